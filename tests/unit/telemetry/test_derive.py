@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from workbench.mesh import Mesh
+from workbench.records import columns_of
+from workbench.telemetry.derive import global_metrics, metrics_frame
+from workbench.telemetry.store import empty
+
+
+def steps_of(rows: list[dict]) -> dict[str, np.ndarray]:
+    defaults = {"time": 0.0, "lr": 0.1, "grad_sq": 0.0, "tokens": 10, "data_wait_ms": 0.0, "skipped": False}
+    full = [{**defaults, **row} for row in rows]
+    return {name: np.array([row[name] for row in full]) for name in columns_of("steps")}
+
+
+def test_two_replicas() -> None:
+    steps = steps_of([
+        {"step": 1, "rank": 0, "loss": 2.0, "grad_sq": 9.0, "step_time_ms": 100.0},
+        {"step": 1, "rank": 1, "loss": 4.0, "grad_sq": 16.0, "step_time_ms": 200.0},
+        {"step": 2, "rank": 0, "loss": 1.0, "grad_sq": 1.0, "step_time_ms": 100.0},
+    ])  # fmt: skip
+    metrics = global_metrics(steps, Mesh(dp=2))
+    assert metrics["step"].tolist() == [1]  # step 2 is not complete
+    assert metrics["loss"].tolist() == [3.0]
+    assert metrics["grad_norm"].tolist() == [5.0]
+    assert metrics["step_time_ms"].tolist() == [200.0]
+    assert metrics["tps"].tolist() == [20 / 0.2 / 2]  # 20 tokens, 0.2 s, 2 devices
+
+
+def test_a_pipelines_loss_is_that_of_its_last_stage_and_tokens_count_once() -> None:
+    steps = steps_of([
+        {"step": 1, "rank": 0, "loss": np.nan, "step_time_ms": 100.0},
+        {"step": 1, "rank": 1, "loss": 5.0, "step_time_ms": 100.0},
+    ])  # fmt: skip
+    metrics = global_metrics(steps, Mesh(pp=2))
+    assert metrics["loss"].tolist() == [5.0]
+    assert metrics["tps"].tolist() == [10 / 0.1 / 2]
+
+
+def test_a_loss_that_is_not_a_number_stays_so() -> None:
+    steps = steps_of([
+        {"step": 1, "rank": 0, "loss": 1.0, "step_time_ms": 1.0},
+        {"step": 1, "rank": 1, "loss": np.nan, "step_time_ms": 1.0},
+    ])  # fmt: skip
+    assert np.isnan(global_metrics(steps, Mesh(dp=2))["loss"][0])
+
+
+@pytest.mark.parametrize("per_rank", [False, True])
+def test_no_rows(per_rank: bool) -> None:
+    frame = metrics_frame(empty("steps"), Mesh(dp=2), per_rank=per_rank)
+    assert len(frame) == 0 and "grad_norm" in frame
+
+
+def test_rows_per_rank() -> None:
+    steps = steps_of([
+        {"step": 1, "rank": 0, "loss": 2.0, "grad_sq": 9.0, "step_time_ms": 100.0},
+        {"step": 1, "rank": 1, "loss": 4.0, "grad_sq": 16.0, "step_time_ms": 200.0},
+    ])  # fmt: skip
+    frame = metrics_frame(steps, Mesh(dp=2), per_rank=True)
+    assert frame["rank"].tolist() == [-1, 0, 1]
+    assert frame["loss"].tolist() == [3.0, 2.0, 4.0]
+    assert frame["grad_norm"].tolist() == [5.0, 3.0, 4.0]
+    assert frame["tps"].tolist() == [50.0, 100.0, 50.0]

@@ -1,0 +1,74 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from workbench.config import MonitorSpec, ParallelPlan, TrainSpec, read_spec_options
+from workbench.errors import ConfigError, SchemaError
+
+
+def test_options_and_toml_round_trip(tmp_path: Path) -> None:
+    spec = TrainSpec(
+        recipe="stdlib-llama",
+        name="first",
+        plan=ParallelPlan(ranks=4, plugin="hybrid", tp=2, pp=2, micro_batches=2),
+        batch_size=16,
+        lr=3e-3,
+        monitor=MonitorSpec(grad_every=5),
+    )
+    assert TrainSpec.from_options(spec.options()) == spec
+    file = tmp_path / "spec.toml"
+    file.write_text(tomli_w.dumps({**spec.to_toml(), "versions": {"torch": "x"}, "machine": {"cores": 2}}))
+    assert tomllib.loads(file.read_text())["plan"]["tp"] == 2
+    assert TrainSpec.from_options(read_spec_options(file)) == spec
+
+
+def test_lr_left_to_the_optimizer_is_not_in_the_file() -> None:
+    assert "lr" not in TrainSpec().to_toml()
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "words"),
+    [
+        ({"plugin": "zero3"}, "--plugin", "did you mean 'zero"),
+        ({"ranks": 3, "plugin": "hybrid", "tp": 2}, "--tp", "use -n 2"),
+        ({"tp": 2, "ranks": 2}, "--tp", "needs --plugin hybrid"),
+        ({"ranks": 2, "batch_size": 7}, "--batch-size", "use 8"),
+        ({"steps": 0}, "--steps", "at least 1"),
+        ({"lr": float("nan")}, "--lr", "finite"),
+        ({"precision": "bf61"}, "--precision", "did you mean 'bf16'"),
+        ({"name": "../up"}, "--name", "letters"),
+        ({"micro_batches": 2, "plugin": "hybrid"}, "--micro-batches", "--pp 2"),
+        ({"grad_every": -1}, "--grad-every", "0 for never"),
+        ({"stepz": 3}, "stepz", "did you mean 'steps'"),
+        ({"ranks": True}, "--nproc-per-node", "whole number"),
+    ],
+)
+def test_wrong_values_say_what_to_change(options: dict, field: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        TrainSpec.from_options(options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("steps = ", ConfigError, "not valid TOML"),
+        ("stepz = 3", ConfigError, "did you mean 'steps'"),
+        ("tp = 2", ConfigError, r"belongs in table \[plan\]"),
+        ("[plan]\nsteps = 2", ConfigError, "belongs in the top"),
+        ("[plans]\ntp = 2", ConfigError, r"unknown table \[plans\]"),
+        ("spec_version = 99", SchemaError, "update dist-workbench"),
+    ],
+)
+def test_bad_spec_files(tmp_path: Path, text: str, error: type[Exception], words: str) -> None:
+    file = tmp_path / "spec.toml"
+    file.write_text(text)
+    with pytest.raises(error, match=words):
+        read_spec_options(file)
+
+
+def test_a_missing_spec_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        read_spec_options(tmp_path / "nowhere.toml")

@@ -1,0 +1,86 @@
+import pytest
+
+from workbench import planning
+from workbench.config import TrainSpec
+from workbench.errors import ConfigError, RanksBusyError
+
+CELL = """
+import torch
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+dataset = [(torch.zeros(2), torch.zeros(1))]
+criterion = torch.nn.MSELoss()
+"""
+
+
+def resolve(**options: object) -> TrainSpec:
+    return planning.resolve(options, ranks_up=0, default_ranks=2)
+
+
+def test_ranks_follow_what_is_up_else_the_plan() -> None:
+    assert planning.resolve({"recipe": "stdlib-llama"}, ranks_up=4, default_ranks=2).plan.ranks == 4
+    assert resolve(recipe="stdlib-llama").plan.ranks == 2
+    spec = resolve(recipe="stdlib-llama", tp=2, pp=2)
+    assert (spec.plan.ranks, spec.plan.plugin, spec.plan.micro_batches) == (4, "hybrid", 2)
+
+
+def test_flags_win_over_the_recipes_defaults() -> None:
+    assert resolve(recipe="stdlib-llama").lr is not None
+    assert resolve(recipe="stdlib-llama", lr=0.5).lr == 0.5
+    assert resolve(recipe="stdlib-llama", lr=None).lr == resolve(recipe="stdlib-llama").lr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "what to train"),
+        ({"recipe": "stdlib-lama"}, "did you mean 'stdlib-llama'"),
+        ({"recipe": "stdlib-llama", "size": "tny"}, "did you mean 'tiny'"),
+        ({"recipe": "stdlib-llama", "ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 3}, "does not divide the"),
+        ({"recipe": "digits-vit", "pp": 2}, "digits-vit trains with"),
+    ],
+)
+def test_wrong_options(options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(**options)
+
+
+def test_more_ranks_than_are_up_names_both_ways_out() -> None:
+    spec = resolve(recipe="stdlib-llama", ranks=4, batch_size=8)
+    with pytest.raises(ConfigError, match=r"ranks 0-1 are up: run %dist_down and then %dist_up -n 4, or pass -n 2"):
+        planning.check_ranks(spec, ranks_up=2, busy=None)
+    planning.check_ranks(spec, ranks_up=8, busy=None)
+    with pytest.raises(RanksBusyError, match="'first' is training"):
+        planning.check_ranks(spec, ranks_up=4, busy="first")
+
+
+def test_a_cell_that_defines_everything() -> None:
+    planning.check_cell(CELL)
+    planning.check_cell("from mine import *")
+    planning.check_cell(CELL.replace("criterion = ", "def loss_fn(model, batch):\n    return 0\nx = "))
+    planning.check_cell(CELL.replace("model =", "if True:\n    model ="))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("optimizer =", "optimiser =", "does not define optimizer:"),
+        ("dataset =", "data =", "does not define dataset or dataloader"),
+        ("criterion =", "loss =", "does not define loss_fn or criterion"),
+        ("criterion =", "loss_fn = criterion =", "loss_fn and criterion: keep one"),
+        ("model =", "def build():\n    model =", "does not define model"),
+    ],
+)
+def test_a_cell_that_lacks_a_name(old: str, new: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planning.check_cell(CELL.replace(old, new))
+
+
+def test_a_cell_with_a_syntax_error_is_pythons_own_error() -> None:
+    with pytest.raises(SyntaxError):
+        planning.check_cell("model = (")
+
+
+def test_a_recipe_and_a_cell_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="leave --recipe out"):
+        planning.resolve({"recipe": "stdlib-llama"}, ranks_up=2, default_ranks=2, cell=True)

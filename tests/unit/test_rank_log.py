@@ -1,0 +1,155 @@
+"""The log written by one writer, read by the store and, for independence, by pyarrow alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from workbench.errors import RunDirectoryError, SchemaError
+from workbench.rank_log import RankLogWriter, rank_directory, schema
+from workbench.records import TABLES, DeviceSample, Event, GradientStats, StepRecord
+from workbench.telemetry.store import Store
+
+
+def step(number: int, rank: int = 0) -> StepRecord:
+    return StepRecord(time=float(number), step=number, rank=rank, loss=1 / number, lr=0.1, grad_sq=4.0, tokens=8,
+                      step_time_ms=50.0, data_wait_ms=1.0)  # fmt: skip
+
+
+def test_every_record_type_comes_back(tmp_path: Path) -> None:
+    records = [
+        step(1),
+        DeviceSample(time=1.0, rank=0, step=1, phase="data", cpu_percent=99.0, rss_bytes=5, threads=3, net_sent_bytes=1,
+                     net_received_bytes=2, disk_read_bytes=3, disk_write_bytes=4, device="cpu"),
+        GradientStats(step=1, rank=0, layer="a.<b>", scope="local", sharded="tp", numel=4, sum=1.0, sum_sq=2.0,
+                      max_abs=1.5, zero_count=1, nonfinite_count=0),
+        Event(time=1.0, step=1, rank=0, kind="sample", name="text", value=json.dumps("é\n")),
+    ]  # fmt: skip
+    with RankLogWriter(tmp_path, 0) as log:
+        for record in records:
+            log.append(record)
+    store = Store(tmp_path)
+    assert store.refresh() == 4
+    for record, table in zip(records, TABLES, strict=True):
+        row = {name: values[0] for name, values in store.table(table).items()}
+        expected = {name: getattr(record, name) for name in row}
+        np.testing.assert_equal(row, expected)
+
+
+def test_pyarrow_alone_reads_the_file(tmp_path: Path) -> None:
+    with RankLogWriter(tmp_path, 3) as log:
+        for number in range(1, 101):
+            log.append(step(number, rank=3))
+    with pa.ipc.open_stream(rank_directory(tmp_path, 3) / "steps.arrow") as reader:
+        table = reader.read_all()
+    assert table["step"].to_pylist() == list(range(1, 101))
+    assert table.schema.metadata[b"schema_version"] == b"1"
+
+
+def test_the_store_follows_a_growing_log_and_each_row_comes_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.refresh() == 0
+    cursor, seen = 0, []
+    with RankLogWriter(tmp_path, 0, flush_s=60) as log:
+        for number in range(1, 11):
+            log.append(step(number))
+            if number % 3 == 0:
+                log.flush()
+                store.refresh()
+                columns, cursor = store.since("steps", cursor)
+                seen += columns["step"].tolist()
+    store.refresh()
+    columns, cursor = store.since("steps", cursor)
+    assert seen + columns["step"].tolist() == list(range(1, 11)) == store.table("steps")["step"].tolist()
+    assert store.since("steps", 4)[0]["step"].tolist() == list(range(5, 11))
+
+
+@pytest.mark.parametrize("cut", [1, 40, 200])
+def test_a_truncated_tail_is_read_up_to_the_last_whole_batch(tmp_path: Path, cut: int) -> None:
+    with RankLogWriter(tmp_path, 0, flush_s=60) as log:
+        for number in (1, 2):
+            log.append(step(number))
+            log.flush()
+        file = log.directory / "steps.arrow"
+        whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1]
+    file.write_bytes(whole)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1, 2]
+
+
+def test_a_killed_writer_loses_at_most_the_last_flush(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from tests.unit.test_rank_log import step; from workbench.rank_log import RankLogWriter\n"
+        "log = RankLogWriter(sys.argv[1], 0)\n"
+        "for number in range(1, 6): log.append(step(number))\n"
+        "log.flush(); print('written', flush=True); log.append(step(6)); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path.cwd())
+    assert child.stdout is not None and child.stdout.readline() == b"written\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist()[:5] == [1, 2, 3, 4, 5]
+
+
+def test_what_does_not_fit_is_dropped_counted_and_told(tmp_path: Path) -> None:
+    with RankLogWriter(tmp_path, 0, flush_s=60, capacity=5) as log:
+        for number in range(1, 9):
+            log.append(step(number))
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1, 2, 3, 4, 5]
+    events = store.table("events")
+    assert (events["kind"][0], events["name"][0], json.loads(events["value"][0])) == ("log", "dropped", 3)
+
+
+def test_a_full_disk_stops_logging_and_not_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "rank-00000").mkdir()
+    (tmp_path / "rank-00000" / "steps.arrow").symlink_to("/dev/full")
+    with RankLogWriter(tmp_path, 0, flush_s=60) as log:
+        log.append(step(1))
+        log.flush()
+        assert log.failure is not None and log.failure.strerror == "No space left on device"
+        log.append(step(2))
+        assert log.dropped == 2
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rank-00000").write_text("in the way")
+    with pytest.raises(RunDirectoryError, match="rank-00000"):
+        RankLogWriter(tmp_path, 0)
+
+
+def test_a_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "rank-00000"
+    directory.mkdir()
+    newer = schema("steps").with_metadata({"schema_version": "99"})
+    with pa.ipc.new_stream(directory / "steps.arrow", newer):
+        pass
+    with pytest.raises(SchemaError, match="version 99"):
+        Store(tmp_path).refresh()
+
+
+def test_the_thread_writes_by_itself_and_ends(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0, flush_s=0.02) as log:
+        log.append(step(1))
+        deadline = time.monotonic() + 5
+        while not store.refresh() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert store.rows("steps") == 1
+        thread = log._thread
+    assert not thread.is_alive()

@@ -1,0 +1,47 @@
+"""A Jupyter workbench for distributed training.
+
+``%load_ext workbench`` registers the ``%dist_`` magics and starts warming a rank server in the background;
+``c.Workbench.warm = False`` in IPython's configuration turns the warming off. The names below are the Python twins.
+Nothing here imports torch: that happens on the ranks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from workbench.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.launch import train
+    from workbench.run import Run
+    from workbench.session import Session
+
+__all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "train"]
+
+_HOMES = {
+    "MonitorSpec": "workbench.config",
+    "ParallelPlan": "workbench.config",
+    "Run": "workbench.run",
+    "Session": "workbench.session",
+    "TrainSpec": "workbench.config",
+    "train": "workbench.launch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext workbench``."""
+    from magics import load
+
+    load(shell)

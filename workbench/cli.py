@@ -1,0 +1,65 @@
+"""``workbench``: demo | lab | train | report | runs | doctor. One module of ``workbench.commands`` per subcommand.
+
+Exit codes: 0 all of it happened, 1 it failed, 2 it was asked wrongly, 3 the run was stopped before its end, 130 Ctrl-C.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NoReturn
+
+from workbench.commands import COMMANDS
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.flags import normalised
+
+FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="workbench", description="A workbench for distributed training.")
+    top.add_argument("--version", action="version", version=metadata.version("dist-workbench"))
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.NAME, help=command.HELP, description=command.__doc__)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code; an error of ours is one line, not a traceback."""
+    arguments = parser().parse_args([_spelt(word) for word in (sys.argv[1:] if words is None else words)])
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except WorkbenchError as error:
+        trace = getattr(error, "traceback", "")
+        print(*filter(None, [trace.rstrip(), f"workbench {arguments.command}: {error}"]), sep="\n", file=sys.stderr)
+        return ASKED_WRONGLY if isinstance(error, ConfigError) else FAILED
+    except KeyboardInterrupt:
+        print(f"workbench {arguments.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _spelt(word: str) -> str:
+    """``--batch_size=4`` -> ``--batch-size=4``; a value stays as it is."""
+    flag, equals, value = word.partition("=")
+    return f"{normalised(flag)}{equals}{value}" if word.startswith("--") else word
+
+
+def _as_interrupt(*_: object) -> NoReturn:
+    """A polite end by SIGTERM cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

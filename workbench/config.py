@@ -1,0 +1,244 @@
+"""What a run is asked to do: frozen, keyword-only, checked at birth.
+
+``TrainSpec`` is the whole request; ``plan`` says how it is spread over ranks, ``monitor`` what is watched. A spec file
+is the same in TOML (tables ``[plan]`` and ``[monitor]``); flags are the same names flat. ``spec.toml`` in a run
+directory adds ``[versions]`` and ``[machine]``, which are for people and are ignored when it is read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ConfigError, SchemaError, nearest
+from workbench.mesh import Mesh
+
+SPEC_VERSION = 1
+SPEC_FILE = "spec.toml"
+PLUGINS = ("ddp", "zero1", "zero2", "hybrid")
+PRECISIONS = ("fp32", "bf16", "fp16")
+_INFORMATION = ("versions", "machine")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _check(condition: bool, flag: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(message, field=flag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelPlan:
+    """How one training is spread over ``ranks`` ranks.
+
+    ``plugin``: Colossal-AI's ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor parallel times
+    ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    """
+
+    ranks: int = 1
+    strategy: str = "colossal"
+    plugin: str = "ddp"
+    tp: int = 1
+    pp: int = 1
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "tp", "pp", "micro_batches"):
+            value = getattr(self, name)
+            flag = "--nproc-per-node" if name == "ranks" else f"--{name.replace('_', '-')}"
+            _check(
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                flag,
+                f"{flag} must be a whole number of at least 1, not {value!r}",
+            )
+        _check(self.plugin in PLUGINS, "--plugin", f"unknown plugin {self.plugin!r}: {nearest(self.plugin, PLUGINS)}")
+        if self.plugin != "hybrid":
+            for name in ("tp", "pp", "micro_batches"):
+                _check(
+                    getattr(self, name) == 1,
+                    f"--{name.replace('_', '-')}",
+                    f"--{name.replace('_', '-')} {getattr(self, name)} needs --plugin hybrid, not {self.plugin}",
+                )
+        _check(
+            self.ranks % (self.tp * self.pp) == 0,
+            "--tp",
+            f"tp*pp = {self.tp * self.pp} does not divide {self.ranks} ranks: "
+            f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
+        )
+        _check(
+            self.pp > 1 or self.micro_batches == 1,
+            "--micro-batches",
+            f"--micro-batches {self.micro_batches} splits a batch over pipeline stages: pass --pp 2 or more, "
+            "or use --accumulate without a pipeline",
+        )
+
+    @property
+    def mesh(self) -> Mesh:
+        return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
+
+    def describe(self) -> str:
+        """For people: ``"hybrid: tp 2 on 2 ranks"``."""
+        return f"{self.plugin}: {self.mesh.describe()} on {self.ranks} rank{'s' if self.ranks != 1 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSpec:
+    """What is watched: ``grad_every`` steps between gradient statistics (0: never), device samples at ``sample_hz``."""
+
+    grad_every: int = 20
+    sample_hz: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check(
+            isinstance(self.grad_every, int) and self.grad_every >= 0,
+            "--grad-every",
+            f"--grad-every must be a whole number of steps, 0 for never, not {self.grad_every!r}",
+        )
+        _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One training run.
+
+    ``batch_size`` is global: samples per optimizer step over all ranks. Each data-parallel rank takes its contiguous
+    share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece into ``plan.micro_batches``.
+    ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
+    ``lr`` None leaves the learning rate to the recipe's default, or to the optimizer that the cell made.
+    """
+
+    recipe: str = ""
+    size: str = ""
+    name: str = "run"
+    plan: ParallelPlan = field(default_factory=ParallelPlan)
+    steps: int = 100
+    batch_size: int = 8
+    lr: float | None = None
+    precision: str = "fp32"
+    seed: int = 1024
+    accumulate: int = 1
+    clip: float = 0.0
+    shuffle: bool = False
+    eval_every: int = 50
+    monitor: MonitorSpec = field(default_factory=MonitorSpec)
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("eval_every", 0), ("seed", 0)):
+            value = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            _check(
+                isinstance(value, int) and not isinstance(value, bool) and value >= least,
+                flag,
+                f"{flag} must be a whole number of at least {least}, not {value!r}",
+            )
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            _check(
+                (name == "lr" and value is None)
+                or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")),
+                f"--{name}",
+                f"--{name} must be a finite number of at least 0, not {value!r}",
+            )
+        _check(
+            self.precision in PRECISIONS,
+            "--precision",
+            f"unknown precision {self.precision!r}: {nearest(str(self.precision), PRECISIONS)}",
+        )
+        _check(
+            isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)),
+            "--name",
+            f"--name {self.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit, "
+            "64 characters at most",
+        )
+        pieces = self.plan.mesh.dp * self.accumulate * self.plan.micro_batches
+        _check(
+            self.batch_size % pieces == 0,
+            "--batch-size",
+            f"--batch-size {self.batch_size} cannot be cut into dp {self.plan.mesh.dp} x accumulate "
+            f"{self.accumulate} x micro-batches {self.plan.micro_batches} = {pieces} equal pieces: "
+            f"use {max(1, round(self.batch_size / pieces)) * pieces}",
+        )
+        _check(
+            not (self.plan.plugin == "zero2" and self.accumulate > 1),
+            "--accumulate",
+            "zero2 keeps only its own slice of the gradient, so it cannot accumulate: use --plugin zero1",
+        )
+
+    def replace(self, **changes: Any) -> TrainSpec:
+        """A copy with changed options, named as in a flat command line (``tp``, ``lr``, ``grad_every`` ...)."""
+        return TrainSpec.from_options({**self.options(), **changes})
+
+    def options(self) -> dict[str, Any]:
+        """All options flat: name -> value."""
+        flat: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            flat.update(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {item.name: value})
+        return flat
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> TrainSpec:
+        """From flat options; ``ConfigError`` for an unknown one, with the nearest known name."""
+        groups: dict[str, dict[str, Any]] = {"plan": {}, "monitor": {}, "": {}}
+        for key, value in options.items():
+            groups[_group_of(key)][key] = value
+        return cls(plan=ParallelPlan(**groups["plan"]), monitor=MonitorSpec(**groups["monitor"]), **groups[""])
+
+    def to_toml(self) -> dict[str, Any]:
+        """The tables of a spec file; what is None is left out."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {"spec_version": SPEC_VERSION, **values}
+
+
+_TABLES: dict[str, type] = {"plan": ParallelPlan, "monitor": MonitorSpec}
+
+
+def _group_of(key: str) -> str:
+    for table, kind in _TABLES.items():
+        if key in {f.name for f in dataclasses.fields(kind)}:
+            return table
+    own = {f.name for f in dataclasses.fields(TrainSpec)} - set(_TABLES)
+    if key in own:
+        return ""
+    known = own | {f.name for kind in _TABLES.values() for f in dataclasses.fields(kind)}
+    raise ConfigError(f"unknown option {key!r}: {nearest(key, known)}", field=key)
+
+
+def read_spec_options(path: str | Path) -> dict[str, Any]:
+    """Flat options of a spec file, only those that stand in it.
+
+    Raises ``ConfigError`` for a missing file, broken TOML, an unknown key or a key in the wrong table, and
+    ``SchemaError`` for a spec of a newer version.
+    """
+    path = Path(path).expanduser()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the spec {path}: {error.strerror}", field="--config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", field="--config") from error
+    version = data.pop("spec_version", SPEC_VERSION)
+    if not isinstance(version, int) or version > SPEC_VERSION:
+        raise SchemaError(
+            f"{path} has spec_version {version!r}, this version reads up to {SPEC_VERSION}: update dist-workbench"
+        )
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in _INFORMATION:
+            continue
+        entries = value if isinstance(value, dict) else {key: value}
+        table = key if isinstance(value, dict) else ""
+        if table and table not in _TABLES:
+            raise ConfigError(
+                f"{path}: unknown table [{table}]: {nearest(table, [*_TABLES, *_INFORMATION])}", field=table
+            )
+        for name, entry in entries.items():
+            group = _group_of(name)
+            if group != table:
+                place = f"table [{group}]" if group else "the top of the file"
+                raise ConfigError(f"{path}: key {name!r} belongs in {place}", field=name)
+            flat[name] = entry
+    return flat

@@ -1,0 +1,61 @@
+"""Starting a run: check everything, make its directory, bring ranks up when there are none, tell them to train."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from workbench import planning, run_directory
+from workbench.cluster.cells import Submission
+from workbench.run import Run
+from workbench.session import Session
+
+#: what each rank is told, as text; it reads everything else from the run directory
+_TRAIN = "from workbench.engine.entry import train as _train; _train({path!r})"
+
+
+def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
+    """Start a run with these options (flat names of ``TrainSpec``; None means default) and return it at once.
+
+    ``cell`` is the source of a cell that defines the model. Ranks are brought up when there are none. Raises, before
+    any rank does anything, ``ConfigError``, ``SyntaxError`` (the cell), ``RanksBusyError`` or ``RunDirectoryError``;
+    and ``ClusterError`` when ranks cannot be brought up. Nothing is left behind then.
+    """
+    session = Session.current()
+    ranks_up = session.n if session is not None else 0
+    spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell is not None)
+    planning.check_ranks(spec, ranks_up=ranks_up, busy=session.busy if session is not None else None)
+    if cell is not None:
+        planning.check_cell(cell)
+    path = run_directory.create(spec, cell)
+    try:
+        if session is None:
+            session = Session.up(spec.plan.ranks)
+        return _start(session, Run(path))
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _default_ranks() -> int:
+    from workbench.cluster.machine import describe_host
+    from workbench.cluster.placement import default_ranks
+
+    return default_ranks(describe_host())
+
+
+def _start(session: Session, run: Run) -> Run:
+    submission = session.submit(_TRAIN.format(path=str(run.path)), ranks=range(run.plan.ranks))
+    session.busy = run.name
+    session.step_of = run.step_of
+    run.attach(submission.done)
+    session.on_rank_died(run.rank_died)
+
+    def ended(submission: Submission) -> None:
+        for rank, reason in submission.dead_ranks().items():
+            run.rank_died(rank, reason)
+        session.busy = session.step_of = None
+        run.detach()
+
+    submission.add_done_callback(ended)
+    return run

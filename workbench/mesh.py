@@ -1,0 +1,63 @@
+"""Rank <-> coordinates on the mesh (dp, pp, tp): arithmetic only.
+
+The order of axes is Colossal-AI's ``ProcessGroupMesh(dp, pp, tp)``, row-major: tp peers are neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AXES = ("dp", "pp", "tp")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where a rank sits: its index along each axis."""
+
+    dp: int
+    pp: int
+    tp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Sizes of the axes; ``dp * pp * tp`` ranks."""
+
+    dp: int = 1
+    pp: int = 1
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            if getattr(self, axis) < 1:
+                raise ValueError(f"mesh axis {axis} = {getattr(self, axis)} must be at least 1")
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.pp * self.tp
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Coordinates of a rank; ``ValueError`` outside ``0 .. world_size - 1``."""
+        if not 0 <= rank < self.world_size:
+            raise ValueError(f"rank {rank} is outside a mesh of {self.world_size} ranks")
+        rest, tp = divmod(rank, self.tp)
+        dp, pp = divmod(rest, self.pp)
+        return Coordinates(dp=dp, pp=pp, tp=tp)
+
+    def rank(self, *, dp: int = 0, pp: int = 0, tp: int = 0) -> int:
+        """Rank at the given coordinates."""
+        for axis, index in (("dp", dp), ("pp", pp), ("tp", tp)):
+            if not 0 <= index < getattr(self, axis):
+                raise ValueError(f"{axis} = {index} is outside 0..{getattr(self, axis) - 1}")
+        return (dp * self.pp + pp) * self.tp + tp
+
+    def peers(self, rank: int, axis: str) -> list[int]:
+        """Ranks that differ from ``rank`` along ``axis`` only, itself included, ascending."""
+        here = self.coordinates(rank)
+        fixed = {name: getattr(here, name) for name in AXES}
+        return [self.rank(**{**fixed, axis: index}) for index in range(getattr(self, axis))]
+
+    def describe(self) -> str:
+        """For people: ``"dp 2 x tp 2"``; axes of size 1 are left out."""
+        parts = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        return " x ".join(parts) or "one rank"

@@ -1,0 +1,97 @@
+"""From what a person asked to a checked spec: pure decisions, made before a rank does anything."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from workbench.config import TrainSpec
+from workbench.errors import ConfigError, RanksBusyError, format_ranks
+from workbench.recipes.base import check_plan, recipe
+
+#: what the cell form has to define: each entry is satisfied by one of its names
+REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
+
+
+def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell: bool = False) -> TrainSpec:
+    """The spec of a run from the options a person gave, flat (those absent or None take their defaults).
+
+    ``ranks``: as asked, else the ranks that are up, else ``tp * pp`` or ``default_ranks``, whichever is larger. A
+    recipe fills in the rest from its size's defaults. Raises ``ConfigError``.
+    """
+    asked = {name: value for name, value in options.items() if value is not None}
+    if cell and asked.get("recipe"):
+        raise ConfigError("a cell defines its own model: leave --recipe out, or use the line form", field="--recipe")
+    if not cell and not asked.get("recipe"):
+        raise ConfigError(
+            "what to train? pass --recipe NAME (or --config FILE), or define a model in a %%dist_train cell",
+            field="--recipe",
+        )
+    if not cell:
+        chosen = recipe(asked["recipe"])
+        size = asked.setdefault("size", chosen.default_size)
+        chosen.shape(size)
+        asked = {**chosen.defaults[size], **asked}
+        asked.setdefault("name", chosen.name)
+    if "ranks" not in asked:
+        asked["ranks"] = ranks_up or _fitting(asked, default_ranks)
+    if "plugin" not in asked and (asked.get("tp", 1) > 1 or asked.get("pp", 1) > 1):
+        asked["plugin"] = "hybrid"
+    if asked.get("pp", 1) > 1:
+        asked.setdefault("micro_batches", asked["pp"])
+    spec = TrainSpec.from_options(asked)
+    if not cell:
+        check_plan(spec)
+    return spec
+
+
+def _fitting(asked: dict[str, Any], default_ranks: int) -> int:
+    """Ranks to bring up when nobody said how many: a multiple of tp * pp."""
+    block = max(1, int(asked.get("tp", 1))) * max(1, int(asked.get("pp", 1)))
+    return block * max(1, default_ranks // block)
+
+
+def check_ranks(spec: TrainSpec, *, ranks_up: int, busy: str | None) -> None:
+    """Refuse a run that the ranks which are up cannot take: ``RanksBusyError`` or ``ConfigError``."""
+    if busy is not None:
+        raise RanksBusyError(f"run {busy!r} is training on these ranks: wait for it, or stop it (run.stop()) first")
+    if ranks_up and spec.plan.ranks > ranks_up:
+        raise ConfigError(
+            f"-n {spec.plan.ranks} ({spec.plan.mesh.describe()}) but {format_ranks(range(ranks_up))} "
+            f"{'are' if ranks_up > 1 else 'is'} up: run %dist_down and then %dist_up -n {spec.plan.ranks}, or pass "
+            f"-n {ranks_up}",
+            field="--nproc-per-node",
+        )
+
+
+def check_cell(source: str) -> None:
+    """Refuse a cell that cannot train: ``SyntaxError`` as Python says it, ``ConfigError`` naming what is missing."""
+    tree = ast.parse(source, filename="<cell>")
+    names = set(_bound_names(tree))
+    if "*" in names:
+        return
+    missing = [" or ".join(choice) for choice in REQUIRED_NAMES if not names.intersection(choice)]
+    if missing:
+        raise ConfigError(
+            f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model, optimizer, dataset or "
+            "dataloader, and loss_fn(model, batch) or criterion",
+            field=missing[0],
+        )
+    both = [" and ".join(choice) for choice in REQUIRED_NAMES if len(choice) > 1 and names.issuperset(choice)]
+    if both:
+        raise ConfigError(f"the cell defines {both[0]}: keep one of them", field=both[0])
+
+
+def _bound_names(node: ast.AST) -> Iterator[str]:
+    """Names that running a module binds at its top level; ``"*"`` for a star import."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield child.name
+        elif isinstance(child, (ast.Import, ast.ImportFrom)):
+            for alias in child.names:
+                yield (alias.asname or alias.name).split(".")[0]
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        elif not isinstance(child, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            yield from _bound_names(child)

@@ -1,0 +1,136 @@
+"""Making and finding run directories: the files, not their meaning."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+
+from workbench.config import SPEC_FILE, TrainSpec
+from workbench.errors import RunDirectoryError, nearest
+
+CELL_FILE = "cell.py"
+CONTROL_FILE = "control.jsonl"
+OWNER_FILE = "owner.json"
+OUTPUT_FILE = "output.txt"
+REPORT_FILE = "report.html"
+PACKAGES = ("dist-workbench", "torch", "colossalai", "transformers", "ipyparallel", "ipython", "bokeh", "numpy")
+_LEAST_FREE_BYTES = 32 * 2**20
+
+
+def home() -> Path:
+    """Where run directories are: ``$WORKBENCH_HOME``, else ``runs`` under the current directory."""
+    return Path(os.environ.get("WORKBENCH_HOME") or "runs").expanduser().absolute()
+
+
+def create(spec: TrainSpec, cell: str | None = None) -> Path:
+    """Make the directory of a new run, mode 0700, with its spec, the cell's source and who owns it.
+
+    Raises ``RunDirectoryError`` when it cannot be written or the disk is full; then nothing is left behind.
+    """
+    parent = home()
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{spec.name}"
+    path = parent / stem
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if free < _LEAST_FREE_BYTES:
+            raise RunDirectoryError(
+                f"the disk of {parent} is full ({free // 2**20} MiB free): make room, or set WORKBENCH_HOME elsewhere"
+            )
+        number = 1
+        while path.exists():
+            number += 1
+            path = parent / f"{stem}-{number}"
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot make a run directory in {parent}: {error.strerror}; set WORKBENCH_HOME to a writable directory"
+        ) from error
+    try:
+        document = {**spec.to_toml(), "versions": versions(), "machine": machine()}
+        (path / SPEC_FILE).write_text(tomli_w.dumps(document), encoding="utf-8")
+        if cell is not None:
+            (path / CELL_FILE).write_text(cell, encoding="utf-8")
+        (path / CONTROL_FILE).touch(mode=0o600)
+        (path / OWNER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise RunDirectoryError(f"cannot write the run directory {path}: {error.strerror}") from error
+    return path
+
+
+def find(name: str | Path | None = None) -> Path:
+    """A run directory by path, by directory name, or by run name (the newest of that name); None: the newest run."""
+    runs = all_runs()
+    if name is None:
+        if not runs:
+            raise RunDirectoryError(f"there is no run in {home()}: start one with %dist_train, or set WORKBENCH_HOME")
+        return runs[-1]
+    direct = Path(name).expanduser()
+    if (direct / SPEC_FILE).is_file():
+        return direct.absolute()
+    text = str(name)
+    for path in reversed(runs):
+        if path.name == text or run_name(path) == text:
+            return path
+    raise RunDirectoryError(
+        f"no run {text!r} in {home()}: {nearest(text, [run_name(path) for path in runs] or ['none'])}"
+    )
+
+
+def all_runs() -> list[Path]:
+    """Run directories of ``home()``, oldest first."""
+    parent = home()
+    return sorted(path.parent for path in parent.glob(f"*/{SPEC_FILE}")) if parent.is_dir() else []
+
+
+def run_name(path: Path) -> str:
+    """``2026-05-01-120000-first`` -> ``first``."""
+    return "-".join(path.name.split("-")[4:]) or path.name
+
+
+def owner_is_alive(path: Path) -> bool:
+    """Whether the process that started the run still lives (on this host)."""
+    try:
+        owner = json.loads((path / OWNER_FILE).read_text(encoding="utf-8"))
+        same_host = owner["host"] == platform.node()
+        return same_host and abs(psutil.Process(owner["pid"]).create_time() - owner["created"]) < 1.0
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The host in a few facts."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _this_process() -> dict[str, Any]:
+    me = psutil.Process()
+    return {"host": platform.node(), "pid": me.pid, "created": me.create_time()}

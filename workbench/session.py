@@ -1,0 +1,389 @@
+"""Session: the ranks of a notebook, from the notebook's side.
+
+>>> session = Session.up(4)          # one process per GPU, or per share of the cores
+>>> session.execute("print(rank)")   # a cell on every rank
+>>> session.status()
+>>> session.down()
+
+Training builds on ``submit`` (``workbench.run``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal as signals
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from workbench.cluster import client as rank_servers
+from workbench.cluster import protocol as p
+from workbench.cluster.cells import CellResult, Submission, send
+from workbench.cluster.placement import Binding, Placement, choose_devices, default_ranks, environment, place
+from workbench.cluster.status import RankStatus, measure
+from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError, format_ranks
+
+#: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
+_START_TIMEOUT_S = 180.0
+_MASTER_ADDR = "127.0.0.1"
+
+
+def warm() -> None:
+    """Start a rank server, its controller and its warm processes in the background; returns at once."""
+    rank_servers.warm().ensure_controller()
+
+
+def cool() -> None:
+    """End what ``warm`` started, if no session took it."""
+    rank_servers.cool()
+
+
+class Session:
+    """Ranks that are up. Make one with ``Session.up``; ``Session.current()`` finds it again.
+
+    ``busy`` is the name of the run that trains on the ranks, or None; while it is set, ``execute``, ``submit``,
+    ``push`` and ``pull`` raise ``RanksBusyError`` at once. ``step_of(rank)``, when set, gives the current step of a
+    rank for ``status``. Both belong to whoever trains.
+    """
+
+    _current: Session | None = None
+    _lifecycle = threading.RLock()
+
+    def __init__(self, server: rank_servers.RankServer) -> None:
+        self.busy: str | None = None
+        self.step_of: Callable[[int], int | None] | None = None
+        self.placement = Placement(bindings=())
+        self.master_port = 0
+        self._server = server
+        self._client: Any = None
+        self._engine_info: dict[str, Any] = {}
+        self._pids: dict[int, int] = {}
+        self._dead: dict[int, str] = {}
+        self._stopping = False
+        self._down = False
+        self._submissions: list[Submission] = []
+        self._on_died: list[Callable[[int, str], None]] = []
+        server.on_event(self._hear)
+        server.on_end(self._server_ended)
+
+    # --- life
+
+    @classmethod
+    def up(
+        cls,
+        n: int | None = None,
+        *,
+        master_port: int | None = None,
+        devices: Sequence[str] | str | None = None,
+        preload: str = rank_servers.DEFAULT_PRELOAD,
+    ) -> Session:
+        """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
+
+        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. Ranks that are up already and fit are kept;
+        others are ended first. Raises ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that
+        dies during start, with its last output), ``RanksBusyError``; nothing is left behind then.
+        """
+        from workbench.cluster.machine import describe_host, master_port as find_port
+
+        with cls._lifecycle:
+            host = describe_host()
+            chosen = choose_devices(host, devices)
+            count = n if n is not None else default_ranks(host if devices is None else _narrowed(host, chosen))
+            placement = place(count, host, chosen)
+            current = cls.current()
+            if current is not None:
+                if current._fits(placement, master_port):
+                    return current
+                current._check_free(range(current.n))
+            port = find_port(_MASTER_ADDR, master_port)
+            if current is not None:
+                current.down()
+            session = cls(rank_servers.take(preload=preload))
+            try:
+                session._start(placement, port)
+            except BaseException:
+                session.down()
+                raise
+            cls._current = session
+            return session
+
+    @classmethod
+    def current(cls) -> Session | None:
+        """The session that is up, or None. A session whose ranks all died is still up, until ``down``."""
+        session = cls._current
+        return session if session is not None and not session._down else None
+
+    @property
+    def n(self) -> int:
+        """How many ranks."""
+        return len(self.placement.bindings)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know about where the ranks run."""
+        return self.placement.warnings
+
+    @property
+    def dead(self) -> dict[int, str]:
+        """Ranks that ended, and why."""
+        return dict(self._dead)
+
+    @property
+    def server_pid(self) -> int:
+        """Process id of the rank server of this host."""
+        return self._server.pid
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process id of each rank."""
+        return dict(self._pids)
+
+    def down(self) -> None:
+        """End ranks, controller and server, within 3 s; nothing is left. Works however many of them died before."""
+        with self._lifecycle:
+            if self._down:
+                return
+            self._stopping = self._down = True
+            if Session._current is self:
+                Session._current = None
+            self._lose_all("the session was taken down")
+            if self._client is not None:
+                self._client.close(linger=0)
+            self._server.close()
+
+    def _fits(self, placement: Placement, master_port: int | None) -> bool:
+        same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
+        return same and not self._dead and self._server.alive
+
+    def _start(self, placement: Placement, port: int) -> None:
+        from workbench.cluster.engines import connect, connection, wait_registered
+
+        self.placement, self.master_port = placement, port
+        self._wait(self._server.ensure_controller())
+        self._engine_info = connection(self._server.profile_dir, "engine")
+        started = self._server.start_ranks([self._spec(binding) for binding in placement.bindings])
+        self._client = connect(connection(self._server.profile_dir, "client"))
+        self._wait(started)
+        try:
+            wait_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
+        except TimeoutError as error:
+            raise ClusterError(f"{error}: run %dist_down and try again with fewer ranks") from error
+        # The first output of an engine that has just connected can be lost: wait until each one is heard.
+        probe = self.submit("pass")
+        while not probe.wait(0.5):
+            self._check_alive()
+        self._check_alive()
+
+    def _spec(self, binding: Binding) -> p.RankSpec:
+        import json
+
+        return p.RankSpec(
+            rank=binding.rank,
+            device=binding.device,
+            cores=list(binding.cores),
+            environment=environment(binding, world_size=self.n, master_addr=_MASTER_ADDR, master_port=self.master_port),
+            profile_dir=str(self._server.profile_dir),
+            work_dir=os.getcwd(),
+            connection=json.dumps(self._engine_info),
+        )
+
+    def _wait(self, future: Any) -> None:
+        """Wait for the server, looking now and then whether a rank died."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            self._check_alive()
+            try:
+                future.result(0.1)
+                return
+            except TimeoutError:
+                if future.done():
+                    raise
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the rank server did not get ready within {_START_TIMEOUT_S:.0f} s: run %dist_up again"
+                    ) from None
+
+    def _check_alive(self) -> None:
+        for rank, reason in self._dead.items():
+            raise RankDiedError(rank, f"{reason}. Run %dist_up to start again")
+
+    # --- events of the server (in its reading thread)
+
+    def _hear(self, message: Any) -> None:
+        match message:
+            case p.RankStarted():
+                self._pids[message.rank] = message.pid
+            case p.RankExited() if not self._stopping:
+                tail = f"\n{message.tail.strip()}" if message.tail.strip() else ""
+                self._lose(message.rank, message.reason + tail)
+            case p.ControllerExited() if not self._stopping:
+                self._lose_all(f"the controller ended ({message.reason}), so no rank can be reached")
+
+    def _server_ended(self, reason: str) -> None:
+        if not self._stopping:
+            self._lose_all(f"the rank server {reason}, and its ranks with it")
+
+    def _lose_all(self, reason: str) -> None:
+        for rank in range(self.n):
+            self._lose(rank, reason)
+
+    def _lose(self, rank: int, reason: str) -> None:
+        if rank in self._dead:
+            return
+        self._dead[rank] = reason
+        for submission in list(self._submissions):
+            submission.rank_died(rank, reason)
+        if self._stopping:
+            return
+        if self._server.alive and self._engine_info:
+            from workbench.cluster.engines import unregister
+
+            unregister(self._engine_info, [rank])
+        for callback in list(self._on_died):
+            callback(rank, reason)
+
+    def on_rank_died(self, callback: Callable[[int, str], None]) -> None:
+        """Call ``callback(rank, reason)`` when a rank ends unasked; in another thread, must not block."""
+        self._on_died.append(callback)
+
+    # --- cells
+
+    def execute(self, code: str, ranks: Sequence[int] | None = None, timeout: float | None = None) -> CellResult:
+        """Run a cell on ranks (default: all) and wait. Errors of the cell are in the result (``raise_on_error``).
+
+        Raises ``RankDiedError`` as soon as one of them ends, ``RanksBusyError`` while they are busy, ``ClusterError``
+        after ``timeout`` seconds (the cell runs on). Ctrl-C interrupts the ranks.
+        """
+        submission = self.submit(code, ranks)
+        self.wait(submission, timeout)
+        return submission.result()
+
+    def submit(self, code: str, ranks: Sequence[int] | None = None) -> Submission:
+        """Start a cell on ranks (default: all) and return at once."""
+        targets = self._targets(ranks)
+        self._check_free(targets)
+        submission = Submission(code, targets)
+        self._submissions = [other for other in self._submissions if not other.done()] + [submission]
+        send(self._client, submission)
+        for rank in targets:  # one that died in between
+            if rank in self._dead:
+                submission.rank_died(rank, self._dead[rank])
+        return submission
+
+    def wait(self, submission: Submission, timeout: float | None = None) -> None:
+        """Wait for a submission as ``execute`` does."""
+        try:
+            finished = submission.wait(timeout)
+        except KeyboardInterrupt:
+            self.interrupt(submission.ranks)
+            submission.wait(2.0)
+            raise
+        for rank, reason in submission.dead_ranks().items():
+            raise RankDiedError(rank, f"{reason}. Its peers may wait for it: run %dist_up to start again")
+        if not finished:
+            left = [rank for rank in submission.ranks if rank not in submission.ready_ranks()]
+            raise ClusterError(
+                f"{format_ranks(left)} did not finish within {timeout:g} s and runs on: interrupt it, or wait"
+            )
+
+    def push(self, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
+        """Set names in the ranks' namespace."""
+        self._transfer(lambda view: view.push(dict(values), block=False), ranks)
+
+    def pull(self, names: str | Sequence[str], ranks: Sequence[int] | None = None) -> dict[int, Any]:
+        """Values of a name by rank; of several names, a dict of values by rank. ``CellError`` for a missing name."""
+        several = names if isinstance(names, str) else list(names)
+        targets, values = self._transfer(lambda view: view.pull(several, block=False), ranks)
+        if isinstance(names, str):
+            return dict(zip(targets, values, strict=True))
+        return {rank: dict(zip(several, row, strict=True)) for rank, row in zip(targets, values, strict=True)}
+
+    def _transfer(self, action: Callable[[Any], Any], ranks: Sequence[int] | None) -> tuple[list[int], Any]:
+        from ipyparallel.error import CompositeError, RemoteError
+
+        targets = self._targets(ranks)
+        self._check_free(targets)
+        answer = action(self._client.direct_view(targets))
+        while not answer.wait(0.1):
+            for rank in targets:
+                if rank in self._dead:
+                    raise RankDiedError(rank, self._dead[rank])
+        try:
+            return targets, answer.get()
+        except CompositeError as error:
+            failed = [found for found in error.elist if found[2]]
+            ranks_failed = [found[2]["engine_id"] for found in failed]
+            raise CellError(ranks_failed, error.elist[0][0], error.elist[0][1], error.elist[0][3] or "") from error
+        except RemoteError as error:
+            raise CellError([error.engine_info["engine_id"]], error.ename, error.evalue, error.traceback) from error
+
+    def interrupt(self, ranks: Sequence[int] | None = None) -> None:
+        """SIGINT to ranks: KeyboardInterrupt in the cell they run, nothing when they run none."""
+        self.signal(signals.SIGINT, ranks)
+
+    def signal(self, signum: int, ranks: Sequence[int] | None = None) -> None:
+        """Send a signal to the processes of ranks (default: all that live)."""
+        alive = [rank for rank in (range(self.n) if ranks is None else ranks) if rank not in self._dead]
+        self._server.signal(alive, signum).result(2.0)
+
+    def _targets(self, ranks: Sequence[int] | None) -> list[int]:
+        if self._down:
+            raise ClusterError("these ranks were taken down: run %dist_up")
+        targets = list(range(self.n)) if ranks is None else sorted(set(ranks))
+        outside = [rank for rank in targets if not 0 <= rank < self.n]
+        if outside:
+            raise ClusterError(f"{format_ranks(outside)}: {self.n} ranks are up, 0 to {self.n - 1}")
+        for rank in targets:
+            if rank in self._dead:
+                raise RankDiedError(rank, f"{self._dead[rank]}. Run %dist_up to start again")
+        return targets
+
+    def _check_free(self, ranks: Sequence[int]) -> None:
+        if self.busy is not None:
+            raise RanksBusyError(
+                f"the ranks train run {self.busy!r}: wait for it (run.wait()) or stop it (%dist_stop) first"
+            )
+        occupied = sorted(self._occupied() & set(ranks))
+        if occupied:
+            raise RanksBusyError(
+                f"{format_ranks(occupied)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
+                "or start again with %dist_down and %dist_up"
+            )
+
+    def _occupied(self) -> set[int]:
+        return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.ready_ranks()}
+
+    # --- status
+
+    def status(self) -> list[RankStatus]:
+        """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
+        occupied = self._occupied()
+        host = socket.gethostname()
+        found = []
+        for binding in self.placement.bindings:
+            rank = binding.rank
+            state = "training" if self.busy is not None else "running cell" if rank in occupied else "idle"
+            step = self.step_of(rank) if self.step_of is not None else None
+            found.append(
+                measure(
+                    binding, pid=self._pids.get(rank, 0), host=host, state=state, step=step, dead=self._dead.get(rank)
+                )
+            )
+        return found
+
+
+def _narrowed(host: Any, devices: Sequence[Any]) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(host, devices=tuple(devices))
+
+
+@atexit.register
+def _end_all() -> None:
+    session = Session.current()
+    if session is not None:
+        session.down()
+    cool()
