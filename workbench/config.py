@@ -107,6 +107,7 @@ class TrainSpec:
     ``batch_size`` is global: samples per optimizer step over all ranks. Each data-parallel rank takes its contiguous
     share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece into ``plan.micro_batches``.
     ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
+    ``eval_every`` steps between evaluations, and one at the end (0: none).
     ``lr`` None leaves the learning rate to the recipe's default, or to the optimizer that the cell made.
     """
 

@@ -239,8 +239,11 @@ def browser() -> list[Finding]:
 
 
 def imported() -> list[Finding]:
-    """Import what ranks import, each in one fresh process."""
-    code = "import torch, colossalai; print(torch.__version__, colossalai.__version__, torch.distributed.is_gloo_available())"
+    """Load what a rank server loads, in a fresh process."""
+    code = (
+        "from workbench.engine.preload import load; load()\n"
+        "import torch; print(torch.__version__, torch.distributed.is_gloo_available())"
+    )
     begin = time.monotonic()
     try:
         done = subprocess.run(

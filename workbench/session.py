@@ -11,7 +11,7 @@ Training builds on ``submit`` (``workbench.run``).
 from __future__ import annotations
 
 import atexit
-import os
+import json
 import signal as signals
 import socket
 import threading
@@ -22,13 +22,12 @@ from typing import Any
 from workbench.cluster import client as rank_servers
 from workbench.cluster import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
-from workbench.cluster.placement import Binding, Placement, choose_devices, default_ranks, environment, place
+from workbench.cluster.placement import Placement
 from workbench.cluster.status import RankStatus, measure
-from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError, format_ranks
+from workbench.errors import ClusterError, RankDiedError, RanksBusyError, format_ranks
 
 #: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
-_MASTER_ADDR = "127.0.0.1"
 
 
 def warm() -> None:
@@ -62,6 +61,7 @@ class Session:
         self._engine_info: dict[str, Any] = {}
         self._pids: dict[int, int] = {}
         self._dead: dict[int, str] = {}
+        self._last_output: dict[int, str] = {}
         self._stopping = False
         self._down = False
         self._submissions: list[Submission] = []
@@ -86,22 +86,20 @@ class Session:
         others are ended first. Raises ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that
         dies during start, with its last output), ``RanksBusyError``; nothing is left behind then.
         """
-        from workbench.cluster.machine import describe_host, master_port as find_port
+        from workbench.cluster.machine import master_port as find_port
+        from workbench.cluster.specs import MASTER_ADDR, plan_ranks
 
         with cls._lifecycle:
-            host = describe_host()
-            chosen = choose_devices(host, devices)
-            count = n if n is not None else default_ranks(host if devices is None else _narrowed(host, chosen))
-            placement = place(count, host, chosen)
+            placement = plan_ranks(n, devices)
             current = cls.current()
             if current is not None:
                 if current._fits(placement, master_port):
                     return current
-                current._check_free(range(current.n))
-            port = find_port(_MASTER_ADDR, master_port)
-            if current is not None:
-                current.down()
-            session = cls(rank_servers.take(preload=preload))
+                if not current._dead:
+                    current._check_free(range(current.n))
+            port = find_port(MASTER_ADDR, master_port)
+            server = current._hand_over() if current is not None else None
+            session = cls(server or rank_servers.take(preload=preload))
             try:
                 session._start(placement, port)
             except BaseException:
@@ -146,49 +144,58 @@ class Session:
         with self._lifecycle:
             if self._down:
                 return
-            self._stopping = self._down = True
-            if Session._current is self:
-                Session._current = None
-            self._lose_all("the session was taken down")
+            self._leave()
             if self._client is not None:
                 self._client.close(linger=0)
             self._server.close()
+
+    def _hand_over(self) -> rank_servers.RankServer | None:
+        """End the ranks and keep what is slow to start, for the next session; None when it cannot be kept."""
+        from workbench.cluster.engines import release
+
+        self._stopping = True
+        try:
+            self._server.stop_ranks().result(2.0)
+            release(self._client, self._engine_info, range(self.n), timeout_s=2.0)
+        except (ClusterError, TimeoutError):
+            self.down()
+            return None
+        self._server.forget_listeners()
+        self._leave()
+        self._client.close(linger=0)
+        return self._server
+
+    def _leave(self) -> None:
+        self._stopping = self._down = True
+        if Session._current is self:
+            Session._current = None
+        self._lose_all("the session was taken down")
 
     def _fits(self, placement: Placement, master_port: int | None) -> bool:
         same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
         return same and not self._dead and self._server.alive
 
     def _start(self, placement: Placement, port: int) -> None:
-        from workbench.cluster.engines import connect, connection, wait_registered
+        from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
+        from workbench.cluster.specs import rank_specs
 
         self.placement, self.master_port = placement, port
         self._wait(self._server.ensure_controller())
         self._engine_info = connection(self._server.profile_dir, "engine")
-        started = self._server.start_ranks([self._spec(binding) for binding in placement.bindings])
+        specs = rank_specs(
+            placement,
+            master_port=port,
+            profile_dir=self._server.profile_dir,
+            connection=json.dumps(self._engine_info),
+        )
+        started = self._server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
         self._wait(started)
         try:
             wait_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
+            wait_heard(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
         except TimeoutError as error:
             raise ClusterError(f"{error}: run %dist_down and try again with fewer ranks") from error
-        # The first output of an engine that has just connected can be lost: wait until each one is heard.
-        probe = self.submit("pass")
-        while not probe.wait(0.5):
-            self._check_alive()
-        self._check_alive()
-
-    def _spec(self, binding: Binding) -> p.RankSpec:
-        import json
-
-        return p.RankSpec(
-            rank=binding.rank,
-            device=binding.device,
-            cores=list(binding.cores),
-            environment=environment(binding, world_size=self.n, master_addr=_MASTER_ADDR, master_port=self.master_port),
-            profile_dir=str(self._server.profile_dir),
-            work_dir=os.getcwd(),
-            connection=json.dumps(self._engine_info),
-        )
 
     def _wait(self, future: Any) -> None:
         """Wait for the server, looking now and then whether a rank died."""
@@ -207,8 +214,12 @@ class Session:
                     ) from None
 
     def _check_alive(self) -> None:
-        for rank, reason in self._dead.items():
-            raise RankDiedError(rank, f"{reason}. Run %dist_up to start again")
+        for rank in self._dead:
+            raise self._died(rank, "no rank is up now; run %dist_up to try again")
+
+    def _died(self, rank: int, advice: str) -> RankDiedError:
+        tail = self._last_output.get(rank, "").strip()
+        return RankDiedError(rank, f"{self._dead[rank]}; {advice}" + (f"\nIts last output:\n{tail}" if tail else ""))
 
     # --- events of the server (in its reading thread)
 
@@ -217,8 +228,8 @@ class Session:
             case p.RankStarted():
                 self._pids[message.rank] = message.pid
             case p.RankExited() if not self._stopping:
-                tail = f"\n{message.tail.strip()}" if message.tail.strip() else ""
-                self._lose(message.rank, message.reason + tail)
+                self._last_output[message.rank] = message.tail
+                self._lose(message.rank, message.reason)
             case p.ControllerExited() if not self._stopping:
                 self._lose_all(f"the controller ended ({message.reason}), so no rank can be reached")
 
@@ -238,12 +249,12 @@ class Session:
             submission.rank_died(rank, reason)
         if self._stopping:
             return
+        for callback in list(self._on_died):
+            callback(rank, reason)
         if self._server.alive and self._engine_info:
             from workbench.cluster.engines import unregister
 
             unregister(self._engine_info, [rank])
-        for callback in list(self._on_died):
-            callback(rank, reason)
 
     def on_rank_died(self, callback: Callable[[int, str], None]) -> None:
         """Call ``callback(rank, reason)`` when a rank ends unasked; in another thread, must not block."""
@@ -273,16 +284,28 @@ class Session:
                 submission.rank_died(rank, self._dead[rank])
         return submission
 
-    def wait(self, submission: Submission, timeout: float | None = None) -> None:
-        """Wait for a submission as ``execute`` does."""
+    def wait(
+        self,
+        submission: Submission,
+        timeout: float | None = None,
+        *,
+        while_waiting: Callable[[Submission], None] | None = None,
+    ) -> None:
+        """Wait for a submission as ``execute`` does; ``while_waiting(submission)`` is called twice a second."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        finished = False
         try:
-            finished = submission.wait(timeout)
+            while not finished and (deadline is None or time.monotonic() < deadline):
+                slice_s = 0.5 if deadline is None else min(0.5, max(0.0, deadline - time.monotonic()))
+                finished = submission.wait(slice_s)
+                if not finished and while_waiting is not None:
+                    while_waiting(submission)
         except KeyboardInterrupt:
             self.interrupt(submission.ranks)
             submission.wait(2.0)
             raise
-        for rank, reason in submission.dead_ranks().items():
-            raise RankDiedError(rank, f"{reason}. Its peers may wait for it: run %dist_up to start again")
+        for rank in submission.dead_ranks():
+            raise self._died(rank, "its peers may wait for it: run %dist_up to start again")
         if not finished:
             left = [rank for rank in submission.ranks if rank not in submission.ready_ranks()]
             raise ClusterError(
@@ -302,7 +325,7 @@ class Session:
         return {rank: dict(zip(several, row, strict=True)) for rank, row in zip(targets, values, strict=True)}
 
     def _transfer(self, action: Callable[[Any], Any], ranks: Sequence[int] | None) -> tuple[list[int], Any]:
-        from ipyparallel.error import CompositeError, RemoteError
+        from workbench.cluster.engines import value_of
 
         targets = self._targets(ranks)
         self._check_free(targets)
@@ -310,15 +333,8 @@ class Session:
         while not answer.wait(0.1):
             for rank in targets:
                 if rank in self._dead:
-                    raise RankDiedError(rank, self._dead[rank])
-        try:
-            return targets, answer.get()
-        except CompositeError as error:
-            failed = [found for found in error.elist if found[2]]
-            ranks_failed = [found[2]["engine_id"] for found in failed]
-            raise CellError(ranks_failed, error.elist[0][0], error.elist[0][1], error.elist[0][3] or "") from error
-        except RemoteError as error:
-            raise CellError([error.engine_info["engine_id"]], error.ename, error.evalue, error.traceback) from error
+                    raise self._died(rank, "run %dist_up to start again")
+        return targets, value_of(answer)
 
     def interrupt(self, ranks: Sequence[int] | None = None) -> None:
         """SIGINT to ranks: KeyboardInterrupt in the cell they run, nothing when they run none."""
@@ -338,7 +354,7 @@ class Session:
             raise ClusterError(f"{format_ranks(outside)}: {self.n} ranks are up, 0 to {self.n - 1}")
         for rank in targets:
             if rank in self._dead:
-                raise RankDiedError(rank, f"{self._dead[rank]}. Run %dist_up to start again")
+                raise self._died(rank, "run %dist_up to start again, or name other ranks")
         return targets
 
     def _check_free(self, ranks: Sequence[int]) -> None:
@@ -373,12 +389,6 @@ class Session:
                 )
             )
         return found
-
-
-def _narrowed(host: Any, devices: Sequence[Any]) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(host, devices=tuple(devices))
 
 
 @atexit.register

@@ -1,0 +1,215 @@
+"""Ranks and cells on them: ``%dist_up/down/status``, ``%%dist``, ``%dist_push/pull``."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import clear_output, publish_display_data
+
+from workbench.cluster.cells import Submission
+from workbench.cluster.output import Block, RankOutput, elide, fold, fold_errors, overwrite, table
+from workbench.cluster.placement import parse_ranks
+from workbench.cluster.status import RankStatus
+from workbench.errors import ClusterError, ConfigError, format_ranks
+from workbench.flags import normalised
+from workbench.session import Session, cool
+
+_TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
+#: seconds before a running cell shows what it printed so far, and lines it then shows
+_PREVIEW_AFTER_S = 1.0
+_PREVIEW_LINES = 40
+
+
+@magics_class
+class ClusterMagics(Magics):
+    """Ranks: bringing them up, cells on them, taking them down."""
+
+    shell: InteractiveShell
+
+    @magic_arguments()
+    @argument("-n", "--nproc-per-node", type=int, metavar="N", help="how many ranks (default: one per GPU or core)")
+    @argument("--master-port", type=int, metavar="PORT", help="MASTER_PORT of the ranks (default: a free one)")
+    @argument("--devices", metavar="IDS", help="GPUs to use, such as 0,1; 'cpu' for none (default: all visible)")
+    @line_magic
+    def dist_up(self, line: str) -> None:
+        """Bring ranks up, one process each, bound to a GPU or a share of the cores. Ranks that fit are kept."""
+        arguments = parse_argstring(self.dist_up, normalised(line))
+        devices = arguments.devices
+        if devices is not None and devices != "cpu":
+            devices = [entry.strip() for entry in devices.split(",")]
+        started = time.monotonic()
+        session = Session.up(arguments.nproc_per_node, master_port=arguments.master_port, devices=devices)
+        for warning in session.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        ranks = "1 rank is" if session.n == 1 else f"{session.n} ranks are"
+        print(f"{ranks} up ({time.monotonic() - started:.1f} s), MASTER_PORT {session.master_port}")
+
+    @magic_arguments()
+    @line_magic
+    def dist_down(self, line: str) -> None:
+        """End all ranks, their controller and their server; nothing is left."""
+        parse_argstring(self.dist_down, line)
+        session = Session.current()
+        if session is None:
+            cool()
+            print("no ranks are up")
+            return
+        session.down()
+        print(f"{format_ranks(range(session.n))} ended")
+
+    @magic_arguments()
+    @line_magic
+    def dist_status(self, line: str) -> StatusTable | None:
+        """Where each rank runs and what it does: pid, host, device, cores, memory, state, step."""
+        parse_argstring(self.dist_status, line)
+        session = Session.current()
+        if session is None:
+            print("no ranks are up: run %dist_up -n 4")
+            return None
+        return StatusTable(tuple(session.status()), session.warnings)
+
+    @magic_arguments()
+    @_TARGETS
+    @cell_magic
+    def dist(self, line: str, cell: str) -> None:
+        """Run a cell on ranks and show what they gave: equal output once, with the ranks that had it."""
+        session = _session()
+        targets = parse_ranks(parse_argstring(self.dist, normalised(line)).targets, session.n)
+        preview = _Preview(live=hasattr(self.shell, "kernel"))
+        submission = session.submit(cell, targets)
+        try:
+            session.wait(submission, while_waiting=preview.show)
+        finally:
+            preview.clear()
+            show(submission.outputs)
+        submission.result().raise_on_error()
+
+    @magic_arguments()
+    @_TARGETS
+    @argument("names", nargs="+", help="names of the notebook to set on ranks")
+    @line_magic
+    def dist_push(self, line: str) -> None:
+        """Copy variables of the notebook to ranks."""
+        session = _session()
+        arguments = parse_argstring(self.dist_push, normalised(line))
+        missing = [name for name in arguments.names if name not in self.shell.user_ns]
+        if missing:
+            raise ConfigError(f"not defined in the notebook: {', '.join(missing)}; define it, or correct the name")
+        values = {name: self.shell.user_ns[name] for name in arguments.names}
+        session.push(values, parse_ranks(arguments.targets, session.n))
+
+    @magic_arguments()
+    @_TARGETS
+    @argument("names", nargs="+", help="names to copy from ranks")
+    @line_magic
+    def dist_pull(self, line: str) -> None:
+        """Copy variables of ranks to the notebook: a dict of rank and value; of one rank (-t 0), the value."""
+        session = _session()
+        arguments = parse_argstring(self.dist_pull, normalised(line))
+        ranks = parse_ranks(arguments.targets, session.n)
+        found = session.pull(arguments.names, ranks)
+        for name in arguments.names:
+            values = {rank: found[rank][name] for rank in ranks}
+            self.shell.user_ns[name] = values[ranks[0]] if len(ranks) == 1 else values
+
+
+def _session() -> Session:
+    session = Session.current()
+    if session is None:
+        raise ClusterError("no ranks are up: run %dist_up -n 4 first")
+    return session
+
+
+def show(outputs: Mapping[int, RankOutput]) -> None:
+    """Print and display what ranks gave, folded; errors that are not raised afterwards are named in a line each."""
+    for block in fold(outputs):
+        print(format_ranks(block.ranks))
+        for piece in block.pieces:
+            if piece.kind in ("stdout", "stderr"):
+                stream = sys.stdout if piece.kind == "stdout" else sys.stderr
+                print(elide(overwrite(str(piece.text))).rstrip("\n"), file=stream)
+            elif set(piece.data) == {"text/plain"}:
+                print(piece.data["text/plain"])
+            else:
+                publish_display_data(piece.data, piece.metadata)
+    errors = sorted(fold_errors(outputs), key=lambda found: -len(found[0]))
+    for ranks, error in errors[1:]:
+        print(f"{format_ranks(ranks)}: {error.ename}: {error.evalue}", file=sys.stderr)
+
+
+def preview_text(blocks: Sequence[Block]) -> str:
+    """Text that blocks have printed so far, short."""
+    parts = []
+    for block in blocks:
+        text = "".join(str(piece.text) for piece in block.pieces if piece.kind in ("stdout", "stderr"))
+        parts.append(f"{format_ranks(block.ranks)}\n{elide(overwrite(text), lines=_PREVIEW_LINES, last=30)}")
+    return "\n".join(parts)
+
+
+class _Preview:
+    """What a long cell printed so far, redrawn in place; only in a notebook."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._live = live
+        self._started = time.monotonic()
+        self._shown = -1
+
+    def show(self, submission: Submission) -> None:
+        """Redraw, if there is something new."""
+        version = submission.version
+        if not self._live or version in (0, self._shown) or time.monotonic() - self._started < _PREVIEW_AFTER_S:
+            return
+        self._shown = version
+        clear_output(wait=True)
+        print(preview_text(fold(submission.outputs)))
+
+    def clear(self) -> None:
+        """Make way for the whole output."""
+        if self._shown >= 0:
+            clear_output(wait=True)
+
+
+@dataclass(frozen=True)
+class StatusTable:
+    """What ``%dist_status`` returns; shows itself as text and as HTML."""
+
+    ranks: tuple[RankStatus, ...]
+    warnings: tuple[str, ...] = ()
+
+    _HEADER = ("rank", "pid", "host", "device", "cores", "memory", "state", "step", "")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells as text."""
+        return [
+            (
+                str(each.rank),
+                str(each.pid),
+                each.host,
+                each.device,
+                format_ranks(each.cores).split(" ", 1)[1] if each.cores else "not pinned",
+                f"{each.memory_bytes / 2**30:.2f} GiB" if each.memory_bytes else "",
+                each.state,
+                "" if each.step is None else str(each.step),
+                each.warning,
+            )
+            for each in self.ranks
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join([table(self.rows(), self._HEADER), *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Sequence[Any]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line("td", row) for row in self.rows())
+        notes = "".join(f"<p>warning: {html.escape(warning)}</p>" for warning in self.warnings)
+        return f"<table><thead>{line('th', self._HEADER)}</thead><tbody>{body}</tbody></table>{notes}"

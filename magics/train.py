@@ -1,0 +1,72 @@
+"""``%dist_train``: train a recipe or a spec file (line form), or the model that a cell defines (cell form)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+
+import widgets
+from widgets.serve import wait_serving_comms
+from workbench import flags, launch, progress
+from workbench.config import read_spec_options
+from workbench.run import Run
+
+
+def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """All flags of a run as magic arguments; the help shows them in the order of ``flags.FLAGS``."""
+    declared = [argument(*flag.names, **flag.keywords()) for flag in flags.FLAGS]
+    return functools.reduce(lambda wrapped, declare: declare(wrapped), reversed(declared), function)
+
+
+@magics_class
+class TrainMagics(Magics):
+    """Training from a notebook."""
+
+    @magic_arguments()
+    @argument("--config", metavar="FILE", help="a spec file (TOML); flags given beside it win")
+    @_run_flags
+    @argument("--wait", action="store_true", help="wait for the end, with the panel alive; Ctrl-C stops the run")
+    @argument("--quiet", action="store_true", help="no panel and no progress lines")
+    @line_cell_magic
+    def dist_train(self, line: str, cell: str | None = None) -> Run:
+        """Train a model across ranks and return its ``Run`` at once, while a panel shows how it goes.
+
+        Line form: ``%dist_train --recipe stdlib-llama -n 2`` or ``%dist_train --config spec.toml``. Cell form: the cell
+        runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
+        ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler``.
+        """
+        arguments = parse_argstring(self.dist_train, flags.normalised(line))
+        given = read_spec_options(arguments.config) if arguments.config else {}
+        source = None if cell is None else self.shell.transform_cell(cell)
+        run = launch.train({**given, **flags.options_of(arguments)}, cell=source)
+        shown = not arguments.quiet and widgets.available()
+        if shown:
+            from widgets.panel import Panel
+
+            Panel(run).show()
+        if arguments.wait:
+            _wait(run, lines=not shown and not arguments.quiet)
+        elif not shown and not arguments.quiet:
+            progress.follow_in_background(run)
+        return run
+
+
+def _wait(run: Run, *, lines: bool) -> None:
+    """Wait for the run's end; Ctrl-C asks it to stop after its step and waits for that, a second one gives up."""
+    try:
+        _until_ended(run, lines=lines)
+    except KeyboardInterrupt:
+        run.stop()
+        _until_ended(run, lines=lines)
+    run.raise_if_failed()
+
+
+def _until_ended(run: Run, *, lines: bool) -> None:
+    if lines:
+        progress.follow(run)
+    else:
+        wait_serving_comms(run.ended)

@@ -1,0 +1,61 @@
+"""Fixtures of the browser tests: JupyterLab, chromium, and where screenshots go.
+
+Without a browser the tests skip with a reason; with ``CI`` set in the environment that is a failure.
+``--screenshots DIR`` keeps the pictures (the README's is made this way).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.lab import BROWSER_FLAGS, BROWSERS, Lab, LabPage, find_browser, running_lab
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = find_browser()
+    if path is None:
+        message = f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=path, args=BROWSER_FLAGS
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Any, lab: Lab) -> Iterator[LabPage]:
+    opened = browser.new_page()
+    opened.set_viewport_size({"width": 1100, "height": 1700})
+    yield LabPage(opened, lab)
+    opened.close()
+
+
+@pytest.fixture
+def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[LabPage, str], Path]:
+    """``shoot(page, name)`` takes a screenshot of the panel."""
+    directory = Path(request.config.getoption("--screenshots") or tmp_path)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def take(page: LabPage, name: str) -> Path:
+        path = directory / f"{name}.png"
+        page.page.locator(".dw").first.screenshot(path=str(path))
+        return path
+
+    return take

@@ -1,0 +1,121 @@
+"""The live panel in JupyterLab, on a run that only pretends to train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.lab import LabPage, running_lab
+
+pytestmark = pytest.mark.browser
+
+START = """
+from tests.fake_run import LiveFakeRun
+from widgets.panel import Panel
+run = LiveFakeRun({name!r}, steps={steps}, step_s=0.05, grad_every=10)
+panel = Panel(run)
+panel.show()
+"""
+BLOCK = "import time; time.sleep({seconds})"
+
+
+def start(page: LabPage, name: str, *more: str, steps: int = 2000) -> Path:
+    path = page.lab.write_notebook(f"{name}.ipynb", [START.format(name=name, steps=steps), *more])
+    page.open(path)
+    page.run_all()
+    return path
+
+
+def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 20) -> None:
+    page.page.locator(selector, has_text=text).first.wait_for(timeout=timeout_s * 1000)
+
+
+def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
+    path = start(page, "moves", BLOCK.format(seconds=25))
+    first = page.wait_for_points(0)
+    second = page.wait_for_points(first)
+    third = page.wait_for_points(second)
+    assert page.page.locator(".jp-InputPrompt", has_text="[*]").count() == 1, "the cell should still block"
+    page.save(path)
+    page.page.reload()
+    again = page.wait_for_points(third, timeout_s=40)
+    assert page.wait_for_points(again) > again
+    shoot(page, "panel_live")
+    page.page.locator(".dw-stop").click()
+    wait_for_text(page, ".dw-pill", "stopped")
+    assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
+    assert not [error for error in page.errors if "Bokeh" in error or "panel" in error], page.errors
+
+
+def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., Path]) -> None:
+    path = start(page, "stops", BLOCK.format(seconds=6), "print('stop calls', run.stop_calls, run.status)")
+    page.wait_for_points(0)
+    before = path.stat().st_size
+    stop = page.page.get_by_role("button", name="Stop training")
+    stop.focus()
+    page.page.keyboard.press("Enter")
+    wait_for_text(page, ".dw-pill", "stopped")
+    wait_for_text(page, ".jp-OutputArea-output", "stop calls 1 stopped")
+    assert stop.is_disabled()
+    assert stop.inner_text() == "Ended"
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=20_000)
+    shoot(page, "panel_ended")
+    saved = page.save(path)
+    growth = path.stat().st_size - before
+    assert growth < 300_000, f"the notebook grew by {growth} bytes"
+    kinds = [set(output.get("data", {})) for output in saved.cells[0].outputs]
+    assert kinds == [{"image/png", "text/plain"}]
+    assert "stopped at step" in saved.cells[0].outputs[0]["data"]["text/plain"]
+
+
+def test_notebook_of_a_kernel_that_is_gone_shows_the_picture(page: LabPage) -> None:
+    path = start(page, "gone", steps=20)
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=30_000)
+    page.save(path)
+    page.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
+    time.sleep(1)
+    page.page.reload()
+    picture = page.page.locator(".jp-OutputArea-output img[src^='data:image/png']")
+    picture.wait_for(timeout=30_000)
+    assert picture.is_visible()
+    assert page.page.locator(".dw").count() == 0
+
+
+def test_two_panels_at_once(page: LabPage) -> None:
+    start(page, "pair", START.format(name="pair2", steps=2000))
+    page.page.wait_for_function(
+        "() => [...document.querySelectorAll('.dw')].filter(p => Number(p.dataset.points) > 3).length === 2",
+        timeout=30_000,
+    )
+    names = page.page.locator(".dw-name").all_inner_texts()
+    assert sorted(names) == ["pair", "pair2"]
+
+
+WAIT = """
+from widgets.serve import wait_serving_comms
+wait_serving_comms(lambda: run.status == "stopped")
+print("over")
+"""
+
+
+def test_waiting_cell_takes_the_stop_button(page: LabPage) -> None:
+    start(page, "waits", WAIT)
+    page.wait_for_points(0)
+    page.page.locator(".dw-stop").click()
+    wait_for_text(page, ".jp-OutputArea-output", "over")
+
+
+def test_dark_theme(browser: Any, tmp_path: Path, shoot: Callable[..., Path]) -> None:
+    with running_lab(tmp_path / "dark", theme="JupyterLab Dark") as lab:
+        opened = browser.new_page()
+        opened.set_viewport_size({"width": 1100, "height": 1700})
+        page = LabPage(opened, lab)
+        start(page, "dark", steps=60)
+        wait_for_text(page, ".dw-pill", "finished", timeout_s=30)
+        assert opened.locator(".dw").first.get_attribute("data-mode") == "dark"
+        shoot(page, "panel_dark")
+        opened.close()

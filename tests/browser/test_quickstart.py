@@ -1,0 +1,34 @@
+"""The first notebook, in JupyterLab and chromium: train, watch, stop, reload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.browser.lab import LabPage
+
+pytestmark = pytest.mark.browser
+
+TRAIN = "run = get_ipython().run_line_magic('dist_train', '--recipe stdlib-llama -n 2 --steps 2000 --name quickstart')"
+CELLS = ("%load_ext workbench", TRAIN, "import time; time.sleep(15)", "run.wait(60); print('status:', run.status)")
+
+
+def test_quickstart_is_seen_live_and_stopped(page: LabPage, shoot: Callable[..., Path]) -> None:
+    pytest.importorskip("magics.train")
+    path = page.lab.write_notebook("quickstart.ipynb", [*CELLS, "%dist_down"])
+    page.open(path)
+    page.run_all()
+    first = page.wait_for_points(0, timeout_s=90)
+    second = page.wait_for_points(first)
+    third = page.wait_for_points(second)
+    assert third > second > first
+    page.save(path)
+    page.page.reload()
+    page.wait_for_points(third, timeout_s=60)
+    shoot(page, "quickstart")
+    page.page.get_by_role("button", name="Stop training").click()
+    page.page.locator(".dw-pill", has_text="stopped").wait_for(timeout=30_000)
+    page.page.locator(".jp-OutputArea-output", has_text="status: stopped").wait_for(timeout=60_000)
+    assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"

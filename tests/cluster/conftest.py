@@ -1,0 +1,99 @@
+"""Ranks for the tests of this directory, and a check that nothing is left of them."""
+
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workbench.cluster import client
+from workbench.session import Session
+
+LIGHT = "tests.cluster.preloads:light"
+
+
+def descendants(pid: int | None = None) -> list[psutil.Process]:
+    """Processes below a process (default: this one)."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def gone_within(seconds: float, processes) -> list[psutil.Process]:
+    """Those of ``processes`` that still run after waiting up to ``seconds``."""
+    return [each for each in psutil.wait_procs(processes, timeout=seconds)[1] if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def directories() -> set[Path]:
+    """Private directories of rank servers of this user."""
+    return set(Path(tempfile.gettempdir()).glob("workbench-*"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """After each test: no process, directory, thread or socket more than before, but those of ``ranks``."""
+    before, threads = {each.pid for each in descendants()}, set(threading.enumerate())
+    kept = directories()
+    yield
+    session = Session.current()
+    if session is not None and session is not _shared.get("session"):
+        session.down()
+    client.cool()
+    left = [each for each in descendants() if each.pid not in before and not _is_shared(each)]
+    assert not gone_within(1.0, left)
+    ours = {path for path in directories() - kept if path != _shared_directory()}
+    deadline = time.monotonic() + 2.0
+    while any(path.exists() and path.stat().st_uid == os.getuid() for path in ours) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [path for path in ours if path.exists()]
+    if session is None or session is not _shared.get("session"):
+        assert not [thread for thread in set(threading.enumerate()) - threads if thread.is_alive()]
+
+
+_shared: dict[str, Session] = {}
+
+
+def _is_shared(process: psutil.Process) -> bool:
+    session = _shared.get("session")
+    if session is None:
+        return False
+    shared = {session.server_pid, *(each.pid for each in descendants(session.server_pid))}
+    return process.pid in shared
+
+
+def _shared_directory() -> Path | None:
+    session = _shared.get("session")
+    return session._server.directory if session is not None else None
+
+
+@pytest.fixture
+def ranks():
+    """Two ranks, kept from test to test as long as they are whole."""
+    session = _shared["session"] = Session.up(2, preload=LIGHT)
+    yield session
+
+
+@pytest.fixture
+def fresh():
+    """Brings ranks up that end with the test: ``fresh(n, **options)``."""
+    _shared.clear()
+    current = Session.current()
+    if current is not None:
+        current.down()
+
+    def up(n: int, **options) -> Session:
+        return Session.up(n, **{"preload": LIGHT, **options})
+
+    yield up
+    current = Session.current()
+    if current is not None:
+        current.down()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shut_down():
+    yield
+    session = Session.current()
+    if session is not None:
+        session.down()

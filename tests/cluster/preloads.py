@@ -1,0 +1,23 @@
+"""What rank servers of these tests load: next to nothing, so that they are quick."""
+
+import os
+import sys
+
+
+def light() -> None:
+    """Nothing."""
+
+
+def broken() -> None:
+    raise RuntimeError("no such framework")
+
+
+def deadly():
+    """Loads well; rank 1 then dies while it starts."""
+
+    def after_start() -> None:
+        if os.environ["RANK"] == "1":
+            print("rank one has no luck", file=sys.stderr, flush=True)
+            os._exit(3)
+
+    return after_start

@@ -1,0 +1,206 @@
+"""Nothing outlives its owner, whoever is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.conftest import LIGHT, descendants, directories, gone_within
+from workbench.cluster import client
+from workbench.cluster import protocol as p
+from workbench.errors import ClusterError, RankDiedError
+from workbench.session import Session
+
+OWNER = f"""
+import os, sys, time
+from workbench.session import Session
+session = Session.up(2, preload={LIGHT!r})
+session.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
+print(session._server.directory, flush=True)
+time.sleep(600)
+"""
+
+
+def test_up_is_quick_after_warming_and_down_is_quick(fresh):
+    server = client.warm(preload=LIGHT)
+    server.ensure_controller().result(20)
+    while not any(each.state == "warm" for each in server.warmth.values()):
+        time.sleep(0.02)
+    started = time.monotonic()
+    session = fresh(4)
+    seconds_up = time.monotonic() - started
+    assert session.server_pid == server.pid
+    processes = descendants()
+    started = time.monotonic()
+    session.down()
+    seconds_down = time.monotonic() - started
+    assert not gone_within(0.5, processes)
+    print(f"4 ranks: up {seconds_up:.2f} s, down {seconds_down:.2f} s")
+    assert seconds_up < 3.0 and seconds_down < 3.0
+
+
+def test_warming_returns_at_once():
+    started = time.monotonic()
+    client.warm(preload=LIGHT).ensure_controller()
+    assert time.monotonic() - started < 0.2  # 5 ms on an idle machine
+    client.cool()
+
+
+def test_kill_of_the_owner_leaves_nothing():
+    before = directories()
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    directory = Path(owner.stdout.readline().strip())
+    processes = descendants(owner.pid)
+    assert len(processes) >= 7 and directory.exists()  # server, controller, warm process, 2 ranks, their children
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    started = time.monotonic()
+    assert not gone_within(10, processes)
+    print(f"all gone {time.monotonic() - started:.2f} s after kill -9 of the owner")
+    assert not directory.exists() and directories() <= before
+
+
+def test_kill_of_the_server_leaves_nothing(fresh):
+    session = fresh(2)
+    session.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
+    directory, processes = session._server.directory, descendants()
+    submission = session.submit("import time; time.sleep(60)")
+    os.kill(session.server_pid, signal.SIGKILL)
+    with pytest.raises(RankDiedError, match="the rank server ended with -9"):
+        session.wait(submission, 10)
+    assert not gone_within(10, processes)
+    session.down()
+    assert not directory.exists()
+    assert fresh(2).execute("1").ok
+
+
+def test_kill_of_the_controller_leaves_nothing(fresh):
+    session = fresh(2)
+    processes = descendants()
+    candidates = psutil.Process(session.server_pid).children()
+    rank_parent = {psutil.Process(pid).ppid() for pid in session.pids.values()}
+    controller = next(each for each in candidates if each.pid not in rank_parent)
+    submission = session.submit("import time; time.sleep(60)")
+    controller.kill()
+    with pytest.raises(RankDiedError, match="the controller ended"):
+        session.wait(submission, 10)
+    assert not gone_within(10, processes)
+
+
+def test_kill_of_the_warm_process_ends_its_ranks_and_is_told(fresh):
+    session = fresh(2)
+    os.kill(psutil.Process(session.pids[0]).ppid(), signal.SIGKILL)
+    with pytest.raises(RankDiedError):
+        session.execute("import time; time.sleep(60)")
+    started = time.monotonic()
+    while len(session.dead) < 2 and time.monotonic() - started < 2:
+        time.sleep(0.01)
+    assert set(session.dead) == {0, 1}
+
+
+def test_another_number_of_ranks_keeps_the_server(fresh):
+    first = fresh(2)
+    first.execute("kept = 1")
+    pids = set(first.pids.values())
+    second = fresh(4)
+    assert second.server_pid == first.server_pid and second.n == 4 and not pids & set(second.pids.values())
+    assert [each.result for each in second.execute("'kept' in dir()").outputs.values()] == ["False"] * 4
+    with pytest.raises(ClusterError, match="taken down"):
+        first.execute("1")
+    os.kill(second.pids[3], signal.SIGKILL)
+    third = fresh(3)
+    assert third.server_pid == first.server_pid and third.execute("1").ranks == (0, 1, 2)
+
+
+def test_a_taken_port_is_an_error_before_anything_starts(fresh):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError, match=f"--master-port {port} .*Address already in use.*process {os.getpid()}"):
+            fresh(2, master_port=port)
+    assert not descendants()
+    assert fresh(2, master_port=port).execute("import os; os.environ['MASTER_PORT']")[1].result == f"'{port}'"
+
+
+def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
+    with pytest.raises(RankDiedError, match=r"(?s)rank 1 ended.*exit code 3.*rank one has no luck"):
+        fresh(2, preload="tests.cluster.preloads:deadly")
+    assert Session.current() is None and not gone_within(1, descendants())
+
+
+@pytest.mark.parametrize(
+    ("preload", "words"),
+    [
+        ("tests.cluster.preloads:broken", "RuntimeError: no such framework"),
+        ("no_such_module:load", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_failing_preload_is_an_error(fresh, preload, words):
+    with pytest.raises(ClusterError, match=f"preload '{preload}' failed: .*{words}"):
+        fresh(2, preload=preload)
+    assert not gone_within(1, descendants())
+
+
+def test_ranks_with_devices_come_from_spares_bound_at_birth():
+    """The GPU way on a machine without one: the device list is a fake, CUDA_VISIBLE_DEVICES is real."""
+    server = client.RankServer(preload=LIGHT, devices=["7", "8"])
+    events = []
+    server.on_event(events.append)
+    try:
+        server.ensure_controller().result(20)
+        while len({each.device for each in server.warmth.values() if each.state == "warm"}) < 2:
+            time.sleep(0.02)
+        spares = {each.pid for each in psutil.Process(server.pid).children()}
+        specs = [
+            p.RankSpec(rank=rank, device=device, profile_dir=str(server.profile_dir), connection="{}")
+            for rank, device in enumerate(["7", "8", "7"])  # more ranks than devices: the third is started cold
+        ]
+        server.start_ranks(specs).result(20)
+        started = {event.rank: event.pid for event in events if isinstance(event, p.RankStarted)}
+        assert {started[0], started[1]} <= spares and started[2] not in spares
+        while sum(isinstance(event, p.RankExited) for event in events) < 3:  # "{}" is no connection: they give up
+            time.sleep(0.02)
+        replaced = {each.pid for each in psutil.Process(server.pid).children()}
+        assert len(replaced - {started[0], started[1], started[2]}) >= 3  # controller and fresh spares
+    finally:
+        server.close()
+
+
+def test_ipyparallel_alone(tmp_path, monkeypatch):
+    """``ipp.Cluster(engines="workbench")``, without our magics."""
+    import ipyparallel
+    from traitlets.config import Config
+
+    config = Config()
+    config.WorkbenchEngineSetLauncher.preload = LIGHT
+    options = {
+        "engines": "workbench",
+        "controller": "workbench",
+        "n": 2,
+        "profile_dir": str(tmp_path),
+        "config": config,
+    }
+    cluster = ipyparallel.Cluster(**options)
+    view_client = cluster.start_and_connect_sync()
+    try:
+        view = view_client[:]
+        assert view.apply_sync(lambda: __import__("os").environ["RANK"]) == ["0", "1"]
+        task = view.apply_async(lambda: __import__("time").sleep(60))
+        time.sleep(0.2)
+        os.kill(psutil.Process(cluster.engine_set.server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
+        with pytest.raises(ipyparallel.error.RemoteError, match="died while running"):
+            task.get(timeout=10, return_when="FIRST_EXCEPTION")
+    finally:
+        processes = descendants()
+        cluster.stop_cluster_sync()
+        view_client.close()
+    assert not gone_within(3, processes)

@@ -1,0 +1,94 @@
+"""The magics of ranks in an IPython shell: parsed, called, shown."""
+
+import threading
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from magics.cluster import ClusterMagics, StatusTable
+from tests.cluster.conftest import LIGHT
+from workbench.errors import CellError, ClusterError, ConfigError, RankDiedError
+from workbench.session import Session
+
+
+@pytest.fixture
+def shell():
+    # The history saves from a thread; off, so that the check of threads sees only ours.
+    shell = InteractiveShell.instance(history_length=0)
+    shell.register_magics(ClusterMagics)
+    return shell
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    monkeypatch.setitem(Session.up.__func__.__kwdefaults__, "preload", LIGHT)
+
+
+def test_equal_output_is_shown_once(ranks, shell, capsys):
+    shell.run_cell_magic("dist", "", "import os\nprint('same')\nos.environ['WORLD_SIZE']")
+    assert capsys.readouterr().out == "ranks 0-1\nsame\n'2'\n"
+
+
+def test_different_output_is_shown_by_rank_and_targets_are_kept(ranks, shell, capsys):
+    shell.run_cell_magic("dist", "", "import os; print('rank', os.environ['RANK'])")
+    assert capsys.readouterr().out == "rank 0\nrank 0\nrank 1\nrank 1\n"
+    shell.run_cell_magic("dist", "--targets 1", "import os; print('only', os.environ['RANK'])")
+    assert capsys.readouterr().out == "rank 1\nonly 1\n"
+
+
+def test_figures_are_displayed(ranks, shell, capsys):
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as captured:
+        shell.run_cell_magic("dist", "-t 1", "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
+    assert [sorted(each.data) for each in captured.outputs] == [["image/png", "text/plain"]]
+
+
+def test_an_error_is_raised_once_with_its_ranks(ranks, shell, capsys):
+    with pytest.raises(CellError, match="ranks 0-1: ZeroDivisionError: division by zero"):
+        shell.run_cell_magic("dist", "", "x = 1\nx / 0")
+    result = shell.run_cell("%%dist\n1 / 0")
+    assert not result.success
+    shown = capsys.readouterr().out
+    assert shown.count("Traceback") == 1 and "session.py" not in shown
+
+
+def test_a_flood_is_elided(ranks, shell, capsys):
+    shell.run_cell_magic("dist", "", "for number in range(100_000): print(number)")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 402 and "... 99,600 lines left out ..." in lines and lines[-1] == "99999"
+
+
+def test_values_go_there_and_back(ranks, shell):
+    shell.user_ns["number"] = 20
+    shell.run_line_magic("dist_push", "number")
+    shell.run_cell_magic("dist", "", "import os; number += int(os.environ['RANK'])")
+    shell.run_line_magic("dist_pull", "number")
+    assert shell.user_ns["number"] == {0: 20, 1: 21}
+    shell.run_line_magic("dist_pull", "-t 1 number")
+    assert shell.user_ns["number"] == 21
+    with pytest.raises(ConfigError, match="not defined in the notebook: nothing"):
+        shell.run_line_magic("dist_push", "nothing")
+
+
+def test_status_and_bad_targets(ranks, shell):
+    shown = shell.run_line_magic("dist_status", "")
+    assert isinstance(shown, StatusTable) and str(ranks.pids[1]) in repr(shown)
+    with pytest.raises(ConfigError, match="rank 9 in -t '9', but 2 ranks are up"):
+        shell.run_cell_magic("dist", "-t 9", "1")
+
+
+def test_up_and_down(fresh, shell, capsys):
+    with pytest.raises(ClusterError, match="no ranks are up: run %dist_up -n 4 first"):
+        shell.run_cell_magic("dist", "", "1")
+    shell.run_line_magic("dist_up", "--nproc_per_node 2")
+    session = Session.current()
+    shell.run_line_magic("dist_up", "-n 2")
+    assert Session.current() is session and "2 ranks are up" in capsys.readouterr().out
+    threading.Timer(0.3, lambda: session.signal(9, [1])).start()
+    with pytest.raises(RankDiedError, match="rank 1 ended"):
+        shell.run_cell_magic("dist", "", "import time; time.sleep(30)")
+    shell.run_line_magic("dist_down", "")
+    assert Session.current() is None
+    shell.run_line_magic("dist_down", "")
+    assert "no ranks are up" in capsys.readouterr().out

@@ -1,0 +1,171 @@
+"""Cells, values and signals on two real ranks."""
+
+import os
+import queue
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
+from workbench.session import Session
+
+
+def test_ranks_know_who_they_are(ranks):
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"]
+    ranks.execute(f"import os; found = [os.environ[name] for name in {names}] + [os.getpid(), os.getcwd()]")
+    found = ranks.pull("found")
+    port = str(ranks.master_port)
+    assert found[0][:6] == ["0", "0", "2", "2", "127.0.0.1", port] and found[1][:6] == [
+        "1",
+        "1",
+        "2",
+        "2",
+        "127.0.0.1",
+        port,
+    ]
+    assert {rank: row[7] for rank, row in found.items()} == ranks.pids
+    assert found[0][8] == os.getcwd()
+    assert "IPP_CONNECTION_INFO" not in ranks.execute("import os; list(os.environ)")[0].result
+
+
+def test_outputs_are_collected_by_rank(ranks):
+    result = ranks.execute(
+        "import os, sys\nrank = int(os.environ['RANK'])\nprint('out', rank)\nprint('err', file=sys.stderr)\n"
+        "from IPython.display import display, HTML\ndisplay(HTML('<b>x</b>'))\nrank * 10"
+    )
+    assert result.ok and result.ranks == (0, 1)
+    assert [(each.stdout, each.stderr, each.result) for each in result.outputs.values()] == [
+        ("out 0\n", "err\n", "0"),
+        ("out 1\n", "err\n", "10"),
+    ]
+    assert result[1].displays[0]["text/html"] == "<b>x</b>"
+
+
+def test_errors_name_ranks_and_line(ranks):
+    result = ranks.execute("import os\nvalue = {'0': 1}[os.environ['RANK']]")
+    assert result[0].error is None and result[1].error.ename == "KeyError"
+    with pytest.raises(CellError, match="rank 1: KeyError: '1'") as caught:
+        result.raise_on_error()
+    assert "line 2" in caught.value.traceback
+
+
+def test_push_and_pull_arrays(ranks):
+    ranks.push({"array": np.arange(200_000.0), "word": "x"})
+    ranks.execute("import os; array = array + int(os.environ['RANK'])")
+    assert ranks.pull("array")[1][-1] == 200_000.0
+    assert ranks.pull(["word", "array"], [0])[0]["word"] == "x"
+    with pytest.raises(CellError, match="ranks 0-1: NameError: name 'nowhere' is not defined"):
+        ranks.pull("nowhere")
+    with pytest.raises(CellError, match="rank 1: NameError"):
+        ranks.pull("nowhere", [1])
+
+
+def test_submit_returns_at_once_and_calls_back(ranks):
+    told = threading.Event()
+    started = time.monotonic()
+    submission = ranks.submit(
+        "import os, time\nif os.environ['RANK'] == '1': time.sleep(0.6)\n1 / int(os.environ['RANK'])"
+    )
+    submission.add_done_callback(lambda _: told.set())
+    assert time.monotonic() - started < 0.3
+    with pytest.raises(RanksBusyError, match="still runs an earlier cell"):
+        ranks.execute("1")
+    while not submission.ready_ranks():
+        time.sleep(0.01)
+    assert submission.ready_ranks() == [0] and not submission.done()
+    assert submission.error(0).ename == "ZeroDivisionError"
+    assert [each.state for each in ranks.status()] == ["idle", "running cell"]
+    assert told.wait(3.0) and submission.done() and submission.error(1) is None
+
+
+def test_busy_ranks_refuse_at_once(ranks):
+    ranks.busy, ranks.step_of = "first", lambda rank: 40 + rank
+    try:
+        with pytest.raises(RanksBusyError, match="train run 'first'"):
+            ranks.execute("1")
+        assert [(each.state, each.step) for each in ranks.status()] == [("training", 40), ("training", 41)]
+    finally:
+        ranks.busy = ranks.step_of = None
+
+
+def test_interrupt_of_a_sleeping_cell(ranks):
+    threading.Timer(0.3, ranks.interrupt).start()
+    started = time.monotonic()
+    result = ranks.execute("import time; time.sleep(30)")
+    assert time.monotonic() - started < 3.0
+    assert {each.error.ename for each in result.outputs.values()} == {"KeyboardInterrupt"}
+    assert ranks.execute("print('after')")[1].stdout == "after\n"
+
+
+def test_ctrl_c_reaches_the_ranks(ranks):
+    import signal
+
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ranks.execute("import time; time.sleep(30)")
+    assert time.monotonic() - started < 3.0
+    assert ranks.execute("print('after')")[0].stdout == "after\n"
+
+
+def test_timeout_says_who(ranks):
+    with pytest.raises(ClusterError, match=r"rank 1 did not finish within 0\.3 s"):
+        ranks.execute("import os, time; time.sleep(float(os.environ['RANK']))", timeout=0.3)
+    time.sleep(1.0)
+    assert ranks.execute("1").ok
+
+
+def test_a_flood_of_lines(ranks):
+    started = time.monotonic()
+    result = ranks.execute("for number in range(100_000): print(number)")
+    assert result[1].stdout.count("\n") == 100_000 and result[0].stdout.endswith("99999\n")
+    assert time.monotonic() - started < 5.0
+
+
+def test_status_shows_processes(ranks):
+    status = ranks.status()
+    assert [each.pid for each in status] == [ranks.pids[0], ranks.pids[1]]
+    assert all(each.memory_bytes > 10 << 20 and each.device == "cpu" for each in status)
+
+
+def test_same_request_keeps_ranks_and_wrong_ones_are_named(ranks):
+    assert Session.up(2, preload="tests.cluster.preloads:light") is ranks
+    with pytest.raises(ClusterError, match="rank 5: 2 ranks are up, 0 to 1"):
+        ranks.execute("1", ranks=[5])
+
+
+def test_a_rank_killed_in_a_cell_is_told_at_once(fresh):
+    session = fresh(2)
+    deaths = queue.SimpleQueue()
+    session.on_rank_died(lambda rank, reason: deaths.put((rank, reason)))
+    threading.Timer(0.3, lambda: os.kill(session.pids[1], 9)).start()
+    started = time.monotonic()
+    with pytest.raises(RankDiedError, match=r"rank 1 ended: killed by signal 9 \(SIGKILL\)"):
+        session.execute("import time; time.sleep(30)")
+    assert time.monotonic() - started < 0.3 + 0.3
+    assert deaths.get(timeout=1.0) == (1, "killed by signal 9 (SIGKILL)")
+    assert [each.state for each in session.status()] == ["running cell", "dead"]
+    session.interrupt([0])
+    with pytest.raises(RankDiedError, match="run %dist_up"):
+        session.execute("1")
+    assert fresh(2).execute("1").ok  # replaced, as it was not whole
+
+
+def test_the_others_can_go_on(fresh):
+    session = fresh(2)
+    os.kill(session.pids[0], 9)
+    while 0 not in session.dead:
+        time.sleep(0.01)
+    assert session.execute("6 * 7", ranks=[1])[1].result == "42"
+    started = time.monotonic()
+    session.down()
+    assert time.monotonic() - started < 3.0
+
+
+def test_a_rank_that_exits_by_itself(fresh):
+    session = fresh(2)
+    with pytest.raises(RankDiedError, match="rank 0 ended: its process left with exit code 7"):
+        session.execute("import os\nif os.environ['RANK'] == '0': os._exit(7)")

@@ -1,0 +1,129 @@
+"""What ranks do in the tests: train a small model by a strategy and tell what they saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.engine import models
+from workbench.config import TrainSpec
+from workbench.engine import repairs
+from workbench.engine.gradients import GradientCollector
+from workbench.engine.process_group import joined
+from workbench.engine.strategies.colossal import ColossalStrategy
+from workbench.engine.workload import Workload
+
+
+def workload(kind: str, *, by_loss_fn: bool = False) -> Workload:
+    network = models.model(kind)
+    loss = {"loss_fn": lambda model, data: models.criterion(models.outputs(model, data), data)}
+    return Workload(
+        model=network,
+        optimizer=models.optimizer(network),
+        data=None,  # type: ignore[arg-type]
+        **(loss if by_loss_fn else {"criterion": models.criterion}),
+    )
+
+
+def prepared(rank: int, spec: TrainSpec, kind: str, *, by_loss_fn: bool = False) -> ColossalStrategy:
+    work = workload(kind, by_loss_fn=by_loss_fn)
+    ColossalStrategy.check(spec, work)
+    strategy = ColossalStrategy(spec, rank)
+    strategy.prepare(work)
+    return strategy
+
+
+def pieces(strategy: ColossalStrategy, kind: str, step: int) -> list[Any]:
+    share = models.part(models.batch(kind, step), strategy.coordinates.dp, strategy.mesh.dp)
+    return [models.part(share, index, strategy.spec.accumulate) for index in range(strategy.spec.accumulate)]
+
+
+def train(
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    model: str,
+    options: dict[str, Any],
+    steps: int = 20,
+    evaluate_at: int = 3,
+    without: Sequence[str] = (),
+    token: str = "",
+    by_loss_fn: bool = False,
+) -> dict[str, Any]:
+    """Losses and norms, global, of each step. ``without`` names repairs to leave out."""
+    repairs.REPAIRS = tuple(repair for repair in repairs.REPAIRS if repair.name not in without)
+    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
+    losses, norms = [], []
+    with joined(rank, ranks, directory, device_type="cpu", token=token):
+        strategy = prepared(rank, spec, model, by_loss_fn=by_loss_fn)
+        try:
+            for step in range(steps):
+                loss = strategy.forward_backward(pieces(strategy, model, step))
+                losses.append(_mean_over_ranks(loss))
+                norms.append(_norm(strategy))
+                strategy.step()
+                if step == evaluate_at:
+                    _evaluate(strategy, model)
+        finally:
+            strategy.close()
+    return {"losses": losses, "norms": norms}
+
+
+def _mean_over_ranks(loss: torch.Tensor | None) -> float:
+    found = torch.tensor([0.0, 0.0] if loss is None else [loss.item(), 1.0], dtype=torch.float64)
+    dist.all_reduce(found)
+    return (found[0] / found[1]).item()
+
+
+def _norm(strategy: ColossalStrategy) -> float:
+    total = strategy.grad_sq().clone()
+    dist.all_reduce(total)
+    return math.sqrt(total.item())
+
+
+def _evaluate(strategy: ColossalStrategy, kind: str) -> None:
+    """A smaller batch than the ones of training, in evaluation mode, must leave training as it was."""
+    few = models.part(models.batch(kind, 0), 0, 4)
+    found = strategy.forward(few)
+    is_last = strategy.coordinates.pp == strategy.mesh.pp - 1
+    assert (found is not None) == is_last
+    assert strategy.plan.model.training
+    if is_last and kind.startswith(("llama", "gpt2", "tied")):
+        assert found.logits.shape == (2, 16, strategy.workload.model.config.vocab_size), "whole logits"
+        assert math.isfinite(found.loss.item())
+        assert not found.logits.requires_grad
+
+
+def gradients(
+    rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], watch_twice: bool = True
+) -> dict[str, Any]:
+    """The records of the first step, as they would be logged, and this rank's share of the squared norm."""
+    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
+    with joined(rank, ranks, directory, device_type="cpu"):
+        strategy = prepared(rank, spec, model)
+        try:
+            collector = GradientCollector()
+            with strategy.watch_local(collector.observe):
+                strategy.forward_backward(pieces(strategy, model, 0))
+            records = collector.records(1, rank, "local")
+            collector.add_all(strategy.reduced_gradients())
+            records += collector.records(1, rank, "reduced")
+            grad_sq = strategy.grad_sq().item()
+            strategy.step()
+            with strategy.watch_local(collector.observe) if watch_twice else nullcontext():
+                strategy.forward_backward(pieces(strategy, model, 1))
+            again = collector.records(2, rank, "local")
+            strategy.forward_backward(pieces(strategy, model, 1))  # no longer watched
+            assert not collector.records(3, rank, "local")
+        finally:
+            strategy.close()
+    rows = [dataclasses.asdict(record) for record in records]
+    return {"rows": rows, "grad_sq": grad_sq, "second": [record.layer for record in again]}

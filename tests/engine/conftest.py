@@ -1,0 +1,28 @@
+"""One pool of warm ranks for all tests of the engine, and the plain loop that they are compared with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.engine.rank_pool import RankPool
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[RankPool]:
+    with RankPool() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def plain_loop(pool: RankPool) -> Callable[..., dict[str, Any]]:
+    """``plain_loop(model, **options)``: losses and gradient norms of one process without any framework."""
+
+    @functools.cache
+    def run(model: str, **options: Any) -> dict[str, Any]:
+        return pool.run(1, "tests.engine.plain:train", model=model, **options)[0]
+
+    return run

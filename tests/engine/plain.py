@@ -1,0 +1,52 @@
+"""The other side of the comparisons: one process, a plain PyTorch loop, no Colossal-AI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.engine import models
+
+
+def train(rank: int, ranks: int, directory: Path, *, model: str, steps: int = 20, clip: float = 0.0) -> dict[str, Any]:
+    network = models.model(model).train()
+    optimizer = models.optimizer(network)
+    losses, norms = [], []
+    for step in range(steps):
+        data = models.batch(model, step)
+        loss = models.criterion(models.outputs(network, data), data)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        norms.append(norm.item())
+    return {"losses": losses, "norms": norms}
+
+
+def gradients(rank: int, ranks: int, directory: Path, *, model: str, shards: int) -> list[dict[str, Any]]:
+    """Statistics per layer of the first gradient in float64: of each of ``shards`` parts of the batch, then of all."""
+    found = []
+    for index, count in [*((index, shards) for index in range(shards)), (0, 1)]:
+        network = models.model(model).double().train()
+        data = models.part(models.batch(model, 0), index, count)
+        data = torch.utils._pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, data)
+        models.criterion(models.outputs(network, data), data).backward()
+        layers: dict[str, list[np.ndarray]] = {}
+        for name, parameter in network.named_parameters():  # each tied parameter once, by its first name
+            layers.setdefault(name.rpartition(".")[0], []).append(parameter.grad.numpy().ravel())
+        found.append({layer: _statistics(np.concatenate(parts)) for layer, parts in layers.items()})
+    return found
+
+
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    return {
+        "norm": float(np.sqrt(np.sum(values**2))),
+        "max_abs": float(np.abs(values).max()),
+        "mean": float(values.mean()),
+        "zero_fraction": float(np.mean(values == 0)),
+        "nonfinite_count": int(np.sum(~np.isfinite(values))),
+    }

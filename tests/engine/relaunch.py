@@ -1,0 +1,139 @@
+"""What ranks do in test_relaunch."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.engine import boosted, models
+from workbench.config import TrainSpec
+from workbench.engine.process_group import joined
+from workbench.errors import ClusterError
+
+
+def train_all(rank: int, ranks: int, directory: Path, *, plans: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"losses": [], "descriptors": [], "threads": [], "relaunch_s": []}
+    for index, (model, options) in enumerate(plans):
+        started = time.monotonic()
+        trained = boosted.train(
+            rank, ranks, directory, model=model, options=options, steps=3, evaluate_at=1, token=str(index)
+        )
+        found["relaunch_s"].append(time.monotonic() - started)
+        found["losses"].append(trained["losses"])
+        found["descriptors"].append(len(os.listdir("/proc/self/fd")))
+        found["threads"].append(len(os.listdir("/proc/self/task")))
+    return found
+
+
+def shrink(rank: int, ranks: int, directory: Path) -> list[float] | None:
+    """All ranks train, then the first two alone."""
+    tp_pp = {"plugin": "hybrid", "tp": 2, "pp": 2, "micro_batches": 2}
+    boosted.train(rank, ranks, directory, model="llama", options=tp_pp, steps=2, token="all")
+    if rank > 1:
+        return None
+    options = {"plugin": "hybrid", "tp": 2}
+    return boosted.train(rank, 2, directory, model="llama", options=options, steps=2, token="two")["losses"]
+
+
+def after_failure(rank: int, ranks: int, directory: Path) -> bool:
+    spec = TrainSpec.from_options({"ranks": ranks, "plugin": "hybrid", "tp": 2})
+    try:
+        with joined(rank, ranks, directory, device_type="cpu", token="fails"):
+            strategy = boosted.prepared(rank, spec, "llama")
+            try:
+                strategy.forward_backward(boosted.pieces(strategy, "llama", 0))
+                raise ZeroDivisionError("in the user's loss")
+            finally:
+                strategy.close()
+    except ZeroDivisionError:
+        trained = boosted.train(rank, ranks, directory, model="gpt2", options={"plugin": "zero1"}, token="works")
+        return trained["losses"][-1] < trained["losses"][0]
+    return False
+
+
+def after_death(rank: int, ranks: int, directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        with joined(rank, ranks, directory, device_type="cpu", token="dies"):
+            spec = TrainSpec.from_options({"ranks": ranks, "plugin": "ddp"})
+            strategy = boosted.prepared(rank, spec, "llama")
+            strategy.forward_backward(boosted.pieces(strategy, "llama", 0))
+            if rank == 1:
+                os._exit(9)
+            died = time.monotonic()
+            try:
+                dist.all_reduce(torch.ones(1))
+            finally:
+                found["noticed_s"] = time.monotonic() - died
+                strategy.close()
+    except RuntimeError:
+        found["left_s"] = time.monotonic() - died - found["noticed_s"]
+    trained = boosted.train(0, 1, directory, model="plain", options={"plugin": "ddp"}, token="alone")
+    return {**found, "trained_alone": trained["losses"][-1] < trained["losses"][0]}
+
+
+def alone(rank: int, ranks: int, directory: Path, *, patience_s: float) -> str:
+    """What a rank is told whose peers never come."""
+    try:
+        with joined(rank, ranks + 1, directory, device_type="cpu", join_timeout_s=patience_s):
+            return "joined"
+    except ClusterError as error:
+        return str(error)
+
+
+def without_rank_0(rank: int, ranks: int, directory: Path) -> str:
+    try:
+        with joined(1, 2, directory, device_type="cpu", join_timeout_s=0.3):
+            return "joined"
+    except ClusterError as error:
+        return str(error)
+
+
+def on_port(rank: int, ranks: int, directory: Path, *, port: int) -> str:
+    try:
+        with joined(0, 1, directory, device_type="cpu", master_port=port):
+            return "joined"
+    except ClusterError as error:
+        return str(error)
+
+
+def skips(rank: int, ranks: int, directory: Path, *, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Sixteen steps in fp16 that start with a loss scale which overflows."""
+    from workbench.engine.strategies import plans
+
+    plans.INITIAL_SCALE = 2.0**24
+    spec = TrainSpec.from_options({"ranks": ranks, "precision": "fp16", **options})
+    found = []
+    with joined(rank, ranks, directory, device_type="cpu"):
+        strategy = boosted.prepared(rank, spec, "gpt2")
+        for step in range(16):
+            before = [parameter.detach().clone() for parameter in strategy.plan.module.parameters()]
+            loss = strategy.forward_backward(boosted.pieces(strategy, "gpt2", step))
+            updated = strategy.step()
+            after = strategy.plan.module.parameters()
+            changed = any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+            found.append({"updated": updated, "changed": changed, "loss": None if loss is None else loss.item()})
+        strategy.close()
+    return found
+
+
+def refused(rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], **kind: bool) -> list[str]:
+    """The field and the message with which a plan is refused."""
+    from workbench.engine.strategies.colossal import ColossalStrategy
+    from workbench.errors import ConfigError
+
+    if model == "batchnorm":
+        work = boosted.workload("plain", **kind)
+        work.model.append(torch.nn.BatchNorm1d(3))
+    else:
+        work = boosted.workload(model, **kind)
+    try:
+        ColossalStrategy.check(TrainSpec.from_options({"batch_size": models.BATCH, **options}), work)
+    except ConfigError as error:
+        return [error.field or "", str(error)]
+    return ["", "taken"]

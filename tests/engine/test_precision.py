@@ -1,0 +1,46 @@
+"""Loss scaling, and plans that are refused by name before anything starts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+TP = {"plugin": "hybrid", "tp": 2}
+PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+
+
+@pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP], ids=str)
+def test_a_step_that_overflows_is_skipped_and_said_so(pool, options):
+    found = pool.run(2, "tests.engine.relaunch:skips", options={**options, "clip": 1.0})
+    for rank in found:
+        assert [step["updated"] for step in rank] == [step["changed"] for step in rank]
+        assert not rank[0]["updated"], "the first scale overflows"
+        assert sum(step["updated"] for step in rank) >= 6, "it is lowered until gradients fit"
+        assert all(step["loss"] is None or math.isfinite(step["loss"]) for step in rank)
+    assert len({tuple(step["updated"] for step in rank) for rank in found}) == 1, "all ranks skip the same steps"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("gpt2", {"ranks": 2, **PP}, {"by_loss_fn": True}, "loss_fn", "criterion = lambda outputs, batch:"),
+        ("plain", {"ranks": 2, **TP}, {}, "--tp", "cannot split a Sequential over tp 2"),
+        ("plain", {"ranks": 2, **PP}, {}, "--pp", "--plugin ddp, zero1 or zero2"),
+        ("llama", {"ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 6}, {}, "--tp", "does not divide the 4"),
+        ("tied", {"ranks": 4, "plugin": "hybrid", "tp": 4}, {}, "--tp", "2 key-value heads"),
+        ("tied", {"ranks": 4, "plugin": "hybrid", "pp": 4, "micro_batches": 4}, {}, "--pp", "does not divide the 2"),
+        ("llama", {"ranks": 2, "plugin": "hybrid", "pp": 2}, {}, "--micro-batches", "pass --micro-batches 2 or more"),
+        ("batchnorm", {"ranks": 2, "plugin": "ddp"}, {}, "--plugin", "3 is a BatchNorm1d"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(pool, case):
+    model, options, kind, field, words = case
+    ((found_field, message),) = pool.run(1, "tests.engine.relaunch:refused", model=model, options=options, **kind)
+    assert words in message
+    assert found_field == field
+
+
+def test_data_parallel_hybrid_takes_any_module(pool):
+    options = {"ranks": 2, "plugin": "hybrid"}
+    assert pool.run(1, "tests.engine.relaunch:refused", model="plain", options=options) == [["", "taken"]]

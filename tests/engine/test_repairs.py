@@ -1,0 +1,63 @@
+"""Each repair of Colossal-AI is needed (without it training is wrong, or fails) and goes no further than it says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.rank_pool import RankFailed
+
+PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+TP = {"plugin": "hybrid", "tp": 2}
+
+
+def _worst(pool, plain_loop, **arguments) -> float:
+    found = pool.run(2, "tests.engine.boosted:train", **arguments)[0]["losses"]
+    return max(abs(a - b) for a, b in zip(found, plain_loop(arguments["model"], clip=0.0)["losses"], strict=True))
+
+
+def test_without_the_causal_mask_attention_sees_the_future(pool, plain_loop):
+    arguments = {"model": "gpt2-masked", "options": PP}
+    assert _worst(pool, plain_loop, **arguments) <= 1e-5
+    # upstream needs a mask to be given, hence "-masked", and then trains happily
+    assert _worst(pool, plain_loop, without=["causal-mask"], **arguments) > 1e-3
+
+
+def test_causal_mask_is_kept_where_upstream_is_used_by_itself(pool):
+    repaired = pool.run(2, "tests.engine.upstream:sees_the_future")
+    assert repaired == [False, False]
+    assert pool.run(2, "tests.engine.upstream:sees_the_future", without=["causal-mask"]) == [True, True]
+
+
+def test_stale_coordinator(pool):
+    assert pool.run(2, "tests.engine.upstream:coordinators") == [[[0, 2], [0, 1]], [[1, 2], [0, 1]]]
+    stale = pool.run(2, "tests.engine.upstream:coordinators", forget=False)
+    assert stale == [[[0, 2], [0, 2]], [[1, 2], [1, 2]]]
+
+
+@pytest.mark.parametrize(
+    ("repair", "options", "complaint"),
+    [
+        ("whole-logits", TP, "is invalid for input of size"),
+        ("set-device", PP, "set_device|Expected a cuda device"),
+        ("hccl", PP, "hccl|HCCL"),
+        ("unlabelled", PP, "loss"),
+    ],
+)
+def test_without_it_training_fails(pool, repair, options, complaint):
+    function = "tests.engine.upstream:unlabelled" if repair == "unlabelled" else "tests.engine.boosted:train"
+    arguments = {} if repair == "unlabelled" else {"model": "gpt2", "options": options}
+    pool.run(2, function, **arguments)
+    with pytest.raises(RankFailed, match=complaint):
+        pool.run(2, function, without=[repair], **arguments)
+
+
+def test_on_gpu_ranks_only_wrong_results_are_mended(pool):
+    (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cuda")
+    assert applied == ["causal-mask", "coordinator", "unlabelled", "whole-logits"]
+    (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cpu")
+    assert {"hccl", "set-device"} < set(applied)
+
+
+def test_another_version_of_colossalai_is_refused(pool):
+    with pytest.raises(RankFailed, match=r"Colossal-AI 0\.6\.0 .* pip install colossalai==0\.5\.0"):
+        pool.run(1, "tests.engine.upstream:applied", device_type="cpu", version="0.6.0")

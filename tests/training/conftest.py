@@ -1,0 +1,40 @@
+"""One IPython shell with the extension loaded and two ranks up, for all tests of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from workbench.session import Session
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("runs")))
+    patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "workbench")
+    yield shell
+    shell.run_line_magic("dist_down", "")
+    patch.undo()
+
+
+@pytest.fixture
+def two_ranks(shell: InteractiveShell) -> Session:
+    """Two living, idle ranks; those that a test killed are replaced."""
+    session = Session.current()
+    if session is not None and any(status.state == "dead" for status in session.status()):
+        session.down()
+        session = None
+    return session or Session.up(2)
+
+
+@pytest.fixture
+def runs(shell: InteractiveShell) -> Path:
+    from workbench.run_directory import home
+
+    return home()

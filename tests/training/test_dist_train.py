@@ -1,0 +1,213 @@
+"""``%dist_train`` as a user types it, on two real ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+
+from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
+from workbench.run import Run
+from workbench.session import Session
+
+LLAMA = "--recipe stdlib-llama -n 2 --batch-size 4 --steps 6 --eval-every 0 --grad-every 3 --quiet"
+CELL = """
+import torch
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+x = torch.randn(64, 8)
+dataset = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+criterion = torch.nn.MSELoss()
+"""
+SLOW = (
+    CELL.replace("criterion =", "import time\nmse =")
+    + """
+def loss_fn(model, batch):
+    time.sleep(0.02)
+    return mse(model(batch[0]), batch[1])
+"""
+)
+
+
+def train(shell: InteractiveShell, line: str, cell: str | None = None) -> Run:
+    if cell is None:
+        return shell.run_line_magic("dist_train", line)
+    return shell.run_cell_magic("dist_train", line, cell)
+
+
+@pytest.fixture(scope="module")
+def llama(shell: InteractiveShell) -> Run:
+    """A finished run, data parallel; it brings up the ranks by itself when none are up."""
+    return train(shell, f"{LLAMA} --plugin ddp --name first").wait(timeout=120)
+
+
+def test_a_run_returns_at_once_and_finishes(shell: InteractiveShell, two_ranks: Session) -> None:
+    started = time.monotonic()
+    run = train(shell, LLAMA)
+    assert time.monotonic() - started < 2 and run.status in ("starting", "running")
+    assert run.wait(timeout=60) is run
+    assert run.status == "finished" and run.step == 6
+
+
+def test_what_a_run_tells(llama: Run) -> None:
+    metrics = llama.metrics()
+    assert metrics["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.isfinite(metrics[["loss", "lr", "grad_norm", "tps", "step_time_ms"]]).all().all()
+    per_rank = llama.metrics(per_rank=True)
+    assert per_rank.groupby("step")["rank"].apply(list).tolist() == [[-1, 0, 1]] * 6
+    mean = per_rank[per_rank["rank"] >= 0].groupby("step")["loss"].mean()
+    np.testing.assert_allclose(metrics["loss"], mean)
+    assert set(llama.devices()["rank"]) == {0, 1} and (llama.devices()["rss_bytes"] > 0).all()
+    events = llama.events()
+    states = events[events["kind"] == "state"].groupby("rank")["name"].apply(list)
+    assert states.tolist() == [["starting", "running", "finished"]] * 2
+
+
+def test_gradients_of_every_layer_and_the_global_norm_agree(llama: Run) -> None:
+    gradients = llama.gradients()
+    assert sorted(set(gradients["step"])) == [1, 3, 6]
+    assert {"model.embed_tokens", "model.layers.0.self_attn.q_proj", "lm_head"} <= set(gradients["layer"])
+    reduced = gradients[(gradients["scope"] == "reduced") & (gradients["rank"] == 0)]
+    norms = (reduced.groupby("step")["norm"].apply(lambda norm: (norm**2).sum())) ** 0.5
+    metrics = llama.metrics().set_index("step")
+    np.testing.assert_allclose(norms, metrics.loc[norms.index, "grad_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("plan", ["--plugin zero1", "--plugin zero2", "--tp 2", "--pp 2"])
+def test_another_plan_in_the_same_session_trains_the_same(shell: InteractiveShell, llama: Run, plan: str) -> None:
+    run = train(shell, f"{LLAMA} {plan}").wait(timeout=120)
+    np.testing.assert_allclose(run.metrics()["loss"], llama.metrics()["loss"], atol=1e-5)
+    np.testing.assert_allclose(run.metrics()["grad_norm"], llama.metrics()["grad_norm"], rtol=1e-4)
+    assert set(run.gradients()["layer"]) == set(llama.gradients()["layer"])
+
+
+def plain_losses(steps: int, batch_size: int) -> list[float]:
+    names: dict = {}
+    exec(CELL, names)
+    losses = []
+    for step in range(steps):
+        rows = [(step * batch_size + i) % 64 for i in range(batch_size)]
+        x, y = (torch.stack(column) for column in zip(*(names["dataset"][row] for row in rows), strict=True))
+        loss = names["criterion"](names["model"](x), y)
+        names["optimizer"].zero_grad()
+        loss.backward()
+        names["optimizer"].step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_cell_trains_as_a_plain_loop_does(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 20 --batch-size 16 --quiet --name cell", CELL).wait(timeout=60)
+    np.testing.assert_allclose(run.metrics()["loss"], plain_losses(20, 16), atol=1e-5)
+    assert set(run.gradients()["layer"]) == {"0", "2"}
+
+
+def test_lr_given_as_a_flag_wins_over_the_cells(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 2 --lr 0.25 --quiet", CELL).wait(timeout=60)
+    assert run.metrics()["lr"].tolist() == [0.25, 0.25]
+
+
+def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
+    while run.step < 3:
+        time.sleep(0.02)
+    asked = time.monotonic()
+    run.stop()
+    run.wait(timeout=20)
+    assert time.monotonic() - asked < 3
+    assert run.status == "stopped" and run.step < 5000
+    rows = run.metrics(per_rank=True)
+    assert rows[rows["rank"] >= 0].groupby("rank")["step"].max().nunique() == 1
+    with pytest.raises(RunError, match="nothing to stop"):
+        run.stop()
+
+
+def test_ctrl_c_while_waiting_stops_the_run_cleanly(shell: InteractiveShell, two_ranks: Session) -> None:
+    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    run = train(shell, "-n 2 --steps 5000 --quiet --wait", SLOW)
+    timer.cancel()
+    assert run.status == "stopped" and 0 < run.step < 5000
+
+
+def test_a_second_run_while_one_trains_is_refused_and_harms_nothing(
+    shell: InteractiveShell, two_ranks: Session
+) -> None:
+    first = train(shell, "-n 2 --steps 60 --quiet --name busy", SLOW)
+    with pytest.raises(RanksBusyError, match="'busy' is training"):
+        train(shell, "-n 2 --steps 5 --quiet", CELL)
+    with pytest.raises(RanksBusyError, match="busy"):
+        two_ranks.execute("1 + 1")
+    assert first.wait(timeout=60).status == "finished"
+
+
+def test_a_cell_that_fails_on_one_rank_names_it_with_the_line(shell: InteractiveShell, two_ranks: Session) -> None:
+    cell = CELL + "import os\nif os.environ['RANK'] == '1':\n    raise KeyError('only here')\n"
+    run = train(shell, "-n 2 --steps 5 --quiet", cell)
+    with pytest.raises(RunError, match="on rank 1: KeyError") as caught:
+        run.wait(timeout=30)
+    assert "raise KeyError('only here')" in caught.value.traceback and "entry.py" not in caught.value.traceback
+    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
+
+
+def test_a_loss_that_raises_in_the_middle_on_one_rank_ends_both(shell: InteractiveShell, two_ranks: Session) -> None:
+    cell = SLOW.replace("time.sleep(0.02)", "assert not (os.environ['RANK'] == '1' and spec_steps()), 'planted'")
+    cell = "import os\nseen = []\ndef spec_steps():\n    seen.append(1)\n    return len(seen) > 3\n" + cell
+    run = train(shell, "-n 2 --steps 50 --quiet", cell)
+    with pytest.raises(RunError, match="on rank 1: AssertionError: planted"):
+        run.wait(timeout=30)
+    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
+
+
+def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_ranks: Session, runs: Path) -> None:
+    before = sorted(runs.iterdir())
+    for line, cell, words in (
+        ("-n 2 --quiet", CELL.replace("model =", "modell ="), "does not define model"),
+        ("--recipe stdlib-llama -n 4 --quiet", None, "are up"),
+        ("--recipe stdlib-llama -n 2 --tp 2 --plugin zero1 --quiet", None, "needs --plugin hybrid"),
+        ("--recipe stdlib-llama -n 2 --batch-size 3 --quiet", None, "use 4"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(shell, line, cell)
+    with pytest.raises(SyntaxError):
+        train(shell, "-n 2 --quiet", "model = (")
+    assert sorted(runs.iterdir()) == before
+    assert {status.state for status in two_ranks.status()} == {"idle"}
+
+
+def test_a_spec_file(shell: InteractiveShell, two_ranks: Session, tmp_path: Path) -> None:
+    file = tmp_path / "spec.toml"
+    file.write_text('recipe = "stdlib-llama"\nsteps = 3\nbatch_size = 4\neval_every = 0\n[plan]\nranks = 2\n')
+    run = train(shell, f"--config {file} --steps 2 --quiet").wait(timeout=60)
+    assert (run.spec.steps, run.spec.batch_size, run.spec.plan.ranks) == (2, 4, 2)
+    again = train(shell, f"--config {run.path / 'spec.toml'} --quiet").wait(timeout=60)
+    np.testing.assert_array_equal(again.metrics()["loss"], run.metrics()["loss"])
+    file.write_text("spec_version = 99")
+    with pytest.raises(SchemaError, match="update dist-workbench"):
+        train(shell, f"--config {file}")
+
+
+def test_what_the_cell_prints_is_kept(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 2 --quiet", CELL + "print('built', model[0].in_features)\n").wait(timeout=30)
+    assert run.output(0) == run.output(1) == "built 8\n"
+
+
+def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
+    shell: InteractiveShell, two_ranks: Session
+) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
+    while run.step < 3:
+        time.sleep(0.02)
+    os.kill(next(status.pid for status in two_ranks.status() if status.rank == 1), signal.SIGKILL)
+    with pytest.raises(RunError, match=r"on rank 1: .*9"):
+        run.wait(timeout=20)
+    shell.run_line_magic("dist_down", "")
+    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status == "finished"

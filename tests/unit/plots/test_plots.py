@@ -1,0 +1,218 @@
+"""Figures: columns that stream, and what is drawn on them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource
+
+from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
+from workbench.plots import ALL, gradients, loss, plots, rows, theme, throughput, utilisation
+from workbench.plots.base import Plot
+from workbench.plots.picture import picture
+from workbench.rank_log import RankLogWriter
+from workbench.records import GradientStats, StepRecord
+from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.gradients import combine
+from workbench.telemetry.store import Columns, Store
+
+HOSTILE = ["</script><script>alert(1)</script>", "a\"b'c", "model.layers.0.mlp", ""]
+
+
+def opened(path: Path) -> Store:
+    store = Store(path)
+    store.refresh()
+    return store
+
+
+def record(step: int, rank: int) -> StepRecord:
+    return StepRecord(
+        time=float(step), step=step, rank=rank, loss=1.0 / step, lr=0.1, grad_sq=1.0, tokens=64, step_time_ms=10.0,
+        data_wait_ms=0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_fake_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.mark.parametrize("plot", plots(), ids=lambda plot: plot.NAME)
+@pytest.mark.parametrize("kind", ["no rows", "two ranks", "twelve ranks", "pipeline"])
+def test_contract(plot: Plot, kind: str, tmp_path: Path) -> None:
+    options: dict[str, dict[str, object]] = {
+        "two ranks": {"ranks": 2},
+        "twelve ranks": {"ranks": 12},
+        "pipeline": {"ranks": 4, "plugin": "hybrid", "tp": 2, "pp": 2},
+    }
+    if kind == "no rows":
+        write_spec(tmp_path, fake_spec())
+        store = opened(tmp_path)
+    else:
+        store = opened(make_fake_run(tmp_path / "run", steps=60, **options[kind]))  # type: ignore[arg-type]
+    columns, cursor = plot.columns(store, None)
+    assert len({values.size for values in columns.values()}) == 1
+    assert (next(iter(columns.values())).size > 0) == (kind != "no rows")
+    nothing, _ = plot.columns(store, cursor)
+    assert list(nothing) == list(columns)
+    assert all(values.size == 0 for values in nothing.values())
+    drawn = plot.figure(ColumnDataSource(dict(columns)))
+    assert drawn.sizing_mode == "stretch_width"
+    assert json.dumps(json_item(drawn))
+    for mode in theme.COLOURS:
+        theme.apply(drawn, mode)
+
+
+def test_order_and_names() -> None:
+    assert [plot.NAME for plot in plots()] == list(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run: Path) -> None:
+    """A store that grows by pieces gives the same rows as one that is read whole."""
+    plot = next(plot for plot in plots() if name == plot.NAME)
+    whole, _ = plot.columns(opened(run), None)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "spec.toml").write_bytes((run / "spec.toml").read_bytes())
+    store, parts, cursor = Store(copy), [], None
+    for share in (0.1, 0.3, 0.35, 0.8, 1.0):
+        for path in run.glob("*/*.arrow"):
+            target = copy / path.relative_to(run)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        store.refresh()
+        columns, cursor = plot.columns(store, cursor)
+        parts.append(columns)
+    for key, expected in whole.items():
+        joined = np.concatenate([part[key] for part in parts])
+        if key in ("validation", "at", "measured"):
+            assert set(joined[~np.isnan(joined)]) == set(expected[~np.isnan(expected)])
+        elif expected.dtype == object:
+            assert list(joined) == list(expected)
+        else:
+            np.testing.assert_allclose(joined, expected)
+
+
+def test_loss_shows_global_values_and_each_validation(run: Path) -> None:
+    store = opened(run)
+    columns, _ = loss.columns(store, None)
+    np.testing.assert_allclose(columns["loss"], global_metrics(store.table("steps"), store.mesh)["loss"])
+    assert list(columns["at"][~np.isnan(columns["at"])]) == [50, 100, 150, 200]
+
+
+def test_late_validation_rides_on_a_repeat_of_the_last_row(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0) as writer:
+        writer.append(record(1, 0))
+        writer.flush()
+        store.refresh()
+        _, cursor = loss.columns(store, None)
+        writer.event("validation", "loss", 2.5, step=1)
+        writer.flush()
+        store.refresh()
+        late, _ = loss.columns(store, cursor)
+    assert {name: list(values) for name, values in late.items()} == {
+        "step": [1], "loss": [1.0], "smooth": [1.0], "validation": [2.5], "at": [1], "measured": [2.5]
+    }  # fmt: skip
+
+
+def test_a_step_is_given_once_all_ranks_have_it(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=2))
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0) as first, RankLogWriter(tmp_path, 1) as second:
+        for step in (1, 2, 3):
+            first.append(record(step, 0))
+        second.append(record(1, 1))
+        first.flush()
+        second.flush()
+        store.refresh()
+        metrics, cursor = rows.metrics_since(store, None)
+        assert list(metrics["step"]) == [1]
+        second.append(record(2, 1))
+        second.flush()
+        store.refresh()
+        metrics, cursor = rows.metrics_since(store, cursor)
+        assert list(metrics["step"]) == [2]
+
+
+def test_gradient_norms_are_those_of_combine_in_model_order(run: Path) -> None:
+    store = opened(run)
+    columns, _ = gradients.columns(store, None)
+    raw = store.table("gradients")
+    expected = combine(raw, store.mesh)
+    expected = expected[expected["scope"] == "reduced"].drop_duplicates(["step", "layer"])
+    norms = {
+        (step, layer): norm
+        for step, layer, norm in zip(expected["step"], expected["layer"], expected["norm"], strict=True)
+    }
+    assert len(norms) == columns["norm"].size
+    for step, layer, norm in zip(columns["step"], columns["layer"], columns["norm"], strict=True):
+        assert norm == norms[step, layer]
+    order = dict(zip(columns["row"], columns["layer"], strict=True))
+    assert [order[row] for row in sorted(order)] == layer_names(8)
+
+
+def test_pipeline_stages_follow_each_other(tmp_path: Path) -> None:
+    store = opened(make_fake_run(tmp_path / "run", ranks=2, plugin="hybrid", pp=2, steps=40))
+    columns, _ = gradients.columns(store, None)
+    order = dict(zip(columns["row"], columns["layer"], strict=True))
+    assert [order[row] for row in sorted(order)] == layer_names(8)
+
+
+def test_zero_and_nonfinite_gradients(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    with RankLogWriter(tmp_path, 0) as writer:
+        for layer, sum_sq, bad in (("a", 0.0, 0), ("b", 4.0, 3)):
+            writer.append(
+                GradientStats(
+                    step=20, rank=0, layer=layer, scope="reduced", sharded="", numel=8, sum=0.0, sum_sq=sum_sq,
+                    max_abs=1.0, zero_count=0, nonfinite_count=bad,
+                )
+            )  # fmt: skip
+    columns, _ = gradients.columns(opened(tmp_path), None)
+    assert math.isnan(columns["colour"][0]) and columns["norm"][0] == 0
+    assert list(columns["mark"]) == [0, 1]
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    store = opened(make_fake_run(tmp_path / "run", names=HOSTILE, steps=40))
+    columns, _ = gradients.columns(store, None)
+    assert set(columns["layer"]) == set(HOSTILE)
+    assert picture(store, title="$x_1$ <b>").startswith(b"\x89PNG")
+
+
+def test_utilisation_of_many_ranks_is_a_band(tmp_path: Path) -> None:
+    store = opened(make_fake_run(tmp_path / "run", ranks=12, steps=40))
+    columns, _ = utilisation.columns(store, None)
+    assert list(columns) == ["time", "cpu_lowest", "cpu_median", "cpu_highest"]
+    assert (columns["cpu_lowest"] <= columns["cpu_median"]).all()
+    assert (columns["cpu_median"] <= columns["cpu_highest"]).all()
+
+
+def test_long_runs_are_thinned_and_keep_their_ends() -> None:
+    many: Columns = {"step": np.arange(1, 100_001, dtype=float)}
+    keep = np.zeros(100_000, dtype=bool)
+    keep[777] = True
+    few = rows.thin(many, keep=keep)["step"]
+    assert few.size <= rows.BUDGET + 2
+    assert (few[0], few[-1]) == (1, 100_000)
+    assert 778 in few
+
+
+def test_throughput_starts_at_zero(run: Path) -> None:
+    columns, _ = throughput.columns(opened(run), None)
+    assert throughput.figure(ColumnDataSource(dict(columns))).y_range.start == 0
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_picture_is_small(state: str, tmp_path: Path) -> None:
+    data = picture(opened(make_fake_run(tmp_path / "run", state=state, steps=400)))
+    assert data.startswith(b"\x89PNG")
+    assert len(data) < 100_000

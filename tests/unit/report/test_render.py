@@ -1,0 +1,147 @@
+"""The HTML file: what is in it, that nothing in it asks the network, and that hostile text stays text."""
+
+import json
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.fake_run import make_fake_run
+from workbench.errors import RunDirectoryError
+from workbench.rank_log import RankLogWriter
+from workbench.report import render
+from workbench.report.figures import script_safe
+
+HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}</pre>\u2028é$$x$$"
+
+
+class Page(HTMLParser):
+    """Elements, what they load, the text outside scripts, and headers of tables."""
+
+    LOADS = {"src", "href", "data", "poster", "action", "srcset"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.headers: list[str] = []
+        self.cells: list[str] = []
+        self.scripts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.text = " ".join(self.cells)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._open.append(tag)
+        for name, value in attrs:
+            if name in self.LOADS and value:
+                self.loads.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+            if tag == "th" and name == "scope" and value:
+                self.headers.append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self._open[-1:]:
+            self.scripts.append(data)
+        elif "style" not in self._open[-1:]:
+            self.cells.append(data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_fake_run(tmp_path / "run", ranks=2, steps=200)
+
+
+def test_size_and_time_of_a_small_run(run: Path) -> None:
+    render(run)
+    begin = time.perf_counter()
+    written = render(run)
+    assert time.perf_counter() - begin < 3
+    assert written == run / "report.html" and written.stat().st_size < 3e6
+
+
+def test_it_asks_nothing_of_the_network(run: Path) -> None:
+    page = Page(render(run).read_text())
+    assert page.loads and all(address.startswith(("#", "data:")) for address in page.loads)
+
+
+def test_it_has_landmarks_headers_and_every_figure(run: Path) -> None:
+    from workbench.plots import plots
+
+    page = Page(render(run).read_text())
+    assert {"header", "nav", "main", "footer", "h1"} <= set(page.tags)
+    assert {"col", "row"} == set(page.headers)
+    assert len(page.ids) == len(set(page.ids))
+    assert {f"figure-{plot.NAME}" for plot in plots()} <= set(page.ids)
+    assert "The training loss fell from" in page.text and "workbench train" in page.text
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=40, names=[HOSTILE, "x" * 10_000])
+    spec = run / "spec.toml"
+    spec.write_text(spec.read_text().replace('torch = "2.13.0"', f"torch = {json.dumps(HOSTILE)}"))
+    (run / "cell.py").write_text(HOSTILE)
+    with RankLogWriter(run, -1) as log:
+        log.event("sample", "text", HOSTILE + "y" * 20_000)
+        log.event("control", HOSTILE, {"a": HOSTILE}, old_value=[HOSTILE])
+        log.event("validation", HOSTILE, 1.0)
+        log.event("validation", "loss", float("nan"))
+        log.event("rank", "died", {"rank": 0, "reason": HOSTILE})
+    html = render(run).read_text()
+    page = Page(html)
+    assert "<script>alert" not in html and "49" not in page.text.split()
+    assert page.text.count("<script>alert(1)</script>") >= 5
+    assert html.count("y" * 100) and len(html) < 3e6
+
+
+def test_json_cannot_end_its_script() -> None:
+    text = script_safe({"a": "</script><!--\u2028"})
+    assert "<" not in text and json.loads(text) == {"a": "</script><!--\u2028"}
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_a_run_that_did_not_finish(tmp_path: Path, state: str) -> None:
+    page = Page(render(make_fake_run(tmp_path / "run", steps=50, state=state)).read_text())
+    expected = {"running": "never reported an end", "stopped": "was stopped", "failed": "RuntimeError: loss is NaN"}
+    assert expected[state] in page.text
+
+
+def test_a_run_without_anything(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=5)
+    for log in run.glob("rank-*/*"):
+        log.unlink()
+    page = Page(render(run, tmp_path / "out" / "r.html").read_text())
+    assert "No log of ranks 0-1 of 2." in page.text
+
+
+def test_a_confusion_matrix_is_a_table(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=5)
+    with RankLogWriter(run, -1) as log:
+        log.event("validation", "accuracy", 0.75, step=5)
+        log.event("validation", "confusion_matrix", [[3, 1], [1, 3]], step=5)
+    page = Page(render(run).read_text())
+    assert "Confusion matrix at step 5" in page.text and "75.0" in page.text
+
+
+def test_a_figure_that_fails_leaves_the_others(run: Path) -> None:
+    def columns(*_: object) -> None:
+        raise ValueError("no <b>luck</b>")
+
+    broken = SimpleNamespace(NAME="broken", TITLE="Broken", columns=columns, figure=None)
+    page = Page(render(run, figures=[broken]).read_text())  # type: ignore[list-item]
+    assert "This figure could not be drawn. ValueError: no <b>luck</b>" in page.text
+
+
+def test_a_place_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="cannot write the report"):
+        render(run, tmp_path / "file" / "report.html")

@@ -1,0 +1,93 @@
+"""``wait_serving_comms`` in a real kernel, without a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from widgets.serve import wait_serving_comms
+
+SETUP = """
+import time
+from comm import get_comm_manager
+from widgets.serve import wait_serving_comms
+got = []
+def opened(comm, message):
+    comm.on_msg(lambda m: got.append(m["content"]["data"]["number"]))
+get_comm_manager().register_target("test", opened)
+order = []
+"""
+WAIT = "wait_serving_comms(lambda: len(got) >= 3); order.append(('waited', list(got)))"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(Path(__file__).parents[3]))
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        run(client, SETUP)
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def run(client: Any, code: str) -> Any:
+    reply = client.execute_interactive(code, timeout=30, store_history=False, output_hook=lambda _: None)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return reply
+
+
+def evaluate(client: Any, expression: str) -> str:
+    reply = client.execute_interactive(
+        "", timeout=30, user_expressions={"x": expression}, output_hook=lambda _: None, store_history=False
+    )
+    return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
+
+
+def send(client: Any, kind: str, content: dict[str, Any]) -> None:
+    client.shell_channel.send(client.session.msg(kind, content))
+
+
+def reply_to(client: Any, message_id: str) -> Any:
+    while True:
+        reply = client.get_shell_msg(timeout=30)
+        if reply["parent_header"].get("msg_id") == message_id:
+            return reply
+
+
+def test_messages_of_widgets_are_handled_while_the_cell_waits_and_cells_keep_their_order(client: Any) -> None:
+    waiting = client.execute(WAIT)
+    after = [client.execute(f"order.append({number})") for number in range(3)]
+    send(client, "comm_open", {"comm_id": "c1", "target_name": "test", "data": {}})
+    for number in range(3):
+        send(client, "comm_msg", {"comm_id": "c1", "data": {"number": number}})
+    assert reply_to(client, waiting)["content"]["status"] == "ok"
+    for message_id in after:
+        assert reply_to(client, message_id)["content"]["status"] == "ok"
+    assert evaluate(client, "order") == "[('waited', [0, 1, 2]), 0, 1, 2]"
+
+
+def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any) -> None:
+    waiting = client.execute("wait_serving_comms(lambda: False)")
+    time.sleep(0.5)
+    client.control_channel.send(client.session.msg("interrupt_request", {}))
+    reply = reply_to(client, waiting)
+    assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")
+    assert evaluate(client, "1 + 1") == "2"
+    send(client, "comm_msg", {"comm_id": "c1", "data": {"number": 7}})
+    assert evaluate(client, "got[-1]") == "7"  # messages outside a wait are handled as ever
+
+
+def test_without_a_kernel_it_waits() -> None:
+    left = iter([False, False, True])
+    wait_serving_comms(lambda: next(left), poll_s=0.001)
+    assert next(left, None) is None

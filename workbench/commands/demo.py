@@ -1,0 +1,98 @@
+"""Run the first notebook without a browser, and keep what it made: the notebook, summary.json and report.html.
+
+The flags replace the notebook's own parameters. Exit code 0 only if the notebook ran to its end, its run finished, and
+all three files were written. Ctrl-C ends the notebook's kernel and its ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "demo"
+HELP = "run the first notebook without a browser and report it"
+RUN_NAME = "quickstart"
+#: parameters of the notebook, as the cell tagged `parameters` names them
+PARAMETERS = ("recipe", "n", "plugin", "tp", "pp", "steps")
+SUMMARY_FILE = "summary.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", help="a ready model with real data, such as digits-vit")
+    parser.add_argument("-n", "--nproc-per-node", dest="n", type=int, metavar="N", help="how many ranks train")
+    parser.add_argument("--plugin", help="Colossal-AI plugin: ddp, zero1, zero2, hybrid")
+    parser.add_argument("--tp", type=int, help="tensor parallel size")
+    parser.add_argument("--pp", type=int, help="pipeline stages")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: ./demo-<date>-<time>)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from workbench.commands import notebooks
+    from workbench.errors import RunDirectoryError
+
+    out = (arguments.out or Path(f"demo-{datetime.datetime.now():%Y-%m-%d-%H%M%S}")).expanduser().resolve()
+    given = parameters_of(arguments)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot make {out}: {error.strerror}; pass --out DIR") from error
+    return execute(notebooks.folder() / notebooks.QUICKSTART, given, out)
+
+
+def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The notebook's parameters that were given; tp and pp bring the plugin and the ranks that they need."""
+    given = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
+    block = given.get("tp", 1) * given.get("pp", 1)
+    if block > 1:
+        given.setdefault("plugin", "hybrid")
+        given.setdefault("n", block)
+    return given
+
+
+def execute(source: Path, parameters: dict[str, Any], out: Path) -> int:
+    """Execute a notebook whose run is called ``quickstart`` into ``out``; returns the exit code."""
+    import nbformat
+
+    from workbench.commands.execution import NotebookExecution, NotebookFailed, inject
+
+    notebook = nbformat.read(source, as_version=4)
+    inject(notebook, parameters)
+    executed = out / source.name
+    home = out / "runs"
+    before = set(home.glob("*"))
+    execution = NotebookExecution(notebook, folder=out, environment={"WORKBENCH_HOME": str(home)})
+    try:
+        execution.run(lambda: sorted({p.parent for p in home.glob("*/spec.toml")} - before))
+    except NotebookFailed as error:
+        print(f"\n{error}\n\nthe notebook as far as it came: {executed}")
+        return 1
+    finally:
+        nbformat.write(notebook, executed)
+    return _keep(sorted(set(home.glob(f"*-{RUN_NAME}*")) - before), executed, out)
+
+
+def _keep(runs: list[Path], executed: Path, out: Path) -> int:
+    """Write the summary and the report of the notebook's first run, and say where everything is."""
+    from workbench.report import facts, render
+
+    if not runs:
+        print(f"the notebook made no run called {RUN_NAME!r}: see {executed}")
+        return 1
+    found = facts.read(runs[0])
+    figures = found.summary()
+    summary = out / SUMMARY_FILE
+    summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    report = render(runs[0], out / "report.html")
+    for name in ("plan", "first_loss", "last_loss", "validation_loss", "tokens_per_second", "seconds"):
+        value = figures[name]
+        print(f"{name.replace('_', ' '):>18}  {f'{value:,.4g}' if isinstance(value, float) and value < 1e3 else value}")
+    for name, path in (("run", runs[0]), ("notebook", executed), ("summary", summary), ("report", report)):
+        print(f"{name:>18}  {path}")
+    if found.status != "finished":
+        print(f"the run ended as {found.status}, not finished")
+        return 1
+    return 0

@@ -1,0 +1,81 @@
+"""Progress of runs in a terminal, from their directories: bars where there is a terminal, lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from workbench import progress
+from workbench.errors import WorkbenchError
+from workbench.run import ENDED, state_of
+from workbench.telemetry.store import Store
+
+
+@dataclass
+class _Followed:
+    """One run that is shown: its store, its bar, and the last line that was printed for it."""
+
+    store: Store
+    bar: TaskID | None = None
+    printed: int = -1
+    over: bool = False
+
+
+def follow(
+    find: Callable[[], Iterable[Path]],
+    done: Callable[[], bool],
+    *,
+    every: int = 0,
+    interval_s: float = 0.25,
+    console: Console | None = None,
+) -> None:
+    """Show every run directory that ``find`` gives until ``done``. Without a terminal: a line per ``every`` steps
+    (0: a tenth of the run). ``KeyboardInterrupt`` passes through; the bars are closed first."""
+    console = console or Console()
+    followed: dict[Path, _Followed] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=False) as bars:
+        while True:
+            ended = done()
+            for path in find():
+                if path not in followed:
+                    followed[path] = _Followed(Store(path))
+                _show(followed[path], bars, every)
+            if ended:
+                return
+            time.sleep(interval_s)
+
+
+def _show(one: _Followed, bars: Progress, every: int) -> None:
+    if one.over:
+        return
+    try:
+        one.store.refresh()
+        spec, now = one.store.spec, progress.snapshot(one.store)
+    except WorkbenchError:
+        return  # its spec is still being written
+    state = state_of(one.store.table("events"), spec.plan.ranks)
+    one.over = state in ENDED
+    if bars.disable:
+        stride = every or max(1, spec.steps // 10)
+        if one.over or now.step // stride > one.printed:
+            one.printed = now.step // stride
+            bars.console.print(progress.line(spec.name, state, now), markup=False, highlight=False, soft_wrap=True)
+        return
+    if one.bar is None:
+        one.bar = bars.add_task(escape(spec.name), total=spec.steps, figures="")
+    line = progress.line(spec.name, state, now)
+    # the bar has the name and the steps already
+    figures = ", ".join([state, *line.split(", ")[2:]])
+    bars.update(one.bar, completed=now.step, figures=escape(figures))

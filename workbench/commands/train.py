@@ -1,0 +1,73 @@
+"""Train a spec file (TOML) without a notebook: what %dist_train --config does. Flags given beside it win.
+
+A spec.toml of a run directory trains that run again, with the cell that defined its model. Ctrl-C stops the run after
+its step. Exit code: 0 finished, 1 failed, 2 asked wrongly, 3 stopped by somebody else, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import flags
+
+if TYPE_CHECKING:
+    from workbench.run import Run
+
+NAME = "train"
+HELP = "train a spec file"
+STOPPED, INTERRUPTED = 3, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", type=Path, metavar="SPEC.toml", help="the spec file")
+    flags.add_to(parser)
+    parser.add_argument(
+        "--every", type=int, default=0, metavar="N", help="print a line every N steps where there is no terminal"
+    )
+
+
+def request(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
+    """The options of the run, and the source of the cell that defines its model (None: a recipe does)."""
+    from workbench.config import read_spec_options
+    from workbench.run_directory import CELL_FILE
+
+    options = {**read_spec_options(arguments.spec), **flags.options_of(arguments)}
+    cell = arguments.spec.parent / CELL_FILE
+    if options.get("recipe") or not cell.is_file():
+        return options, None
+    options.pop("recipe", None)
+    return options, cell.read_text(encoding="utf-8")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from workbench import launch
+    from workbench.session import Session
+
+    options, cell = request(arguments)
+    try:
+        started = launch.train(options, cell=cell)
+        print(f"run directory: {started.path}", flush=True)
+        return _until_ended(started, arguments.every)
+    finally:
+        session = Session.current()
+        if session is not None:
+            session.down()
+
+
+def _until_ended(started: Run, every: int) -> int:
+    from workbench.commands.follow import follow
+
+    interrupted = False
+    try:
+        follow(lambda: [started.path], started.ended, every=every)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("stopping after this step; Ctrl-C again gives up on it", flush=True)
+        if not started.ended():
+            started.stop()
+        follow(lambda: [started.path], started.ended, every=every)
+    started.raise_if_failed()
+    print(f"report: workbench report {started.path}")
+    return INTERRUPTED if interrupted else STOPPED if started.status == "stopped" else 0

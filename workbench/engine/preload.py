@@ -1,0 +1,82 @@
+"""Everything that a CPU rank needs, imported once, in a process that then forks ranks.
+
+Forking is safe here only while this process has a single thread and never computed with more: ``load`` sees to it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import threading
+import warnings
+from pathlib import Path
+
+from workbench.engine.lean_import import lean_imports
+from workbench.errors import ClusterError, ConfigError
+
+#: after Colossal-AI: what the first step of a rank would otherwise import
+WARM = (
+    "workbench.engine.process_group",
+    "workbench.engine.gloo_accelerator",
+    "workbench.engine.repairs",
+    "workbench.engine.gradients",
+    "workbench.engine.strategies.colossal",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.vit.modeling_vit",
+    "colossalai.shardformer.modeling.llama",
+    "colossalai.shardformer.policies.llama",
+    "colossalai.shardformer.policies.gpt2",
+    "colossalai.shardformer.policies.vit",
+    "torch._dynamo",  # the first optimizer that is made asks for it
+    "torch.utils.data.distributed",
+    "rich.logging",  # Colossal-AI's logger
+    "workbench.engine.entry",
+)
+
+
+def load() -> None:
+    """Import torch (one thread), Colossal-AI's plugins and the models of the recipes. Starts no thread.
+
+    Raises ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # transformers and Colossal-AI ask at import whether there is a GPU; NVML answers without touching CUDA, so that
+    # ranks forked from here could still use one.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive the fork
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # so would pyarrow's
+    before = _threads()
+    import torch
+
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with lean_imports():
+            importlib.import_module("colossalai.booster.plugin")
+            for name in WARM:
+                importlib.import_module(name)
+            _warm_recipes()
+    started = _threads() - before
+    if started > 0:
+        raise ClusterError(f"importing Colossal-AI started {started} thread(s): ranks forked from here could hang")
+    gc.collect()
+    gc.freeze()  # a rank's collector then never walks, and so never copies, what it shares with this process
+
+
+def _warm_recipes() -> None:
+    """Data that ranks can share. One that cannot be had is the concern of whoever trains it."""
+    from workbench.recipes.base import recipes
+
+    for recipe in recipes().values():
+        try:
+            recipe.warm()
+        except ConfigError as error:
+            warnings.warn(f"recipe {recipe.name}: {error}", stacklevel=2)
+
+
+def _threads() -> int:
+    """Threads of this process, those of native libraries included where the system tells."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else threading.active_count()

@@ -1,0 +1,161 @@
+"""Joining and leaving the default process group, as often as wanted in one process.
+
+Rank 0 lets the system choose a port and tells the others through a small file in the run directory: no port has to be
+free beforehand, and two runs on one host can't meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from workbench.engine import repairs
+from workbench.errors import ClusterError
+
+RENDEZVOUS_FILE = "rendezvous.json"
+
+
+@contextmanager
+def joined(
+    rank: int,
+    world_size: int,
+    rendezvous_dir: str | Path,
+    *,
+    seed: int = 1024,
+    device_type: str | None = None,
+    master_addr: str = "127.0.0.1",
+    master_port: int = 0,
+    token: str = "",
+    join_timeout_s: float = 60.0,
+    collective_timeout_s: float = 1800.0,
+) -> Iterator[torch.device]:
+    """While entered, this process is rank ``rank`` of ``world_size`` and Colossal-AI is set up; gives the device.
+
+    ``rendezvous_dir`` is a directory that all ranks see and that is used for one group only, or each group has its own
+    ``token`` (the same on all ranks). ``device_type`` is "cpu" (gloo) or "cuda" (NCCL, the process's first visible
+    device); None: "cuda" where there is one. ``master_addr`` is where rank 0 listens; ``master_port`` 0 lets the system
+    choose. All random seeds become ``seed``, as ``colossalai.launch`` does. Leaving, also by an error, destroys every
+    group; it never waits for peers. Raises ``ClusterError`` when peers don't come within ``join_timeout_s``, or the
+    port is taken.
+    """
+    device = _select_device(device_type)
+    if dist.is_initialized():
+        raise ClusterError("this process is in a process group already: leave it before joining another")
+    repairs.apply(device.type)
+    repairs.forget_coordinator()
+    path = Path(rendezvous_dir) / (f"rendezvous-{token}.json" if token else RENDEZVOUS_FILE)
+    deadline = time.monotonic() + join_timeout_s
+    try:
+        store = _meet(rank, path, addr=master_addr, port=master_port, timeout_s=join_timeout_s)
+        _await_peers(store, rank, world_size, timeout_s=join_timeout_s, deadline=deadline)
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("workbench", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=collective_timeout_s),
+        )
+        _seed(seed)
+        yield device
+    finally:
+        _leave(rank, path)
+
+
+def _select_device(device_type: str | None) -> torch.device:
+    from colossalai.accelerator import set_accelerator
+
+    kind = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":
+        set_accelerator("cuda")
+        torch.cuda.set_device(0)
+        return torch.device("cuda", 0)
+    from workbench.engine.gloo_accelerator import GlooAccelerator
+
+    set_accelerator(GlooAccelerator())
+    return torch.device("cpu")
+
+
+def _meet(rank: int, path: Path, *, addr: str, port: int, timeout_s: float) -> dist.TCPStore:
+    """The store that rank 0 serves, and whose place it writes to ``path``."""
+    timeout = timedelta(seconds=timeout_s)
+    if rank == 0:
+        try:
+            store = dist.TCPStore(addr, port, is_master=True, timeout=timeout, wait_for_workers=False)
+        except dist.DistNetworkError as error:
+            raise ClusterError(
+                f"rank 0 cannot listen on {addr}:{port}: {error}. Free the port, or leave it to the system (port 0)"
+            ) from error
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"addr": addr, "port": store.port}))
+        temporary.rename(path)
+        return store
+    addr, port = _read_rendezvous(path, rank, timeout_s)
+    try:
+        return dist.TCPStore(addr, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise ClusterError(f"rank {rank} cannot reach rank 0 at {addr}:{port} ({path}): {error}") from error
+
+
+def _read_rendezvous(path: Path, rank: int, timeout_s: float) -> tuple[str, int]:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            found = json.loads(path.read_text())
+            return found["addr"], found["port"]
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"rank {rank} waited {timeout_s:g} s for rank 0 to write {path}: rank 0 did not start. "
+                    "See the log of rank 0, then start again"
+                ) from None
+            time.sleep(0.005)
+
+
+def _await_peers(store: dist.TCPStore, rank: int, world_size: int, *, timeout_s: float, deadline: float) -> None:
+    """Wait until every rank is at the store: a missing one is named here, not at some later collective."""
+    store.set(f"here/{rank}", "1")
+    keys = [f"here/{peer}" for peer in range(world_size)]
+    try:
+        store.wait(keys, timedelta(seconds=max(0.1, deadline - time.monotonic())))
+    except (RuntimeError, dist.DistError) as error:
+        missing = [str(peer) for peer, key in enumerate(keys) if not _present(store, key)]
+        raise ClusterError(
+            f"rank {rank} waited {timeout_s:g} s for rank(s) {', '.join(missing) or '?'} of {world_size}: "
+            "not all ranks started the run"
+        ) from error
+
+
+def _present(store: dist.TCPStore, key: str) -> bool:
+    try:
+        return bool(store.check([key]))
+    except (RuntimeError, dist.DistError):  # rank 0 left, and the store with it: nobody can be asked
+        return False
+
+
+def _seed(seed: int) -> None:
+    from colossalai.utils import set_seed
+
+    set_seed(seed)
+
+
+def _leave(rank: int, rendezvous: Path) -> None:
+    if rank == 0:
+        rendezvous.unlink(missing_ok=True)
+    repairs.forget_coordinator()
+    if dist.is_initialized():
+        world = dist.group.WORLD  # held until its users are collected: see ColossalStrategy.close
+        # A peer that died leaves broken connections behind; what destroying says about them is of no use to anybody.
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.destroy_process_group()
+        gc.collect()
+        del world

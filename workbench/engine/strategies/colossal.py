@@ -1,0 +1,189 @@
+"""Training with Colossal-AI's plugins: ddp, zero1, zero2 and hybrid (tensor, pipeline and data parallel)."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_map
+
+from workbench.config import TrainSpec
+from workbench.engine import repairs
+from workbench.engine.strategies.base import GradientObserver, GradientPart, Strategy
+from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
+from workbench.engine.strategies.plans import PLANS, HybridPlan
+from workbench.engine.strategies.policies import check_norms, check_split
+from workbench.engine.workload import Batch, Workload
+from workbench.errors import ConfigError
+
+
+def call_model(model: Callable[..., Any], batch: Batch) -> Any:
+    """Outputs of a model that is trained with a ``criterion``.
+
+    A mapping is passed by name; of a tuple or list the last entry is the target, which the model does not see.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch[:-1]) if len(batch) > 1 else model(*batch)
+    return model(batch)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with its tensors on ``device``."""
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+class ColossalStrategy(Strategy):
+    """One of Colossal-AI's plugins. Loss, gradients and updates are those of one process with the global batch."""
+
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None:
+        if (workload.loss_fn is None) == (workload.criterion is None):
+            raise ConfigError("define one of loss_fn(model, batch) and criterion(outputs, batch)", field="loss_fn")
+        plan = spec.plan
+        if plan.pp > 1 and workload.criterion is None:
+            raise ConfigError(
+                f"--pp {plan.pp}: a pipeline has the whole model on no rank, so loss_fn(model, batch) cannot be "
+                "called: define criterion(outputs, batch), for a transformers model "
+                "criterion = lambda outputs, batch: outputs.loss",
+                field="loss_fn",
+            )
+        if plan.pp > 1 and plan.micro_batches < plan.pp:
+            raise ConfigError(
+                f"--micro-batches {plan.micro_batches} leaves stages of --pp {plan.pp} without work: "
+                f"pass --micro-batches {plan.pp} or more",
+                field="--micro-batches",
+            )
+        trainable = [p for p in workload.model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")
+        known = {id(p) for p in trainable}
+        if not any(id(p) in known for group in workload.optimizer.param_groups for p in group["params"]):
+            raise ConfigError(
+                "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
+                field="optimizer",
+            )
+        if plan.plugin == "hybrid":
+            check_split(workload.model, spec)
+        check_norms(workload.model, spec, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def prepare(self, workload: Workload) -> None:
+        from colossalai.accelerator import get_accelerator
+
+        self.workload = workload
+        self.device = get_accelerator().get_current_device()
+        config: Any = getattr(workload.model, "config", None)
+        if self.spec.plan.plugin == "hybrid" and getattr(config, "use_cache", False):
+            config.use_cache = False  # only for generation; a pipeline would warn at each step
+        self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
+        self.plan.boost(workload)
+        self.plan.model.train()
+        self._grad_sq: torch.Tensor | None = None
+
+    def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
+        self._grad_sq = None
+        run = self._pipeline_piece if self.mesh.pp > 1 else self._piece
+        losses = []
+        for index, piece in enumerate(pieces):
+            is_last = index == len(pieces) - 1
+            with nullcontext() if is_last else self.plan.no_sync():
+                losses.append(run(to_device(piece, self.device), len(pieces)))
+        found = [loss for loss in losses if loss is not None]
+        return torch.stack(found).sum() if found else None
+
+    def _piece(self, piece: Batch, count: int) -> torch.Tensor:
+        with self.plan.autocast():
+            if self.workload.loss_fn is not None:
+                loss = self.workload.loss_fn(self.plan.model, piece)
+            else:
+                loss = self._criterion(call_model(self.plan.model, piece), piece)
+        loss = loss / count
+        self.plan.backward(loss)
+        return loss.detach().float()
+
+    def _pipeline_piece(self, piece: Batch, count: int) -> torch.Tensor | None:
+        plan = self._hybrid()
+        forget_shapes_if_new(plan.plugin.scheduler, piece)
+        result = plan.booster.execute_pipeline(
+            iter([piece]),
+            plan.model,
+            lambda outputs, micro_batch: self._criterion(outputs, micro_batch) / count,
+            plan.optimizer,
+            return_loss=True,
+        )
+        loss = result["loss"]
+        return None if loss is None else loss.detach().float()
+
+    def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        assert self.workload.criterion is not None  # check refused a workload without
+        return self.workload.criterion(outputs, batch)
+
+    def _hybrid(self) -> HybridPlan:
+        assert isinstance(self.plan, HybridPlan)
+        return self.plan
+
+    def grad_sq(self) -> torch.Tensor:
+        if self._grad_sq is None:
+            parts = self.plan.reduced()
+            if parts:
+                norms = torch._foreach_norm([part.tensor for part in parts], 2, dtype=torch.float32)
+                self._grad_sq = (torch.stack(norms) / parts[0].scale).square().sum()
+            else:
+                self._grad_sq = torch.zeros((), device=self.device)
+        return self._grad_sq
+
+    def step(self) -> bool:
+        norm = self._global_norm() if self.spec.clip > 0 else None
+        self._grad_sq = None
+        return self.plan.step(norm)
+
+    def _global_norm(self) -> float:
+        total = self.grad_sq().clone()
+        dist.all_reduce(total)
+        return math.sqrt(total.item())
+
+    def watch_local(self, observer: GradientObserver) -> Any:
+        return self.plan.watching(observer)
+
+    def reduced_gradients(self) -> list[GradientPart]:
+        return self.plan.reduced()
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Any:
+        batch = to_device(batch, self.device)
+        with self._evaluating(), self.plan.autocast():
+            if self.mesh.pp > 1:
+                plan = self._hybrid()
+                return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
+            return call_model(self.plan.module, self.plan.cast(batch))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.plan.model.modules()]
+        self.plan.model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.plan.optimizer.param_groups:
+            group["lr"] = lr
+
+    def close(self) -> None:
+        if hasattr(self, "plan"):
+            # Held until DDP's reducer is gone: were its reference the last one, the group would end while this thread
+            # has the interpreter lock, and wait for a gloo thread that waits for the lock.
+            groups = self.plan.groups()
+            self.plan.close()
+            del self.plan
+            gc.collect()
+            del groups
+        repairs.forget_coordinator()

@@ -1,0 +1,82 @@
+"""Training loss (each step, and smoothed) and validation loss over steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.plots import rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "loss"
+TITLE = "Loss"
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step, loss, smooth (moving average), validation (the last one known), and where it was measured: at, measured.
+
+    A validation that arrives after its step was given rides on the next row, or on a repeat of the last row.
+    """
+    steps, event_row, before, known, last = cursor or (None, 0, math.nan, math.nan, None)
+    metrics, steps = rows.metrics_since(store, steps)
+    events, event_row = store.since("events", event_row)
+    step, loss = metrics["step"].astype(float), metrics["loss"].astype(float)
+    average = rows.smooth(loss, before)
+    validated = _validations(events)
+    extra = max(0, len(validated) - step.size)
+    if extra and (step.size or last):
+        repeat = (step[-1], loss[-1], average[-1]) if step.size else last
+        step, loss, average = (np.append(v, [r] * extra) for v, r in zip((step, loss, average), repeat, strict=True))
+    at, measured = np.full(step.size, math.nan), np.full(step.size, math.nan)
+    validation = np.full(step.size, known)
+    for index, (where, value) in _places(step, validated):
+        at[index], measured[index] = where, value
+        validation[index:] = known = value
+    out = {"step": step, "loss": loss, "smooth": average, "validation": validation, "at": at, "measured": measured}
+    if step.size:
+        before, last = float(average[-1]), (step[-1], loss[-1], average[-1])
+    if cursor is None:
+        out = rows.thin(out, keep=~np.isnan(measured))
+    return out, (steps, event_row, before, known, last)
+
+
+def _validations(events: Columns) -> list[tuple[float, float]]:
+    chosen = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null"))
+    return [(float(events["step"][index]), float(events["value"][index])) for index in chosen]
+
+
+def _places(step: np.ndarray, validated: list[tuple[float, float]]) -> list[tuple[int, tuple[float, float]]]:
+    """A row for each validation: its own step's, or the nearest later one that is free."""
+    places: list[tuple[int, tuple[float, float]]] = []
+    free = 0
+    for left, (where, value) in zip(range(len(validated) - 1, -1, -1), validated, strict=True):
+        index = max(free, min(int(np.searchsorted(step, where)), step.size - 1 - left))
+        if index < step.size:
+            places.append((index, (where, value)))
+        free = index + 1
+    return places
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """Lines over steps."""
+    from bokeh.models import HoverTool
+
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="loss")
+    each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.3, line_width=1)
+    average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
+    held = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
+    points = drawn.scatter("at", "measured", source=source, color=theme.VALIDATION, size=8, line_color=None)
+    theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average]), ("validation", [held, points])])
+    train: list[Any] = [("step", "@step{0}"), ("loss", "@loss{0.0000}"), ("smoothed", "@smooth{0.0000}")]
+    drawn.add_tools(
+        HoverTool(renderers=[average], tooltips=train, mode="vline"),
+        HoverTool(renderers=[points], tooltips=[("step", "@at{0}"), ("validation loss", "@measured{0.0000}")]),
+    )
+    return drawn

@@ -1,0 +1,31 @@
+"""Memory per rank over time: of its GPU where it has one, else of its process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.plots import per_rank, rows
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "memory"
+TITLE = "Memory per rank"
+GIB = 2**30
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """time (s since the first sample) and a column per rank in GiB: ``device_<rank>`` (GPU) or ``resident_<rank>``."""
+    prefix, value = ("device", "gpu_memory_bytes") if rows.has_gpu(store) else ("resident", "rss_bytes")
+    out, cursor_after = rows.per_rank_bins(store, value, prefix, cursor, 1 / GIB)
+    return (rows.thin(out) if cursor is None else out), cursor_after
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line per rank."""
+    prefix = "device" if any(name.startswith("device_") for name in source.data) else "resident"
+    label = "GPU memory (GiB)" if prefix == "device" else "resident memory (GiB)"
+    return per_rank.draw(source, TITLE, prefix=prefix, y_label=label, number="{0.00} GiB")

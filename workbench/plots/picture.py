@@ -1,0 +1,134 @@
+"""A run's state as a small PNG, for viewers where widgets can't run (a code host, a saved notebook, an e-mail)."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.plots import gradients, loss, memory, theme, throughput, utilisation
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = theme.COLOURS["light"]
+SIZE_INCHES = (9.0, 5.6)
+DPI = 100
+
+
+def picture(store: Store, *, title: str = "") -> bytes:
+    """PNG of loss, throughput, utilisation and gradient norms; under 100 kB, drawn by matplotlib without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(drawn)
+    panes = drawn.subplots(2, 2)
+    drawn.suptitle(_plain(title or f"{store.run.name}: {store.spec.plan.describe()}"), fontsize=11, fontweight="bold")
+    _loss(panes[0][0], loss.columns(store, None)[0])
+    _throughput(panes[0][1], throughput.columns(store, None)[0])
+    if store.rows("devices"):
+        _per_rank(panes[1][0], utilisation.columns(store, None)[0], "Utilisation per rank (%)")
+    else:
+        _per_rank(panes[1][0], memory.columns(store, None)[0], "Memory per rank (GiB)")
+    _gradients(drawn, panes[1][1], gradients.columns(store, None)[0])
+    return _small_png(drawn)
+
+
+def _small_png(drawn: Any) -> bytes:
+    """PNG with a palette: a third of the size of one in full colour."""
+    from PIL import Image
+
+    canvas = drawn.canvas
+    canvas.draw()
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(200).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _dress(pane: Axes, title: str, x_label: str) -> None:
+    pane.set_title(title, fontsize=9, loc="left", color=COLOURS["text"])
+    pane.set_xlabel(x_label, fontsize=8, color=COLOURS["muted"])
+    pane.tick_params(labelsize=8, colors=COLOURS["muted"], length=3)
+    for side in ("top", "right"):
+        pane.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        pane.spines[side].set_color(COLOURS["line"])
+
+
+def _grid(pane: Axes) -> None:
+    pane.grid(axis="y", color=COLOURS["grid"], linewidth=0.8)
+    pane.set_axisbelow(True)
+
+
+def _loss(pane: Axes, columns: Columns) -> None:
+    _dress(pane, "Loss", "step")
+    _grid(pane)
+    pane.plot(columns["step"], columns["loss"], color=theme.LOSS, alpha=0.3, linewidth=0.8)
+    pane.plot(columns["step"], columns["smooth"], color=theme.LOSS, linewidth=1.6, label="training, smoothed")
+    known = ~np.isnan(columns["measured"])
+    if known.any():
+        pane.plot(columns["at"][known], columns["measured"][known], "o-", color=theme.VALIDATION, label="validation")
+    if columns["step"].size:
+        pane.legend(fontsize=8, frameon=False)
+
+
+def _throughput(pane: Axes, columns: Columns) -> None:
+    _dress(pane, "Throughput (tokens / s / device)", "step")
+    _grid(pane)
+    pane.plot(columns["step"], columns["tps"], color=theme.THROUGHPUT, alpha=0.3, linewidth=0.8)
+    pane.plot(columns["step"], columns["smooth"], color=theme.THROUGHPUT, linewidth=1.6)
+    pane.set_ylim(bottom=0)
+
+
+def _per_rank(pane: Axes, columns: Columns, title: str) -> None:
+    _dress(pane, title, "elapsed (s)")
+    _grid(pane)
+    lines = [name for name in columns if name != "time"]
+    for index, name in enumerate(lines):
+        label = name.split("_", 1)[1]
+        label = f"rank {label}" if label.isdecimal() else label
+        pane.plot(columns["time"], columns[name], color=theme.rank_colour(index), linewidth=1.2, label=label)
+    pane.set_ylim(bottom=0)
+    if columns["time"].size:
+        pane.legend(fontsize=7, frameon=False, ncols=min(4, len(lines)))
+
+
+def _gradients(drawn: Any, pane: Axes, columns: Columns) -> None:
+    from matplotlib.colors import LogNorm
+
+    _dress(pane, "Gradient norm per layer (L2)", "step")
+    places, row = np.unique(columns["row"], return_inverse=True)
+    steps, column = np.unique(columns["step"], return_inverse=True)
+    table = np.full((places.size, steps.size), math.nan)
+    table[row, column] = columns["colour"]
+    if not np.isfinite(table).any():
+        pane.text(0.5, 0.5, "no gradient statistics", ha="center", va="center", fontsize=8, color=COLOURS["muted"])
+        pane.set_xticks([])
+        pane.set_yticks([])
+        return
+    half = columns["width"][0] / 2
+    image = pane.imshow(
+        table,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        norm=LogNorm(),
+        extent=(steps[0] - half, steps[-1] + half, places.size - 0.5, -0.5),
+    )
+    names = dict(zip(columns["row"], columns["layer"], strict=True))
+    shown = np.unique(np.linspace(0, places.size - 1, min(8, places.size)).astype(int))
+    pane.set_yticks(shown, [_plain(_short(names[places[index]])) for index in shown], fontsize=6)
+    drawn.colorbar(image, ax=pane, pad=0.02).ax.tick_params(which="both", labelsize=7)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else "…" + name[-25:]
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")

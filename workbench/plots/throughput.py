@@ -1,0 +1,49 @@
+"""Tokens per second and device over steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from workbench.plots import rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "throughput"
+TITLE = "Throughput"
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step, tps (tokens per second and device), smooth (moving average), step_time_ms, data_wait_ms."""
+    steps, before = cursor or (None, math.nan)
+    metrics, steps = rows.metrics_since(store, steps)
+    out = {name: metrics[name].astype(float) for name in ("step", "tps", "step_time_ms", "data_wait_ms")}
+    out["smooth"] = rows.smooth(out["tps"], before)
+    if out["smooth"].size:
+        before = float(out["smooth"][-1])
+    return (rows.thin(out) if cursor is None else out), (steps, before)
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line over steps, from zero."""
+    from bokeh.models import DataRange1d, HoverTool, NumeralTickFormatter
+
+    drawn = theme.new_figure(
+        TITLE, x_label="step", y_label="tokens / s / device", y_range=DataRange1d(start=0, range_padding=0.1)
+    )
+    drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+    each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.35, line_width=1)
+    average = drawn.line("step", "smooth", source=source, color=theme.THROUGHPUT, line_width=2)
+    theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
+    tips = [
+        ("step", "@step{0}"),
+        ("tokens/s/device", "@tps{0,0}"),
+        ("step time", "@step_time_ms{0.0} ms"),
+        ("waiting for data", "@data_wait_ms{0.00} ms"),
+    ]
+    drawn.add_tools(HoverTool(renderers=[average], tooltips=tips, mode="vline"))
+    return drawn

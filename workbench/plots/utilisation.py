@@ -1,0 +1,30 @@
+"""How busy each rank's device was over time: its GPU where it has one, else its process' share of a CPU core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.plots import per_rank, rows
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "utilisation"
+TITLE = "Utilisation per rank"
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """time (s since the first sample) and a column per rank in percent: ``gpu_<rank>`` or ``cpu_<rank>``."""
+    prefix = "gpu" if rows.has_gpu(store) else "cpu"
+    out, cursor_after = rows.per_rank_bins(store, f"{prefix}_percent", prefix, cursor, 1.0)
+    return (rows.thin(out) if cursor is None else out), cursor_after
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line per rank."""
+    prefix = "gpu" if any(name.startswith("gpu_") for name in source.data) else "cpu"
+    label = "GPU busy (%)" if prefix == "gpu" else "CPU (% of a core)"
+    return per_rank.draw(source, TITLE, prefix=prefix, y_label=label, number="{0.0} %")

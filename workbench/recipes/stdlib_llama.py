@@ -1,0 +1,212 @@
+"""``stdlib-llama``: a small Llama that learns Python from the standard library's source files."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.config import TrainSpec
+from workbench.recipes import stdlib_text
+from workbench.recipes.base import ModelShape, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.engine.strategies.base import Strategy
+    from workbench.engine.workload import Evaluation, Workload
+
+PROMPT = "import os\n\n\ndef"  # no space at the end: a word holds the space before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """What a size is made of: its shape, and what a plan does not need to know. ``sample_tokens``: text to sample."""
+
+    shape: ModelShape
+    intermediate: int
+    initializer_range: float
+    text_bytes: int
+    validation_windows: int
+    sample_tokens: int
+
+
+_SIZES = {
+    "tiny": _Size(
+        shape=ModelShape(layers=4, hidden=128, heads=4, kv_heads=4, vocabulary=1024, sequence_length=128),
+        intermediate=352,
+        initializer_range=0.08,
+        text_bytes=2_500_000,
+        validation_windows=128,
+        sample_tokens=56,
+    ),
+    "small": _Size(
+        shape=ModelShape(layers=8, hidden=512, heads=8, kv_heads=4, vocabulary=4096, sequence_length=512),
+        intermediate=1408,
+        initializer_range=0.04,
+        text_bytes=50_000_000,
+        validation_windows=64,
+        sample_tokens=128,
+    ),
+    "1b": _Size(
+        shape=ModelShape(layers=16, hidden=2048, heads=32, kv_heads=8, vocabulary=8192, sequence_length=1024),
+        intermediate=8192,
+        initializer_range=0.02,
+        text_bytes=50_000_000,
+        validation_windows=64,
+        sample_tokens=128,
+    ),
+}
+
+
+def configuration(size: str) -> Any:
+    """transformers' configuration of a size."""
+    from transformers import LlamaConfig
+
+    chosen = _SIZES[size]
+    shape = chosen.shape
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=chosen.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.sequence_length,
+        initializer_range=chosen.initializer_range,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over a twentieth of the steps, then a cosine down to a tenth."""
+    warm_up = max(1, min(100, steps // 20))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    progress = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def build(spec: TrainSpec) -> Workload:
+    """Model, data and evaluation for ``spec.size``; the same on every rank."""
+    import torch
+
+    from workbench.engine.data import DatasetSource
+    from workbench.engine.workload import Workload
+    from workbench.recipes.models import seeded_model
+
+    size = spec.size or RECIPE.default_size
+    length = RECIPE.shape(size).sequence_length
+    corpus = _corpus(size)
+    model = seeded_model("LlamaForCausalLM", configuration(size), spec.seed)
+    _balance(model)
+    lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+    return Workload(
+        model=model,
+        optimizer=optimizer,
+        data=DatasetSource(corpus.train, spec.batch_size, seed=spec.seed, shuffle=True, collate_fn=_batch),
+        criterion=_loss,
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, spec.steps)),
+        tokens_per_sample=length,
+        evaluate=_Evaluator(size, corpus.vocabulary, corpus.validation),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Corpus:
+    """The vocabulary and the text in its tokens: windows [windows, sequence length] int64."""
+
+    vocabulary: stdlib_text.Vocabulary
+    train: torch.Tensor
+    validation: torch.Tensor
+
+
+@functools.cache
+def _corpus(size: str) -> _Corpus:
+    """Made once a process; a rank server makes that of the default size before it forks ranks."""
+    shape = RECIPE.shape(size)
+    text = stdlib_text.read(stdlib_text.root(), _SIZES[size].text_bytes)
+    vocabulary = stdlib_text.Vocabulary(text.train, shape.vocabulary)
+    length = shape.sequence_length
+    return _Corpus(
+        vocabulary=vocabulary,
+        train=vocabulary.windows(text.train, length),
+        validation=vocabulary.windows(text.validation, length),
+    )
+
+
+def _balance(model: Any) -> None:
+    """Rescale the initial weights so that learning starts at once: residual branches begin small (GPT-2's 1/sqrt(2 x
+    layers)), embeddings are large beside them, and the first scores are nearly equal."""
+    import torch
+
+    spread = model.config.initializer_range
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.5 / spread)
+        model.lm_head.weight.mul_(0.02 / spread)
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                projection.weight.div_(math.sqrt(2 * model.config.num_hidden_layers))
+
+
+def _batch(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
+    tokens = torch.stack(samples)
+    return {"input_ids": tokens, "labels": tokens}
+
+
+def _loss(outputs: Any, _batch: Any) -> torch.Tensor:
+    """The loss that the model computed: right also where its logits are split over tensor-parallel ranks."""
+    return outputs.loss
+
+
+class _Evaluator:
+    """Validation loss over a fixed sample of windows, and a continuation of a fixed prompt."""
+
+    def __init__(self, size: str, vocabulary: stdlib_text.Vocabulary, windows: torch.Tensor) -> None:
+        import torch
+
+        self.size = _SIZES[size]
+        self.vocabulary = vocabulary
+        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
+        self.windows = windows[order[: self.size.validation_windows]]
+        self.bytes_per_token = stdlib_text.bytes_per_token(vocabulary, self.windows)
+
+    def __call__(self, strategy: Strategy) -> Evaluation:
+        from workbench.engine.generate import generate, token_loss
+        from workbench.engine.workload import Evaluation
+
+        loss = token_loss(strategy, self.windows, vocabulary=self.vocabulary.size, rows=16)
+        prompt = self.vocabulary.encode(PROMPT)
+        tokens = generate(
+            strategy, prompt, tokens=self.size.sample_tokens, vocabulary=self.vocabulary.size, temperature=0.7
+        )
+        return Evaluation(
+            values={"loss": loss, "bits_per_byte": loss / math.log(2) / self.bytes_per_token},
+            texts=[self.vocabulary.decode(tokens)],
+        )
+
+
+RECIPE = Recipe(
+    name="stdlib-llama",
+    title="A small Llama that learns Python from the standard library's source files",
+    sizes={name: size.shape for name, size in _SIZES.items()},
+    default_size="tiny",
+    defaults={
+        "tiny": {"steps": 400, "batch_size": 8, "lr": 8e-3, "eval_every": 100},
+        "small": {"steps": 1000, "batch_size": 16, "lr": 1e-3, "eval_every": 100, "clip": 1.0},
+        "1b": {"steps": 500, "batch_size": 16, "lr": 3e-4, "eval_every": 100, "clip": 1.0},
+    },
+    plugins=("ddp", "zero1", "zero2", "hybrid"),
+    check_data=lambda: stdlib_text.check_sources(stdlib_text.root()),
+    build=build,
+    warm=lambda: _corpus(RECIPE.default_size),
+)

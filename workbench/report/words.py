@@ -1,0 +1,180 @@
+"""A run in words: sentences and formatted figures. Pure functions of the facts."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shlex
+from typing import Any
+
+import numpy as np
+
+from workbench.config import TrainSpec
+from workbench.errors import format_ranks
+from workbench.flags import FLAGS
+from workbench.records import SESSION_RANK
+from workbench.report.facts import Happening, RunFacts
+
+#: options that a recipe has its own defaults for, so a command line names them
+_ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every")
+STATUS = {
+    "starting": "It had not taken a step yet when this report was made.",
+    "running": "It was still training when this report was made.",
+    "finished": "It ran to its end.",
+    "stopped": "It was stopped before its last step.",
+    "failed": "It failed.",
+    "lost": "It never reported an end: its ranks were killed, or their machine went down.",
+}
+
+
+def number(value: float | int | None, digits: int = 4) -> str:
+    """``1234567.8`` -> ``1,234,568``; ``0.00012346`` -> ``0.0001235``; nothing or not finite -> a dash or its name."""
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def gibibytes(count: float) -> str:
+    """Bytes in GiB, or MiB below one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1 min 15 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def moment(time: float) -> str:
+    """Local date and time, with the zone."""
+    return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def summary(facts: RunFacts) -> list[str]:
+    """The run in a few sentences: what was trained, on what, how fast, how it ended."""
+    return [text for text in (_what(facts), _learned(facts), _speed(facts), _end(facts)) if text]
+
+
+def _what(facts: RunFacts) -> str:
+    spec = facts.spec
+    if spec is None:
+        return f"A run on {facts.mesh.world_size} ranks whose spec could not be read."
+    what = (
+        f"The recipe {spec.recipe}{f' (size {spec.size})' if spec.size else ''}"
+        if spec.recipe
+        else "A model of its own"
+    )
+    done = int(facts.metrics["step"][-1]) if facts.metrics["step"].size else 0
+    return (
+        f"{what} was trained for {done:,} of {spec.steps:,} steps with plan {spec.plan.describe()}, "
+        f"in {spec.precision}, {spec.batch_size:,} samples a step."
+    )
+
+
+def _learned(facts: RunFacts) -> str:
+    figures = facts.summary()
+    first, last = figures["first_loss"], figures["last_loss"]
+    if first is None or last is None:
+        losses = facts.metrics["loss"]
+        return "The loss was not a finite number." if losses.size and not np.isfinite(losses).any() else ""
+    verb = "fell" if last < first else "rose" if last > first else "stayed"
+    text = f"The training loss {verb} from {first:.4f} to {last:.4f}."
+    validation = facts.validation()
+    if validation:
+        values = ", ".join(f"{key} {number(value)}" for key, value in validation[-1].items() if key != "step")
+        text += f" Validation at step {validation[-1]['step']:,}: {values}."
+    return text
+
+
+def _speed(facts: RunFacts) -> str:
+    tps = facts.summary()["tokens_per_second"]
+    if tps is None:
+        return ""
+    times = facts.metrics["step_time_ms"]
+    step_ms = float(np.median(times[1:] if times.size > 1 else times))
+    per_device = tps / facts.mesh.world_size
+    return (
+        f"Training took {duration(facts.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} tokens a "
+        f"second, which is {number(per_device)} per device."
+    )
+
+
+def _end(facts: RunFacts) -> str:
+    text = STATUS[facts.status]
+    failed = first_failure(facts)
+    if failed:
+        text = f"It failed on {who(failed)}: {short(failed.value)}."
+    for died in facts.of_kind("rank", "died"):
+        if isinstance(died.value, dict):
+            text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
+    dropped = facts.of_kind("log", "dropped")
+    if dropped:
+        text += f" {number(sum(_as_number(h.value) for h in dropped))} records did not fit into the logs."
+    return text
+
+
+def first_failure(facts: RunFacts) -> Happening | None:
+    """The failure that explains the others: the earliest that is not about a peer."""
+    failed = [h for h in facts.of_kind("state", "failed") if isinstance(h.value, dict)]
+    return min(failed, key=lambda h: (bool(h.value.get("peer")), h.time), default=None)
+
+
+def _as_number(value: Any) -> float:
+    return value if isinstance(value, (int, float)) else 0.0
+
+
+def who(happening: Happening) -> str:
+    """``ranks 0-3``, or ``notebook`` for what its side wrote."""
+    if happening.ranks == (SESSION_RANK,):
+        return "notebook"
+    return format_ranks(rank for rank in happening.ranks if rank != SESSION_RANK)
+
+
+def short(value: Any, limit: int = 400) -> str:
+    """A decoded event value for a table cell, cut at ``limit`` characters."""
+    if value is None:
+        return ""
+    if isinstance(value, dict) and "ename" in value:
+        value = f"{value['ename']}: {value.get('evalue', '')}"
+    text = (
+        value
+        if isinstance(value, str)
+        else ", ".join(f"{k}: {v}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+
+
+def flags(spec: TrainSpec) -> list[str]:
+    """The words of a command line for this spec, as ``%dist_train`` and ``workbench train`` take them."""
+    plain = TrainSpec().options()
+    words: list[str] = []
+    options = spec.options()
+    for flag in FLAGS:
+        value = options[flag.option]
+        if value != plain[flag.option] or flag.option in _ALWAYS:
+            words += [flag.names[0]] if flag.kind is None else [flag.names[0], str(value)]
+    return words
+
+
+def rerun(facts: RunFacts) -> list[tuple[str, str]]:
+    """How to run it again: (where, what to type)."""
+    if facts.spec is None:
+        return []
+    spec_file = shlex.quote(str(facts.path / "spec.toml"))
+    if not facts.spec.recipe:
+        line = shlex.join(flags(facts.spec))
+        return [("In a notebook", f"%%dist_train {line}\n{facts.cell or '# the cell was not kept'}")]
+    return [
+        ("In a terminal", f"workbench train {spec_file}"),
+        ("In a notebook", f"%dist_train --config {spec_file}"),
+        ("Without its file", f"%dist_train {shlex.join(flags(facts.spec))}"),
+    ]
