@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import anywidget
 import traitlets
 
 from widgets.feed import Feed
+from workbench.errors import WorkbenchError
 from workbench.plots.picture import SIZE_INCHES, picture
 from workbench.telemetry.store import Store
 
@@ -66,7 +68,7 @@ class Panel:
         self.feed = Feed(
             store,
             self.widget.send,
-            status=(lambda: self.run.status) if self.run is not None else None,
+            status=None if self.run is None else partial(getattr, self.run, "status"),
             can_stop=self.run is not None,
             on_end=self._on_end,
         )
@@ -107,7 +109,10 @@ class Panel:
                 self.widget.send(self._picture)
         elif kind == "stop" and self.run is not None:
             self.feed.stop_asked()
-            self.run.stop()
+            try:
+                self.run.stop()
+            except WorkbenchError as error:  # it ended while the button was pressed, or its directory is gone
+                self.widget.send({"kind": "trouble", "text": str(error)})
 
     def _on_end(self, store: Store, facts: dict[str, Any]) -> None:
         """The output becomes a picture; the page is told first, to keep the live panel for it."""

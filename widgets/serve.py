@@ -7,12 +7,14 @@ and everything else (the next cell, a completion) to the kernel's own queue, in 
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-COMM_MESSAGES = frozenset({"comm_open", "comm_msg", "comm_close"})
+#: those of widgets, and what a page asks before it shows widgets again after a reload
+SERVED = frozenset({"comm_open", "comm_msg", "comm_close", "kernel_info_request", "comm_info_request"})
 _DELIMITER = b"<IDS|MSG>"
 
 
@@ -33,9 +35,9 @@ def wait_serving_comms(until: Callable[[], bool], poll_s: float = 0.1) -> None:
     original, copy = stream._recv_callback, stream._recv_copy  # pyzmq offers no getter for the callback it sets
 
     def receive(frames: list[Any]) -> Any:
-        """A comm message now; any other to the kernel's queue (its awaitable runs when the cell has ended)."""
-        if _message_type(kernel, frames) in COMM_MESSAGES:
-            return _handle_comm(kernel, stream, frames)
+        """A message of widgets now; any other to the kernel's queue (its awaitable runs when the cell has ended)."""
+        if _message_type(kernel, frames) in SERVED:
+            return _serve(kernel, stream, frames)
         return original(frames)
 
     stream.on_recv(receive, copy=False)
@@ -73,20 +75,41 @@ def _message_type(kernel: Any, frames: list[Any]) -> str:
     return str(kernel.session.unpack(header).get("msg_type", ""))
 
 
-def _handle_comm(kernel: Any, stream: Any, frames: list[Any]) -> None:
+def _serve(kernel: Any, stream: Any, frames: list[Any]) -> None:
     """Check the signature, run the handler, and tell the front end when it is done; the cell stays the parent."""
     identities, rest = kernel.session.feed_identities(frames, copy=False)
     try:
         message = kernel.session.deserialize(rest, content=True, copy=False)
     except (ValueError, TypeError) as error:
-        kernel.log.error("a comm message that cannot be read: %s", error)
+        kernel.log.error("a message that cannot be read: %s", error)
         return
     _status(kernel, "busy", message)
     try:
-        kernel.shell_handlers[message["header"]["msg_type"]](stream, identities, message)
+        _run(
+            kernel,
+            kernel.shell_handlers[message["header"]["msg_type"]](_reply_stream(kernel, stream), identities, message),
+        )
     finally:
         _status(kernel, "idle", message)
         _status(kernel, "busy", kernel.get_parent("shell"))
+
+
+def _reply_stream(kernel: Any, stream: Any) -> Any:
+    """Where handlers send their replies: in ipykernel 7 the way back to the thread that owns the shell socket."""
+    channel = getattr(kernel, "shell_channel_thread", None)
+    return stream if channel is None else channel.manager.get_subshell_to_shell_channel_socket(None)
+
+
+def _run(kernel: Any, result: Any) -> None:
+    """Finish a handler that is a coroutine in name only (ipykernel's info requests never wait)."""
+    if not inspect.iscoroutine(result):
+        return
+    try:
+        result.send(None)
+    except StopIteration:
+        return
+    result.close()
+    kernel.log.error("a handler waits for the event loop, which the cell holds: its message is lost")
 
 
 def _status(kernel: Any, state: str, parent: Any) -> None:

@@ -50,7 +50,8 @@ def pack(news: dict[str, Columns]) -> tuple[dict[str, list[list[Any]]], list[byt
     described: dict[str, list[list[Any]]] = {}
     buffers: list[bytes] = []
     for name, columns in news.items():
-        described[name] = entries = []
+        entries: list[list[Any]] = []
+        described[name] = entries
         for column, values in columns.items():
             if values.dtype.kind in "OU":
                 entries.append([column, "text", [str(value) for value in values]])

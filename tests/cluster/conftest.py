@@ -91,9 +91,13 @@ def fresh():
         current.down()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shut_down():
-    yield
-    session = Session.current()
-    if session is not None:
-        session.down()
+@pytest.fixture(scope="package", autouse=True)
+def own_temporary_directory():
+    """Rank servers of these tests put their directories here, apart from those of other people on the machine."""
+    with tempfile.TemporaryDirectory(prefix="wb-") as path, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", path)
+        patch.setenv("TMPDIR", path)
+        yield
+        session = Session.current()
+        if session is not None:
+            session.down()

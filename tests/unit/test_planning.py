@@ -37,7 +37,7 @@ def test_flags_win_over_the_recipes_defaults() -> None:
         ({"recipe": "stdlib-lama"}, "did you mean 'stdlib-llama'"),
         ({"recipe": "stdlib-llama", "size": "tny"}, "did you mean 'tiny'"),
         ({"recipe": "stdlib-llama", "ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 3}, "does not divide the"),
-        ({"recipe": "digits-vit", "pp": 2}, "digits-vit trains with"),
+        ({"recipe": "digits-vit", "pp": 3, "batch_size": 6}, "--pp 3 does not divide the 4 layers"),
     ],
 )
 def test_wrong_options(options: dict, words: str) -> None:

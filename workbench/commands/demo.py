@@ -77,7 +77,7 @@ def execute(source: Path, parameters: dict[str, Any], out: Path) -> int:
 
 def _keep(runs: list[Path], executed: Path, out: Path) -> int:
     """Write the summary and the report of the notebook's first run, and say where everything is."""
-    from workbench.report import facts, render
+    from workbench.report import facts, render, words
 
     if not runs:
         print(f"the notebook made no run called {RUN_NAME!r}: see {executed}")
@@ -88,8 +88,7 @@ def _keep(runs: list[Path], executed: Path, out: Path) -> int:
     summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     report = render(runs[0], out / "report.html")
     for name in ("plan", "first_loss", "last_loss", "validation_loss", "tokens_per_second", "seconds"):
-        value = figures[name]
-        print(f"{name.replace('_', ' '):>18}  {f'{value:,.4g}' if isinstance(value, float) and value < 1e3 else value}")
+        print(f"{name.replace('_', ' '):>18}  {value if isinstance(value := figures[name], str) else words.number(value)}")
     for name, path in (("run", runs[0]), ("notebook", executed), ("summary", summary), ("report", report)):
         print(f"{name:>18}  {path}")
     if found.status != "finished":

@@ -10,6 +10,7 @@ import importlib
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from workbench.engine.lean_import import lean_imports
@@ -36,10 +37,10 @@ WARM = (
 )
 
 
-def load() -> None:
+def load() -> Callable[[], None]:
     """Import torch (one thread), Colossal-AI's plugins and the models of the recipes. Starts no thread.
 
-    Raises ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
+    Returns what a rank calls when it has its own environment: it then computes with its share of the cores. Raises ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # transformers and Colossal-AI ask at import whether there is a GPU; NVML answers without touching CUDA, so that
@@ -63,6 +64,7 @@ def load() -> None:
         raise ClusterError(f"importing Colossal-AI started {started} thread(s): ranks forked from here could hang")
     gc.collect()
     gc.freeze()  # a rank's collector then never walks, and so never copies, what it shares with this process
+    return lambda: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _warm_recipes() -> None:

@@ -97,13 +97,13 @@ def figure(source: ColumnDataSource) -> Figure:
     """The heat map with its colour bar."""
     from bokeh.models import (
         AdaptiveTicker,
-        ColorBar,
         CustomJSTickFormatter,
         DataRange1d,
         HoverTool,
         LogColorMapper,
         LogTicker,
     )
+    from bokeh.models.annotations import ColorBar
 
     y_range = DataRange1d(flipped=True, range_padding=0)
     drawn = theme.new_figure(TITLE, x_label="step", y_label="", height=HEIGHT, y_range=y_range)

@@ -32,7 +32,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     validated = _validations(events)
     extra = max(0, len(validated) - step.size)
     if extra and (step.size or last):
-        repeat = (step[-1], loss[-1], average[-1]) if step.size else last
+        repeat: Any = (step[-1], loss[-1], average[-1]) if step.size else last
         step, loss, average = (np.append(v, [r] * extra) for v, r in zip((step, loss, average), repeat, strict=True))
     at, measured = np.full(step.size, math.nan), np.full(step.size, math.nan)
     validation = np.full(step.size, known)
@@ -69,7 +69,7 @@ def figure(source: ColumnDataSource) -> Figure:
     from bokeh.models import HoverTool
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="loss")
-    each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.3, line_width=1)
+    each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.45, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
     held = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
     points = drawn.scatter("at", "measured", source=source, color=theme.VALIDATION, size=8, line_color=None)

@@ -21,7 +21,7 @@ def draw(source: ColumnDataSource, title: str, *, prefix: str, y_label: str, num
     y_range = DataRange1d(start=0, range_padding=0.1)
     drawn = theme.new_figure(title, x_label="elapsed (h:mm:ss)", y_label=y_label, y_range=y_range)
     drawn.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
-    drawn.xaxis.ticker = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30], num_minor_ticks=0)
+    drawn.xaxis.ticker = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=1, num_minor_ticks=0)
     names = [name.removeprefix(f"{prefix}_") for name in source.data if name != "time"]
     lines: list[tuple[str, Any]] = []
     if "median" in names:

@@ -6,10 +6,7 @@ text, axes and grid for a page, and the live panel does the same in the browser 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bokeh.plotting import figure as Figure
+from typing import Any
 
 #: Paul Tol's "vibrant" scheme and two of his "muted" one: distinct for the common colour vision deficiencies, and
 #: visible on white and on near-black
@@ -36,11 +33,11 @@ def rank_colour(rank: int) -> str:
     return RANK_COLOURS[rank % len(RANK_COLOURS)]
 
 
-def new_figure(title: str, *, x_label: str, y_label: str, height: int = 250, **options: object) -> Figure:
+def new_figure(title: str, *, x_label: str, y_label: str, height: int = 250, **options: Any) -> Any:
     """An empty figure in the common look: transparent, as wide as its place, with pan, zoom, reset and save."""
     from bokeh.plotting import figure
 
-    drawn = figure(
+    drawn: Any = figure(
         title=title,
         height=height,
         sizing_mode="stretch_width",
@@ -71,11 +68,11 @@ def new_figure(title: str, *, x_label: str, y_label: str, height: int = 250, **o
     return apply(drawn, "light")
 
 
-def add_legend(drawn: Figure, items: list[tuple[str, list[object]]]) -> None:
+def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     """A one-line legend above the plot; a click on an entry hides or shows it."""
-    from bokeh.models import Legend, LegendItem
+    from bokeh.models.annotations import Legend, LegendItem
 
-    legend = Legend(items=[LegendItem(label=label, renderers=renderers) for label, renderers in items])
+    legend: Any = Legend(items=[LegendItem(label=label, renderers=renderers) for label, renderers in items])
     legend.orientation = "horizontal"
     legend.location = "left"
     legend.click_policy = "hide"
@@ -90,9 +87,9 @@ def add_legend(drawn: Figure, items: list[tuple[str, list[object]]]) -> None:
     apply(drawn, "light")
 
 
-def apply(drawn: Figure, mode: str) -> Figure:
+def apply(drawn: Any, mode: str) -> Any:
     """Colour a figure's text, axes and grid for a light or a dark page."""
-    from bokeh.models import ColorBar, Legend
+    from bokeh.models.annotations import ColorBar, Legend
 
     colours = COLOURS[mode]
     drawn.title.text_color = colours["text"]

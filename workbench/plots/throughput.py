@@ -36,7 +36,7 @@ def figure(source: ColumnDataSource) -> Figure:
         TITLE, x_label="step", y_label="tokens / s / device", y_range=DataRange1d(start=0, range_padding=0.1)
     )
     drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-    each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.35, line_width=1)
+    each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.45, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.THROUGHPUT, line_width=2)
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [

@@ -1,0 +1,105 @@
+"""The command line: what it accepts, what it answers, and that it stays light."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fake_run import make_fake_run
+from workbench import cli
+from workbench.commands import demo, lab, notebooks, runs, train
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], *([command.NAME, "--help"] for command in cli.COMMANDS)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0
+    assert "--proc" not in capsys.readouterr().err
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, workbench.cli; workbench.cli.parser(); print(*{'torch', 'bokeh', 'pandas', 'IPython'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_runs_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs"]) == 0 and "no runs in" in capsys.readouterr().out
+    make_fake_run(home / "2026-05-01-120000-first", steps=10)
+    broken = make_fake_run(home / "2026-05-02-120000-second", steps=10)
+    (broken / "spec.toml").write_text("[")
+    assert cli.main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert "2026-05-01-120000-first" in out and "finished" in out and "10/10" in out and "second" in out
+    assert len(runs.row(broken)) == len(runs.COLUMNS)
+    assert cli.main(["runs", "--last", "1"]) == 0 and "first" not in capsys.readouterr().out
+
+
+def test_a_report_by_name_and_by_directory(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_fake_run(home / "2026-05-01-120000-fake", steps=10)
+    assert cli.main(["report", "fake", "-o", str(tmp_path / "r.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "r.html") and (tmp_path / "r.html").exists()
+    (run / "spec.toml").unlink()
+    assert cli.main(["report", str(run)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["report", "nothing"], 1, "no run 'nothing'"),
+        (["train", "nothing.toml"], 2, "cannot read the spec nothing.toml"),
+        (["report", "."], 1, "no run directory"),
+    ],
+)
+def test_errors_are_one_line(
+    home: Path, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == code
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+
+
+def test_underscores_are_accepted_and_values_left_alone() -> None:
+    arguments = cli.parser().parse_args([cli._spelt(w) for w in ["train", "a_b.toml", "--batch_size=4", "--name=a_b"]])
+    assert (arguments.batch_size, arguments.name, str(arguments.spec)) == (4, "a_b", "a_b.toml")
+
+
+def test_train_reads_the_spec_flags_win_and_the_cell_is_found(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.toml"
+    spec.write_text('recipe = "stdlib-llama"\nsteps = 5\n')
+    arguments = cli.parser().parse_args(["train", str(spec), "--steps", "7"])
+    assert train.request(arguments) == ({"recipe": "stdlib-llama", "steps": 7}, None)
+    spec.write_text("steps = 5\n")
+    (tmp_path / "cell.py").write_text("model = 1")
+    assert train.request(cli.parser().parse_args(["train", str(spec)])) == ({"steps": 5}, "model = 1")
+
+
+def test_a_plan_that_cannot_work_ends_before_any_rank(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.toml").write_text('recipe = "stdlib-llama"\n')
+    assert cli.main(["train", str(tmp_path / "s.toml"), "-n", "3", "--tp", "2"]) == 2
+    assert "does not divide" in capsys.readouterr().err and not home.exists()
+
+
+def test_demo_flags_become_parameters() -> None:
+    given = demo.parameters_of(cli.parser().parse_args(["demo", "--steps", "9", "--tp", "2"]))
+    assert given == {"steps": 9, "tp": 2, "plugin": "hybrid", "n": 2}
+    assert demo.parameters_of(cli.parser().parse_args(["demo"])) == {}
+
+
+def test_lab_opens_a_folder_that_can_be_written(tmp_path: Path) -> None:
+    assert lab.place(None) == notebooks.folder()
+    copy = lab.place(tmp_path / "work")
+    assert (copy / notebooks.QUICKSTART).read_bytes() == (notebooks.folder() / notebooks.QUICKSTART).read_bytes()
+    (copy / notebooks.QUICKSTART).write_text("mine")
+    lab.place(tmp_path / "work")
+    assert (copy / notebooks.QUICKSTART).read_text() == "mine"
