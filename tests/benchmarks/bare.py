@@ -46,7 +46,7 @@ def plugin_for(plan: ParallelPlan) -> Any:
         return LowLevelZeroPlugin(stage=1, precision="fp32", overlap_communication=False)
     micro_batches = plan.micro_batches if plan.pp > 1 else None
     return HybridParallelPlugin(tp_size=plan.tp, pp_size=plan.pp, num_microbatches=micro_batches, precision="fp32",
-                                zero_stage=0, enable_flash_attention=True)  # fmt: skip
+                                zero_stage=0)  # fmt: skip
 
 
 def stepper(spec: TrainSpec, rank: int) -> Iterator[None]:
