@@ -163,7 +163,7 @@ class LabPage:
         """How many points the loss curve in the panel has (0: no curve yet)."""
         return int(self.page.evaluate(POINTS))
 
-    def wait_for_points(self, more_than: int, timeout_s: float = 20) -> int:
+    def wait_for_points(self, more_than: int, timeout_s: float = 45) -> int:
         """Wait until the loss curve has more than so many points."""
         self.page.wait_for_function(f"() => ({POINTS})() > {more_than}", timeout=timeout_s * 1000)
         return self.points()

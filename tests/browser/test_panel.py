@@ -30,7 +30,7 @@ def start(page: LabPage, name: str, *more: str, steps: int = 2000) -> Path:
     return path
 
 
-def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 20) -> None:
+def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 45) -> None:
     page.page.locator(selector, has_text=text).first.wait_for(timeout=timeout_s * 1000)
 
 
@@ -42,7 +42,7 @@ def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot
     assert page.page.locator(".jp-InputPrompt", has_text="[*]").count() == 1, "the cell should still block"
     page.save(path)
     page.page.reload()
-    again = page.wait_for_points(third, timeout_s=40)
+    again = page.wait_for_points(third, timeout_s=60)
     assert page.wait_for_points(again) > again
     shoot(page, "panel_live")
     page.page.locator(".dw-stop").click()
@@ -62,7 +62,7 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
     wait_for_text(page, ".jp-OutputArea-output", "stop calls 1 stopped")
     assert stop.is_disabled()
     assert stop.inner_text() == "Ended"
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=20_000)
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=45_000)
     shoot(page, "panel_ended")
     saved = page.save(path)
     growth = path.stat().st_size - before
@@ -74,13 +74,13 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
 
 def test_notebook_of_a_kernel_that_is_gone_shows_the_picture(page: LabPage) -> None:
     path = start(page, "gone", steps=20)
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=30_000)
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=45_000)
     page.save(path)
     page.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
     time.sleep(1)
     page.page.reload()
     picture = page.page.locator(".jp-OutputArea-output img[src^='data:image/png']")
-    picture.wait_for(timeout=30_000)
+    picture.wait_for(timeout=45_000)
     assert picture.is_visible()
     assert page.page.locator(".dw").count() == 0
 
@@ -89,7 +89,7 @@ def test_two_panels_at_once(page: LabPage) -> None:
     start(page, "pair", START.format(name="pair2", steps=2000))
     page.page.wait_for_function(
         "() => [...document.querySelectorAll('.dw')].filter(p => Number(p.dataset.points) > 3).length === 2",
-        timeout=30_000,
+        timeout=45_000,
     )
     names = page.page.locator(".dw-name").all_inner_texts()
     assert sorted(names) == ["pair", "pair2"]
@@ -115,7 +115,7 @@ def test_dark_theme(browser: Any, tmp_path: Path, shoot: Callable[..., Path]) ->
         opened.set_viewport_size({"width": 1100, "height": 1700})
         page = LabPage(opened, lab)
         start(page, "dark", steps=60)
-        wait_for_text(page, ".dw-pill", "finished", timeout_s=30)
+        wait_for_text(page, ".dw-pill", "finished")
         assert opened.locator(".dw").first.get_attribute("data-mode") == "dark"
         shoot(page, "panel_dark")
         opened.close()

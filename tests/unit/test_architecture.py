@@ -98,7 +98,10 @@ def test_only_the_engine_and_the_recipes_import_them_at_all() -> None:
 def test_records_config_and_mesh_stand_alone() -> None:
     for name in ("records", "mesh", "errors"):
         assert offences(f"workbench.{name}", {"workbench"}) == []
-    assert {line.split()[-1].split(".")[1] for line in offences("workbench.config", {"workbench"})} <= {"errors", "mesh"}
+    assert {line.split()[-1].split(".")[1] for line in offences("workbench.config", {"workbench"})} <= {
+        "errors",
+        "mesh",
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)

@@ -88,7 +88,9 @@ def _keep(runs: list[Path], executed: Path, out: Path) -> int:
     summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     report = render(runs[0], out / "report.html")
     for name in ("plan", "first_loss", "last_loss", "validation_loss", "tokens_per_second", "seconds"):
-        print(f"{name.replace('_', ' '):>18}  {value if isinstance(value := figures[name], str) else words.number(value)}")
+        print(
+            f"{name.replace('_', ' '):>18}  {value if isinstance(value := figures[name], str) else words.number(value)}"
+        )
     for name, path in (("run", runs[0]), ("notebook", executed), ("summary", summary), ("report", report)):
         print(f"{name:>18}  {path}")
     if found.status != "finished":

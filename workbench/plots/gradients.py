@@ -9,6 +9,7 @@ import numpy as np
 
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.rows import has_ended
 from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
 
@@ -33,19 +34,18 @@ return text.length > 34 ? "…" + text.slice(-33) : text;
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and layer: step, width (steps it stands for), layer, row (its place in the model, from 0), norm,
-    colour (the norm, NaN where a log scale has no place for it), max_abs, mean, zeros (fraction), bad (non-finite
-    elements), mark (1 if there are any)."""
+    """A cell per step and layer: step, until (where the next one begins), layer, row (its place in the model, from 0),
+    top, bottom, norm, colour (the norm, NaN where a log scale has no place for it), max_abs, mean, zeros (fraction),
+    bad (non-finite elements), mark (1 if there are any)."""
     row, last_step, places = cursor or (0, 0, {})
-    raw, end = store.since("gradients", row)
-    raw = {name: values[raw["scope"] == "reduced"] for name, values in raw.items()}
-    whole = _whole_steps(raw, last_step, store.mesh.world_size)
+    full, end = store.since("gradients", row)
+    raw = {name: values[full["scope"] == "reduced"] for name, values in full.items()}
+    whole = _whole_steps(raw["step"], last_step, store)
     if whole.size:
-        places = _places({name: values[raw["step"] <= whole[-1]] for name, values in raw.items()}, places, store)
+        places = _places({name: values[full["step"] <= whole[-1]] for name, values in full.items()}, places, store)
     stride = max(1, math.ceil(whole.size * max(1, len(places)) / CELLS)) if cursor is None else 1
     if whole.size:
         last_step = int(whole[-1])
-    full, _ = store.since("gradients", row)
     waiting = np.flatnonzero((full["step"] > last_step) & (full["scope"] == "reduced"))
     shown = whole[::-1][::stride][::-1]
     taken = np.isin(raw["step"], shown)
@@ -55,14 +55,19 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def _cells(raw: Columns, store: Store, places: dict[str, int], stride: int) -> Columns:
     table = combine(raw, store.mesh).drop_duplicates(["step", "layer"])
+    steps = table["step"].to_numpy(float)
     norm = table["norm"].to_numpy(float)
     layer = table["layer"].to_numpy(object)
+    row = np.array([places[name] for name in layer], dtype=float)
     bad = table["nonfinite_count"].to_numpy(float)
+    every = max(1, store.spec.monitor.grad_every)
     return {
-        "step": table["step"].to_numpy(float),
-        "width": np.full(norm.size, float(max(1, store.spec.monitor.grad_every) * stride)),
+        "step": steps,
+        "until": np.where(steps % every == 0, steps + every * stride, np.ceil(steps / every) * every),
         "layer": layer,
-        "row": np.array([places[name] for name in layer], dtype=float),
+        "row": row,
+        "top": row - 0.5,
+        "bottom": row + 0.5,
         "norm": norm,
         "colour": np.where(norm > 0, norm, math.nan),
         "max_abs": table["max_abs"].to_numpy(float),
@@ -74,23 +79,32 @@ def _cells(raw: Columns, store: Store, places: dict[str, int], stride: int) -> C
 
 
 def _places(raw: Columns, known: dict[str, int], store: Store) -> dict[str, int]:
-    """Row of each layer: pipeline stage, then the order in which a rank logs its layers; newcomers come after."""
-    names, first = np.unique(raw["layer"].astype(str), return_index=True)
-    stages = [store.mesh.coordinates(int(rank)).pp for rank in raw["rank"][first]]
-    fresh = sorted(zip(stages, first, names, strict=True))
+    """Row of each layer: pipeline stage, then the order in which a rank logs its layers; newcomers come after.
+
+    Local gradients come first: a rank has those of all its layers, while ranks share out the reduced ones.
+    """
     places = dict(known)
-    for _, _, name in fresh:
-        places.setdefault(str(name), len(places))
+    for scope in ("local", "reduced"):
+        index = np.flatnonzero(raw["scope"] == scope)
+        names, first = np.unique(raw["layer"][index].astype(str), return_index=True)
+        stages = [store.mesh.coordinates(int(rank)).pp for rank in raw["rank"][index[first]]]
+        for _, _, name in sorted(zip(stages, first, names, strict=True)):
+            places.setdefault(str(name), len(places))
     return places
 
 
-def _whole_steps(raw: Columns, last_step: int, ranks: int) -> np.ndarray:
-    """Steps after ``last_step`` that all ranks reported, and those before such a step (a rank dropped its rows)."""
-    new = raw["step"] > last_step
-    pairs = np.unique(np.stack([raw["step"][new], raw["rank"][new]]), axis=1)
-    steps, counts = np.unique(pairs[0], return_counts=True)
-    whole = np.flatnonzero(counts >= ranks)
-    return steps[: whole[-1] + 1] if whole.size else steps[:0]
+def _whole_steps(steps: np.ndarray, last_step: int, store: Store) -> np.ndarray:
+    """Steps after ``last_step`` whose rows are all written: every rank is two steps further, or the run has ended.
+
+    Counting ranks would not do: they share out the reduced gradients, so a small model leaves some with none.
+    """
+    new = np.unique(steps[steps > last_step])
+    if not new.size or has_ended(store):
+        return new
+    records = store.table("steps")
+    furthest = np.zeros(store.mesh.world_size, dtype=int)
+    np.maximum.at(furthest, records["rank"], records["step"])
+    return new[new + 2 <= furthest.min()]
 
 
 def figure(source: ColumnDataSource) -> Figure:
@@ -109,15 +123,14 @@ def figure(source: ColumnDataSource) -> Figure:
     drawn = theme.new_figure(TITLE, x_label="step", y_label="", height=HEIGHT, y_range=y_range)
     drawn.x_range.range_padding = 0
     mapper = LogColorMapper(palette="Viridis256", nan_color=theme.COLOURS["light"]["line"])
-    cells = drawn.rect(
-        "step",
-        "row",
-        "width",
-        1,
+    cells = drawn.quad(
+        left="step",
+        right="until",
+        top="top",
+        bottom="bottom",
         source=source,
         fill_color={"field": "colour", "transform": mapper},
         line_color=None,
-        dilate=True,
     )
     drawn.scatter("step", "row", source=source, marker="x", size=9, line_width=2, color=theme.BAD, alpha="mark")
     drawn.yaxis.formatter = CustomJSTickFormatter(args={"source": source}, code=_LAYER_OF_ROW)

@@ -110,14 +110,13 @@ def _gradients(drawn: Any, pane: Axes, columns: Columns) -> None:
         pane.set_xticks([])
         pane.set_yticks([])
         return
-    half = columns["width"][0] / 2
     image = pane.imshow(
         table,
         aspect="auto",
         interpolation="nearest",
         cmap="viridis",
         norm=LogNorm(),
-        extent=(steps[0] - half, steps[-1] + half, places.size - 0.5, -0.5),
+        extent=(steps[0], columns["until"].max(), places.size - 0.5, -0.5),
     )
     names = dict(zip(columns["row"], columns["layer"], strict=True))
     shown = np.unique(np.linspace(0, places.size - 1, min(8, places.size)).astype(int))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from bokeh.core.types import ID
 from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource
 from bokeh.resources import Resources
@@ -46,8 +47,8 @@ def _draw(store: Store, plot: Plot) -> Drawn:
         if not any(len(values) for values in columns.values()):
             return Drawn(name=plot.NAME, title=plot.TITLE)
         figure = plot.figure(ColumnDataSource({name: list_or_array(values) for name, values in columns.items()}))
-        figure.title.visible = False  # the caption says it
-        item = json_item(figure, f"figure-{plot.NAME}")
+        figure.title = None  # the caption says it
+        item = json_item(figure, ID(f"figure-{plot.NAME}"))
         wide = getattr(plot, "WIDE", False)
         return Drawn(name=plot.NAME, title=plot.TITLE, item=script_safe(item), height=figure.height or 300, wide=wide)
     except Exception as error:  # a plot of anybody's, on any data: the reader is told, and has the other figures

@@ -26,7 +26,10 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    code = "import sys, workbench.cli; workbench.cli.parser(); print(*{'torch', 'bokeh', 'pandas', 'IPython'} & set(sys.modules))"
+    code = (
+        "import sys, workbench.cli; workbench.cli.parser()\n"
+        "print(*{'torch', 'bokeh', 'pandas', 'IPython'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

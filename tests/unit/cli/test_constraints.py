@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[3] / ".ci" / "constraints.py"
-TEXT = '[project]\nname = "x"\n\n[tool.uv]\ncompile-bytecode = true\nlist = [\n    "a[b]",\n]\n\n[tool.ruff]\nline-length = 120\n'
+TEXT = """[project]
+name = "x"
+
+[tool.uv]
+compile-bytecode = true
+list = [
+    "a[b]",
+]
+
+[tool.ruff]
+line-length = 120
+"""
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,15 @@ def record(step: int, rank: int) -> StepRecord:
     )  # fmt: skip
 
 
+def statistics(
+    layer: str, *, rank: int = 0, scope: str = "reduced", sum_sq: float = 4.0, bad: int = 0
+) -> GradientStats:
+    return GradientStats(
+        step=20, rank=rank, layer=layer, scope=scope, sharded="", numel=8, sum=0.0, sum_sq=sum_sq, max_abs=1.0,
+        zero_count=0, nonfinite_count=bad,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_fake_run(tmp_path_factory.mktemp("runs") / "run")
@@ -166,16 +175,29 @@ def test_pipeline_stages_follow_each_other(tmp_path: Path) -> None:
     assert [order[row] for row in sorted(order)] == layer_names(8)
 
 
+def test_ranks_that_share_out_the_reduced_gradients(tmp_path: Path) -> None:
+    """Rows are in model order though each rank logs every other layer, and a rank without any is not waited for."""
+    write_spec(tmp_path, fake_spec(ranks=3))
+    layers = ["z", "m", "a"]
+    for rank in range(3):
+        with RankLogWriter(tmp_path, rank) as writer:
+            mine = {"local": layers, "reduced": layers[rank::2] if rank < 2 else []}
+            for scope in ("reduced", "local"):
+                for layer in mine[scope]:
+                    writer.append(statistics(layer, rank=rank, scope=scope))
+            for step in range(19, 23):
+                writer.append(record(step, rank))
+    columns, _ = gradients.columns(opened(tmp_path), None)
+    order = dict(zip(columns["row"], columns["layer"], strict=True))
+    assert [order[row] for row in sorted(order)] == layers
+
+
 def test_zero_and_nonfinite_gradients(tmp_path: Path) -> None:
     write_spec(tmp_path, fake_spec(ranks=1))
     with RankLogWriter(tmp_path, 0) as writer:
         for layer, sum_sq, bad in (("a", 0.0, 0), ("b", 4.0, 3)):
-            writer.append(
-                GradientStats(
-                    step=20, rank=0, layer=layer, scope="reduced", sharded="", numel=8, sum=0.0, sum_sq=sum_sq,
-                    max_abs=1.0, zero_count=0, nonfinite_count=bad,
-                )
-            )  # fmt: skip
+            writer.append(statistics(layer, sum_sq=sum_sq, bad=bad))
+        writer.event("state", "finished", step=20)
     columns, _ = gradients.columns(opened(tmp_path), None)
     assert math.isnan(columns["colour"][0]) and columns["norm"][0] == 0
     assert list(columns["mark"]) == [0, 1]

@@ -13,7 +13,12 @@ def test_a_whole_run(tmp_path: Path) -> None:
     found = facts.read(make_fake_run(tmp_path, ranks=4, steps=60, plugin="hybrid", tp=2))
     assert found.status == "finished" and found.notes == []
     figures = found.summary()
-    assert (figures["recipe"], figures["plugin"], figures["ranks"], figures["steps"]) == ("stdlib-llama", "hybrid", 4, 60)
+    assert (figures["recipe"], figures["plugin"], figures["ranks"], figures["steps"]) == (
+        "stdlib-llama",
+        "hybrid",
+        4,
+        60,
+    )
     assert figures["first_loss"] > figures["last_loss"] > 0
     tokens = 32 * 128  # a global batch of 8 samples a rank
     assert figures["tokens_per_second"] == pytest.approx(tokens / 0.128, rel=0.1)

@@ -3,7 +3,7 @@
 (async () => {
   const COLOURS = {{ colours | safe }};
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const views = [];
+  let drawn = 0;
 
   function paint(onPaper) {
     const c = COLOURS[dark.matches && !onPaper ? "dark" : "light"];
@@ -15,8 +15,8 @@
       Legend: { label_text_color: c.text },
       ColorBar: { title_text_color: c.muted, major_label_text_color: c.muted },
     };
-    for (const view of views) {
-      for (const model of view.model.document._all_models.values()) {
+    for (const document of Bokeh.documents) {
+      for (const model of document._all_models.values()) {
         for (const [kind, values] of Object.entries(colours)) {
           if (model.type !== kind && !(kind === "Axis" && model.type.endsWith("Axis"))) continue;
           // a colour that is null is switched off for good
@@ -28,12 +28,12 @@
   }
 
   for (const element of document.querySelectorAll("script.item")) {
-    const manager = await Bokeh.embed.embed_item(JSON.parse(element.textContent));
-    views.push(...manager.roots);
+    await Bokeh.embed.embed_item(JSON.parse(element.textContent));
+    drawn += 1;
   }
   paint(false);
   dark.addEventListener("change", () => paint(false));
   window.addEventListener("beforeprint", () => paint(true));
   window.addEventListener("afterprint", () => paint(false));
-  document.documentElement.dataset.drawn = String(views.length);
+  document.documentElement.dataset.drawn = String(drawn);
 })();

@@ -1,0 +1,52 @@
+"""The README's tables against the code, and its two lines against what CI runs."""
+
+import re
+from pathlib import Path
+
+from workbench.commands import COMMANDS
+from workbench.records import TABLES, columns_of
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEST_COMMAND = "python -m pip install uv && python -m uv run pytest"
+
+
+def table_after(heading: str) -> list[str]:
+    """First cells of the first table after a heading, its header left out."""
+    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [row.split("|")[1].strip() for row in rows[2:]]
+
+
+def test_every_magic_has_a_row_and_every_row_a_magic() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    import magics
+
+    shell = InteractiveShell(config=Config({"Workbench": {"warm": False}, "HistoryManager": {"enabled": False}}))
+    magics.load(shell)
+    known = {name for kind in ("line", "cell") for name in shell.magics_manager.magics[kind] if name.startswith("dist")}
+    rows = {name for cell in table_after("Magics") for name in re.findall(r"%(dist\w*)", cell)}
+    assert rows == known
+
+
+def test_every_subcommand_has_a_row() -> None:
+    rows = {match[1] for cell in table_after("Command line") if (match := re.match(r"`workbench (\w+)", cell))}
+    assert rows == {command.NAME for command in COMMANDS}
+
+
+def test_every_column_of_a_run_directory_is_named() -> None:
+    section = README.partition("Files of a run directory")[2]
+    missing = [f"{table}.{name}" for table in TABLES for name in columns_of(table) if f"`{name}`" not in section]
+    assert not section or missing == []
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert TEST_COMMAND in README
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith(TEST_COMMAND)
+
+
+def test_the_pictures_and_files_it_points_to_are_there() -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
