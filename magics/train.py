@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
@@ -14,6 +15,9 @@ from widgets.serve import wait_serving_comms
 from workbench import flags, launch, progress
 from workbench.config import read_spec_options
 from workbench.run import Run
+
+if TYPE_CHECKING:
+    from widgets.panel import Panel
 
 
 def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,6 +29,8 @@ def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @magics_class
 class TrainMagics(Magics):
     """Training from a notebook."""
+
+    shell: InteractiveShell
 
     @magic_arguments()
     @argument("--config", metavar="FILE", help="a spec file (TOML); flags given beside it win")
@@ -43,25 +49,32 @@ class TrainMagics(Magics):
         given = read_spec_options(arguments.config) if arguments.config else {}
         source = None if cell is None else self.shell.transform_cell(cell)
         run = launch.train({**given, **flags.options_of(arguments)}, cell=source)
-        shown = not arguments.quiet and widgets.available()
-        if shown:
-            from widgets.panel import Panel
-
-            Panel(run).show()
+        panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
+        lines = panel is None and not arguments.quiet
         if arguments.wait:
-            _wait(run, lines=not shown and not arguments.quiet)
-        elif not shown and not arguments.quiet:
+            _wait(run, panel, lines=lines)
+        elif lines:
             progress.follow_in_background(run)
         return run
 
 
-def _wait(run: Run, *, lines: bool) -> None:
+def _shown_panel(run: Run) -> Panel:
+    from widgets.panel import Panel
+
+    panel = Panel(run)
+    panel.show()
+    return panel
+
+
+def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
     """Wait for the run's end; Ctrl-C asks it to stop after its step and waits for that, a second one gives up."""
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
         run.stop()
         _until_ended(run, lines=lines)
+    if panel is not None:
+        panel.finish()
     run.raise_if_failed()
 
 

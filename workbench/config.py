@@ -177,7 +177,8 @@ class TrainSpec:
         flat: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            flat.update(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {item.name: value})
+            grouped = isinstance(value, (ParallelPlan, MonitorSpec))
+            flat.update(dataclasses.asdict(value) if grouped else {item.name: value})
         return flat
 
     @classmethod

@@ -96,8 +96,8 @@ class Event:
     """Something that happened. ``value`` and ``old_value`` are JSON texts (a number, a string, a matrix).
 
     Kinds: ``state`` (name: starting, running, finished, stopped, failed), ``control`` (name: what was set),
-    ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``, ``log``
-    (name: dropped; value: how many records did not fit), ``rank`` (name: died).
+    ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
+    ``log`` (name: dropped; value: how many records did not fit), ``rank`` (name: died).
     """
 
     time: float

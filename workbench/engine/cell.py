@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from workbench.config import TrainSpec
 from workbench.engine.data import DatasetSource, LoaderSource
-from workbench.engine.workload import Workload
+from workbench.engine.workload import BatchSource, Workload
 from workbench.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
     if loader is not None:
         if spec.shuffle:
             raise ConfigError("--shuffle is for a dataset; a dataloader has its own order", field="--shuffle")
-        data = LoaderSource(loader)
+        data: BatchSource = LoaderSource(loader)
         dataset = loader.dataset if isinstance(loader, DataLoader) else None
     else:
         dataset = names["dataset"]
@@ -70,7 +70,8 @@ def _tokens_per_sample(dataset: Any) -> int:
     except (TypeError, KeyError, IndexError, NotImplementedError):
         return 1
     ids = sample.get("input_ids") if isinstance(sample, dict) else None
-    return int(ids.shape[-1]) if hasattr(ids, "shape") and len(ids.shape) else 1
+    shape = tuple(getattr(ids, "shape", None) or (1,))
+    return int(shape[-1])
 
 
 def _interactive_namespace() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -131,7 +132,7 @@ def _traceback_of_user(error: BaseException) -> str:
 class _Tee(io.TextIOBase):
     """Writes to the rank's output file and to where output went before (the engine's stream to the notebook)."""
 
-    def __init__(self, *streams: io.TextIOBase) -> None:
+    def __init__(self, *streams: TextIO) -> None:
         self._streams = streams
 
     def write(self, text: str) -> int:

@@ -40,7 +40,8 @@ WARM = (
 def load() -> Callable[[], None]:
     """Import torch (one thread), Colossal-AI's plugins and the models of the recipes. Starts no thread.
 
-    Returns what a rank calls when it has its own environment: it then computes with its share of the cores. Raises ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
+    Returns what a rank calls when it has its own environment: it then computes with its share of the cores. Raises
+    ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # transformers and Colossal-AI ask at import whether there is a GPU; NVML answers without touching CUDA, so that

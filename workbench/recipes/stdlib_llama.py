@@ -195,7 +195,7 @@ class _Evaluator:
         )
 
 
-RECIPE = Recipe(
+RECIPE: Recipe = Recipe(
     name="stdlib-llama",
     title="A small Llama that learns Python from the standard library's source files",
     sizes={name: size.shape for name, size in _SIZES.items()},
@@ -208,5 +208,5 @@ RECIPE = Recipe(
     plugins=("ddp", "zero1", "zero2", "hybrid"),
     check_data=lambda: stdlib_text.check_sources(stdlib_text.root()),
     build=build,
-    warm=lambda: _corpus(RECIPE.default_size),
+    warm=lambda: _corpus("tiny"),
 )

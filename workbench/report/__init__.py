@@ -1,5 +1,5 @@
 """A run directory as one offline HTML file: ``render(run) -> path``."""
 
-from workbench.report.render import render
+from workbench.report.document import render
 
 __all__ = ["render"]
