@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 KEY = "constraint-dependencies"
 COMMENT = "# Versions that passed the tests; written by .ci/constraints.py."
@@ -29,6 +31,11 @@ def constraints(installed: Iterable[tuple[str, str]]) -> list[str]:
         if plain not in LEFT_OUT:
             versions[plain] = version.partition("+")[0]
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def runs_on(distribution: metadata.Distribution, python: str) -> bool:
+    """Whether that version can be had on the oldest Python of the project: a pin that cannot would refuse it."""
+    return SpecifierSet(distribution.metadata.get("Requires-Python") or "").contains(python)
 
 
 def rewrite(text: str, pins: list[str]) -> str:
@@ -57,8 +64,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when the list differs")
     check = parser.parse_args().check
-    pins = constraints((d.metadata["Name"], d.version) for d in metadata.distributions())
     old = PYPROJECT.read_text(encoding="utf-8")
+    oldest = tomllib.loads(old)["project"]["requires-python"].split(",")[0].removeprefix(">=") + ".0"
+    found = [each for each in metadata.distributions() if runs_on(each, oldest)]
+    pins = constraints((each.metadata["Name"], each.version) for each in found)
     new = rewrite(old, pins)
     if check:
         print("up to date" if new == old else f"{KEY} differs from this environment: run .ci/constraints.py")
