@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = theme.COLOURS["light"]
 SIZE_INCHES = (9.0, 5.6)
 DPI = 100
+_TITLE_WIDTH = 90  # characters a line
 
 
 def picture(store: Store, *, title: str = "") -> bytes:
@@ -27,7 +29,8 @@ def picture(store: Store, *, title: str = "") -> bytes:
     drawn = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(drawn)
     panes = drawn.subplots(2, 2)
-    drawn.suptitle(_plain(title or f"{store.run.name}: {store.spec.plan.describe()}"), fontsize=11, fontweight="bold")
+    text = _plain(title or f"{store.run.name}: {store.spec.plan.describe()}")
+    drawn.suptitle(textwrap.fill(text, _TITLE_WIDTH), fontsize=10, fontweight="bold")
     _loss(panes[0][0], loss.columns(store, None)[0])
     _throughput(panes[0][1], throughput.columns(store, None)[0])
     if store.rows("devices"):
