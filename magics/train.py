@@ -46,7 +46,7 @@ class TrainMagics(Magics):
         ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler``.
         """
         arguments = parse_argstring(self.dist_train, flags.normalised(line))
-        given = read_spec_options(arguments.config) if arguments.config else {}
+        given = read_spec_options(arguments.config.strip("'\"")) if arguments.config else {}
         source = None if cell is None else self.shell.transform_cell(cell)
         run = launch.train({**given, **flags.options_of(arguments)}, cell=source)
         panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None

@@ -32,7 +32,8 @@ LAYER_PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.dow
 
 
 def fake_spec(*, ranks: int = 2, steps: int = 200, plugin: str = "ddp", grad_every: int = 20, **plan: int) -> TrainSpec:
-    """The spec of a fake run; ``plan``: tp, pp, micro_batches."""
+    """The spec of a fake run; ``plan``: tp, pp, micro_batches (default: pp)."""
+    plan = {"micro_batches": plan.get("pp", 1), **plan}
     return TrainSpec(
         recipe="stdlib-llama",
         size="tiny",

@@ -69,6 +69,12 @@ class ParallelPlan:
             f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
         )
         _check(
+            self.micro_batches >= self.pp,
+            "--micro-batches",
+            f"1F1B over {self.pp} pipeline stages needs at least as many micro-batches, not {self.micro_batches}: "
+            f"pass --micro-batches {self.pp}",
+        )
+        _check(
             self.pp > 1 or self.micro_batches == 1,
             "--micro-batches",
             f"--micro-batches {self.micro_batches} splits a batch over pipeline stages: pass --pp 2 or more, "
@@ -130,6 +136,7 @@ class TrainSpec:
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("eval_every", 0), ("seed", 0)):
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
+            _check(name != "seed" or not isinstance(value, int) or value < 2**32, flag, f"{flag} must be below 2**32")
             _check(
                 isinstance(value, int) and not isinstance(value, bool) and value >= least,
                 flag,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from typing import Any
 
 from workbench import planning, run_directory
@@ -28,11 +29,16 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     if cell is not None:
         planning.check_cell(cell)
     path = run_directory.create(spec, cell)
+    own = session is None
     try:
         if session is None:
             session = Session.up(spec.plan.ranks)
+            for text in session.warnings:
+                warnings.warn(text, stacklevel=2)
         return _start(session, Run(path))
     except BaseException:
+        if own and session is not None:
+            session.down()
         shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -45,17 +51,19 @@ def _default_ranks() -> int:
 
 
 def _start(session: Session, run: Run) -> Run:
+    run.attach()
     submission = session.submit(_TRAIN.format(path=str(run.path)), ranks=range(run.plan.ranks))
     session.busy = run.name
     session.step_of = run.step_of
-    run.attach(submission.done)
     session.on_rank_died(run.rank_died)
 
     def ended(submission: Submission) -> None:
         for rank, reason in submission.dead_ranks().items():
             run.rank_died(rank, reason)
+        errors = {rank: submission.error(rank) for rank in submission.ranks}
+        session.forget_rank_died(run.rank_died)
         session.busy = session.step_of = None
-        run.detach()
+        run.detach({rank: str(error) for rank, error in errors.items() if error is not None})
 
     submission.add_done_callback(ended)
     return run

@@ -30,26 +30,29 @@ def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell:
         )
     if not cell:
         chosen = recipe(asked["recipe"])
-        size = asked.setdefault("size", chosen.default_size)
+        size = asked["size"] = asked.get("size") or chosen.default_size
         chosen.shape(size)
         asked = {**chosen.defaults[size], **asked}
         asked.setdefault("name", chosen.name)
-    if "ranks" not in asked:
-        asked["ranks"] = ranks_up or _fitting(asked, default_ranks)
     if "plugin" not in asked and (asked.get("tp", 1) > 1 or asked.get("pp", 1) > 1):
         asked["plugin"] = "hybrid"
     if asked.get("pp", 1) > 1:
         asked.setdefault("micro_batches", asked["pp"])
+    if "ranks" not in asked:
+        asked["ranks"] = _fitting(asked, ranks_up or default_ranks)
     spec = TrainSpec.from_options(asked)
     if not cell:
         check_plan(spec)
     return spec
 
 
-def _fitting(asked: dict[str, Any], default_ranks: int) -> int:
-    """Ranks to bring up when nobody said how many: a multiple of tp * pp."""
+def _fitting(asked: dict[str, Any], most: int) -> int:
+    """Ranks when nobody said how many: at most ``most``, a multiple of tp * pp, and the batch can be cut into dp."""
     block = max(1, int(asked.get("tp", 1))) * max(1, int(asked.get("pp", 1)))
-    return block * max(1, default_ranks // block)
+    pieces = max(1, int(asked.get("accumulate", 1))) * max(1, int(asked.get("micro_batches", 1)))
+    batch = int(asked.get("batch_size", TrainSpec.batch_size))
+    fits = [dp for dp in range(1, most // block + 1) if batch % (dp * pieces) == 0]
+    return block * max(fits, default=1)
 
 
 def check_ranks(spec: TrainSpec, *, ranks_up: int, busy: str | None) -> None:
@@ -66,7 +69,10 @@ def check_ranks(spec: TrainSpec, *, ranks_up: int, busy: str | None) -> None:
 
 
 def check_cell(source: str) -> None:
-    """Refuse a cell that cannot train: ``SyntaxError`` as Python says it, ``ConfigError`` naming what is missing."""
+    """Refuse a cell that cannot train: ``SyntaxError`` as Python says it, ``ConfigError`` naming what is missing.
+
+    Where both of a pair are there, ``dataloader`` (made from the dataset) and ``loss_fn`` (it calls criterion) count.
+    """
     tree = ast.parse(source, filename="<cell>")
     names = set(_bound_names(tree))
     if "*" in names:
@@ -78,9 +84,6 @@ def check_cell(source: str) -> None:
             "dataloader, and loss_fn(model, batch) or criterion",
             field=missing[0],
         )
-    both = [" and ".join(choice) for choice in REQUIRED_NAMES if len(choice) > 1 and names.issuperset(choice)]
-    if both:
-        raise ConfigError(f"the cell defines {both[0]}: keep one of them", field=both[0])
 
 
 def _bound_names(node: ast.AST) -> Iterator[str]:

@@ -67,7 +67,7 @@ class RankLogWriter:
     def append(self, record: Record) -> None:
         """Take one record; never blocks on the disk."""
         with self._lock:
-            if len(self._buffer) < self._capacity and self.failure is None:
+            if len(self._buffer) < self._capacity and self.failure is None and not self.closed:
                 self._buffer.append(record)
             else:
                 self.dropped += 1
@@ -99,7 +99,11 @@ class RankLogWriter:
                         time=time.time(), step=0, rank=self.rank, kind="log", name="dropped", value=json.dumps(dropped)
                     )
                 )
-            if not taken or self.failure is not None:
+            if not taken:
+                return
+            if self.failure is not None:
+                with self._lock:
+                    self.dropped += len(taken)
                 return
             try:
                 self._write(taken)
@@ -112,7 +116,8 @@ class RankLogWriter:
         """Write the rest and end the streams."""
         if self.closed:
             return
-        self.closed = True
+        with self._lock:
+            self.closed = True  # nothing is taken from now on
         self._wake.set()
         self._thread.join()
         self.flush()

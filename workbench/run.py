@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,13 @@ class Run:
     @property
     def status(self) -> str:
         """``starting``, ``running``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
+        released = self._handle is not None and self._handle.released.is_set()  # asked before the logs are read
         state = state_of(self._events(), self.plan.ranks)
-        if state not in ENDED and self._handle is None and not run_directory.owner_is_alive(self.path):
+        if state in ENDED:
+            return state
+        if released:
+            return "failed"  # the ranks are free again and could not say how it ended
+        if self._handle is None and not run_directory.owner_is_alive(self.path):
             return "lost"
         return state
 
@@ -88,13 +92,15 @@ class Run:
 
     def ended(self) -> bool:
         """Whether the run is over and its ranks are free again."""
-        return self.status in ENDED and (self._handle is None or self._handle.released())
+        return self.status in ENDED and (self._handle is None or self._handle.released.is_set())
 
     def raise_if_failed(self) -> None:
         """``RunError`` when the run failed or was lost."""
         status = self.status
         if status == "failed":
             ranks, message, trace = failure_of(self._events())
+            if not ranks and self._handle is not None and self._handle.errors:
+                ranks, message = list(self._handle.errors), next(iter(self._handle.errors.values()))
             where = format_ranks(ranks) if ranks else "a rank"
             raise RunError(f"run {self.name!r} failed at step {self.step} on {where}: {message}", traceback=trace)
         if status == "lost":
@@ -172,35 +178,37 @@ class Run:
     def _events(self) -> Columns:
         return self._table("events")
 
-    def attach(self, released: Callable[[], bool]) -> None:
-        """Called by the session that started the run: ``released()`` says whether the ranks are free again."""
-        self._handle = _Live(self.path, released)
+    def attach(self) -> None:
+        """Called by the session that starts the run, before any rank hears of it."""
+        self._handle = _Live(self.path)
 
     def rank_died(self, rank: int, reason: str) -> None:
         """Called by the session: a rank ended while this run needed it. Written where every reader sees it."""
         if self._handle is not None and rank < self.plan.ranks:
-            self._handle.rank_died(rank, reason, self.step)
+            self._handle.rank_died(rank, reason)
 
-    def detach(self) -> None:
-        """Called by the session when the ranks are free or gone: closes what a live run holds."""
+    def detach(self, errors: dict[int, str]) -> None:
+        """Called by the session when the ranks are free or gone; ``errors``: what ranks could not log."""
         if self._handle is not None:
+            self._handle.errors = errors
             self._handle.log.close()
+            self._handle.released.set()
 
 
 class _Live:
-    """What only the session that started a run has."""
+    """What only the session that started a run has. ``released`` is set when its ranks are free again."""
 
-    def __init__(self, path: Path, released: Callable[[], bool]) -> None:
-        self.released = released
+    def __init__(self, path: Path) -> None:
         self.log = RankLogWriter(path, SESSION_RANK)
+        self.released = threading.Event()
+        self.errors: dict[int, str] = {}
         self._dead: set[int] = set()
 
-    def rank_died(self, rank: int, reason: str, step: int) -> None:
-        if rank in self._dead or self.log.closed:
-            return
-        self._dead.add(rank)
-        self.log.event("rank", "died", {"rank": rank, "reason": reason}, step=step)
-        self.log.flush()
+    def rank_died(self, rank: int, reason: str) -> None:
+        if rank not in self._dead:
+            self._dead.add(rank)
+            self.log.event("rank", "died", {"rank": rank, "reason": reason})
+            self.log.flush()
 
 
 def state_of(events: Columns, ranks: int) -> str:

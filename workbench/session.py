@@ -2,16 +2,14 @@
 
 >>> session = Session.up(4)          # one process per GPU, or per share of the cores
 >>> session.execute("print(rank)")   # a cell on every rank
->>> session.status()
 >>> session.down()
-
-Training builds on ``submit`` (``workbench.run``).
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import signal as signals
 import socket
 import threading
@@ -260,6 +258,10 @@ class Session:
         """Call ``callback(rank, reason)`` when a rank ends unasked; in another thread, must not block."""
         self._on_died.append(callback)
 
+    def forget_rank_died(self, callback: Callable[[int, str], None]) -> None:
+        """Undo ``on_rank_died``."""
+        self._on_died.remove(callback)
+
     # --- cells
 
     def execute(self, code: str, ranks: Sequence[int] | None = None, timeout: float | None = None) -> CellResult:
@@ -360,7 +362,7 @@ class Session:
     def _check_free(self, ranks: Sequence[int]) -> None:
         if self.busy is not None:
             raise RanksBusyError(
-                f"the ranks train run {self.busy!r}: wait for it (run.wait()) or stop it (%dist_stop) first"
+                f"the ranks train run {self.busy!r}: wait for it (run.wait()) or stop it (run.stop()) first"
             )
         occupied = sorted(self._occupied() & set(ranks))
         if occupied:
@@ -376,18 +378,13 @@ class Session:
 
     def status(self) -> list[RankStatus]:
         """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
-        occupied = self._occupied()
-        host = socket.gethostname()
-        found = []
+        occupied, host, found = self._occupied(), socket.gethostname(), []
         for binding in self.placement.bindings:
             rank = binding.rank
             state = "training" if self.busy is not None else "running cell" if rank in occupied else "idle"
             step = self.step_of(rank) if self.step_of is not None else None
-            found.append(
-                measure(
-                    binding, pid=self._pids.get(rank, 0), host=host, state=state, step=step, dead=self._dead.get(rank)
-                )
-            )
+            pid, dead = self._pids.get(rank, 0), self._dead.get(rank)
+            found.append(measure(binding, pid=pid, host=host, state=state, step=step, dead=dead))
         return found
 
 
@@ -397,3 +394,6 @@ def _end_all() -> None:
     if session is not None:
         session.down()
     cool()
+
+
+os.register_at_fork(after_in_child=lambda: atexit.unregister(_end_all))  # the ranks are not the child's

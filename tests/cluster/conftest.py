@@ -1,5 +1,6 @@
 """Ranks for the tests of this directory, and a check that nothing is left of them."""
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -15,9 +16,20 @@ from workbench.session import Session
 LIGHT = "tests.cluster.preloads:light"
 
 
+#: children of the test run that were there before the first test of this directory (a browser, a JupyterLab)
+_foreign: set[int] = set()
+
+
 def descendants(pid: int | None = None) -> list[psutil.Process]:
-    """Processes below a process (default: this one)."""
-    return psutil.Process(pid).children(recursive=True)
+    """Processes below a process (default: this one, without what other tests keep)."""
+    if pid is not None:
+        return psutil.Process(pid).children(recursive=True)
+    found = []
+    for child in psutil.Process().children():
+        if child.pid not in _foreign:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def gone_within(seconds: float, processes) -> list[psutil.Process]:
@@ -97,6 +109,7 @@ def own_temporary_directory():
     with tempfile.TemporaryDirectory(prefix="wb-") as path, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", path)
         patch.setenv("TMPDIR", path)
+        _foreign.update(child.pid for child in psutil.Process().children())
         yield
         session = Session.current()
         if session is not None:

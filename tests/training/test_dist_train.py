@@ -13,6 +13,8 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
+from workbench import run_directory
+from workbench.config import TrainSpec
 from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
 from workbench.run import Run
 from workbench.session import Session
@@ -113,6 +115,40 @@ def test_a_cell_trains_as_a_plain_loop_does(shell: InteractiveShell, two_ranks: 
 def test_lr_given_as_a_flag_wins_over_the_cells(shell: InteractiveShell, two_ranks: Session) -> None:
     run = train(shell, "-n 2 --steps 2 --lr 0.25 --quiet", CELL).wait(timeout=60)
     assert run.metrics()["lr"].tolist() == [0.25, 0.25]
+
+
+def test_lr_beside_a_scheduler_of_the_cell_is_refused(shell: InteractiveShell, two_ranks: Session) -> None:
+    cell = CELL + "lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)\n"
+    with pytest.raises(RunError, match="contradict each other"):
+        train(shell, "-n 2 --steps 2 --lr 0.25 --quiet", cell).wait(timeout=60)
+
+
+def test_a_name_left_by_an_earlier_cell_is_no_part_of_this_one(shell: InteractiveShell, two_ranks: Session) -> None:
+    two_ranks.execute("dataloader = 'stale'; lr_scheduler = 'stale'; helper = 16").raise_on_error()
+    cell = CELL.replace("(8, 16)", "(8, helper)")
+    run = train(shell, "-n 2 --steps 20 --batch-size 16 --quiet", cell).wait(timeout=60)
+    np.testing.assert_allclose(run.metrics()["loss"], plain_losses(20, 16), atol=1e-5)
+
+
+def test_ranks_that_cannot_write_their_log_fail_the_run(
+    shell: InteractiveShell, two_ranks: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = run_directory.create
+
+    def blocked(spec: TrainSpec, cell: str | None = None) -> Path:
+        path = create(spec, cell)
+        (path / "rank-00001").write_text("in the way")
+        return path
+
+    monkeypatch.setattr(run_directory, "create", blocked)
+    run = train(shell, "-n 1 --steps 2 --quiet", CELL).wait(timeout=30)
+    assert run.status == "finished"  # rank 1 has no part in it
+    failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
+    two_ranks.interrupt([0])  # it waits for rank 1 to come
+    with pytest.raises(RunError, match="rank"):
+        failed.wait(timeout=90)
+    monkeypatch.undo()
+    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
 
 
 def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks: Session) -> None:

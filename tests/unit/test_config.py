@@ -40,6 +40,8 @@ def test_lr_left_to_the_optimizer_is_not_in_the_file() -> None:
         ({"precision": "bf61"}, "--precision", "did you mean 'bf16'"),
         ({"name": "../up"}, "--name", "letters"),
         ({"micro_batches": 2, "plugin": "hybrid"}, "--micro-batches", "--pp 2"),
+        ({"pp": 2, "ranks": 2, "plugin": "hybrid"}, "--micro-batches", "pass --micro-batches 2"),
+        ({"seed": 2**40}, "--seed", "below 2"),
         ({"grad_every": -1}, "--grad-every", "0 for never"),
         ({"stepz": 3}, "stepz", "did you mean 'steps'"),
         ({"ranks": True}, "--nproc-per-node", "whole number"),

@@ -151,6 +151,12 @@ class Submission:
                     self._idle.add(rank)  # it never ran there, so no output comes
             self._replied[rank] = time.monotonic()
         self._tell()
+        if not self._told and len(self._replied) == len(
+            self.ranks
+        ):  # an output message may be lost: don't wait for ever
+            timer = threading.Timer(_OUTPUT_GRACE_S + 0.1, self._tell)
+            timer.daemon = True
+            timer.start()
 
     def _tell(self) -> None:
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> Non
     rank is set and before any cell (to apply its share of threads).
     """
     os.environ.update(spec.environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a notebook started in the background ignores it
     if spec.cores:
         os.sched_setaffinity(0, spec.cores)
     if spec.work_dir:

@@ -20,34 +20,41 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     The cell also sees ``spec``. Its errors are raised as they are, with the lines of the cell in the traceback.
     """
     source = file.read_text(encoding="utf-8")
-    namespace = {**_interactive_namespace(), "spec": spec, "__name__": "__main__"}
+    before = {**_interactive_namespace(), "spec": spec, "__name__": "__main__"}
+    namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
-    return _workload(namespace, spec)
+    # a name that only an earlier cell left on the rank is not part of this one
+    defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
+    return _workload(defined, spec)
 
 
 def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
+    scheduler = names.get("lr_scheduler")
     if spec.lr is not None:
+        if scheduler is not None:
+            raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
         for group in optimizer.param_groups:
             group["lr"] = spec.lr
     loader = names.get("dataloader")
     if loader is not None:
         if spec.shuffle:
             raise ConfigError("--shuffle is for a dataset; a dataloader has its own order", field="--shuffle")
-        data: BatchSource = LoaderSource(loader)
+        data: BatchSource = LoaderSource(loader, seed=spec.seed)
         dataset = loader.dataset if isinstance(loader, DataLoader) else None
     else:
         dataset = names["dataset"]
         data = DatasetSource(dataset, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
-    criterion = names.get("criterion")
+    loss_fn = names.get("loss_fn")
+    criterion = names.get("criterion") if loss_fn is None else None
     return Workload(
         model=model,
         optimizer=optimizer,
         data=data,
-        loss_fn=names.get("loss_fn"),
+        loss_fn=loss_fn,
         criterion=_on_pairs(criterion) if criterion is not None else None,
-        lr_scheduler=names.get("lr_scheduler"),
+        lr_scheduler=scheduler,
         tokens_per_sample=_tokens_per_sample(dataset),
     )
 

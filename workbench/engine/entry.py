@@ -67,8 +67,8 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
     with joined(rank, spec.plan.ranks, path, seed=spec.seed):
         strategy = load_strategy(spec)(spec, rank)
         workload = _agreed_workload(path, spec, strategy)
-        strategy.prepare(workload)
         try:
+            strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
             trainer = Trainer(
                 spec=spec, workload=workload, strategy=strategy, control=control, log=log, progress=progress

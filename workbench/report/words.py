@@ -16,7 +16,7 @@ from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
 
 #: options that a recipe has its own defaults for, so a command line names them
-_ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every")
+_ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
 STATUS = {
     "starting": "It had not taken a step yet when this report was made.",
     "running": "It was still training when this report was made.",
@@ -160,7 +160,7 @@ def flags(spec: TrainSpec) -> list[str]:
     options = spec.options()
     for flag in FLAGS:
         value = options[flag.option]
-        if value != plain[flag.option] or flag.option in _ALWAYS:
+        if value is not None and (value != plain[flag.option] or flag.option in _ALWAYS):
             words += [flag.names[0]] if flag.kind is None else [flag.names[0], str(value)]
     return words
 

@@ -54,12 +54,6 @@ class ColossalStrategy(Strategy):
                 "criterion = lambda outputs, batch: outputs.loss",
                 field="loss_fn",
             )
-        if plan.pp > 1 and plan.micro_batches < plan.pp:
-            raise ConfigError(
-                f"--micro-batches {plan.micro_batches} leaves stages of --pp {plan.pp} without work: "
-                f"pass --micro-batches {plan.pp} or more",
-                field="--micro-batches",
-            )
         trainable = [p for p in workload.model.parameters() if p.requires_grad]
         if not trainable:
             raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")
