@@ -104,8 +104,9 @@ def fresh():
 
 
 @pytest.fixture(scope="package", autouse=True)
-def own_temporary_directory():
+def own_temporary_directory(tmp_path_factory):
     """Rank servers of these tests put their directories here, apart from those of other people on the machine."""
+    tmp_path_factory.getbasetemp()  # pytest's own directory stays where it is
     with tempfile.TemporaryDirectory(prefix="wb-") as path, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", path)
         patch.setenv("TMPDIR", path)

@@ -55,6 +55,7 @@ class Submission:
         self._idle: set[int] = set()
         self._dead: dict[int, str] = {}
         self._told = False
+        self._timer: threading.Timer | None = None
         self._callbacks: list[Callable[[Submission], None]] = []
         self.version = 0  # grows with every output
 
@@ -100,10 +101,13 @@ class Submission:
     def add_done_callback(self, callback: Callable[[Submission], None]) -> None:
         """Call ``callback(submission)`` once, when every rank has finished or died; at once if they have."""
         with self._changed:
-            if not self._told:
+            told = self._told
+            if not told:
                 self._callbacks.append(callback)
-                return
-        callback(self)
+        if told:
+            callback(self)
+        else:
+            self._limit_wait()
 
     # --- fed by the session
 
@@ -151,12 +155,15 @@ class Submission:
                     self._idle.add(rank)  # it never ran there, so no output comes
             self._replied[rank] = time.monotonic()
         self._tell()
-        if not self._told and len(self._replied) == len(
-            self.ranks
-        ):  # an output message may be lost: don't wait for ever
-            timer = threading.Timer(_OUTPUT_GRACE_S + 0.1, self._tell)
-            timer.daemon = True
-            timer.start()
+        self._limit_wait()
+
+    def _limit_wait(self) -> None:
+        """All have replied and only output is missing: if its last message is lost, callbacks come all the same."""
+        with self._changed:
+            if self._callbacks and self._timer is None and len(self._replied) == len(self.ranks):
+                self._timer = threading.Timer(_OUTPUT_GRACE_S + 0.1, self._tell)
+                self._timer.daemon = True
+                self._timer.start()
 
     def _tell(self) -> None:
         with self._changed:
@@ -164,6 +171,8 @@ class Submission:
             if self._told or not (self.done() or len(self._dead) == len(self.ranks)):
                 return
             self._told = True
+            if self._timer is not None:
+                self._timer.cancel()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)
