@@ -60,10 +60,16 @@ def nothing_left():
         time.sleep(0.02)
     assert not [path for path in ours if path.exists()]
     if session is None or session is not _shared.get("session"):
-        assert not [thread for thread in set(threading.enumerate()) - threads if thread.is_alive()]
+        assert not [thread for thread in set(threading.enumerate()) - threads - _kept_threads if thread.is_alive()]
 
 
 _shared: dict[str, Session] = {}
+_kept_threads: set[threading.Thread] = set()
+
+
+def keep_threads() -> None:
+    """Those that live now are ipyparallel's: once a ``Cluster`` ran, it keeps an event loop and its workers."""
+    _kept_threads.update(threading.enumerate())
 
 
 def _is_shared(process: psutil.Process) -> bool:

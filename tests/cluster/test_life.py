@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.conftest import LIGHT, descendants, directories, gone_within
+from tests.cluster.conftest import LIGHT, descendants, directories, gone_within, keep_threads
 from workbench.cluster import client
 from workbench.cluster import protocol as p
 from workbench.errors import ClusterError, RankDiedError
@@ -203,4 +203,5 @@ def test_ipyparallel_alone(tmp_path, monkeypatch):
         processes = descendants()
         cluster.stop_cluster_sync()
         view_client.close()
+        keep_threads()
     assert not gone_within(3, processes)
