@@ -8,9 +8,9 @@ from collections import deque
 from typing import Any
 
 from workbench.plots.rows import StepCursor, metrics_since
+from workbench.run import ENDED
 from workbench.telemetry.store import Columns, Store
 
-ENDED = ("finished", "stopped", "failed", "lost")
 RECENT_STEPS = 50
 LONGEST_TEXT = 1200
 MOST_RANK_TILES = 64

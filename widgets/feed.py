@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from widgets import wire
-from widgets.facts import ENDED, Facts
+from widgets.facts import Facts
 from workbench.errors import WorkbenchError
 from workbench.plots import plots, theme
+from workbench.run import ENDED
 from workbench.telemetry.store import Store
 
 PERIOD_S = 0.5

@@ -108,10 +108,6 @@ class Event:
     value: str = "null"
     old_value: str = "null"
 
-    def decoded(self) -> Any:
-        """``value`` as a Python object."""
-        return json.loads(self.value)
-
 
 Record = StepRecord | DeviceSample | GradientStats | Event
 

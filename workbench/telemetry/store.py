@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,6 @@ from workbench.errors import RunDirectoryError, SchemaError
 from workbench.mesh import Mesh
 from workbench.rank_log import SESSION_DIR
 from workbench.records import SCHEMA_VERSION, TABLES, columns_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Columns = dict[str, np.ndarray]
 
@@ -126,12 +122,6 @@ class Store:
     def since(self, table: str, cursor: int) -> tuple[Columns, int]:
         """Rows after ``cursor`` (0: all) and the cursor after them."""
         return _concatenate(table, empty(table), self._after(table, cursor)), self._rows[table]
-
-    def frame(self, table: str) -> pd.DataFrame:
-        """All rows as a pandas DataFrame, in the order of the schema's columns."""
-        import pandas as pd
-
-        return pd.DataFrame(self.table(table))
 
     def _after(self, table: str, cursor: int) -> list[pa.RecordBatch]:
         """Batches (sliced) holding the rows after ``cursor``, walking back from the newest."""
