@@ -21,6 +21,8 @@ SPEC_VERSION = 1
 SPEC_FILE = "spec.toml"
 PLUGINS = ("ddp", "zero1", "zero2", "hybrid")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MONITOR_LEVELS = ("off", "light", "full")
+ON_NONFINITE = ("stop", "skip", "go")
 _INFORMATION = ("versions", "machine")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -92,18 +94,44 @@ class ParallelPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorSpec:
-    """What is watched: ``grad_every`` steps between gradient statistics (0: never), device samples at ``sample_hz``."""
+    """What is watched, and what it may cost.
 
-    grad_every: int = 20
+    ``level``: "off" (step records only), "light" (norms, phases, device samples) or "full" (all statistics).
+    ``grad_every`` steps between gradient statistics; 0: never; None: the governor chooses the interval so that watching
+    costs at most ``budget`` of the step time (0.01 is 1 %). ``grad_layers``: a regular expression, only layers in whose
+    qualified name it is found (``re.search``) are watched. Device samples at ``sample_hz``. ``on_nonfinite``: what a
+    non-finite loss or gradient does: "stop" the run, "skip" the step on all ranks, or "go" on.
+    """
+
+    level: str = "full"
+    grad_every: int | None = None
+    grad_layers: str = ""
+    budget: float = 0.01
     sample_hz: float = 2.0
+    on_nonfinite: str = "go"
 
     def __post_init__(self) -> None:
         _check(
-            isinstance(self.grad_every, int) and self.grad_every >= 0,
+            self.level in MONITOR_LEVELS, "--monitor", f"unknown {self.level!r}: {nearest(self.level, MONITOR_LEVELS)}"
+        )
+        _check(
+            self.grad_every is None or (isinstance(self.grad_every, int) and self.grad_every >= 0),
             "--grad-every",
             f"--grad-every must be a whole number of steps, 0 for never, not {self.grad_every!r}",
         )
+        try:
+            re.compile(self.grad_layers)
+        except re.error as error:
+            raise ConfigError(
+                f"--grad-layers {self.grad_layers!r} is no regular expression: {error}", field="--grad-layers"
+            ) from error
+        _check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
         _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
+        _check(
+            self.on_nonfinite in ON_NONFINITE,
+            "--on-nonfinite",
+            f"unknown {self.on_nonfinite!r}: {nearest(self.on_nonfinite, ON_NONFINITE)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +142,8 @@ class TrainSpec:
     share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece into ``plan.micro_batches``.
     ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
     ``eval_every`` steps between evaluations, and one at the end (0: none).
+    ``save_every`` steps between checkpoints (0: none by itself), of which the newest ``keep`` stay (0: all).
+    ``resume``: ``RUN`` or ``RUN@step``, a checkpoint to go on from.
     ``lr`` None leaves the learning rate to the recipe's default, or to the optimizer that the cell made.
     """
 
@@ -130,10 +160,21 @@ class TrainSpec:
     clip: float = 0.0
     shuffle: bool = False
     eval_every: int = 50
+    save_every: int = 0
+    keep: int = 0
+    resume: str = ""
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("eval_every", 0), ("seed", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("eval_every", 0),
+            ("save_every", 0),
+            ("keep", 0),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             _check(name != "seed" or not isinstance(value, int) or value < 2**32, flag, f"{flag} must be below 2**32")
@@ -198,8 +239,16 @@ class TrainSpec:
 
     def to_toml(self) -> dict[str, Any]:
         """The tables of a spec file; what is None is left out."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return {"spec_version": SPEC_VERSION, **values}
+        return {"spec_version": SPEC_VERSION, **_without_none(dataclasses.asdict(self))}
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an option that is absent has its default."""
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 _TABLES: dict[str, type] = {"plan": ParallelPlan, "monitor": MonitorSpec}

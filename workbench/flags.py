@@ -12,7 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.config import PLUGINS, PRECISIONS
+from workbench.config import MONITOR_LEVELS, ON_NONFINITE, PLUGINS, PRECISIONS
+
+
+def share(text: str) -> float:
+    """``"1%"`` or ``"0.01"`` -> 0.01."""
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,19 @@ FLAGS = (
     Flag(names=("--shuffle",), option="shuffle", kind=None, help="read the dataset in a seeded random order"),
     Flag(names=("--eval-every",), option="eval_every", kind=int, metavar="STEPS", help="steps between evaluations"),
     Flag(names=("--grad-every",), option="grad_every", kind=int, metavar="STEPS",
-         help="steps between gradient statistics (0: never)"),
+         help="steps between gradient statistics (0: never; default: chosen to stay within the budget)"),
+    Flag(names=("--monitor",), option="level", kind=str, metavar="LEVEL",
+         help=f"what is watched: {', '.join(MONITOR_LEVELS)}"),
+    Flag(names=("--grad-layers",), option="grad_layers", kind=str, metavar="REGEX",
+         help="watch only layers with such names"),
+    Flag(names=("--monitor-budget",), option="budget", kind=share, metavar="SHARE",
+         help="what watching may cost of the step time, such as 1%% (default)"),
+    Flag(names=("--on-nonfinite",), option="on_nonfinite", kind=str, metavar="WHAT",
+         help=f"what a NaN or infinity does: {', '.join(ON_NONFINITE)}"),
+    Flag(names=("--save-every",), option="save_every", kind=int, metavar="STEPS",
+         help="steps between checkpoints (0: none)"),
+    Flag(names=("--keep",), option="keep", kind=int, metavar="K", help="how many checkpoints to keep (0: all)"),
+    Flag(names=("--resume",), option="resume", kind=str, metavar="RUN[@STEP]", help="go on from a checkpoint"),
     Flag(names=("--name",), option="name", kind=str, help="name of the run"),
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: rank number in records written by the session (the notebook's side), which is no rank
 SESSION_RANK = -1
@@ -26,7 +26,9 @@ class StepRecord:
     not the last). ``grad_sq`` is this rank's share of the squared L2 norm of the reduced gradient before clipping:
     the sum over all ranks is the squared global norm (each parameter element counted once). ``tokens`` is how many
     tokens (samples, where a model has no tokens) this rank's data-parallel replica consumed. ``skipped`` marks a step
-    that the loss scaler dropped.
+    that the loss scaler dropped or that held a non-finite number. ``loss_scale`` is the fp16 scale in force (1 without
+    one), ``clip`` the largest global norm in force (0: none), ``framework_norm`` the global norm that the framework
+    itself computed (NaN where it computes none), ``monitor_ms`` what watching this step cost on this rank.
     """
 
     time: float
@@ -39,6 +41,10 @@ class StepRecord:
     step_time_ms: float
     data_wait_ms: float
     skipped: bool = False
+    loss_scale: float = 1.0
+    clip: float = 0.0
+    framework_norm: float = math.nan
+    monitor_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +52,10 @@ class DeviceSample:
     """What a rank used at one moment. GPU columns are NaN without a GPU, and ``device`` says "cpu".
 
     ``cpu_percent`` is of one core (two busy threads: 200). Byte counters of network and disk are the host's network
-    and this process' disk traffic since the rank started.
+    and this process' disk traffic since the rank started, so are ``gc_collections`` and ``gc_ms`` (pauses of Python's
+    garbage collector). ``gpu_allocated_bytes``, ``gpu_reserved_bytes`` and ``gpu_peak_bytes`` are of torch's caching
+    allocator, ``gpu_memory_bytes`` of the whole device. ``gpu_throttle`` is NVML's bit mask of the reasons why clocks
+    are held down. PCIe figures are rates (bytes per second), NVLink figures counters since the rank started.
     """
 
     time: float
@@ -64,6 +73,20 @@ class DeviceSample:
     gpu_percent: float = math.nan
     gpu_memory_bytes: float = math.nan
     gpu_power_watts: float = math.nan
+    shared_bytes: int = 0
+    gc_collections: int = 0
+    gc_ms: float = 0.0
+    gpu_allocated_bytes: float = math.nan
+    gpu_reserved_bytes: float = math.nan
+    gpu_peak_bytes: float = math.nan
+    gpu_temperature_c: float = math.nan
+    gpu_clock_mhz: float = math.nan
+    gpu_memory_clock_mhz: float = math.nan
+    gpu_throttle: int = 0
+    gpu_pcie_sent_bytes_per_s: float = math.nan
+    gpu_pcie_received_bytes_per_s: float = math.nan
+    gpu_nvlink_sent_bytes: float = math.nan
+    gpu_nvlink_received_bytes: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +98,10 @@ class GradientStats:
     parameters in the user's own model ("" for parameters of the root). ``sharded`` names the mesh axes over which the
     elements counted here are split ("", "tp", "dp", "dp+tp"); along every other axis of the layer's ranks the same
     numbers are replicated. ``telemetry.gradients.combine`` turns rows into norm, max_abs, mean, zero_fraction.
-    ``sum``, ``sum_sq`` and ``max_abs`` are over finite elements.
+    ``sum``, ``sum_sq`` and ``max_abs`` are over finite elements. ``dot`` (scope "local") is the inner product with the
+    reduced gradient over the same elements, NaN where it is not known; ``dot_kind`` says how it was had: "" (unknown),
+    "exact", "sampled" (estimated from some coordinates), "slice" (over the rank's own slice only). ``underflow_count``
+    counts the elements that are not zero but smaller than the smallest normal number of the training's precision.
     """
 
     step: int
@@ -89,15 +115,96 @@ class GradientStats:
     max_abs: float
     zero_count: int
     nonfinite_count: int
+    dot: float = math.nan
+    dot_kind: str = ""
+    underflow_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistogramStats:
+    """How the magnitudes of one rank's part of a layer's gradient are spread.
+
+    ``counts[i]`` elements have a magnitude in [2**(first_exponent + i), 2**(first_exponent + i + 1)): exact, buckets
+    are the same in every run. Zeros and non-finite elements are in ``zero_count`` and ``nonfinite_count``. ``scope``
+    and ``sharded`` as in ``GradientStats``.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    scope: str
+    sharded: str
+    first_exponent: int
+    counts: list[int]
+    zero_count: int
+    nonfinite_count: int
+    underflow_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightStats:
+    """Sums of squares over one rank's part of one layer: its weights, their last update (new minus old) and the
+    optimizer's two moments (NaN where the optimizer has none, or where this rank does not hold them)."""
+
+    step: int
+    rank: int
+    layer: str
+    sharded: str
+    numel: int
+    weight_sq: float
+    update_sq: float
+    moment1_sq: float
+    moment2_sq: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseRecord:
+    """One phase of one step on one rank. ``start_ms`` counts from the beginning of the step on that rank.
+
+    ``phase``: data, transfer (host to device), forward, backward, communication (exposed: compute waits for it),
+    overlapped (communication that hides behind compute), optimizer, bubble (a pipeline stage waits), evaluate,
+    checkpoint, paused, monitor. ``micro_batch`` counts from 0, -1 where the phase is of the whole step.
+    """
+
+    step: int
+    rank: int
+    phase: str
+    micro_batch: int
+    start_ms: float
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveRecord:
+    """One collective, or one message between two ranks, as one rank saw it.
+
+    ``kind``: all_reduce, reduce_scatter, all_gather, all_to_all, broadcast, send, recv, barrier ... ``group`` names the
+    mesh axes it runs over ("dp", "tp", "pp", "world"), ``group_size`` its ranks. ``bytes``: the size of this rank's
+    input (of its output for all_gather), as nccl-tests counts. ``duration_ms`` from its call until it was complete;
+    ``exposed_ms`` of it the rank waited. ``start_ms`` counts from the beginning of the step.
+    """
+
+    step: int
+    rank: int
+    kind: str
+    group: str
+    group_size: int
+    bytes: int
+    start_ms: float
+    duration_ms: float
+    exposed_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened. ``value`` and ``old_value`` are JSON texts (a number, a string, a matrix).
 
-    Kinds: ``state`` (name: starting, running, finished, stopped, failed), ``control`` (name: what was set),
+    Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was set),
     ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
-    ``log`` (name: dropped; value: how many records did not fit), ``rank`` (name: died).
+    ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
+    ``rank`` (name: died), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
+    grad_norm), ``monitor`` (name: interval, cost), ``checkpoint`` (name: saved, restored), ``gpu`` (name: lost),
+    ``peak`` (name: flops; value: what the device can do per second, and how that is known).
     """
 
     time: float
@@ -109,21 +216,27 @@ class Event:
     old_value: str = "null"
 
 
-Record = StepRecord | DeviceSample | GradientStats | Event
+Record = (
+    StepRecord | DeviceSample | GradientStats | HistogramStats | WeightStats | PhaseRecord | CollectiveRecord | Event
+)
 
 #: table name (also the file's stem in a rank's directory) -> record type
 TABLES: dict[str, type] = {
     "steps": StepRecord,
     "devices": DeviceSample,
     "gradients": GradientStats,
+    "histograms": HistogramStats,
+    "weights": WeightStats,
+    "phases": PhaseRecord,
+    "collectives": CollectiveRecord,
     "events": Event,
 }
 
-_KINDS = {"float": "f8", "int": "i8", "str": "U", "bool": "?"}
+_KINDS = {"float": "f8", "int": "i8", "str": "U", "bool": "?", "list[int]": "L"}
 
 
 def columns_of(table: str) -> dict[str, str]:
-    """Column name -> kind ("f8", "i8", "U" text, "?" bool) of a table, in file order."""
+    """Column name -> kind ("f8", "i8", "U" text, "?" bool, "L" list of integers) of a table, in file order."""
     return {f.name: _KINDS[str(f.type)] for f in fields(TABLES[table])}
 
 

@@ -14,7 +14,18 @@ import pytest
 
 from workbench.errors import RunDirectoryError, SchemaError
 from workbench.rank_log import RankLogWriter, rank_directory, schema
-from workbench.records import TABLES, DeviceSample, Event, GradientStats, StepRecord
+from workbench.records import (
+    SCHEMA_VERSION,
+    TABLES,
+    CollectiveRecord,
+    DeviceSample,
+    Event,
+    GradientStats,
+    HistogramStats,
+    PhaseRecord,
+    StepRecord,
+    WeightStats,
+)
 from workbench.telemetry.store import Store
 
 
@@ -30,13 +41,20 @@ def test_every_record_type_comes_back(tmp_path: Path) -> None:
                      net_received_bytes=2, disk_read_bytes=3, disk_write_bytes=4, device="cpu"),
         GradientStats(step=1, rank=0, layer="a.<b>", scope="local", sharded="tp", numel=4, sum=1.0, sum_sq=2.0,
                       max_abs=1.5, zero_count=1, nonfinite_count=0),
+        HistogramStats(step=1, rank=0, layer="a", scope="local", sharded="", first_exponent=-20, counts=[1, 0, 3],
+                       zero_count=1, nonfinite_count=0, underflow_count=2),
+        WeightStats(step=1, rank=0, layer="a", sharded="", numel=4, weight_sq=1.0, update_sq=0.1, moment1_sq=0.2,
+                    moment2_sq=0.3),
+        PhaseRecord(step=1, rank=0, phase="forward", micro_batch=-1, start_ms=0.5, duration_ms=4.0),
+        CollectiveRecord(step=1, rank=0, kind="all_reduce", group="dp", group_size=2, bytes=64, start_ms=1.0,
+                         duration_ms=2.0, exposed_ms=1.0),
         Event(time=1.0, step=1, rank=0, kind="sample", name="text", value=json.dumps("é\n")),
     ]  # fmt: skip
     with RankLogWriter(tmp_path, 0) as log:
         for record in records:
             log.append(record)
     store = Store(tmp_path)
-    assert store.refresh() == 4
+    assert store.refresh() == len(TABLES)
     for record, table in zip(records, TABLES, strict=True):
         row = {name: values[0] for name, values in store.table(table).items()}
         expected = {name: getattr(record, name) for name in row}
@@ -50,7 +68,7 @@ def test_pyarrow_alone_reads_the_file(tmp_path: Path) -> None:
     with pa.ipc.open_stream(rank_directory(tmp_path, 3) / "steps.arrow") as reader:
         table = reader.read_all()
     assert table["step"].to_pylist() == list(range(1, 101))
-    assert table.schema.metadata[b"schema_version"] == b"1"
+    assert table.schema.metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
 
 
 def test_the_store_follows_a_growing_log_and_each_row_comes_once(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Rank 0 looks at the size of ``control.jsonl`` (a ``stat``), and an asynchronous broadcast on a side group tells all
 ranks up to which byte to read: posted when a step begins, awaited when it ends, so its latency hides behind the step.
-Every rank then reads the same bytes, hence the same commands, before the same step.
+Every rank then reads the same bytes, hence the same commands, before the same step. A number of rank 0's rides along:
+what the next step's watching is, so that all ranks watch the same steps.
 """
 
 from __future__ import annotations
@@ -44,20 +45,26 @@ class AgreedControl:
     def __init__(self, run: str | Path, rank: int, world_size: int) -> None:
         self._reader = ControlReader(run)
         self._rank = rank
-        self._size = torch.zeros(1, dtype=torch.int64)
+        self._posted = torch.zeros(2, dtype=torch.int64)
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         self._work: dist.Work | None = None
 
-    def post(self) -> None:
-        """Rank 0 says how far the control file reaches."""
+    def post(self, rider: int = 0) -> None:
+        """Rank 0 says how far the control file reaches, and its ``rider``; what other ranks pass is not looked at."""
         if self._rank == 0:
-            self._size[0] = self._reader.size()
+            self._posted[0] = self._reader.size()
+            self._posted[1] = rider
         if self._group is not None:
-            self._work = dist.broadcast(self._size, src=0, group=self._group, async_op=True)
+            self._work = dist.broadcast(self._posted, src=0, group=self._group, async_op=True)
 
     def take(self) -> list[Command]:
-        """Commands to apply before the next step: the same list on every rank."""
+        """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's."""
         if self._work is not None:
             self._work.wait()
             self._work = None
-        return self._reader.read(int(self._size[0]))
+        return self._reader.read(int(self._posted[0]))
+
+    @property
+    def rider(self) -> int:
+        """The number that rank 0 gave to the last ``post``."""
+        return int(self._posted[1])

@@ -105,8 +105,8 @@ class Trainer:
         batch = next(batches)
         data_wait = time.perf_counter() - started
         self.progress.phase = "forward_backward"
-        every = self.spec.monitor.grad_every
-        watched = every > 0 and (step == 1 or step % every == 0)
+        every = 20 if self.spec.monitor.grad_every is None else self.spec.monitor.grad_every
+        watched = bool(every) and (step == 1 or step % every == 0)
         with self.strategy.watch_local(self._collector.observe) if watched else nullcontext():
             loss = self.strategy.forward_backward(split(batch, self.spec.accumulate))
         if watched:

@@ -60,7 +60,7 @@ def _cells(raw: Columns, store: Store, places: dict[str, int], stride: int) -> C
     layer = table["layer"].to_numpy(object)
     row = np.array([places[name] for name in layer], dtype=float)
     bad = table["nonfinite_count"].to_numpy(float)
-    every = max(1, store.spec.monitor.grad_every)
+    every = max(1, store.spec.monitor.grad_every or 20)
     return {
         "step": steps,
         "until": np.where(steps % every == 0, steps + every * stride, np.ceil(steps / every) * every),

@@ -24,8 +24,8 @@ Columns = dict[str, np.ndarray]
 
 
 def empty(table: str) -> Columns:
-    """Columns of no rows; text columns have dtype object."""
-    return {name: np.empty(0, dtype=object if kind == "U" else kind) for name, kind in columns_of(table).items()}
+    """Columns of no rows; text and list columns have dtype object."""
+    return {name: np.empty(0, dtype=object if kind in "UL" else kind) for name, kind in columns_of(table).items()}
 
 
 @dataclass

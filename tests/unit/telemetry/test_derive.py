@@ -8,7 +8,8 @@ from workbench.telemetry.store import empty
 
 
 def steps_of(rows: list[dict]) -> dict[str, np.ndarray]:
-    defaults = {"time": 0.0, "lr": 0.1, "grad_sq": 0.0, "tokens": 10, "data_wait_ms": 0.0, "skipped": False}
+    defaults = {"time": 0.0, "lr": 0.1, "grad_sq": 0.0, "tokens": 10, "data_wait_ms": 0.0, "skipped": False,
+                "loss_scale": 1.0, "clip": 0.0, "framework_norm": np.nan, "monitor_ms": 0.0}  # fmt: skip
     full = [{**defaults, **row} for row in rows]
     return {name: np.array([row[name] for row in full]) for name in columns_of("steps")}
 

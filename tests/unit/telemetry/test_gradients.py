@@ -15,7 +15,8 @@ def part(rank: int, scope: str, sharded: str, values: np.ndarray, layer: str = "
     finite = values[np.isfinite(values)]
     return {"step": 1, "rank": rank, "layer": layer, "scope": scope, "sharded": sharded, "numel": values.size,
             "sum": finite.sum(), "sum_sq": (finite**2).sum(), "max_abs": np.abs(finite).max(),
-            "zero_count": (values == 0).sum(), "nonfinite_count": values.size - finite.size}  # fmt: skip
+            "zero_count": (values == 0).sum(), "nonfinite_count": values.size - finite.size,
+            "dot": np.nan, "dot_kind": "", "underflow_count": 0}  # fmt: skip
 
 
 def table(parts: list[dict]) -> dict[str, np.ndarray]:
