@@ -22,6 +22,8 @@ import torch.distributed as dist
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
+from workbench.engine.gradient_watch import GradientWatch
+from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.engine.strategies.base import Strategy
@@ -71,11 +73,22 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
             trainer = Trainer(
-                spec=spec, workload=workload, strategy=strategy, control=control, log=log, progress=progress
+                spec=spec,
+                workload=workload,
+                strategy=strategy,
+                control=control,
+                log=log,
+                progress=progress,
+                observers=_observers(spec, strategy, log),
             )
             return trainer.run()
         finally:
             strategy.close()
+
+
+def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[StepObserver]:
+    """What watches the steps of this run."""
+    return [] if spec.monitor.level == "off" else [GradientWatch(spec.monitor, strategy, log)]
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
 from workbench.engine.data import samples_in, split
-from workbench.engine.gradients import GradientCollector
+from workbench.engine.observer import StepObserver
 from workbench.engine.sampler import Progress
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch, Workload
@@ -36,6 +36,8 @@ class _Measured:
     step_time_ms: float
     data_wait_ms: float
     skipped: bool
+    clip: float
+    monitor_ms: float
 
     def record(self, rank: int) -> StepRecord:
         return StepRecord(
@@ -49,6 +51,8 @@ class _Measured:
             step_time_ms=self.step_time_ms,
             data_wait_ms=self.data_wait_ms,
             skipped=self.skipped,
+            clip=self.clip,
+            monitor_ms=self.monitor_ms,
         )
 
 
@@ -67,6 +71,7 @@ class Trainer:
         control: AgreedControl,
         log: RankLogWriter,
         progress: Progress,
+        observers: Sequence[StepObserver] = (),
     ) -> None:
         self.spec = spec
         self.workload = workload
@@ -74,7 +79,7 @@ class Trainer:
         self.control = control
         self.log = log
         self.progress = progress
-        self._collector = GradientCollector()
+        self.observers = observers
         self._in_flight: _Measured | None = None
         self._warned_nonfinite = False
 
@@ -85,8 +90,9 @@ class Trainer:
         outcome = "finished"
         for step in range(1, spec.steps + 1):
             self.progress.step = step
-            self.control.post()
-            self._step(step, batches)
+            watch = self.control.rider
+            self.control.post(sum(observer.propose(step) for observer in self.observers))
+            self._step(step, watch, batches)
             last = step == spec.steps
             stop = self._apply(self.control.take(), step) and not last
             if spec.eval_every and (last or stop or step % spec.eval_every == 0):
@@ -95,28 +101,36 @@ class Trainer:
                 outcome = "stopped"
                 break
         self._write_in_flight()
-        self.progress.phase = "idle"
+        self._enter("idle")
         return outcome
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+    def _step(self, step: int, watch: int, batches: Iterator[Batch]) -> None:
         """One optimizer step; its record is written now on a CPU, a step later on a GPU (no synchronisation)."""
         started = time.perf_counter()
-        self.progress.phase = "data"
+        for observer in self.observers:
+            observer.begins(step, watch)
+        self._enter("data")
         batch = next(batches)
         data_wait = time.perf_counter() - started
-        self.progress.phase = "forward_backward"
-        every = 20 if self.spec.monitor.grad_every is None else self.spec.monitor.grad_every
-        watched = bool(every) and (step == 1 or step % every == 0)
-        with self.strategy.watch_local(self._collector.observe) if watched else nullcontext():
+        for observer in self.observers:
+            observer.batch(step, batch)
+        self._enter("forward_backward")
+        with ExitStack() as around:
+            for observer in self.observers:
+                around.enter_context(observer.around(step))
             loss = self.strategy.forward_backward(split(batch, self.spec.accumulate))
-        if watched:
-            self._log_gradients(step)
+        self._enter("optimizer")
+        for observer in self.observers:
+            observer.reduced(step)
         grad_sq = self.strategy.grad_sq()
         lr = float(self.workload.optimizer.param_groups[0]["lr"])
-        self.progress.phase = "optimizer"
         updated = self.strategy.step()
         if updated and self.workload.lr_scheduler is not None:
             self.workload.lr_scheduler.step()
+        for observer in self.observers:
+            observer.updated(step, not updated)
+        for observer in self.observers:
+            observer.ends(step)
         self._write_in_flight()
         self._in_flight = _Measured(
             step=step,
@@ -127,17 +141,16 @@ class Trainer:
             step_time_ms=(time.perf_counter() - started) * 1e3,
             data_wait_ms=data_wait * 1e3,
             skipped=not updated,
+            clip=self.spec.clip,
+            monitor_ms=sum(observer.cost_ms for observer in self.observers),
         )
         if grad_sq.device.type == "cpu":
             self._write_in_flight()
 
-    def _log_gradients(self, step: int) -> None:
-        for record in self._collector.records(step, self.strategy.rank, "local"):
-            self.log.append(record)
-        for part in self.strategy.reduced_gradients():
-            self._collector.observe(part)
-        for record in self._collector.records(step, self.strategy.rank, "reduced"):
-            self.log.append(record)
+    def _enter(self, phase: str) -> None:
+        self.progress.phase = phase
+        for observer in self.observers:
+            observer.phase(phase)
 
     def _write_in_flight(self) -> None:
         if self._in_flight is None:
@@ -167,7 +180,7 @@ class Trainer:
     def _evaluate(self, step: int) -> None:
         if self.workload.evaluate is None:
             return
-        self.progress.phase = "evaluate"
+        self._enter("evaluate")
         found = self.workload.evaluate(self.strategy)
         if self.strategy.rank == 0:
             for name, value in found.values.items():
