@@ -94,14 +94,17 @@ class GradientStats:
     """Sums over one rank's part of one layer's gradient: what a reader needs to combine shards exactly.
 
     ``scope`` is "local" (this data-parallel rank's own batch share, before reduction; loss scale removed) or "reduced"
-    (averaged over data-parallel ranks, before clipping). ``layer`` is the qualified name of the module that owns the
-    parameters in the user's own model ("" for parameters of the root). ``sharded`` names the mesh axes over which the
-    elements counted here are split ("", "tp", "dp", "dp+tp"); along every other axis of the layer's ranks the same
-    numbers are replicated. ``telemetry.gradients.combine`` turns rows into norm, max_abs, mean, zero_fraction.
+    (averaged over data-parallel ranks, before clipping); "slice" is the local gradient over that slice of the elements
+    which this rank has of the reduced one (ZeRO-2), for ``dot`` alone. ``layer`` is the qualified name of the module
+    that owns the parameters in the user's own model ("" for parameters of the root). ``sharded`` names the mesh axes
+    over which the elements counted here are split ("", "tp", "dp", "dp+tp"); along every other axis of the layer's
+    ranks the same numbers are replicated. ``telemetry.gradients.combine`` turns rows into norm, max_abs, mean and more.
     ``sum``, ``sum_sq`` and ``max_abs`` are over finite elements. ``dot`` (scope "local") is the inner product with the
     reduced gradient over the same elements, NaN where it is not known; ``dot_kind`` says how it was had: "" (unknown),
     "exact", "sampled" (estimated from some coordinates), "slice" (over the rank's own slice only). ``underflow_count``
-    counts the elements that are not zero but smaller than the smallest normal number of the training's precision.
+    counts the elements that are not zero but, with the loss scale still in them, smaller than the smallest normal
+    number of the training's precision (2**-14 in fp16, 2**-126 otherwise). Where only the norm was taken, ``sum`` and
+    ``max_abs`` are NaN and counts -1; a norm over non-finite elements is then not finite itself.
     """
 
     step: int
@@ -125,8 +128,8 @@ class HistogramStats:
     """How the magnitudes of one rank's part of a layer's gradient are spread.
 
     ``counts[i]`` elements have a magnitude in [2**(first_exponent + i), 2**(first_exponent + i + 1)): exact, buckets
-    are the same in every run. Zeros and non-finite elements are in ``zero_count`` and ``nonfinite_count``. ``scope``
-    and ``sharded`` as in ``GradientStats``.
+    are the same in every run. The bucket of 2**-127 (loss scale still in them) holds whatever is smaller as well. Zeros
+    and non-finite elements are in ``zero_count`` and ``nonfinite_count``. The rest as in ``GradientStats``.
     """
 
     step: int
@@ -143,8 +146,9 @@ class HistogramStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightStats:
-    """Sums of squares over one rank's part of one layer: its weights, their last update (new minus old) and the
-    optimizer's two moments (NaN where the optimizer has none, or where this rank does not hold them)."""
+    """Sums of squares over one rank's part of one layer after an optimizer step: its weights (the fp32 masters where
+    there are such), their update (new minus old) and the optimizer's two moments (NaN where it has none). ``sharded``
+    as in ``GradientStats``."""
 
     step: int
     rank: int
@@ -203,8 +207,9 @@ class Event:
     ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
     ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
     ``rank`` (name: died), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
-    grad_norm), ``monitor`` (name: interval, cost), ``checkpoint`` (name: saved, restored), ``gpu`` (name: lost),
-    ``peak`` (name: flops; value: what the device can do per second, and how that is known).
+    grad_norm), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
+    far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored), ``gpu`` (name: lost), ``peak`` (name:
+    flops; value: what the device can do per second, and how that is known).
     """
 
     time: float

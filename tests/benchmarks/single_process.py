@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 
 from workbench.config import TrainSpec
 from workbench.engine.data import split
-from workbench.engine.strategies.base import GradientObserver, GradientPart, Strategy
+from workbench.engine.strategies.base import BatchObserver, GradientPart, Strategy
 from workbench.engine.workload import Batch, Evaluation, Workload
 from workbench.recipes.base import recipe
 
@@ -53,10 +53,12 @@ class PlainStrategy(Strategy):
         self.workload.optimizer.zero_grad()
         return True
 
-    def watch_local(self, observer: GradientObserver) -> AbstractContextManager[None]:
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def reduced_gradients(self) -> list[GradientPart]:
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         return []
 
     @torch.no_grad()

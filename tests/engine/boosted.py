@@ -19,6 +19,7 @@ from workbench.engine.gradients import GradientCollector
 from workbench.engine.process_group import joined
 from workbench.engine.strategies.colossal import ColossalStrategy
 from workbench.engine.workload import Workload
+from workbench.records import GradientStats, HistogramStats
 
 
 def workload(kind: str, *, by_loss_fn: bool = False) -> Workload:
@@ -110,20 +111,23 @@ def gradients(
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = prepared(rank, spec, model)
         try:
-            collector = GradientCollector()
-            with strategy.watch_local(collector.observe):
+            collector = GradientCollector(keep=True, precision=spec.precision)
+            with strategy.watch_batches(collector.take, keep=True):
                 strategy.forward_backward(pieces(strategy, model, 0))
-            records = collector.records(1, rank, "local")
-            collector.add_all(strategy.reduced_gradients())
-            records += collector.records(1, rank, "reduced")
+            collector.compare(strategy.compare(collector.parts))
+            records = collector.finish(1, rank, "local").records()
+            collector.take(strategy.reduced_gradients())
+            records += collector.finish(1, rank, "reduced").records()
             grad_sq = strategy.grad_sq().item()
             strategy.step()
-            with strategy.watch_local(collector.observe) if watch_twice else nullcontext():
+            with strategy.watch_batches(collector.take) if watch_twice else nullcontext():
                 strategy.forward_backward(pieces(strategy, model, 1))
-            again = collector.records(2, rank, "local")
+            again = collector.finish(2, rank, "local").records()
             strategy.forward_backward(pieces(strategy, model, 1))  # no longer watched
-            assert not collector.records(3, rank, "local")
+            assert not collector.finish(3, rank, "local").records()
         finally:
             strategy.close()
-    rows = [dataclasses.asdict(record) for record in records]
-    return {"rows": rows, "grad_sq": grad_sq, "second": [record.layer for record in again]}
+    rows = [dataclasses.asdict(record) for record in records if isinstance(record, GradientStats)]
+    spread = [dataclasses.asdict(record) for record in records if isinstance(record, HistogramStats)]
+    second = [record.layer for record in again]
+    return {"rows": rows, "histograms": spread, "grad_sq": grad_sq, "second": second}

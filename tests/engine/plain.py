@@ -29,24 +29,34 @@ def train(rank: int, ranks: int, directory: Path, *, model: str, steps: int = 20
 
 def gradients(rank: int, ranks: int, directory: Path, *, model: str, shards: int) -> list[dict[str, Any]]:
     """Statistics per layer of the first gradient in float64: of each of ``shards`` parts of the batch, then of all."""
-    found = []
-    for index, count in [*((index, shards) for index in range(shards)), (0, 1)]:
-        network = models.model(model).double().train()
-        data = models.part(models.batch(model, 0), index, count)
-        data = torch.utils._pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, data)
-        models.criterion(models.outputs(network, data), data).backward()
-        layers: dict[str, list[np.ndarray]] = {}
-        for name, parameter in network.named_parameters():  # each tied parameter once, by its first name
-            layers.setdefault(name.rpartition(".")[0], []).append(parameter.grad.numpy().ravel())
-        found.append({layer: _statistics(np.concatenate(parts)) for layer, parts in layers.items()})
-    return found
+    whole = _layers(model, 0, 1)
+    parts = [_layers(model, index, shards) for index in range(shards)]
+    return [{layer: _statistics(found[layer], whole[layer]) for layer in whole} for found in (*parts, whole)]
 
 
-def _statistics(values: np.ndarray) -> dict[str, float]:
+def _layers(model: str, index: int, count: int) -> dict[str, np.ndarray]:
+    network = models.model(model).double().train()
+    data = models.part(models.batch(model, 0), index, count)
+    data = torch.utils._pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, data)
+    models.criterion(models.outputs(network, data), data).backward()
+    layers: dict[str, list[np.ndarray]] = {}
+    for name, parameter in network.named_parameters():  # each tied parameter once, by its first name
+        layers.setdefault(name.rpartition(".")[0], []).append(parameter.grad.numpy().ravel())
+    return {layer: np.concatenate(parts) for layer, parts in layers.items()}
+
+
+def _statistics(values: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
+    norm = float(np.sqrt(np.sum(values**2)))
+    exponents, counts = np.unique(np.frexp(values[values != 0])[1] - 1, return_counts=True)
     return {
-        "norm": float(np.sqrt(np.sum(values**2))),
+        "numel": values.size,
+        "norm": norm,
         "max_abs": float(np.abs(values).max()),
         "mean": float(values.mean()),
         "zero_fraction": float(np.mean(values == 0)),
         "nonfinite_count": int(np.sum(~np.isfinite(values))),
+        "cosine": float(values @ whole / (norm * np.sqrt(np.sum(whole**2)))),
+        "norm_ratio": norm / float(np.sqrt(np.sum(whole**2))),
+        "exponents": exponents.tolist(),
+        "counts": counts.tolist(),
     }

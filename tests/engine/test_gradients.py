@@ -11,7 +11,7 @@ import torch
 from workbench.config import TrainSpec
 from workbench.engine.gradients import GradientCollector
 from workbench.engine.strategies.base import GradientPart
-from workbench.telemetry.gradients import combine
+from workbench.telemetry.gradients import combine, combine_histograms
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
@@ -45,17 +45,49 @@ def test_logged_statistics_are_those_of_one_process(pool, case):
     *of_shards, of_all = pool.run(1, "tests.engine.plain:gradients", model=model, shards=mesh.dp)[0]
     found = pool.run(ranks, "tests.engine.boosted:gradients", model=model, options=options)
 
-    table = combine({key: [row[key] for rank in found for row in rank["rows"]] for key in found[0]["rows"][0]}, mesh)
+    table = combine(_columns(found, "rows"), mesh)
     assert set(table["layer"]) == set(of_all), "layers are named as in the user's own model"
+    kind = "norms" if options["plugin"] == "zero2" else "exact"
     for row in table.to_dict("records"):
-        layers = of_all if row["scope"] == "reduced" else of_shards[mesh.coordinates(row["rank"]).dp]
-        _compare(row, layers[row["layer"]], tolerance)
+        of_replica = of_all if row["scope"] == "reduced" else of_shards[mesh.coordinates(row["rank"]).dp]
+        _compare(row, of_replica[row["layer"]], tolerance)
+        if row["scope"] == "local":
+            _compare_with_mean(row, of_replica[row["layer"]], kind, tolerance)
     seen = table[table["scope"] == "local"].groupby("layer")["rank"].count()
     assert (seen >= mesh.dp).all(), "each replica shows its local gradient of every layer"
+    _compare_spread(combine_histograms(_columns(found, "histograms"), mesh), of_shards, of_all, mesh, tolerance)
 
     norm_sq = sum(layer["norm"] ** 2 for layer in of_all.values())
     assert sum(rank["grad_sq"] for rank in found) == pytest.approx(norm_sq, rel=2 * tolerance)
     assert {layer for rank in found for layer in rank["second"]} == set(of_all), "watching works at any step"
+
+
+def _columns(found: list[dict], what: str) -> dict[str, list]:
+    return {key: [row[key] for rank in found for row in rank[what]] for key in found[0][what][0]}
+
+
+def _compare_with_mean(row: dict, expected: dict, kind: str, tolerance: float) -> None:
+    where = f"{row['layer']!r} on rank {row['rank']}"
+    if expected["norm"] < 1e-9:
+        return  # the gradient of attention's key bias is zero but for rounding, and has no direction
+    assert row["cosine_kind"] == kind, where
+    assert row["cosine"] == pytest.approx(expected["cosine"], abs=5 * tolerance), where
+    assert row["norm_ratio"] == pytest.approx(expected["norm_ratio"], rel=2 * tolerance), where
+
+
+def _compare_spread(table, of_shards: list[dict], of_all: dict, mesh, tolerance: float) -> None:
+    """Every element is in a bucket; in fp32 in the one that it is in in float64, but for those on an edge."""
+    for (scope, rank, layer), rows in table.groupby(["scope", "rank", "layer"]):
+        expected = (of_all if scope == "reduced" else of_shards[mesh.coordinates(rank).dp])[layer]
+        zeros = round(expected["zero_fraction"] * expected["numel"])
+        if tolerance == FP32 and not layer.endswith(("c_attn", "attention.key")):
+            assert rows["count"].sum() == expected["numel"] - zeros
+            found = dict(zip(rows["exponent"], rows["count"], strict=True))
+            spread = dict(zip(expected["exponents"], expected["counts"], strict=True))
+            moved = sum(abs(found.get(e, 0) - spread.get(e, 0)) for e in {*found, *spread})
+            assert moved <= 2 + 1e-3 * expected["numel"], (scope, rank, layer)
+        else:
+            assert 0 < rows["count"].sum() <= expected["numel"]
 
 
 def _compare(row: dict, expected: dict, tolerance: float) -> None:
@@ -79,37 +111,88 @@ class TestCollector:
         yield
         torch.set_num_threads(before)
 
+    @staticmethod
+    def _records(*parts: GradientPart, precision: str = "fp32", full: bool = True) -> list:
+        collector = GradientCollector(precision=precision, full=full)
+        for part in parts:
+            collector.take([part])
+        found = collector.finish(7, 1, "local").records()
+        assert collector.finish(8, 1, "local").records() == [], "finishing empties it"
+        return found
+
     def test_only_finite_elements_are_summed(self):
-        collector = GradientCollector()
         values = torch.tensor([1.0, -3.0, 0.0, math.nan, math.inf, -math.inf])
-        collector.observe(GradientPart("a", values, "", 1.0))
-        (record,) = collector.records(7, 1, "local")
+        record, spread = self._records(GradientPart("a", values, "", 1.0))
         assert (record.step, record.rank, record.layer, record.scope) == (7, 1, "a", "local")
         assert (record.numel, record.sum, record.max_abs) == (6, -2.0, 3.0)
-        assert record.sum_sq == pytest.approx(10.0, rel=1e-12)
-        assert (record.zero_count, record.nonfinite_count) == (1, 3)
+        assert record.sum_sq == pytest.approx(10.0, rel=1e-6)
+        assert (record.zero_count, record.nonfinite_count, record.underflow_count) == (1, 3, 0)
+        assert (spread.first_exponent, spread.counts) == (0, [1, 1])
+        assert (spread.zero_count, spread.nonfinite_count) == (1, 3)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_half_precision_does_not_overflow(self, dtype):
         values = torch.full((4096,), 60000.0, dtype=dtype)
-        collector = GradientCollector()
-        collector.observe(GradientPart("a", values, "tp", 1024.0))
-        (record,) = collector.records(1, 0, "local")
+        record, spread = self._records(GradientPart("a", values, "tp", 1024.0))
         exact = values.double().numpy() / 1024
-        assert record.sum == pytest.approx(exact.sum(), rel=1e-12)
-        assert record.sum_sq == pytest.approx(np.sum(exact**2), rel=1e-12)
+        assert record.sum == pytest.approx(exact.sum(), rel=1e-6)
+        assert record.sum_sq == pytest.approx(np.sum(exact**2), rel=1e-5)
         assert record.max_abs == exact.max()
+        assert (spread.first_exponent, spread.counts) == (5, [4096]), "58.6, the loss scale taken out"
+
+    @pytest.mark.parametrize("size", [1e-30, 1e25])
+    def test_squares_beyond_single_precision(self, size):
+        values = torch.full((1000,), size)
+        record, _ = self._records(GradientPart("a", values, ""))
+        assert record.sum_sq == pytest.approx(1000 * float(values[0]) ** 2, rel=1e-6)
+        assert self._records(GradientPart("a", values, ""), full=False)[0].sum_sq == pytest.approx(record.sum_sq)
+
+    def test_the_spread_is_numpy_s(self):
+        values = torch.from_numpy(np.random.default_rng(0).standard_cauchy(50_000).astype(np.float32))
+        _, spread = self._records(GradientPart("a", values.view(100, 500).T, ""))
+        exponents, counts = np.unique(np.frexp(values.double().numpy())[1] - 1, return_counts=True)
+        found = {spread.first_exponent + i: count for i, count in enumerate(spread.counts) if count}
+        assert found == dict(zip(exponents.tolist(), counts.tolist(), strict=True))
+
+    def test_underflow_is_below_the_smallest_normal_number_with_the_loss_scale(self):
+        values = torch.tensor([2.0**-15, 2.0**-14, 0.0, -(2.0**-20), 1.0], dtype=torch.float16)
+        record, spread = self._records(GradientPart("a", values, "", 1024.0), precision="fp16")
+        assert record.underflow_count == spread.underflow_count == 2
+        tiny = torch.tensor([2.0**-127, 2.0**-126, 2.0**-140, 0.0, 1.0])
+        record, spread = self._records(GradientPart("a", tiny, ""))
+        assert (record.underflow_count, record.zero_count) == (2, 1)
+        assert (spread.first_exponent, spread.counts[:2]) == (-127, [2, 1])
+
+    def test_norms_alone_say_what_was_not_counted(self):
+        finite, bad = torch.tensor([3.0, 4.0]), torch.tensor([1.0, math.nan])
+        good, poor = self._records(GradientPart("a", finite, ""), GradientPart("b", bad, ""), full=False)
+        assert good.sum_sq == pytest.approx(25.0) and math.isnan(good.max_abs)
+        assert (good.nonfinite_count, poor.nonfinite_count, poor.zero_count) == (0, -1, -1)
+        assert math.isnan(poor.sum_sq)
 
     def test_parts_of_a_layer_are_added_and_kinds_of_sharding_kept_apart(self):
-        collector = GradientCollector()
-        for sharded, value in (("tp", 1.0), ("", 2.0), ("tp", -3.0)):
-            collector.observe(GradientPart("layer", torch.full((2,), value), sharded))
-        records = {record.sharded: record for record in collector.records(1, 0, "reduced")}
+        parts = [
+            GradientPart("layer", torch.full((2,), value), sharded)
+            for sharded, value in (("tp", 1.0), ("", 2.0), ("tp", -3.0))
+        ]
+        records = {record.sharded: record for record in self._records(*parts)[:2]}
         assert (records["tp"].numel, records["tp"].sum, records["tp"].max_abs) == (4, -4.0, 3.0)
-        assert records[""].sum_sq == pytest.approx(8.0, rel=1e-12)
-        assert collector.records(2, 0, "reduced") == [], "taking the records empties it"
+        assert records[""].sum_sq == pytest.approx(8.0, rel=1e-6)
 
     def test_a_part_without_elements_says_nothing(self):
-        collector = GradientCollector()
-        collector.observe(GradientPart("layer", torch.empty(0), "dp"))
-        assert collector.records(1, 0, "reduced") == []
+        assert self._records(GradientPart("layer", torch.empty(0), "dp")) == []
+
+    def test_the_norm_of_millions_of_elements(self):
+        values = torch.randn(2**22, generator=torch.Generator().manual_seed(0))
+        record, _ = self._records(GradientPart("a", values, ""))
+        assert record.sum_sq == pytest.approx(np.sum(values.double().numpy() ** 2), rel=1e-6)
+
+    def test_large_gradients_are_cut_up(self, monkeypatch):
+        values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+        parts = [GradientPart("a", values[:7001], ""), GradientPart("b", values[7001:], "")]
+        whole = self._records(*parts)
+        monkeypatch.setattr("workbench.engine.gradients.PIECE", 1000)
+        for one, other in zip(self._records(*parts), whole, strict=True):
+            assert one.underflow_count == other.underflow_count == 0
+            assert getattr(one, "counts", 0) == getattr(other, "counts", 0)
+            assert getattr(one, "sum_sq", 0) == pytest.approx(getattr(other, "sum_sq", 0), rel=1e-6)

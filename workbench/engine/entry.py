@@ -88,7 +88,7 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
 
 def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    return [] if spec.monitor.level == "off" else [GradientWatch(spec.monitor, strategy, log)]
+    return [] if spec.monitor.level == "off" else [GradientWatch(spec, strategy, log, torch.device(_device()))]
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:

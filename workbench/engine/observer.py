@@ -9,6 +9,8 @@ and in this order::
     phase("optimizer"), reduced(step)      # gradients are reduced, not clipped yet
     updated(step, skipped)
     ends(step)
+
+and ``closes(step)`` when training is over.
 """
 
 from __future__ import annotations
@@ -48,3 +50,6 @@ class StepObserver:
 
     def ends(self, step: int) -> None:
         """The step is over."""
+
+    def closes(self, step: int) -> None:
+        """No step comes after this one: write what is still on its way."""

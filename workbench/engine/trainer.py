@@ -36,7 +36,9 @@ class _Measured:
     step_time_ms: float
     data_wait_ms: float
     skipped: bool
+    loss_scale: float
     clip: float
+    framework_norm: float
     monitor_ms: float
 
     def record(self, rank: int) -> StepRecord:
@@ -51,7 +53,9 @@ class _Measured:
             step_time_ms=self.step_time_ms,
             data_wait_ms=self.data_wait_ms,
             skipped=self.skipped,
+            loss_scale=self.loss_scale,
             clip=self.clip,
+            framework_norm=self.framework_norm,
             monitor_ms=self.monitor_ms,
         )
 
@@ -82,6 +86,7 @@ class Trainer:
         self.observers = observers
         self._in_flight: _Measured | None = None
         self._warned_nonfinite = False
+        self._scale: float | None = None
 
     def run(self) -> str:
         spec = self.spec
@@ -101,6 +106,8 @@ class Trainer:
                 outcome = "stopped"
                 break
         self._write_in_flight()
+        for observer in self.observers:
+            observer.closes(self.progress.step)
         self._enter("idle")
         return outcome
 
@@ -124,6 +131,7 @@ class Trainer:
             observer.reduced(step)
         grad_sq = self.strategy.grad_sq()
         lr = float(self.workload.optimizer.param_groups[0]["lr"])
+        loss_scale = self._loss_scale(step)
         updated = self.strategy.step()
         if updated and self.workload.lr_scheduler is not None:
             self.workload.lr_scheduler.step()
@@ -141,11 +149,21 @@ class Trainer:
             step_time_ms=(time.perf_counter() - started) * 1e3,
             data_wait_ms=data_wait * 1e3,
             skipped=not updated,
+            loss_scale=loss_scale,
             clip=self.spec.clip,
+            framework_norm=self.strategy.framework_norm(),
             monitor_ms=sum(observer.cost_ms for observer in self.observers),
         )
         if grad_sq.device.type == "cpu":
             self._write_in_flight()
+
+    def _loss_scale(self, step: int) -> float:
+        """The loss scale in force; a change is an event."""
+        scale = self.strategy.loss_scale()
+        if self._scale not in (None, scale):
+            self.log.event("loss_scale", "changed", scale, step=step, old_value=self._scale)
+        self._scale = scale
+        return scale
 
     def _enter(self, phase: str) -> None:
         self.progress.phase = phase

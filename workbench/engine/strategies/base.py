@@ -10,8 +10,9 @@ The trainer owns the loop; a strategy owns what a framework does to a model. The
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,16 +31,41 @@ class GradientPart:
 
     ``layer`` is the qualified name of the owning module in the user's model. ``tensor`` holds exactly the elements that
     count (no padding, loss scale still inside). ``sharded`` as in ``records.GradientStats``. ``scale``: divide by it.
+    ``source`` is for the strategy: what the gradient is of.
     """
 
     layer: str
     tensor: torch.Tensor
     sharded: str
     scale: float = 1.0
+    source: Any = None
 
 
 #: called with each local gradient while backward runs, before anything reduces it
 GradientObserver = Callable[[GradientPart], None]
+#: the same for all gradients that are about to be reduced together
+BatchObserver = Callable[[list[GradientPart]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Local gradients beside the reduced ones. ``pairs[i]`` belongs to the i-th part: (local, reduced) tensors over the
+    same elements, which are the whole part where ``kind`` is "exact", and this rank's slice where it is "slice"."""
+
+    kind: str
+    pairs: list[list[tuple[torch.Tensor, torch.Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPart:
+    """One parameter, or this rank's part of it, as the optimizer updates it (the fp32 master where there is one).
+
+    ``moments``: the optimizer's first and second, None where it has none (yet)."""
+
+    layer: str
+    weight: torch.Tensor
+    sharded: str
+    moments: tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 class Strategy(ABC):
@@ -81,13 +107,60 @@ class Strategy(ABC):
         """Clip, update the weights, advance nothing else, clear gradients. False: skipped (loss scaling overflow)."""
 
     @abstractmethod
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        """While entered, ``forward_backward`` shows ``observer`` every local gradient once, complete, unreduced: those
+        that are reduced together in one call. Only of ``layers``, if given. ``keep``: what was shown stays as it is
+        until ``step``, so that ``compare`` can be asked; it costs a gradient's memory and no copy where that can be
+        avoided."""
+
     def watch_local(self, observer: GradientObserver) -> AbstractContextManager[None]:
-        """While entered, ``forward_backward`` shows ``observer`` every local gradient once, complete, unreduced."""
+        """``watch_batches`` of all layers, one gradient a call."""
+
+        def each(parts: list[GradientPart]) -> None:
+            for part in parts:
+                observer(part)
+
+        return self.watch_batches(each)
 
     @abstractmethod
-    def reduced_gradients(self) -> list[GradientPart]:
-        """The reduced gradients this rank holds; where replicas hold the same, each gives a share of the layers, so
-        that every layer comes from one rank at least. Between ``forward_backward`` and ``step``; no communication."""
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        """The reduced gradients this rank holds, of ``layers`` if given; where replicas hold the same, each gives a
+        share of the layers, so that every layer comes from one rank at least (``all_held``: all of them instead).
+        Between ``forward_backward`` and ``step``; no communication."""
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """Whether this rank's share of the reduced gradients holds that part of a layer."""
+        return True
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
+        """Local gradients that ``watch_batches(keep=True)`` showed, beside their reduced values; None where the plan
+        has no two of them at once. Between ``forward_backward`` and ``step``; no communication."""
+        return None
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """Weights and moments this rank holds, shared out like ``reduced_gradients``; no communication."""
+        return []
+
+    def layer_sizes(self) -> dict[str, int]:
+        """Elements of every layer of the user's model that has trainable parameters, in its order: the same on all
+        ranks, whatever part of the model they hold."""
+        return {}
+
+    def loss_scale(self) -> float:
+        """What the gradients of this step are multiplied by (1: no loss scaling)."""
+        return 1.0
+
+    def framework_norm(self) -> float:
+        """The global gradient norm that the framework itself computed in the last ``step``, loss scale removed; NaN
+        where it computed none."""
+        return math.nan
+
+    def watch_framework_norm(self, watch: bool) -> None:
+        """Whether the next ``step`` is to let the framework compute its norm even where ours replaces it. The same on
+        all ranks."""
+        return
 
     @abstractmethod
     def forward(self, batch: Batch) -> Any:

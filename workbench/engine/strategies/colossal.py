@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.utils._pytree import tree_map
 
 from workbench.config import TrainSpec
-from workbench.engine import repairs
-from workbench.engine.strategies.base import GradientObserver, GradientPart, Strategy
+from workbench.engine import figures, repairs
+from workbench.engine.strategies.base import BatchObserver, Comparison, GradientPart, Strategy, WeightPart
 from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.strategies.plans import PLANS, HybridPlan
 from workbench.engine.strategies.policies import check_norms, check_split
@@ -126,8 +126,8 @@ class ColossalStrategy(Strategy):
         if self._grad_sq is None:
             parts = self.plan.reduced()
             if parts:
-                norms = torch._foreach_norm([part.tensor for part in parts], 2, dtype=torch.float32)
-                self._grad_sq = (torch.stack(norms) / parts[0].scale).square().sum()
+                norms = figures.norms([part.tensor for part in parts])
+                self._grad_sq = (norms / parts[0].scale).square().sum().float()
             else:
                 self._grad_sq = torch.zeros((), device=self.device)
         return self._grad_sq
@@ -142,11 +142,34 @@ class ColossalStrategy(Strategy):
         dist.all_reduce(total)
         return math.sqrt(total.item())
 
-    def watch_local(self, observer: GradientObserver) -> Any:
-        return self.plan.watching(observer)
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        return self.plan.watching(observer, layers, keep)
 
-    def reduced_gradients(self) -> list[GradientPart]:
-        return self.plan.reduced()
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        return self.plan.reduced(layers, all_held=all_held)
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        return self.plan.reports(layer, sharded)
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
+        return self.plan.compare(parts)
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        return self.plan.weights(layers)
+
+    def layer_sizes(self) -> dict[str, int]:
+        return self.plan.sizes
+
+    def loss_scale(self) -> float:
+        return self.plan.loss_scale()
+
+    def framework_norm(self) -> float:
+        return self.plan.framework_norm
+
+    def watch_framework_norm(self, watch: bool) -> None:
+        self.plan.watch_framework_norm = watch
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Any:

@@ -9,27 +9,39 @@ import torch
 
 from workbench.mesh import Coordinates, Mesh
 
+#: what torch's wrappers put into the names of the modules that they wrap
+_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module"))
+
+
+def users_name(module_name: str) -> str:
+    """A module's name as the user gave it, without the prefixes of torch.compile and checkpoint wrappers."""
+    return ".".join(part for part in module_name.split(".") if part not in _WRAPPERS)
+
 
 class ModelNames:
     """Names and shapes of a model's parameters before a plan touches it.
 
     ``layers`` are the qualified names of the modules that own parameters, in the model's order. A tied parameter
-    belongs to the first module that has it.
+    belongs to the first module that has it. ``sizes``: layer -> how many trainable elements it owns.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._owner: dict[tuple[str, str], str] = {}
         self._shape: dict[tuple[str, str], torch.Size] = {}
         first: dict[int, str] = {}
+        self.sizes: dict[str, int] = {}
         for module_name, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                owner = first.setdefault(id(parameter), module_name)
+                is_new = id(parameter) not in first
+                owner = first.setdefault(id(parameter), users_name(module_name))
                 self._owner[module_name, name] = owner
                 self._shape[module_name, name] = parameter.shape
+                if is_new and parameter.requires_grad:
+                    self.sizes[owner] = self.sizes.get(owner, 0) + parameter.numel()
         self.layers = list(dict.fromkeys(first.values()))
 
     def owner(self, module_name: str, name: str) -> str:
-        return self._owner.get((module_name, name), module_name)
+        return self._owner.get((module_name, name), users_name(module_name))
 
     def shape(self, module_name: str, name: str) -> torch.Size | None:
         return self._shape.get((module_name, name))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from colossalai.booster import Booster
 
 from workbench.config import TrainSpec
-from workbench.engine.strategies.base import GradientObserver, GradientPart
+from workbench.engine.strategies.base import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.strategies.local_gradients import before_buckets, before_ddp_reduces, before_pipeline_sync
+from workbench.engine.strategies.optimizer_state import moments_of
 from workbench.engine.strategies.parameters import HeldParameter, ModelNames, held_parameters, share_of_replicas
 from workbench.engine.workload import Workload
 from workbench.mesh import Coordinates
@@ -19,6 +22,14 @@ from workbench.mesh import Coordinates
 #: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
 INITIAL_SCALE = 2.0**10
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+#: names of layers, None for all of them
+Wanted = Collection[str] | None
+
+
+def _is_in(layer: str, wanted: Wanted) -> bool:
+    return wanted is None or layer in wanted
 
 
 class Plan(ABC):
@@ -30,6 +41,8 @@ class Plan(ABC):
         self.mesh = spec.plan.mesh
         self.device = device
         self.skipped = False
+        self.framework_norm = math.nan  # of the last step, loss scale removed
+        self.watch_framework_norm = False
 
     def boost(self, workload: Workload) -> None:
         """Wrap model and optimizer. Collective."""
@@ -43,6 +56,8 @@ class Plan(ABC):
         )
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
         self.mine = share_of_replicas(self.held, turns, self.mesh, self.here)
+        self.shares = {(item.layer, item.sharded) for item in self.mine}
+        self.sizes = names.sizes
 
     @abstractmethod
     def make_plugin(self) -> Any:
@@ -73,17 +88,35 @@ class Plan(ABC):
         return 1.0
 
     @abstractmethod
-    def watching(self, observe: GradientObserver) -> AbstractContextManager[None]:
-        """While entered, backward shows ``observe`` the local gradients."""
+    def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
+        """``Strategy.watch_batches``."""
 
-    def reduced(self) -> list[GradientPart]:
+    def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
         """This rank's share of the reduced gradient: over all ranks, each element once."""
-        scale = self.loss_scale()
-        return [
-            GradientPart(item.layer, item.real(item.parameter.grad), item.sharded, scale)
-            for item in self.mine
-            if item.parameter.grad is not None
-        ]
+        return self.parts([item for item in (self.held if all_held else self.mine) if _is_in(item.layer, wanted)])
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """``Strategy.reports``."""
+        return (layer, sharded) in self.shares
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+        """``Strategy.compare``: by then ``p.grad`` is the reduced gradient."""
+        return Comparison("exact", [[(part.tensor, part.source.real(part.source.parameter.grad))] for part in parts])
+
+    def weights(self, wanted: Wanted = None) -> list[WeightPart]:
+        """``Strategy.weights``."""
+        found = []
+        for item in self.mine:
+            if _is_in(item.layer, wanted):
+                master = self.master(item.parameter)
+                both = moments_of(self.optimizer.optim, master)
+                first, second = [None if m is None else item.real(m) for m in both]
+                found.append(WeightPart(item.layer, item.real(master.detach()), item.sharded, (first, second)))
+        return found
+
+    def master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """What the optimizer updates in place of ``parameter``."""
+        return parameter
 
     @abstractmethod
     def step(self, global_norm: float | None) -> bool:
@@ -97,36 +130,18 @@ class Plan(ABC):
         """Destroy them."""
         return
 
-    def _show(self, observe: GradientObserver, items: list[HeldParameter]) -> None:
+    def wanted(self, layers: Wanted) -> list[HeldParameter]:
+        """The held parameters of ``layers``."""
+        return [item for item in self.held if _is_in(item.layer, layers)]
+
+    def parts(self, items: Sequence[HeldParameter]) -> list[GradientPart]:
+        """Their gradients as they are now, those left out that another rank counts."""
         scale = self.loss_scale()
-        for item in items:
-            if item.parameter.grad is not None and not item.foreign:
-                observe(GradientPart(item.layer, item.real(item.parameter.grad), item.sharded, scale))
-
-    @contextmanager
-    def _before_ddp_reduces(self, observe: GradientObserver, is_last: Callable[[], bool]) -> Iterator[None]:
-        """Under torch's DDP every ``p.grad`` is still local in a callback queued by the first gradient of a backward
-        pass: DDP copies the reduced ones there in a callback of its own, which runs later."""
-        queued = False
-
-        def look() -> None:
-            nonlocal queued
-            queued = False
-            if is_last():
-                self._show(observe, self.held)
-
-        def first(parameter: torch.Tensor) -> None:
-            nonlocal queued
-            if not queued:
-                queued = True
-                torch.autograd.Variable._execution_engine.queue_callback(look)
-
-        handles = [item.parameter.register_post_accumulate_grad_hook(first) for item in self.held]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return [
+            GradientPart(item.layer, item.real(item.parameter.grad), item.sharded, scale, item)
+            for item in items
+            if item.parameter.grad is not None and not item.foreign
+        ]
 
 
 class DdpPlan(Plan):
@@ -152,8 +167,9 @@ class DdpPlan(Plan):
     def loss_scale(self) -> float:
         return self.scaler.get_scale()
 
-    def watching(self, observe: GradientObserver) -> AbstractContextManager[None]:
-        return self._before_ddp_reduces(observe, lambda: self.model.module.require_backward_grad_sync)
+    def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
+        is_last = lambda: bool(self.model.module.require_backward_grad_sync)  # noqa: E731
+        return before_ddp_reduces(self.wanted(wanted), self.parts, show, keep=keep, is_last=is_last)
 
     def step(self, global_norm: float | None) -> bool:
         optimizer = self.optimizer.optim
@@ -201,36 +217,57 @@ class ZeroPlan(Plan):
     def loss_scale(self) -> float:
         return self.optimizer.mixed_precision_mixin.loss_scale if self.spec.precision == "fp16" else 1.0
 
-    @contextmanager
-    def watching(self, observe: GradientObserver) -> Iterator[None]:
-        by_id = {id(item.parameter): item for item in self.held}
+    def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
         stores = list(self.optimizer.pg_to_bucket_store.values())
-        for store in stores:
+        return before_buckets(stores, self.wanted(wanted), self.parts, show)
 
-            def build(store: Any = store, build: Callable[[], None] = store.build_grad_in_bucket) -> None:
-                self._show(observe, [by_id[id(parameter)] for parameter in store._param_list])
-                build()
-
-            store.build_grad_in_bucket = build
-        try:
-            yield
-        finally:
-            for store in stores:
-                del store.build_grad_in_bucket  # the class's own again
-
-    def reduced(self) -> list[GradientPart]:
+    def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
         scale = self.loss_scale()
+        sharded = "dp" if self.mesh.dp > 1 else ""
         parts = []
-        for item in self.held:
+        for item in self.wanted(wanted):
             part = self.optimizer.get_working_grad_by_param_id(id(item.parameter))
             if part is not None:
-                real = min(part.numel(), max(0, item.parameter.numel() - self.here.dp * part.numel()))
-                parts.append(GradientPart(item.layer, part.view(-1)[:real], "dp" if self.mesh.dp > 1 else "", scale))
+                parts.append(GradientPart(item.layer, self._real(item, part.view(-1)), sharded, scale, item))
         return parts
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        return True
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+        """Stage 1 has all slices of the reduced gradient in its store, stage 2 its own."""
+        whole = self.spec.plan.plugin == "zero1" or self.mesh.dp == 1
+        pairs = []
+        for part in parts:
+            parameter = part.source.parameter
+            store = self.optimizer.pid_to_grad_store[id(parameter)]
+            slices = next(group[id(parameter)] for group in store._grads_of_params.values() if id(parameter) in group)
+            length = slices[0].numel()
+            places = enumerate(slices) if whole else [(self.here.dp, slices[0])]
+            local = part.tensor.reshape(-1)
+            found = [(local[place * length : (place + 1) * length], reduced.view(-1)) for place, reduced in places]
+            pairs.append([(mine, reduced[: mine.numel()]) for mine, reduced in found])
+        return Comparison("exact" if whole else "slice", pairs)
+
+    def weights(self, wanted: Wanted = None) -> list[WeightPart]:
+        found = []
+        for item in self.wanted(wanted):
+            master = self.optimizer.working_to_master_param[id(item.parameter)]
+            both = moments_of(self.optimizer.optim, master)
+            first, second = [None if m is None else self._real(item, m.view(-1)) for m in both]
+            weight = self._real(item, master.detach().view(-1))
+            found.append(WeightPart(item.layer, weight, "dp" if self.mesh.dp > 1 else "", (first, second)))
+        return found
+
+    def _real(self, item: HeldParameter, slice_: torch.Tensor) -> torch.Tensor:
+        """This rank's flat slice of a parameter without the padding that makes slices equal."""
+        return slice_[: max(0, item.parameter.numel() - self.here.dp * slice_.numel())]
 
     def step(self, global_norm: float | None) -> bool:
         self.skipped = False
+        scale = self.loss_scale()
         self.optimizer.step()
+        self.framework_norm = math.nan if self.skipped else self.optimizer.get_grad_norm() / scale
         self.optimizer.zero_grad()
         return not self.skipped
 
@@ -272,36 +309,38 @@ class HybridPlan(Plan):
     def loss_scale(self) -> float:
         return self.optimizer.mixed_precision.loss_scale if self.spec.precision == "fp16" else 1.0
 
-    def watching(self, observe: GradientObserver) -> AbstractContextManager[None]:
+    def master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        masters = getattr(self.optimizer, "working_to_master_map", None)
+        return parameter if masters is None else masters[parameter]
+
+    def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
+        items = self.wanted(wanted)
         if self.mesh.pp > 1:
-            return self._before_sync(observe)
-        return self._before_ddp_reduces(observe, lambda: self.model.require_grad_sync)
-
-    @contextmanager
-    def _before_sync(self, observe: GradientObserver) -> Iterator[None]:
-        """A pipeline reduces after all micro-batches, tied parameters across stages first, then across replicas."""
-        sync = self.model.sync_dp_grads
-
-        def look_and_sync() -> None:
-            self._show(observe, self.held)
-            sync()
-
-        self.model.sync_dp_grads = look_and_sync
-        try:
-            yield
-        finally:
-            del self.model.sync_dp_grads
+            return before_pipeline_sync(self.model, items, self.parts, show, keep=keep)
+        return before_ddp_reduces(
+            items, self.parts, show, keep=keep, is_last=lambda: bool(self.model.require_grad_sync)
+        )
 
     def step(self, global_norm: float | None) -> bool:
         self.skipped = False
         if global_norm is not None:
             # Upstream's norm counts fused layers wrongly under tp (hybrid_parallel_plugin.py:501), and in mixed
             # precision it wants one with the loss scale in it.
-            scaled = global_norm * self.loss_scale()
-            self.optimizer._compute_grad_norm = lambda *args, **kwargs: scaled
+            self.optimizer._compute_grad_norm = self._ours(global_norm, self.loss_scale())
+        self.framework_norm = math.nan
         self.optimizer.step()
         self.optimizer.zero_grad()
         return not self.skipped
+
+    def _ours(self, global_norm: float, scale: float) -> Callable[..., float]:
+        """In place of upstream's norm, which is asked too where somebody wants to see it."""
+
+        def norm(pairs: Any, *args: Any, **kwargs: Any) -> float:
+            if self.watch_framework_norm:
+                self.framework_norm = float(type(self.optimizer)._compute_grad_norm(self.optimizer, pairs)) / scale
+            return global_norm * scale
+
+        return norm
 
     def groups(self) -> list[Any]:
         return list(self.plugin.pg_mesh._ranks_to_group.values())

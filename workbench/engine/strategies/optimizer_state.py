@@ -1,0 +1,27 @@
+"""What an optimizer keeps beside the weights, whatever it calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+#: names under which torch's and Colossal-AI's optimizers keep first and second moments
+_FIRST = ("exp_avg", "momentum_buffer")
+_SECOND = ("exp_avg_sq", "square_avg", "sum")
+
+Moments = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def moments_of(optimizer: Any, weight: torch.Tensor) -> Moments:
+    """First and second moment of a weight that ``optimizer`` (a torch optimizer) updates; None for what it has not."""
+    state = optimizer.state.get(weight, {})
+    return _named(state, _FIRST, weight), _named(state, _SECOND, weight)
+
+
+def _named(state: dict[str, Any], names: tuple[str, ...], weight: torch.Tensor) -> torch.Tensor | None:
+    for name in names:
+        found = state.get(name)
+        if isinstance(found, torch.Tensor) and found.numel() == weight.numel():
+            return found
+    return None
