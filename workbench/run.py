@@ -141,6 +141,30 @@ class Run:
 
         return combine(self._table("gradients"), self.plan.mesh)
 
+    def histograms(self) -> pd.DataFrame:
+        """How gradients' magnitudes are spread over powers of two: ``telemetry.gradients.combine_histograms``."""
+        from workbench.telemetry.gradients import combine_histograms
+
+        return combine_histograms(self._table("histograms"), self.plan.mesh)
+
+    def weights(self) -> pd.DataFrame:
+        """Norms of weights, updates and moments per step and layer: see ``telemetry.gradients.combine_weights``."""
+        from workbench.telemetry.gradients import combine_weights
+
+        return combine_weights(self._table("weights"), self.plan.mesh)
+
+    def noise_scale(self, *, window: int | None = None) -> pd.DataFrame:
+        """Gradient noise scale, averaged over the last ``window`` full sets: see ``telemetry.noise.noise_scale``."""
+        from workbench.telemetry.noise import noise_scale
+
+        return noise_scale(self._table("gradients"), self.plan.mesh, self.spec.batch_size, window=window)
+
+    def similarity(self, step: int | None = None, layer: str | None = None) -> pd.DataFrame:
+        """Cosines between the replicas' own gradients, a square frame: see ``telemetry.noise.similarity``."""
+        from workbench.telemetry.noise import similarity
+
+        return similarity(self._table("gradients"), self.plan.mesh, step, layer)
+
     def events(self) -> pd.DataFrame:
         """Events: time, step, rank, kind, name, value, old_value (values decoded)."""
         import pandas as pd

@@ -22,8 +22,13 @@ from workbench.engine.workload import Workload
 from workbench.records import GradientStats, HistogramStats
 
 
-def workload(kind: str, *, by_loss_fn: bool = False) -> Workload:
+def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Workload:
+    """``wrap``: "compile" or "checkpoint" the model first."""
     network = models.model(kind)
+    if wrap == "compile":
+        network = torch.compile(network, backend="aot_eager")
+    elif wrap == "checkpoint":
+        network.gradient_checkpointing_enable({"use_reentrant": False})
     loss = {"loss_fn": lambda model, data: models.criterion(models.outputs(model, data), data)}
     return Workload(
         model=network,
@@ -33,8 +38,8 @@ def workload(kind: str, *, by_loss_fn: bool = False) -> Workload:
     )
 
 
-def prepared(rank: int, spec: TrainSpec, kind: str, *, by_loss_fn: bool = False) -> ColossalStrategy:
-    work = workload(kind, by_loss_fn=by_loss_fn)
+def prepared(rank: int, spec: TrainSpec, kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> ColossalStrategy:
+    work = workload(kind, by_loss_fn=by_loss_fn, wrap=wrap)
     ColossalStrategy.check(spec, work)
     strategy = ColossalStrategy(spec, rank)
     strategy.prepare(work)
@@ -104,12 +109,19 @@ def _evaluate(strategy: ColossalStrategy, kind: str) -> None:
 
 
 def gradients(
-    rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], watch_twice: bool = True
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    model: str,
+    options: dict[str, Any],
+    watch_twice: bool = True,
+    wrap: str = "",
 ) -> dict[str, Any]:
     """The records of the first step, as they would be logged, and this rank's share of the squared norm."""
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
     with joined(rank, ranks, directory, device_type="cpu"):
-        strategy = prepared(rank, spec, model)
+        strategy = prepared(rank, spec, model, wrap=wrap)
         try:
             collector = GradientCollector(keep=True, precision=spec.precision)
             with strategy.watch_batches(collector.take, keep=True):

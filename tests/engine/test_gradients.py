@@ -33,6 +33,16 @@ CASES = [
 ]
 
 
+WRAPPED = [
+    ("compile", "plain", {"plugin": "ddp"}),
+    ("compile", "plain", {"plugin": "zero1"}),
+    ("checkpoint", "llama", {"plugin": "ddp"}),
+    ("checkpoint", "llama", {"plugin": "zero1"}),
+    ("checkpoint", "llama", TP),
+    ("", "tied", {"plugin": "ddp"}),
+]
+
+
 def _name(case) -> str:
     ranks, model, options, _ = case
     return "-".join([str(ranks), model, *[f"{key}={value}" for key, value in options.items()]])
@@ -40,10 +50,19 @@ def _name(case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_logged_statistics_are_those_of_one_process(pool, case):
-    ranks, model, options, tolerance = case
+    _check(pool, *case)
+
+
+@pytest.mark.parametrize("case", WRAPPED, ids=lambda case: "-".join([case[0], case[1], case[2]["plugin"]]))
+def test_so_they_are_of_compiled_checkpointed_and_tied_models(pool, case):
+    wrap, model, options = case
+    _check(pool, 2, model, options, FP32, wrap=wrap)
+
+
+def _check(pool, ranks: int, model: str, options: dict, tolerance: float, **kind: str) -> None:
     mesh = TrainSpec.from_options({"ranks": ranks, **options}).plan.mesh
     *of_shards, of_all = pool.run(1, "tests.engine.plain:gradients", model=model, shards=mesh.dp)[0]
-    found = pool.run(ranks, "tests.engine.boosted:gradients", model=model, options=options)
+    found = pool.run(ranks, "tests.engine.boosted:gradients", model=model, options=options, **kind)
 
     table = combine(_columns(found, "rows"), mesh)
     assert set(table["layer"]) == set(of_all), "layers are named as in the user's own model"

@@ -1,9 +1,9 @@
 """Decides what to watch so that watching keeps within its budget: data in, a decision out, no clock.
 
 Every step earns ``budget`` of its time; what watching cost is paid from that. Two purses, so that neither starves the
-other: one for the full set (all layers), one for a single group of layers, in turn. A purse may be in debt, after the
-first full set for example, and then waits until it is paid back: so the long-run cost is the budget, whatever a step
-costs. Earnings that nothing needs are not hoarded, so that no burst follows a long pause.
+other: one for the full set (all layers), one for a single group of layers, in turn. A purse buys when it owes nothing,
+and is then in debt until the following steps have paid it back: so the long-run cost is the budget, whatever a step or
+a set costs. Earnings that nothing needs are not hoarded, so that no burst follows a long pause.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class _Purse:
     share: float
     credit: float = 0.0
     price: float | None = None
+    bought: int = 0
 
     def earn(self, ms: float) -> None:
         self.credit += ms * self.share
@@ -36,13 +37,17 @@ class _Purse:
 
     def pay(self, ms: float) -> None:
         self.credit -= ms
-        self.price = ms if self.price is None else (1 - _WEIGHT) * self.price + _WEIGHT * ms
+        self.bought += 1
+        if self.price is None or self.bought == 2:  # the first of a process costs more than all that follow
+            self.price = ms
+        else:
+            self.price = (1 - _WEIGHT) * self.price + _WEIGHT * ms
 
-    def affords(self, times: int) -> bool:
-        """Also a price that is not known, once nothing is owed: that is how it becomes known."""
+    def affords(self, ordered: int) -> bool:
+        """Whether nothing will be owed once what was ``ordered`` is paid."""
         if self.price is None:
-            return self.credit > 0 and times == 1
-        return self.credit > 0 and self.credit >= self.price * times
+            return self.credit > 0 and not ordered
+        return self.credit - ordered * self.price > 0
 
 
 class Governor:
@@ -67,9 +72,9 @@ class Governor:
     def choose(self) -> int:
         """What to watch next, decided a step ahead."""
         choice = NOTHING
-        if self._full.affords(1 + self._committed.count(FULL)):
+        if self._full.affords(self._committed.count(FULL)):
             choice = FULL
-        elif self.groups and self._group.affords(1 + sum(code >= FIRST_GROUP for code in self._committed)):
+        elif self.groups and self._group.affords(sum(code >= FIRST_GROUP for code in self._committed)):
             choice = FIRST_GROUP + self._next_group
             self._next_group = (self._next_group + 1) % self.groups
         self._committed.append(choice)

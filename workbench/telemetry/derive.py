@@ -12,15 +12,32 @@ from workbench.telemetry.store import Columns
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = ("step", "time", "loss", "lr", "grad_norm", "tps", "step_time_ms", "data_wait_ms", "skipped")
+METRICS = (
+    "step",
+    "time",
+    "loss",
+    "lr",
+    "grad_norm",
+    "grad_norm_clipped",
+    "framework_norm",
+    "loss_scale",
+    "tps",
+    "step_time_ms",
+    "data_wait_ms",
+    "monitor_ms",
+    "skipped",
+)
 
 
 def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
     """One row per step that all ranks reported, ascending: the columns of ``METRICS``.
 
     ``loss``: mean over the ranks that have one (shares of a batch are equal). ``grad_norm``: square root of the sum of
-    the ranks' ``grad_sq``. ``step_time_ms``: the slowest rank's. ``tps``: tokens per second *per device*: tokens of all
-    data-parallel replicas, divided by the slowest rank's time and by the number of ranks.
+    the ranks' ``grad_sq``, before clipping; ``grad_norm_clipped`` after it, the smaller of that and the limit in force;
+    ``framework_norm`` is what the framework says the norm before clipping is (NaN where it says nothing).
+    ``step_time_ms``: the slowest rank's; ``monitor_ms``: what watching cost where it cost most. ``tps``: tokens per
+    second *per device*: tokens of all data-parallel replicas, divided by the slowest rank's time and by the number of
+    ranks.
     """
     step, rank = steps["step"], steps["rank"]
     if step.size == 0:
@@ -43,6 +60,7 @@ def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
         # each replica's tokens once: on the first rank of its tp x pp block
         tokens = total(np.where(rank % (mesh.tp * mesh.pp) == 0, steps["tokens"], 0))
         slowest = largest(steps["step_time_ms"])
+        clip = largest(steps["clip"])
         tps = tokens / (slowest / 1e3) / mesh.world_size
     columns = {
         "step": numbers,
@@ -50,12 +68,22 @@ def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
         "loss": loss,
         "lr": largest(steps["lr"]),
         "grad_norm": grad_norm,
+        "grad_norm_clipped": clipped(grad_norm, clip),
+        "framework_norm": largest(np.where(np.isnan(steps["framework_norm"]), -np.inf, steps["framework_norm"])),
+        "loss_scale": largest(steps["loss_scale"]),
         "tps": tps,
         "step_time_ms": slowest,
         "data_wait_ms": largest(steps["data_wait_ms"]),
+        "monitor_ms": largest(steps["monitor_ms"]),
         "skipped": total(steps["skipped"].astype(float)) > 0,
     }
+    columns["framework_norm"] = np.where(np.isneginf(columns["framework_norm"]), np.nan, columns["framework_norm"])
     return {name: values[complete] for name, values in columns.items()}
+
+
+def clipped(norm: np.ndarray, clip: np.ndarray) -> np.ndarray:
+    """The norm after clipping to ``clip`` (0: none)."""
+    return np.where((clip > 0) & (norm > clip), clip, norm)
 
 
 def _is_stage_without_loss(rank: np.ndarray, mesh: Mesh) -> np.ndarray:
@@ -76,6 +104,7 @@ def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False) -> pd.D
         return whole
     own = pd.DataFrame({name: steps[name] for name in ("step", "rank", *METRICS[1:]) if name in steps})
     own["grad_norm"] = np.sqrt(steps["grad_sq"])
+    own["grad_norm_clipped"] = np.nan  # a limit is for the global norm
     with np.errstate(divide="ignore"):
         own["tps"] = steps["tokens"] / (steps["step_time_ms"] / 1e3) / (mesh.tp * mesh.pp)
     whole.insert(1, "rank", -1)

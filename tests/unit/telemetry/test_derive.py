@@ -62,3 +62,17 @@ def test_rows_per_rank() -> None:
     assert frame["loss"].tolist() == [3.0, 2.0, 4.0]
     assert frame["grad_norm"].tolist() == [5.0, 3.0, 4.0]
     assert frame["tps"].tolist() == [50.0, 100.0, 50.0]
+
+
+def test_norms_before_and_after_clipping_and_the_frameworks_own() -> None:
+    rows = [
+        {"step": step, "rank": rank, "loss": 1.0, "grad_sq": square, "clip": clip, "framework_norm": own,
+         "loss_scale": 8.0, "monitor_ms": float(rank), "step_time_ms": 1.0}
+        for step, square, clip, own in ((1, 8.0, 1.0, 3.9), (2, 0.08, 1.0, np.nan), (3, 8.0, 0.0, np.nan))
+        for rank in (0, 1)
+    ]  # fmt: skip
+    metrics = global_metrics(steps_of(rows), Mesh(dp=2))
+    assert metrics["grad_norm"] == pytest.approx([4.0, 0.4, 4.0])
+    assert metrics["grad_norm_clipped"] == pytest.approx([1.0, 0.4, 4.0])
+    assert metrics["framework_norm"] == pytest.approx([3.9, np.nan, np.nan], nan_ok=True)
+    assert metrics["loss_scale"].tolist() == [8.0] * 3 and metrics["monitor_ms"].tolist() == [1.0] * 3

@@ -1,0 +1,105 @@
+"""Noise scale and similarity from logged sums equal what NumPy says of the gradients themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.unit.telemetry.test_gradients import part, table
+from workbench.mesh import Mesh
+from workbench.telemetry.noise import noise_scale, similarity
+
+BATCH, REPLICAS, SIZE = 64, 4, 400
+
+
+def logged(gradients: np.ndarray, step: int, *, dots: bool = True) -> list[dict]:
+    """Rows of one step: ``gradients`` is (replicas, elements), cut into two layers."""
+    mean = gradients.mean(axis=0)
+    rows = []
+    for layer, where in (("a", slice(0, 100)), ("b", slice(100, None))):
+        for rank, own in enumerate(gradients):
+            row = part(rank, "local", "", own[where], layer)
+            rows.append(row | ({"dot": own[where] @ mean[where], "dot_kind": "exact"} if dots else {}))
+        rows.append(part(0, "reduced", "", mean[where], layer))
+    return [row | {"step": step} for row in rows]
+
+
+def drawn(steps: int, noise: float = 3.0) -> list[np.ndarray]:
+    """Gradients of steps: the true one plus per-sample noise averaged over a replica's samples."""
+    random = np.random.default_rng(0)
+    true = random.normal(size=SIZE)
+    share = BATCH // REPLICAS
+    return [
+        true + noise * random.normal(size=(REPLICAS, share, SIZE)).mean(axis=1) * np.ones((REPLICAS, 1))
+        for _ in range(steps)
+    ]
+
+
+def test_noise_scale_is_the_one_that_the_samples_were_drawn_with():
+    steps = drawn(200)
+    rows = table([row for number, found in enumerate(steps, 1) for row in logged(found, number)])
+    found = noise_scale(rows, Mesh(dp=REPLICAS), BATCH)
+    assert found["step"].tolist() == list(range(1, 201)) and set(found["kind"]) == {"exact"}
+    true = np.random.default_rng(0).normal(size=SIZE)
+    assert found["noise_scale"].iloc[-1] == pytest.approx(9.0 * SIZE / (true @ true), rel=0.03)
+    assert found["gradient_sq"].mean() == pytest.approx(true @ true, rel=0.02)
+    first, mean = steps[0], steps[0].mean(axis=0)
+    small = BATCH / REPLICAS
+    local_sq = np.mean(np.sum(first**2, axis=1))
+    assert found["noise"].iloc[0] == pytest.approx((local_sq - mean @ mean) / (1 / small - 1 / BATCH))
+    expected = (BATCH * (mean @ mean) - small * local_sq) / (BATCH - small)
+    assert found["gradient_sq"].iloc[0] == pytest.approx(expected)
+
+
+def test_numerator_and_denominator_are_averaged_apart():
+    rows = table([row for number, found in enumerate(drawn(50, noise=30.0), 1) for row in logged(found, number)])
+    found = noise_scale(rows, Mesh(dp=REPLICAS), BATCH)
+    assert found["noise_scale"].iloc[-1] == pytest.approx(found["noise"].mean() / found["gradient_sq"].mean())
+    last = noise_scale(rows, Mesh(dp=REPLICAS), BATCH, window=10).iloc[-1]
+    assert last["noise_scale"] == pytest.approx(
+        found["noise"].iloc[-10:].mean() / found["gradient_sq"].iloc[-10:].mean()
+    )
+
+
+def test_steps_of_which_only_some_layers_are_logged_do_not_count():
+    steps = drawn(3)
+    rows = [row for number, found in enumerate(steps, 1) for row in logged(found, number)]
+    partial = [row for row in rows if row["step"] != 2 or row["layer"] == "a"]
+    assert noise_scale(table(partial), Mesh(dp=REPLICAS), BATCH)["step"].tolist() == [1, 3]
+
+
+def test_one_replica_has_nothing_to_compare():
+    rows = table(logged(drawn(1)[0][:1], 1))
+    (row,) = noise_scale(rows, Mesh(), BATCH).to_dict("records")
+    assert row["kind"] == "one replica" and np.isnan(row["noise_scale"])
+    assert noise_scale(table([]), Mesh(), BATCH).empty
+
+
+@pytest.mark.parametrize("dots", [True, False])
+def test_similarity_of_two(dots):
+    gradients = drawn(1)[0][:2]
+    found = similarity(table(logged(gradients, 1, dots=dots)), Mesh(dp=2))
+    assert found.to_numpy() == pytest.approx(cosines(gradients))
+
+
+def test_similarity_of_three_and_of_one_layer():
+    gradients = drawn(1)[0][:3]
+    rows = table(logged(gradients, 1))
+    assert similarity(rows, Mesh(dp=3)).to_numpy() == pytest.approx(cosines(gradients))
+    assert similarity(rows, Mesh(dp=3), 1, "b").to_numpy() == pytest.approx(cosines(gradients[:, 100:]))
+
+
+def test_similarity_says_what_it_cannot_know():
+    rows = table(logged(drawn(1)[0], 1))
+    with pytest.raises(ValueError, match="4 replicas have 6 pairs"):
+        similarity(rows, Mesh(dp=4))
+    two = table(logged(drawn(1)[0][:2], 1))
+    with pytest.raises(ValueError, match="no gradient of a layer 'c'"):
+        similarity(two, Mesh(dp=2), layer="c")
+    with pytest.raises(ValueError, match="no full set of gradient statistics of step 5"):
+        similarity(two, Mesh(dp=2), 5)
+
+
+def cosines(gradients: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(gradients, axis=1)
+    return gradients @ gradients.T / np.outer(norms, norms)
