@@ -9,6 +9,8 @@ and in this order::
     phase("optimizer"), reduced(step)      # gradients are reduced, not clipped yet
     updated(step, skipped)
     ends(step)
+
+and after the last step, however the run ended, ``close()``.
 """
 
 from __future__ import annotations
@@ -48,3 +50,6 @@ class StepObserver:
 
     def ends(self, step: int) -> None:
         """The step is over."""
+
+    def close(self) -> None:
+        """The run is over: undo what was done to the process, write what is left."""
