@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,25 +113,25 @@ def _judged(table: pd.DataFrame, mesh: Mesh, window: int) -> pd.DataFrame:
 def straggler(own: pd.DataFrame, mesh: Mesh, step_ms: float) -> Straggler | None:
     """The rank that the others wait for, by each rank's own time (``phases.own_time``); None where no rank stands out.
 
-    Its excess is over the median of the other ranks. In a pipeline, stages that do different amounts of work are told
-    apart from slow ranks by nobody: the slowest stage is what limits the pipeline either way.
+    Its excess is over the median of the other ranks. In a pipeline a stage that has more work than the others looks
+    like a slow rank, and limits the pipeline just so.
     """
     if mesh.world_size == 1 or own.empty:
         return None
     posted = own["communication"].dropna()
-    candidates = [_slowest(own.drop(columns="communication"))]
+    candidates = [_slowest(own.drop(columns="communication"), _trimmed_mean)]
     if len(posted.index.get_level_values("rank").unique()) == mesh.world_size:
-        candidates.append(_slowest(posted.to_frame()))
+        candidates.append(_slowest(posted.to_frame(), _low_quartile))
     rank, phase, lost_ms, steps_share = max(candidates, key=lambda found: found[2])
     if lost_ms < LEAST_SHARE * step_ms or steps_share < LEAST_STEPS:
         return None
     return Straggler(rank=rank, phase=phase, lost_ms=lost_ms, lost_share=lost_ms / step_ms, steps_share=steps_share)
 
 
-def _slowest(own: pd.DataFrame) -> tuple[int, str, float, float]:
-    """Rank with the largest mean own time, the phase of its largest excess, the whole excess, and in what share of the
-    steps it is the slowest. Means over steps without each rank's slowest twentieth: one hiccup makes no straggler."""
-    per_rank = own.groupby(level="rank").agg(_trimmed_mean)
+def _slowest(own: pd.DataFrame, typical: Callable[[pd.Series], float]) -> tuple[int, str, float, float]:
+    """Rank with the largest typical own time, the phase of its largest excess, the whole excess, and in what share of
+    the steps it is the slowest."""
+    per_rank = own.groupby(level="rank").agg(typical)
     totals = own.sum(axis=1)
     mean = per_rank.sum(axis=1)
     rank = int(mean.idxmax())  # type: ignore[arg-type]
@@ -141,7 +142,13 @@ def _slowest(own: pd.DataFrame) -> tuple[int, str, float, float]:
     return rank, str(excess.idxmax()), lost_ms, float((slowest == rank).mean())
 
 
+def _low_quartile(values: pd.Series) -> float:
+    """Of few steps, some on a busy machine: noise only ever adds."""
+    return float(values.quantile(0.25))
+
+
 def _trimmed_mean(values: pd.Series) -> float:
+    """Without the slowest twentieth: one hiccup makes no straggler."""
     ordered = np.sort(values.to_numpy(dtype=float))
     return float(ordered[: max(1, math.ceil(0.95 * ordered.size))].mean())
 
@@ -187,6 +194,8 @@ def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verd
             f" Rank {slow.rank} is slow in {in_what}: {_ms(slow.lost_ms)} per step, "
             f"{slow.lost_share:.0%} of the step time, is lost to it."
         )
+        if mesh.pp > 1:
+            text += f" It is pipeline stage {mesh.coordinates(slow.rank).pp} of {mesh.pp}, which may have more work."
     elif mesh.world_size > 1:
         text += f" No rank stands out: they differ by {_ms(found.skew_ms)} per step."
     return Verdict(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, "sentence": text})
