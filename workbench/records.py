@@ -185,7 +185,8 @@ class CollectiveRecord:
     ``kind``: all_reduce, reduce_scatter, all_gather, all_to_all, broadcast, send, recv, barrier ... ``group`` names the
     mesh axes it runs over ("dp", "tp", "pp", "world"), ``group_size`` its ranks. ``bytes``: the size of this rank's
     input (of its output for all_gather), as nccl-tests counts. ``duration_ms`` from its call until it was complete;
-    ``exposed_ms`` of it the rank waited. ``start_ms`` counts from the beginning of the step.
+    ``exposed_ms`` of it the rank waited, ``post_ms`` of it the rank itself needed to hand it to the backend (NaN where
+    that is not known). ``start_ms`` counts from the beginning of the step.
     """
 
     step: int
@@ -197,6 +198,7 @@ class CollectiveRecord:
     start_ms: float
     duration_ms: float
     exposed_ms: float
+    post_ms: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +211,8 @@ class Event:
     ``rank`` (name: died), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
     grad_norm), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
     far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored), ``gpu`` (name: lost), ``peak`` (name:
-    flops; value: what the device can do per second, and how that is known).
+    flops; value: what the device can do per second, and how that is known; name: model; value: its parameters, and the
+    floating point operations that training takes per token).
     """
 
     time: float

@@ -21,6 +21,8 @@ from workbench.telemetry.store import Columns, Store
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.telemetry.verdict import Verdict
+
 #: states after which nothing more happens; "lost" is a run whose owner died before it ended
 ENDED = ("finished", "stopped", "failed", "lost")
 
@@ -123,11 +125,14 @@ class Run:
 
         Values are global (``telemetry.derive.global_metrics``); ``tps`` is tokens per second per device. With
         ``per_rank`` a column ``rank`` is added and each step has a row per rank as well, with that rank's own loss, lr,
-        step_time_ms, data_wait_ms and tps; the global rows have rank -1.
+        step_time_ms, data_wait_ms and tps; the global rows have rank -1. ``tokens_per_s`` is the total of all devices,
+        ``tflops`` 10**12 model operations per second and device, ``mfu`` their share of the device's peak in percent.
         """
         from workbench.telemetry.derive import metrics_frame
+        from workbench.telemetry.flops import cost_of
 
-        return metrics_frame(self._table("steps"), self.plan.mesh, per_rank=per_rank)
+        cost = cost_of(self._events(), self.plan.ranks)
+        return metrics_frame(self._table("steps"), self.plan.mesh, per_rank=per_rank, cost=cost)
 
     def devices(self) -> pd.DataFrame:
         """Device samples: time, rank, cpu_percent, rss_bytes, GPU columns, network and disk bytes, phase, step."""
@@ -164,6 +169,24 @@ class Run:
         from workbench.telemetry.noise import similarity
 
         return similarity(self._table("gradients"), self.plan.mesh, step, layer)
+
+    def phases(self) -> pd.DataFrame:
+        """What each step of each rank was spent on: step, rank, phase, micro_batch, start_ms, duration_ms."""
+        from workbench.telemetry.phases import phases_frame
+
+        return phases_frame(self._table("phases"))
+
+    def collectives(self) -> pd.DataFrame:
+        """Collectives and messages of the steps that were recorded, with algorithm and bus bandwidth."""
+        from workbench.telemetry.phases import collectives_frame
+
+        return collectives_frame(self._table("collectives"))
+
+    def verdict(self) -> Verdict:
+        """What limits the run, in a sentence (``print`` it) and in figures: see ``telemetry.verdict.Verdict``."""
+        from workbench.telemetry.verdict import verdict
+
+        return verdict(self._table("phases"), self.plan.mesh, self._table("collectives"))
 
     def events(self) -> pd.DataFrame:
         """Events: time, step, rank, kind, name, value, old_value (values decoded)."""

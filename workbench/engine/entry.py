@@ -24,6 +24,8 @@ from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
 from workbench.engine.gradient_watch import GradientWatch
 from workbench.engine.observer import StepObserver
+from workbench.engine.peak import log_cost
+from workbench.engine.phases import watched
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.engine.strategies.base import Strategy
@@ -69,9 +71,12 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
     with joined(rank, spec.plan.ranks, path, seed=spec.seed):
         strategy = load_strategy(spec)(spec, rank)
         workload = _agreed_workload(path, spec, strategy)
+        observers: list[StepObserver] = []
         try:
+            log_cost(log, workload, spec.precision, _device())
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
+            observers = _observers(spec, strategy, log)
             trainer = Trainer(
                 spec=spec,
                 workload=workload,
@@ -79,16 +84,22 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
                 control=control,
                 log=log,
                 progress=progress,
-                observers=_observers(spec, strategy, log),
+                observers=observers,
             )
             return trainer.run()
         finally:
+            for observer in observers:
+                observer.close()
             strategy.close()
 
 
 def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    return [] if spec.monitor.level == "off" else [GradientWatch(spec, strategy, log, torch.device(_device()))]
+    if spec.monitor.level == "off":
+        return []
+    return watched(
+        spec.monitor, strategy, log, _device(), [GradientWatch(spec, strategy, log, torch.device(_device()))]
+    )
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:

@@ -72,12 +72,14 @@ class GradientWatch(StepObserver):
         self._interrupted = False
         self._told_interval: int | None = None
         self._full_sets = 0
+        self._step = 0
 
     def propose(self, step: int) -> int:
         return self._governor.choose() if self._every is None and self._strategy.rank == 0 else NOTHING
 
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
+        self._step = step
         self._began = time.perf_counter()
         self._code = self._code_of(step, watch)
         self._now = self._watched(self._code)
@@ -174,12 +176,12 @@ class GradientWatch(StepObserver):
         self._ended, self._interrupted = now, False
         return (now - since) * 1e3
 
-    def closes(self, step: int) -> None:
+    def close(self) -> None:
         for pending in self._pending:
             for record in pending.records():
                 self._log.append(record)
         self._pending = []
-        self._tell_cost(step)
+        self._tell_cost(self._step)
 
     def _write_arrived(self) -> None:
         while self._pending and self._pending[0].ready():

@@ -10,7 +10,7 @@ and in this order::
     updated(step, skipped)
     ends(step)
 
-and ``closes(step)`` when training is over.
+and after the last step, however the run ended, ``close()``.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ class StepObserver:
     def ends(self, step: int) -> None:
         """The step is over."""
 
-    def closes(self, step: int) -> None:
-        """No step comes after this one: write what is still on its way."""
+    def close(self) -> None:
+        """The run is over: undo what was done to the process, write what is left."""

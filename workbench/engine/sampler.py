@@ -5,17 +5,18 @@ Nothing here imports torch; a sample costs well under a millisecond of one core.
 
 from __future__ import annotations
 
-import importlib
+import gc
 import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import psutil
 
+from workbench.engine.gpu_reader import GpuReader, GpuReading, GpuUnavailableError, NvmlGpu
 from workbench.rank_log import RankLogWriter
 from workbench.records import DeviceSample
 
@@ -31,95 +32,6 @@ class Progress:
     def __init__(self) -> None:
         self.step = 0
         self.phase = "starting"
-
-
-class GpuReading(NamedTuple):
-    """Utilisation in percent, memory in use on the device in bytes, power in watts; NaN where it cannot be read."""
-
-    percent: float = math.nan
-    memory_bytes: float = math.nan
-    power_watts: float = math.nan
-
-
-class GpuUnavailableError(Exception):
-    """The GPU cannot be found or read; the message says why."""
-
-
-class GpuReader(Protocol):
-    """Reads one GPU. ``read`` raises ``GpuUnavailableError`` when the device no longer answers."""
-
-    name: str
-
-    def read(self) -> GpuReading: ...
-
-    def close(self) -> None: ...
-
-
-class NvmlGpu:
-    """One NVIDIA GPU, read through NVML. ``handle`` is NVML's; ``nvml`` the module ``pynvml`` or a stand-in."""
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml = nvml
-        self._handle = handle
-        name = nvml.nvmlDeviceGetName(handle)
-        self.name: str = name.decode() if isinstance(name, bytes) else name
-
-    @classmethod
-    def open(cls, device: str, environ: Mapping[str, str], nvml: Any = None) -> NvmlGpu:
-        """The GPU that torch calls ``device`` ("cuda", "cuda:1") under ``CUDA_VISIBLE_DEVICES`` of ``environ``.
-
-        Raises ``GpuUnavailableError`` without NVML or without that device.
-        """
-        if nvml is None:  # without a driver the module is there, and nvmlInit raises
-            nvml = importlib.import_module("pynvml")
-        index = int(device.partition(":")[2] or 0)
-        try:
-            nvml.nvmlInit()
-            return cls(nvml, _handle(nvml, index, environ.get("CUDA_VISIBLE_DEVICES")))
-        except nvml.NVMLError as error:
-            raise GpuUnavailableError(f"NVML cannot find {device}: {error}") from error
-
-    def read(self) -> GpuReading:
-        nvml, handle = self._nvml, self._handle
-        return GpuReading(
-            percent=self._value(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            memory_bytes=self._value(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            power_watts=self._value(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-        )
-
-    def _value(self, read: Any) -> float:
-        try:
-            return float(read())
-        except self._nvml.NVMLError_NotSupported:
-            return math.nan
-        except self._nvml.NVMLError as error:
-            raise GpuUnavailableError(f"{self.name}: {error}") from error
-
-    def close(self) -> None:
-        try:
-            self._nvml.nvmlShutdown()
-        except self._nvml.NVMLError as error:
-            raise GpuUnavailableError(f"{self.name}: {error}") from error
-
-
-def _handle(nvml: Any, index: int, visible: str | None) -> Any:
-    """NVML's handle of the ``index``-th visible device. Entries are numbers (PCI order) or UUIDs, maybe short."""
-    entries = [entry.strip() for entry in (visible or "").split(",") if entry.strip()]
-    if visible is None:
-        return nvml.nvmlDeviceGetHandleByIndex(index)
-    if index >= len(entries):
-        raise GpuUnavailableError(f"cuda:{index} is not among CUDA_VISIBLE_DEVICES={visible!r}")
-    entry = entries[index]
-    if entry.isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex(int(entry))
-    if entry.startswith("MIG-"):
-        return nvml.nvmlDeviceGetHandleByUUID(entry)
-    for number in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(number)
-        uuid = nvml.nvmlDeviceGetUUID(handle)
-        if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(entry):
-            return handle
-    raise GpuUnavailableError(f"no GPU of this machine has the UUID {entry} of CUDA_VISIBLE_DEVICES={visible!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +55,50 @@ class _Counters:
         )
 
 
+class Collections:
+    """Counts what Python's garbage collector does, and how long training stands still for it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ms = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        gc.callbacks.append(self._heard)
+
+    def stop(self) -> None:
+        if self._heard in gc.callbacks:
+            gc.callbacks.remove(self._heard)
+
+    def _heard(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        elif self._began:
+            self.count += 1
+            self.ms += (time.perf_counter() - self._began) * 1e3
+
+
+def torch_memory() -> tuple[float, float, float]:
+    """Bytes that torch's caching allocator has given out, holds, and had given out at most; NaN where this process has
+    not initialised CUDA (asking would)."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return math.nan, math.nan, math.nan
+    try:
+        memory = torch.cuda.memory_stats()
+    except RuntimeError:  # the device has gone: NVML, or training, says so
+        return math.nan, math.nan, math.nan
+    names = ("allocated_bytes.all.current", "reserved_bytes.all.current", "allocated_bytes.all.peak")
+    allocated, reserved, peak = (float(memory.get(name, math.nan)) for name in names)
+    return allocated, reserved, peak
+
+
 class DeviceSampler:
     """Appends a ``DeviceSample`` to ``log`` at ``hz`` per second from ``start()`` to ``stop()``.
 
     ``device`` is torch's name of the rank's device ("cpu", "cuda", "cuda:1"). ``gpu`` reads it (default: NVML). A GPU
-    that cannot be read is one ``warning`` event, and NaN from then on. ``cost_s`` is the processor time spent so far.
+    that cannot be found is one ``warning`` event, one that no longer answers an event ``gpu lost``, and its columns are
+    NaN from then on. ``cost_s`` is the processor time spent so far.
     """
 
     def __init__(
@@ -168,6 +119,7 @@ class DeviceSampler:
         self.samples = 0
         self.cost_s = 0.0
         self._gpu = gpu
+        self._collections = Collections()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -193,11 +145,13 @@ class DeviceSampler:
 
     def _run(self) -> None:
         self._open_gpu()
+        self._collections.start()
         try:
             self._sample_until_ended()
         except (OSError, psutil.Error) as error:  # no more descriptors, no /proc: the run goes on without samples
             self.log.event("warning", "device_sampler_ended", str(error), step=self.state.step)
         finally:
+            self._collections.stop()
             self._close_gpu()
 
     def _sample_until_ended(self) -> None:
@@ -216,15 +170,16 @@ class DeviceSampler:
     def _sample(self, process: psutil.Process, first: _Counters) -> DeviceSample:
         with process.oneshot():
             counters = _Counters.now(process)
-            cpu_percent, rss, threads = process.cpu_percent(), process.memory_info().rss, process.num_threads()
+            cpu_percent, memory, threads = process.cpu_percent(), process.memory_info(), process.num_threads()
         gpu = self._read_gpu()
+        allocated, reserved, peak = torch_memory()
         return DeviceSample(
             time=time.time(),
             rank=self.rank,
             step=self.state.step,
             phase=self.state.phase,
             cpu_percent=cpu_percent,
-            rss_bytes=rss,
+            rss_bytes=memory.rss,
             threads=threads,
             net_sent_bytes=counters.net_sent - first.net_sent,
             net_received_bytes=counters.net_received - first.net_received,
@@ -234,6 +189,20 @@ class DeviceSampler:
             gpu_percent=gpu.percent,
             gpu_memory_bytes=gpu.memory_bytes,
             gpu_power_watts=gpu.power_watts,
+            shared_bytes=getattr(memory, "shared", 0),
+            gc_collections=self._collections.count,
+            gc_ms=self._collections.ms,
+            gpu_allocated_bytes=allocated,
+            gpu_reserved_bytes=reserved,
+            gpu_peak_bytes=peak,
+            gpu_temperature_c=gpu.temperature_c,
+            gpu_clock_mhz=gpu.clock_mhz,
+            gpu_memory_clock_mhz=gpu.memory_clock_mhz,
+            gpu_throttle=gpu.throttle,
+            gpu_pcie_sent_bytes_per_s=gpu.pcie_sent,
+            gpu_pcie_received_bytes_per_s=gpu.pcie_received,
+            gpu_nvlink_sent_bytes=gpu.nvlink_sent,
+            gpu_nvlink_received_bytes=gpu.nvlink_received,
         )
 
     def _open_gpu(self) -> None:
@@ -251,7 +220,7 @@ class DeviceSampler:
         try:
             return self._gpu.read()
         except GpuUnavailableError as error:
-            self._warn(error)
+            self.log.event("gpu", "lost", str(error), step=self.state.step)
             self._gpu = None
             return GpuReading()
 

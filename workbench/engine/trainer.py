@@ -106,8 +106,6 @@ class Trainer:
                 outcome = "stopped"
                 break
         self._write_in_flight()
-        for observer in self.observers:
-            observer.closes(self.progress.step)
         self._enter("idle")
         return outcome
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.mesh import Mesh
+from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
 from workbench.telemetry.store import Columns
 
 if TYPE_CHECKING:
@@ -91,17 +92,18 @@ def _is_stage_without_loss(rank: np.ndarray, mesh: Mesh) -> np.ndarray:
     return (rank // mesh.tp) % mesh.pp != mesh.pp - 1
 
 
-def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False) -> pd.DataFrame:
+def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: Cost | None = None) -> pd.DataFrame:
     """``global_metrics`` as a DataFrame; ``per_rank`` adds a column ``rank`` and a row per rank and step.
 
     Global rows then have rank -1. A rank's ``tps`` is its replica's tokens over its own time and the replica's ranks;
-    its ``grad_norm`` is the global one's share (square root of ``grad_sq``).
+    its ``grad_norm`` is the global one's share (square root of ``grad_sq``). ``tokens_per_s`` (of all devices),
+    ``tflops`` (per device) and ``mfu`` (percent) follow from ``tps`` and ``cost``: NaN where that is not known.
     """
     import pandas as pd
 
     whole = pd.DataFrame(global_metrics(steps, mesh))
     if not per_rank:
-        return whole
+        return _with_speed(whole, mesh, cost)
     own = pd.DataFrame({name: steps[name] for name in ("step", "rank", *METRICS[1:]) if name in steps})
     own["grad_norm"] = np.sqrt(steps["grad_sq"])
     own["grad_norm_clipped"] = np.nan  # a limit is for the global norm
@@ -109,4 +111,12 @@ def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False) -> pd.D
         own["tps"] = steps["tokens"] / (steps["step_time_ms"] / 1e3) / (mesh.tp * mesh.pp)
     whole.insert(1, "rank", -1)
     rows = pd.concat([whole, own]) if len(own) else whole
-    return rows.sort_values(["step", "rank"], ignore_index=True)[list(whole.columns)]
+    return _with_speed(rows.sort_values(["step", "rank"], ignore_index=True)[list(whole.columns)], mesh, cost)
+
+
+def _with_speed(frame: pd.DataFrame, mesh: Mesh, cost: Cost | None) -> pd.DataFrame:
+    known = cost or Cost()
+    frame["tokens_per_s"] = frame["tps"] * mesh.world_size
+    frame["tflops"] = tflops_per_device(frame["tps"], known)
+    frame["mfu"] = mfu_percent(frame["tps"], known, mesh.world_size)
+    return frame

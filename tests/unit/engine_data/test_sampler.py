@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
+import gc
 import math
+import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from workbench.engine import sampler
-from workbench.engine.sampler import DeviceSampler, GpuReading, GpuUnavailableError, NvmlGpu, Progress
+from workbench.engine import gpu_reader, sampler
+from workbench.engine.gpu_reader import GpuReading, GpuUnavailableError
+from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.rank_log import RankLogWriter
 from workbench.records import DeviceSample
 
@@ -73,6 +76,41 @@ def test_a_busy_process_on_a_machine_without_gpu() -> None:
     assert math.isnan(last.gpu_percent)
 
 
+def test_shared_memory_and_the_garbage_collector() -> None:
+    from multiprocessing import shared_memory
+
+    log = Log()
+    block = shared_memory.SharedMemory(create=True, size=8 * 2**20)
+    try:
+        with DeviceSampler(log, rank=0, hz=20, device="cpu", state=Progress()):
+            time.sleep(0.15)
+            before = log.records[-1]
+            block.buf[:] = bytes(block.size)  # touched, so that it is resident
+            for _ in range(3):
+                gc.collect()
+            time.sleep(0.15)
+    finally:
+        block.close()
+        block.unlink()
+    after = log.records[-1]
+    assert after.shared_bytes - before.shared_bytes > 7 * 2**20
+    assert before.gc_collections >= 0 and after.gc_collections - before.gc_collections >= 3
+    assert after.gc_ms > before.gc_ms
+    assert not [c for c in gc.callbacks if getattr(c, "__module__", "") == sampler.__name__], "undone"
+    assert math.isnan(after.gpu_allocated_bytes)
+
+
+@pytest.mark.parametrize(("initialised", "expected"), [(True, (10.0, 30.0, 20.0)), (False, None)])
+def test_torchs_memory_is_read_only_where_cuda_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, initialised: bool, expected: tuple[float, ...] | None
+) -> None:
+    stats = {"allocated_bytes.all.current": 10, "reserved_bytes.all.current": 30, "allocated_bytes.all.peak": 20}
+    cuda = SimpleNamespace(is_initialized=lambda: initialised, memory_stats=lambda: stats)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    found = sampler.torch_memory()
+    assert found == expected if expected else all(math.isnan(value) for value in found)
+
+
 def test_counters_begin_at_zero_and_see_what_is_written(tmp_path: Path) -> None:
     log = Log()
     with DeviceSampler(log, rank=0, hz=20, device="cpu", state=Progress()):
@@ -93,10 +131,10 @@ def test_a_gpu_is_read_and_closed() -> None:
     assert gpu.closed
 
 
-def test_a_gpu_that_disappears_is_one_warning_and_nan_from_then() -> None:
+def test_a_gpu_that_disappears_is_one_event_and_nan_from_then() -> None:
     log = Log()
     sampled(log, 0.4, gpu=FakeGpu(readings=2), device="cuda")
-    assert log.events == [("warning", "gpu_unavailable", "Fake GPU: fell off the bus")]
+    assert log.events == [("gpu", "lost", "Fake GPU: fell off the bus")]
     values = [record.gpu_percent for record in log.records]
     assert values[:2] == [50.0, 50.0]
     assert len(values) > 3
@@ -142,76 +180,9 @@ def test_a_failure_of_the_system_ends_sampling_with_a_warning(monkeypatch: pytes
     assert [event[1] for event in log.events] == ["device_sampler_ended"]
 
 
-class Nvml(SimpleNamespace):
-    """NVML of a machine with three GPUs; handles are their numbers."""
-
-    class NVMLError(Exception): ...
-
-    class NVMLError_NotSupported(NVMLError): ...
-
-    uuids = ("GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3")
-
-    def nvmlInit(self) -> None: ...
-
-    def nvmlShutdown(self) -> None: ...
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 3
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if index > 2:
-            raise self.NVMLError("Invalid Argument")
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        return uuid
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return self.uuids[handle]
-
-    def nvmlDeviceGetName(self, handle: object) -> str:
-        return f"GPU number {handle}"
-
-    def nvmlDeviceGetUtilizationRates(self, handle: object) -> SimpleNamespace:
-        return SimpleNamespace(gpu=30)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: object) -> SimpleNamespace:
-        return SimpleNamespace(used=123)
-
-    def nvmlDeviceGetPowerUsage(self, handle: object) -> int:
-        raise self.NVMLError_NotSupported
-
-
-@pytest.mark.parametrize(
-    ("device", "visible", "name"),
-    [
-        ("cuda", None, "0"),
-        ("cuda:1", None, "1"),
-        ("cuda", "2", "2"),
-        ("cuda:1", "2, 0", "0"),
-        ("cuda", "GPU-bbbb", "1"),
-        ("cuda:0", "GPU-cccc-3", "2"),
-        ("cuda", "MIG-1234", "MIG-1234"),
-    ],
-)
-def test_the_device_is_found_through_the_visible_ones(device: str, visible: str | None, name: str) -> None:
-    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    gpu = NvmlGpu.open(device, environ, Nvml())
-    assert gpu.name == f"GPU number {name}"
-    reading = gpu.read()
-    assert (reading.percent, reading.memory_bytes) == (30.0, 123.0)
-    assert math.isnan(reading.power_watts), "not supported on this device"
-
-
-@pytest.mark.parametrize("visible", ["", "7", "GPU-dddd", "0"])
-def test_a_device_that_is_not_there_is_named(visible: str) -> None:
-    device = "cuda:1" if visible == "0" else "cuda"
-    with pytest.raises(GpuUnavailableError):
-        NvmlGpu.open(device, {"CUDA_VISIBLE_DEVICES": visible}, Nvml())
-
-
-def test_the_sampler_imports_no_torch() -> None:
-    tree = ast.parse(Path(sampler.__file__).read_text())
+@pytest.mark.parametrize("module", [sampler, gpu_reader], ids=["sampler", "gpu_reader"])
+def test_the_sampler_imports_no_torch(module: ModuleType) -> None:
+    tree = ast.parse(Path(module.__file__ or "").read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert not [name for name in names if name.split(".")[0] in ("torch", "numpy", "transformers")]

@@ -68,6 +68,14 @@ class WeightPart:
     moments: tuple[torch.Tensor | None, torch.Tensor | None]
 
 
+def unmarked(phase: str, micro_batch: int) -> None:
+    """Nobody measures."""
+
+
+def _as_it_is(observer: BatchObserver) -> BatchObserver:
+    return observer
+
+
 class Strategy(ABC):
     """One way to train a workload over the ranks of the default process group, which is initialised already."""
 
@@ -76,6 +84,12 @@ class Strategy(ABC):
         self.rank = rank
         self.mesh: Mesh = spec.plan.mesh
         self.coordinates = self.mesh.coordinates(rank)
+        #: told where ``forward_backward`` is, for whoever measures it: "transfer", "forward", "backward",
+        #: "communication" (it waits for what was sent in the background) or "bubble" begins, of this micro-batch (-1:
+        #: there is one only)
+        self.mark: Callable[[str, int], object] = unmarked
+        #: wraps an observer of gradients, so that its own time is not taken for that of training
+        self.aside: Callable[[BatchObserver], BatchObserver] = _as_it_is
 
     @classmethod
     @abstractmethod
@@ -166,6 +180,10 @@ class Strategy(ABC):
     def forward(self, batch: Batch) -> Any:
         """Outputs of the model for ``batch`` without gradients, in evaluation mode. Collective over a replica's ranks
         (tp, pp); None on pipeline stages that are not the last."""
+
+    def reducer(self) -> Any:
+        """torch's ``DistributedDataParallel`` where that reduces gradients, out of Python's sight; None elsewhere."""
+        return None
 
     @abstractmethod
     def set_lr(self, lr: float) -> None:

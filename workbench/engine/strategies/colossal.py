@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_map
 
 from workbench.config import TrainSpec
 from workbench.engine import figures, repairs
-from workbench.engine.strategies.base import BatchObserver, Comparison, GradientPart, Strategy, WeightPart
+from workbench.engine.strategies.base import (
+    BatchObserver,
+    Comparison,
+    GradientPart,
+    Strategy,
+    WeightPart,
+    unmarked,
+)
+from workbench.engine.strategies.marks import mark_stages, mark_what_follows
 from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.strategies.plans import PLANS, HybridPlan
 from workbench.engine.strategies.policies import check_norms, check_split
@@ -86,24 +94,32 @@ class ColossalStrategy(Strategy):
         losses = []
         for index, piece in enumerate(pieces):
             is_last = index == len(pieces) - 1
+            self.mark("transfer", index if len(pieces) > 1 else -1)
             with nullcontext() if is_last else self.plan.no_sync():
-                losses.append(run(to_device(piece, self.device), len(pieces)))
+                losses.append(run(to_device(piece, self.device), len(pieces), index))
         found = [loss for loss in losses if loss is not None]
         return torch.stack(found).sum() if found else None
 
-    def _piece(self, piece: Batch, count: int) -> torch.Tensor:
+    def _piece(self, piece: Batch, count: int, index: int) -> torch.Tensor:
+        number = index if count > 1 else -1
+        self.mark("forward", number)
         with self.plan.autocast():
             if self.workload.loss_fn is not None:
                 loss = self.workload.loss_fn(self.plan.model, piece)
             else:
                 loss = self._criterion(call_model(self.plan.model, piece), piece)
         loss = loss / count
+        self.mark("backward", number)
+        if index == count - 1 and self.mark is not unmarked and self.reducer() is not None:
+            mark_what_follows(loss, self.mark, number)
         self.plan.backward(loss)
         return loss.detach().float()
 
-    def _pipeline_piece(self, piece: Batch, count: int) -> torch.Tensor | None:
+    def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
         plan = self._hybrid()
         forget_shapes_if_new(plan.plugin.scheduler, piece)
+        if self.mark is not unmarked:
+            mark_stages(plan.plugin.scheduler, self.mark, first=index * self.spec.plan.micro_batches)
         result = plan.booster.execute_pipeline(
             iter([piece]),
             plan.model,
@@ -145,7 +161,11 @@ class ColossalStrategy(Strategy):
     def watch_batches(
         self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
     ) -> AbstractContextManager[None]:
-        return self.plan.watching(observer, layers, keep)
+        return self.plan.watching(self.aside(observer), layers, keep)
+
+    def reducer(self) -> Any:
+        module = self.plan.model.module
+        return module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else None
 
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         return self.plan.reduced(layers, all_held=all_held)

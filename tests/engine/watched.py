@@ -1,0 +1,131 @@
+"""What ranks do to test what is watched of steps: the real trainer on a small model, its records kept in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.engine import boosted, models
+from workbench.config import TrainSpec
+from workbench.engine.control import AgreedControl
+from workbench.engine.phases import PhaseWatch
+from workbench.engine.process_group import joined
+from workbench.engine.sampler import Progress
+from workbench.engine.strategies.colossal import ColossalStrategy
+from workbench.engine.trainer import Trainer
+from workbench.engine.workload import Workload
+from workbench.records import Record
+from workbench.run_directory import CONTROL_FILE
+
+
+class Log:
+    """Stands for a rank log: keeps what is appended."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.events: list[tuple[str, str, object]] = []
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+
+    def event(self, kind: str, name: str, value: object = None, **_: Any) -> None:
+        self.events.append((kind, name, value))
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Type name -> its records as dictionaries."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record in self.records:
+            found.setdefault(type(record).__name__, []).append(dataclasses.asdict(record))
+        return found
+
+
+class Batches:
+    """The share of a replica of the small models' batches, late by ``delay_s``."""
+
+    def __init__(self, kind: str, delay_s: float) -> None:
+        self.kind, self.delay_s = kind, delay_s
+
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Any]:
+        step = start
+        while True:
+            time.sleep(self.delay_s)
+            yield models.part(models.batch(self.kind, step), dp, dp_size)
+            step += 1
+
+
+def delayed(function: Callable[..., Any], delay_s: float) -> Callable[..., Any]:
+    def late(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(delay_s)
+        return function(*args, **kwargs)
+
+    return late
+
+
+def _slow_down(where: str, delay_s: float, workload: Workload) -> None:
+    """Plant a delay on this rank."""
+    if where == "forward":
+        workload.model.register_forward_pre_hook(lambda module, args: time.sleep(delay_s))
+    elif where == "network":
+        dist.all_reduce = delayed(dist.all_reduce, delay_s)
+    elif where == "optimizer":
+        workload.optimizer.step = delayed(workload.optimizer.step, delay_s)  # type: ignore[method-assign]
+
+
+def train(
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    model: str = "llama",
+    options: dict[str, Any],
+    steps: int = 6,
+    slow: tuple[int, str, float] = (-1, "", 0.0),
+    work_s: float = 0.0,
+) -> dict[str, Any]:
+    """Records of all steps. ``slow``: rank, where, seconds per step. ``work_s``: sleep in every forward, as compute."""
+    spec = TrainSpec.from_options(
+        {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, **options}
+    )
+    (directory / CONTROL_FILE).touch()
+    slow_rank, where, delay_s = slow
+    workload = boosted.workload(model)
+    workload.data = Batches(model, delay_s if rank == slow_rank and where == "data" else 0.0)
+    if work_s:
+        workload.model.register_forward_pre_hook(lambda module, args: time.sleep(work_s))
+    if rank == slow_rank:
+        _slow_down(where, delay_s, workload)
+    before = {name: getattr(dist, name) for name in dir(dist)}
+    log = Log()
+    with joined(rank, ranks, directory, device_type="cpu"):
+        strategy = ColossalStrategy(spec, rank)
+        strategy.prepare(workload)
+        watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
+        try:
+            Trainer(
+                spec=spec,
+                workload=workload,
+                strategy=strategy,
+                control=AgreedControl(directory, rank, ranks),
+                log=log,  # type: ignore[arg-type]
+                progress=Progress(),
+                observers=[watch, watch.last],
+            ).run()
+        finally:
+            watch.close()
+            parameters = [_size(p) for p in strategy.plan.module.parameters()]
+            strategy.close()
+    changed = [name for name, value in before.items() if getattr(dist, name) is not value]
+    weights = (
+        [float(p.detach().double().sum()) for p in workload.model.parameters()] if spec.plan.plugin == "ddp" else []
+    )
+    return {**log.rows(), "changed": changed, "parameters": parameters, "weights": weights}
+
+
+def _size(parameter: torch.Tensor) -> int:
+    return parameter.numel() * parameter.element_size()

@@ -1,0 +1,73 @@
+"""Where a framework is in the midst of a step: told by small wraps around the verbs of its own that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Mark = Callable[[str, int], object]
+
+
+def mark_what_follows(loss: torch.Tensor, mark: Mark, number: int) -> None:
+    """Tell ``mark`` when the gradients of ``loss`` are computed, and backward goes on to wait for their reduction.
+
+    A callback that is queued when backward begins runs after all gradients and before the one in which DDP waits.
+    """
+    if not loss.requires_grad:
+        return  # backward is about to say so
+
+    def begins(_: torch.Tensor) -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: mark("communication", number))
+
+    loss.register_hook(begins)
+
+
+class _Stages:
+    """Counts a pipeline's micro-batches and tells ``mark`` what its schedule does with which."""
+
+    def __init__(self, schedule: Any) -> None:
+        self.mark: Mark = lambda phase, number: None
+        self.forwards = self.backwards = 0
+        manager = schedule.stage_manager
+        first, last = manager.is_first_stage(), manager.is_last_stage()
+        self._wrap(schedule, "forward_step", lambda: ("forward", self._forward()))
+        self._wrap(schedule, "backward_step", lambda: ("backward", self._backward()))
+        if not first:
+            self._wrap(schedule, "recv_forward", lambda: ("bubble", self.forwards))
+            self._wrap(schedule, "send_backward_recv_forward", lambda: ("bubble", self.forwards))
+            self._wrap(schedule, "send_backward", lambda: ("communication", self.backwards - 1))
+        if not last:
+            self._wrap(schedule, "recv_backward", lambda: ("bubble", self.backwards))
+            self._wrap(schedule, "send_forward_recv_backward", lambda: ("bubble", self.backwards))
+            self._wrap(schedule, "send_forward", lambda: ("communication", self.forwards - 1))
+
+    def _wrap(self, schedule: Any, name: str, place: Callable[[], tuple[str, int]]) -> None:
+        verb = getattr(schedule, name)
+
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            self.mark(*place())
+            return verb(*args, **kwargs)
+
+        setattr(schedule, name, marked)
+
+    def _forward(self) -> int:
+        self.forwards += 1
+        return self.forwards - 1
+
+    def _backward(self) -> int:
+        self.backwards += 1
+        return self.backwards - 1
+
+
+def mark_stages(schedule: Any, mark: Mark, *, first: int) -> None:
+    """From now on the 1F1B ``schedule`` tells ``mark`` what it does; its next micro-batch has the number ``first``.
+
+    Receiving is a bubble: the stage waits for its neighbour, and the message's own time is in it.
+    """
+    stages = getattr(schedule, "_workbench_stages", None)
+    if stages is None:
+        stages = schedule._workbench_stages = _Stages(schedule)
+    stages.mark = mark
+    stages.forwards = stages.backwards = first

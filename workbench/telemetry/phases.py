@@ -1,0 +1,111 @@
+"""Phases and collectives as frames, and the figures that follow from them: pure functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from workbench.telemetry.store import Columns
+
+#: the rank does something itself
+COMPUTE = ("forward", "backward", "optimizer")
+#: the rank waits for input
+DATA = ("data", "transfer")
+#: the rank waits for other ranks
+WAITING = ("communication", "bubble")
+#: time of the step that is none of training's own
+ASIDE = ("monitor",)
+#: between the steps: not part of a step's time
+BETWEEN = ("evaluate", "checkpoint", "paused")
+#: hidden behind other phases: not part of a step's time
+HIDDEN = ("overlapped",)
+
+
+def phases_frame(rows: Columns) -> pd.DataFrame:
+    """Rows of the ``phases`` table: step, rank, phase, micro_batch, start_ms, duration_ms; by step, rank and start.
+
+    A phase that a step enters several times (of the same micro-batch) is one row: the start of the first, the duration
+    of all. Without "overlapped", evaluate, checkpoint and paused, the rows of a step and rank add up to its time.
+    """
+    frame = pd.DataFrame(rows)
+    return frame.sort_values(["step", "rank", "start_ms"], kind="stable", ignore_index=True)
+
+
+def by_phase(rows: Columns) -> pd.DataFrame:
+    """Milliseconds per (step, rank), one column per phase that is part of a step; micro-batches are added up."""
+    frame = pd.DataFrame({name: rows[name] for name in ("step", "rank", "phase", "duration_ms")})
+    frame = frame[~frame["phase"].isin([*BETWEEN, *HIDDEN])]
+    if frame.empty:
+        index = pd.MultiIndex.from_arrays([[], []], names=["step", "rank"])
+        return pd.DataFrame(index=index, columns=[*DATA, *COMPUTE, *WAITING, *ASIDE], dtype=float)
+    table = frame.pivot_table(index=["step", "rank"], columns="phase", values="duration_ms", aggfunc="sum")
+    known = [*DATA, *COMPUTE, *WAITING, *ASIDE]
+    return table.reindex(columns=[*known, *(c for c in table.columns if c not in known)]).fillna(0.0)
+
+
+def bubble_share(stages: int, micro_batches: int) -> float:
+    """Share of a step that a stage of a balanced 1F1B pipeline is idle: ``(p - 1) / (m + p - 1)``.
+
+    Narayanan et al. 2021 (Megatron-LM), section 2.2: their ``(p - 1) / m`` is of the ideal time, this is of the whole.
+    """
+    return (stages - 1) / (micro_batches + stages - 1)
+
+
+#: Factor from algorithm to bus bandwidth for n ranks: nccl-tests, doc/PERFORMANCE.md. It makes figures of different
+#: operations and numbers of ranks comparable with the speed of the slowest link.
+BUS_FACTORS = {
+    "all_reduce": lambda n: 2 * (n - 1) / n,
+    "reduce_scatter": lambda n: (n - 1) / n,
+    "all_gather": lambda n: (n - 1) / n,
+    "all_to_all": lambda n: (n - 1) / n,
+    "gather": lambda n: (n - 1) / n,
+    "scatter": lambda n: (n - 1) / n,
+    "broadcast": lambda n: 1.0,
+    "reduce": lambda n: 1.0,
+    "send": lambda n: 1.0,
+    "recv": lambda n: 1.0,
+}
+
+
+def bus_factor(kind: str, ranks: int) -> float:
+    """Bus bandwidth over algorithm bandwidth; NaN for a kind without one (barrier)."""
+    factor = BUS_FACTORS.get(kind)
+    return factor(ranks) if factor is not None else float("nan")
+
+
+def collectives_frame(rows: Columns) -> pd.DataFrame:
+    """Rows of the ``collectives`` table by step, rank and start, with two columns more.
+
+    ``algorithm_gb_per_s``: bytes over duration, in 10**9 bytes per second; ``bus_gb_per_s``: that times ``bus_factor``
+    (nccl-tests, doc/PERFORMANCE.md). The duration has the waiting for the last rank in it: where ranks arrive at
+    different times, the fastest row of a collective says most about the network.
+    """
+    frame = pd.DataFrame(rows)
+    frame = frame.sort_values(["step", "rank", "start_ms"], kind="stable", ignore_index=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        frame["algorithm_gb_per_s"] = frame["bytes"].astype(float) / frame["duration_ms"].astype(float) / 1e6
+    factors = [bus_factor(kind, n) for kind, n in zip(frame["kind"], frame["group_size"], strict=True)]
+    frame["bus_gb_per_s"] = frame["algorithm_gb_per_s"] * np.array(factors, dtype=float)
+    return frame
+
+
+def own_time(phases: pd.DataFrame, collectives: Columns | None = None) -> pd.DataFrame:
+    """What each rank needed itself, per (step, rank): ``by_phase`` with waiting replaced by what of it is its own.
+
+    Ranks that train together end each step together, whoever is slow: the others wait, and their waiting shows as
+    communication or as a bubble. So a slow rank is found by what remains. Of communication, handing an operation to
+    the backend is the rank's own (``post_ms``, in the steps whose collectives were recorded; column "communication").
+    """
+    own = phases.drop(columns=[c for c in (*WAITING, *ASIDE) if c in phases])
+    own["communication"] = np.nan
+    if collectives is not None and collectives["step"].size:
+        posted = pd.DataFrame({name: collectives[name] for name in ("step", "rank", "post_ms")}).dropna()
+        recorded = posted.groupby(["step", "rank"])["post_ms"].sum()
+        own["communication"] = recorded.reindex(own.index)
+    return own
+
+
+def skew_ms(own: pd.DataFrame) -> pd.Series:
+    """Per step: the largest minus the smallest own time of ranks, in milliseconds."""
+    totals = own.drop(columns="communication").sum(axis=1).groupby(level="step")
+    return totals.max() - totals.min()

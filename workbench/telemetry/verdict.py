@@ -1,0 +1,205 @@
+"""What limits a run, in a sentence: pure functions from columns to a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from workbench.mesh import Mesh
+from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, skew_ms
+from workbench.telemetry.store import Columns
+
+#: steps at the beginning that say nothing: caches are cold, buckets and shapes are agreed
+WARM_UP = 3
+#: steps that are judged: the newest
+WINDOW = 200
+#: a rank is called slow when the others lose at least this share of the step time to it
+LEAST_SHARE = 0.05
+#: and when it is the slowest in at least this share of the steps
+LEAST_STEPS = 0.6
+_WHAT = {"data": "its data", "transfer": "copying to the device", "communication": "its network"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Straggler:
+    """A rank for which the others wait. ``lost_ms`` per step, ``lost_share`` of the step time; ``phase`` is where it
+    needs longer than the others, ``steps_share`` the share of steps in which it is the slowest."""
+
+    rank: int
+    phase: str
+    lost_ms: float
+    lost_share: float
+    steps_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What limits a run. ``sentence`` says it; shares are of the step time.
+
+    ``bound``: "data", "compute", "communication" or "bubble", the largest of the shares on the rank that the others
+    wait for (on average over ranks without one); "" when nothing is known. ``communication_share``: exposed
+    communication, averaged over ranks, of which ``waiting_share`` is waiting for slower ranks: what the ranks wait
+    longer than the one that waits least. ``skew_ms``: slowest minus fastest rank's own time, averaged over steps.
+    """
+
+    sentence: str
+    bound: str = ""
+    steps: tuple[int, int] = (0, 0)
+    step_ms: float = math.nan
+    compute_share: float = math.nan
+    data_share: float = math.nan
+    communication_share: float = math.nan
+    bubble_share: float = math.nan
+    waiting_share: float = math.nan
+    overlapped_share: float = math.nan
+    skew_ms: float = math.nan
+    straggler: Straggler | None = None
+    per_rank: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def verdict(phases: Columns, mesh: Mesh, collectives: Columns | None = None, *, window: int = WINDOW) -> Verdict:
+    """Judge the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` where there are more."""
+    table = _judged(by_phase(phases), mesh, window)
+    if table.empty:
+        return Verdict(sentence="Nothing can be said yet: no step with phases is complete.")
+    steps = table.index.get_level_values("step")
+    per_rank = table.groupby(level="rank").mean()
+    step_ms = float(per_rank.sum(axis=1).mean())
+    waits = per_rank["communication"] + per_rank["bubble"]
+    slow = straggler(own_time(table, collectives), mesh, step_ms)
+    judged = per_rank.loc[slow.rank] if slow else per_rank.mean()
+    shares = {
+        "compute": float(judged[list(COMPUTE)].sum()) / step_ms,
+        "data": float(judged[list(DATA)].sum()) / step_ms,
+        "communication": float(judged["communication"]) / step_ms,
+        "bubble": float(judged["bubble"]) / step_ms,
+    }
+    bound = max(shares, key=lambda name: shares[name])
+    mean = per_rank.mean()
+    found = Verdict(
+        sentence="",
+        bound=bound,
+        steps=(int(steps.min()), int(steps.max())),
+        step_ms=step_ms,
+        compute_share=float(mean[list(COMPUTE)].sum()) / step_ms,
+        data_share=float(mean[list(DATA)].sum()) / step_ms,
+        communication_share=float(mean["communication"]) / step_ms,
+        bubble_share=float(mean["bubble"]) / step_ms,
+        waiting_share=float(waits.mean() - waits.min()) / step_ms,
+        overlapped_share=_overlapped_ms(phases, table) / step_ms,
+        skew_ms=float(skew_ms(own_time(table)).mean()),
+        straggler=slow,
+        per_rank={int(rank): {str(k): float(v) for k, v in row.items()} for rank, row in per_rank.iterrows()},  # type: ignore[call-overload]
+    )
+    return _with_sentence(found, shares, mesh)
+
+
+def _judged(table: pd.DataFrame, mesh: Mesh, window: int) -> pd.DataFrame:
+    """Complete steps only, the newest, without those of the warm-up where others are left."""
+    ranks = table.groupby(level="step").size()
+    complete = ranks.index[ranks == mesh.world_size]
+    warm = complete[complete > WARM_UP]
+    chosen = (warm if len(warm) else complete)[-window:]
+    return table[table.index.get_level_values("step").isin(chosen)]
+
+
+def straggler(own: pd.DataFrame, mesh: Mesh, step_ms: float) -> Straggler | None:
+    """The rank that the others wait for, by each rank's own time (``phases.own_time``); None where no rank stands out.
+
+    Its excess is over the median of the other ranks. In a pipeline a stage that has more work than the others looks
+    like a slow rank, and limits the pipeline just so.
+    """
+    if mesh.world_size == 1 or own.empty:
+        return None
+    posted = own["communication"].dropna()
+    candidates = [_slowest(own.drop(columns="communication"), _trimmed_mean)]
+    if len(posted.index.get_level_values("rank").unique()) == mesh.world_size:
+        candidates.append(_slowest(posted.to_frame(), _low_quartile))
+    rank, phase, lost_ms, steps_share = max(candidates, key=lambda found: found[2])
+    if lost_ms < LEAST_SHARE * step_ms or steps_share < LEAST_STEPS:
+        return None
+    return Straggler(rank=rank, phase=phase, lost_ms=lost_ms, lost_share=lost_ms / step_ms, steps_share=steps_share)
+
+
+def _slowest(own: pd.DataFrame, typical: Callable[[pd.Series], float]) -> tuple[int, str, float, float]:
+    """Rank with the largest typical own time, the phase of its largest excess, the whole excess, and in what share of
+    the steps it is the slowest."""
+    per_rank = own.groupby(level="rank").agg(typical)
+    totals = own.sum(axis=1)
+    mean = per_rank.sum(axis=1)
+    rank = int(mean.idxmax())  # type: ignore[arg-type]
+    others = per_rank.drop(index=rank)
+    excess = per_rank.loc[rank] - others.median()
+    slowest = totals.unstack("rank").idxmax(axis=1)
+    lost_ms = float(mean[rank] - mean.drop(index=rank).median())
+    return rank, str(excess.idxmax()), lost_ms, float((slowest == rank).mean())
+
+
+def _low_quartile(values: pd.Series) -> float:
+    """Of few steps, some on a busy machine: noise only ever adds."""
+    return float(values.quantile(0.25))
+
+
+def _trimmed_mean(values: pd.Series) -> float:
+    """Without the slowest twentieth: one hiccup makes no straggler."""
+    ordered = np.sort(values.to_numpy(dtype=float))
+    return float(ordered[: max(1, math.ceil(0.95 * ordered.size))].mean())
+
+
+def _overlapped_ms(phases: Columns, table: pd.DataFrame) -> float:
+    """Communication that compute hid, per step and rank, over the steps in which it was measured."""
+    hidden = phases["phase"] == "overlapped"
+    if not hidden.any():
+        return 0.0
+    frame = pd.DataFrame({name: phases[name][hidden] for name in ("step", "rank", "duration_ms")})
+    frame = frame[frame["step"].isin(table.index.get_level_values("step"))]
+    totals = frame.groupby(["step", "rank"])["duration_ms"].sum()
+    return float(totals.mean()) if len(totals) else 0.0
+
+
+_BOUND = {
+    "compute": "Compute-bound: {compute} of a {step} step computes",
+    "data": "Data-bound: {data} of a {step} step waits for data",
+    "communication": "Communication-bound: {communication} of a {step} step waits for other ranks",
+    "bubble": "Bound by the pipeline: {bubble} of a {step} step waits for a neighbouring stage",
+}
+_OTHERS = {
+    "compute": "{compute} computes",
+    "communication": "{communication} communicates",
+    "bubble": "{bubble} is pipeline bubble",
+    "data": "{data} waits for data",
+}
+
+
+def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verdict:
+    words = {name: f"{share:.0%}" for name, share in shares.items()} | {"step": _ms(found.step_ms)}
+    others = [
+        text.format(**words)
+        for name, text in _OTHERS.items()
+        if name != found.bound and (name == "compute" or shares[name] >= 0.005)
+    ]
+    slow = found.straggler
+    where = f" on rank {slow.rank}, for which the others wait" if slow else ""
+    text = _BOUND[found.bound].format(**words) + where + (f"; {', '.join(others)}." if others else ".")
+    if slow is not None:
+        in_what = _WHAT.get(slow.phase, slow.phase)
+        text += (
+            f" Rank {slow.rank} is slow in {in_what}: {_ms(slow.lost_ms)} per step, "
+            f"{slow.lost_share:.0%} of the step time, is lost to it."
+        )
+        if mesh.pp > 1:
+            text += f" It is pipeline stage {mesh.coordinates(slow.rank).pp} of {mesh.pp}, which may have more work."
+    elif mesh.world_size > 1:
+        text += f" No rank stands out: they differ by {_ms(found.skew_ms)} per step."
+    return Verdict(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, "sentence": text})
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
