@@ -119,7 +119,7 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
 
 
 def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
-    """Says on ``stream``, which reaches the notebook and no disk, that a log has ended: the run does not end with it."""
+    """Says on ``stream``, which reaches the notebook and no disk, that a log has ended: the run goes on."""
 
     def tell(error: OSError) -> None:
         with contextlib.suppress(OSError, ValueError):  # the notebook is gone too: nobody is left to tell
