@@ -1,4 +1,4 @@
-"""The rank log and the store: what an append costs, what tailing costs, how old the newest row is, how fast a run opens.
+"""The rank log and the store: cost of an append and of tailing, age of the newest row, time to open a long run.
 
     python tests/benchmarks/store.py [--seconds 10]
 

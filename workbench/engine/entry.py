@@ -23,6 +23,7 @@ from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
 from workbench.engine.gradient_watch import GradientWatch
+from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import DeviceSampler, Progress
@@ -81,6 +82,7 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
                 log=log,
                 progress=progress,
                 observers=_observers(spec, strategy, log),
+                guard=NonfiniteGuard(path, spec, strategy, log, workload.data),
             )
             return trainer.run()
         finally:
