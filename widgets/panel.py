@@ -20,7 +20,7 @@ import traitlets
 from widgets.feed import Feed
 from workbench.errors import WorkbenchError
 from workbench.plots.picture import SIZE_INCHES, picture
-from workbench.telemetry.store import Store
+from workbench.telemetry.store import DISPLAY_ROWS, Store
 
 STATIC = Path(__file__).parent / "static"
 _PART = 96
@@ -56,7 +56,7 @@ class Panel:
     def __init__(self, run: RunLike | str | Path) -> None:
         self.run = None if isinstance(run, (str, Path)) else run
         path = Path(run) if isinstance(run, (str, Path)) else Path(run.path)
-        store = Store(path)
+        store = Store(path, most=DISPLAY_ROWS)
         _ = store.spec  # a spec that cannot be read is said here, not in the feed
         self.path = path
         self.widget = PanelWidget(panel_id=uuid.uuid4().hex)

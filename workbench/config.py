@@ -108,7 +108,7 @@ class MonitorSpec:
     grad_layers: str = ""
     budget: float = 0.01
     sample_hz: float = 2.0
-    on_nonfinite: str = "go"
+    on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
         _check(

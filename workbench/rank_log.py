@@ -8,11 +8,13 @@ appears with its first record.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
-from dataclasses import fields
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +25,8 @@ from workbench.records import SCHEMA_VERSION, TABLES, Event, Record, columns_of
 _ARROW = {"f8": pa.float64(), "i8": pa.int64(), "U": pa.string(), "?": pa.bool_(), "L": pa.list_(pa.int64())}
 _TABLE_OF = {kind: table for table, kind in TABLES.items()}
 SESSION_DIR = "session"
+#: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
+_BATCH_ROWS = 65_536
 
 
 def schema(table: str) -> pa.Schema:
@@ -36,15 +40,87 @@ def rank_directory(run: str | Path, rank: int) -> Path:
     return Path(run) / (SESSION_DIR if rank < 0 else f"rank-{rank:05d}")
 
 
+class _TableFile:
+    """One table's stream. A batch reaches the file in one piece, or is taken back: what is there is always whole."""
+
+    def __init__(self, path: Path, table: str) -> None:
+        self._schema = schema(table)
+        self._names = self._schema.names
+        self._row = attrgetter(*self._names)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._whole = 0
+        self._pending: list[bytes] = []
+        self._stream = pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
+
+    def append(self, rows: list[Record]) -> None:
+        """Write ``rows`` as batches. ``OSError`` when the disk takes no more; the file then ends where it ended."""
+        for first in range(0, len(rows), _BATCH_ROWS):
+            columns = zip(*map(self._row, rows[first : first + _BATCH_ROWS]), strict=True)
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+            self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            self._write()
+
+    def close(self) -> None:
+        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it."""
+        try:
+            self._stream.close()
+            self._write()
+        finally:
+            os.close(self._descriptor)
+
+    def _write(self) -> None:
+        data = memoryview(b"".join(self._pending))
+        self._pending.clear()
+        try:
+            while data:  # a disk that fills up takes a part first, and says so at the next write only
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # not a file that can be cut
+                os.ftruncate(self._descriptor, self._whole)
+                os.lseek(self._descriptor, self._whole, os.SEEK_SET)
+            raise
+        self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+
+
+class _Pieces:
+    """What Arrow writes, kept as bytes."""
+
+    closed = False
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def tell(self) -> int:
+        return 0
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RankLogWriter:
     """Appends typed records to the log of one rank. Use as a context manager, or ``close`` it.
 
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
-    ``failure`` holds the reason, and later records are counted as dropped. Training goes on.
+    ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
+    thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
     """
 
-    def __init__(self, run: str | Path, rank: int, *, flush_s: float = 0.25, capacity: int = 20_000) -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        rank: int,
+        *,
+        flush_s: float = 0.25,
+        capacity: int = 20_000,
+        on_failure: Callable[[OSError], None] | None = None,
+    ) -> None:
         self.rank = rank
+        self._on_failure = on_failure
         self.directory = rank_directory(run, rank)
         self.dropped = 0
         self.failure: OSError | None = None
@@ -56,7 +132,7 @@ class RankLogWriter:
         self._wake = threading.Event()
         self.closed = False
         self._reported = 0
-        self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
+        self._files: dict[str, _TableFile] = {}
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -108,9 +184,18 @@ class RankLogWriter:
             try:
                 self._write(taken)
             except OSError as error:
-                with self._lock:
-                    self.failure = error
-                    self.dropped += len(taken)
+                self._stop(error, taken)
+
+    def _stop(self, error: OSError, lost: list[Record]) -> None:
+        """Log nothing from now on, and say so where it can still be heard."""
+        with self._lock:
+            self.failure = error
+            self.dropped += len(lost)
+        with contextlib.suppress(OSError):  # the events may still fit, or be on a file that is not at its limit
+            why = json.dumps(str(error))
+            self._write([Event(time=time.time(), step=0, rank=self.rank, kind="log", name="failed", value=why)])
+        if self._on_failure is not None:
+            self._on_failure(error)
 
     def close(self) -> None:
         """Write the rest and end the streams."""
@@ -121,12 +206,12 @@ class RankLogWriter:
         self._wake.set()
         self._thread.join()
         self.flush()
-        for stream in self._streams.values():
+        for file in self._files.values():
             try:
-                stream.close()
+                file.close()
             except OSError as error:
                 self.failure = self.failure or error
-        self._streams.clear()
+        self._files.clear()
 
     def __enter__(self) -> RankLogWriter:
         return self
@@ -143,11 +228,7 @@ class RankLogWriter:
         for record in taken:
             by_table.setdefault(_TABLE_OF[type(record)], []).append(record)
         for table, rows in by_table.items():
-            stream = self._streams.get(table)
-            if stream is None:
-                descriptor = os.open(self.directory / f"{table}.arrow", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                sink = pa.PythonFile(os.fdopen(descriptor, "wb", buffering=0), mode="w")
-                stream = self._streams[table] = pa.ipc.new_stream(sink, schema(table))
-            names = [f.name for f in fields(TABLES[table])]
-            arrays = [pa.array([getattr(row, name) for row in rows], schema(table).field(name).type) for name in names]
-            stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema(table)))
+            file = self._files.get(table)
+            if file is None:
+                file = self._files[table] = _TableFile(self.directory / f"{table}.arrow", table)
+            file.append(rows)

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +23,7 @@ from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
 from workbench.engine.gradient_watch import GradientWatch
+from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.peak import log_cost
 from workbench.engine.phases import watched
@@ -50,7 +51,8 @@ def train(run: str) -> None:
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     progress = Progress()
-    with RankLogWriter(path, rank) as log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
+    log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
+    with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event("state", "starting", {"pid": os.getpid(), "device": _device()})
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=_device(), state=progress)
         sampler.start()
@@ -85,6 +87,7 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
                 log=log,
                 progress=progress,
                 observers=observers,
+                guard=NonfiniteGuard(path, spec, strategy, log, workload.data),
             )
             return trainer.run()
         finally:
@@ -128,6 +131,17 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     return workload
 
 
+def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
+    """Says on ``stream``, which reaches the notebook and no disk, that a log has ended: the run goes on."""
+
+    def tell(error: OSError) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the notebook is gone too: nobody is left to tell
+            stream.write(f"rank {rank} logs nothing any more: {error.strerror or error}. Training goes on.\n")
+            stream.flush()
+
+    return tell
+
+
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -154,26 +168,37 @@ def _traceback_of_user(error: BaseException) -> str:
 
 
 class _Tee(io.TextIOBase):
-    """Writes to the rank's output file and to where output went before (the engine's stream to the notebook)."""
+    """Writes to where output went before (the engine's stream to the notebook) and to the rank's output file, until
+    that one's disk is full: a ``print`` of the user's must not end the training."""
 
-    def __init__(self, *streams: TextIO) -> None:
-        self._streams = streams
+    def __init__(self, kept: TextIO, before: TextIO) -> None:
+        self._kept: TextIO | None = kept
+        self._before = before
 
     def write(self, text: str) -> int:
-        for stream in self._streams:
-            stream.write(text)
-        return len(text)
+        if self._kept is not None:
+            try:
+                self._kept.write(text)
+            except OSError:
+                self._kept = None
+        return self._before.write(text)
 
     def flush(self) -> None:
-        for stream in self._streams:
-            stream.flush()
+        if self._kept is not None:
+            with contextlib.suppress(OSError):
+                self._kept.flush()
+        self._before.flush()
 
 
 @contextlib.contextmanager
 def _output_kept(file: Path) -> Iterator[None]:
-    with (
-        file.open("a", encoding="utf-8", buffering=1) as kept,
-        contextlib.redirect_stdout(_Tee(kept, sys.stdout)),
-        contextlib.redirect_stderr(_Tee(kept, sys.stderr)),
-    ):
-        yield
+    kept = file.open("a", encoding="utf-8", buffering=1)
+    try:
+        with (
+            contextlib.redirect_stdout(_Tee(kept, sys.stdout)),
+            contextlib.redirect_stderr(_Tee(kept, sys.stderr)),
+        ):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # what it still holds, on a full disk
+            kept.close()

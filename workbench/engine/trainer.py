@@ -16,6 +16,7 @@ import torch
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
 from workbench.engine.data import samples_in, split
+from workbench.engine.nonfinite import GO, STOP, NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.sampler import Progress
 from workbench.engine.strategies.base import Strategy
@@ -76,6 +77,7 @@ class Trainer:
         log: RankLogWriter,
         progress: Progress,
         observers: Sequence[StepObserver] = (),
+        guard: NonfiniteGuard | None = None,
     ) -> None:
         self.spec = spec
         self.workload = workload
@@ -83,7 +85,9 @@ class Trainer:
         self.control = control
         self.log = log
         self.progress = progress
-        self.observers = observers
+        self.observers = observers if guard is None else [guard, *observers]
+        self.guard = guard
+        self._ended_by_guard = False
         self._in_flight: _Measured | None = None
         self._warned_nonfinite = False
         self._scale: float | None = None
@@ -99,7 +103,7 @@ class Trainer:
             self.control.post(sum(observer.propose(step) for observer in self.observers))
             self._step(step, watch, batches)
             last = step == spec.steps
-            stop = self._apply(self.control.take(), step) and not last
+            stop = (self._apply(self.control.take(), step) and not last) or self._ended_by_guard
             if spec.eval_every and (last or stop or step % spec.eval_every == 0):
                 self._evaluate(step)
             if stop:
@@ -130,7 +134,9 @@ class Trainer:
         grad_sq = self.strategy.grad_sq()
         lr = float(self.workload.optimizer.param_groups[0]["lr"])
         loss_scale = self._loss_scale(step)
-        updated = self.strategy.step()
+        verdict = GO if self.guard is None else self.guard.decide(step, loss, grad_sq)
+        self._ended_by_guard = verdict == STOP
+        updated = self._update(verdict)
         if updated and self.workload.lr_scheduler is not None:
             self.workload.lr_scheduler.step()
         for observer in self.observers:
@@ -162,6 +168,12 @@ class Trainer:
             self.log.event("loss_scale", "changed", scale, step=step, old_value=self._scale)
         self._scale = scale
         return scale
+
+    def _update(self, verdict: str) -> bool:
+        if verdict == GO:
+            return self.strategy.step()
+        self.strategy.skip()
+        return False
 
     def _enter(self, phase: str) -> None:
         self.progress.phase = phase

@@ -29,7 +29,7 @@ def metrics_since(store: Store, cursor: StepCursor | None) -> tuple[Columns, Ste
     if metrics["step"].size:
         last_step = int(metrics["step"][-1])
     waiting = np.flatnonzero(raw["step"] > last_step)
-    return metrics, (row + int(waiting[0]) if waiting.size else end, last_step)
+    return metrics, (end - (raw["step"].size - int(waiting[0])) if waiting.size else end, last_step)
 
 
 def smooth(values: np.ndarray, before: float, weight: float = 0.2) -> np.ndarray:

@@ -7,94 +7,112 @@ panel sends each row once. Rows keep the order of arrival; ranks interleave.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import time
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.errors import RunDirectoryError, SchemaError
+from workbench.errors import RunDirectoryError
 from workbench.mesh import Mesh
 from workbench.rank_log import SESSION_DIR
-from workbench.records import SCHEMA_VERSION, TABLES, columns_of
+from workbench.records import TABLES
+from workbench.telemetry.columns import DISPLAY_ROWS, Columns, GrowingTable, empty
+from workbench.telemetry.stream import CHUNK_BYTES, Tail, parse
 
-Columns = dict[str, np.ndarray]
+__all__ = ["DISPLAY_ROWS", "Columns", "Store", "empty"]
+
+#: a directory that changed so recently may change again without a newer time stamp
+_CLOCK_STEP_NS = 2 * 10**9
 
 
-def empty(table: str) -> Columns:
-    """Columns of no rows; text and list columns have dtype object."""
-    return {name: np.empty(0, dtype=object if kind in "UL" else kind) for name, kind in columns_of(table).items()}
+class _Directory:
+    """A directory whose entries are listed again only when it changed."""
 
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._seen_ns = -1
 
-@dataclass
-class _Tail:
-    """One growing stream file: where the next whole message starts, and its schema once known."""
-
-    path: Path
-    offset: int = 0
-    schema: pa.Schema | None = None
-
-    def read(self) -> list[pa.RecordBatch]:
-        """Whole batches appended since the last call."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            data = pa.BufferReader(file.read())
-        start = self.offset
-        batches: list[pa.RecordBatch] = []
-        while True:
-            try:
-                message = pa.ipc.read_message(data)
-            except (EOFError, OSError, pa.ArrowInvalid):
-                return batches  # the end, or a tail that is still being written
-            if self.schema is None:
-                self.schema = pa.ipc.read_schema(message)
-                self._check_version(self.schema)
-            else:
-                batches.append(pa.ipc.read_record_batch(message, self.schema))
-            self.offset = start + data.tell()
-
-    def _check_version(self, schema: pa.Schema) -> None:
-        version = int((schema.metadata or {}).get(b"schema_version", b"0"))
-        if version > SCHEMA_VERSION:
-            raise SchemaError(
-                f"{self.path} has schema version {version}, this version reads up to {SCHEMA_VERSION}: "
-                "update dist-workbench"
-            )
+    def changed(self) -> bool:
+        """Whether entries may have come since the last call. ``OSError`` when it is gone."""
+        changed_ns = os.stat(self.path).st_mtime_ns
+        same = changed_ns == self._seen_ns and time.time_ns() - changed_ns > _CLOCK_STEP_NS
+        self._seen_ns = changed_ns
+        return not same
 
 
 class Store:
-    """Columns of one run directory. Not thread-safe: each reader makes its own."""
+    """Columns of one run directory. Not thread-safe: each reader makes its own.
 
-    def __init__(self, run: str | Path) -> None:
+    ``most`` bounds the rows that are held of each table (``DISPLAY_ROWS`` for a panel): of a longer run whole steps are
+    left out, oldest first, those with the extremes of what is drawn last. None: everything is held. The files keep all.
+    """
+
+    def __init__(self, run: str | Path, *, most: int | None = None) -> None:
         self.run = Path(run)
         if not self.run.is_dir():
             raise RunDirectoryError(f"{self.run} is no run directory")
-        self._tails: dict[tuple[Path, str], _Tail] = {}
-        self._chunks: dict[str, list[pa.RecordBatch]] = {table: [] for table in TABLES}
-        self._rows: dict[str, int] = dict.fromkeys(TABLES, 0)
-        self._cache: dict[str, tuple[int, Columns]] = {}
+        self._run = _Directory(str(self.run))
+        self._logs: list[_Directory] = []
+        self._tails: dict[str, dict[str, Tail]] = {}
+        self._tables = {table: GrowingTable(table, most) for table in TABLES}
 
     def refresh(self) -> int:
-        """Read what is new; returns how many rows. ``SchemaError`` for logs of a newer version."""
+        """Read what is new; returns how many rows.
+
+        ``RunDirectoryError`` when the directory is gone, ``SchemaError`` for logs of a newer version.
+        """
+        try:
+            self._look()
+            read, more = self._read()
+            while more:
+                new, more = self._read()
+                read += new
+            return read
+        except pa.ArrowInvalid as error:
+            raise RunDirectoryError(f"a log of {self.run} is damaged: {error}") from error
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.run} cannot be read any more: {error.strerror} ({error.filename}). Was it moved or deleted?"
+            ) from error
+
+    def _look(self) -> None:
+        """Find the logs of ranks, and the tables in them, that were not there before."""
+        if self._run.changed():
+            known = {log.path for log in self._logs}
+            for entry in sorted(os.scandir(self.run), key=lambda entry: entry.name):
+                if (entry.name.startswith("rank-") or entry.name == SESSION_DIR) and entry.path not in known:
+                    self._logs.append(_Directory(entry.path))
+            self._logs.sort(key=lambda log: log.path)
+        for log in self._logs:
+            if log.changed():
+                tails = self._tails.setdefault(log.path, {})
+                present = set(os.listdir(log.path))
+                for table in TABLES:
+                    if table not in tails and f"{table}.arrow" in present:
+                        tails[table] = Tail(os.path.join(log.path, f"{table}.arrow"), table)
+
+    def _read(self) -> tuple[int, bool]:
+        """Some of what is new: how many rows, and whether there is more. Files of one schema are decoded together."""
+        found: dict[tuple[str, bytes], list[bytes]] = {}
+        size, more = 0, False
+        for tail in (tail for log in self._logs for tail in self._tails[log.path].values()):
+            if size > CHUNK_BYTES:
+                more = True
+                break
+            data = tail.news()
+            more |= tail.has_more
+            size += len(data)
+            if data:
+                found.setdefault((tail.table, tail.head), []).append(data)
         read = 0
-        for directory in [*sorted(self.run.glob("rank-*")), self.run / SESSION_DIR]:
-            for table in TABLES:
-                key = (directory, table)
-                tail = self._tails.get(key)
-                if tail is None:
-                    path = directory / f"{table}.arrow"
-                    if not path.exists():
-                        continue
-                    tail = self._tails[key] = _Tail(path)
-                if tail.path.stat().st_size == tail.offset:
-                    continue
-                for batch in tail.read():
-                    self._chunks[table].append(batch)
-                    self._rows[table] += batch.num_rows
-                    read += batch.num_rows
-        return read
+        for (table, head), bodies in found.items():
+            rows = parse(head, bodies)
+            self._tables[table].append(rows, str(self.run))
+            read += rows.num_rows
+        return read, more
 
     @cached_property
     def spec(self) -> TrainSpec:
@@ -108,38 +126,13 @@ class Store:
 
     def rows(self, table: str) -> int:
         """How many rows of a table are read; also the cursor after them."""
-        return self._rows[table]
+        return self._tables[table].total
 
     def table(self, table: str) -> Columns:
-        """All rows read so far, as columns."""
-        cached = self._cache.get(table)
-        if cached is None or cached[0] != self._rows[table]:
-            done, old = cached or (0, empty(table))
-            columns = _concatenate(table, old, self._after(table, done))
-            self._cache[table] = cached = (self._rows[table], columns)
-        return cached[1]
+        """All rows held, as columns (views: copy before changing them)."""
+        return self._tables[table].since(0)
 
     def since(self, table: str, cursor: int) -> tuple[Columns, int]:
         """Rows after ``cursor`` (0: all) and the cursor after them."""
-        return _concatenate(table, empty(table), self._after(table, cursor)), self._rows[table]
-
-    def _after(self, table: str, cursor: int) -> list[pa.RecordBatch]:
-        """Batches (sliced) holding the rows after ``cursor``, walking back from the newest."""
-        missing = self._rows[table] - cursor
-        taken: list[pa.RecordBatch] = []
-        for batch in reversed(self._chunks[table]):
-            if missing <= 0:
-                break
-            taken.append(batch if batch.num_rows <= missing else batch.slice(batch.num_rows - missing))
-            missing -= batch.num_rows
-        return taken[::-1]
-
-
-def _concatenate(table: str, first: Columns, batches: list[pa.RecordBatch]) -> Columns:
-    if not batches:
-        return first
-    columns: Columns = {}
-    for name in columns_of(table):
-        parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]
-        columns[name] = np.concatenate([first[name], *parts])
-    return columns
+        rows = self._tables[table]
+        return rows.since(cursor), rows.total

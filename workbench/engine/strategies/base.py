@@ -5,7 +5,7 @@ The trainer owns the loop; a strategy owns what a framework does to a model. The
     strategy.forward_backward(pieces)   # gradients accumulated and reduced; raw local ones shown to the observer
     strategy.reduced_gradients()        # on steps whose gradients are watched
     strategy.grad_sq()                  # this rank's share of the squared global norm
-    strategy.step()                     # clip and update (or skip: loss scaling)
+    strategy.step()                     # clip and update (or skip: loss scaling); or, instead, strategy.skip()
 """
 
 from __future__ import annotations
@@ -128,6 +128,22 @@ class Strategy(ABC):
         that are reduced together in one call. Only of ``layers``, if given. ``keep``: what was shown stays as it is
         until ``step``, so that ``compare`` can be asked; it costs a gradient's memory and no copy where that can be
         avoided."""
+
+    @abstractmethod
+    def skip(self) -> None:
+        """Clear gradients without an update; instead of ``step``, on all ranks."""
+
+    @property
+    @abstractmethod
+    def module(self) -> torch.nn.Module:
+        """The user's model, or this rank's part of it, as the plan left it: modules have the user's names."""
+
+    @abstractmethod
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        """``forward_backward`` once more, without any effect on weights, gradients and buffers; returns the same loss.
+
+        ``seen`` is given each loss before its backward pass. Collective over a replica's ranks (tp, pp); it reduces
+        nothing over data-parallel ones. Random generators are the caller's business."""
 
     def watch_local(self, observer: GradientObserver) -> AbstractContextManager[None]:
         """``watch_batches`` of all layers, one gradient a call."""

@@ -26,6 +26,7 @@ from workbench.engine.strategies.marks import mark_stages, mark_what_follows
 from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.strategies.plans import PLANS, HybridPlan
 from workbench.engine.strategies.policies import check_norms, check_split
+from workbench.engine.strategies.rerun import rerun
 from workbench.engine.workload import Batch, Workload
 from workbench.errors import ConfigError
 
@@ -103,17 +104,46 @@ class ColossalStrategy(Strategy):
     def _piece(self, piece: Batch, count: int, index: int) -> torch.Tensor:
         number = index if count > 1 else -1
         self.mark("forward", number)
-        with self.plan.autocast():
-            if self.workload.loss_fn is not None:
-                loss = self.workload.loss_fn(self.plan.model, piece)
-            else:
-                loss = self._criterion(call_model(self.plan.model, piece), piece)
-        loss = loss / count
+        loss = self.loss_of(self.plan.model, piece) / count
         self.mark("backward", number)
         if index == count - 1 and self.mark is not unmarked and self.reducer() is not None:
             mark_what_follows(loss, self.mark, number)
         self.plan.backward(loss)
         return loss.detach().float()
+
+    def loss_of(self, model: torch.nn.Module, piece: Batch) -> torch.Tensor:
+        """The loss of one piece by ``model``: the wrapped one, or the user's own."""
+        with self.plan.autocast():
+            if self.workload.loss_fn is not None:
+                return self.workload.loss_fn(model, piece)
+            return self._criterion(call_model(model, piece), piece)
+
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        return rerun(self, [to_device(piece, self.device) for piece in pieces], seen)
+
+    def rerun_pipeline(self, piece: Batch, count: int, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        """The schedule once more, without the reductions that follow it."""
+        plan = self._hybrid()
+
+        def criterion(outputs: Any, micro_batch: Any) -> torch.Tensor:
+            loss = self._criterion(outputs, micro_batch) / count
+            seen(loss)
+            return loss
+
+        with plan.model.no_sync():
+            result = plan.plugin.scheduler.forward_backward_step(
+                plan.model, iter([piece]), criterion, plan.optimizer, return_loss=True
+            )
+        loss = result["loss"]
+        return None if loss is None else loss.detach().float()
+
+    def skip(self) -> None:
+        self._grad_sq = None
+        self.plan.optimizer.zero_grad()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.plan.module
 
     def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
         plan = self._hybrid()
