@@ -1,0 +1,99 @@
+"""Reading one or two tables of a run directory at once, for lists of many runs: only what a row needs.
+
+``Store`` follows a run; this reads it once, a few columns of a few tables, and says what is wrong with its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from workbench.rank_log import SESSION_DIR
+from workbench.records import SCHEMA_VERSION, TABLES, columns_of
+from workbench.telemetry.store import Columns
+
+
+@dataclass(kw_only=True)
+class Logs:
+    """Columns of the tables that were asked for, the ranks that have a log, and what is wrong (sentences)."""
+
+    tables: dict[str, Columns]
+    ranks: list[int]
+    problems: list[str] = field(default_factory=list)
+    #: files that were not closed: their writer was killed, or lives still
+    unfinished: list[str] = field(default_factory=list)
+
+
+def read(run: Path, tables: dict[str, Sequence[str]]) -> Logs:
+    """Read ``tables`` (table -> columns) of every rank and of the session. Never raises for a broken file."""
+    directories = rank_directories(run)
+    logs = Logs(tables={}, ranks=[int(directory.name[5:]) for directory in directories])
+    for table, columns in tables.items():
+        batches: list[pa.RecordBatch] = []
+        for directory in [*directories, run / SESSION_DIR]:
+            batches += _batches(directory / f"{table}.arrow", list(columns), logs)
+        logs.tables[table] = _columns(table, columns, batches)
+    return logs
+
+
+def rank_directories(run: Path) -> list[Path]:
+    """The ranks' directories of a run, in order of rank."""
+    found = [path for path in run.glob("rank-*") if path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _batches(path: Path, columns: list[str], logs: Logs) -> list[pa.RecordBatch]:
+    """Whole batches of one stream, with the columns that it has."""
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        logs.problems.append(f"{where} cannot be read: {error.strerror}")
+        return []
+    if not data:
+        return []
+    try:
+        reader = pa.ipc.open_stream(data)
+    except (pa.ArrowInvalid, OSError):
+        # a writer that was killed within its first microseconds leaves this too, so it is only said, not raised
+        logs.problems.append(f"{where} is no Arrow stream")
+        return []
+    version = int((reader.schema.metadata or {}).get(b"schema_version", b"0"))
+    if version > SCHEMA_VERSION:
+        logs.problems.append(
+            f"{where} has schema version {version}, this version reads up to {SCHEMA_VERSION}: update dist-workbench"
+        )
+        return []
+    found = []
+    present = [name for name in columns if name in reader.schema.names]
+    try:
+        for batch in reader:
+            found.append(batch.select(present))
+    except (pa.ArrowInvalid, OSError):
+        logs.unfinished.append(where)
+        return found
+    if not data.endswith(b"\xff\xff\xff\xff\x00\x00\x00\x00"):
+        logs.unfinished.append(where)
+    return found
+
+
+def _columns(table: str, names: Sequence[str], batches: list[pa.RecordBatch]) -> Columns:
+    """One array per column; a column that an older log lacks has its record's default."""
+    kinds = columns_of(table)
+    if not batches:
+        return {name: np.empty(0, dtype=object if kinds[name] in "UL" else kinds[name]) for name in names}
+    whole = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    out: Columns = {}
+    for name in names:
+        if name in whole.column_names:
+            out[name] = whole.column(name).to_numpy()
+        else:
+            default = TABLES[table].__dataclass_fields__[name].default
+            out[name] = np.full(whole.num_rows, default, dtype=object if kinds[name] in "UL" else kinds[name])
+    return out
