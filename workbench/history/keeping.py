@@ -163,9 +163,9 @@ def _compare(packed: Path, name: str, run: Path) -> None:
         sizes = {member.name: member.size for member in tar if member.isfile() and not member.islnk()}
     for path in run.rglob("*"):
         inside = f"{run.name}/{path.relative_to(run).as_posix()}"
-        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
-            if sizes.get(inside) != path.stat().st_size:
-                raise OSError(f"{inside} changed while it was packed; try again")
+        plain = path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
+        if plain and sizes.get(inside) != path.stat().st_size:
+            raise OSError(f"{inside} changed while it was packed; try again")
 
 
 def seconds(text: str) -> float:

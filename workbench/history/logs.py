@@ -16,6 +16,8 @@ from workbench.rank_log import SESSION_DIR
 from workbench.records import SCHEMA_VERSION, TABLES, columns_of
 from workbench.telemetry.store import Columns
 
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
 
 @dataclass(kw_only=True)
 class Logs:
@@ -51,18 +53,16 @@ def _batches(path: Path, columns: list[str], logs: Logs) -> list[pa.RecordBatch]
     where = f"{path.parent.name}/{path.name}"
     try:
         data = path.read_bytes()
+        reader = pa.ipc.open_stream(data) if data else None
     except FileNotFoundError:
         return []
     except OSError as error:
-        logs.problems.append(f"{where} cannot be read: {error.strerror}")
+        logs.problems.append(f"{where} cannot be read: {error.strerror or error}")
         return []
-    if not data:
-        return []
-    try:
-        reader = pa.ipc.open_stream(data)
-    except (pa.ArrowInvalid, OSError):
-        # a writer that was killed within its first microseconds leaves this too, so it is only said, not raised
+    except pa.ArrowInvalid:
         logs.problems.append(f"{where} is no Arrow stream")
+        return []
+    if reader is None:
         return []
     version = int((reader.schema.metadata or {}).get(b"schema_version", b"0"))
     if version > SCHEMA_VERSION:
@@ -70,15 +70,14 @@ def _batches(path: Path, columns: list[str], logs: Logs) -> list[pa.RecordBatch]
             f"{where} has schema version {version}, this version reads up to {SCHEMA_VERSION}: update dist-workbench"
         )
         return []
-    found = []
     present = [name for name in columns if name in reader.schema.names]
+    found: list[pa.RecordBatch] = []
+    whole = data.endswith(_END_OF_STREAM)
     try:
-        for batch in reader:
-            found.append(batch.select(present))
+        found.extend(batch.select(present) for batch in reader)
     except (pa.ArrowInvalid, OSError):
-        logs.unfinished.append(where)
-        return found
-    if not data.endswith(b"\xff\xff\xff\xff\x00\x00\x00\x00"):
+        whole = False  # the last batch was never finished
+    if not whole:
         logs.unfinished.append(where)
     return found
 

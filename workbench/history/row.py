@@ -22,8 +22,8 @@ from workbench.telemetry.derive import global_metrics
 
 #: the state of a directory whose spec or logs cannot be read
 BROKEN = "broken"
-_STEPS = ("time", "step", "rank", "loss", "lr", "grad_sq", "tokens", "step_time_ms", "data_wait_ms", "skipped")
-_EVENTS = ("time", "step", "rank", "kind", "name", "value")
+STEP_COLUMNS = ("time", "step", "rank", "loss", "lr", "grad_sq", "tokens", "step_time_ms", "data_wait_ms", "skipped")
+EVENT_COLUMNS = ("time", "step", "rank", "kind", "name", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class RunRow:
 
 def read_row(run: Path) -> RunRow:
     """Read a run directory once. Never raises for what is wrong with it: ``problem`` says it."""
-    found = logs.read(run, {"steps": _STEPS, "events": _EVENTS})
+    found = logs.read(run, {"steps": STEP_COLUMNS, "events": EVENT_COLUMNS})
     problems = list(found.problems)
     spec: TrainSpec | None = None
     try:
