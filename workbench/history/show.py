@@ -96,8 +96,8 @@ def _test(found: Comparison, test: NoiseTest) -> str:
     w = test.welch
     return (
         f"{_NAMES[test.metric].capitalize()}: {sides[0]}; {sides[1]}. The difference {short(w.difference)} (95 % "
-        f"interval {short(w.low)} to {short(w.high)}) is {verdict} (Welch t = {w.t:.2f}, {w.df:.1f} degrees of freedom, p = "
-        f"{test.p:.2g}{' after Holm' if len(found.tests) > 1 else ''}; {split})."
+        f"interval {short(w.low)} to {short(w.high)}) is {verdict} (Welch t = {w.t:.2f}, {w.df:.1f} degrees of "
+        f"freedom, p = {test.p:.2g}{' after Holm' if len(found.tests) > 1 else ''}; {split})."
     )
 
 
