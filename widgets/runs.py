@@ -1,8 +1,9 @@
 """The live table of runs: rows from the index, sorted and filtered in the page.
 
 Kernel to browser (custom messages): ``rows`` (``columns``: name, title, number; ``rows``: cells as text, keys to sort
-by, labels as they are edited), ``trouble`` (``text``). Browser to kernel: ``hello`` and ``here`` (somebody looks), ``label`` (``directory``,
-``name``: tags or notes, ``text``). The notebook stores no row but those of the plain table that stands beside.
+by, labels as they are edited) and ``trouble`` (``text``). Browser to kernel: ``hello`` and ``here`` (somebody looks),
+``label`` (``directory``, ``name``: tags or notes, ``text``). The notebook stores no row but those of the plain table
+that stands beside.
 """
 
 from __future__ import annotations

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from workbench.rank_log import SESSION_DIR
+from workbench.errors import RunDirectoryError
+from workbench.rank_log import SESSION_DIR, schema
 from workbench.records import SCHEMA_VERSION, TABLES, columns_of
 from workbench.telemetry.store import Columns
 
@@ -40,6 +43,33 @@ def read(run: Path, tables: dict[str, Sequence[str]]) -> Logs:
             batches += _batches(directory / f"{table}.arrow", list(columns), logs)
         logs.tables[table] = _columns(table, columns, batches)
     return logs
+
+
+def read_table(run: Path, table: str) -> pa.Table:
+    """All rows of a table, all ranks' and the session's, with the columns and kinds of today's schema.
+
+    A column that an older log lacks has its record's default. Raises ``RunDirectoryError`` for a log that cannot be
+    read; one that was cut is read up to its last whole batch.
+    """
+    logs = Logs(tables={}, ranks=[])
+    wanted = list(columns_of(table))
+    target = schema(table)
+    batches: list[pa.RecordBatch] = []
+    for directory in [*rank_directories(run), run / SESSION_DIR]:
+        batches += _batches(directory / f"{table}.arrow", wanted, logs)
+    if logs.problems:
+        raise RunDirectoryError(f"{run}: {'; '.join(logs.problems)}")
+    if not batches:
+        return target.empty_table()
+    whole = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    arrays = []
+    for name in wanted:
+        kind = target.field(name).type
+        if name in whole.column_names:
+            arrays.append(whole.column(name).cast(kind))
+        else:
+            arrays.append(pa.array([_default(table, name)] * whole.num_rows, kind))
+    return pa.Table.from_arrays(arrays, schema=target)
 
 
 def rank_directories(run: Path) -> list[Path]:
@@ -93,6 +123,11 @@ def _columns(table: str, names: Sequence[str], batches: list[pa.RecordBatch]) ->
         if name in whole.column_names:
             out[name] = whole.column(name).to_numpy()
         else:
-            default = TABLES[table].__dataclass_fields__[name].default
+            default = _default(table, name)
             out[name] = np.full(whole.num_rows, default, dtype=object if kinds[name] in "UL" else kinds[name])
     return out
+
+
+def _default(table: str, name: str) -> Any:
+    """What a record has in a column that its writer did not know yet."""
+    return next(field.default for field in dataclasses.fields(TABLES[table]) if field.name == name)

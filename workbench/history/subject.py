@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tomllib
@@ -30,6 +31,7 @@ AXES = {
 }
 #: differs between any two runs and says nothing
 _ALWAYS_OTHER = ("started",)
+ENVIRONMENT_FILE = "environment.json"
 _LOSS_WORDS = ("loss", "train_loss", "training_loss", "loss/train", "train/loss")
 
 
@@ -153,18 +155,33 @@ def _validation(events: Columns) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _environment(run: Path) -> dict[str, Any]:
-    """Tables of ``spec.toml`` that are for people (versions, machine, code), flat as ``table.key``."""
+    """What the run says of versions, machine and code, flat as ``table.key``: of ``spec.toml``'s tables for people, and
+    of ``environment.json``."""
     try:
-        data = tomllib.loads((run / SPEC_FILE).read_text(encoding="utf-8"))
+        data: dict[str, Any] = tomllib.loads((run / SPEC_FILE).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError):
-        return {}
+        data = {}
+    tables = {
+        name: table for name, table in data.items() if isinstance(table, dict) and name not in ("plan", "monitor")
+    }
+    try:
+        more = json.loads((run / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        tables |= {name: more[name] for name in ("packages", "git") if isinstance(more.get(name), dict)}
+    except (OSError, ValueError, AttributeError):
+        pass  # an older run, or one whose file is broken: spec.toml has the main versions
     return {
-        f"{table}.{key}": value
-        for table, entries in data.items()
-        if isinstance(entries, dict) and table not in ("plan", "monitor")
+        f"{table}.{key}": _diff_in_short(value) if key == "diff" else value
+        for table, entries in tables.items()
         for key, value in entries.items()
         if key not in _ALWAYS_OTHER
     }
+
+
+def _diff_in_short(diff: Any) -> str:
+    """What was not committed, so that equal diffs are equal and long ones do not fill a table."""
+    text = str(diff)
+    mark = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return f"{len(text.splitlines())} lines not committed ({mark})" if text else "clean"
 
 
 def from_tensorboard(path: Path, tag: str = "") -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,16 @@ def test_what_differs_in_spec_environment_and_code(home: Path) -> None:
     assert list(found.differences_table().columns) == ["section", "name", "a", "b"]
     page = found._repr_html_()
     assert "<script" not in page and "&lt;script&gt;" in page and "alert" in repr(found)
+
+
+def test_what_was_not_committed_differs(home: Path) -> None:
+    for name, diff in (("a", ""), ("b", "+x\n+y")):
+        about = {"git": {"commit": "abc", "diff": diff}, "packages": {"numpy": "2.0" if diff else "1.26"}}
+        (run_with(home, name, [1.0]) / "environment.json").write_text(json.dumps(about))
+    first, second = workbench.compare(["a", "b"]).differences
+    assert (first.section, first.name, first.values) == ("environment", "packages.numpy", ("1.26", "2.0"))
+    assert (second.section, second.name) == ("code", "git.diff")
+    assert second.values[0] == "clean" and str(second.values[1]).startswith("2 lines not committed")
 
 
 def test_scaling_follows_amdahl(home: Path) -> None:
