@@ -9,9 +9,10 @@ def load(shell: InteractiveShell) -> None:
     """Register every magic, and start warming the ranks' server unless ``c.Workbench.warm`` is False."""
     from magics.cluster import ClusterMagics
     from magics.report import ReportMagics
+    from magics.runs import RunsMagics
     from magics.train import TrainMagics
     from workbench.session import warm
 
-    shell.register_magics(ClusterMagics, TrainMagics, ReportMagics)
+    shell.register_magics(ClusterMagics, TrainMagics, ReportMagics, RunsMagics)
     if shell.config.get("Workbench", {}).get("warm", True):
         warm()

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from workbench.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.history.compare import compare
+    from workbench.history.index import runs
     from workbench.launch import train
     from workbench.run import Run
     from workbench.session import Session
 
-__all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "train"]
+__all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "compare", "runs", "train"]
 
 _HOMES = {
     "MonitorSpec": "workbench.config",
@@ -26,6 +28,8 @@ _HOMES = {
     "Run": "workbench.run",
     "Session": "workbench.session",
     "TrainSpec": "workbench.config",
+    "compare": "workbench.history.compare",
+    "runs": "workbench.history.index",
     "train": "workbench.launch",
 }
 

@@ -214,6 +214,12 @@ class Run:
 
         return render(self.path, out)
 
+    def export(self, to: str, out: str | Path | None = None) -> Path:
+        """Write the run as csv, parquet, tensorboard, trace, wandb or mlflow: see ``workbench.export.export``."""
+        from workbench.export import export
+
+        return export(self, to, out)
+
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.status} at step {self.step}/{self.spec.steps}: {self.plan.describe()}>"
 

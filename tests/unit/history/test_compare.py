@@ -1,0 +1,225 @@
+"""Comparing runs: on curves whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tomli_w
+from scipy import stats
+
+import workbench
+from tests.fake_run import make_fake_run
+from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
+from workbench.errors import ConfigError, RunDirectoryError
+from workbench.history import compare as comparing
+from workbench.history.show import curve_table
+from workbench.rank_log import RankLogWriter
+from workbench.records import CollectiveRecord, StepRecord
+
+HOSTILE = "<script>alert('x')</script>\u2028\N{GRINNING FACE}"
+
+
+def run_with(
+    home: Path,
+    name: str,
+    losses: list[float],
+    *,
+    ranks: int = 1,
+    step_s: float = 0.1,
+    seed: int = 1,
+    cell: str = "",
+    information: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """A run of given losses; every rank takes 100 tokens a step in ``step_s`` seconds, batch 8 x 100 tokens."""
+    path = home / name
+    path.mkdir(parents=True)
+    spec = TrainSpec(name="x", seed=seed, batch_size=8, steps=len(losses), plan=ParallelPlan(ranks=ranks), **options)
+    (path / SPEC_FILE).write_text(tomli_w.dumps(spec.to_toml() | (information or {})))
+    if cell:
+        (path / "cell.py").write_text(cell)
+    for rank in range(ranks):
+        with RankLogWriter(path, rank) as log:
+            for step, loss in enumerate(losses, start=1):
+                log.append(
+                    StepRecord(
+                        time=1e9 + step * step_s,
+                        step=step,
+                        rank=rank,
+                        loss=loss,
+                        lr=0.1,
+                        grad_sq=1.0,
+                        tokens=800 // ranks,
+                        step_time_ms=1e3 * step_s,
+                        data_wait_ms=0,
+                    )
+                )
+                log.append(
+                    CollectiveRecord(
+                        step=step,
+                        rank=rank,
+                        kind="all_reduce",
+                        group="dp",
+                        group_size=ranks,
+                        bytes=10 * step,
+                        start_ms=0,
+                        duration_ms=1,
+                        exposed_ms=1,
+                    )
+                )
+            log.event("state", "finished", step=len(losses))
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_axes_are_cumulated(home: Path) -> None:
+    run_with(home, "a", [3.0, 2.0, 1.0], ranks=2)
+    run_with(home, "b", [3.0, 2.0, 1.0], ranks=2)
+    for x, expected in (
+        ("step", [1, 2, 3]),
+        ("tokens", [800, 1600, 2400]),
+        ("time", [0.1, 0.2, 0.3]),
+        ("bytes", [20, 60, 120]),
+    ):
+        curves = workbench.compare(["a", "b"], x).curves()
+        assert curves[curves["run"] == "a"][x].tolist() == pytest.approx(expected), x
+
+
+def test_ends_are_matched_on_the_axis_of_the_comparison(home: Path) -> None:
+    run_with(home, "short", list(np.linspace(4, 2, 100)), step_s=0.2)
+    run_with(home, "long", list(np.linspace(4, 0, 200)), step_s=0.05)
+    by_step, by_time = workbench.compare(["short", "long"]), workbench.compare(["short", "long"], "time")
+    assert by_step.common == 100 and by_time.common == pytest.approx(10.0)
+    losses = by_step.curves().query("run == 'long' and 90 <= step <= 100")["loss"]
+    assert by_step.figures[1].loss == pytest.approx(losses.mean())
+    assert by_time.figures[1].loss == pytest.approx(np.linspace(4, 0, 200)[179:].mean())
+    assert any("up to 100" in line for line in by_step.words())
+
+
+def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
+    random = np.random.default_rng(0)
+    same = [run_with(home, f"a{i}", [1 + 0.01 * random.normal()] * 10, seed=i, lr=0.1) for i in range(4)]
+    other = [run_with(home, f"b{i}", [1 + 0.01 * random.normal()] * 10, seed=i, lr=0.2) for i in range(4)]
+    worse = [run_with(home, f"c{i}", [1.2 + 0.01 * random.normal()] * 10, seed=i, lr=0.3) for i in range(4)]
+    found = workbench.compare([*same, *other, *worse])
+    assert [(g.label, len(g.members)) for g in found.groups] == [("lr 0.1", 4), ("lr 0.2", 4), ("lr 0.3", 4)]
+    loss = {(t.a, t.b): t for t in found.tests if t.metric == "loss"}
+    assert {pair: t.exceeds for pair, t in loss.items()} == {(0, 1): False, (0, 2): True, (1, 2): True}
+    values = [[found.figures[i].loss for i in group.members] for group in found.groups]
+    theirs = stats.ttest_ind(values[0], values[2], equal_var=False)
+    assert loss[0, 2].welch.p == pytest.approx(theirs.pvalue, rel=1e-6)
+    assert loss[0, 2].permutation.p == pytest.approx(2 / math.comb(8, 4))  # both extreme splits of all 70
+    said = "\n".join(found.words())
+    assert "within seed noise" in said and "more than seed noise explains" in said and "70 splits" in said
+
+
+def test_one_run_each_is_no_evidence(home: Path) -> None:
+    found = workbench.compare([run_with(home, "a", [1.0] * 5, lr=0.1), run_with(home, "b", [2.0] * 5, lr=0.2)])
+    assert found.tests == () and "cannot be said for lr 0.1; lr 0.2: only one run each" in found.words()[0]
+    repeats = workbench.compare([home / "a", run_with(home, "c", [1.2] * 5, lr=0.1, seed=9)])
+    assert "2 repeats of one spec: training loss 1.1 ± 0.1414" in repeats.words()[0]
+
+
+def test_what_differs_in_spec_environment_and_code(home: Path) -> None:
+    one = {"versions": {"torch": "2.5.1"}, "machine": {"host": "h", "started": "1", "git_commit": "abc"}}
+    two = {"versions": {"torch": "2.13.0"}, "machine": {"host": "h", "started": "2", "git_commit": "def"}}
+    run_with(home, "a", [1.0], cell="lr = 1\nmodel = small", information=one)
+    run_with(home, "b", [1.0], cell=f"lr = 1\nmodel = '{HOSTILE}'", information=two, precision="bf16")
+    found = workbench.compare(["a", "b"])
+    assert [(d.section, d.name, d.values) for d in found.differences] == [
+        ("spec", "precision", ("fp32", "bf16")),
+        ("environment", "versions.torch", ("2.5.1", "2.13.0")),
+        ("code", "machine.git_commit", ("abc", "def")),
+        ("code", "cell.py", ("2 lines", "2 lines")),
+    ]
+    assert "-model = small\n+model = " in found.code_diffs["b"]
+    assert list(found.differences_table().columns) == ["section", "name", "a", "b"]
+    page = found._repr_html_()
+    assert "<script" not in page and "&lt;script&gt;" in page and "alert" in repr(found)
+
+
+def test_what_was_not_committed_differs(home: Path) -> None:
+    for name, diff in (("a", ""), ("b", "+x\n+y")):
+        about = {"git": {"commit": "abc", "diff": diff}, "packages": {"numpy": "2.0" if diff else "1.26"}}
+        (run_with(home, name, [1.0]) / "environment.json").write_text(json.dumps(about))
+    first, second = workbench.compare(["a", "b"]).differences
+    assert (first.section, first.name, first.values) == ("environment", "packages.numpy", ("1.26", "2.0"))
+    assert (second.section, second.name) == ("code", "git.diff")
+    assert second.values[0] == "clean" and str(second.values[1]).startswith("2 lines not committed")
+
+
+def test_scaling_follows_amdahl(home: Path) -> None:
+    serial = 0.2
+    for ranks in (1, 2, 4, 8):
+        run_with(home, f"n{ranks}", [1.0] * 5, ranks=ranks, step_s=0.8 * (serial + (1 - serial) / ranks))
+    found = workbench.compare(["n1", "n2", "n4", "n8"]).scaling
+    assert found is not None and found.fit is not None and not found.weak
+    assert found.fit.serial == pytest.approx(serial) and found.fit.error == pytest.approx(0, abs=1e-9)
+    expected = [1 / (serial + (1 - serial) / n) for n in found.ranks]
+    assert found.speed_up == pytest.approx(expected)
+    assert found.efficiency == pytest.approx([s / n for s, n in zip(expected, found.ranks, strict=True)])
+    assert any("a serial share of 20 ± " in line and "limit of 5.0x" in line for line in workbench.compare(
+        ["n1", "n2", "n4", "n8"]).words())  # fmt: skip
+    assert workbench.compare(["n1", "n1"]).scaling is None
+
+
+def test_a_batch_that_grows_is_weak_scaling(home: Path) -> None:
+    make_fake_run(home / "one", ranks=1, steps=20)
+    make_fake_run(home / "two", ranks=2, steps=20)
+    found = workbench.compare(["one", "two"])
+    assert found.scaling is not None and found.scaling.weak and found.scaling.fit is None
+    assert "weak scaling" in "\n".join(found.words())
+
+
+def test_tables_and_text(home: Path) -> None:
+    run_with(home, "a", list(np.linspace(2, 1, 12)))
+    run_with(home, "b", list(np.linspace(3, 2, 12)))
+    found = workbench.compare(["a", "b"])
+    table = found.table()
+    assert (
+        isinstance(table, pd.DataFrame) and table["run"].tolist() == ["a", "b"] and table["steps"].tolist() == [12] * 2
+    )
+    heads, rows = curve_table(found)
+    assert heads[1:] == ["2", "4", "6", "8", "10", "12"]
+    places = np.array([2, 4, 6, 8, 10, 12])
+    assert [float(v) for v in rows[0][1:]] == pytest.approx(2 - (places - 1) / 11, abs=5e-4)
+    assert "loss at step" in repr(found) and "<caption>Runs</caption>" in found._repr_html_()
+
+
+def test_runs_without_a_step_are_no_obstacle(home: Path) -> None:
+    run_with(home, "a", [1.0])
+    run_with(home, "b", [math.nan])
+    (run_with(home, "c", [1.0]) / "rank-00000" / "steps.arrow").unlink()
+    found = workbench.compare(["a", "b", "c"])
+    assert math.isnan(found.figures[1].loss) and found.figures[2].steps == 0 and repr(found) and found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("runs", "x", "error", "said"),
+    [
+        (["a"], "step", ConfigError, "takes two runs"),
+        (["a", "b"], "epoch", ConfigError, "unknown axis"),
+        (["a", "nope"], "step", RunDirectoryError, "no run 'nope'"),
+    ],
+)
+def test_what_cannot_be_compared(home: Path, runs: list[str], x: str, error: type[Exception], said: str) -> None:
+    run_with(home, "a", [1.0])
+    run_with(home, "b", [1.0])
+    with pytest.raises(error, match=said):
+        workbench.compare(runs, x)
+
+
+def test_the_same_run_twice_has_two_labels(home: Path) -> None:
+    run_with(home, "a", [1.0])
+    assert [s.label for s in comparing.compare(["a", home / "a"]).subjects] == ["a", "a (2)"]

@@ -1,0 +1,159 @@
+"""Removing, archiving, restoring and pruning runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fake_run import make_fake_run
+from workbench.errors import ConfigError, RunDirectoryError, RunError
+from workbench.history import keeping
+from workbench.history.row import RunRow, read_row
+from workbench.run_directory import OWNER_FILE, _this_process
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_found_by_directory_path_and_name(home: Path) -> None:
+    old, new = (make_fake_run(home / f"2026-05-0{day}-120000-fake", steps=5) for day in (1, 2))
+    assert keeping.find("fake") == new and keeping.find(old.name) == keeping.find(old) == old
+    (old / "spec.toml").unlink()
+    assert keeping.find(old.name) == old
+    with pytest.raises(RunDirectoryError, match="did you mean 'fake'"):
+        keeping.find("fak")
+    with pytest.raises(RunDirectoryError, match="no run"):
+        keeping.find(home.parent)
+
+
+def test_a_run_that_trains_is_refused(home: Path) -> None:
+    run = make_fake_run(home / "2026-05-01-120000-live", steps=10, state="running")
+    (run / OWNER_FILE).write_text(json.dumps(_this_process()))
+    for act in (keeping.remove, keeping.archive):
+        with pytest.raises(RunError, match="is running at step 6: stop it first"):
+            act(run)
+    (run / "spec.toml").write_text("[")  # nor does a broken spec make it removable
+    assert run.is_dir()
+    (run / OWNER_FILE).unlink()
+    assert keeping.remove(run) > 0 and not run.exists()
+
+
+def test_an_archive_gives_back_every_byte(home: Path, tmp_path: Path) -> None:
+    run = make_fake_run(home / "2026-05-01-120000-fake", steps=30)
+    (run / "cell.py").write_text("x = '\N{GRINNING FACE}'")
+    before, row = contents(run), read_row(run)
+    packed = keeping.archive(run)
+    assert packed.name == "2026-05-01-120000-fake.tar.zst" and not run.exists()
+    assert packed.stat().st_mode & 0o777 == 0o600 and packed.stat().st_size < sum(map(len, before.values())) / 2
+    assert list(home.iterdir()) == [packed]
+    assert keeping.restore(packed) == run and contents(run) == before and run.stat().st_mode & 0o777 == 0o700
+    assert read_row(run).best_loss == row.best_loss
+    with pytest.raises(RunDirectoryError, match="exists already"):
+        keeping.restore(packed)
+    with pytest.raises(RunDirectoryError, match="exists already"):
+        keeping.archive(run)
+    assert contents(run) == before
+
+
+def test_an_archive_is_unpacked_by_tar(home: Path, tmp_path: Path) -> None:
+    run = make_fake_run(home / "2026-05-01-120000-fake", steps=10)
+    before = contents(run)
+    with pa.input_stream(str(keeping.archive(run)), compression="zstd") as stream:
+        subprocess.run(["tar", "-xf", "-", "-C", tmp_path], input=stream.read(), check=True)
+    assert contents(tmp_path / run.name) == before
+
+
+def test_without_zstd_it_is_gzip(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_suffix", lambda: ".tar.gz")
+    run = make_fake_run(home / "2026-05-01-120000-fake", steps=10)
+    before = contents(run)
+    packed = keeping.archive(run)
+    with tarfile.open(packed, "r:gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    assert contents(tmp_path / run.name) == before and contents(keeping.restore(packed)) == before
+
+
+def test_what_is_no_archive_of_a_run_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    (tmp_path / "evil").write_text("x")
+    for name, inside in (("a.tar.gz", "../evil"), ("b.tar.gz", "just-a-file")):
+        with tarfile.open(home / name, "w:gz") as tar:
+            tar.add(tmp_path / "evil", arcname=inside)
+    (home / "c.tar.zst").write_bytes(b"no zstd")
+    (home / "d.zip").write_bytes(b"")
+    for name in ("a.tar.gz", "b.tar.gz", "c.tar.zst", "d.zip", "e.tar.gz"):
+        with pytest.raises(RunDirectoryError):
+            keeping.restore(home / name)
+    assert sorted(p.name for p in home.iterdir()) == ["a.tar.gz", "b.tar.gz", "c.tar.zst", "d.zip"]
+
+
+def test_a_failed_archive_keeps_the_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_fake_run(home / "2026-05-01-120000-fake", steps=10)
+    before = contents(run)
+
+    def lose(*_: object) -> None:
+        raise OSError("steps.arrow changed while it was packed; try again")
+
+    monkeypatch.setattr(keeping, "_compare", lose)
+    with pytest.raises(RunDirectoryError, match="changed while it was packed"):
+        keeping.archive(run)
+    assert contents(run) == before and list(home.iterdir()) == [run]
+
+
+def row(number: int, age_days: float, state: str = "finished", tags: tuple[str, ...] = ()) -> RunRow:
+    return RunRow(directory=f"run-{number}", name="run", when=-age_days * DAY, state=state, tags=tags)
+
+
+def test_prune_by_count_age_and_both() -> None:
+    rows = [row(i, age) for i, age in enumerate((50, 40, 20, 10, 1))]
+
+    def gone(**policy: float) -> list[str]:
+        return [each.directory[4:] for each in keeping.prunable(rows, now=0.0, **policy)]  # type: ignore[arg-type]
+
+    assert gone(keep=2) == ["0", "1", "2"] and gone(older_than_s=30 * DAY) == ["0", "1"]
+    assert gone(keep=4, older_than_s=30 * DAY) == ["0"] and gone(keep=0) == list("01234") and gone(keep=9) == []
+    with pytest.raises(ConfigError, match="prune what"):
+        gone()
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.sampled_from(["finished", "lost", "running", "broken"]), st.booleans())),
+    st.integers(0, 10) | st.none(),
+    st.floats(0, 100),
+)
+def test_prune_never_takes_what_it_promised_to_keep(
+    runs: list[tuple[float, str, bool]], keep: int | None, days: float
+) -> None:
+    rows = [row(i, age, state, ("keep",) if held else ()) for i, (age, state, held) in enumerate(runs)]
+    gone = keeping.prunable(rows, keep=keep, older_than_s=days * DAY, now=0.0)
+    assert all(each.state != "running" and not each.tags and -each.when > days * DAY for each in gone)
+    newest = sorted(rows, key=lambda each: (each.when, each.directory))[len(rows) - min(len(rows), keep or 0) :]
+    assert not {each.directory for each in newest} & {each.directory for each in gone}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("30d", 30 * DAY), ("12h", 43200), ("1.5w", 10.5 * DAY), ("90s", 90)])
+def test_ages(text: str, expected: float) -> None:
+    assert math.isclose(keeping.seconds(text), expected)
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1d2h"])
+def test_ages_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no age"):
+        keeping.seconds(text)

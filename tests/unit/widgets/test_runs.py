@@ -1,0 +1,191 @@
+"""The table of runs and the figures of a comparison in the kernel: what they display, send and do on messages."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+import widgets
+import workbench
+from magics.runs import RunsMagics
+from tests.fake_run import make_fake_run
+from widgets.figures import StaticFigures
+from widgets.runs import RunsTable, message
+from workbench.errors import ConfigError
+from workbench.history import curves, labels
+from workbench.history.index import RunIndex
+
+HOSTILE = "</script><b>\"'&\u2028\N{GRINNING FACE} $x$ @y"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "runs"
+    monkeypatch.setenv("WORKBENCH_HOME", str(home))
+    make_fake_run(home / "2026-05-01-120000-first", steps=40)
+    make_fake_run(home / "2026-05-02-120000-second", steps=20, ranks=4)
+    return home
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, *_, **__: seen.append(data))
+    return seen
+
+
+@pytest.fixture
+def table(home: Path, published: list[dict[str, Any]]) -> Iterator[tuple[RunsTable, list[dict[str, Any]]]]:
+    shown = RunsTable(RunIndex(), interval_s=0.02)
+    sent: list[dict[str, Any]] = []
+    shown.widget.send = lambda content, buffers=None: sent.append(content)
+    shown.show()
+    yield shown, sent
+    shown.close()
+
+
+def until(true: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def names(content: dict[str, Any]) -> list[str]:
+    return [row["keys"]["directory"] for row in content["rows"]]
+
+
+def test_the_table_follows_the_runs(
+    home: Path, table: tuple[RunsTable, list[dict[str, Any]]], published: list[dict[str, Any]]
+) -> None:
+    shown, sent = table
+    assert names(sent[0]) == ["2026-05-01-120000-first", "2026-05-02-120000-second"]
+    bundle = published[0]
+    assert "2026-05-01-120000-first" in bundle["text/plain"] and "<table>" in bundle["text/html"]
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == shown.widget.model_id
+    shutil.rmtree(home / "2026-05-01-120000-first")
+    until(lambda: names(sent[-1]) == ["2026-05-02-120000-second"])
+    count = len(sent)
+    shown._on_message(shown.widget, {"kind": "hello"}, [])
+    assert len(sent) == count + 1  # a page that comes later has all rows
+
+
+def test_only_one_table_asks_the_disk(table: tuple[RunsTable, list[dict[str, Any]]]) -> None:
+    RunsTable(RunIndex(), interval_s=0.02).show()
+    assert [t.name for t in threading.enumerate()].count("runs-table") == 1
+    assert RunsTable._shown is not None
+    RunsTable._shown.close()
+    assert [t.name for t in threading.enumerate()].count("runs-table") == 0
+
+
+def test_nobody_looks(table: tuple[RunsTable, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, _ = table
+    thread = shown._thread
+    assert thread is not None
+    monkeypatch.setattr("widgets.runs.PATIENCE_S", 0.0)
+    thread.join(10)
+    assert not thread.is_alive()
+    monkeypatch.setattr("widgets.runs.PATIENCE_S", 60.0)
+    shown._on_message(shown.widget, {"kind": "here"}, [])
+    assert shown._thread is not None and shown._thread.is_alive()
+
+
+def test_labels_written_in_the_table(home: Path, table: tuple[RunsTable, list[dict[str, Any]]]) -> None:
+    shown, sent = table
+    path = home / "2026-05-01-120000-first"
+
+    def write(name: str, text: str, directory: str = path.name) -> None:
+        shown._on_message(shown.widget, {"kind": "label", "directory": directory, "name": name, "text": text}, [])
+
+    write("tags", "good, paper")
+    write("notes", HOSTILE)
+    assert labels.read(path) == labels.Labels(tags=("good", "paper"), note=HOSTILE)
+    write("tags", "paper")
+    assert labels.read(path).tags == ("paper",)
+    write("notes", "x", directory="../outside")
+    assert not (home.parent / "outside").exists()
+    write("tags", "x" * 100)
+    assert any(m["kind"] == "trouble" and "one word" in m["text"] for m in sent)
+    assert sent[-1]["rows"][0]["labels"] == {"tags": "paper", "notes": HOSTILE}
+
+
+def test_rows_are_strict_json(home: Path) -> None:
+    rows = RunIndex().rows()
+    text = json.dumps(message(rows), allow_nan=False)
+    assert json.loads(text)["columns"][0] == {"name": "directory", "title": "run", "number": False}
+
+
+@pytest.fixture
+def shell() -> InteractiveShell:
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.register_magics(RunsMagics)
+    return shell
+
+
+def test_magics_in_a_terminal(home: Path, shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run_line_magic("dist_runs", "--where ranks>2")
+    out = capsys.readouterr().out
+    assert "second" in out and "first" not in out
+    found = shell.run_line_magic("dist_compare", "")
+    assert [s.label for s in found.subjects] == ["2026-05-01-120000-first", "2026-05-02-120000-second"]
+    assert shell.run_line_magic("dist_compare", "'first' second --x tokens").x == "tokens"
+    shell.run_line_magic("dist_runs", "--name nothing")
+    assert "no runs in" in capsys.readouterr().out
+
+
+def test_magics_in_a_notebook(
+    home: Path, shell: InteractiveShell, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widgets, "available", lambda: True)
+    shell.run_line_magic("dist_compare", "first second")
+    assert published[0]["image/png"].startswith("iVBOR") and "first" in published[0]["text/plain"]
+    shell.run_line_magic("dist_runs", "--last 1")
+    assert RunsTable._shown is not None
+    RunsTable._shown.close()
+    assert "second" in published[1]["text/plain"] and "first" not in published[1]["text/plain"]
+
+
+def test_figures_come_with_bokeh_once(home: Path) -> None:
+    found = workbench.compare(["first", "second"])
+    shown = StaticFigures(curves.figures(found), picture=curves.picture(found), title="t")
+    sent: list[tuple[dict[str, Any], Any]] = []
+    shown.widget.send = lambda content, buffers=None: sent.append((content, buffers))
+    shown._on_message(shown.widget, {"kind": "hello", "have": None}, [])
+    assert [content["kind"] for content, _ in sent] == ["bokeh", "figures"]
+    assert b"Bokeh" in gzip.decompress(sent[0][1][0])
+    assert [f["title"] for f in sent[1][0]["figures"]] == ["Loss", "Throughput", "Speed-up"]
+    shown._on_message(shown.widget, {"kind": "hello", "have": sent[0][0]["version"]}, [])
+    assert [content["kind"] for content, _ in sent[2:]] == ["figures"]
+    shown._on_message(shown.widget, "?", [])
+    assert len(sent) == 3
+
+
+def test_curves_hold_what_was_logged(home: Path) -> None:
+    found = workbench.compare(["first", "second"], "time")
+    for subject, line in zip(found.subjects, curves.lines(found, "loss"), strict=True):
+        np.testing.assert_array_equal(line["x"], subject.curve["time"])
+        np.testing.assert_array_equal(line["y"], subject.curve["loss"])
+        assert line["smooth"][0] == line["y"][0]
+
+
+def test_hostile_labels_are_no_markup_in_tooltips_and_pictures(home: Path) -> None:
+    assert "<" not in curves._tip(HOSTILE) and "@" not in curves._tip(HOSTILE) and "$" not in curves._tip(HOSTILE)
+    (home / "2026-05-01-120000-first").rename(home / "$a_{<b>$ _x")
+    found = workbench.compare(["$a_{<b>$ _x", "second"])
+    assert curves.picture(found).startswith(b"\x89PNG") and len(curves.figures(found)) == 3
+
+
+def test_a_path_without_a_run_is_said(home: Path, shell: InteractiveShell) -> None:
+    with pytest.raises(ConfigError, match="takes two runs"):
+        workbench.compare(["first"])

@@ -1,0 +1,156 @@
+"""The live table of runs: rows from the index, sorted and filtered in the page.
+
+Kernel to browser (custom messages): ``rows`` (``columns``: name, title, number; ``rows``: cells as text, keys to sort
+by, labels as they are edited) and ``trouble`` (``text``). Browser to kernel: ``hello`` and ``here`` (somebody looks),
+``label`` (``directory``, ``name``: tags or notes, ``text``). The notebook stores no row but those of the plain table
+that stands beside.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anywidget
+
+from workbench.errors import WorkbenchError
+from workbench.history import labels, listing
+from workbench.history.index import RunIndex
+from workbench.history.row import RunRow
+
+STATIC = Path(__file__).parent / "static"
+#: without a sign of anybody who looks, the table stops asking the disk
+PATIENCE_S = 600.0
+_SHOWN_PLAIN = 50
+
+
+class RunsWidget(anywidget.AnyWidget):
+    """The front end's half: script and style, no state."""
+
+    _esm = STATIC / "runs.js"
+    _css = STATIC / "runs.css"
+
+
+class RunsTable:
+    """A table of the runs of one home that follows them. ``choose``: which rows it shows.
+
+    One at a time: showing another ends the one before, which keeps its last rows.
+    """
+
+    _shown: ClassVar[RunsTable | None] = None
+
+    def __init__(
+        self, index: RunIndex, choose: Callable[[list[RunRow]], list[RunRow]] = list, *, interval_s: float = 2.0
+    ) -> None:
+        self.index = index
+        self._choose = choose
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._rows: list[RunRow] = []
+        self._ended = threading.Event()
+        self._looked = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self.widget = RunsWidget()
+        self.widget.on_msg(self._on_message)
+
+    def show(self) -> None:
+        """Display the table and follow the runs."""
+        from IPython.display import publish_display_data
+
+        if RunsTable._shown is not None:
+            RunsTable._shown.close()
+        RunsTable._shown = self
+        rows = self.refresh()
+        view = {"version_major": 2, "version_minor": 1, "model_id": self.widget.model_id}
+        publish_display_data(
+            {
+                "text/plain": listing.text_table(rows[-_SHOWN_PLAIN:]),
+                "text/html": listing.html_table(rows[-_SHOWN_PLAIN:]),
+                "application/vnd.jupyter.widget-view+json": view,
+            }
+        )
+        self._follow()
+
+    def close(self) -> None:
+        """Follow no more; the page keeps the rows it has."""
+        self._ended.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+
+    def refresh(self) -> list[RunRow]:
+        """Look at the runs, send them where they changed, and return them."""
+        with self._lock:
+            rows = self._choose(self.index.rows())
+            if rows != self._rows:
+                self._rows = rows
+                self._send()
+            return rows
+
+    def _send(self) -> None:
+        self.widget.send(message(self._rows))
+
+    def _follow(self) -> None:
+        if self._ended.is_set() or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._thread = threading.Thread(target=self._loop, name="runs-table", daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        while not self._ended.wait(self._interval_s) and time.monotonic() - self._looked < PATIENCE_S:
+            self.refresh()
+
+    def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        kind = content.get("kind") if isinstance(content, dict) else None
+        self._looked = time.monotonic()
+        if kind == "hello":
+            with self._lock:
+                self._send()
+        elif kind == "label":
+            self._label(content)
+        self._follow()
+
+    def _label(self, content: dict[str, Any]) -> None:
+        row = next((row for row in self._rows if row.directory == content.get("directory")), None)
+        if row is None:
+            return  # removed meanwhile: the next rows say so
+        path, text = self.index.home / row.directory, str(content.get("text", ""))
+        try:
+            if content.get("name") == "tags":
+                wanted = set(text.replace(",", " ").split())
+                labels.tag(path, wanted, set(row.tags) - wanted)
+            else:
+                labels.note(path, text)
+        except WorkbenchError as error:
+            self.widget.send({"kind": "trouble", "text": f"{row.directory}: {error}"})
+        self.refresh()
+        with self._lock:
+            self._send()  # also what was refused: the page shows what is
+
+
+def message(rows: Sequence[RunRow]) -> dict[str, Any]:
+    """The ``rows`` message: pure."""
+    columns = [
+        {"name": name, "title": title, "number": name in listing.NUMBERS} for name, title in listing.COLUMNS.items()
+    ]
+    return {
+        "kind": "rows",
+        "columns": columns,
+        "rows": [
+            {
+                "cells": listing.cells(row),
+                "keys": {name: _key(getattr(row, name)) for name in listing.COLUMNS},
+                "labels": {"tags": ", ".join(row.tags), "notes": row.notes},
+            }
+            for row in rows
+        ],
+    }
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

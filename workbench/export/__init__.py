@@ -1,0 +1,53 @@
+"""A run in the formats of other tools: ``export(run, to)``. One module per format, named in ``FORMATS``.
+
+A format module has ``write(source, out)``, which writes into the folder ``out`` and returns what a person opens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.errors import ConfigError, RunDirectoryError, nearest
+
+if TYPE_CHECKING:
+    from workbench.run import Run
+
+#: format -> its module and what it gives
+FORMATS = {
+    "csv": ("tables", "one CSV file per table, and the metrics of the whole run"),
+    "parquet": ("tables", "one Parquet file per table, and the metrics of the whole run"),
+    "tensorboard": ("tensorboard", "TensorBoard event files: scalars, histograms of gradients, text samples"),
+    "trace": ("trace", "a timeline for Perfetto or chrome://tracing (JSON): phases and collectives of every rank"),
+    "wandb": ("to_wandb", "a Weights & Biases run, through its own client"),
+    "mlflow": ("to_mlflow", "an MLflow run, through its own client"),
+}
+FOLDER = "exports"
+
+
+def export(
+    run: Run | str | Path, to: str, out: str | Path | None = None, *, steps: tuple[int, int] | None = None
+) -> Path:
+    """Write a run in another tool's format and return the folder or file to open.
+
+    ``run``: a ``Run``, its name or its directory. ``to``: a key of ``FORMATS``. ``out``: the folder to write into
+    (default: ``exports/<format>`` in the run directory). ``steps``: first and last step (default: all). Raises
+    ``ConfigError`` for an unknown format or one whose client is not installed, ``RunDirectoryError`` for a run that
+    cannot be read or a folder that cannot be written.
+    """
+    from workbench.export.source import Source
+    from workbench.history import keeping
+
+    if to not in FORMATS:
+        raise ConfigError(f"unknown format {to!r}: {nearest(to, FORMATS)}", field="--to")
+    path = keeping.find(run) if isinstance(run, (str, Path)) else run.path
+    source = Source(path, steps)
+    folder = (Path(out).expanduser() if out is not None else path / FOLDER / to).absolute()
+    write: Callable[..., Path] = importlib.import_module(f"workbench.export.{FORMATS[to][0]}").write
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write(source, folder, to) if FORMATS[to][0] == "tables" else write(source, folder)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot export to {folder}: {error.strerror or error}; pass -o DIR") from error

@@ -1,0 +1,146 @@
+"""A run as exports read it: its tables whole, its metrics, its histograms over shards."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.history import logs
+from workbench.mesh import AXES, Mesh
+from workbench.run_directory import CELL_FILE
+from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.store import Columns
+
+
+class Source:
+    """A run directory, read once per table; ``steps``: first and last step that count (None: all).
+
+    Raises ``ConfigError`` when the spec cannot be read.
+    """
+
+    def __init__(self, path: Path, steps: tuple[int, int] | None = None) -> None:
+        self.path = path
+        self.steps = steps
+        self.spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
+        self.spec_text = (path / SPEC_FILE).read_text(encoding="utf-8", errors="replace")
+        cell = path / CELL_FILE
+        self.cell = cell.read_text(encoding="utf-8", errors="replace") if cell.exists() else ""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of the run's plan."""
+        return self.spec.plan.mesh
+
+    def arrow(self, table: str) -> pa.Table:
+        """A table of the log. ``RunDirectoryError`` when a log cannot be read."""
+        found = logs.read_table(self.path, table)
+        if self.steps is not None:
+            first, last = self.steps
+            found = found.filter(pc.and_(pc.greater_equal(found["step"], first), pc.less_equal(found["step"], last)))
+        return found
+
+    def columns(self, table: str) -> Columns:
+        """The same as NumPy columns."""
+        found = self.arrow(table)
+        return {name: found.column(name).to_numpy() for name in found.column_names}
+
+    @cached_property
+    def metrics(self) -> Columns:
+        """``telemetry.derive.global_metrics``, and ``tokens``: consumed so far by all replicas."""
+        found = global_metrics(self.columns("steps"), self.mesh)
+        each = np.nan_to_num(found["tps"] * found["step_time_ms"] / 1e3 * self.mesh.world_size)
+        return {**found, "tokens": np.round(np.cumsum(each))}
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """Events in order of time, values decoded."""
+        rows = self.arrow("events").to_pylist()
+        for row in rows:
+            row["value"], row["old_value"] = decoded(row["value"]), decoded(row["old_value"])
+        return sorted(rows, key=lambda row: row["time"])
+
+    def validation(self) -> list[tuple[float, int, str, float]]:
+        """Validation values that are numbers: time, step, name, value."""
+        return [
+            (row["time"], row["step"], row["name"], float(row["value"]))
+            for row in self.events
+            if row["kind"] == "validation"
+            and isinstance(row["value"], (int, float))
+            and not isinstance(row["value"], bool)
+        ]
+
+    def samples(self) -> list[tuple[float, int, str]]:
+        """What the model wrote: time, step, text."""
+        return [(row["time"], row["step"], str(row["value"])) for row in self.events if row["kind"] == "sample"]
+
+    @cached_property
+    def time_of_step(self) -> dict[int, float]:
+        """When a step was over on its slowest rank."""
+        return dict(zip(self.metrics["step"].astype(int).tolist(), self.metrics["time"].tolist(), strict=True))
+
+    def gradient_norms(self) -> list[tuple[int, str, float]]:
+        """Norms of the reduced gradient: step, layer, L2 norm of the whole layer."""
+        from workbench.telemetry.gradients import combine
+
+        rows = combine(self.columns("gradients"), self.mesh)
+        whole = rows[rows["scope"] == "reduced"].drop_duplicates(["step", "layer"])
+        return list(zip(whole["step"].tolist(), whole["layer"].tolist(), whole["norm"].tolist(), strict=True))
+
+    def histograms(self) -> list[tuple[int, str, int, list[int]]]:
+        """Magnitudes of the reduced gradient: step, layer, zeros, and counts by exponent, as (first exponent, counts).
+
+        Shards are summed, replicated parts counted once, as in ``telemetry.gradients.combine``. Given as (step, layer,
+        first exponent, [zeros, count, count ...]).
+        """
+        seen: set[tuple[Any, ...]] = set()
+        sums: dict[tuple[int, str], dict[int, int]] = {}
+        zeros: dict[tuple[int, str], int] = {}
+        rows = self.arrow("histograms").to_pylist()
+        for row in sorted(rows, key=lambda row: row["rank"]):
+            if row["scope"] != "reduced":
+                continue
+            here = self.mesh.coordinates(row["rank"])
+            apart = {*row["sharded"].split("+"), "pp"}
+            part = (row["step"], row["layer"], *(getattr(here, axis) for axis in AXES if axis in apart))
+            if part in seen:
+                continue  # the same elements, held by another rank too
+            seen.add(part)
+            key = (row["step"], row["layer"])
+            zeros[key] = zeros.get(key, 0) + row["zero_count"]
+            buckets = sums.setdefault(key, {})
+            for place, count in enumerate(row["counts"]):
+                exponent = row["first_exponent"] + place
+                buckets[exponent] = buckets.get(exponent, 0) + count
+        out = []
+        for key, buckets in sums.items():
+            first = min(buckets, default=0)
+            counts = [buckets.get(e, 0) for e in range(first, max(buckets, default=first - 1) + 1)]
+            out.append((key[0], key[1], first, [zeros[key], *counts]))
+        return out
+
+
+def decoded(text: str) -> Any:
+    """A JSON value, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def bucket_sums(first_exponent: int, counts: list[int]) -> tuple[list[float], float, float]:
+    """Upper limits of the buckets, and estimates of the sum and the sum of squares of the magnitudes.
+
+    A bucket [2**e, 2**(e+1)) counts at its geometric middle, 2**(e + 0.5): within a factor of sqrt(2).
+    """
+    exponents = np.arange(first_exponent, first_exponent + len(counts), dtype=float)
+    middles = np.exp2(exponents + 0.5)
+    weights = np.asarray(counts, dtype=float)
+    limits = np.exp2(exponents + 1).tolist()
+    return limits, float((weights * middles).sum()), float((weights * middles**2).sum())

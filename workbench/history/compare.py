@@ -1,0 +1,330 @@
+"""Comparing runs: what differs, how much faster, and whether that is more than seed noise. No drawing here."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import ConfigError, nearest
+from workbench.history import statistics
+from workbench.history.statistics import Amdahl, Permutation, Welch
+from workbench.history.subject import AXES, Subject, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.run import Run
+
+#: options that do not make another experiment: repeats differ in them
+REPEAT_OPTIONS = ("seed", "name")
+#: the share of a curve, from its common end back, over which its loss is averaged
+FINAL_SHARE = 0.1
+SIGNIFICANT = 0.05
+_LONGEST_DIFF = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One run in numbers: NaN where it has none.
+
+    ``loss``: mean training loss over the last tenth of what all runs reached. ``validation``: the last validation loss
+    up to there. ``tps``: tokens per second per device, median without the first step. ``seconds``: of training.
+    """
+
+    loss: float
+    best_loss: float
+    validation: float
+    tps: float
+    seconds: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Repeats: runs whose spec and cell are the same apart from seed and name."""
+
+    label: str
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One setting that is not the same in all runs. ``section``: spec, environment or code."""
+
+    section: str
+    name: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseTest:
+    """Whether ``metric`` of two groups (indices) differs by more than seeds make it. ``p``: Welch's, after Holm."""
+
+    metric: str
+    a: int
+    b: int
+    welch: Welch
+    permutation: Permutation
+    p: float
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the difference is larger than seed noise explains."""
+        return self.p < SIGNIFICANT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Throughput over ranks: ``total`` tokens per second of all ranks, ``speed_up`` and ``efficiency`` over the fewest.
+
+    ``fit`` is Amdahl's law on the time per token; None for weak scaling (``weak``: the global batch is not the same).
+    """
+
+    ranks: tuple[int, ...]
+    total: tuple[float, ...]
+    speed_up: tuple[float, ...]
+    efficiency: tuple[float, ...]
+    fit: Amdahl | None
+    weak: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs beside each other; shows itself as tables. Indices in groups and tests are those of ``subjects``/groups."""
+
+    subjects: tuple[Subject, ...]
+    x: str
+    common: float
+    figures: tuple[Figures, ...]
+    groups: tuple[Group, ...]
+    differences: tuple[Difference, ...]
+    code_diffs: dict[str, str]
+    tests: tuple[NoiseTest, ...]
+    scaling: Scaling | None
+
+    def table(self) -> pd.DataFrame:
+        """One row per run: plan, ranks, state and the numbers of ``Figures``."""
+        from workbench.history.show import figures_frame
+
+        return figures_frame(self)
+
+    def curves(self) -> pd.DataFrame:
+        """All curves, long: run, the axis, step and loss."""
+        import pandas as pd
+
+        parts = [
+            pd.DataFrame({"run": s.label, "step": s.curve["step"], self.x: s.axis(self.x), "loss": s.curve["loss"]})
+            for s in self.subjects
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def differences_table(self) -> pd.DataFrame:
+        """What differs: section, name and a column per run."""
+        import pandas as pd
+
+        columns = ["section", "name", *(s.label for s in self.subjects)]
+        return pd.DataFrame([[d.section, d.name, *d.values] for d in self.differences], columns=columns)
+
+    def words(self) -> list[str]:
+        """The findings in sentences."""
+        from workbench.history.show import words
+
+        return words(self)
+
+    def __repr__(self) -> str:
+        from workbench.history.show import text
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from workbench.history.show import html
+
+        return html(self)
+
+
+def compare(runs: Sequence[Run | str | Path], x: str = "step", *, tag: str = "") -> Comparison:
+    """Compare two or more runs: ``Run`` objects, names, directories, or paths of TensorBoard files.
+
+    ``x``: the axis over which curves are laid and ends are matched: step, tokens, time or bytes. ``tag``: the scalar
+    that is the loss in TensorBoard files. Raises ``ConfigError`` for fewer than two runs, an unknown axis or one that a
+    run does not know, and ``RunDirectoryError`` for a run that is not there.
+    """
+    if x not in AXES:
+        raise ConfigError(f"unknown axis {x!r}: {nearest(x, AXES)}", field="--x")
+    if len(runs) < 2:
+        raise ConfigError(f"a comparison takes two runs or more, not {len(runs)}", field="RUN")
+    names = [run if isinstance(run, (str, Path)) else run.path for run in runs]
+    subjects = _labelled([load(name, x=x, tag=tag) for name in names])
+    return of_subjects(subjects, x)
+
+
+def of_subjects(subjects: Sequence[Subject], x: str = "step") -> Comparison:
+    """The comparison of what is loaded: pure."""
+    axes = [subject.axis(x) for subject in subjects]
+    reached = [float(np.nanmax(axis)) for axis in axes if axis.size]
+    common = min(reached) if len(reached) == len(subjects) else 0.0
+    figures = tuple(figures_of(s, axis, common) for s, axis in zip(subjects, axes, strict=True))
+    groups = group(subjects)
+    return Comparison(
+        subjects=tuple(subjects),
+        x=x,
+        common=common,
+        figures=figures,
+        groups=groups,
+        differences=tuple(differences(subjects)),
+        code_diffs=code_diffs(subjects),
+        tests=tuple(noise_tests(groups, figures)),
+        scaling=scaling(subjects, figures),
+    )
+
+
+def _labelled(subjects: list[Subject]) -> list[Subject]:
+    """Different labels for different subjects: the directory's name, with a number where even that is the same."""
+    from dataclasses import replace
+
+    seen: dict[str, int] = {}
+    out = []
+    for subject in subjects:
+        seen[subject.label] = count = seen.get(subject.label, 0) + 1
+        out.append(replace(subject, label=f"{subject.label} ({count})") if count > 1 else subject)
+    return out
+
+
+def figures_of(subject: Subject, axis: np.ndarray, common: float) -> Figures:
+    """A run's numbers, its losses up to ``common`` on the axis."""
+    loss, steps, tps = subject.curve["loss"], subject.curve["step"], subject.curve["tps"]
+    last = (axis <= common) & (axis >= common * (1 - FINAL_SHARE)) & np.isfinite(loss)
+    if not last.any() and loss.size:
+        last = np.zeros(loss.size, dtype=bool)
+        last[max(0, int(np.searchsorted(axis, common, side="right")) - 1)] = True
+    where, validation = subject.validation
+    end = steps[axis <= common]
+    before = where <= (end[-1] if end.size else -1)
+    rates = tps[1:] if tps.size > 1 else tps
+    rates = rates[np.isfinite(rates)]
+    finite = loss[np.isfinite(loss)]
+    return Figures(
+        loss=float(loss[last].mean()) if last.any() else math.nan,
+        best_loss=float(finite.min()) if finite.size else math.nan,
+        validation=float(validation[before][-1]) if before.any() else math.nan,
+        tps=float(np.median(rates)) if rates.size else math.nan,
+        seconds=float(subject.curve["time"][-1]) if steps.size else math.nan,
+        steps=int(steps[-1]) if steps.size else 0,
+    )
+
+
+def group(subjects: Sequence[Subject]) -> tuple[Group, ...]:
+    """Repeats together, in the order of their first run. An imported curve is a group of its own."""
+    members: dict[Any, list[int]] = {}
+    for index, subject in enumerate(subjects):
+        kept = {k: v for k, v in subject.options.items() if k not in REPEAT_OPTIONS}
+        key = (repr(sorted(kept.items())), subject.cell) if subject.options else index
+        members.setdefault(key, []).append(index)
+    firsts = [subjects[inside[0]] for inside in members.values()]
+    return tuple(
+        Group(label=_group_label(first, firsts), members=tuple(inside))
+        for first, inside in zip(firsts, members.values(), strict=True)
+    )
+
+
+def _group_label(subject: Subject, others: Sequence[Subject]) -> str:
+    """What sets a group apart: the options that differ between groups, else the run's name."""
+    if not all(other.options for other in others):
+        return subject.label
+    told = [
+        f"{name} {value}"
+        for name, value in subject.options.items()
+        if name not in REPEAT_OPTIONS and len({repr(other.options.get(name)) for other in others}) > 1
+    ]
+    return ", ".join(told)[:120] or subject.label
+
+
+def differences(subjects: Sequence[Subject]) -> list[Difference]:
+    """Settings that are not the same everywhere: of the spec, then the environment, then the code."""
+    found = []
+    for section, tables in (
+        ("spec", [s.options for s in subjects]),
+        ("environment", [s.environment for s in subjects]),
+    ):
+        for name in dict.fromkeys(name for table in tables for name in table):
+            values = tuple(table.get(name) for table in tables)
+            # an imported curve says nothing of its settings, so nothing differs from it
+            said = [value for value, table in zip(values, tables, strict=True) if table]
+            if any(value != said[0] for value in said):
+                code = section == "environment" and any(word in name for word in ("commit", "git", "dirty"))
+                found.append(Difference(section="code" if code else section, name=name, values=values))
+    cells = [s.cell for s in subjects]
+    ours = [s.cell for s in subjects if s.origin == "run"]
+    if any(cell != ours[0] for cell in ours):
+        lines = tuple(_lines(cell) if cell else None for cell in cells)
+        found.append(Difference(section="code", name="cell.py", values=lines))
+    return sorted(found, key=lambda d: ("spec", "environment", "code").index(d.section))
+
+
+def _lines(cell: str) -> str:
+    count = cell.count("\n") + 1
+    return f"{count} line{'s' if count != 1 else ''}"
+
+
+def code_diffs(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Unified diff of each run's cell against the first run's: label -> text. Equal cells have none."""
+    ours = [s for s in subjects if s.origin == "run"]
+    out = {}
+    for subject in ours[1:]:
+        lines = list(
+            difflib.unified_diff(
+                ours[0].cell.split("\n"), subject.cell.split("\n"), ours[0].label, subject.label, lineterm="", n=2
+            )
+        )
+        if len(lines) > _LONGEST_DIFF:
+            lines = [*lines[:_LONGEST_DIFF], f"... {len(lines) - _LONGEST_DIFF} more lines"]
+        if lines:
+            out[subject.label] = "\n".join(lines)
+    return out
+
+
+def noise_tests(groups: Sequence[Group], figures: Sequence[Figures]) -> list[NoiseTest]:
+    """Every pair of groups that have repeats, for the loss, the validation loss and the throughput."""
+    found: list[tuple[str, int, int, Welch, Permutation]] = []
+    for metric in ("loss", "validation", "tps"):
+        values = [[getattr(figures[i], metric) for i in each.members] for each in groups]
+        usable = [i for i, v in enumerate(values) if len(v) >= 2 and all(map(math.isfinite, v))]
+        for place, a in enumerate(usable):
+            for b in usable[place + 1 :]:
+                tested = statistics.welch(values[a], values[b]), statistics.permutation(values[a], values[b])
+                found.append((metric, a, b, *tested))
+    adjusted = statistics.holm([each[3].p for each in found])
+    return [
+        NoiseTest(metric=metric, a=a, b=b, welch=w, permutation=permuted, p=p)
+        for (metric, a, b, w, permuted), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def scaling(subjects: Sequence[Subject], figures: Sequence[Figures]) -> Scaling | None:
+    """Speed-up over ranks when the runs have different numbers of them; None otherwise. Repeats are averaged."""
+    points: dict[int, list[float]] = {}
+    for subject, figure in zip(subjects, figures, strict=True):
+        if subject.ranks and math.isfinite(figure.tps) and figure.tps > 0:
+            points.setdefault(subject.ranks, []).append(figure.tps * subject.ranks)
+    if len(points) < 2:
+        return None
+    ranks = tuple(sorted(points))
+    total = tuple(float(np.mean(points[n])) for n in ranks)
+    speed_up = tuple(value / total[0] for value in total)
+    batches = {s.options.get("batch_size") for s in subjects if s.ranks in points}
+    each = [(n, 1.0 / value) for n in ranks for value in points[n]]
+    weak = len(batches) > 1
+    return Scaling(
+        ranks=ranks,
+        total=total,
+        speed_up=speed_up,
+        efficiency=tuple(s * ranks[0] / n for s, n in zip(speed_up, ranks, strict=True)),
+        fit=None if weak else statistics.amdahl([n for n, _ in each], [t for _, t in each]),
+        weak=weak,
+    )

@@ -1,0 +1,130 @@
+"""The curves of a comparison: Bokeh figures in the common look, and one picture for viewers without scripts."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.history.subject import AXES
+from workbench.plots import rows, theme
+
+if TYPE_CHECKING:
+    from workbench.history.compare import Comparison, Scaling
+
+_DASHES = ("solid", "dashed", "dotted", "dotdash")
+_WIDEST_LABEL = 40
+_SIZE_INCHES = (9.0, 3.6)
+
+
+def figures(found: Comparison) -> list[Any]:
+    """Loss and throughput over the axis, and speed-up over ranks where they differ: Bokeh figures with their data."""
+    drawn = [_loss(found)]
+    if any(np.isfinite(s.curve["tps"]).any() for s in found.subjects):
+        drawn.append(_throughput(found))
+    if found.scaling is not None:
+        drawn.append(_scaling(found.scaling))
+    return drawn
+
+
+def colour(index: int) -> str:
+    """Colour of a run in a comparison; they repeat after eight, with another dash."""
+    return theme.RANK_COLOURS[index % len(theme.RANK_COLOURS)]
+
+
+def short_label(label: str) -> str:
+    """A label that fits a legend: its end, which tells runs apart."""
+    return label if len(label) <= _WIDEST_LABEL else f"…{label[1 - _WIDEST_LABEL :]}"
+
+
+def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
+    """Per run: x, y and smooth (moving average), thinned for the screen; rows without x or y left out."""
+    out = []
+    for subject in found.subjects:
+        x, y = subject.axis(found.x), subject.curve[column]
+        known = np.isfinite(x) & np.isfinite(y)
+        x, y = x[known], y[known]
+        out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}))
+    return out
+
+
+def _loss(found: Comparison) -> Any:
+    drawn = theme.new_figure("Loss", x_label=AXES[found.x], y_label="loss", height=320)
+    _draw(drawn, found, "loss", "@smooth{0.0000}")
+    for index, subject in enumerate(found.subjects):
+        steps, losses = subject.validation
+        if steps.size and subject.curve["step"].size:
+            places = np.interp(steps, subject.curve["step"], subject.axis(found.x))
+            drawn.scatter(places, losses, color=colour(index), size=11, line_color=None, marker="diamond")
+    return drawn
+
+
+def _throughput(found: Comparison) -> Any:
+    drawn = theme.new_figure("Throughput", x_label=AXES[found.x], y_label="tokens / s / device", height=260)
+    _draw(drawn, found, "tps", "@smooth{0,0}")
+    drawn.y_range.start = 0
+    return drawn
+
+
+def _draw(drawn: Any, found: Comparison, column: str, value: str) -> None:
+    from bokeh.models import ColumnDataSource, HoverTool
+
+    items = []
+    for index, (subject, line) in enumerate(zip(found.subjects, lines(found, column), strict=True)):
+        source = ColumnDataSource(line)
+        look = {"color": colour(index), "line_dash": _DASHES[index // len(theme.RANK_COLOURS) % len(_DASHES)]}
+        each = drawn.line("x", "y", source=source, alpha=0.3, line_width=1, **look)
+        smooth = drawn.line("x", "smooth", source=source, line_width=2, **look)
+        label = short_label(subject.label)
+        tips = [("run", _tip(label)), (AXES[found.x], "@x{0,0.[00]}"), (column, value)]
+        drawn.add_tools(HoverTool(renderers=[smooth], tooltips=tips, mode="mouse"))
+        items.append((label, [each, smooth]))
+    theme.add_legend(drawn, items)
+    drawn.above[-1].ncols = 1 if len(items) > 3 else max(1, len(items))
+    drawn.above[-1].orientation = "vertical" if len(items) > 3 else "horizontal"
+
+
+def _tip(label: str) -> str:
+    """A label inside a Bokeh tooltip: it is neither markup nor a field there."""
+    out = label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return out.replace("@", "&#64;").replace("$", "&#36;")
+
+
+def _scaling(scaling: Scaling) -> Any:
+    first = scaling.ranks[0]
+    drawn = theme.new_figure("Speed-up", x_label="ranks", y_label=f"speed-up over {first}", height=260)
+    every = np.linspace(first, scaling.ranks[-1], 100)
+    ideal = drawn.line(every, every / first, color="#8b949e", line_dash="dashed")
+    points = drawn.scatter(list(scaling.ranks), list(scaling.speed_up), size=9, color=theme.LOSS, line_color=None)
+    items = [("linear", [ideal]), ("measured", [points])]
+    fit = scaling.fit
+    if fit is not None:
+        law = [fit.speed_up(n) / fit.speed_up(first) for n in every]
+        items.append(("Amdahl's law", [drawn.line(every, law, color=theme.VALIDATION, line_width=2)]))
+    theme.add_legend(drawn, items)
+    return drawn
+
+
+def picture(found: Comparison) -> bytes:
+    """PNG of loss and throughput, drawn by matplotlib without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=_SIZE_INCHES, dpi=100, facecolor="white", layout="constrained")
+    FigureCanvasAgg(drawn)
+    panes = drawn.subplots(1, 2)
+    for pane, column, title in ((panes[0], "loss", "Loss"), (panes[1], "tps", "Tokens / s / device")):
+        for index, (subject, line) in enumerate(zip(found.subjects, lines(found, column), strict=True)):
+            # matplotlib reads $ as mathematics, and leaves labels that begin with _ out
+            label = " " + short_label(subject.label).replace("$", r"\$")
+            pane.plot(line["x"], line["smooth"], color=colour(index), linewidth=1.6, label=label)
+        pane.set_title(title, fontsize=9, loc="left")
+        pane.set_xlabel(AXES[found.x], fontsize=8)
+        pane.tick_params(labelsize=8)
+        pane.spines[["top", "right"]].set_visible(False)
+    panes[0].legend(fontsize=7, frameon=False)
+    file = io.BytesIO()
+    drawn.savefig(file, format="png")
+    return file.getvalue()

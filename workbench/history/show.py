@@ -1,0 +1,205 @@
+"""A comparison as words, as text and as HTML. Everything from a run is escaped."""
+
+from __future__ import annotations
+
+import html as markup
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.history.listing import number as short
+from workbench.history.subject import AXES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.history.compare import Comparison, NoiseTest, Scaling
+
+_NAMES = {"loss": "training loss", "validation": "validation loss", "tps": "tokens per second per device"}
+#: places on the axis at which a terminal shows the curves
+_PLACES = 6
+_STYLE = (
+    "<style>.dw-cmp{font:13px/1.45 system-ui,sans-serif}.dw-cmp table{border-collapse:collapse;margin:4px 0 14px}"
+    ".dw-cmp th,.dw-cmp td{padding:2px 10px;text-align:left;border-bottom:1px solid #8884;max-width:28em;"
+    "overflow-wrap:anywhere}.dw-cmp td.n{text-align:right;font-variant-numeric:tabular-nums}.dw-cmp caption{"
+    "text-align:left;font-weight:600;padding:4px 0}.dw-cmp pre{overflow:auto;max-height:24em}"
+    ".dw-cmp .scroll{overflow-x:auto}</style>"
+)
+
+
+def number(value: float | None) -> str:
+    """Four digits; a dash for what is not known."""
+    return "\N{EN DASH}" if value is None or math.isnan(value) else short(value)
+
+
+def figures_frame(found: Comparison) -> pd.DataFrame:
+    """One row per run."""
+    import pandas as pd
+
+    rows = [
+        {
+            "run": s.label,
+            "plan": s.plan or s.origin,
+            "ranks": s.ranks or None,
+            "state": s.state,
+            "steps": f.steps,
+            "loss": f.loss,
+            "best_loss": f.best_loss,
+            "validation": f.validation,
+            "tps": f.tps,
+            "seconds": f.seconds,
+        }
+        for s, f in zip(found.subjects, found.figures, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def words(found: Comparison) -> list[str]:
+    """The findings, the most important first."""
+    sentences = [_test(found, test) for test in found.tests]
+    alone = [group.label for group in found.groups if len(group.members) < 2]
+    if len(found.groups) > 1 and alone:
+        sentences.append(
+            f"Whether a difference exceeds seed noise cannot be said for {'; '.join(alone)}: only one run each. Repeat "
+            "with another --seed."
+        )
+    if len(found.groups) == 1 and len(found.subjects) > 1:
+        sentences.append(_repeats(found))
+    if found.scaling is not None:
+        sentences += _scaling(found.scaling)
+    unequal = {int(f.steps) for f in found.figures}
+    if len(unequal) > 1:
+        sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
+    return sentences
+
+
+def _repeats(found: Comparison) -> str:
+    spread = _spread([f.loss for f in found.figures])
+    return (
+        f"These are {len(found.subjects)} repeats of one spec: training loss {spread} (standard deviation over seeds)."
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{short(float(np.mean(values)))} \N{PLUS-MINUS SIGN} {short(float(np.std(values, ddof=1)))}"
+
+
+def _test(found: Comparison, test: NoiseTest) -> str:
+    a, b = found.groups[test.a], found.groups[test.b]
+    values = [[getattr(found.figures[i], test.metric) for i in group.members] for group in (a, b)]
+    sides = [f"{group.label}: {_spread(v)} ({len(v)} runs)" for group, v in zip((a, b), values, strict=True)]
+    exact = test.permutation
+    split = f"permutation test p = {exact.p:.3g} over {'all' if exact.exact else 'random'} {exact.arrangements} splits"
+    verdict = "more than seed noise explains" if test.exceeds else "within seed noise"
+    w = test.welch
+    return (
+        f"{_NAMES[test.metric].capitalize()}: {sides[0]}; {sides[1]}. The difference {short(w.difference)} (95 % "
+        f"interval {short(w.low)} to {short(w.high)}) is {verdict} (Welch t = {w.t:.2f}, {w.df:.1f} degrees of "
+        f"freedom, p = {test.p:.2g}{' after Holm' if len(found.tests) > 1 else ''}; {split})."
+    )
+
+
+def _scaling(scaling: Scaling) -> list[str]:
+    best = scaling.ranks[-1]
+    out = [
+        f"From {scaling.ranks[0]} to {best} ranks tokens per second grow {scaling.speed_up[-1]:.2f}x: "
+        f"{100 * scaling.efficiency[-1]:.0f} % efficiency"
+        + (" (weak scaling: the global batch is not the same)." if scaling.weak else ".")
+    ]
+    fit = scaling.fit
+    if fit is not None:
+        error = f" \N{PLUS-MINUS SIGN} {100 * fit.error:.2g}" if math.isfinite(fit.error) else ""
+        limit = "no limit" if math.isinf(fit.limit) else f"a limit of {fit.limit:.1f}x"
+        why = "" if error else " (two points fit exactly: no error can be given)"
+        out.append(f"Amdahl's law fits a serial share of {100 * fit.serial:.2g}{error} %{why}: {limit} over one rank.")
+    return out
+
+
+def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Losses at a few places of the axis that all runs reached: heads and rows of text."""
+    places = np.linspace(found.common / _PLACES, found.common, _PLACES)
+    rows = []
+    for s in found.subjects:
+        axis, loss = s.axis(found.x), s.curve["loss"]
+        known = np.isfinite(axis) & np.isfinite(loss)
+        values = np.interp(places, axis[known], loss[known]) if known.any() else np.full(places.size, math.nan)
+        rows.append([s.label, *map(number, values)])
+    return [f"loss at {AXES[found.x]}", *(short(float(p)) for p in places)], rows
+
+
+def _figure_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation", "tokens/s/device", "seconds"]
+    rows = [
+        [s.label, s.plan or s.origin, str(s.ranks or ""), s.state, str(f.steps)]
+        + [number(value) for value in (f.loss, f.best_loss, f.validation, f.tps, f.seconds)]
+        for s, f in zip(found.subjects, found.figures, strict=True)
+    ]
+    return heads, rows
+
+
+def _difference_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    heads = ["what differs", "", *(s.label for s in found.subjects)]
+    return heads, [
+        [d.section, d.name, *("\N{EN DASH}" if v is None else _short_text(v) for v in d.values)]
+        for d in found.differences
+    ]
+
+
+def _short_text(value: Any, most: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _scaling_rows(scaling: Scaling) -> tuple[list[str], list[list[str]]]:
+    heads = ["ranks", "tokens/s, all ranks", "speed-up", "efficiency", "Amdahl fit"]
+    first = scaling.ranks[0]
+    rows = []
+    for n, total, gain, share in zip(scaling.ranks, scaling.total, scaling.speed_up, scaling.efficiency, strict=True):
+        fit = scaling.fit
+        fitted = f"{fit.speed_up(n) / fit.speed_up(first):.2f}x" if fit else ""
+        rows.append([str(n), short(total), f"{gain:.2f}x", f"{100 * share:.0f} %", fitted])
+    return heads, rows
+
+
+def _tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    tables = [("Runs", *_figure_rows(found)), ("Curves", *curve_table(found))]
+    if found.differences:
+        tables.append(("What differs", *_difference_rows(found)))
+    if found.scaling is not None:
+        tables.append(("Scaling", *_scaling_rows(found.scaling)))
+    return tables
+
+
+def text(found: Comparison) -> str:
+    """For a terminal."""
+    parts = ["\n".join(words(found))] if words(found) else []
+    parts += [_plain(heads, rows) for _, heads, rows in _tables(found)]
+    return "\n\n".join([*parts, *found.code_diffs.values()])
+
+
+def _plain(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    lines = (heads, *rows)
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def html(found: Comparison) -> str:
+    """For a notebook: findings, tables, and the diffs of the cells, folded."""
+    parts = [_STYLE, '<div class="dw-cmp">']
+    if words(found):
+        parts.append("<ul>" + "".join(f"<li>{markup.escape(line)}</li>" for line in words(found)) + "</ul>")
+    for title, heads, rows in _tables(found):
+        parts.append(f'<div class="scroll"><table><caption>{title}</caption><thead>{_line("th", heads)}</thead><tbody>')
+        parts += [_line("td", row) for row in rows]
+        parts.append("</tbody></table></div>")
+    for label, diff in found.code_diffs.items():
+        parts.append(f"<details><summary>cell.py of {markup.escape(label)}, what differs from the first</summary>")
+        parts.append(f"<pre>{markup.escape(diff)}</pre></details>")
+    return "".join([*parts, "</div>"])
+
+
+def _line(tag: str, cells: Sequence[str]) -> str:
+    kind = ' scope="col"' if tag == "th" else ""
+    return "<tr>" + "".join(f"<{tag}{kind}>{markup.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
