@@ -33,9 +33,9 @@ class Comparison:
     words: str
 
 
-def comparison(runs: Sequence[RunFacts], sheet: Sheet) -> Comparison:
-    """Compare runs; the interactive curves go onto ``sheet``."""
-    labels = names_of(runs)
+def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = ()) -> Comparison:
+    """Compare runs; the interactive curves go onto ``sheet``. ``labels``: what to call them (default: their names)."""
+    labels = list(labels) or names_of(runs)
     options = [facts.spec.options() if facts.spec else {} for facts in runs]
     keys = dict.fromkeys(key for found in options for key in found if key not in _NOT_COMPARED)
     differences = [

@@ -34,19 +34,20 @@ def render(
     light: bool = False,
     pdf: bool = False,
     title: str = "",
+    labels: Sequence[str] = (),
 ) -> Path:
     """Write the report of a run directory, or of several, as one offline HTML file and return its path.
 
     ``out``: the file, or a directory for it; default ``report.html`` in the (first) run directory. ``figures``: default
     all of ``workbench.plots``. ``light``: still pictures and no scripts. ``pdf``: a PDF instead, printed by a chromium of
-    this machine. Several runs are also compared. Raises ``RunDirectoryError`` when one is no run directory or ``out``
+    this machine. Several runs are also compared, under their names or the ``labels``. Raises ``RunDirectoryError`` when one is no run directory or ``out``
     cannot be written, ``ReportError`` when nothing can print; whatever else is wrong with a run stands in the report.
     """
     names = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not names:
         raise RunDirectoryError("there is no run to report: name one, `workbench runs` lists them")
     found = [run_facts.read(name) for name in names]
-    html = page(found, plots() if figures is None else list(figures), light=light or pdf, title=title)
+    html = page(found, plots() if figures is None else list(figures), light=light or pdf, title=title, labels=labels)
     return write(html, target_of(out, found[0].path / REPORT_FILE, pdf=pdf), pdf=pdf)
 
 
@@ -78,7 +79,14 @@ def write(html: str, target: Path, *, pdf: bool = False) -> Path:
     return target.absolute()
 
 
-def page(runs: Sequence[RunFacts], figures: Sequence[Plot], *, light: bool = False, title: str = "") -> str:
+def page(
+    runs: Sequence[RunFacts],
+    figures: Sequence[Plot],
+    *,
+    light: bool = False,
+    title: str = "",
+    labels: Sequence[str] = (),
+) -> str:
     """The report as HTML text."""
     sheet = Sheet(light=light)
     several = len(runs) > 1
@@ -86,7 +94,7 @@ def page(runs: Sequence[RunFacts], figures: Sequence[Plot], *, light: bool = Fal
         section_of(facts, sheet, figures, prefix=f"run{number}-" if several else "", level=3 if several else 2)
         for number, facts in enumerate(runs, 1)
     ]
-    compared = comparison(runs, sheet) if several else None
+    compared = comparison(runs, sheet, labels) if several else None
     return (
         templates()
         .get_template("report.html")
