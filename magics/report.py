@@ -1,17 +1,18 @@
-"""``%dist_report``: a run as one offline HTML file."""
+"""``%dist_report``: runs, or the whole notebook, as one offline HTML file."""
 
 from __future__ import annotations
 
 import html
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
-from workbench.report import render
+from workbench.errors import ConfigError
 from workbench.run import Run
 
 
@@ -20,22 +21,55 @@ class ReportMagics(Magics):
     """Reports from a notebook."""
 
     @magic_arguments()
-    @argument("run", metavar="RUN", nargs="?", help="a run directory or a run's name (default: the newest run)")
-    @argument("-o", "--out", metavar="FILE", help="where to write (default: report.html in the run directory)")
+    @argument(
+        "run",
+        metavar="RUN",
+        nargs="*",
+        help="run directories or names of runs, several are compared (default: the newest run); with --notebook its file",
+    )
+    @argument("--notebook", action="store_true", help="report the whole notebook as last saved, with its runs")
+    @argument("-o", "--out", metavar="FILE", help="where to write (default: in the run directory, or beside the notebook)")
+    @argument("--pdf", action="store_true", help="print it with a chromium of this machine")
+    @argument("--light", action="store_true", help="still pictures only: a small file without scripts")
     @line_magic
     def dist_report(self, line: str) -> Path:
-        """Write the report of a run as one HTML file that needs no network, show a link to it and return its path."""
+        """Write a report as one HTML file that needs no network, show a link to it and return its path."""
         arguments = parse_argstring(self.dist_report, line)
-        written = render(Run(arguments.run).path, arguments.out)
+        options: dict[str, Any] = {"pdf": arguments.pdf, "light": arguments.light}
+        if arguments.notebook:
+            return _notebook(arguments.run, arguments.out, options)
+        from workbench.report import render
+
+        runs = [Run(name).path for name in arguments.run or [None]]
+        written = render(runs, arguments.out, **options)
         display(_link(written), raw=True)
         return written
 
 
-def _link(report: Path) -> dict[str, str]:
+def _notebook(names: list[str], out: str | None, options: dict[str, Any]) -> Path:
+    from workbench.report.notebook import current_notebook, render_notebook, saved_at
+
+    if len(names) > 1:
+        raise ConfigError(f"--notebook takes one FILE, not {len(names)}: {', '.join(names)}", field="--notebook")
+    notebook = Path(names[0]).expanduser() if names else current_notebook()
+    written = render_notebook(notebook, out, widgets=_live_widgets(), **options)
+    display(_link(written, f" of {notebook.name} as saved at {saved_at(notebook)}"), raw=True)
+    return written
+
+
+def _live_widgets() -> dict[str, Any]:
+    """States of this kernel's ordinary widgets: a notebook file need not hold them."""
+    from ipywidgets import Widget
+
+    state: dict[str, Any] = Widget.get_manager_state(drop_defaults=False)["state"]
+    return state
+
+
+def _link(report: Path, what: str = "") -> dict[str, str]:
     """A link for a notebook (relative: JupyterLab opens it where it serves the folder), the path for a prompt."""
     address = quote(os.path.relpath(report))
-    shown = html.escape(str(report))
+    shown, said = html.escape(str(report)), html.escape(what)
     return {
-        "text/plain": f"report: {report}",
-        "text/html": f'Report: <a href="{html.escape(address)}" target="_blank" rel="noopener">{shown}</a>',
+        "text/plain": f"report{what}: {report}",
+        "text/html": f'Report{said}: <a href="{html.escape(address)}" target="_blank" rel="noopener">{shown}</a>',
     }

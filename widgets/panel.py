@@ -126,7 +126,8 @@ class Panel:
     def _publish(self, data: dict[str, Any], *, update: bool, width: int | None = None) -> None:
         from IPython.display import publish_display_data
 
-        metadata = {"image/png": {"width": width}} if width else {}
+        metadata: dict[str, Any] = {"image/png": {"width": width}} if width else {}
+        metadata["dist_workbench"] = {"run": str(self.path.absolute())}
         publish_display_data(data, metadata, transient={"display_id": self._display_id}, update=update)
 
 

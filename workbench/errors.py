@@ -9,6 +9,7 @@
     │   └── RanksBusyError   the ranks train a run, so they cannot take this now
     ├── CellError            a cell failed on ranks: one traceback and the ranks that had it
     ├── RunError             a training run failed, or can no longer take what was asked
+    ├── ReportError          a report that cannot be made here (no browser to print it, no notebook to report)
     └── RunDirectoryError    a run directory that cannot be made, written or read
         └── SchemaError      written by a newer version of this project
 
@@ -80,6 +81,10 @@ class RunError(WorkbenchError):
 
     def _render_traceback_(self) -> list[str]:
         return [*filter(None, [self.traceback.rstrip()]), f"{type(self).__name__}: {self}"]
+
+
+class ReportError(WorkbenchError):
+    """A report that cannot be made here: there is no browser to print it, or no notebook to report."""
 
 
 class RunDirectoryError(WorkbenchError):

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import tomli_w
 
+from workbench import environment
 from workbench.config import SPEC_FILE, TrainSpec
 from workbench.errors import RunDirectoryError, nearest
 
@@ -61,6 +62,7 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
         (path / SPEC_FILE).write_text(tomli_w.dumps(document), encoding="utf-8")
         if cell is not None:
             (path / CELL_FILE).write_text(cell, encoding="utf-8")
+        environment.record(path)
         (path / CONTROL_FILE).touch(mode=0o600)
         (path / OWNER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
     except OSError as error:

@@ -45,10 +45,18 @@ class _Interrupted(RuntimeError):
 
 
 class NotebookExecution:
-    """One execution of a notebook in ``folder``; outputs go into the notebook that was given."""
+    """One execution of a notebook in ``folder``; outputs go into the notebook that was given.
 
-    def __init__(self, notebook: NotebookNode, *, folder: Path, environment: dict[str, str]) -> None:
+    ``cores``: the kernel and its ranks stay on these (None: wherever this process may run). ``run`` does it all;
+    ``start``, ``over``, ``finish`` and ``end`` are its parts, for several side by side.
+    """
+
+    def __init__(
+        self, notebook: NotebookNode, *, folder: Path, environment: dict[str, str], cores: set[int] | None = None
+    ) -> None:
         self._notebook = notebook
+        self._cores = cores
+        self._worker = threading.Thread(target=self._work, name="notebook", daemon=True)
         self._environment = {**os.environ, **environment, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         self._interrupted = False
         self._failure: BaseException | None = None
@@ -71,19 +79,32 @@ class NotebookExecution:
         the kernel and its ranks are gone."""
         from workbench.commands.follow import follow
 
-        worker = threading.Thread(target=self._work, name="notebook", daemon=True)
-        worker.start()
+        self.start()
         try:
-            follow(find_runs, lambda: not worker.is_alive())
+            follow(find_runs, self.over)
         except KeyboardInterrupt:
             print("interrupted: ending the notebook and its ranks", flush=True)
-            self._end(worker)
+            self.end()
             raise
+        self.finish()
+
+    def start(self) -> None:
+        """Begin, in a thread; returns at once."""
+        self._worker.start()
+
+    def over(self) -> bool:
+        """Whether the kernel has ended, one way or the other."""
+        return not self._worker.is_alive()
+
+    def finish(self) -> None:
+        """Say how it went, once it is ``over``: ``NotebookFailed`` names the cell and the error."""
         if self._failure is not None:
             raise NotebookFailed(_in_words(self._failure, self._notebook)) from self._failure
 
     def _work(self) -> None:
         try:
+            if self._cores:
+                os.sched_setaffinity(0, self._cores)  # of this thread, and of the processes that it starts
             asyncio.run(self._execute())
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
@@ -104,17 +125,17 @@ class NotebookExecution:
         if self._interrupted:
             raise _Interrupted("interrupted")
 
-    def _end(self, worker: threading.Thread) -> None:
+    def end(self) -> None:
         """Interrupt the running cell (its run stops after a step), let the kernel end its ranks; then kill it."""
         self._interrupted = True
         try:
             self._ask(self._manager.interrupt_kernel)
-            worker.join(PATIENCE_S)
+            self._worker.join(PATIENCE_S)
         except KeyboardInterrupt:
             print("killing the kernel", flush=True)
-        if worker.is_alive():
+        if self._worker.is_alive():
             self._ask(lambda: self._manager.shutdown_kernel(now=True))
-            worker.join(PATIENCE_S)
+            self._worker.join(PATIENCE_S)
 
     def _ask(self, what: Callable[[], Any]) -> None:
         """Have something done in the kernel's event loop."""

@@ -1,4 +1,4 @@
-"""A run directory as one offline HTML file: ``render(run) -> path``."""
+"""Runs and notebooks as offline HTML files: ``render(runs) -> path``, ``notebook.render_notebook(file) -> path``."""
 
 from workbench.report.document import render
 

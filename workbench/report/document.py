@@ -1,15 +1,15 @@
-"""``render``: facts, words and figures into the template."""
+"""``render``: one run or several as one HTML file."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from workbench.errors import RunDirectoryError
@@ -17,119 +17,118 @@ from workbench.plots import plots, theme
 from workbench.plots.base import Plot
 from workbench.report import facts as run_facts
 from workbench.report import words
+from workbench.report.compared import comparison
 from workbench.report.facts import RunFacts
-from workbench.report.figures import draw, library, script_safe
+from workbench.report.figures import Sheet, library, script_safe
+from workbench.report.sections import section_of
 from workbench.run_directory import REPORT_FILE
 
-#: events that the table shows; the rest is counted
-_EVENTS_SHOWN = 500
-_TEXTS_SHOWN = 20
-_TEXT_LENGTH = 4000
+RunName = str | Path
 
 
-def render(run: str | Path, out: str | Path | None = None, *, figures: Iterable[Plot] | None = None) -> Path:
-    """Write the report of a run directory as one offline HTML file and return its path.
+def render(
+    runs: RunName | Sequence[RunName],
+    out: str | Path | None = None,
+    *,
+    figures: Iterable[Plot] | None = None,
+    light: bool = False,
+    pdf: bool = False,
+    title: str = "",
+    labels: Sequence[str] = (),
+) -> Path:
+    """Write the report of a run directory, or of several, as one offline HTML file and return its path.
 
-    ``out``: the file, or a directory for it; default ``report.html`` in the run directory. ``figures``: default
-    all of ``workbench.plots``. Raises ``RunDirectoryError`` when ``run`` is no run directory or ``out`` cannot be
-    written; whatever else is wrong with the run stands in the report.
+    ``out``: the file, or a directory for it; default ``report.html`` in the (first) run directory. ``figures``: default
+    all of ``workbench.plots``. ``light``: still pictures and no scripts. ``pdf``: a PDF instead, printed by a chromium of
+    this machine. Several runs are also compared, under their names or the ``labels``. Raises ``RunDirectoryError`` when one is no run directory or ``out``
+    cannot be written, ``ReportError`` when nothing can print; whatever else is wrong with a run stands in the report.
     """
-    facts = run_facts.read(run)
-    target = Path(out).expanduser() if out is not None else facts.path / REPORT_FILE
+    names = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if not names:
+        raise RunDirectoryError("there is no run to report: name one, `workbench runs` lists them")
+    found = [run_facts.read(name) for name in names]
+    html = page(found, plots() if figures is None else list(figures), light=light or pdf, title=title, labels=labels)
+    return write(html, target_of(out, found[0].path / REPORT_FILE, pdf=pdf), pdf=pdf)
+
+
+def target_of(out: str | Path | None, default: Path, *, pdf: bool) -> Path:
+    """Where a report goes: ``out``, or its default name in the directory ``out``; ``.pdf`` when that is asked for."""
+    target = Path(out).expanduser() if out is not None else default
     if target.is_dir():
-        target /= REPORT_FILE
-    html = page(facts, plots() if figures is None else figures)
+        target /= default.name
+    return target.with_suffix(".pdf") if pdf else target
+
+
+def write(html: str, target: Path, *, pdf: bool = False) -> Path:
+    """Write the file, beside and renamed. ``RunDirectoryError`` when it cannot be, ``ReportError`` for the PDF."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        beside.write_text(html, encoding="utf-8", errors="replace")
-        beside.replace(target)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.html")
+        try:
+            beside.write_text(html, encoding="utf-8", errors="replace")
+            if pdf:
+                from workbench.report.pdf import print_to_pdf
+
+                print_to_pdf(beside, target)
+            else:
+                beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"cannot write the report {target}: {error.strerror}; pass -o FILE") from error
     return target.absolute()
 
 
-def page(facts: RunFacts, figures: Iterable[Plot]) -> str:
+def page(
+    runs: Sequence[RunFacts],
+    figures: Sequence[Plot],
+    *,
+    light: bool = False,
+    title: str = "",
+    labels: Sequence[str] = (),
+) -> str:
     """The report as HTML text."""
+    sheet = Sheet(light=light)
+    several = len(runs) > 1
+    sections = [
+        section_of(facts, sheet, figures, prefix=f"run{number}-" if several else "", level=3 if several else 2)
+        for number, facts in enumerate(runs, 1)
+    ]
+    compared = comparison(runs, sheet, labels) if several else None
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            title=title or (f"{len(runs)} runs compared" if several else runs[0].name),
+            kicker="Training report",
+            runs=sections,
+            comparison=compared,
+            **scripts(sheet),
+        )
+    )
+
+
+def scripts(sheet: Sheet, *, parts: tuple[str, ...] = (), always: bool = False) -> dict[str, Any]:
+    """What the page's frame needs beside its content: packed figures and library ("" where there is nothing to draw)."""
+    needed = sheet.count > 0 or bool(parts) or always
+    return {
+        "payload": sheet.payload() if sheet.count else "",
+        "bokeh": library(*parts) if needed and not sheet.light else "",
+        "colours": script_safe(theme.COLOURS),
+        "made": words.moment(time.time()),
+        "version": metadata.version("dist-workbench"),
+    }
+
+
+@cache
+def templates() -> Environment:
+    """The templates, with the filters that they use; everything is escaped unless a template says otherwise."""
     environment = Environment(
-        loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("workbench.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(number=words.number, gib=words.gibibytes, short=words.short, who=words.who)
-    drawn = draw(facts.store, figures)
-    return environment.get_template("report.html").render(
-        facts=facts,
-        tiles=_tiles(facts),
-        summary=words.summary(facts),
-        failure=_failure(facts),
-        figures=drawn,
-        bokeh=library() if any(figure.item for figure in drawn) else "",
-        colours=script_safe(theme.COLOURS),
-        validation=facts.validation(),
-        confusion=_confusion(facts),
-        texts=[(h.step, words.short(h.value, _TEXT_LENGTH)) for h in facts.of_kind("sample")][-_TEXTS_SHOWN:],
-        events=_events(facts),
-        events_left_out=max(0, len(_told(facts)) - _EVENTS_SHOWN),
-        options=_options(facts),
-        rerun=words.rerun(facts),
-        made=words.moment(time.time()),
-        version=metadata.version("dist-workbench"),
-    )
-
-
-def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
-    """The figures at the top: (label, value, unit)."""
-    figure = facts.summary()
-    steps = f"{figure['steps']:,}"
-    tiles = [("Steps", steps, f"of {facts.spec.steps:,}" if facts.spec else "")]
-    for label, key, unit in (
-        ("Training loss", "last_loss", f"from {words.number(figure['first_loss'])}"),
-        ("Validation loss", "validation_loss", ""),
-        ("Tokens per second", "tokens_per_second", f"on {facts.mesh.world_size} ranks"),
-    ):
-        if figure[key] is not None:
-            tiles.append((label, words.number(figure[key]), unit))
-    accuracy = [row["accuracy"] for row in facts.validation() if "accuracy" in row]
-    if accuracy:
-        tiles.append(("Accuracy", f"{100 * accuracy[-1]:.1f}", "%"))
-    if facts.seconds:
-        tiles.append(("Time", words.duration(facts.seconds), ""))
-    return tiles
-
-
-def _failure(facts: RunFacts) -> dict[str, Any] | None:
-    failed = words.first_failure(facts)
-    return {"who": words.who(failed), "step": failed.step, **failed.value} if failed else None
-
-
-def _confusion(facts: RunFacts) -> dict[str, Any] | None:
-    """The last confusion matrix: rows are true classes, each cell with its share of the row (for its shade)."""
-    found = facts.of_kind("validation", "confusion_matrix")
-    if not found:
-        return None
-    try:
-        matrix = np.asarray(found[-1].value, dtype=float)
-    except (TypeError, ValueError):
-        return None
-    if matrix.ndim != 2 or not matrix.size:
-        return None
-    share = matrix / np.maximum(np.nansum(matrix, axis=1, keepdims=True), 1)
-    rows = [
-        [(words.number(value), round(float(np.nan_to_num(part)), 3)) for value, part in zip(*row, strict=True)]
-        for row in zip(matrix.tolist(), share.tolist(), strict=True)
-    ]
-    return {"step": found[-1].step, "rows": rows}
-
-
-def _told(facts: RunFacts) -> list[run_facts.Happening]:
-    """Events that have no place of their own in the report."""
-    return [h for h in facts.happenings if h.kind not in ("sample", "validation")]
-
-
-def _events(facts: RunFacts) -> list[dict[str, Any]]:
-    told = _told(facts)
-    begin = told[0].time if told else 0.0
-    return [{"after": words.duration(max(0.0, h.time - begin)), "event": h} for h in told[:_EVENTS_SHOWN]]
-
-
-def _options(facts: RunFacts) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in facts.spec.options().items() if value != ""] if facts.spec else []
+    return environment

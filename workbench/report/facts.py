@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workbench import run_directory
-from workbench.config import SPEC_FILE, TrainSpec
+from workbench import environment, run_directory
+from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError, format_ranks
 from workbench.mesh import Mesh
 from workbench.rank_log import rank_directory
@@ -26,6 +26,9 @@ from workbench.run_directory import CELL_FILE
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Columns, Store
 
+#: what a comparison of this plan with one process found, where somebody made one
+VERIFICATION_FILE = "verification.json"
+_MOST_BROKEN_LOGS = 20
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -72,6 +75,8 @@ class RunFacts:
     cell: str
     versions: dict[str, Any]
     machine: dict[str, Any]
+    environment: dict[str, Any]
+    verification: dict[str, Any]
     mesh: Mesh
     metrics: Columns
     status: str
@@ -145,13 +150,12 @@ def read(path: str | Path) -> RunFacts:
         )
     notes: list[str] = []
     store = Store(path)
-    try:
-        store.refresh()
-    except (WorkbenchError, pa.ArrowException, OSError) as error:
-        notes.append(f"The logs could not be read to their end: {error}")
+    _read_logs(store, notes)
     spec, spec_text, extra = _read_spec(path, store, notes)
     present = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
     mesh = spec.plan.mesh if spec else Mesh(dp=max(present, default=0) + 1)
+    if spec is None:  # figures ask the store for the plan: they are drawn on the guess
+        store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
     status = state_of(store.table("events"), mesh.world_size)
@@ -168,6 +172,8 @@ def read(path: str | Path) -> RunFacts:
         cell=cell.read_text(encoding="utf-8", errors="replace") if cell.exists() else "",
         versions=extra["versions"],
         machine=extra["machine"],
+        environment=_json_file(path / environment.ENVIRONMENT_FILE, notes),
+        verification=_json_file(path / VERIFICATION_FILE, notes),
         mesh=mesh,
         metrics=metrics,
         status=status,
@@ -175,6 +181,22 @@ def read(path: str | Path) -> RunFacts:
         ranks=_rank_facts(store, mesh, raw),
         notes=notes,
     )
+
+
+def _read_logs(store: Store, notes: list[str]) -> None:
+    """Read every log; one that cannot be read (of a newer version, or broken) is said, and the others are read on."""
+    seen: set[str] = set()
+    for _ in range(_MOST_BROKEN_LOGS):
+        try:
+            store.refresh()
+            return
+        except (WorkbenchError, pa.ArrowException, OSError) as error:
+            said = str(error)
+            if said in seen:
+                break
+            seen.add(said)
+            notes.append(f"A log could not be read: {said}")
+    notes.append("The logs could not be read to their end.")
 
 
 def _read_spec(path: Path, store: Store, notes: list[str]) -> tuple[TrainSpec | None, str, dict[str, dict[str, Any]]]:
@@ -197,6 +219,21 @@ def _read_spec(path: Path, store: Store, notes: list[str]) -> tuple[TrainSpec | 
         if isinstance(data.get(table), dict):
             found.update(data[table])
     return spec, text, extra
+
+
+def _json_file(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON table of the run directory; empty when there is none, with a note when it cannot be understood."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} could not be read: {error}")
+        return {}
+    if isinstance(found, dict):
+        return found
+    notes.append(f"{path.name} could not be read: it holds no table")
+    return {}
 
 
 def _decode(text: str) -> Any:

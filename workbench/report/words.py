@@ -14,6 +14,7 @@ from workbench.errors import format_ranks
 from workbench.flags import FLAGS
 from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
+from workbench.report.limits import limits
 
 #: options that a recipe has its own defaults for, so a command line names them
 _ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
@@ -58,8 +59,8 @@ def moment(time: float) -> str:
 
 
 def summary(facts: RunFacts) -> list[str]:
-    """The run in a few sentences: what was trained, on what, how fast, how it ended."""
-    return [text for text in (_what(facts), _learned(facts), _speed(facts), _end(facts)) if text]
+    """The run in a few sentences: what was trained, on what, how fast, what limited it, how it ended."""
+    return [text for text in (_what(facts), _learned(facts), _speed(facts), limits(facts), _end(facts)) if text]
 
 
 def _what(facts: RunFacts) -> str:

@@ -1,12 +1,19 @@
 "use strict";
-// Draws the figures and keeps their colours with the page: light or dark as the reader's system asks, light on paper.
+// Unpacks BokehJS and the figures, draws them in place of the still pictures, and keeps their colours with the page:
+// light or dark as the reader's system asks. Where this cannot be, the still pictures stay.
 (async () => {
   const COLOURS = {{ colours | safe }};
+  const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   let drawn = 0;
 
-  function paint(onPaper) {
-    const c = COLOURS[dark.matches && !onPaper ? "dark" : "light"];
+  async function unpack(id) {
+    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (character) => character.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  function paint() {
+    const c = COLOURS[dark.matches ? "dark" : "light"];
     const axis = { axis_label_text_color: c.muted, major_label_text_color: c.muted, group_text_color: c.muted,
                    axis_line_color: c.line, major_tick_line_color: c.line };
     const colours = {
@@ -15,7 +22,7 @@
       Legend: { label_text_color: c.text },
       ColorBar: { title_text_color: c.muted, major_label_text_color: c.muted },
     };
-    for (const document of Bokeh.documents) {
+    for (const document of Bokeh.documents.filter((document) => ours.has(document))) {
       for (const model of document._all_models.values()) {
         for (const [kind, values] of Object.entries(colours)) {
           if (model.type !== kind && !(kind === "Axis" && model.type.endsWith("Axis"))) continue;
@@ -27,13 +34,30 @@
     }
   }
 
-  for (const element of document.querySelectorAll("script.item")) {
-    await Bokeh.embed.embed_item(JSON.parse(element.textContent));
-    drawn += 1;
+  const ours = new Set();
+
+  async function draw({ document: json, roots }, number) {
+    for (const place of Object.values(roots)) document.getElementById(place).hidden = false;
+    const before = new Set(Bokeh.documents);
+    const id = `sheet-${number}`;
+    await Bokeh.embed.embed_items({ [id]: json }, [{ docid: id, roots, root_ids: Object.keys(roots) }]);
+    for (const made of Bokeh.documents) if (!before.has(made)) ours.add(made);
+    for (const place of Object.values(roots)) {
+      document.getElementById(place).closest("figure").classList.add("live");
+      drawn += 1;
+    }
   }
-  paint(false);
-  dark.addEventListener("change", () => paint(false));
-  window.addEventListener("beforeprint", () => paint(true));
-  window.addEventListener("afterprint", () => paint(false));
-  document.documentElement.dataset.drawn = String(drawn);
+
+  if (typeof DecompressionStream === "undefined") return;
+  const script = document.createElement("script");
+  script.textContent = await unpack("packed-library");
+  document.head.append(script);
+  if (document.getElementById("packed-figures")) {
+    let number = 0;
+    for (const sheet of JSON.parse(await unpack("packed-figures"))) await draw(sheet, number++);
+    paint();
+    dark.addEventListener("change", paint);
+  }
+  for (const task of window.workbenchTasks ?? []) await task();
+  root.dataset.drawn = String(drawn);
 })();

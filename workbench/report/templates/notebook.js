@@ -1,0 +1,85 @@
+"use strict";
+// What a notebook's report does beside its figures: Bokeh outputs, formulas, folding. Tasks run once BokehJS is there.
+(() => {
+  async function inflate(text) {
+    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  async function bokehOutputs() {
+    for (const packed of document.querySelectorAll("script.bokeh-output")) {
+      const script = document.createElement("script");
+      script.textContent = await inflate(packed.textContent);
+      packed.replaceWith(script);
+    }
+  }
+
+  function typeset(place, tex, display) {
+    const mathjax = Bokeh.require("models/text/mathjax/index");
+    const drawn = mathjax.tex2svg(tex, { display, em: 16, ex: 8, containerWidth: 1200 });
+    const svg = drawn.querySelector("svg");
+    svg.style.fill = svg.style.color = "currentcolor";
+    place.textContent = "";
+    place.append(svg);
+    place.setAttribute("role", "math");
+    place.setAttribute("aria-label", tex);
+    place.classList.add("done");
+  }
+
+  function formulas() {
+    for (const place of document.querySelectorAll(".math")) {
+      typeset(place, place.textContent, place.classList.contains("block"));
+    }
+    const mathjax = () => Bokeh.require("models/text/mathjax/index");
+    for (const place of document.querySelectorAll(".mathful")) {
+      const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+      const texts = [];
+      while (walker.nextNode()) texts.push(walker.currentNode);
+      for (const node of texts) {
+        const pieces = /^\s*\$(?!\$)([^$]+)\$\s*$/.exec(node.data);
+        const found = pieces ? [{ start: { n: 0 }, end: { n: node.data.length }, math: pieces[1], display: false }]
+                             : /\$[^$]+\$|\$\$|\\\(|\\\[|\\begin/.test(node.data) ? split(node.data, mathjax) : [];
+        if (!found.length) continue;
+        const parts = document.createDocumentFragment();
+        let at = 0;
+        for (const item of found) {
+          parts.append(node.data.slice(at, item.start.n));
+          const span = document.createElement("span");
+          span.className = item.display ? "math block" : "math";
+          typeset(span, item.math, item.display);
+          parts.append(span);
+          at = item.end.n;
+        }
+        parts.append(node.data.slice(at));
+        node.replaceWith(parts);
+      }
+    }
+  }
+
+  function split(text, mathjax) {
+    const inline = [...text.matchAll(/(?<![\\$])\$(?!\$)([^$\n]+?)\$(?!\$)/g)].map((match) => (
+      { start: { n: match.index }, end: { n: match.index + match[0].length }, math: match[1], display: false }));
+    const rest = mathjax().find_tex(text).filter((item) => !inline.some((i) => i.start.n < item.end.n && item.start.n < i.end.n));
+    return [...inline, ...rest].sort((a, b) => a.start.n - b.start.n);
+  }
+
+  window.workbenchTasks = [bokehOutputs];
+  if (document.querySelector(".math, .mathful")) window.workbenchTasks.push(formulas);
+
+  const fold = document.getElementById("fold");
+  const sources = [...document.querySelectorAll("details.source")];
+  if (fold) {
+    fold.hidden = false;
+    fold.addEventListener("click", () => {
+      const hide = sources.some((source) => source.open);
+      for (const source of sources) source.open = !hide;
+      fold.textContent = hide ? "Show all code" : "Hide all code";
+    });
+  }
+  let closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll(".notebook details:not([open])")];
+    for (const details of closed) details.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const details of closed) details.open = false; });
+})();
