@@ -8,10 +8,13 @@ from typing import Any
 
 from workbench import planning, run_directory
 from workbench.cluster.cells import Submission
+from workbench.cluster.output import CellFailure
+from workbench.outcome import Outcome, failure
+from workbench.peers import PeerWatch
 from workbench.run import Run
 from workbench.session import Session
 
-#: what each rank is told, as text; it reads everything else from the run directory
+#: what each rank is told, as text; it reads everything else from the run directory, and its value is an ``Outcome``
 _TRAIN = "from workbench.engine.entry import train as _train; _train({path!r})"
 
 
@@ -60,10 +63,19 @@ def _start(session: Session, run: Run) -> Run:
     def ended(submission: Submission) -> None:
         for rank, reason in submission.dead_ranks().items():
             run.rank_died(rank, reason)
-        errors = {rank: submission.error(rank) for rank in submission.ranks}
         session.forget_rank_died(run.rank_died)
         session.busy = session.step_of = None
-        run.detach({rank: str(error) for rank, error in errors.items() if error is not None})
+        run.detach({rank: _answer(submission, rank) for rank in submission.ranks})
 
     submission.add_done_callback(ended)
+    PeerWatch(session, run, submission)
     return run
+
+
+def _answer(submission: Submission, rank: int) -> Outcome | None:
+    """What a rank said about its end; None when it died, or said nothing that can be read."""
+    error = submission.error(rank)
+    if isinstance(error, CellFailure):
+        told = failure(error.ename, error.evalue, error.traceback)
+        return Outcome(state="failed", step=0, failure=told)
+    return Outcome.from_result(submission.outputs[rank].result)

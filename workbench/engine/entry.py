@@ -12,9 +12,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from workbench.engine.strategies.base import Strategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Workload
 from workbench.errors import ConfigError, nearest
+from workbench.outcome import Outcome, failure
 from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.recipes.base import recipe
 from workbench.run_directory import CELL_FILE, OUTPUT_FILE
@@ -41,35 +42,55 @@ class PeerFailed(RuntimeError):
     """Another rank could not set up its part, so this one does not start."""
 
 
-def train(run: str) -> None:
-    """Train the run in this directory on this rank. Failures become a ``state failed`` event; nothing is raised but
-    what cannot be logged (``RunDirectoryError``)."""
+def train(run: str) -> str:
+    """Train the run in this directory on this rank; returns its ``Outcome`` as text, which tells the session what the
+    log may be unable to. Failures become a ``state failed`` event; nothing is raised but what interrupts (after it was
+    logged) and what cannot be logged at all (``RunDirectoryError``)."""
     path = Path(run)
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     progress = Progress()
+    told: dict[str, Any] = {}
+
+    def failed(error: BaseException) -> None:
+        """Said once, at once: before leaving a group whose other ranks may be stuck."""
+        if not told:
+            told.update(_failure(error))
+            log.event("state", "failed", told, step=progress.step)
+            log.flush()
+
     with RankLogWriter(path, rank) as log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event("state", "starting", {"pid": os.getpid(), "device": _device()})
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=_device(), state=progress)
         sampler.start()
         try:
-            outcome = _train(path, spec, rank, log, progress)
+            state = _train(path, spec, rank, log, progress, failed=failed)
+            log.event("state", state, step=progress.step)
         except BaseException as error:
-            _log_failure(log, error, progress.step)
+            state = "failed"
+            failed(error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            log.event("state", outcome, step=progress.step)
         finally:
             sampler.stop()
             gc.collect()
+    lost = "" if log.failure is None else f"{log.failure.strerror or log.failure} (disk of {path})"
+    return Outcome(state=state, step=progress.step, failure=told, log_failure=lost).to_text()
 
 
-def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress: Progress) -> str:
+def _train(
+    path: Path,
+    spec: TrainSpec,
+    rank: int,
+    log: RankLogWriter,
+    progress: Progress,
+    *,
+    failed: Callable[[BaseException], None],
+) -> str:
     with joined(rank, spec.plan.ranks, path, seed=spec.seed):
         strategy = load_strategy(spec)(spec, rank)
-        workload = _agreed_workload(path, spec, strategy)
         try:
+            workload = _agreed_workload(path, spec, strategy)
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
             trainer = Trainer(
@@ -82,6 +103,9 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
                 observers=_observers(spec, strategy, log),
             )
             return trainer.run()
+        except BaseException as error:
+            failed(error)
+            raise
         finally:
             strategy.close()
 
@@ -121,14 +145,10 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _log_failure(log: RankLogWriter, error: BaseException, step: int) -> None:
-    value = {
-        "ename": type(error).__name__,
-        "evalue": str(error),
-        "traceback": _traceback_of_user(error),
-        "peer": isinstance(error, PeerFailed | dist.DistError),
-    }
-    log.event("state", "failed", value, step=step)
+def _failure(error: BaseException) -> dict[str, Any]:
+    """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
+    is_peers = isinstance(error, PeerFailed | dist.DistError | KeyboardInterrupt)
+    return failure(type(error).__name__, str(error), _traceback_of_user(error), peer=is_peers)
 
 
 def _traceback_of_user(error: BaseException) -> str:
@@ -143,26 +163,33 @@ def _traceback_of_user(error: BaseException) -> str:
 
 
 class _Tee(io.TextIOBase):
-    """Writes to the rank's output file and to where output went before (the engine's stream to the notebook)."""
+    """Writes to the rank's output file and to where output went before (the engine's stream to the notebook). A full
+    disk ends the file, not the training that prints."""
 
-    def __init__(self, *streams: TextIO) -> None:
-        self._streams = streams
+    def __init__(self, kept: TextIO, stream: TextIO) -> None:
+        self._kept = kept
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        for stream in self._streams:
-            stream.write(text)
-        return len(text)
+        with contextlib.suppress(OSError, ValueError):
+            self._kept.write(text)
+        return self._stream.write(text)
 
     def flush(self) -> None:
-        for stream in self._streams:
-            stream.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self._kept.flush()
+        self._stream.flush()
 
 
 @contextlib.contextmanager
 def _output_kept(file: Path) -> Iterator[None]:
-    with (
-        file.open("a", encoding="utf-8", buffering=1) as kept,
-        contextlib.redirect_stdout(_Tee(kept, sys.stdout)),
-        contextlib.redirect_stderr(_Tee(kept, sys.stderr)),
-    ):
-        yield
+    kept = file.open("a", encoding="utf-8", buffering=1)
+    try:
+        with (
+            contextlib.redirect_stdout(_Tee(kept, sys.stdout)),
+            contextlib.redirect_stderr(_Tee(kept, sys.stderr)),
+        ):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # what did not fit is lost, as ``_Tee`` says
+            kept.close()

@@ -98,7 +98,9 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
 
 def _failure(facts: RunFacts) -> dict[str, Any] | None:
     failed = words.first_failure(facts)
-    return {"who": words.who(failed), "step": failed.step, **failed.value} if failed else None
+    if failed is None:
+        return None
+    return {"who": failed.who, "step": failed.step, "text": failed.traceback or failed.message}
 
 
 def _confusion(facts: RunFacts) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from workbench.config import TrainSpec
 from workbench.errors import format_ranks
 from workbench.flags import FLAGS
+from workbench.outcome import FirstFailure, failure_of
 from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
 
@@ -110,9 +111,9 @@ def _end(facts: RunFacts) -> str:
     text = STATUS[facts.status]
     failed = first_failure(facts)
     if failed:
-        text = f"It failed on {who(failed)}: {short(failed.value)}."
+        text = f"It failed on {failed.who}: {short(failed.message)}."
     for died in facts.of_kind("rank", "died"):
-        if isinstance(died.value, dict):
+        if isinstance(died.value, dict) and [died.value.get("rank")] != (failed.ranks if failed else None):
             text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
     dropped = facts.of_kind("log", "dropped")
     if dropped:
@@ -120,10 +121,9 @@ def _end(facts: RunFacts) -> str:
     return text
 
 
-def first_failure(facts: RunFacts) -> Happening | None:
-    """The failure that explains the others: the earliest that is not about a peer."""
-    failed = [h for h in facts.of_kind("state", "failed") if isinstance(h.value, dict)]
-    return min(failed, key=lambda h: (bool(h.value.get("peer")), h.time), default=None)
+def first_failure(facts: RunFacts) -> FirstFailure | None:
+    """The failure that explains the others."""
+    return failure_of(facts.store.table("events"))
 
 
 def _as_number(value: Any) -> float:

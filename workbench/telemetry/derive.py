@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.mesh import Mesh
+from workbench.records import Record
 from workbench.telemetry.store import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("step", "time", "loss", "lr", "grad_norm", "tps", "step_time_ms", "data_wait_ms", "skipped")
+
+
+def with_rows(columns: Columns, rows: Sequence[Record]) -> Columns:
+    """``columns`` and these records of the same table after them."""
+    if not rows:
+        return columns
+    added = {name: [getattr(row, name) for row in rows] for name in columns}
+    return {name: np.append(values, np.array(added[name], dtype=values.dtype)) for name, values in columns.items()}
 
 
 def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
