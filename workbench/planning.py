@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from workbench.config import TrainSpec
+from workbench.config import TrainSpec, check_types
 from workbench.errors import ConfigError, RanksBusyError, format_ranks
 from workbench.recipes.base import check_plan, recipe
+from workbench.strategies import strategy_point
 
 #: what the cell form has to define: each entry is satisfied by one of its names
 REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
@@ -21,6 +22,7 @@ def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell:
     recipe fills in the rest from its size's defaults. Raises ``ConfigError``.
     """
     asked = {name: value for name, value in options.items() if value is not None}
+    check_types(asked)
     if cell and asked.get("recipe"):
         raise ConfigError("a cell defines its own model: leave --recipe out, or use the line form", field="--recipe")
     if not cell and not asked.get("recipe"):
@@ -41,6 +43,7 @@ def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell:
     if "ranks" not in asked:
         asked["ranks"] = _fitting(asked, ranks_up or default_ranks)
     spec = TrainSpec.from_options(asked)
+    strategy_point(spec.plan.strategy)
     if not cell:
         check_plan(spec)
     return spec

@@ -52,10 +52,10 @@ def test_a_peer_that_ignores_an_interrupt_is_ended_and_the_way_on_is_said(
     cell = SLOW.replace("time.sleep(0.02)", f"assert os.environ['RANK'] == '0', 'planted'\n    import signal; {stuck}")
     run = train(shell, "-n 2 --steps 50 --quiet", "import os\n" + cell)
     with pytest.raises(
-        RunError, match=r"on rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
+        RunError, match=r"rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
     ):
         run.wait(timeout=30)
-    with pytest.raises(RankDiedError, match="rank 0 ended: ended by the session.*run %dist_up"):
+    with pytest.raises(RankDiedError, match=r"rank 0 ended: ended by the session.*run %dist_up"):
         train(shell, "-n 2 --steps 2 --quiet", CELL)
     assert Session.up(2) is not two_ranks and again(shell) == "finished"
 

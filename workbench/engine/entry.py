@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.metadata
 import io
 import os
 import sys
@@ -29,13 +28,11 @@ from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Workload
-from workbench.errors import ConfigError, nearest
 from workbench.outcome import Outcome, failure
 from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.recipes.base import recipe
 from workbench.run_directory import CELL_FILE, OUTPUT_FILE
-
-STRATEGY_GROUP = "dist_workbench.strategies"
+from workbench.strategies import strategy_point
 
 
 class PeerFailed(RuntimeError):
@@ -117,10 +114,7 @@ def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:
     """The strategy class that the plan names, from the entry points of the group ``dist_workbench.strategies``."""
-    known = {point.name: point for point in importlib.metadata.entry_points(group=STRATEGY_GROUP)}
-    if spec.plan.strategy not in known:
-        raise ConfigError(f"unknown strategy {spec.plan.strategy!r}: {nearest(spec.plan.strategy, known)}")
-    return known[spec.plan.strategy].load()
+    return strategy_point(spec.plan.strategy).load()
 
 
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:

@@ -94,7 +94,7 @@ def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     assert facts["notice"]["level"] == "error"
     assert "rank 1 died: ended by signal 9" in facts["notice"]["text"]
     assert facts["ranks"][1]["state"] == "died"
-    assert facts["failure"] == "rank 1: ended by signal 9"
+    assert facts["failure"] == "rank 1: ended by signal 9 (killed)"
     assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
 
 
