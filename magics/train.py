@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -13,7 +14,8 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 import widgets
 from widgets.serve import wait_serving_comms
 from workbench import flags, launch, progress
-from workbench.config import read_spec_options
+from workbench.errors import RunError
+from workbench.request import request
 from workbench.run import Run
 
 if TYPE_CHECKING:
@@ -46,9 +48,10 @@ class TrainMagics(Magics):
         ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler``.
         """
         arguments = parse_argstring(self.dist_train, flags.normalised(line))
-        given = read_spec_options(arguments.config.strip("'\"")) if arguments.config else {}
+        file = arguments.config.strip("'\"") if arguments.config else None
         source = None if cell is None else self.shell.transform_cell(cell)
-        run = launch.train({**given, **flags.options_of(arguments)}, cell=source)
+        options, source = request(file, flags.options_of(arguments), cell=source)
+        run = launch.train(options, cell=source)
         panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
         lines = panel is None and not arguments.quiet
         if arguments.wait:
@@ -71,7 +74,8 @@ def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
-        run.stop()
+        with suppress(RunError):  # it ended at this very moment
+            run.stop()
         _until_ended(run, lines=lines)
     if panel is not None:
         panel.finish()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import warnings
+import sys
 from typing import Any
 
 from workbench import planning, run_directory
 from workbench.cluster.cells import Submission
+from workbench.cluster.machine import describe_host
 from workbench.cluster.output import CellFailure
+from workbench.cluster.placement import default_ranks
+from workbench.cluster.specs import plan_ranks
 from workbench.outcome import Outcome, failure
 from workbench.peers import PeerWatch
 from workbench.run import Run
@@ -31,13 +34,15 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     planning.check_ranks(spec, ranks_up=ranks_up, busy=session.busy if session is not None else None)
     if cell is not None:
         planning.check_cell(cell)
+    if session is None:
+        plan_ranks(spec.plan.ranks)  # refuses more ranks than GPUs before anything is made
     path = run_directory.create(spec, cell)
     own = session is None
     try:
         if session is None:
             session = Session.up(spec.plan.ranks)
             for text in session.warnings:
-                warnings.warn(text, stacklevel=2)
+                print(f"warning: {text}", file=sys.stderr)
         return _start(session, Run(path))
     except BaseException:
         if own and session is not None:
@@ -47,9 +52,6 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
 
 
 def _default_ranks() -> int:
-    from workbench.cluster.machine import describe_host
-    from workbench.cluster.placement import default_ranks
-
     return default_ranks(describe_host())
 
 

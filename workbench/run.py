@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench import run_directory
 from workbench.config import ParallelPlan, TrainSpec
-from workbench.errors import RunError, format_ranks
+from workbench.errors import RunDirectoryError, RunError, format_ranks
 from workbench.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.rank_log import RankLogWriter
 from workbench.records import SESSION_RANK, Command, Event
@@ -113,16 +113,23 @@ class Run:
             raise RunError(f"run {self.name!r} was lost at step {self.step}: the process that started it has ended")
 
     def stop(self) -> None:
-        """Ask all ranks to stop after the step they are in. ``RunError`` when the run has ended already."""
+        """Ask all ranks to stop after the step they are in. ``RunError`` when the run has ended already,
+        ``RunDirectoryError`` when its directory is gone or full."""
         status = self.status
         if status in ENDED:
             raise RunError(f"run {self.name!r} is {status}: there is nothing to stop")
         command = Command(time=time.time(), name="stop", who=getpass.getuser())
-        descriptor = os.open(self.path / CONTROL_FILE, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(descriptor, command.to_line().encode())
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.path / CONTROL_FILE, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, command.to_line().encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path / CONTROL_FILE} cannot be written ({error.strerror}), so ranks cannot be asked to stop: "
+                "session.interrupt() or %dist_down ends them"
+            ) from error
 
     def metrics(self, *, per_rank: bool = False) -> pd.DataFrame:
         """One row per step that all ranks finished: step, loss, lr, grad_norm, tps, step_time_ms and more.

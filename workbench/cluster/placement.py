@@ -109,12 +109,21 @@ def place(n: int, host: Host, devices: Sequence[Device] | None = None) -> Placem
     if n < 1:
         raise ConfigError(f"-n {n}: at least one rank is needed", field="--nproc-per-node")
     chosen = host.devices if devices is None else tuple(devices)
+    if chosen and n > len(chosen):
+        gpus = "1 GPU is" if len(chosen) == 1 else f"{len(chosen)} GPUs are"
+        ids = ", ".join(device.id for device in chosen)
+        raise ConfigError(
+            f"{n} ranks, but {gpus} to be used ({ids}), and NCCL refuses two ranks on one device: pass "
+            f"-n {len(chosen)}, or run ranks on the processor (%dist_up -n {n} --devices cpu, "
+            'Session.up(..., devices="cpu"), or an empty CUDA_VISIBLE_DEVICES)',
+            field="--nproc-per-node",
+        )
     shares = _share_cores(n, host)
     bindings = tuple(
         Binding(
             rank=rank,
             local_rank=rank,
-            device=chosen[rank % len(chosen)].id if chosen else CPU,
+            device=chosen[rank].id if chosen else CPU,
             cores=shares[rank],
             threads=len(shares[rank]) or max(1, host.usable_cores // n),
         )
@@ -133,18 +142,12 @@ def _share_cores(n: int, host: Host) -> list[tuple[int, ...]]:
 
 def _warnings(n: int, host: Host, chosen: Sequence[Device]) -> list[str]:
     said: list[str] = []
-    if chosen and n > len(chosen):
-        said.append(
-            f"{n} ranks share {len(chosen)} GPU{'s' if len(chosen) != 1 else ''}: each rank gets less memory and "
-            "time, and NCCL refuses two ranks on one device; use -n " + str(len(chosen)) + " or fewer"
-        )
-    for index, device in enumerate(chosen):
-        if device.used_by and index < n:
+    for rank, device in enumerate(chosen[:n]):
+        if device.used_by:
             pids = ", ".join(map(str, device.used_by))
-            sharing = [rank for rank in range(n) if rank % len(chosen) == index]
             said.append(
-                f"device {device.id} ({device.name}) is in use by process {pids}: "
-                f"{format_ranks(sharing)} shares its memory and time with it"
+                f"device {device.id} ({device.name}) is in use by process {pids}: rank {rank} shares its memory and "
+                "time with it"
             )
     if not chosen and n > host.usable_cores:
         said.append(
