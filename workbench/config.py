@@ -180,8 +180,9 @@ class MonitorSpec:
 class TrainSpec:
     """One training run.
 
-    ``batch_size`` is global: samples per optimizer step over all ranks. Each data-parallel rank takes its contiguous
-    share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece into ``plan.micro_batches``.
+    ``batch_size`` is global: samples per optimizer step over all ranks (0: a cell's dataloader has its own). Each
+    data-parallel rank takes its contiguous share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece
+    into ``plan.micro_batches``.
     ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
     ``eval_every`` steps between evaluations, and one at the end (0: none).
     ``save_every`` steps between checkpoints (0: none by itself), of which the newest ``keep`` stay (0: all).
@@ -211,7 +212,7 @@ class TrainSpec:
         _check_own_types(self)
         for name, least in (
             ("steps", 1),
-            ("batch_size", 1),
+            ("batch_size", 0),
             ("accumulate", 1),
             ("eval_every", 0),
             ("save_every", 0),

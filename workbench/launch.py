@@ -30,7 +30,7 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     """
     session = Session.current()
     ranks_up = session.n if session is not None else 0
-    spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell is not None)
+    spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
     planning.check_ranks(spec, ranks_up=ranks_up, busy=session.busy if session is not None else None)
     if cell is not None:
         planning.check_cell(cell)

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.errors import RunError
 from workbench.run import ENDED, Run
-from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.store import Store
 
 _RECENT_STEPS = 20
@@ -19,7 +19,8 @@ _RECENT_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run at one moment. ``tps``: tokens per second per device over the last steps; NaN where nothing is known."""
+    """A run at one moment. ``tps``: tokens (``unit``) per second per device over the last steps; NaN where nothing is
+    known."""
 
     step: int
     steps: int
@@ -28,6 +29,7 @@ class Snapshot:
     tps: float
     step_time_ms: float
     eta_s: float
+    unit: str = "tokens"
 
     @property
     def fraction(self) -> float:
@@ -53,6 +55,7 @@ def snapshot(store: Store) -> Snapshot:
         tps=tps,
         step_time_ms=step_time,
         eta_s=(spec.steps - step) * step_time / 1e3,
+        unit=batch_of(store.table("events"))[1],
     )
 
 
@@ -68,7 +71,7 @@ def line(run_name: str, state: str, now: Snapshot) -> str:
     parts = [f"{run_name}: {state}, step {now.step}/{now.steps}"]
     if now.step:
         parts.append(f"loss {now.loss:.4f}")
-        parts.append(f"{now.tps:,.0f} tokens/s per rank")
+        parts.append(f"{now.tps:,.0f} {now.unit}/s per rank")
     if np.isfinite(now.validation_loss):
         parts.append(f"validation {now.validation_loss:.4f}")
     if now.step and state not in ENDED:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.engine.batch_facts import BatchFacts
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
 from workbench.engine.gradient_watch import GradientWatch
@@ -97,7 +98,7 @@ def _train(
                 control=control,
                 log=log,
                 progress=progress,
-                observers=_observers(spec, strategy, log),
+                observers=_observers(spec, strategy, workload, log),
             )
             return trainer.run()
         except BaseException as error:
@@ -107,9 +108,10 @@ def _train(
             strategy.close()
 
 
-def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[StepObserver]:
+def _observers(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    return [] if spec.monitor.level == "off" else [GradientWatch(spec.monitor, strategy, log)]
+    always = [BatchFacts(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
+    return [*always, *([] if spec.monitor.level == "off" else [GradientWatch(spec.monitor, strategy, log)])]
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:

@@ -20,6 +20,7 @@ from workbench.report import words
 from workbench.report.facts import RunFacts
 from workbench.report.figures import draw, library, script_safe
 from workbench.run_directory import REPORT_FILE
+from workbench.telemetry.derive import batch_of
 
 #: events that the table shows; the rest is counted
 _EVENTS_SHOWN = 500
@@ -81,10 +82,11 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     figure = facts.summary()
     steps = f"{figure['steps']:,}"
     tiles = [("Steps", steps, f"of {facts.spec.steps:,}" if facts.spec else "")]
+    counted = batch_of(facts.store.table("events"))[1].capitalize()
     for label, key, unit in (
         ("Training loss", "last_loss", f"from {words.number(figure['first_loss'])}"),
         ("Validation loss", "validation_loss", ""),
-        ("Tokens per second", "tokens_per_second", f"on {facts.mesh.world_size} ranks"),
+        (f"{counted} per second", "tokens_per_second", f"on {facts.mesh.world_size} ranks"),
     ):
         if figure[key] is not None:
             tiles.append((label, words.number(figure[key]), unit))

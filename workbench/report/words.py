@@ -15,6 +15,7 @@ from workbench.flags import FLAGS
 from workbench.outcome import FirstFailure, failure_of
 from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
+from workbench.telemetry.derive import batch_of
 
 #: options that a recipe has its own defaults for, so a command line names them
 _ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
@@ -72,10 +73,12 @@ def _what(facts: RunFacts) -> str:
         if spec.recipe
         else "A model of its own"
     )
+    batch = spec.batch_size or batch_of(facts.store.table("events"))[0]
+    samples = f"{batch:,} samples a step" if batch else "in batches of the cell's own dataloader"
     done = int(facts.metrics["step"][-1]) if facts.metrics["step"].size else 0
     return (
         f"{what} was trained for {done:,} of {spec.steps:,} steps with plan {spec.plan.describe()}, "
-        f"in {spec.precision}, {spec.batch_size:,} samples a step."
+        f"in {spec.precision}, {samples}."
     )
 
 
@@ -100,9 +103,10 @@ def _speed(facts: RunFacts) -> str:
         return ""
     times = facts.metrics["step_time_ms"]
     step_ms = float(np.median(times[1:] if times.size > 1 else times))
+    unit = batch_of(facts.store.table("events"))[1]
     per_device = tps / facts.mesh.world_size
     return (
-        f"Training took {duration(facts.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} tokens a "
+        f"Training took {duration(facts.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} {unit} a "
         f"second, which is {number(per_device)} per device."
     )
 

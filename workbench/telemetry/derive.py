@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,15 @@ def with_rows(columns: Columns, rows: Sequence[Record]) -> Columns:
         return columns
     added = {name: [getattr(row, name) for row in rows] for name in columns}
     return {name: np.append(values, np.array(added[name], dtype=values.dtype)) for name, values in columns.items()}
+
+
+def batch_of(events: Columns) -> tuple[int, str]:
+    """Samples of a global batch (0: not known yet), and what ``tps`` counts: "tokens" or "samples"."""
+    for i in ((events["kind"] == "data") & (events["name"] == "batch")).nonzero()[0]:
+        with suppress(ValueError, TypeError, KeyError):  # a log may have been written by anybody
+            value = json.loads(events["value"][i])
+            return int(value["samples"]), str(value["unit"])
+    return 0, "tokens"
 
 
 def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
