@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -13,7 +14,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 import widgets
 from widgets.serve import wait_serving_comms
-from workbench import flags, launch, progress
+from workbench import flags, launch
 from workbench.errors import RunError
 from workbench.request import request
 from workbench.run import Run
@@ -57,8 +58,15 @@ class TrainMagics(Magics):
         if arguments.wait:
             _wait(run, panel, lines=lines)
         elif lines:
-            progress.follow_in_background(run)
+            _lines().follow_in_background(run)
         return run
+
+
+def _lines() -> ModuleType:
+    """Progress lines: imported where they are needed, so that the extension loads quickly."""
+    from workbench.commands import follow
+
+    return follow
 
 
 def _shown_panel(run: Run) -> Panel:
@@ -84,6 +92,6 @@ def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
 
 def _until_ended(run: Run, *, lines: bool) -> None:
     if lines:
-        progress.follow(run)
+        _lines().follow_lines(run)
     else:
         wait_serving_comms(run.ended)

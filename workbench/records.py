@@ -14,6 +14,9 @@ from typing import Any
 
 SCHEMA_VERSION = 2
 
+#: names of a rank's last ``state`` event: nothing more comes from it
+END_STATES = ("finished", "stopped", "failed")
+
 #: rank number in records written by the session (the notebook's side), which is no rank
 SESSION_RANK = -1
 

@@ -18,7 +18,7 @@ from workbench.config import ParallelPlan, TrainSpec
 from workbench.errors import RunDirectoryError, RunError, format_ranks
 from workbench.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, Command, Event
+from workbench.records import END_STATES, SESSION_RANK, Command, Event
 from workbench.run_directory import CONTROL_FILE, OUTPUT_FILE
 from workbench.telemetry.derive import with_rows
 from workbench.telemetry.store import Columns, Store
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: states after which nothing more happens; "lost" is a run whose owner died before it ended
-ENDED = ("finished", "stopped", "failed", "lost")
+ENDED = (*END_STATES, "lost")
 
 
 class Run:

@@ -203,10 +203,6 @@ class RankServer:
         """Done when no rank is left."""
         return self._ask(p.StopRanks(id=next(self._ids), grace_s=grace_s))
 
-    def stop_controller(self) -> Future[None]:
-        """Done when the controller is gone."""
-        return self._ask(p.StopController(id=next(self._ids)))
-
     def close(self, *, grace_s: float = 0.3, timeout_s: float = 2.5) -> None:
         """End ranks, controller and server; returns when they are gone, after ``timeout_s`` at the latest."""
         self._asked_to_end = True

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.errors import ConfigError, format_ranks
+from workbench.visible_devices import entries, is_uuid
 
 CPU = "cpu"
 
@@ -62,20 +64,18 @@ class Placement:
 def visible_devices(setting: str | None, found: Sequence[Device]) -> tuple[Device, ...]:
     """The devices that a CUDA_VISIBLE_DEVICES setting (None: unset) leaves visible, in its order.
 
-    As CUDA does, reading ends at the first entry that names no device. An entry may be an index or a (shortened)
-    UUID; devices of ``found`` are in index order. Entries that are UUIDs stay as the user wrote them.
+    Reading ends at the first entry that names no device. Entries that are UUIDs stay as the user wrote them.
     """
-    if setting is None:
+    chosen = entries(setting)
+    if chosen is None:
         return tuple(found)
+    by_id = {device.id: device for device in found}
     taken: list[Device] = []
-    for entry in (part.strip() for part in setting.split(",")):
-        if entry.isdecimal() and int(entry) < len(found):
-            device = found[int(entry)]
-        elif entry.startswith(("GPU-", "MIG-")):
-            device = Device(id=entry)
-        else:
+    for entry in chosen:
+        device = Device(id=entry) if is_uuid(entry) else by_id.get(str(int(entry)))
+        if device is None:
             break
-        taken.append(Device(id=entry, name=device.name, memory_bytes=device.memory_bytes, used_by=device.used_by))
+        taken.append(dataclasses.replace(device, id=entry))
     return tuple(taken)
 
 

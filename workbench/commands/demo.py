@@ -14,23 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workbench import flags
 from workbench.run_directory import REPORT_FILE
 
 NAME = "demo"
 HELP = "run the first notebook without a browser and report it"
 RUN_NAME = "quickstart"
-#: parameters of the notebook, as the cell tagged `parameters` names them
-PARAMETERS = ("recipe", "n", "plugin", "tp", "pp", "steps")
+#: option -> parameter of the notebook, as the cell tagged `parameters` names it
+PARAMETERS = {"recipe": "recipe", "ranks": "n", "plugin": "plugin", "tp": "tp", "pp": "pp", "steps": "steps"}
 SUMMARY_FILE = "summary.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", help="a ready model with real data, such as digits-vit")
-    parser.add_argument("-n", "--nproc-per-node", dest="n", type=int, metavar="N", help="how many ranks train")
-    parser.add_argument("--plugin", help="Colossal-AI plugin: ddp, zero1, zero2, hybrid")
-    parser.add_argument("--tp", type=int, help="tensor parallel size")
-    parser.add_argument("--pp", type=int, help="pipeline stages")
-    parser.add_argument("--steps", type=int, help="optimizer steps")
+    flags.add_to(parser, PARAMETERS)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: ./demo-<date>-<time>)")
 
 
@@ -46,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The notebook's parameters that were given; tp and pp bring the plugin and the ranks that they need."""
-    given = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
+    given = {PARAMETERS[option]: value for option, value in flags.options_of(arguments).items()}
     from workbench.cluster.machine import visible_device_ids
 
     block = given.get("tp", 1) * given.get("pp", 1)

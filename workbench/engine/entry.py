@@ -22,6 +22,7 @@ from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.batch_facts import BatchFacts
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
+from workbench.engine.device import rank_device
 from workbench.engine.gradient_watch import GradientWatch
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
@@ -48,6 +49,7 @@ def train(run: str) -> str:
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     progress = Progress()
+    device = rank_device().type
     told: dict[str, Any] = {}
 
     def failed(error: BaseException) -> None:
@@ -58,8 +60,8 @@ def train(run: str) -> str:
             log.flush()
 
     with RankLogWriter(path, rank) as log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event("state", "starting", {"pid": os.getpid(), "device": _device()})
-        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=_device(), state=progress)
+        log.event("state", "starting", {"pid": os.getpid(), "device": device})
+        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, state=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)
@@ -128,17 +130,13 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     except BaseException as error:  # answered below, on every rank
         failure = error
     if spec.plan.ranks > 1:
-        failures = torch.tensor([failure is not None], dtype=torch.int32, device=_device())
+        failures = torch.tensor([failure is not None], dtype=torch.int32, device=rank_device())
         dist.all_reduce(failures)
         if failure is None and int(failures):
             raise PeerFailed(f"{int(failures)} of {spec.plan.ranks} ranks failed to build the model")
     if failure is not None:
         raise failure
     return workload
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from workbench.engine import repairs
+from workbench.engine.device import rank_device
 from workbench.errors import ClusterError
 
 RENDEZVOUS_FILE = "rendezvous.json"
@@ -76,7 +77,7 @@ def joined(
 def _select_device(device_type: str | None) -> torch.device:
     from colossalai.accelerator import set_accelerator
 
-    kind = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device_type or rank_device().type
     if kind == "cuda":
         set_accelerator("cuda")
         torch.cuda.set_device(0)

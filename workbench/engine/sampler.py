@@ -18,6 +18,7 @@ import psutil
 
 from workbench.rank_log import RankLogWriter
 from workbench.records import DeviceSample
+from workbench.visible_devices import entries
 
 #: processor ticks are 10 ms, so a share of less time than this says nothing
 FIRST_SAMPLE_S = 0.1
@@ -104,12 +105,12 @@ class NvmlGpu:
 
 def _handle(nvml: Any, index: int, visible: str | None) -> Any:
     """NVML's handle of the ``index``-th visible device. Entries are numbers (PCI order) or UUIDs, maybe short."""
-    entries = [entry.strip() for entry in (visible or "").split(",") if entry.strip()]
-    if visible is None:
+    chosen = entries(visible)
+    if chosen is None:
         return nvml.nvmlDeviceGetHandleByIndex(index)
-    if index >= len(entries):
+    if index >= len(chosen):
         raise GpuUnavailableError(f"cuda:{index} is not among CUDA_VISIBLE_DEVICES={visible!r}")
-    entry = entries[index]
+    entry = chosen[index]
     if entry.isdigit():
         return nvml.nvmlDeviceGetHandleByIndex(int(entry))
     if entry.startswith("MIG-"):

@@ -142,7 +142,8 @@ class _Evaluator:
     def __call__(self, strategy: Strategy) -> Evaluation:
         import torch
 
-        from workbench.engine.generate import gather_rows, logits_of, rank_device, shares
+        from workbench.engine.device import rank_device
+        from workbench.engine.generate import gather_rows, logits_of, shares
         from workbench.engine.workload import Evaluation
 
         own = shares(len(self.images), strategy)[strategy.coordinates.dp]

@@ -27,6 +27,15 @@ def with_rows(columns: Columns, rows: Sequence[Record]) -> Columns:
     return {name: np.append(values, np.array(added[name], dtype=values.dtype)) for name, values in columns.items()}
 
 
+def seconds_per_step(step: np.ndarray, time: np.ndarray, recent: int = 50) -> float:
+    """Seconds from one step's end to the next over the last ``recent`` steps, evaluations and pauses included; NaN
+    before two are known. What is left of a run is its steps left times this. ``time``: ``global_metrics``'s."""
+    step, time = step[-recent:], time[-recent:]
+    if step.size < 2 or step[-1] <= step[0]:
+        return float("nan")
+    return float(time[-1] - time[0]) / float(step[-1] - step[0])
+
+
 def batch_of(events: Columns) -> tuple[int, str]:
     """Samples of a global batch (0: not known yet), and what ``tps`` counts: "tokens" or "samples"."""
     for i in ((events["kind"] == "data") & (events["name"] == "batch")).nonzero()[0]:

@@ -75,6 +75,8 @@ def test_a_device_in_use_is_said_with_the_rank_that_shares_it():
         ("1,9,2", ["1"]),
         ("GPU-abc", ["GPU-abc"]),
         ("-1", []),
+        ("0,,1", ["0"]),
+        (" 3 , MIG-x ", ["3", "MIG-x"]),
     ],
 )
 def test_a_users_cuda_visible_devices_is_respected(setting, ids):

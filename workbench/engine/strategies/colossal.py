@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from workbench.config import TrainSpec
 from workbench.engine import repairs
+from workbench.engine.device import rank_device
 from workbench.engine.strategies.base import GradientObserver, GradientPart, Strategy
 from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.strategies.plans import PLANS, HybridPlan
@@ -65,7 +66,7 @@ class ColossalStrategy(Strategy):
             )
         if plan.plugin == "hybrid":
             check_split(workload.model, spec)
-        check_norms(workload.model, spec, "cuda" if torch.cuda.is_available() else "cpu")
+        check_norms(workload.model, spec, rank_device().type)
 
     def prepare(self, workload: Workload) -> None:
         from colossalai.accelerator import get_accelerator
