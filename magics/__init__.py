@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from IPython.core.interactiveshell import InteractiveShell
 
 
@@ -11,8 +13,12 @@ def load(shell: InteractiveShell) -> None:
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
     from magics.train import TrainMagics
+    from workbench.errors import WorkbenchError
     from workbench.session import warm
 
     shell.register_magics(ClusterMagics, TrainMagics, ReportMagics, RunsMagics)
     if shell.config.get("Workbench", {}).get("warm", True):
-        warm()
+        try:
+            warm()
+        except WorkbenchError as error:  # ranks may still come up later, and everything else works without
+            print(f"warning: nothing is warmed in the background: {error}", file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -12,8 +14,9 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 import widgets
 from widgets.serve import wait_serving_comms
-from workbench import flags, launch, progress
-from workbench.config import read_spec_options
+from workbench import flags, launch
+from workbench.errors import RunError
+from workbench.request import request
 from workbench.run import Run
 
 if TYPE_CHECKING:
@@ -46,16 +49,24 @@ class TrainMagics(Magics):
         ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler``.
         """
         arguments = parse_argstring(self.dist_train, flags.normalised(line))
-        given = read_spec_options(arguments.config.strip("'\"")) if arguments.config else {}
+        file = arguments.config.strip("'\"") if arguments.config else None
         source = None if cell is None else self.shell.transform_cell(cell)
-        run = launch.train({**given, **flags.options_of(arguments)}, cell=source)
+        options, source = request(file, flags.options_of(arguments), cell=source)
+        run = launch.train(options, cell=source)
         panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
         lines = panel is None and not arguments.quiet
         if arguments.wait:
             _wait(run, panel, lines=lines)
         elif lines:
-            progress.follow_in_background(run)
+            _lines().follow_in_background(run)
         return run
+
+
+def _lines() -> ModuleType:
+    """Progress lines: imported where they are needed, so that the extension loads quickly."""
+    from workbench.commands import follow
+
+    return follow
 
 
 def _shown_panel(run: Run) -> Panel:
@@ -71,7 +82,8 @@ def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
-        run.stop()
+        with suppress(RunError):  # it ended at this very moment
+            run.stop()
         _until_ended(run, lines=lines)
     if panel is not None:
         panel.finish()
@@ -80,6 +92,6 @@ def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
 
 def _until_ended(run: Run, *, lines: bool) -> None:
     if lines:
-        progress.follow(run)
+        _lines().follow_lines(run)
     else:
         wait_serving_comms(run.ended)

@@ -7,6 +7,9 @@ import math
 from collections import deque
 from typing import Any
 
+import numpy as np
+
+from workbench.outcome import failure_of
 from workbench.plots.rows import StepCursor, metrics_since
 from workbench.run import ENDED
 from workbench.telemetry.store import Columns, Store
@@ -30,6 +33,7 @@ class Facts:
         self._known: dict[str, Any] = {"validation": None, "accuracy": None, "sample": None, "notice": None}
         self._began: float | None = None
         self._ended: float | None = None
+        self._failure: str | None = None
 
     def update(self) -> None:
         """Take in what the store has read since the last call."""
@@ -39,6 +43,9 @@ class Facts:
         events, self._events = self._store.since("events", self._events)
         for index in range(events["step"].size):
             self._take_event({name: values[index] for name, values in events.items()})
+        if np.isin(events["name"], ("failed", "died")).any():
+            first = failure_of(self._store.table("events"))
+            self._failure = None if first is None else str(first)
 
     @property
     def logged_state(self) -> str:
@@ -71,6 +78,7 @@ class Facts:
             "eta": left * pace if pace is not None and left > 0 and not over else None,
             **{name: _number(self._latest.get(name)) for name in ("loss", "tps", "step_time_ms", "grad_norm", "lr")},
             **self._known,
+            "failure": self._failure,
             "ranks": [self._ranks[rank] for rank in sorted(self._ranks)][:MOST_RANK_TILES],
             "world": spec.plan.ranks,
         }

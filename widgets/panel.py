@@ -121,7 +121,8 @@ class Panel:
         at = len(png) // 2
         self._picture = {"kind": "picture", "length": len(png), "at": at, "part": png[at : at + _PART]}
         self.widget.send(self._picture)
-        self._publish({"image/png": png, "text/plain": summary}, update=True, width=int(SIZE_INCHES[0] * 100))
+        text = "\n\n".join(filter(None, (summary, facts["failure"])))
+        self._publish({"image/png": png, "text/plain": text}, update=True, width=int(SIZE_INCHES[0] * 100))
 
     def _publish(self, data: dict[str, Any], *, update: bool, width: int | None = None) -> None:
         from IPython.display import publish_display_data

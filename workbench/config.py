@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,54 @@ _INFORMATION = ("versions", "machine")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+#: annotation of an option -> what it may be, and how that is called
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "bool": ((bool,), "true or false"),
+}
+#: options whose flag is not their name
+_FLAGS = {"ranks": "--nproc-per-node", "level": "--monitor", "budget": "--monitor-budget"}
+_WITHOUT_FLAG = ("strategy", "sample_hz")
+
+
+def flag_of(option: str) -> str:
+    """An option as people type it: ``batch_size`` -> ``--batch-size``."""
+    return option if option in _WITHOUT_FLAG else _FLAGS.get(option, f"--{option.replace('_', '-')}")
+
+
+def _check_type(item: dataclasses.Field[Any], value: Any) -> None:
+    """``ConfigError`` for a value that is not what the option's annotation says."""
+    kind, _, or_none = str(item.type).partition(" | ")
+    if kind not in _TYPES or (or_none and value is None):
+        return
+    classes, called = _TYPES[kind]
+    if not isinstance(value, classes) or (isinstance(value, bool) and kind != "bool"):
+        flag = flag_of(item.name)
+        raise ConfigError(f"{flag} must be {called}, not {value!r} ({type(value).__name__})", field=flag)
+
+
+def check_types(options: Mapping[str, Any]) -> None:
+    """Refuse an unknown option, or one that holds the wrong kind of value. ``ConfigError`` names it."""
+    for name, value in options.items():
+        table = _TABLES.get(_group_of(name), TrainSpec)
+        _check_type(next(item for item in dataclasses.fields(table) if item.name == name), value)
+
+
+def _check_own_types(spec: Any) -> None:
+    for item in dataclasses.fields(spec):
+        _check_type(item, getattr(spec, item.name))
+
+
 def _check(condition: bool, flag: str, message: str) -> None:
     if not condition:
         raise ConfigError(message, field=flag)
+
+
+def _check_least(spec: Any, name: str, least: int) -> None:
+    value, flag = getattr(spec, name), flag_of(name)
+    _check(value >= least, flag, f"{flag} must be a whole number of at least {least}, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +94,9 @@ class ParallelPlan:
     micro_batches: int = 1
 
     def __post_init__(self) -> None:
+        _check_own_types(self)
         for name in ("ranks", "tp", "pp", "micro_batches"):
-            value = getattr(self, name)
-            flag = "--nproc-per-node" if name == "ranks" else f"--{name.replace('_', '-')}"
-            _check(
-                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                flag,
-                f"{flag} must be a whole number of at least 1, not {value!r}",
-            )
+            _check_least(self, name, 1)
         _check(self.plugin in PLUGINS, "--plugin", f"unknown plugin {self.plugin!r}: {nearest(self.plugin, PLUGINS)}")
         if self.plugin != "hybrid":
             for name in ("tp", "pp", "micro_batches"):
@@ -111,11 +152,12 @@ class MonitorSpec:
     on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
+        _check_own_types(self)
         _check(
             self.level in MONITOR_LEVELS, "--monitor", f"unknown {self.level!r}: {nearest(self.level, MONITOR_LEVELS)}"
         )
         _check(
-            self.grad_every is None or (isinstance(self.grad_every, int) and self.grad_every >= 0),
+            self.grad_every is None or self.grad_every >= 0,
             "--grad-every",
             f"--grad-every must be a whole number of steps, 0 for never, not {self.grad_every!r}",
         )
@@ -138,8 +180,9 @@ class MonitorSpec:
 class TrainSpec:
     """One training run.
 
-    ``batch_size`` is global: samples per optimizer step over all ranks. Each data-parallel rank takes its contiguous
-    share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece into ``plan.micro_batches``.
+    ``batch_size`` is global: samples per optimizer step over all ranks (0: a cell's dataloader has its own). Each
+    data-parallel rank takes its contiguous share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece
+    into ``plan.micro_batches``.
     ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
     ``eval_every`` steps between evaluations, and one at the end (0: none).
     ``save_every`` steps between checkpoints (0: none by itself), of which the newest ``keep`` stay (0: all).
@@ -166,38 +209,32 @@ class TrainSpec:
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 
     def __post_init__(self) -> None:
+        _check_own_types(self)
         for name, least in (
             ("steps", 1),
-            ("batch_size", 1),
+            ("batch_size", 0),
             ("accumulate", 1),
             ("eval_every", 0),
             ("save_every", 0),
             ("keep", 0),
             ("seed", 0),
         ):
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            _check(name != "seed" or not isinstance(value, int) or value < 2**32, flag, f"{flag} must be below 2**32")
-            _check(
-                isinstance(value, int) and not isinstance(value, bool) and value >= least,
-                flag,
-                f"{flag} must be a whole number of at least {least}, not {value!r}",
-            )
+            _check_least(self, name, least)
+        _check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             _check(
-                (name == "lr" and value is None)
-                or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")),
+                value is None or 0 <= value < float("inf"),
                 f"--{name}",
                 f"--{name} must be a finite number of at least 0, not {value!r}",
             )
         _check(
             self.precision in PRECISIONS,
             "--precision",
-            f"unknown precision {self.precision!r}: {nearest(str(self.precision), PRECISIONS)}",
+            f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}",
         )
         _check(
-            isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)),
+            bool(_NAME.fullmatch(self.name)),
             "--name",
             f"--name {self.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit, "
             "64 characters at most",
@@ -262,6 +299,8 @@ def _group_of(key: str) -> str:
     if key in own:
         return ""
     known = own | {f.name for kind in _TABLES.values() for f in dataclasses.fields(kind)}
+    if key in _TABLES:
+        raise ConfigError(f"{key} is a table: write [{key}] and its options below it", field=key)
     raise ConfigError(f"unknown option {key!r}: {nearest(key, known)}", field=key)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +85,11 @@ def normalised(line: str) -> str:
     return _LONG_FLAG.sub(lambda match: match.group().replace("_", "-"), line)
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
-    """Add every flag to an argparse parser."""
+def add_to(parser: argparse.ArgumentParser, options: Collection[str] | None = None) -> None:
+    """Add every flag to an argparse parser, or those of ``options`` only."""
     for flag in FLAGS:
-        parser.add_argument(*flag.names, **flag.keywords())
+        if options is None or flag.option in options:
+            parser.add_argument(*flag.names, **flag.keywords())
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import warnings
+import sys
 from typing import Any
 
 from workbench import planning, run_directory
 from workbench.cluster.cells import Submission
+from workbench.cluster.machine import describe_host
+from workbench.cluster.output import CellFailure
+from workbench.cluster.placement import default_ranks
+from workbench.cluster.specs import plan_ranks
+from workbench.outcome import Outcome, failure
+from workbench.peers import PeerWatch
 from workbench.run import Run
 from workbench.session import Session
 
-#: what each rank is told, as text; it reads everything else from the run directory
+#: what each rank is told, as text; it reads everything else from the run directory, and its value is an ``Outcome``
 _TRAIN = "from workbench.engine.entry import train as _train; _train({path!r})"
 
 
@@ -24,17 +30,19 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     """
     session = Session.current()
     ranks_up = session.n if session is not None else 0
-    spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell is not None)
+    spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
     planning.check_ranks(spec, ranks_up=ranks_up, busy=session.busy if session is not None else None)
     if cell is not None:
         planning.check_cell(cell)
+    if session is None:
+        plan_ranks(spec.plan.ranks)  # refuses more ranks than GPUs before anything is made
     path = run_directory.create(spec, cell)
     own = session is None
     try:
         if session is None:
             session = Session.up(spec.plan.ranks)
             for text in session.warnings:
-                warnings.warn(text, stacklevel=2)
+                print(f"warning: {text}", file=sys.stderr)
         return _start(session, Run(path))
     except BaseException:
         if own and session is not None:
@@ -44,9 +52,6 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
 
 
 def _default_ranks() -> int:
-    from workbench.cluster.machine import describe_host
-    from workbench.cluster.placement import default_ranks
-
     return default_ranks(describe_host())
 
 
@@ -60,10 +65,19 @@ def _start(session: Session, run: Run) -> Run:
     def ended(submission: Submission) -> None:
         for rank, reason in submission.dead_ranks().items():
             run.rank_died(rank, reason)
-        errors = {rank: submission.error(rank) for rank in submission.ranks}
         session.forget_rank_died(run.rank_died)
         session.busy = session.step_of = None
-        run.detach({rank: str(error) for rank, error in errors.items() if error is not None})
+        run.detach({rank: _answer(submission, rank) for rank in submission.ranks})
 
     submission.add_done_callback(ended)
+    PeerWatch(session, run, submission)
     return run
+
+
+def _answer(submission: Submission, rank: int) -> Outcome | None:
+    """What a rank said about its end; None when it died, or said nothing that can be read."""
+    error = submission.error(rank)
+    if isinstance(error, CellFailure):
+        told = failure(error.ename, error.evalue, error.traceback)
+        return Outcome(state="failed", step=0, failure=told)
+    return Outcome.from_result(submission.outputs[rank].result)

@@ -6,34 +6,41 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from workbench.config import TrainSpec
+from workbench.config import TrainSpec, check_types
 from workbench.errors import ConfigError, RanksBusyError, format_ranks
 from workbench.recipes.base import check_plan, recipe
+from workbench.strategies import strategy_point
 
 #: what the cell form has to define: each entry is satisfied by one of its names
 REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
 
 
-def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell: bool = False) -> TrainSpec:
+def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell: str | None = None) -> TrainSpec:
     """The spec of a run from the options a person gave, flat (those absent or None take their defaults).
 
     ``ranks``: as asked, else the ranks that are up, else ``tp * pp`` or ``default_ranks``, whichever is larger. A
-    recipe fills in the rest from its size's defaults. Raises ``ConfigError``.
+    recipe fills in the rest from its size's defaults; a ``cell`` with a dataloader has a batch size of its own, which
+    is 0 in the spec. Raises ``ConfigError``, and ``SyntaxError`` for a cell that is no Python.
     """
     asked = {name: value for name, value in options.items() if value is not None}
-    if cell and asked.get("recipe"):
+    check_types(asked)
+    if cell is not None and asked.get("recipe"):
         raise ConfigError("a cell defines its own model: leave --recipe out, or use the line form", field="--recipe")
-    if not cell and not asked.get("recipe"):
+    if cell is None and not asked.get("recipe"):
         raise ConfigError(
             "what to train? pass --recipe NAME (or --config FILE), or define a model in a %%dist_train cell",
             field="--recipe",
         )
-    if not cell:
+    if cell is None:
         chosen = recipe(asked["recipe"])
         size = asked["size"] = asked.get("size") or chosen.default_size
         chosen.shape(size)
         asked = {**chosen.defaults[size], **asked}
         asked.setdefault("name", chosen.name)
+    if cell is not None and "dataloader" in names_of(cell):
+        asked["batch_size"] = 0
+    elif asked.get("batch_size") == 0:
+        raise ConfigError("--batch-size must be a whole number of at least 1, not 0", field="--batch-size")
     if "plugin" not in asked and (asked.get("tp", 1) > 1 or asked.get("pp", 1) > 1):
         asked["plugin"] = "hybrid"
     if asked.get("pp", 1) > 1:
@@ -41,7 +48,8 @@ def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell:
     if "ranks" not in asked:
         asked["ranks"] = _fitting(asked, ranks_up or default_ranks)
     spec = TrainSpec.from_options(asked)
-    if not cell:
+    strategy_point(spec.plan.strategy)
+    if cell is None:
         check_plan(spec)
     return spec
 
@@ -73,8 +81,7 @@ def check_cell(source: str) -> None:
 
     Where both of a pair are there, ``dataloader`` (made from the dataset) and ``loss_fn`` (it calls criterion) count.
     """
-    tree = ast.parse(source, filename="<cell>")
-    names = set(_bound_names(tree))
+    names = names_of(source)
     if "*" in names:
         return
     missing = [" or ".join(choice) for choice in REQUIRED_NAMES if not names.intersection(choice)]
@@ -84,6 +91,11 @@ def check_cell(source: str) -> None:
             "dataloader, and loss_fn(model, batch) or criterion",
             field=missing[0],
         )
+
+
+def names_of(source: str) -> set[str]:
+    """Names that a cell binds at its top level; ``SyntaxError`` as Python says it."""
+    return set(_bound_names(ast.parse(source, filename="<cell>")))
 
 
 def _bound_names(node: ast.AST) -> Iterator[str]:

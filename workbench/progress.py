@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.errors import RunError
-from workbench.run import ENDED, Run
-from workbench.telemetry.derive import global_metrics
+from workbench.run import ENDED
+from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
 from workbench.telemetry.store import Store
 
 _RECENT_STEPS = 20
@@ -19,7 +16,8 @@ _RECENT_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run at one moment. ``tps``: tokens per second per device over the last steps; NaN where nothing is known."""
+    """A run at one moment. ``tps``: tokens (``unit``) per second per device over the last steps; NaN where nothing is
+    known."""
 
     step: int
     steps: int
@@ -28,6 +26,7 @@ class Snapshot:
     tps: float
     step_time_ms: float
     eta_s: float
+    unit: str = "tokens"
 
     @property
     def fraction(self) -> float:
@@ -45,6 +44,7 @@ def snapshot(store: Store) -> Snapshot:
     step_time = float(np.mean(times)) if known else float("nan")
     tps = float(np.mean(recent["tps"][-times.size :])) if known else float("nan")
     step = int(metrics["step"][-1]) if known else 0
+    pace = seconds_per_step(metrics["step"], metrics["time"])
     return Snapshot(
         step=step,
         steps=spec.steps,
@@ -52,7 +52,8 @@ def snapshot(store: Store) -> Snapshot:
         validation_loss=last_value(store, "loss"),
         tps=tps,
         step_time_ms=step_time,
-        eta_s=(spec.steps - step) * step_time / 1e3,
+        eta_s=(spec.steps - step) * (step_time / 1e3 if np.isnan(pace) else pace),
+        unit=batch_of(store.table("events"))[1],
     )
 
 
@@ -68,7 +69,7 @@ def line(run_name: str, state: str, now: Snapshot) -> str:
     parts = [f"{run_name}: {state}, step {now.step}/{now.steps}"]
     if now.step:
         parts.append(f"loss {now.loss:.4f}")
-        parts.append(f"{now.tps:,.0f} tokens/s per rank")
+        parts.append(f"{now.tps:,.0f} {now.unit}/s per rank")
     if np.isfinite(now.validation_loss):
         parts.append(f"validation {now.validation_loss:.4f}")
     if now.step and state not in ENDED:
@@ -83,33 +84,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def follow(run: Run, *, every: int = 0, interval_s: float = 0.5) -> None:
-    """Print progress lines until the run ends: one per ``every`` steps (0: a twentieth of the run)."""
-    stride = every or max(1, run.spec.steps // 20)
-    store = Store(run.path)
-    printed = -1
-    while True:
-        ended = run.ended()
-        store.refresh()
-        now = snapshot(store)
-        if ended or now.step // stride > printed:
-            printed = now.step // stride
-            print(line(run.name, run.status, now), flush=True)
-        if ended:
-            return
-        time.sleep(interval_s)
-
-
-def follow_in_background(run: Run) -> None:
-    """``follow`` from a thread, for a prompt that stays usable; a failure's traceback is printed once."""
-
-    def work() -> None:
-        follow(run)
-        try:
-            run.raise_if_failed()
-        except RunError as error:
-            print(*error._render_traceback_(), sep="\n", flush=True)
-
-    threading.Thread(target=work, name=f"progress-{run.name}", daemon=True).start()

@@ -14,6 +14,9 @@ from typing import Any
 
 SCHEMA_VERSION = 2
 
+#: names of a rank's last ``state`` event: nothing more comes from it
+END_STATES = ("finished", "stopped", "failed")
+
 #: rank number in records written by the session (the notebook's side), which is no rank
 SESSION_RANK = -1
 
@@ -208,7 +211,8 @@ class Event:
     Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was set),
     ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
     ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
-    ``rank`` (name: died), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
+    ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput
+    counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
     grad_norm), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
     far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored), ``gpu`` (name: lost), ``peak`` (name:
     flops; value: what the device can do per second, and how that is known; name: model; value: its parameters, and the

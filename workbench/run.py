@@ -7,15 +7,20 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from workbench import run_directory
 from workbench.config import ParallelPlan, TrainSpec
-from workbench.errors import RunError, format_ranks
+from workbench.errors import RunDirectoryError, RunError, format_ranks
+from workbench.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, Command
+from workbench.records import END_STATES, SESSION_RANK, Command, Event
 from workbench.run_directory import CONTROL_FILE, OUTPUT_FILE
+from workbench.telemetry.derive import with_rows
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
     from workbench.telemetry.verdict import Verdict
 
 #: states after which nothing more happens; "lost" is a run whose owner died before it ended
-ENDED = ("finished", "stopped", "failed", "lost")
+ENDED = (*END_STATES, "lost")
 
 
 class Run:
@@ -100,25 +105,33 @@ class Run:
         """``RunError`` when the run failed or was lost."""
         status = self.status
         if status == "failed":
-            ranks, message, trace = failure_of(self._events())
-            if not ranks and self._handle is not None and self._handle.errors:
-                ranks, message = list(self._handle.errors), next(iter(self._handle.errors.values()))
-            where = format_ranks(ranks) if ranks else "a rank"
-            raise RunError(f"run {self.name!r} failed at step {self.step} on {where}: {message}", traceback=trace)
+            first = failure_of(self._events()) or FirstFailure([], "no rank said why")
+            advice = f"; {self._handle.advice}" if self._handle is not None and self._handle.advice else ""
+            raise RunError(
+                f"run {self.name!r} failed at step {self.step} on {first.who}: {first.message}{advice}",
+                traceback=first.traceback,
+            )
         if status == "lost":
             raise RunError(f"run {self.name!r} was lost at step {self.step}: the process that started it has ended")
 
     def stop(self) -> None:
-        """Ask all ranks to stop after the step they are in. ``RunError`` when the run has ended already."""
+        """Ask all ranks to stop after the step they are in. ``RunError`` when the run has ended already,
+        ``RunDirectoryError`` when its directory is gone or full."""
         status = self.status
         if status in ENDED:
             raise RunError(f"run {self.name!r} is {status}: there is nothing to stop")
         command = Command(time=time.time(), name="stop", who=getpass.getuser())
-        descriptor = os.open(self.path / CONTROL_FILE, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(descriptor, command.to_line().encode())
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.path / CONTROL_FILE, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, command.to_line().encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path / CONTROL_FILE} cannot be written ({error.strerror}), so ranks cannot be asked to stop: "
+                "session.interrupt() or %dist_down ends them"
+            ) from error
 
     def metrics(self, *, per_rank: bool = False) -> pd.DataFrame:
         """One row per step that all ranks finished: step, loss, lr, grad_norm, tps, step_time_ms and more.
@@ -229,7 +242,8 @@ class Run:
             return self.store.table(table)
 
     def _events(self) -> Columns:
-        return self._table("events")
+        events = self._table("events")
+        return events if self._handle is None else with_rows(events, self._handle.unwritten)
 
     def attach(self) -> None:
         """Called by the session that starts the run, before any rank hears of it."""
@@ -240,28 +254,72 @@ class Run:
         if self._handle is not None and rank < self.plan.ranks:
             self._handle.rank_died(rank, reason)
 
-    def detach(self, errors: dict[int, str]) -> None:
-        """Called by the session when the ranks are free or gone; ``errors``: what ranks could not log."""
+    def failed_ranks(self) -> set[int]:
+        """Ranks that say in their log that they failed."""
+        events = self._events()
+        failed = (events["kind"] == "state") & (events["name"] == "failed")
+        return {int(rank) for rank in events["rank"][failed]}
+
+    def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
+        """Called by the session before it ends ranks that wait for one that failed."""
         if self._handle is not None:
-            self._handle.errors = errors
-            self._handle.log.close()
-            self._handle.released.set()
+            self._handle.ranks_ended(ranks, why)
+
+    def detach(self, answers: dict[int, Outcome | None]) -> None:
+        """Called by the session when the ranks are free or gone; ``answers``: what each said about its end."""
+        if self._handle is not None:
+            events = self._events()
+            over = (events["kind"] == "state") & np.isin(events["name"], ENDED)
+            self._handle.end(answers, logged={int(rank) for rank in events["rank"][over]})
 
 
 class _Live:
-    """What only the session that started a run has. ``released`` is set when its ranks are free again."""
+    """What only the session that started a run has. ``released`` is set when its ranks are free again. ``unwritten``:
+    events for which there was no room on the disk. ``advice``: what to do before ranks can be used again."""
 
     def __init__(self, path: Path) -> None:
         self.log = RankLogWriter(path, SESSION_RANK)
         self.released = threading.Event()
-        self.errors: dict[int, str] = {}
+        self.unwritten: list[Event] = []
+        self.advice = ""
         self._dead: set[int] = set()
 
     def rank_died(self, rank: int, reason: str) -> None:
         if rank not in self._dead:
             self._dead.add(rank)
-            self.log.event("rank", "died", {"rank": rank, "reason": reason})
-            self.log.flush()
+            self._tell([Event(time=time.time(), step=0, rank=SESSION_RANK, kind="rank", name="died",
+                              value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
+
+    def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
+        """Their end is no death that explains anything: it is the consequence of another's."""
+        self._dead.update(ranks)
+        self.advice = (
+            f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up"
+        )
+        told = failure("PeerFailed", why, peer=True)
+        self._tell([_state(rank, "failed", told) for rank in ranks])
+
+    def end(self, answers: dict[int, Outcome | None], *, logged: set[int]) -> None:
+        """Say for the ranks what their logs do not, and close."""
+        told = []
+        for rank, answer in answers.items():
+            if answer is not None and (rank not in logged or answer.log_failure):
+                told.append(_state(rank, *answer.what_the_log_lacks(), step=answer.step))
+        self._tell(told)
+        self.log.close()
+        self.released.set()
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            self.log.append(event)
+        self.log.flush()
+        if self.log.failure is not None:
+            self.unwritten += events
+
+
+def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
+    """A rank's state, told on its behalf."""
+    return Event(time=time.time(), step=step, rank=rank, kind="state", name=name, value=json.dumps(value))
 
 
 def state_of(events: Columns, ranks: int) -> str:
@@ -280,25 +338,3 @@ def state_of(events: Columns, ranks: int) -> str:
     if died.any():
         return "failed"
     return "running" if names - {"starting"} else "starting"
-
-
-def failure_of(events: Columns) -> tuple[list[int], str, str]:
-    """Ranks that failed first, with what, and the traceback: pure.
-
-    A rank that died explains what its peers then saw; otherwise the earliest failure that is not about a peer.
-    """
-    for i in ((events["kind"] == "rank") & (events["name"] == "died")).nonzero()[0]:
-        value = json.loads(events["value"][i])
-        return [value["rank"]], value["reason"], ""
-    failures = [
-        (float(events["time"][i]), int(events["rank"][i]), json.loads(events["value"][i]))
-        for i in ((events["kind"] == "state") & (events["name"] == "failed")).nonzero()[0]
-    ]
-    if not failures:
-        return [], "no rank said why", ""
-    failures.sort(key=lambda failure: (failure[2]["peer"], failure[0]))
-    first: dict[str, Any] = failures[0][2]
-    same = [
-        rank for _, rank, value in failures if (value["ename"], value["evalue"]) == (first["ename"], first["evalue"])
-    ]
-    return same, f"{first['ename']}: {first['evalue']}", first["traceback"]

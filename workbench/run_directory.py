@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from datetime import datetime
@@ -16,8 +18,8 @@ import psutil
 import tomli_w
 
 from workbench import environment
-from workbench.config import SPEC_FILE, TrainSpec
-from workbench.errors import RunDirectoryError, nearest
+from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.errors import ConfigError, RunDirectoryError, SchemaError, nearest
 
 CELL_FILE = "cell.py"
 CONTROL_FILE = "control.jsonl"
@@ -40,7 +42,6 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
     """
     parent = home()
     stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{spec.name}"
-    path = parent / stem
     try:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
@@ -48,11 +49,7 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
             raise RunDirectoryError(
                 f"the disk of {parent} is full ({free // 2**20} MiB free): make room, or set WORKBENCH_HOME elsewhere"
             )
-        number = 1
-        while path.exists():
-            number += 1
-            path = parent / f"{stem}-{number}"
-        path.mkdir(mode=0o700)
+        path = _make(parent, stem)
     except OSError as error:
         raise RunDirectoryError(
             f"cannot make a run directory in {parent}: {error.strerror}; set WORKBENCH_HOME to a writable directory"
@@ -71,6 +68,18 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
     return path
 
 
+def _make(parent: Path, stem: str) -> Path:
+    """A fresh directory of that name, or of that name and a number: two processes may ask in the same second."""
+    for number in itertools.count(1):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("there is always another number")
+
+
 def find(name: str | Path | None = None) -> Path:
     """A run directory by path, by directory name, or by run name (the newest of that name); None: the newest run."""
     runs = all_runs()
@@ -83,7 +92,7 @@ def find(name: str | Path | None = None) -> Path:
         return direct.absolute()
     text = str(name)
     for path in reversed(runs):
-        if path.name == text or run_name(path) == text:
+        if path.name == text or _is_called(path, text):
             return path
     raise RunDirectoryError(
         f"no run {text!r} in {home()}: {nearest(text, [run_name(path) for path in runs] or ['none'])}"
@@ -93,12 +102,35 @@ def find(name: str | Path | None = None) -> Path:
 def all_runs() -> list[Path]:
     """Run directories of ``home()``, oldest first."""
     parent = home()
-    return sorted(path.parent for path in parent.glob(f"*/{SPEC_FILE}")) if parent.is_dir() else []
+    specs = sorted(parent.glob(f"*/{SPEC_FILE}"), key=_when) if parent.is_dir() else []
+    return [spec.parent for spec in specs]
+
+
+def _when(spec: Path) -> tuple[str, int, str]:
+    """By the second in the directory's name; within one second by when the spec was written."""
+    try:
+        written = spec.stat().st_mtime_ns
+    except OSError:  # removed meanwhile
+        written = 0
+    return spec.parent.name[: len("2026-05-01-120000")], written, spec.parent.name
 
 
 def run_name(path: Path) -> str:
     """``2026-05-01-120000-first`` -> ``first``."""
     return "-".join(path.name.split("-")[4:]) or path.name
+
+
+def _is_called(path: Path, name: str) -> bool:
+    """Whether a run has that name; the second of a name within one second has a number after it."""
+    found = run_name(path)
+    if found == name:
+        return True
+    if not re.fullmatch(re.escape(name) + r"-\d+", found):
+        return False
+    try:
+        return read_spec_options(path / SPEC_FILE).get("name") == name
+    except (ConfigError, SchemaError):
+        return False
 
 
 def owner_is_alive(path: Path) -> bool:

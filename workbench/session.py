@@ -21,8 +21,9 @@ from workbench.cluster import client as rank_servers
 from workbench.cluster import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.placement import Placement
+from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
-from workbench.errors import ClusterError, RankDiedError, RanksBusyError, format_ranks
+from workbench.errors import ClusterError, RanksBusyError, format_ranks
 
 #: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
@@ -57,9 +58,7 @@ class Session:
         self._server = server
         self._client: Any = None
         self._engine_info: dict[str, Any] = {}
-        self._pids: dict[int, int] = {}
-        self._dead: dict[int, str] = {}
-        self._last_output: dict[int, str] = {}
+        self._roster = Roster()
         self._stopping = False
         self._down = False
         self._submissions: list[Submission] = []
@@ -93,7 +92,7 @@ class Session:
             if current is not None:
                 if current._fits(placement, master_port):
                     return current
-                if not current._dead:
+                if not current.dead:
                     current._check_free(range(current.n))
             port = find_port(MASTER_ADDR, master_port)
             server = current._hand_over() if current is not None else None
@@ -125,7 +124,7 @@ class Session:
     @property
     def dead(self) -> dict[int, str]:
         """Ranks that ended, and why."""
-        return dict(self._dead)
+        return dict(self._roster.dead)
 
     @property
     def server_pid(self) -> int:
@@ -135,7 +134,7 @@ class Session:
     @property
     def pids(self) -> dict[int, int]:
         """Process id of each rank."""
-        return dict(self._pids)
+        return dict(self._roster.pids)
 
     def down(self) -> None:
         """End ranks, controller and server, within 3 s; nothing is left. Works however many of them died before."""
@@ -171,7 +170,7 @@ class Session:
 
     def _fits(self, placement: Placement, master_port: int | None) -> bool:
         same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
-        return same and not self._dead and self._server.alive
+        return same and not self.dead and self._server.alive
 
     def _start(self, placement: Placement, port: int) -> None:
         from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
@@ -212,22 +211,16 @@ class Session:
                     ) from None
 
     def _check_alive(self) -> None:
-        for rank in self._dead:
-            raise self._died(rank, "no rank is up now; run %dist_up to try again")
-
-    def _died(self, rank: int, advice: str) -> RankDiedError:
-        tail = self._last_output.get(rank, "").strip()
-        return RankDiedError(rank, f"{self._dead[rank]}; {advice}" + (f"\nIts last output:\n{tail}" if tail else ""))
+        self._roster.check(range(self.n), "no rank is up now; run %dist_up to try again")
 
     # --- events of the server (in its reading thread)
 
     def _hear(self, message: Any) -> None:
         match message:
             case p.RankStarted():
-                self._pids[message.rank] = message.pid
+                self._roster.pids[message.rank] = message.pid
             case p.RankExited() if not self._stopping:
-                self._last_output[message.rank] = message.tail
-                self._lose(message.rank, message.reason)
+                self._lose(message.rank, message.reason, message.tail)
             case p.ControllerExited() if not self._stopping:
                 self._lose_all(f"the controller ended ({message.reason}), so no rank can be reached")
 
@@ -239,10 +232,10 @@ class Session:
         for rank in range(self.n):
             self._lose(rank, reason)
 
-    def _lose(self, rank: int, reason: str) -> None:
-        if rank in self._dead:
+    def _lose(self, rank: int, reason: str, last_output: str = "") -> None:
+        if not self._roster.lost(rank, reason, last_output):
             return
-        self._dead[rank] = reason
+        reason = self._roster.dead[rank]
         for submission in list(self._submissions):
             submission.rank_died(rank, reason)
         if self._stopping:
@@ -281,9 +274,8 @@ class Session:
         submission = Submission(code, targets)
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         send(self._client, submission)
-        for rank in targets:  # one that died in between
-            if rank in self._dead:
-                submission.rank_died(rank, self._dead[rank])
+        for rank in set(targets) & set(self.dead):  # one that died in between
+            submission.rank_died(rank, self.dead[rank])
         return submission
 
     def wait(
@@ -306,8 +298,7 @@ class Session:
             self.interrupt(submission.ranks)
             submission.wait(2.0)
             raise
-        for rank in submission.dead_ranks():
-            raise self._died(rank, "its peers may wait for it: run %dist_up to start again")
+        self._roster.check(submission.dead_ranks(), "its peers may wait for it: run %dist_up to start again")
         if not finished:
             left = [rank for rank in submission.ranks if rank not in submission.ready_ranks()]
             raise ClusterError(
@@ -333,9 +324,7 @@ class Session:
         self._check_free(targets)
         answer = action(self._client.direct_view(targets))
         while not answer.wait(0.1):
-            for rank in targets:
-                if rank in self._dead:
-                    raise self._died(rank, "run %dist_up to start again")
+            self._roster.check(targets, "run %dist_up to start again")
         return targets, value_of(answer)
 
     def interrupt(self, ranks: Sequence[int] | None = None) -> None:
@@ -344,8 +333,12 @@ class Session:
 
     def signal(self, signum: int, ranks: Sequence[int] | None = None) -> None:
         """Send a signal to the processes of ranks (default: all that live)."""
-        alive = [rank for rank in (range(self.n) if ranks is None else ranks) if rank not in self._dead]
-        self._server.signal(alive, signum).result(2.0)
+        self._server.signal(self._roster.alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
+
+    def end_ranks(self, ranks: Sequence[int], why: str) -> None:
+        """SIGKILL to ranks that cannot end by themselves; they are dead then, because of ``why``."""
+        self._roster.will_end(ranks, why)
+        self.signal(signals.SIGKILL, ranks)
 
     def _targets(self, ranks: Sequence[int] | None) -> list[int]:
         if self._down:
@@ -354,9 +347,7 @@ class Session:
         outside = [rank for rank in targets if not 0 <= rank < self.n]
         if outside:
             raise ClusterError(f"{format_ranks(outside)}: {self.n} ranks are up, 0 to {self.n - 1}")
-        for rank in targets:
-            if rank in self._dead:
-                raise self._died(rank, "run %dist_up to start again, or name other ranks")
+        self._roster.check(targets, "run %dist_up to start again, or name other ranks")
         return targets
 
     def _check_free(self, ranks: Sequence[int]) -> None:
@@ -383,7 +374,7 @@ class Session:
             rank = binding.rank
             state = "training" if self.busy is not None else "running cell" if rank in occupied else "idle"
             step = self.step_of(rank) if self.step_of is not None else None
-            pid, dead = self._pids.get(rank, 0), self._dead.get(rank)
+            pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
             found.append(measure(binding, pid=pid, host=host, state=state, step=step, dead=dead))
         return found
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from workbench import run_directory
-from workbench.config import TrainSpec
+from workbench import progress
 from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
 from workbench.run import Run
 from workbench.session import Session
@@ -130,27 +129,6 @@ def test_a_name_left_by_an_earlier_cell_is_no_part_of_this_one(shell: Interactiv
     np.testing.assert_allclose(run.metrics()["loss"], plain_losses(20, 16), atol=1e-5)
 
 
-def test_ranks_that_cannot_write_their_log_fail_the_run(
-    shell: InteractiveShell, two_ranks: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create = run_directory.create
-
-    def blocked(spec: TrainSpec, cell: str | None = None) -> Path:
-        path = create(spec, cell)
-        (path / "rank-00001").write_text("in the way")
-        return path
-
-    monkeypatch.setattr(run_directory, "create", blocked)
-    run = train(shell, "-n 1 --steps 2 --quiet", CELL).wait(timeout=30)
-    assert run.status == "finished"  # rank 1 has no part in it
-    failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
-    two_ranks.interrupt([0])  # it waits for rank 1 to come
-    with pytest.raises(RunError, match="rank"):
-        failed.wait(timeout=90)
-    monkeypatch.undo()
-    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
-
-
 def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks: Session) -> None:
     run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
     while run.step < 3:
@@ -229,6 +207,29 @@ def test_a_spec_file(shell: InteractiveShell, two_ranks: Session, tmp_path: Path
     file.write_text("spec_version = 99")
     with pytest.raises(SchemaError, match="update dist-workbench"):
         train(shell, f"--config {file}")
+
+
+def test_the_spec_of_a_run_whose_model_was_a_cell_trains_again_on_another_plan(
+    shell: InteractiveShell, two_ranks: Session
+) -> None:
+    first = train(shell, "-n 2 --steps 4 --batch-size 16 --quiet --name own", CELL).wait(timeout=60)
+    again = train(shell, f"--config {first.path / 'spec.toml'} --plugin zero1 --quiet").wait(timeout=60)
+    assert (again.name, again.plan.plugin) == ("own", "zero1")
+    np.testing.assert_allclose(again.metrics()["loss"], first.metrics()["loss"], atol=1e-5)
+
+
+def test_a_dataloaders_batch_is_the_global_batch_and_told_as_it_is(shell: InteractiveShell, two_ranks: Session) -> None:
+    cell = CELL + "dataloader = torch.utils.data.DataLoader(dataset, batch_size=16)\n"
+    run = train(shell, "-n 2 --steps 20 --batch-size 7 --quiet", cell).wait(timeout=60)
+    np.testing.assert_allclose(run.metrics()["loss"], plain_losses(20, 16), atol=1e-5)
+    assert run.spec.batch_size == 0
+    (told,) = run.events().query("kind == 'data'")["value"]
+    assert told == {"samples": 16, "unit": "samples"}
+    assert "samples/s per rank" in progress.line(run.name, run.status, progress.snapshot(run.store))
+    assert "16 samples a step" in run.report().read_text(encoding="utf-8")
+    failed = train(shell, "-n 2 --steps 2 --quiet", cell.replace("batch_size=16", "batch_size=15"))
+    with pytest.raises(RunError, match=r"ranks 0-1: ConfigError: the dataloader's batches of 15 samples"):
+        failed.wait(timeout=60)
 
 
 def test_what_the_cell_prints_is_kept(shell: InteractiveShell, two_ranks: Session) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from workbench.config import MonitorSpec, ParallelPlan, TrainSpec, read_spec_options
+from workbench.config import MonitorSpec, ParallelPlan, TrainSpec, check_types, read_spec_options
 from workbench.errors import ConfigError, SchemaError
+from workbench.flags import FLAGS
 
 
 def test_options_and_toml_round_trip(tmp_path: Path) -> None:
@@ -54,12 +55,55 @@ def test_wrong_values_say_what_to_change(options: dict, field: str, words: str) 
 
 
 @pytest.mark.parametrize(
+    ("options", "field", "words"),
+    [
+        ({"tp": "2"}, "--tp", r"must be a whole number, not '2' \(str\)"),
+        ({"plugin": 3}, "--plugin", "must be a text, not 3"),
+        ({"shuffle": "no"}, "--shuffle", "must be true or false, not 'no'"),
+        ({"shuffle": 1}, "--shuffle", "must be true or false, not 1"),
+        ({"sample_hz": "2"}, "sample_hz", "must be a number, not '2'"),
+        ({"steps": 1.5}, "--steps", "must be a whole number, not 1.5"),
+        ({"steps": True}, "--steps", "must be a whole number, not True"),
+        ({"name": 3}, "--name", "must be a text, not 3"),
+        ({"lr": "3e-3"}, "--lr", "must be a number"),
+        ({"lr": True}, "--lr", "must be a number"),
+        ({"grad_every": 2.0}, "--grad-every", "must be a whole number"),
+        ({"level": 1}, "--monitor", "must be a text"),
+        ({"budget": "1%"}, "--monitor-budget", "must be a number"),
+        ({"recipe": ["a"]}, "--recipe", "must be a text"),
+        ({"ranks": {"a": 1}}, "--nproc-per-node", "must be a whole number"),
+    ],
+)
+def test_wrong_types_name_field_value_and_what_is_expected(options: dict, field: str, words: str) -> None:
+    for refuse in (TrainSpec.from_options, check_types):
+        with pytest.raises(ConfigError, match=words) as caught:
+            refuse(options)
+        assert caught.value.field == field
+
+
+def test_every_option_has_a_type_that_is_checked_and_the_flag_people_type() -> None:
+    class Odd:
+        """Nothing that an option can be."""
+
+    flags = {flag.option: flag.names[-1] for flag in FLAGS}
+    for name in TrainSpec().options():
+        with pytest.raises(ConfigError, match="must be") as caught:
+            check_types({name: Odd()})
+        assert caught.value.field == flags.get(name, name)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert TrainSpec(lr=1, clip=2).lr == 1
+
+
+@pytest.mark.parametrize(
     ("text", "error", "words"),
     [
         ("steps = ", ConfigError, "not valid TOML"),
         ("stepz = 3", ConfigError, "did you mean 'steps'"),
         ("tp = 2", ConfigError, r"belongs in table \[plan\]"),
         ("[plan]\nsteps = 2", ConfigError, "belongs in the top"),
+        ("plan = 3", ConfigError, r"write \[plan\]"),
         ("[plans]\ntp = 2", ConfigError, r"unknown table \[plans\]"),
         ("spec_version = 99", SchemaError, "update dist-workbench"),
     ],

@@ -42,6 +42,10 @@ def test_flags_win_over_the_recipes_defaults() -> None:
         ({"recipe": "stdlib-lama"}, "did you mean 'stdlib-llama'"),
         ({"recipe": "stdlib-llama", "size": "tny"}, "did you mean 'tiny'"),
         ({"recipe": "stdlib-llama", "ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 3}, "does not divide the"),
+        ({"recipe": "stdlib-llama", "tp": "2"}, "--tp must be a whole number, not '2'"),
+        ({"recipe": "stdlib-llama", "accumulate": "two"}, "--accumulate must be a whole number"),
+        ({"recipe": 3}, "--recipe must be a text, not 3"),
+        ({"recipe": "stdlib-llama", "strategy": "colosal"}, "unknown strategy 'colosal': did you mean 'colossal'"),
         ({"recipe": "digits-vit", "pp": 3, "batch_size": 6}, "--pp 3 does not divide the 4 layers"),
     ],
 )
@@ -88,4 +92,14 @@ def test_a_cell_with_a_syntax_error_is_pythons_own_error() -> None:
 
 def test_a_recipe_and_a_cell_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="leave --recipe out"):
-        planning.resolve({"recipe": "stdlib-llama"}, ranks_up=2, default_ranks=2, cell=True)
+        planning.resolve({"recipe": "stdlib-llama"}, ranks_up=2, default_ranks=2, cell=CELL)
+
+
+def test_a_dataloader_has_its_own_batch_size_which_is_neither_recorded_nor_checked_here() -> None:
+    loader = CELL + "dataloader = torch.utils.data.DataLoader(dataset)"
+    for options in ({"batch_size": 7, "ranks": 2}, {"ranks": 2}, {}):
+        assert planning.resolve(options, ranks_up=2, default_ranks=2, cell=loader).batch_size == 0
+    assert planning.resolve({"batch_size": 6}, ranks_up=2, default_ranks=2, cell=CELL).batch_size == 6
+    for options, cell in (({"batch_size": 0}, CELL), ({"batch_size": 0, "recipe": "stdlib-llama"}, None)):
+        with pytest.raises(ConfigError, match="--batch-size must be a whole number of at least 1, not 0"):
+            planning.resolve(options, ranks_up=2, default_ranks=2, cell=cell)

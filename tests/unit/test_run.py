@@ -114,6 +114,13 @@ def test_stop_is_a_line_in_the_control_file(path: Path) -> None:
     assert [command.name for command in commands] == ["stop"] and commands[0].who
 
 
+def test_stop_of_a_run_whose_control_file_is_gone_says_what_ends_it(path: Path) -> None:
+    run = Run(path)
+    (path / "control.jsonl").unlink()
+    with pytest.raises(RunDirectoryError, match=r"cannot be written .* %dist_down"):
+        run.stop()
+
+
 def test_waiting_has_a_limit(path: Path) -> None:
     with pytest.raises(TimeoutError, match="still starting after 0"):
         Run(path).wait(timeout=0.1)

@@ -33,8 +33,11 @@ _EVENTS = (p.Warmth, p.ControllerReady, p.ControllerExited, p.RankStarted, p.Ran
 
 def _private_directory() -> Path:
     """A fresh directory of mode 0700 with a path short enough for a socket."""
-    parent = tempfile.gettempdir()
-    directory = Path(tempfile.mkdtemp(prefix="workbench-", dir=parent if len(parent) < 60 else "/tmp"))
+    try:
+        parent = tempfile.gettempdir()
+        directory = Path(tempfile.mkdtemp(prefix="workbench-", dir=parent if len(parent) < 60 else "/tmp"))
+    except OSError as error:
+        raise ClusterError(f"no temporary directory can be made ({error}): set TMPDIR to one that can") from error
     if len(str(directory)) + 12 > _LONGEST_SOCKET_PATH:
         raise ClusterError(f"{directory} is too long for a socket: set TMPDIR to a shorter path")
     return directory
@@ -58,8 +61,7 @@ def _environment() -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures become outputs
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML counts
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML counts
     return environment
 
 
@@ -200,10 +202,6 @@ class RankServer:
     def stop_ranks(self, grace_s: float = 0.5) -> Future[None]:
         """Done when no rank is left."""
         return self._ask(p.StopRanks(id=next(self._ids), grace_s=grace_s))
-
-    def stop_controller(self) -> Future[None]:
-        """Done when the controller is gone."""
-        return self._ask(p.StopController(id=next(self._ids)))
 
     def close(self, *, grace_s: float = 0.3, timeout_s: float = 2.5) -> None:
         """End ranks, controller and server; returns when they are gone, after ``timeout_s`` at the latest."""

@@ -86,6 +86,7 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
     ).tag(config=True)
     master_port = Integer(0, help="MASTER_PORT of the ranks; 0: a free one.").tag(config=True)
     exits = Dict(help="Rank -> why its process ended, for those that did.")
+    _first_rank = 0  # decided once: other sets may end while this one runs
 
     def _base_rank(self) -> int:
         """Engine sets after the first of a cluster count on."""
@@ -95,6 +96,7 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
     async def start(self, n: int) -> None:
         """Start ``n`` ranks; returns when their processes exist."""
         self.n = n
+        self._first_rank = self._base_rank()
         placement = plan_ranks(n)
         for warning in placement.warnings:
             self.log.warning(warning)
@@ -107,7 +109,7 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
             master_port=port,
             profile_dir=Path(self.profile_dir).resolve(),
             connection=self._connection(),
-            first_rank=self._base_rank(),
+            first_rank=self._first_rank,
             extra_environment=self.get_env(),
         )
         await asyncio.wrap_future(self.server.start_ranks(specs))
@@ -119,8 +121,7 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
 
     def signal(self, sig: int) -> None:
         """Send a signal to every rank."""
-        first = self._base_rank()
-        self.server.signal(range(first, first + self.n), sig).result(2.0)
+        self.server.signal(range(self._first_rank, self._first_rank + self.n), sig).result(2.0)
 
     def _hear(self, message: Any) -> None:
         """In the thread that reads from the server."""

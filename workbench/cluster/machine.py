@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,7 +34,7 @@ def visible_device_ids() -> list[str]:
 
 
 @functools.cache
-def _nvml():
+def _nvml() -> Any:
     """The initialised NVML module, or None where there is no driver."""
     try:
         import pynvml
@@ -50,22 +51,30 @@ def _gpus() -> list[Device]:
     nvml = _nvml()
     if nvml is None:
         return []
-    found = []
-    for index in range(nvml.nvmlDeviceGetCount()):
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError:
+        return []
+    return [device for index in range(count) if (device := _gpu(nvml, index)) is not None]
+
+
+def _gpu(nvml: Any, index: int) -> Device | None:
+    """One GPU; None when it does not answer, as one that fell off the bus: no rank could use it either."""
+    try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         name = nvml.nvmlDeviceGetName(handle)
-        found.append(
-            Device(
-                id=str(index),
-                name=name if isinstance(name, str) else name.decode(),
-                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                used_by=_computing(nvml, handle),
-            )
-        )
-    return found
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError:
+        return None
+    return Device(
+        id=str(index),
+        name=name if isinstance(name, str) else name.decode(),
+        memory_bytes=memory,
+        used_by=_computing(nvml, handle),
+    )
 
 
-def _computing(nvml, handle) -> tuple[int, ...]:
+def _computing(nvml: Any, handle: Any) -> tuple[int, ...]:
     """Pids of other people's processes on a device; children of this process are ours."""
     try:
         pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.errors import ConfigError, format_ranks
+from workbench.visible_devices import entries, is_uuid
 
 CPU = "cpu"
 
@@ -62,20 +64,18 @@ class Placement:
 def visible_devices(setting: str | None, found: Sequence[Device]) -> tuple[Device, ...]:
     """The devices that a CUDA_VISIBLE_DEVICES setting (None: unset) leaves visible, in its order.
 
-    As CUDA does, reading ends at the first entry that names no device. An entry may be an index or a (shortened)
-    UUID; devices of ``found`` are in index order. Entries that are UUIDs stay as the user wrote them.
+    Reading ends at the first entry that names no device. Entries that are UUIDs stay as the user wrote them.
     """
-    if setting is None:
+    chosen = entries(setting)
+    if chosen is None:
         return tuple(found)
+    by_id = {device.id: device for device in found}
     taken: list[Device] = []
-    for entry in (part.strip() for part in setting.split(",")):
-        if entry.isdecimal() and int(entry) < len(found):
-            device = found[int(entry)]
-        elif entry.startswith(("GPU-", "MIG-")):
-            device = Device(id=entry)
-        else:
+    for entry in chosen:
+        device = Device(id=entry) if is_uuid(entry) else by_id.get(str(int(entry)))
+        if device is None:
             break
-        taken.append(Device(id=entry, name=device.name, memory_bytes=device.memory_bytes, used_by=device.used_by))
+        taken.append(dataclasses.replace(device, id=entry))
     return tuple(taken)
 
 
@@ -109,12 +109,21 @@ def place(n: int, host: Host, devices: Sequence[Device] | None = None) -> Placem
     if n < 1:
         raise ConfigError(f"-n {n}: at least one rank is needed", field="--nproc-per-node")
     chosen = host.devices if devices is None else tuple(devices)
+    if chosen and n > len(chosen):
+        gpus = "1 GPU is" if len(chosen) == 1 else f"{len(chosen)} GPUs are"
+        ids = ", ".join(device.id for device in chosen)
+        raise ConfigError(
+            f"{n} ranks, but {gpus} to be used ({ids}), and NCCL refuses two ranks on one device: pass "
+            f"-n {len(chosen)}, or run ranks on the processor (%dist_up -n {n} --devices cpu, "
+            'Session.up(..., devices="cpu"), or an empty CUDA_VISIBLE_DEVICES)',
+            field="--nproc-per-node",
+        )
     shares = _share_cores(n, host)
     bindings = tuple(
         Binding(
             rank=rank,
             local_rank=rank,
-            device=chosen[rank % len(chosen)].id if chosen else CPU,
+            device=chosen[rank].id if chosen else CPU,
             cores=shares[rank],
             threads=len(shares[rank]) or max(1, host.usable_cores // n),
         )
@@ -133,18 +142,12 @@ def _share_cores(n: int, host: Host) -> list[tuple[int, ...]]:
 
 def _warnings(n: int, host: Host, chosen: Sequence[Device]) -> list[str]:
     said: list[str] = []
-    if chosen and n > len(chosen):
-        said.append(
-            f"{n} ranks share {len(chosen)} GPU{'s' if len(chosen) != 1 else ''}: each rank gets less memory and "
-            "time, and NCCL refuses two ranks on one device; use -n " + str(len(chosen)) + " or fewer"
-        )
-    for index, device in enumerate(chosen):
-        if device.used_by and index < n:
+    for rank, device in enumerate(chosen[:n]):
+        if device.used_by:
             pids = ", ".join(map(str, device.used_by))
-            sharing = [rank for rank in range(n) if rank % len(chosen) == index]
             said.append(
-                f"device {device.id} ({device.name}) is in use by process {pids}: "
-                f"{format_ranks(sharing)} shares its memory and time with it"
+                f"device {device.id} ({device.name}) is in use by process {pids}: rank {rank} shares its memory and "
+                "time with it"
             )
     if not chosen and n > host.usable_cores:
         said.append(

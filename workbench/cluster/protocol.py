@@ -73,13 +73,6 @@ class StopRanks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StopController:
-    """End the controller; answered when it is gone."""
-
-    id: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Shutdown:
     """End ranks, controller, warm processes and the server itself; the connection's end is the answer."""
 
@@ -156,14 +149,14 @@ class Reaped:
     wait_status: int
 
 
-Request = StartController | StartRanks | SignalRanks | StopRanks | StopController | Shutdown
+Request = StartController | StartRanks | SignalRanks | StopRanks | Shutdown
 Message = Request | Reply | Warmth | ControllerReady | ControllerExited | RankStarted | RankExited
 Internal = RankSpec | Warmth | Forked | Reaped
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        *(RankSpec, StartController, StartRanks, SignalRanks, StopRanks, StopController, Shutdown),
+        *(RankSpec, StartController, StartRanks, SignalRanks, StopRanks, Shutdown),
         *(Reply, Warmth, ControllerReady, ControllerExited, RankStarted, RankExited, Forked, Reaped),
     )
 }

@@ -75,7 +75,6 @@ class Server:
         self._controller_asked = 0  # id of the request that waits for it
         self._starting: dict[int, set[int]] = {}  # request id -> ranks not yet forked
         self._stopping: list[tuple[int, float]] = []  # (request id, when to kill)
-        self._stop_controller: int | None = None
         self._leaving = False
         self._wakeup = wake_on_signals(signal.SIGCHLD, signal.SIGTERM)
         self._devices = devices
@@ -138,8 +137,6 @@ class Server:
                     self._say(p.Reply(id=request.id))
                 case p.StopRanks():
                     self._stop_ranks(request)
-                case p.StopController():
-                    self._stop_controller_now(request)
                 case p.Shutdown():
                     self._signal([rank.rank for rank in self._ranks.values()], signal.SIGTERM)
                     self._wait_ranks(request.grace_s)
@@ -317,20 +314,10 @@ class Server:
 
         self._watch(reader, on_ready)
 
-    def _stop_controller_now(self, request: p.StopController) -> None:
-        if not self._controller:
-            self._say(p.Reply(id=request.id))
-            return
-        self._stop_controller = request.id
-        os.kill(self._controller, signal.SIGTERM)
-
     def _on_controller_end(self, status: int) -> None:
         pid, self._controller = self._controller, 0
         reason = exit_reason(status)
-        if self._stop_controller is not None:
-            self._say(p.Reply(id=self._stop_controller))
-            self._stop_controller = None
-        elif self._controller_asked:
+        if self._controller_asked:
             error = f"the controller did not start ({reason})\n{self._tail('controller')}"
             self._say(p.Reply(id=self._controller_asked, error=error))
             self._controller_asked = 0

@@ -7,49 +7,50 @@ all three files were written. Ctrl-C ends the notebook's kernel and its ranks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from workbench import flags
+from workbench.run_directory import REPORT_FILE
 
 NAME = "demo"
 HELP = "run the first notebook without a browser and report it"
 RUN_NAME = "quickstart"
-#: parameters of the notebook, as the cell tagged `parameters` names them
-PARAMETERS = ("recipe", "n", "plugin", "tp", "pp", "steps")
+#: option -> parameter of the notebook, as the cell tagged `parameters` names it
+PARAMETERS = {"recipe": "recipe", "ranks": "n", "plugin": "plugin", "tp": "tp", "pp": "pp", "steps": "steps"}
 SUMMARY_FILE = "summary.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", help="a ready model with real data, such as digits-vit")
-    parser.add_argument("-n", "--nproc-per-node", dest="n", type=int, metavar="N", help="how many ranks train")
-    parser.add_argument("--plugin", help="Colossal-AI plugin: ddp, zero1, zero2, hybrid")
-    parser.add_argument("--tp", type=int, help="tensor parallel size")
-    parser.add_argument("--pp", type=int, help="pipeline stages")
-    parser.add_argument("--steps", type=int, help="optimizer steps")
+    flags.add_to(parser, PARAMETERS)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: ./demo-<date>-<time>)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from workbench.commands import notebooks
-    from workbench.errors import RunDirectoryError
 
     out = (arguments.out or Path(f"demo-{datetime.datetime.now():%Y-%m-%d-%H%M%S}")).expanduser().resolve()
     given = parameters_of(arguments)
-    try:
+    with _written(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"cannot make {out}: {error.strerror}; pass --out DIR") from error
     return execute(notebooks.folder() / notebooks.QUICKSTART, given, out)
 
 
 def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The notebook's parameters that were given; tp and pp bring the plugin and the ranks that they need."""
-    given = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
+    given = {PARAMETERS[option]: value for option, value in flags.options_of(arguments).items()}
+    from workbench.cluster.machine import visible_device_ids
+
     block = given.get("tp", 1) * given.get("pp", 1)
     if block > 1:
         given.setdefault("plugin", "hybrid")
         given.setdefault("n", block)
+    elif len(visible_device_ids()) == 1:
+        given.setdefault("n", 1)  # the notebook's two ranks would need two GPUs
     return given
 
 
@@ -71,8 +72,20 @@ def execute(source: Path, parameters: dict[str, Any], out: Path) -> int:
         print(f"\n{error}\n\nthe notebook as far as it came: {executed}")
         return 1
     finally:
-        nbformat.write(notebook, executed)
+        with _written(executed):
+            nbformat.write(notebook, executed)
     return _keep(sorted(set(home.glob(f"*-{RUN_NAME}*")) - before), executed, out)
+
+
+@contextlib.contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """``RunDirectoryError`` naming the file that cannot be written."""
+    from workbench.errors import RunDirectoryError
+
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {file}: {error.strerror}; make room, or pass --out DIR") from error
 
 
 def _keep(runs: list[Path], executed: Path, out: Path) -> int:
@@ -85,8 +98,10 @@ def _keep(runs: list[Path], executed: Path, out: Path) -> int:
     found = facts.read(runs[0])
     figures = found.summary()
     summary = out / SUMMARY_FILE
-    summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    report = render(runs[0], out / "report.html")
+    with _written(summary):
+        summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    with _written(out / REPORT_FILE):
+        report = render(runs[0], out / REPORT_FILE)
     for name in ("plan", "first_loss", "last_loss", "validation_loss", "tokens_per_second", "seconds"):
         print(
             f"{name.replace('_', ' '):>18}  {value if isinstance(value := figures[name], str) else words.number(value)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from workbench import progress
-from workbench.errors import WorkbenchError
-from workbench.run import ENDED, state_of
+from workbench.errors import RunError, WorkbenchError
+from workbench.run import ENDED, Run, state_of
 from workbench.telemetry.store import Store
 
 
@@ -51,13 +52,31 @@ def follow(
             for path in find():
                 if path not in followed:
                     followed[path] = _Followed(Store(path))
-                _show(followed[path], bars, every)
+                _show(followed[path], bars, every, ended=ended)
             if ended:
                 return
             time.sleep(interval_s)
 
 
-def _show(one: _Followed, bars: Progress, every: int) -> None:
+def follow_lines(run: Run) -> None:
+    """``follow`` one run of this process until its ranks are free, by lines also in a terminal: it may be a prompt."""
+    follow(lambda: [run.path], run.ended, every=max(1, run.spec.steps // 20), console=Console(force_terminal=False))
+
+
+def follow_in_background(run: Run) -> None:
+    """``follow_lines`` from a thread, for a prompt that stays usable; a failure's traceback is printed once."""
+
+    def work() -> None:
+        follow_lines(run)
+        try:
+            run.raise_if_failed()
+        except RunError as error:
+            print(*error._render_traceback_(), sep="\n", flush=True)
+
+    threading.Thread(target=work, name=f"progress-{run.name}", daemon=True).start()
+
+
+def _show(one: _Followed, bars: Progress, every: int, *, ended: bool) -> None:
     if one.over:
         return
     try:
@@ -66,7 +85,7 @@ def _show(one: _Followed, bars: Progress, every: int) -> None:
     except WorkbenchError:
         return  # its spec is still being written
     state = state_of(one.store.table("events"), spec.plan.ranks)
-    one.over = state in ENDED
+    one.over = ended or state in ENDED
     if bars.disable:
         stride = every or max(1, spec.steps // 10)
         if one.over or now.step // stride > one.printed:

@@ -7,8 +7,9 @@ its step. Exit code: 0 finished, 1 failed, 2 asked wrongly, 3 stopped by somebod
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench import flags
 
@@ -28,24 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def request(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
-    """The options of the run, and the source of the cell that defines its model (None: a recipe does)."""
-    from workbench.config import read_spec_options
-    from workbench.run_directory import CELL_FILE
-
-    options = {**read_spec_options(arguments.spec), **flags.options_of(arguments)}
-    cell = arguments.spec.parent / CELL_FILE
-    if options.get("recipe") or not cell.is_file():
-        return options, None
-    options.pop("recipe", None)
-    return options, cell.read_text(encoding="utf-8")
-
-
 def run(arguments: argparse.Namespace) -> int:
     from workbench import launch
+    from workbench.request import request
     from workbench.session import Session
 
-    options, cell = request(arguments)
+    options, cell = request(arguments.spec, flags.options_of(arguments))
     try:
         started = launch.train(options, cell=cell)
         print(f"run directory: {started.path}", flush=True)
@@ -58,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _until_ended(started: Run, every: int) -> int:
     from workbench.commands.follow import follow
+    from workbench.errors import RunError
 
     interrupted = False
     try:
@@ -65,7 +55,7 @@ def _until_ended(started: Run, every: int) -> int:
     except KeyboardInterrupt:
         interrupted = True
         print("stopping after this step; Ctrl-C again gives up on it", flush=True)
-        if not started.ended():
+        with suppress(RunError):  # it ended at this very moment
             started.stop()
         follow(lambda: [started.path], started.ended, every=every)
     started.raise_if_failed()

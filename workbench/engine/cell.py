@@ -6,7 +6,7 @@ import linecache
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DistributedSampler
 
 from workbench.config import TrainSpec
 from workbench.engine.data import DatasetSource, LoaderSource
@@ -41,11 +41,16 @@ def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
     if loader is not None:
         if spec.shuffle:
             raise ConfigError("--shuffle is for a dataset; a dataloader has its own order", field="--shuffle")
+        _check_loader(loader, spec)
         data: BatchSource = LoaderSource(loader, seed=spec.seed)
-        dataset = loader.dataset if isinstance(loader, DataLoader) else None
+    elif spec.batch_size == 0:
+        raise ConfigError(
+            "the cell's dataloader is None, and how many samples of the dataset a step takes was left to it: leave the "
+            "name dataloader out of the cell, or make one",
+            field="dataloader",
+        )
     else:
-        dataset = names["dataset"]
-        data = DatasetSource(dataset, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
+        data = DatasetSource(names["dataset"], spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
     loss_fn = names.get("loss_fn")
     criterion = names.get("criterion") if loss_fn is None else None
     return Workload(
@@ -55,7 +60,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
         loss_fn=loss_fn,
         criterion=_on_pairs(criterion) if criterion is not None else None,
         lr_scheduler=scheduler,
-        tokens_per_sample=_tokens_per_sample(dataset),
+        tokens_per_sample=None,
     )
 
 
@@ -70,15 +75,23 @@ def _on_pairs(criterion: Any) -> Any:
     return adapted
 
 
-def _tokens_per_sample(dataset: Any) -> int:
-    """Length of a sample's ``input_ids``; 1 for data without tokens."""
-    try:
-        sample = dataset[0]
-    except (TypeError, KeyError, IndexError, NotImplementedError):
-        return 1
-    ids = sample.get("input_ids") if isinstance(sample, dict) else None
-    shape = tuple(getattr(ids, "shape", None) or (1,))
-    return int(shape[-1])
+def _check_loader(loader: Any, spec: TrainSpec) -> None:
+    """``ConfigError`` when the plan cannot cut the loader's own batch into equal pieces. A loader without a
+    ``batch_size`` (a batch sampler, any iterable) is found out at its first batch."""
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(size, int):
+        return
+    plan = spec.plan
+    is_shared = not isinstance(getattr(loader, "sampler", None), DistributedSampler)
+    dp = plan.mesh.dp if is_shared else 1
+    pieces = dp * spec.accumulate * plan.micro_batches
+    if size % pieces:
+        raise ConfigError(
+            f"the dataloader's batches of {size} samples cannot be cut into dp {dp} x accumulate {spec.accumulate} x "
+            f"micro-batches {plan.micro_batches} = {pieces} equal pieces: make it with "
+            f"batch_size={max(1, round(size / pieces)) * pieces} (--batch-size is for a dataset)",
+            field="dataloader",
+        )
 
 
 def _interactive_namespace() -> dict[str, Any]:

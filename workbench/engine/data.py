@@ -148,6 +148,21 @@ def samples_in(batch: Batch) -> int:
     return next(iter(sizes))
 
 
+def counts_tokens(batch: Batch, tokens_per_sample: int | None) -> bool:
+    """Whether a batch is counted in tokens: its source says so, or it holds ``input_ids`` [samples, tokens]."""
+    if tokens_per_sample is not None:
+        return tokens_per_sample > 1
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return isinstance(ids, torch.Tensor) and ids.dim() > 1
+
+
+def tokens_in(batch: Batch, tokens_per_sample: int | None) -> int:
+    """Number of tokens; of samples where there are none. ``tokens_per_sample`` None: as the batch itself shows."""
+    if tokens_per_sample is None:
+        return batch["input_ids"].numel() if counts_tokens(batch, None) else samples_in(batch)
+    return samples_in(batch) * tokens_per_sample
+
+
 def split(batch: Batch, parts: int) -> list[Batch]:
     """``batch`` in ``parts`` equal pieces along dim 0 (views, in order). ``ConfigError`` if it does not divide."""
     if parts == 1:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.metadata
 import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.engine.batch_facts import BatchFacts
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
+from workbench.engine.device import rank_device
 from workbench.engine.gradient_watch import GradientWatch
 from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
@@ -32,53 +33,73 @@ from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Workload
-from workbench.errors import ConfigError, nearest
+from workbench.outcome import Outcome, failure
 from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.recipes.base import recipe
 from workbench.run_directory import CELL_FILE, OUTPUT_FILE
-
-STRATEGY_GROUP = "dist_workbench.strategies"
+from workbench.strategies import strategy_point
 
 
 class PeerFailed(RuntimeError):
     """Another rank could not set up its part, so this one does not start."""
 
 
-def train(run: str) -> None:
-    """Train the run in this directory on this rank. Failures become a ``state failed`` event; nothing is raised but
-    what cannot be logged (``RunDirectoryError``)."""
+def train(run: str) -> str:
+    """Train the run in this directory on this rank; returns its ``Outcome`` as text, which tells the session what the
+    log may be unable to. Failures become a ``state failed`` event; nothing is raised but what interrupts (after it was
+    logged) and what cannot be logged at all (``RunDirectoryError``)."""
     path = Path(run)
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     progress = Progress()
+    device = rank_device().type
+    told: dict[str, Any] = {}
+
+    def failed(error: BaseException) -> None:
+        """Said once, at once: before leaving a group whose other ranks may be stuck."""
+        if not told:
+            told.update(_failure(error))
+            log.event("state", "failed", told, step=progress.step)
+            log.flush()
+
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event("state", "starting", {"pid": os.getpid(), "device": _device()})
-        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=_device(), state=progress)
+        log.event("state", "starting", {"pid": os.getpid(), "device": device})
+        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, state=progress)
         sampler.start()
         try:
-            outcome = _train(path, spec, rank, log, progress)
+            state = _train(path, spec, rank, log, progress, failed=failed)
+            log.event("state", state, step=progress.step)
         except BaseException as error:
-            _log_failure(log, error, progress.step)
+            state = "failed"
+            failed(error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            log.event("state", outcome, step=progress.step)
         finally:
             sampler.stop()
             gc.collect()
+    lost = "" if log.failure is None else f"{log.failure.strerror or log.failure} (disk of {path})"
+    return Outcome(state=state, step=progress.step, failure=told, log_failure=lost).to_text()
 
 
-def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress: Progress) -> str:
+def _train(
+    path: Path,
+    spec: TrainSpec,
+    rank: int,
+    log: RankLogWriter,
+    progress: Progress,
+    *,
+    failed: Callable[[BaseException], None],
+) -> str:
     with joined(rank, spec.plan.ranks, path, seed=spec.seed):
         strategy = load_strategy(spec)(spec, rank)
-        workload = _agreed_workload(path, spec, strategy)
         observers: list[StepObserver] = []
         try:
-            log_cost(log, workload, spec.precision, _device())
+            workload = _agreed_workload(path, spec, strategy)
+            log_cost(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
-            observers = _observers(spec, strategy, log)
+            observers = _observers(spec, strategy, workload, log)
             trainer = Trainer(
                 spec=spec,
                 workload=workload,
@@ -90,27 +111,27 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
                 guard=NonfiniteGuard(path, spec, strategy, log, workload.data),
             )
             return trainer.run()
+        except BaseException as error:
+            failed(error)
+            raise
         finally:
             for observer in observers:
                 observer.close()
             strategy.close()
 
 
-def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[StepObserver]:
+def _observers(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
+    always = [BatchFacts(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
     if spec.monitor.level == "off":
-        return []
-    return watched(
-        spec.monitor, strategy, log, _device(), [GradientWatch(spec, strategy, log, torch.device(_device()))]
-    )
+        return [*always]
+    device = rank_device()
+    return [*always, *watched(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)])]
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:
     """The strategy class that the plan names, from the entry points of the group ``dist_workbench.strategies``."""
-    known = {point.name: point for point in importlib.metadata.entry_points(group=STRATEGY_GROUP)}
-    if spec.plan.strategy not in known:
-        raise ConfigError(f"unknown strategy {spec.plan.strategy!r}: {nearest(spec.plan.strategy, known)}")
-    return known[spec.plan.strategy].load()
+    return strategy_point(spec.plan.strategy).load()
 
 
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
@@ -122,7 +143,7 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     except BaseException as error:  # answered below, on every rank
         failure = error
     if spec.plan.ranks > 1:
-        failures = torch.tensor([failure is not None], dtype=torch.int32, device=_device())
+        failures = torch.tensor([failure is not None], dtype=torch.int32, device=rank_device())
         dist.all_reduce(failures)
         if failure is None and int(failures):
             raise PeerFailed(f"{int(failures)} of {spec.plan.ranks} ranks failed to build the model")
@@ -142,18 +163,10 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
     return tell
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _log_failure(log: RankLogWriter, error: BaseException, step: int) -> None:
-    value = {
-        "ename": type(error).__name__,
-        "evalue": str(error),
-        "traceback": _traceback_of_user(error),
-        "peer": isinstance(error, PeerFailed | dist.DistError),
-    }
-    log.event("state", "failed", value, step=step)
+def _failure(error: BaseException) -> dict[str, Any]:
+    """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
+    is_peers = isinstance(error, PeerFailed | dist.DistError | KeyboardInterrupt)
+    return failure(type(error).__name__, str(error), _traceback_of_user(error), peer=is_peers)
 
 
 def _traceback_of_user(error: BaseException) -> str:
@@ -200,5 +213,5 @@ def _output_kept(file: Path) -> Iterator[None]:
         ):
             yield
     finally:
-        with contextlib.suppress(OSError):  # what it still holds, on a full disk
+        with contextlib.suppress(OSError):  # what did not fit is lost, as ``_Tee`` says
             kept.close()

@@ -14,12 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from workbench.engine.device import rank_device
 from workbench.engine.strategies.base import Strategy
-
-
-def rank_device() -> torch.device:
-    """Where this rank computes: its GPU (one is visible to each rank) or the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from workbench.visible_devices import entries
+
 # nvml.h: nvmlTemperatureSensors_t, nvmlClockType_t, nvmlPcieUtilCounter_t, field identifiers
 _TEMPERATURE_GPU = 0
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
@@ -150,12 +152,12 @@ class NvmlGpu:
 
 def _handle(nvml: Any, index: int, visible: str | None) -> Any:
     """NVML's handle of the ``index``-th visible device. Entries are numbers (PCI order) or UUIDs, maybe short."""
-    entries = [entry.strip() for entry in (visible or "").split(",") if entry.strip()]
-    if visible is None:
+    chosen = entries(visible)
+    if chosen is None:
         return nvml.nvmlDeviceGetHandleByIndex(index)
-    if index >= len(entries):
+    if index >= len(chosen):
         raise GpuUnavailableError(f"cuda:{index} is not among CUDA_VISIBLE_DEVICES={visible!r}")
-    entry = entries[index]
+    entry = chosen[index]
     if entry.isdigit():
         return nvml.nvmlDeviceGetHandleByIndex(int(entry))
     if entry.startswith("MIG-"):

@@ -20,9 +20,12 @@ import torch
 import torch.distributed as dist
 
 from workbench.engine import repairs
+from workbench.engine.device import rank_device
 from workbench.errors import ClusterError
 
 RENDEZVOUS_FILE = "rendezvous.json"
+#: most seconds between looks whether all ranks are there
+_ASK_AT_LEAST_EVERY_S = 0.05
 
 
 @contextmanager
@@ -74,7 +77,7 @@ def joined(
 def _select_device(device_type: str | None) -> torch.device:
     from colossalai.accelerator import set_accelerator
 
-    kind = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device_type or rank_device().type
     if kind == "cuda":
         set_accelerator("cuda")
         torch.cuda.set_device(0)
@@ -122,17 +125,26 @@ def _read_rendezvous(path: Path, rank: int, timeout_s: float) -> tuple[str, int]
 
 
 def _await_peers(store: dist.TCPStore, rank: int, world_size: int, *, timeout_s: float, deadline: float) -> None:
-    """Wait until every rank is at the store: a missing one is named here, not at some later collective."""
+    """Wait until every rank is at the store: a missing one is named here, not at some later collective.
+
+    Asked again and again instead of waiting in the library, which an interrupt could not break.
+    """
     store.set(f"here/{rank}", "1")
     keys = [f"here/{peer}" for peer in range(world_size)]
-    try:
-        store.wait(keys, timedelta(seconds=max(0.1, deadline - time.monotonic())))
-    except (RuntimeError, dist.DistError) as error:
-        missing = [str(peer) for peer, key in enumerate(keys) if not _present(store, key)]
-        raise ClusterError(
-            f"rank {rank} waited {timeout_s:g} s for rank(s) {', '.join(missing) or '?'} of {world_size}: "
-            "not all ranks started the run"
-        ) from error
+    pause, lost = 0.001, None
+    while lost is None and time.monotonic() < deadline:
+        try:
+            if store.check(keys):
+                return
+        except (RuntimeError, dist.DistError) as error:  # rank 0 left, and the store with it
+            lost = error
+        time.sleep(pause)
+        pause = min(2 * pause, _ASK_AT_LEAST_EVERY_S)
+    missing = [str(peer) for peer, key in enumerate(keys) if not _present(store, key)]
+    raise ClusterError(
+        f"rank {rank} waited {'' if lost else f'{timeout_s:g} s '}for rank(s) {', '.join(missing) or '?'} of "
+        f"{world_size}: not all ranks started the run"
+    ) from lost
 
 
 def _present(store: dist.TCPStore, key: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
-from workbench.engine.data import samples_in, split
+from workbench.engine.data import split, tokens_in
 from workbench.engine.nonfinite import GO, STOP, NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.sampler import Progress
@@ -149,7 +149,7 @@ class Trainer:
             loss=loss,
             grad_sq=grad_sq,
             lr=lr,
-            tokens=samples_in(batch) * self.workload.tokens_per_sample,
+            tokens=tokens_in(batch, self.workload.tokens_per_sample),
             step_time_ms=(time.perf_counter() - started) * 1e3,
             data_wait_ms=data_wait * 1e3,
             skipped=not updated,

@@ -41,7 +41,8 @@ class Evaluation:
 class Workload:
     """A model, its optimizer, data and loss.
 
-    Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens.
+    Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
+    None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
     values on every rank, or values on rank 0 only.
     """
@@ -52,5 +53,5 @@ class Workload:
     loss_fn: LossFunction | None = None
     criterion: Criterion | None = None
     lr_scheduler: Any = None
-    tokens_per_sample: int = 1
+    tokens_per_sample: int | None = 1
     evaluate: Callable[[Strategy], Evaluation] | None = None

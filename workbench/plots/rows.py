@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from workbench.plots.theme import MOST_LINES
+from workbench.records import END_STATES
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Columns, Store
 
@@ -94,7 +95,7 @@ def per_rank_bins(store: Store, value: str, prefix: str, last_bin: int | None, s
 def has_ended(store: Store) -> bool:
     """Whether every rank logged an end of the run."""
     events = store.table("events")
-    ended = (events["kind"] == "state") & np.isin(events["name"], ("finished", "stopped", "failed"))
+    ended = (events["kind"] == "state") & np.isin(events["name"], END_STATES)
     return len(set(events["rank"][ended])) >= store.mesh.world_size
 
 

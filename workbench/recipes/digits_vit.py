@@ -112,7 +112,7 @@ def build(spec: TrainSpec) -> Workload:
             TensorDataset(images[train], digits[train]),
             spec.batch_size,
             seed=spec.seed,
-            shuffle=True,
+            shuffle=spec.shuffle,
             collate_fn=_batch,
         ),
         criterion=_loss,
@@ -142,7 +142,8 @@ class _Evaluator:
     def __call__(self, strategy: Strategy) -> Evaluation:
         import torch
 
-        from workbench.engine.generate import gather_rows, logits_of, rank_device, shares
+        from workbench.engine.device import rank_device
+        from workbench.engine.generate import gather_rows, logits_of, shares
         from workbench.engine.workload import Evaluation
 
         own = shares(len(self.images), strategy)[strategy.coordinates.dp]
@@ -165,8 +166,8 @@ RECIPE = Recipe(
     sizes=_SHAPES,
     default_size="tiny",
     defaults={
-        "tiny": {"steps": 300, "batch_size": 64, "lr": 3e-3, "eval_every": 50},
-        "small": {"steps": 500, "batch_size": 128, "lr": 1e-3, "eval_every": 100},
+        "tiny": {"steps": 300, "batch_size": 64, "lr": 3e-3, "eval_every": 50, "shuffle": True},
+        "small": {"steps": 500, "batch_size": 128, "lr": 1e-3, "eval_every": 100, "shuffle": True},
     },
     plugins=("ddp", "zero1", "zero2", "hybrid"),
     check_data=check_data,

@@ -111,7 +111,7 @@ def build(spec: TrainSpec) -> Workload:
     return Workload(
         model=model,
         optimizer=optimizer,
-        data=DatasetSource(corpus.train, spec.batch_size, seed=spec.seed, shuffle=True, collate_fn=_batch),
+        data=DatasetSource(corpus.train, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle, collate_fn=_batch),
         criterion=_loss,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, spec.steps)),
         tokens_per_sample=length,
@@ -201,9 +201,9 @@ RECIPE: Recipe = Recipe(
     sizes={name: size.shape for name, size in _SIZES.items()},
     default_size="tiny",
     defaults={
-        "tiny": {"steps": 400, "batch_size": 8, "lr": 8e-3, "eval_every": 100},
-        "small": {"steps": 1000, "batch_size": 16, "lr": 1e-3, "eval_every": 100, "clip": 1.0},
-        "1b": {"steps": 500, "batch_size": 16, "lr": 3e-4, "eval_every": 100, "clip": 1.0},
+        "tiny": {"steps": 400, "batch_size": 8, "lr": 8e-3, "eval_every": 100, "shuffle": True},
+        "small": {"steps": 1000, "batch_size": 16, "lr": 1e-3, "eval_every": 100, "shuffle": True, "clip": 1.0},
+        "1b": {"steps": 500, "batch_size": 16, "lr": 3e-4, "eval_every": 100, "shuffle": True, "clip": 1.0},
     },
     plugins=("ddp", "zero1", "zero2", "hybrid"),
     check_data=lambda: stdlib_text.check_sources(stdlib_text.root()),

@@ -20,7 +20,7 @@ from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError, format_ranks
 from workbench.mesh import Mesh
 from workbench.rank_log import rank_directory
-from workbench.records import SESSION_RANK, TABLES
+from workbench.records import END_STATES, SESSION_RANK, TABLES
 from workbench.run import ENDED, state_of
 from workbench.run_directory import CELL_FILE
 from workbench.telemetry.derive import global_metrics
@@ -107,7 +107,7 @@ class RunFacts:
         steps = self.store.table("steps")
         if steps["time"].size:
             begun.append(float(steps["time"][0]) - float(steps["step_time_ms"][0]) / 1e3)
-        ended = [h.time for kind in ("finished", "stopped", "failed") for h in self.of_kind("state", kind)]
+        ended = [h.time for kind in END_STATES for h in self.of_kind("state", kind)]
         ended = ended or [float(steps["time"].max())] if steps["time"].size else ended
         return max(0.0, max(ended) - min(begun)) if begun and ended else 0.0
 

@@ -12,9 +12,11 @@ import numpy as np
 from workbench.config import TrainSpec
 from workbench.errors import format_ranks
 from workbench.flags import FLAGS
+from workbench.outcome import FirstFailure, failure_of
 from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
 from workbench.report.limits import limits
+from workbench.telemetry.derive import batch_of
 
 #: options that a recipe has its own defaults for, so a command line names them
 _ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
@@ -72,10 +74,12 @@ def _what(facts: RunFacts) -> str:
         if spec.recipe
         else "A model of its own"
     )
+    batch = spec.batch_size or batch_of(facts.store.table("events"))[0]
+    samples = f"{batch:,} samples a step" if batch else "in batches of the cell's own dataloader"
     done = int(facts.metrics["step"][-1]) if facts.metrics["step"].size else 0
     return (
         f"{what} was trained for {done:,} of {spec.steps:,} steps with plan {spec.plan.describe()}, "
-        f"in {spec.precision}, {spec.batch_size:,} samples a step."
+        f"in {spec.precision}, {samples}."
     )
 
 
@@ -100,9 +104,10 @@ def _speed(facts: RunFacts) -> str:
         return ""
     times = facts.metrics["step_time_ms"]
     step_ms = float(np.median(times[1:] if times.size > 1 else times))
+    unit = batch_of(facts.store.table("events"))[1]
     per_device = tps / facts.mesh.world_size
     return (
-        f"Training took {duration(facts.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} tokens a "
+        f"Training took {duration(facts.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} {unit} a "
         f"second, which is {number(per_device)} per device."
     )
 
@@ -111,9 +116,9 @@ def _end(facts: RunFacts) -> str:
     text = STATUS[facts.status]
     failed = first_failure(facts)
     if failed:
-        text = f"It failed on {who(failed)}: {short(failed.value)}."
+        text = f"It failed on {failed.who}: {short(failed.message)}."
     for died in facts.of_kind("rank", "died"):
-        if isinstance(died.value, dict):
+        if isinstance(died.value, dict) and [died.value.get("rank")] != (failed.ranks if failed else None):
             text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
     dropped = facts.of_kind("log", "dropped")
     if dropped:
@@ -121,10 +126,9 @@ def _end(facts: RunFacts) -> str:
     return text
 
 
-def first_failure(facts: RunFacts) -> Happening | None:
-    """The failure that explains the others: the earliest that is not about a peer."""
-    failed = [h for h in facts.of_kind("state", "failed") if isinstance(h.value, dict)]
-    return min(failed, key=lambda h: (bool(h.value.get("peer")), h.time), default=None)
+def first_failure(facts: RunFacts) -> FirstFailure | None:
+    """The failure that explains the others."""
+    return failure_of(facts.store.table("events"))
 
 
 def _as_number(value: Any) -> float:

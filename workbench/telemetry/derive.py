@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.mesh import Mesh
+from workbench.records import Record
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
 from workbench.telemetry.store import Columns
 
@@ -28,6 +32,32 @@ METRICS = (
     "monitor_ms",
     "skipped",
 )
+
+
+def with_rows(columns: Columns, rows: Sequence[Record]) -> Columns:
+    """``columns`` and these records of the same table after them."""
+    if not rows:
+        return columns
+    added = {name: [getattr(row, name) for row in rows] for name in columns}
+    return {name: np.append(values, np.array(added[name], dtype=values.dtype)) for name, values in columns.items()}
+
+
+def seconds_per_step(step: np.ndarray, time: np.ndarray, recent: int = 50) -> float:
+    """Seconds from one step's end to the next over the last ``recent`` steps, evaluations and pauses included; NaN
+    before two are known. What is left of a run is its steps left times this. ``time``: ``global_metrics``'s."""
+    step, time = step[-recent:], time[-recent:]
+    if step.size < 2 or step[-1] <= step[0]:
+        return float("nan")
+    return float(time[-1] - time[0]) / float(step[-1] - step[0])
+
+
+def batch_of(events: Columns) -> tuple[int, str]:
+    """Samples of a global batch (0: not known yet), and what ``tps`` counts: "tokens" or "samples"."""
+    for i in ((events["kind"] == "data") & (events["name"] == "batch")).nonzero()[0]:
+        with suppress(ValueError, TypeError, KeyError):  # a log may have been written by anybody
+            value = json.loads(events["value"][i])
+            return int(value["samples"]), str(value["unit"])
+    return 0, "tokens"
 
 
 def global_metrics(steps: Columns, mesh: Mesh) -> Columns:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.fake_run import make_fake_run
-from workbench import cli
-from workbench.commands import demo, lab, notebooks, train
+from workbench import cli, flags
+from workbench.commands import demo, lab, notebooks
+from workbench.request import request
 
 
 @pytest.fixture
@@ -79,10 +80,12 @@ def test_train_reads_the_spec_flags_win_and_the_cell_is_found(tmp_path: Path) ->
     spec = tmp_path / "spec.toml"
     spec.write_text('recipe = "stdlib-llama"\nsteps = 5\n')
     arguments = cli.parser().parse_args(["train", str(spec), "--steps", "7"])
-    assert train.request(arguments) == ({"recipe": "stdlib-llama", "steps": 7}, None)
+    assert request(arguments.spec, flags.options_of(arguments)) == ({"recipe": "stdlib-llama", "steps": 7}, None)
     spec.write_text("steps = 5\n")
     (tmp_path / "cell.py").write_text("model = 1")
-    assert train.request(cli.parser().parse_args(["train", str(spec)])) == ({"steps": 5}, "model = 1")
+    assert request(spec, {}) == ({"steps": 5}, "model = 1")
+    assert request(spec, {}, cell="model = 2") == ({"steps": 5}, "model = 2")
+    assert request(spec, {"recipe": "digits-vit"}) == ({"steps": 5, "recipe": "digits-vit"}, None)
 
 
 def test_a_plan_that_cannot_work_ends_before_any_rank(

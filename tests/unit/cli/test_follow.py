@@ -1,12 +1,19 @@
 """Progress in a terminal, from run directories."""
 
 import io
+import threading
 from pathlib import Path
 
+import numpy as np
+import pytest
 from rich.console import Console
 
-from tests.fake_run import LiveFakeRun, make_fake_run
-from workbench.commands.follow import follow
+from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run
+from workbench import progress
+from workbench.commands.follow import follow, follow_in_background
+from workbench.errors import RunError
+from workbench.telemetry.derive import seconds_per_step
+from workbench.telemetry.store import Store
 
 
 def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
@@ -25,3 +32,36 @@ def test_bars_in_a_terminal(tmp_path: Path) -> None:
     console = Console(file=out, force_terminal=True, width=120)
     follow(lambda: [done, half], lambda: True, console=console)
     assert "fake" in out.getvalue() and "20/20" in out.getvalue() and "finished" in out.getvalue()
+
+
+class Ended:
+    """A run of this process that failed, with its directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.spec = path, "fake", fake_spec(steps=20)
+
+    def ended(self) -> bool:
+        return True
+
+    def raise_if_failed(self) -> None:
+        raise RunError("run 'fake' failed", traceback="line 3 of the cell")
+
+
+def test_a_prompt_gets_lines_and_a_failure_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    follow_in_background(Ended(make_fake_run(tmp_path / "run", steps=20)))
+    for thread in threading.enumerate():
+        if thread.name == "progress-fake":
+            thread.join(10)
+    out = capsys.readouterr().out
+    assert out.count("step 20/20") == 1 and out.count("line 3 of the cell") == 1
+
+
+def test_what_is_left_is_counted_with_pauses_and_evaluations(tmp_path: Path) -> None:
+    step, time = np.arange(1.0, 101.0), np.arange(1.0, 101.0) * 0.1
+    time[60:] += 4.0  # an evaluation
+    assert seconds_per_step(step, time) == pytest.approx((time[-1] - time[50]) / 49)
+    assert np.isnan(seconds_per_step(step[:1], time[:1])) and np.isnan(seconds_per_step(step[:0], time[:0]))
+    store = Store(make_fake_run(tmp_path / "run", state="running"))
+    store.refresh()
+    now = progress.snapshot(store)
+    assert now.eta_s == pytest.approx((now.steps - now.step) * 0.12, rel=0.01)

@@ -48,12 +48,21 @@ def test_one_device_per_rank_and_none_left_for_cpu_ranks():
     assert place(2, host(8, GPUS), devices=()).bindings[0].device == "cpu"
 
 
-def test_more_ranks_than_devices_and_used_devices_are_said():
+def test_more_ranks_than_devices_are_refused_unless_they_run_on_the_processor():
+    with pytest.raises(
+        ConfigError, match=r"6 ranks, but 4 GPUs are to be used \(0, 1, 2, 3\).*pass -n 4.*cpu"
+    ) as caught:
+        place(6, host(8, GPUS))
+    assert caught.value.field == "--nproc-per-node"
+    with pytest.raises(ConfigError, match="2 ranks, but 1 GPU is"):
+        place(2, host(8, GPUS), devices=GPUS[2:3])
+    assert {binding.device for binding in place(6, host(8, GPUS), devices=()).bindings} == {"cpu"}
+
+
+def test_a_device_in_use_is_said_with_the_rank_that_shares_it():
     used = (*GPUS[:1], Device(id="1", name="H100", used_by=(77,)))
-    placement = place(4, host(8, used))
-    assert [binding.device for binding in placement.bindings] == ["0", "1", "0", "1"]
-    assert "4 ranks share 2 GPUs" in placement.warnings[0]
-    assert "in use by process 77" in placement.warnings[1] and "ranks 1, 3" in placement.warnings[1]
+    (said,) = place(2, host(8, used)).warnings
+    assert said == "device 1 (H100) is in use by process 77: rank 1 shares its memory and time with it"
     assert place(1, host(8, used)).warnings == ()
 
 
@@ -66,6 +75,8 @@ def test_more_ranks_than_devices_and_used_devices_are_said():
         ("1,9,2", ["1"]),
         ("GPU-abc", ["GPU-abc"]),
         ("-1", []),
+        ("0,,1", ["0"]),
+        (" 3 , MIG-x ", ["3", "MIG-x"]),
     ],
 )
 def test_a_users_cuda_visible_devices_is_respected(setting, ids):

@@ -15,7 +15,10 @@ from tests.fake_run import LiveFakeRun, make_fake_run
 from widgets import available, wire
 from widgets.facts import Facts
 from widgets.feed import Feed
+from workbench.outcome import failure
 from workbench.plots import plots
+from workbench.rank_log import RankLogWriter
+from workbench.records import SESSION_RANK, Event
 from workbench.telemetry.store import Columns, Store
 
 
@@ -91,6 +94,18 @@ def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     assert facts["notice"]["level"] == "error"
     assert "rank 1 died: ended by signal 9" in facts["notice"]["text"]
     assert facts["ranks"][1]["state"] == "died"
+    assert facts["failure"] == "rank 1: ended by signal 9 (killed)"
+    assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
+
+
+def test_facts_show_a_failure_once_with_all_ranks_that_had_it(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", state="running")
+    value = failure("ValueError", "bad", "  File cell.py, line 3\nValueError: bad\n")
+    with RankLogWriter(run, SESSION_RANK) as log:
+        for rank in (1, 0):
+            log.append(Event(time=9e9, step=4, rank=rank, kind="state", name="failed", value=json.dumps(value)))
+    facts = facts_of(run)
+    assert facts["failure"] == "ranks 0-1: ValueError: bad\n  File cell.py, line 3\nValueError: bad"
 
 
 def test_available_is_false_without_a_kernel() -> None:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from workbench.config import TrainSpec
 from workbench.engine import figures, repairs
+from workbench.engine.device import rank_device
 from workbench.engine.strategies.base import (
     BatchObserver,
     Comparison,
@@ -74,7 +75,7 @@ class ColossalStrategy(Strategy):
             )
         if plan.plugin == "hybrid":
             check_split(workload.model, spec)
-        check_norms(workload.model, spec, "cuda" if torch.cuda.is_available() else "cpu")
+        check_norms(workload.model, spec, rank_device().type)
 
     def prepare(self, workload: Workload) -> None:
         from colossalai.accelerator import get_accelerator

@@ -1,0 +1,78 @@
+"""Ranks that fail, die or cannot write, on two real ranks: the run says so soon, and the session can go on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from tests.training.test_dist_train import CELL, SLOW, train
+from workbench import peers, run_directory
+from workbench.config import TrainSpec
+from workbench.errors import RankDiedError, RunError
+from workbench.session import Session
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "ALONE_S", 1.0)
+    monkeypatch.setattr(peers, "INTERRUPTED_S", 1.0)
+
+
+def again(shell: InteractiveShell) -> str:
+    return train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status
+
+
+def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives(
+    shell: InteractiveShell, two_ranks: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = run_directory.create
+
+    def blocked(spec: TrainSpec, cell: str | None = None) -> Path:
+        path = create(spec, cell)
+        (path / "rank-00001").write_text("in the way")
+        return path
+
+    monkeypatch.setattr(run_directory, "create", blocked)
+    started = time.monotonic()
+    failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
+    with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
+        failed.wait(timeout=30)
+    assert time.monotonic() - started < 10
+    monkeypatch.undo()
+    assert not two_ranks.dead and again(shell) == "finished"
+
+
+def test_a_peer_that_ignores_an_interrupt_is_ended_and_the_way_on_is_said(
+    shell: InteractiveShell, two_ranks: Session, impatient: None
+) -> None:
+    stuck = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}); time.sleep(600)"
+    cell = SLOW.replace("time.sleep(0.02)", f"assert os.environ['RANK'] == '0', 'planted'\n    import signal; {stuck}")
+    run = train(shell, "-n 2 --steps 50 --quiet", "import os\n" + cell)
+    with pytest.raises(
+        RunError, match=r"rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
+    ):
+        run.wait(timeout=30)
+    with pytest.raises(RankDiedError, match=r"rank 0 ended: ended by the session.*run %dist_up"):
+        train(shell, "-n 2 --steps 2 --quiet", CELL)
+    assert Session.up(2) is not two_ranks and again(shell) == "finished"
+
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+"""
+ROOM = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)"
+
+
+def test_a_disk_that_fills_up_does_not_stop_training_and_is_named_at_the_end(
+    shell: InteractiveShell, two_ranks: Session
+) -> None:
+    cell = SLOW.replace("time.sleep(0.02)", "time.sleep(0.02); print('noise ' * 20)") + FULL
+    run = train(shell, "-n 2 --steps 60 --quiet", cell)
+    with pytest.raises(RunError, match=r"on ranks 0-1: LogLost: it finished after step 60.*File too large \(disk of"):
+        run.wait(timeout=60)
+    two_ranks.execute(ROOM).raise_on_error()
+    assert not two_ranks.dead and again(shell) == "finished"

@@ -1,0 +1,130 @@
+"""What a host lacks is an error of ours, or none at all, before any rank is there."""
+
+import tempfile
+from types import SimpleNamespace
+
+import pytest
+
+import magics
+from magics.train import _wait
+from workbench.cluster import client, machine
+from workbench.cluster.launcher import WorkbenchEngineSetLauncher
+from workbench.errors import ClusterError, RunError
+
+
+class NvmlError(Exception):
+    pass
+
+
+class Nvml:
+    """Two GPUs, the first of which fell off the bus."""
+
+    NVMLError = NvmlError
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index == 0:
+            raise NvmlError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetName(self, handle):
+        return b"H100"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(total=80 << 30)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        raise NvmlError("not supported")
+
+
+def test_a_gpu_that_does_not_answer_is_left_out(monkeypatch):
+    monkeypatch.setattr(machine, "_nvml", Nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.visible_device_ids() == ["1"]
+
+
+def test_a_driver_that_does_not_answer_leaves_the_processor(monkeypatch):
+    broken = Nvml()
+    monkeypatch.setattr(broken, "nvmlDeviceGetCount", lambda: broken.nvmlDeviceGetHandleByIndex(0), raising=False)
+    monkeypatch.setattr(machine, "_nvml", lambda: broken)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.visible_device_ids() == []
+
+
+class Shell:
+    config: dict = {}
+    registered: tuple = ()
+
+    def register_magics(self, *kinds):
+        self.registered = kinds
+
+
+def test_the_extension_loads_where_no_temporary_directory_can_be_made(monkeypatch, capsys):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied", "/nowhere")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ClusterError, match=r"Permission denied.*set TMPDIR"):
+        client.RankServer()
+    shell = Shell()
+    magics.load(shell)
+    assert shell.registered and "set TMPDIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("visible", [None, "1"])
+def test_gpus_are_numbered_as_nvml_does_also_where_the_user_chose_some(monkeypatch, visible):
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert client._environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_signals_go_to_the_ranks_that_were_started_also_when_another_set_has_ended():
+    sent = []
+    server = SimpleNamespace(signal=lambda ranks, number: sent.append(list(ranks)) or SimpleNamespace(result=float))
+    launcher = WorkbenchEngineSetLauncher()
+    launcher.server, launcher.n, launcher._first_rank = server, 2, 4
+    launcher.signal(2)
+    assert sent == [[4, 5]]
+
+
+class EndsAtOnce:
+    """A run that ends at the very moment of Ctrl-C."""
+
+    looked = 0
+
+    def ended(self):
+        self.looked += 1
+        if self.looked == 1:
+            raise KeyboardInterrupt
+        return True
+
+    def stop(self):
+        raise RunError("run 'x' is finished: there is nothing to stop")
+
+    def raise_if_failed(self):
+        pass
+
+
+def test_ctrl_c_when_a_run_has_just_ended_is_no_error():
+    _wait(EndsAtOnce(), None, lines=False)
+
+
+def test_ctrl_c_in_the_terminal_when_a_run_has_just_ended(monkeypatch, capsys):
+    from workbench.commands import follow, train
+
+    calls = []
+
+    def interrupted(*_args, **_options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "follow", interrupted)
+    run = EndsAtOnce()
+    run.path, run.status = "runs/x", "finished"
+    assert train._until_ended(run, 0) == train.INTERRUPTED and len(calls) == 2
