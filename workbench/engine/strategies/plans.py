@@ -182,6 +182,8 @@ def _record_skips(plan: Plan, mixin: Any) -> None:
 class ZeroPlan(Plan):
     """LowLevelZeroPlugin, stage 1 or 2: gradients end as this rank's slice of every parameter."""
 
+    _is_last_piece = True
+
     def make_plugin(self) -> Any:
         from colossalai.booster.plugin import LowLevelZeroPlugin
 
@@ -202,21 +204,55 @@ class ZeroPlan(Plan):
         return self.optimizer.mixed_precision_mixin.loss_scale if self.spec.precision == "fp16" else 1.0
 
     @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Stage 2 keeps no whole gradient to add to: each piece is reduced, and added to this rank's slice."""
+        if self.spec.plan.plugin == "zero1":
+            with super().no_sync():
+                yield
+            return
+        self._is_last_piece = False
+        try:
+            yield
+        finally:
+            self._is_last_piece = True
+
+    @contextmanager
     def watching(self, observe: GradientObserver) -> Iterator[None]:
         by_id = {id(item.parameter): item for item in self.held}
+        earlier: dict[int, torch.Tensor] = {}  # what earlier pieces of an accumulated batch gave, while watched only
         stores = list(self.optimizer.pg_to_bucket_store.values())
         for store in stores:
 
             def build(store: Any = store, build: Callable[[], None] = store.build_grad_in_bucket) -> None:
-                self._show(observe, [by_id[id(parameter)] for parameter in store._param_list])
+                self._show_pieces(observe, [by_id[id(parameter)] for parameter in store._param_list], earlier)
                 build()
 
             store.build_grad_in_bucket = build
         try:
             yield
+            for key, gradient in earlier.items():  # no part of the last piece
+                observe(self._part(by_id[key], gradient))
         finally:
             for store in stores:
                 del store.build_grad_in_bucket  # the class's own again
+
+    def _show_pieces(
+        self, observe: GradientObserver, items: list[HeldParameter], earlier: dict[int, torch.Tensor]
+    ) -> None:
+        """Show gradients with the last piece that the batch is cut into, those of all pieces added up."""
+        for item in items:
+            gradient, before = item.parameter.grad, earlier.pop(id(item.parameter), None)
+            if gradient is None:
+                continue
+            if before is not None:
+                gradient = before.add_(gradient)
+            if self._is_last_piece:
+                observe(self._part(item, gradient))
+            else:
+                earlier[id(item.parameter)] = gradient if before is not None else gradient.clone()
+
+    def _part(self, item: HeldParameter, gradient: torch.Tensor) -> GradientPart:
+        return GradientPart(item.layer, item.real(gradient), item.sharded, self.loss_scale())
 
     def reduced(self) -> list[GradientPart]:
         scale = self.loss_scale()
