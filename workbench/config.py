@@ -247,11 +247,6 @@ class TrainSpec:
             f"{self.accumulate} x micro-batches {self.plan.micro_batches} = {pieces} equal pieces: "
             f"use {max(1, round(self.batch_size / pieces)) * pieces}",
         )
-        _check(
-            not (self.plan.plugin == "zero2" and self.accumulate > 1),
-            "--accumulate",
-            "zero2 keeps only its own slice of the gradient, so it cannot accumulate: use --plugin zero1",
-        )
 
     def replace(self, **changes: Any) -> TrainSpec:
         """A copy with changed options, named as in a flat command line (``tp``, ``lr``, ``grad_every`` ...)."""

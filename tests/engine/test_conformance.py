@@ -39,6 +39,8 @@ CASES = [
     case(4, "gpt2", plugin="hybrid", tp=2, clip=0.5),
     case(4, "llama", plugin="hybrid", pp=2, micro_batches=2, accumulate=2, clip=0.5),
     case(4, "plain", plugin="zero1", clip=0.5),
+    case(4, "plain", plugin="zero2", accumulate=2, clip=0.5),
+    case(2, "gpt2", plugin="zero2", accumulate=4),
     *[case(2, "gpt2", accumulate=2, **plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
     *[case(2, "gpt2", clip=0.5, **plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP)],
     *[
@@ -62,6 +64,7 @@ CASES = [
         )
     ],
     case(2, "plain", plugin="ddp", precision="fp16", accumulate=2, tolerance=FP16),
+    case(2, "plain", plugin="zero2", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16),
 ]
 
 

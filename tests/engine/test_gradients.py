@@ -29,6 +29,7 @@ CASES = [
     (4, "plain", {"plugin": "zero1"}, FP32),
     *[(2, "gpt2", {**plan, "accumulate": 2}, FP32) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
     *[(2, "gpt2", {**plan, "precision": "fp16"}, FP16) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
+    (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),
     (2, "gpt2", {"plugin": "zero2", "precision": "bf16"}, BF16),
 ]
 

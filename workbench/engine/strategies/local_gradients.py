@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,22 +50,42 @@ def before_ddp_reduces(
 
 @contextmanager
 def before_buckets(
-    stores: Sequence[Any], items: Sequence[HeldParameter], parts_of: PartsOf, show: BatchObserver
+    stores: Sequence[Any],
+    items: Sequence[HeldParameter],
+    parts_of: PartsOf,
+    show: BatchObserver,
+    is_last_piece: Callable[[], bool],
 ) -> Iterator[None]:
     """Low-level ZeRO reduces a copy that it makes of a bucket's ``p.grad``: whoever keeps a reference to these keeps
-    the local gradients."""
+    the local gradients. Where each piece of an accumulated batch is reduced, those of all pieces are added up."""
     by_id = {id(item.parameter): item for item in items}
+    earlier: dict[int, GradientPart] = {}
+
+    def look(parts: Sequence[GradientPart]) -> None:
+        whole = []
+        for part in parts:
+            key = id(part.source.parameter)
+            before = earlier.pop(key, None)
+            if before is not None:
+                part = replace(part, tensor=before.tensor.add_(part.tensor))
+            if is_last_piece():
+                whole.append(part)
+            else:
+                earlier[key] = part if before is not None else replace(part, tensor=part.tensor.clone())
+        if whole:
+            show(whole)
+
     for store in stores:
 
         def build(store: Any = store, build: Callable[[], None] = store.build_grad_in_bucket) -> None:
-            found = [by_id[id(parameter)] for parameter in store._param_list if id(parameter) in by_id]
-            if found:
-                show(parts_of(found))
+            look(parts_of([by_id[id(parameter)] for parameter in store._param_list if id(parameter) in by_id]))
             build()
 
         store.build_grad_in_bucket = build
     try:
         yield
+        if earlier:  # no part of the last piece
+            show(list(earlier.values()))
     finally:
         for store in stores:
             del store.build_grad_in_bucket  # the class's own again

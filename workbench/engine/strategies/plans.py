@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -198,6 +198,8 @@ def _record_skips(plan: Plan, mixin: Any) -> None:
 class ZeroPlan(Plan):
     """LowLevelZeroPlugin, stage 1 or 2: gradients end as this rank's slice of every parameter."""
 
+    _is_last_piece = True
+
     def make_plugin(self) -> Any:
         from colossalai.booster.plugin import LowLevelZeroPlugin
 
@@ -217,9 +219,22 @@ class ZeroPlan(Plan):
     def loss_scale(self) -> float:
         return self.optimizer.mixed_precision_mixin.loss_scale if self.spec.precision == "fp16" else 1.0
 
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Stage 2 keeps no whole gradient to add to: each piece is reduced, and added to this rank's slice."""
+        if self.spec.plan.plugin == "zero1":
+            with super().no_sync():
+                yield
+            return
+        self._is_last_piece = False
+        try:
+            yield
+        finally:
+            self._is_last_piece = True
+
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
         stores = list(self.optimizer.pg_to_bucket_store.values())
-        return before_buckets(stores, self.wanted(wanted), self.parts, show)
+        return before_buckets(stores, self.wanted(wanted), self.parts, show, lambda: self._is_last_piece)
 
     def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
         scale = self.loss_scale()
