@@ -1,17 +1,18 @@
 """What watching costs: step time bare, light and full, and as people do it without us.
 
-Two CPU ranks train by turns watched in one way and another, in the same processes: A B C A B C, in blocks of steps that
-are longer than the governor's interval. A round gives a ratio of the mean step time to the bare one, by the clock and
-by the CPU time of the ranks (on a machine that others use too, only the second is quiet). ``naive`` is a hook per
-parameter with ``.item()`` for each figure, ``tensorboard`` a histogram of every gradient at each step.
+Two CPU ranks train and are watched in one way and another by turns, step by step, in the same processes: A B C A B C.
+Steps are sorted by what was watched in them (nothing, one group of layers, the full set); the medians of each sort,
+weighted by how often the governor chose it, are compared with the median bare step, by the clock and by the CPU time of
+the rank (where others use the machine too, only the second is quiet). What the thread of the log spends is added. Each
+of ``--rounds`` gives a ratio. ``naive`` is a hook per parameter with ``.item()`` for each figure, ``tensorboard`` a
+histogram of every gradient at each step.
 
-    python tests/benchmarks/monitor.py [--plans ddp zero1 tp] [--steps-ms 50 500] [--rounds 5]
+    python tests/benchmarks/monitor.py [--plans ddp zero1 tp] [--steps-ms 5 50 500] [--rounds 5] [--turns 60]
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from tests.benchmarks.machine import describe_machine
 from tests.engine.rank_pool import RankPool
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
+from workbench.engine.governor import FIRST_GROUP
 from workbench.engine.gradient_watch import GradientWatch
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
@@ -127,71 +128,98 @@ def stepper(strategy: Strategy, share: Any, control: AgreedControl) -> Callable[
     return step
 
 
-def rank_main(rank: int, ranks: int, directory: Path, *, plan: str, step_ms: int, rounds: int, block_s: float) -> Any:
-    """Per way of watching: (ms, CPU ms) per step of each round, and what the watch itself says that it costs."""
+def rank_main(rank: int, ranks: int, directory: Path, *, plan: str, step_ms: int, rounds: int, turns: int) -> Any:
+    """Per way of watching and round: ms of a step by the clock and by the CPU; and what the watch says it costs."""
     replicas = ranks // PLANS[plan].get("tp", 1)
     model, batch = model_and_batch(step_ms, replicas)
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": 8, **PLANS[plan]})
     (directory / CONTROL_FILE).touch()
-    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
+    logs = {name: RankLogWriter(directory / name, rank) for name in ("light", "full")}
+    with joined(rank, ranks, directory, device_type="cpu"):
         strategy = ColossalStrategy(spec, rank)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         strategy.prepare(Workload(model=model, optimizer=optimizer, data=None, criterion=loss_of))  # type: ignore[arg-type]
         share = torch.utils._pytree.tree_map(lambda leaf: leaf.chunk(replicas)[strategy.coordinates.dp], batch)
         step = stepper(strategy, share, AgreedControl(directory, rank, ranks))
-        ways = ways_to_watch(strategy, spec, log, directory)
+        ways = ways_to_watch(strategy, spec, logs, directory)
         watch = ways["full"][0]
-        found = measured(step, ways, rounds, block_s)
+        found = measured(step, ways, logs, rounds, turns)
         governor = watch._governor  # type: ignore[attr-defined]
         found["cost"], found["interval"] = governor.cost, governor.interval
         strategy.close()
+    for log in logs.values():
+        log.close()
     return found
 
 
-def ways_to_watch(strategy: ColossalStrategy, spec: TrainSpec, log: RankLogWriter, directory: Path) -> Any:
+def ways_to_watch(
+    strategy: ColossalStrategy, spec: TrainSpec, logs: dict[str, RankLogWriter], directory: Path
+) -> dict[str, list[StepObserver]]:
     named = {name: parameter for name, parameter in strategy.plan.module.named_parameters() if parameter.requires_grad}
     device = torch.device("cpu")
     return {
         "bare": [],
-        "light": [GradientWatch(spec.replace(level="light"), strategy, log, device)],
-        "full": [GradientWatch(spec, strategy, log, device)],
+        "light": [GradientWatch(spec.replace(level="light"), strategy, logs["light"], device)],
+        "full": [GradientWatch(spec, strategy, logs["full"], device)],
         "naive": [Naive(named)],
         "tensorboard": [TensorBoard(named, str(directory / "tensorboard"))],
     }
 
 
-def measured(step: Callable[..., None], ways: Any, rounds: int, block_s: float) -> dict[str, Any]:
-    for number in range(1, 6):
-        step([], number)
-    began = time.perf_counter()
-    for number in range(6, 11):
-        step([], number)
-    each = torch.tensor((time.perf_counter() - began) / 5)
-    dist.all_reduce(each, op=dist.ReduceOp.MAX)
-    length = max(8, math.ceil(block_s / float(each)))
-    number = 10
-    for way in ("light", "full"):  # past the first full set, which is paid back over many steps
-        for _ in range(2 * length):
-            number += 1
-            step(ways[way], number)
+def measured(
+    step: Callable[..., None],
+    ways: dict[str, list[StepObserver]],
+    logs: dict[str, RankLogWriter],
+    rounds: int,
+    turns: int,
+) -> dict[str, Any]:
+    number = 0
+    spent: dict[str, list[tuple[int, float, float]]] = {}
+
+    def once(name: str) -> None:
+        nonlocal number
+        number += 1
+        began, cpu = time.perf_counter(), time.process_time()
+        step(ways[name], number)
+        sort = getattr(ways[name][0], "_code", 0) if ways[name] else 0
+        sample = min(sort, FIRST_GROUP), (time.perf_counter() - began) * 1e3, (time.process_time() - cpu) * 1e3
+        spent.setdefault(name, []).append(sample)
+
+    for name in [*ways] * 3:
+        once(name)
     found: dict[str, Any] = {name: [] for name in ways}
-    for turn in range(rounds):
-        names = list(ways) if turn % 2 == 0 else list(ways)[::-1]
-        for name in names:
-            few = max(4, length // 4) if name in ("naive", "tensorboard") else length
-            began, cpu = time.perf_counter(), time.process_time()
-            for _ in range(few):
-                number += 1
-                step(ways[name], number)
-            spent = time.perf_counter() - began, time.process_time() - cpu
-            found[name].append([1e3 * value / few for value in spent])
+    for _ in range(rounds):
+        spent.clear()
+        written = {name: cpu_ms_of_thread(log) for name, log in logs.items()}
+        for turn in range(turns):
+            names = ["bare", "light", "full"] if turn % 10 else list(ways)
+            for name in names if turn % 2 == 0 else names[::-1]:
+                once(name)
+        for name, log in logs.items():
+            log.flush()
+            written[name] = (cpu_ms_of_thread(log) - written[name]) / turns
+        for name, samples in spent.items():
+            found[name].append([typical(samples, which) + written.get(name, 0.0) for which in (1, 2)])
     return found
 
 
+def cpu_ms_of_thread(log: RankLogWriter) -> float:
+    return time.clock_gettime(time.pthread_getcpuclockid(log._thread.ident)) * 1e3  # type: ignore[arg-type]
+
+
+def typical(samples: list[tuple[int, float, float]], which: int) -> float:
+    """Mean over the sorts of steps, each with its median."""
+    total = 0.0
+    for sort in {sample[0] for sample in samples}:
+        own = [sample[which] for sample in samples if sample[0] == sort]
+        total += len(own) * statistics.median(own)
+    return total / len(samples)
+
+
 def tell(plan: str, step_ms: int, found: list[dict[str, Any]]) -> None:
-    """One line per way of watching: both ranks' mean, ratios per round, their median and spread."""
+    """Per way of watching: the ratio of both ranks' mean step to the bare one, median of the rounds and spread."""
     bare = paired(found, "bare")
-    print(f"{plan}, {statistics.median(clock for clock, _ in bare):.1f} ms a step (asked: {step_ms})")
+    print(f"{plan}, {statistics.median(clock for clock, _ in bare):.1f} ms a step (meant: {step_ms})")
     for name in ("light", "full", "naive", "tensorboard"):
         of = paired(found, name)
         for what, index in (("clock", 0), ("CPU", 1)):
@@ -215,7 +243,7 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--steps-ms", nargs="+", type=int, default=[5, 50, 500], choices=[5, *SIZES])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--block-s", type=float, default=2.0, help="seconds of one block of steps, or 8 steps")
+    parser.add_argument("--turns", type=int, default=60, help="steps of each way in a round")
     arguments = parser.parse_args()
     print(describe_machine())
     with RankPool() as pool:
@@ -223,7 +251,7 @@ def main() -> None:
             for plan in arguments.plans:
                 if step_ms == 5 and plan == "tp":
                     continue  # a perceptron has no tensor-parallel policy
-                options = {"plan": plan, "step_ms": step_ms, "rounds": arguments.rounds, "block_s": arguments.block_s}
+                options = {"plan": plan, "step_ms": step_ms, "rounds": arguments.rounds, "turns": arguments.turns}
                 tell(plan, step_ms, pool.run(2, "tests.benchmarks.monitor:rank_main", timeout_s=600, **options))
 
 
