@@ -8,7 +8,13 @@ from workbench.engine.governor import FIRST_GROUP, FULL, NOTHING, Governor, bala
 
 
 def simulate(
-    governor: Governor, steps: int, step_ms: float, full_ms: float, group_ms: float, first_ms: float | None = None
+    governor: Governor,
+    steps: int,
+    step_ms: float,
+    full_ms: float,
+    *,
+    group_ms: float = 0.0,
+    first_ms: float | None = None,
 ) -> list[int]:
     """What is watched at each step; a choice is known one step before it is made good, as between ranks."""
     chosen, watched = FULL, []
@@ -29,7 +35,7 @@ def simulate(
 def test_watching_costs_the_budget_and_no_more(step_ms, full_ms, group_ms):
     governor = Governor(budget=0.01, groups=12)
     steps = 40 * max(1, round(full_ms / (0.01 * step_ms)))
-    watched = simulate(governor, steps, step_ms, full_ms, group_ms)
+    watched = simulate(governor, steps, step_ms, full_ms, group_ms=group_ms)
     assert governor.spent_ms <= 0.01 * governor.passed_ms + full_ms + group_ms, "in debt for one of each at most"
     assert governor.cost >= 0.0065, "what may be spent is spent, for what is seen"
     found = watched.count(FULL)
@@ -42,7 +48,7 @@ def test_watching_costs_the_budget_and_no_more(step_ms, full_ms, group_ms):
 
 def test_nothing_is_watched_before_an_expensive_first_set_is_paid_back():
     governor = Governor(budget=0.01, groups=0)
-    watched = simulate(governor, 20_000, 5.0, 5.0, 0.0, first_ms=100.0)
+    watched = simulate(governor, 20_000, 5.0, 5.0, first_ms=100.0)
     second = watched.index(FULL, 1)
     assert second == pytest.approx(100 / 0.05, rel=0.1)
     assert governor.cost <= 0.0105
@@ -50,24 +56,24 @@ def test_nothing_is_watched_before_an_expensive_first_set_is_paid_back():
 
 def test_a_set_that_the_budget_pays_for_is_watched_at_every_step():
     governor = Governor(budget=0.05, groups=4)
-    watched = simulate(governor, 200, 100.0, 1.0, 0.5)
+    watched = simulate(governor, 200, 100.0, 1.0, group_ms=0.5)
     assert watched.count(FULL) >= 190
 
 
 def test_the_interval_follows_the_step_time():
     governor = Governor(budget=0.01, groups=0)
-    simulate(governor, 2000, 50.0, 10.0, 0.0)
+    simulate(governor, 2000, 50.0, 10.0)
     slow = governor.interval
-    simulate(governor, 4000, 5.0, 10.0, 0.0)
+    simulate(governor, 4000, 5.0, 10.0)
     assert slow == pytest.approx(20, abs=1)
     assert governor.interval == pytest.approx(200, rel=0.05)
 
 
 def test_a_long_pause_is_not_followed_by_a_burst():
     governor = Governor(budget=0.01, groups=0)
-    simulate(governor, 100, 10.0, 5.0, 0.0)
+    simulate(governor, 100, 10.0, 5.0)
     governor.account(governor.choose(), 0.0, 1e6)
-    watched = simulate(governor, 100, 10.0, 5.0, 0.0)
+    watched = simulate(governor, 100, 10.0, 5.0)
     assert watched[1:].count(FULL) <= 5
 
 
