@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tests.engine import boosted, models
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
+from workbench.engine.observer import StepObserver
 from workbench.engine.phases import PhaseWatch
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
@@ -87,8 +88,10 @@ def train(
     steps: int = 6,
     slow: tuple[int, str, float] = (-1, "", 0.0),
     work_s: float = 0.0,
+    watching: bool = True,
 ) -> dict[str, Any]:
-    """Records of all steps. ``slow``: rank, where, seconds per step. ``work_s``: sleep in every forward, as compute."""
+    """Records of all steps. ``slow``: rank, where, seconds (per step; in the network per call). ``work_s``: sleep in
+    every forward, as compute. ``changed``: functions of torch.distributed that are not what they were."""
     spec = TrainSpec.from_options(
         {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, **options}
     )
@@ -105,7 +108,10 @@ def train(
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(workload)
-        watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
+        observers: list[StepObserver] = []
+        if watching:
+            watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
+            observers = [watch, watch.last]
         try:
             Trainer(
                 spec=spec,
@@ -114,15 +120,15 @@ def train(
                 control=AgreedControl(directory, rank, ranks),
                 log=log,  # type: ignore[arg-type]
                 progress=Progress(),
-                observers=[watch, watch.last],
+                observers=observers,
             ).run()
         finally:
-            watch.close()
+            for observer in observers:
+                observer.close()
             parameters = [_size(p) for p in strategy.plan.module.parameters()]
             strategy.close()
     changed = [name for name, value in before.items() if getattr(dist, name) is not value]
-    weights = [float(p.detach().double().sum()) for p in workload.model.parameters()] if spec.plan.plugin == "ddp" else []
-    return {**log.rows(), "changed": changed, "parameters": parameters, "weights": weights}
+    return {**log.rows(), "changed": changed, "parameters": parameters}
 
 
 def _size(parameter: torch.Tensor) -> int:

@@ -74,7 +74,9 @@ class NvmlGpu:
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
         self._handle = handle
-        absent = (getattr(nvml, f"NVMLError_{name}", None) for name in ("NotSupported", "FunctionNotFound", "NoPermission"))
+        absent = (
+            getattr(nvml, f"NVMLError_{name}", None) for name in ("NotSupported", "FunctionNotFound", "NoPermission")
+        )
         self._absent = tuple(error for error in absent if error is not None)
         name = nvml.nvmlDeviceGetName(handle)
         self.name: str = name.decode() if isinstance(name, bytes) else name

@@ -38,7 +38,10 @@ def device_peak(device: str, precision: str) -> tuple[float, str]:
     if device != "cuda":
         threads = torch.get_num_threads()
         threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
-        return cpu_peak_per_thread() * threads, f"measured: fp32 products of {_GEMM_SIZE} x {_GEMM_SIZE}, {threads_text}"
+        return (
+            cpu_peak_per_thread() * threads,
+            f"measured: fp32 products of {_GEMM_SIZE} x {_GEMM_SIZE}, {threads_text}",
+        )
     name = torch.cuda.get_device_name()
     used = "tf32" if precision == "fp32" and torch.backends.cuda.matmul.allow_tf32 else precision
     peak = gpu_peak(name, used)

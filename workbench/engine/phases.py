@@ -46,7 +46,13 @@ class PhaseWatch(StepObserver):
     """Logs ``PhaseRecord`` of every step, and ``CollectiveRecord`` of those that are due. ``clock``: for tests."""
 
     def __init__(
-        self, spec: MonitorSpec, strategy: Strategy, log: RankLogWriter, *, device: str = "cpu", clock: Clock | None = None
+        self,
+        spec: MonitorSpec,
+        strategy: Strategy,
+        log: RankLogWriter,
+        *,
+        device: str = "cpu",
+        clock: Clock | None = None,
     ) -> None:
         self.last = _Last(self)
         self.every = EVERY
@@ -240,5 +246,3 @@ def watched(
     """``others`` with a ``PhaseWatch`` around them."""
     watch = PhaseWatch(spec, strategy, log, device=device)
     return [watch, *others, watch.last]
-
-

@@ -64,9 +64,7 @@ def _is_stage_without_loss(rank: np.ndarray, mesh: Mesh) -> np.ndarray:
     return (rank // mesh.tp) % mesh.pp != mesh.pp - 1
 
 
-def metrics_frame(
-    steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: Cost | None = None
-) -> pd.DataFrame:
+def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: Cost | None = None) -> pd.DataFrame:
     """``global_metrics`` as a DataFrame; ``per_rank`` adds a column ``rank`` and a row per rank and step.
 
     Global rows then have rank -1. A rank's ``tps`` is its replica's tokens over its own time and the replica's ranks;

@@ -109,5 +109,3 @@ def skew_ms(own: pd.DataFrame) -> pd.Series:
     """Per step: the largest minus the smallest own time of ranks, in milliseconds."""
     totals = own.drop(columns="communication").sum(axis=1).groupby(level="step")
     return totals.max() - totals.min()
-
-
