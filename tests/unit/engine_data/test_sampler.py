@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from workbench.engine import gpu_reader, sampler
-from workbench.engine.gpu_reader import GpuReading, GpuUnavailableError, NvmlGpu
+from workbench.engine.gpu_reader import GpuReading, GpuUnavailableError
 from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.rank_log import RankLogWriter
 from workbench.records import DeviceSample
@@ -145,7 +145,7 @@ def test_a_gpu_without_nvml_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(device: str, environ: object) -> None:
         raise GpuUnavailableError("NVML cannot find cuda: no driver")
 
-    monkeypatch.setattr(sampler.NvmlGpu, "open", refuse)
+    monkeypatch.setattr(gpu_reader.NvmlGpu, "open", refuse)
     log = Log()
     sampled(log, 0.25, device="cuda")
     assert [event[1] for event in log.events] == ["gpu_unavailable"]

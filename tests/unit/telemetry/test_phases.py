@@ -26,17 +26,15 @@ def table(name: str, rows: list[dict]) -> Columns:
     }
 
 
-def phase(rank: int, name: str, start: float, duration: float, micro_batch: int = -1, step: int = 1) -> dict:
+def phase(rank: int, name: str, start: float, duration: float, *, micro_batch: int = -1, step: int = 1) -> dict:
     return {"step": step, "rank": rank, "phase": name, "micro_batch": micro_batch, "start_ms": start,
             "duration_ms": duration}  # fmt: skip
 
 
 def test_rows_are_ordered_and_micro_batches_added_up() -> None:
-    rows = table(
-        "phases",
-        [phase(1, "forward", 2, 3), phase(0, "forward", 2, 3, 0), phase(0, "forward", 9, 4, 1), phase(0, "data", 0, 2),
-         phase(0, "overlapped", 3, 5), phase(0, "evaluate", 20, 50)],
-    )  # fmt: skip
+    first, second = phase(0, "forward", 2, 3, micro_batch=0), phase(0, "forward", 9, 4, micro_batch=1)
+    others = [phase(0, "data", 0, 2), phase(0, "overlapped", 3, 5), phase(0, "evaluate", 20, 50)]
+    rows = table("phases", [phase(1, "forward", 2, 3), first, second, *others])
     assert phases_frame(rows)["start_ms"].tolist() == [0, 2, 3, 9, 20, 2]
     sums = by_phase(rows)
     assert sums.loc[(1, 0), ["data", "forward", "bubble"]].tolist() == [2, 7, 0]
@@ -69,7 +67,9 @@ def test_own_time_is_what_is_no_waiting() -> None:
                             phase(1, "forward", 0, 14), phase(1, "communication", 14, 1)])  # fmt: skip
     posts = [{"step": 1, "rank": 0, "post_ms": 0.5}, {"step": 1, "rank": 0, "post_ms": 0.25},
              {"step": 1, "rank": 1, "post_ms": 3.0}, {"step": 1, "rank": 1}]  # fmt: skip
-    posted = table("collectives", [{**row, "group_size": 2, "bytes": 4} for row in posts])
+    posted = table(
+        "collectives", [{**row, "kind": "send", "group": "dp", "group_size": 2, "bytes": 4} for row in posts]
+    )
     own = own_time(by_phase(rows), posted)
     assert own["communication"].tolist() == [0.75, 3.0]
     assert own.drop(columns="communication").sum(axis=1).tolist() == [10, 14]

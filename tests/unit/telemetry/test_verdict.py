@@ -37,7 +37,9 @@ def test_a_run_that_computes() -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "bound"), [("data", "data"), ("transfer", "data"), ("communication", "communication")])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("data", "data"), ("transfer", "data"), ("communication", "communication")]
+)
 def test_a_run_that_waits(name: str, bound: str) -> None:
     rank = {"forward": 10.0, name: 30.0}
     found = verdict(run_of(rank, rank), Mesh(dp=2))
@@ -65,7 +67,7 @@ def test_the_rank_that_the_others_wait_for_is_the_one_that_waits_least() -> None
 def test_a_slow_network_shows_in_handing_over() -> None:
     rank = {"forward": 10.0, "communication": 40.0}
     posts = [
-        {"step": step, "rank": r, "group_size": 2, "bytes": 4, "post_ms": 30.0 if r else 0.1}
+        {"step": step, "rank": r, "kind": "send", "group": "dp", "group_size": 2, "bytes": 4, "post_ms": 30.0 * r + 0.1}
         for step in (10, 20)
         for r in (0, 1)
     ]
