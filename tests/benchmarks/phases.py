@@ -1,4 +1,4 @@
-"""What watching phases and collectives costs: the same ranks train with and without, block by block (A B A B).
+"""What watching phases and collectives costs: the same ranks train with and without, block by block (A B B A).
 
 Each block is some steps of stdlib-llama on 2 CPU ranks; a pair of neighbouring blocks gives a ratio. Beside it stands
 what the watch says of itself (``monitor_ms``), which is what a governor goes by, and what a boundary and a wrapped call
@@ -72,15 +72,24 @@ def rank_blocks(
 
         block()
         found, cost = [], []
-        for _ in range(pairs):
-            bare = block()
+
+        def watched_block() -> tuple[float, float]:
             watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
             trainer.observers = [watch, watch.last]
             before = len(log.records)
-            found.append((bare, block()))
-            cost += [r.monitor_ms for r in log.records[before:] if hasattr(r, "monitor_ms")]
-            watch.close()
-            trainer.observers, strategy.mark = [], unmarked
+            try:
+                return block()
+            finally:
+                cost.extend(r.monitor_ms for r in log.records[before:] if hasattr(r, "monitor_ms"))
+                watch.close()
+                trainer.observers, strategy.mark = [], unmarked
+
+        for pair in range(pairs):
+            if pair % 2:
+                watched = watched_block()
+                found.append((block(), watched))
+            else:
+                found.append((block(), watched_block()))
         strategy.close()
     return {"pairs": found, "cost_ms": cost}
 
