@@ -39,3 +39,45 @@ def test_memory_agrees_with_nvidia_smi(tmp_path: Path) -> None:
     pynvml.nvmlInit()
     measured = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
     assert measured == pytest.approx(told, rel=0.1, abs=600 * 2**20)
+
+
+#: what nvidia-smi calls it, what a reading calls it, nvidia-smi's unit, and by how much two looks may differ
+FIGURES = [
+    ("power.draw", "power_watts", 1.0, 60.0),
+    ("temperature.gpu", "temperature_c", 1.0, 5.0),
+    ("clocks.sm", "clock_mhz", 1.0, 400.0),
+    ("clocks.mem", "memory_clock_mhz", 1.0, 10.0),
+    ("memory.used", "memory_bytes", 2.0**20, 600 * 2.0**20),
+]
+
+
+@pytest.mark.parametrize(("query", "name", "unit", "tolerance"), FIGURES)
+def test_a_reading_agrees_with_nvidia_smi(query: str, name: str, unit: float, tolerance: float) -> None:
+    from workbench.engine.gpu_reader import NvmlGpu
+
+    gpu = NvmlGpu.open("cuda", {})
+    try:
+        reading = getattr(gpu.read(), name)
+    finally:
+        gpu.close()
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "--id=0"]
+    told = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * unit
+    assert reading == pytest.approx(told, abs=tolerance)
+
+
+def test_events_time_a_step_as_the_host_does() -> None:
+    import torch
+
+    from workbench.engine.clock import EventClock, HostClock
+
+    host, device = HostClock(), EventClock()
+    factor = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    began, first = host.now(), device.now()
+    for _ in range(50):
+        factor @ factor
+    last = device.now()
+    torch.cuda.synchronize()
+    ended = host.now()
+    assert device.ready(last)
+    assert device.ms(first, last) == pytest.approx(host.ms(began, ended), rel=0.2)

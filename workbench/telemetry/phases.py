@@ -95,12 +95,16 @@ def own_time(phases: pd.DataFrame, collectives: Columns | None = None) -> pd.Dat
     Ranks that train together end each step together, whoever is slow: the others wait, and their waiting shows as
     communication or as a bubble. So a slow rank is found by what remains. Of communication, handing an operation to
     the backend is the rank's own (``post_ms``, in the steps whose collectives were recorded; column "communication").
+    Of the calls of one kind in a group it is the median, times their number: a rank that lost its processor in the
+    midst of one call has no slow network.
     """
     own = phases.drop(columns=[c for c in (*WAITING, *ASIDE) if c in phases])
     own["communication"] = np.nan
     if collectives is not None and collectives["step"].size:
-        posted = pd.DataFrame({name: collectives[name] for name in ("step", "rank", "post_ms")}).dropna()
-        recorded = posted.groupby(["step", "rank"])["post_ms"].sum()
+        names = ("step", "rank", "group", "kind", "post_ms")
+        posted = pd.DataFrame({name: collectives[name] for name in names}).dropna(subset=["post_ms"])
+        calls = posted.groupby(["step", "rank", "group", "kind"], dropna=False)["post_ms"]
+        recorded = (calls.median() * calls.count()).groupby(level=["step", "rank"]).sum()
         own["communication"] = recorded.reindex(own.index)
     return own
 

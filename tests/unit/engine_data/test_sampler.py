@@ -145,7 +145,7 @@ def test_a_gpu_without_nvml_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(device: str, environ: object) -> None:
         raise GpuUnavailableError("NVML cannot find cuda: no driver")
 
-    monkeypatch.setattr(sampler.NvmlGpu, "open", refuse)
+    monkeypatch.setattr(gpu_reader.NvmlGpu, "open", refuse)
     log = Log()
     sampled(log, 0.25, device="cuda")
     assert [event[1] for event in log.events] == ["gpu_unavailable"]

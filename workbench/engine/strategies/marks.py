@@ -18,8 +18,11 @@ def mark_what_follows(loss: torch.Tensor, mark: Mark, number: int) -> None:
     if not loss.requires_grad:
         return  # backward is about to say so
 
+    def computed() -> None:
+        mark("communication", number)
+
     def begins(_: torch.Tensor) -> None:
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: mark("communication", number))
+        torch.autograd.Variable._execution_engine.queue_callback(computed)
 
     loss.register_hook(begins)
 

@@ -1,0 +1,87 @@
+"""Phases of real steps under each plan: they add up, they are where they should be, and watching changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.frames import columns
+from workbench.telemetry.phases import BETWEEN, HIDDEN, bubble_share, phases_frame
+
+PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 4}
+PLANS = [
+    {"plugin": "ddp"},
+    {"plugin": "ddp", "accumulate": 2},
+    {"plugin": "zero1"},
+    {"plugin": "hybrid", "tp": 2},
+    PP,
+]
+
+
+@pytest.fixture(scope="module")
+def run(pool):
+    """Results of a plan, trained once."""
+    known: dict[str, list[dict[str, Any]]] = {}
+
+    def results(options: dict[str, Any]) -> list[dict[str, Any]]:
+        key = str(options)
+        if key not in known:
+            known[key] = pool.run(2, "tests.engine.watched:train", options=options, work_s=0.004)
+        return known[key]
+
+    return results
+
+
+@pytest.mark.parametrize("options", PLANS, ids=str)
+def test_the_phases_of_a_step_add_up_to_its_time(run, options) -> None:
+    results = run(options)
+    frame = phases_frame(columns(results, "phases"))
+    steps = columns(results, "steps")
+    parts = frame[~frame["phase"].isin([*BETWEEN, *HIDDEN])].groupby(["step", "rank"])["duration_ms"].sum()
+    assert len(parts) == len(steps["step"]) == 2 * 6
+    sums = np.array([parts[step, rank] for step, rank in zip(steps["step"], steps["rank"], strict=True)])
+    missing = steps["step_time_ms"] - sums
+    # what is missing is the making of the records after the last boundary, which the step's monitor_ms tells
+    assert (missing >= -0.001).all()
+    assert np.median(missing - steps["monitor_ms"]) < 0.5
+
+
+@pytest.mark.parametrize("options", PLANS, ids=str)
+def test_every_phase_is_there_and_in_order(run, options) -> None:
+    frame = phases_frame(columns(run(options), "phases"))
+    one = frame[(frame["step"] == 5) & (frame["rank"] == 0) & (frame["phase"] != "overlapped")]
+    first = one.groupby("phase")["start_ms"].min()
+    assert {"data", "transfer", "forward", "backward", "communication", "optimizer"} <= set(first.index)
+    assert first["data"] < first["transfer"] < first["forward"] < first["backward"] < first["optimizer"]
+    assert one[one["phase"] == "forward"]["duration_ms"].sum() >= 4.0 * max(1, options.get("accumulate", 1))
+    assert (one["duration_ms"] >= 0).all()
+
+
+def test_micro_batches_have_rows_of_their_own(run) -> None:
+    frame = phases_frame(columns(run(PP), "phases"))
+    for phase in ("forward", "backward"):
+        rows = frame[(frame["phase"] == phase) & (frame["step"] == 4)]
+        assert rows.groupby("rank")["micro_batch"].apply(list).tolist() == [[0, 1, 2, 3]] * 2
+    pieces = phases_frame(columns(run({"plugin": "ddp", "accumulate": 2}), "phases"))
+    assert set(pieces[pieces["phase"] == "forward"]["micro_batch"]) == {0, 1}
+
+
+def test_a_pipelines_bubble_is_near_its_closed_form(pool) -> None:
+    """Forward sleeps, so each stage's compute is the same whatever the machine does; backward is short beside it."""
+    results = pool.run(2, "tests.engine.watched:train", options=PP, work_s=0.05, steps=5)
+    frame = phases_frame(columns(results, "phases"))
+    last = frame[(frame["rank"] == 1) & (frame["step"] > 2) & ~frame["phase"].isin(HIDDEN)]
+    share = last[last["phase"] == "bubble"]["duration_ms"].sum() / last["duration_ms"].sum()
+    assert share == pytest.approx(bubble_share(2, 4), abs=0.12)
+
+
+def test_watching_changes_no_number_and_leaves_nothing_behind(pool, run) -> None:
+    for options in ({"plugin": "ddp"}, {"plugin": "hybrid", "tp": 2}):
+        watched = run(options)
+        bare = pool.run(2, "tests.engine.watched:train", options=options, watching=False)
+        for with_it, without in zip(watched, bare, strict=True):
+            assert [row["loss"] for row in with_it["StepRecord"]] == [row["loss"] for row in without["StepRecord"]]
+            assert with_it["changed"] == []
+            assert "PhaseRecord" not in without

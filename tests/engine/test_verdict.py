@@ -1,0 +1,37 @@
+"""One rank is slow, really: the verdict names it and what it is slow in, although the others wait just as long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.frames import columns
+from workbench.mesh import Mesh
+from workbench.telemetry.verdict import verdict
+
+TP = {"plugin": "hybrid", "tp": 2}
+CASES = [
+    pytest.param((2, {"plugin": "ddp"}, Mesh(dp=2), 1, "data", 0.06, "data"), id="data-ddp"),
+    pytest.param((2, {"plugin": "ddp"}, Mesh(dp=2), 0, "forward", 0.06, "forward"), id="forward-ddp"),
+    pytest.param((2, {"plugin": "zero1"}, Mesh(dp=2), 1, "network", 0.03, "communication"), id="network-zero1"),
+    pytest.param((2, TP, Mesh(tp=2), 0, "network", 0.004, "communication"), id="network-tp"),
+    pytest.param((4, TP, Mesh(dp=2, tp=2), 2, "optimizer", 0.12, "optimizer"), id="optimizer-dp-tp"),
+    pytest.param((4, {"plugin": "ddp"}, Mesh(dp=4), 3, "forward", 0.12, "forward"), id="forward-ddp-4"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_slow_rank_and_its_phase_are_named(pool, case: tuple[Any, ...]) -> None:
+    ranks, options, mesh, rank, where, delay_s, phase = case
+    slow = (rank, where, delay_s)
+    results = pool.run(
+        ranks, "tests.engine.watched:train", options=options, slow=slow, steps=20 if delay_s < 0.1 else 12
+    )
+    found = verdict(columns(results, "phases"), mesh, columns(results, "collectives"))
+    print(found)
+    assert found.straggler is not None
+    assert (found.straggler.rank, found.straggler.phase) == (rank, phase)
+    assert f"Rank {rank} is slow in" in found.sentence
+    assert found.straggler.lost_ms > 0.6 * delay_s * 1e3
+    assert found.waiting_share > 0.1 or where == "network"  # which holds up all alike

@@ -1,0 +1,193 @@
+"""Phases by a clock made up by hand: what they mean, that nothing waits for a device, that it costs little."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.config import MonitorSpec
+from workbench.engine.clock import EventClock, HostClock
+from workbench.engine.phases import PhaseWatch
+from workbench.engine.strategies.base import unmarked
+from workbench.engine.timeline import NOWHERE, Timeline, covered_ms, spans
+from workbench.mesh import Mesh
+from workbench.records import PhaseRecord
+
+
+def test_phases_are_what_lies_between_boundaries() -> None:
+    places = [("data", -1), ("forward", 0), ("communication", 0), ("forward", 0), NOWHERE, ("evaluate", -1), NOWHERE]
+    found = {span.phase: (span.start_ms, span.duration_ms) for span in spans([0, 2, 5, 6, 9, 11, 20], places)}
+    assert found == {"data": (0, 2), "forward": (2, 6), "communication": (5, 1), "evaluate": (11, 9)}
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 20)), max_size=12))
+def test_covered_time_is_the_measure_of_the_union(pairs: list[tuple[float, float]]) -> None:
+    intervals = [(begin, begin + length) for begin, length in pairs]
+    grid = np.linspace(0, 120, 12_001)[:-1] + 0.005
+    inside = np.zeros(grid.size, dtype=bool)
+    for begin, end in intervals:
+        inside |= (grid >= begin) & (grid < end)
+    assert covered_ms(intervals) == pytest.approx(inside.mean() * 120, abs=0.02 * len(intervals) + 1e-6)
+
+
+class Device:
+    """A GPU that runs behind: its events happen only when ``catch_up`` is called."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.made = 0
+        self.recorded: list[Event] = []
+
+    def event(self) -> Event:
+        self.made += 1
+        return Event(self)
+
+    def catch_up(self) -> None:
+        for event in self.recorded:
+            event.happened = True
+        self.recorded.clear()
+
+
+class Event:
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        self.at, self.happened = self.device.time, False
+        self.device.time += 1.0
+        self.device.recorded.append(self)
+
+    def query(self) -> bool:
+        return self.happened
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.happened and end.happened, "would wait for the device"
+        return end.at - self.at
+
+
+class Log:
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def append(self, record: Any) -> None:
+        self.records.append(record)
+
+
+class Strategy:
+    mesh, rank = Mesh(), 0
+    mark: Any = staticmethod(unmarked)
+    aside: Any = None
+
+    def reducer(self) -> None:
+        return None
+
+
+def one_step(watch: PhaseWatch, strategy: Strategy, step: int) -> None:
+    watch.begins(step, 0)
+    watch.phase("data")
+    watch.batch(step, None)
+    watch.phase("forward_backward")
+    strategy.mark("forward", -1)
+    strategy.mark("backward", -1)
+    watch.phase("optimizer")
+    watch.reduced(step)
+    watch.last.reduced(step)
+    watch.updated(step, False)
+    watch.last.ends(step)
+
+
+def test_events_of_a_device_are_looked_at_when_they_have_happened() -> None:
+    device, log, strategy = Device(), Log(), Strategy()
+    watch = PhaseWatch(MonitorSpec(), strategy, log, device="cuda", clock=EventClock(device.event))  # type: ignore[arg-type]
+    one_step(watch, strategy, 1)
+    assert log.records == [], "nothing waited"
+    device.catch_up()
+    one_step(watch, strategy, 2)
+    assert {record.step for record in log.records} == {1}
+    assert {r.phase: r.duration_ms for r in log.records} == {
+        "monitor": 4.0, "data": 1.0, "transfer": 1.0, "forward": 1.0, "backward": 1.0, "optimizer": 2.0
+    }  # fmt: skip
+    for step in range(3, 40):
+        device.catch_up()
+        one_step(watch, strategy, step)
+    made = device.made
+    for step in range(40, 80):
+        device.catch_up()
+        one_step(watch, strategy, step)
+    assert device.made - made <= 2 * 40, "events are used again, but for the first and the last of a step"
+    device.catch_up()
+    watch.close()
+    assert {record.step for record in log.records} == set(range(1, 80))
+
+
+def test_what_comes_between_steps_belongs_to_the_step_before() -> None:
+    log, strategy = Log(), Strategy()
+    watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
+    try:
+        one_step(watch, strategy, 1)
+        watch.phase("evaluate")
+        strategy.mark("forward", -1)  # an evaluation's own forward pass is no phase of training
+        one_step(watch, strategy, 2)
+        watch.phase("checkpoint")
+        watch.phase("paused")
+        watch.phase("idle")
+    finally:
+        watch.close()
+    phases = [(record.step, record.phase) for record in log.records if isinstance(record, PhaseRecord)]
+    assert phases[6] == (1, "evaluate") and phases[-2:] == [(2, "checkpoint"), (2, "paused")]
+    assert len(phases) == 2 * 6 + 3
+    evaluate = next(record for record in log.records if record.phase == "evaluate")
+    assert evaluate.start_ms >= max(r.start_ms for r in log.records if r.step == 1 and r is not evaluate)
+
+
+def test_a_step_that_fails_half_way_is_written_and_everything_undone() -> None:
+    before = {name: getattr(dist, name) for name in ("all_reduce", "batch_isend_irecv", "barrier")}
+    log, strategy = Log(), Strategy()
+    watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
+    assert dist.all_reduce is not before["all_reduce"]
+    watch.begins(1, 0)
+    watch.phase("data")
+    watch.close()
+    assert [record.phase for record in log.records] == ["monitor", "data"]
+    assert {name: getattr(dist, name) for name in before} == before
+
+
+def test_gradients_that_are_watched_are_no_training() -> None:
+    log, strategy = Log(), Strategy()
+    watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
+    seen = []
+    try:
+        observer = strategy.aside(seen.append)
+        watch.begins(1, 0)
+        strategy.mark("backward", 2)
+        observer("part")
+        assert watch._timeline.here == ("backward", 2) and seen == ["part"]
+    finally:
+        watch.close()
+
+
+def test_records_that_cost_too_much_come_more_rarely() -> None:
+    log, strategy = Log(), Strategy()
+    watch = PhaseWatch(MonitorSpec(budget=1e-6), strategy, log)  # type: ignore[arg-type]
+    try:
+        for step in range(1, 4):
+            one_step(watch, strategy, step)
+    finally:
+        watch.close()
+    assert watch.every == 1280
+    assert watch.cost_ms > 0
+
+
+def test_a_timeline_knows_where_it_is() -> None:
+    timeline = Timeline(HostClock())
+    steps = [random.choice(["forward", "backward"]) for _ in range(5)]
+    for name in steps:
+        timeline.enter(name)
+    assert timeline.here == (steps[-1], -1) and [p[0] for _, p in timeline.take()] == steps
+    assert timeline.take() == []
