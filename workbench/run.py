@@ -21,6 +21,8 @@ from workbench.telemetry.store import Columns, Store
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.replay import Replay
+
 #: states after which nothing more happens; "lost" is a run whose owner died before it ended
 ENDED = ("finished", "stopped", "failed", "lost")
 
@@ -166,6 +168,12 @@ class Run:
         from workbench.report import render
 
         return render(self.path, out)
+
+    def replay(self, step: int | None = None, rank: int | None = None) -> Replay:
+        """Run a kept step whose loss or gradient was not finite again, on live ranks (``workbench.replay.replay``)."""
+        from workbench.replay import replay
+
+        return replay(self.path, self.spec, step, rank)
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.status} at step {self.step}/{self.spec.steps}: {self.plan.describe()}>"

@@ -72,7 +72,7 @@ def plant(network: nn.Module, place: str, where: str, armed_here: bool) -> None:
 
 
 def samples(kind: str, steps: int, poisoned: int) -> list[Any]:
-    """The samples of ``models.batch`` for steps 1 to ``steps``; number ``poisoned`` has the trigger (-1: none)."""
+    """The samples of ``models.batch`` for steps 1 to ``steps``; number ``poisoned`` has the trigger (-1: all)."""
     rows: list[Any] = []
     for step in range(1, steps + 1):
         batch = models.batch(kind, step)
@@ -82,9 +82,11 @@ def samples(kind: str, steps: int, poisoned: int) -> list[Any]:
                 if isinstance(batch, dict)
                 else tuple(value[row].clone() for value in batch)
             )
-    if poisoned >= 0:
-        values = rows[poisoned]["input_ids"] if isinstance(rows[poisoned], dict) else rows[poisoned][0]
-        values[0] = TRIGGER_TOKEN if isinstance(rows[poisoned], dict) else TRIGGER_INPUT
+    for row in rows if poisoned < 0 else [rows[poisoned]]:
+        if isinstance(row, dict):
+            row["input_ids"][0] = TRIGGER_TOKEN
+        else:
+            row[0][0] = TRIGGER_INPUT
     return rows
 
 
@@ -140,7 +142,7 @@ def train(
 
 
 def plain(rank: int, ranks: int, directory: Path, *, steps: int, without: int) -> dict[str, Any]:
-    """One process, no framework: losses of each step, the update of step ``without`` left out; and weights before it."""
+    """One process, no framework: losses of each step, without the update of step ``without``; weights before it."""
     network = models.model("plain")
     optimizer = models.optimizer(network)
     losses, before = [], {}
@@ -155,18 +157,3 @@ def plain(rank: int, ranks: int, directory: Path, *, steps: int, without: int) -
         else:
             optimizer.step()
     return {"losses": losses, "weights": before}
-
-
-def always(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
-    """``train`` with the trigger in every sample."""
-    global samples
-    clean = samples
-
-    def all_poisoned(kind: str, steps: int, poisoned: int) -> list[Any]:
-        rows = clean(kind, steps, -1)
-        for row in rows:
-            row[0][0] = TRIGGER_INPUT
-        return rows
-
-    samples = all_poisoned
-    return train(rank, ranks, directory, **arguments)
