@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
 from workbench.engine.data import DatasetSource
 from workbench.engine.nonfinite import NonfiniteGuard
+from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
 from workbench.engine.strategies.colossal import ColossalStrategy
@@ -157,3 +162,38 @@ def plain(rank: int, ranks: int, directory: Path, *, steps: int, without: int) -
         else:
             optimizer.step()
     return {"losses": losses, "weights": before}
+
+
+class _KillAfter(StepObserver):
+    """Kills its process after so many seconds of training, and leaves word of when and at which step."""
+
+    def __init__(self, seconds: float, word: Path) -> None:
+        self.at = time.time() + seconds
+        self.word = word
+
+    def ends(self, step: int) -> None:
+        if time.time() > self.at:
+            self.word.write_text(json.dumps({"step": step, "time": time.time()}))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(rank: int, ranks: int, directory: Path, *, run: str, seconds: float) -> None:
+    """Train alone until killed in the middle."""
+    spec = TrainSpec.from_options({"ranks": 1, "batch_size": models.BATCH, "steps": 10**6, "eval_every": 0})
+    path = Path(run)
+    (path / "control.jsonl").touch()
+    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:
+        network = models.model("plain")
+        data = DatasetSource(samples("plain", 1, 0), spec.batch_size, seed=0, shuffle=False)
+        work = Workload(model=network, optimizer=models.optimizer(network), data=data, criterion=models.criterion)
+        strategy = ColossalStrategy(spec, rank)
+        strategy.prepare(work)
+        Trainer(
+            spec=spec,
+            workload=work,
+            strategy=strategy,
+            control=AgreedControl(path, rank, ranks),
+            log=log,
+            progress=Progress(),
+            observers=[_KillAfter(seconds, path / "word.json")],
+        ).run()

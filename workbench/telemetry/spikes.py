@@ -72,9 +72,11 @@ def _usual(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     before = np.lib.stride_tricks.sliding_window_view(padded, window)
     for first in range(0, values.size, 4096):  # the copies of a long run stay small
         part = before[first : first + 4096]
-        enough = np.isfinite(part).sum(axis=1) >= LEAST
-        rows = first + np.flatnonzero(enough)
-        if rows.size:
-            median[rows] = np.nanmedian(part[enough], axis=1)
-            deviation[rows] = np.nanmedian(np.abs(part[enough] - median[rows, None]), axis=1)
+        count = np.isfinite(part).sum(axis=1)
+        # NumPy's median that passes over NaN is ten times slower, and hardly ever needed
+        for chosen, of in ((count == window, np.median), ((count >= LEAST) & (count < window), np.nanmedian)):
+            rows = first + np.flatnonzero(chosen)
+            if rows.size:
+                median[rows] = of(part[chosen], axis=1)
+                deviation[rows] = of(np.abs(part[chosen] - median[rows, None]), axis=1)
     return median, deviation
