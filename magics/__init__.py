@@ -10,13 +10,14 @@ from IPython.core.interactiveshell import InteractiveShell
 def load(shell: InteractiveShell) -> None:
     """Register every magic, and start warming the ranks' server unless ``c.Workbench.warm`` is False."""
     from magics.cluster import ClusterMagics
+    from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
     from magics.train import TrainMagics
     from workbench.errors import WorkbenchError
     from workbench.session import warm
 
-    shell.register_magics(ClusterMagics, TrainMagics, ReportMagics, RunsMagics)
+    shell.register_magics(ClusterMagics, TrainMagics, ReplayMagics, ReportMagics, RunsMagics)
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm()

@@ -13,10 +13,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from workbench.errors import RunDirectoryError
@@ -40,13 +42,37 @@ def rank_directory(run: str | Path, rank: int) -> Path:
     return Path(run) / (SESSION_DIR if rank < 0 else f"rank-{rank:05d}")
 
 
+def _array(values: tuple[Any, ...], kind: str) -> pa.Array:
+    """One column, from the records' values. ``pa.array`` would import pandas first: a second on a busy machine, in
+    which a rank that is killed leaves nothing."""
+    count = len(values)
+    match kind:
+        case "U":
+            texts = [text.encode("utf-8", "replace") for text in values]
+            return pa.Array.from_buffers(pa.string(), count, [None, _offsets(texts), pa.py_buffer(b"".join(texts))])
+        case "L":
+            flat = tuple(number for numbers in values for number in numbers)
+            return pa.Array.from_buffers(_ARROW["L"], count, [None, _offsets(values)], children=[_array(flat, "i8")])
+        case "?":
+            bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
+            return pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(bits)])
+        case _:
+            return pa.Array.from_buffers(_ARROW[kind], count, [None, pa.py_buffer(np.array(values, dtype=kind))])
+
+
+def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
+    offsets = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return pa.py_buffer(offsets)
+
+
 class _TableFile:
     """One table's stream. A batch reaches the file in one piece, or is taken back: what is there is always whole."""
 
     def __init__(self, path: Path, table: str) -> None:
         self._schema = schema(table)
-        self._names = self._schema.names
-        self._row = attrgetter(*self._names)
+        self._kinds = list(columns_of(table).values())
+        self._row = attrgetter(*self._schema.names)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._whole = 0
         self._pending: list[bytes] = []
@@ -56,7 +82,7 @@ class _TableFile:
         """Write ``rows`` as batches. ``OSError`` when the disk takes no more; the file then ends where it ended."""
         for first in range(0, len(rows), _BATCH_ROWS):
             columns = zip(*map(self._row, rows[first : first + _BATCH_ROWS]), strict=True)
-            arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+            arrays = [_array(values, kind) for values, kind in zip(columns, self._kinds, strict=True)]
             self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
             self._write()
 

@@ -26,6 +26,7 @@ from workbench.telemetry.store import Columns, Store
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.replay import Replay
     from workbench.telemetry.verdict import Verdict
 
 #: states after which nothing more happens; "lost" is a run whose owner died before it ended
@@ -232,6 +233,12 @@ class Run:
         from workbench.export import export
 
         return export(self, to, out)
+
+    def replay(self, step: int | None = None, rank: int | None = None) -> Replay:
+        """Run a kept step whose loss or gradient was not finite again, on live ranks (``workbench.replay.replay``)."""
+        from workbench.replay import replay
+
+        return replay(self.path, self.spec, step, rank)
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.status} at step {self.step}/{self.spec.steps}: {self.plan.describe()}>"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
 from workbench.engine.data import DatasetSource
 from workbench.engine.nonfinite import NonfiniteGuard
+from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
 from workbench.engine.strategies.colossal import ColossalStrategy
@@ -72,7 +77,7 @@ def plant(network: nn.Module, place: str, where: str, armed_here: bool) -> None:
 
 
 def samples(kind: str, steps: int, poisoned: int) -> list[Any]:
-    """The samples of ``models.batch`` for steps 1 to ``steps``; number ``poisoned`` has the trigger (-1: none)."""
+    """The samples of ``models.batch`` for steps 1 to ``steps``; number ``poisoned`` has the trigger (-1: all)."""
     rows: list[Any] = []
     for step in range(1, steps + 1):
         batch = models.batch(kind, step)
@@ -82,9 +87,11 @@ def samples(kind: str, steps: int, poisoned: int) -> list[Any]:
                 if isinstance(batch, dict)
                 else tuple(value[row].clone() for value in batch)
             )
-    if poisoned >= 0:
-        values = rows[poisoned]["input_ids"] if isinstance(rows[poisoned], dict) else rows[poisoned][0]
-        values[0] = TRIGGER_TOKEN if isinstance(rows[poisoned], dict) else TRIGGER_INPUT
+    for row in rows if poisoned < 0 else [rows[poisoned]]:
+        if isinstance(row, dict):
+            row["input_ids"][0] = TRIGGER_TOKEN
+        else:
+            row[0][0] = TRIGGER_INPUT
     return rows
 
 
@@ -140,7 +147,7 @@ def train(
 
 
 def plain(rank: int, ranks: int, directory: Path, *, steps: int, without: int) -> dict[str, Any]:
-    """One process, no framework: losses of each step, the update of step ``without`` left out; and weights before it."""
+    """One process, no framework: losses of each step, without the update of step ``without``; weights before it."""
     network = models.model("plain")
     optimizer = models.optimizer(network)
     losses, before = [], {}
@@ -157,16 +164,36 @@ def plain(rank: int, ranks: int, directory: Path, *, steps: int, without: int) -
     return {"losses": losses, "weights": before}
 
 
-def always(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
-    """``train`` with the trigger in every sample."""
-    global samples
-    clean = samples
+class _KillAfter(StepObserver):
+    """Kills its process after so many seconds of training, and leaves word of when and at which step."""
 
-    def all_poisoned(kind: str, steps: int, poisoned: int) -> list[Any]:
-        rows = clean(kind, steps, -1)
-        for row in rows:
-            row[0][0] = TRIGGER_INPUT
-        return rows
+    def __init__(self, seconds: float, word: Path) -> None:
+        self.at = time.time() + seconds
+        self.word = word
 
-    samples = all_poisoned
-    return train(rank, ranks, directory, **arguments)
+    def ends(self, step: int) -> None:
+        if time.time() > self.at:
+            self.word.write_text(json.dumps({"step": step, "time": time.time()}))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(rank: int, ranks: int, directory: Path, *, run: str, seconds: float) -> None:
+    """Train alone until killed in the middle."""
+    spec = TrainSpec.from_options({"ranks": 1, "batch_size": models.BATCH, "steps": 10**6, "eval_every": 0})
+    path = Path(run)
+    (path / "control.jsonl").touch()
+    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:
+        network = models.model("plain")
+        data = DatasetSource(samples("plain", 1, 0), spec.batch_size, seed=0, shuffle=False)
+        work = Workload(model=network, optimizer=models.optimizer(network), data=data, criterion=models.criterion)
+        strategy = ColossalStrategy(spec, rank)
+        strategy.prepare(work)
+        Trainer(
+            spec=spec,
+            workload=work,
+            strategy=strategy,
+            control=AgreedControl(path, rank, ranks),
+            log=log,
+            progress=Progress(),
+            observers=[_KillAfter(seconds, path / "word.json")],
+        ).run()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from workbench.errors import RunDirectoryError, SchemaError
-from workbench.rank_log import RankLogWriter, rank_directory, schema
+from workbench.rank_log import _ARROW, RankLogWriter, _array, rank_directory, schema
 from workbench.records import (
     SCHEMA_VERSION,
     TABLES,
@@ -60,6 +60,26 @@ def test_every_record_type_comes_back(tmp_path: Path) -> None:
         row = {name: values[0] for name, values in store.table(table).items()}
         expected = {name: getattr(record, name) for name in row}
         np.testing.assert_equal(row, expected)
+
+
+def test_columns_are_those_that_pyarrow_makes(tmp_path: Path) -> None:
+    texts = ("", "é\n", "a" * 300, "layer.<0>")
+    for kind, values in (
+        ("U", texts), ("f8", (0.5, float("inf"), -1e300)), ("i8", (2**62, -1, 0)), ("?", (True, False) * 9),
+        ("L", ([1, 2], [], [3])),
+    ):  # fmt: skip
+        made = _array(values, kind)
+        made.validate(full=True)
+        assert made.equals(pa.array(values, _ARROW[kind]))
+
+
+def test_a_log_is_written_without_pandas(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tests.unit.test_rank_log import step; from workbench.rank_log import RankLogWriter\n"
+        "with RankLogWriter(sys.argv[1], 0) as log: log.append(step(1))\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path.cwd(), check=True)
 
 
 def test_pyarrow_alone_reads_the_file(tmp_path: Path) -> None:

@@ -134,11 +134,16 @@ def load_strategy(spec: TrainSpec) -> type[Strategy]:
     return strategy_point(spec.plan.strategy).load()
 
 
+def build_workload(path: Path, spec: TrainSpec) -> Workload:
+    """The workload of the run directory ``path``: of its recipe, or of its cell."""
+    return recipe(spec.recipe).build(spec) if spec.recipe else workload_from_cell(path / CELL_FILE, spec)
+
+
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
     """Build the workload; when one rank cannot, no rank starts."""
     failure: BaseException | None = None
     try:
-        workload = workload_from_cell(path / CELL_FILE, spec) if not spec.recipe else recipe(spec.recipe).build(spec)
+        workload = build_workload(path, spec)
         strategy.check(spec, workload)
     except BaseException as error:  # answered below, on every rank
         failure = error

@@ -26,9 +26,9 @@ from workbench.engine.observer import StepObserver
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch
 from workbench.rank_log import RankLogWriter, rank_directory
+from workbench.replay import FAULT_FILE, WEIGHTS_FILE
 
 GO, SKIP, STOP = "go", "skip", "stop"
-FAULT_FILE, WEIGHTS_FILE = "fault.json", "weights.safetensors"
 #: in fp16 a gradient that overflows is the loss scaler's daily business; so many in a row are not
 ROUTINE_OVERFLOWS = 8
 #: faults of a run whose source is looked for (each costs a step or two) and whose batch is kept

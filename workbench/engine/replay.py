@@ -1,0 +1,80 @@
+"""Replaying a step that went wrong: its batch, random state and weights, from the run directory, on idle ranks.
+
+One data-parallel replica is enough, so ``tp x pp`` ranks take part. Each reads what the rank of its place in the
+replica kept, and writes what it found beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.engine.culprit import FaultWatch
+from workbench.engine.data import split
+from workbench.engine.entry import build_workload, load_strategy
+from workbench.engine.moment import Randomness, load_moment
+from workbench.engine.nonfinite import fault_directory
+from workbench.engine.process_group import joined
+from workbench.errors import RunDirectoryError
+from workbench.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
+
+
+def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
+    """Replay ``step`` of the replica whose ranks begin with ``first``, as its ``rank``-th rank. Collective over it.
+
+    Raises ``RunDirectoryError`` when weights do not fit the model, and whatever building the model raises.
+    """
+    path = Path(run)
+    whole = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
+    spec = spec_of_replica(whole)
+    directory = fault_directory(path, first + rank, step)
+    about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
+    with joined(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
+        strategy = load_strategy(spec)(spec, rank)
+        workload = build_workload(path, spec)
+        strategy.check(spec, workload)
+        strategy.prepare(workload)
+        try:
+            load_weights(strategy.module, directory / WEIGHTS_FILE)
+            batch, states = load_moment(directory)
+            Randomness(strategy.module).restore(states)
+            with FaultWatch(strategy.module) as watch:
+                loss = strategy.rerun(split(batch, about["accumulate"]), watch.loss)
+        finally:
+            strategy.close()
+    found = {
+        "loss": None if loss is None else float(loss).hex(),
+        "finding": None if watch.found is None else asdict(watch.found),
+    }
+    (directory / REPLAY_FILE).write_text(json.dumps(found), encoding="utf-8")
+
+
+def spec_of_replica(spec: TrainSpec) -> TrainSpec:
+    """The spec of one data-parallel replica alone: its ranks, its share of the batch."""
+    mesh = spec.plan.mesh
+    plan = dataclasses.replace(spec.plan, ranks=mesh.tp * mesh.pp)
+    return dataclasses.replace(spec, plan=plan, batch_size=spec.batch_size // mesh.dp)
+
+
+@torch.no_grad()
+def load_weights(module: torch.nn.Module, file: Path) -> None:
+    """Copy what was kept into the module's parameters and buffers. ``RunDirectoryError`` when they are others."""
+    kept: dict[str, Any] = load_file(file)
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    wrong = sorted(
+        set(own) ^ set(kept) | {name for name in set(own) & set(kept) if own[name].shape != kept[name].shape}
+    )
+    if wrong:
+        raise RunDirectoryError(
+            f"{file} does not fit the model that the run's spec makes: {', '.join(wrong[:5])}"
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. Was the code of the model changed since?"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(kept[name])
