@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from workbench.config import TrainSpec
 from workbench.engine import repairs
 from workbench.engine.strategies.base import GradientObserver, GradientPart, Strategy
+from workbench.engine.strategies.held import Held
 from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.strategies.plans import PLANS, HybridPlan
 from workbench.engine.strategies.policies import check_norms, check_split
@@ -79,6 +80,7 @@ class ColossalStrategy(Strategy):
         self.plan.boost(workload)
         self.plan.model.train()
         self._grad_sq: torch.Tensor | None = None
+        self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
         self._grad_sq = None
@@ -88,6 +90,7 @@ class ColossalStrategy(Strategy):
             is_last = index == len(pieces) - 1
             with nullcontext() if is_last else self.plan.no_sync():
                 losses.append(run(to_device(piece, self.device), len(pieces)))
+        self.plan.drop_gradients(self._frozen)
         found = [loss for loss in losses if loss is not None]
         return torch.stack(found).sum() if found else None
 
@@ -133,7 +136,7 @@ class ColossalStrategy(Strategy):
         return self._grad_sq
 
     def step(self) -> bool:
-        norm = self._global_norm() if self.spec.clip > 0 else None
+        norm = self._global_norm() if self.plan.clip > 0 else None
         self._grad_sq = None
         return self.plan.step(norm)
 
@@ -170,6 +173,18 @@ class ColossalStrategy(Strategy):
     def set_lr(self, lr: float) -> None:
         for group in self.plan.optimizer.param_groups:
             group["lr"] = lr
+
+    def set_clip(self, clip: float) -> None:
+        self.plan.set_clip(clip)
+
+    def set_frozen(self, layers: Collection[str]) -> None:
+        self._frozen = frozenset(layers)
+
+    def layers(self) -> list[str]:
+        return self.plan.names.layers
+
+    def held(self) -> Held:
+        return self.plan.held_state()
 
     def close(self) -> None:
         if hasattr(self, "plan"):
