@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from workbench.engine.strategies.base import Strategy
 from workbench.engine.strategies.held import Held, Slot
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.rank_log import RankLogWriter
+
+#: in a rank's plain optimizer state: the tensor is in that rank's own file
+_OWN = {"file": "own"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,7 @@ class Checkpoints:
                 writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
         for name, tensor in randomness.tensors(held.randomizers).items():
             writer.add(f"random/{name}", tensor)
-        writer.write(
-            {"random": randomness.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())},
-        )
+        writer.write({"random": randomness.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
 
     def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
         groups = [
@@ -103,10 +105,10 @@ class Checkpoints:
         write_index(temporary, step=step, ranks=ranks, plan=self._plan, state=document, asked=asked)
         checkpoints.publish(path)
 
-    def restore(self, path: Path) -> dict[str, Any]:
+    def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Load a checkpoint into this training and return the trainer's state of then.
 
-        Raises ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or
+        ``prepare`` is given that state before random generators are set: it may draw from them (to skip data). Raises ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or
         of another model. Random generators are those of then if the plan is; under another plan they go on.
         """
         held = self.strategy.held()
@@ -121,12 +123,13 @@ class Checkpoints:
         if not self.control.all_can(not reason) or reader is None:
             raise RunError(f"cannot restore {path}: {reason or 'another rank found it damaged or of another model'}")
         _load(reader, held)
-        if reader.index["plan"] == to_plain(vars(self._plan)):
+        state: dict[str, Any] = reader.index["state"]["trainer"]
+        prepare(state)
+        if reader.index["plan"] == asdict(self._plan):
             self._load_own(reader, held)
         else:
             was = ParallelPlan(**reader.index["plan"]).describe()
             self.log.event("warning", "plan_changed", f"random generators are not those of the checkpoint ({was})")
-        state: dict[str, Any] = reader.index["state"]["trainer"]
         return state
 
     def _load_own(self, reader: ShardReader, held: Held) -> None:
@@ -134,10 +137,9 @@ class Checkpoints:
         held.set_scaler_state(from_plain(state["scaler"]))
         for slot in held.slots:
             for name, value in state["optimizer"].get(slot.name, {}).items():
-                kept = from_plain(value)
-                if value == {"__kind__": "own"}:
-                    kept = tensors.get_tensor(f"own/{slot.name}/{name}").to(slot.saved.tensor.device)
-                held.optimizer.state[slot.key][name] = kept
+                is_own = value == _OWN
+                stored = tensors.get_tensor(f"own/{slot.name}/{name}") if is_own else from_plain(value)
+                held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
         names = [name for name in tensors.keys() if name.startswith("random/")]
         states = {name.removeprefix("random/"): tensors.get_tensor(name) for name in names}
         randomness.restore(states, state["random"], held.randomizers)
@@ -152,7 +154,7 @@ def _add_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer
     for name, value in optimizer.state.get(slot.key, {}).items():
         if not isinstance(value, torch.Tensor):
             plain[name] = to_plain(value)
-        elif value.dim() and value.shape == slot.key.shape:  # type: ignore[union-attr]
+        elif value.dim() and value.shape == slot.key.shape:
             if slot.mine:
                 writer.add(f"optimizer/{slot.name}/{name}", slot.part(value), slot.saved.place)
         elif not value.dim():
@@ -160,7 +162,7 @@ def _add_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer
                 writer.add(f"optimizer/{slot.name}/{name}", value, slot.saved.place.whole(()))
         else:
             writer.add(f"own/{slot.name}/{name}", value)
-            plain[name] = {"__kind__": "own"}
+            plain[name] = _OWN
     return {slot.name: plain} if plain else {}
 
 
@@ -176,11 +178,11 @@ def _check(reader: ShardReader, held: Held) -> None:
 
 @torch.no_grad()
 def _load(reader: ShardReader, held: Held) -> None:
+    groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
     for slot in held.slots:
         for target in (slot.saved, *slot.copies):
             target.tensor.copy_(reader.part(f"weights/{slot.name}", target.place))
-        if slot.key is not None:
-            _load_state(reader, held.optimizer, slot)
+        _load_state(reader, held.optimizer.state, slot, groups.get(id(slot.key), {}))
     for name, buffer in held.buffers.items():
         if f"buffers/{name}" in reader.tensors:
             buffer.tensor.copy_(reader.part(f"buffers/{name}", buffer.place))
@@ -192,10 +194,9 @@ def _load(reader: ShardReader, held: Held) -> None:
                 group[name] = from_plain(value)
 
 
-def _load_state(reader: ShardReader, optimizer: torch.optim.Optimizer, slot: Slot) -> None:
+def _load_state(reader: ShardReader, states: dict[Any, Any], slot: Slot, group: dict[str, Any]) -> None:
     """The optimizer's state of one parameter: exactly what the checkpoint has, shaped as this rank needs it."""
-    assert slot.key is not None
-    optimizer.state.pop(slot.key, None)
+    states.pop(slot.key, None)
     for name in reader.optimizer_states(slot.name):
         key = f"optimizer/{slot.name}/{name}"
         entry = reader.tensors[key]
@@ -205,7 +206,6 @@ def _load_state(reader: ShardReader, optimizer: torch.optim.Optimizer, slot: Slo
             slot.part(state).copy_(part)
         else:
             state = reader.part(key, slot.saved.place.whole(())).reshape(())
-            group = next(g for g in optimizer.param_groups if any(p is slot.key for p in g["params"]))
             if group.get("capturable") or group.get("fused"):  # as torch does: counters stay on the host otherwise
                 state = state.to(slot.key.device)
-        optimizer.state[slot.key][name] = state
+        states[slot.key][name] = state

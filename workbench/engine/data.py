@@ -117,7 +117,8 @@ class LoaderSource:
             )
         self.dataloader = dataloader
         self.seed = seed
-        self._sampler = sampler = getattr(dataloader, "sampler", None)
+        self._sampler: Any = getattr(dataloader, "sampler", None)
+        sampler = self._sampler
         self._distributed = sampler if isinstance(sampler, DistributedSampler) else None
         self._shuffler = sampler if isinstance(sampler, RandomSampler) and sampler.generator is None else None
         self._batch_size = getattr(dataloader, "batch_size", None)
@@ -143,8 +144,9 @@ class LoaderSource:
         if length is None:
             return None
         epoch, index = divmod(number, length)
+        loader: Any = self.dataloader
         with self._order_of(epoch):
-            batch = next(islice(self.dataloader.batch_sampler, index, None))
+            batch = next(islice(loader.batch_sampler, index, None))
         if self._distributed is not None:
             return list(batch)
         share = _share(len(batch), dp_size)

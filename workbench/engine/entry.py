@@ -19,6 +19,7 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
+from workbench import checkpoints, controls
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.cell import workload_from_cell
 from workbench.engine.control import AgreedControl
@@ -79,11 +80,21 @@ def _train(path: Path, spec: TrainSpec, rank: int, log: RankLogWriter, progress:
                 control=control,
                 log=log,
                 progress=progress,
+                run=path,
                 observers=_observers(spec, strategy, log),
+                resume=_checkpoint(spec),
             )
             return trainer.run()
         finally:
             strategy.close()
+
+
+def _checkpoint(spec: TrainSpec) -> Path | None:
+    """The checkpoint to go on from; ``ConfigError`` when it is not there (any more)."""
+    if not spec.resume:
+        return None
+    run, step = checkpoints.split(spec.resume)
+    return checkpoints.find(run, step)
 
 
 def _observers(spec: TrainSpec, strategy: Strategy, log: RankLogWriter) -> list[StepObserver]:
@@ -102,6 +113,7 @@ def load_strategy(spec: TrainSpec) -> type[Strategy]:
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
     """Build the workload; when one rank cannot, no rank starts."""
     failure: BaseException | None = None
+    controls.knobs.clear()  # those of a run before
     try:
         workload = workload_from_cell(path / CELL_FILE, spec) if not spec.recipe else recipe(spec.recipe).build(spec)
         strategy.check(spec, workload)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from workbench.config import MonitorSpec
+from workbench.controls import AUTOMATIC
 from workbench.engine.gradients import GradientCollector
 from workbench.engine.observer import StepObserver
 from workbench.engine.strategies.base import Strategy
@@ -24,6 +27,18 @@ class GradientWatch(StepObserver):
         self._log = log
         self._collector = GradientCollector()
         self._due = False
+        self._automatic = spec.grad_every is None
+        self._layers = spec.grad_layers
+
+    def settings(self) -> dict[str, Any]:
+        return {"grad_every": AUTOMATIC if self._automatic else self._every, "grad_layers": self._layers}
+
+    def set(self, name: str, value: Any) -> None:
+        if name == "grad_every":
+            self._automatic = value == AUTOMATIC
+            self._every = DEFAULT_EVERY if self._automatic else value
+        elif name == "grad_layers":
+            self._layers = value
 
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
@@ -43,4 +58,5 @@ class GradientWatch(StepObserver):
 
     def _write(self, step: int, scope: str) -> None:
         for record in self._collector.records(step, self._strategy.rank, scope):
-            self._log.append(record)
+            if re.search(self._layers, record.layer):
+                self._log.append(record)

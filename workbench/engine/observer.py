@@ -14,6 +14,7 @@ and in this order::
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from workbench.engine.workload import Batch
 
@@ -48,3 +49,13 @@ class StepObserver:
 
     def ends(self, step: int) -> None:
         """The step is over."""
+
+    def settings(self) -> dict[str, Any]:
+        """Values of the controls (``workbench.controls``) that this observer applies, by name."""
+        return {}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set one of ``settings`` between two steps, on every rank at the same one; ``value`` is checked."""
+
+    def rolled_back(self, step: int) -> None:
+        """Training went back to a checkpoint: the next step is ``step + 1`` again."""

@@ -83,7 +83,7 @@ class Slot:
     name: str
     saved: Target
     copies: tuple[Target, ...]
-    key: torch.Tensor | None
+    key: torch.Tensor
     real: int
     mine: bool
 
