@@ -38,7 +38,7 @@ class Batches:
     def batches(self, dp: int, dp_size: int, start: int = 0):
         number = start
         while True:
-            yield models.part(models.batch("plain" if self.kind == "noisy" else self.kind, number), dp, dp_size)
+            yield models.part(models.batch("plain" if self.kind.startswith("nois") else self.kind, number), dp, dp_size)
             number += 1
 
     def __init__(self, kind: str) -> None:
@@ -53,12 +53,13 @@ class Noise(torch.nn.Module):
 
 
 def workload(kind: str, steps: int) -> Workload:
-    if kind == "noisy":
+    if kind in ("noise", "noisy"):
         torch.manual_seed(3)
-        network = torch.nn.Sequential(torch.nn.Linear(17, 32), Noise(), torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 3))
+        norm = torch.nn.LayerNorm(32) if kind == "noise" else torch.nn.BatchNorm1d(32)
+        network = torch.nn.Sequential(torch.nn.Linear(17, 32), Noise(), norm, torch.nn.Linear(32, 3))
     else:
         network = models.model(kind)
-    if kind.startswith("gpt2"):
+    if kind == "gpt2-drop":
         for module in network.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.1
@@ -113,7 +114,7 @@ def train(
     run: str = "run",
     resume: str = "",
     slow: dict[str, float] | None = None,
-    timeout_s: float = 60.0,
+    collective_timeout_s: float = 60.0,
     full_disk_at: int = 0,
     dies_at_write: int = 0,
     knobs: dict[str, float] | None = None,
@@ -130,13 +131,16 @@ def train(
         controls.knob(name, value, low=0, high=10)
     watch = _Watch()
     with (
-        joined(rank, ranks, path, seed=7 + rank, device_type="cpu", collective_timeout_s=timeout_s, token=token),
+        joined(rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token),
         RankLogWriter(path, rank) as log,
     ):
         work = workload(model, steps)
         strategy = ColossalStrategy(spec, rank)
         ColossalStrategy.check(spec, work)
         strategy.prepare(work)
+        if model.startswith("nois"):  # data-parallel replicas need not draw the same
+            for seed in (torch.manual_seed, random.seed, np.random.seed):
+                seed(7 + rank)
         try:
             trainer = Trainer(
                 spec=spec,
@@ -190,11 +194,20 @@ class _Watch(StepObserver):
     _began: tuple[float, float] | None = None
 
     def phase(self, name: str) -> None:
-        process = psutil.Process()
-        now = (time.monotonic(), sum(process.cpu_times()[:2]))
         if self._began is not None:
-            self.paused_cpu = (now[1] - self._began[1]) / (now[0] - self._began[0])
-        self._began = now if name == "paused" else None
+            began, now = self._began, _used()
+            self.paused_cpu = (now[1] - began[1]) / (now[0] - began[0])
+        self._began = None
+        if name == "paused":
+            threading.Timer(1.0, self._begin).start()  # what came before is on the disk by then
+
+    def _begin(self) -> None:
+        self._began = _used()
+
+
+def _used() -> tuple[float, float]:
+    """Seconds of the clock, and of this process' processor time."""
+    return time.monotonic(), sum(psutil.Process().cpu_times()[:2])
 
 
 def _fill_disk(trainer: Trainer, step: int) -> None:
@@ -243,3 +256,66 @@ def frozen(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str
             parameter = name.split("/")[1]
             changed.setdefault(parameter, []).append((parts[0] - parts[1]).abs().max().item())
     return {**found, "changed": {name: values[:2] for name, values in changed.items()}}
+
+
+def resumed(
+    rank: int, ranks: int, directory: Path, *, second: dict[str, Any] | None = None, options: dict[str, Any], **arguments: Any
+) -> dict[str, Any]:
+    """A run that writes a checkpoint after step 4, and another that goes on from it, with ``second`` as its plan."""
+    script = {"3": [["checkpoint", None]]}
+    first = train(rank, ranks, directory, run="first", options=options, script=script, token="1", **arguments)
+    changed = second or options
+    again = train(rank, ranks, directory, run="again", resume="first@4", options=changed, token="2", **arguments)
+    return {"first": first, "again": again}
+
+
+def contents(rank: int, ranks: int, directory: Path, *, model: str, **arguments: Any) -> dict[str, Any]:
+    """What is in the directory of a checkpoint."""
+    train(rank, ranks, directory, model=model, **arguments)
+    path = checkpoints.find(directory / "run")
+    pickled = [file.name for file in path.iterdir() if b"\x80\x02" in file.read_bytes()[:2] or b"pickle" in file.read_bytes()]
+    return {
+        "names": sorted(file.name for file in path.iterdir()),
+        "tensors": checkpoints.read_index(path)["tensors"],
+        "model": {name: list(parameter.shape) for name, parameter in models.model(model).named_parameters()},
+        "pickles": pickled,
+    }
+
+
+def killed_writer(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """The last rank is killed while it flushes its tensors for the third time: what the others then find."""
+    try:
+        train(rank, ranks, directory, dies_at_write=5, **arguments)
+        failed = False
+    except RuntimeError:
+        failed = True
+    run = directory / "run"
+    steps = checkpoints.steps(run)
+    for step in steps:
+        checkpoints.verify(checkpoints.directory(run, step))
+    left = [path.name for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
+    return {"failed": failed, "steps": steps, "left": left, "verified": steps}
+
+
+def damaged(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """``train`` with a byte of a file changed as soon as the checkpoint is there."""
+    publish = checkpoints.publish
+
+    def spoilt(path: Path) -> None:
+        publish(path)
+        file = path / "rank-00000.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+
+    checkpoints.publish = spoilt
+    try:
+        return train(rank, ranks, directory, **arguments)
+    finally:
+        checkpoints.publish = publish
+
+
+def kept(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """Which checkpoints are there in the end."""
+    train(rank, ranks, directory, **arguments)
+    return {"steps": checkpoints.steps(directory / "run")}

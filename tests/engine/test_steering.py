@@ -81,7 +81,7 @@ def test_a_frozen_layer_stays_as_it_is(pool, options):
 
 def test_pause_longer_than_the_timeout_step_and_resume(pool):
     script = {"1": [["pause", None], {"after": 4.5, "command": ["step", 2]}, {"after": 5.2, "command": ["resume", None]}]}
-    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=6, script=script, timeout_s=2.0)
+    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=6, script=script, collective_timeout_s=2.0)
     assert done(found, "state") == [
         (0, "running", None, None),
         (2, "paused", None, None),

@@ -143,9 +143,10 @@ class Settings:
             if self.now(name) is not None and self.now(name) != value:
                 self.set(name, value)
         known = set(self._strategy.layers())
-        self._frozen = frozenset(layer for layer in state["frozen"] if layer in known)
-        if self._frozen or state["frozen"]:
-            self._strategy.set_frozen(self._frozen)
+        frozen = frozenset(layer for layer in state["frozen"] if layer in known)
+        if frozen != self._frozen:
+            self._strategy.set_frozen(frozen)
+            self._frozen = frozen
 
 
 class Acts(Protocol):
