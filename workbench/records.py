@@ -208,13 +208,16 @@ class CollectiveRecord:
 class Event:
     """Something that happened. ``value`` and ``old_value`` are JSON texts (a number, a string, a matrix).
 
-    Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was set),
+    Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was done or
+    set, ``who``: who asked for it, ``step``: after which it took effect; name ``declared``: a knob of the training
+    script, value: its declaration and ``value``), ``refused`` (name: a command that could not be applied; value: why),
     ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
     ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
     ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput
     counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
     grad_norm), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
-    far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored), ``gpu`` (name: lost), ``peak`` (name:
+    far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored,
+    failed, removed), ``gpu`` (name: lost), ``peak`` (name:
     flops; value: what the device can do per second, and how that is known; name: model; value: its parameters, and the
     floating point operations that training takes per token).
     """
@@ -226,6 +229,7 @@ class Event:
     name: str
     value: str = "null"
     old_value: str = "null"
+    who: str = ""
 
 
 Record = (

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import DistributedSampler
 
 from workbench.config import TrainSpec
+from workbench.controls import knob
 from workbench.engine.data import DatasetSource, LoaderSource
 from workbench.engine.workload import BatchSource, Workload
 from workbench.errors import ConfigError
@@ -17,10 +18,10 @@ from workbench.errors import ConfigError
 def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in a copy of the rank's namespace, so that names pushed or defined by ``%%dist`` cells are there.
 
-    The cell also sees ``spec``. Its errors are raised as they are, with the lines of the cell in the traceback.
+    The cell also sees ``spec`` and ``knob`` (``workbench.controls``). Its errors are raised as they are, with the lines of the cell in the traceback.
     """
     source = file.read_text(encoding="utf-8")
-    before = {**_interactive_namespace(), "spec": spec, "__name__": "__main__"}
+    before = {**_interactive_namespace(), "spec": spec, "knob": knob, "__name__": "__main__"}
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)

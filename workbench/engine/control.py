@@ -4,10 +4,15 @@ Rank 0 looks at the size of ``control.jsonl`` (a ``stat``), and an asynchronous 
 ranks up to which byte to read: posted when a step begins, awaited when it ends, so its latency hides behind the step.
 Every rank then reads the same bytes, hence the same commands, before the same step. A number of rank 0's rides along:
 what the next step's watching is, so that all ranks watch the same steps.
+
+A pause is the same without a step around it: rank 0 polls the file and broadcasts when it grew, and twice a second
+anyway, so that no collective waits long enough to time out. The other ranks sleep in that broadcast.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +21,20 @@ import torch.distributed as dist
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 
+#: while paused: seconds between looks at the file, and between broadcasts
+POLL_S = 0.05
+HEARTBEAT_S = 0.5
+#: seconds that a rank waits for bytes that rank 0 has seen (a network file system may show them later)
+_VISIBLE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line of the control file that is no command, and why; it was written by hand or by another version."""
+
+    text: str
+    reason: str
+
 
 class ControlReader:
     """Reads whole lines of a growing ``control.jsonl`` up to a given byte."""
@@ -23,20 +42,42 @@ class ControlReader:
     def __init__(self, run: str | Path) -> None:
         self.path = Path(run) / CONTROL_FILE
         self.offset = 0
+        self._rest = b""
 
     def size(self) -> int:
-        """Bytes there are now; a line is written by one ``write``, so they end with a whole line."""
-        return self.path.stat().st_size
+        """Bytes there are now; those read already when the file is gone."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return self.offset
 
-    def read(self, end: int) -> list[Command]:
-        """Commands between the last call and byte ``end``."""
+    def read(self, end: int) -> list[Command | BadLine]:
+        """What the lines between the last call and byte ``end`` say; a line without its end waits for it."""
         if end <= self.offset:
             return []
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            text = file.read(end - self.offset).decode()
-        self.offset = end
-        return [Command.from_line(line) for line in text.splitlines()]
+        *lines, self._rest = (self._rest + self._bytes(end)).split(b"\n")
+        return [_parsed(line.decode(errors="replace")) for line in lines if line.strip()]
+
+    def _bytes(self, end: int) -> bytes:
+        deadline = time.monotonic() + _VISIBLE_S
+        while True:
+            try:
+                with self.path.open("rb") as file:
+                    file.seek(self.offset)
+                    found = file.read(end - self.offset)
+            except OSError:
+                found = b""
+            if len(found) == end - self.offset or time.monotonic() > deadline:
+                self.offset = end
+                return found
+            time.sleep(0.005)
+
+
+def _parsed(line: str) -> Command | BadLine:
+    try:
+        return Command.from_line(line)
+    except (ValueError, TypeError, AttributeError) as error:
+        return BadLine(line[:200], str(error)[:200])
 
 
 class AgreedControl:
@@ -57,12 +98,30 @@ class AgreedControl:
         if self._group is not None:
             self._work = dist.broadcast(self._posted, src=0, group=self._group, async_op=True)
 
-    def take(self) -> list[Command]:
+    def take(self) -> list[Command | BadLine]:
         """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's."""
         if self._work is not None:
             self._work.wait()
             self._work = None
         return self._reader.read(int(self._posted[0]))
+
+    def wait(self) -> list[Command | BadLine]:
+        """While paused: sleep until something is asked, half a second at most. The same list on every rank."""
+        if self._rank == 0:
+            deadline = time.monotonic() + HEARTBEAT_S
+            before = int(self._posted[0])
+            while self._reader.size() <= before and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        self.post(self.rider)
+        return self.take()
+
+    def all_can(self, able: bool) -> bool:
+        """Whether every rank is ``able``; all ranks ask at the same moment."""
+        if self._group is None:
+            return able
+        answer = torch.tensor([able], dtype=torch.int32)
+        dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=self._group)
+        return bool(answer)
 
     @property
     def rider(self) -> int:

@@ -8,11 +8,12 @@ mappings, tuples and lists of tensors whose dim 0 are the samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any
 
 import torch
-from torch.utils.data import DistributedSampler, RandomSampler, default_collate
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, default_collate
 
 from workbench.engine.workload import Batch
 from workbench.errors import ConfigError
@@ -50,17 +51,34 @@ class DatasetSource:
                 field="--shuffle",
             )
 
-    def batches(self, dp: int, dp_size: int) -> Iterator[Batch]:
-        """This replica's share of each global batch, for ever. ``ConfigError`` if dp_size does not divide the batch."""
-        share = _share(self.batch_size, dp_size)
-        return self._mapped(dp * share, share) if self._map_style else self._iterated(dp * share, share)
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
+        """This replica's share of each global batch from number ``start`` on, for ever.
 
-    def _mapped(self, first: int, share: int) -> Iterator[Batch]:
+        A map-style dataset is not read for the batches left out, an iterable is. ``ConfigError`` if dp_size does not
+        divide the batch.
+        """
+        share = _share(self.batch_size, dp_size)
+        if self._map_style:
+            return self._mapped(dp * share, share, start)
+        return _skipped(self._iterated(dp * share, share), start)
+
+    def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
+        """Dataset indices of this replica's share of global batch ``number`` (from 0); None for an iterable."""
+        if not self._map_style:
+            return None
+        share = _share(self.batch_size, dp_size)
+        epoch, index = divmod(number, len(self.dataset) // self.batch_size)
+        first = index * self.batch_size + dp * share
+        return list(self._order(epoch, len(self.dataset))[first : first + share])
+
+    def _mapped(self, first: int, share: int, skip: int) -> Iterator[Batch]:
         samples = len(self.dataset)
-        for epoch in count():
+        epochs, batches = divmod(skip, samples // self.batch_size)
+        for epoch in count(epochs):
             order = self._order(epoch, samples)
-            for start in range(0, samples - self.batch_size + 1, self.batch_size):
+            for start in range(batches * self.batch_size, samples - self.batch_size + 1, self.batch_size):
                 yield self.collate(self._fetch(order[start + first : start + first + share]))
+            batches = 0
 
     def _order(self, epoch: int, samples: int) -> Sequence[int]:
         if not self.shuffle:
@@ -99,23 +117,68 @@ class LoaderSource:
             )
         self.dataloader = dataloader
         self.seed = seed
-        sampler = getattr(dataloader, "sampler", None)
+        self._sampler: Any = getattr(dataloader, "sampler", None)
+        sampler = self._sampler
         self._distributed = sampler if isinstance(sampler, DistributedSampler) else None
         self._shuffler = sampler if isinstance(sampler, RandomSampler) and sampler.generator is None else None
         self._batch_size = getattr(dataloader, "batch_size", None)
         self._generator = getattr(dataloader, "generator", None)
         self._generator_state = self._generator.get_state() if self._generator is not None else None
 
-    def batches(self, dp: int, dp_size: int) -> Iterator[Batch]:
-        """This replica's share of each batch, for ever. ``ConfigError`` if dp_size does not divide a batch."""
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
+        """This replica's share of each batch from number ``start`` on, for ever.
+
+        Whole epochs are left out without reading where their length and order are known beforehand (torch's own
+        samplers); what then remains to be skipped is read, now. ``ConfigError`` if dp_size does not divide a batch.
+        """
         if self._distributed is not None:
             _check_sampler(self._distributed, dp, dp_size)
-        return self._epochs(dp, dp_size)
+        length = self._batches_an_epoch() if start else None
+        epochs, left = divmod(start, length) if length else (0, start)
+        return _skipped(self._epochs(dp, dp_size, epochs), left)
 
-    def _epochs(self, dp: int, dp_size: int) -> Iterator[Batch]:
+    def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
+        """Dataset indices of this replica's share of batch ``number`` (from 0); None where torch's own samplers do not
+        say (an iterable dataset, a sampler or generator of the user's)."""
+        length = self._batches_an_epoch()
+        if length is None:
+            return None
+        epoch, index = divmod(number, length)
+        loader: Any = self.dataloader
+        with self._order_of(epoch):
+            batch = next(islice(loader.batch_sampler, index, None))
+        if self._distributed is not None:
+            return list(batch)
+        share = _share(len(batch), dp_size)
+        return list(batch[dp * share : (dp + 1) * share])
+
+    def _batches_an_epoch(self) -> int | None:
+        """How many full batches an epoch has, where the epoch's number alone says which; None otherwise."""
+        known = self._distributed or self._shuffler or isinstance(self._sampler, SequentialSampler)
+        if not known or self._generator is not None or not self._batch_size:
+            return None
+        if type(getattr(self.dataloader, "batch_sampler", None)) is not BatchSampler:
+            return None
+        return len(self._sampler) // self._batch_size or None
+
+    @contextmanager
+    def _order_of(self, epoch: int) -> Iterator[None]:
+        """The sampler as it is in that epoch; an iteration that has begun is not disturbed."""
+        before = self._distributed.epoch if self._distributed is not None else 0
+        generator = self._shuffler.generator if self._shuffler is not None else None
+        self._epoch(epoch)
+        try:
+            yield
+        finally:
+            if self._distributed is not None:
+                self._distributed.set_epoch(before)
+            if self._shuffler is not None:
+                self._shuffler.generator = generator
+
+    def _epochs(self, dp: int, dp_size: int, first: int) -> Iterator[Batch]:
         if self._generator is not None:
             self._generator.set_state(self._generator_state)
-        for epoch in count():
+        for epoch in count(first):
             found, dropped = 0, 0
             for batch in self._epoch(epoch):
                 samples = samples_in(batch)
@@ -133,6 +196,14 @@ class LoaderSource:
         if self._shuffler is not None:
             self._shuffler.generator = torch.Generator().manual_seed(self.seed + epoch)
         return self.dataloader
+
+
+def _skipped(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
+    """``batches`` after the first ``number``, which are read now: whatever random numbers that takes are drawn before
+    the caller restores a generator's state, not in the middle of training."""
+    for _ in islice(batches, number):
+        pass
+    return batches
 
 
 def samples_in(batch: Batch) -> int:

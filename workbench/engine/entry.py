@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from workbench import checkpoints, controls
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.batch_facts import BatchFacts
 from workbench.engine.cell import workload_from_cell
@@ -109,6 +110,8 @@ def _train(
                 progress=progress,
                 observers=observers,
                 guard=NonfiniteGuard(path, spec, strategy, log, workload.data),
+                run=path,
+                resume=_checkpoint(spec),
             )
             return trainer.run()
         except BaseException as error:
@@ -118,6 +121,14 @@ def _train(
             for observer in observers:
                 observer.close()
             strategy.close()
+
+
+def _checkpoint(spec: TrainSpec) -> Path | None:
+    """The checkpoint to go on from; ``ConfigError`` when it is not there (any more)."""
+    if not spec.resume:
+        return None
+    run, step = checkpoints.split(spec.resume)
+    return checkpoints.find(run, step)
 
 
 def _observers(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
@@ -142,6 +153,7 @@ def build_workload(path: Path, spec: TrainSpec) -> Workload:
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
     """Build the workload; when one rank cannot, no rank starts."""
     failure: BaseException | None = None
+    controls.knobs.clear()  # those of a run before
     try:
         workload = build_workload(path, spec)
         strategy.check(spec, workload)

@@ -7,10 +7,12 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from workbench.config import TrainSpec
+from workbench.controls import AUTOMATIC
 from workbench.engine.governor import FIRST_GROUP, FULL, MASK, NOTHING, Governor, balanced_groups
 from workbench.engine.gradients import GradientCollector, PendingRecords
 from workbench.engine.host_copy import Stopwatch
@@ -55,13 +57,8 @@ class GradientWatch(StepObserver):
         self._whole = monitor.level == "full"
         self._precision = spec.precision
         self._clips = spec.clip > 0
-        sizes = strategy.layer_sizes()
-        chosen = {name: size for name, size in sizes.items() if re.search(monitor.grad_layers, name)}
-        self._layers = frozenset(chosen) if monitor.grad_layers else None
-        self._elements = sum(chosen.values()) / (strategy.mesh.tp * strategy.mesh.pp)
-        self._nothing_there = bool(sizes) and not chosen
-        self._groups = [frozenset(group) for group in balanced_groups(chosen)]
-        self._governor = Governor(budget=monitor.budget, groups=len(self._groups))
+        self._budget = monitor.budget
+        self._choose(monitor.grad_layers)
         self._cost = Stopwatch(device)
         self._weights = WeightCollector()
         self._weights_from = 0
@@ -73,6 +70,26 @@ class GradientWatch(StepObserver):
         self._told_interval: int | None = None
         self._full_sets = 0
         self._step = 0
+
+    def _choose(self, pattern: str) -> None:
+        """Watch the layers in whose names ``pattern`` is found ("": all)."""
+        self._pattern = pattern
+        sizes = self._strategy.layer_sizes()
+        chosen = {name: size for name, size in sizes.items() if re.search(pattern, name)}
+        self._layers = frozenset(chosen) if pattern else None
+        self._elements = sum(chosen.values()) / (self._strategy.mesh.tp * self._strategy.mesh.pp)
+        self._nothing_there = bool(sizes) and not chosen
+        self._groups = [frozenset(group) for group in balanced_groups(chosen)]
+        self._governor = Governor(budget=self._budget, groups=len(self._groups))
+
+    def settings(self) -> dict[str, Any]:
+        return {"grad_every": AUTOMATIC if self._every is None else self._every, "grad_layers": self._pattern}
+
+    def set(self, name: str, value: Any) -> None:
+        if name == "grad_every":
+            self._every = None if value == AUTOMATIC else value
+        elif name == "grad_layers":
+            self._choose(value)
 
     def propose(self, step: int) -> int:
         return self._governor.choose() if self._every is None and self._strategy.rank == 0 else NOTHING
@@ -104,7 +121,8 @@ class GradientWatch(StepObserver):
             return None
         if code == FULL:
             return _Watched(FULL, self._layers, self._whole)
-        return _Watched(code, self._groups[code - FIRST_GROUP], False)
+        group = (code - FIRST_GROUP) % len(self._groups)  # proposed before the layers were chosen anew, maybe
+        return _Watched(code, self._groups[group], False)
 
     def around(self, step: int) -> AbstractContextManager[None]:
         if self._now is None or self._one_replica:

@@ -16,6 +16,7 @@ and after the last step, however the run ended, ``close()``.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from workbench.engine.workload import Batch
 
@@ -53,3 +54,13 @@ class StepObserver:
 
     def close(self) -> None:
         """The run is over: undo what was done to the process, write what is left."""
+
+    def settings(self) -> dict[str, Any]:
+        """Values of the controls (``workbench.controls``) that this observer applies, by name."""
+        return {}
+
+    def set(self, name: str, value: Any) -> None:
+        """Set one of ``settings`` between two steps, on every rank at the same one; ``value`` is checked."""
+
+    def rolled_back(self, step: int) -> None:
+        """Training went back to a checkpoint: the next step is ``step + 1`` again."""

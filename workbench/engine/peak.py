@@ -48,8 +48,9 @@ def device_peak(device: str, precision: str) -> tuple[float, str]:
     return peak, f"data sheet: {name}, dense {used}" if math.isfinite(peak) else f"unknown: {name}, {used}"
 
 
-def model_flops(model: torch.nn.Module, tokens_per_sample: int) -> tuple[float, int, str]:
+def model_flops(model: torch.nn.Module, tokens_per_sample: int | None) -> tuple[float, int, str]:
     """Operations per token (per sample, where ``tokens_per_sample`` is 1), parameters, and the formula in words.
+    ``tokens_per_sample`` None: not known before the data are, so what grows with it is left out.
 
     Tables that are looked up and not multiplied with (``torch.nn.Embedding``, unless an output layer shares it) don't
     count. NaN for a model whose parameters are used more than once per sample in a way that is not known (convolutions
@@ -62,7 +63,9 @@ def model_flops(model: torch.nn.Module, tokens_per_sample: int) -> tuple[float, 
     config: Any = getattr(model, "config", None)
     layers = getattr(config, "num_hidden_layers", None) or 0
     if layers:
-        return _of_transformer(config, counted, layers, tokens_per_sample), total, _TRANSFORMER
+        known = tokens_per_sample is not None or getattr(config, "patch_size", None)
+        per_token = _of_transformer(config, counted, layers, tokens_per_sample or 1)
+        return per_token, total, _TRANSFORMER if known else "6 N, attention left out"
     repeated = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase, torch.nn.MultiheadAttention)
     if any(isinstance(module, repeated) for module in model.modules()):
         return math.nan, total, "unknown: convolutions, recurrence or attention outside of a known transformer"

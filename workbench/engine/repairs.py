@@ -80,6 +80,23 @@ def _whole_logits() -> None:
     gpt2.GPT2LMHeadModelPolicy.module_policy = module_policy
 
 
+def _alike_dropout() -> None:
+    from colossalai.shardformer.layer import DropoutForReplicatedInput
+    from colossalai.shardformer.policies import gpt2
+
+    upstream = gpt2.GPT2Policy.module_policy
+
+    def module_policy(self: Any) -> dict[Any, Any]:
+        policy = upstream(self)
+        for description in policy.values():
+            for replacement in description.sub_module_replacement or []:
+                if replacement.suffix in ("drop", "attn.resid_dropout", "mlp.dropout"):
+                    replacement.target_module = DropoutForReplicatedInput
+        return policy
+
+    gpt2.GPT2Policy.module_policy = module_policy
+
+
 def _unlabelled() -> None:
     from colossalai.shardformer.modeling.gpt2 import GPT2PipelineForwards
 
@@ -174,6 +191,14 @@ REPAIRS: tuple[Repair, ...] = (
         "sharded GPT-2 ignores parallel_output=False: a criterion would see this rank's part of the vocabulary only",
         False,
         _whole_logits,
+    ),
+    Repair(
+        "alike-dropout",
+        "shardformer/policies/gpt2.py:74",
+        "sharded GPT-2 drops other elements of the same activations on each tensor-parallel rank: weights that all of "
+        "them hold (norms) drift apart",
+        False,
+        _alike_dropout,
     ),
     Repair(
         "unlabelled",

@@ -10,19 +10,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from workbench import checkpoints
 from workbench.config import TrainSpec
+from workbench.engine.checkpoint import Checkpoints
 from workbench.engine.control import AgreedControl
-from workbench.engine.data import split, tokens_in
+from workbench.engine.data import samples_in, split, tokens_in
 from workbench.engine.nonfinite import GO, STOP, NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.sampler import Progress
+from workbench.engine.steering import Settings, Steering
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch, Workload
+from workbench.errors import ConfigError
 from workbench.rank_log import RankLogWriter
-from workbench.records import Command, StepRecord
+from workbench.records import StepRecord
 
 
 @dataclass(slots=True)
@@ -64,7 +69,8 @@ class _Measured:
 class Trainer:
     """Trains a prepared strategy for ``spec.steps`` steps, or until a stop is agreed.
 
-    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time.
+    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a checkpoint
+    to begin from, of this run or another; then the first step is the one after it.
     """
 
     def __init__(
@@ -76,8 +82,10 @@ class Trainer:
         control: AgreedControl,
         log: RankLogWriter,
         progress: Progress,
+        run: Path,
         observers: Sequence[StepObserver] = (),
         guard: NonfiniteGuard | None = None,
+        resume: Path | None = None,
     ) -> None:
         self.spec = spec
         self.workload = workload
@@ -88,38 +96,78 @@ class Trainer:
         self.observers = observers if guard is None else [guard, *observers]
         self.guard = guard
         self._ended_by_guard = False
+        self.settings = Settings(spec, workload, strategy, self.observers)
+        self.checkpoints = Checkpoints(run, strategy, control, log, spec.keep)
+        self.steering = Steering(settings=self.settings, acts=self, control=control, log=log, enter=self._enter)
+        self._resume = resume
+        self._batches: Iterator[Batch] = iter(())
+        self._consumed = 0
         self._in_flight: _Measured | None = None
+        self._unlogged: StepRecord | None = None
         self._warned_nonfinite = False
         self._scale: float | None = None
+        self._warned_schedule = False
 
     def run(self) -> str:
-        spec = self.spec
-        self.log.event("state", "running")
-        batches = self.workload.data.batches(self.strategy.coordinates.dp, self.strategy.mesh.dp)
+        step = self._begin()
+        self.log.event("state", "running", step=step)
+        self.steering.declare_knobs(step)
         outcome = "finished"
-        for step in range(1, spec.steps + 1):
+        while step < self.spec.steps:
+            step += 1
             self.progress.step = step
             watch = self.control.rider
             self.control.post(sum(observer.propose(step) for observer in self.observers))
-            self._step(step, watch, batches)
-            last = step == spec.steps
-            stop = (self._apply(self.control.take(), step) and not last) or self._ended_by_guard
-            if spec.eval_every and (last or stop or step % spec.eval_every == 0):
-                self._evaluate(step)
-            if stop:
+            self._step(step, watch)
+            evaluated = self._scheduled(step)
+            here = self.steering.boundary(step)
+            step = here.step
+            stop = here.stop or self._ended_by_guard
+            if stop and step < self.spec.steps:
                 outcome = "stopped"
+                if self.spec.eval_every and not evaluated:
+                    self.evaluate(step)
+            if stop:
                 break
         self._write_in_flight()
+        if self._unlogged is not None:
+            self.log.append(self._unlogged)
+        self.steering.end(step)
         self._enter("idle")
         return outcome
 
-    def _step(self, step: int, watch: int, batches: Iterator[Batch]) -> None:
+    def _begin(self) -> int:
+        """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
+        if self._resume is not None:
+            return self._restore(self._resume)
+        self._batches = self._batches_from(0)
+        return 0
+
+    def _batches_from(self, number: int) -> Iterator[Batch]:
+        self._consumed = number
+        here, mesh = self.strategy.coordinates, self.strategy.mesh
+        if not number:
+            return self.workload.data.batches(here.dp, mesh.dp)
+        return self.workload.data.batches(here.dp, mesh.dp, number)
+
+    def _scheduled(self, step: int) -> bool:
+        """Evaluate and save when they are due; whether it was evaluated."""
+        due = bool(self.spec.eval_every) and (step == self.spec.steps or step % self.spec.eval_every == 0)
+        if due:
+            self.evaluate(step)
+        if self.spec.save_every and step % self.spec.save_every == 0:
+            self.save(step, asked=False)
+        return due
+
+    def _step(self, step: int, watch: int) -> None:
         """One optimizer step; its record is written now on a CPU, a step later on a GPU (no synchronisation)."""
         started = time.perf_counter()
         for observer in self.observers:
             observer.begins(step, watch)
         self._enter("data")
-        batch = next(batches)
+        batch = next(self._batches)
+        self._consumed += 1
+        self.settings.share = samples_in(batch)
         data_wait = time.perf_counter() - started
         for observer in self.observers:
             observer.batch(step, batch)
@@ -127,18 +175,18 @@ class Trainer:
         with ExitStack() as around:
             for observer in self.observers:
                 around.enter_context(observer.around(step))
-            loss = self.strategy.forward_backward(split(batch, self.spec.accumulate))
+            loss = self.strategy.forward_backward(split(batch, self.settings.accumulate))
         self._enter("optimizer")
         for observer in self.observers:
             observer.reduced(step)
         grad_sq = self.strategy.grad_sq()
-        lr = float(self.workload.optimizer.param_groups[0]["lr"])
+        lr = self.settings.lr.now
         loss_scale = self._loss_scale(step)
         verdict = GO if self.guard is None else self.guard.decide(step, loss, grad_sq)
         self._ended_by_guard = verdict == STOP
         updated = self._update(verdict)
-        if updated and self.workload.lr_scheduler is not None:
-            self.workload.lr_scheduler.step()
+        if updated:
+            self.settings.lr.advance()
         for observer in self.observers:
             observer.updated(step, not updated)
         for observer in self.observers:
@@ -154,7 +202,7 @@ class Trainer:
             data_wait_ms=data_wait * 1e3,
             skipped=not updated,
             loss_scale=loss_scale,
-            clip=self.spec.clip,
+            clip=self.settings.clip,
             framework_norm=self.strategy.framework_norm(),
             monitor_ms=sum(observer.cost_ms for observer in self.observers),
         )
@@ -185,7 +233,11 @@ class Trainer:
             return
         record = self._in_flight.record(self.strategy.rank)
         self._in_flight = None
-        self.log.append(record)
+        if record.step % self.settings.log_every == 0:
+            self._unlogged = None
+            self.log.append(record)
+        else:
+            self._unlogged = record
         if not self._warned_nonfinite and self._has_bad_loss(record):
             self._warned_nonfinite = True
             self.log.event("warning", "nonfinite_loss", str(record.loss), step=record.step)
@@ -194,18 +246,8 @@ class Trainer:
         holds_loss = self.strategy.coordinates.pp == self.strategy.mesh.pp - 1
         return holds_loss and not math.isfinite(record.loss)
 
-    def _apply(self, commands: list[Command], step: int) -> bool:
-        """Apply agreed commands after ``step``; True when training should stop."""
-        stop = False
-        for command in commands:
-            if command.name == "stop":
-                stop = True
-                self.log.event("control", "stop", command.who, step=step)
-            else:
-                self.log.event("warning", "unknown_command", command.name, step=step)
-        return stop
-
-    def _evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
+        """Evaluate, on all ranks; rank 0 logs what was found."""
         if self.workload.evaluate is None:
             return
         self._enter("evaluate")
@@ -215,3 +257,47 @@ class Trainer:
                 self.log.event("validation", name, value, step=step)
             for text in found.texts:
                 self.log.event("sample", "text", text, step=step)
+
+    def sample(self, step: int) -> None:
+        """Let the model write, on all ranks; rank 0 logs it. ``ConfigError`` when it writes nothing."""
+        if self.workload.sample is None and self.workload.evaluate is None:
+            raise ConfigError("this training has no samples: its workload has neither sample nor evaluate")
+        self._enter("evaluate")
+        if self.workload.sample is not None:
+            texts = self.workload.sample(self.strategy)
+        else:
+            texts = self.workload.evaluate(self.strategy).texts  # type: ignore[misc]
+        if self.strategy.rank == 0:
+            for text in texts:
+                self.log.event("sample", "text", text, step=step)
+
+    def save(self, step: int, *, asked: bool) -> bool:
+        """Write a checkpoint; whether it is there."""
+        self._enter("checkpoint")
+        self._write_in_flight()
+        settings, left_out = self.settings.state()
+        if left_out and not self._warned_schedule:
+            self._warned_schedule = True
+            self.log.event("warning", "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
+        state = {"step": step, "batches": self._consumed, "settings": settings}
+        return self.checkpoints.save(step, state, asked=asked)
+
+    def rollback(self, step: int, target: int | str) -> int:
+        """Load a checkpoint of this run into the ranks as they are; the step it is of."""
+        path = checkpoints.find(self.checkpoints.run, target)
+        self._enter("checkpoint")
+        self._write_in_flight()
+        return self._restore(path)
+
+    def _restore(self, path: Path) -> int:
+        state = self.checkpoints.restore(path, prepare=lambda found: self._prepare(found["batches"]))
+        self.settings.restore(state["settings"])
+        step = int(state["step"])
+        self.progress.step = step
+        for observer in self.observers:
+            observer.rolled_back(step)
+        self.log.event("checkpoint", "restored", str(path), step=step)
+        return step
+
+    def _prepare(self, batches: int) -> None:
+        self._batches = self._batches_from(batches)

@@ -23,10 +23,13 @@ LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor"]
 
 
 class BatchSource(Protocol):
-    """Where batches come from. ``batches(dp, dp_size)`` yields this replica's share of each global batch, for ever,
-    the same on every call; samples are in the same order whatever ``dp_size`` is."""
+    """Where batches come from. ``batches(dp, dp_size, start)`` yields this replica's share of each global batch from
+    number ``start`` on, for ever, the same on every call; samples are in the same order whatever ``dp_size`` is.
+    ``indices(number, dp, dp_size)``: dataset indices of that share of batch ``number`` (from 0), None if unknown."""
 
-    def batches(self, dp: int, dp_size: int) -> Iterator[Batch]: ...
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]: ...
+
+    def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None: ...
 
 
 @dataclass(kw_only=True)
@@ -44,7 +47,7 @@ class Workload:
     Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
-    values on every rank, or values on rank 0 only.
+    values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only.
     """
 
     model: torch.nn.Module
@@ -55,3 +58,4 @@ class Workload:
     lr_scheduler: Any = None
     tokens_per_sample: int | None = 1
     evaluate: Callable[[Strategy], Evaluation] | None = None
+    sample: Callable[[Strategy], Sequence[str]] | None = None

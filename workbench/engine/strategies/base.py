@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.config import TrainSpec
 from workbench.engine.workload import Batch, Workload
+from workbench.errors import ConfigError
 from workbench.mesh import Mesh
 
 if TYPE_CHECKING:
     import torch
+
+    from workbench.engine.strategies.held import Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,23 @@ class Strategy(ABC):
     @abstractmethod
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter group."""
+
+    def set_clip(self, clip: float) -> None:
+        """From the next step on, clip the gradient to this global norm (0: any). ``ConfigError`` if it cannot."""
+        raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot change the gradient clip", field="clip")
+
+    def set_frozen(self, layers: Collection[str]) -> None:
+        """From the next step on, exactly these layers keep weights and optimizer state as they are: their gradient
+        counts for nothing. ``ConfigError`` if it cannot."""
+        raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot freeze layers", field="freeze")
+
+    def layers(self) -> list[str]:
+        """Qualified names of all modules of the user's model that own parameters, on every rank the same."""
+        return []
+
+    def held(self) -> Held:
+        """What a checkpoint keeps of this rank. ``ConfigError`` if the strategy cannot be checkpointed."""
+        raise ConfigError(f"strategy {self.spec.plan.strategy!r} has no checkpoints", field="checkpoint")
 
     @abstractmethod
     def close(self) -> None:

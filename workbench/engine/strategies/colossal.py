@@ -23,6 +23,7 @@ from workbench.engine.strategies.base import (
     WeightPart,
     unmarked,
 )
+from workbench.engine.strategies.held import Held
 from workbench.engine.strategies.marks import mark_stages, mark_what_follows
 from workbench.engine.strategies.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.strategies.plans import PLANS, HybridPlan
@@ -89,6 +90,7 @@ class ColossalStrategy(Strategy):
         self.plan.boost(workload)
         self.plan.model.train()
         self._grad_sq: torch.Tensor | None = None
+        self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
         self._grad_sq = None
@@ -99,6 +101,7 @@ class ColossalStrategy(Strategy):
             self.mark("transfer", index if len(pieces) > 1 else -1)
             with nullcontext() if is_last else self.plan.no_sync():
                 losses.append(run(to_device(piece, self.device), len(pieces), index))
+        self.plan.drop_gradients(self._frozen)
         found = [loss for loss in losses if loss is not None]
         return torch.stack(found).sum() if found else None
 
@@ -180,7 +183,7 @@ class ColossalStrategy(Strategy):
         return self._grad_sq
 
     def step(self) -> bool:
-        norm = self._global_norm() if self.spec.clip > 0 else None
+        norm = self._global_norm() if self.plan.clip > 0 else None
         self._grad_sq = None
         return self.plan.step(norm)
 
@@ -244,6 +247,18 @@ class ColossalStrategy(Strategy):
     def set_lr(self, lr: float) -> None:
         for group in self.plan.optimizer.param_groups:
             group["lr"] = lr
+
+    def set_clip(self, clip: float) -> None:
+        self.plan.set_clip(clip)
+
+    def set_frozen(self, layers: Collection[str]) -> None:
+        self._frozen = frozenset(layers)
+
+    def layers(self) -> list[str]:
+        return self.plan.names.layers
+
+    def held(self) -> Held:
+        return self.plan.held_state()
 
     def close(self) -> None:
         if hasattr(self, "plan"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +13,8 @@ from colossalai.booster import Booster
 
 from workbench.config import TrainSpec
 from workbench.engine.strategies.base import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.strategies.held import Held, Originals
+from workbench.engine.strategies.holding import HeldStates
 from workbench.engine.strategies.local_gradients import before_buckets, before_ddp_reduces, before_pipeline_sync
 from workbench.engine.strategies.optimizer_state import moments_of
 from workbench.engine.strategies.parameters import HeldParameter, ModelNames, held_parameters, share_of_replicas
@@ -43,10 +45,12 @@ class Plan(ABC):
         self.skipped = False
         self.framework_norm = math.nan  # of the last step, loss scale removed
         self.watch_framework_norm = False
+        self.clip = spec.clip
 
     def boost(self, workload: Workload) -> None:
         """Wrap model and optimizer. Collective."""
-        names = ModelNames(workload.model)
+        names = self.names = ModelNames(workload.model)
+        self.originals = Originals(workload.model)
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
         self.model, self.optimizer, *_ = self.booster.boost(workload.model, workload.optimizer)
@@ -105,22 +109,40 @@ class Plan(ABC):
 
     def weights(self, wanted: Wanted = None) -> list[WeightPart]:
         """``Strategy.weights``."""
-        found = []
+        found, masters = [], self.masters()
         for item in self.mine:
             if _is_in(item.layer, wanted):
-                master = self.master(item.parameter)
+                master = masters.get(id(item.parameter), item.parameter)
                 both = moments_of(self.optimizer.optim, master)
                 first, second = [None if m is None else item.real(m) for m in both]
                 found.append(WeightPart(item.layer, item.real(master.detach()), item.sharded, (first, second)))
         return found
 
-    def master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """What the optimizer updates in place of ``parameter``."""
-        return parameter
+    def set_clip(self, clip: float) -> None:
+        """Clip to this global norm from the next step on; 0: not at all."""
+        self.clip = clip
+
+    def drop_gradients(self, layers: Collection[str]) -> None:
+        """Forget the reduced gradient of these layers, so that nothing updates them. Every rank of the plan calls it."""
+        for item in self.held if layers else ():
+            if item.layer in layers:
+                item.parameter.grad = None
+
+    def held_state(self) -> Held:
+        """What a checkpoint keeps of this rank."""
+        return HeldStates(self).held()
+
+    def masters(self) -> Mapping[Any, torch.Tensor]:
+        """Parameter's id -> the fp32 tensor that the optimizer updates in its stead, shaped alike; empty: itself."""
+        return {}
+
+    def scaler_of(self) -> Any:
+        """What holds the fp16 loss scale; None without one."""
+        return None
 
     @abstractmethod
     def step(self, global_norm: float | None) -> bool:
-        """Clip to ``spec.clip`` (``global_norm`` is given then), update, clear gradients. False: skipped."""
+        """Clip to ``clip`` (``global_norm`` is given then), update, clear gradients. False: skipped."""
 
     def groups(self) -> list[Any]:
         """Process groups that the plugin made."""
@@ -167,6 +189,9 @@ class DdpPlan(Plan):
     def loss_scale(self) -> float:
         return self.scaler.get_scale()
 
+    def scaler_of(self) -> Any:
+        return self.scaler if self.scaler.is_enabled() else None
+
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
         is_last = lambda: bool(self.model.module.require_backward_grad_sync)  # noqa: E731
         return before_ddp_reduces(self.wanted(wanted), self.parts, show, keep=keep, is_last=is_last)
@@ -174,9 +199,9 @@ class DdpPlan(Plan):
     def step(self, global_norm: float | None) -> bool:
         optimizer = self.optimizer.optim
         self.scaler.unscale_(optimizer)
-        if global_norm is not None and global_norm > self.spec.clip:
+        if global_norm is not None and global_norm > self.clip:
             gradients = [item.parameter.grad for item in self.held if item.parameter.grad is not None]
-            torch._foreach_mul_(gradients, self.spec.clip / (global_norm + 1e-6))
+            torch._foreach_mul_(gradients, self.clip / (global_norm + 1e-6))
         before = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -218,6 +243,23 @@ class ZeroPlan(Plan):
 
     def loss_scale(self) -> float:
         return self.optimizer.mixed_precision_mixin.loss_scale if self.spec.precision == "fp16" else 1.0
+
+    def set_clip(self, clip: float) -> None:
+        super().set_clip(clip)
+        self.optimizer._clip_grad_norm = clip
+
+    def drop_gradients(self, layers: Collection[str]) -> None:
+        for item in self.held if layers else ():
+            if item.layer in layers:
+                store = self.optimizer.pid_to_grad_store[id(item.parameter)]
+                for gradients in store._grads_of_params.values():
+                    gradients.pop(id(item.parameter), None)
+
+    def masters(self) -> Mapping[Any, torch.Tensor]:
+        return self.optimizer.working_to_master_param
+
+    def scaler_of(self) -> Any:
+        return self.optimizer.mixed_precision_mixin.grad_scaler if self.spec.precision == "fp16" else None
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -324,9 +366,16 @@ class HybridPlan(Plan):
     def loss_scale(self) -> float:
         return self.optimizer.mixed_precision.loss_scale if self.spec.precision == "fp16" else 1.0
 
-    def master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        masters = getattr(self.optimizer, "working_to_master_map", None)
-        return parameter if masters is None else masters[parameter]
+    def set_clip(self, clip: float) -> None:
+        super().set_clip(clip)
+        self.optimizer.max_norm = clip
+
+    def masters(self) -> Mapping[Any, torch.Tensor]:
+        found = getattr(self.optimizer, "working_to_master_map", {})
+        return {id(parameter): master for parameter, master in found.items()}
+
+    def scaler_of(self) -> Any:
+        return self.optimizer.mixed_precision.grad_scaler if self.spec.precision == "fp16" else None
 
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
         items = self.wanted(wanted)

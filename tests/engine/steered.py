@@ -1,0 +1,321 @@
+"""What ranks do in the tests of controls: train a small model with the trainer while a script writes commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from tests.engine import models
+from workbench import checkpoints, controls
+from workbench.config import TrainSpec
+from workbench.engine.control import AgreedControl
+from workbench.engine.observer import StepObserver
+from workbench.engine.process_group import joined
+from workbench.engine.sampler import Progress
+from workbench.engine.strategies.colossal import ColossalStrategy
+from workbench.engine.trainer import Trainer
+from workbench.engine.workload import Evaluation, Workload
+from workbench.rank_log import RankLogWriter
+from workbench.records import Command
+from workbench.run_directory import CONTROL_FILE
+from workbench.telemetry.store import Store
+
+
+class Batches:
+    """The batches of ``models.batch``; those of dropout models draw from every generator of the process."""
+
+    def batches(self, dp: int, dp_size: int, start: int = 0):
+        number = start
+        while True:
+            yield models.part(models.batch("plain" if self.kind.startswith("nois") else self.kind, number), dp, dp_size)
+            number += 1
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+class Noise(torch.nn.Module):
+    """Random numbers of torch, Python and NumPy in the forward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.empty_like(x).uniform_(0.9, 1.1) * random.uniform(0.9, 1.1) * np.random.uniform(0.9, 1.1)
+
+
+def workload(kind: str, steps: int) -> Workload:
+    if kind in ("noise", "noisy"):
+        torch.manual_seed(3)
+        norm = torch.nn.LayerNorm(32) if kind == "noise" else torch.nn.BatchNorm1d(32)
+        network = torch.nn.Sequential(torch.nn.Linear(17, 32), Noise(), norm, torch.nn.Linear(32, 3))
+    else:
+        network = models.model(kind)
+    if kind == "gpt2-drop":
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+    optimizer = models.optimizer(network)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.5 * step / steps)
+    return Workload(
+        model=network,
+        optimizer=optimizer,
+        data=Batches(kind),  # type: ignore[arg-type]
+        criterion=models.criterion,
+        lr_scheduler=scheduler,
+        evaluate=lambda strategy: Evaluation(values={"loss": 1.0}, texts=["text"]),
+    )
+
+
+class Script(StepObserver):
+    """On rank 0, writes lines when a step begins; they take effect after the next one. ``{"after": seconds}`` writes
+    later, from a thread. Other ranks may be slow."""
+
+    def __init__(self, run: Path, rank: int, script: dict[str, list[Any]], slow_s: float) -> None:
+        self.run, self.rank, self.script, self.slow_s = run, rank, script, slow_s
+
+    def begins(self, step: int, watch: int) -> None:
+        if self.slow_s:
+            time.sleep(self.slow_s)
+        if self.rank == 0:
+            for command in self.script.pop(str(step), []):
+                if isinstance(command, dict):
+                    threading.Timer(command["after"], write, (self.run, command["command"])).start()
+                else:
+                    write(self.run, command)
+
+
+def write(run: Path, command: Any) -> None:
+    line = command if isinstance(command, str) else None
+    if line is None:
+        name, value = command
+        line = Command(time=time.time(), name=name, value=value, who="test").to_line()
+    with (run / CONTROL_FILE).open("a") as file:
+        file.write(line)
+
+
+def train(
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    model: str,
+    options: dict[str, Any],
+    steps: int,
+    script: dict[str, list[Any]] | None = None,
+    run: str = "run",
+    resume: str = "",
+    slow: dict[str, float] | None = None,
+    collective_timeout_s: float = 60.0,
+    full_disk_at: int = 0,
+    dies_at_write: int = 0,
+    knobs: dict[str, float] | None = None,
+    token: str = "",
+) -> dict[str, Any]:
+    """This rank's step rows and events, and what its processor time was while paused."""
+    options = {"eval_every": 0, **options}
+    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "steps": steps, **options})
+    path = Path(directory) / run
+    path.mkdir(exist_ok=True)
+    (path / CONTROL_FILE).touch()
+    controls.knobs.clear()
+    for name, value in (knobs or {}).items():
+        controls.knob(name, value, low=0, high=10)
+    watch = _Watch()
+    with (
+        joined(rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token),
+        RankLogWriter(path, rank) as log,
+    ):
+        work = workload(model, steps)
+        strategy = ColossalStrategy(spec, rank)
+        ColossalStrategy.check(spec, work)
+        strategy.prepare(work)
+        if model.startswith("nois"):  # data-parallel replicas need not draw the same
+            for seed in (torch.manual_seed, random.seed, np.random.seed):
+                seed(7 + rank)
+        try:
+            trainer = Trainer(
+                spec=spec,
+                workload=work,
+                strategy=strategy,
+                control=AgreedControl(path, rank, ranks),
+                log=log,
+                progress=Progress(),
+                run=path,
+                observers=[Script(path, rank, dict(script or {}), (slow or {}).get(str(rank), 0.0)), watch],
+                resume=checkpoints.find(directory / resume.partition("@")[0], checkpoints.split(resume)[1])
+                if resume
+                else None,
+            )
+            if full_disk_at:
+                _fill_disk(trainer, full_disk_at)
+            if dies_at_write and rank == ranks - 1:
+                _die_at(dies_at_write)
+            outcome = trainer.run()
+        finally:
+            strategy.close()
+    return {"outcome": outcome, "paused_cpu": watch.paused_cpu, "lr": trainer.settings.lr.now, **_read(path, rank)}
+
+
+def _read(path: Path, rank: int) -> dict[str, Any]:
+    store = Store(path)
+    store.refresh()
+    steps, events = store.table("steps"), store.table("events")
+    mine = steps["rank"] == rank
+    names = ("step", "loss", "lr", "grad_sq", "clip", "tokens")
+    rows = [[None if v != v else v for v in values] for values in zip(*(steps[n][mine].tolist() for n in names))]
+    own = [i for i in range(len(events["step"])) if events["rank"][i] == rank]
+    found = [
+        {
+            "step": int(events["step"][i]),
+            "kind": events["kind"][i],
+            "name": events["name"][i],
+            "value": json.loads(events["value"][i]),
+            "old": json.loads(events["old_value"][i]),
+            "who": events["who"][i],
+        }
+        for i in own
+    ]
+    return {"rows": rows, "events": found}
+
+
+class _Watch(StepObserver):
+    """Share of a core that this process used in its longest pause."""
+
+    paused_cpu = 0.0
+    _began: tuple[float, float] | None = None
+
+    def phase(self, name: str) -> None:
+        if self._began is not None:
+            began, now = self._began, _used()
+            self.paused_cpu = (now[1] - began[1]) / (now[0] - began[0])
+        self._began = None
+        if name == "paused":
+            threading.Timer(1.0, self._begin).start()  # what came before is on the disk by then
+
+    def _begin(self) -> None:
+        self._began = _used()
+
+
+def _used() -> tuple[float, float]:
+    """Seconds of the clock, and of this process' processor time."""
+    return time.monotonic(), sum(psutil.Process().cpu_times()[:2])
+
+
+def _fill_disk(trainer: Trainer, step: int) -> None:
+    """While the checkpoint of that step is written, no file of this process may grow beyond 2 kB."""
+    save = trainer.save
+
+    def limited(at: int, *, asked: bool) -> bool:
+        if at != step:
+            return save(at, asked=asked)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        trainer.log.flush()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+        try:
+            return save(at, asked=asked)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    trainer.save = limited  # type: ignore[method-assign]
+
+
+def _die_at(number: int) -> None:
+    """Killed in the middle of the ``number``-th time that files of a checkpoint are flushed."""
+    sync, calls = checkpoints.sync, []
+
+    def deadly(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(path)
+
+    checkpoints.sync = deadly
+
+
+def frozen(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """``train``, and how far each tensor of weights and optimizer state moved between the two checkpoints it wrote."""
+    found = train(rank, ranks, directory, **arguments)
+    from workbench.engine.checkpoint_files import ShardReader
+    from workbench.engine.strategies.held import Place
+
+    first, second = (ShardReader(checkpoints.directory(directory / "run", step)) for step in (3, 4))
+    changed = {}
+    for name in first.tensors:
+        parts = [reader.part(name, Place.whole(reader.tensors[name]["shape"])).float() for reader in (first, second)]
+        if parts[0].dim() and not name.startswith("buffers"):
+            parameter = name.split("/")[1]
+            changed.setdefault(parameter, []).append((parts[0] - parts[1]).abs().max().item())
+    return {**found, "changed": {name: values[:2] for name, values in changed.items()}}
+
+
+def resumed(
+    rank: int, ranks: int, directory: Path, *, second: dict[str, Any] | None = None, options: dict[str, Any], **arguments: Any
+) -> dict[str, Any]:
+    """A run that writes a checkpoint after step 4, and another that goes on from it, with ``second`` as its plan."""
+    script = {"3": [["checkpoint", None]]}
+    first = train(rank, ranks, directory, run="first", options=options, script=script, token="1", **arguments)
+    changed = second or options
+    again = train(rank, ranks, directory, run="again", resume="first@4", options=changed, token="2", **arguments)
+    return {"first": first, "again": again}
+
+
+def contents(rank: int, ranks: int, directory: Path, *, model: str, **arguments: Any) -> dict[str, Any]:
+    """What is in the directory of a checkpoint."""
+    train(rank, ranks, directory, model=model, **arguments)
+    path = checkpoints.find(directory / "run")
+    pickled = [file.name for file in path.iterdir() if b"\x80\x02" in file.read_bytes()[:2] or b"pickle" in file.read_bytes()]
+    return {
+        "names": sorted(file.name for file in path.iterdir()),
+        "tensors": checkpoints.read_index(path)["tensors"],
+        "model": {name: list(parameter.shape) for name, parameter in models.model(model).named_parameters()},
+        "pickles": pickled,
+    }
+
+
+def killed_writer(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """The last rank is killed while it flushes its tensors for the third time: what the others then find."""
+    try:
+        train(rank, ranks, directory, dies_at_write=5, **arguments)
+        failed = False
+    except RuntimeError:
+        failed = True
+    run = directory / "run"
+    steps = checkpoints.steps(run)
+    for step in steps:
+        checkpoints.verify(checkpoints.directory(run, step))
+    left = [path.name for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
+    return {"failed": failed, "steps": steps, "left": left, "verified": steps}
+
+
+def damaged(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """``train`` with a byte of a file changed as soon as the checkpoint is there."""
+    publish = checkpoints.publish
+
+    def spoilt(path: Path) -> None:
+        publish(path)
+        file = path / "rank-00000.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+
+    checkpoints.publish = spoilt
+    try:
+        return train(rank, ranks, directory, **arguments)
+    finally:
+        checkpoints.publish = publish
+
+
+def kept(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
+    """Which checkpoints are there in the end."""
+    train(rank, ranks, directory, **arguments)
+    return {"steps": checkpoints.steps(directory / "run")}

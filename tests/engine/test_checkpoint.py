@@ -1,0 +1,121 @@
+"""Checkpoints on real ranks: going back and going on give the same numbers, bit by bit, and damage is noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.test_steering import DDP, PP, TP, TRAIN, ZERO, column, done
+
+SAVED = {"1": [["checkpoint", None]]}
+PLANS = {
+    "ddp-noisy": ("noise", DDP),
+    "ddp-fp16": ("plain", DDP | {"precision": "fp16"}),
+    "zero1": ("gpt2-drop", ZERO | {"clip": 0.5}),
+    "zero1-noisy": ("noisy", ZERO),
+    "zero1-bf16": ("llama", ZERO | {"precision": "bf16"}),
+    "zero2": ("plain", {"plugin": "zero2"}),
+    "tp2": ("gpt2-drop", TP),
+    "tp2-fp16": ("gpt2", TP | {"precision": "fp16"}),
+    "pp2": ("llama", PP | {"accumulate": 2}),
+    "pp2-tied": ("tied", PP),
+}
+
+
+def losses(found: list[dict[str, Any]]) -> list[list[Any]]:
+    return [column(found, "loss", rank) for rank in range(len(found))]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str):
+    model, options = PLANS[plan]
+    script = {**SAVED, "3": [["lr", 0.1], ["clip", 0.1]], "22": [["rollback", 2]]}
+    script["12"] = [["freeze", "^0$|wte|embed_tokens"]]
+    found = pool.run(2, TRAIN, model=model, options=options, steps=23, script={**SAVED, "21": [["rollback", None]]})
+    assert column(found, "step") == [*range(1, 23), *range(3, 24)]
+    for rank in losses(found):
+        assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
+    assert done(found, "checkpoint")[-1][:2] == (2, "restored")
+    assert done(found)[-1] == (2, "rollback", 2, 22)
+    turned = pool.run(2, TRAIN, model=model, options=options, steps=23, script=script)
+    assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
+
+
+@pytest.mark.parametrize("plan", ["ddp-noisy", "zero1", "tp2", "pp2"])
+def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
+    model, options = PLANS[plan]
+    found = pool.run(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
+    for rank in found:
+        assert rank["again"]["rows"] == rank["first"]["rows"][4:]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(ZERO, DDP), (DDP, ZERO), (TP, ZERO), (ZERO, TP), (PP, TP), (TP, PP)],
+    ids=lambda plan: "-".join(str(value) for value in plan.values()),
+)
+@pytest.mark.parametrize("model", ["gpt2", "tied"])
+def test_another_plan_reads_it(pool, model: str, first: dict[str, Any], second: dict[str, Any]):
+    found = pool.run(2, "tests.engine.steered:resumed", model=model, options=first, second=second, steps=8)
+    begun = [_mean(rank["first"]["rows"] for rank in found), _mean(rank["again"]["rows"] for rank in found)]
+    assert begun[1] == pytest.approx(begun[0][4:], abs=2e-5)
+
+
+def _mean(ranks: Any) -> list[float]:
+    rows = [[row[1] for row in rank] for rank in ranks]
+    steps = [[loss for loss in losses if loss is not None] for losses in zip(*rows, strict=True)]
+    return [sum(step) / len(step) for step in steps]
+
+
+def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model(pool):
+    found = pool.run(2, "tests.engine.steered:contents", model="gpt2", options=TP, steps=4, script=SAVED)[0]
+    assert found["names"] == sorted(["index.json", *(f"rank-0000{r}.{kind}" for r in (0, 1) for kind in ("json", "safetensors"))])
+    tensors = found["tensors"]
+    weights = {name: entry["shape"] for name, entry in tensors.items() if name.startswith("weights/")}
+    assert weights == {f"weights/{name}": shape for name, shape in found["model"].items()}, "tied ones once"
+    fused = tensors["weights/transformer.h.0.attn.c_attn.weight"]
+    assert fused["shape"] == [32, 96]
+    assert [shard["runs"] for shard in fused["shards"]] == [[[0, 16], [32, 16], [64, 16]], [[16, 16], [48, 16], [80, 16]]]
+    assert tensors["weights/transformer.wte.weight"]["shape"] == [257, 32], "without padding"
+    assert {"exp_avg", "exp_avg_sq", "step"} == {name.split("/")[2] for name in tensors if name.startswith("optimizer/")}
+    assert found["pickles"] == []
+
+
+def test_a_rank_killed_while_it_writes_leaves_the_previous_one(pool):
+    options = DDP | {"save_every": 2}
+    arguments = {"model": "plain", "options": options, "steps": 9}
+    found = pool.run(2, "tests.engine.steered:killed_writer", lost=(1,), timeout_s=30, **arguments)[0]
+    assert found["failed"], "the peer notices"
+    assert found["steps"] == [2, 4], "the third was not finished"
+    assert found["left"] == ["step-000006.tmp"]
+    assert found["verified"] == [2, 4]
+
+
+def test_a_full_disk_is_an_event_and_training_goes_on(pool):
+    options = DDP | {"save_every": 2, "keep": 1}
+    found = pool.run(2, TRAIN, model="plain", options=options, steps=7, full_disk_at=4)
+    events = done_of_rank(found[0], "checkpoint")
+    assert [(step, name) for step, name, _ in events] == [(2, "saved"), (4, "failed"), (6, "saved"), (6, "removed")]
+    assert column(found, "step") == [*range(1, 8)] and found[0]["outcome"] == "finished"
+    assert "File too large" in events[1][2] or "os error" in events[1][2].lower()
+
+
+def done_of_rank(rank: dict[str, Any], kind: str) -> list[tuple[Any, ...]]:
+    return [(e["step"], e["name"], e["value"]) for e in rank["events"] if e["kind"] == kind]
+
+
+def test_a_damaged_or_missing_checkpoint_changes_nothing(pool):
+    script = {**SAVED, "4": [["rollback", 2], ["rollback", 99]]}
+    found = pool.run(2, "tests.engine.steered:damaged", model="plain", options=DDP, steps=8, script=script)
+    refused = [[e["value"]["reason"] for e in rank["events"] if e["kind"] == "refused"] for rank in found]
+    assert all("cannot restore" in rank[0] and "no checkpoint at step 99" in rank[1] for rank in refused)
+    assert any("damaged" in rank[0] for rank in refused)
+    free = pool.run(2, TRAIN, model="plain", options=DDP, steps=8)
+    assert losses(found) == losses(free)
+
+
+def test_keep_leaves_those_that_were_asked_for(pool):
+    script = {"2": [["checkpoint", None]]}
+    found = pool.run(2, "tests.engine.steered:kept", model="plain", options=DDP | {"save_every": 2, "keep": 2}, steps=9, script=script)
+    assert found[0]["steps"] == [3, 6, 8]

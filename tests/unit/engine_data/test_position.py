@@ -1,0 +1,102 @@
+"""Going on at a position: the same batches as a run from the beginning reaches there, and what they are made of."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from workbench.engine.data import DatasetSource, LoaderSource
+
+LENGTH = 22
+
+
+class Counted:
+    """22 samples (their numbers), and how many were read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.read += 1
+        return torch.tensor(index)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(LENGTH))
+
+
+def own_generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+SOURCES = {
+    "in order": lambda: DatasetSource(Counted(), 8, seed=1, shuffle=False),
+    "shuffled": lambda: DatasetSource(Counted(), 8, seed=1, shuffle=True),
+    "iterable": lambda: DatasetSource(Stream(), 8, seed=1, shuffle=False),
+    "loader": lambda: LoaderSource(DataLoader(Counted(), batch_size=8), seed=1),
+    "shuffling loader": lambda: LoaderSource(DataLoader(Counted(), batch_size=8, shuffle=True), seed=1),
+    "loader's generator": lambda: LoaderSource(
+        DataLoader(Counted(), batch_size=8, shuffle=True, generator=own_generator()), seed=1
+    ),
+    "loader of a stream": lambda: LoaderSource(DataLoader(Stream(), batch_size=8), seed=1),
+    "drop_last": lambda: LoaderSource(DataLoader(Counted(), batch_size=8, drop_last=True), seed=1),
+}
+
+
+def numbers(source, dp: int, dp_size: int, start: int, count: int) -> list[list[int]]:
+    return [batch.tolist() for batch in islice(source.batches(dp, dp_size, start), count)]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_position_is_reached_as_from_the_beginning(name: str, start: int) -> None:
+    for dp in range(2):
+        expected = numbers(SOURCES[name](), dp, 2, 0, start + 5)[start:]
+        assert numbers(SOURCES[name](), dp, 2, start, 5) == expected
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_indices_are_those_of_the_batch(name: str) -> None:
+    source = SOURCES[name]()
+    for dp in range(2):
+        batches = source.batches(dp, 2)
+        for number in range(6):
+            found = source.indices(number, dp, 2)
+            # asked while an epoch is being read, which must go on as it was
+            assert next(batches).tolist() == numbers(SOURCES[name](), dp, 2, 0, 6)[number]
+            expected = None if "stream" in name or name in ("iterable", "loader's generator") else found
+            assert found == expected
+            if found is not None:
+                assert found == numbers(SOURCES[name](), dp, 2, 0, 6)[number]
+
+
+def test_a_distributed_sampler() -> None:
+    def source(dp: int) -> LoaderSource:
+        sampler = DistributedSampler(Counted(), num_replicas=2, rank=dp, shuffle=True, seed=4)
+        return LoaderSource(DataLoader(Counted(), batch_size=4, sampler=sampler), seed=1)
+
+    for dp in range(2):
+        expected = numbers(source(dp), dp, 2, 0, 9)
+        assert numbers(source(dp), dp, 2, 5, 4) == expected[5:]
+        assert [source(dp).indices(number, dp, 2) for number in range(9)] == expected
+
+
+def test_what_is_skipped_is_not_read() -> None:
+    dataset = Counted()
+    next(DatasetSource(dataset, 8, seed=1, shuffle=True).batches(0, 1, start=1001))
+    assert dataset.read == 8
+    next(LoaderSource(DataLoader(dataset, batch_size=8, shuffle=True), seed=1).batches(0, 1, start=1001))
+    assert dataset.read == 8 + 16, "one batch of that epoch to skip, and the one asked for"
+
+
+def test_skipping_happens_at_once_and_not_in_the_middle_of_training() -> None:
+    dataset = Counted()
+    LoaderSource(DataLoader(dataset, batch_size=8), seed=1).batches(0, 1, start=1)
+    assert dataset.read == 8

@@ -1,0 +1,81 @@
+"""Python values as JSON and back, without pickle: numbers, texts, tuples, dictionaries of any key, NumPy arrays.
+
+Floats come back bit by bit (JSON text of a Python float is its shortest exact form; NaN and infinities are spelt).
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+_TAG = "__kind__"
+
+
+class NotPlainError(TypeError):
+    """A value that has no form here, such as a function."""
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` in what JSON knows. ``NotPlainError`` for what has no such form."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {_TAG: "float", "value": repr(value)}
+    if isinstance(value, list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, tuple | set | frozenset | collections.deque):
+        kind = type(value).__name__ if type(value) in (set, frozenset, collections.deque) else "tuple"
+        return {_TAG: kind, "value": [to_plain(item) for item in value]}
+    if isinstance(value, dict):
+        if type(value) is dict and all(isinstance(key, str) and key != _TAG for key in value):
+            return {key: to_plain(item) for key, item in value.items()}
+        kind = "counter" if isinstance(value, collections.Counter) else "dict"
+        return {_TAG: kind, "value": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+    if isinstance(value, np.ndarray | torch.Tensor):
+        kind = "array" if isinstance(value, np.ndarray) else "tensor"
+        array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
+        if array.dtype.kind not in "biuf":
+            raise NotPlainError(f"an array of {array.dtype}")
+        return {_TAG: kind, "dtype": array.dtype.name, "value": to_plain(array.tolist())}
+    raise NotPlainError(f"a {type(value).__name__}")
+
+
+_KINDS = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
+
+
+def from_plain(value: Any) -> Any:
+    """Undo ``to_plain``."""
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get(_TAG)
+    if kind is None:
+        return {key: from_plain(item) for key, item in value.items()}
+    if kind == "float":
+        return float(value["value"])
+    inner = from_plain(value["value"])
+    if kind in ("dict", "counter"):
+        pairs = dict((key, item) for key, item in inner)
+        return collections.Counter(pairs) if kind == "counter" else pairs
+    if kind in ("array", "tensor"):
+        array = np.array(inner, dtype=value["dtype"])
+        return array if kind == "array" else torch.from_numpy(array)
+    return _KINDS[kind](inner)
+
+
+def plain_parts(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``to_plain`` of each entry, and the names of those that have no such form."""
+    found, left_out = {}, []
+    for name, value in values.items():
+        try:
+            found[name] = to_plain(value)
+        except NotPlainError:
+            left_out.append(name)
+    return found, left_out
