@@ -14,6 +14,7 @@ import pytest
 
 from workbench.commands import demo
 from workbench.commands.execution import NotebookFailed, inject
+from workbench.errors import RunDirectoryError
 
 ROOT = Path(__file__).resolve().parents[3]
 MAKES_A_RUN = f"""
@@ -66,6 +67,15 @@ def test_a_failing_cell_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "failed in cell 2 (print('before')): ZeroDivisionError: division by zero" in out and "before" in out
     executed = nbformat.read(tmp_path / "01.ipynb", 4)
     assert executed.cells[1].outputs and not executed.cells[2].outputs
+
+
+@pytest.mark.parametrize("name", ["01.ipynb", "summary.json"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    source = notebook(tmp_path, MAKES_A_RUN)
+    out = tmp_path / "out"
+    (out / name).mkdir(parents=True)  # in the way
+    with pytest.raises(RunDirectoryError, match=rf"cannot write .*{name}.*make room"):
+        demo.execute(source, {}, out)
 
 
 def test_a_notebook_without_the_run_is_no_success(tmp_path: Path) -> None:
