@@ -3,6 +3,6 @@
 To add one, write its module and name it in ``COMMANDS``. ``run`` returns the exit code and imports what it needs.
 """
 
-from workbench.commands import demo, doctor, export, lab, report, runs, train
+from workbench.commands import demo, doctor, export, lab, new, report, runs, train
 
-COMMANDS = (demo, lab, train, report, runs, export, doctor)
+COMMANDS = (demo, lab, new, train, report, runs, export, doctor)
