@@ -21,6 +21,7 @@ SUMMARY_FILE = "summary.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench demo``."""
     parser.add_argument("--recipe", help="a ready model with real data, such as digits-vit")
     parser.add_argument("-n", "--nproc-per-node", dest="n", type=int, metavar="N", help="how many ranks train")
     parser.add_argument("--plugin", help="Colossal-AI plugin: ddp, zero1, zero2, hybrid")
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Execute the notebook and report its run; returns the exit code."""
     from workbench.commands import notebooks
     from workbench.errors import RunDirectoryError
 

@@ -10,11 +10,13 @@ HELP = "write the HTML report of a run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench report``."""
     parser.add_argument("run_name", metavar="RUN", nargs="?", help="a run directory or a run's name (default: newest)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where to write (default: in the run directory)")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Write the report; returns the exit code."""
     from workbench import run_directory
     from workbench.report import render
 

@@ -21,6 +21,7 @@ STOPPED, INTERRUPTED = 3, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench train``."""
     parser.add_argument("spec", type=Path, metavar="SPEC.toml", help="the spec file")
     flags.add_to(parser)
     parser.add_argument(
@@ -42,6 +43,7 @@ def request(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train to the end and take the ranks down; returns the exit code."""
     from workbench import launch
     from workbench.session import Session
 

@@ -36,6 +36,7 @@ class GradientCollector:
         self._figures.append(_figures(part.tensor.detach()))
 
     def add_all(self, parts: list[GradientPart]) -> None:
+        """Take many parts at once."""
         for part in parts:
             self.observe(part)
 

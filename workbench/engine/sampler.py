@@ -50,9 +50,11 @@ class GpuReader(Protocol):
 
     name: str
 
-    def read(self) -> GpuReading: ...
+    def read(self) -> GpuReading:
+        """What the device does now; ``GpuUnavailableError`` once it is gone."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the device."""
 
 
 class NvmlGpu:
@@ -80,6 +82,7 @@ class NvmlGpu:
             raise GpuUnavailableError(f"NVML cannot find {device}: {error}") from error
 
     def read(self) -> GpuReading:
+        """What NVML says of the device now."""
         nvml, handle = self._nvml, self._handle
         return GpuReading(
             percent=self._value(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
@@ -96,6 +99,7 @@ class NvmlGpu:
             raise GpuUnavailableError(f"{self.name}: {error}") from error
 
     def close(self) -> None:
+        """Let go of NVML."""
         try:
             self._nvml.nvmlShutdown()
         except self._nvml.NVMLError as error:

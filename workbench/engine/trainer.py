@@ -84,6 +84,7 @@ class Trainer:
         self._warned_nonfinite = False
 
     def run(self) -> str:
+        """Train to the last step, or until somebody stops it."""
         spec = self.spec
         self.log.event("state", "running")
         batches = self.workload.data.batches(self.strategy.coordinates.dp, self.strategy.mesh.dp)

@@ -26,7 +26,8 @@ class BatchSource(Protocol):
     """Where batches come from. ``batches(dp, dp_size)`` yields this replica's share of each global batch, for ever,
     the same on every call; samples are in the same order whatever ``dp_size`` is."""
 
-    def batches(self, dp: int, dp_size: int) -> Iterator[Batch]: ...
+    def batches(self, dp: int, dp_size: int) -> Iterator[Batch]:
+        """Batches of one replica, one after another."""
 
 
 @dataclass(kw_only=True)
