@@ -65,6 +65,7 @@ class Feed:
         self._thread = threading.Thread(target=self._loop, name=f"panel-{store.run.name}", daemon=True)
 
     def start(self) -> None:
+        """Begin to send, from a thread of its own."""
         self._thread.start()
 
     def close(self) -> None:

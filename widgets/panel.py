@@ -32,9 +32,11 @@ class RunLike(Protocol):
     path: Path
 
     @property
-    def status(self) -> str: ...
+    def status(self) -> str:
+        """The run's state, as ``Run.status``."""
 
-    def stop(self) -> Any: ...
+    def stop(self) -> Any:
+        """Ask the run to stop."""
 
 
 class PanelWidget(anywidget.AnyWidget):

@@ -78,6 +78,7 @@ def figure_items(plots: list[Plot], news: dict[str, Columns]) -> list[dict[str, 
 
 
 def bokeh_version() -> str:
+    """Version of the installed Bokeh."""
     import bokeh
 
     return str(bokeh.__version__)

@@ -82,6 +82,7 @@ def _check_least(spec: Any, name: str, least: int) -> None:
 class ParallelPlan:
     """How one training is spread over ``ranks`` ranks.
 
+    ``strategy``: what trains, an entry point of the group ``dist_workbench.strategies``.
     ``plugin``: Colossal-AI's ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor parallel times
     ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
     """
@@ -126,6 +127,7 @@ class ParallelPlan:
 
     @property
     def mesh(self) -> Mesh:
+        """The mesh of the ranks: data parallel is what tp and pp leave."""
         return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
 
     def describe(self) -> str:

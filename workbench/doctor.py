@@ -67,6 +67,7 @@ def checks(*, imports: bool = True) -> list[Check]:
 
 
 def python() -> list[Finding]:
+    """The Python that runs this."""
     version = sys.version_info[:2]
     fits = (3, 11) <= version <= (3, 13)
     found = f"{platform.python_version()} at {sys.executable} on {platform.system()} {platform.machine()}"
@@ -82,6 +83,7 @@ def python() -> list[Finding]:
 
 
 def cores() -> list[Finding]:
+    """Cores, and the load on them."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = f"{usable} usable of {os.cpu_count()}, load {os.getloadavg()[0]:.1f}"
     if usable == 1:
@@ -92,6 +94,7 @@ def cores() -> list[Finding]:
 
 
 def memory() -> list[Finding]:
+    """Memory that is free."""
     return [judge_memory(psutil.virtual_memory().available, psutil.virtual_memory().total)]
 
 
@@ -137,6 +140,7 @@ def _gpu(pynvml: object, index: int) -> Finding:
 
 
 def shared_memory() -> list[Finding]:
+    """/dev/shm, which data loaders and NCCL need."""
     place = Path("/dev/shm")
     if not place.is_dir():
         return [
@@ -151,6 +155,7 @@ def shared_memory() -> list[Finding]:
 
 
 def disk() -> list[Finding]:
+    """Room where runs are kept."""
     home = run_directory.home()
     existing = next(place for place in (home, *home.parents) if place.exists())
     free = shutil.disk_usage(existing).free
@@ -164,6 +169,7 @@ def disk() -> list[Finding]:
 
 
 def versions() -> list[Finding]:
+    """Versions of what training needs."""
     findings = []
     for name in _PACKAGES:
         try:
@@ -194,6 +200,7 @@ def _site_packages() -> str:
 
 
 def environment() -> list[Finding]:
+    """Variables that change how ranks start."""
     findings = []
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices is not None:
@@ -232,6 +239,7 @@ def loopback() -> list[Finding]:
 
 
 def browser() -> list[Finding]:
+    """A browser, for tests and PDF."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found:
         return [Finding(level="ok", what="browser", found=found)]

@@ -34,6 +34,7 @@ class Mesh:
 
     @property
     def world_size(self) -> int:
+        """How many ranks."""
         return self.dp * self.pp * self.tp
 
     def coordinates(self, rank: int) -> Coordinates:

@@ -30,6 +30,7 @@ class Snapshot:
 
     @property
     def fraction(self) -> float:
+        """The share of the steps that are done, 0 to 1."""
         return self.step / self.steps if self.steps else 0.0
 
 

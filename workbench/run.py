@@ -47,14 +47,17 @@ class Run:
 
     @property
     def spec(self) -> TrainSpec:
+        """What was asked: the spec in its directory."""
         return self.store.spec
 
     @property
     def plan(self) -> ParallelPlan:
+        """How it is spread over ranks."""
         return self.spec.plan
 
     @property
     def name(self) -> str:
+        """Its name, as given with ``--name``."""
         return self.spec.name
 
     @property

@@ -26,11 +26,13 @@ SUMMARY_FILE = "summary.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench demo``."""
     flags.add_to(parser, PARAMETERS)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: ./demo-<date>-<time>)")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Execute the notebook and report its run; returns the exit code."""
     from workbench.commands import notebooks
 
     out = (arguments.out or Path(f"demo-{datetime.datetime.now():%Y-%m-%d-%H%M%S}")).expanduser().resolve()

@@ -9,10 +9,12 @@ HELP = "what this machine offers, and what is wrong with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench doctor``."""
     parser.add_argument("--quick", action="store_true", help="leave out importing torch and Colossal-AI")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print every finding; returns the exit code."""
     from rich.console import Console
     from rich.text import Text
 

@@ -12,6 +12,7 @@ HELP = "open JupyterLab on the notebooks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench lab``."""
     parser.add_argument("--dir", type=Path, metavar="DIR", help="a folder for a copy of the notebooks, to work in")
     parser.add_argument("jupyter", nargs="*", metavar="-- ARG", help="arguments for jupyter lab, after --")
 
@@ -27,6 +28,7 @@ def place(wanted: Path | None) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Become JupyterLab; does not return."""
     folder = place(arguments.dir)
     print(f"JupyterLab on {folder}; open 01_quickstart.ipynb there", flush=True)
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", *arguments.jupyter]

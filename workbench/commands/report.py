@@ -10,6 +10,7 @@ HELP = "write the HTML report of runs or of a notebook"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench report``."""
     parser.add_argument(
         "run_names",
         metavar="RUN",
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Write the report; returns the exit code."""
     from workbench.errors import ConfigError
 
     names = arguments.run_names

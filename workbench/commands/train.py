@@ -22,6 +22,7 @@ STOPPED, INTERRUPTED = 3, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench train``."""
     parser.add_argument("spec", type=Path, metavar="SPEC.toml", help="the spec file")
     flags.add_to(parser)
     parser.add_argument(
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train to the end and take the ranks down; returns the exit code."""
     from workbench import launch
     from workbench.request import request
     from workbench.session import Session

@@ -57,68 +57,89 @@ class GlooAccelerator(CpuAccelerator):
         self._stream = _Stream()
 
     def current_device(self) -> int:
+        """The only one."""
         return 0
 
-    def set_device(self, device: Any = None) -> None: ...
+    def set_device(self, device: Any = None) -> None:
+        """Nothing to choose from."""
 
     def get_device_name(self, device: Any = None) -> str:
+        """What the device is called: cpu."""
         return "cpu"
 
     def device_count(self) -> int:
+        """One."""
         return 1
 
-    def synchronize(self, device: Any = None) -> None: ...
+    def synchronize(self, device: Any = None) -> None:
+        """Work on a CPU is done when its call returns."""
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
         """State of the CPU generator; upstream passes ``device`` on to a function that takes none."""
         return torch.get_rng_state()
 
     def get_rng_state_all(self) -> list[torch.Tensor]:
+        """The state of the one generator."""
         return [torch.get_rng_state()]
 
     def set_rng_state_all(self, new_states: list[torch.Tensor]) -> None:
+        """Put back what ``get_rng_state_all`` gave."""
         torch.set_rng_state(new_states[0])
 
     def manual_seed(self, seed: int) -> None:
+        """Seed the generator of this rank."""
         torch.manual_seed(seed)
 
     manual_seed_all = manual_seed
 
     def initial_seed(self) -> int:
+        """The seed that this rank began with."""
         return torch.initial_seed()
 
-    def empty_cache(self) -> None: ...
+    def empty_cache(self) -> None:
+        """There is no cache."""
 
     def memory_allocated(self, device: Any = None) -> int:
+        """The process' resident bytes: a CPU has no allocator of its own to ask."""
         return psutil.Process().memory_info().rss
 
     max_memory_allocated = memory_allocated
 
-    def reset_max_memory_allocated(self, device: Any = None) -> None: ...
+    def reset_max_memory_allocated(self, device: Any = None) -> None:
+        """There is no peak to forget."""
 
-    def reset_max_memory_cached(self, device: Any = None) -> None: ...
+    def reset_max_memory_cached(self, device: Any = None) -> None:
+        """There is no peak to forget."""
 
-    def reset_peak_memory_stats(self, device: Any = None) -> None: ...
+    def reset_peak_memory_stats(self, device: Any = None) -> None:
+        """There is no peak to forget."""
 
     def Stream(self, device: Any = None, priority: int = 0, **kwargs: Any) -> _Stream:
+        """A stream in name: work is done in the order of its calls."""
         return self._stream
 
     def Event(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> _Event:
+        """A mark in such a stream."""
         return _Event()
 
     def current_stream(self, device: Any = None) -> _Stream:
+        """The only stream."""
         return self._stream
 
     def default_stream(self, device: Any = None) -> _Stream:
+        """The only stream."""
         return self._stream
 
-    def set_stream(self, stream_: Any) -> None: ...
+    def set_stream(self, stream_: Any) -> None:
+        """Nothing to choose from."""
 
     @contextmanager
     def stream(self, stream_: Any) -> Iterator[None]:
+        """A context in which nothing changes."""
         yield
 
     def autocast(
         self, enabled: bool = True, dtype: torch.dtype = torch.bfloat16, cache_enabled: bool = True
     ) -> Callable[..., Any]:
+        """torch's autocast for CPUs."""
         return torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)  # type: ignore[return-value]

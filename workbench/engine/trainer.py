@@ -109,6 +109,7 @@ class Trainer:
         self._warned_schedule = False
 
     def run(self) -> str:
+        """Train to the last step, or until somebody stops it."""
         step = self._begin()
         self.log.event("state", "running", step=step)
         self.steering.declare_knobs(step)

@@ -27,9 +27,11 @@ class BatchSource(Protocol):
     number ``start`` on, for ever, the same on every call; samples are in the same order whatever ``dp_size`` is.
     ``indices(number, dp, dp_size)``: dataset indices of that share of batch ``number`` (from 0), None if unknown."""
 
-    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]: ...
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one replica, one after another."""
 
-    def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None: ...
+    def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
+        """Dataset indices of a replica's share of one batch."""
 
 
 @dataclass(kw_only=True)

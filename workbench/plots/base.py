@@ -27,6 +27,8 @@ class Plot(Protocol):
     NAME: str
     TITLE: str
 
-    def columns(self, store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]: ...
+    def columns(self, store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+        """New rows since ``cursor``, and the cursor after them."""
 
-    def figure(self, source: ColumnDataSource) -> Figure: ...
+    def figure(self, source: ColumnDataSource) -> Figure:
+        """A Bokeh figure on such columns."""

@@ -86,6 +86,7 @@ class RunFacts:
 
     @property
     def name(self) -> str:
+        """The run's name; the directory's where the spec cannot be read."""
         return self.spec.name if self.spec else self.path.name
 
     def of_kind(self, kind: str, name: str | None = None) -> list[Happening]:

@@ -41,9 +41,11 @@ class ModelNames:
         self.layers = list(dict.fromkeys(first.values()))
 
     def owner(self, module_name: str, name: str) -> str:
+        """Qualified name of the module that owns a parameter in the user's model."""
         return self._owner.get((module_name, name), users_name(module_name))
 
     def shape(self, module_name: str, name: str) -> torch.Size | None:
+        """Shape of a parameter in the user's model; None where it is the framework's own."""
         return self._shape.get((module_name, name))
 
 

@@ -85,6 +85,7 @@ class Plan(ABC):
         return self.booster.no_sync(self.model, self.optimizer)
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Backward of one piece of the batch."""
         self.booster.backward(loss, self.optimizer)
 
     def loss_scale(self) -> float:

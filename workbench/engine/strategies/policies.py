@@ -18,15 +18,19 @@ TESTED_FAMILIES = ("llama", "gpt2", "vit")
 class UnchangedPolicy(Policy):
     """Leaves a model as it is: the hybrid plugin with data parallelism only takes any module."""
 
-    def config_sanity_check(self) -> None: ...
+    def config_sanity_check(self) -> None:
+        """Nothing to check."""
 
     def preprocess(self) -> torch.nn.Module:
+        """The model as it is."""
         return self.model
 
     def module_policy(self) -> dict[Any, Any]:
+        """No module is replaced."""
         return {}
 
     def postprocess(self) -> torch.nn.Module:
+        """The model as it is."""
         return self.model
 
 

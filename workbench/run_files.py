@@ -1,0 +1,44 @@
+"""What may stand in a run directory: ``runs/<date>-<name>/`` under the current directory, or under
+``$WORKBENCH_HOME``, mode 0700.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """A file or folder of a run directory: a shell pattern of its path there, and what it is."""
+
+    pattern: str
+    what: str
+
+
+FILES = (
+    RunFile(pattern="spec.toml", what="everything needed to run it again, with versions and machine"),
+    RunFile(pattern="cell.py", what="the cell, for the cell form"),
+    RunFile(pattern="environment.json", what="packages, command line, git commit and what was not committed"),
+    RunFile(
+        pattern="rank-?????/*.arrow",
+        what="that rank's log: an Arrow IPC stream per record type, readable up to the last whole batch",
+    ),
+    RunFile(pattern="rank-?????/*.txt", what="what it printed (`output.txt`)"),
+    RunFile(pattern="rank-?????/nonfinite-step-*", what="a step that went non-finite, kept for `%dist_replay`"),
+    RunFile(pattern="session/*.arrow", what="what the notebook's side saw, such as a rank that died"),
+    RunFile(pattern="control.jsonl", what="commands, in order, one JSON object a line"),
+    RunFile(pattern="owner.json", what="the process that started the run"),
+    RunFile(pattern="labels.json", what="tags and note of `workbench runs tag` and `note`"),
+    RunFile(pattern="checkpoints/*", what="checkpoints, a folder `step-000100` each: safetensors and an index"),
+    RunFile(
+        pattern="nonfinite/*", what="the batch and random state of a step that went non-finite, for `%dist_replay`"
+    ),
+    RunFile(pattern="exports/*", what="what `workbench export` wrote, a folder per format"),
+    RunFile(pattern="report.html", what="the report, once written"),
+)
+
+
+def known(path: str) -> bool:
+    """Whether a path relative to the run directory is one of ``FILES``."""
+    return any(fnmatch.fnmatchcase(path, each.pattern) for each in FILES)
