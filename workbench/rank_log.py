@@ -20,7 +20,14 @@ import pyarrow as pa
 from workbench.errors import RunDirectoryError
 from workbench.records import SCHEMA_VERSION, TABLES, Event, Record, columns_of
 
-_ARROW = {"f8": pa.float64(), "i8": pa.int64(), "U": pa.string(), "?": pa.bool_(), "L": pa.list_(pa.int64())}
+_ARROW = {
+    "f8": pa.float64(),
+    "i8": pa.int64(),
+    "U": pa.string(),
+    "?": pa.bool_(),
+    "L": pa.list_(pa.int64()),
+    "F": pa.list_(pa.float32()),
+}
 _TABLE_OF = {kind: table for table, kind in TABLES.items()}
 SESSION_DIR = "session"
 

@@ -163,7 +163,7 @@ class Run:
         """Cosines between the replicas' own gradients, a square frame: see ``telemetry.noise.similarity``."""
         from workbench.telemetry.noise import similarity
 
-        return similarity(self._table("gradients"), self.plan.mesh, step, layer)
+        return similarity(self._table("gradients"), self._table("sketches"), self.plan.mesh, step, layer)
 
     def events(self) -> pd.DataFrame:
         """Events: time, step, rank, kind, name, value, old_value (values decoded)."""

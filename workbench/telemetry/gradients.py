@@ -124,6 +124,12 @@ def _by_slices(merged: pd.DataFrame, slices: pd.DataFrame, raw: pd.DataFrame) ->
     return merged
 
 
+def once_per_element(raw: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
+    """The rows, with their ranks' coordinates as columns, in which every element is counted once (per replica where
+    ``scope`` is "local")."""
+    return raw if raw.empty else _once(_placed(raw, mesh))
+
+
 def _once(raw: pd.DataFrame) -> pd.DataFrame:
     """Each element once: along axes over which a row's elements are not split, keep the first coordinate present.
 

@@ -25,7 +25,7 @@ Columns = dict[str, np.ndarray]
 
 def empty(table: str) -> Columns:
     """Columns of no rows; text and list columns have dtype object."""
-    return {name: np.empty(0, dtype=object if kind in "UL" else kind) for name, kind in columns_of(table).items()}
+    return {name: np.empty(0, dtype=object if kind in "ULF" else kind) for name, kind in columns_of(table).items()}
 
 
 @dataclass
