@@ -24,7 +24,14 @@ import pyarrow as pa
 from workbench.errors import RunDirectoryError
 from workbench.records import SCHEMA_VERSION, TABLES, Event, Record, columns_of
 
-_ARROW = {"f8": pa.float64(), "i8": pa.int64(), "U": pa.string(), "?": pa.bool_(), "L": pa.list_(pa.int64())}
+_ARROW = {
+    "f8": pa.float64(),
+    "i8": pa.int64(),
+    "U": pa.string(),
+    "?": pa.bool_(),
+    "L": pa.list_(pa.int64()),
+    "F": pa.list_(pa.float32()),
+}
 _TABLE_OF = {kind: table for table, kind in TABLES.items()}
 SESSION_DIR = "session"
 #: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
@@ -50,14 +57,16 @@ def _array(values: tuple[Any, ...], kind: str) -> pa.Array:
         case "U":
             texts = [text.encode("utf-8", "replace") for text in values]
             return pa.Array.from_buffers(pa.string(), count, [None, _offsets(texts), pa.py_buffer(b"".join(texts))])
-        case "L":
+        case "L" | "F":
             flat = tuple(number for numbers in values for number in numbers)
-            return pa.Array.from_buffers(_ARROW["L"], count, [None, _offsets(values)], children=[_array(flat, "i8")])
+            inner = _array(flat, "i8" if kind == "L" else "f4")
+            return pa.Array.from_buffers(_ARROW[kind], count, [None, _offsets(values)], children=[inner])
         case "?":
             bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
             return pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(bits)])
         case _:
-            return pa.Array.from_buffers(_ARROW[kind], count, [None, pa.py_buffer(np.array(values, dtype=kind))])
+            flat_type = pa.float32() if kind == "f4" else _ARROW[kind]
+            return pa.Array.from_buffers(flat_type, count, [None, pa.py_buffer(np.array(values, dtype=kind))])
 
 
 def _offsets(parts: Sequence[Sized]) -> pa.Buffer:

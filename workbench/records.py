@@ -148,6 +148,21 @@ class HistogramStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSketch:
+    """Some elements of one rank's part of a layer's local gradient, at the same random places on every replica.
+
+    ``values`` are multiplied so that the inner product of two replicas' sketches estimates that of their gradients:
+    what pairwise similarity is computed from where it does not follow from norms. Only with four replicas and more.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    sharded: str
+    values: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightStats:
     """Sums of squares over one rank's part of one layer after an optimizer step: its weights (the fp32 masters where
     there are such), their update (new minus old) and the optimizer's two moments (NaN where it has none). ``sharded``
@@ -233,7 +248,15 @@ class Event:
 
 
 Record = (
-    StepRecord | DeviceSample | GradientStats | HistogramStats | WeightStats | PhaseRecord | CollectiveRecord | Event
+    StepRecord
+    | DeviceSample
+    | GradientStats
+    | HistogramStats
+    | GradientSketch
+    | WeightStats
+    | PhaseRecord
+    | CollectiveRecord
+    | Event
 )
 
 #: table name (also the file's stem in a rank's directory) -> record type
@@ -242,17 +265,19 @@ TABLES: dict[str, type] = {
     "devices": DeviceSample,
     "gradients": GradientStats,
     "histograms": HistogramStats,
+    "sketches": GradientSketch,
     "weights": WeightStats,
     "phases": PhaseRecord,
     "collectives": CollectiveRecord,
     "events": Event,
 }
 
-_KINDS = {"float": "f8", "int": "i8", "str": "U", "bool": "?", "list[int]": "L"}
+_KINDS = {"float": "f8", "int": "i8", "str": "U", "bool": "?", "list[int]": "L", "list[float]": "F"}
 
 
 def columns_of(table: str) -> dict[str, str]:
-    """Column name -> kind ("f8", "i8", "U" text, "?" bool, "L" list of integers) of a table, in file order."""
+    """Column name -> kind ("f8", "i8", "U" text, "?" bool, "L" list of integers, "F" list of single floats) of a table,
+    in file order."""
     return {f.name: _KINDS[str(f.type)] for f in fields(TABLES[table])}
 
 

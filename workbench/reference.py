@@ -26,6 +26,7 @@ _KINDS = {
     "U": "string",
     "?": "bool",
     "L": "list of int64",
+    "F": "list of float32",
 }
 _HEAD = """\
 # Reference

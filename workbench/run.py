@@ -179,13 +179,19 @@ class Run:
         """Gradient noise scale, averaged over the last ``window`` full sets: see ``telemetry.noise.noise_scale``."""
         from workbench.telemetry.noise import noise_scale
 
-        return noise_scale(self._table("gradients"), self.plan.mesh, self.spec.batch_size, window=window)
+        return noise_scale(self._table("gradients"), self.plan.mesh, self._batch_size(), window=window)
+
+    def _batch_size(self) -> int:
+        """Samples of a global batch; a dataloader of the cell's own knows its batch, the spec does not."""
+        from workbench.telemetry.derive import batch_of
+
+        return self.spec.batch_size or batch_of(self._table("events"))[0]
 
     def similarity(self, step: int | None = None, layer: str | None = None) -> pd.DataFrame:
         """Cosines between the replicas' own gradients, a square frame: see ``telemetry.noise.similarity``."""
         from workbench.telemetry.noise import similarity
 
-        return similarity(self._table("gradients"), self.plan.mesh, step, layer)
+        return similarity(self._table("gradients"), self._table("sketches"), self.plan.mesh, step, layer)
 
     def phases(self) -> pd.DataFrame:
         """What each step of each rank was spent on: step, rank, phase, micro_batch, start_ms, duration_ms."""

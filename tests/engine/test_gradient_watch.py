@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.engine.watched_gradients import events_of
 from workbench.config import TrainSpec
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine, combine_weights
-from workbench.telemetry.noise import noise_scale
+from workbench.telemetry.noise import noise_scale, similarity
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
@@ -23,10 +24,7 @@ def _watch(pool, ranks: int, model: str, options: dict, *tables: str, **more):
 
 
 def _columns(found: list[dict], table: str) -> dict[str, np.ndarray]:
-    kinds = {name: object if name in ("layer", "counts", "scope", "sharded") else None for name in found[0][table]}
-    return {
-        name: np.array([value for rank in found for value in rank[table][name]], dtype=kinds[name]) for name in kinds
-    }
+    return {name: np.array(pd.Series([v for rank in found for v in rank[table][name]])) for name in found[0][table]}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +68,16 @@ def test_zero2_says_that_its_cosines_are_of_a_slice(pool):
     assert len(local) == 8 and set(local["cosine_kind"]) == {"slice"}
     for row in local.to_dict("records"):
         assert row["cosine"] == pytest.approx(expected[row["rank"]][row["layer"]], abs=1e-4)
+
+
+@pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2"])
+def test_similarity_of_four_replicas(pool, plugin):
+    (expected,) = pool.run(1, "tests.engine.watched:cosines", model="gpt2", replicas=4)
+    options = {"plugin": plugin, "steps": 1, "grad_every": 1}
+    found, mesh = _watch(pool, 4, "gpt2", options, "gradients", "sketches")
+    similar = similarity(_columns(found, "gradients"), _columns(found, "sketches"), mesh)
+    assert similar.attrs["kind"] == "sampled"
+    assert similar.to_numpy() == pytest.approx(np.array(expected), abs=0.08), "64 elements of every parameter"
 
 
 @pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, TP, {**PP, "accumulate": 2}], ids=str)

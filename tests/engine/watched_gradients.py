@@ -123,6 +123,12 @@ def slices(rank: int, ranks: int, directory: Path, *, model: str, replicas: int)
     return found
 
 
+def cosines(rank: int, ranks: int, directory: Path, *, model: str, replicas: int) -> list[list[float]]:
+    """Between the gradients of every two replicas, in float64."""
+    own = [list(_gradients(model, replica, replicas).values()) for replica in range(replicas)]
+    return [[_cosine(list(zip(a, b, strict=True))) for b in own] for a in own]
+
+
 def _gradients(model: str, index: int, count: int) -> dict[str, np.ndarray]:
     network = models.model(model).double().train()
     data = models.part(models.batch(model, 0), index, count)

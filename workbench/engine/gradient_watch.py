@@ -17,6 +17,7 @@ from workbench.engine.governor import FIRST_GROUP, FULL, MASK, NOTHING, Governor
 from workbench.engine.gradients import GradientCollector, PendingRecords
 from workbench.engine.host_copy import Stopwatch
 from workbench.engine.observer import StepObserver
+from workbench.engine.sketch import REPLICAS, Sketcher
 from workbench.engine.strategies.base import GradientPart, Strategy
 from workbench.engine.weights import PendingWeights, WeightCollector
 from workbench.rank_log import RankLogWriter
@@ -62,6 +63,7 @@ class GradientWatch(StepObserver):
         self._cost = Stopwatch(device)
         self._weights = WeightCollector()
         self._weights_from = 0
+        self._sketcher = Sketcher() if strategy.mesh.dp >= REPLICAS else None
         self._pending: list[PendingRecords | PendingWeights] = []
         self._now: _Watched | None = None
         self._is_first = True
@@ -105,7 +107,9 @@ class GradientWatch(StepObserver):
             return
         with self._cost:
             keep = self._now.full and not self._one_replica and self._may_keep()
-            self._collector = GradientCollector(full=self._now.full, keep=keep, precision=self._precision)
+            self._collector = GradientCollector(
+                full=self._now.full, keep=keep, precision=self._precision, sketcher=self._sketcher
+            )
             if self._code == FULL and self._clips:
                 self._strategy.watch_framework_norm(True)
 
@@ -157,8 +161,9 @@ class GradientWatch(StepObserver):
                 if self._collector.keep:
                     self._collector.compare(self._strategy.compare(self._collector.parts))
                 self._pending.append(self._collector.finish(step, rank, "local"))
-                self._collector.take(self._strategy.reduced_gradients(layers))
-                self._pending.append(self._collector.finish(step, rank, "reduced"))
+                averaged = GradientCollector(full=self._now.full, precision=self._precision)
+                averaged.take(self._strategy.reduced_gradients(layers))
+                self._pending.append(averaged.finish(step, rank, "reduced"))
             if self._now.full:
                 self._weight_layers = self._fitting(layers)
                 self._weights.before(self._strategy.weights(self._weight_layers))
@@ -188,9 +193,12 @@ class GradientWatch(StepObserver):
         self._interrupted |= name not in _OF_A_STEP
 
     def _step_ms(self) -> float:
-        """From end to end, as a GPU works on when the step's code is through; not across an evaluation or a pause."""
+        """The step's time: on a GPU from end to end, as it works on when the step's code is through, but not across an
+        evaluation or a pause."""
         now = time.perf_counter()
-        since = self._began if self._ended is None or self._interrupted else self._ended
+        since = self._began
+        if self._ended is not None and self._device.type == "cuda" and not self._interrupted:
+            since = self._ended
         self._ended, self._interrupted = now, False
         return (now - since) * 1e3
 

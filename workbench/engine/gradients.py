@@ -16,8 +16,9 @@ import torch
 from workbench.engine import figures
 from workbench.engine.figures import BIAS, MAX_ABS, NORM, SUM, ZEROS
 from workbench.engine.host_copy import HostCopy
+from workbench.engine.sketch import Sketcher
 from workbench.engine.strategies.base import Comparison, GradientPart
-from workbench.records import GradientStats, HistogramStats
+from workbench.records import GradientSketch, GradientStats, HistogramStats
 
 #: exponent of the smallest normal number of a precision
 SMALLEST_NORMAL = {"fp32": -126, "bf16": -126, "fp16": -14}
@@ -42,18 +43,32 @@ class PendingRecords:
     compared: list[tuple[str, str]]
     dot_kind: str
     smallest_normal: int
+    sketched: list[tuple[str, str]]
     reports: Callable[[str, str], bool] | None = None
 
     def ready(self) -> bool:
         return self.copy.ready()
 
-    def records(self) -> list[GradientStats | HistogramStats]:
+    def records(self) -> list[GradientStats | HistogramStats | GradientSketch]:
         """A record per layer and kind of sharding in the order they were seen, then their histograms; then, with
         ``reports``, those that also say what the reduced gradient is."""
         if not self.keys:
             return []
         own = self._own_records()
-        return own if self.reports is None else own + as_reduced(own, self.reports)
+        if self.sketched:
+            return [*own, *self._sketches(self.copy.arrays()[-1])]
+        return [*own] if self.reports is None else [*own, *as_reduced(own, self.reports)]
+
+    def _sketches(self, values: np.ndarray) -> list[GradientSketch]:
+        joined: dict[tuple[str, str], list[np.ndarray]] = {}
+        for key, row in zip(self.sketched, values, strict=True):
+            joined.setdefault(key, []).append(row)
+        return [
+            GradientSketch(
+                step=self.step, rank=self.rank, layer=layer, sharded=sharded, values=np.concatenate(rows).tolist()
+            )
+            for (layer, sharded), rows in joined.items()
+        ]
 
     def _own_records(self) -> list[GradientStats | HistogramStats]:
         places: dict[tuple[str, str], int] = {}
@@ -63,7 +78,7 @@ class PendingRecords:
         numel = _totals(index, np.array(self.numel, dtype=np.int64))
         if not self.full:
             return self._norms(list(places), numel, _totals(index, (first / scale) ** 2))
-        counts, dot, slice_norm, slice_numel = rest
+        counts, dot, slice_norm, slice_numel, *_ = rest
         sums = _totals(index, np.column_stack([first[:, SUM] / scale, (first[:, NORM] / scale) ** 2]))
         zeros = _totals(index, first[:, ZEROS].astype(np.int64))
         spread = _totals(index, counts)
@@ -175,13 +190,16 @@ class GradientCollector:
     """Takes the figures of one scope of one step: give ``take`` to ``Strategy.watch_batches``.
 
     ``full``: everything; otherwise L2 norms alone. ``keep``: holds the gradients until ``finish``, for ``compare``.
-    Figures are of finite elements, in single precision on a CPU (relative error some 1e-7) and in double on a GPU;
-    neither fp16 nor bf16 with its loss scale overflows.
+    ``sketcher`` takes a sketch as well. Figures are of finite elements, in single precision on a CPU (relative error
+    some 1e-7) and in double on a GPU; neither fp16 nor bf16 with its loss scale overflows.
     """
 
-    def __init__(self, *, full: bool = True, keep: bool = False, precision: str = "fp32") -> None:
+    def __init__(
+        self, *, full: bool = True, keep: bool = False, precision: str = "fp32", sketcher: Sketcher | None = None
+    ) -> None:
         self.full = full
         self.keep = keep
+        self._sketcher = sketcher if full else None
         self._smallest_normal = SMALLEST_NORMAL[precision]
         self._clear()
 
@@ -193,12 +211,19 @@ class GradientCollector:
         self._figures: list[torch.Tensor] = []
         self._counts: list[torch.Tensor] = []
         self._comparison: tuple[str, list[torch.Tensor]] = ("", [])
+        self._sketched: list[tuple[str, str]] = []
+        self._sketches: list[torch.Tensor] = []
+        self._seen: dict[str, int] = {}
 
     def take(self, parts: Sequence[GradientPart]) -> None:
         """Take the figures of these now: what reduces them may overwrite them afterwards."""
         parts = [part for part in parts if part.tensor.numel()]
         if self.keep:
             self.parts += parts
+        if self._sketcher is not None and parts:
+            keys, values = self._sketcher.take(parts, self._seen)
+            self._sketched += keys
+            self._sketches.append(values)
         for chunk in _chunks(parts):
             tensors = [tensor for _, tensor in chunk]
             if self.full:
@@ -241,6 +266,8 @@ class GradientCollector:
                 keys, kind, compared = self._keys, "exact", [squares, squares, squares]
             nothing = torch.zeros(0)
             tensors += [torch.cat(self._counts), *(compared or [nothing, nothing, nothing])]
+            if self._sketches:
+                tensors.append(torch.cat(self._sketches))
         pending = PendingRecords(
             step=step,
             rank=rank,
@@ -253,6 +280,7 @@ class GradientCollector:
             compared=keys,
             dot_kind=kind,
             smallest_normal=self._smallest_normal,
+            sketched=self._sketched,
             reports=reports,
         )
         self._clear()

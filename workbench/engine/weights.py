@@ -77,7 +77,7 @@ class WeightCollector:
         new = [part.weight for part in parts]
         weights = figures.norms(new)
         torch._foreach_sub_(old, new)
-        moments = [_norms_of([part.moments[which] for part in parts]) for which in (0, 1)]
+        moments = [_norms_of([part.moments[which] for part in parts], weights) for which in (0, 1)]
         return PendingWeights(
             step=step,
             rank=rank,
@@ -88,13 +88,10 @@ class WeightCollector:
         )
 
 
-def _norms_of(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Their L2 norms, zero for those that are not there."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    found = figures.norms(there)
-    if len(there) == len(tensors):
-        return found
-    norms = torch.zeros(len(tensors), dtype=torch.float64, device=found.device)
-    for place, norm in zip([i for i, tensor in enumerate(tensors) if tensor is not None], found, strict=True):
-        norms[place] = norm
+def _norms_of(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+    """Their L2 norms, zero for those that are not there; dtype and device as ``like``."""
+    norms = torch.zeros_like(like)
+    there = [(place, tensor) for place, tensor in enumerate(tensors) if tensor is not None]
+    if there:
+        norms[[place for place, _ in there]] = figures.norms([tensor for _, tensor in there])
     return norms

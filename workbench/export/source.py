@@ -15,7 +15,8 @@ from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.history import logs
 from workbench.mesh import AXES, Mesh
 from workbench.run_directory import CELL_FILE
-from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.derive import metrics_frame
+from workbench.telemetry.flops import cost_of
 from workbench.telemetry.store import Columns
 
 
@@ -53,8 +54,10 @@ class Source:
 
     @cached_property
     def metrics(self) -> Columns:
-        """``telemetry.derive.global_metrics``, and ``tokens``: consumed so far by all replicas."""
-        found = global_metrics(self.columns("steps"), self.mesh)
+        """The columns of ``Run.metrics()``, and ``tokens``: consumed so far by all replicas."""
+        cost = cost_of(self.columns("events"), self.mesh.world_size)
+        frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost)
+        found = {name: frame[name].to_numpy() for name in frame}
         each = np.nan_to_num(found["tps"] * found["step_time_ms"] / 1e3 * self.mesh.world_size)
         return {**found, "tokens": np.round(np.cumsum(each))}
 

@@ -116,7 +116,7 @@ def _columns(table: str, names: Sequence[str], batches: list[pa.RecordBatch]) ->
     """One array per column; a column that an older log lacks has its record's default."""
     kinds = columns_of(table)
     if not batches:
-        return {name: np.empty(0, dtype=object if kinds[name] in "UL" else kinds[name]) for name in names}
+        return {name: np.empty(0, dtype=object if kinds[name] in "ULF" else kinds[name]) for name in names}
     whole = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
     out: Columns = {}
     for name in names:
@@ -124,7 +124,7 @@ def _columns(table: str, names: Sequence[str], batches: list[pa.RecordBatch]) ->
             out[name] = whole.column(name).to_numpy()
         else:
             default = _default(table, name)
-            out[name] = np.full(whole.num_rows, default, dtype=object if kinds[name] in "UL" else kinds[name])
+            out[name] = np.full(whole.num_rows, default, dtype=object if kinds[name] in "ULF" else kinds[name])
     return out
 
 

@@ -16,13 +16,14 @@ from workbench.errors import WorkbenchError, format_ranks
 from workbench.history import labels as run_labels
 from workbench.history import logs
 from workbench.mesh import Mesh
+from workbench.records import columns_of
 from workbench.run import ENDED, state_of
 from workbench.run_directory import owner_is_alive, run_name
 from workbench.telemetry.derive import global_metrics
 
 #: the state of a directory whose spec or logs cannot be read
 BROKEN = "broken"
-STEP_COLUMNS = ("time", "step", "rank", "loss", "lr", "grad_sq", "tokens", "step_time_ms", "data_wait_ms", "skipped")
+STEP_COLUMNS = tuple(columns_of("steps"))
 EVENT_COLUMNS = ("time", "step", "rank", "kind", "name", "value")
 
 

@@ -1,4 +1,4 @@
-"""The statistics of a comparison: pure functions of numbers, NumPy only.
+"""The statistics of a comparison: pure functions of numbers.
 
 Welch's test: B. L. Welch, "The generalization of 'Student's' problem when several different population variances are
 involved", Biometrika 34 (1947), with the Welch-Satterthwaite degrees of freedom. Permutation test: E. J. G. Pitman,
@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-_TINY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,8 @@ def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> W
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if min(x.size, y.size) < 2:
         raise ValueError(f"Welch's test needs two values on each side, not {x.size} and {y.size}")
+    from scipy.stats import t as student
+
     difference = float(x.mean() - y.mean())
     u, v = float(x.var(ddof=1)) / x.size, float(y.var(ddof=1)) / y.size
     error = math.sqrt(u + v)
@@ -49,9 +49,9 @@ def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> W
     share = u / (u + v)
     df = 1.0 / (share**2 / (x.size - 1) + (1.0 - share) ** 2 / (y.size - 1))
     t = difference / error
-    reach = t_quantile(0.975, df) * error
+    reach = float(student.ppf(0.975, df)) * error
     return Welch(
-        difference=difference, t=t, df=df, p=2 * t_above(abs(t), df), low=difference - reach, high=difference + reach
+        difference=difference, t=t, df=df, p=2 * float(student.sf(abs(t), df)), low=difference - reach, high=difference + reach
     )
 
 
@@ -99,56 +99,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (count - place) * p_values[index]))
         adjusted[index] = highest
     return adjusted
-
-
-def t_above(t: float, df: float) -> float:
-    """P(T > t) of Student's distribution for t >= 0 (DLMF 8.17: half the regularised incomplete beta function)."""
-    return 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
-
-
-def t_quantile(q: float, df: float) -> float:
-    """The t below which a share ``q`` >= 0.5 of Student's distribution lies, by bisection."""
-    low, high = 0.0, 1.0
-    while t_above(high, df) > 1 - q:
-        low, high = high, 2 * high
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        if t_above(middle, df) > 1 - q:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """I_x(a, b), the regularised incomplete beta function, 0 <= x <= 1.
-
-    The continued fraction DLMF 8.17.22, evaluated from its end (it converges for x < (a + 1)/(a + b + 2); the other
-    half follows from I_x(a, b) = 1 - I_{1-x}(b, a), DLMF 8.17.4).
-    """
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - incomplete_beta(b, a, 1.0 - x)
-    logs = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    fraction, before, depth = _fraction(a, b, x, 32), math.inf, 64
-    while abs(fraction - before) > 1e-15 * abs(fraction) and depth <= 1 << 16:
-        before, fraction = fraction, _fraction(a, b, x, depth)
-        depth *= 2
-    return math.exp(logs) / a / fraction
-
-
-def _fraction(a: float, b: float, x: float, depth: int) -> float:
-    """``1 + d1 x/(1 + d2 x/(1 + ...))`` with ``depth`` terms."""
-    value = 1.0
-    for n in range(depth, 0, -1):
-        m = n // 2
-        if n % 2:
-            d = -(a + m) * (a + b + m) / ((a + 2 * m) * (a + 2 * m + 1))
-        else:
-            d = m * (b - m) / ((a + 2 * m - 1) * (a + 2 * m))
-        value = 1.0 + d * x / (value if value != 0.0 else _TINY)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

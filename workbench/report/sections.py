@@ -12,6 +12,7 @@ import numpy as np
 from workbench.plots.base import Plot
 from workbench.report import plan, timeline, words
 from workbench.report.controls import Control, controls
+from workbench.telemetry.derive import batch_of
 from workbench.report.facts import Happening, RunFacts
 from workbench.report.figures import Drawn, Sheet
 
@@ -144,10 +145,11 @@ def tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     figure = facts.summary()
     steps = f"{figure['steps']:,}"
     found = [("Steps", steps, f"of {facts.spec.steps:,}" if facts.spec else "")]
+    counted = batch_of(facts.store.table("events"))[1].capitalize()
     for label, key, unit in (
         ("Training loss", "last_loss", f"from {words.number(figure['first_loss'])}"),
         ("Validation loss", "validation_loss", ""),
-        ("Tokens per second", "tokens_per_second", f"on {facts.mesh.world_size} ranks"),
+        (f"{counted} per second", "tokens_per_second", f"on {facts.mesh.world_size} ranks"),
     ):
         if figure[key] is not None:
             found.append((label, words.number(figure[key]), unit))
@@ -161,7 +163,9 @@ def tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
 
 def _failure(facts: RunFacts) -> dict[str, Any] | None:
     failed = words.first_failure(facts)
-    return {"who": words.who(failed), "step": failed.step, **failed.value} if failed else None
+    if failed is None:
+        return None
+    return {"who": failed.who, "step": failed.step, "text": failed.traceback or failed.message}
 
 
 def _confusion(facts: RunFacts) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ def empty(table: str) -> Columns:
 
 
 def _dtype(kind: str) -> str:
-    return "O" if kind in "UL" else kind
+    return "O" if kind in "ULF" else kind
 
 
 class GrowingTable:

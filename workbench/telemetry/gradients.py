@@ -124,6 +124,12 @@ def _by_slices(merged: pd.DataFrame, slices: pd.DataFrame, raw: pd.DataFrame) ->
     return merged
 
 
+def once_per_element(raw: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
+    """The rows, with their ranks' coordinates as columns, in which every element is counted once (per replica where
+    ``scope`` is "local")."""
+    return raw if raw.empty else _once(_placed(raw, mesh))
+
+
 def _once(raw: pd.DataFrame) -> pd.DataFrame:
     """Each element once: along axes over which a row's elements are not split, keep the first coordinate present.
 
@@ -139,6 +145,13 @@ def _once(raw: pd.DataFrame) -> pd.DataFrame:
 
 def _shards(sharded: str, mesh: Mesh) -> int:
     return math.prod(getattr(mesh, axis) for axis in filter(None, sharded.split("+")))
+
+
+def full_sets(rows: Columns) -> np.ndarray:
+    """Steps, ascending, of which every layer that was ever seen is logged; in the others some layers had their turn."""
+    pairs = pd.DataFrame({"step": rows["step"], "layer": rows["layer"]}).drop_duplicates()
+    seen = pairs.groupby("step")["layer"].size()
+    return seen.index[seen == pairs["layer"].nunique()].to_numpy(dtype=np.int64)
 
 
 def combine_weights(rows: Columns, mesh: Mesh) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.mesh import Mesh
-from workbench.telemetry.gradients import combine
+from workbench.telemetry.gradients import combine, once_per_element
 from workbench.telemetry.store import Columns
 
 NOISE_COLUMNS = (
@@ -70,29 +70,24 @@ def _sums(rows: pd.DataFrame) -> pd.DataFrame:
     return squares.groupby("step").agg(reduced_sq=("square", "sum"), layers=("square", "count"))
 
 
-def similarity(rows: Columns, mesh: Mesh, step: int | None = None, layer: str | None = None) -> pd.DataFrame:
+def similarity(
+    rows: Columns, sketches: Columns, mesh: Mesh, step: int | None = None, layer: str | None = None
+) -> pd.DataFrame:
     """Cosine between the local gradients of every two replicas at a step (default: the last with every layer): a square
     frame, replicas as index and columns; of one ``layer``, or of all.
 
-    From what is logged: sum over s of g_r . g_s = R g_r . G, so two replicas follow from norms, three from norms and
-    inner products; with more there are more pairs than equations, and ``ValueError`` says so.
+    Of up to three replicas it is exact: the sum over s of g_r . g_s is R g_r . G, so the pairs follow from norms and
+    inner products with the mean. With more there are more pairs than equations, and it is estimated from the sketches:
+    64 elements of every parameter. ``frame.attrs["kind"]`` says which: "exact" or "sampled".
+
+    Raises ``ValueError`` for a step or layer of which not enough is logged.
     """
     if mesh.dp > 3:
-        pairs = mesh.dp * (mesh.dp - 1) // 2
-        raise ValueError(
-            f"{mesh.dp} replicas have {pairs} pairs, and {mesh.dp} inner products with the mean are logged: use the "
-            "column cosine of gradients(), every replica against the mean"
-        )
+        return _sampled(sketches, mesh, step, layer)
     table = combine(rows, mesh).query("scope == 'local'")
-    if layer is not None:
-        if layer not in set(table["layer"]):
-            raise ValueError(f"no gradient of a layer {layer!r} is logged: gradients()['layer'] has the names")
-        table = table[table["layer"] == layer]
+    table = table[table["layer"] == _known(layer, table)] if layer is not None else table
     complete = table.dropna(subset=["cosine"]).groupby("step")["layer"].nunique()
-    steps = complete.index[complete == table["layer"].nunique()]
-    if not len(steps) or (step is not None and step not in steps):
-        raise ValueError(f"no full set of gradient statistics of step {step}: there is one of {list(steps)[-5:]}")
-    chosen = table[table["step"] == (steps[-1] if step is None else step)]
+    chosen = table[table["step"] == _chosen_step(complete, table["layer"].nunique(), step)]
     chosen = chosen.assign(replica=chosen["rank"] // (mesh.tp * mesh.pp)).drop_duplicates(["replica", "layer"])
     square = (
         chosen.assign(
@@ -103,10 +98,42 @@ def similarity(rows: Columns, mesh: Mesh, step: int | None = None, layer: str | 
         .sum()
     )
     products = _products(square["own"].to_numpy(), square["dot"].to_numpy())
+    return _cosines(products, square.index.to_list(), "exact")
+
+
+def _sampled(sketches: Columns, mesh: Mesh, step: int | None, layer: str | None) -> pd.DataFrame:
+    table = once_per_element(pd.DataFrame(sketches).assign(scope="local"), mesh)
+    if layer is not None:
+        table = table[table["layer"] == _known(layer, table)]
+    complete = table.groupby("step")["layer"].nunique()
+    chosen = table[table["step"] == _chosen_step(complete, table["layer"].nunique(), step)]
+    chosen = chosen.sort_values(["layer", "sharded", "pp", "tp"])
+    vectors = [np.concatenate(own["values"].to_list()) for _, own in chosen.groupby("dp")]
+    stacked = np.stack(vectors).astype(float)
+    return _cosines(stacked @ stacked.T, list(range(mesh.dp)), "sampled")
+
+
+def _known(layer: str, table: pd.DataFrame) -> str:
+    if layer not in set(table["layer"]):
+        raise ValueError(f"no gradient of a layer {layer!r} is logged: gradients()['layer'] has the names")
+    return layer
+
+
+def _chosen_step(complete: pd.Series, layers: int, step: int | None) -> int:
+    """``step``, or the last of which every layer is there."""
+    steps = list(complete.index[complete == layers])
+    if not steps or (step is not None and step not in steps):
+        raise ValueError(f"no full set of gradient statistics of step {step}: the last ones are of steps {steps[-5:]}")
+    return steps[-1] if step is None else step
+
+
+def _cosines(products: np.ndarray, replicas: list[int], kind: str) -> pd.DataFrame:
     norms = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = np.clip(products / np.outer(norms, norms), -1, 1)
-    return pd.DataFrame(cosines, index=square.index, columns=square.index.rename(None))
+    frame = pd.DataFrame(cosines, index=replicas, columns=replicas)
+    frame.attrs["kind"] = kind
+    return frame
 
 
 def _products(own: np.ndarray, with_mean: np.ndarray) -> np.ndarray:

@@ -8,26 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
 from workbench.history import statistics
 
-values = st.lists(st.floats(-1e3, 1e3).map(lambda v: round(v, 3)), min_size=2, max_size=8)
-
-
-@given(st.floats(0.05, 500), st.floats(0.05, 500), st.floats(0, 1))
-def test_incomplete_beta(a: float, b: float, x: float) -> None:
-    assert statistics.incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), rel=1e-9, abs=1e-12)
-
-
-@given(st.floats(0.5, 1e4), st.floats(0, 50))
-def test_student(df: float, t: float) -> None:
-    assert statistics.t_above(t, df) == pytest.approx(stats.t.sf(t, df), rel=1e-8, abs=1e-14)
-
-
-@pytest.mark.parametrize("df", [1, 2.09, 7, 1e4])
-def test_student_quantile(df: float) -> None:
-    assert statistics.t_quantile(0.975, df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
+# eighths are exact in binary, so that equal means are equal in any order of addition
+values = st.lists(st.integers(-8000, 8000).map(lambda v: v / 8), min_size=2, max_size=8)
 
 
 @settings(deadline=None)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.telemetry.test_gradients import part, table
 from workbench.mesh import Mesh
+from workbench.records import columns_of
 from workbench.telemetry.noise import noise_scale, similarity
 
 BATCH, REPLICAS, SIZE = 64, 4, 400
@@ -78,26 +79,43 @@ def test_one_replica_has_nothing_to_compare():
 @pytest.mark.parametrize("dots", [True, False])
 def test_similarity_of_two(dots):
     gradients = drawn(1)[0][:2]
-    found = similarity(table(logged(gradients, 1, dots=dots)), Mesh(dp=2))
+    found = similarity(table(logged(gradients, 1, dots=dots)), sketches(gradients[:0]), Mesh(dp=2))
+    assert found.attrs["kind"] == "exact"
     assert found.to_numpy() == pytest.approx(cosines(gradients))
 
 
 def test_similarity_of_three_and_of_one_layer():
     gradients = drawn(1)[0][:3]
-    rows = table(logged(gradients, 1))
-    assert similarity(rows, Mesh(dp=3)).to_numpy() == pytest.approx(cosines(gradients))
-    assert similarity(rows, Mesh(dp=3), 1, "b").to_numpy() == pytest.approx(cosines(gradients[:, 100:]))
+    rows, none = table(logged(gradients, 1)), sketches(gradients[:0])
+    assert similarity(rows, none, Mesh(dp=3)).to_numpy() == pytest.approx(cosines(gradients))
+    assert similarity(rows, none, Mesh(dp=3), 1, "b").to_numpy() == pytest.approx(cosines(gradients[:, 100:]))
+
+
+def test_similarity_of_more_is_estimated_from_sketches():
+    gradients = drawn(1)[0]
+    found = similarity(table([]), sketches(gradients), Mesh(dp=4))
+    assert found.attrs["kind"] == "sampled"
+    assert found.to_numpy() == pytest.approx(cosines(gradients)), "of everything, it is exact"
+    one = similarity(table([]), sketches(gradients), Mesh(dp=4), layer="a")
+    assert one.to_numpy() == pytest.approx(cosines(gradients[:, :100]))
 
 
 def test_similarity_says_what_it_cannot_know():
-    rows = table(logged(drawn(1)[0], 1))
-    with pytest.raises(ValueError, match="4 replicas have 6 pairs"):
-        similarity(rows, Mesh(dp=4))
-    two = table(logged(drawn(1)[0][:2], 1))
+    gradients = drawn(1)[0][:2]
+    two, none = table(logged(gradients, 1)), sketches(gradients[:0])
     with pytest.raises(ValueError, match="no gradient of a layer 'c'"):
-        similarity(two, Mesh(dp=2), layer="c")
-    with pytest.raises(ValueError, match="no full set of gradient statistics of step 5"):
-        similarity(two, Mesh(dp=2), 5)
+        similarity(two, none, Mesh(dp=2), layer="c")
+    with pytest.raises(ValueError, match=r"statistics of step 5: the last ones are of steps \[1\]"):
+        similarity(two, none, Mesh(dp=2), 5)
+
+
+def sketches(gradients: np.ndarray) -> dict[str, list]:
+    rows = [
+        {"step": 1, "rank": rank, "layer": layer, "sharded": "", "values": list(own[where])}
+        for rank, own in enumerate(gradients)
+        for layer, where in (("a", slice(0, 100)), ("b", slice(100, None)))
+    ]
+    return {name: [row[name] for row in rows] for name in columns_of("sketches")}
 
 
 def cosines(gradients: np.ndarray) -> np.ndarray:
