@@ -103,7 +103,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def t_above(t: float, df: float) -> float:
     """P(T > t) of Student's distribution for t >= 0 (DLMF 8.17: half the regularised incomplete beta function)."""
-    return 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
+    square = t * t
+    if square < 1:  # near the middle df / (df + t^2) rounds to 1: its complement keeps the digits
+        return 0.5 - 0.5 * incomplete_beta(0.5, df / 2, square / (df + square))
+    return 0.5 * incomplete_beta(df / 2, 0.5, df / (df + square))
 
 
 def t_quantile(q: float, df: float) -> float:

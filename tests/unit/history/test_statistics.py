@@ -30,6 +30,7 @@ def test_student_quantile(df: float) -> None:
     assert statistics.t_quantile(0.975, df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")  # SciPy's, on a side whose values are all the same
 @settings(deadline=None)
 @given(values, values)
 def test_welch(a: list[float], b: list[float]) -> None:
