@@ -78,7 +78,7 @@ class RunsMagics(Magics):
         given = parse_argstring(self.dist_compare, normalised(line))
         found = compare(_plain(given.runs) or subject.newest_two(), given.x, tag=given.tag.strip("'\""))
         if widgets.available():
-            from widgets.figures import StaticFigures
+            from widgets.overlay import StaticFigures
             from workbench.history import curves
 
             title = f"Curves of {', '.join(s.label for s in found.subjects)}"

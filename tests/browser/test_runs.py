@@ -71,6 +71,6 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     saved = page.save(path)
     assert "image/png" in saved.cells[1].outputs[0].data and len(path.read_bytes()) < 200_000
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
-    assert not [error for error in page.errors if "runs" in error or "figures" in error or "Bokeh" in error], (
+    assert not [error for error in page.errors if "runs" in error or "overlay" in error or "Bokeh" in error], (
         page.errors
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 
 import workbench
-from workbench import starter
+from workbench import run_files, starter
 from workbench.commands.execution import NotebookExecution, inject
 from workbench.config import read_spec_options
 from workbench.run import Run
@@ -21,6 +21,8 @@ def test_it_trains_as_it_is(two_ranks: Session, tmp_path: Path) -> None:
     spec, cell, _ = starter.write(tmp_path / "fresh")
     run = workbench.train(read_spec_options(spec) | {"steps": 60}, cell=cell.read_text()).wait(timeout=60)
     losses = run.metrics()["loss"]
+    files = [str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()]
+    assert [path for path in files if not run_files.known(path)] == [], "name it in workbench/run_files.py"
     assert run.name == "fresh" and losses.iloc[-5:].mean() < losses.iloc[0] / 2
 
 

@@ -19,48 +19,54 @@ import pyarrow as pa
 
 from workbench import run_directory
 from workbench.errors import ConfigError, RunDirectoryError, RunError, nearest
+from workbench.history import logs
 from workbench.history.index import run_paths
-from workbench.history.row import BROKEN, RunRow, present_state, read_row
-from workbench.run import ENDED
+from workbench.history.row import BROKEN, EVENT_COLUMNS, RunRow, present_state, read_row
+from workbench.run import ENDED, state_of
 
 KEEP_TAG = "keep"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 def find(name: str | Path) -> Path:
-    """A run directory by path, directory name or run name (the newest of that name), whole or not.
+    """A run directory of the home by its name or the run's name (the newest of that name), or by path, whole or not.
 
-    Raises ``RunDirectoryError`` when there is none.
+    A path counts only when a run was there: a project that merely holds a spec is none. Raises ``RunDirectoryError``
+    when there is no such run.
     """
     home = run_directory.home()
-    broken_too = {path.name: path for path in run_paths(home)}
-    if str(name) in broken_too:
-        return broken_too[str(name)]
-    direct = Path(name).expanduser().absolute()
-    if direct in run_paths(direct.parent):
-        return direct
-    named = [path for path in broken_too.values() if run_directory.run_name(path) == str(name)]
+    here = {path.name: path for path in run_paths(home)}
+    if str(name) in here:
+        return here[str(name)]
+    named = [path for path in here.values() if run_directory.run_name(path) == str(name)]
     if named:
         return named[-1]
-    known = {*broken_too, *(run_directory.run_name(path) for path in broken_too.values())}
+    direct = Path(name).expanduser().absolute()
+    if direct in here.values() or _was_a_run(direct):
+        return direct
+    known = {*here, *(run_directory.run_name(path) for path in here.values())}
     raise RunDirectoryError(f"no run {str(name)!r} in {home}: {nearest(str(name), known or ['none'])}")
+
+
+def _was_a_run(path: Path) -> bool:
+    marks = (run_directory.CONTROL_FILE, run_directory.OWNER_FILE)
+    return any((path / mark).is_file() for mark in marks) or any(path.glob("rank-*"))
 
 
 def check_ended(run: Path) -> RunRow:
     """The row of a run that nothing writes to any more; ``RunError`` for one that still trains."""
     row = read_row(run)
     state = present_state(row, run)
-    if state not in (*ENDED, BROKEN) or (state == BROKEN and run_directory.owner_is_alive(run) and not _over(row)):
+    if state == BROKEN and run_directory.owner_is_alive(run):
+        # the logs may still tell that it is over; where they cannot, its living owner may be writing
+        found = logs.read(run, {"events": EVENT_COLUMNS})
+        state = state_of(found.tables["events"], max(1, len(found.ranks)))
+    if state not in (*ENDED, BROKEN):
         raise RunError(
             f"run {run.name!r} is {state} at step {row.steps}: stop it first (%dist_stop, run.stop(), or Ctrl-C where "
             "it was started)"
         )
     return row
-
-
-def _over(row: RunRow) -> bool:
-    """A broken directory whose owner lives: a notebook that goes on, but not with this run."""
-    return not row.steps_planned or row.steps >= row.steps_planned
 
 
 def remove(run: Path) -> int:

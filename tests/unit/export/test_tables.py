@@ -82,6 +82,7 @@ def test_what_cannot_be_exported(
 def test_broken_runs_say_so(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no run"):
         export(tmp_path, "csv")
+    (tmp_path / "control.jsonl").touch()
     (tmp_path / "spec.toml").write_text("[")
     with pytest.raises(ConfigError, match="not valid TOML"):
         export(tmp_path, "csv", tmp_path / "out")
@@ -94,6 +95,7 @@ def test_broken_runs_say_so(tmp_path: Path) -> None:
 
 def test_an_empty_run_gives_empty_tables(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text("")
+    (tmp_path / "control.jsonl").touch()
     for to in ("csv", "parquet", "tensorboard", "trace"):
         assert export(tmp_path, to, tmp_path / to).exists()
     assert pd.read_parquet(tmp_path / "parquet" / "metrics.parquet").empty

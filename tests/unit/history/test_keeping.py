@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_run import make_fake_run
+from workbench import starter
 from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.history import keeping
 from workbench.history.row import RunRow, read_row
@@ -50,9 +51,27 @@ def test_a_run_that_trains_is_refused(home: Path) -> None:
         with pytest.raises(RunError, match="is running at step 6: stop it first"):
             act(run)
     (run / "spec.toml").write_text("[")  # nor does a broken spec make it removable
-    assert run.is_dir()
+    with pytest.raises(RunError, match="stop it first"):
+        keeping.remove(run)
     (run / OWNER_FILE).unlink()
     assert keeping.remove(run) > 0 and not run.exists()
+
+
+def test_a_broken_run_that_ended_goes_while_its_notebook_lives(home: Path) -> None:
+    run = make_fake_run(home / "2026-05-01-120000-done", steps=10)
+    (run / OWNER_FILE).write_text(json.dumps(_this_process()))
+    (run / "spec.toml").write_text("[")
+    assert keeping.remove(run) > 0 and not run.exists()
+
+
+def test_a_project_of_the_same_name_is_no_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starter.write(tmp_path / "fresh")
+    monkeypatch.chdir(tmp_path)
+    for name in ("fresh", "./fresh", tmp_path / "fresh"):
+        with pytest.raises(RunDirectoryError, match="no run"):
+            keeping.find(name)
+    run = make_fake_run(home / "2026-05-01-120000-fresh", steps=5)
+    assert keeping.find("fresh") == run and (tmp_path / "fresh" / "cell.py").exists()
 
 
 def test_an_archive_gives_back_every_byte(home: Path, tmp_path: Path) -> None:

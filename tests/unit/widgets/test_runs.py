@@ -20,7 +20,7 @@ import widgets
 import workbench
 from magics.runs import RunsMagics
 from tests.fake_run import make_fake_run
-from widgets.figures import StaticFigures
+from widgets.overlay import StaticFigures
 from widgets.runs import RunsTable, message
 from workbench.errors import ConfigError
 from workbench.history import curves, labels

@@ -23,7 +23,7 @@ STATIC = Path(__file__).parent / "static"
 class FiguresWidget(anywidget.AnyWidget):
     """The front end's half: script only, no state."""
 
-    _esm = STATIC / "figures.js"
+    _esm = STATIC / "overlay.js"
 
 
 class StaticFigures:

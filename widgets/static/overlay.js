@@ -1,5 +1,5 @@
 // Figures that do not change: asks the kernel for BokehJS (once per page) and the figures, draws them. No network.
-// Messages: see widgets/figures.py. Text from a run is only ever set as textContent.
+// Messages: see widgets/overlay.py. Text from a run is only ever set as textContent.
 
 const bokehOfPage = (globalThis.__distWorkbenchBokeh ??= { version: null, api: null });
 
@@ -73,7 +73,7 @@ function render({ model, el }) {
         else if (content.kind === "figures") await draw(content);
       })
       .catch((error) => {
-        console.error("figures:", error);
+        console.error("overlay:", error);
         root.textContent = String(error);
       });
   };
