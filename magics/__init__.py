@@ -8,10 +8,11 @@ from IPython.core.interactiveshell import InteractiveShell
 def load(shell: InteractiveShell) -> None:
     """Register every magic, and start warming the ranks' server unless ``c.Workbench.warm`` is False."""
     from magics.cluster import ClusterMagics
+    from magics.control import ControlMagics
     from magics.report import ReportMagics
     from magics.train import TrainMagics
     from workbench.session import warm
 
-    shell.register_magics(ClusterMagics, TrainMagics, ReportMagics)
+    shell.register_magics(ClusterMagics, TrainMagics, ControlMagics, ReportMagics)
     if shell.config.get("Workbench", {}).get("warm", True):
         warm()

@@ -7,7 +7,9 @@ import warnings
 from typing import Any
 
 from workbench import planning, run_directory
+from workbench.branching import start_if_asked
 from workbench.cluster.cells import Submission
+from workbench.resuming import resumed
 from workbench.run import Run
 from workbench.session import Session
 
@@ -22,6 +24,7 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     any rank does anything, ``ConfigError``, ``SyntaxError`` (the cell), ``RanksBusyError`` or ``RunDirectoryError``;
     and ``ClusterError`` when ranks cannot be brought up. Nothing is left behind then.
     """
+    options, cell = resumed(options, cell)
     session = Session.current()
     ranks_up = session.n if session is not None else 0
     spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell is not None)
@@ -64,6 +67,7 @@ def _start(session: Session, run: Run) -> Run:
         session.forget_rank_died(run.rank_died)
         session.busy = session.step_of = None
         run.detach({rank: str(error) for rank, error in errors.items() if error is not None})
+        start_if_asked(run)
 
     submission.add_done_callback(ended)
     return run

@@ -259,7 +259,13 @@ def frozen(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str
 
 
 def resumed(
-    rank: int, ranks: int, directory: Path, *, second: dict[str, Any] | None = None, options: dict[str, Any], **arguments: Any
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    second: dict[str, Any] | None = None,
+    options: dict[str, Any],
+    **arguments: Any,
 ) -> dict[str, Any]:
     """A run that writes a checkpoint after step 4, and another that goes on from it, with ``second`` as its plan."""
     script = {"3": [["checkpoint", None]]}
@@ -273,7 +279,9 @@ def contents(rank: int, ranks: int, directory: Path, *, model: str, **arguments:
     """What is in the directory of a checkpoint."""
     train(rank, ranks, directory, model=model, **arguments)
     path = checkpoints.find(directory / "run")
-    pickled = [file.name for file in path.iterdir() if b"\x80\x02" in file.read_bytes()[:2] or b"pickle" in file.read_bytes()]
+    pickled = [
+        file.name for file in path.iterdir() if b"\x80\x02" in file.read_bytes()[:2] or b"pickle" in file.read_bytes()
+    ]
     return {
         "names": sorted(file.name for file in path.iterdir()),
         "tensors": checkpoints.read_index(path)["tensors"],

@@ -70,15 +70,22 @@ def _mean(ranks: Any) -> list[float]:
 
 def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model(pool):
     found = pool.run(2, "tests.engine.steered:contents", model="gpt2", options=TP, steps=4, script=SAVED)[0]
-    assert found["names"] == sorted(["index.json", *(f"rank-0000{r}.{kind}" for r in (0, 1) for kind in ("json", "safetensors"))])
+    assert found["names"] == sorted(
+        ["index.json", *(f"rank-0000{r}.{kind}" for r in (0, 1) for kind in ("json", "safetensors"))]
+    )
     tensors = found["tensors"]
     weights = {name: entry["shape"] for name, entry in tensors.items() if name.startswith("weights/")}
     assert weights == {f"weights/{name}": shape for name, shape in found["model"].items()}, "tied ones once"
     fused = tensors["weights/transformer.h.0.attn.c_attn.weight"]
     assert fused["shape"] == [32, 96]
-    assert [shard["runs"] for shard in fused["shards"]] == [[[0, 16], [32, 16], [64, 16]], [[16, 16], [48, 16], [80, 16]]]
+    assert [shard["runs"] for shard in fused["shards"]] == [
+        [[0, 16], [32, 16], [64, 16]],
+        [[16, 16], [48, 16], [80, 16]],
+    ]
     assert tensors["weights/transformer.wte.weight"]["shape"] == [257, 32], "without padding"
-    assert {"exp_avg", "exp_avg_sq", "step"} == {name.split("/")[2] for name in tensors if name.startswith("optimizer/")}
+    assert {"exp_avg", "exp_avg_sq", "step"} == {
+        name.split("/")[2] for name in tensors if name.startswith("optimizer/")
+    }
     assert found["pickles"] == []
 
 
@@ -117,5 +124,12 @@ def test_a_damaged_or_missing_checkpoint_changes_nothing(pool):
 
 def test_keep_leaves_those_that_were_asked_for(pool):
     script = {"2": [["checkpoint", None]]}
-    found = pool.run(2, "tests.engine.steered:kept", model="plain", options=DDP | {"save_every": 2, "keep": 2}, steps=9, script=script)
+    found = pool.run(
+        2,
+        "tests.engine.steered:kept",
+        model="plain",
+        options=DDP | {"save_every": 2, "keep": 2},
+        steps=9,
+        script=script,
+    )
     assert found[0]["steps"] == [3, 6, 8]

@@ -3,6 +3,6 @@
 To add one, write its module and name it in ``COMMANDS``. ``run`` returns the exit code and imports what it needs.
 """
 
-from workbench.commands import demo, doctor, lab, report, runs, train
+from workbench.commands import control, demo, doctor, lab, report, runs, train
 
-COMMANDS = (demo, lab, train, report, runs, doctor)
+COMMANDS = (demo, lab, train, control, report, runs, doctor)

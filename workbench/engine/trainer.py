@@ -129,7 +129,10 @@ class Trainer:
     def _begin(self) -> int:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
         if self._resume is not None:
-            return self._restore(self._resume)
+            step = self._restore(self._resume)
+            for name in ("clip", "accumulate"):  # as this run's spec says: it took over what was in force
+                self.settings.set(name, getattr(self.spec, name))
+            return step
         self._batches = self._batches_from(0)
         return 0
 

@@ -40,6 +40,7 @@ class Happening:
     name: str
     value: Any
     old_value: Any
+    who: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
