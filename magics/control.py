@@ -11,7 +11,6 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 from workbench import controls
 from workbench.controls import ACTS, Control
-from workbench.errors import RunDirectoryError
 from workbench.run import Run, newest_live
 
 _RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")

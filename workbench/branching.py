@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import checkpoints, run_directory
 from workbench.config import SPEC_FILE, read_spec_options
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.flags import FLAGS
 from workbench.run_directory import CELL_FILE
 
 if TYPE_CHECKING:
@@ -29,7 +30,19 @@ START_TIMEOUT_S = 200.0
 
 def options_for(run: Run, changes: dict[str, Any], step: int) -> dict[str, Any]:
     """Options of the new run; checked, ``ConfigError``."""
-    return {"name": f"{run.name[:57]}-branch", **changes, "resume": f"{run.path}@{step}"}
+    return {"name": f"{run.name[:57]}-branch", **typed(changes), "resume": f"{run.path}@{step}"}
+
+
+def typed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Texts as the flags of the same name read them. ``ConfigError`` for one that is no such value."""
+    kinds = {flag.option: flag.kind or (lambda text: {"true": True, "false": False}[text.lower()]) for flag in FLAGS}
+    found = {}
+    for name, value in changes.items():
+        try:
+            found[name] = kinds[name](value) if isinstance(value, str) and name in kinds else value
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{name}={value!r} is no value for --{name.replace('_', '-')}", field=name) from error
+    return found
 
 
 def check(run: Run, changes: dict[str, Any]) -> None:
@@ -49,6 +62,7 @@ def branch(run: Run, changes: dict[str, Any]) -> Run:
     """What ``Run.branch`` does."""
     from workbench.run import ENDED
 
+    changes = typed(changes)
     check(run, changes)
     if run.status in ENDED:
         step = checkpoints.step_of(checkpoints.find(run.path))

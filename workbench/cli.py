@@ -1,4 +1,4 @@
-"""``workbench``: demo | lab | train | control | report | runs | doctor. One module of ``workbench.commands`` per subcommand.
+"""``workbench``: demo | lab | train | control | report | runs | doctor. One module of ``workbench.commands`` each.
 
 Exit codes: 0 all of it happened, 1 it failed, 2 it was asked wrongly, 3 the run was stopped before its end, 130 Ctrl-C.
 Nothing here imports torch.

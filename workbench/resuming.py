@@ -17,8 +17,8 @@ def resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], 
     """Options and cell of a run that is to go on from a checkpoint; unchanged without ``resume``.
 
     What the options leave open comes from the spec of the run that wrote the checkpoint (clip and accumulation as they
-    were set by then), so does the cell; ``resume`` becomes its directory and step. ``steps`` counts from that run's beginning. ``ConfigError`` when there is no such
-    run or checkpoint, or nothing is left to train.
+    were set by then), so does the cell; ``resume`` becomes its directory and step. ``steps`` counts from that run's
+    beginning. ``ConfigError`` when there is no such run or checkpoint, or nothing is left to train.
     """
     if not options.get("resume"):
         return options, cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -171,7 +172,8 @@ def _read(path: Path, rank: int) -> dict[str, Any]:
     steps, events = store.table("steps"), store.table("events")
     mine = steps["rank"] == rank
     names = ("step", "loss", "lr", "grad_sq", "clip", "tokens")
-    rows = [[None if v != v else v for v in values] for values in zip(*(steps[n][mine].tolist() for n in names))]
+    columns = [steps[name][mine].tolist() for name in names]
+    rows = [[None if math.isnan(value) else value for value in values] for values in zip(*columns, strict=True)]
     own = [i for i in range(len(events["step"])) if events["rank"][i] == rank]
     found = [
         {

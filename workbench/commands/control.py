@@ -73,9 +73,8 @@ def _answered(run: Run, names: list[str], since: int) -> int:
                 code = 1
                 print(f"{event.name} refused after step {event.step}: {event.value['reason']}")
             else:
-                print(
-                    f"{event.name} = {json.dumps(event.value)} after step {event.step}, was {json.dumps(event.old_value)}"
-                )
+                value, old = json.dumps(event.value), json.dumps(event.old_value)
+                print(f"{event.name} = {value} after step {event.step}, was {old}")
         if ended and left:
             print(f"run {run.name} is {run.status}: {', '.join(sorted(left))} was not applied")
             return 1

@@ -64,8 +64,8 @@ class _Measured:
 class Trainer:
     """Trains a prepared strategy for ``spec.steps`` steps, or until a stop is agreed.
 
-    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a checkpoint
-    to begin from, of this run or another; then the first step is the one after it.
+    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a
+    checkpoint to begin from, of this run or another; then the first step is the one after it.
     """
 
     def __init__(
