@@ -89,13 +89,16 @@ def test_going_on_in_a_run_of_its_own(shell: InteractiveShell, two_ranks: Sessio
 
 
 def test_a_branch_goes_on_from_here_and_the_old_run_is_kept(shell: InteractiveShell, two_ranks: Session) -> None:
-    run = train(shell, "-n 2 --steps 400 --quiet --eval-every 0 --name trunk", SLOW)
+    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0 --name trunk", SLOW)
     until(lambda: run.last_step >= 3)
-    branch = shell.run_line_magic("dist_branch", "lr=0.02 steps=30")
+    run.pause()
+    until(lambda: run.status == "paused")
+    end = run.last_step + 5
+    branch = shell.run_line_magic("dist_branch", f"lr=0.02 steps={end}")
     assert run.status == "stopped" and branch.name == "trunk-branch"
     branch.wait(timeout=60)
     parted = run.checkpoints()[0]
-    assert branch.metrics()["step"].tolist() == list(range(parted + 1, 31)) and set(branch.metrics()["lr"]) == {0.02}
+    assert branch.metrics()["step"].tolist() == list(range(parted + 1, end + 1)) and set(branch.metrics()["lr"]) == {0.02}
     assert run.metrics()["step"].tolist() == list(range(1, parted + 1))
     second = run.branch(steps=parted + 2, name="twig").wait(timeout=60)
     assert second.metrics()["step"].tolist() == [parted + 1, parted + 2] and second.name == "twig"
