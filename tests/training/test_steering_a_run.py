@@ -98,7 +98,9 @@ def test_a_branch_goes_on_from_here_and_the_old_run_is_kept(shell: InteractiveSh
     assert run.status == "stopped" and branch.name == "trunk-branch"
     branch.wait(timeout=60)
     parted = run.checkpoints()[0]
-    assert branch.metrics()["step"].tolist() == list(range(parted + 1, end + 1)) and set(branch.metrics()["lr"]) == {0.02}
+    assert branch.metrics()["step"].tolist() == list(range(parted + 1, end + 1)) and set(branch.metrics()["lr"]) == {
+        0.02
+    }
     assert run.metrics()["step"].tolist() == list(range(1, parted + 1))
     second = run.branch(steps=parted + 2, name="twig").wait(timeout=60)
     assert second.metrics()["step"].tolist() == [parted + 1, parted + 2] and second.name == "twig"
