@@ -18,7 +18,6 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "3-zero1": (3, {"plugin": "zero1", "batch_size": 6}),
     "4-tp-pp-accumulate": (4, {"plugin": "hybrid", "tp": 2, "pp": 2, "micro_batches": 2, "accumulate": 2}),
 }
-KINDS = ("settings", "harmless", "pause")
 
 
 def burst(commands: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[dict[str, list[Any]]]:
@@ -38,7 +37,7 @@ HARMLESS = st.sampled_from([
 ])  # fmt: skip
 SLOW = st.dictionaries(st.sampled_from(["0", "1"]), st.sampled_from([0.01, 0.03]), max_size=1)
 FEW = settings(
-    max_examples=4,
+    max_examples=3,
     derandomize=True,
     deadline=None,
     database=None,
@@ -75,7 +74,7 @@ def test_every_rank_applies_the_same_commands_at_the_same_steps(pool, plan: str)
     check()
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", ["2-ddp-accumulate", "4-tp-pp-accumulate"])
 def test_pauses_and_checkpoints_change_nothing(pool, plan: str) -> None:
     ranks, options = PLANS[plan]
     free = pool.run(ranks, TRAIN, model="llama", options=options, steps=STEPS)
