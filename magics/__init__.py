@@ -10,6 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 def load(shell: InteractiveShell) -> None:
     """Register every magic, and start warming the ranks' server unless ``c.Workbench.warm`` is False."""
     from magics.cluster import ClusterMagics
+    from magics.control import ControlMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
@@ -17,7 +18,7 @@ def load(shell: InteractiveShell) -> None:
     from workbench.errors import WorkbenchError
     from workbench.session import warm
 
-    shell.register_magics(ClusterMagics, TrainMagics, ReplayMagics, ReportMagics, RunsMagics)
+    shell.register_magics(ClusterMagics, TrainMagics, ControlMagics, ReplayMagics, ReportMagics, RunsMagics)
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm()

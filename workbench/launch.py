@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from workbench import planning, run_directory
+from workbench.branching import start_if_asked
 from workbench.cluster.cells import Submission
 from workbench.cluster.machine import describe_host
 from workbench.cluster.output import CellFailure
@@ -14,6 +15,7 @@ from workbench.cluster.placement import default_ranks
 from workbench.cluster.specs import plan_ranks
 from workbench.outcome import Outcome, failure
 from workbench.peers import PeerWatch
+from workbench.resuming import resumed
 from workbench.run import Run
 from workbench.session import Session
 
@@ -28,6 +30,7 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     any rank does anything, ``ConfigError``, ``SyntaxError`` (the cell), ``RanksBusyError`` or ``RunDirectoryError``;
     and ``ClusterError`` when ranks cannot be brought up. Nothing is left behind then.
     """
+    options, cell = resumed(options, cell)
     session = Session.current()
     ranks_up = session.n if session is not None else 0
     spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
@@ -68,6 +71,7 @@ def _start(session: Session, run: Run) -> Run:
         session.forget_rank_died(run.rank_died)
         session.busy = session.step_of = None
         run.detach({rank: _answer(submission, rank) for rank in submission.ranks})
+        start_if_asked(run)
 
     submission.add_done_callback(ended)
     PeerWatch(session, run, submission)

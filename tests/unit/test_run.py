@@ -32,7 +32,7 @@ def tell(path: Path, rank: int, name: str, value: object = None, kind: str = "st
 def test_a_directory_holds_all_that_is_needed(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o700
     run = Run(path)
-    assert run.spec == SPEC and run.name == "first" and run.status == "starting" and run.step == 0
+    assert run.spec == SPEC and run.name == "first" and run.status == "starting" and run.last_step == 0
     assert (path / "cell.py").read_text() == "model = 1"
     assert Run("first").path == Run(None).path == path
 

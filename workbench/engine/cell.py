@@ -18,7 +18,8 @@ from workbench.errors import ConfigError
 def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in a copy of the rank's namespace, so that names pushed or defined by ``%%dist`` cells are there.
 
-    The cell also sees ``spec`` and ``knob`` (``workbench.controls``). Its errors are raised as they are, with the lines of the cell in the traceback.
+    The cell also sees ``spec`` and ``knob`` (``workbench.controls``). Its errors are raised as they are, with the lines
+    of the cell in the traceback.
     """
     source = file.read_text(encoding="utf-8")
     before = {**_interactive_namespace(), "spec": spec, "knob": knob, "__name__": "__main__"}

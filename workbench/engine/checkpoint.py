@@ -108,8 +108,9 @@ class Checkpoints:
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Load a checkpoint into this training and return the trainer's state of then.
 
-        ``prepare`` is given that state before random generators are set: it may draw from them (to skip data). Raises ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or
-        of another model. Random generators are those of then if the plan is; under another plan they go on.
+        ``prepare`` is given that state before random generators are set: it may draw from them (to skip data). Raises
+        ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or of
+        another model. Random generators are those of then if the plan is; under another plan they go on.
         """
         held = self.strategy.held()
         reader: ShardReader | None = None
@@ -140,8 +141,8 @@ class Checkpoints:
                 is_own = value == _OWN
                 stored = tensors.get_tensor(f"own/{slot.name}/{name}") if is_own else from_plain(value)
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
-        names = [name for name in tensors.keys() if name.startswith("random/")]
-        states = {name.removeprefix("random/"): tensors.get_tensor(name) for name in names}
+        names: list[str] = [*tensors.keys()]
+        states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
         randomness.restore(states, state["random"], held.randomizers)
 
 
@@ -172,7 +173,8 @@ def _check(reader: ShardReader, held: Held) -> None:
     groups = reader.index["state"]["groups"]
     if len(groups) != len(held.optimizer.param_groups):
         raise ConfigError(
-            f"the checkpoint's optimizer has {len(groups)} parameter groups, this one {len(held.optimizer.param_groups)}"
+            f"the checkpoint's optimizer has {len(groups)} parameter groups, "
+            f"this one has {len(held.optimizer.param_groups)}"
         )
 
 

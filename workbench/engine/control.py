@@ -1,16 +1,20 @@
 """Agreed control: every rank applies a command at the same step boundary.
 
-Rank 0 looks at the size of ``control.jsonl`` (a ``stat``), and an asynchronous broadcast on a side group tells all
-ranks up to which byte to read: posted when a step begins, awaited when it ends, so its latency hides behind the step.
-Every rank then reads the same bytes, hence the same commands, before the same step. A number of rank 0's rides along:
-what the next step's watching is, so that all ranks watch the same steps.
+Rank 0 looks at the size of ``control.jsonl`` (a ``stat``) when a step begins and tells all ranks up to which byte to
+read when it ends, so its latency hides behind the step. Every rank then reads the same bytes, hence the same commands,
+before the same step. A number of rank 0's rides along: what the next step's watching is, so that all ranks watch the
+same steps. Ranks of one host are told through a mapped file (``shared_slots``), others by an asynchronous broadcast on
+a side group.
 
-A pause is the same without a step around it: rank 0 polls the file and broadcasts when it grew, and twice a second
-anyway, so that no collective waits long enough to time out. The other ranks sleep in that broadcast.
+A pause is the same without a step around it: rank 0 polls the file and tells when it grew, and twice a second anyway,
+so that no broadcast waits long enough to time out. The other ranks sleep meanwhile.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +22,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from workbench.engine.shared_slots import SharedSlots
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 
+#: in the run directory while a run starts
+SLOTS_FILE = "agreement.slots"
 #: while paused: seconds between looks at the file, and between broadcasts
 POLL_S = 0.05
 HEARTBEAT_S = 0.5
@@ -42,12 +49,13 @@ class ControlReader:
     def __init__(self, run: str | Path) -> None:
         self.path = Path(run) / CONTROL_FILE
         self.offset = 0
+        self._name = str(self.path)
         self._rest = b""
 
     def size(self) -> int:
         """Bytes there are now; those read already when the file is gone."""
         try:
-            return self.path.stat().st_size
+            return os.stat(self._name).st_size
         except OSError:
             return self.offset
 
@@ -83,33 +91,69 @@ def _parsed(line: str) -> Command | BadLine:
 class AgreedControl:
     """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run."""
 
-    def __init__(self, run: str | Path, rank: int, world_size: int) -> None:
+    def __init__(self, run: str | Path, rank: int, world_size: int, *, by_broadcast: bool = False) -> None:
         self._reader = ControlReader(run)
         self._rank = rank
+        self._told = (0, 0)
         self._posted = torch.zeros(2, dtype=torch.int64)
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         self._work: dist.Work | None = None
+        self._slots = None
+        if self._group is not None and not by_broadcast:
+            self._slots = self._shared(Path(run) / SLOTS_FILE, world_size)
+
+    def _shared(self, path: Path, world_size: int) -> SharedSlots | None:
+        """The mapped file, where every rank runs on rank 0's host and sees it; else None on all of them."""
+        nonce = torch.tensor([secrets.randbits(62)], dtype=torch.int64)
+        able = True
+        try:
+            if self._rank == 0:
+                SharedSlots.create(path, world_size, int(nonce))
+        except OSError:
+            able = False
+        hosts = torch.tensor(list(socket.gethostname().encode().ljust(64, b"\0")[:64]) + list(_boot_id()))
+        first = hosts.clone()
+        dist.broadcast(nonce, src=0, group=self._group)
+        dist.broadcast(first, src=0, group=self._group)
+        slots = None
+        try:
+            slots = SharedSlots(path, self._rank, world_size)
+            able = able and slots.nonce == int(nonce) and slots.source_lives() and torch.equal(first, hosts)
+        except (OSError, ValueError):
+            able = False
+        agreed = self.all_can(able)
+        if self._rank == 0:
+            path.unlink(missing_ok=True)  # those who have it have it mapped
+        if not agreed and slots is not None:
+            slots.close()
+        return slots if agreed else None
 
     def post(self, rider: int = 0) -> None:
         """Rank 0 says how far the control file reaches, and its ``rider``; what other ranks pass is not looked at."""
         if self._rank == 0:
-            self._posted[0] = self._reader.size()
-            self._posted[1] = rider
-        if self._group is not None:
+            self._told = (self._reader.size(), rider)
+        if self._slots is not None:
+            if self._rank == 0:
+                self._slots.send(*self._told)
+        elif self._group is not None:
+            self._posted[0], self._posted[1] = self._told
             self._work = dist.broadcast(self._posted, src=0, group=self._group, async_op=True)
 
     def take(self) -> list[Command | BadLine]:
         """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's."""
-        if self._work is not None:
+        if self._slots is not None and self._rank:
+            self._told = self._slots.receive()
+        elif self._work is not None:
             self._work.wait()
             self._work = None
-        return self._reader.read(int(self._posted[0]))
+            self._told = (int(self._posted[0]), int(self._posted[1]))
+        return self._reader.read(self._told[0])
 
     def wait(self) -> list[Command | BadLine]:
         """While paused: sleep until something is asked, half a second at most. The same list on every rank."""
         if self._rank == 0:
             deadline = time.monotonic() + HEARTBEAT_S
-            before = int(self._posted[0])
+            before = self._told[0]
             while self._reader.size() <= before and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.post(self.rider)
@@ -126,4 +170,13 @@ class AgreedControl:
     @property
     def rider(self) -> int:
         """The number that rank 0 gave to the last ``post``."""
-        return int(self._posted[1])
+        return self._told[1]
+
+
+def _boot_id() -> bytes:
+    """What tells one running system from another of the same name; 64 bytes."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        text = b""
+    return text.ljust(64, b"\0")[:64]

@@ -19,6 +19,7 @@ class LearningRate:
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._base = [_number(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self._scheduled = [_number(group["lr"]) for group in optimizer.param_groups]
         self._absolute: float | None = None
         self._factor = 1.0
@@ -70,12 +71,28 @@ class LearningRate:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; the scheduler's own state is not in it."""
-        return {"scheduled": self._scheduled, "absolute": self._absolute, "factor": self._factor}
+        hand_set = {"absolute": self._absolute, "factor": self._factor}
+        return {"base": self._base, "scheduled": self._scheduled, **hand_set}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo ``state``; the optimizer's groups are restored already."""
+        """Undo ``state``; the optimizer's groups and the scheduler are restored already.
+
+        Where this run began with another learning rate than the one that was saved, the schedule goes on at the same
+        place with the new rate, and what was set by hand is forgotten.
+        """
         self._scheduled = list(state["scheduled"])
         self._absolute, self._factor = state["absolute"], state["factor"]
+        if state["base"] == self._base:
+            return
+        ratios = [new / old if old else 1.0 for new, old in zip(self._base, state["base"], strict=True)]
+        self._scheduled = [lr * ratio for lr, ratio in zip(self._scheduled, ratios, strict=True)]
+        self._absolute, self._factor = None, 1.0
+        self._write(self._scheduled)
+        for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
+            if "initial_lr" in group:
+                group["initial_lr"] = base
+        if hasattr(self._scheduler, "base_lrs"):
+            self._scheduler.base_lrs = list(self._base)
 
 
 def _number(value: Any) -> float:

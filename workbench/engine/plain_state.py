@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,30 +24,45 @@ def to_plain(value: Any) -> Any:
     """``value`` in what JSON knows. ``NotPlainError`` for what has no such form."""
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {_TAG: "float", "value": repr(value)}
+    if value is None or isinstance(value, bool | int | str | float):
+        is_odd = isinstance(value, float) and not math.isfinite(value)
+        return {_TAG: "float", "value": repr(value)} if is_odd else value
     if isinstance(value, list):
         return [to_plain(item) for item in value]
     if isinstance(value, tuple | set | frozenset | collections.deque):
         kind = type(value).__name__ if type(value) in (set, frozenset, collections.deque) else "tuple"
         return {_TAG: kind, "value": [to_plain(item) for item in value]}
     if isinstance(value, dict):
-        if type(value) is dict and all(isinstance(key, str) and key != _TAG for key in value):
-            return {key: to_plain(item) for key, item in value.items()}
-        kind = "counter" if isinstance(value, collections.Counter) else "dict"
-        return {_TAG: kind, "value": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+        return _mapping(value)
     if isinstance(value, np.ndarray | torch.Tensor):
-        kind = "array" if isinstance(value, np.ndarray) else "tensor"
-        array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
-        if array.dtype.kind not in "biuf":
-            raise NotPlainError(f"an array of {array.dtype}")
-        return {_TAG: kind, "dtype": array.dtype.name, "value": to_plain(array.tolist())}
+        return _array(value)
     raise NotPlainError(f"a {type(value).__name__}")
 
 
-_KINDS = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
+def _mapping(value: dict[Any, Any]) -> dict[str, Any]:
+    if type(value) is dict and all(isinstance(key, str) and key != _TAG for key in value):
+        return {key: to_plain(item) for key, item in value.items()}
+    kind = "counter" if isinstance(value, collections.Counter) else "dict"
+    return {_TAG: kind, "value": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+
+
+def _array(value: np.ndarray | torch.Tensor) -> dict[str, Any]:
+    kind = "array" if isinstance(value, np.ndarray) else "tensor"
+    array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
+    if array.dtype.kind not in "biuf":
+        raise NotPlainError(f"an array of {array.dtype}")
+    return {_TAG: kind, "dtype": array.dtype.name, "value": to_plain(array.tolist())}
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "float": float,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "deque": collections.deque,
+    "dict": dict,
+    "counter": lambda pairs: collections.Counter(dict(pairs)),
+}
 
 
 def from_plain(value: Any) -> Any:
@@ -58,12 +74,7 @@ def from_plain(value: Any) -> Any:
     kind = value.get(_TAG)
     if kind is None:
         return {key: from_plain(item) for key, item in value.items()}
-    if kind == "float":
-        return float(value["value"])
     inner = from_plain(value["value"])
-    if kind in ("dict", "counter"):
-        pairs = dict((key, item) for key, item in inner)
-        return collections.Counter(pairs) if kind == "counter" else pairs
     if kind in ("array", "tensor"):
         array = np.array(inner, dtype=value["dtype"])
         return array if kind == "array" else torch.from_numpy(array)

@@ -69,8 +69,8 @@ class _Measured:
 class Trainer:
     """Trains a prepared strategy for ``spec.steps`` steps, or until a stop is agreed.
 
-    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a checkpoint
-    to begin from, of this run or another; then the first step is the one after it.
+    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a
+    checkpoint to begin from, of this run or another; then the first step is the one after it.
     """
 
     def __init__(
@@ -140,7 +140,10 @@ class Trainer:
     def _begin(self) -> int:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
         if self._resume is not None:
-            return self._restore(self._resume)
+            step = self._restore(self._resume)
+            for name in ("clip", "accumulate"):  # as this run's spec says: it took over what was in force
+                self.settings.set(name, getattr(self.spec, name))
+            return step
         self._batches = self._batches_from(0)
         return 0
 

@@ -50,9 +50,8 @@ def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> W
     df = 1.0 / (share**2 / (x.size - 1) + (1.0 - share) ** 2 / (y.size - 1))
     t = difference / error
     reach = float(student.ppf(0.975, df)) * error
-    return Welch(
-        difference=difference, t=t, df=df, p=2 * float(student.sf(abs(t), df)), low=difference - reach, high=difference + reach
-    )
+    p = 2 * float(student.sf(abs(t), df))
+    return Welch(difference=difference, t=t, df=df, p=p, low=difference - reach, high=difference + reach)
 
 
 @dataclass(frozen=True, kw_only=True)

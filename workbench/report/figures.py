@@ -146,7 +146,7 @@ def _columns(store: Store, plot: Plot) -> dict[str, Any]:
 def axis_of(figure: Any) -> str:
     """What a figure's x is, from the label of its axis: "step", "elapsed" or ""."""
     label = str(figure.xaxis[0].axis_label or "")
-    return next((known for known in ("step", "elapsed") if label.split(" ")[0] == known), "")
+    return next((known for known in ("step", "elapsed") if label.split(" ", maxsplit=1)[0] == known), "")
 
 
 def _link(figures: Sequence[tuple[str, Any]]) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from workbench.plots.base import Plot
 from workbench.report import plan, timeline, words
 from workbench.report.controls import Control, controls
-from workbench.telemetry.derive import batch_of
 from workbench.report.facts import Happening, RunFacts
 from workbench.report.figures import Drawn, Sheet
+from workbench.telemetry.derive import batch_of
 
 #: events that the table shows; the rest is counted
 _EVENTS_SHOWN = 500

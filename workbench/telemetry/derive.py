@@ -60,8 +60,25 @@ def batch_of(events: Columns) -> tuple[int, str]:
     return 0, "tokens"
 
 
+def standing(steps: Columns) -> Columns:
+    """Rows of steps that still count. A rollback makes a rank train some steps again, or never: a row counts unless a
+    later row of the same rank has the same or an earlier step. Rows of a rank are in the order they were written."""
+    step, rank = steps["step"], steps["rank"]
+    order = np.argsort(rank, kind="stable")
+    # one number that grows over ranks and, within a rank, over steps: the smallest that follows has to be larger
+    key = rank[order].astype(np.int64) * (int(step.max(initial=0)) + 1) + step[order]
+    later = np.minimum.accumulate(key[::-1])[::-1]
+    stands = np.ones(key.size, dtype=bool)
+    stands[:-1] = key[:-1] < later[1:]
+    if stands.all():
+        return steps
+    kept = np.sort(order[stands])
+    return {name: values[kept] for name, values in steps.items()}
+
+
 def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
-    """One row per step that all ranks reported, ascending: the columns of ``METRICS``.
+    """One row per step that all ranks reported, ascending: the columns of ``METRICS``. Steps that a rollback took back
+    are left out, those trained again are there once (``standing``).
 
     ``loss``: mean over the ranks that have one (shares of a batch are equal). ``grad_norm``: square root of the sum of
     the ranks' ``grad_sq``, before clipping; ``grad_norm_clipped`` after it, the smaller of that and the limit in force;
@@ -70,6 +87,7 @@ def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
     second *per device*: tokens of all data-parallel replicas, divided by the slowest rank's time and by the number of
     ranks.
     """
+    steps = standing(steps)
     step, rank = steps["step"], steps["rank"]
     if step.size == 0:
         return {name: np.empty(0, dtype=bool if name == "skipped" else float) for name in METRICS}
@@ -131,6 +149,7 @@ def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: C
     """
     import pandas as pd
 
+    steps = standing(steps)
     whole = pd.DataFrame(global_metrics(steps, mesh))
     if not per_rank:
         return _with_speed(whole, mesh, cost)

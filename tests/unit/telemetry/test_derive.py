@@ -3,7 +3,7 @@ import pytest
 
 from workbench.mesh import Mesh
 from workbench.records import columns_of
-from workbench.telemetry.derive import global_metrics, metrics_frame
+from workbench.telemetry.derive import global_metrics, metrics_frame, standing
 from workbench.telemetry.store import empty
 
 
@@ -76,3 +76,24 @@ def test_norms_before_and_after_clipping_and_the_frameworks_own() -> None:
     assert metrics["grad_norm_clipped"] == pytest.approx([1.0, 0.4, 4.0])
     assert metrics["framework_norm"] == pytest.approx([3.9, np.nan, np.nan], nan_ok=True)
     assert metrics["loss_scale"].tolist() == [8.0] * 3 and metrics["monitor_ms"].tolist() == [1.0] * 3
+
+
+def test_steps_after_a_rollback_take_the_place_of_those_before() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        # a rank's steps: ahead, now and then back, in the order it wrote them
+        written, step = [], 0
+        for _ in range(random.integers(0, 30)):
+            step = int(random.integers(0, step + 1)) if step and random.random() < 0.2 else step
+            step += 1
+            written.append(step)
+        ranks = 2
+        rows = [(step, rank, index) for index, step in enumerate(written) for rank in range(ranks)]
+        steps = {name: np.array([row[i] for row in rows], int) for i, name in enumerate(("step", "rank", "order"))}
+        expected: dict[int, int] = {}
+        for index, step in enumerate(written):  # as a notebook of paper: going back tears out the pages that follow
+            expected = {s: i for s, i in expected.items() if s < step} | {step: index}
+        found = standing(steps)
+        for rank in range(ranks):
+            own = found["rank"] == rank
+            assert dict(zip(found["step"][own].tolist(), found["order"][own].tolist(), strict=True)) == expected

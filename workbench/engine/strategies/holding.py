@@ -1,4 +1,4 @@
-"""What a Colossal-AI plan holds, as a checkpoint keeps it: its parameters, masters and generators by the user's names."""
+"""What a Colossal-AI plan holds, as a checkpoint keeps it: parameters, masters and generators by the user's names."""
 
 from __future__ import annotations
 

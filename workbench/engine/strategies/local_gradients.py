@@ -66,12 +66,11 @@ def before_buckets(
         for part in parts:
             key = id(part.source.parameter)
             before = earlier.pop(key, None)
-            if before is not None:
-                part = replace(part, tensor=before.tensor.add_(part.tensor))
+            summed = part if before is None else replace(part, tensor=before.tensor.add_(part.tensor))
             if is_last_piece():
-                whole.append(part)
+                whole.append(summed)
             else:
-                earlier[key] = part if before is not None else replace(part, tensor=part.tensor.clone())
+                earlier[key] = summed if before is not None else replace(part, tensor=part.tensor.clone())
         if whole:
             show(whole)
 

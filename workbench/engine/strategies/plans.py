@@ -124,7 +124,7 @@ class Plan(ABC):
         self.clip = clip
 
     def drop_gradients(self, layers: Collection[str]) -> None:
-        """Forget the reduced gradient of these layers, so that nothing updates them. Every rank of the plan calls it."""
+        """Forget the reduced gradient of these layers, so that nothing updates them. Every rank calls it."""
         for item in self.held if layers else ():
             if item.layer in layers:
                 item.parameter.grad = None

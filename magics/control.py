@@ -1,0 +1,76 @@
+"""``%dist_pause``, ``%dist_set`` and the others: what can be asked of a run, one magic for each act declared in
+``workbench.controls``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+
+from workbench import controls
+from workbench.controls import ACTS, Control
+from workbench.run import Run, newest_live
+
+_RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")
+_CHANGES = argument("changes", nargs="+", metavar="NAME=VALUE", help="such as lr=1e-4")
+
+
+def _run(name: str | None) -> Run:
+    """The run of that name; else the newest that has not ended, else the newest."""
+    if name:
+        return Run(name.strip("'\""))
+    return newest_live() or Run()
+
+
+def _magic(control: Control) -> Callable[..., Any]:
+    """The magic of one act: it parses, asks, and says so."""
+
+    def magic(self: Magics, line: str) -> Run | None:
+        arguments = parse_argstring(magic, line)
+        run = _run(arguments.run)
+        if control.kind == "changes":
+            return run.branch(**controls.assignments(arguments.changes))
+        value = getattr(arguments, "value", None)
+        run.ask(control.name, value.strip("'\"") if value else None)
+        print(f"{run.name}: {control.name}{f' {value}' if value else ''} after this step")
+        return None
+
+    magic.__name__ = magic.__qualname__ = f"dist_{control.name}"
+    magic.__doc__ = f"{control.help[0].upper()}{control.help[1:]}."
+    wrapped = _RUN(magic)
+    if control.kind == "changes":
+        wrapped = _CHANGES(wrapped)
+    elif control.kind != "none":
+        optional = {"nargs": "?"} if control.default is not None else {}
+        wrapped = argument("value", metavar=control.unit.upper() or "VALUE", help=control.allowed(), **optional)(
+            wrapped
+        )
+    magic = magic_arguments()(wrapped)
+    return line_magic(magic)
+
+
+def _set(self: Magics, line: str) -> None:
+    """Change settings of a run while it trains, such as lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own knobs."""
+    arguments = parse_argstring(_set_magic, line)
+    run = _run(arguments.run)
+    changes = controls.assignments(arguments.changes)
+    run.set(**changes)
+    print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} after this step")
+
+
+_set.__name__ = _set.__qualname__ = "dist_set"
+_set_magic = magic_arguments()(_RUN(_CHANGES(_set)))
+
+ControlMagics = magics_class(
+    type(
+        "ControlMagics",
+        (Magics,),
+        {
+            "__doc__": "Steering a run from a notebook.",
+            "dist_set": line_magic(_set_magic),
+            **{f"dist_{control.name}": _magic(control) for control in ACTS},
+        },
+    )
+)

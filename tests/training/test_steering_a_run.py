@@ -1,0 +1,125 @@
+"""Steering a run of two real ranks as a person does: from the notebook, from ``Run`` and from a terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from tests.training.test_dist_train import CELL, SLOW, train
+from workbench.errors import ConfigError, RunError
+from workbench.run import Run
+from workbench.session import Session
+
+KNOB = SLOW.replace("criterion", "unused").replace(
+    "def loss_fn", "scale = knob('scale', 1.0, low=0, high=10)\ndef loss_fn"
+).replace("return mse(", "return scale * mse(")  # fmt: skip
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def commands(run: Run, rank: int = 0) -> list[tuple[str, object, object]]:
+    events = run.events()
+    events = events[(events["rank"] == rank) & (events["kind"] == "control")]
+    return list(zip(events["name"], events["value"], events["old_value"], strict=True))
+
+
+def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0", KNOB)
+    until(lambda: run.last_step >= 2)
+    shell.run_line_magic("dist_pause", "")
+    until(lambda: run.status == "paused")
+    assert {status.state for status in two_ranks.status()} == {"training"}
+    held = run.last_step
+    time.sleep(0.4)
+    assert run.last_step == held
+    shell.run_line_magic("dist_set", "lr=x0.5 scale=2")
+    run.step(3)
+    until(lambda: run.last_step == held + 3 and run.status == "paused")
+    rows = run.metrics().set_index("step")["lr"]
+    assert rows[held] == pytest.approx(0.1) and rows[held + 1] == pytest.approx(0.05)
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.cli", "control", str(run.path), "set", "clip=0.5", "--wait"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, f"clip = 0.5 after step {held + 3}, was 0.0")
+    run.resume()
+    until(lambda: run.status == "running" and run.last_step > held + 3)
+    run.stop()
+    run.wait(timeout=20)
+    assert commands(run)[0][0] == "declared"
+    assert commands(run)[1:] == [
+        ("pause", "paused", "running"),
+        ("lr", 0.05, 0.1),
+        ("scale", 2.0, 1.0),
+        ("step", 3, "paused"),
+        ("clip", 0.5, 0.0),
+        ("resume", "running", "paused"),
+        ("stop", "step", None),
+    ]
+    assert commands(run, 1) == commands(run, 0) and run.settings() == {"scale": 2.0, "lr": 0.05, "clip": 0.5}
+    with pytest.raises(RunError, match="is stopped"):
+        run.pause()
+
+
+def test_going_on_in_a_run_of_its_own(shell: InteractiveShell, two_ranks: Session) -> None:
+    whole = train(shell, "-n 2 --steps 12 --batch-size 16 --quiet --shuffle", CELL).wait(timeout=60)
+    line = "-n 2 --steps 12 --batch-size 16 --quiet --shuffle --save-every 4 --keep 2 --name saved"
+    saved = train(shell, line, CELL).wait(timeout=60)
+    assert saved.checkpoints() == [8, 12]
+    again = train(shell, "--resume saved@8 --quiet").wait(timeout=60)
+    assert again.metrics()["step"].tolist() == [9, 10, 11, 12]
+    np.testing.assert_array_equal(again.metrics()["loss"], whole.metrics()["loss"][8:])
+    assert (again.path / "cell.py").read_text() == (saved.path / "cell.py").read_text()
+    slower = train(shell, "--resume saved@8 --quiet --lr 0.01 --plugin zero1").wait(timeout=60)
+    assert set(slower.metrics()["lr"]) == {0.01}
+    np.testing.assert_allclose(slower.metrics()["loss"][:1], whole.metrics()["loss"][8:9], atol=1e-6)
+    with pytest.raises(ConfigError, match="done already"):
+        train(shell, "--resume saved --quiet")
+
+
+def test_a_branch_goes_on_from_here_and_the_old_run_is_kept(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0 --name trunk", SLOW)
+    until(lambda: run.last_step >= 3)
+    run.pause()
+    until(lambda: run.status == "paused")
+    end = run.last_step + 5
+    branch = shell.run_line_magic("dist_branch", f"lr=0.02 steps={end}")
+    assert run.status == "stopped" and branch.name == "trunk-branch"
+    branch.wait(timeout=60)
+    parted = run.checkpoints()[0]
+    assert branch.metrics()["step"].tolist() == list(range(parted + 1, end + 1)) and set(branch.metrics()["lr"]) == {
+        0.02
+    }
+    assert run.metrics()["step"].tolist() == list(range(1, parted + 1))
+    second = run.branch(steps=parted + 2, name="twig").wait(timeout=60)
+    assert second.metrics()["step"].tolist() == [parted + 1, parted + 2] and second.name == "twig"
+
+
+def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0", SLOW)
+    until(lambda: run.last_step >= 2)
+    run.checkpoint()
+    until(run.checkpoints)
+    (saved,) = run.checkpoints()
+    until(lambda: run.metrics()["step"].max() > saved + 3)
+    before = run.metrics().set_index("step")["loss"]
+    run.rollback()
+    run.step(2)
+    until(lambda: run.status == "paused")
+    until(lambda: run.last_step == saved + 2)
+    after = run.metrics().set_index("step")["loss"]
+    assert list(after.index) == list(range(1, saved + 3))
+    np.testing.assert_array_equal(after[saved + 1 :], before[[saved + 1, saved + 2]])
+    run.stop()
+    assert run.wait(timeout=20).status == "stopped"
