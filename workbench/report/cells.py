@@ -123,7 +123,9 @@ class Cells:
                 return draw(self, _joined(data[mime]), metadata.get(mime, {}))
         picture = next((mime for mime in _PICTURES if mime in data), None)
         if picture:
-            return _picture(picture, _joined(data[picture]), metadata.get(picture, {}), _joined(data.get("text/plain", "")))
+            return _picture(
+                picture, _joined(data[picture]), metadata.get(picture, {}), _joined(data.get("text/plain", ""))
+            )
         for mime, draw in self._LATER_FORMS:
             if mime in data:
                 return draw(self, data[mime], metadata.get(mime, {}))
@@ -188,7 +190,9 @@ def _joined(text: Any) -> str:
 
 def _lost_widget(data: Mapping[str, Any]) -> Markup:
     text = _joined(data.get("text/plain", "a widget"))
-    return Markup('<div class="widget"><p class="empty">A widget whose state the notebook does not hold: {}</p></div>').format(text[:400])
+    return Markup(
+        '<div class="widget"><p class="empty">A widget whose state the notebook does not hold: {}</p></div>'
+    ).format(text[:400])
 
 
 def _ansi(text: str) -> Markup:
@@ -206,7 +210,9 @@ def _stream(text: str, name: str) -> Markup:
 
 def _error(output: Mapping[str, Any]) -> Markup:
     trace = "\n".join(map(str, output.get("traceback") or [])) or f"{output.get('ename')}: {output.get('evalue')}"
-    return Markup('<pre class="stream error" tabindex="0" role="group" aria-label="Error">{}</pre>').format(_ansi(trace))
+    return Markup('<pre class="stream error" tabindex="0" role="group" aria-label="Error">{}</pre>').format(
+        _ansi(trace)
+    )
 
 
 def _text(text: str) -> Markup:

@@ -98,7 +98,11 @@ def _in_words(runs: Sequence[RunFacts], labels: Sequence[str]) -> str:
         known = {label: value for label, value in known.items() if value is not None and math.isfinite(value)}
         if len(known) > 1:
             best = better(known, key=lambda label: known[label])
-            texts.append(f"{best} {verb}: {words.number(known[best])}." if better is min else f"{best} {verb} {words.number(known[best])}.")
+            texts.append(
+                f"{best} {verb}: {words.number(known[best])}."
+                if better is min
+                else f"{best} {verb} {words.number(known[best])}."
+            )
     return " ".join(texts)
 
 
@@ -113,7 +117,9 @@ def _overlaid(runs: Sequence[RunFacts], labels: Sequence[str], name: str, y_labe
         values = facts.metrics[name].astype(float)
         if not np.isfinite(values).any():
             continue
-        columns = thin({"step": facts.metrics["step"].astype(float), "raw": values, "value": smooth(values, math.nan)}, 1500)
+        columns = thin(
+            {"step": facts.metrics["step"].astype(float), "raw": values, "value": smooth(values, math.nan)}, 1500
+        )
         source = ColumnDataSource({key: list_or_array(column) for key, column in columns.items()})
         dash = "solid" if number < theme.MOST_LINES else [4, 3]
         line = drawn.line("step", "value", source=source, color=theme.rank_colour(number), line_width=2, line_dash=dash)

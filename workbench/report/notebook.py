@@ -90,7 +90,9 @@ def current_notebook() -> Path:
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    named = (shell.user_ns.get("__vsc_ipynb_file__") if shell is not None else None) or os.environ.get("JPY_SESSION_NAME")
+    named = (shell.user_ns.get("__vsc_ipynb_file__") if shell is not None else None) or os.environ.get(
+        "JPY_SESSION_NAME"
+    )
     if named and str(named).endswith(".ipynb") and Path(named).is_file():
         return Path(named)
     raise ReportError("this kernel does not know its notebook's file: name it, %dist_report --notebook FILE.ipynb")

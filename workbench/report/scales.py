@@ -87,7 +87,7 @@ def round_numbers(low: float, high: float, wanted: int) -> list[float]:
 
 
 def plain(value: float) -> str:
-    """``12000`` -> ``12k``, ``0.00012`` -> ``1.2e-4``: short enough for an axis."""
+    """``12000`` -> ``12k``, ``0.000012`` -> ``1.2e-5``: short enough for an axis."""
     size = abs(value)
     for least, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= least:

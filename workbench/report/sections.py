@@ -221,7 +221,9 @@ def _environment(facts: RunFacts) -> list[tuple[str, str]]:
     code = _code(facts)
     found += [(f"git {key}", words.short(code[key])) for key in ("commit", "branch", "remote") if code.get(key)]
     if code.get("commit"):
-        found.append(("git state", "changed since that commit: the diff is below" if code.get("diff") else "as committed"))
+        found.append(
+            ("git state", "changed since that commit: the diff is below" if code.get("diff") else "as committed")
+        )
     return found
 
 

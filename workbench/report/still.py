@@ -142,7 +142,10 @@ def _row_labels(figure: Any, layers: list[Layer]) -> dict[float, str]:
         names = next((drawn.data[name] for name in ("layer", "label", "name") if name in drawn.data), None)
         if rows is not None and names is not None:
             pairs = dict(zip(as_numbers(rows).tolist(), (str(name) or "(root)" for name in names), strict=False))
-            return {row: name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :] for row, name in pairs.items()}
+            return {
+                row: name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :]
+                for row, name in pairs.items()
+            }
     return {}
 
 
@@ -159,7 +162,9 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
     for value, text in x.ticks(8 if right - left < 700 else 14):
         at = float(x(np.array([value]))[0])
         text = elapsed(value) if seconds else _short(text)
-        parts.append(f'<text class="t" x="{at:.1f}" y="{bottom + 15:g}" text-anchor="middle">{html.escape(text)}</text>')
+        parts.append(
+            f'<text class="t" x="{at:.1f}" y="{bottom + 15:g}" text-anchor="middle">{html.escape(text)}</text>'
+        )
     if labels:
         wanted = max(1, round((bottom - top) / 13))
         stride = max(1, math.ceil(len(labels) / wanted))
@@ -170,11 +175,15 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
         at = float(y(np.array([value]))[0])
         if not labels and not y.factors:
             parts.append(f'<path class="g" d="M{left:g} {at:.1f}H{right:g}"/>')
-        parts.append(f'<text class="t" x="{left - 6:g}" y="{at + 3.5:.1f}" text-anchor="end">{html.escape(text)}</text>')
+        parts.append(
+            f'<text class="t" x="{left - 6:g}" y="{at + 3.5:.1f}" text-anchor="end">{html.escape(text)}</text>'
+        )
     x_label, y_label = (str(axis[0].axis_label or "").strip() for axis in (figure.xaxis, figure.yaxis))
     if x_label:
         middle = (left + right) / 2
-        parts.append(f'<text class="t" x="{middle:g}" y="{bottom + 31:g}" text-anchor="middle">{html.escape(x_label)}</text>')
+        parts.append(
+            f'<text class="t" x="{middle:g}" y="{bottom + 31:g}" text-anchor="middle">{html.escape(x_label)}</text>'
+        )
     if y_label:
         middle = (top + bottom) / 2
         parts.append(
