@@ -25,7 +25,7 @@ class ReportMagics(Magics):
         "run",
         metavar="RUN",
         nargs="*",
-        help="run directories or names of runs, several are compared (default: the newest run); with --notebook its file",
+        help="run directories or names of runs, several are compared (default: the newest); with --notebook its file",
     )
     @argument("--notebook", action="store_true", help="report the whole notebook as last saved, with its runs")
     @argument(

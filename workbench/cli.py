@@ -1,4 +1,6 @@
-"""``workbench``: demo | lab | train | report | sweep | runs | doctor. One module of ``workbench.commands`` per subcommand.
+"""``workbench``: demo | lab | train | report | sweep | runs | doctor.
+
+One module of ``workbench.commands`` per subcommand.
 
 Exit codes: 0 all of it happened, 1 it failed, 2 it was asked wrongly, 3 the run was stopped before its end, 130 Ctrl-C.
 Nothing here imports torch.

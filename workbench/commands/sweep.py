@@ -1,4 +1,4 @@
-"""Run a notebook for every combination of parameters, each in a kernel of its own, and compare their runs in one report.
+"""Run a notebook for every combination of parameters, each in a kernel of its own, and compare the runs in a report.
 
 The values replace those of the cell tagged `parameters`, as in papermill. Written to --out: a folder per combination
 (notebook and runs), sweep.json and report.html. With --parallel K so many run side by side, each on its share of the
@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 def grid_of(parameters: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """``[["lr", "1e-3", "3e-3"], ["tp", "1", "2"]]`` -> four combinations, the last parameter running fastest.
 
-    Raises ``ConfigError`` for a parameter without values, named twice, or that is no Python name, and for a grid of more
-    than ``MOST_POINTS`` combinations.
+    Raises ``ConfigError`` for a parameter without values, named twice, or that is no Python name, and for a grid of
+    more than ``MOST_POINTS`` combinations.
     """
     from workbench.errors import ConfigError
 
@@ -134,7 +134,7 @@ def points_of(source: Path, grid: Sequence[dict[str, Any]], out: Path) -> list[P
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What one kernel of several may use: cores (None: all), GPUs by the value of CUDA_VISIBLE_DEVICES ("" : as it is)."""
+    """What one kernel of several may use: cores (None: all), GPUs as in CUDA_VISIBLE_DEVICES ("": as it is)."""
 
     cores: set[int] | None = None
     gpus: str = ""

@@ -1,5 +1,5 @@
-"""Markdown and HTML of a notebook, made to stand in one file: local pictures go in, what the network would have to bring
-is left out and named."""
+"""Markdown and HTML of a notebook, made to stand in one file: local pictures go in, what the network would have to
+bring is left out and named."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def _embed(soup: Any, element: Any, folder: Path | None) -> None:
 
 def _data_of(address: str, folder: Path | None) -> str | None:
     """A local file as a data address; None when it is not there, too large, or not below the notebook's folder."""
-    if folder is None or ":" in address.split("/")[0]:
+    if folder is None or ":" in address.split("/", maxsplit=1)[0]:
         return None
-    path = (folder / unquote(address.split("?")[0].split("#")[0])).resolve()
+    path = (folder / unquote(address.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0])).resolve()
     try:
         if not path.is_relative_to(folder.resolve()) or path.stat().st_size > LARGEST_PICTURE:
             return None

@@ -146,7 +146,7 @@ def _columns(store: Store, plot: Plot) -> dict[str, Any]:
 def axis_of(figure: Any) -> str:
     """What a figure's x is, from the label of its axis: "step", "elapsed" or ""."""
     label = str(figure.xaxis[0].axis_label or "")
-    return next((known for known in ("step", "elapsed") if label.split(" ")[0] == known), "")
+    return next((known for known in ("step", "elapsed") if label.split(" ", maxsplit=1)[0] == known), "")
 
 
 def _link(figures: Sequence[tuple[str, Any]]) -> None:
@@ -181,7 +181,7 @@ def packed(text: str) -> str:
 
 @cache
 def library(*parts: str) -> str:
-    """BokehJS of the installed Bokeh, packed: its core, and the ``parts`` asked for ("widgets", "tables", "mathjax")."""
+    """BokehJS of the installed Bokeh, packed: its core and ``parts`` of it ("widgets", "tables", "mathjax")."""
     import bokeh
 
     folder = Path(bokeh.__file__).parent / "server" / "static" / "js"

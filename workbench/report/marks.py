@@ -56,7 +56,7 @@ _EXTENT = {
     "varea_step": (("x",), ("y1", "y2")),
     "segment": (("x0", "x1"), ("y0", "y1")),
 }
-_BAND = {"vbar": ("x", "width"), "hbar": ("y", "height")}
+_BAND = {"vbar": "width", "hbar": "height"}
 
 
 def layer(renderer: Any, x_factors: tuple[str, ...], y_factors: tuple[str, ...]) -> Layer:
@@ -81,8 +81,7 @@ def _widen(made: Layer, x_factors: tuple[str, ...], y_factors: tuple[str, ...]) 
     """Bars, rectangles and images reach beyond their centre or corner."""
     if made.kind in _BAND:
         axis = made.x if made.kind == "vbar" else made.y
-        centre, size = _BAND[made.kind]
-        half = made.column(size)
+        half = made.column(_BAND[made.kind])
         if axis and half is not None:
             axis[:] = [axis[0] - half / 2, axis[0] + half / 2]
     elif made.kind == "rect":
@@ -131,7 +130,7 @@ def swatch(made: Layer) -> str:
 
 def mapped_column(made: Layer, mapper: Any) -> Numbers | None:
     """The column that a colour mapper colours in this layer; None when it colours none."""
-    spec = getattr(made.glyph, "fill_color", None)
+    spec: Any = getattr(made.glyph, "fill_color", None)
     if getattr(spec, "transform", None) is mapper and spec.field in made.data:
         return as_numbers(made.data[spec.field])
     if getattr(made.glyph, "color_mapper", None) is mapper:
@@ -292,8 +291,8 @@ def _painted(made: Layer, box: tuple[Numbers, ...], good: Numbers, x: Scale, y: 
 
 
 def _fill_rgba(made: Layer) -> Numbers:
-    spec = getattr(made.glyph, "fill_color", None)
-    mapper = getattr(spec, "transform", None)
+    spec: Any = getattr(made.glyph, "fill_color", None)
+    mapper: Any = getattr(spec, "transform", None)
     if hasattr(mapper, "palette") and not hasattr(mapper, "factors") and spec.field in made.data:
         index = mapped_index(mapper, made.data[spec.field])
         table = np.array([(*rgb(str(colour)), 255) for colour in mapper.palette] + [(200, 206, 214, 255)], np.uint8)

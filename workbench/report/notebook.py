@@ -1,8 +1,8 @@
 """A whole notebook as one offline HTML file: prose, code and outputs; each live panel as the frozen, still interactive
 figures of its run; and an appendix with everything about those runs.
 
-``jupyter nbconvert --to dist_report nb.ipynb`` finds ``DistReportExporter`` by its entry point; ``render_notebook`` is what
-``%dist_report --notebook`` and ``workbench report nb.ipynb`` call.
+``jupyter nbconvert --to dist_report nb.ipynb`` finds ``DistReportExporter`` by its entry point; ``render_notebook`` is
+what ``%dist_report --notebook`` and ``workbench report nb.ipynb`` call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DistReportExporter(Exporter):
     def _file_extension_default(self) -> str:
         return ".html"
 
-    def from_notebook_node(self, nb: Any, resources: Any = None, **options: Any) -> tuple[str, Any]:
+    def from_notebook_node(self, nb: Any, resources: Any = None, **options: Any) -> tuple[Any, Any]:
         """The notebook's report as text, and nbconvert's resources."""
         notebook, resources = super().from_notebook_node(nb, resources, **options)
         about = resources.get("metadata", {})

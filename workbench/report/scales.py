@@ -1,4 +1,4 @@
-"""Scales, ticks and colours of still figures: from data to places on paper. Pure functions of numbers and Bokeh models."""
+"""Scales, ticks and colours of still figures: from data to places on paper. Pure functions."""
 
 from __future__ import annotations
 
@@ -104,13 +104,9 @@ def elapsed(seconds: float) -> str:
 
 
 def colours_of(spec: Any, data: dict[str, Any], rows: int, default: str = NO_COLOUR) -> list[str]:
-    """A colour per row from a Bokeh colour property: a plain colour, a value, a column, or a column through a mapper."""
-    if spec is None:
-        return [NO_COLOUR] * rows
-    if isinstance(spec, str):
-        return [spec] * rows
-    if isinstance(spec, tuple):
-        return [_rgb(spec)] * rows
+    """A colour per row from a Bokeh colour property: a colour, a value, a column, or a column through a mapper."""
+    if spec is None or isinstance(spec, (str, tuple)):
+        return [NO_COLOUR if spec is None else spec if isinstance(spec, str) else _rgb(spec)] * rows
     field = getattr(spec, "field", None)
     if field is None:
         return colours_of(getattr(spec, "value", None), data, rows, default)

@@ -1,5 +1,5 @@
-"""What a template needs to show one run: ``section_of(facts, sheet, ...)``; the run report, the notebook report's appendix
-and the frozen panels all take their content from here."""
+"""What a template needs to show one run: ``section_of(facts, sheet, ...)``; the run report, a notebook report's
+appendix and the frozen panels all take their content from here."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.report import marks
 from workbench.report.marks import Layer
-from workbench.report.scales import Scale, as_numbers, elapsed, plain
+from workbench.report.scales import Scale, as_numbers, elapsed
 
 WIDTH = 640
 TOP, BOTTOM, RIGHT = 12, 38, 14
@@ -44,8 +44,8 @@ def still(figure: Any, *, title: str, wide: bool = False) -> Still:
     bar = _colour_bar_of(figure)
     rows = _legend_rows(legend, width - left - RIGHT)
     top = TOP + LEGEND_ROW * len(rows)
-    x = _scale(figure.x_range, figure.x_scale, [l.x for l in layers], left, width - RIGHT - (64 if bar else 0))
-    y = _scale(figure.y_range, figure.y_scale, [l.y for l in layers], height - BOTTOM, top)
+    x = _scale(figure.x_range, figure.x_scale, [each.x for each in layers], left, width - RIGHT - (64 if bar else 0))
+    y = _scale(figure.y_range, figure.y_scale, [each.y for each in layers], height - BOTTOM, top)
     inside = "".join(marks.svg(drawn, x, y) for drawn in layers) + _spans(figure, x, y)
     clip = f"clip-{figure.id}"
     parts = [
@@ -61,7 +61,7 @@ def still(figure: Any, *, title: str, wide: bool = False) -> Still:
         f'<svg class="still" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(words, quote=True)}" '
         f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
-    left_out = tuple(sorted({type(l.glyph).__name__ for l in layers if l.rows and not marks.known(l)}))
+    left_out = tuple(sorted({type(each.glyph).__name__ for each in layers if each.rows and not marks.known(each)}))
     return Still(svg=svg, words=words, left_out=left_out)
 
 
@@ -102,7 +102,7 @@ def _scale(axis_range: Any, scale: Any, parts: list[list[np.ndarray]], start: fl
     if factors:
         return Scale(low=0, high=len(factors), start=start, end=end, factors=factors)
     log = type(scale).__name__ == "LogScale"
-    values = np.concatenate([np.ravel(part) for part in sum(parts, [])] or [np.empty(0)])
+    values = np.concatenate([np.ravel(part) for group in parts for part in group] or [np.empty(0)])
     values = values[np.isfinite(values) & (values > 0 if log else True)]
     low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 10.0) if log else (0.0, 1.0)
     padding = getattr(axis_range, "range_padding", 0.0)
@@ -159,9 +159,9 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
     right, top = max(x.start, x.end), min(y.start, y.end)
     parts = [f'<path class="a" d="M{left:g} {top:g}V{bottom:g}H{right:g}"/>']
     seconds = getattr(figure.xaxis[0].formatter, "format", "") == "00:00:00"
-    for value, text in x.ticks(8 if right - left < 700 else 14):
+    for value, name in x.ticks(8 if right - left < 700 else 14):
         at = float(x(np.array([value]))[0])
-        text = elapsed(value) if seconds else _short(text)
+        text = elapsed(value) if seconds else _short(name)
         parts.append(
             f'<text class="t" x="{at:.1f}" y="{bottom + 15:g}" text-anchor="middle">{html.escape(text)}</text>'
         )

@@ -16,6 +16,7 @@ STATE_TYPE = "application/vnd.jupyter.widget-state+json"
 VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _REFERENCE = "IPY_MODEL_"
 _DEEPEST = 40
+_TO = " \N{EN DASH} "
 
 
 def states_of(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -81,7 +82,8 @@ class WidgetPage:
         name = f"w-tabs-{next(self._numbers)}"
         parts = [
             Markup(
-                '<input type="radio" name="{0}" id="{0}-{1}"{2}><label for="{0}-{1}">{3}</label><div class="w-page">{4}</div>'
+                '<input type="radio" name="{0}" id="{0}-{1}"{2}><label for="{0}-{1}">{3}</label>'
+                '<div class="w-page">{4}</div>'
             ).format(name, place, Markup(" checked") if place == chosen else "", title, child)
             for place, (title, child) in enumerate(zip(titles, children, strict=True))
         ]
@@ -153,7 +155,7 @@ def _slider(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.get("value", 0)
     low, high = state.number("min", 0), state.number("max", 10 if "Log" not in kind else 4)
     if isinstance(value, (list, tuple)):
-        text = " – ".join(_number_text(part) for part in value)
+        text = _TO.join(_number_text(part) for part in value)
         parts = [_input("range", part, state, min=low, max=high, step="any") for part in value]
         return Markup('<span class="w-range">{}</span><output>{}</output>').format(Markup("").join(parts), text)
     place = value
@@ -205,7 +207,7 @@ def _select(kind: str, state: _State, _clean: Any) -> Markup:
         ends = [labels[place] for place in sorted(p for p in chosen if isinstance(p, int)) if place < len(labels)]
         at = min((p for p in chosen if isinstance(p, int)), default=0)
         return Markup("{}<output>{}</output>").format(
-            _input("range", at, state, min=0, max=max(0, len(labels) - 1)), " – ".join(ends)
+            _input("range", at, state, min=0, max=max(0, len(labels) - 1)), _TO.join(ends)
         )
     if kind in ("RadioButtons", "ToggleButtons"):
         look = "w-toggle" if kind == "ToggleButtons" else "w-radio"
@@ -290,7 +292,8 @@ _LEAVES: tuple[tuple[tuple[str, ...], _Draw], ...] = (
     (("IntText", "FloatText", "BoundedIntText", "BoundedFloatText"), _text),
     (("Checkbox", "Valid"), _check),
     (
-        ("Dropdown", "Select", "SelectMultiple", "RadioButtons", "ToggleButtons", "SelectionSlider", "SelectionRangeSlider"),
+        ("Dropdown", "Select", "SelectMultiple", "RadioButtons", "ToggleButtons", "SelectionSlider",
+         "SelectionRangeSlider"),
         _select,
     ),
     (("HTML", "HTMLMath", "Label"), _html),

@@ -155,7 +155,8 @@ def test_what_the_network_would_bring_is_named_and_left_out(tmp_path: Path) -> N
     source = (
         '<script src="https://cdn.example/x.js"></script><link rel="stylesheet" href="//cdn.example/x.css">'
         '<iframe src="https://example.invalid/video"></iframe><img src="http://example.invalid/a.png">'
-        '<img src="local.png"><img src="../secret.png"><style>@import url(http://x/y.css); p { background: url(http://x/z) }</style>'
+        '<img src="local.png"><img src="../secret.png">'
+        "<style>@import url(http://x/y.css); p { background: url(http://x/z) }</style>"
         "<p style=\"background: url('https://x/y')\">kept</p><script>1 < 2</script>"
     )
     page = BeautifulSoup(clean.html(source, folder=tmp_path), "html.parser")

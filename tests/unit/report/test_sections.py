@@ -1,7 +1,8 @@
-"""Controls, the plan, what limited a run, chosen steps, the environment, the comparison: each against what was logged."""
+"""Controls, plan, limits, chosen steps, environment and comparison of a report: each against what was logged."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -182,13 +183,14 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     found = comparison([facts.read(first), facts.read(second)], Sheet(light=True))
     assert [row[0] for row in found.rows] == ["fake (1)", "fake (2)"]
     assert dict(found.differences) == {
-        "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"], "batch_size": ["16", "32"],
+        "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"],
+        "batch_size": ["16", "32"],
     }  # fmt: skip
     page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
     ids = [e["id"] for e in page.find_all(id=True)]
     assert len(ids) == len(set(ids)) and {"run1-figure-loss", "run2-figure-loss", "compared-loss"} <= set(ids)
     levels = [int(h.name[1]) for h in page.find_all(["h1", "h2", "h3", "h4", "h5"])]
-    assert levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
     assert HOSTILE in page.find(id="comparison").get_text() and len(page.find_all("h2")) == 3
 
 

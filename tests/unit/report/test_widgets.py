@@ -26,7 +26,7 @@ def drawn(widget: w.Widget) -> BeautifulSoup:
     ("widget", "shown"),
     [
         (lambda: w.IntSlider(value=7, max=10), "7"),
-        (lambda: w.FloatRangeSlider(value=(0.5, 2.0), max=4), "0.5 – 2"),
+        (lambda: w.FloatRangeSlider(value=(0.5, 2.0), max=4), "0.5 \N{EN DASH} 2"),
         (lambda: w.FloatLogSlider(value=100.0), "100"),
         (lambda: w.IntProgress(value=40), "40"),
         (lambda: w.SelectionSlider(options=["low", "high"], value="high"), "high"),
