@@ -2,7 +2,7 @@
 
     python tests/benchmarks/report.py [--steps 10000] [--ranks 8] [--rounds 3]
 
-The run is written first (half a minute); the time is that of a process that has its imports, the median over rounds. Also
+The run is written first (half a minute); times are of a process that has its imports, the median over rounds. Also
 printed: where the time goes, the light report, and the interactive file against the same without compression.
 """
 

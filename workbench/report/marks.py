@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.report.scales import NO_COLOUR, Numbers, Scale, as_numbers, colours_of, mapped_index, rgb
+from workbench.report.scales import NO_COLOUR, Numbers, Scale, as_numbers, colours_of, field_of, mapped_index, rgb
 
 #: above so many rectangles without an outline they are painted as one picture
 MOST_RECTANGLES = 400
@@ -39,11 +39,9 @@ class Layer:
     def column(self, name: str, factors: tuple[str, ...] = ()) -> Numbers | None:
         """A coordinate property of the glyph as numbers per row."""
         spec = getattr(self.glyph, name, None)
-        found = getattr(spec, "field", None)
+        found = field_of(spec, self.data)
         if found is not None:
             return as_numbers(self.data[found], factors) if found in self.data else None
-        if isinstance(spec, (str, bytes)):
-            return as_numbers(self.data[spec], factors) if spec in self.data else None
         value = getattr(spec, "value", spec)
         return np.full(self.rows, float(value)) if isinstance(value, (int, float)) else None
 
@@ -304,8 +302,7 @@ def _fill_rgba(made: Layer) -> Numbers:
 
 def _image(made: Layer, x: Scale, y: Scale) -> str:
     mapper = getattr(made.glyph, "color_mapper", None)
-    spec = getattr(made.glyph, "image", None)
-    tables = made.data.get(getattr(spec, "field", None) or "", ())
+    tables = _lists(made, "image")
     if mapper is None or not len(tables) or len(made.x) < 2 or len(made.y) < 2:
         return ""
     table = np.asarray(tables[0], dtype=float)
@@ -340,19 +337,28 @@ def _segments(made: Layer, x: Scale, y: Scale) -> str:
 
 
 def _text(made: Layer, x: Scale, y: Scale) -> str:
-    words = made.data.get(getattr(getattr(made.glyph, "text", None), "field", None) or "", ())
-    at, value = (x(made.x[0]), y(made.y[0])) if made.x and made.y else (np.empty(0), np.empty(0))
-    parts = [
-        f'<text x="{a:.1f}" y="{b:.1f}" class="t">{html.escape(str(word)[:40])}</text>'
-        for a, b, word in list(zip(at.tolist(), value.tolist(), words, strict=False))[:100]
-        if math.isfinite(a) and math.isfinite(b)
-    ]
-    return "".join(parts)
+    words = _lists(made, "text")
+    if not (made.x and made.y and words):
+        return ""
+    inks = colours_of(getattr(made.glyph, "text_color", None), made.data, made.rows)
+    aligned = {"center": "middle", "right": "end"}.get(_word(made.glyph, "text_align"), "start")
+    down = 4 if _word(made.glyph, "text_baseline") == "middle" else 0
+    places = zip(x(made.x[0]).tolist(), y(made.y[0]).tolist(), words, inks, strict=False)
+    return "".join(
+        f'<text x="{a:.1f}" y="{b + down:.1f}" font-size="11" text-anchor="{aligned}" fill="{_attribute(ink)}">'
+        f"{html.escape(str(word)[:40])}</text>"
+        for a, b, word, ink in list(places)[:MOST_POINTS]
+        if word and math.isfinite(a) and math.isfinite(b)
+    )
+
+
+def _word(glyph: Any, name: str) -> str:
+    spec = getattr(glyph, name, None)
+    return str(getattr(spec, "value", spec))
 
 
 def _lists(made: Layer, name: str) -> list[Any]:
-    spec = getattr(made.glyph, name, None)
-    return list(made.data.get(getattr(spec, "field", None) or "", ()))
+    return list(made.data.get(field_of(getattr(made.glyph, name, None), made.data) or "", ()))
 
 
 _KINDS = {

@@ -103,11 +103,17 @@ def elapsed(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+def field_of(spec: Any, data: dict[str, Any]) -> str | None:
+    """The column that a property of a glyph names; None where it holds a value."""
+    field = getattr(spec, "field", None)
+    return field if field is not None else spec if isinstance(spec, str) and spec in data else None
+
+
 def colours_of(spec: Any, data: dict[str, Any], rows: int, default: str = NO_COLOUR) -> list[str]:
     """A colour per row from a Bokeh colour property: a colour, a value, a column, or a column through a mapper."""
-    if spec is None or isinstance(spec, (str, tuple)):
+    field = field_of(spec, data)
+    if field is None and (spec is None or isinstance(spec, (str, tuple))):
         return [NO_COLOUR if spec is None else spec if isinstance(spec, str) else _rgb(spec)] * rows
-    field = getattr(spec, "field", None)
     if field is None:
         return colours_of(getattr(spec, "value", None), data, rows, default)
     column = data.get(field)

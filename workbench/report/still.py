@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.report import marks
 from workbench.report.marks import Layer
-from workbench.report.scales import Scale, as_numbers, elapsed
+from workbench.report.scales import Scale, as_numbers, elapsed, plain
 
 WIDTH = 640
 TOP, BOTTOM, RIGHT = 12, 38, 14
@@ -257,7 +257,7 @@ def _colour_bar(bar: Any, layers: list[Layer], left: float, y: Scale) -> str:
     middle = math.sqrt(low * high) if log and low > 0 else (low + high) / 2
     for share, value in ((0.0, low), (0.5, middle), (1.0, high)):
         at = bottom - share * (bottom - top)
-        parts.append(f'<text class="t" x="{left + 16:g}" y="{at + 3.5:.1f}">{value:.2g}</text>')
+        parts.append(f'<text class="t" x="{left + 16:g}" y="{at + 3.5:.1f}">{plain(float(f"{value:.2g}"))}</text>')
     return "".join(parts)
 
 

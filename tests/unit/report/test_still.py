@@ -128,3 +128,16 @@ def test_a_figure_without_rows_has_axes() -> None:
     drawn = figure(width=300, height=200)
     drawn.line("x", "y", source=ColumnDataSource({"x": [], "y": []}))
     assert "It has no data." in still(drawn, title="T").words and parsed(drawn) is not None
+
+
+def test_colours_and_texts_come_from_their_columns() -> None:
+    rows = {"x": [1, 2], "top": [1.0, 2.0], "ink": ["#aa0000", "#00bb00"], "word": ["one", "<two>"]}
+    drawn = figure(width=300, height=200)
+    source = ColumnDataSource(rows)
+    drawn.vbar("x", 0.8, "top", source=source, fill_color="ink", line_color=None)
+    drawn.text("x", "top", text="word", source=source, text_color="ink", text_align="center")
+    svg = parsed(drawn)
+    fills = [e.get("fill") for e in svg.iter(f"{SVG}rect") if e.get("fill", "").startswith("#")]
+    assert fills == rows["ink"]
+    texts = [(e.text, e.get("fill"), e.get("text-anchor")) for e in svg.iter(f"{SVG}text") if e.get("fill")]
+    assert texts == [("one", "#aa0000", "middle"), ("<two>", "#00bb00", "middle")]
