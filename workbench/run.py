@@ -161,11 +161,11 @@ class Run:
         file = self.path / f"rank-{rank:05d}" / OUTPUT_FILE
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
-    def report(self, out: str | Path | None = None) -> Path:
-        """Write the run's HTML report (default: ``report.html`` in its directory) and return its path."""
+    def report(self, out: str | Path | None = None, *, light: bool = False, pdf: bool = False) -> Path:
+        """Write the run's report (default: ``report.html`` in its directory) and return its path: see ``render``."""
         from workbench.report import render
 
-        return render(self.path, out)
+        return render(self.path, out, light=light, pdf=pdf)
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.status} at step {self.step}/{self.spec.steps}: {self.plan.describe()}>"

@@ -45,11 +45,12 @@ def main() -> None:
         run = make_fake_run(Path(folder) / "run", ranks=arguments.ranks, steps=arguments.steps)
         log_mb = sum(file.stat().st_size for file in run.rglob("*.arrow")) / 1e6
         render(run, light=True)  # imports
-        seconds, light_seconds = [], []
+        seconds, busy, light_seconds = [], [], []
         for _ in range(arguments.rounds):
-            begin = time.perf_counter()
+            begin, begin_busy = time.perf_counter(), time.process_time()
             report = render(run)
             seconds.append(time.perf_counter() - begin)
+            busy.append(time.process_time() - begin_busy)
             begin = time.perf_counter()
             light = render(run, Path(folder) / "light.html", light=True)
             light_seconds.append(time.perf_counter() - begin)
@@ -63,7 +64,9 @@ def main() -> None:
         took = statistics.median(seconds)
         print(describe_machine())
         print(f"{arguments.steps:,} steps x {arguments.ranks} ranks, {log_mb:.0f} MB of logs, {len(plots())} figures")
-        print(f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S})")
+        print(
+            f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S}), {statistics.median(busy):.2f} s of a core"
+        )
         print(f"  of which reading the logs {reading:.2f} s, columns and still pictures {drawing:.2f} s")
         print(f"  not compressed it would be {whole:.2f} MB: ratio {size / whole:.2f}")
         print(f"light: {light.stat().st_size / 1e6:.2f} MB, {statistics.median(light_seconds):.2f} s")
