@@ -25,10 +25,12 @@ class ReportMagics(Magics):
         "run",
         metavar="RUN",
         nargs="*",
-        help="run directories or names of runs, several are compared (default: the newest run); with --notebook its file",
+        help="run directories or names of runs, several are compared (default: the newest); with --notebook its file",
     )
     @argument("--notebook", action="store_true", help="report the whole notebook as last saved, with its runs")
-    @argument("-o", "--out", metavar="FILE", help="where to write (default: in the run directory, or beside the notebook)")
+    @argument(
+        "-o", "--out", metavar="FILE", help="where to write (default: in the run directory, or beside the notebook)"
+    )
     @argument("--pdf", action="store_true", help="print it with a chromium of this machine")
     @argument("--light", action="store_true", help="still pictures only: a small file without scripts")
     @line_magic

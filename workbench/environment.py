@@ -1,7 +1,7 @@
 """Where a run was started: packages, code (git commit and what was not committed), command line, processor.
 
-``record(path)`` writes ``environment.json`` into a run directory when it is made; ``read(path)`` gives it back. Nothing is
-imported for it and nothing is asked of the network.
+``record(path)`` writes ``environment.json`` into a run directory when it is made; ``read(path)`` gives it back.
+Nothing is imported for it and nothing is asked of the network.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def describe(folder: Path | None = None) -> dict[str, Any]:
-    """``command``, ``directory``, ``notebook`` ("" outside one), ``executable``, ``processor``, ``packages``, ``git``."""
+    """command, directory, notebook ("" outside one), executable, processor, packages, git: of this process, now."""
     folder = folder or Path.cwd()
     return {
         "command": sys.argv,
@@ -67,8 +67,8 @@ def packages() -> dict[str, str]:
 
 
 def git(folder: Path) -> dict[str, Any]:
-    """``root``, ``commit``, ``branch``, ``remote``, ``diff`` (against the commit, "" when clean) and ``untracked`` (names
-    of files that git does not know) of the repository that ``folder`` is in; empty where there is none, or no git."""
+    """``root``, ``commit``, ``branch``, ``remote``, ``diff`` (against the commit, "" when clean) and ``untracked``
+    (names of files that git does not know) of the repository of ``folder``; empty where there is none, or no git."""
     lines = _git(folder, "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD").splitlines()
     if len(lines) < 3:
         return {}

@@ -219,11 +219,11 @@ class Run(Verbs):
         file = self.path / f"rank-{rank:05d}" / OUTPUT_FILE
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
-    def report(self, out: str | Path | None = None) -> Path:
-        """Write the run's HTML report (default: ``report.html`` in its directory) and return its path."""
+    def report(self, out: str | Path | None = None, *, light: bool = False, pdf: bool = False) -> Path:
+        """Write the run's report (default: ``report.html`` in its directory) and return its path: see ``render``."""
         from workbench.report import render
 
-        return render(self.path, out)
+        return render(self.path, out, light=light, pdf=pdf)
 
     def export(self, to: str, out: str | Path | None = None) -> Path:
         """Write the run as csv, parquet, tensorboard, trace, wandb or mlflow: see ``workbench.export.export``."""

@@ -1,41 +1,151 @@
-"""The report in a real browser with the network cut."""
+"""Reports opened in chromium with the network cut: drawn, silent, linked, on a phone, on paper and without scripts."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
+from tests.browser.lab import find_browser
 from tests.fake_run import make_fake_run
 from workbench.plots import plots
 from workbench.report import render
+from workbench.report.notebook import render_notebook
 
 pytestmark = pytest.mark.browser
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+HOSTILE = "<img src=http://example.invalid/x onerror=alert(1)>$$x$$"
+
+
+class Reader:
+    """A page without a network that notes what was asked of it and what it complained about."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.asked: list[str] = []
+        self.said: list[str] = []
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("console", lambda m: self.said.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+
+    def open(self, report: Path, *, width: int = 1280, scheme: str = "light") -> int:
+        """Open a report and wait until it is drawn; returns how many figures were."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.goto(report.as_uri())
+        self.page.wait_for_selector("html[data-drawn]", timeout=30_000)
+        self.page.wait_for_timeout(300)
+        return int(self.page.evaluate("document.documentElement.dataset.drawn"))
+
+    def assert_silent(self) -> None:
+        assert self.said == []
+        assert [url for url in self.asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 @pytest.fixture
-def offline(browser: Any) -> Iterator[Any]:
+def reader(browser: Any) -> Iterator[Reader]:
     browser.set_offline(True)
     page = browser.new_page()
-    yield page
+    yield Reader(page)
     page.close()
     browser.set_offline(False)
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
-def test_it_draws_every_figure_and_asks_for_nothing(offline: Any, tmp_path: Path, scheme: str, width: int) -> None:
-    hostile = "<img src=http://example.invalid/x onerror=alert(1)>$$x$$"
-    report = render(make_fake_run(tmp_path, ranks=2, steps=200, names=[hostile, "b", "c"]))
-    asked: list[str] = []
-    said: list[str] = []
-    offline.on("request", lambda request: asked.append(request.url))
-    offline.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    offline.on("pageerror", lambda error: said.append(str(error)))
-    offline.set_viewport_size({"width": width, "height": 900})
-    offline.emulate_media(color_scheme=scheme)
-    offline.goto(report.as_uri())
-    offline.wait_for_selector(f"html[data-drawn='{len(plots())}']", timeout=30_000)
-    offline.wait_for_timeout(300)
-    assert offline.locator(".plot canvas").count() >= len(plots())
-    assert said == [] and [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert offline.evaluate("document.documentElement.scrollWidth") <= width
+def test_it_draws_every_figure_and_asks_for_nothing(reader: Reader, tmp_path: Path, scheme: str, width: int) -> None:
+    report = render(make_fake_run(tmp_path / "run", ranks=2, steps=200, names=[HOSTILE, "b", "c"]))
+    shown = report.read_text().count('class="plot"')
+    assert reader.open(report, width=width, scheme=scheme) == shown >= 5 and shown <= len(plots())
+    assert reader.page.locator(".plot canvas").count() >= shown
+    assert reader.page.locator(".picture:visible").count() == 0  # the live figures took their places
+    assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
+    reader.assert_silent()
+
+
+def test_a_zoom_in_one_figure_is_the_zoom_of_its_neighbours(reader: Reader, tmp_path: Path) -> None:
+    reader.open(render(make_fake_run(tmp_path / "run", steps=200)))
+    ranges = """() => Bokeh.documents.flatMap((document) => document.roots()).map((figure) => figure.x_range.end)"""
+    before = reader.page.evaluate(ranges)
+    reader.page.evaluate("() => Bokeh.documents[0].roots()[0].x_range.setv({start: 20, end: 60})")
+    after = reader.page.evaluate(ranges)
+    assert after[:2] == [60, 60] and after[2] == before[2]  # over steps: both; over time: as it was
+    reader.assert_silent()
+
+
+def test_paper_and_readers_without_scripts_get_the_pictures(reader: Reader, browser: Any, tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=100)
+    report = render(run)
+    shown = reader.open(report)
+    reader.page.emulate_media(media="print")
+    assert (
+        reader.page.locator(".picture svg:visible").count() == shown
+        and reader.page.locator(".plot:visible").count() == 0
+    )
+    reader.page.emulate_media(media="screen")
+    light = render(run, tmp_path / "light.html", light=True)
+    reader.page.goto(light.as_uri())
+    assert reader.page.locator(".picture svg:visible").count() == shown
+    assert reader.page.get_by_role("img", name="loss over step").count() == 1
+    assert find_browser() is not None
+    assert render(run, tmp_path / "paper", pdf=True).read_bytes().startswith(b"%PDF-")
+
+
+def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=100)
+    report = render_notebook(everything(tmp_path, run))
+    shown = report.read_text().count('class="plot"')
+    assert reader.open(report) == shown >= 5
+    page = reader.page
+    assert page.locator(".math svg").count() == 4 and page.locator(".math:not(.done)").count() == 0
+    assert page.locator(".bk-Figure").count() >= shown + 1  # the panel's figures and the notebook's own
+    assert page.get_by_role("table").filter(has_text="a cell").is_visible()
+    page.locator(".w-tabs label", has_text="second").click()
+    assert page.locator(".w-page:visible").inner_text().strip() == "two"
+    page.get_by_role("button", name="Hide all code").click()
+    assert page.locator("pre.code:visible").count() == 0
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    reader.assert_silent()
+
+
+def everything(folder: Path, run: Path) -> Path:
+    """A notebook with each kind of output, as a kernel would have left it."""
+    from bokeh.embed.notebook import notebook_content
+    from bokeh.plotting import figure
+
+    drawn = figure(width=300, height=200)
+    drawn.line([1, 2, 3], [3, 1, 2])
+    script, div, _ = notebook_content(drawn)
+    v4 = nbformat.v4
+    shown = [
+        {"text/html": f"{div}<img src='https://example.invalid/a.png'>"},
+        {"application/javascript": script, "application/vnd.bokehjs_exec.v0+json": ""},
+        {"text/html": "<table><tr><td>a cell</td></tr></table>"},
+        {"text/latex": "$\\displaystyle \\frac{a}{b}$"},
+        {"text/markdown": "with $y_1$"},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "tab"}, "text/plain": "Tab()"},
+        {"image/png": PIXEL},
+    ]
+    outputs = [v4.new_output("display_data", data=data) for data in shown]
+    outputs.append(v4.new_output("stream", text=HOSTILE))
+    panel = v4.new_output("display_data", data={"text/plain": "first"}, metadata={"dist_workbench": {"run": str(run)}})
+    cells = [
+        v4.new_markdown_cell("# All\n\n$$\\begin{aligned} a &= b \\\\ c &= d \\end{aligned}$$\n\n## Part with $x$"),
+        v4.new_code_cell("%dist_train", outputs=[panel]),
+        v4.new_code_cell("everything", outputs=outputs),
+    ]
+    states = {
+        "tab": {
+            "model_name": "TabModel",
+            "state": {"children": ["IPY_MODEL_a", "IPY_MODEL_b"], "titles": ["first", "second"]},
+        },
+        "a": {"model_name": "LabelModel", "state": {"value": "one"}},
+        "b": {"model_name": "LabelModel", "state": {"value": "two"}},
+    }
+    metadata = {"widgets": {"application/vnd.jupyter.widget-state+json": {"state": states}}}
+    nbformat.write(v4.new_notebook(cells=cells, metadata=metadata), folder / "all.ipynb")
+    return folder / "all.ipynb"

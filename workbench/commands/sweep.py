@@ -1,4 +1,4 @@
-"""Run a notebook for every combination of parameters, each in a kernel of its own, and compare their runs in one report.
+"""Run a notebook for every combination of parameters, each in a kernel of its own, and compare the runs in a report.
 
 The values replace those of the cell tagged `parameters`, as in papermill. Written to --out: a folder per combination
 (notebook and runs), sweep.json and report.html. With --parallel K so many run side by side, each on its share of the
@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     grid = grid_of(arguments.parameter)
     if not 1 <= arguments.parallel <= len(grid):
         raise ConfigError(
-            f"--parallel {arguments.parallel}: the grid has {len(grid)} combinations, so 1 to {len(grid)}", field="--parallel"
+            f"--parallel {arguments.parallel}: the grid has {len(grid)} combinations, so 1 to {len(grid)}",
+            field="--parallel",
         )
     out = (arguments.out or Path(f"sweep-{datetime.datetime.now():%Y-%m-%d-%H%M%S}")).expanduser().resolve()
     places = places_of(arguments.parallel)
@@ -81,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 def grid_of(parameters: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """``[["lr", "1e-3", "3e-3"], ["tp", "1", "2"]]`` -> four combinations, the last parameter running fastest.
 
-    Raises ``ConfigError`` for a parameter without values, named twice, or that is no Python name, and for a grid of more
-    than ``MOST_POINTS`` combinations.
+    Raises ``ConfigError`` for a parameter without values, named twice, or that is no Python name, and for a grid of
+    more than ``MOST_POINTS`` combinations.
     """
     from workbench.errors import ConfigError
 
@@ -133,7 +134,7 @@ def points_of(source: Path, grid: Sequence[dict[str, Any]], out: Path) -> list[P
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What one kernel of several may use: cores (None: all), GPUs by the value of CUDA_VISIBLE_DEVICES ("" : as it is)."""
+    """What one kernel of several may use: cores (None: all), GPUs as in CUDA_VISIBLE_DEVICES ("": as it is)."""
 
     cores: set[int] | None = None
     gpus: str = ""
@@ -227,16 +228,22 @@ def report(points: Sequence[Point], out: Path, name: str, run_name: str | None =
         if not runs and not point.problem:
             point.problem = f"the notebook made no run{f' called {run_name!r}' if run_name else ''}"
         figures = facts.read(runs[0]).summary() if runs else {}
-        table.append({"parameters": point.values, "problem": point.problem, "notebook": str(point.folder / name), **figures})
+        table.append(
+            {"parameters": point.values, "problem": point.problem, "notebook": str(point.folder / name), **figures}
+        )
         chosen += [(point, runs[0])] if runs else []
     (out / SWEEP_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     for point, row in zip(points, table, strict=True):
-        told = point.problem.splitlines()[0] if point.problem else (
-            f"last loss {words.number(row['last_loss'])}, validation loss {words.number(row['validation_loss'])}"
+        told = (
+            point.problem.splitlines()[0]
+            if point.problem
+            else (f"last loss {words.number(row['last_loss'])}, validation loss {words.number(row['validation_loss'])}")
         )
         print(f"{point.label:>30}  {told}")
     if chosen:
         title = f"Sweep of {Path(name).stem}: {', '.join(points[0].values)}"
-        written = render([run for _, run in chosen], out / "report.html", title=title, labels=[p.label for p, _ in chosen])
+        written = render(
+            [run for _, run in chosen], out / "report.html", title=title, labels=[p.label for p, _ in chosen]
+        )
         print(f"{'report':>30}  {written}")
     return 1 if any(point.problem for point in points) else 0

@@ -20,7 +20,6 @@ PANEL_KEY = "dist_workbench"
 _PANEL_TEXT = re.compile(r"Live panel of (\S+)")
 _BOKEH_EXEC = "application/vnd.bokehjs_exec.v0+json"
 _BOKEH_LOAD = "application/vnd.bokehjs_load.v0+json"
-_PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _FOLDED_TAGS = frozenset({"hide-input", "hide_input", "hide-cell", "hide_cell"})
 _LONGEST_STREAM = 200_000
 
@@ -102,53 +101,55 @@ class Cells:
         return self._display(output.get("data", {}), output.get("metadata", {}))
 
     def _display(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Markup:
-        about = _panel_of(data, metadata)
-        if about is not None:
-            drawn = self._panel(about)
-            if drawn is not None:
-                return drawn
-        view = data.get(VIEW_TYPE)
-        if isinstance(view, Mapping):
-            widget = self._widgets.draw(str(view.get("model_id", "")))
-            if widget is not None:
-                return Markup('<div class="widget">{}</div>').format(widget)
-            if set(data) <= {VIEW_TYPE, "text/plain"}:
-                return _lost_widget(data)
+        """The richest form: a panel, a widget, a Bokeh figure, HTML, a picture, text."""
+        special = self._frozen(data, metadata) or self._widget(data)
+        if special is not None:
+            return special
         if _BOKEH_LOAD in data:
             return Markup("")  # the file brings BokehJS itself
         if _BOKEH_EXEC in data:
             return self._bokeh(_joined(data.get("application/javascript") or data.get(_BOKEH_EXEC) or ""))
         for mime, draw in self._FORMS:
             if mime in data:
-                return draw(self, _joined(data[mime]), metadata.get(mime, {}))
-        picture = next((mime for mime in _PICTURES if mime in data), None)
-        if picture:
-            return _picture(picture, _joined(data[picture]), metadata.get(picture, {}), _joined(data.get("text/plain", "")))
-        for mime, draw in self._LATER_FORMS:
-            if mime in data:
-                return draw(self, data[mime], metadata.get(mime, {}))
+                return draw(self, data, mime, metadata.get(mime, {}))
         return Markup("")
 
-    def _html(self, source: Any, _about: Any) -> Markup:
-        source = _joined(source)
+    def _frozen(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Markup | None:
+        about = _panel_of(data, metadata)
+        return None if about is None else self._panel(about)
+
+    def _widget(self, data: Mapping[str, Any]) -> Markup | None:
+        view = data.get(VIEW_TYPE)
+        if not isinstance(view, Mapping):
+            return None
+        widget = self._widgets.draw(str(view.get("model_id", "")))
+        if widget is not None:
+            return Markup('<div class="widget">{}</div>').format(widget)
+        return _lost_widget(data) if set(data) <= {VIEW_TYPE, "text/plain"} else None
+
+    def _html(self, data: Mapping[str, Any], mime: str, _about: Any) -> Markup:
+        source = _joined(data[mime])
         if "bk-notebook-logo" in source:
             return Markup("")  # "Loading BokehJS"
         return Markup('<div class="html scroll" tabindex="0">{}</div>').format(self._clean(source))
 
-    def _markdown(self, source: Any, _about: Any) -> Markup:
-        return Markup('<div class="prose">{}</div>').format(clean.markdown(_joined(source), folder=self._folder))
+    def _markdown(self, data: Mapping[str, Any], mime: str, _about: Any) -> Markup:
+        return Markup('<div class="prose">{}</div>').format(clean.markdown(_joined(data[mime]), folder=self._folder))
 
-    def _latex(self, source: Any, _about: Any) -> Markup:
-        return Markup('<div class="mathful">{}</div>').format(_joined(source))
+    def _latex(self, data: Mapping[str, Any], mime: str, _about: Any) -> Markup:
+        return Markup('<div class="mathful">{}</div>').format(_joined(data[mime]))
 
-    def _svg(self, source: Any, _about: Any) -> Markup:
-        return Markup('<div class="drawing">{}</div>').format(self._clean(_joined(source)))
+    def _svg(self, data: Mapping[str, Any], mime: str, _about: Any) -> Markup:
+        return Markup('<div class="drawing">{}</div>').format(self._clean(_joined(data[mime])))
 
-    def _json(self, value: Any, _about: Any) -> Markup:
-        return Markup('<pre tabindex="0">{}</pre>').format(json.dumps(value, indent=2, ensure_ascii=False))
+    def _picture(self, data: Mapping[str, Any], mime: str, about: Any) -> Markup:
+        return _picture(mime, _joined(data[mime]), about, _joined(data.get("text/plain", "")))
 
-    def _plain(self, text: Any, _about: Any) -> Markup:
-        return _text(_joined(text))
+    def _json(self, data: Mapping[str, Any], mime: str, _about: Any) -> Markup:
+        return Markup('<pre tabindex="0">{}</pre>').format(json.dumps(data[mime], indent=2, ensure_ascii=False))
+
+    def _plain(self, data: Mapping[str, Any], mime: str, _about: Any) -> Markup:
+        return Markup('<pre tabindex="0">{}</pre>').format(_ansi(_joined(data[mime])))
 
     def _bokeh(self, script: str) -> Markup:
         """A Bokeh output's script, to run once the file's own BokehJS is unpacked."""
@@ -168,8 +169,13 @@ class Cells:
         ("image/svg+xml", _svg),
         ("text/markdown", _markdown),
         ("text/latex", _latex),
+        ("image/png", _picture),
+        ("image/jpeg", _picture),
+        ("image/gif", _picture),
+        ("image/webp", _picture),
+        ("application/json", _json),
+        ("text/plain", _plain),
     )
-    _LATER_FORMS: tuple[tuple[str, Callable[..., Markup]], ...] = (("application/json", _json), ("text/plain", _plain))
 
 
 def _panel_of(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -188,7 +194,9 @@ def _joined(text: Any) -> str:
 
 def _lost_widget(data: Mapping[str, Any]) -> Markup:
     text = _joined(data.get("text/plain", "a widget"))
-    return Markup('<div class="widget"><p class="empty">A widget whose state the notebook does not hold: {}</p></div>').format(text[:400])
+    return Markup(
+        '<div class="widget"><p class="empty">A widget whose state the notebook does not hold: {}</p></div>'
+    ).format(text[:400])
 
 
 def _ansi(text: str) -> Markup:
@@ -206,11 +214,9 @@ def _stream(text: str, name: str) -> Markup:
 
 def _error(output: Mapping[str, Any]) -> Markup:
     trace = "\n".join(map(str, output.get("traceback") or [])) or f"{output.get('ename')}: {output.get('evalue')}"
-    return Markup('<pre class="stream error" tabindex="0" role="group" aria-label="Error">{}</pre>').format(_ansi(trace))
-
-
-def _text(text: str) -> Markup:
-    return Markup('<pre tabindex="0">{}</pre>').format(_ansi(text))
+    return Markup('<pre class="stream error" tabindex="0" role="group" aria-label="Error">{}</pre>').format(
+        _ansi(trace)
+    )
 
 
 def _picture(mime: str, data: str, about: Any, text: str) -> Markup:

@@ -1,5 +1,5 @@
-"""Markdown and HTML of a notebook, made to stand in one file: local pictures go in, what the network would have to bring
-is left out and named."""
+"""Markdown and HTML of a notebook, made to stand in one file: local pictures go in, what the network would have to
+bring is left out and named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from markupsafe import Markup
 
 _REMOTE = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
 _STYLE_REMOTE = re.compile(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", re.IGNORECASE)
-_HOLDS_MORE = re.compile(r"<\s*(script|link|img|iframe|video|audio|source|object|embed|style|base|meta)\b", re.IGNORECASE)
+_HOLDS_MORE = re.compile(
+    r"<\s*(script|link|img|iframe|video|audio|source|object|embed|style|base|meta)\b", re.IGNORECASE
+)
 _LOADERS = {"script": "src", "link": "href", "iframe": "src", "object": "data", "embed": "src"}
 LARGEST_PICTURE = 20 * 2**20
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: a table of what they came to and what differs in their specs, and their curves in one figure.
+"""Several runs side by side: what they came to, what differs in their specs, and their curves in one figure.
 
 ``comparison`` is all that the report asks of it.
 """
@@ -23,8 +23,8 @@ _NOT_COMPARED = ("name",)
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """``columns`` are the headers of ``rows`` (a row per run; its first cell is the run's name, its place the index);
-    ``differences``: (option, value per run) of what is not the same in all; ``figures``: curves laid over each other."""
+    """``columns`` are the headers of ``rows`` (a row per run, its name first);
+    ``differences``: (option, value per run) of what is not the same in all; ``figures``: their curves."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -98,8 +98,17 @@ def _in_words(runs: Sequence[RunFacts], labels: Sequence[str]) -> str:
         known = {label: value for label, value in known.items() if value is not None and math.isfinite(value)}
         if len(known) > 1:
             best = better(known, key=lambda label: known[label])
-            texts.append(f"{best} {verb}: {words.number(known[best])}." if better is min else f"{best} {verb} {words.number(known[best])}.")
+            texts.append(
+                f"{best} {verb}: {words.number(known[best])}."
+                if better is min
+                else f"{best} {verb} {words.number(known[best])}."
+            )
     return " ".join(texts)
+
+
+def _no_field(label: str) -> str:
+    """A label that Bokeh does not read as the name of a column."""
+    return label.replace("@", "\N{FULLWIDTH COMMERCIAL AT}").replace("$", "\N{FULLWIDTH DOLLAR SIGN}")
 
 
 def _overlaid(runs: Sequence[RunFacts], labels: Sequence[str], name: str, y_label: str, *, log: bool) -> Any:
@@ -113,11 +122,13 @@ def _overlaid(runs: Sequence[RunFacts], labels: Sequence[str], name: str, y_labe
         values = facts.metrics[name].astype(float)
         if not np.isfinite(values).any():
             continue
-        columns = thin({"step": facts.metrics["step"].astype(float), "raw": values, "value": smooth(values, math.nan)}, 1500)
+        columns = thin(
+            {"step": facts.metrics["step"].astype(float), "raw": values, "value": smooth(values, math.nan)}, 1500
+        )
         source = ColumnDataSource({key: list_or_array(column) for key, column in columns.items()})
         dash = "solid" if number < theme.MOST_LINES else [4, 3]
         line = drawn.line("step", "value", source=source, color=theme.rank_colour(number), line_width=2, line_dash=dash)
-        tips = [("run", label.replace("@", "＠").replace("$", "＄")), ("step", "@step{0}"), (y_label, "@value{0.0000}")]
+        tips = [("run", _no_field(label)), ("step", "@step{0}"), (y_label, "@value{0.0000}")]
         drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=number == 0))
         lines.append((label, [line]))
     if not lines:

@@ -39,9 +39,10 @@ def render(
     """Write the report of a run directory, or of several, as one offline HTML file and return its path.
 
     ``out``: the file, or a directory for it; default ``report.html`` in the (first) run directory. ``figures``: default
-    all of ``workbench.plots``. ``light``: still pictures and no scripts. ``pdf``: a PDF instead, printed by a chromium of
-    this machine. Several runs are also compared, under their names or the ``labels``. Raises ``RunDirectoryError`` when one is no run directory or ``out``
-    cannot be written, ``ReportError`` when nothing can print; whatever else is wrong with a run stands in the report.
+    all of ``workbench.plots``. ``light``: still pictures and no scripts. ``pdf``: a PDF instead, printed by a chromium
+    of this machine. Several runs are also compared, under their names or the ``labels``. Raises ``RunDirectoryError``
+    when one is no run directory or ``out`` cannot be written, ``ReportError`` when nothing can print; whatever else is
+    wrong with a run stands in the report.
     """
     names = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not names:
@@ -109,7 +110,7 @@ def page(
 
 
 def scripts(sheet: Sheet, *, parts: tuple[str, ...] = (), always: bool = False) -> dict[str, Any]:
-    """What the page's frame needs beside its content: packed figures and library ("" where there is nothing to draw)."""
+    """What the page's frame needs beside its content: packed figures and library ("" where nothing is to be drawn)."""
     needed = sheet.count > 0 or bool(parts) or always
     return {
         "payload": sheet.payload() if sheet.count else "",

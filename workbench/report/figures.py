@@ -113,11 +113,12 @@ class Sheet:
 
     def _take(self, figures: Sequence[tuple[Drawn, Any]]) -> None:
         document = Document()
-        for _, figure in figures:
-            if figure.document is not None:
-                figure.document.remove_root(figure)
-            figure.title = None  # the caption says it
-            document.add_root(figure)
+        with document.models.freeze():  # one walk over all models instead of one per figure
+            for _, figure in figures:
+                if figure.document is not None:
+                    figure.document.remove_root(figure)
+                figure.title = None  # the caption says it
+                document.add_root(figure)
         roots = {figure.id: drawn.place for drawn, figure in figures}
         written = {"document": document.to_json(deferred=False), "roots": roots}
         self._documents.append(json.dumps(written, separators=(",", ":")))
@@ -181,7 +182,7 @@ def packed(text: str) -> str:
 
 @cache
 def library(*parts: str) -> str:
-    """BokehJS of the installed Bokeh, packed: its core, and the ``parts`` asked for ("widgets", "tables", "mathjax")."""
+    """BokehJS of the installed Bokeh, packed: its core and ``parts`` of it ("widgets", "tables", "mathjax")."""
     import bokeh
 
     folder = Path(bokeh.__file__).parent / "server" / "static" / "js"

@@ -17,10 +17,14 @@ def limits(facts: RunFacts) -> str:
     if not later.any():
         return ""
     time, wait = steps["step_time_ms"][later], steps["data_wait_ms"][later]
-    found = [text for text in (_data(wait, time), _phases(facts, float(np.mean(time))), _uneven(facts, steps, later)) if text]
+    found = [
+        text for text in (_data(wait, time), _phases(facts, float(np.mean(time))), _uneven(facts, steps, later)) if text
+    ]
     if found:
         return "What limited it: " + "; ".join(found) + "."
-    return "Nothing stands out as a limit: no rank waited long for data, for others or for messages, as far as was logged."
+    return (
+        "Nothing stands out as a limit: no rank waited long for data, for others or for messages, as far as was logged."
+    )
 
 
 def _data(wait: np.ndarray, time: np.ndarray) -> str:

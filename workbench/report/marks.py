@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.report.scales import NO_COLOUR, Numbers, Scale, as_numbers, colours_of, mapped_index, rgb
+from workbench.report.scales import NO_COLOUR, Numbers, Scale, as_numbers, colours_of, field_of, mapped_index, rgb
 
 #: above so many rectangles without an outline they are painted as one picture
 MOST_RECTANGLES = 400
@@ -39,11 +39,9 @@ class Layer:
     def column(self, name: str, factors: tuple[str, ...] = ()) -> Numbers | None:
         """A coordinate property of the glyph as numbers per row."""
         spec = getattr(self.glyph, name, None)
-        found = getattr(spec, "field", None)
+        found = field_of(spec, self.data)
         if found is not None:
             return as_numbers(self.data[found], factors) if found in self.data else None
-        if isinstance(spec, (str, bytes)):
-            return as_numbers(self.data[spec], factors) if spec in self.data else None
         value = getattr(spec, "value", spec)
         return np.full(self.rows, float(value)) if isinstance(value, (int, float)) else None
 
@@ -56,7 +54,7 @@ _EXTENT = {
     "varea_step": (("x",), ("y1", "y2")),
     "segment": (("x0", "x1"), ("y0", "y1")),
 }
-_BAND = {"vbar": ("x", "width"), "hbar": ("y", "height")}
+_BAND = {"vbar": "width", "hbar": "height"}
 
 
 def layer(renderer: Any, x_factors: tuple[str, ...], y_factors: tuple[str, ...]) -> Layer:
@@ -81,8 +79,7 @@ def _widen(made: Layer, x_factors: tuple[str, ...], y_factors: tuple[str, ...]) 
     """Bars, rectangles and images reach beyond their centre or corner."""
     if made.kind in _BAND:
         axis = made.x if made.kind == "vbar" else made.y
-        centre, size = _BAND[made.kind]
-        half = made.column(size)
+        half = made.column(_BAND[made.kind])
         if axis and half is not None:
             axis[:] = [axis[0] - half / 2, axis[0] + half / 2]
     elif made.kind == "rect":
@@ -131,7 +128,7 @@ def swatch(made: Layer) -> str:
 
 def mapped_column(made: Layer, mapper: Any) -> Numbers | None:
     """The column that a colour mapper colours in this layer; None when it colours none."""
-    spec = getattr(made.glyph, "fill_color", None)
+    spec: Any = getattr(made.glyph, "fill_color", None)
     if getattr(spec, "transform", None) is mapper and spec.field in made.data:
         return as_numbers(made.data[spec.field])
     if getattr(made.glyph, "color_mapper", None) is mapper:
@@ -292,8 +289,8 @@ def _painted(made: Layer, box: tuple[Numbers, ...], good: Numbers, x: Scale, y: 
 
 
 def _fill_rgba(made: Layer) -> Numbers:
-    spec = getattr(made.glyph, "fill_color", None)
-    mapper = getattr(spec, "transform", None)
+    spec: Any = getattr(made.glyph, "fill_color", None)
+    mapper: Any = getattr(spec, "transform", None)
     if hasattr(mapper, "palette") and not hasattr(mapper, "factors") and spec.field in made.data:
         index = mapped_index(mapper, made.data[spec.field])
         table = np.array([(*rgb(str(colour)), 255) for colour in mapper.palette] + [(200, 206, 214, 255)], np.uint8)
@@ -305,8 +302,7 @@ def _fill_rgba(made: Layer) -> Numbers:
 
 def _image(made: Layer, x: Scale, y: Scale) -> str:
     mapper = getattr(made.glyph, "color_mapper", None)
-    spec = getattr(made.glyph, "image", None)
-    tables = made.data.get(getattr(spec, "field", None) or "", ())
+    tables = _lists(made, "image")
     if mapper is None or not len(tables) or len(made.x) < 2 or len(made.y) < 2:
         return ""
     table = np.asarray(tables[0], dtype=float)
@@ -341,19 +337,28 @@ def _segments(made: Layer, x: Scale, y: Scale) -> str:
 
 
 def _text(made: Layer, x: Scale, y: Scale) -> str:
-    words = made.data.get(getattr(getattr(made.glyph, "text", None), "field", None) or "", ())
-    at, value = (x(made.x[0]), y(made.y[0])) if made.x and made.y else (np.empty(0), np.empty(0))
-    parts = [
-        f'<text x="{a:.1f}" y="{b:.1f}" class="t">{html.escape(str(word)[:40])}</text>'
-        for a, b, word in list(zip(at.tolist(), value.tolist(), words, strict=False))[:100]
-        if math.isfinite(a) and math.isfinite(b)
-    ]
-    return "".join(parts)
+    words = _lists(made, "text")
+    if not (made.x and made.y and words):
+        return ""
+    inks = colours_of(getattr(made.glyph, "text_color", None), made.data, made.rows)
+    aligned = {"center": "middle", "right": "end"}.get(_word(made.glyph, "text_align"), "start")
+    down = 4 if _word(made.glyph, "text_baseline") == "middle" else 0
+    places = zip(x(made.x[0]).tolist(), y(made.y[0]).tolist(), words, inks, strict=False)
+    return "".join(
+        f'<text x="{a:.1f}" y="{b + down:.1f}" font-size="11" text-anchor="{aligned}" fill="{_attribute(ink)}">'
+        f"{html.escape(str(word)[:40])}</text>"
+        for a, b, word, ink in list(places)[:MOST_POINTS]
+        if word and math.isfinite(a) and math.isfinite(b)
+    )
+
+
+def _word(glyph: Any, name: str) -> str:
+    spec = getattr(glyph, name, None)
+    return str(getattr(spec, "value", spec))
 
 
 def _lists(made: Layer, name: str) -> list[Any]:
-    spec = getattr(made.glyph, name, None)
-    return list(made.data.get(getattr(spec, "field", None) or "", ()))
+    return list(made.data.get(field_of(getattr(made.glyph, name, None), made.data) or "", ()))
 
 
 _KINDS = {

@@ -1,8 +1,8 @@
 """A whole notebook as one offline HTML file: prose, code and outputs; each live panel as the frozen, still interactive
 figures of its run; and an appendix with everything about those runs.
 
-``jupyter nbconvert --to dist_report nb.ipynb`` finds ``DistReportExporter`` by its entry point; ``render_notebook`` is what
-``%dist_report --notebook`` and ``workbench report nb.ipynb`` call.
+``jupyter nbconvert --to dist_report nb.ipynb`` finds ``DistReportExporter`` by its entry point; ``render_notebook`` is
+what ``%dist_report --notebook`` and ``workbench report nb.ipynb`` call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DistReportExporter(Exporter):
     def _file_extension_default(self) -> str:
         return ".html"
 
-    def from_notebook_node(self, nb: Any, resources: Any = None, **options: Any) -> tuple[str, Any]:
+    def from_notebook_node(self, nb: Any, resources: Any = None, **options: Any) -> tuple[Any, Any]:
         """The notebook's report as text, and nbconvert's resources."""
         notebook, resources = super().from_notebook_node(nb, resources, **options)
         about = resources.get("metadata", {})
@@ -90,7 +90,9 @@ def current_notebook() -> Path:
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    named = (shell.user_ns.get("__vsc_ipynb_file__") if shell is not None else None) or os.environ.get("JPY_SESSION_NAME")
+    named = (shell.user_ns.get("__vsc_ipynb_file__") if shell is not None else None) or os.environ.get(
+        "JPY_SESSION_NAME"
+    )
     if named and str(named).endswith(".ipynb") and Path(named).is_file():
         return Path(named)
     raise ReportError("this kernel does not know its notebook's file: name it, %dist_report --notebook FILE.ipynb")

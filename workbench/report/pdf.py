@@ -36,7 +36,9 @@ def print_to_pdf(html: Path, target: Path) -> None:
         try:
             done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ReportError(f"{browser} did not print {target} within {PATIENCE_S:.0f} s: write the HTML instead") from error
+            raise ReportError(
+                f"{browser} did not print {target} within {PATIENCE_S:.0f} s: write the HTML instead"
+            ) from error
         if done.returncode != 0 or not made.exists():
             said = done.stderr.decode("utf-8", errors="replace").strip()[-500:] or f"exit code {done.returncode}"
             raise ReportError(f"{browser} could not print {target}: {said}")

@@ -72,7 +72,11 @@ def describe(mesh: Mesh) -> str:
 
 def _box(x: float, y: float, rank: int, slice_: int | None) -> str:
     middle = x + _BOX / 2
-    small = f'<text class="s" x="{middle}" y="{y + 36}" text-anchor="middle">tp {slice_}</text>' if slice_ is not None else ""
+    small = (
+        f'<text class="s" x="{middle}" y="{y + 36}" text-anchor="middle">tp {slice_}</text>'
+        if slice_ is not None
+        else ""
+    )
     return (
         f'<rect x="{x}" y="{y}" width="{_BOX}" height="{_BOX}" rx="6" fill="{theme.rank_colour(rank)}" '
         f'fill-opacity=".22" stroke="{theme.rank_colour(rank)}"/>'

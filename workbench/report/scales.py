@@ -1,4 +1,4 @@
-"""Scales, ticks and colours of still figures: from data to places on paper. Pure functions of numbers and Bokeh models."""
+"""Scales, ticks and colours of still figures: from data to places on paper. Pure functions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def round_numbers(low: float, high: float, wanted: int) -> list[float]:
 
 
 def plain(value: float) -> str:
-    """``12000`` -> ``12k``, ``0.00012`` -> ``1.2e-4``: short enough for an axis."""
+    """``12000`` -> ``12k``, ``0.000012`` -> ``1.2e-5``: short enough for an axis."""
     size = abs(value)
     for least, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= least:
@@ -103,15 +103,17 @@ def elapsed(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def colours_of(spec: Any, data: dict[str, Any], rows: int, default: str = NO_COLOUR) -> list[str]:
-    """A colour per row from a Bokeh colour property: a plain colour, a value, a column, or a column through a mapper."""
-    if spec is None:
-        return [NO_COLOUR] * rows
-    if isinstance(spec, str):
-        return [spec] * rows
-    if isinstance(spec, tuple):
-        return [_rgb(spec)] * rows
+def field_of(spec: Any, data: dict[str, Any]) -> str | None:
+    """The column that a property of a glyph names; None where it holds a value."""
     field = getattr(spec, "field", None)
+    return field if field is not None else spec if isinstance(spec, str) and spec in data else None
+
+
+def colours_of(spec: Any, data: dict[str, Any], rows: int, default: str = NO_COLOUR) -> list[str]:
+    """A colour per row from a Bokeh colour property: a colour, a value, a column, or a column through a mapper."""
+    field = field_of(spec, data)
+    if field is None and (spec is None or isinstance(spec, (str, tuple))):
+        return [NO_COLOUR if spec is None else spec if isinstance(spec, str) else _rgb(spec)] * rows
     if field is None:
         return colours_of(getattr(spec, "value", None), data, rows, default)
     column = data.get(field)

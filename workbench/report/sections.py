@@ -1,5 +1,5 @@
-"""What a template needs to show one run: ``section_of(facts, sheet, ...)``; the run report, the notebook report's appendix
-and the frozen panels all take their content from here."""
+"""What a template needs to show one run: ``section_of(facts, sheet, ...)``; the run report, a notebook report's
+appendix and the frozen panels all take their content from here."""
 
 from __future__ import annotations
 
@@ -225,7 +225,9 @@ def _environment(facts: RunFacts) -> list[tuple[str, str]]:
     code = _code(facts)
     found += [(f"git {key}", words.short(code[key])) for key in ("commit", "branch", "remote") if code.get(key)]
     if code.get("commit"):
-        found.append(("git state", "changed since that commit: the diff is below" if code.get("diff") else "as committed"))
+        found.append(
+            ("git state", "changed since that commit: the diff is below" if code.get("diff") else "as committed")
+        )
     return found
 
 

@@ -44,8 +44,8 @@ def still(figure: Any, *, title: str, wide: bool = False) -> Still:
     bar = _colour_bar_of(figure)
     rows = _legend_rows(legend, width - left - RIGHT)
     top = TOP + LEGEND_ROW * len(rows)
-    x = _scale(figure.x_range, figure.x_scale, [l.x for l in layers], left, width - RIGHT - (64 if bar else 0))
-    y = _scale(figure.y_range, figure.y_scale, [l.y for l in layers], height - BOTTOM, top)
+    x = _scale(figure.x_range, figure.x_scale, [each.x for each in layers], left, width - RIGHT - (64 if bar else 0))
+    y = _scale(figure.y_range, figure.y_scale, [each.y for each in layers], height - BOTTOM, top)
     inside = "".join(marks.svg(drawn, x, y) for drawn in layers) + _spans(figure, x, y)
     clip = f"clip-{figure.id}"
     parts = [
@@ -61,7 +61,7 @@ def still(figure: Any, *, title: str, wide: bool = False) -> Still:
         f'<svg class="still" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(words, quote=True)}" '
         f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
-    left_out = tuple(sorted({type(l.glyph).__name__ for l in layers if l.rows and not marks.known(l)}))
+    left_out = tuple(sorted({type(each.glyph).__name__ for each in layers if each.rows and not marks.known(each)}))
     return Still(svg=svg, words=words, left_out=left_out)
 
 
@@ -102,7 +102,7 @@ def _scale(axis_range: Any, scale: Any, parts: list[list[np.ndarray]], start: fl
     if factors:
         return Scale(low=0, high=len(factors), start=start, end=end, factors=factors)
     log = type(scale).__name__ == "LogScale"
-    values = np.concatenate([np.ravel(part) for part in sum(parts, [])] or [np.empty(0)])
+    values = np.concatenate([np.ravel(part) for group in parts for part in group] or [np.empty(0)])
     values = values[np.isfinite(values) & (values > 0 if log else True)]
     low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 10.0) if log else (0.0, 1.0)
     padding = getattr(axis_range, "range_padding", 0.0)
@@ -142,7 +142,10 @@ def _row_labels(figure: Any, layers: list[Layer]) -> dict[float, str]:
         names = next((drawn.data[name] for name in ("layer", "label", "name") if name in drawn.data), None)
         if rows is not None and names is not None:
             pairs = dict(zip(as_numbers(rows).tolist(), (str(name) or "(root)" for name in names), strict=False))
-            return {row: name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :] for row, name in pairs.items()}
+            return {
+                row: name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :]
+                for row, name in pairs.items()
+            }
     return {}
 
 
@@ -156,10 +159,12 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
     right, top = max(x.start, x.end), min(y.start, y.end)
     parts = [f'<path class="a" d="M{left:g} {top:g}V{bottom:g}H{right:g}"/>']
     seconds = getattr(figure.xaxis[0].formatter, "format", "") == "00:00:00"
-    for value, text in x.ticks(8 if right - left < 700 else 14):
+    for value, name in x.ticks(8 if right - left < 700 else 14):
         at = float(x(np.array([value]))[0])
-        text = elapsed(value) if seconds else _short(text)
-        parts.append(f'<text class="t" x="{at:.1f}" y="{bottom + 15:g}" text-anchor="middle">{html.escape(text)}</text>')
+        text = elapsed(value) if seconds else _short(name)
+        parts.append(
+            f'<text class="t" x="{at:.1f}" y="{bottom + 15:g}" text-anchor="middle">{html.escape(text)}</text>'
+        )
     if labels:
         wanted = max(1, round((bottom - top) / 13))
         stride = max(1, math.ceil(len(labels) / wanted))
@@ -170,11 +175,15 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
         at = float(y(np.array([value]))[0])
         if not labels and not y.factors:
             parts.append(f'<path class="g" d="M{left:g} {at:.1f}H{right:g}"/>')
-        parts.append(f'<text class="t" x="{left - 6:g}" y="{at + 3.5:.1f}" text-anchor="end">{html.escape(text)}</text>')
+        parts.append(
+            f'<text class="t" x="{left - 6:g}" y="{at + 3.5:.1f}" text-anchor="end">{html.escape(text)}</text>'
+        )
     x_label, y_label = (str(axis[0].axis_label or "").strip() for axis in (figure.xaxis, figure.yaxis))
     if x_label:
         middle = (left + right) / 2
-        parts.append(f'<text class="t" x="{middle:g}" y="{bottom + 31:g}" text-anchor="middle">{html.escape(x_label)}</text>')
+        parts.append(
+            f'<text class="t" x="{middle:g}" y="{bottom + 31:g}" text-anchor="middle">{html.escape(x_label)}</text>'
+        )
     if y_label:
         middle = (top + bottom) / 2
         parts.append(
@@ -248,7 +257,7 @@ def _colour_bar(bar: Any, layers: list[Layer], left: float, y: Scale) -> str:
     middle = math.sqrt(low * high) if log and low > 0 else (low + high) / 2
     for share, value in ((0.0, low), (0.5, middle), (1.0, high)):
         at = bottom - share * (bottom - top)
-        parts.append(f'<text class="t" x="{left + 16:g}" y="{at + 3.5:.1f}">{value:.2g}</text>')
+        parts.append(f'<text class="t" x="{left + 16:g}" y="{at + 3.5:.1f}">{plain(float(f"{value:.2g}"))}</text>')
     return "".join(parts)
 
 

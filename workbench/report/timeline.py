@@ -84,7 +84,9 @@ def figure(facts: RunFacts, step: int) -> Any:
             }
         )
         colour = PHASE_COLOURS.get(name, "#888888")
-        bars = drawn.quad(left="left", right="right", top="top", bottom="bottom", source=source, color=colour, line_color=None)
+        bars = drawn.quad(
+            left="left", right="right", top="top", bottom="bottom", source=source, color=colour, line_color=None
+        )
         renderers.append((name, [bars]))
     drawn.yaxis.ticker = FixedTicker(ticks=ranks)
     drawn.ygrid.visible = False

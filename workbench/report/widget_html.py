@@ -16,6 +16,7 @@ STATE_TYPE = "application/vnd.jupyter.widget-state+json"
 VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _REFERENCE = "IPY_MODEL_"
 _DEEPEST = 40
+_TO = " \N{EN DASH} "
 
 
 def states_of(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -28,7 +29,9 @@ def states_of(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 class WidgetPage:
     """Draws widgets of one notebook. ``outputs(list of outputs)`` draws what an Output widget caught."""
 
-    def __init__(self, states: Mapping[str, Any], outputs: Callable[[list[Any]], Markup], clean: Callable[[str], Markup]) -> None:
+    def __init__(
+        self, states: Mapping[str, Any], outputs: Callable[[list[Any]], Markup], clean: Callable[[str], Markup]
+    ) -> None:
         self._states = states
         self._outputs = outputs
         self._clean = clean
@@ -53,14 +56,17 @@ class WidgetPage:
 
     def _container(self, kind: str, state: _State, depth: int) -> Markup:
         children = [
-            self._draw(str(child).removeprefix(_REFERENCE), depth + 1) or Markup('<p class="empty">a widget that is not shown here</p>')
+            self._draw(str(child).removeprefix(_REFERENCE), depth + 1)
+            or Markup('<p class="empty">a widget that is not shown here</p>')
             for child in state.get("children", [])
         ]
         titles = _titles(state, len(children))
         chosen = state.get("selected_index")
         if kind == "Accordion":
             parts = [
-                Markup("<details{}><summary>{}</summary>{}</details>").format(Markup(" open") if place == chosen else "", title, child)
+                Markup("<details{}><summary>{}</summary>{}</details>").format(
+                    Markup(" open") if place == chosen else "", title, child
+                )
                 for place, (title, child) in enumerate(zip(titles, children, strict=True))
             ]
             return Markup('<div class="w-accordion">{}</div>').format(Markup("").join(parts))
@@ -75,9 +81,10 @@ class WidgetPage:
         """Tabs by radio buttons: they switch without a script, and by keyboard."""
         name = f"w-tabs-{next(self._numbers)}"
         parts = [
-            Markup('<input type="radio" name="{0}" id="{0}-{1}"{2}><label for="{0}-{1}">{3}</label><div class="w-page">{4}</div>').format(
-                name, place, Markup(" checked") if place == chosen else "", title, child
-            )
+            Markup(
+                '<input type="radio" name="{0}" id="{0}-{1}"{2}><label for="{0}-{1}">{3}</label>'
+                '<div class="w-page">{4}</div>'
+            ).format(name, place, Markup(" checked") if place == chosen else "", title, child)
             for place, (title, child) in enumerate(zip(titles, children, strict=True))
         ]
         return Markup('<div class="w-tabs" role="group" aria-label="Tabs">{}</div>').format(Markup("").join(parts))
@@ -132,7 +139,9 @@ def _leaf(kind: str, state: _State, clean: Callable[[str], Markup]) -> Markup | 
 
 def _input(type_: str, value: Any, state: _State, **attributes: Any) -> Markup:
     more = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_"), given) for name, given in attributes.items() if given not in (None, "")
+        Markup(' {}="{}"').format(name.rstrip("_"), given)
+        for name, given in attributes.items()
+        if given not in (None, "")
     )
     name = state.text("description") or type_
     return Markup('<input type="{}" value="{}" aria-label="{}" disabled{}>').format(type_, value, name, more)
@@ -146,7 +155,7 @@ def _slider(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.get("value", 0)
     low, high = state.number("min", 0), state.number("max", 10 if "Log" not in kind else 4)
     if isinstance(value, (list, tuple)):
-        text = " – ".join(_number_text(part) for part in value)
+        text = _TO.join(_number_text(part) for part in value)
         parts = [_input("range", part, state, min=low, max=high, step="any") for part in value]
         return Markup('<span class="w-range">{}</span><output>{}</output>').format(Markup("").join(parts), text)
     place = value
@@ -154,7 +163,9 @@ def _slider(kind: str, state: _State, _clean: Any) -> Markup:
         import math
 
         place = math.log(value, state.number("base", 10.0))
-    return Markup("{}<output>{}</output>").format(_input("range", place, state, min=low, max=high, step="any"), _number_text(value))
+    return Markup("{}<output>{}</output>").format(
+        _input("range", place, state, min=low, max=high, step="any"), _number_text(value)
+    )
 
 
 def _progress(_kind: str, state: _State, _clean: Any) -> Markup:
@@ -169,7 +180,9 @@ def _progress(_kind: str, state: _State, _clean: Any) -> Markup:
 def _text(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.text("value")
     if kind == "Textarea":
-        return Markup('<textarea disabled rows="3" aria-label="{}">{}</textarea>').format(state.text("description") or "text", value)
+        return Markup('<textarea disabled rows="3" aria-label="{}">{}</textarea>').format(
+            state.text("description") or "text", value
+        )
     if kind == "Password":
         value = "•" * len(value)
     return _input("text", value, state)
@@ -193,7 +206,9 @@ def _select(kind: str, state: _State, _clean: Any) -> Markup:
     if kind in ("SelectionSlider", "SelectionRangeSlider"):
         ends = [labels[place] for place in sorted(p for p in chosen if isinstance(p, int)) if place < len(labels)]
         at = min((p for p in chosen if isinstance(p, int)), default=0)
-        return Markup("{}<output>{}</output>").format(_input("range", at, state, min=0, max=max(0, len(labels) - 1)), " – ".join(ends))
+        return Markup("{}<output>{}</output>").format(
+            _input("range", at, state, min=0, max=max(0, len(labels) - 1)), _TO.join(ends)
+        )
     if kind in ("RadioButtons", "ToggleButtons"):
         look = "w-toggle" if kind == "ToggleButtons" else "w-radio"
         parts = [
@@ -203,7 +218,8 @@ def _select(kind: str, state: _State, _clean: Any) -> Markup:
         return Markup('<span class="w-choices">{}</span>').format(Markup("").join(parts))
     size = "" if kind == "Dropdown" else Markup(' size="{}" multiple').format(min(6, max(2, len(labels))))
     items = [
-        Markup("<option{}>{}</option>").format(Markup(" selected") if place in chosen else "", label) for place, label in enumerate(labels)
+        Markup("<option{}>{}</option>").format(Markup(" selected") if place in chosen else "", label)
+        for place, label in enumerate(labels)
     ]
     return Markup('<select disabled aria-label="{}"{}>{}</select>').format(
         state.text("description") or "choice", size, Markup("").join(items)
@@ -232,7 +248,9 @@ def _media(kind: str, state: _State, _clean: Any) -> Markup | None:
     minor = {"svg": "svg+xml", "jpg": "jpeg", "mp3": "mpeg"}.get(form, form)
     source = f"data:{major}/{minor};base64,{base64.b64encode(value).decode()}"
     if kind == "Image":
-        return Markup('<img src="{}" alt="{}">').format(source, state.text("description") or "picture of an Image widget")
+        return Markup('<img src="{}" alt="{}">').format(
+            source, state.text("description") or "picture of an Image widget"
+        )
     return Markup('<{0} src="{1}" controls></{0}>').format(major, source)
 
 
@@ -242,15 +260,30 @@ def _plain(kind: str, state: _State, _clean: Any) -> Markup:
         parts = [value.get("year"), (value.get("month") or 0) + 1, value.get("date")]
         text = "-".join(f"{part:02d}" for part in parts if isinstance(part, int))
         clock = [value.get(name) for name in ("hours", "minutes")]
-        value = " ".join(filter(None, [text if parts[0] else "", ":".join(f"{part:02d}" for part in clock if isinstance(part, int))]))
+        value = " ".join(
+            filter(None, [text if parts[0] else "", ":".join(f"{part:02d}" for part in clock if isinstance(part, int))])
+        )
     if isinstance(value, (list, tuple)):
         value = ", ".join(str(part) for part in value)
     if kind == "ColorPicker":
-        return Markup('<span class="w-colour" style="background: {}"></span><output>{}</output>').format(value or "black", value or "black")
+        return Markup('<span class="w-colour" style="background: {}"></span><output>{}</output>').format(
+            value or "black", value or "black"
+        )
     return Markup("<output>{}</output>").format("" if value is None else value)
 
 
-_CONTAINERS = ("Box", "HBox", "VBox", "GridBox", "Tab", "Accordion", "Stack", "TwoByTwoLayout", "AppLayout", "GridspecLayout")
+_CONTAINERS = (
+    "Box",
+    "HBox",
+    "VBox",
+    "GridBox",
+    "Tab",
+    "Accordion",
+    "Stack",
+    "TwoByTwoLayout",
+    "AppLayout",
+    "GridspecLayout",
+)
 _Draw = Callable[[str, _State, Callable[[str], Markup]], Markup | None]
 _LEAVES: tuple[tuple[tuple[str, ...], _Draw], ...] = (
     (("IntSlider", "FloatSlider", "FloatLogSlider", "IntRangeSlider", "FloatRangeSlider", "Play"), _slider),
@@ -259,7 +292,8 @@ _LEAVES: tuple[tuple[tuple[str, ...], _Draw], ...] = (
     (("IntText", "FloatText", "BoundedIntText", "BoundedFloatText"), _text),
     (("Checkbox", "Valid"), _check),
     (
-        ("Dropdown", "Select", "SelectMultiple", "RadioButtons", "ToggleButtons", "SelectionSlider", "SelectionRangeSlider"),
+        ("Dropdown", "Select", "SelectMultiple", "RadioButtons", "ToggleButtons", "SelectionSlider",
+         "SelectionRangeSlider"),
         _select,
     ),
     (("HTML", "HTMLMath", "Label"), _html),

@@ -1,0 +1,230 @@
+"""A notebook's report: what stands in the file, where panels went, and that nothing asks the network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbconvert.exporters import get_exporter
+from traitlets.config import Config
+
+from tests.fake_run import make_fake_run
+from workbench.errors import ReportError
+from workbench.report import clean
+from workbench.report.notebook import current_notebook, render_notebook
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+V4 = nbformat.v4
+
+
+def written(folder: Path, *cells: Any, **metadata: Any) -> Path:
+    book = V4.new_notebook(cells=list(cells), metadata=metadata)
+    nbformat.write(book, folder / "book.ipynb")
+    return folder / "book.ipynb"
+
+
+def code(source: str, *outputs: Any, **metadata: Any) -> Any:
+    return V4.new_code_cell(source, outputs=list(outputs), execution_count=3, metadata=metadata)
+
+
+def shown(data: dict[str, Any], **metadata: Any) -> Any:
+    return V4.new_output("display_data", data=data, metadata=metadata)
+
+
+def page_of(notebook: Path, **options: Any) -> BeautifulSoup:
+    return BeautifulSoup(render_notebook(notebook, **options).read_text(), "html.parser")
+
+
+def loads(page: BeautifulSoup) -> list[str]:
+    """Addresses that opening the page would ask for."""
+    return [e[name] for name in ("src", "srcset", "poster", "data") for e in page.find_all(attrs={name: True})]
+
+
+def test_prose_code_and_contents(tmp_path: Path) -> None:
+    page = page_of(
+        written(
+            tmp_path,
+            V4.new_markdown_cell("# A title\n\nText with $x^2$ and `code`.\n\n## Part\n\n## Part"),
+            code("a = 1  # note"),
+            code("hidden = 1", tags=["hide-input"]),
+        )
+    )
+    assert page.title.text == "A title" and [h.text for h in page.find_all("h1")] == ["A title"]
+    links = [a["href"] for a in page.find("nav").find_all("a")]
+    assert links == ["#s-a-title", "#s-part", "#s-part-2"] and all(page.find(id=link[1:]) for link in links)
+    assert page.find(class_="math").text == "x^2"
+    first, second = page.find_all("details", class_="source")
+    assert first.has_attr("open") and not second.has_attr("open")
+    assert first.code.text.strip() == "a = 1  # note" and first.find("span", class_="c1").text == "# note"
+    assert page.find("script", id="packed-library") is not None  # a formula needs what typesets it
+    assert page_of(written(tmp_path, code("1"))).find("script", id="packed-library") is None
+
+
+def test_every_ordinary_output(tmp_path: Path) -> None:
+    page = page_of(
+        written(
+            tmp_path,
+            code(
+                "x",
+                V4.new_output("stream", name="stdout", text=f"\x1b[31mred\x1b[0m {HOSTILE}"),
+                V4.new_output("stream", name="stderr", text="warned"),
+                V4.new_output("error", ename="E", evalue=HOSTILE, traceback=[f"Traceback {HOSTILE}"]),
+                shown({"text/html": "<table><tr><td>cell</td></tr></table>", "text/plain": "poorer form"}),
+                shown({"text/markdown": "**bold**"}),
+                shown({"text/latex": "$\\alpha$"}),
+                shown({"image/png": "iVBORw==\n", "text/plain": "<Figure>"}, **{"image/png": {"width": 320}}),
+                shown({"image/svg+xml": "<svg><circle r='3'/></svg>"}),
+                shown({"application/json": {"a": [1]}}),
+                shown({"text/plain": HOSTILE}),
+            ),
+        )
+    )
+    text = page.get_text()
+    assert page.find("span", class_="ansi-red-fg").text == "red" and "alert(1)" in text
+    assert not [s for s in page.find_all("script") if "alert(1)" in s.text]
+    assert page.find("td").text == "cell" and page.strong.text == "bold" and "poorer form" not in text
+    assert page.find(class_="mathful").text == "$\\alpha$" and page.find("pre", class_="stderr").text == "warned"
+    assert page.find("img")["src"] == "data:image/png;base64,iVBORw==" and "320px" in page.find("img")["style"]
+    assert page.find("circle") and '"a": [' in text
+    assert page.find("pre", class_="error").text == f"Traceback {HOSTILE}"
+
+
+def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=40)
+    picture = shown({"image/png": "iVBORw==", "text/plain": "first: finished"}, dist_workbench={"run": str(run)})
+    live = shown({"text/plain": "Live panel of x", "application/vnd.jupyter.widget-view+json": {"model_id": "gone"}})
+    live.metadata["dist_workbench"] = {"run": str(run)}
+    notebook = written(tmp_path, code("%dist_train", picture), code("%dist_watch", live))
+    page = page_of(notebook)
+    panels = page.find_all("div", class_="panel")
+    assert len(panels) == 2 and not page.find("img", class_="output-picture")
+    assert [bool(p.find("div", id=f"panel{n}-figure-loss")) for n, p in enumerate(panels, 1)] == [True, True]
+    assert all(len(p.find_all("svg", class_="still")) >= 5 for p in panels)
+    appendix = page.find(id="runs")
+    assert appendix.h2.text == "Appendix: the runs" and len(appendix.find_all("h3", class_="run")) == 1
+    assert "workbench train" in appendix.get_text() and page.find(id="run1-environment")
+    ids = [e["id"] for e in page.find_all(id=True)]
+    assert len(ids) == len(set(ids)) and all(a.startswith(("data:", "#")) for a in loads(page))
+
+
+def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "elsewhere" / "2026-05-01-120000-first", steps=10)
+    picture = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"run": str(run)})
+    notebook = written(tmp_path, code("x", picture))
+    (tmp_path / "runs").mkdir()
+    shutil.move(run, tmp_path / "runs")
+    assert page_of(notebook).find("div", class_="panel")
+    shutil.rmtree(tmp_path / "runs")
+    page = page_of(notebook)
+    assert page.find("img", class_="output-picture") and not page.find(id="runs")
+
+
+def test_a_panel_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the panel publishes, live and at the end, is what the report knows again."""
+    from widgets.panel import Panel
+    from workbench.report.cells import PANEL_KEY
+
+    said: list[Any] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata, **_: said.append(metadata))
+    run = make_fake_run(tmp_path / "run", steps=5)
+    panel = Panel(run)
+    panel.show()
+    assert panel.finish(20)
+    panel.close()
+    assert [metadata[PANEL_KEY] for metadata in said] == [{"run": str(run)}] * 2
+
+
+def test_bokeh_outputs_run_on_the_files_own_library(tmp_path: Path) -> None:
+    script = '{"name":"DataTable"} root.Bokeh.embed'
+    load = shown(
+        {"application/javascript": "load('https://cdn.bokeh.org')", "application/vnd.bokehjs_load.v0+json": ""}
+    )
+    execute = shown({"application/javascript": script, "application/vnd.bokehjs_exec.v0+json": ""})
+    page = page_of(written(tmp_path, code("show(p)", load, execute)))
+    assert len(page.find_all("script", class_="bokeh-output")) == 1
+    assert "cdn.bokeh.org" not in str(page)
+
+
+def test_what_the_network_would_bring_is_named_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "local.png").write_bytes(b"\x89PNG")
+    source = (
+        '<script src="https://cdn.example/x.js"></script><link rel="stylesheet" href="//cdn.example/x.css">'
+        '<iframe src="https://example.invalid/video"></iframe><img src="http://example.invalid/a.png">'
+        '<img src="local.png"><img src="../secret.png">'
+        "<style>@import url(http://x/y.css); p { background: url(http://x/z) }</style>"
+        "<p style=\"background: url('https://x/y')\">kept</p><script>1 < 2</script>"
+    )
+    page = BeautifulSoup(clean.html(source, folder=tmp_path), "html.parser")
+    assert [a for a in loads(page) if not a.startswith("data:")] == [] and not page.find(["iframe", "link"])
+    assert len(page.find_all("img")) == 1 and page.p.text == "kept" and "url(" not in str(page)
+    assert len(page.find_all(class_="gone")) == 5 and page.find_all("script")[0].text == "1 < 2"
+
+
+def test_attachments_and_missing_ones(tmp_path: Path) -> None:
+    cell = V4.new_markdown_cell("![ours](attachment:a.png) ![lost](attachment:b.png)")
+    cell["attachments"] = {"a.png": {"image/png": "iVBORw=="}}
+    page = page_of(written(tmp_path, cell))
+    assert page.find("img")["src"] == "data:image/png;base64,iVBORw==" and "picture lost is missing" in page.get_text()
+
+
+def test_a_light_one_has_no_script(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
+    shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"run": str(run)})
+    page = page_of(written(tmp_path, V4.new_markdown_cell("$x$"), code("x", shown_run)), light=True)
+    assert not page.find("script") and page.find("svg", class_="still")
+
+
+def test_what_is_no_notebook_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").write_text("{")
+    for name in ("a.ipynb", "none.ipynb"):
+        with pytest.raises(ReportError, match="cannot read the notebook"):
+            render_notebook(tmp_path / name)
+
+
+def test_the_kernels_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    with pytest.raises(ReportError, match="--notebook FILE"):
+        current_notebook()
+    notebook = written(tmp_path, code("1"))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(notebook))
+    assert current_notebook() == notebook
+
+
+def test_nbconvert_finds_the_exporter(tmp_path: Path) -> None:
+    notebook = written(tmp_path, V4.new_markdown_cell("# From nbconvert"), code("secret = 1", tags=["gone"]))
+    options = {"enabled": True, "remove_cell_tags": {"gone"}}
+    exporter = get_exporter("dist_report")(config=Config({"TagRemovePreprocessor": options}))
+    html, _ = exporter.from_filename(str(notebook))
+    page = BeautifulSoup(html, "html.parser")
+    assert (
+        exporter.file_extension == ".html" and page.title.text == "From nbconvert" and "secret" not in page.get_text()
+    )
+
+
+def test_the_magic_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from magics.report import ReportMagics
+    from workbench.cli import main
+
+    notebook = written(tmp_path, V4.new_markdown_cell("# Ours"))
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    magic = ReportMagics(shell)
+    assert magic.dist_report(f"--notebook {notebook} -o {tmp_path / 'a.html'}") == tmp_path / "a.html"
+    assert "as saved at" in capsys.readouterr().out
+    assert main(["report", str(notebook)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "book.html")
+    assert main(["report", str(notebook), "other"]) == 2
+
+
+def test_widget_states_of_a_live_kernel(tmp_path: Path) -> None:
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": f"IntSlider({HOSTILE})"}
+    notebook = written(tmp_path, code("slider", shown(view)))
+    assert "state the notebook does not hold: IntSlider(<script>" in page_of(notebook).get_text()
+    state = json.loads('{"m": {"model_name": "IntSliderModel", "state": {"value": 7, "max": 10}}}')
+    assert page_of(notebook, widgets=state).find("output").text == "7"

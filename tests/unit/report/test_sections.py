@@ -1,0 +1,226 @@
+"""Controls, plan, limits, chosen steps, environment and comparison of a report: each against what was logged."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from bs4 import BeautifulSoup
+
+from tests.fake_run import make_fake_run
+from workbench import environment
+from workbench.mesh import Mesh
+from workbench.rank_log import RankLogWriter
+from workbench.records import Command, PhaseRecord
+from workbench.report import facts, plan, render, timeline
+from workbench.report.compared import comparison
+from workbench.report.controls import controls
+from workbench.report.figures import Sheet, packed
+from workbench.report.limits import limits
+
+HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+
+
+def page_of(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(), "html.parser")
+
+
+def with_phases(run: Path, phases: dict[str, float]) -> Path:
+    """Give every rank of a fake run phases of steps 10 to 14, in ms; step 12 takes ten times as long."""
+    for rank in range(len(list(run.glob("rank-*")))):
+        with RankLogWriter(run / "other", rank) as log:
+            for step in range(10, 15):
+                begin = 0.0
+                for phase, ms in phases.items():
+                    long = ms * (10 if step == 12 else 1)
+                    log.append(
+                        PhaseRecord(step=step, rank=rank, phase=phase, micro_batch=-1, start_ms=begin, duration_ms=long)
+                    )
+                    begin += long
+        shutil.move(run / "other" / f"rank-{rank:05d}" / "phases.arrow", run / f"rank-{rank:05d}")
+    shutil.rmtree(run / "other")
+    return run
+
+
+def test_commands_meet_their_steps(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=20)
+    asked = [Command(time=10.0, name="lr", value=0.1, who="ann"), Command(time=11.0, name="stop", who="bob")]
+    asked.append(Command(time=12.0, name="lr", value=0.2, who=HOSTILE))
+    lines = "".join(command.to_line() for command in asked)
+    (run / "control.jsonl").write_text(lines + "not a command\n")
+    with RankLogWriter(run, -1) as log:
+        log.event("control", "lr", 0.1, step=7, old_value=0.003)
+        log.event("control", "stop", "bob", step=9)
+    found = facts.read(run)
+    table = controls(found)
+    assert [(c.name, c.who, c.value, c.old_value, c.step) for c in table] == [
+        ("lr", "ann", 0.1, 0.003, 7),
+        ("stop", "bob", None, None, 9),
+        ("lr", HOSTILE, 0.2, None, None),
+    ]
+    assert "1 of 4 lines of control.jsonl could not be read." in found.notes
+    text = page_of(render(run)).find(id="controls").get_text()
+    assert "never taken" in text and HOSTILE in text
+
+
+@pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 1, 1), (4, 1, 1), (2, 2, 2), (16, 4, 4)])
+def test_the_mesh_shows_every_rank_once(dp: int, pp: int, tp: int) -> None:
+    mesh = Mesh(dp=dp, pp=pp, tp=tp)
+    svg = BeautifulSoup(plan.drawing(mesh), "html.parser")
+    assert sorted(int(text.text) for text in svg.find_all("text", class_="r")) == list(range(mesh.world_size))
+    assert plan.drawing(Mesh(dp=1000)) == "" and "1000 ranks" in plan.describe(Mesh(dp=1000))
+
+
+def test_who_holds_what(tmp_path: Path) -> None:
+    names = [f"layer{number}" for number in range(6)]
+    run = make_fake_run(tmp_path / "run", ranks=4, steps=40, plugin="hybrid", pp=2, names=names)
+    held = plan.holdings(facts.read(run))
+    assert [(h.ranks, h.layers, h.first, h.last) for h in held] == [
+        ("ranks 0, 2", 3, "layer0", "layer2"),
+        ("ranks 1, 3", 3, "layer3", "layer5"),
+    ]
+    assert all(h.elements == 3 * 4096 and h.split == "not split" for h in held)
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ({"forward": 60, "communication": 60}, "waited for communication"),
+        ({"forward": 60, "optimizer": 60}, "the optimizer took"),
+    ],
+)
+def test_what_limited_it(tmp_path: Path, phases: dict[str, float], said: str) -> None:
+    assert said in limits(facts.read(with_phases(make_fake_run(tmp_path / "run", steps=20), phases)))
+
+
+def test_nothing_limits_an_even_run(tmp_path: Path) -> None:
+    assert limits(facts.read(make_fake_run(tmp_path / "run", steps=20))).startswith("Nothing stands out")
+
+
+def test_the_chosen_steps_are_a_usual_one_and_the_slowest(tmp_path: Path) -> None:
+    run = with_phases(make_fake_run(tmp_path / "run", steps=20), {"forward": 60, "communication": 40})
+    found = facts.read(run)
+    chosen = timeline.chosen_steps(found)
+    steps, times = found.metrics["step"], found.metrics["step_time_ms"]
+    later = (steps >= 11) & (steps <= 14)  # the first logged one is left out
+    assert chosen[-1].step == steps[later][np.argmax(times[later])] and 1 <= len(chosen) <= 2
+    page = page_of(render(run))
+    assert page.find(id=f"timeline-{chosen[0].step}") and "forward" in page.find(id="timeline").get_text()
+
+
+def test_the_environment_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def git(*words: str) -> str:
+        about = ["-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "init.defaultBranch=trunk"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *about, *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    git("init")
+    (tmp_path / "model.py").write_text("depth = 1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("remote", "add", "origin", "https://ann:secret@example.invalid/model.git")
+    assert environment.git(tmp_path)["diff"] == ""
+    (tmp_path / "model.py").write_text("depth = 2\n")
+    (tmp_path / "new.py").write_text("")
+    found = environment.git(tmp_path)
+    assert found["commit"] == git("rev-parse", "HEAD").strip() and found["branch"] == "trunk"
+    assert "-depth = 1" in found["diff"] and "+depth = 2" in found["diff"] and found["untracked"] == ["new.py"]
+    assert found["remote"] == "https://example.invalid/model.git"
+    assert environment.git(tmp_path.parent / "none") == {}
+
+
+def test_packages_are_those_that_are_installed() -> None:
+    from importlib import metadata
+
+    found = environment.packages()
+    assert all(found[name] == metadata.version(name) for name in ("numpy", "bokeh", "dist-workbench", "jupyter-client"))
+
+
+def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=5)
+    about = {
+        "command": ["workbench", HOSTILE],
+        "packages": {"numpy": "1"},
+        "git": {"commit": "abc", "diff": HOSTILE, "untracked": 7},
+    }
+    (run / environment.ENVIRONMENT_FILE).write_text(json.dumps(about))
+    (run / facts.VERIFICATION_FILE).write_text(json.dumps({"same": True, HOSTILE: {"largest": 1e-6}}))
+    page = page_of(render(run))
+    text = page.find(id="environment").get_text()
+    assert "abc" in text and "numpy==1" in text and text.count(HOSTILE) == 2
+    assert f"{HOSTILE}.largest" in page.find(id="verification").get_text()
+
+
+@pytest.mark.parametrize("broken", ["[1", "[]", '{"git": 3, "packages": [], "command": 1}'])
+def test_an_environment_that_is_broken_leaves_the_rest(tmp_path: Path, broken: str) -> None:
+    run = make_fake_run(tmp_path / "run", steps=5)
+    (run / environment.ENVIRONMENT_FILE).write_text(broken)
+    assert "fake" in page_of(render(run)).title.text
+
+
+def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=20)
+    schema = pa.schema([pa.field("step", pa.int64())], metadata={"schema_version": "99"})
+    with pa.OSFile(str(run / "rank-00000" / "devices.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        stream.write_batch(pa.record_batch([pa.array([1])], schema=schema))
+    page = page_of(render(run))
+    assert "has schema version 99" in page.get_text() and page.find("h1")
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    first = make_fake_run(tmp_path / "a", steps=40)
+    second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
+    found = comparison([facts.read(first), facts.read(second)], Sheet(light=True))
+    assert [row[0] for row in found.rows] == ["fake (1)", "fake (2)"]
+    assert dict(found.differences) == {
+        "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"],
+        "batch_size": ["16", "32"],
+    }  # fmt: skip
+    page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
+    ids = [e["id"] for e in page.find_all(id=True)]
+    assert len(ids) == len(set(ids)) and {"run1-figure-loss", "run2-figure-loss", "compared-loss"} <= set(ids)
+    levels = [int(h.name[1]) for h in page.find_all(["h1", "h2", "h3", "h4", "h5"])]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert HOSTILE in page.find(id="comparison").get_text() and len(page.find_all("h2")) == 3
+
+
+def test_a_light_report_is_small_and_has_no_script(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=200)
+    light = render(run, tmp_path / "light.html", light=True)
+    page = page_of(light)
+    assert not page.find("script") and len(page.find_all("svg", class_="still")) >= 5
+    assert light.stat().st_size < 200_000 < render(run).stat().st_size
+
+
+def test_figures_over_the_same_axis_are_linked(tmp_path: Path) -> None:
+    import gzip
+    from base64 import b64decode
+
+    page = page_of(render(make_fake_run(tmp_path / "run", steps=40)))
+    sheets = json.loads(gzip.decompress(b64decode(page.find("script", id="packed-figures").text)))
+    of_figures = [root["attributes"]["x_range"]["id"] for root in sheets[0]["document"]["roots"]]
+    places = list(sheets[0]["roots"].values())
+    shared = dict(zip(places, of_figures, strict=True))
+    assert shared["figure-loss"] == shared["figure-throughput"] == shared["figure-gradients"]
+    assert shared["figure-memory"] == shared["figure-utilisation"] != shared["figure-loss"]
+    assert gzip.decompress(b64decode(packed("é"))).decode() == "é"
+
+
+def test_no_browser_to_print_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.errors import ReportError
+
+    run = make_fake_run(tmp_path / "run", steps=5)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ReportError, match="install one"):
+        render(run, tmp_path / "out.html", pdf=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,78 @@
+"""ipywidgets as plain HTML, from the states that ipywidgets itself writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as w
+import pytest
+from bs4 import BeautifulSoup
+from markupsafe import Markup
+
+from workbench.report.widget_html import WidgetPage
+
+HOSTILE = "<script>alert(1)</script>\"'"
+
+
+def drawn(widget: w.Widget) -> BeautifulSoup:
+    states = w.Widget.get_manager_state(widgets=None)["state"]
+    page = WidgetPage(states, lambda outputs: Markup("|".join(str(o["text"]) for o in outputs)), Markup)
+    found = page.draw(widget.model_id)
+    assert found is not None
+    return BeautifulSoup(str(found), "html.parser")
+
+
+@pytest.mark.parametrize(
+    ("widget", "shown"),
+    [
+        (lambda: w.IntSlider(value=7, max=10), "7"),
+        (lambda: w.FloatRangeSlider(value=(0.5, 2.0), max=4), "0.5 \N{EN DASH} 2"),
+        (lambda: w.FloatLogSlider(value=100.0), "100"),
+        (lambda: w.IntProgress(value=40), "40"),
+        (lambda: w.SelectionSlider(options=["low", "high"], value="high"), "high"),
+        (lambda: w.DatePicker(value=__import__("datetime").date(2026, 5, 1)), "2026-05-01"),
+        (lambda: w.Label("a < b"), "a < b"),
+        (lambda: w.ColorPicker(value="#ff0000"), "#ff0000"),
+        (lambda: w.Valid(value=True), "✓ valid"),
+        (lambda: w.ToggleButtons(options=["a", "b"]), "ab"),
+        (lambda: w.Button(description="Go"), "Go"),
+    ],
+)
+def test_a_widget_shows_its_value(widget: Any, shown: str) -> None:
+    assert drawn(widget()).get_text() == shown
+
+
+def test_form_elements_hold_their_values_and_take_none() -> None:
+    box = w.VBox([w.Text(HOSTILE, description="name"), w.Checkbox(True), w.Dropdown(options=["x", "y"], value="y")])
+    page = drawn(box)
+    assert page.find("input", type="text")["value"] == HOSTILE and page.find("script") is None
+    assert page.find("input", type="checkbox").has_attr("checked")
+    assert page.find("option", selected=True).text == "y"
+    assert all(e.has_attr("disabled") for e in page.find_all(["input", "select"]))
+    assert all(e.get("aria-label") for e in page.find_all(["input", "select"]))
+
+
+def test_tabs_and_accordions_keep_their_titles_and_open_page() -> None:
+    tab = w.Tab([w.Label("one"), w.Label("two")], titles=["first", HOSTILE], selected_index=1)
+    page = drawn(tab)
+    assert [label.text for label in page.find_all("label")] == ["first", HOSTILE]
+    assert [e.has_attr("checked") for e in page.find_all("input", type="radio")] == [False, True]
+    accordion = drawn(w.Accordion([w.Label("one"), w.Label("two")], titles=["A", "B"], selected_index=0))
+    assert [e.has_attr("open") for e in accordion.find_all("details")] == [True, False]
+
+
+def test_pictures_and_caught_output() -> None:
+    assert drawn(w.Image(value=b"\x89PNG", format="png")).img["src"] == "data:image/png;base64,iVBORw=="
+    caught = w.Output()
+    caught.outputs = ({"output_type": "stream", "name": "stdout", "text": "inside"},)
+    assert "inside" in drawn(caught).get_text()
+
+
+def test_what_is_not_known_is_left_to_its_text() -> None:
+    page = WidgetPage({"a": {"model_name": "SomebodysModel", "state": {}}}, lambda _: Markup(""), Markup)
+    assert page.draw("a") is None and page.draw("gone") is None
+
+
+def test_a_box_that_holds_itself_ends() -> None:
+    state = {"a": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_a"]}}}
+    assert WidgetPage(state, lambda _: Markup(""), Markup).draw("a") is not None
