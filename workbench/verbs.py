@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import checkpoints, controls
 from workbench.controls import NEWEST, Control
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, RunDirectoryError
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 

@@ -65,7 +65,8 @@ def main() -> None:
         print(describe_machine())
         print(f"{arguments.steps:,} steps x {arguments.ranks} ranks, {log_mb:.0f} MB of logs, {len(plots())} figures")
         print(
-            f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S}), {statistics.median(busy):.2f} s of a core"
+            f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S}), "
+            f"{statistics.median(busy):.2f} s of a core"
         )
         print(f"  of which reading the logs {reading:.2f} s, columns and still pictures {drawing:.2f} s")
         print(f"  not compressed it would be {whole:.2f} MB: ratio {size / whole:.2f}")

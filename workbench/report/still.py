@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.report import marks
 from workbench.report.marks import Layer
-from workbench.report.scales import Scale, as_numbers, elapsed
+from workbench.report.scales import Scale, as_numbers, elapsed, plain
 
 WIDTH = 640
 TOP, BOTTOM, RIGHT = 12, 38, 14

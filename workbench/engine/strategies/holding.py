@@ -10,7 +10,7 @@ import torch
 from workbench.engine.strategies.held import Held, Place, Slot, Target, persistent_buffers, place_of, randomizers_of
 
 if TYPE_CHECKING:
-    from workbench.engine.strategies.plans import Plan
+    from workbench.engine.strategies.plan import Plan
 
 
 class HeldStates:
