@@ -20,6 +20,7 @@ HELP = "steer a run that trains"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench control``; its help lists every act and setting."""
     lines = [f"  {control.name:12} {control.help} ({control.allowed()})" for control in ACTS]
     names = [f"  {control.name:12} {control.help} ({control.allowed()})" for control in SETTINGS]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Check the command and write it; returns the exit code."""
     from workbench import controls
     from workbench.errors import ConfigError
     from workbench.run import Run

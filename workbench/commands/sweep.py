@@ -43,6 +43,7 @@ class Point:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench sweep``."""
     parser.add_argument("notebook", type=Path, metavar="NB.ipynb", help="a notebook with a cell tagged parameters")
     parser.add_argument(
         "-p",
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the grid and write its report; returns the exit code."""
     from workbench.errors import ConfigError, RunDirectoryError
 
     grid = grid_of(arguments.parameter)

@@ -17,13 +17,17 @@ Reading = Any
 class Clock(Protocol):
     """``now`` is called at every boundary and must be cheap; ``ms`` may be called only when both are ``ready``."""
 
-    def now(self) -> Reading: ...
+    def now(self) -> Reading:
+        """Read the clock; waits for nothing."""
 
-    def ready(self, reading: Reading) -> bool: ...
+    def ready(self, reading: Reading) -> bool:
+        """Whether a reading has been reached by the device."""
 
-    def ms(self, earlier: Reading, later: Reading) -> float: ...
+    def ms(self, earlier: Reading, later: Reading) -> float:
+        """Milliseconds between two readings that are ready."""
 
-    def recycle(self, readings: list[Reading]) -> None: ...
+    def recycle(self, readings: list[Reading]) -> None:
+        """Give readings back that nobody needs any more."""
 
 
 class HostClock:
@@ -33,12 +37,15 @@ class HostClock:
         self.now: Callable[[], float] = time.perf_counter
 
     def ready(self, reading: Reading) -> bool:
+        """Always: the host has no queue."""
         return True
 
     def ms(self, earlier: Reading, later: Reading) -> float:
+        """Milliseconds between two readings."""
         return (later - earlier) * 1e3
 
     def recycle(self, readings: list[Reading]) -> None:
+        """Numbers need no giving back."""
         return
 
 
@@ -53,17 +60,21 @@ class EventClock:
         self._free: list[Any] = []
 
     def now(self) -> Reading:
+        """Record an event on the current stream."""
         event = self._free.pop() if self._free else self._make()
         event.record()
         return event
 
     def ready(self, reading: Reading) -> bool:
+        """Whether the device has passed the event."""
         return bool(reading.query())
 
     def ms(self, earlier: Reading, later: Reading) -> float:
+        """Milliseconds between two events that are ready."""
         return float(earlier.elapsed_time(later))
 
     def recycle(self, readings: list[Reading]) -> None:
+        """Keep events for later readings."""
         self._free.extend(readings)
 
 

@@ -72,6 +72,7 @@ class FaultWatch(AbstractContextManager["FaultWatch"]):
 
     @property
     def found(self) -> Finding | None:
+        """The first fault, a forward one before any backward one; None so far."""
         return self.forward or self.backward
 
     def __enter__(self) -> FaultWatch:

@@ -65,9 +65,11 @@ class GpuReader(Protocol):
 
     name: str
 
-    def read(self) -> GpuReading: ...
+    def read(self) -> GpuReading:
+        """What the device does now; ``GpuUnavailableError`` once it is gone."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the device."""
 
 
 class NvmlGpu:
@@ -144,6 +146,7 @@ class NvmlGpu:
             raise GpuUnavailableError(f"{self.name}: {error}") from error
 
     def close(self) -> None:
+        """Let go of NVML."""
         try:
             self._nvml.nvmlShutdown()
         except self._nvml.NVMLError as error:

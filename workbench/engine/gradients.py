@@ -47,6 +47,7 @@ class PendingRecords:
     reports: Callable[[str, str], bool] | None = None
 
     def ready(self) -> bool:
+        """Whether the figures have arrived on the host."""
         return self.copy.ready()
 
     def records(self) -> list[GradientStats | HistogramStats | GradientSketch]:

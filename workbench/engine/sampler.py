@@ -64,9 +64,11 @@ class Collections:
         self._began = 0.0
 
     def start(self) -> None:
+        """Begin to count."""
         gc.callbacks.append(self._heard)
 
     def stop(self) -> None:
+        """Count no more."""
         if self._heard in gc.callbacks:
             gc.callbacks.remove(self._heard)
 

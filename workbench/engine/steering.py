@@ -152,11 +152,14 @@ class Settings:
 class Acts(Protocol):
     """What the trainer can be told to do between two steps. Each is done by all ranks at once."""
 
-    def evaluate(self, step: int) -> None: ...
+    def evaluate(self, step: int) -> None:
+        """Evaluate now."""
 
-    def sample(self, step: int) -> None: ...
+    def sample(self, step: int) -> None:
+        """Let the model write now."""
 
-    def save(self, step: int, *, asked: bool) -> bool: ...
+    def save(self, step: int, *, asked: bool) -> bool:
+        """Write a checkpoint; whether it was written. ``asked``: by a person, so that it is kept."""
 
     def rollback(self, step: int, target: int | str) -> int:
         """Go back to a checkpoint; the step of it. ``ConfigError`` or ``RunError`` when that cannot be."""

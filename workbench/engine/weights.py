@@ -27,6 +27,7 @@ class PendingWeights:
     copy: HostCopy
 
     def ready(self) -> bool:
+        """Whether the figures have arrived on the host."""
         return self.copy.ready()
 
     def records(self) -> list[WeightStats]:

@@ -101,6 +101,7 @@ def svg(made: Layer, x: Scale, y: Scale) -> str:
 
 
 def known(made: Layer) -> bool:
+    """Whether this kind of layer can be drawn."""
     return made.kind in _DRAW
 
 

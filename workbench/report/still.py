@@ -85,6 +85,7 @@ def describe(figure: Any, layers: list[Layer], legend: list[tuple[str, Layer]], 
 
 
 def plain3(value: float) -> str:
+    """Four digits: ``0.012345`` -> ``0.01234``."""
     return f"{value:.4g}"
 
 

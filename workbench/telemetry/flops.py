@@ -82,6 +82,7 @@ class Cost:
 
     @property
     def known(self) -> bool:
+        """Whether the model's operations per token are known."""
         return math.isfinite(self.flops_per_token)
 
 

@@ -35,6 +35,7 @@ class Place:
 
     @property
     def is_whole(self) -> bool:
+        """Whether the place covers everything."""
         size = math.prod(self.shape) if self.dim is None else self.shape[self.dim]
         return self.runs == ((0, size),)
 

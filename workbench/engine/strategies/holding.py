@@ -23,6 +23,7 @@ class HeldStates:
         self._foreign = {id(item.parameter) for item in plan.held if item.foreign}
 
     def held(self) -> Held:
+        """What this rank holds: parameters, buffers, optimizer states, each with its place in the user's model."""
         plan, here = self._plan, self._plan.here
         buffers = {
             name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(plan.module).items()

@@ -30,6 +30,7 @@ Wanted = Collection[str] | None
 
 
 def is_in(layer: str, wanted: Wanted) -> bool:
+    """Whether a layer is among those wanted; None: all are."""
     return wanted is None or layer in wanted
 
 
