@@ -23,8 +23,8 @@ PERIOD_S = 1.0
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per time bin and row of ranks: time, until (s since the first sample), row, label (its ranks), top,
-    bottom, colour (percent, the mean over the row's ranks)."""
+    """A cell per time bin and row of ranks: time, until (s since the first sample), row, label (its ranks),
+    colour (percent, the mean over the row's ranks)."""
     name = "gpu_percent" if rows.has_gpu(store) else "cpu_percent"
     bins, table, after = rows.rank_bins(store, name, cursor)
     ranks = store.mesh.world_size

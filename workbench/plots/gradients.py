@@ -27,7 +27,7 @@ HEIGHT = 380
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """A cell per step and layer: step, until (where the next one begins), layer, label (the same), row (its place in
-    the model, from 0), top, bottom, norm, colour (the norm, NaN where a log scale has no place for it), max_abs, mean,
+    the model, from 0), norm, colour (the norm, NaN where a log scale has no place for it), max_abs, mean,
     zeros (fraction), bad (non-finite elements), mark (1 if there are any)."""
     steps, places = cursor or (None, {})
     full, steps = rows.whole_steps(store, "gradients", steps)
@@ -56,8 +56,6 @@ def _cells(raw: Columns, store: Store, places: dict[str, int]) -> Columns:
         "layer": layer,
         "label": layer,
         "row": row,
-        "top": row - 0.5,
-        "bottom": row + 0.5,
         "norm": norm,
         "colour": np.where(norm > 0, norm, math.nan),
         "max_abs": table["max_abs"].to_numpy(float),

@@ -1,4 +1,4 @@
-"""Heat maps: cells from ``x`` to ``until`` and from ``top`` to ``bottom``, coloured by ``colour``."""
+"""Heat maps: cells from ``x`` to ``until``, in ``row``, coloured by ``colour``."""
 
 from __future__ import annotations
 
@@ -29,13 +29,10 @@ def cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str
     """
     place, row = np.nonzero(~np.isnan(values.T))
     label = np.array(labels, dtype=object)[row] if row.size else np.empty(0, dtype=object)
-    at = row.astype(float)
     return {
         name: x[place].astype(float),
         "until": until[place].astype(float),
-        "row": at,
-        "top": at - 0.5,
-        "bottom": at + 0.5,
+        "row": row.astype(float),
         "label": label,
         "colour": values[row, place],
     }
@@ -66,11 +63,11 @@ def draw(
     """Cells of ``source`` on a new figure; returns the renderer."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
-    renderer = drawn.quad(
+    renderer = drawn.hbar(
+        y="row",
+        height=1,
         left=x,
         right="until",
-        top="top",
-        bottom="bottom",
         source=source,
         fill_color={"field": "colour", "transform": mapper},
         line_color=None,

@@ -24,7 +24,7 @@ EMPTY = "No histograms were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> tuple[Columns, Cursor]:
-    """A cell per step and power of two: step, until, exponent (2**exponent and above), top, bottom, share (of the
+    """A cell per step and power of two: step, until, exponent (2**exponent and above), middle, share (of the
     elements that are not zero), layer. ``chosen`` None: the first layer that was logged."""
     steps, layer = cursor or (None, chosen)
     raw, steps = rows.whole_steps(store, "histograms", steps)
@@ -47,8 +47,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> t
         "step": keys[:, 0],
         "until": until(keys[:, 0], store),
         "exponent": keys[:, 1],
-        "top": keys[:, 1] + 1,
-        "bottom": keys[:, 1],
+        "middle": keys[:, 1] + 0.5,
         "share": count / total[at] if count.size else count,
         "layer": np.array([layer or ""] * count.size, dtype=object),
     }
@@ -66,11 +65,11 @@ def figure(source: ColumnDataSource) -> Figure:
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step")
     mapper = heat.mapper(log=True, low=1e-4, high=1.0)
-    cells = drawn.quad(
+    cells = drawn.hbar(
+        y="middle",
+        height=1,
         left="step",
         right="until",
-        top="top",
-        bottom="bottom",
         source=source,
         fill_color={"field": "share", "transform": mapper},
         line_color=None,

@@ -30,7 +30,7 @@ STRAGGLER = 0.05
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and row of ranks: step, until, row, label (its ranks), top, bottom, colour (percent above the
+    """A cell per step and row of ranks: step, until, row, label (its ranks), colour (percent above the
     median of its pipeline stage; of the slowest rank in the row)."""
     steps, last = cursor or (None, 0.0)
     phases, steps = rows.whole_steps(store, "phases", steps)

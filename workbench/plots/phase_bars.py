@@ -30,7 +30,7 @@ _BESIDE = ("overlapped", "monitor")
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A row per rank and phase: rank, row (its place), top, bottom, left, right (ms from the step's begin), phase,
+    """A row per rank and phase: rank, row (its place), left, right (ms from the step's begin), phase,
     colour, share (of the step), slow (percent above the median rank, NaN unless a straggler), at (where to mark it)."""
     steps, kept = cursor or (None, None)
     phases, steps = rows.whole_steps(store, "phases", steps)
@@ -77,8 +77,6 @@ def _bars(phases: Columns, store: Store) -> Columns:
     return {
         "rank": np.repeat(chosen, count).astype(float),
         "row": row,
-        "top": row - 0.4,
-        "bottom": row + 0.4,
         "left": (ends - table).ravel(),
         "right": ends.ravel(),
         "phase": phase,
@@ -90,9 +88,9 @@ def _bars(phases: Columns, store: Store) -> Columns:
 
 
 def _empty() -> Columns:
-    numbers = ("rank", "row", "top", "bottom", "left", "right", "share", "slow", "at")
+    numbers = ("rank", "row", "left", "right", "share", "slow", "at")
     text = dict.fromkeys(("phase", "colour"), np.empty(0, dtype=object))
-    order = ("rank", "row", "top", "bottom", "left", "right", "phase", "colour", "share", "slow", "at")
+    order = ("rank", "row", "left", "right", "phase", "colour", "share", "slow", "at")
     return {name: text.get(name, np.empty(0)) for name in order if name in text or name in numbers}
 
 
@@ -108,8 +106,8 @@ def figure(source: ColumnDataSource) -> Figure:
         x_range=DataRange1d(start=0, range_padding=0.1),
         y_range=DataRange1d(flipped=True, range_padding=0.02),
     )
-    bars = drawn.quad(
-        left="left", right="right", top="top", bottom="bottom", source=source, fill_color="colour", line_color=None
+    bars = drawn.hbar(
+        y="row", height=0.8, left="left", right="right", source=source, fill_color="colour", line_color=None
     )
     drawn.scatter("at", "row", source=source, marker="inverted_triangle", angle=math.pi / 2, size=10, color=theme.BAD)
     drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=9, num_minor_ticks=0)

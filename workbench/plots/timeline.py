@@ -27,12 +27,12 @@ EMPTY = "No phases were recorded: train with --monitor light or full."
 STEPS = 3
 MOST_RANKS = 64
 #: bars that are sent at once; of more, fewer steps are shown
-MOST_BARS = 2400
+MOST_BARS = 1000
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
-    """A bar per phase: rank, row, top, bottom, start, end (ms since the first of the steps began), step, phase,
-    colour, micro (micro-batch, -1: of the whole step), length (ms). Of more than ``MOST_RANKS`` ranks: the chosen one
+    """A bar per phase: rank, row, y, height, start, end (ms since the first of the steps began), step, phase,
+    colour, micro (micro-batch, -1: of the whole step). Of more than ``MOST_RANKS`` ranks: the chosen one
     with its replica, the slowest, and some between."""
     steps, kept = cursor or (None, None)
     phases, steps = rows.whole_steps(store, "phases", steps)
@@ -78,15 +78,14 @@ def _bars(phases: Columns, shown: np.ndarray, store: Store) -> Columns:
     return {
         "rank": phases["rank"].astype(float),
         "row": row,
-        "top": np.where(thin, row + 0.2, row - 0.42),
-        "bottom": row + np.where(thin, 0.42, 0.18),
+        "y": row + np.where(thin, 0.31, -0.12),
+        "height": np.where(thin, 0.22, 0.6),
         "start": begin + phases["start_ms"],
         "end": begin + ends,
         "step": phases["step"].astype(float),
         "phase": phase,
         "colour": np.array([theme.PHASES.get(name, grey) for name in phase], dtype=object),
         "micro": phases["micro_batch"].astype(float),
-        "length": phases["duration_ms"].astype(float),
     }
 
 
@@ -102,11 +101,11 @@ def figure(source: ColumnDataSource) -> Figure:
         x_range=DataRange1d(start=0, range_padding=0.01),
         y_range=DataRange1d(flipped=True, range_padding=0.01),
     )
-    bars = drawn.quad(
+    bars = drawn.hbar(
+        y="y",
+        height="height",
         left="start",
         right="end",
-        top="top",
-        bottom="bottom",
         source=source,
         fill_color="colour",
         line_color="white",
@@ -124,7 +123,8 @@ def figure(source: ColumnDataSource) -> Figure:
         ("step", "@step{0}"),
         ("phase", "@phase"),
         ("micro-batch", "@micro{0}"),
-        ("length", "@length{0.00} ms"),
+        ("from", "@start{0.00} ms"),
+        ("to", "@end{0.00} ms"),
     ]
     drawn.add_tools(HoverTool(renderers=[bars], tooltips=tips))
     return theme.finish(drawn)

@@ -28,7 +28,7 @@ EMPTY = "No weight statistics were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and layer: step, until, row (its place in the model), label (the layer), top, bottom, colour."""
+    """A cell per step and layer: step, until, row (its place in the model), label (the layer), colour."""
     steps, places = cursor or (None, {})
     raw, steps = rows.whole_steps(store, "weights", steps)
     places = _layer_rows(raw, places, store)
