@@ -30,14 +30,15 @@ class Console:
 
     def read(self) -> None:
         """Take in what was printed since the last call."""
-        lines: list[tuple[int, int, str]] = []
+        lines: list[tuple[float, int, str]] = []
         for rank, file in self._files.items():
             try:
                 size = file.stat().st_size
             except OSError:
                 continue  # it has printed nothing
-            lines += [(place, rank, text) for place, text in enumerate(self._lines_of(rank, file, size))]
-        lines.sort(key=lambda line: line[0])  # ranks in step: their first lines together, then their second
+            own = self._lines_of(rank, file, size)
+            lines += [(place / len(own), rank, text) for place, text in enumerate(own)]
+        lines.sort(key=lambda line: line[0])  # ranks side by side, as far as their lines tell
         for _, rank, text in lines:
             self._folded.add(text, rank, text=text[:_LONGEST])
 

@@ -94,7 +94,9 @@ class StaticPanel:
             error = self._on_control(content["name"], content["value"])
             self._send({"kind": "answer", "run": place, "name": content["name"], "error": error}, [])
 
-    def pump(self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 20, *, fails: bool = True) -> None:
+    def pump(
+        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 20, *, fails: bool = True
+    ) -> None:
         """Deliver messages until a condition holds (JavaScript in the page, or Python here)."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

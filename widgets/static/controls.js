@@ -75,7 +75,8 @@ export class Controls {
     const field = { row, control, input: null };
     const act = () => this.act(field);
     if (control.kind === "button") {
-      label.removeAttribute("for");
+      label.remove();
+      row.classList.add("dw-act");
     } else {
       field.input = this.input(control, id, row);
       field.input.addEventListener("keydown", (event) => {
@@ -85,7 +86,7 @@ export class Controls {
     }
     const text = control.kind === "button" ? control.name : `Set ${control.name}`;
     field.button = make("button", "", row, { type: "button", "aria-label": text, "aria-describedby": `${id}-help` });
-    say(field.button, control.kind === "button" ? "Do it" : "Set");
+    say(field.button, control.kind === "button" ? control.name.replaceAll("_", " ") : "Set");
     field.button.addEventListener("click", act);
     say(make("span", "dw-note dw-help", row, { id: `${id}-help` }), control.help);
     field.answer = make("span", "dw-answer", row, { id: `${id}-answer`, role: "status" });

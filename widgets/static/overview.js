@@ -14,8 +14,8 @@ const TILES = [
 
 function validationNote(facts) {
   if (!facts.validation) return "none yet";
-  const accuracy = known(facts.accuracy?.value) ? ` · ${percent(facts.accuracy.value)}` : "";
-  return `step ${whole(facts.validation.step)}${accuracy}`;
+  if (known(facts.accuracy?.value)) return `${percent(facts.accuracy.value)} accuracy`;
+  return `step ${whole(facts.validation.step)}`;
 }
 
 const statesNote = (facts) =>

@@ -38,5 +38,5 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def figure(source: ColumnDataSource) -> Figure:
     """A line per kind, on a log scale."""
-    drawn = theme.new_figure(TITLE, x_label="step", y_label="GB/s", height=280, y_axis_type="log", marks="step")
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="GB/s", height=400, y_axis_type="log", marks="step")
     return by_kind.draw(source, drawn, "{0.000} GB/s")

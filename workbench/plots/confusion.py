@@ -55,6 +55,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Shaded cells with their counts."""
+    from bokeh.core.properties import value
     from bokeh.models import AdaptiveTicker, DataRange1d, HoverTool
 
     drawn = theme.new_figure(
@@ -78,7 +79,7 @@ def figure(source: ColumnDataSource) -> Figure:
         text_align="center",
         text_baseline="middle",
         text_font_size="11px",
-        text_font=theme.FONT,
+        text_font=value(theme.FONT),
     )
     for axis in drawn.axis:
         axis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=12, num_minor_ticks=0)

@@ -54,7 +54,7 @@ def figure(source: ColumnDataSource) -> Figure:
     from bokeh.models import DataRange1d, HoverTool
 
     y_range = DataRange1d(start=0, range_padding=0.1)
-    drawn = theme.new_figure(TITLE, x_label="step", y_label="% of the step", y_range=y_range, marks="step")
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="% of the step", height=320, y_range=y_range, marks="step")
     band = drawn.varea("step", "lowest", "highest", source=source, color=theme.SPREAD, alpha=0.25)
     median = drawn.line("step", "median", source=source, color=theme.SPREAD, line_width=2)
     theme.add_legend(drawn, [("lowest to highest rank", [band]), ("median", [median])])

@@ -63,14 +63,16 @@ def draw(
     """Cells of ``source`` on a new figure; returns the renderer."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
+    colour = {"field": "colour", "transform": mapper}
     renderer = drawn.hbar(
         y="row",
         height=1,
         left=x,
         right="until",
         source=source,
-        fill_color={"field": "colour", "transform": mapper},
-        line_color=None,
+        fill_color=colour,
+        line_color=colour,  # no seams between cells
+        line_width=1,
     )
     drawn.x_range.range_padding = 0
     drawn.yaxis.formatter = CustomJSTickFormatter(args={"source": source}, code=_LABEL_OF_ROW)

@@ -19,6 +19,7 @@ NAME = "histogram"
 TITLE = "Magnitudes of the chosen layer's gradient"
 TAB = "gradients"
 AXIS = "step"
+WIDE = True
 CHOICE = "layer"
 EMPTY = "No histograms were recorded: train with --monitor full."
 
@@ -72,7 +73,8 @@ def figure(source: ColumnDataSource) -> Figure:
         right="until",
         source=source,
         fill_color={"field": "share", "transform": mapper},
-        line_color=None,
+        line_color={"field": "share", "transform": mapper},
+        line_width=1,
     )
     drawn.x_range.range_padding = drawn.y_range.range_padding = 0
     drawn.yaxis.ticker = AdaptiveTicker(base=2, mantissas=[1], min_interval=1, desired_num_ticks=8, num_minor_ticks=0)

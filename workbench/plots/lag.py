@@ -22,6 +22,7 @@ NAME = "lag"
 TITLE = "Own work per step, against the median rank (%)"
 TAB = "ranks"
 AXIS = "step"
+WIDE = True
 EMPTY = "No phases were recorded: train with --monitor light or full."
 PERIOD_S = 1.0
 OWN_WORK = ("data", "transfer", "forward", "backward", "optimizer")

@@ -27,10 +27,11 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def figure(source: ColumnDataSource) -> Figure:
     """A line over steps, from zero."""
-    from bokeh.models import DataRange1d, HoverTool
+    from bokeh.models import BasicTickFormatter, DataRange1d, HoverTool
 
     y_range = DataRange1d(start=0, range_padding=0.1)
     drawn = theme.new_figure(TITLE, x_label="step", y_label="learning rate", y_range=y_range, marks="step")
+    drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-4)
     line = drawn.line("step", "lr", source=source, color=theme.LOSS, line_width=2)
     tips = [("step", "@step{0}"), ("learning rate", "@lr{0.000e+0}")]
     drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))

@@ -99,10 +99,23 @@ def new_figure(
         axis.axis_label_standoff = 6
         axis.major_tick_in = axis.minor_tick_in = axis.minor_tick_out = 0
         axis.major_tick_out = 4
+        if axis.ticker is not None and type(axis.ticker).__name__ == "LogTicker":
+            axis.ticker.desired_num_ticks = 4
+            axis.formatter = _plain_numbers()
     drawn.xgrid.grid_line_color = None
     if marks:
         _add_marks(drawn, marks)
     return apply(drawn, "light")
+
+
+def _plain_numbers() -> Any:
+    """Ticks of a log axis: 0.001, 20, 5e-5."""
+    from bokeh.models import CustomJSTickFormatter
+
+    return CustomJSTickFormatter(
+        code="const size = Math.abs(tick); const x = Number(tick.toPrecision(3));"
+        "return size >= 1e-4 && size < 1e5 ? String(x) : x.toExponential().replace('e+', 'e');"
+    )
 
 
 def _add_marks(drawn: Any, x: str) -> None:
@@ -126,7 +139,7 @@ def finish(drawn: Any) -> Any:
 
 def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", format: str = "") -> Any:
     """The scale of a heat map, at its right."""
-    from bokeh.models import BasicTicker, LogTicker, NumeralTickFormatter
+    from bokeh.models import BasicTicker, LogTicker, NumeralTickFormatter, PrintfTickFormatter
     from bokeh.models.annotations import ColorBar
 
     bar: Any = ColorBar(color_mapper=mapper, ticker=LogTicker() if log else BasicTicker(desired_num_ticks=5))
@@ -139,6 +152,8 @@ def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", forma
         bar.title = title
     if format:
         bar.formatter = NumeralTickFormatter(format=format)
+    elif log:
+        bar.formatter = PrintfTickFormatter(format="%.0e")
     drawn.add_layout(bar, "right")
     return bar
 

@@ -97,7 +97,7 @@ def figure(source: ColumnDataSource) -> Figure:
         TITLE,
         x_label="ms since the first of these steps began",
         y_label="rank",
-        height=480,
+        height=680,
         x_range=DataRange1d(start=0, range_padding=0.01),
         y_range=DataRange1d(flipped=True, range_padding=0.01),
     )

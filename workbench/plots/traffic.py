@@ -14,9 +14,16 @@ if TYPE_CHECKING:
 
 NAME = "traffic"
 TITLE = "Bytes per rank and step"
+HEIGHT = 320
 TAB = "communication"
 AXIS = "step"
 EMPTY = "No collectives were recorded."
+#: in the browser: 20 kB, 1.5 MB
+_BYTES = """
+let [value, unit] = [tick, 0];
+while (value >= 1000 && unit < 5) [value, unit] = [value / 1000, unit + 1];
+return Number(value.toPrecision(3)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][unit];
+"""
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -30,8 +37,8 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def figure(source: ColumnDataSource) -> Figure:
     """A line per kind, on a log scale."""
-    from bokeh.models import NumeralTickFormatter
+    from bokeh.models import CustomJSTickFormatter
 
-    drawn = theme.new_figure(TITLE, x_label="step", y_label="bytes", y_axis_type="log", marks="step")
-    drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0] ib")
-    return by_kind.draw(source, drawn, "{0.00 ib}")
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="bytes", height=HEIGHT, y_axis_type="log", marks="step")
+    drawn.yaxis.formatter = CustomJSTickFormatter(code=_BYTES)
+    return by_kind.draw(source, drawn, "{0,0} bytes")
