@@ -159,6 +159,10 @@ class LiveFakeRun:
         else:
             self._asked.append((name, value))
 
+    def waiting(self) -> bool:
+        """Whether something was asked that no step has taken up."""
+        return bool(self._asked)
+
     def wait(self, timeout: float | None = None) -> None:
         self._thread.join(timeout)
 

@@ -31,14 +31,14 @@ MOST_RUNS = 2
 
 
 class RunLike(Protocol):
-    """What the panel asks of a run."""
+    """What the panel asks of a run; where it has ``control(name, value)``, it can be steered as well as stopped."""
 
     path: Path
 
     @property
     def status(self) -> str: ...
 
-    def control(self, name: str, value: Any = None) -> Any: ...
+    def stop(self) -> Any: ...
 
 
 class PanelWidget(anywidget.AnyWidget):
@@ -80,7 +80,7 @@ class Panel:
                 store,
                 self.widget.send,
                 status=None if one is None else partial(getattr, one, "status"),
-                can_control=hasattr(one, "control") or hasattr(one, "stop"),
+                can_control=one is not None,
                 busy=self._busy,
                 on_end=self._on_end if place == 0 else None,
                 run=place,
@@ -141,12 +141,14 @@ class Panel:
 
     def _control(self, place: int, name: str, value: Any) -> None:
         """Ask the run; the page is told at once whether it could be asked."""
-        run, error = self.runs[place], None
+        run = self.runs[place]
+        control = getattr(run, "control", None)
+        error: str | None = None
         try:
             if run is None:
                 error = "this panel only shows the run's files: open it with %dist_watch RUN to steer it"
-            elif hasattr(run, "control"):
-                run.control(name, value)
+            elif control is not None:
+                control(name, value)
             elif name == "stop":
                 run.stop()
             else:

@@ -78,7 +78,7 @@ def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
     from bokeh.models import ColumnDataSource
 
     empty = {name: values[:0] for name, values in columns.items()}
-    about = {"name": plot.NAME, "title": plot.TITLE, "tab": plot.TAB, "axis": plot.AXIS}
+    about: dict[str, Any] = {"name": plot.NAME, "title": plot.TITLE, "tab": plot.TAB, "axis": plot.AXIS}
     about["wide"] = bool(getattr(plot, "WIDE", False))
     about["empty"] = getattr(plot, "EMPTY", "No rows yet.")
     return {**about, **item_of(plot.figure(ColumnDataSource(empty, name="rows")))}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.mesh import Mesh
-from workbench.plots import per_rank, rows
+from workbench.plots import per_rank, rows, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry.store import Columns, Store
 
@@ -35,8 +35,9 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     some = ~np.isnan(table).all(axis=0) if table.size else np.zeros(steps.size, dtype=bool)
     size = store.mesh.tp * store.mesh.pp
     replica = None if chosen is None else chosen // size
-    out = {"step": steps[some].astype(float), **rows.lines(table[:, some], "cosine", replica)}
-    if f"cosine_{store.mesh.dp - 1}" in out:
+    band = store.mesh.world_size > theme.MOST_LINES
+    out = {"step": steps[some].astype(float), **rows.lines(table[:, some], "cosine", replica, band=band)}
+    if not band:
         out = {f"cosine_{int(name[7:]) * size}" if name != "step" else name: values for name, values in out.items()}
     return (rows.thin(out) if cursor is None else out), after
 

@@ -79,7 +79,7 @@ def _each(
             alpha=0.9,
             name=f"rank {rank}",
         )
-        entries.append((f"rank {rank}", [line]))
+        entries.append((f"rank {rank}" if not entries else str(rank), [line]))
         tips = [("rank", str(rank)), where, ("value", f"@{prefix}_{rank}{number}")]
         drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=rank == 0))
     return entries

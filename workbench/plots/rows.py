@@ -233,10 +233,10 @@ def per_rank_bins(
     return {"time": (bins + 0.5) * BIN_S, **lines(table * scale, prefix, chosen)}, after
 
 
-def lines(table: np.ndarray, prefix: str, chosen: int | None = None) -> Columns:
-    """A table (rank, place) as columns of lines, or of a band above ``MOST_LINES`` ranks."""
+def lines(table: np.ndarray, prefix: str, chosen: int | None = None, *, band: bool | None = None) -> Columns:
+    """A table (rank, place) as columns of lines, or of a band (None: above ``MOST_LINES`` ranks)."""
     ranks = table.shape[0]
-    if ranks <= MOST_LINES:
+    if not (ranks > MOST_LINES if band is None else band):
         return {f"{prefix}_{rank}": table[rank] for rank in range(ranks)}
     names = ("lowest", "median", "highest")
     if table.shape[1] == 0:
