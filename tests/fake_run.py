@@ -33,6 +33,7 @@ def fake_spec(*, ranks: int = 2, steps: int = 200, plugin: str = "ddp", grad_eve
         steps=steps,
         batch_size=8 * ranks,
         lr=3e-3,
+        eval_every=max(1, min(50, steps // 2)),
         monitor=MonitorSpec(grad_every=grad_every),
     )
 

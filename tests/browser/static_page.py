@@ -67,7 +67,7 @@ class StaticPanel:
             for place, path in enumerate(paths)
         ]
         page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
-        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         page.on("request", lambda request: self.requests.append(request.url))
         page.expose_function("toKernel", self._take)
         page.set_content(_HTML.format(css=bundle.style(), back="#111418" if dark else "#ffffff"))

@@ -39,8 +39,10 @@ export class Figures {
     const views = await bokehOfPage.api.embed.embed_item(structuredClone(entry.about.item), entry.box);
     if (this.boxes.get(entry.about.name) !== entry) return;
     entry.plot = [...views.roots][0].model;
+    entry.box.dwPlot = entry.plot; // for a reader's console, and for tests
     entry.source = entry.plot.document.get_model_by_name("rows");
     entry.empty = make("div", "dw-empty", entry.box);
+    entry.plot.subscribed_events = new Set(["rangesupdate"]); // those that its document hears
     entry.plot.document.on_event("rangesupdate", () => this.brushed(entry));
     this.fill(entry);
     this.mark(entry);
