@@ -6,28 +6,19 @@ things that the panel asks of a run: ``path``, ``status`` and ``stop()``.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 
+from tests.fake_records import FAILURE, STEP_S, FakeRank
 from workbench.config import SPEC_FILE, MonitorSpec, ParallelPlan, TrainSpec
-from workbench.mesh import Mesh
+from workbench.errors import ConfigError, RunError
 from workbench.rank_log import RankLogWriter
-from workbench.records import DeviceSample, GradientStats, StepRecord
 
-STEP_S = 0.12
 SAMPLE_EVERY_S = 0.5
-MIB = 2**20
-SAMPLES = (
-    "def __init__(self, se the thelf):\n    return ste selfr",
-    "def read(self, name):\n    if not self._name:\n        raise ValueError('no name')\n    return self.name",
-    "class Reader:\n    def __init__(self, path, mode='r'):\n        self.path = path\n        self._file = None\n",
-)
 LAYER_PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "input_layernorm")
 
 
@@ -42,6 +33,7 @@ def fake_spec(*, ranks: int = 2, steps: int = 200, plugin: str = "ddp", grad_eve
         steps=steps,
         batch_size=8 * ranks,
         lr=3e-3,
+        eval_every=max(1, min(50, steps // 2)),
         monitor=MonitorSpec(grad_every=grad_every),
     )
 
@@ -61,91 +53,6 @@ def write_spec(directory: Path, spec: TrainSpec) -> None:
     (directory / SPEC_FILE).write_text(tomli_w.dumps(spec.to_toml() | extra), encoding="utf-8")
 
 
-class _Rank:
-    """Draws the records of one rank; the same seed gives the same run."""
-
-    def __init__(self, rank: int, spec: TrainSpec, names: list[str], writer: RankLogWriter) -> None:
-        self.rank, self.spec, self.writer = rank, spec, writer
-        self.mesh: Mesh = spec.plan.mesh
-        self.here = self.mesh.coordinates(rank)
-        per_stage = math.ceil(len(names) / self.mesh.pp)
-        self.first_layer = self.here.pp * per_stage
-        self.names = names[self.first_layer : self.first_layer + per_stage]
-        self.random = np.random.default_rng(spec.seed + rank)
-
-    def step(self, step: int, when: float, step_s: float = STEP_S) -> None:
-        """One step record, and gradients when they are due."""
-        noise = float(self.random.normal(0, 0.06))
-        loss = 1.35 + 4.2 * math.exp(-step / (0.22 * self.spec.steps)) + noise
-        warm = min(1.0, step / 20)
-        slow = 0.05 * self.rank / self.mesh.world_size + abs(float(self.random.normal(0, 0.04)))
-        self.writer.append(
-            StepRecord(
-                time=when,
-                step=step,
-                rank=self.rank,
-                loss=loss if self.here.pp == self.mesh.pp - 1 else math.nan,
-                lr=self.spec.lr * warm,
-                grad_sq=(0.4 + 2.0 * math.exp(-step / 50)) ** 2 / self.mesh.world_size,
-                tokens=self.spec.batch_size // self.mesh.dp * 128,
-                step_time_ms=step_s * 1e3 * (1 + slow),
-                data_wait_ms=0.4 + abs(float(self.random.normal(0, 0.2))),
-            )
-        )
-        every = self.spec.monitor.grad_every
-        if every and step % every == 0:
-            self._gradients(step)
-
-    def _gradients(self, step: int) -> None:
-        for index, name in enumerate(self.names):
-            depth = (self.first_layer + index) / 40
-            norm = 10 ** (-1.6 + 1.3 * math.cos(3 * depth) - 0.9 * step / self.spec.steps + self.random.normal(0, 0.08))
-            for scope in ("local", "reduced"):
-                self.writer.append(
-                    GradientStats(
-                        step=step,
-                        rank=self.rank,
-                        layer=name,
-                        scope=scope,
-                        sharded="tp" if self.mesh.tp > 1 and "norm" not in name else "",
-                        numel=4096,
-                        sum=0.01 * norm,
-                        sum_sq=norm**2 / (self.mesh.tp if "norm" not in name else 1),
-                        max_abs=norm / 9,
-                        zero_count=11,
-                        nonfinite_count=0,
-                    )
-                )
-
-    def sample(self, step: int, when: float, age_s: float) -> None:
-        """One device sample."""
-        busy = 96 - 7 * self.rank + float(self.random.normal(0, 5)) if step else 30.0
-        self.writer.append(
-            DeviceSample(
-                time=when,
-                rank=self.rank,
-                step=step,
-                phase="forward" if step else "starting",
-                cpu_percent=max(0.0, busy),
-                rss_bytes=int((610 + 45 * (1 - math.exp(-age_s / 8)) + 9 * self.rank) * MIB),
-                threads=5,
-                net_sent_bytes=int(1.1e6 * age_s),
-                net_received_bytes=int(1.1e6 * age_s),
-                disk_read_bytes=int(2e6),
-                disk_write_bytes=int(4e3 * age_s),
-                device="cpu",
-            )
-        )
-
-    def milestone(self, step: int) -> None:
-        """Validation loss and a sampled text, on rank 0, every ``eval_every`` steps."""
-        if self.rank == 0 and self.spec.eval_every and step % self.spec.eval_every == 0:
-            loss = 1.42 + 4.2 * math.exp(-step / (0.22 * self.spec.steps))
-            self.writer.event("validation", "loss", loss, step=step)
-            text = SAMPLES[min(len(SAMPLES) - 1, 3 * step // self.spec.steps)]
-            self.writer.event("sample", "text", text, step=step)
-
-
 def make_fake_run(
     directory: str | Path,
     *,
@@ -156,21 +63,24 @@ def make_fake_run(
     layers: int = 8,
     state: str = "finished",
     names: list[str] | None = None,
+    detail_every: int | None = None,
     **plan: int,
 ) -> Path:
     """Write a whole run into ``directory`` (made if need be) and return its path.
 
     ``state``: running, finished, stopped or failed (also a dead rank). ``names`` replaces the layers' names.
+    ``detail_every`` steps there are phases and collectives (default: 1, more for many ranks).
     """
     path = Path(directory)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec = fake_spec(ranks=ranks, steps=steps, plugin=plugin, grad_every=grad_every, **plan)
     write_spec(path, spec)
+    detail_every = detail_every or max(1, ranks // 8)
     done = steps if state == "finished" else max(1, steps * 6 // 10)
     start = time.time() - done * STEP_S
     for number in range(ranks):
         with RankLogWriter(path, number, flush_s=10, capacity=10**7) as writer:
-            rank = _Rank(number, spec, names or layer_names(layers), writer)
+            rank = FakeRank(number, spec, names or layer_names(layers), writer, detail_every)
             writer.event("state", "starting")
             writer.event("state", "running")
             rank.sample(0, start, 0.0)
@@ -185,8 +95,7 @@ def make_fake_run(
                 if step % 4 == 0:
                     writer.flush()  # many batches, as in a run that took its time
             if state == "failed":
-                failure = {"ename": "RuntimeError", "evalue": "loss is NaN", "traceback": "Traceback ...\nRuntimeError"}
-                writer.event("state", "failed", failure, step=done)
+                writer.event("state", "failed", FAILURE, step=done)
             elif state != "running":
                 writer.event("state", state, step=done)
     if state == "failed":
@@ -196,7 +105,11 @@ def make_fake_run(
 
 
 class LiveFakeRun:
-    """A fake run that goes on by itself: ``path``, ``status`` and ``stop()``, like a real one."""
+    """A fake run that goes on by itself: ``path``, ``status`` and ``control()``, like a real one.
+
+    Controls do what they say: pause, resume, step, stop; any other is logged by all ranks at the next step.
+    ``controls`` lists what was asked.
+    """
 
     def __init__(
         self,
@@ -213,11 +126,14 @@ class LiveFakeRun:
         self.spec = fake_spec(ranks=ranks, steps=steps, **spec)
         self.status = "starting"
         self.stop_calls = 0
+        self.controls: list[tuple[str, Any]] = []
         self._step_s = step_s
         self._stopping = threading.Event()
+        self._left: int | None = None  # steps until a pause; None: no pause is asked
+        self._asked: list[tuple[str, Any]] = []
         write_spec(self.path, self.spec)
         self._writers = [RankLogWriter(self.path, rank) for rank in range(ranks)]
-        self._ranks = [_Rank(w.rank, self.spec, layer_names(layers), w) for w in self._writers]
+        self._ranks = [FakeRank(w.rank, self.spec, layer_names(layers), w, max(1, ranks // 8)) for w in self._writers]
         self._thread = threading.Thread(target=self._train, name="fake-run", daemon=True)
         self._thread.start()
 
@@ -225,6 +141,28 @@ class LiveFakeRun:
         """Ask for the end after the current step."""
         self.stop_calls += 1
         self._stopping.set()
+
+    def control(self, name: str, value: Any = None) -> None:
+        """Ask all ranks for a change. ``ConfigError`` for a wrong value, ``RunError`` when the run has ended."""
+        if self.status in ("finished", "stopped", "failed"):
+            raise RunError(f"run 'fake' is {self.status}: it takes no command any more")
+        if name == "lr" and not (isinstance(value, (int, float)) and 0 <= value <= 10):
+            raise ConfigError(f"lr must be within [0, 10], not {value!r}", field="lr")
+        self.controls.append((name, value))
+        if name == "stop":
+            self.stop()
+        elif name == "pause":
+            self._left = 0
+        elif name == "resume":
+            self._left = None
+        elif name == "step":
+            self._left = int(value or 1)
+        else:
+            self._asked.append((name, value))
+
+    def waiting(self) -> bool:
+        """Whether something was asked that no step has taken up."""
+        return bool(self._asked)
 
     def wait(self, timeout: float | None = None) -> None:
         self._thread.join(timeout)
@@ -236,16 +174,24 @@ class LiveFakeRun:
         for rank in self._ranks:
             rank.sample(0, time.time(), 0.0)
         time.sleep(min(0.5, 5 * self._step_s))
-        self.status = "running"
-        for writer in self._writers:
-            writer.event("state", "running")
+        self._say("running", 0)
         step, sampled = 0, 0.0
         while step < self.spec.steps and not self._stopping.wait(self._step_s):
+            if self._left == 0:
+                if self.status != "paused":
+                    self._say("paused", step)
+                continue
+            if self.status == "paused":
+                self._say("running", step)
+            self._left = None if self._left is None else self._left - 1
             step += 1
             now = time.time()
+            asked, self._asked = self._asked, []
             for rank in self._ranks:
                 rank.step(step, now, self._step_s)
                 rank.milestone(step)
+                for name, value in asked:
+                    rank.writer.event("control", name, value, step=step)
                 if now - sampled >= SAMPLE_EVERY_S:
                     rank.sample(step, now, now - start)
             if now - sampled >= SAMPLE_EVERY_S:
@@ -255,3 +201,8 @@ class LiveFakeRun:
             writer.event("state", ended, step=step)
             writer.close()
         self.status = ended
+
+    def _say(self, state: str, step: int) -> None:
+        for writer in self._writers:
+            writer.event("state", state, step=step)
+        self.status = state

@@ -9,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from widgets.judgement import Judge, Judgement
+from widgets.rank_table import RankTable
 from workbench.outcome import failure_of
+from workbench.plots import rows
 from workbench.plots.rows import StepCursor, metrics_since
 from workbench.run import ENDED
 from workbench.telemetry.store import Columns, Store
 
 RECENT_STEPS = 50
-LONGEST_TEXT = 1200
-MOST_RANK_TILES = 64
+LONGEST_TEXT = 4000
+LONGEST_TRACE = 20_000
+MOST_SAMPLES = 20
+#: seconds between two judgements
+JUDGE_EVERY_S = 2.0
+_NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm", "lr")
 
 
 class Facts:
@@ -29,34 +36,45 @@ class Facts:
         self._devices = 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._latest: dict[str, float] = {}
-        self._ranks: dict[int, dict[str, Any]] = {}
-        self._known: dict[str, Any] = {"validation": None, "accuracy": None, "sample": None, "notice": None}
+        self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
         self._began: float | None = None
         self._ended: float | None = None
-        self._failure: str | None = None
+        self._judge = Judge(store)
+        self._judged: Judgement = Judgement()
+        self._judged_at = -math.inf
+        self.ranks = RankTable(store.spec.plan.ranks)
+        self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
 
-    def update(self) -> None:
-        """Take in what the store has read since the last call."""
+    def update(self, clock: float | None = None) -> Columns:
+        """Take in what the store has read since the last call; returns the new events."""
         self._take_metrics()
-        devices, self._devices = self._store.since("devices", self._devices)
-        self._take_devices(devices)
-        events, self._events = self._store.since("events", self._events)
+        devices, self._devices = rows.since(self._store, "devices", self._devices)
+        if devices["rank"].size:
+            self.ranks.take_devices(devices)
+        events, self._events = rows.since(self._store, "events", self._events)
         for index in range(events["step"].size):
             self._take_event({name: values[index] for name, values in events.items()})
         if np.isin(events["name"], ("failed", "died")).any():
-            first = failure_of(self._store.table("events"))
-            self._failure = None if first is None else str(first)
+            self._take_failure()
+        if clock is None or clock - self._judged_at >= JUDGE_EVERY_S:
+            self._judged_at = clock if clock is not None else self._judged_at
+            tps = _number(self._latest.get("tps"))
+            self._judged = self._judge.judge(None if tps is None else tps * self.ranks.ranks)
+            self.ranks.lag = self._judged.lag
+        return events
 
     @property
     def logged_state(self) -> str:
         """State of the run as its ranks logged it: the worst of them."""
-        states = {tile["state"] for tile in self._ranks.values()}
-        for state in ("failed", "stopped", "running", "starting", "finished"):
-            if state in states:
-                return state
-        return "starting"
+        return self.ranks.logged_state
 
-    def now(self, *, status: str, can_stop: bool, asked: bool, clock: float) -> dict[str, Any]:
+    @property
+    def began(self) -> float:
+        """When the run's clock starts: its first device sample, or now that there is none."""
+        begin = rows.progress(self._store).begin
+        return self._began or 0.0 if math.isnan(begin) else begin
+
+    def now(self, *, status: str, can_control: bool, clock: float) -> dict[str, Any]:
         """All facts at the time ``clock`` (seconds since the epoch) of a run whose state is ``status``."""
         spec = self._store.spec
         step = int(self._latest.get("step", 0))
@@ -71,16 +89,18 @@ class Facts:
             "plan": spec.plan.describe(),
             "precision": spec.precision,
             "status": status,
-            "stop": "none" if not can_stop else "ended" if over else "asked" if asked else "ready",
+            "controls": "none" if not can_control else "ended" if over else "ready",
             "step": step,
             "steps": spec.steps,
-            "elapsed": elapsed,
-            "eta": left * pace if pace is not None and left > 0 and not over else None,
-            **{name: _number(self._latest.get(name)) for name in ("loss", "tps", "step_time_ms", "grad_norm", "lr")},
+            "elapsed": None if elapsed is None else round(elapsed),
+            "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
+            **{name: _number(self._latest.get(name)) for name in _NUMBERS},
             **self._known,
-            "failure": self._failure,
-            "ranks": [self._ranks[rank] for rank in sorted(self._ranks)][:MOST_RANK_TILES],
-            "world": spec.plan.ranks,
+            "verdict": self._judged.sentence,
+            "straggler": self._judged.straggler,
+            "mfu": _number(self._judged.mfu),
+            "world": self.ranks.ranks,
+            "states": self.ranks.counts(),
         }
 
     def _take_metrics(self) -> None:
@@ -92,50 +112,43 @@ class Facts:
             self._recent.append((int(metrics["step"][index]), float(metrics["time"][index])))
         self._latest = {name: float(values[-1]) for name, values in metrics.items()}
 
-    def _take_devices(self, devices: Columns) -> None:
-        last = {int(rank): index for index, rank in enumerate(devices["rank"])}
-        for rank, index in last.items():
-            tile = self._tile(rank)
-            tile["step"] = int(devices["step"][index])
-            tile["phase"] = str(devices["phase"][index])
-            tile["cpu"] = _number(devices["cpu_percent"][index])
-            tile["rss"] = _number(devices["rss_bytes"][index])
-            tile["device"] = str(devices["device"][index])
-            tile["gpu"] = _number(devices["gpu_percent"][index])
-            tile["gpu_memory"] = _number(devices["gpu_memory_bytes"][index])
-
     def _take_event(self, event: dict[str, Any]) -> None:
         kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])
-        value = json.loads(event["value"])
         if kind == "state" and rank >= 0:
-            self._take_state(rank, name, step, float(event["time"]), value)
+            self._take_state(rank, name, step, float(event["time"]), json.loads(event["value"]))
         elif kind == "validation" and name in ("loss", "accuracy"):
-            self._known["validation" if name == "loss" else name] = {"step": step, "value": _number(value)}
+            value = {"step": step, "value": _number(json.loads(event["value"]))}
+            self._known["validation" if name == "loss" else name] = value
         elif kind == "sample":
-            self._known["sample"] = {"step": step, "text": str(value)[:LONGEST_TEXT]}
+            self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
         elif kind == "warning":
+            value = json.loads(event["value"])
             self._known["notice"] = {"level": "warning", "text": str(value if value is not None else name)[:300]}
-        elif kind == "rank" and name == "died" and isinstance(value, dict) and isinstance(value.get("rank"), int):
-            self._tile(value["rank"])["state"] = "died"
+        elif kind == "rank" and name == "died":
+            self._take_death(json.loads(event["value"]))
+
+    def _take_death(self, value: Any) -> None:
+        if isinstance(value, dict) and isinstance(value.get("rank"), int):
+            self.ranks.take_state(value["rank"], "died", 0)
             text = f"rank {value['rank']} died: {value.get('reason', 'no reason known')}"
             self._known["notice"] = {"level": "error", "text": text[:300]}
 
     def _take_state(self, rank: int, state: str, step: int, time: float, value: Any) -> None:
-        tile = self._tile(rank)
-        if tile["state"] != "died":
-            tile["state"] = state
+        self.ranks.take_state(rank, state, step)
         if state == "running" and self._began is None:
             self._began = time
         if state in ENDED:
             self._ended = max(time, self._ended or time)
-            tile["step"] = max(tile["step"], step)
-        if state == "failed" and isinstance(value, dict) and not self._known["notice"]:
-            text = f"rank {rank}: {value.get('ename', 'error')}: {value.get('evalue', '')}"
-            self._known["notice"] = {"level": "error", "text": text[:300]}
 
-    def _tile(self, rank: int) -> dict[str, Any]:
-        blank = {"rank": rank, "state": "starting", "step": 0, "phase": "", "cpu": None, "rss": None, "device": "cpu"}
-        return self._ranks.setdefault(rank, {**blank, "gpu": None, "gpu_memory": None})
+    def _take_failure(self) -> None:
+        """The failure that explains the others, with all ranks that had it, and its traceback once."""
+        first = failure_of(self._store.table("events"))
+        if first is None:
+            return
+        trace = first.traceback[-LONGEST_TRACE:]
+        self._known["failure"] = {"ranks": first.ranks, "error": first.message[:1000], "traceback": trace}
+        if not self._known["notice"] or self._known["notice"]["level"] != "error":
+            self._known["notice"] = {"level": "error", "text": f"{first.who}: {first.message}"[:300]}
 
     def _seconds_per_step(self) -> float | None:
         if len(self._recent) < 2:
@@ -145,11 +158,11 @@ class Facts:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number for JSON, else None."""
+    """A finite number for JSON, of six digits, else None."""
     if isinstance(value, bool) or value is None:
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+    return float(f"{number:.6g}") if math.isfinite(number) else None

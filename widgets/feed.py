@@ -1,7 +1,7 @@
-"""The feed: a thread that reads a run's store twice a second and sends what is new to the panel in the browser.
+"""The feed: a thread that reads a run's store and sends what is new to the panel in the browser.
 
-It ends with the run, with ``close``, or with the kernel. Nothing is drawn or kept here: after a page reload the front
-end says hello and gets everything again, from the log.
+It ends with the run, with ``close``, or with the kernel. ``widgets.pace`` says how often; only figures of the tab that
+is looked at are fed. After a page reload the front end says hello and gets everything again.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from widgets import wire
+from widgets import compare, control_set, wire
+from widgets.extras import Extras
 from widgets.facts import Facts
+from widgets.pace import Pace
+from widgets.stream import Spine, Stream
 from workbench.errors import WorkbenchError
-from workbench.plots import plots, theme
+from workbench.plots import theme
+from workbench.plots.base import TABS
+from workbench.plots.rows import has_ended
 from workbench.run import ENDED
 from workbench.telemetry.store import Store
 
-PERIOD_S = 0.5
 #: a page that said nothing by then is sent everything unasked: its hello may wait behind a running cell
 UNASKED_AFTER_S = (1.5, 5.0)
-#: after so many rows since the last full message the figures are sent anew, thinned, so that a page never fills up
-RENEW_ROWS = 40_000
 #: how long logs may still grow after the run has ended
 LAST_ROWS_S = 3.0
+RANKS_EVERY_S = 1.0
+ALL_TABS = frozenset({*TABS, "console", "controls", "compare"})
+DEFAULT_TAB = "overview"
 
 Send = Callable[[dict[str, Any], list[bytes]], None]
 
@@ -32,7 +37,8 @@ Send = Callable[[dict[str, Any], list[bytes]], None]
 class Feed:
     """Reads ``store`` and calls ``send(content, buffers)``; ``on_end(store, facts)`` once, after the last rows.
 
-    ``status()`` is the run's state, or None to take it from the log. Methods may be called from any thread.
+    ``status()`` is the run's state, or None to take it from the log. ``busy()``: whether a cell holds the kernel.
+    ``names``: of all runs in the panel, of which this is number ``run``. Methods may be called from any thread.
     """
 
     def __init__(
@@ -41,21 +47,29 @@ class Feed:
         send: Send,
         *,
         status: Callable[[], str] | None = None,
-        can_stop: bool = False,
+        can_control: bool = False,
+        busy: Callable[[], bool] = lambda: False,
         on_end: Callable[[Store, dict[str, Any]], None] | None = None,
+        run: int = 0,
+        names: list[str] | None = None,
     ) -> None:
         self._store = store
         self._send = send
         self._status = status
-        self._can_stop = can_stop
+        self._can_control = can_control
+        self._busy = busy
         self._on_end = on_end
+        self._run = run
+        self._names = names or [store.run.name]
         self._facts = Facts(store)
-        self._cursors: wire.Cursors = {}
-        self._columns: dict[str, list[str]] = {}
+        self._extras = Extras(store, self._facts)
+        self._stream = Stream(store)
+        self._spine = Stream(store, [Spine()], drawn=False)
+        self._pace = Pace()
+        self._views: list[dict[str, Any]] = []
         self._epoch = 0
-        self._rows_sent = 0
         self._shown: dict[str, Any] = {}
-        self._asked = False
+        self._ranks_due = 0.0
         self._heard = False
         self._full = False
         self._lock = threading.RLock()
@@ -77,40 +91,68 @@ class Feed:
         """A page wants everything; ``have``: the version of BokehJS that it has loaded."""
         with self._lock:
             self._heard = True
+            self._pace.heard(time.monotonic(), self._pace.sent)
             if have != wire.bokeh_version():
                 self._send_bokeh()
-            if self._thread.is_alive() and not self.ended.is_set():
-                self._full = True
-                self._wake.set()
-            else:
-                self._tick(full=True)
+            self._full = True
+            self._now_or_soon()
 
-    def stop_asked(self) -> None:
-        """The Stop button was pressed: show it at once."""
-        self._asked = True
+    def look(self, views: list[dict[str, Any]], seq: int | None = None) -> None:
+        """What the page's views show (``run``, ``tab``, ``visible``), and which message it has drawn."""
+        with self._lock:
+            before, self._views = self.tabs(), views
+            visible = any(view.get("visible") for view in views) if views else True
+            hidden = not self._pace.visible
+            self._pace.heard(time.monotonic(), seq, visible)
+            if self.tabs() - before or (hidden and visible):
+                self._now_or_soon()
+
+    def choose(self, what: str, value: Any) -> None:
+        """Look at one rank ("rank") or layer ("layer"); None: at none."""
+        with self._lock:
+            self._stream.choose(what, value)
+            self._now_or_soon()
+
+    def tabs(self) -> set[str]:
+        """Tabs that somebody looks at, of this run."""
+        own = {str(v.get("tab")) for v in self._views if v.get("visible") and v.get("run", 0) == self._run}
+        return own if self._views else {DEFAULT_TAB}
+
+    def nudge(self) -> None:
+        """Look at the run now: something was asked of it."""
         self._wake.set()
+
+    def _now_or_soon(self) -> None:
+        if self._thread.is_alive() and not self.ended.is_set():
+            self._wake.set()
+        elif self._epoch or self._full:
+            self._tick(time.monotonic())
 
     def _loop(self) -> None:
         began = time.monotonic()
         ended_at: float | None = None
         unasked = list(UNASKED_AFTER_S)
         while not self._closing:
+            clock, cost = time.monotonic(), time.thread_time()
             try:
                 with self._lock:
-                    if not self._heard and unasked and time.monotonic() - began > unasked[0]:
+                    if not self._heard and unasked and clock - began > unasked[0]:
                         unasked.pop(0)
                         self._send_bokeh()
                         self._full = True
-                    full, self._full = self._full, False
-                    new_rows, over = self._tick(full=full)
+                    was_full = self._full
+                    new_rows, over = self._tick(clock)
             except WorkbenchError as error:
                 self._send({"kind": "trouble", "text": str(error)}, [])
                 return
+            if not was_full:
+                self._pace.spent(time.thread_time() - cost)
             if over:
-                ended_at = ended_at or time.monotonic()
-                if (new_rows == 0 and self._all_ended()) or time.monotonic() - ended_at > LAST_ROWS_S:
+                ended_at = ended_at or clock
+                if (new_rows == 0 and has_ended(self._store)) or time.monotonic() - ended_at > LAST_ROWS_S:
                     break
-            self._wake.wait(PERIOD_S)
+            period = self._pace.period_s(time.monotonic(), self._busy())
+            self._wake.wait(min(period, 0.5) if over or not self._heard else period)
             self._wake.clear()
         if not self._closing:
             self._finish()
@@ -118,56 +160,68 @@ class Feed:
     def _finish(self) -> None:
         """The last word: everything that a page needs is sent before ``ended`` is set."""
         with self._lock:
-            if self._full:
-                self._full = False
-                self._tick(full=True)
-            facts = dict(self._shown)
+            self._tick(time.monotonic(), last=True)
             if self._on_end is not None:
-                self._on_end(self._store, facts)
+                self._on_end(self._store, dict(self._shown))
             self.ended.set()
 
-    def _tick(self, *, full: bool) -> tuple[int, bool]:
+    def _tick(self, clock: float, *, last: bool = False) -> tuple[int, bool]:
         """Read, send what is new; returns the rows read and whether the run is over."""
         read = self._store.refresh()
-        self._facts.update()
+        events = self._facts.update(clock)
+        self._extras.take(events)
         status = self._status() if self._status else self._facts.logged_state
-        facts = self._facts.now(status=status, can_stop=self._can_stop, asked=self._asked, clock=time.time())
-        sections = plots()
-        if full or self._rows_sent > RENEW_ROWS:
-            self._send_full(sections, facts)
-        elif self._epoch:
-            news, cursors = wire.delta(sections, self._store, self._cursors)
-            if any(list(columns) != self._columns[name] for name, columns in news.items()):
-                self._send_full(sections, facts)  # GPU figures appeared: their columns have other names
-            elif news or facts != self._shown:
-                self._cursors = cursors
-                self._rows_sent += sum(wire.rows_of(columns) for columns in news.values())
-                described, buffers = wire.pack(news)
-                self._send({"kind": "delta", "epoch": self._epoch, "facts": facts, "columns": described}, buffers)
-        self._shown = facts
+        facts = self._facts.now(status=status, can_control=self._can_control, clock=time.time())
+        if self._full:
+            self._full = False
+            self._send_full(facts, clock)
+            self._send_delta(facts, clock)
+        elif self._epoch and (last or self.ended.is_set() or self._pace.ready(clock)):
+            self._send_delta(facts, clock)
+        self._shown = facts if not self._epoch else self._shown
         return read, status in ENDED
 
-    def _send_full(self, sections: list[Any], facts: dict[str, Any]) -> None:
-        news, self._cursors = wire.delta(sections, self._store, {})
-        self._columns = {name: list(columns) for name, columns in news.items()}
+    def _send_full(self, facts: dict[str, Any], clock: float) -> None:
         self._epoch += 1
-        self._rows_sent = 0
-        described, buffers = wire.pack(news)
+        self._stream.forget()
+        described, buffers = wire.pack({wire.SPINE: self._spine.kept(wire.SPINE)})
         content = {
             "kind": "full",
-            "epoch": self._epoch,
-            "figures": wire.figure_items(sections, news),
-            "colours": theme.COLOURS,
-            "rank_colours": theme.RANK_COLOURS,
+            "runs": self._names,
+            "theme": {"colours": theme.COLOURS, "ranks": theme.RANK_COLOURS, "phases": theme.PHASES},
             "facts": facts,
             "columns": described,
+            "extra": self._extras.all(),
+            "controls": control_set.declared(self._store),
+            "compare": compare.figures(self._names) if len(self._names) > 1 and self._run == 0 else [],
         }
-        self._send(content, buffers)
+        self._shown = facts
+        self._ranks_due = 0.0
+        self._emit(content, buffers, clock)
+
+    def _send_delta(self, facts: dict[str, Any], clock: float) -> None:
+        state = self._pace.state(clock, self._busy())
+        tabs = set(ALL_TABS) if state == "blind" else self.tabs() if state == "open" else set()
+        news = self._stream.take(tabs, clock)
+        spine = self._spine.take({""}, clock)
+        news.columns.update(spine.columns)
+        news.replace += spine.replace
+        if "ranks" in tabs and clock >= self._ranks_due:
+            self._ranks_due = clock + RANKS_EVERY_S
+            news.columns["rank_table"] = self._facts.ranks.columns()
+            news.replace.append("rank_table")
+        changed = {name: value for name, value in facts.items() if self._shown.get(name) != value}
+        extra = self._extras.news(tabs)
+        self._shown = facts
+        if not (news or changed or extra):
+            return
+        described, buffers = wire.pack(news.columns)
+        content = {"kind": "delta", "facts": changed, "columns": described, "replace": news.replace}
+        self._emit({**content, "figures": news.figures, "extra": extra}, buffers, clock)
+
+    def _emit(self, content: dict[str, Any], buffers: list[bytes], clock: float) -> None:
+        numbers = {"run": self._run, "epoch": self._epoch, "seq": self._pace.sending(clock)}
+        self._send({**content, **numbers}, buffers)
 
     def _send_bokeh(self) -> None:
         self._send({"kind": "bokeh", "version": wire.bokeh_version()}, [wire.bokeh_js()])
-
-    def _all_ended(self) -> bool:
-        from workbench.plots.rows import has_ended
-
-        return has_ended(self._store)

@@ -1,4 +1,4 @@
-"""The live panel of a run: layout lives in ``static/panel.js`` and ``panel.css``, data come from the feed.
+"""The live panel of a run: layout lives in ``static/``, data come from the feed.
 
 The widget holds no data: a page asks for them (BokehJS included) and gets them as messages, so a saved notebook stays
 small. When the run ends, the output that showed the panel becomes a picture of the end state, which is what a code host
@@ -17,17 +17,21 @@ from typing import Any, Protocol
 import anywidget
 import traitlets
 
+from widgets import bundle
+from widgets.busy import Busy
 from widgets.feed import Feed
-from workbench.errors import WorkbenchError
+from widgets.wire import bokeh_version
+from workbench.errors import WorkbenchError, format_ranks
 from workbench.plots.picture import SIZE_INCHES, picture
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 
-STATIC = Path(__file__).parent / "static"
 _PART = 96
+#: runs that one panel can show together
+MOST_RUNS = 2
 
 
 class RunLike(Protocol):
-    """What the panel asks of a run."""
+    """What the panel asks of a run; where it has ``control(name, value)``, it can be steered as well as stopped."""
 
     path: Path
 
@@ -44,52 +48,63 @@ class PanelWidget(anywidget.AnyWidget):
 
     panel_id = traitlets.Unicode().tag(sync=True)
 
-    _esm = STATIC / "panel.js"
-    _css = STATIC / "panel.css"
+    _esm = bundle.script()
+    _css = bundle.style()
 
 
 class Panel:
-    """The panel of a run, or of a run directory (then it has no Stop button).
+    """The panel of a run, or of a run directory (then nothing can be steered), or of two of them side by side.
 
-    ``show()`` displays it and starts the feed. ``finish()`` waits for the end of the feed. Raises ``RunDirectoryError``
-    or ``ConfigError`` for a path that is no run.
+    ``show()`` displays it and starts the feeds. ``finish()`` waits for their end. Raises ``RunDirectoryError`` or
+    ``ConfigError`` for a path that is no run, ``ValueError`` for more than ``MOST_RUNS`` runs.
     """
 
-    def __init__(self, run: RunLike | str | Path) -> None:
-        self.run = None if isinstance(run, (str, Path)) else run
-        path = Path(run) if isinstance(run, (str, Path)) else Path(run.path)
-        store = Store(path, most=DISPLAY_ROWS)
-        _ = store.spec  # a spec that cannot be read is said here, not in the feed
-        self.path = path
+    def __init__(self, run: RunLike | str | Path, *others: RunLike | str | Path) -> None:
+        given = [run, *others]
+        if len(given) > MOST_RUNS:
+            raise ValueError(f"a panel shows {MOST_RUNS} runs at most, not {len(given)}: use %dist_compare for more")
+        self.runs = [None if isinstance(one, (str, Path)) else one for one in given]
+        paths = [Path(one) if isinstance(one, (str, Path)) else Path(one.path) for one in given]
+        stores = [Store(path, most=DISPLAY_ROWS) for path in paths]
+        for store in stores:
+            _ = store.spec  # a spec that cannot be read is said here, not in the feed
+        self.path = paths[0]
         self.widget = PanelWidget(panel_id=uuid.uuid4().hex)
-        _answer_in_the_senders_thread(self.widget.comm)
+        answer_in_the_senders_thread(self.widget.comm)
         self.widget.on_msg(self._on_message)
+        self._busy = Busy()
         self._display_id = uuid.uuid4().hex
         self._picture: dict[str, Any] | None = None
         self._shown = False
-        self.feed = Feed(
-            store,
-            self.widget.send,
-            status=None if self.run is None else partial(getattr, self.run, "status"),
-            can_stop=self.run is not None,
-            on_end=self._on_end,
-        )
+        names = [path.name for path in paths]
+        self.feeds = [
+            Feed(
+                store,
+                self.widget.send,
+                status=None if one is None else partial(getattr, one, "status"),
+                can_control=one is not None,
+                busy=self._busy,
+                on_end=self._on_end if place == 0 else None,
+                run=place,
+                names=names,
+            )
+            for place, (one, store) in enumerate(zip(self.runs, stores, strict=True))
+        ]
+
+    @property
+    def feed(self) -> Feed:
+        """The first run's feed."""
+        return self.feeds[0]
 
     def show(self) -> None:
-        """Display the panel (once) and start its feed."""
+        """Display the panel (once) and start its feeds."""
         if self._shown:
             return
         self._shown = True
-        data = {
-            "text/plain": f"Live panel of {self.path.name}",
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2,
-                "version_minor": 1,
-                "model_id": self.widget.model_id,
-            },
-        }
-        self._publish(data, update=False)
-        self.feed.start()
+        publish_widget(self.widget, f"Live panel of {self.path.name}", self._display_id, self.path)
+        when_closed(self.widget, self.close)
+        for feed in self.feeds:
+            feed.start()
 
     def finish(self, timeout: float | None = 10.0) -> bool:
         """Wait until the end state is shown; False when the run still goes on after ``timeout`` seconds.
@@ -99,22 +114,51 @@ class Panel:
         return self.feed.ended.wait(timeout)
 
     def close(self) -> None:
-        """End the feed and take the widget off all pages."""
-        self.feed.close()
+        """End the feeds and take the widget off all pages."""
+        for feed in self.feeds:
+            feed.close()
+        self._busy.close()
         self.widget.close()
 
     def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        kind = content.get("kind") if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            return
+        kind, place = content.get("kind"), content.get("run", 0)
+        if not isinstance(place, int) or not 0 <= place < len(self.feeds):
+            return
         if kind == "hello":
-            self.feed.hello(content.get("have"))
+            for feed in self.feeds:
+                feed.hello(content.get("have") if feed is self.feed else bokeh_version())
             if self._picture is not None:
                 self.widget.send(self._picture)
-        elif kind == "stop" and self.run is not None:
-            self.feed.stop_asked()
-            try:
-                self.run.stop()
-            except WorkbenchError as error:  # it ended while the button was pressed, or its directory is gone
-                self.widget.send({"kind": "trouble", "text": str(error)})
+        elif kind in ("ack", "look"):
+            for number, feed in enumerate(self.feeds):
+                feed.look(content.get("views") or [], content.get("seq") if number == place else None)
+        elif kind == "choose":
+            for what in ("rank", "layer"):
+                if what in content:
+                    self.feeds[place].choose(what, content[what])
+        elif kind == "control":
+            self._control(place, str(content.get("name")), content.get("value"))
+
+    def _control(self, place: int, name: str, value: Any) -> None:
+        """Ask the run; the page is told at once whether it could be asked."""
+        run = self.runs[place]
+        control = getattr(run, "control", None)
+        error: str | None = None
+        try:
+            if run is None:
+                error = "this panel only shows the run's files: open it with %dist_watch RUN to steer it"
+            elif control is not None:
+                control(name, value)
+            elif name == "stop":
+                run.stop()
+            else:
+                error = f"this run takes no {name!r}"
+        except (WorkbenchError, ValueError, OSError) as problem:  # a wrong value, a run that ended, its directory gone
+            error = str(problem)
+        self.widget.send({"kind": "answer", "run": place, "name": name, "error": error})
+        self.feeds[place].nudge()
 
     def _on_end(self, store: Store, facts: dict[str, Any]) -> None:
         """The output becomes a picture; the page is told first, to keep the live panel for it."""
@@ -123,15 +167,35 @@ class Panel:
         at = len(png) // 2
         self._picture = {"kind": "picture", "length": len(png), "at": at, "part": png[at : at + _PART]}
         self.widget.send(self._picture)
-        text = "\n\n".join(filter(None, (summary, facts["failure"])))
-        self._publish({"image/png": png, "text/plain": text}, update=True, width=int(SIZE_INCHES[0] * 100))
+        width = int(SIZE_INCHES[0] * 100)
+        failure = facts["failure"]
+        told = f"{format_ranks(failure['ranks'])}: {failure['error']}\n{failure['traceback']}" if failure else ""
+        text = "\n\n".join(filter(None, (summary, told)))
+        publish({"image/png": png, "text/plain": text}, self._display_id, self.path, update=True, width=width)
 
-    def _publish(self, data: dict[str, Any], *, update: bool, width: int | None = None) -> None:
-        from IPython.display import publish_display_data
 
-        metadata: dict[str, Any] = {"image/png": {"width": width}} if width else {}
-        metadata["dist_workbench"] = {"run": str(self.path.absolute())}
-        publish_display_data(data, metadata, transient={"display_id": self._display_id}, update=update)
+def publish_widget(widget: Any, text: str, display_id: str, run: Path | None = None) -> None:
+    """Show a widget in the output of the cell."""
+    view = {"version_major": 2, "version_minor": 1, "model_id": widget.model_id}
+    publish({"text/plain": text, "application/vnd.jupyter.widget-view+json": view}, display_id, run, update=False)
+
+
+def publish(
+    data: dict[str, Any], display_id: str, run: Path | None, *, update: bool, width: int | None = None
+) -> None:
+    """An output that says in its metadata which run it shows, so that a report of the notebook finds it."""
+    from IPython.display import publish_display_data
+
+    metadata: dict[str, Any] = {"image/png": {"width": width}} if width else {}
+    if run is not None:
+        metadata["dist_workbench"] = {"run": str(run.absolute())}
+    publish_display_data(data, metadata, transient={"display_id": display_id}, update=update)
+
+
+def when_closed(widget: Any, then: Any) -> None:
+    """Call ``then()`` when the front end closes its side of the widget."""
+    if widget.comm is not None and hasattr(widget.comm, "on_close"):
+        widget.comm.on_close(lambda _message: then())
 
 
 def summarise(facts: dict[str, Any]) -> str:
@@ -145,7 +209,7 @@ def summarise(facts: dict[str, Any]) -> str:
     return f"{', '.join(parts)} ({facts['plan']})"
 
 
-def _answer_in_the_senders_thread(comm: Any) -> None:
+def answer_in_the_senders_thread(comm: Any) -> None:
     """Let a click be handled on the subshell that JupyterLab sends it to, so that it works while a cell blocks.
 
     ipykernel 7.4 sends a widget's messages to whichever shell used its comm last: the main one, which is busy with the

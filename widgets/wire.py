@@ -1,16 +1,23 @@
 """What travels between the kernel and a panel in the browser: pure functions.
 
-Kernel to browser (custom messages of the widget, all with ``kind``):
+Kernel to browser (custom messages of the widget; all have ``kind``, those of a run its number ``run`` in the panel):
 
 - ``bokeh``: buffer 0 is BokehJS, gzipped; ``version``.
-- ``full``: ``epoch``, ``figures`` (name, title, wide, height, item), ``colours``, ``facts``, ``columns`` and buffers.
-- ``delta``: ``epoch``, ``facts``, ``columns`` and buffers: rows to append. Of another epoch: to be ignored.
+- ``full``: ``epoch``, ``seq``, ``runs`` (names), ``theme``, ``facts``, ``columns`` and buffers (of ``SPINE`` only),
+  ``extra``, ``controls``, ``compare`` (figures that show several runs).
+- ``delta``: ``epoch``, ``seq``, ``facts`` (those that changed), ``figures`` (name, title, tab, axis, wide, height,
+  empty, item: to be drawn anew), ``columns`` and buffers: rows to append, or of figures named in ``replace`` the whole
+  content; ``extra``: console lines, happenings, ranks and so on (``widgets.extras``). Of another epoch: to be ignored.
+- ``answer``: to a control: ``name`` and ``error`` (null: it is on its way to the ranks).
 - ``picture``: the output of the panel became a picture; ``length``, ``at`` and ``part`` tell which ``src`` it has.
+- ``trouble``: ``text``, for people.
 
-Browser to kernel: ``hello`` (``have``: BokehJS version that the page has, or null) and ``stop``.
+Browser to kernel: ``hello`` (``have``: BokehJS version that the page has, or null), ``ack`` (``run``, ``seq``,
+``views``: per view what it shows: ``tab``, ``visible``), ``look`` (``views``), ``choose`` (``run``, ``rank`` or
+``layer``), and ``control`` (``run``, ``name``, ``value``).
 
-``columns`` is ``{figure: [[column, kind, place], ...]}``; kind "f8" and "f4": buffer number ``place``; kind "text": the
-values themselves.
+``columns`` is ``{figure: [[column, kind, place(, texts)], ...]}``: buffer number ``place`` holds numbers of ``kind``
+(little-endian), for "code" u2 places in ``texts``.
 """
 
 from __future__ import annotations
@@ -23,21 +30,12 @@ from typing import Any
 import numpy as np
 
 from workbench.plots.base import Plot
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.store import Columns
 
-Cursors = dict[str, Any]
+#: rows that every page has of every run, whatever it shows: the clock of a run, and what two runs are compared by
+SPINE = "spine"
 Message = tuple[dict[str, Any], list[bytes]]
-
-
-def delta(plots: list[Plot], store: Store, cursors: Cursors) -> tuple[dict[str, Columns], Cursors]:
-    """New columns of each figure since its cursor (absent: from the start), figures without news left out."""
-    news: dict[str, Columns] = {}
-    after: Cursors = {}
-    for plot in plots:
-        columns, after[plot.NAME] = plot.columns(store, cursors.get(plot.NAME))
-        if rows_of(columns) or plot.NAME not in cursors:
-            news[plot.NAME] = columns
-    return news, after
+_SMALL = (("u1", 0, 255), ("u2", 0, 65535), ("i4", -(2**31), 2**31 - 1))
 
 
 def rows_of(columns: Columns) -> int:
@@ -46,7 +44,7 @@ def rows_of(columns: Columns) -> int:
 
 
 def pack(news: dict[str, Columns]) -> tuple[dict[str, list[list[Any]]], list[bytes]]:
-    """Columns as a small description and binary buffers (little-endian; f4 for what is only drawn)."""
+    """Columns as a small description and binary buffers; whole numbers as small as they are, others as f4."""
     described: dict[str, list[list[Any]]] = {}
     buffers: list[bytes] = []
     for name, columns in news.items():
@@ -54,27 +52,43 @@ def pack(news: dict[str, Columns]) -> tuple[dict[str, list[list[Any]]], list[byt
         described[name] = entries
         for column, values in columns.items():
             if values.dtype.kind in "OU":
-                entries.append([column, "text", [str(value) for value in values]])
+                places: dict[str, int] = {}
+                codes = [places.setdefault(str(value), len(places)) for value in values]
+                entries.append([column, "code", len(buffers), list(places)])
+                buffers.append(np.array(codes, dtype="<u2").tobytes())
                 continue
-            kind = "f8" if column in ("step", "at", "row") else "f4"
+            kind = kind_of(values)
             entries.append([column, kind, len(buffers)])
             buffers.append(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes())
     return described, buffers
 
 
-def figure_items(plots: list[Plot], news: dict[str, Columns]) -> list[dict[str, Any]]:
-    """Each figure as Bokeh's JSON item on a source with no rows; the browser fills the source named "rows"."""
-    from bokeh.embed import json_item
+def kind_of(values: np.ndarray) -> str:
+    """The smallest type that holds the values as well as a figure needs them."""
+    if not values.size:
+        return "f4"
+    low, high = float(np.min(values)), float(np.max(values))  # NaN where there is one: then none of these fits
+    if low >= -(2**31) and high < 2**31 and bool((values == np.rint(values)).all()):
+        return next(kind for kind, least, most in _SMALL if least <= low and high <= most)
+    return "f4"
+
+
+def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
+    """A figure as Bokeh's JSON item on a source with no rows; the browser fills the source named "rows"."""
     from bokeh.models import ColumnDataSource
 
-    items = []
-    for plot in plots:
-        empty = {name: values[:0] for name, values in news[plot.NAME].items()}
-        drawn = plot.figure(ColumnDataSource(empty, name="rows"))
-        item: Any = json_item(drawn)
-        about = {"name": plot.NAME, "title": plot.TITLE, "wide": bool(getattr(plot, "WIDE", False))}
-        items.append({**about, "height": drawn.height, "item": item})
-    return items
+    empty = {name: values[:0] for name, values in columns.items()}
+    about: dict[str, Any] = {"name": plot.NAME, "title": plot.TITLE, "tab": plot.TAB, "axis": plot.AXIS}
+    about["wide"] = bool(getattr(plot, "WIDE", False))
+    about["empty"] = getattr(plot, "EMPTY", "No rows yet.")
+    return {**about, **item_of(plot.figure(ColumnDataSource(empty, name="rows")))}
+
+
+def item_of(drawn: Any) -> dict[str, Any]:
+    """A Bokeh figure as JSON, and its height in pixels."""
+    from bokeh.embed import json_item
+
+    return {"height": drawn.height, "item": json_item(drawn)}
 
 
 def bokeh_version() -> str:

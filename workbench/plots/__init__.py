@@ -11,7 +11,28 @@ from typing import cast
 
 from workbench.plots.base import Plot
 
-ALL = ("loss", "throughput", "utilisation", "memory", "gradients")
+ALL = (
+    "loss",
+    "throughput",
+    "learning_rate",
+    "grad_norm",
+    "utilisation",
+    "memory",
+    "busy",
+    "phase_bars",
+    "lag",
+    "gradients",
+    "cosine",
+    "noise",
+    "histogram",
+    "update_ratio",
+    "traffic",
+    "exposed",
+    "bandwidth",
+    "timeline",
+    "validation",
+    "confusion",
+)
 
 
 def plots() -> list[Plot]:

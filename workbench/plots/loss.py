@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 NAME = "loss"
 TITLE = "Loss"
+TAB = "overview"
+AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -26,7 +28,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """
     steps, event_row, before, known, last = cursor or (None, 0, math.nan, math.nan, None)
     metrics, steps = rows.metrics_since(store, steps)
-    events, event_row = store.since("events", event_row)
+    events, event_row = rows.since(store, "events", event_row)
     step, loss = metrics["step"].astype(float), metrics["loss"].astype(float)
     average = rows.smooth(loss, before)
     validated = _validations(events)
@@ -42,9 +44,12 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     out = {"step": step, "loss": loss, "smooth": average, "validation": validation, "at": at, "measured": measured}
     if step.size:
         before, last = float(average[-1]), (step[-1], loss[-1], average[-1])
-    if cursor is None:
-        out = rows.thin(out, keep=~np.isnan(measured))
-    return out, (steps, event_row, before, known, last)
+    return (thin(out) if cursor is None else out), (steps, event_row, before, known, last)
+
+
+def thin(columns: Columns) -> Columns:
+    """Fewer rows, with every validation."""
+    return rows.thin(columns, keep=~np.isnan(columns["measured"]))
 
 
 def _validations(events: Columns) -> list[tuple[float, float]]:
@@ -68,7 +73,7 @@ def figure(source: ColumnDataSource) -> Figure:
     """Lines over steps."""
     from bokeh.models import HoverTool
 
-    drawn = theme.new_figure(TITLE, x_label="step", y_label="loss")
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="loss", marks="step")
     each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.45, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
     held = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
@@ -79,4 +84,4 @@ def figure(source: ColumnDataSource) -> Figure:
         HoverTool(renderers=[average], tooltips=train, mode="vline"),
         HoverTool(renderers=[points], tooltips=[("step", "@at{0}"), ("validation loss", "@measured{0.0000}")]),
     )
-    return drawn
+    return theme.finish(drawn)

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 NAME = "memory"
 TITLE = "Memory per rank"
+TAB = "ranks"
+AXIS = "time"
+CHOICE = "rank"
 GIB = 2**30
 
 
-def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
     """time (s since the first sample) and a column per rank in GiB: ``device_<rank>`` (GPU) or ``resident_<rank>``."""
     prefix, value = ("device", "gpu_memory_bytes") if rows.has_gpu(store) else ("resident", "rss_bytes")
-    out, cursor_after = rows.per_rank_bins(store, value, prefix, cursor, 1 / GIB)
+    out, cursor_after = rows.per_rank_bins(store, value, prefix, cursor, scale=1 / GIB, chosen=chosen)
     return (rows.thin(out) if cursor is None else out), cursor_after
 
 

@@ -1,4 +1,4 @@
-"""Drawing a quantity per rank over time: what utilisation and memory share."""
+"""Drawing a quantity per rank over time or steps: what utilisation, memory and the cosine share."""
 
 from __future__ import annotations
 
@@ -11,38 +11,75 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 
-def draw(source: ColumnDataSource, title: str, *, prefix: str, y_label: str, number: str) -> Figure:
+def draw(
+    source: ColumnDataSource, title: str, *, prefix: str, y_label: str, number: str, x: str = "time", start: Any = 0
+) -> Figure:
     """One line per column ``<prefix>_<rank>`` of ``source``, or the band of lowest to highest rank with its median.
 
-    ``number``: Bokeh's format of a value, with its unit.
+    ``number``: Bokeh's format of a value, with its unit. ``x``: "time" or "step". ``start``: the lowest y, None: free.
     """
-    from bokeh.models import AdaptiveTicker, DataRange1d, HoverTool, NumeralTickFormatter
+    from bokeh.models import AdaptiveTicker, DataRange1d, NumeralTickFormatter
 
-    y_range = DataRange1d(start=0, range_padding=0.1)
-    drawn = theme.new_figure(title, x_label="elapsed (h:mm:ss)", y_label=y_label, y_range=y_range)
-    drawn.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
-    drawn.xaxis.ticker = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=1, num_minor_ticks=0)
-    names = [name.removeprefix(f"{prefix}_") for name in source.data if name != "time"]
-    lines: list[tuple[str, Any]] = []
-    if "median" in names:
-        low, high = f"{prefix}_lowest", f"{prefix}_highest"
-        band = drawn.varea("time", low, high, source=source, color=theme.SPREAD, alpha=0.25)
-        median = drawn.line("time", f"{prefix}_median", source=source, color=theme.SPREAD, line_width=2)
-        lines = [("lowest to highest rank", band), ("median", median)]
-        tips = [
-            ("elapsed", "@time{00:00:00}"),
-            ("lowest", f"@{low}{number}"),
-            ("median", f"@{prefix}_median{number}"),
-            ("highest", f"@{high}{number}"),
-        ]
-        drawn.add_tools(HoverTool(renderers=[median], tooltips=tips, mode="vline"))
-    else:
-        for rank in sorted(int(name) for name in names):
-            line = drawn.line(
-                "time", f"{prefix}_{rank}", source=source, color=theme.rank_colour(rank), line_width=1.6, alpha=0.9
-            )
-            lines.append((f"rank {rank}", line))
-            tips = [("rank", str(rank)), ("elapsed", "@time{00:00:00}"), (y_label, f"@{prefix}_{rank}{number}")]
-            drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=rank == 0))
-    theme.add_legend(drawn, [(label, [line]) for label, line in lines])
-    return drawn
+    y_range = DataRange1d(range_padding=0.1)
+    if start is not None:
+        y_range.start = start
+    x_label = "step" if x == "step" else "elapsed (h:mm:ss)"
+    drawn = theme.new_figure(title, x_label=x_label, y_label=y_label, y_range=y_range, marks=x)
+    where = ("step", "@step{0}")
+    if x == "time":
+        where = ("elapsed", "@time{00:00:00}")
+        drawn.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
+        drawn.xaxis.ticker = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=1, num_minor_ticks=0)
+    names = [name.removeprefix(f"{prefix}_") for name in source.data if name.startswith(f"{prefix}_")]
+    entries = (_band if "median" in names else _each)(
+        drawn, source, names, prefix=prefix, x=x, number=number, where=where
+    )
+    if len(entries) <= theme.MOST_ENTRIES:
+        theme.add_legend(drawn, entries)
+    return theme.finish(drawn)
+
+
+def _band(
+    drawn: Any, source: Any, names: list[str], *, prefix: str, x: str, number: str, where: tuple[str, str]
+) -> list[tuple[str, list[Any]]]:
+    from bokeh.models import HoverTool
+
+    low, high = f"{prefix}_lowest", f"{prefix}_highest"
+    band = drawn.varea(x, low, high, source=source, color=theme.SPREAD, alpha=0.25)
+    median = drawn.line(x, f"{prefix}_median", source=source, color=theme.SPREAD, line_width=2)
+    tips = [
+        where,
+        ("lowest", f"@{low}{number}"),
+        ("median", f"@{prefix}_median{number}"),
+        ("highest", f"@{high}{number}"),
+    ]
+    entries = [("lowest to highest rank", [band]), ("median", [median])]
+    if "chosen" in names:
+        chosen = drawn.line(x, f"{prefix}_chosen", source=source, color=theme.CHOSEN, line_width=2)
+        entries.append(("chosen rank", [chosen]))
+        tips.append(("chosen", f"@{prefix}_chosen{number}"))
+    drawn.add_tools(HoverTool(renderers=[median], tooltips=tips, mode="vline"))
+    return entries
+
+
+def _each(
+    drawn: Any, source: Any, names: list[str], *, prefix: str, x: str, number: str, where: tuple[str, str]
+) -> list[tuple[str, list[Any]]]:
+    from bokeh.models import HoverTool
+
+    entries: list[tuple[str, list[Any]]] = []
+    for rank in sorted(int(name) for name in names):
+        line = drawn.line(
+            x,
+            f"{prefix}_{rank}",
+            source=source,
+            color=theme.rank_colour(rank),
+            line_dash=theme.rank_dash(rank),
+            line_width=1.6,
+            alpha=0.9,
+            name=f"rank {rank}",
+        )
+        entries.append((f"rank {rank}" if not entries else str(rank), [line]))
+        tips = [("rank", str(rank)), where, ("value", f"@{prefix}_{rank}{number}")]
+        drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=rank == 0))
+    return entries

@@ -1,36 +1,126 @@
-"""Rows for figures: complete steps since a cursor, time bins per rank, and thinning. Pure but for reading the store.
+"""Rows for figures: news of whole steps, time bins per rank, and thinning. Pure but for reading the store.
 
 A figure over a long run need not hold every row: what is asked for from the start is thinned to ``BUDGET`` rows, what
-comes later is sent whole.
+comes later is sent whole. Figures of one tick read the same news: what was read once is kept for the next that asks.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from workbench.plots.theme import MOST_LINES
-from workbench.records import END_STATES
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Columns, Store
 
 BUDGET = 3000
+#: cells of a heat map that a browser redraws twice a second without effort
+CELLS = 12_000
+#: rows of a heat map over ranks; more ranks share rows
+MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate
 BIN_S = 0.5
+_KEPT = 48
 
 StepCursor = tuple[int, int]
+
+_memory: WeakKeyDictionary[Store, OrderedDict[Any, Any]] = WeakKeyDictionary()
+_progress: WeakKeyDictionary[Store, _Progress] = WeakKeyDictionary()
+
+
+def memo(store: Store, key: Any, compute: Callable[[], Any]) -> Any:
+    """``compute()``, or what it gave last time for the same key (which names the rows it is made of)."""
+    kept = _memory.setdefault(store, OrderedDict())
+    if key not in kept:
+        kept[key] = compute()
+        if len(kept) > _KEPT:
+            kept.popitem(last=False)
+    return kept[key]
+
+
+def since(store: Store, table: str, cursor: int) -> tuple[Columns, int]:
+    """``Store.since``, read once for all figures with the same cursor. Not to be written to."""
+    end = store.rows(table)
+    return memo(store, ("since", table, cursor, end), lambda: store.since(table, cursor)[0]), end
+
+
+class _Progress:
+    """How far each rank is, and which have ended: read on from where it stood."""
+
+    def __init__(self, ranks: int) -> None:
+        self.furthest = np.zeros(ranks, dtype=int)
+        self.ended: set[int] = set()
+        self.begin = math.nan  # time of the first device samples
+        self._steps = self._events = 0
+
+    def update(self, store: Store) -> _Progress:
+        if store.rows("steps") != self._steps:
+            steps, self._steps = since(store, "steps", self._steps)
+            known = steps["rank"] < self.furthest.size
+            np.maximum.at(self.furthest, steps["rank"][known], steps["step"][known])
+        if store.rows("events") != self._events:
+            events, self._events = since(store, "events", self._events)
+            over = (events["kind"] == "state") & np.isin(events["name"], ("finished", "stopped", "failed"))
+            self.ended |= {int(rank) for rank in events["rank"][over]}
+        if math.isnan(self.begin) and store.rows("devices"):
+            first, _ = store.since("devices", 0)
+            self.begin = float(first["time"][: 8 * self.furthest.size].min())
+        return self
+
+
+def progress(store: Store) -> _Progress:
+    """The store's progress, up to date."""
+    if store not in _progress:
+        _progress[store] = _Progress(store.mesh.world_size)
+    return _progress[store].update(store)
+
+
+def has_ended(store: Store) -> bool:
+    """Whether every rank logged an end of the run."""
+    return len(progress(store).ended) >= store.mesh.world_size
 
 
 def metrics_since(store: Store, cursor: StepCursor | None) -> tuple[Columns, StepCursor]:
     """Global metrics of the steps that became complete after ``cursor`` (row of the table, last step given)."""
     row, last_step = cursor or (0, 0)
-    raw, end = store.since("steps", row)
+    return memo(store, ("metrics", row, last_step, store.rows("steps")), lambda: _metrics(store, row, last_step))
+
+
+def _metrics(store: Store, row: int, last_step: int) -> tuple[Columns, StepCursor]:
+    raw, end = since(store, "steps", row)
     metrics = global_metrics({name: values[raw["step"] > last_step] for name, values in raw.items()}, store.mesh)
     if metrics["step"].size:
         last_step = int(metrics["step"][-1])
     waiting = np.flatnonzero(raw["step"] > last_step)
     return metrics, (end - (raw["step"].size - int(waiting[0])) if waiting.size else end, last_step)
+
+
+def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Columns, StepCursor]:
+    """Rows of a table with a column ``step``, of the steps after ``cursor`` that no rank will add to any more.
+
+    A step is whole when every rank is two steps further, or the run has ended. Counting ranks would not do: not each
+    of them has rows of each table.
+    """
+    row, last_step = cursor or (0, 0)
+    here = progress(store)
+    limit = 2**62 if has_ended(store) else int(here.furthest.min(initial=2**62)) - 2
+    key = ("whole", table, row, last_step, store.rows(table), limit)
+    return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
+
+
+def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tuple[Columns, StepCursor]:
+    raw, end = since(store, table, row)
+    step = raw["step"]
+    taken = (step > last_step) & (step <= limit)
+    waiting = np.flatnonzero(step > limit)
+    out = raw if taken.all() else {name: values[taken] for name, values in raw.items()}
+    last_step = int(step[taken].max()) if taken.any() else last_step
+    return out, (row + int(waiting[0]) if waiting.size else end, last_step)
 
 
 def smooth(values: np.ndarray, before: float, weight: float = 0.2) -> np.ndarray:
@@ -57,59 +147,121 @@ def thin(columns: Columns, budget: int = BUDGET, keep: np.ndarray | None = None)
     return {name: values[chosen] for name, values in columns.items()}
 
 
+def thin_cells(columns: Columns, budget: int = CELLS, x: str = "step") -> Columns:
+    """A heat map of at most about ``budget`` cells: every n-th column of it, made so wide that none is missing.
+
+    Cells lie from column ``x`` to column ``until``.
+    """
+    places, index = np.unique(columns[x], return_inverse=True)
+    if columns[x].size <= budget or places.size < 3:
+        return columns
+    stride = math.ceil(columns[x].size / budget)
+    shown = np.arange(places.size)[::-1][::stride][::-1]  # the newest is always there
+    taken = np.isin(index, shown)
+    out = {name: values[taken] for name, values in columns.items()}
+    next_of = dict(zip(places[shown][:-1], places[shown][1:], strict=True))
+    out["until"] = np.array([next_of.get(at, end) for at, end in zip(out[x], out["until"], strict=True)], dtype=float)
+    return out
+
+
 def has_gpu(store: Store) -> bool:
     """Whether the run's ranks are bound to GPUs (false before the first device sample)."""
-    devices, _ = store.since("devices", 0) if store.rows("devices") < 64 else (store.table("devices"), 0)
-    return bool(devices["device"].size) and devices["device"][0] != "cpu"
+    if not store.rows("devices"):
+        return False
+    device = memo(store, ("device",), lambda: str(store.since("devices", 0)[0]["device"][0]))
+    return bool(device != "cpu")
 
 
-def per_rank_bins(store: Store, value: str, prefix: str, last_bin: int | None, scale: float) -> tuple[Columns, int]:
-    """Bins of ``BIN_S`` after ``last_bin``: column ``time`` (seconds since the first sample) and one per rank.
+def rank_groups(ranks: int, rows: int = MOST_ROWS) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks that share a row of a heat map: the row of each rank, and the first rank of each row."""
+    size = math.ceil(ranks / rows)
+    return np.arange(ranks) // size, np.arange(0, ranks, size)
 
-    Columns are ``<prefix>_<rank>`` up to ``MOST_LINES`` ranks, and ``<prefix>_lowest``, ``_median``, ``_highest`` over
-    ranks above. A bin holds the mean of its samples, NaN for a rank that has none. The newest bins are kept back
-    until the run has gone on for a second, so that each is given once and whole.
+
+def rank_label(first: int, ranks: int, rows: int = MOST_ROWS) -> str:
+    """For people: which ranks a row stands for."""
+    size = math.ceil(ranks / rows)
+    return f"{first}" if size == 1 else f"{first}-{min(ranks, first + size) - 1}"
+
+
+BinCursor = tuple[int, int]
+
+
+def rank_bins(store: Store, value: str, cursor: BinCursor | None) -> tuple[np.ndarray, np.ndarray, BinCursor]:
+    """Device samples in bins of ``BIN_S``: bin numbers after the cursor, a table (rank, bin) of means, the new cursor.
+
+    NaN for a rank without samples there; a gap of one bin is bridged. The cursor is (row, last bin given). The newest
+    bins are kept back until the run has gone on for a second, so that each is given once and whole.
     """
-    devices = store.table("devices")
+    row, last = cursor or (0, -1)
+    key = ("bins", value, row, last, store.rows("devices"), has_ended(store))
+    return memo(store, key, lambda: _bins(store, value, row, last))
+
+
+def _bins(store: Store, value: str, row: int, last: int) -> tuple[np.ndarray, np.ndarray, BinCursor]:
+    devices, end = since(store, "devices", row)
+    here = progress(store)
     ranks = store.mesh.world_size
-    first = -1 if last_bin is None else last_bin
-    time = devices["time"]
-    origin = float(time[: 8 * ranks].min()) if time.size else 0.0
-    bins = ((time - origin) / BIN_S).astype(int)
-    newest = int(bins.max()) - 2 if time.size and not has_ended(store) else int(bins.max(initial=-1))
-    width = max(0, newest - first)
+    if not devices["time"].size:
+        return np.empty(0, dtype=int), np.empty((ranks, 0)), (row, last)
+    bins = ((devices["time"] - here.begin) / BIN_S).astype(int)
+    newest = int(bins.max()) - (0 if has_ended(store) else 2)
+    width = max(0, newest - last)
     # one bin more on either side, so that a gap is bridged alike however the log was cut into calls
-    taken = (bins >= first) & (bins <= newest + 1) & (devices["rank"] < ranks)
-    index = devices["rank"][taken] * (width + 2) + bins[taken] - first
+    taken = (bins >= last) & (bins <= newest + 1) & (devices["rank"] < ranks)
+    index = devices["rank"][taken] * (width + 2) + bins[taken] - last
     size = ranks * (width + 2)
     counts = np.bincount(index, minlength=size)
-    totals = np.bincount(index, weights=devices[value][taken] * scale, minlength=size)
+    totals = np.bincount(index, weights=devices[value][taken], minlength=size)
     with np.errstate(invalid="ignore"):
-        table = (totals / counts).reshape(ranks, width + 2)
-    table = _bridge(table)[:, 1:-1]
+        table = _bridge((totals / counts).reshape(ranks, width + 2))[:, 1:-1]
     some = ~np.isnan(table).all(axis=0)
-    columns = {"time": (np.arange(first + 1, first + 1 + width)[some] + 0.5) * BIN_S, **_lines(table[:, some], prefix)}
-    return columns, max(first, newest)
+    needed = np.flatnonzero(bins >= max(last, newest))
+    cursor = (row + int(needed[0]) if needed.size else end, max(last, newest))
+    return np.arange(last + 1, last + 1 + width)[some], table[:, some], cursor
 
 
-def has_ended(store: Store) -> bool:
-    """Whether every rank logged an end of the run."""
-    events = store.table("events")
-    ended = (events["kind"] == "state") & np.isin(events["name"], END_STATES)
-    return len(set(events["rank"][ended])) >= store.mesh.world_size
+def per_rank_bins(
+    store: Store, value: str, prefix: str, cursor: BinCursor | None, *, scale: float = 1.0, chosen: int | None = None
+) -> tuple[Columns, BinCursor]:
+    """``rank_bins`` as columns: ``time`` (seconds since the first sample) and one per rank.
+
+    Columns are ``<prefix>_<rank>`` up to ``MOST_LINES`` ranks, and ``<prefix>_lowest``, ``_median``, ``_highest`` over
+    ranks above, with ``_chosen`` for the one that is looked at (NaN without).
+    """
+    bins, table, after = rank_bins(store, value, cursor)
+    return {"time": (bins + 0.5) * BIN_S, **lines(table * scale, prefix, chosen)}, after
 
 
-def _lines(table: np.ndarray, prefix: str) -> Columns:
+def lines(table: np.ndarray, prefix: str, chosen: int | None = None, *, band: bool | None = None) -> Columns:
+    """A table (rank, place) as columns of lines, or of a band (None: above ``MOST_LINES`` ranks)."""
     ranks = table.shape[0]
-    if ranks <= MOST_LINES:
+    if not (ranks > MOST_LINES if band is None else band):
         return {f"{prefix}_{rank}": table[rank] for rank in range(ranks)}
+    names = ("lowest", "median", "highest")
     if table.shape[1] == 0:
-        return {f"{prefix}_{name}": np.empty(0) for name in ("lowest", "median", "highest")}
-    return {
-        f"{prefix}_lowest": np.nanmin(table, axis=0),
-        f"{prefix}_median": np.nanmedian(table, axis=0),
-        f"{prefix}_highest": np.nanmax(table, axis=0),
-    }
+        return {f"{prefix}_{name}": np.empty(0) for name in (*names, "chosen")}
+    some = np.where(np.isnan(table).all(axis=0), 0.0, table)
+    parts = np.nanquantile(some, (0.0, 0.5, 1.0), axis=0)
+    own = np.full(table.shape[1], math.nan) if chosen is None or chosen >= ranks else table[chosen]
+    return {**{f"{prefix}_{name}": part for name, part in zip(names, parts, strict=True)}, f"{prefix}_chosen": own}
+
+
+def table_of(step: np.ndarray, rank: np.ndarray, value: np.ndarray, ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums per (rank, step): the steps, ascending, and a table with NaN where a rank has no row."""
+    steps, place = np.unique(step, return_inverse=True)
+    index = rank * steps.size + place
+    counts = np.bincount(index, minlength=ranks * steps.size)
+    sums = np.bincount(index, weights=value, minlength=ranks * steps.size)
+    return steps, np.where(counts > 0, sums, math.nan).reshape(ranks, steps.size)
+
+
+def spacing(steps: np.ndarray, before: float) -> np.ndarray:
+    """Where each step's cell ends: one interval further (the smallest between neighbours)."""
+    gaps = np.diff(np.concatenate([[before], steps])) if before > 0 else np.diff(steps)
+    gaps = gaps[gaps > 0]
+    every = float(gaps.min()) if gaps.size else 1.0
+    return np.concatenate([steps[1:], steps[-1:] + every]) if steps.size else steps
 
 
 def _bridge(table: np.ndarray) -> np.ndarray:

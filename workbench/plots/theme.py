@@ -12,14 +12,36 @@ from typing import Any
 #: visible on white and on near-black
 RANK_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#999933", "#cc3311")
 
-#: above this many ranks a figure per rank is unreadable: figures then show the lowest, median and highest rank
-MOST_LINES = len(RANK_COLOURS)
+#: beyond the colours a rank is told by its dash as well; above this many ranks figures show the lowest, median and
+#: highest rank, and the one that is chosen
+DASHES = ("solid", "dashed", "dotted", "dotdash")
+MOST_LINES = len(RANK_COLOURS) * len(DASHES)
+#: a legend of more entries than this says less than it hides
+MOST_ENTRIES = len(RANK_COLOURS)
 
 LOSS = "#0077bb"
 VALIDATION = "#ee7733"
 THROUGHPUT = "#009988"
 SPREAD = "#0077bb"
 BAD = "#ee3377"
+CHOSEN = "#ee7733"
+MARK = "#aa4499"
+
+#: what a rank does within a step, in the order of a step, each with its colour everywhere; waiting is grey
+PHASES = {
+    "data": "#999933",
+    "transfer": "#ddcc77",
+    "forward": "#33bbee",
+    "backward": "#0077bb",
+    "optimizer": "#009988",
+    "communication": "#ee7733",
+    "overlapped": "#f6bb99",
+    "bubble": "#bbbbbb",
+    "evaluate": "#aa4499",
+    "checkpoint": "#882255",
+    "monitor": "#ee3377",
+    "paused": "#777777",
+}
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 COLOURS = {
@@ -29,20 +51,33 @@ COLOURS = {
 
 
 def rank_colour(rank: int) -> str:
-    """Colour of a rank; they repeat after ``MOST_LINES``."""
+    """Colour of a rank; after eight they repeat with another dash."""
     return RANK_COLOURS[rank % len(RANK_COLOURS)]
 
 
-def new_figure(title: str, *, x_label: str, y_label: str, height: int = 250, **options: Any) -> Any:
-    """An empty figure in the common look: transparent, as wide as its place, with pan, zoom, reset and save."""
+def rank_dash(rank: int) -> str:
+    """Dash of a rank's lines."""
+    return DASHES[rank // len(RANK_COLOURS) % len(DASHES)]
+
+
+def new_figure(
+    title: str, *, x_label: str, y_label: str, height: int = 250, marks: str = "", brush: bool = True, **options: Any
+) -> Any:
+    """An empty figure in the common look: transparent, as wide as its place, with brush, pan, zoom, reset and save.
+
+    ``marks``: "step" or "time", the column of the source named "marks" (step, time, label: what was done to the run)
+    at which upright lines stand. It has no rows: whoever shows the figure fills it. ``brush``: a drag chooses a range
+    of x alone.
+    """
     from bokeh.plotting import figure
 
+    box = "xbox_zoom" if brush else "box_zoom"
     drawn: Any = figure(
         title=title,
         height=height,
         sizing_mode="stretch_width",
-        tools="pan,box_zoom,xwheel_zoom,reset,save",
-        active_drag="box_zoom",
+        tools=f"{box},pan,xwheel_zoom,reset,save",
+        active_drag=box,
         active_scroll=None,
         x_axis_label=x_label,
         y_axis_label=y_label,
@@ -64,8 +99,63 @@ def new_figure(title: str, *, x_label: str, y_label: str, height: int = 250, **o
         axis.axis_label_standoff = 6
         axis.major_tick_in = axis.minor_tick_in = axis.minor_tick_out = 0
         axis.major_tick_out = 4
+        if axis.ticker is not None and type(axis.ticker).__name__ == "LogTicker":
+            axis.ticker.desired_num_ticks = 4
+            axis.formatter = _plain_numbers()
     drawn.xgrid.grid_line_color = None
+    if marks:
+        _add_marks(drawn, marks)
     return apply(drawn, "light")
+
+
+def _plain_numbers() -> Any:
+    """Ticks of a log axis: 0.001, 20, 5e-5."""
+    from bokeh.models import CustomJSTickFormatter
+
+    return CustomJSTickFormatter(
+        code="const size = Math.abs(tick); const x = Number(tick.toPrecision(3));"
+        "return size >= 1e-4 && size < 1e5 ? String(x) : x.toExponential().replace('e+', 'e');"
+    )
+
+
+def _add_marks(drawn: Any, x: str) -> None:
+    """Upright lines where somebody set something, with what it was."""
+    from bokeh.models import ColumnDataSource, HoverTool, VSpan
+
+    source = ColumnDataSource({"step": [], "time": [], "label": []}, name="marks")
+    lines = drawn.add_glyph(source, VSpan(x=x, line_color=MARK, line_alpha=0.7, line_width=1.5, line_dash="dashed"))
+    lines.level = "underlay"
+    drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
+
+
+def finish(drawn: Any) -> Any:
+    """The last word of a figure: ranges follow its data, not its marks; colours for a light page."""
+    shown = [renderer for renderer in drawn.renderers if renderer.data_source.name != "marks"]
+    for axis_range in (drawn.x_range, drawn.y_range):
+        if hasattr(axis_range, "renderers"):
+            axis_range.renderers = shown
+    return apply(drawn, "light")
+
+
+def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", format: str = "") -> Any:
+    """The scale of a heat map, at its right."""
+    from bokeh.models import BasicTicker, LogTicker, NumeralTickFormatter, PrintfTickFormatter
+    from bokeh.models.annotations import ColorBar
+
+    bar: Any = ColorBar(color_mapper=mapper, ticker=LogTicker() if log else BasicTicker(desired_num_ticks=5))
+    bar.width, bar.padding, bar.label_standoff = 12, 6, 6
+    bar.background_fill_color = None
+    bar.major_label_text_font = bar.title_text_font = FONT
+    bar.major_label_text_font_size = bar.title_text_font_size = "11px"
+    bar.title_text_font_style = "normal"
+    if title:
+        bar.title = title
+    if format:
+        bar.formatter = NumeralTickFormatter(format=format)
+    elif log:
+        bar.formatter = PrintfTickFormatter(format="%.0e")
+    drawn.add_layout(bar, "right")
+    return bar
 
 
 def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:

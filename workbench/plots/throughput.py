@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NAME = "throughput"
 TITLE = "Throughput"
+TAB = "overview"
+AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -33,7 +35,11 @@ def figure(source: ColumnDataSource) -> Figure:
     from bokeh.models import DataRange1d, HoverTool, NumeralTickFormatter
 
     drawn = theme.new_figure(
-        TITLE, x_label="step", y_label="tokens / s / device", y_range=DataRange1d(start=0, range_padding=0.1)
+        TITLE,
+        x_label="step",
+        y_label="tokens / s / device",
+        y_range=DataRange1d(start=0, range_padding=0.1),
+        marks="step",
     )
     drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
     each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.45, line_width=1)
@@ -46,4 +52,4 @@ def figure(source: ColumnDataSource) -> Figure:
         ("waiting for data", "@data_wait_ms{0.00} ms"),
     ]
     drawn.add_tools(HoverTool(renderers=[average], tooltips=tips, mode="vline"))
-    return drawn
+    return theme.finish(drawn)

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 NAME = "utilisation"
 TITLE = "Utilisation per rank"
+TAB = "ranks"
+AXIS = "time"
+CHOICE = "rank"
 
 
-def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
     """time (s since the first sample) and a column per rank in percent: ``gpu_<rank>`` or ``cpu_<rank>``."""
     prefix = "gpu" if rows.has_gpu(store) else "cpu"
-    out, cursor_after = rows.per_rank_bins(store, f"{prefix}_percent", prefix, cursor, 1.0)
+    out, cursor_after = rows.per_rank_bins(store, f"{prefix}_percent", prefix, cursor, chosen=chosen)
     return (rows.thin(out) if cursor is None else out), cursor_after
 
 

@@ -66,7 +66,8 @@ def test_contract(plot: Plot, kind: str, tmp_path: Path) -> None:
         store = opened(make_fake_run(tmp_path / "run", steps=60, **options[kind]))  # type: ignore[arg-type]
     columns, cursor = plot.columns(store, None)
     assert len({values.size for values in columns.values()}) == 1
-    assert (next(iter(columns.values())).size > 0) == (kind != "no rows")
+    needs_replicas = plot.NAME in ("cosine", "noise") and kind == "pipeline"
+    assert (next(iter(columns.values())).size > 0) == (kind != "no rows" and not needs_replicas)
     nothing, _ = plot.columns(store, cursor)
     assert list(nothing) == list(columns)
     assert all(values.size == 0 for values in nothing.values())
@@ -98,6 +99,8 @@ def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run:
         store.refresh()
         columns, cursor = plot.columns(store, cursor)
         parts.append(columns)
+    if getattr(plot, "REPLACE", False):  # the last content is the whole
+        parts = [part for part in parts if next(iter(part.values())).size][-1:]
     for key, expected in whole.items():
         joined = np.concatenate([part[key] for part in parts])
         if key in ("validation", "at", "measured"):
@@ -211,9 +214,10 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 
 def test_utilisation_of_many_ranks_is_a_band(tmp_path: Path) -> None:
-    store = opened(make_fake_run(tmp_path / "run", ranks=12, steps=40))
-    columns, _ = utilisation.columns(store, None)
-    assert list(columns) == ["time", "cpu_lowest", "cpu_median", "cpu_highest"]
+    store = opened(make_fake_run(tmp_path / "run", ranks=40, steps=20))
+    columns, _ = utilisation.columns(store, None, 7)
+    assert list(columns) == ["time", "cpu_lowest", "cpu_median", "cpu_highest", "cpu_chosen"]
+    assert not np.isnan(columns["cpu_chosen"]).any()
     assert (columns["cpu_lowest"] <= columns["cpu_median"]).all()
     assert (columns["cpu_median"] <= columns["cpu_highest"]).all()
 

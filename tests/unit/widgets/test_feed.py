@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bokeh.models import ColumnDataSource
 
 from tests.fake_run import LiveFakeRun, make_fake_run
 from widgets import available, wire
 from widgets.facts import Facts
 from widgets.feed import Feed
-from workbench.outcome import failure
-from workbench.plots import plots
-from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, Event
+from widgets.stream import Stream
+from workbench.plots import plots, rows, throughput
+from workbench.plots.base import TABS
 from workbench.telemetry.store import Columns, Store
 
 
@@ -31,31 +33,33 @@ def opened(path: Path) -> Store:
 def facts_of(path: Path, **options: Any) -> dict[str, Any]:
     facts = Facts(opened(path))
     facts.update()
-    defaults: dict[str, Any] = {"status": facts.logged_state, "can_stop": True, "asked": False, "clock": time.time()}
+    defaults: dict[str, Any] = {"status": facts.logged_state, "can_control": True, "clock": time.time()}
     return facts.now(**{**defaults, **options})
 
 
 def unpack(described: dict[str, Any], buffers: list[bytes]) -> dict[str, Columns]:
     """What the script in the browser does."""
-    return {
-        figure: {
-            name: np.array(place, dtype=object) if kind == "text" else np.frombuffer(buffers[place], dtype=f"<{kind}")
-            for name, kind, place in columns
-        }
-        for figure, columns in described.items()
-    }
+    out: dict[str, Columns] = {}
+    for figure, columns in described.items():
+        out[figure] = {}
+        for name, kind, place, *texts in columns:
+            values = np.frombuffer(buffers[place], dtype="<u2" if kind == "code" else f"<{kind}")
+            out[figure][name] = np.array([texts[0][code] for code in values], dtype=object) if texts else values
+    return out
 
 
-def test_delta_gives_each_row_once(tmp_path: Path) -> None:
-    store = opened(make_fake_run(tmp_path / "run"))
-    news, cursors = wire.delta(plots(), store, {})
-    assert set(news) == {plot.NAME for plot in plots()}
-    assert wire.rows_of(news["loss"]) == 200
-    assert wire.delta(plots(), store, cursors)[0] == {}
+def test_a_stream_gives_each_row_once_and_only_of_the_tab_that_is_looked_at(tmp_path: Path) -> None:
+    stream = Stream(opened(make_fake_run(tmp_path / "run")))
+    news = stream.take({"overview"}, 0.0)
+    assert {item["tab"] for item in news.figures} == {"overview"}
+    assert wire.rows_of(news.columns["loss"]) == 200
+    assert not stream.take({"overview"}, 10.0)
+    assert set(stream.take(set(TABS), 20.0).columns) == {plot.NAME for plot in plots() if plot.TAB != "overview"}
 
 
 def test_packed_columns_come_back(tmp_path: Path) -> None:
-    news, _ = wire.delta(plots(), opened(make_fake_run(tmp_path / "run")), {})
+    store = opened(make_fake_run(tmp_path / "run"))
+    news = {plot.NAME: plot.columns(store, None)[0] for plot in plots()}
     described, buffers = wire.pack(news)
     again = unpack(json.loads(json.dumps(described)), buffers)
     for figure, columns in news.items():
@@ -66,6 +70,45 @@ def test_packed_columns_come_back(tmp_path: Path) -> None:
                 np.testing.assert_allclose(again[figure][name], values, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([0, 255], "u1"), ([0, 256], "u2"), ([-1, 70000], "i4"), ([0.5], "f4"), ([1, math.nan], "f4"), ([1e10], "f4")],
+)
+def test_numbers_travel_as_small_as_they_are(values: list[float], kind: str) -> None:
+    assert wire.kind_of(np.array(values, dtype=float)) == kind
+
+
+def test_too_many_rows_are_thinned_for_page_and_kernel_alike(tmp_path: Path) -> None:
+    """What a page has after any number of updates is what it would get after a reload, and stays bounded."""
+    make_fake_run(tmp_path / "run", steps=20, state="running", grad_every=0)
+    store, page = Store(tmp_path / "run"), Page()
+    stream = Stream(store, [Steps(3 * rows.BUDGET)])  # type: ignore[list-item]
+    for tick in range(60):
+        news = stream.take({"overview"}, float(tick))
+        page.take_columns(news.columns, news.replace)
+    assert wire.rows_of(page.rows["steps"]) <= 1.6 * rows.BUDGET
+    stream.forget()
+    np.testing.assert_array_equal(stream.take({"overview"}, 99.0).columns["steps"]["step"], page.rows["steps"]["step"])
+    assert page.rows["steps"]["step"][-1] == 3 * rows.BUDGET
+
+
+class Steps:
+    """A figure that grows by 200 rows at every look."""
+
+    NAME, TITLE, TAB, AXIS = "steps", "Steps", "overview", "step"
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def columns(self, _store: Store, cursor: int | None) -> tuple[Columns, int]:
+        first = cursor or 0
+        after = min(self.end, first + 200)
+        return {"step": np.arange(first + 1, after + 1, dtype=float)}, after
+
+    def figure(self, source: Any) -> Any:
+        return throughput.figure(ColumnDataSource({"step": [], "tps": [], "smooth": []}))
+
+
 def test_bokeh_js_is_the_installed_one_and_small() -> None:
     assert b"Bokeh" in gzip.decompress(wire.bokeh_js())
     assert len(wire.bokeh_js()) < 500_000
@@ -74,38 +117,29 @@ def test_bokeh_js_is_the_installed_one_and_small() -> None:
 def test_facts_of_a_finished_run(tmp_path: Path) -> None:
     facts = facts_of(make_fake_run(tmp_path / "run"))
     json.dumps(facts, allow_nan=False)
-    assert (facts["status"], facts["step"], facts["steps"], facts["stop"]) == ("finished", 200, 200, "ended")
+    assert (facts["status"], facts["step"], facts["steps"], facts["controls"]) == ("finished", 200, 200, "ended")
     assert facts["validation"]["step"] == 200
     assert facts["eta"] is None
-    assert facts["sample"]["text"].startswith("class Reader")
-    assert [tile["state"] for tile in facts["ranks"]] == ["finished", "finished"]
+    assert facts["states"] == {"finished": 2}
+    assert facts["verdict"].startswith("Of the step, 6")
+    assert facts["straggler"] == 1
 
 
 def test_facts_of_a_running_run(tmp_path: Path) -> None:
     facts = facts_of(make_fake_run(tmp_path / "run", state="running"))
-    assert facts["stop"] == "ready"
-    assert facts["eta"] == pytest.approx(80 * 0.12, rel=0.01)
-    assert facts_of(tmp_path / "run", asked=True)["stop"] == "asked"
-    assert facts_of(tmp_path / "run", can_stop=False)["stop"] == "none"
+    assert facts["controls"] == "ready"
+    assert facts["eta"] == pytest.approx(80 * 0.12, abs=0.6)
+    assert facts_of(tmp_path / "run", can_control=False)["controls"] == "none"
 
 
 def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     facts = facts_of(make_fake_run(tmp_path / "run", state="failed"))
     assert facts["notice"]["level"] == "error"
     assert "rank 1 died: ended by signal 9" in facts["notice"]["text"]
-    assert facts["ranks"][1]["state"] == "died"
-    assert facts["failure"] == "rank 1: ended by signal 9 (killed)"
-    assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
-
-
-def test_facts_show_a_failure_once_with_all_ranks_that_had_it(tmp_path: Path) -> None:
-    run = make_fake_run(tmp_path / "run", state="running")
-    value = failure("ValueError", "bad", "  File cell.py, line 3\nValueError: bad\n")
-    with RankLogWriter(run, SESSION_RANK) as log:
-        for rank in (1, 0):
-            log.append(Event(time=9e9, step=4, rank=rank, kind="state", name="failed", value=json.dumps(value)))
-    facts = facts_of(run)
-    assert facts["failure"] == "ranks 0-1: ValueError: bad\n  File cell.py, line 3\nValueError: bad"
+    assert facts["states"] == {"failed": 1, "died": 1}
+    assert facts["failure"]["ranks"] == [0, 1]
+    assert facts["failure"]["error"] == "RuntimeError: loss is NaN"
+    assert facts["failure"]["traceback"].count("Traceback") == 1
 
 
 def test_available_is_false_without_a_kernel() -> None:
@@ -113,23 +147,40 @@ def test_available_is_false_without_a_kernel() -> None:
 
 
 class Page:
-    """Takes messages as a page does: rows of the last full message and the deltas of its epoch."""
+    """Takes messages as a page does: rows of the last full message and the deltas of its epoch; acknowledges them."""
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
         self.bytes: list[int] = []
         self.epoch = 0
-        self.losses: list[float] = []
+        self.rows: dict[str, Columns] = {}
         self.facts: dict[str, Any] = {}
+        self.feed: Feed | None = None
+        self.tab = "overview"
+
+    @property
+    def losses(self) -> list[float]:
+        return self.rows.get("loss", {}).get("step", np.empty(0)).tolist()
 
     def __call__(self, content: dict[str, Any], buffers: list[bytes]) -> None:
         self.kinds.append(content["kind"])
         self.bytes.append(len(json.dumps(content, allow_nan=False)) + sum(map(len, buffers)))
         if content["kind"] == "full":
-            self.epoch, self.losses = content["epoch"], []
+            self.epoch, self.rows, self.facts = content["epoch"], {}, {}
         if content["kind"] in ("full", "delta") and content["epoch"] == self.epoch:
-            self.facts = content["facts"]
-            self.losses += unpack(content["columns"], buffers).get("loss", {}).get("step", np.empty(0)).tolist()
+            self.facts |= content["facts"]
+            self.take_columns(unpack(content["columns"], buffers), content.get("replace", []))
+            if self.feed is not None:
+                threading.Thread(target=self.feed.look, args=(self.views(), content["seq"])).start()
+
+    def take_columns(self, news: dict[str, Columns], replace: list[str]) -> None:
+        for figure, columns in news.items():
+            old = {} if figure in replace else self.rows.get(figure, {})
+            joined = {name: np.concatenate([old.get(name, values[:0]), values]) for name, values in columns.items()}
+            self.rows[figure] = joined
+
+    def views(self) -> list[dict[str, Any]]:
+        return [{"run": 0, "tab": self.tab, "visible": True}]
 
 
 def wait_until(condition: Any, timeout_s: float = 15) -> None:
@@ -143,8 +194,9 @@ def test_feed_sends_all_rows_once_and_ends_with_the_run(tmp_path: Path) -> None:
     run = LiveFakeRun(tmp_path / "run", steps=120, step_s=0.02)
     page, ends = Page(), []
     feed = Feed(
-        Store(run.path), page, status=lambda: run.status, can_stop=True, on_end=lambda _s, facts: ends.append(facts)
+        Store(run.path), page, status=lambda: run.status, can_control=True, on_end=lambda _s, facts: ends.append(facts)
     )
+    page.feed = feed
     feed.start()
     feed.hello(None)
     wait_until(lambda: page.losses)
@@ -154,11 +206,16 @@ def test_feed_sends_all_rows_once_and_ends_with_the_run(tmp_path: Path) -> None:
     assert page.kinds.count("bokeh") == 1
     assert sorted(set(page.losses)) == list(range(1, 121))
     assert page.losses == sorted(page.losses)
+    assert page.rows["spine"]["step"].tolist() == list(range(1, 121))
     assert page.facts["status"] == "finished"
     assert [facts["step"] for facts in ends] == [120]
     feed.hello(wire.bokeh_version())  # after the end a page still gets everything
-    assert page.kinds[-1] == "full"
+    assert page.kinds[-2:] == ["full", "delta"]
     assert set(page.losses) == set(range(1, 121))
+    assert "cosine" not in page.rows
+    page.tab = "gradients"
+    feed.look(page.views())  # and a tab that was not looked at before
+    assert page.rows["gradients"]["step"].size and "cosine" in page.rows
 
 
 def test_feed_is_silent_until_a_page_says_hello_and_then_speaks_up(tmp_path: Path) -> None:

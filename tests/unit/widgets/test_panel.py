@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from tests.fake_run import LiveFakeRun, make_fake_run
 from widgets.panel import Panel, summarise
 from workbench.errors import ConfigError, RunDirectoryError
+from workbench.telemetry.store import Store
 
 
 @pytest.fixture
@@ -46,9 +49,57 @@ def test_widget_keeps_no_data(tmp_path: Path) -> None:
 def test_stop_message_stops_the_run(tmp_path: Path) -> None:
     run = LiveFakeRun(tmp_path / "run", step_s=0.01)
     panel = Panel(run)
-    panel._on_message(panel.widget, {"kind": "stop"}, [])
+    panel._on_message(panel.widget, {"kind": "control", "name": "stop", "value": None}, [])
     run.wait(5)
     assert (run.stop_calls, run.status) == (1, "stopped")
+
+
+def test_controls_reach_the_run_and_refusals_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = LiveFakeRun(tmp_path / "run", step_s=0.01)
+    panel = Panel(run)
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(panel.widget, "send", lambda content, buffers=None: told.append(content))
+    for name, value in (("lr", 0.5), ("lr", -1), ("clip", 1.0)):
+        panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": name, "value": value}, [])
+    deadline = time.monotonic() + 10
+    while run.waiting() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.stop()
+    run.wait(5)
+    panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": "pause", "value": None}, [])
+    assert run.controls == [("lr", 0.5), ("clip", 1.0)]
+    assert [answer["error"] is None for answer in told] == [True, False, True, False]
+    assert "must be within" in told[1]["error"] and "takes no command" in told[3]["error"]
+    seen = Store(run.path)
+    seen.refresh()
+    events = seen.table("events")
+    assert set(events["rank"][events["kind"] == "control"]) == {0, 1}
+
+
+def test_a_directory_is_shown_but_not_steered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = Panel(make_fake_run(tmp_path / "run"))
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(panel.widget, "send", lambda content, buffers=None: told.append(content))
+    panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": "stop", "value": None}, [])
+    assert "open it with %dist_watch" in told[0]["error"]
+
+
+def test_closing_leaves_no_thread(tmp_path: Path, published: list[tuple[dict[str, Any], bool]]) -> None:
+    make_fake_run(tmp_path / "one", state="running", steps=20)
+    make_fake_run(tmp_path / "two", state="running", steps=20)
+    before = set(threading.enumerate())
+    panel = Panel(tmp_path / "one", tmp_path / "two")
+    panel.show()
+    assert len(set(threading.enumerate()) - before) == 2
+    panel.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert not set(threading.enumerate()) - before
+
+
+def test_more_runs_than_a_panel_has_room_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 runs at most, not 3"):
+        Panel(tmp_path, tmp_path, tmp_path)
 
 
 def test_path_that_is_no_run(tmp_path: Path) -> None:

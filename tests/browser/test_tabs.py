@@ -1,0 +1,245 @@
+"""Each tab of the panel in chromium, in a bare page on runs that only pretend to train: fast, and at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.static_page import StaticPanel
+from tests.fake_records import straggler
+from tests.fake_run import make_fake_run
+
+pytestmark = pytest.mark.browser
+
+FIGURES = {
+    "overview": {"loss", "throughput", "learning_rate", "grad_norm"},
+    "ranks": {"utilisation", "memory", "busy", "phase_bars", "lag"},
+    "gradients": {"gradients", "cosine", "noise", "histogram", "update_ratio"},
+    "communication": {"traffic", "exposed", "bandwidth"},
+    "timeline": {"timeline"},
+    "samples": {"validation", "confusion"},
+}
+DRAWN = (
+    "(tab) => [...document.querySelectorAll(`.dw-tabpage[id$='-${tab}-page'] .dw-figure`)].map((f) => f.dataset.figure)"
+)
+
+#: of each figure, its range of x; figures keep their plot on their element
+RANGES = """() => Object.fromEntries([...document.querySelectorAll(".dw-figure")].map((box) =>
+  [box.dataset.figure, box.dwPlot]).filter(([, plot]) => plot).map(([name, plot]) =>
+  [name, [plot.x_range.start, plot.x_range.end]]))"""
+
+
+@pytest.fixture
+def bare(browser: Any) -> Iterator[Any]:
+    page = browser.new_page()
+    page.set_viewport_size({"width": 1000, "height": 1000})
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return {
+        "two": make_fake_run(root / "two", steps=80, state="running"),
+        "many": make_fake_run(root / "many", ranks=64, plugin="hybrid", pp=4, micro_batches=4, steps=30, layers=3),
+        "failed": make_fake_run(root / "failed", ranks=3, steps=40, state="failed"),
+        "old": make_fake_run(root / "old", steps=40),
+    }
+
+
+def ready(panel: StaticPanel) -> None:
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 60)
+
+
+@pytest.mark.parametrize("name", ["two", "many"])
+def test_every_tab_draws_its_figures_and_asks_for_nothing(bare: Any, runs: dict[str, Path], name: str) -> None:
+    panel = StaticPanel(bare, runs[name], dark=name == "many")
+    ready(panel)
+    for tab, figures in FIGURES.items():
+        panel.open(tab)
+        assert set(bare.evaluate(DRAWN, tab)) == figures
+        empty = bare.locator(f".dw-tabpage[id$='-{tab}-page'] .dw-empty").all_inner_texts()
+        assert not any(empty), empty
+        assert bare.evaluate("document.documentElement.scrollWidth") <= 1000
+    assert bare.locator(".dw").get_attribute("data-mode") == ("dark" if name == "many" else "light")
+    assert panel.errors == []
+    assert [url for url in panel.requests if not url.startswith(("about:", "blob:", "data:"))] == []
+    panel.close()
+
+
+def test_a_run_without_the_newer_tables_says_so(bare: Any, runs: dict[str, Path]) -> None:
+    for table in ("phases", "collectives", "histograms", "weights", "gradients"):
+        for file in runs["old"].glob(f"rank-*/{table}.arrow"):
+            file.unlink()
+    panel = StaticPanel(bare, runs["old"])
+    ready(panel)
+    panel.open("timeline")
+    assert "No phases were recorded" in bare.locator(".dw-figure[data-figure=timeline]").inner_text()
+    panel.open("gradients")
+    assert "No gradient statistics" in bare.locator(".dw-figure[data-figure=gradients]").inner_text()
+    assert panel.errors == []
+    panel.close()
+
+
+def test_a_brush_in_one_figure_is_the_range_of_all(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    panel.open("ranks")  # figures over time
+    panel.open("overview")
+    box = bare.locator(".dw-figure[data-figure=loss] canvas").first.bounding_box()
+    y = box["y"] + box["height"] * 0.6
+    bare.mouse.move(box["x"] + box["width"] * 0.4, y)
+    bare.mouse.down()
+    bare.mouse.move(box["x"] + box["width"] * 0.6, y, steps=4)
+    bare.mouse.up()
+    chip = bare.locator(".dw-chip")
+    panel.pump("() => !document.querySelector('.dw-chip').hidden", 5)
+    first, last = (float(word) for word in chip.inner_text().replace("steps", "").replace("✕", "").split("to"))
+    assert 1 < first < last < 48
+    ranges = bare.evaluate(RANGES)
+    for figure in ("throughput", "learning_rate", "grad_norm", "lag"):
+        assert ranges[figure] == pytest.approx(ranges["loss"], rel=1e-3), figure
+    low, high = ranges["utilisation"]
+    assert 0 < low < high < 6  # the same steps, in seconds
+    chip.click()
+    panel.pump(f"() => ({RANGES})().throughput[1] > 45 && ({RANGES})().utilisation[1] > 5", 5)
+    assert chip.is_hidden()
+    panel.close()
+
+
+def test_tabs_are_reached_by_keyboard(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    bare.get_by_role("tab", name="Overview").focus()
+    bare.keyboard.press("ArrowRight")
+    panel.pump("() => document.querySelector('.dw').dataset.tab === 'ranks'", 5)
+    assert bare.get_by_role("tab", name="Ranks").get_attribute("aria-selected") == "true"
+    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2", 10)
+    listbox = bare.get_by_role("listbox", name="Ranks")
+    listbox.focus()
+    bare.keyboard.press("ArrowRight")
+    assert bare.locator(".dw-rank[aria-selected=true]").get_attribute("aria-label").startswith("rank 0 on cpu")
+    panel.close()
+
+
+def test_the_straggler_is_marked(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    panel.open("ranks")
+    assert bare.locator(".dw-rank[data-slow=true] .dw-rank-name").inner_text() == f"rank {straggler(2)}"
+    panel.close()
+
+
+def test_one_of_many_ranks_is_chosen_by_a_click(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["many"])
+    ready(panel)
+    panel.open("ranks")
+    bare.locator(".dw-square").nth(17).click()
+    chosen = "() => document.querySelector('.dw-figure[data-figure=utilisation]').dwPlot.document"
+    chosen += ".get_model_by_name('rows').data.cpu_chosen.some((value) => value > 0)"
+    panel.pump(chosen, 10)
+    assert bare.locator(".dw-chosen").inner_text().startswith("rank 17 on cpu")
+    panel.close()
+
+
+def test_another_layer_has_another_histogram(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    panel.open("gradients")
+    layer = "() => document.querySelector('.dw-figure[data-figure=histogram]').dwPlot.document"
+    layer += ".get_model_by_name('rows').data.layer[0]"
+    assert bare.evaluate(layer) == "model.embed_tokens"
+    bare.get_by_label("Layer of the histogram").select_option("lm_head")
+    panel.pump(f"() => ({layer})() === 'lm_head'", 10)
+    panel.close()
+
+
+def test_what_failed_is_said_once_with_its_traceback_folded(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["failed"])
+    ready(panel)
+    summary = bare.locator(".dw-failure summary")
+    assert summary.inner_text() == "ranks 0, 1, 2: RuntimeError: loss is NaN"
+    trace = bare.locator(".dw-failure pre")
+    assert not trace.is_visible()
+    summary.click()
+    assert trace.inner_text().count("Traceback") == 1
+    assert bare.locator(".dw-events li", has_text="rank 2 died: ended by signal 9").count() == 1
+    panel.close()
+
+
+def test_console_folds_filters_and_searches(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["many"])
+    ready(panel)
+    panel.open("console")
+    panel.pump("() => document.querySelectorAll('.dw-line').length > 3", 10)
+    first = bare.locator(".dw-line").first
+    assert first.inner_text().split("\n")[0] == "0-63"
+    visible = "() => [...document.querySelectorAll('.dw-line:not([hidden])')].map((line) => line.innerText)"
+    bare.get_by_label("Search").fill("MY LOSS")
+    assert all("my loss" in text for text in bare.evaluate(visible))
+    bare.get_by_placeholder("all, or 0-3,7").fill("4")
+    lines = bare.evaluate(visible)
+    assert lines and all(text.split("\n")[0] == "4" for text in lines)
+    panel.close()
+
+
+def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def control(name: str, value: Any) -> str | None:
+        asked.append((name, value))
+        return "clip is refused" if name == "clip" else None
+
+    panel = StaticPanel(bare, runs["two"], on_control=control, status=lambda: "running")
+    ready(panel)
+    bare.get_by_role("button", name="Pause training").click()
+    panel.open("controls")
+    field = bare.get_by_label("lr", exact=True)
+    field.fill("eleven")
+    bare.get_by_role("button", name="Set lr").click()
+    assert "eleven is not a number from 0 to 10" in bare.locator(".dw-control", has=field).inner_text()
+    field.fill("1e-4")
+    field.press("Enter")
+    bare.get_by_label("clip", exact=True).fill("2")
+    bare.get_by_role("button", name="Set clip").click()
+    bare.get_by_role("button", name="evaluate").click()
+    panel.pump(lambda: len(asked) == 4, 5)
+    assert asked == [("pause", None), ("lr", 1e-4), ("clip", 2), ("evaluate", None)]
+    panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')", 5)
+    unnamed = "() => [...document.querySelectorAll('.dw button, .dw input, .dw select')].filter((node) =>"
+    unnamed += " node.offsetParent && !(node.getAttribute('aria-label') || node.innerText.trim()"
+    unnamed += " || node.labels?.length)).length"
+    assert bare.evaluate(unnamed) == 0
+    panel.close()
+
+
+def test_two_runs_side_by_side(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["two"], runs["failed"])
+    ready(panel)
+    panel.pump("() => !document.querySelector(\".dw-tab[id$='-compare']\").hidden", 10)
+    panel.open("compare")
+    length = "(run) => document.querySelector('.dw-figure[data-figure=compare_loss]').dwPlot.document"
+    length += ".get_model_by_name(run).get_length()"
+    panel.pump(f"() => ({length})('run0') === 48 && ({length})('run1') === 24", 10)
+    bare.get_by_label("Align runs by").select_option("tokens")
+    axis = "() => document.querySelector('.dw-figure[data-figure=compare_loss]').dwPlot.below[0].axis_label"
+    assert bare.evaluate(axis) == "tokens (all ranks)"
+    bare.get_by_label("Run that is shown").select_option("failed")
+    panel.pump("() => document.querySelector('.dw-name').innerText === 'failed'", 10)
+    panel.open("overview")
+    panel.pump("() => Number(document.querySelector('.dw').dataset.points) === 24", 10)
+    assert panel.errors == []
+    panel.close()
+
+
+def test_only_the_tab_that_is_looked_at_is_fed(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    panel.pump(timeout_s=1.5, fails=False)
+    sent = {name for content, _ in panel.messages for name in content.get("columns", {})}
+    assert sent == FIGURES["overview"] | {"spine"}
+    panel.close()

@@ -1,0 +1,343 @@
+"""What a rank of a fake run logs: believable records of every table, the same ones for the same seed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from workbench.config import TrainSpec
+from workbench.mesh import Mesh
+from workbench.rank_log import RankLogWriter
+from workbench.records import (
+    CollectiveRecord,
+    DeviceSample,
+    GradientStats,
+    HistogramStats,
+    PhaseRecord,
+    StepRecord,
+    WeightStats,
+)
+
+STEP_S = 0.12
+MIB = 2**20
+NUMEL = 4096
+CLASSES = 10
+SAMPLES = (
+    "def __init__(self, se the thelf):\n    return ste selfr",
+    "def read(self, name):\n    if not self._name:\n        raise ValueError('no name')\n    return self.name",
+    "class Reader:\n    def __init__(self, path, mode='r'):\n        self.path = path\n        self._file = None\n",
+)
+FAILURE = {
+    "ename": "RuntimeError",
+    "evalue": "loss is NaN",
+    "peer": False,
+    "traceback": 'Traceback (most recent call last):\n  File "cell.py", line 12\nRuntimeError: loss is NaN',
+}
+
+
+class FakeRank:
+    """Draws the records of one rank. ``detail_every``: steps between phases and collectives."""
+
+    def __init__(self, rank: int, spec: TrainSpec, names: list[str], writer: RankLogWriter, detail_every: int) -> None:
+        self.rank, self.spec, self.writer, self.detail_every = rank, spec, writer, detail_every
+        self.mesh: Mesh = spec.plan.mesh
+        self.here = self.mesh.coordinates(rank)
+        per_stage = math.ceil(len(names) / self.mesh.pp)
+        self.first_layer = self.here.pp * per_stage
+        self.names = names[self.first_layer : self.first_layer + per_stage]
+        self.random = np.random.default_rng(spec.seed + rank)
+        self.lr = spec.lr or 1e-3
+        self.is_straggler = rank == straggler(spec.plan.ranks)
+        self.out = writer.directory / "output.txt"
+
+    def step(self, step: int, when: float, step_s: float = STEP_S) -> None:
+        """The records of one step."""
+        noise = float(self.random.normal(0, 0.06))
+        loss = 1.35 + 4.2 * math.exp(-step / (0.22 * self.spec.steps)) + noise
+        jitter = 0.02 * self.rank / self.mesh.world_size + abs(float(self.random.normal(0, 0.03)))
+        step_ms = step_s * 1e3 * (1 + jitter)
+        data_ms = 0.4 + abs(float(self.random.normal(0, 0.2)))
+        self.writer.append(
+            StepRecord(
+                time=when,
+                step=step,
+                rank=self.rank,
+                loss=loss if self.here.pp == self.mesh.pp - 1 else math.nan,
+                lr=self.lr * min(1.0, step / 20) * (0.5 if step > 0.7 * self.spec.steps else 1.0),
+                grad_sq=(0.4 + 2.0 * math.exp(-step / 50) + 0.3 * abs(noise)) ** 2 / self.mesh.world_size,
+                tokens=self.spec.batch_size // self.mesh.dp * 128,
+                step_time_ms=step_ms,
+                data_wait_ms=data_ms,
+                clip=1.0,
+                monitor_ms=0.6,
+            )
+        )
+        if step % self.detail_every == 0:
+            self._phases(step, step_ms, data_ms)
+        every = self.spec.monitor.grad_every
+        if every and step % every == 0:
+            self._gradients(step)
+            self._histograms(step)
+            self._weights(step)
+        self._print(step, loss)
+
+    def _phases(self, step: int, step_ms: float, data_ms: float) -> None:
+        """Bars that fill the step, and the collectives in them."""
+        slow = (1.0 if not self.is_straggler else 1.16) * (1 + 0.04 * float(self.random.random()))
+        compute_ms = 0.55 * step_ms * slow
+        at = 0.0
+
+        def phase(name: str, start: float, length: float, micro: int = -1) -> None:
+            self.writer.append(
+                PhaseRecord(
+                    step=step,
+                    rank=self.rank,
+                    phase=name,
+                    micro_batch=micro,
+                    start_ms=start,
+                    duration_ms=max(0.01, length),
+                )
+            )
+
+        phase("data", 0, data_ms)
+        phase("transfer", data_ms, 0.01 * step_ms)
+        at = data_ms + 0.01 * step_ms
+        if self.mesh.pp > 1:
+            unit = 0.8 * step_ms / pipeline_length(self.mesh.pp, self.spec.plan.micro_batches)
+            for name, micro, start, length in one_f_one_b(self.mesh.pp, self.spec.plan.micro_batches, self.here.pp):
+                phase(name, at + start * unit, length * unit, micro)
+            at += 0.8 * step_ms
+        else:
+            pieces = self.spec.accumulate
+            for micro in range(pieces):
+                phase("forward", at, compute_ms / 3 / pieces, micro if pieces > 1 else -1)
+                at += compute_ms / 3 / pieces
+                phase("backward", at, compute_ms * 2 / 3 / pieces, micro if pieces > 1 else -1)
+                at += compute_ms * 2 / 3 / pieces
+            phase("overlapped", at - compute_ms / 3, compute_ms / 3)
+        exposed = max(0.5, step_ms * 0.92 - at)
+        if self.mesh.dp > 1 or self.mesh.tp > 1:
+            phase("communication", at, exposed)
+            self._collectives(step, at, exposed, compute_ms / 3)
+            at += exposed
+        phase("optimizer", at, 0.05 * step_ms)
+        phase("monitor", at + 0.05 * step_ms, 0.6)
+
+    def _collectives(self, step: int, at: float, exposed: float, hidden: float) -> None:
+        rows = []
+        if self.mesh.dp > 1:
+            kind = "all_reduce" if self.spec.plan.plugin in ("ddp", "hybrid") else "reduce_scatter"
+            rows += [(kind, "dp", self.mesh.dp, NUMEL * 4 * len(self.names), hidden + exposed * 0.7, exposed * 0.7)]
+            if kind == "reduce_scatter":
+                rows += [("all_gather", "dp", self.mesh.dp, NUMEL * 4 * len(self.names), exposed * 0.3, exposed * 0.3)]
+        if self.mesh.tp > 1:
+            rows += [("all_reduce", "tp", self.mesh.tp, 64 * 1024 * 4, exposed * 0.3, exposed * 0.3)]
+        if self.mesh.pp > 1:
+            rows += [("send", "pp", 2, 32 * 1024 * 4, 0.4, 0.1), ("recv", "pp", 2, 32 * 1024 * 4, 0.9, 0.6)]
+        for kind, group, size, count, duration, waits in rows:
+            spread = 1 + 0.1 * float(self.random.random())
+            self.writer.append(
+                CollectiveRecord(
+                    step=step,
+                    rank=self.rank,
+                    kind=kind,
+                    group=group,
+                    group_size=size,
+                    bytes=count,
+                    start_ms=at,
+                    duration_ms=duration * spread,
+                    exposed_ms=waits,
+                )
+            )
+
+    def _gradients(self, step: int) -> None:
+        # local = reduced + noise of a replica, seen at right angles: |local|^2 = |reduced|^2 (1 + spread^2)
+        spread = (0.6 + 1.4 * step / self.spec.steps) * (1.3 if self.is_straggler else 1.0)
+        for index, name in enumerate(self.names):
+            norm = self._norm(index, step)
+            split = "tp" if self.mesh.tp > 1 and "norm" not in name else ""
+            own_sq = norm**2 / (self.mesh.tp if split else 1)
+            for scope in ("local", "reduced"):
+                local = scope == "local" and self.mesh.dp > 1
+                near = float(self.random.normal(1.0, 0.03))
+                self.writer.append(
+                    GradientStats(
+                        step=step,
+                        rank=self.rank,
+                        layer=name,
+                        scope=scope,
+                        sharded=split,
+                        numel=NUMEL,
+                        sum=0.01 * norm,
+                        sum_sq=own_sq * (1 + spread**2) if local else own_sq,
+                        max_abs=norm / 9,
+                        zero_count=11,
+                        nonfinite_count=0,
+                        dot=own_sq * near if scope == "local" else math.nan,
+                        dot_kind="exact" if scope == "local" else "",
+                        underflow_count=0,
+                    )
+                )
+
+    def _histograms(self, step: int) -> None:
+        for index, name in enumerate(self.names):
+            centre = math.log2(self._norm(index, step) / math.sqrt(NUMEL))
+            exponents = np.arange(-34, 2)
+            weight = np.exp(-0.5 * ((exponents + 0.5 - centre) / (1.6 if "norm" in name else 2.2)) ** 2)
+            counts = np.round(weight / weight.sum() * (NUMEL - 11)).astype(int)
+            some = np.flatnonzero(counts)
+            self.writer.append(
+                HistogramStats(
+                    step=step,
+                    rank=self.rank,
+                    layer=name,
+                    scope="reduced",
+                    sharded="tp" if self.mesh.tp > 1 and "norm" not in name else "",
+                    first_exponent=int(exponents[some[0]]),
+                    counts=[int(count) for count in counts[some[0] : some[-1] + 1]],
+                    zero_count=11,
+                    nonfinite_count=0,
+                    underflow_count=0,
+                )
+            )
+
+    def _weights(self, step: int) -> None:
+        for index, name in enumerate(self.names):
+            weight = 64 * (1 + 0.002 * step)
+            ratio = 10 ** (-2.6 - 0.4 * math.cos(index) - 0.6 * step / self.spec.steps)
+            self.writer.append(
+                WeightStats(
+                    step=step,
+                    rank=self.rank,
+                    layer=name,
+                    sharded="",
+                    numel=NUMEL,
+                    weight_sq=weight**2,
+                    update_sq=(weight * ratio) ** 2,
+                    moment1_sq=1e-4,
+                    moment2_sq=1e-9,
+                )
+            )
+
+    def _norm(self, index: int, step: int) -> float:
+        depth = (self.first_layer + index) / 40
+        wave = 1.3 * math.cos(3 * depth) - 0.9 * step / self.spec.steps
+        return float(10 ** (-1.6 + wave + float(self.random.normal(0, 0.08))))
+
+    def sample(self, step: int, when: float, age_s: float) -> None:
+        """One device sample."""
+        busy = 96 - 9 * (self.rank % 8) / 8 - 14 * self.is_straggler + float(self.random.normal(0, 4)) if step else 30.0
+        self.writer.append(
+            DeviceSample(
+                time=when,
+                rank=self.rank,
+                step=step,
+                phase="forward" if step else "starting",
+                cpu_percent=max(0.0, busy),
+                rss_bytes=int((610 + 45 * (1 - math.exp(-age_s / 8)) + 9 * (self.rank % 8)) * MIB),
+                threads=5,
+                net_sent_bytes=int(1.1e6 * age_s),
+                net_received_bytes=int(1.1e6 * age_s),
+                disk_read_bytes=int(2e6),
+                disk_write_bytes=int(4e3 * age_s),
+                device="cpu",
+            )
+        )
+
+    def milestone(self, step: int) -> None:
+        """What happens now and then: rank 0 evaluates, samples and takes commands, all ranks apply them."""
+        steps = self.spec.steps
+        if self.rank == 0 and self.spec.eval_every and step % self.spec.eval_every == 0:
+            loss = 1.42 + 4.2 * math.exp(-step / (0.22 * steps))
+            share = 0.3 + 0.65 * step / steps
+            self.writer.event("validation", "loss", loss, step=step)
+            self.writer.event("validation", "accuracy", share, step=step)
+            self.writer.event("validation", "confusion_matrix", confusion(share), step=step)
+            text = SAMPLES[min(len(SAMPLES) - 1, 3 * step // steps)]
+            self.writer.event("sample", "text", text, step=step)
+        if step == int(0.7 * steps) + 1:
+            self.writer.event("control", "lr", self.lr / 2, step=step, old_value=self.lr)
+        if step == int(0.3 * steps):
+            self.writer.event("checkpoint", "saved", {"path": f"checkpoints/step-{step:06d}", "ms": 41.0}, step=step)
+        if self.rank == 0 and step == int(0.45 * steps):
+            self.writer.event("spike", "grad_norm", {"value": 3.1, "median": 0.6}, step=step)
+            self.writer.event("monitor", "interval", 20, step=step, old_value=10)
+        if self.is_straggler and step == int(0.5 * steps):
+            value = {"layer": self.names[-1], "count": 3}
+            self.writer.event("nonfinite", "gradient", value, step=step)
+
+    def _print(self, step: int, loss: float) -> None:
+        if step == 1 or step % 25 == 0:
+            with self.out.open("a", encoding="utf-8") as file:
+                if step == 1:
+                    file.write("building the model: 1,068,032 parameters\nfirst batch: [8, 128] int64\n")
+                file.write(f"step {step}: all ranks agree\n")
+                if self.rank % 4 == 0:
+                    file.write(f"step {step}: my loss is {loss:.4f}\n")
+
+
+def straggler(ranks: int) -> int:
+    """The rank that is slower than the others."""
+    return ranks - 1 if ranks < 4 else (ranks * 5) // 8
+
+
+def confusion(right: float) -> list[list[int]]:
+    """A confusion matrix of 40 samples a class of which a share is right, the rest among neighbours."""
+    rows = []
+    for true in range(CLASSES):
+        row = [0] * CLASSES
+        row[true] = round(40 * right)
+        left = 40 - row[true]
+        row[(true + 1) % CLASSES] += left - left // 3
+        row[(true - 3) % CLASSES] += left // 3
+        rows.append(row)
+    return rows
+
+
+@functools.cache
+def schedule(pp: int, micro_batches: int) -> dict[int, list[tuple[str, int, float, float]]]:
+    """1F1B in units of a forward (a backward takes two): stage -> (phase, micro-batch, start, length)."""
+    orders = {}
+    for stage in range(pp):
+        warm = min(micro_batches, pp - 1 - stage)
+        order = [("forward", micro) for micro in range(warm)]
+        for micro in range(micro_batches - warm):
+            order += [("forward", warm + micro), ("backward", micro)]
+        orders[stage] = order + [("backward", micro) for micro in range(micro_batches - warm, micro_batches)]
+    ends: dict[tuple[str, int, int], float] = {}
+    free = dict.fromkeys(range(pp), 0.0)
+    bars: dict[int, list[tuple[str, int, float, float]]] = {stage: [] for stage in range(pp)}
+    while any(orders.values()):
+        for stage in range(pp):
+            while orders[stage]:
+                name, micro = orders[stage][0]
+                before = (name, micro, stage + (1 if name == "backward" else -1))
+                if 0 <= before[2] < pp and before not in ends:
+                    break
+                start = max(free[stage], ends.get(before, 0.0))
+                length = 1.0 if name == "forward" else 2.0
+                bars[stage].append((name, micro, start, length))
+                free[stage] = ends[name, micro, stage] = start + length
+                orders[stage].pop(0)
+    return bars
+
+
+def pipeline_length(pp: int, micro_batches: int) -> float:
+    """Units until the last stage has ended."""
+    return max(start + length for bars in schedule(pp, micro_batches).values() for _, _, start, length in bars)
+
+
+def one_f_one_b(pp: int, micro_batches: int, stage: int) -> Iterator[tuple[str, int, float, float]]:
+    """A stage's bars, gaps named as bubbles."""
+    at = 0.0
+    for name, micro, start, length in schedule(pp, micro_batches)[stage]:
+        if start > at:
+            yield "bubble", -1, at, start - at
+        yield name, micro, start, length
+        at = start + length
+    rest = pipeline_length(pp, micro_batches) - at
+    if rest > 0:
+        yield "bubble", -1, at, rest

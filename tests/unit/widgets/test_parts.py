@@ -1,0 +1,279 @@
+"""Parts of the panel in the kernel, each on its own: pace, folding, console, happenings, history, judgement, bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fake_records import straggler
+from tests.fake_run import fake_spec, make_fake_run, write_spec
+from widgets import bundle, compare, control_set
+from widgets.console import MOST_NEW, Console
+from widgets.control_set import History
+from widgets.facts import Facts
+from widgets.fold import Folded, ranges
+from widgets.happenings import Happenings, words
+from widgets.judgement import Judge
+from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
+from widgets.rank_table import RankTable
+from workbench.rank_log import RankLogWriter
+from workbench.records import Command, Event, PhaseRecord, StepRecord, WeightStats, columns_of
+from workbench.telemetry.store import Columns, Store
+
+
+def opened(path: Path) -> Store:
+    store = Store(path)
+    store.refresh()
+    return store
+
+
+def test_a_message_waits_until_the_last_one_is_drawn() -> None:
+    pace = Pace()
+    assert pace.ready(0.0)
+    first = pace.sending(0.0)
+    assert not pace.ready(0.5)
+    pace.heard(0.6, first)
+    assert pace.ready(0.6)
+    pace.sending(1.0)
+    assert not pace.ready(1.0 + PATIENCE_S / 2)
+    assert pace.ready(1.0 + PATIENCE_S)  # it may be a kernel that cannot hear
+
+
+def test_the_rate_falls_where_nobody_looks_or_nobody_can_be_heard() -> None:
+    pace = Pace()
+    assert pace.period_s(0.0, False) == PERIOD_S
+    pace.heard(0.0, visible=False)
+    assert (pace.state(0.0, False), pace.period_s(0.0, False)) == ("hidden", HIDDEN_PERIOD_S)
+    pace.heard(0.0, visible=True)
+    pace.sending(0.0)
+    assert pace.state(PATIENCE_S / 2, True) == "open"
+    assert pace.state(2 * PATIENCE_S, True) == "blind"
+    assert PERIOD_S < pace.period_s(2 * PATIENCE_S, True) <= 2.0  # figures still move
+    assert pace.state(GONE_S + 1, False) == "gone"
+
+
+def test_the_feed_spends_no_more_than_its_share_of_a_core() -> None:
+    pace = Pace()
+    for cost in (0.03, 0.04, 0.03):
+        pace.spent(cost)
+    assert 0.03 / pace.period_s(0.0, False) <= SHARE * 1.02
+
+
+def test_what_ranks_say_alike_is_one_entry() -> None:
+    folded = Folded(most=10)
+    for rank in (0, 1, 2):
+        folded.add("same", rank, text="same")
+    folded.add("own", 1, text="own")
+    assert [(e["text"], e["ranks"], e["count"]) for e in folded.news()] == [("same", "0-2", 1), ("own", "1", 1)]
+    for rank in (0, 1, 2):
+        folded.add("same", rank, text="same")  # once more, by all
+    # rank 1 says it again after something of its own: that is another place in its output
+    assert [(e["text"], e["ranks"]) for e in folded.news()] == [("same", "0-2"), ("same", "1-2")]
+    for number in range(20):
+        folded.add(number, 0, text=str(number))
+    assert [e["text"] for e in folded.all()] == [str(number) for number in range(10, 20)]
+
+
+def test_a_line_repeated_by_all_ranks_is_counted_once() -> None:
+    folded = Folded(most=10)
+    for _ in range(3):
+        for rank in (0, 1):
+            folded.add("x", rank, text="x")
+    assert [(e["ranks"], e["count"]) for e in folded.all()] == [("0-1", 3)]
+
+
+@pytest.mark.parametrize(("ranks", "text"), [({0}, "0"), ({0, 1, 2, 5}, "0-2,5"), (set(range(1024)), "0-1023")])
+def test_ranges(ranks: set[int], text: str) -> None:
+    assert ranges(ranks) == text
+
+
+def write(run: Path, rank: int, text: str) -> None:
+    file = run / f"rank-{rank:05d}" / "output.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def test_console_follows_files_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+    console = Console(tmp_path, 2)
+    console.read()
+    assert console.news() == []
+    write(tmp_path, 0, "hello\nhalf")
+    write(tmp_path, 1, "hello\n")
+    console.read()
+    assert [(e["text"], e["ranks"]) for e in console.news()] == [("hello", "0-1")]
+    write(tmp_path, 0, " a line\nprogress 1\rprogress 2\n")
+    console.read()
+    assert [e["text"] for e in console.news()] == ["half a line", "progress 2"]
+
+
+def test_console_of_a_flood_shows_the_newest(tmp_path: Path) -> None:
+    console = Console(tmp_path, 1)
+    console.read()
+    write(tmp_path, 0, "".join(f"line {number}\n" for number in range(5000)))
+    console.read()
+    news = console.news()
+    assert (len(news), news[-1]["text"]) == (MOST_NEW, "line 4999")
+    late = Console(tmp_path, 1)
+    write(tmp_path, 0, "x" * 100_000 + "\nlast\n")
+    late.read()
+    assert late.all()[-1]["text"] == "last"
+
+
+def events(*given: Event) -> Columns:
+    return {
+        name: np.array([getattr(event, name) for event in given], dtype=object if kind == "U" else kind)
+        for name, kind in columns_of("events").items()
+    }
+
+
+def event(kind: str, name: str, value: Any = None, old: Any = None, *, rank: int = 0, step: int = 5) -> Event:
+    return Event(
+        time=100.0 + rank,
+        step=step,
+        rank=rank,
+        kind=kind,
+        name=name,
+        value=json.dumps(value),
+        old_value=json.dumps(old),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "old", "text"),
+    [
+        ("control", "lr", 0.001, 0.003, "lr 0.003 → 0.001"),
+        ("control", "pause", None, None, "pause"),
+        ("rank", "died", {"rank": 3, "reason": "killed"}, None, "rank 3 died: killed"),
+        ("state", "failed", {"ename": "ValueError", "evalue": "no"}, None, "failed: ValueError: no"),
+        ("monitor", "interval", 20, 10, "interval 10 → 20"),
+        ("warning", "x", "mind the gap", None, "mind the gap"),
+        ("nonfinite", "gradient", {"layer": "a", "count": 2}, None, "gradient layer a, count 2"),
+    ],
+)
+def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) -> None:
+    assert words(kind, name, value, old) == text
+
+
+def test_happenings_fold_ranks_and_mark_what_was_set() -> None:
+    happenings = Happenings()
+    happenings.take(events(*(event("control", "lr", 0.1, 0.2, rank=rank) for rank in range(4))), 90.0)
+    happenings.take(events(event("sample", "text", "quiet")), 90.0)
+    assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "lr 0.2 → 0.1")]
+    assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: lr 0.2 → 0.1"}]
+    assert happenings.marks() is None
+
+
+def test_history_joins_what_was_asked_with_what_took_effect(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    control = tmp_path / "control.jsonl"
+    control.write_text(
+        Command(time=1.0, name="lr", value=0.1, who="ada").to_line() + Command(time=2.0, name="lr", value=0.2).to_line()
+    )
+    history.take(events(*(event("control", "lr", 0.1, 0.3, rank=rank, step=7) for rank in range(2))))
+    rows = history.rows()
+    assert rows is not None
+    assert [(row["who"], row["old"], row["value"], row["step"]) for row in rows] == [
+        ("ada", 0.3, 0.1, 7),
+        ("", None, 0.2, None),
+    ]
+    assert history.rows() is None
+    history.take(events(event("control", "lr", 0.2, 0.1, step=9)))
+    again = history.rows()
+    assert again is not None and again[1]["step"] == 9
+
+
+def test_the_straggler_is_named(tmp_path: Path) -> None:
+    facts = Facts(opened(make_fake_run(tmp_path / "run", ranks=8, steps=30)))
+    facts.update()
+    now = facts.now(status="finished", can_control=False, clock=0.0)
+    assert now["straggler"] == straggler(8)
+    assert f"Rank {straggler(8)} is the slowest" in now["verdict"]
+
+
+def test_mfu_is_six_operations_per_parameter_and_token(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=2))
+    for rank in range(2):
+        with RankLogWriter(tmp_path, rank) as writer:
+            for layer, numel in (("a", 1000), ("b", 500)):
+                writer.append(
+                    WeightStats(
+                        step=1,
+                        rank=rank,
+                        layer=layer,
+                        sharded="",
+                        numel=numel,
+                        weight_sq=1.0,
+                        update_sq=1e-6,
+                        moment1_sq=math.nan,
+                        moment2_sq=math.nan,
+                    )
+                )
+            writer.event("peak", "flops", 1e6)
+    mfu = Judge(opened(tmp_path)).judge(tokens_per_second=40.0).mfu
+    assert mfu == pytest.approx(6 * 1500 * 40 / (2 * 1e6))
+
+
+def test_phases_sum_up_to_a_sentence(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    with RankLogWriter(tmp_path, 0) as writer:
+        for step in range(1, 6):
+            writer.append(
+                StepRecord(
+                    time=float(step),
+                    step=step,
+                    rank=0,
+                    loss=1.0,
+                    lr=0.1,
+                    grad_sq=1.0,
+                    tokens=1,
+                    step_time_ms=100.0,
+                    data_wait_ms=1.0,
+                )
+            )
+            for phase, length in (("data", 10.0), ("forward", 30.0), ("backward", 40.0), ("communication", 20.0)):
+                writer.append(
+                    PhaseRecord(step=step, rank=0, phase=phase, micro_batch=-1, start_ms=0.0, duration_ms=length)
+                )
+    sentence = Judge(opened(tmp_path)).judge(None).sentence
+    assert sentence == "Of the step, 70 % is compute, 20 % exposed communication, 10 % waiting for data."
+
+
+def test_rank_table_keeps_the_newest_and_the_worst() -> None:
+    table = RankTable(2)
+    for rank, state in ((0, "running"), (1, "running"), (1, "died"), (1, "finished")):
+        table.take_state(rank, state, 3)
+    assert (table.state_of(0), table.state_of(1), table.logged_state) == ("running", "died", "failed")
+
+
+def test_the_bundle_is_one_module_without_names_that_clash() -> None:
+    text = bundle.script()
+    assert not re.search(r"^import ", text, re.MULTILINE)
+    assert text.count("export default") == 1 and text.count("\nexport ") == 1
+    names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", text, re.MULTILINE)
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+    assert "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_scripts_and_styles_stay_readable() -> None:
+    for path in bundle.STATIC.glob("*.*"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path.name
+
+
+def test_controls_have_what_a_form_needs(tmp_path: Path) -> None:
+    declared = control_set.declared(opened(make_fake_run(tmp_path / "run", steps=2)))
+    assert set(control_set.HEAD) <= {control["name"] for control in declared}
+    assert {control["kind"] for control in declared} <= {"button", "number", "text", "choice"}
+    json.dumps(declared)
+
+
+def test_compared_runs_have_a_source_each() -> None:
+    items = compare.figures(["one", "two"])
+    assert [item["tab"] for item in items] == ["compare"] * 3
+    assert all('"run1"' in json.dumps(item["item"]) for item in items)

@@ -1,0 +1,154 @@
+// The figures of one tab: drawn by BokehJS when the tab is first looked at, then fed. All figures of a view share one
+// range of steps: a brush in one is the range of all, figures over time included.
+import { make, say } from "./text.js";
+import { bokehOfPage, carryOver, paint, rowsOf } from "./page.js";
+
+export class Figures {
+  // run(): what is known of the run that is shown; window: the view's shared range of steps
+  constructor(tab, run, window) {
+    this.tab = tab;
+    this.run = run;
+    this.window = window;
+    this.node = make("div", "dw-figures");
+    this.boxes = new Map();
+    this.waiting = make("div", "dw-waiting", this.node);
+    say(this.waiting, "Waiting for the kernel…");
+  }
+
+  // Draw the figures that are not drawn yet, in the order in which the kernel named them.
+  async draw() {
+    if (!bokehOfPage.api) return;
+    for (const about of this.run().items.values()) {
+      if (about.tab !== this.tab || this.boxes.get(about.name)?.about === about) continue;
+      const old = this.boxes.get(about.name);
+      const box = make("div", `dw-figure${about.wide ? " dw-wide" : ""}`, null, { role: "img", "aria-label": about.title });
+      box.dataset.figure = about.name;
+      box.style.height = `${about.height}px`;
+      const entry = { about, box, plot: null, source: null, empty: null };
+      this.boxes.set(about.name, entry);
+      this.waiting.remove();
+      if (old) {
+        old.box.replaceWith(box);
+        old.plot?.document?.clear();
+      } else this.node.append(box);
+      await this.embed(entry);
+    }
+  }
+
+  async embed(entry) {
+    const views = await bokehOfPage.api.embed.embed_item(structuredClone(entry.about.item), entry.box);
+    if (this.boxes.get(entry.about.name) !== entry) return;
+    entry.plot = [...views.roots][0].model;
+    entry.box.dwPlot = entry.plot; // for a reader's console, and for tests
+    entry.source = entry.plot.document.get_model_by_name("rows");
+    entry.empty = make("div", "dw-empty", entry.box);
+    entry.plot.subscribed_events = new Set(["rangesupdate"]); // those that its document hears
+    entry.plot.document.on_event("rangesupdate", () => this.brushed(entry));
+    this.fill(entry);
+    this.mark(entry);
+    this.show(entry);
+    paint(entry.plot, this.colours());
+  }
+
+  fill(entry) {
+    const rows = this.run().rows[entry.about.name];
+    if (entry.source && rowsOf(rows)) entry.source.data = structuredClone(rows); // Bokeh trips over no rows
+    else if (entry.source && entry.source.get_length()) entry.source.clear();
+    this.sayEmpty(entry);
+  }
+
+  sayEmpty(entry) {
+    if (entry.empty) say(entry.empty, entry.source?.get_length() ? "" : entry.about.empty);
+  }
+
+  // News of the run: rows to append, and figures whose content is another.
+  feed(news, replaced) {
+    for (const entry of this.boxes.values()) {
+      const { name } = entry.about;
+      if (!entry.source) continue;
+      if (replaced.has(name)) this.fill(entry);
+      else if (rowsOf(news[name])) {
+        if (entry.source.get_length()) entry.source.stream(news[name]);
+        else this.fill(entry);
+        this.sayEmpty(entry);
+      }
+    }
+  }
+
+  markAll() {
+    for (const entry of this.boxes.values()) this.mark(entry);
+  }
+
+  mark(entry) {
+    const source = entry.plot?.document?.get_model_by_name("marks");
+    const { marks } = this.run();
+    if (!source || !marks.length) return;
+    source.data = { step: marks.map((m) => m.step), time: marks.map((m) => m.time), label: marks.map((m) => m.label) };
+  }
+
+  // A person chose a range in one figure (or gave it up): steps for all.
+  brushed(entry) {
+    const { axis } = entry.about;
+    if (!axis) return;
+    const range = entry.plot.x_range;
+    if (!range.have_updated_interactively) this.window.set(null, entry);
+    else this.window.set([this.toSteps(range.start, axis), this.toSteps(range.end, axis)], entry);
+  }
+
+  toSteps(x, axis) {
+    const { spine } = this.run().rows;
+    return axis === "time" ? carryOver(x, spine?.time, spine?.step) : x;
+  }
+
+  show(entry) {
+    const { axis } = entry.about;
+    if (!entry.plot || !axis) return;
+    const range = entry.plot.x_range;
+    const { spine } = this.run().rows;
+    if (!this.window.steps) {
+      if (range.have_updated_interactively) {
+        range.reset();
+        entry.plot.change.emit();
+      }
+      return;
+    }
+    const [start, end] = this.window.steps.map((step) => (axis === "time" ? carryOver(step, spine?.step, spine?.time) : step));
+    range.have_updated_interactively = true;
+    if (range.start !== start || range.end !== end) range.setv({ start, end });
+  }
+
+  showAll(except) {
+    for (const entry of this.boxes.values()) if (entry !== except) this.show(entry);
+  }
+
+  colours() {
+    return this.run().theme.colours[this.mode ?? "light"];
+  }
+
+  repaint(mode) {
+    this.mode = mode;
+    if (!this.run()?.theme) return;
+    for (const entry of this.boxes.values()) if (entry.plot) paint(entry.plot, this.colours());
+  }
+
+  clear() {
+    for (const entry of this.boxes.values()) entry.plot?.document?.clear();
+    this.boxes.clear();
+    this.node.replaceChildren(this.waiting);
+  }
+}
+
+// The range of steps that all figures of a view share; null: each shows all it has.
+export class Window {
+  constructor(changed) {
+    this.steps = null;
+    this.changed = changed;
+  }
+
+  set(steps, from = null) {
+    const next = steps?.every(Number.isFinite) ? steps : null;
+    if (String(next) === String(this.steps)) return;
+    this.steps = next;
+    this.changed(from);
+  }
+}

@@ -1,0 +1,106 @@
+// The first tab: what went wrong, the numbers, the verdict, four figures, and what happened.
+import { duration, fixed, known, make, number, percent, say, whole } from "./text.js";
+
+const TILES = [
+  ["loss", "Loss", (f) => [number(f.loss), `step ${whole(f.step)}`]],
+  ["validation", "Validation", (f) => [number(f.validation?.value), validationNote(f)]],
+  ["lr", "Learning rate", (f) => [number(f.lr), f.precision]],
+  ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clip"]],
+  ["tps", "Tokens/s/device", (f) => [whole(f.tps), `all ${whole(known(f.tps) ? f.tps * f.world : null)}`]],
+  ["time", "Step time", (f) => [known(f.step_time_ms) ? `${fixed(f.step_time_ms, 1)} ms` : "–", "slowest rank"]],
+  ["mfu", "MFU", (f) => [percent(f.mfu), known(f.mfu) ? "of the peak" : "peak not known"]],
+  ["ranks", "Ranks", (f) => [whole(f.world), statesNote(f)]],
+];
+
+function validationNote(facts) {
+  if (!facts.validation) return "none yet";
+  if (known(facts.accuracy?.value)) return `${percent(facts.accuracy.value)} accuracy`;
+  return `step ${whole(facts.validation.step)}`;
+}
+
+const statesNote = (facts) =>
+  Object.entries(facts.states ?? {})
+    .map(([state, count]) => `${count} ${state}`)
+    .join(", ");
+
+export class Overview {
+  constructor(figures) {
+    this.node = make("div", "dw-page");
+    this.failure = make("details", "dw-failure", this.node);
+    this.failureTitle = make("summary", "", this.failure);
+    this.trace = make("pre", "dw-text", this.failure, { tabindex: "0", "aria-label": "Traceback" });
+    this.failure.hidden = true;
+    const tiles = make("div", "dw-tiles", this.node, { role: "list" });
+    this.tiles = {};
+    for (const [key, label] of TILES) {
+      const tile = make("div", "dw-tile", tiles, { role: "listitem" });
+      say(make("div", "dw-label", tile), label);
+      this.tiles[key] = { value: make("div", "dw-value", tile), note: make("div", "dw-note", tile) };
+    }
+    this.verdict = make("p", "dw-verdict", this.node, { role: "status", "aria-label": "Verdict" });
+    this.node.append(figures.node);
+    this.events = new EventList(this.node);
+  }
+
+  say(facts) {
+    for (const [key, , text] of TILES) {
+      const [value, note] = text(facts);
+      say(this.tiles[key].value, value);
+      say(this.tiles[key].note, note);
+      this.tiles[key].note.title = note;
+    }
+    say(this.verdict, facts.verdict || "No verdict yet: no phases were recorded.");
+    this.verdict.title = this.verdict.textContent;
+    this.failure.hidden = !facts.failure;
+    if (facts.failure) {
+      const { ranks, error, traceback } = facts.failure;
+      const shown = ranks.length > 8 ? `${ranks.slice(0, 8).join(", ")}… (${ranks.length} ranks)` : ranks.join(", ");
+      say(this.failureTitle, `${ranks.length > 1 ? "ranks" : "rank"} ${shown}: ${error}`);
+      say(this.trace, traceback || "no traceback was recorded");
+    }
+  }
+
+  list(entries) {
+    this.events.show(entries);
+  }
+}
+
+// What happened, newest first; entries with the same id take each other's place.
+class EventList {
+  constructor(parent) {
+    say(make("div", "dw-label dw-above", parent), "What happened");
+    this.node = make("ol", "dw-events", parent, { tabindex: "0", "aria-label": "What happened, newest first" });
+    this.lines = new Map();
+    this.nothing = make("li", "dw-note", this.node);
+    say(this.nothing, "Nothing yet.");
+  }
+
+  show(entries) {
+    for (const entry of entries) {
+      let line = this.lines.get(entry.id);
+      if (!line) {
+        line = { node: make("li") };
+        for (const part of ["when", "step", "ranks", "kind", "what"]) line[part] = make("span", `dw-${part}`, line.node);
+        this.lines.set(entry.id, line);
+        this.nothing.remove();
+        this.node.prepend(line.node);
+        if (this.lines.size > 200) {
+          const [oldest] = this.lines.keys();
+          this.lines.get(oldest).node.remove();
+          this.lines.delete(oldest);
+        }
+      }
+      line.node.dataset.level = entry.level;
+      say(line.when, duration(Math.max(0, entry.time)));
+      say(line.step, `step ${whole(entry.step)}`);
+      say(line.ranks, entry.ranks === "-1" ? "session" : `rank ${entry.ranks}`);
+      say(line.kind, entry.kind);
+      say(line.what, entry.text);
+    }
+  }
+
+  clear() {
+    this.lines.clear();
+    this.node.replaceChildren(this.nothing);
+  }
+}

@@ -1,0 +1,103 @@
+// The Ranks tab: a tile per rank (a small square above 32), one of them chosen, and the figures.
+import { fixed, gib, known, make, say, whole } from "./text.js";
+
+const STATES = ["finished", "starting", "running", "paused", "stopped", "failed", "died"];
+const MOST_TILES = 32;
+
+export class Ranks {
+  constructor(figures, choose) {
+    this.choose = choose;
+    this.chosen = null;
+    this.node = make("div", "dw-page");
+    this.grid = make("div", "dw-ranks", this.node, { role: "listbox", "aria-label": "Ranks", tabindex: "0" });
+    this.grid.addEventListener("keydown", (event) => this.move(event));
+    this.about = make("div", "dw-about dw-chosen", this.node, { role: "status" });
+    this.legend = make("div", "dw-legend", null);
+    this.node.append(figures.node, this.legend);
+    this.tiles = [];
+  }
+
+  say(table, facts, theme) {
+    const size = table.rank?.length ?? 0;
+    if (this.tiles.length !== size) this.build(size, theme);
+    this.table = table;
+    const small = size > MOST_TILES;
+    for (const [rank, tile] of this.tiles.entries()) {
+      const state = STATES[table.state[rank]];
+      const slow = facts.straggler === rank;
+      tile.node.dataset.state = state;
+      tile.node.dataset.slow = slow ? "true" : "";
+      const words = this.words(rank, slow);
+      if (tile.node.title !== words) {
+        tile.node.title = words;
+        tile.node.setAttribute("aria-label", words);
+      }
+      if (small) continue;
+      say(tile.state, slow ? "straggler" : state);
+      say(tile.step, `step ${whole(table.step[rank])}`);
+      say(tile.busy, `${table.gpu[rank] ? "GPU" : "CPU"} ${fixed(table.busy[rank], 0)} %`);
+      say(tile.memory, gib(table.memory[rank]));
+    }
+    this.sayChosen(facts);
+  }
+
+  words(rank, slow = false) {
+    const t = this.table;
+    const parts = [`rank ${rank} on ${t.device[rank]}: ${STATES[t.state[rank]]} ${t.phase[rank]}`.trim()];
+    parts.push(`step ${whole(t.step[rank])}`, `${t.gpu[rank] ? "GPU" : "CPU"} ${fixed(t.busy[rank], 0)} %`);
+    parts.push(gib(t.memory[rank]));
+    if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work against the median`);
+    return parts.join(" · ") + (slow ? " · straggler" : "");
+  }
+
+  sayChosen(facts) {
+    const many = this.tiles.length > MOST_TILES;
+    const hint = many ? "Bands show the lowest to the highest rank: choose a rank above to see it alone." : "";
+    say(this.about, this.chosen === null ? hint : this.words(this.chosen, facts.straggler === this.chosen));
+  }
+
+  build(size, theme) {
+    const small = size > MOST_TILES;
+    this.grid.replaceChildren();
+    this.grid.classList.toggle("dw-many", small);
+    this.tiles = Array.from({ length: size }, (_, rank) => {
+      const node = make("div", small ? "dw-square" : "dw-rank", this.grid, { role: "option", "aria-selected": "false" });
+      node.style.setProperty("--dw-rank", theme.ranks[rank % theme.ranks.length]);
+      node.addEventListener("click", () => this.select(rank === this.chosen ? null : rank));
+      if (small) return { node };
+      const line = make("div", "dw-rank-line", node);
+      say(make("span", "dw-rank-name", line), `rank ${rank}`);
+      const tile = { node, state: make("span", "dw-rank-state", line) };
+      const rest = make("div", "dw-rank-line dw-note", node);
+      for (const key of ["step", "busy", "memory"]) tile[key] = make("span", "", rest);
+      return tile;
+    });
+    phaseLegend(this.legend, theme);
+  }
+
+  select(rank) {
+    this.tiles[this.chosen]?.node.setAttribute("aria-selected", "false");
+    this.chosen = rank;
+    this.tiles[rank]?.node.setAttribute("aria-selected", "true");
+    this.tiles[rank]?.node.scrollIntoView({ block: "nearest" });
+    this.choose(rank);
+  }
+
+  move(event) {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") this.select(null);
+    else if (step) this.select(Math.min(this.tiles.length - 1, Math.max(0, (this.chosen ?? -step) + step)));
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+}
+
+export function phaseLegend(node, theme) {
+  node.replaceChildren();
+  for (const [phase, colour] of Object.entries(theme.phases)) {
+    const item = make("span", "dw-key", node);
+    make("i", "", item).style.background = colour;
+    item.append(phase);
+  }
+}

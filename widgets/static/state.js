@@ -1,0 +1,227 @@
+// What a page knows of a panel: its runs, the messages that come, and the views that show them.
+import { say } from "./text.js";
+import { appendRows, bokehOfPage, loadBokeh, unpack } from "./page.js";
+import { View } from "./view.js";
+
+const MOST_KEPT = 1500;
+
+const newRun = () => ({
+  full: null, facts: null, theme: null, rows: {}, items: new Map(),
+  events: [], console: new Map(), samples: [], history: [], marks: [],
+});
+
+export class State {
+  constructor(model) {
+    this.model = model;
+    this.views = new Set();
+    this.orphans = [];
+    this.runs = [newRun()];
+    this.queue = [];
+    this.work = Promise.resolve();
+    this.onMessage = (content, buffers) => {
+      this.queue.push([content, buffers ?? []]);
+      if (this.queue.length === 1) this.later(() => this.drain());
+    };
+    model.on("msg:custom", this.onMessage);
+    this.themes = new MutationObserver(() => this.views.forEach((view) => view.repaint()));
+    this.themes.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "style"] });
+    this.onVisibility = () => this.looked();
+    document.addEventListener("visibilitychange", this.onVisibility);
+    model.send({ kind: "hello", have: bokehOfPage.version });
+  }
+
+  // Work is done in order; what goes wrong is said, and the next thing is done all the same.
+  later(act) {
+    this.work = this.work.then(act).catch((error) => this.trouble(error?.stack ?? String(error)));
+    return this.work;
+  }
+
+  // All messages that have come by now, drawn once: a slow page is not slower for having fallen behind.
+  async drain() {
+    const changes = new Map();
+    const seen = new Map();
+    while (this.queue.length) {
+      if (this.queue[0][0].kind === "full" && changes.size) break;
+      const [content, buffers] = this.queue.shift();
+      if (await this.take(content, buffers, changes)) seen.set(content.run, content.seq);
+    }
+    for (const [number, change] of changes) {
+      for (const view of this.views) {
+        if (view.number === number) await view.take(change);
+        if (view.tab === "compare") view.fillCompare();
+      }
+    }
+    for (const [run, seq] of seen) this.acknowledge(run, seq);
+    if (this.queue.length) this.later(() => this.drain());
+  }
+
+  acknowledge(run, seq) {
+    const tell = () => this.model.send({ kind: "ack", run, seq, views: this.looks() });
+    if (document.hidden) setTimeout(tell, 0);
+    else requestAnimationFrame(() => setTimeout(tell, 0)); // once it is drawn
+  }
+
+  async take(content, buffers, changes) {
+    if (content.kind === "bokeh") await loadBokeh(content.version, buffers[0]);
+    else if (content.kind === "full") return this.takeFull(content, buffers);
+    else if (content.kind === "delta") return this.takeDelta(content, buffers, changes);
+    else if (content.kind === "picture") this.watchForPicture(content);
+    else if (content.kind === "answer") this.answered(content);
+    else if (content.kind === "trouble") this.trouble(content.text);
+    return false;
+  }
+
+  async takeFull(content, buffers) {
+    const { run: number } = content;
+    while (this.runs.length < content.runs.length) this.runs.push(newRun());
+    const run = (this.runs[number] = newRun());
+    run.full = content;
+    run.facts = content.facts;
+    run.theme = content.theme;
+    run.rows = unpack(content.columns, buffers);
+    this.keep(run, content.extra);
+    for (const item of content.compare) run.items.set(item.name, item);
+    for (const view of this.views) {
+      if (view.number === number) {
+        for (const { figures } of view.tabs.values()) figures?.clear();
+        view.overview.events.clear();
+        view.console.clear();
+        await view.fill();
+      }
+    }
+    return true;
+  }
+
+  takeDelta(content, buffers, changes) {
+    const run = this.runs[content.run];
+    if (content.epoch !== run?.full?.epoch) return false;
+    if (!changes.has(content.run)) changes.set(content.run, { news: {}, replaced: new Set(), drawn: false, extra: {} });
+    const change = changes.get(content.run);
+    const replace = new Set(content.replace);
+    for (const [name, columns] of Object.entries(unpack(content.columns, buffers))) {
+      if (replace.has(name)) {
+        run.rows[name] = columns;
+        change.news[name] = columns;
+        change.replaced.add(name);
+      } else {
+        appendRows((run.rows[name] ??= {}), columns);
+        if (change.replaced.has(name)) continue; // the whole is filled in anyway
+        appendRows((change.news[name] ??= {}), columns);
+      }
+    }
+    for (const item of content.figures ?? []) run.items.set(item.name, item);
+    change.drawn ||= Boolean(content.figures?.length);
+    Object.assign(run.facts, content.facts);
+    this.keep(run, content.extra);
+    for (const [name, entries] of Object.entries(content.extra)) {
+      const adds = name === "events" || name === "console";
+      change.extra[name] = adds ? [...(change.extra[name] ?? []), ...entries] : entries;
+    }
+    return true;
+  }
+
+  keep(run, extra) {
+    const byId = new Map(run.events.map((entry) => [entry.id, entry]));
+    for (const entry of extra.events ?? []) byId.set(entry.id, entry);
+    run.events = [...byId.values()].slice(-200);
+    for (const entry of extra.console ?? []) run.console.set(entry.id, entry);
+    while (run.console.size > MOST_KEPT) run.console.delete(run.console.keys().next().value);
+    for (const name of ["samples", "history", "marks"]) run[name] = extra[name] ?? run[name];
+  }
+
+  looks() {
+    return [...this.views].map((view) => ({ run: view.number, tab: view.tab, visible: view.visible && !document.hidden }));
+  }
+
+  looked() {
+    this.model.send({ kind: "look", views: this.looks() });
+  }
+
+  choose(run, what) {
+    this.model.send({ kind: "choose", run, ...what });
+  }
+
+  control(run, name, value) {
+    this.model.send({ kind: "control", run, name, value });
+  }
+
+  answered({ run, name, error }) {
+    for (const view of this.views) {
+      if (view.number !== run) continue;
+      view.controls.answered(name, error);
+      if (error) {
+        view.quick.refused();
+        say(view.about, error);
+        view.about.dataset.level = "error";
+      }
+    }
+  }
+
+  trouble(text) {
+    console.error("panel:", text);
+    for (const view of this.views) {
+      say(view.about, text);
+      view.about.dataset.level = "error";
+    }
+  }
+
+  add(view) {
+    this.views.add(view);
+    this.later(() => view.fill());
+    this.looked();
+    return view;
+  }
+
+  show(element) {
+    const view = this.add(new View(this));
+    element.append(view.root);
+    return () => {
+      if (this.picture) this.orphans.push(view); // its output becomes the picture: kept to be put back there
+      else this.drop(view);
+    };
+  }
+
+  drop(view) {
+    this.views.delete(view);
+    view.dispose();
+    this.looked();
+  }
+
+  // The run has ended: outputs that are now its picture show the live panel instead, for as long as this page lives.
+  watchForPicture(picture) {
+    if (this.picture) return;
+    this.picture = picture;
+    this.adopt();
+    let due = null;
+    this.pictures = new MutationObserver(() => {
+      due ??= setTimeout(() => {
+        due = null;
+        this.adopt();
+      }, 50);
+    });
+    this.pictures.observe(document.body, { childList: true, subtree: true });
+  }
+
+  adopt() {
+    const { length, at, part } = this.picture;
+    for (const image of document.querySelectorAll('img[src^="data:image/png;base64,"]:not([data-dw-hidden])')) {
+      const data = image.src.slice("data:image/png;base64,".length);
+      if (data.length !== length || data.slice(at, at + part.length) !== part) continue;
+      image.dataset.dwHidden = "true";
+      image.style.display = "none";
+      const view = this.orphans.shift() ?? this.add(new View(this));
+      image.parentElement.insertBefore(view.root, image);
+    }
+  }
+
+  dispose() {
+    this.model.off("msg:custom", this.onMessage);
+    document.removeEventListener("visibilitychange", this.onVisibility);
+    this.themes.disconnect();
+    this.pictures?.disconnect();
+    for (const view of this.views) view.dispose();
+    document.querySelectorAll("img[data-dw-hidden]").forEach((image) => {
+      if (!image.previousElementSibling?.classList.contains("dw")) image.style.display = "";
+    });
+  }
+}

@@ -1,0 +1,54 @@
+// Numbers and elements. Text from a run is only ever set as textContent.
+
+export const NONE = "–";
+export const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
+export const fixed = (value, digits) => (known(value) ? value.toFixed(digits) : NONE);
+export const whole = (value) => (known(value) ? Math.round(value).toLocaleString("en-US") : NONE);
+export const gib = (value) => (known(value) ? `${value.toFixed(2)} GiB` : NONE);
+export const percent = (share) => (known(share) ? `${(100 * share).toFixed(1)} %` : NONE);
+
+export function number(value) {
+  if (!known(value)) return NONE;
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2);
+  return size >= 100 ? value.toFixed(1) : value.toFixed(size >= 10 ? 2 : 4);
+}
+
+export function duration(seconds) {
+  if (!known(seconds)) return NONE;
+  const all = Math.round(seconds);
+  const [h, m, s] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
+  const two = (n) => String(n).padStart(2, "0");
+  return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
+}
+
+// A value of a control or an event, short.
+export function plain(value) {
+  if (!known(value)) return NONE;
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(6)));
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+export function make(tag, name, parent, attributes = {}) {
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  parent?.append(node);
+  return node;
+}
+
+export function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// Whether a list of ranks as people write it ("0-3,7"; empty: all) holds any of another ("2-5").
+export function ranksMeet(wanted, own) {
+  if (!wanted.trim()) return true;
+  const parts = (text) =>
+    text
+      .split(",")
+      .map((part) => part.split("-").map((end) => Number.parseInt(end, 10)))
+      .filter(([first]) => Number.isFinite(first));
+  const mine = parts(own);
+  return parts(wanted).some(([a, b = a]) => mine.some(([c, d = c]) => a <= d && c <= b));
+}

@@ -1,0 +1,276 @@
+// One panel as it is seen: its head, tabs and pages.
+import { duration, known, make, say, whole } from "./text.js";
+import { isDark } from "./page.js";
+import { Figures, Window } from "./figures.js";
+import { Overview } from "./overview.js";
+import { phaseLegend, Ranks } from "./ranks.js";
+import { Console, Samples } from "./lists.js";
+import { Controls, Quick } from "./controls.js";
+
+const TABS = [
+  ["overview", "Overview"],
+  ["ranks", "Ranks"],
+  ["gradients", "Gradients"],
+  ["communication", "Communication"],
+  ["timeline", "Timeline"],
+  ["samples", "Samples"],
+  ["console", "Console"],
+  ["controls", "Controls"],
+  ["compare", "Compare"],
+];
+const ALIGN = { step: "step", tokens: "tokens (all ranks)", time: "seconds since the first sample" };
+let views = 0;
+
+export class View {
+  constructor(state) {
+    this.state = state;
+    this.id = `dw-view-${++views}`;
+    this.number = 0;
+    this.tab = "overview";
+    this.visible = true;
+    this.root = make("section", "dw", null, { "data-lm-suppress-shortcuts": "true", "aria-label": "Training run" });
+    this.window = new Window((from) => this.rangeChanged(from));
+    this.head();
+    this.tabList();
+    this.pages();
+    this.repaint();
+    this.watcher = new IntersectionObserver((entries) => {
+      const seen = entries.at(-1).isIntersecting;
+      if (seen === this.visible) return;
+      this.visible = seen;
+      state.looked();
+    });
+    this.watcher.observe(this.root);
+  }
+
+  get run() {
+    return this.state.runs[this.number];
+  }
+
+  head() {
+    const head = make("div", "dw-head", this.root);
+    const names = make("div", "dw-names", head);
+    this.name = make("div", "dw-name", names);
+    this.about = make("div", "dw-about", names, { role: "status" });
+    this.pill = make("span", "dw-pill", head, { role: "status" });
+    this.quick = new Quick(head, (name, value) => this.state.control(this.number, name, value));
+    const progress = make("div", "dw-progress", this.root);
+    this.bar = make("div", "dw-bar", progress, { role: "progressbar", "aria-label": "Steps", "aria-valuemin": "0" });
+    this.fillBar = make("div", "dw-fill", this.bar);
+    this.count = make("span", "dw-count", progress);
+    this.clock = make("span", "dw-clock", progress);
+  }
+
+  tabList() {
+    const line = make("div", "dw-tabline", this.root);
+    const list = make("div", "dw-tabs", line, { role: "tablist", "aria-label": "Parts of the panel" });
+    this.tabs = new Map();
+    for (const [tab, title] of TABS) {
+      const attributes = { type: "button", role: "tab", id: `${this.id}-${tab}`, "aria-controls": `${this.id}-${tab}-page` };
+      const button = make("button", "dw-tab", list, attributes);
+      say(button, title);
+      button.addEventListener("click", () => this.open(tab));
+      this.tabs.set(tab, { button, page: null, figures: null });
+    }
+    list.addEventListener("keydown", (event) => this.moveTab(event));
+    this.tabs.get("compare").button.hidden = true;
+    this.chip = make("button", "dw-chip", line, { type: "button", title: "Show all steps again" });
+    this.chip.addEventListener("click", () => this.window.set(null));
+    this.chip.hidden = true;
+    this.runs = make("select", "", line, { "aria-label": "Run that is shown" });
+    this.runs.hidden = true;
+    this.runs.addEventListener("change", () => this.switchRun(this.runs.selectedIndex));
+  }
+
+  moveTab(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const names = [...this.tabs].filter(([, { button }]) => !button.hidden).map(([tab]) => tab);
+    const next = names[(names.indexOf(this.tab) + step + names.length) % names.length];
+    this.open(next);
+    this.tabs.get(next).button.focus();
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  pages() {
+    const body = make("div", "dw-body", this.root);
+    const figures = {};
+    for (const [tab, entry] of this.tabs) {
+      entry.page = make("div", "dw-tabpage", body, { role: "tabpanel", id: `${this.id}-${tab}-page`, "aria-labelledby": `${this.id}-${tab}` });
+      if (tab !== "console" && tab !== "controls") {
+        entry.figures = figures[tab] = new Figures(tab, () => this.run, this.window);
+      }
+    }
+    this.overview = new Overview(figures.overview);
+    this.ranks = new Ranks(figures.ranks, (rank) => this.state.choose(this.number, { rank }));
+    this.samples = new Samples(figures.samples);
+    this.console = new Console();
+    this.controls = new Controls((name, value) => this.state.control(this.number, name, value));
+    for (const tab of ["overview", "ranks", "samples", "console", "controls"]) this.tabs.get(tab).page.append(this[tab].node);
+    this.layerChoice(this.tabs.get("gradients").page);
+    this.timelineLegend = make("div", "dw-legend", this.tabs.get("timeline").page);
+    this.alignment(this.tabs.get("compare").page);
+    for (const tab of ["gradients", "communication", "timeline", "compare"]) this.tabs.get(tab).page.append(figures[tab].node);
+    this.open("overview", false);
+  }
+
+  layerChoice(page) {
+    const label = make("label", "dw-tools", page);
+    label.append("Layer of the histogram ");
+    this.layer = make("select", "", label, { "aria-label": "Layer of the histogram" });
+    this.layer.addEventListener("change", () => this.state.choose(this.number, { layer: this.layer.value }));
+  }
+
+  alignment(page) {
+    const label = make("label", "dw-tools", page);
+    label.append("Align runs by ");
+    this.align = make("select", "", label, { "aria-label": "Align runs by" });
+    for (const name of Object.keys(ALIGN)) say(make("option", "", this.align, { value: name }), name);
+    this.align.addEventListener("change", () => this.realign());
+  }
+
+  open(tab, tell = true) {
+    this.tab = tab;
+    this.root.dataset.tab = tab;
+    for (const [name, { button, page }] of this.tabs) {
+      button.setAttribute("aria-selected", String(name === tab));
+      button.tabIndex = name === tab ? 0 : -1;
+      page.hidden = name !== tab;
+    }
+    if (!tell) return;
+    this.state.looked();
+    this.state.later(() => this.draw());
+  }
+
+  switchRun(number) {
+    this.number = number;
+    for (const { figures } of this.tabs.values()) if (figures && figures.tab !== "compare") figures.clear();
+    this.overview.events.clear();
+    this.console.clear();
+    this.ranks.chosen = null;
+    this.layer.replaceChildren();
+    this.state.looked();
+    this.state.later(() => this.fill());
+  }
+
+  // Everything anew: the page or the kernel's epoch is new.
+  async fill() {
+    const { run } = this;
+    if (!run?.full) return;
+    this.say(run.facts);
+    this.controls.declare(run.full.controls);
+    this.controls.say(run.facts);
+    this.overview.list(run.events);
+    this.console.show([...run.console.values()]);
+    this.samples.list(run.samples);
+    this.controls.history(run.history);
+    phaseLegend(this.timelineLegend, run.theme);
+    const names = this.state.runs[0].full?.runs ?? [];
+    this.tabs.get("compare").button.hidden = this.runs.hidden = names.length < 2;
+    if (names.length > 1 && !this.runs.length) for (const name of names) say(make("option", "", this.runs), name);
+    await this.draw();
+  }
+
+  async draw() {
+    const { figures } = this.tabs.get(this.tab);
+    if (!this.run?.full) return;
+    await figures?.draw();
+    this.sayPoints();
+    if (this.tab === "compare") this.fillCompare();
+    if (this.tab === "ranks" && this.run.rows.rank_table) this.ranks.say(this.run.rows.rank_table, this.run.facts, this.run.theme);
+    if (this.tab === "gradients") this.listLayers();
+  }
+
+  // What came of the run that is shown: rows, replaced figures, changed facts, and the rest.
+  async take({ news, replaced, drawn, extra }) {
+    const { run } = this;
+    this.say(run.facts);
+    for (const { figures } of this.tabs.values()) figures?.feed(news, replaced);
+    if (drawn) await this.draw();
+    if (extra.events) this.overview.list(extra.events);
+    if (extra.console) this.console.show(extra.console);
+    if (extra.samples) this.samples.list(extra.samples);
+    if (extra.history) this.controls.history(extra.history);
+    if (extra.marks) for (const { figures } of this.tabs.values()) figures?.markAll();
+    if (news.rank_table) this.ranks.say(run.rows.rank_table, run.facts, run.theme);
+    if (news.gradients && this.tab === "gradients") this.listLayers();
+    this.sayPoints();
+  }
+
+  sayPoints() {
+    const rows = this.run.rows.loss?.step ?? [];
+    const drawn = this.tabs.get("overview").figures.boxes.get("loss")?.source?.get_length() ?? 0;
+    this.root.dataset.points = drawn;
+    this.root.dataset.step = rows.at(-1) ?? 0;
+  }
+
+  say(facts) {
+    this.root.setAttribute("aria-label", `Training run ${facts.name}`);
+    this.root.dataset.status = facts.status;
+    say(this.name, facts.name);
+    say(this.about, facts.notice?.text ?? `${facts.recipe} · ${facts.plan} · ${facts.precision}`);
+    this.about.title = this.about.textContent;
+    this.about.dataset.level = facts.notice?.level ?? "";
+    say(this.pill, facts.status);
+    this.quick.say(facts);
+    this.controls.say(facts);
+    const share = Math.min(1, facts.step / facts.steps);
+    this.fillBar.style.width = `${100 * share}%`;
+    this.bar.setAttribute("aria-valuemax", facts.steps);
+    this.bar.setAttribute("aria-valuenow", facts.step);
+    say(this.count, `step ${whole(facts.step)} of ${whole(facts.steps)} · ${Math.floor(100 * share)} %`);
+    const left = known(facts.eta) ? ` · about ${duration(facts.eta)} left` : "";
+    say(this.clock, known(facts.elapsed) ? `${duration(facts.elapsed)} elapsed${left}` : "");
+    this.overview.say(facts);
+  }
+
+  listLayers() {
+    const names = [...new Set(this.run.rows.gradients?.layer ?? [])];
+    if (names.length === this.layer.length) return;
+    const before = this.layer.value;
+    this.layer.replaceChildren();
+    for (const name of names) say(make("option", "", this.layer, { value: name }), name || "(root)");
+    if (before) this.layer.value = before;
+  }
+
+  rangeChanged(from) {
+    const { steps } = this.window;
+    this.chip.hidden = !steps;
+    if (steps) say(this.chip, `steps ${whole(steps[0])} to ${whole(steps[1])} ✕`);
+    for (const { figures } of this.tabs.values()) figures?.showAll(from);
+  }
+
+  // Sources named run0, run1 of the figures that show several runs.
+  fillCompare() {
+    for (const { plot } of this.tabs.get("compare").figures.boxes.values()) {
+      for (const [place, { rows }] of this.state.runs.entries()) {
+        const source = plot?.document?.get_model_by_name(`run${place}`);
+        if (source && rows.spine?.step?.length) source.data = structuredClone(rows.spine);
+      }
+    }
+  }
+
+  realign() {
+    const x = this.align.value;
+    for (const { plot } of this.tabs.get("compare").figures.boxes.values()) {
+      if (!plot) continue;
+      for (const renderer of plot.renderers) renderer.glyph.x = { field: x };
+      for (const axis of plot.below) axis.axis_label = ALIGN[x];
+      plot.x_range.reset();
+    }
+    this.fillCompare();
+  }
+
+  repaint() {
+    const mode = isDark() ? "dark" : "light";
+    this.root.dataset.mode = mode;
+    for (const { figures } of this.tabs.values()) figures?.repaint(mode);
+  }
+
+  dispose() {
+    this.watcher.disconnect();
+    for (const { figures } of this.tabs.values()) figures?.clear();
+    this.root.remove();
+  }
+}

@@ -1,0 +1,42 @@
+"""Bus bandwidth of collectives by kind: comparable over kinds and numbers of ranks (nccl-tests, PERFORMANCE.md)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.plots import by_kind, rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "bandwidth"
+TITLE = "Bus bandwidth by collective"
+TAB = "communication"
+AXIS = "step"
+WIDE = True
+EMPTY = "No collectives were recorded."
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step and a column per kind: bus bandwidth in GB/s, all its bytes over all its time."""
+    raw, kinds, place, after = by_kind.since(store, cursor)
+    moved = raw["bytes"] * by_kind.bus_factor(raw["kind"], raw["group_size"])
+    steps, moved_of = rows.table_of(raw["step"], place, moved, len(kinds))
+    _, time_of = rows.table_of(raw["step"], place, raw["duration_ms"], len(kinds))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = moved_of / (time_of * 1e-3) / 1e9
+    rate = np.where((time_of > 0) & (rate > 0), rate, math.nan)
+    out = {"step": steps.astype(float), **{kind: rate[index] for index, kind in enumerate(kinds)}}
+    return (rows.thin(out) if cursor is None else out), after
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line per kind, on a log scale."""
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="GB/s", height=400, y_axis_type="log", marks="step")
+    return by_kind.draw(source, drawn, "{0.000} GB/s")

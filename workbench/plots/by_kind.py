@@ -1,0 +1,68 @@
+"""Collectives summed per step and kind: what traffic and bandwidth share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from workbench.plots import rows, theme
+from workbench.telemetry.store import Columns, Store
+
+#: of a bus bandwidth: bytes that cross the slowest link per byte of a collective over n ranks (nccl-tests,
+#: doc/PERFORMANCE.md)
+_RING = {
+    "all_reduce": lambda n: 2 * (n - 1) / n,
+    "reduce_scatter": lambda n: (n - 1) / n,
+    "all_gather": lambda n: (n - 1) / n,
+    "all_to_all": lambda n: (n - 1) / n,
+}
+#: order and colour of the kinds, the same in both figures
+KINDS = {
+    "all_reduce": "#0077bb",
+    "reduce_scatter": "#ee7733",
+    "all_gather": "#009988",
+    "all_to_all": "#ee3377",
+    "broadcast": "#33bbee",
+    "send": "#aa4499",
+    "recv": "#999933",
+}
+OTHER = "other"
+
+
+def since(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, Any]:
+    """Rows of ``collectives`` of whole steps since the cursor, all kinds seen so far, each row's kind, the cursor."""
+    steps, known = cursor or (None, ())
+    raw, steps = rows.whole_steps(store, "collectives", steps)
+    seen = {str(kind) if kind in KINDS else OTHER for kind in np.unique(raw["kind"].astype(str))}
+    kinds = [kind for kind in (*KINDS, OTHER) if kind in seen or kind in known]
+    place = np.array([kinds.index(kind if kind in KINDS else OTHER) for kind in raw["kind"]], dtype=int)
+    return raw, kinds, place, (steps, tuple(kinds))
+
+
+def bus_factor(kind: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Bus bandwidth over bytes per second, for each collective."""
+    factor = np.ones(kind.size)
+    for name, of_ranks in _RING.items():
+        own = kind == name
+        factor[own] = of_ranks(np.maximum(size[own], 1))
+    return factor
+
+
+def draw(source: Any, drawn: Any, number: str) -> Any:
+    """A line per kind."""
+    from bokeh.models import HoverTool
+
+    entries = []
+    for name in source.data:
+        if name == "step":
+            continue
+        colour = KINDS.get(name, theme.COLOURS["light"]["muted"])
+        label = name.replace("_", "-")
+        line = drawn.line("step", name, source=source, color=colour, line_width=1.8)
+        entries.append((label, [line]))
+        tips = [("collective", label), ("step", "@step{0}"), ("value", f"@{name}{number}")]
+        drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=len(entries) == 1))
+    if entries:
+        theme.add_legend(drawn, entries)
+    return theme.finish(drawn)

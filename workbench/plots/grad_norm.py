@@ -1,0 +1,69 @@
+"""Global gradient norm before clipping over steps, on a log scale, with the clip that is in force and spikes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.plots import rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "grad_norm"
+TITLE = "Gradient norm (global L2, before clipping)"
+TAB = "overview"
+AXIS = "step"
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step, norm (NaN where a log scale has no place for it), clip (NaN: none), and spike (the norm, else NaN)."""
+    steps, event_row = cursor or (None, 0)
+    row = steps[0] if steps else 0
+    metrics, steps = rows.metrics_since(store, steps)
+    events, event_row = rows.since(store, "events", event_row)
+    step = metrics["step"].astype(float)
+    norm = np.where(metrics["grad_norm"] > 0, metrics["grad_norm"].astype(float), math.nan)
+    spiked = (events["kind"] == "spike") & (events["name"] == "grad_norm")
+    out = {
+        "step": step,
+        "norm": norm,
+        "clip": _clip(store, row, step),
+        "spike": np.where(np.isin(step, events["step"][spiked]), norm, math.nan),
+    }
+    return (thin(out) if cursor is None else out), (steps, event_row)
+
+
+def thin(columns: Columns) -> Columns:
+    """Fewer rows, with every spike."""
+    return rows.thin(columns, keep=~np.isnan(columns["spike"]))
+
+
+def _clip(store: Store, row: int, step: np.ndarray) -> np.ndarray:
+    """The largest norm in force at each step; NaN where there is none."""
+    raw, _ = rows.since(store, "steps", row)
+    order = np.argsort(raw["step"], kind="stable")
+    if not step.size:
+        return np.empty(0)
+    place = np.searchsorted(raw["step"][order], step)
+    clip = raw["clip"][order][place]
+    return np.where(clip > 0, clip, math.nan)
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line over steps."""
+    from bokeh.models import HoverTool
+
+    drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="norm", y_axis_type="log", marks="step")
+    line = drawn.line("step", "norm", source=source, color=theme.LOSS, line_width=1.6)
+    clip = drawn.line("step", "clip", source=source, color=theme.VALIDATION, line_width=1.5, line_dash="dashed")
+    spikes = drawn.scatter("step", "spike", source=source, color=theme.BAD, marker="triangle", size=9, line_color=None)
+    theme.add_legend(drawn, [("norm", [line]), ("clip", [clip]), ("spike", [spikes])])
+    tips = [("step", "@step{0}"), ("norm", "@norm{0.000e+0}"), ("clip", "@clip{0.000}")]
+    drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
+    return theme.finish(drawn)

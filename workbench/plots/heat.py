@@ -1,0 +1,92 @@
+"""Heat maps: cells from ``x`` to ``until``, in ``row``, coloured by ``colour``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.plots import theme
+from workbench.telemetry.store import Columns
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+
+#: in the browser: the label of a row, from whatever rows the source has by now
+_LABEL_OF_ROW = """
+const { row, label } = source.data;
+const place = row.indexOf(tick);
+if (place < 0) return "";
+const text = String(label[place]) || "(root)";
+return text.length > 34 ? "…" + text.slice(-33) : text;
+"""
+
+
+def cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str], name: str = "step") -> Columns:
+    """A table (row, place) as cells, column by column; cells that are NaN are left out.
+
+    ``x`` and ``until``: where each place begins and ends; ``labels``: one per row.
+    """
+    place, row = np.nonzero(~np.isnan(values.T))
+    label = np.array(labels, dtype=object)[row] if row.size else np.empty(0, dtype=object)
+    return {
+        name: x[place].astype(float),
+        "until": until[place].astype(float),
+        "row": row.astype(float),
+        "label": label,
+        "colour": values[row, place],
+    }
+
+
+def mapper(*, log: bool = False, low: float | None = None, high: float | None = None, palette: Any = None) -> Any:
+    """A colour scale (default: Viridis, over the data); cells of NaN are grey."""
+    from bokeh.models import LinearColorMapper, LogColorMapper
+
+    kind = LogColorMapper if log else LinearColorMapper
+    return kind(palette=palette or "Viridis256", low=low, high=high, nan_color=theme.COLOURS["light"]["line"])
+
+
+def diverging() -> list[str]:
+    """Blue over grey to orange: less, the same, more."""
+    ends, middle = ((0x00, 0x77, 0xBB), (0xEE, 0x77, 0x33)), (0xDD, 0xDD, 0xDD)
+
+    def mixed(share: float) -> str:
+        end = ends[int(share > 0)]
+        return "#" + "".join(f"{round(m + abs(share) * (e - m)):02x}" for m, e in zip(middle, end, strict=True))
+
+    return [mixed(share) for share in np.linspace(-1, 1, 255)]
+
+
+def draw(
+    source: ColumnDataSource, drawn: Any, mapper: Any, tips: list[tuple[str, str]], *, x: str = "step", ticks: int = 26
+) -> Any:
+    """Cells of ``source`` on a new figure; returns the renderer."""
+    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
+
+    colour = {"field": "colour", "transform": mapper}
+    renderer = drawn.hbar(
+        y="row",
+        height=1,
+        left=x,
+        right="until",
+        source=source,
+        fill_color=colour,
+        line_color=colour,  # no seams between cells
+        line_width=1,
+    )
+    drawn.x_range.range_padding = 0
+    drawn.yaxis.formatter = CustomJSTickFormatter(args={"source": source}, code=_LABEL_OF_ROW)
+    drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=ticks, num_minor_ticks=0)
+    drawn.yaxis.major_label_text_font_size = "10px"
+    drawn.yaxis.major_tick_line_alpha = 0
+    drawn.ygrid.visible = False
+    drawn.add_tools(HoverTool(renderers=[renderer], tooltips=tips))
+    return renderer
+
+
+def new_figure(title: str, *, x_label: str, y_label: str, height: int, marks: str) -> Any:
+    """An empty figure whose rows run from top to bottom."""
+    from bokeh.models import DataRange1d
+
+    y_range = DataRange1d(flipped=True, range_padding=0)
+    return theme.new_figure(title, x_label=x_label, y_label=y_label, height=height, y_range=y_range, marks=marks)

@@ -1,0 +1,38 @@
+"""Learning rate over steps, as the schedule and the people at the controls set it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.plots import rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "learning_rate"
+TITLE = "Learning rate"
+TAB = "overview"
+AXIS = "step"
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step, lr."""
+    metrics, cursor_after = rows.metrics_since(store, cursor)
+    out = {name: metrics[name].astype(float) for name in ("step", "lr")}
+    return (rows.thin(out) if cursor is None else out), cursor_after
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line over steps, from zero."""
+    from bokeh.models import BasicTickFormatter, DataRange1d, HoverTool
+
+    y_range = DataRange1d(start=0, range_padding=0.1)
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="learning rate", y_range=y_range, marks="step")
+    drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-4)
+    line = drawn.line("step", "lr", source=source, color=theme.LOSS, line_width=2)
+    tips = [("step", "@step{0}"), ("learning rate", "@lr{0.000e+0}")]
+    drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
+    return theme.finish(drawn)

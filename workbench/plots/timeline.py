@@ -1,0 +1,130 @@
+"""The last steps as they ran: phases as bars per rank, so that bubbles and waiting are seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.plots import rows, theme
+from workbench.plots.base import Cursor
+from workbench.plots.lag import own_work
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "timeline"
+TITLE = "The last steps, phase by phase"
+TAB = "timeline"
+AXIS = ""
+WIDE = True
+REPLACE = True
+PERIOD_S = 2.0
+CHOICE = "rank"
+EMPTY = "No phases were recorded: train with --monitor light or full."
+STEPS = 3
+MOST_RANKS = 64
+#: bars that are sent at once; of more, fewer steps are shown
+MOST_BARS = 1000
+
+
+def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
+    """A bar per phase: rank, row, y, height, start, end (ms since the first of the steps began), step, phase,
+    colour, micro (micro-batch, -1: of the whole step). Of more than ``MOST_RANKS`` ranks: the chosen one
+    with its replica, the slowest, and some between."""
+    steps, kept = cursor or (None, None)
+    phases, steps = rows.whole_steps(store, "phases", steps)
+    if not phases["step"].size:
+        return _bars(phases, np.empty(0, dtype=int), store), (steps, kept)
+    names = ("step", "rank", "phase", "start_ms", "duration_ms", "micro_batch")
+    joined = {n: np.concatenate([kept[n], phases[n]]) if kept else phases[n] for n in names}
+    taken = joined["step"] >= np.unique(joined["step"])[-STEPS:][0]
+    kept = {name: values[taken] for name, values in joined.items()}
+    shown = _shown_ranks(kept, store, chosen)
+    per_step = max(1, np.isin(kept["rank"], shown).sum() // np.unique(kept["step"]).size)
+    first = np.unique(kept["step"])[-max(1, min(STEPS, MOST_BARS // per_step)) :][0]
+    taken = (kept["step"] >= first) & np.isin(kept["rank"], shown)
+    return _bars({name: values[taken] for name, values in kept.items()}, shown, store), (steps, kept)
+
+
+def _shown_ranks(phases: Columns, store: Store, chosen: int | None) -> np.ndarray:
+    """Ranks with a row, ascending."""
+    ranks = store.mesh.world_size
+    if ranks <= MOST_RANKS:
+        return np.arange(ranks)
+    _, table = own_work(phases, ranks)
+    slowest = int(np.argmax(np.nansum(table, axis=1)))
+    block = store.mesh.tp * store.mesh.pp
+    wanted = {slowest}
+    if chosen is not None and chosen < ranks:
+        wanted |= set(range(chosen // block * block, chosen // block * block + min(block, MOST_RANKS // 2)))
+    spread = np.linspace(0, ranks - 1, MOST_RANKS - len(wanted)).astype(int)
+    return np.array(sorted(wanted | {int(rank) for rank in spread}))
+
+
+def _bars(phases: Columns, shown: np.ndarray, store: Store) -> Columns:
+    """Steps one after the other: each begins when the longest rank of the one before has ended."""
+    steps, place = np.unique(phases["step"], return_inverse=True)
+    ends = phases["start_ms"] + phases["duration_ms"]
+    length = np.zeros(steps.size)
+    np.maximum.at(length, place, ends)
+    begin = np.concatenate([[0.0], np.cumsum(length)[:-1]])[place] if steps.size else np.empty(0)
+    row = np.searchsorted(shown, phases["rank"]).astype(float)
+    thin = np.isin(phases["phase"], ("overlapped", "monitor"))  # they run beside the others: a thin bar below
+    phase = phases["phase"].astype(object)
+    grey = theme.COLOURS["light"]["muted"]
+    return {
+        "rank": phases["rank"].astype(float),
+        "row": row,
+        "y": row + np.where(thin, 0.31, -0.12),
+        "height": np.where(thin, 0.22, 0.6),
+        "start": begin + phases["start_ms"],
+        "end": begin + ends,
+        "step": phases["step"].astype(float),
+        "phase": phase,
+        "colour": np.array([theme.PHASES.get(name, grey) for name in phase], dtype=object),
+        "micro": phases["micro_batch"].astype(float),
+    }
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """Bars per rank over milliseconds."""
+    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, DataRange1d, HoverTool
+
+    drawn = theme.new_figure(
+        TITLE,
+        x_label="ms since the first of these steps began",
+        y_label="rank",
+        height=680,
+        x_range=DataRange1d(start=0, range_padding=0.01),
+        y_range=DataRange1d(flipped=True, range_padding=0.01),
+    )
+    bars = drawn.hbar(
+        y="y",
+        height="height",
+        left="start",
+        right="end",
+        source=source,
+        fill_color="colour",
+        line_color="white",
+        line_alpha=0.5,
+        line_width=0.5,
+    )
+    drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=17, num_minor_ticks=0)
+    drawn.yaxis.formatter = CustomJSTickFormatter(
+        args={"source": source},
+        code="const i = source.data.row.indexOf(tick); return i < 0 ? '' : String(source.data.rank[i]);",
+    )
+    drawn.ygrid.visible = False
+    tips = [
+        ("rank", "@rank{0}"),
+        ("step", "@step{0}"),
+        ("phase", "@phase"),
+        ("micro-batch", "@micro{0}"),
+        ("from", "@start{0.00} ms"),
+        ("to", "@end{0.00} ms"),
+    ]
+    drawn.add_tools(HoverTool(renderers=[bars], tooltips=tips))
+    return theme.finish(drawn)

@@ -1,0 +1,44 @@
+"""Bytes that a rank gives to collectives per step, by kind (mean over ranks)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.plots import by_kind, rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "traffic"
+TITLE = "Bytes per rank and step"
+HEIGHT = 320
+TAB = "communication"
+AXIS = "step"
+EMPTY = "No collectives were recorded."
+#: in the browser: 20 kB, 1.5 MB
+_BYTES = """
+let [value, unit] = [tick, 0];
+while (value >= 1000 && unit < 5) [value, unit] = [value / 1000, unit + 1];
+return Number(value.toPrecision(3)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][unit];
+"""
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step and a column per kind of collective: bytes per rank."""
+    raw, kinds, place, after = by_kind.since(store, cursor)
+    steps, table = rows.table_of(raw["step"], place, raw["bytes"].astype(float), len(kinds))
+    ranks = store.mesh.world_size
+    out = {"step": steps.astype(float), **{kind: table[index] / ranks for index, kind in enumerate(kinds)}}
+    return (rows.thin(out) if cursor is None else out), after
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """A line per kind, on a log scale."""
+    from bokeh.models import CustomJSTickFormatter
+
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="bytes", height=HEIGHT, y_axis_type="log", marks="step")
+    drawn.yaxis.formatter = CustomJSTickFormatter(code=_BYTES)
+    return by_kind.draw(source, drawn, "{0,0} bytes")

@@ -1,0 +1,69 @@
+"""Size of the last update against the size of the weights, per layer over steps: a heat map on a log scale.
+
+Around 1e-3 is healthy for most models; far above, a layer is thrown about, far below, it stands still.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.plots import heat, rows, theme
+from workbench.plots.base import Cursor
+from workbench.plots.gradients import until
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "update_ratio"
+TITLE = "Update against weights per layer (ratio of L2 norms, log scale)"
+TAB = "gradients"
+AXIS = "step"
+WIDE = True
+EMPTY = "No weight statistics were recorded: train with --monitor full."
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """A cell per step and layer: step, until, row (its place in the model), label (the layer), colour."""
+    steps, places = cursor or (None, {})
+    raw, steps = rows.whole_steps(store, "weights", steps)
+    places = _layer_rows(raw, places, store)
+    row = np.array([places[str(name)] for name in raw["layer"]], dtype=int)
+    width = len(places)
+    at, update = rows.table_of(raw["step"], row, raw["update_sq"], width)
+    _, weight = rows.table_of(raw["step"], row, raw["weight_sq"], width)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.sqrt(update / weight)
+    ratio = np.where(ratio > 0, ratio, math.nan)
+    out = heat.cells(at.astype(float), until(at.astype(float), store), ratio, list(places))
+    return (thin(out) if cursor is None else out), (steps, places)
+
+
+def _layer_rows(raw: Columns, known: dict[str, int], store: Store) -> dict[str, int]:
+    """Row of each layer: pipeline stage, then the order in which a rank logs them."""
+    if not raw["step"].size:
+        return known
+    places = dict(known)
+    names, first = np.unique(raw["layer"].astype(str), return_index=True)
+    stages = [store.mesh.coordinates(int(rank)).pp for rank in raw["rank"][first]]
+    for _, _, name in sorted(zip(stages, first, names, strict=True)):
+        places.setdefault(str(name), len(places))
+    return places
+
+
+def thin(columns: Columns) -> Columns:
+    """Fewer steps, each standing for more."""
+    return rows.thin_cells(columns)
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """The heat map with its scale."""
+    drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=340, marks="step")
+    mapper = heat.mapper(log=True)
+    heat.draw(source, drawn, mapper, [("layer", "@label"), ("step", "@step{0}"), ("ratio", "@colour{0.00e+0}")])
+    theme.add_colour_bar(drawn, mapper, log=True)
+    return theme.finish(drawn)

@@ -1,0 +1,43 @@
+"""What evaluations measured besides the loss: accuracy in percent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.plots import rows, theme
+from workbench.plots.base import Cursor
+from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure as Figure
+
+NAME = "validation"
+TITLE = "Accuracy on the validation set"
+TAB = "samples"
+AXIS = "step"
+EMPTY = "No accuracy was measured (a recipe that classifies measures it)."
+
+
+def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
+    """step, accuracy (percent)."""
+    events, after = rows.since(store, "events", cursor or 0)
+    own = (events["kind"] == "validation") & (events["name"] == "accuracy") & (events["value"] != "null")
+    out = {"step": events["step"][own].astype(float), "accuracy": 100 * events["value"][own].astype(float)}
+    if not own.any():
+        out = {"step": np.empty(0), "accuracy": np.empty(0)}
+    return (rows.thin(out) if cursor is None else out), after
+
+
+def figure(source: ColumnDataSource) -> Figure:
+    """Points on a line."""
+    from bokeh.models import DataRange1d, HoverTool
+
+    y_range = DataRange1d(range_padding=0.15)
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="accuracy (%)", height=320, y_range=y_range, marks="step")
+    drawn.line("step", "accuracy", source=source, color=theme.VALIDATION, line_width=2)
+    points = drawn.scatter("step", "accuracy", source=source, color=theme.VALIDATION, size=8, line_color=None)
+    drawn.add_tools(HoverTool(renderers=[points], tooltips=[("step", "@step{0}"), ("accuracy", "@accuracy{0.0} %")]))
+    return theme.finish(drawn)
