@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -28,6 +29,8 @@ _TELL_CHANGE = 0.25
 _TELL_COST_EVERY = 25
 #: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
 _ROOM = 0.25
+#: what the thread of the log spends on a table in each of its rounds, and on a record; measured
+_ROUND_S, _ROUND_MS, _RECORD_MS = 0.25, 0.35, 0.004
 _OF_A_STEP = ("data", "forward_backward", "optimizer")
 
 
@@ -69,6 +72,7 @@ class GradientWatch(StepObserver):
         self._is_first = True
         self._ended: float | None = None
         self._interrupted = False
+        self._written: dict[type, float] = {}
         self._told_interval: int | None = None
         self._full_sets = 0
         self._step = 0
@@ -104,6 +108,7 @@ class GradientWatch(StepObserver):
         self._now = self._watched(self._code)
         self._is_first = False
         if self._now is None:
+            self._cost.add((time.perf_counter() - self._began) * 1e3)
             return
         with self._cost:
             keep = self._now.full and not self._one_replica and self._may_keep()
@@ -184,10 +189,13 @@ class GradientWatch(StepObserver):
             with self._cost:
                 self._write_arrived()
         self.cost_ms = self._cost.take()
-        self._governor.account(self._code, self.cost_ms, self._step_ms())
+        step_ms = self._step_ms()
+        ended = time.perf_counter()
+        self._governor.account(self._code, self.cost_ms, step_ms)
         if self._code == FULL:
             self._full_sets += 1
             self._tell(step)
+        self._cost.add((time.perf_counter() - ended) * 1e3)  # counts in the next step
 
     def phase(self, name: str) -> None:
         self._interrupted |= name not in _OF_A_STEP
@@ -211,8 +219,13 @@ class GradientWatch(StepObserver):
 
     def _write_arrived(self) -> None:
         while self._pending and self._pending[0].ready():
-            for record in self._pending.pop(0).records():
+            records = self._pending.pop(0).records()
+            for record in records:
                 self._log.append(record)
+            now = time.perf_counter()
+            new = {type(record) for record in records if now - self._written.get(type(record), -math.inf) > _ROUND_S}
+            self._written |= dict.fromkeys(new, now)
+            self._cost.add(len(new) * _ROUND_MS + len(records) * _RECORD_MS)
 
     def _tell(self, step: int) -> None:
         interval = self._governor.interval if self._every is None else self._every

@@ -66,6 +66,10 @@ class Stopwatch:
         else:
             self._host_ms += spent
 
+    def add(self, ms: float) -> None:
+        """Count something that was not measured here."""
+        self._host_ms += ms
+
     def take(self) -> float:
         """Milliseconds since the last call; of a GPU those parts that are over, the others count in a later call."""
         total, self._host_ms = self._host_ms, 0.0
