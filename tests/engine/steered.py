@@ -340,14 +340,7 @@ def kept(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, 
 
 
 def last_norm(
-    rank: int,
-    ranks: int,
-    directory: Path,
-    *,
-    model: str,
-    options: dict[str, Any],
-    steps: int,
-    without: Sequence[str] = (),
+    rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], without: Sequence[str] = ()
 ) -> list[float]:
     """Weights of GPT-2's last normalisation, of which every tensor-parallel rank has all, after a few steps."""
     steps = 4
