@@ -10,6 +10,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from tests.engine import models
 from workbench import checkpoints, controls
 from workbench.config import TrainSpec
+from workbench.engine import repairs
 from workbench.engine.control import AgreedControl
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
@@ -120,6 +122,7 @@ def train(
     dies_at_write: int = 0,
     knobs: dict[str, float] | None = None,
     token: str = "",
+    by_broadcast: bool = False,
 ) -> dict[str, Any]:
     """This rank's step rows and events, and what its processor time was while paused."""
     options = {"eval_every": 0, **options}
@@ -147,7 +150,7 @@ def train(
                 spec=spec,
                 workload=work,
                 strategy=strategy,
-                control=AgreedControl(path, rank, ranks),
+                control=AgreedControl(path, rank, ranks, by_broadcast=by_broadcast),
                 log=log,
                 progress=Progress(),
                 run=path,
@@ -163,7 +166,12 @@ def train(
             outcome = trainer.run()
         finally:
             strategy.close()
-    return {"outcome": outcome, "paused_cpu": watch.paused_cpu, "lr": trainer.settings.lr.now, **_read(path, rank)}
+    return {
+        "outcome": outcome,
+        "paused_cpu": watch.paused_cpu,
+        "shared": trainer.control.is_shared,
+        **_read(path, rank),
+    }
 
 
 def _read(path: Path, rank: int) -> dict[str, Any]:
@@ -329,3 +337,21 @@ def kept(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, 
     """Which checkpoints are there in the end."""
     train(rank, ranks, directory, **arguments)
     return {"steps": checkpoints.steps(directory / "run")}
+
+
+def last_norm(
+    rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], without: Sequence[str] = ()
+) -> list[float]:
+    """Weights of GPT-2's last normalisation, of which every tensor-parallel rank has all, after a few steps."""
+    steps = 4
+    repairs.REPAIRS = tuple(repair for repair in repairs.REPAIRS if repair.name not in without)
+    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
+    with joined(rank, ranks, directory, device_type="cpu"):
+        strategy = ColossalStrategy(spec, rank)
+        strategy.prepare(workload(model, steps))
+        for step in range(steps):
+            strategy.forward_backward([models.batch(model, step)])
+            strategy.step()
+        found: list[float] = strategy.plan.module.transformer.ln_f.weight.tolist()
+        strategy.close()
+    return found

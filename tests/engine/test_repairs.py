@@ -28,6 +28,14 @@ def test_causal_mask_is_kept_where_upstream_is_used_by_itself(pool):
     assert pool.run(2, "tests.engine.upstream:sees_the_future", without=["causal-mask"]) == [True, True]
 
 
+def test_without_alike_dropout_the_norms_of_tensor_parallel_ranks_drift_apart(pool):
+    arguments = {"model": "gpt2-drop", "options": TP}
+    one, other = pool.run(2, "tests.engine.steered:last_norm", **arguments)
+    assert one == other
+    one, other = pool.run(2, "tests.engine.steered:last_norm", without=["alike-dropout"], **arguments)
+    assert one != other
+
+
 def test_stale_coordinator(pool):
     assert pool.run(2, "tests.engine.upstream:coordinators") == [[[0, 2], [0, 1]], [[1, 2], [0, 1]]]
     stale = pool.run(2, "tests.engine.upstream:coordinators", forget=False)
@@ -53,7 +61,7 @@ def test_without_it_training_fails(pool, repair, options, complaint):
 
 def test_on_gpu_ranks_only_wrong_results_are_mended(pool):
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cuda")
-    assert applied == ["causal-mask", "coordinator", "unlabelled", "whole-logits"]
+    assert applied == ["alike-dropout", "causal-mask", "coordinator", "unlabelled", "whole-logits"]
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cpu")
     assert {"hccl", "set-device"} < set(applied)
 

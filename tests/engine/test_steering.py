@@ -106,9 +106,11 @@ def test_pause_longer_than_the_timeout_step_and_resume(pool):
     assert column(found, "loss") == column(free, "loss")
 
 
-def test_ranks_hardly_work_while_paused(pool):
+@pytest.mark.parametrize("by_broadcast", [False, True], ids=["one host", "several hosts"])
+def test_ranks_hardly_work_while_paused(pool, by_broadcast: bool):
     script = {"1": [["pause", None], {"after": 6, "command": ["resume", None]}]}
-    found = pool.run(2, TRAIN, model="plain", options=PP | {"pp": 1, "micro_batches": 1}, steps=3, script=script)
+    arguments = {"model": "plain", "options": {"plugin": "hybrid"}, "steps": 3, "script": script}
+    found = pool.run(2, TRAIN, by_broadcast=by_broadcast, **arguments)
     shares = [rank["paused_cpu"] for rank in found]
     print("share of a core while paused:", shares)
     assert max(shares) < 0.01

@@ -77,11 +77,11 @@ def test_going_on_in_a_run_of_its_own(shell: InteractiveShell, two_ranks: Sessio
     line = "-n 2 --steps 12 --batch-size 16 --quiet --shuffle --save-every 4 --keep 2 --name saved"
     saved = train(shell, line, CELL).wait(timeout=60)
     assert saved.checkpoints() == [8, 12]
-    again = train(shell, "--resume saved@8 --quiet").wait(timeout=60)
+    again = train(shell, f"--resume {saved.path}@8 --quiet").wait(timeout=60)
     assert again.metrics()["step"].tolist() == [9, 10, 11, 12]
     np.testing.assert_array_equal(again.metrics()["loss"], whole.metrics()["loss"][8:])
     assert (again.path / "cell.py").read_text() == (saved.path / "cell.py").read_text()
-    slower = train(shell, "--resume saved@8 --quiet --lr 0.01 --plugin zero1").wait(timeout=60)
+    slower = train(shell, f"--resume {saved.path}@8 --quiet --lr 0.01 --plugin zero1").wait(timeout=60)
     assert set(slower.metrics()["lr"]) == {0.01}
     np.testing.assert_allclose(slower.metrics()["loss"][:1], whole.metrics()["loss"][8:9], atol=1e-6)
     with pytest.raises(ConfigError, match="done already"):
@@ -120,6 +120,6 @@ def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Sessio
     until(lambda: run.last_step == saved + 2)
     after = run.metrics().set_index("step")["loss"]
     assert list(after.index) == list(range(1, saved + 3))
-    np.testing.assert_array_equal(after[saved + 1 :], before[[saved + 1, saved + 2]])
+    np.testing.assert_array_equal(after[[saved + 1, saved + 2]], before[[saved + 1, saved + 2]])
     run.stop()
     assert run.wait(timeout=20).status == "stopped"

@@ -29,7 +29,7 @@ from workbench.run_directory import CONTROL_FILE
 #: in the run directory while a run starts
 SLOTS_FILE = "agreement.slots"
 #: while paused: seconds between looks at the file, and between broadcasts
-POLL_S = 0.05
+POLL_S = 0.1
 HEARTBEAT_S = 0.5
 #: seconds that a rank waits for bytes that rank 0 has seen (a network file system may show them later)
 _VISIBLE_S = 30.0
@@ -139,10 +139,13 @@ class AgreedControl:
             self._posted[0], self._posted[1] = self._told
             self._work = dist.broadcast(self._posted, src=0, group=self._group, async_op=True)
 
-    def take(self) -> list[Command | BadLine]:
-        """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's."""
+    def take(self, *, patient: bool = False) -> list[Command | BadLine]:
+        """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's.
+
+        ``patient``: rank 0 may not have posted for a while.
+        """
         if self._slots is not None and self._rank:
-            self._told = self._slots.receive()
+            self._told = self._slots.receive(patient=patient)
         elif self._work is not None:
             self._work.wait()
             self._work = None
@@ -157,7 +160,7 @@ class AgreedControl:
             while self._reader.size() <= before and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.post(self.rider)
-        return self.take()
+        return self.take(patient=True)
 
     def all_can(self, able: bool) -> bool:
         """Whether every rank is ``able``; all ranks ask at the same moment."""
@@ -166,6 +169,11 @@ class AgreedControl:
         answer = torch.tensor([able], dtype=torch.int32)
         dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=self._group)
         return bool(answer)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks are told through a mapped file."""
+        return self._slots is not None
 
     @property
     def rider(self) -> int:

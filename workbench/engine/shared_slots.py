@@ -21,7 +21,7 @@ _SLOT = struct.Struct("<qqqq")  # number of the message, first value, second val
 _CELL = struct.Struct("<q")  # how many messages a rank has read
 _MASK = (1 << 62) - 1
 #: seconds between looks: while a message is expected any moment, and after a while without one
-_SHORT_S, _LONG_S, _LONG_AFTER_S = 0.0001, 0.05, 0.05
+_SHORT_S, _LONG_S, _LONG_AFTER_S = 0.0001, 0.1, 0.1
 _ALIVE_EVERY_S = 1.0
 
 
@@ -61,8 +61,11 @@ class SharedSlots:
         check = (self._count * 31 + first * 17 + second) & _MASK
         _SLOT.pack_into(self._map, self._at(self._count), self._count, first, second, check)
 
-    def receive(self) -> tuple[int, int]:
-        """Another rank: the next message, as soon as it is there. ``SourceLostError`` when rank 0 has ended."""
+    def receive(self, *, patient: bool = False) -> tuple[int, int]:
+        """Another rank: the next message, as soon as it is there. ``SourceLostError`` when rank 0 has ended.
+
+        ``patient``: it may take long, so look seldom and use next to no processor time.
+        """
         self._count += 1
         began = looked = time.monotonic()
         while True:
@@ -75,7 +78,7 @@ class SharedSlots:
                 looked = now
                 if not self.source_lives():
                     raise SourceLostError("rank 0 has ended, and with it the agreement on commands")
-            time.sleep(_LONG_S if now - began > _LONG_AFTER_S else _SHORT_S)
+            time.sleep(_LONG_S if patient or now - began > _LONG_AFTER_S else _SHORT_S)
 
     def source_lives(self) -> bool:
         """Whether rank 0's process is seen from here and alive."""

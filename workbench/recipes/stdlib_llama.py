@@ -106,6 +106,7 @@ def build(spec: TrainSpec) -> Workload:
     corpus = _corpus(size)
     model = seeded_model("LlamaForCausalLM", configuration(size), spec.seed)
     _balance(model)
+    evaluator = _Evaluator(size, corpus.vocabulary, corpus.validation)
     lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
     return Workload(
@@ -115,7 +116,8 @@ def build(spec: TrainSpec) -> Workload:
         criterion=_loss,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, spec.steps)),
         tokens_per_sample=length,
-        evaluate=_Evaluator(size, corpus.vocabulary, corpus.validation),
+        evaluate=evaluator,
+        sample=evaluator.sample,
     )
 
 
@@ -181,18 +183,24 @@ class _Evaluator:
         self.bytes_per_token = stdlib_text.bytes_per_token(vocabulary, self.windows)
 
     def __call__(self, strategy: Strategy) -> Evaluation:
-        from workbench.engine.generate import generate, token_loss
+        from workbench.engine.generate import token_loss
         from workbench.engine.workload import Evaluation
 
         loss = token_loss(strategy, self.windows, vocabulary=self.vocabulary.size, rows=16)
+        return Evaluation(
+            values={"loss": loss, "bits_per_byte": loss / math.log(2) / self.bytes_per_token},
+            texts=self.sample(strategy),
+        )
+
+    def sample(self, strategy: Strategy) -> list[str]:
+        """A continuation of the prompt."""
+        from workbench.engine.generate import generate
+
         prompt = self.vocabulary.encode(PROMPT)
         tokens = generate(
             strategy, prompt, tokens=self.size.sample_tokens, vocabulary=self.vocabulary.size, temperature=0.7
         )
-        return Evaluation(
-            values={"loss": loss, "bits_per_byte": loss / math.log(2) / self.bytes_per_token},
-            texts=[self.vocabulary.decode(tokens)],
-        )
+        return [self.vocabulary.decode(tokens)]
 
 
 RECIPE: Recipe = Recipe(

@@ -1,0 +1,55 @@
+"""Messages from rank 0 through a mapped file, and the broadcast that stands in for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from pathlib import Path
+
+import pytest
+
+from workbench.engine.shared_slots import SharedSlots, SourceLostError
+
+MESSAGES = [(7 * number, -(2**40) * number) for number in range(1000)]
+
+
+def test_every_message_arrives_in_order_however_late_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    SharedSlots.create(path, 3, nonce=5)
+    source, *readers = (SharedSlots(path, rank, 3) for rank in range(3))
+    assert {slots.nonce for slots in (source, *readers)} == {5}
+    found: list[list[tuple[int, int]]] = [[], []]
+    threads = [
+        threading.Thread(target=lambda i=i: found[i].extend(readers[i].receive() for _ in MESSAGES)) for i in range(2)
+    ]
+    threads[0].start()
+    threading.Timer(0.1, threads[1].start).start()  # rank 0 has to wait for it after 64
+    for message in MESSAGES:
+        source.send(*message)
+    for thread in threads:
+        thread.join(10)
+    assert found == [MESSAGES, MESSAGES]
+
+
+def _create(path: Path) -> None:
+    SharedSlots.create(path, 2, nonce=1)
+
+
+def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    process = multiprocessing.get_context("spawn").Process(target=_create, args=(path,))
+    process.start()
+    process.join(30)
+    with pytest.raises(SourceLostError, match="rank 0 has ended"):
+        SharedSlots(path, 1, 2).receive()
+
+
+def test_ranks_that_share_no_file_agree_by_broadcast(pool) -> None:
+    script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": 3, "command": ["resume", None]}]}
+    arguments = {"model": "plain", "options": {"plugin": "ddp"}, "steps": 6, "script": script}
+    shared, broadcast = (
+        pool.run(2, "tests.engine.steered:train", by_broadcast=by_broadcast, collective_timeout_s=2.0, **arguments)
+        for by_broadcast in (False, True)
+    )
+    assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in broadcast]
+    assert shared[0]["shared"] and not broadcast[0]["shared"]
