@@ -10,8 +10,9 @@ def load(shell: InteractiveShell) -> None:
     from magics.cluster import ClusterMagics
     from magics.report import ReportMagics
     from magics.train import TrainMagics
+    from magics.watch import WatchMagics
     from workbench.session import warm
 
-    shell.register_magics(ClusterMagics, TrainMagics, ReportMagics)
+    shell.register_magics(ClusterMagics, TrainMagics, ReportMagics, WatchMagics)
     if shell.config.get("Workbench", {}).get("warm", True):
         warm()
