@@ -15,10 +15,13 @@ def load(shell: InteractiveShell) -> None:
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
     from magics.train import TrainMagics
+    from magics.watch import WatchMagics
     from workbench.errors import WorkbenchError
     from workbench.session import warm
 
-    shell.register_magics(ClusterMagics, TrainMagics, ControlMagics, ReplayMagics, ReportMagics, RunsMagics)
+    shell.register_magics(
+        ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ReplayMagics, ReportMagics, RunsMagics
+    )
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm()

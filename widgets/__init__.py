@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from widgets.machine import MachinePanel
+    from widgets.panel import Panel
+    from workbench.run import Run
+
 
 def available() -> bool:
     """Whether widgets can be shown: in a Jupyter kernel, not in a terminal or a script."""
     from IPython.core.getipython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
+
+
+def watch(*runs: Run | str | Path) -> Panel | MachinePanel:
+    """Show the live panel of one run or of two side by side, or without a run that of the machine; returns it.
+
+    A run is a ``Run``, a run directory, or a run's name. ``close()`` of what is returned takes the panel away. Raises
+    ``RunDirectoryError`` when there is no such run, ``ValueError`` for more than two.
+    """
+    if not runs:
+        from widgets.machine import MachinePanel
+
+        machine = MachinePanel()
+        machine.show()
+        return machine
+    from widgets.panel import Panel
+
+    panel = Panel(*_opened(runs))
+    panel.show()
+    return panel
+
+
+def describe(*runs: Run | str | Path) -> str:
+    """The same in a few lines, where no widget can be shown."""
+    if runs:
+        return "\n".join(repr(run) for run in _opened(runs))
+    from widgets.machine import look
+
+    seen = look()
+    gib = 2**30
+    memory = f"memory {seen['memory']['used'] / gib:.1f} of {seen['memory']['total'] / gib:.1f} GiB"
+    cores = f"{len(seen['cores'])} cores, load {seen['load'][0]:.2f}"
+    ranks = f"{len(seen['ranks'])} ranks up" if seen["ranks"] else "no ranks are up"
+    return "\n".join([f"{seen['host']}: {cores}, {memory}, {len(seen['gpus'])} GPUs, {ranks}", *seen["warnings"]])
+
+
+def _opened(runs: tuple[Run | str | Path, ...]) -> list[Run]:
+    from workbench.run import Run
+
+    return [run if isinstance(run, Run) else Run(run) for run in runs]

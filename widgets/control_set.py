@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from workbench.controls import CONTROLS, Control
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 from workbench.telemetry.store import Columns, Store
 
 #: those that the head of every panel has
 HEAD = ("pause", "resume", "step", "checkpoint", "stop")
-_FIELDS = ("name", "kind", "unit", "low", "high", "choices", "help")
-_STAND_IN = (
-    ("pause", "button", "", None, None, (), "pause after this step"),
-    ("resume", "button", "", None, None, (), "go on"),
-    ("step", "number", "steps", 1, 10_000, (), "take so many steps, then pause"),
-    ("stop", "button", "", None, None, (), "end the run after this step"),
-    ("lr", "number", "", 0, 10, (), "learning rate; empty: back to the schedule"),
-    ("clip", "number", "", 0, 1e6, (), "largest global gradient norm; 0: no clipping"),
-    ("weight_decay", "number", "", 0, 10, (), "weight decay of all parameter groups"),
-    ("grad_every", "number", "steps", 0, 100_000, (), "steps between gradient statistics; 0: never"),
-    ("grad_layers", "text", "", None, None, (), "regular expression: layers that are watched"),
-    ("evaluate", "button", "", None, None, (), "evaluate after this step"),
-    ("sample", "button", "", None, None, (), "let the model speak after this step"),
-    ("checkpoint", "button", "", None, None, (), "write a checkpoint after this step"),
-)
+#: how a control of a kind is asked for; the rest is typed as text, and checked where it arrives
+_FORMS = {"none": "button", "float": "number", "int": "number", "choice": "choice"}
 
 
 def declared(store: Store) -> list[dict[str, Any]]:
-    """The controls of a run: name, kind (button, number, text, choice), unit, low, high, choices, help."""
-    del store  # every run has the same; a knob of the user's own code will be read from its log
-    try:
-        controls = importlib.import_module("workbench.controls").CONTROLS
-    except ModuleNotFoundError:
-        return [{**dict(zip(_FIELDS, row, strict=True)), "head": row[0] in HEAD} for row in _STAND_IN]
+    """The controls of a run, its training script's own knobs included: name, kind (button, number, text, choice), unit,
+    low, high, choices, help, and whether the head of the panel has it."""
+    events = store.table("events")
+    chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
+    knobs = [Control.from_description(json.loads(text)) for text in events["value"][chosen]]
     return [
-        {**{name: _plain(getattr(control, name, None)) for name in _FIELDS}, "head": control.name in HEAD}
-        for control in controls
+        {
+            "name": control.name,
+            "kind": _FORMS.get(control.kind, "text"),
+            "unit": control.unit,
+            "low": control.low,
+            "high": control.high,
+            "choices": list(control.choices),
+            "help": control.help,
+            "head": control.name in HEAD,
+        }
+        for control in (*CONTROLS, *{knob.name: knob for knob in knobs}.values())
     ]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list, frozenset, set)) else value
 
 
 class History:

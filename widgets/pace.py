@@ -13,7 +13,7 @@ from dataclasses import dataclass
 PERIOD_S = 0.5
 HIDDEN_PERIOD_S = 5.0
 #: of one core
-SHARE = 0.02
+SHARE = 0.025
 SLOWEST_S = 5.0
 #: how long a message may remain without an answer before the next is sent all the same
 PATIENCE_S = 1.0

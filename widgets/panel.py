@@ -180,9 +180,7 @@ def publish_widget(widget: Any, text: str, display_id: str, run: Path | None = N
     publish({"text/plain": text, "application/vnd.jupyter.widget-view+json": view}, display_id, run, update=False)
 
 
-def publish(
-    data: dict[str, Any], display_id: str, run: Path | None, *, update: bool, width: int | None = None
-) -> None:
+def publish(data: dict[str, Any], display_id: str, run: Path | None, *, update: bool, width: int | None = None) -> None:
     """An output that says in its metadata which run it shows, so that a report of the notebook finds it."""
     from IPython.display import publish_display_data
 

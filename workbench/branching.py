@@ -58,6 +58,18 @@ def check(run: Run, changes: dict[str, Any]) -> None:
         raise ConfigError(f"steps={spec.steps} are done already at step {run.last_step}: pass more", field="steps")
 
 
+def request(run: Run, changes: dict[str, Any]) -> None:
+    """Ask for a branch and return at once, as a button does; the session that owns the ranks starts it."""
+    from workbench.run import ENDED
+
+    changes = typed(changes)
+    check(run, changes)
+    if run.status in ENDED:
+        _start(options_for(run, changes, checkpoints.step_of(checkpoints.find(run.path))))
+    else:
+        run.ask("branch", changes)
+
+
 def branch(run: Run, changes: dict[str, Any]) -> Run:
     """What ``Run.branch`` does."""
     from workbench.run import ENDED

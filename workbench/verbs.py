@@ -116,6 +116,15 @@ class Verbs:
             checked = checkpoints.step_of(checkpoints.find(self.path, checked))
         self._write([self._command(name, checked)])
 
+    def control(self, name: str, value: Any = None) -> None:
+        """What a form does: ``ask`` with the value as it was typed; ``branch`` takes ``lr=1e-4 name=slower``."""
+        if name == "branch":
+            from workbench.branching import request
+
+            request(self, controls.assignments(str(value or "").split()))  # type: ignore[arg-type]
+        else:
+            self.ask(name, value)
+
     def controls(self) -> list[Control]:
         """Everything that can be asked of this run, its training script's own knobs included."""
         return [*controls.CONTROLS, *self.declared()]

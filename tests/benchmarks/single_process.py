@@ -72,6 +72,16 @@ class PlainStrategy(Strategy):
         for group in self.workload.optimizer.param_groups:
             group["lr"] = lr
 
+    def skip(self) -> None:
+        self.workload.optimizer.zero_grad()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.workload.model
+
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        raise NotImplementedError("nothing is searched for here")
+
     def close(self) -> None: ...
 
 

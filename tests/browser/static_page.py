@@ -47,6 +47,7 @@ class StaticPanel:
         dark: bool = False,
         on_control: Callable[[str, Any], str | None] | None = None,
         status: Callable[[], str] | None = None,
+        start: bool = True,
     ) -> None:
         self.page = page
         self.errors: list[str] = []
@@ -71,7 +72,7 @@ class StaticPanel:
         page.on("request", lambda request: self.requests.append(request.url))
         page.expose_function("toKernel", self._take)
         page.set_content(_HTML.format(css=bundle.style(), back="#111418" if dark else "#ffffff"))
-        for feed in self.feeds:
+        for feed in self.feeds if start else ():
             feed.start()
         page.evaluate(_START, bundle.script())
 

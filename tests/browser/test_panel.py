@@ -21,6 +21,8 @@ panel = Panel(run)
 panel.show()
 """
 BLOCK = "import time; time.sleep({seconds})"
+#: a cell that holds the kernel until the run has stopped
+HOLD = "import time\nend = time.time() + 60\nwhile run.status != 'stopped' and time.time() < end: time.sleep(0.05)"
 
 
 def start(page: LabPage, name: str, *more: str, steps: int = 2000) -> Path:
@@ -52,7 +54,7 @@ def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot
 
 
 def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., Path]) -> None:
-    path = start(page, "stops", BLOCK.format(seconds=6), "print('stop calls', run.stop_calls, run.status)")
+    path = start(page, "stops", HOLD, "print('stop calls', run.stop_calls, run.status)")
     page.wait_for_points(0)
     before = path.stat().st_size
     stop = page.page.get_by_role("button", name="Stop training")

@@ -130,6 +130,7 @@ def train(
         strategy.prepare(work)
         try:
             trainer = Trainer(
+                run=path,
                 spec=spec,
                 workload=work,
                 strategy=strategy,
@@ -189,6 +190,7 @@ def killed(rank: int, ranks: int, directory: Path, *, run: str, seconds: float) 
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(work)
         Trainer(
+            run=path,
             spec=spec,
             workload=work,
             strategy=strategy,

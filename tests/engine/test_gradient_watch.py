@@ -72,7 +72,7 @@ def test_zero2_says_that_its_cosines_are_of_a_slice(pool):
 
 @pytest.mark.parametrize("plugin", ["ddp", "zero1", "zero2"])
 def test_similarity_of_four_replicas(pool, plugin):
-    (expected,) = pool.run(1, "tests.engine.watched:cosines", model="gpt2", replicas=4)
+    (expected,) = pool.run(1, "tests.engine.watched_gradients:cosines", model="gpt2", replicas=4)
     options = {"plugin": plugin, "steps": 1, "grad_every": 1}
     found, mesh = _watch(pool, 4, "gpt2", options, "gradients", "sketches")
     similar = similarity(_columns(found, "gradients"), _columns(found, "sketches"), mesh)

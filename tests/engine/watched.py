@@ -114,6 +114,7 @@ def train(
             observers = [watch, watch.last]
         try:
             Trainer(
+                run=directory,
                 spec=spec,
                 workload=workload,
                 strategy=strategy,

@@ -59,6 +59,7 @@ def train(
         strategy.workload.data = Batches(model)
         try:
             Trainer(
+                run=directory,
                 spec=spec,
                 workload=strategy.workload,
                 strategy=strategy,

@@ -108,13 +108,18 @@ export class Figures {
     if (!this.window.steps) {
       if (range.have_updated_interactively) {
         range.reset();
-        entry.plot.change.emit();
+        entry.source.change.emit(); // ranges follow the data when these change
       }
       return;
     }
     const [start, end] = this.window.steps.map((step) => (axis === "time" ? carryOver(step, spine?.step, spine?.time) : step));
     range.have_updated_interactively = true;
     if (range.start !== start || range.end !== end) range.setv({ start, end });
+  }
+
+  // The tab is seen again: ranges that were given up meanwhile are found anew, which Bokeh does only for what is seen.
+  seenAgain() {
+    for (const entry of this.boxes.values()) if (entry.about.axis && !this.window.steps) entry.source?.change.emit();
   }
 
   showAll(except) {

@@ -176,6 +176,7 @@ export class View {
     const { figures } = this.tabs.get(this.tab);
     if (!this.run?.full) return;
     await figures?.draw();
+    figures?.seenAgain();
     this.sayPoints();
     if (this.tab === "compare") this.fillCompare();
     if (this.tab === "ranks" && this.run.rows.rank_table) this.ranks.say(this.run.rows.rank_table, this.run.facts, this.run.theme);

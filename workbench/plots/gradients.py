@@ -9,10 +9,10 @@ import numpy as np
 
 from workbench.plots import heat, rows, theme
 from workbench.plots.base import Cursor
-from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
+    import pandas as pd
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
@@ -30,11 +30,10 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     the model, from 0), norm, colour (the norm, NaN where a log scale has no place for it), max_abs, mean,
     zeros (fraction), bad (non-finite elements), mark (1 if there are any)."""
     steps, places = cursor or (None, {})
-    full, steps = rows.whole_steps(store, "gradients", steps)
+    table, full, steps = rows.combined(store, steps)
     if full["step"].size:
         places = layer_rows(full, places, store)
-    raw = {name: values[full["scope"] == "reduced"] for name, values in full.items()}
-    out = _cells(raw, store, places)
+    out = _cells(table[table["scope"] == "reduced"], store, places)
     return (thin(out) if cursor is None else out), (steps, places)
 
 
@@ -43,8 +42,8 @@ def thin(columns: Columns) -> Columns:
     return rows.thin_cells(columns)
 
 
-def _cells(raw: Columns, store: Store, places: dict[str, int]) -> Columns:
-    table = combine(raw, store.mesh).drop_duplicates(["step", "layer"])
+def _cells(table: pd.DataFrame, store: Store, places: dict[str, int]) -> Columns:
+    table = table.drop_duplicates(["step", "layer"])
     steps = table["step"].to_numpy(float)
     norm = table["norm"].to_numpy(float)
     layer = table["layer"].to_numpy(object)

@@ -15,10 +15,10 @@ import numpy as np
 from workbench.mesh import Mesh
 from workbench.plots import rows, theme
 from workbench.plots.base import Cursor
-from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
+    import pandas as pd
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
@@ -32,8 +32,8 @@ EMPTY = "The noise scale needs two data-parallel ranks or more."
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """step, noise (samples, smoothed; NaN where it is not positive), batch (the run's batch size)."""
     steps, before_g, before_s = cursor or (None, math.nan, math.nan)
-    raw, steps = rows.whole_steps(store, "gradients", steps)
-    at, small, big = squared_norms(raw, store.mesh)
+    table, _, steps = rows.combined(store, steps)
+    at, small, big = squared_norms(table, store.mesh)
     batch = store.spec.batch_size
     true_sq, variance = unbiased(small, big, batch / store.mesh.dp, batch)
     true_sq, variance = rows.smooth(true_sq, before_g), rows.smooth(variance, before_s)
@@ -46,15 +46,13 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     return (rows.thin(out) if cursor is None else out), (steps, before_g, before_s)
 
 
-def squared_norms(raw: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps with both, the mean over replicas of |local gradient|^2, and |reduced gradient|^2, over all layers."""
+def squared_norms(table: pd.DataFrame, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of ``combine`` -> steps with both, the mean over replicas of |local|^2, and |reduced|^2, over all layers."""
     none = np.empty(0)
-    if mesh.dp < 2 or not raw["step"].size:
+    if mesh.dp < 2 or table.empty:
         return none, none, none
-    table = combine(raw, mesh)
     table = table[table["layer"].isin(set(table.loc[table["scope"] == "local", "layer"]))]
-    table["dp"] = table["rank"].to_numpy() // (mesh.tp * mesh.pp)
-    table["sq"] = table["norm"] ** 2
+    table = table.assign(dp=table["rank"].to_numpy() // (mesh.tp * mesh.pp), sq=table["norm"] ** 2)
     local = table[table["scope"] == "local"].drop_duplicates(["step", "layer", "dp"])
     small = local.groupby(["step", "dp"])["sq"].sum().groupby("step").mean()
     big = table[table["scope"] == "reduced"].drop_duplicates(["step", "layer"]).groupby("step")["sq"].sum()

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from workbench.plots.theme import MOST_LINES
 from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUDGET = 3000
 #: cells of a heat map that a browser redraws twice a second without effort
@@ -111,6 +115,13 @@ def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Co
     limit = 2**62 if has_ended(store) else int(here.furthest.min(initial=2**62)) - 2
     key = ("whole", table, row, last_step, store.rows(table), limit)
     return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
+
+
+def combined(store: Store, cursor: StepCursor | None) -> tuple[pd.DataFrame, Columns, StepCursor]:
+    """``telemetry.gradients.combine`` of the whole steps after the cursor, those rows, and the new cursor."""
+    raw, after = whole_steps(store, "gradients", cursor)
+    key = ("combined", cursor, after)
+    return memo(store, key, lambda: combine(raw, store.mesh)), raw, after
 
 
 def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tuple[Columns, StepCursor]:

@@ -115,7 +115,7 @@ def _overlaid(runs: Sequence[RunFacts], labels: Sequence[str], name: str, y_labe
     """A line per run over steps; None when none has the metric."""
     from bokeh.models import ColumnDataSource, HoverTool
 
-    options = {"y_axis_type": "log"} if log else {}
+    options: dict[str, Any] = {"y_axis_type": "log"} if log else {}
     drawn = theme.new_figure("", x_label="step", y_label=y_label, height=300, **options)
     lines = []
     for number, (facts, label) in enumerate(zip(runs, labels, strict=True)):

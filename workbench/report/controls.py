@@ -32,6 +32,8 @@ def controls(facts: RunFacts) -> list[Control]:
         waiting[command.name].append(command)
     found = []
     for happening in facts.of_kind("control"):
+        if happening.name == "declared":  # a knob of the training script, not a command
+            continue
         same = waiting[happening.name]
         found.append(_taken(happening, same.popleft() if same else None))
     for command in (command for queue in waiting.values() for command in queue):
@@ -46,7 +48,7 @@ def _taken(happening: Happening, command: Command | None) -> Control:
         value = command.value  # the event names who asked, where there is no value
     return Control(
         time=command.time if command else happening.time,
-        who=command.who if command else "",
+        who=command.who if command else happening.who,
         name=happening.name,
         value=value,
         old_value=happening.old_value,

@@ -15,8 +15,8 @@ from workbench.flags import FLAGS
 from workbench.outcome import FirstFailure, failure_of
 from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
-from workbench.report.limits import limits
 from workbench.telemetry.derive import batch_of
+from workbench.telemetry.verdict import verdict
 
 #: options that a recipe has its own defaults for, so a command line names them
 _ALWAYS = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
@@ -63,6 +63,12 @@ def moment(time: float) -> str:
 def summary(facts: RunFacts) -> list[str]:
     """The run in a few sentences: what was trained, on what, how fast, what limited it, how it ended."""
     return [text for text in (_what(facts), _learned(facts), _speed(facts), limits(facts), _end(facts)) if text]
+
+
+def limits(facts: RunFacts) -> str:
+    """What limited the run, and who was slow; "" when no phases were logged."""
+    phases = facts.store.table("phases")
+    return verdict(phases, facts.mesh, facts.store.table("collectives")).sentence if phases["step"].size else ""
 
 
 def _what(facts: RunFacts) -> str:

@@ -18,11 +18,11 @@ from workbench import environment
 from workbench.mesh import Mesh
 from workbench.rank_log import RankLogWriter
 from workbench.records import Command, PhaseRecord
-from workbench.report import facts, plan, render, timeline
+from workbench.report import facts, plan, render, timeline, words
 from workbench.report.compared import comparison
 from workbench.report.controls import controls
 from workbench.report.figures import Sheet, packed
-from workbench.report.limits import limits
+from workbench.run import Run
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 
@@ -43,13 +43,15 @@ def with_phases(run: Path, phases: dict[str, float]) -> Path:
                         PhaseRecord(step=step, rank=rank, phase=phase, micro_batch=-1, start_ms=begin, duration_ms=long)
                     )
                     begin += long
-        shutil.move(run / "other" / f"rank-{rank:05d}" / "phases.arrow", run / f"rank-{rank:05d}")
+        shutil.move(run / "other" / f"rank-{rank:05d}" / "phases.arrow", run / f"rank-{rank:05d}" / "phases.arrow")
     shutil.rmtree(run / "other")
     return run
 
 
 def test_commands_meet_their_steps(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
+    for directory in run.glob("rank-*"):
+        (directory / "events.arrow").unlink()  # it has commands of its own
     asked = [Command(time=10.0, name="lr", value=0.1, who="ann"), Command(time=11.0, name="stop", who="bob")]
     asked.append(Command(time=12.0, name="lr", value=0.2, who=HOSTILE))
     lines = "".join(command.to_line() for command in asked)
@@ -88,19 +90,11 @@ def test_who_holds_what(tmp_path: Path) -> None:
     assert all(h.elements == 3 * 4096 and h.split == "not split" for h in held)
 
 
-@pytest.mark.parametrize(
-    ("phases", "said"),
-    [
-        ({"forward": 60, "communication": 60}, "waited for communication"),
-        ({"forward": 60, "optimizer": 60}, "the optimizer took"),
-    ],
-)
-def test_what_limited_it(tmp_path: Path, phases: dict[str, float], said: str) -> None:
-    assert said in limits(facts.read(with_phases(make_fake_run(tmp_path / "run", steps=20), phases)))
-
-
-def test_nothing_limits_an_even_run(tmp_path: Path) -> None:
-    assert limits(facts.read(make_fake_run(tmp_path / "run", steps=20))).startswith("Nothing stands out")
+def test_what_limited_it_is_the_verdict(tmp_path: Path) -> None:
+    run = with_phases(make_fake_run(tmp_path / "run", steps=20), {"forward": 60, "communication": 60})
+    found = facts.read(run)
+    assert words.limits(found) == Run(run).verdict().sentence and "50 %" in words.limits(found)
+    assert words.limits(found) in page_of(render(run)).find(id="summary").get_text()
 
 
 def test_the_chosen_steps_are_a_usual_one_and_the_slowest(tmp_path: Path) -> None:
@@ -184,7 +178,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert [row[0] for row in found.rows] == ["fake (1)", "fake (2)"]
     assert dict(found.differences) == {
         "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"],
-        "batch_size": ["16", "32"],
+        "batch_size": ["16", "32"], "eval_every": ["20", "30"],
     }  # fmt: skip
     page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
     ids = [e["id"] for e in page.find_all(id=True)]

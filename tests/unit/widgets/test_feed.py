@@ -19,8 +19,11 @@ from widgets import available, wire
 from widgets.facts import Facts
 from widgets.feed import Feed
 from widgets.stream import Stream
+from workbench.outcome import failure
 from workbench.plots import plots, rows, throughput
 from workbench.plots.base import TABS
+from workbench.rank_log import RankLogWriter
+from workbench.records import SESSION_RANK, Event
 from workbench.telemetry.store import Columns, Store
 
 
@@ -137,9 +140,19 @@ def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     assert facts["notice"]["level"] == "error"
     assert "rank 1 died: ended by signal 9" in facts["notice"]["text"]
     assert facts["states"] == {"failed": 1, "died": 1}
-    assert facts["failure"]["ranks"] == [0, 1]
-    assert facts["failure"]["error"] == "RuntimeError: loss is NaN"
-    assert facts["failure"]["traceback"].count("Traceback") == 1
+    assert facts["failure"] == {"ranks": [1], "error": "ended by signal 9 (killed)", "traceback": ""}
+    assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
+
+
+def test_facts_show_a_failure_once_with_all_ranks_that_had_it(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", state="running")
+    value = failure("ValueError", "bad", "  File cell.py, line 3\nValueError: bad\n")
+    with RankLogWriter(run, SESSION_RANK) as log:
+        for rank in (1, 0):
+            log.append(Event(time=9e9, step=4, rank=rank, kind="state", name="failed", value=json.dumps(value)))
+    found = facts_of(run)["failure"]
+    assert found["ranks"] == [0, 1] and found["error"] == "ValueError: bad"
+    assert found["traceback"].count("line 3") == 1
 
 
 def test_available_is_false_without_a_kernel() -> None:

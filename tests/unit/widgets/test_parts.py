@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from widgets.judgement import Judge
 from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
 from widgets.rank_table import RankTable
 from workbench.rank_log import RankLogWriter
-from workbench.records import Command, Event, PhaseRecord, StepRecord, WeightStats, columns_of
+from workbench.records import Command, Event, PhaseRecord, StepRecord, columns_of
 from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.verdict import verdict
 
 
 def opened(path: Path) -> Store:
@@ -197,27 +197,14 @@ def test_the_straggler_is_named(tmp_path: Path) -> None:
     assert f"Rank {straggler(8)} is the slowest" in now["verdict"]
 
 
-def test_mfu_is_six_operations_per_parameter_and_token(tmp_path: Path) -> None:
+def test_mfu_is_the_models_operations_over_what_the_devices_can_do(tmp_path: Path) -> None:
     write_spec(tmp_path, fake_spec(ranks=2))
     for rank in range(2):
         with RankLogWriter(tmp_path, rank) as writer:
-            for layer, numel in (("a", 1000), ("b", 500)):
-                writer.append(
-                    WeightStats(
-                        step=1,
-                        rank=rank,
-                        layer=layer,
-                        sharded="",
-                        numel=numel,
-                        weight_sq=1.0,
-                        update_sq=1e-6,
-                        moment1_sq=math.nan,
-                        moment2_sq=math.nan,
-                    )
-                )
-            writer.event("peak", "flops", 1e6)
+            writer.event("peak", "flops", {"flops_per_s": 1e6, "precision": "fp32", "source": "told"})
+            writer.event("peak", "model", {"flops_per_token": 9000, "parameters": 1500, "formula": "6 N"})
     mfu = Judge(opened(tmp_path)).judge(tokens_per_second=40.0).mfu
-    assert mfu == pytest.approx(6 * 1500 * 40 / (2 * 1e6))
+    assert mfu == pytest.approx(9000 * 40 / (2 * 1e6))
 
 
 def test_phases_sum_up_to_a_sentence(tmp_path: Path) -> None:
@@ -241,8 +228,10 @@ def test_phases_sum_up_to_a_sentence(tmp_path: Path) -> None:
                 writer.append(
                     PhaseRecord(step=step, rank=0, phase=phase, micro_batch=-1, start_ms=0.0, duration_ms=length)
                 )
-    sentence = Judge(opened(tmp_path)).judge(None).sentence
-    assert sentence == "Of the step, 70 % is compute, 20 % exposed communication, 10 % waiting for data."
+    store = opened(tmp_path)
+    found = Judge(store).judge(None)
+    assert found.sentence == verdict(store.table("phases"), store.mesh).sentence
+    assert "70 %" in found.sentence and found.straggler is None and found.mfu is None
 
 
 def test_rank_table_keeps_the_newest_and_the_worst() -> None:

@@ -1,0 +1,29 @@
+"""``%dist_watch``: the live panel of a run, of two runs, or of the machine."""
+
+from __future__ import annotations
+
+import shlex
+
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+
+import widgets
+
+
+@magics_class
+class WatchMagics(Magics):
+    """Looking at what goes on."""
+
+    shell: InteractiveShell
+
+    @magic_arguments()
+    @argument("runs", metavar="RUN", nargs="*", help="one or two: run directories or names; none: the machine")
+    @line_magic
+    def dist_watch(self, line: str) -> None:
+        """Show the live panel of a run, of two runs side by side, or (without a run) of this machine and its ranks."""
+        runs = [text for given in parse_argstring(self.dist_watch, line).runs for text in shlex.split(given)]
+        if widgets.available():
+            widgets.watch(*runs)
+        else:
+            print(widgets.describe(*runs))

@@ -1,0 +1,112 @@
+"""Panels in Notebook 7, tabs while a cell blocks, controls in a waiting cell, two runs, the machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.browser.lab import LabPage
+from tests.browser.test_panel import HOLD, start, wait_for_text
+
+pytestmark = pytest.mark.browser
+
+TAB = ".dw [role=tab][id$='-{}']"
+ASKED = "print('asked', run.controls)"
+LOG = """
+from workbench.telemetry.store import Store
+store = Store(run.path)
+store.refresh()
+events = store.table("events")
+own = events["kind"] == "control"
+columns = [events[name][own].tolist() for name in ("name", "value", "rank")]
+print("in the logs:", sorted(zip(*columns)))
+"""
+
+
+def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
+    """Figures of a tab that is opened now, and every button: its effect is in each rank's log."""
+    start(page, "steered", HOLD, ASKED, LOG)
+    page.wait_for_points(0)
+    page.page.locator(TAB.format("ranks")).click()
+    page.page.locator(".dw-figure[data-figure=lag] canvas").first.wait_for(timeout=30_000)
+    page.page.locator(TAB.format("controls")).click()
+    field = page.page.get_by_label("lr", exact=True)
+    field.fill("1e-4")
+    field.press("Enter")
+    wait_for_text(page, ".dw-table td", "0.0001")
+    page.page.get_by_role("button", name="Pause training").click()
+    began = time.monotonic()
+    wait_for_text(page, ".dw-pill", "paused", 10)
+    print(f"paused after {time.monotonic() - began:.2f} s")
+    step = page.page.locator(".dw-count").inner_text()
+    page.page.get_by_role("button", name="Take one step").click()
+    page.page.wait_for_function("(before) => document.querySelector('.dw-count').innerText !== before", arg=step)
+    page.page.get_by_role("button", name="Resume training").click()
+    wait_for_text(page, ".dw-pill", "running", 10)
+    page.page.get_by_role("button", name="Write a checkpoint now").click()
+    page.page.get_by_role("button", name="Stop training").click()
+    wait_for_text(page, ".dw-pill", "stopped")
+    names = "[('lr', 0.0001), ('pause', None), ('step', 1), ('resume', None), ('checkpoint', None), ('stop', None)]"
+    wait_for_text(page, ".jp-OutputArea-output", f"asked {names}")
+    wait_for_text(page, ".jp-OutputArea-output", "('lr', '0.0001', 0), ('lr', '0.0001', 1)")
+    assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
+
+
+def test_notebook_7(page: LabPage) -> None:
+    """The classic notebook's successor: live while a cell blocks, dark as it is, alive after a reload."""
+    cells = [start_source("seven"), HOLD]
+    path = page.lab.write_notebook("seven.ipynb", cells)
+    open_in_notebook(page, path)
+    for _ in cells:
+        page.page.keyboard.press("Shift+Enter")
+        time.sleep(0.3)
+    first = page.wait_for_points(0)
+    assert page.wait_for_points(first) > first
+    page.page.get_by_role("button", name="Stop training").click()
+    wait_for_text(page, ".dw-pill", "stopped")
+    assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
+
+
+def test_two_runs_and_the_machine(page: LabPage) -> None:
+    source = """
+import os
+from tests.fake_run import make_fake_run
+os.environ["WORKBENCH_HOME"] = os.getcwd() + "/kept"
+make_fake_run("kept/2026-01-01-120000-one", steps=60)
+make_fake_run("kept/2026-01-01-120001-two", steps=40, ranks=3)
+get_ipython().run_line_magic("load_ext", "workbench")
+"""
+    path = page.lab.write_notebook("watched.ipynb", [source, "%dist_watch one two", "%dist_watch"])
+    page.open(path)
+    page.run_all()
+    page.page.locator(".dw-meter").nth(1).wait_for(timeout=60_000)
+    wait_for_text(page, ".dw-machine .dw-note", "No ranks are up")
+    panel = page.page.locator(".dw:not(.dw-machine)").first
+    panel.locator(TAB.format("compare").removeprefix(".dw ")).click()
+    page.page.wait_for_function(
+        "() => document.querySelector('.dw-figure[data-figure=compare_loss]')?.dwPlot?.document"
+        ".get_model_by_name('run1').get_length() === 40",
+        timeout=30_000,
+    )
+
+
+def start_source(name: str) -> str:
+    from tests.browser.test_panel import START
+
+    return START.format(name=name, steps=2000)
+
+
+def open_in_notebook(page: LabPage, path: Path) -> None:
+    """Open with Notebook 7 (served beside JupyterLab) and wait for its kernel."""
+    page.page.goto(f"{page.lab.url}notebooks/{path.relative_to(page.lab.root)}?token={page.lab.token}")
+    page.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.page.locator(".jp-NotebookKernelStatus, .jp-Notebook").first.wait_for(timeout=60_000)
+    page.page.wait_for_function(
+        "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=60_000,
+    )
+    page.page.locator(".jp-CodeCell .jp-InputArea-prompt").first.click()
+    assert json.loads(path.read_text())["nbformat"] == 4

@@ -1,0 +1,132 @@
+"""The panel of the machine (``%dist_watch`` without a run): cores, memory, GPUs, and the ranks that are up."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+import anywidget
+import psutil
+import traitlets
+
+from widgets import bundle
+from widgets.busy import Busy
+from widgets.pace import Pace
+from widgets.panel import answer_in_the_senders_thread, publish_widget, when_closed
+from workbench.plots import theme
+from workbench.session import Session
+
+PERIOD_S = 1.0
+
+
+class MachineWidget(anywidget.AnyWidget):
+    """The front end's half."""
+
+    panel_id = traitlets.Unicode().tag(sync=True)
+
+    _esm = bundle.script("machine")
+    _css = bundle.style()
+
+
+class MachinePanel:
+    """``show()`` displays it and starts looking once a second; ``close()`` ends that."""
+
+    def __init__(self) -> None:
+        self.widget = MachineWidget(panel_id=uuid.uuid4().hex)
+        answer_in_the_senders_thread(self.widget.comm)
+        self.widget.on_msg(self._on_message)
+        self._pace = Pace()
+        self._busy = Busy()
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="panel-machine", daemon=True)
+
+    def show(self) -> None:
+        """Display the panel and start its thread."""
+        publish_widget(self.widget, f"Live panel of {socket.gethostname()}", uuid.uuid4().hex)
+        when_closed(self.widget, self.close)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and take the widget off all pages."""
+        self._closing.set()
+        self._wake.set()
+        self._busy.close()
+        self.widget.close()
+
+    def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if kind in ("hello", "ack", "look"):
+            views = content.get("views") or []
+            visible = any(view.get("visible") for view in views) if views else True
+            self._pace.heard(time.monotonic(), content.get("seq"), visible)
+            if kind == "hello":
+                self._wake.set()
+
+    def _loop(self) -> None:
+        psutil.cpu_percent(percpu=True)  # the first call only begins to measure
+        while not self._closing.is_set():
+            clock = time.monotonic()
+            busy = self._busy()
+            if self._pace.ready(clock) and self._pace.state(clock, busy) != "hidden":
+                seen = look()
+                self.widget.send({"kind": "machine", "seq": self._pace.sending(clock), **seen})
+                self._pace.spent(time.monotonic() - clock)
+            self._wake.wait(max(PERIOD_S, self._pace.period_s(clock, busy)))
+            self._wake.clear()
+
+
+def look() -> dict[str, Any]:
+    """The machine now, as JSON values: cores (percent each), load, memory and swap (bytes), gpus, ranks, warnings."""
+    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    session = Session.current()
+    ranks = [] if session is None else [dataclasses.asdict(status) for status in session.status()]
+    return {
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "cores": psutil.cpu_percent(percpu=True),
+        "load": list(os.getloadavg()),
+        "memory": {"used": memory.total - memory.available, "total": memory.total},
+        "swap": {"used": swap.used, "total": swap.total},
+        "gpus": gpus(),
+        "ranks": ranks,
+        "run": None if session is None else session.busy,
+        "warnings": [] if session is None else list(session.warnings),
+        "theme": {"ranks": theme.RANK_COLOURS},
+    }
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Each GPU by NVML: name, busy (percent), memory and total (bytes), temperature (C), power (W)."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:  # no driver, or it went away
+        return []
+
+
+def _gpu(nvml: Any, index: int) -> dict[str, Any]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    name = nvml.nvmlDeviceGetName(handle)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    found: dict[str, Any] = {"name": name if isinstance(name, str) else name.decode(), "used": int(memory.used)}
+    found["total"] = int(memory.total)
+    for key, ask in (
+        ("busy", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        ("temperature", lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        ("power", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+    ):
+        try:
+            found[key] = ask()
+        except nvml.NVMLError:  # not every device tells everything
+            found[key] = None
+    return found
