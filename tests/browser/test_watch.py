@@ -21,7 +21,7 @@ store = Store(run.path)
 store.refresh()
 events = store.table("events")
 own = events["kind"] == "control"
-print("in the logs:", sorted(zip(events["name"][own].tolist(), events["value"][own].tolist(), events["rank"][own].tolist())))
+print("in the logs:", sorted(zip(*(events[key][own].tolist() for key in ("name", "value", "rank")))))
 """
 
 
