@@ -22,6 +22,7 @@ class Busy:
         return self._now
 
     def close(self) -> None:
+        """No longer look at the cells."""
         events, self._events = self._events, None
         if events is not None:
             events.unregister("pre_run_cell", self._begin)

@@ -49,6 +49,7 @@ class Console:
         return news[-MOST_NEW:]
 
     def all(self) -> list[dict[str, Any]]:
+        """Everything that is kept, for a page that comes anew."""
         return self._folded.all()[-MOST_NEW:]
 
     def _lines_of(self, rank: int, file: Path, size: int) -> list[str]:

@@ -62,9 +62,11 @@ class Folded:
             self._changed.pop(old, None)
 
     def news(self) -> list[dict[str, Any]]:
+        """What changed since the last call."""
         changed, self._changed = self._changed, {}
         return [dict(self._entries[place]) for place in changed if place in self._entries]
 
     def all(self) -> list[dict[str, Any]]:
+        """Everything that is kept."""
         self._changed = {}
         return [dict(entry) for entry in self._entries.values()]

@@ -76,9 +76,11 @@ class Happenings:
                 self._marks_changed = True
 
     def news(self) -> list[dict[str, Any]]:
+        """What came since the last call."""
         return self._folded.news()
 
     def all(self) -> list[dict[str, Any]]:
+        """Everything that is kept."""
         return self._folded.all()
 
     def marks(self, *, anew: bool = False) -> list[dict[str, Any]] | None:

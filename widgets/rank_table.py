@@ -48,6 +48,7 @@ class RankTable:
             self.step[rank] = max(self.step[rank], step)
 
     def state_of(self, rank: int) -> str:
+        """The state of one rank."""
         return STATES[self.state[rank]]
 
     @property

@@ -157,6 +157,7 @@ class Spine:
     TITLE = TAB = AXIS = ""
 
     def columns(self, store: Store, cursor: Any) -> tuple[Columns, Any]:
+        """Marks since the cursor."""
         steps, tokens, begin = cursor or (None, 0.0, None)
         metrics, steps = rows.metrics_since(store, steps)
         if begin is None and metrics["step"].size:
@@ -175,4 +176,5 @@ class Spine:
         return (rows.thin(out) if cursor is None else out), (steps, tokens, begin)
 
     def figure(self, source: Any) -> Any:
+        """Draws nothing: other figures show the marks."""
         raise NotImplementedError("the spine is no figure")

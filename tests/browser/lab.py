@@ -73,7 +73,8 @@ def running_lab(directory: Path, *, theme: str = "JupyterLab Light") -> Iterator
         "PYTHONPATH": str(REPOSITORY),
     }
     options = [f"--ServerApp.token={token}", f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1"]
-    options += ["--ServerApp.port=0", "--ServerApp.allow_root=True", "--LabApp.expose_app_in_browser=True"]
+    options += ["--ServerApp.port=0", "--ServerApp.allow_root=True"]
+    options += [f"--{name}.expose_app_in_browser=True" for name in ("LabApp", "JupyterNotebookApp")]
     with (directory / "lab.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", *options],

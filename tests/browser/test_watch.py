@@ -21,8 +21,7 @@ store = Store(run.path)
 store.refresh()
 events = store.table("events")
 own = events["kind"] == "control"
-columns = [events[name][own].tolist() for name in ("name", "value", "rank")]
-print("in the logs:", sorted(zip(*columns)))
+print("in the logs:", sorted(zip(*(events[key][own].tolist() for key in ("name", "value", "rank")))))
 """
 
 

@@ -45,10 +45,11 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
 def replica_cosines(raw: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the ``gradients`` table -> steps, and a table (replica, step) of cosines; NaN where they are unknown.
 
-    cos = sum(dot) / (|local| |reduced|), over all layers. Where an element is held by several ranks of a replica each
-    of the three sums counts it as often, so the factor falls out.
+    cos = sum(dot) / (|local| |reduced|), over all layers, each element once: of parts that are the same on all
+    tensor-parallel ranks the first rank's are taken.
     """
     local = (raw["scope"] == "local") & ~np.isnan(raw["dot"]) & (raw["rank"] < mesh.world_size)
+    local &= (_shard(raw, mesh) >= 0) | (raw["rank"] % mesh.tp == 0)
     reduced = raw["scope"] == "reduced"
     steps = np.unique(raw["step"][local])
     if not steps.size or mesh.dp < 2:
@@ -67,8 +68,12 @@ def replica_cosines(raw: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 def _keys(raw: Columns, mesh: Mesh) -> list[tuple[int, str, int]]:
     """(step, layer, shard): rows of one key are over the same elements."""
-    shard = np.where(np.char.find(raw["sharded"].astype(str), "tp") >= 0, raw["rank"] % mesh.tp, -1)
-    return list(zip(raw["step"].tolist(), raw["layer"].tolist(), shard.tolist(), strict=True))
+    return list(zip(raw["step"].tolist(), raw["layer"].tolist(), _shard(raw, mesh).tolist(), strict=True))
+
+
+def _shard(raw: Columns, mesh: Mesh) -> np.ndarray:
+    """Which tensor-parallel shard each row is of; -1: of elements that all of them hold."""
+    return np.where(np.char.find(raw["sharded"].astype(str), "tp") >= 0, raw["rank"] % mesh.tp, -1)
 
 
 def _reduced_parts(raw: Columns, mesh: Mesh) -> dict[tuple[int, str, int], float]:

@@ -93,7 +93,7 @@ def test_who_holds_what(tmp_path: Path) -> None:
 def test_what_limited_it_is_the_verdict(tmp_path: Path) -> None:
     run = with_phases(make_fake_run(tmp_path / "run", steps=20), {"forward": 60, "communication": 60})
     found = facts.read(run)
-    assert words.limits(found) == Run(run).verdict().sentence and "50 %" in words.limits(found)
+    assert words.limits(found) == Run(run).verdict().sentence and "50%" in words.limits(found)
     assert words.limits(found) in page_of(render(run)).find(id="summary").get_text()
 
 

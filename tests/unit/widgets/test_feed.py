@@ -124,7 +124,7 @@ def test_facts_of_a_finished_run(tmp_path: Path) -> None:
     assert facts["validation"]["step"] == 200
     assert facts["eta"] is None
     assert facts["states"] == {"finished": 2}
-    assert facts["verdict"].startswith("Of the step, 6")
+    assert facts["verdict"].startswith("Compute-bound: 7")
     assert facts["straggler"] == 1
 
 

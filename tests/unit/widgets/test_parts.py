@@ -194,7 +194,7 @@ def test_the_straggler_is_named(tmp_path: Path) -> None:
     facts.update()
     now = facts.now(status="finished", can_control=False, clock=0.0)
     assert now["straggler"] == straggler(8)
-    assert f"Rank {straggler(8)} is the slowest" in now["verdict"]
+    assert f"rank {straggler(8)}, for which the others wait" in now["verdict"]
 
 
 def test_mfu_is_the_models_operations_over_what_the_devices_can_do(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_phases_sum_up_to_a_sentence(tmp_path: Path) -> None:
     store = opened(tmp_path)
     found = Judge(store).judge(None)
     assert found.sentence == verdict(store.table("phases"), store.mesh).sentence
-    assert "70 %" in found.sentence and found.straggler is None and found.mfu is None
+    assert "70%" in found.sentence and found.straggler is None and found.mfu is None
 
 
 def test_rank_table_keeps_the_newest_and_the_worst() -> None:

@@ -1,0 +1,260 @@
+"""What figures compute, against closed forms and plain NumPy."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fake_run import fake_spec, make_fake_run, write_spec
+from workbench.plots import (
+    bandwidth,
+    busy,
+    cosine,
+    exposed,
+    grad_norm,
+    histogram,
+    lag,
+    noise,
+    phase_bars,
+    rows,
+    theme,
+    timeline,
+    traffic,
+    update_ratio,
+)
+from workbench.rank_log import RankLogWriter
+from workbench.records import CollectiveRecord, GradientStats, HistogramStats, PhaseRecord, StepRecord, WeightStats
+from workbench.telemetry.store import Store
+
+
+def opened(path: Path) -> Store:
+    store = Store(path)
+    store.refresh()
+    return store
+
+
+def stats(
+    rank: int, layer: str, scope: str, vector: np.ndarray, reduced: np.ndarray, *, sharded: str = ""
+) -> GradientStats:
+    return GradientStats(
+        step=1,
+        rank=rank,
+        layer=layer,
+        scope=scope,
+        sharded=sharded,
+        numel=vector.size,
+        sum=float(vector.sum()),
+        sum_sq=float(vector @ vector),
+        max_abs=float(np.abs(vector).max()),
+        zero_count=0,
+        nonfinite_count=0,
+        dot=float(vector @ reduced) if scope == "local" else math.nan,
+        dot_kind="exact",
+    )
+
+
+def step(number: int, rank: int, *, ms: float = 100.0) -> StepRecord:
+    return StepRecord(
+        time=float(number),
+        step=number,
+        rank=rank,
+        loss=1.0,
+        lr=0.1,
+        grad_sq=4.0,
+        tokens=8,
+        step_time_ms=ms,
+        data_wait_ms=0.1,
+        clip=1.5,
+    )
+
+
+def finish(writer: RankLogWriter) -> None:
+    writer.event("state", "finished", step=9)
+
+
+@pytest.mark.parametrize(("tp", "dp"), [(1, 2), (2, 2), (1, 4)])
+def test_cosine_is_that_of_the_whole_vectors(tmp_path: Path, tp: int, dp: int) -> None:
+    """Layers sharded over tp, one replicated; each replica's whole gradient against the mean."""
+    random = np.random.default_rng(3)
+    plugin = "hybrid" if tp > 1 else "ddp"
+    write_spec(tmp_path, fake_spec(ranks=dp * tp, plugin=plugin, **({"tp": tp} if tp > 1 else {})))
+    split = random.normal(size=(dp, tp * 6))
+    whole = random.normal(size=(dp, 5))
+    for rank in range(dp * tp):
+        replica, shard = divmod(rank, tp)
+        part = slice(shard * 6, shard * 6 + 6)
+        with RankLogWriter(tmp_path, rank) as writer:
+            for name, own, mean, sharded in (
+                ("split", split[replica, part], split.mean(0)[part], "tp" if tp > 1 else ""),
+                ("norm", whole[replica], whole.mean(0), ""),
+            ):
+                writer.append(stats(rank, name, "local", own, mean, sharded=sharded))
+                writer.append(stats(rank, name, "reduced", mean, mean, sharded=sharded))
+            finish(writer)
+    columns, _ = cosine.columns(opened(tmp_path), None)
+    full = np.concatenate([split, whole], axis=1)
+    mean = full.mean(0)
+    for replica in range(dp):
+        expected = full[replica] @ mean / np.linalg.norm(full[replica]) / np.linalg.norm(mean)
+        assert columns[f"cosine_{replica * tp}"][0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_noise_scale_of_a_known_distribution(tmp_path: Path) -> None:
+    """|G|^2 and tr(Sigma) are recovered from exact expectations of the two squared norms."""
+    ranks, batch, true_sq, trace = 4, 32, 9.0, 160.0
+    write_spec(tmp_path, fake_spec(ranks=ranks))
+    assert fake_spec(ranks=ranks).batch_size == batch
+    small_sq, big_sq = true_sq + trace / (batch / ranks), true_sq + trace / batch
+    for rank in range(ranks):
+        with RankLogWriter(tmp_path, rank) as writer:
+            for scope, value in (("local", small_sq), ("reduced", big_sq)):
+                vector = np.array([math.sqrt(value)])
+                writer.append(stats(rank, "a", scope, vector, vector))
+            finish(writer)
+    columns, _ = noise.columns(opened(tmp_path), None)
+    assert columns["noise"][0] == pytest.approx(trace / true_sq)
+    assert columns["batch"][0] == batch
+
+
+def test_bandwidth_traffic_and_exposed_share(tmp_path: Path) -> None:
+    """nccl-tests: bus bandwidth of an all-reduce over n ranks is 2 (n - 1) / n times bytes over time."""
+    write_spec(tmp_path, fake_spec(ranks=2))
+    for rank in range(2):
+        with RankLogWriter(tmp_path, rank) as writer:
+            writer.append(step(1, rank, ms=100.0 + rank))
+            for kind, size, count in (("all_reduce", 4, 1_000_000), ("all_gather", 4, 400_000), ("odd", 4, 1000)):
+                writer.append(
+                    CollectiveRecord(
+                        step=1,
+                        rank=rank,
+                        kind=kind,
+                        group="dp",
+                        group_size=size,
+                        bytes=count,
+                        start_ms=0.0,
+                        duration_ms=10.0,
+                        exposed_ms=5.0 * rank,
+                    )
+                )
+            finish(writer)
+    store = opened(tmp_path)
+    rates, _ = bandwidth.columns(store, None)
+    assert rates["all_reduce"][0] == pytest.approx(2 * 3 / 4 * 1e6 / 10e-3 / 1e9)
+    assert rates["all_gather"][0] == pytest.approx(3 / 4 * 4e5 / 10e-3 / 1e9)
+    assert rates["other"][0] == pytest.approx(1000 / 10e-3 / 1e9)
+    sent, _ = traffic.columns(store, None)
+    assert {name: values[0] for name, values in sent.items()} == {
+        "step": 1, "all_reduce": 1_000_000, "all_gather": 400_000, "other": 1000
+    }  # fmt: skip
+    share, _ = exposed.columns(store, None)
+    assert (share["lowest"][0], share["highest"][0]) == (0, pytest.approx(100 * 15 / 101))
+    assert share["hidden"][0] == pytest.approx(75)
+
+
+def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=3))
+    work = {0: 20.0, 1: 20.0, 2: 26.0}
+    for rank in range(3):
+        with RankLogWriter(tmp_path, rank) as writer:
+            for number in (1, 2):
+                writer.append(step(number, rank))
+                for phase, start, length in (("forward", 0.0, work[rank]), ("communication", work[rank], 10.0)):
+                    writer.append(
+                        PhaseRecord(
+                            step=number, rank=rank, phase=phase, micro_batch=-1, start_ms=start, duration_ms=length
+                        )
+                    )
+            finish(writer)
+    store = opened(tmp_path)
+    cells, _ = lag.columns(store, None)
+    assert dict(zip(cells["label"], cells["colour"], strict=True)) == pytest.approx({"0": 0.0, "1": 0.0, "2": 30.0})
+    bars, _ = phase_bars.columns(store, None)
+    assert bars["right"].tolist() == [20, 30, 20, 30, 26, 36]
+    assert bars["slow"][~np.isnan(bars["slow"])] == pytest.approx([30.0])
+    drawn, _ = timeline.columns(store, None)
+    second = drawn["step"] == 2
+    assert drawn["start"][second].min() == 36  # the second step begins when the slowest rank has ended the first
+    assert set(drawn["colour"]) == {theme.PHASES["forward"], theme.PHASES["communication"]}
+
+
+def test_update_ratio_and_histogram_shares(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=2))
+    for rank in range(2):
+        with RankLogWriter(tmp_path, rank) as writer:
+            writer.append(
+                WeightStats(
+                    step=20,
+                    rank=rank,
+                    layer="a",
+                    sharded="dp",
+                    numel=4,
+                    weight_sq=4.0 + rank,
+                    update_sq=9e-6,
+                    moment1_sq=0.0,
+                    moment2_sq=0.0,
+                )
+            )
+            for layer, counts in (("a", [1, 0, 3]), ("b", [7])):
+                writer.append(
+                    HistogramStats(
+                        step=20,
+                        rank=rank,
+                        layer=layer,
+                        scope="reduced",
+                        sharded="",
+                        first_exponent=-8,
+                        counts=counts,
+                        zero_count=2,
+                        nonfinite_count=0,
+                        underflow_count=0,
+                    )
+                )
+            finish(writer)
+    store = opened(tmp_path)
+    ratio, _ = update_ratio.columns(store, None)
+    assert ratio["colour"][0] == pytest.approx(math.sqrt(18e-6 / 9.0))
+    first, _ = histogram.columns(store, None)
+    assert dict(zip(first["exponent"], first["share"], strict=True)) == {-8: 0.25, -6: 0.75}
+    other, _ = histogram.columns(store, None, "b")
+    assert (list(other["exponent"]), list(other["layer"])) == ([-8], ["b"])
+
+
+def test_a_clip_of_zero_is_none_and_spikes_are_marked(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    with RankLogWriter(tmp_path, 0) as writer:
+        writer.event("spike", "grad_norm", 9.0, step=2)
+        for number in (1, 2):
+            writer.append(step(number, 0))
+    columns, _ = grad_norm.columns(opened(tmp_path), None)
+    assert columns["norm"].tolist() == [2, 2]
+    assert columns["clip"].tolist() == [1.5, 1.5]
+    assert np.isnan(columns["spike"]).tolist() == [True, False]
+
+
+def test_ranks_beyond_the_rows_of_a_heat_map_share_them(tmp_path: Path) -> None:
+    store = opened(make_fake_run(tmp_path / "run", ranks=300, steps=6, grad_every=0, layers=1, detail_every=2))
+    columns, _ = busy.columns(store, None)
+    assert set(columns["label"]) == {f"{first}-{min(300, first + 3) - 1}" for first in range(0, 300, 3)}
+    own, _ = timeline.columns(store, None, 150)
+    assert 150 in own["rank"] and len(set(own["rank"])) <= timeline.MOST_RANKS
+    assert len(own["rank"]) <= 1.2 * timeline.MOST_BARS
+
+
+def test_thinned_cells_leave_no_gap() -> None:
+    steps = np.repeat(np.arange(1000.0), 40)
+    cells = {"step": steps, "until": steps + 1, "row": np.tile(np.arange(40.0), 1000)}
+    few = rows.thin_cells(cells, budget=4000)
+    assert few["step"].size <= 4000
+    assert few["step"].max() == 999
+    own = few["row"] == 0
+    np.testing.assert_array_equal(few["until"][own][:-1], few["step"][own][1:])
+
+
+def test_a_straggler_in_one_stage_is_not_lost_among_the_others(tmp_path: Path) -> None:
+    """Stages have different work by design: a rank is compared with its own stage."""
+    store = opened(make_fake_run(tmp_path / "run", ranks=4, plugin="hybrid", pp=2, micro_batches=2, steps=4))
+    table = np.array([[10.0], [30.0], [10.0], [36.0]])
+    np.testing.assert_allclose(lag.against_median(table, store)[:, 0], [0, -1 / 11, 0, 1 / 11], atol=1e-12)

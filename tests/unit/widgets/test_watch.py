@@ -1,0 +1,78 @@
+"""``widgets.watch`` and its magic: a run, two runs, the machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+import widgets
+from magics.watch import WatchMagics
+from tests.fake_run import make_fake_run
+from widgets import machine
+from widgets.machine import MachinePanel
+from widgets.panel import Panel
+from workbench.errors import RunDirectoryError
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda *_, **__: None)
+    make_fake_run(tmp_path / "2026-01-01-120000-one", steps=10)
+    make_fake_run(tmp_path / "2026-01-01-120001-two", steps=10, ranks=3)
+    return tmp_path
+
+
+def test_runs_are_found_by_name(home: Path) -> None:
+    panel = widgets.watch("one", home / "2026-01-01-120001-two")
+    assert isinstance(panel, Panel)
+    assert [feed._names for feed in panel.feeds] == [["2026-01-01-120000-one", "2026-01-01-120001-two"]] * 2
+    panel.close()
+    with pytest.raises(RunDirectoryError, match="no run 'three'"):
+        widgets.watch("three")
+
+
+def test_the_machine_is_looked_at_once_a_second_until_it_is_closed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
+    panel = widgets.watch()
+    assert isinstance(panel, MachinePanel)
+    told: list[dict[str, Any]] = []
+    came = threading.Event()
+
+    def send(content: dict[str, Any], buffers: Any = None) -> None:
+        told.append(content)
+        came.set()
+
+    monkeypatch.setattr(panel.widget, "send", send)
+    panel._on_message(panel.widget, {"kind": "hello"}, [])
+    assert came.wait(10)
+    panel.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert not set(threading.enumerate()) - before
+    assert told[0]["kind"] == "machine"
+
+
+def test_what_is_seen_of_the_machine() -> None:
+    seen = machine.look()
+    json.dumps(seen, allow_nan=False)
+    assert len(seen["cores"]) == psutil.cpu_count()
+    assert seen["memory"]["total"] == psutil.virtual_memory().total
+    assert 0 < seen["memory"]["used"] < seen["memory"]["total"]
+
+
+def test_without_a_notebook_the_magic_prints(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.register_magics(WatchMagics)
+    shell.run_line_magic("dist_watch", "one two")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" at ")[0] for line in lines] == ["<Run 'fake' finished", "<Run 'fake' finished"]
+    shell.run_line_magic("dist_watch", "")
+    assert f"{psutil.cpu_count()} cores" in capsys.readouterr().out
