@@ -47,7 +47,7 @@ def test_a_row_says_what_the_run_itself_says(home: Path) -> None:
     metrics = run.metrics()
     assert (first.recipe, first.ranks, first.steps, first.steps_planned) == ("stdlib-llama", 2, 100, 100)
     assert first.best_loss == metrics["loss"].min() and first.tps == np.median(metrics["tps"][1:])
-    validation = run.events().query("kind == 'validation'")["value"]
+    validation = run.events().query("kind == 'validation' and name == 'loss'")["value"]
     assert first.best_validation == validation.min()
     assert first.state == run.status == "finished" and first.plan == run.plan.describe()
     assert first.when == run.events()["time"].min() and first.problem == ""

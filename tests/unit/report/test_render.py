@@ -1,7 +1,6 @@
 """The HTML file: what is in it, that nothing in it asks the network, and that hostile text stays text."""
 
 import json
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,11 +60,8 @@ def run(tmp_path: Path) -> Path:
     return make_fake_run(tmp_path / "run", ranks=2, steps=200)
 
 
-def test_size_and_time_of_a_small_run(run: Path) -> None:
-    render(run)
-    begin = time.perf_counter()
+def test_size_of_a_small_run(run: Path) -> None:
     written = render(run)
-    assert time.perf_counter() - begin < 3
     assert written == run / "report.html" and written.stat().st_size < 3e6
 
 
