@@ -75,7 +75,7 @@ def make_fake_run(
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec = fake_spec(ranks=ranks, steps=steps, plugin=plugin, grad_every=grad_every, **plan)
     write_spec(path, spec)
-    detail_every = detail_every or max(1, ranks // 8)
+    detail_every = detail_every or max(1, min(ranks // 8, steps // 12))
     done = steps if state == "finished" else max(1, steps * 6 // 10)
     start = time.time() - done * STEP_S
     for number in range(ranks):

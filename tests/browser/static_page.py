@@ -53,6 +53,7 @@ class StaticPanel:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.messages: list[tuple[dict[str, Any], int]] = []
+        self.drawn = 0  # the last message that the page has drawn
         self._out: queue.Queue[tuple[dict[str, Any], list[bytes]]] = queue.Queue()
         self._on_control = on_control
         names = [path.name for path in paths]
@@ -85,6 +86,7 @@ class StaticPanel:
             for number, feed in enumerate(self.feeds):
                 feed.hello(content["have"] if number == 0 else "3")
         elif kind in ("ack", "look"):
+            self.drawn = max(self.drawn, content.get("seq", 0))
             for number, feed in enumerate(self.feeds):
                 feed.look(content["views"], content.get("seq") if number == place else None)
         elif kind == "choose":

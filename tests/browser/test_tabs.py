@@ -66,6 +66,8 @@ def test_every_tab_draws_its_figures_and_asks_for_nothing(bare: Any, runs: dict[
         assert not any(empty), empty
         assert bare.evaluate("document.documentElement.scrollWidth") <= 1000
     assert bare.locator(".dw").get_attribute("data-mode") == ("dark" if name == "many" else "light")
+    bare.evaluate("() => document.body.classList.add('vscode-dark')")  # the front end changes its theme
+    panel.pump("() => document.querySelector('.dw').dataset.mode === 'dark'", 5)
     assert panel.errors == []
     assert [url for url in panel.requests if not url.startswith(("about:", "blob:", "data:"))] == []
     panel.close()

@@ -3,6 +3,7 @@ import { fixed, gib, known, make, say, whole } from "./text.js";
 
 const STATES = ["finished", "starting", "running", "paused", "stopped", "failed", "died"];
 const MOST_TILES = 32;
+const CROWD = 256;
 
 export class Ranks {
   constructor(figures, choose) {
@@ -60,6 +61,7 @@ export class Ranks {
     const small = size > MOST_TILES;
     this.grid.replaceChildren();
     this.grid.classList.toggle("dw-many", small);
+    this.grid.classList.toggle("dw-crowd", size > CROWD);
     this.tiles = Array.from({ length: size }, (_, rank) => {
       const node = make("div", small ? "dw-square" : "dw-rank", this.grid, { role: "option", "aria-selected": "false" });
       node.style.setProperty("--dw-rank", theme.ranks[rank % theme.ranks.length]);

@@ -227,9 +227,11 @@ export class View {
   }
 
   listLayers() {
-    const names = [...new Set(this.run.rows.gradients?.layer ?? [])];
+    const { layer = [], row = [] } = this.run.rows.gradients ?? {};
+    const places = new Map(layer.map((name, place) => [name, row[place]]));
+    const names = [...places.keys()].sort((a, b) => places.get(a) - places.get(b)); // as in the model
     if (names.length === this.layer.length) return;
-    const before = this.layer.value;
+    const before = this.layer.value || this.run.rows.histogram?.layer?.[0];
     this.layer.replaceChildren();
     for (const name of names) say(make("option", "", this.layer, { value: name }), name || "(root)");
     if (before) this.layer.value = before;

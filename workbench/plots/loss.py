@@ -74,7 +74,7 @@ def figure(source: ColumnDataSource) -> Figure:
     from bokeh.models import HoverTool
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="loss", marks="step")
-    each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.45, line_width=1)
+    each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.55, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
     held = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
     points = drawn.scatter("at", "measured", source=source, color=theme.VALIDATION, size=8, line_color=None)

@@ -42,7 +42,7 @@ def figure(source: ColumnDataSource) -> Figure:
         marks="step",
     )
     drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-    each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.45, line_width=1)
+    each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.55, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.THROUGHPUT, line_width=2)
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [
