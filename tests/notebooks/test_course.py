@@ -1,4 +1,4 @@
-"""The course notebooks on gradients and on steering, executed with few steps: each fault is found, each command obeyed."""
+"""The course notebooks on gradients and on steering, with few steps: faults are found, commands are obeyed."""
 
 from __future__ import annotations
 
