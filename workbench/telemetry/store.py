@@ -83,7 +83,8 @@ class Store:
         if self._run.changed():
             known = {log.path for log in self._logs}
             for entry in sorted(os.scandir(self.run), key=lambda entry: entry.name):
-                if (entry.name.startswith("rank-") or entry.name == SESSION_DIR) and entry.path not in known:
+                is_log = entry.name.startswith("rank-") or entry.name == SESSION_DIR
+                if is_log and entry.path not in known and entry.is_dir():
                     self._logs.append(_Directory(entry.path))
             self._logs.sort(key=lambda log: log.path)
         for log in self._logs:

@@ -104,6 +104,12 @@ def test_ranks_and_tables_that_appear_later_are_found(tmp_path: Path) -> None:
     assert store.table("steps")["rank"].tolist() == [1, 0]
 
 
+def test_a_file_in_the_place_of_a_log_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, 0, "steps", [step(1)])
+    (tmp_path / "rank-00001").write_text("in the way")
+    assert opened(tmp_path).rows("steps") == 1
+
+
 def old_schema(table: str, without: set[str]) -> pa.Schema:
     kept = [field for field in schema(table) if field.name not in without]
     return pa.schema(kept, metadata={"schema_version": "1", "table": table})
