@@ -29,8 +29,9 @@ _TELL_CHANGE = 0.25
 _TELL_COST_EVERY = 25
 #: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
 _ROOM = 0.25
-#: what the thread of the log spends on a table in each of its rounds, and on a record; measured
-_ROUND_S, _ROUND_MS, _RECORD_MS = 0.25, 0.35, 0.004
+#: what the thread of the log spends on a table in each of its rounds, and on a record; measured beside a training,
+#: whose work leaves nothing in the caches
+_ROUND_S, _ROUND_MS, _RECORD_MS = 0.25, 0.8, 0.01
 _OF_A_STEP = ("data", "forward_backward", "optimizer")
 
 
