@@ -36,7 +36,7 @@ def _phases(facts: RunFacts, step_ms: float) -> str:
     rows = facts.store.table("phases")
     if not rows["step"].size:
         return ""
-    pairs = np.unique(np.column_stack([rows["step"], rows["rank"]]), axis=0)
+    pairs = np.unique(rows["step"] * (1 + int(rows["rank"].max())) + rows["rank"]).size  # steps of ranks
     texts = []
     for phase, words in (
         ("communication", "compute waited for communication"),
@@ -44,7 +44,7 @@ def _phases(facts: RunFacts, step_ms: float) -> str:
         ("optimizer", "the optimizer took"),
     ):
         total = float(rows["duration_ms"][rows["phase"] == phase].sum())
-        share = total / max(1e-9, len(pairs) * step_ms)
+        share = total / max(1e-9, pairs * step_ms)
         if share >= _PHASE:
             texts.append(f"{words} {share:.0%} of the step time")
     return "; ".join(texts)
