@@ -64,10 +64,8 @@ def main() -> None:
         took = statistics.median(seconds)
         print(describe_machine())
         print(f"{arguments.steps:,} steps x {arguments.ranks} ranks, {log_mb:.0f} MB of logs, {len(plots())} figures")
-        print(
-            f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S}), "
-            f"{statistics.median(busy):.2f} s of a core"
-        )
+        print(f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S})")
+        print(f"  {statistics.median(busy):.2f} s of a core: what it takes where nothing else runs")
         print(f"  of which reading the logs {reading:.2f} s, columns and still pictures {drawing:.2f} s")
         print(f"  not compressed it would be {whole:.2f} MB: ratio {size / whole:.2f}")
         print(f"light: {light.stat().st_size / 1e6:.2f} MB, {statistics.median(light_seconds):.2f} s")
