@@ -56,12 +56,15 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
         ) from error
     try:
         document = {**spec.to_toml(), "versions": versions(), "machine": machine()}
-        (path / SPEC_FILE).write_text(tomli_w.dumps(document), encoding="utf-8")
         if cell is not None:
             (path / CELL_FILE).write_text(cell, encoding="utf-8")
         environment.record(path)
         (path / CONTROL_FILE).touch(mode=0o600)
         (path / OWNER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
+        # last, and whole at once: a directory with a spec is a run, and is looked at by others from then on
+        beside = path / f".{SPEC_FILE}"
+        beside.write_text(tomli_w.dumps(document), encoding="utf-8")
+        beside.replace(path / SPEC_FILE)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise RunDirectoryError(f"cannot write the run directory {path}: {error.strerror}") from error
