@@ -1,7 +1,7 @@
 """What the live panel costs: the kernel's share of a core, bytes to the browser, and the browser's heap over an hour.
 
 Cost: 64 ranks take two steps a second (another process pretends to), every tab is fed, a page acknowledges at once.
-Soak: 7,200 updates of 8 ranks, an hour at 2 Hz, drawn in chromium as fast as it draws (every tenth; rows of all of
+Soak: 7,200 updates of 4 ranks, an hour at 2 Hz, drawn in chromium as fast as it draws (every tenth; rows of all of
 them are appended), the tab changed now and then; the heap is read after a garbage collection.
 
     python tests/benchmarks/panel.py [--ranks 64] [--seconds 60] [--updates 7200]
@@ -78,7 +78,7 @@ def _measure(run: Path, seconds: float) -> tuple[float, float, float]:
     return spent / took, sum(sent) / took, len(sent) / took
 
 
-def soak(updates: int, ranks: int = 8) -> None:
+def soak(updates: int, ranks: int = 4) -> None:
     """Print the heap of the page over so many updates."""
     from playwright.sync_api import sync_playwright
 

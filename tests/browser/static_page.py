@@ -103,22 +103,28 @@ class StaticPanel:
         """Deliver messages until a condition holds (JavaScript in the page, or Python here)."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            try:
-                content, buffers = self._out.get(timeout=0.02)
-                self.messages.append((content, len(json.dumps(content)) + sum(map(len, buffers))))
-                encoded = [base64.b64encode(data).decode() for data in buffers]
-                self.page.evaluate("([content, buffers]) => window.fromKernel(content, buffers)", [content, encoded])
-            except queue.Empty:
+            if not self._deliver():
                 self.page.wait_for_timeout(20)
             if self.page.evaluate(until) if isinstance(until, str) else until():
                 return
         assert not fails, f"it did not happen within {timeout_s} s: {until}; errors: {self.errors}"
 
+    def _deliver(self) -> bool:
+        """Hand over what is waiting, all at once; False when nothing is."""
+        batch = []
+        while not self._out.empty():
+            content, buffers = self._out.get()
+            self.messages.append((content, len(json.dumps(content)) + sum(map(len, buffers))))
+            batch.append([content, [base64.b64encode(data).decode() for data in buffers]])
+        if batch:
+            self.page.evaluate("(batch) => batch.forEach(([content, buffers]) => fromKernel(content, buffers))", batch)
+        return bool(batch)
+
     def open(self, tab: str) -> None:
         """Choose a tab and wait until its figures are drawn."""
         self.page.locator(f".dw [role=tab][id$='-{tab}']").click()
         self.pump(f"() => {_drawn(tab)}", timeout_s=60)
-        self.pump(timeout_s=0.7, fails=False)
+        self.pump(timeout_s=0.4, fails=False)
 
     def close(self) -> None:
         for feed in self.feeds:

@@ -22,9 +22,9 @@ from workbench.telemetry.store import Columns, Store
 if TYPE_CHECKING:
     import pandas as pd
 
-BUDGET = 3000
+BUDGET = 2000
 #: cells of a heat map that a browser redraws twice a second without effort
-CELLS = 12_000
+CELLS = 6_000
 #: rows of a heat map over ranks; more ranks share rows
 MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate

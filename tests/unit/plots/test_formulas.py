@@ -235,11 +235,11 @@ def test_a_clip_of_zero_is_none_and_spikes_are_marked(tmp_path: Path) -> None:
 
 
 def test_ranks_beyond_the_rows_of_a_heat_map_share_them(tmp_path: Path) -> None:
-    store = opened(make_fake_run(tmp_path / "run", ranks=300, steps=6, grad_every=0, layers=1, detail_every=2))
+    store = opened(make_fake_run(tmp_path / "run", ranks=140, steps=6, grad_every=0, layers=1, detail_every=2))
     columns, _ = busy.columns(store, None)
-    assert set(columns["label"]) == {f"{first}-{min(300, first + 3) - 1}" for first in range(0, 300, 3)}
-    own, _ = timeline.columns(store, None, 150)
-    assert 150 in own["rank"] and len(set(own["rank"])) <= timeline.MOST_RANKS
+    assert set(columns["label"]) == {f"{first}-{first + 1}" for first in range(0, 140, 2)}
+    own, _ = timeline.columns(store, None, 75)
+    assert 75 in own["rank"] and len(set(own["rank"])) <= timeline.MOST_RANKS
     assert len(own["rank"]) <= 1.2 * timeline.MOST_BARS
 
 

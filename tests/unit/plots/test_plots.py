@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bokeh.models import ColumnDataSource
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
 from workbench.plots import ALL, gradients, loss, plots, rows, theme, throughput, utilisation
-from workbench.plots.base import Plot
+from workbench.plots.base import TABS, Plot
 from workbench.plots.picture import picture
 from workbench.rank_log import RankLogWriter
 from workbench.records import GradientStats, StepRecord
@@ -51,19 +52,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_fake_run(tmp_path_factory.mktemp("runs") / "run")
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "no rows": {},
+    "two ranks": {"ranks": 2},
+    "twelve ranks": {"ranks": 12},
+    "pipeline": {"ranks": 4, "plugin": "hybrid", "tp": 2, "pp": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def of_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    paths = {kind: tmp_path_factory.mktemp(kind.replace(" ", "-")) for kind in KINDS}
+    for kind, options in KINDS.items():
+        if options:
+            make_fake_run(paths[kind], steps=60, **options)
+        else:
+            write_spec(paths[kind], fake_spec())
+    return paths
+
+
 @pytest.mark.parametrize("plot", plots(), ids=lambda plot: plot.NAME)
-@pytest.mark.parametrize("kind", ["no rows", "two ranks", "twelve ranks", "pipeline"])
-def test_contract(plot: Plot, kind: str, tmp_path: Path) -> None:
-    options: dict[str, dict[str, object]] = {
-        "two ranks": {"ranks": 2},
-        "twelve ranks": {"ranks": 12},
-        "pipeline": {"ranks": 4, "plugin": "hybrid", "tp": 2, "pp": 2},
-    }
-    if kind == "no rows":
-        write_spec(tmp_path, fake_spec())
-        store = opened(tmp_path)
-    else:
-        store = opened(make_fake_run(tmp_path / "run", steps=60, **options[kind]))  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract(plot: Plot, kind: str, of_kind: dict[str, Path]) -> None:
+    store = opened(of_kind[kind])
     columns, cursor = plot.columns(store, None)
     assert len({values.size for values in columns.values()}) == 1
     needs_replicas = plot.NAME in ("cosine", "noise") and kind == "pipeline"
@@ -73,6 +84,7 @@ def test_contract(plot: Plot, kind: str, tmp_path: Path) -> None:
     assert all(values.size == 0 for values in nothing.values())
     drawn = plot.figure(ColumnDataSource(dict(columns)))
     assert drawn.sizing_mode == "stretch_width"
+    assert plot.TAB in TABS and plot.AXIS in ("step", "time", "")
     assert json.dumps(json_item(drawn))
     for mode in theme.COLOURS:
         theme.apply(drawn, mode)
