@@ -37,7 +37,7 @@ def stopped(shell: InteractiveShell) -> Run:
 
 
 def test_the_run_is_stopped_and_says_where(stopped: Run) -> None:
-    assert (stopped.status, stopped.step) == ("stopped", 3)
+    assert (stopped.status, stopped.last_step) == ("stopped", 3)
     events = stopped.events()
     (fault,) = events[events["kind"] == "nonfinite"].to_dict("records")
     value = fault["value"]
