@@ -14,8 +14,9 @@ from typing import Any
 import tomli_w
 
 from tests.fake_records import FAILURE, STEP_S, FakeRank
+from workbench import controls
 from workbench.config import SPEC_FILE, MonitorSpec, ParallelPlan, TrainSpec
-from workbench.errors import ConfigError, RunError
+from workbench.errors import RunError
 from workbench.rank_log import RankLogWriter
 
 SAMPLE_EVERY_S = 0.5
@@ -146,8 +147,7 @@ class LiveFakeRun:
         """Ask all ranks for a change. ``ConfigError`` for a wrong value, ``RunError`` when the run has ended."""
         if self.status in ("finished", "stopped", "failed"):
             raise RunError(f"run 'fake' is {self.status}: it takes no command any more")
-        if name == "lr" and not (isinstance(value, (int, float)) and 0 <= value <= 10):
-            raise ConfigError(f"lr must be within [0, 10], not {value!r}", field="lr")
+        value = None if value is None else controls.find(name).parse(value)
         self.controls.append((name, value))
         if name == "stop":
             self.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import straggler
 from tests.fake_run import make_fake_run
+from workbench.outcome import failure
+from workbench.rank_log import RankLogWriter
+from workbench.records import SESSION_RANK, Event
 
 pytestmark = pytest.mark.browser
 
@@ -162,15 +166,27 @@ def test_another_layer_has_another_histogram(bare: Any, runs: dict[str, Path]) -
     panel.close()
 
 
-def test_what_failed_is_said_once_with_its_traceback_folded(bare: Any, runs: dict[str, Path]) -> None:
-    panel = StaticPanel(bare, runs["failed"])
+def test_what_failed_is_said_once_with_its_traceback_folded(bare: Any, tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "broken", ranks=2, steps=20, state="running")
+    value = failure("ValueError", "bad", "Traceback (most recent call last):\n  line 3\nValueError: bad\n")
+    with RankLogWriter(run, SESSION_RANK) as log:
+        for rank in (0, 1):
+            log.append(Event(time=9e9, step=4, rank=rank, kind="state", name="failed", value=json.dumps(value)))
+    panel = StaticPanel(bare, run)
     ready(panel)
     summary = bare.locator(".dw-failure summary")
-    assert summary.inner_text() == "ranks 0, 1, 2: RuntimeError: loss is NaN"
+    assert summary.inner_text() == "ranks 0, 1: ValueError: bad"
     trace = bare.locator(".dw-failure pre")
     assert not trace.is_visible()
     summary.click()
     assert trace.inner_text().count("Traceback") == 1
+    panel.close()
+
+
+def test_a_dead_rank_is_told(bare: Any, runs: dict[str, Path]) -> None:
+    panel = StaticPanel(bare, runs["failed"])
+    ready(panel)
+    assert bare.locator(".dw-failure summary").inner_text() == "rank 2: ended by signal 9 (killed)"
     assert bare.locator(".dw-events li", has_text="rank 2 died: ended by signal 9").count() == 1
     panel.close()
 
@@ -202,17 +218,18 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
     ready(panel)
     bare.get_by_role("button", name="Pause training").click()
     panel.open("controls")
-    field = bare.get_by_label("lr", exact=True)
+    field = bare.get_by_label("clip", exact=True)
     field.fill("eleven")
-    bare.get_by_role("button", name="Set lr").click()
-    assert "eleven is not a number from 0 to 10" in bare.locator(".dw-control", has=field).inner_text()
-    field.fill("1e-4")
+    bare.get_by_role("button", name="Set clip").click()
+    assert "eleven is not a number of at least 0" in bare.locator(".dw-control", has=field).inner_text()
+    field = bare.get_by_label("lr", exact=True)
+    field.fill("x0.5")
     field.press("Enter")
     bare.get_by_label("clip", exact=True).fill("2")
     bare.get_by_role("button", name="Set clip").click()
     bare.get_by_role("button", name="evaluate").click()
     panel.pump(lambda: len(asked) == 4, 5)
-    assert asked == [("pause", None), ("lr", 1e-4), ("clip", 2), ("evaluate", None)]
+    assert asked == [("pause", None), ("lr", "x0.5"), ("clip", 2), ("evaluate", None)]
     panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')", 5)
     unnamed = "() => [...document.querySelectorAll('.dw button, .dw input, .dw select')].filter((node) =>"
     unnamed += " node.offsetParent && !(node.getAttribute('aria-label') || node.innerText.trim()"

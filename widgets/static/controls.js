@@ -4,6 +4,13 @@ import { duration, make, plain, say, whole } from "./text.js";
 const ENDED = ["finished", "stopped", "failed", "lost"];
 let ids = 0;
 
+// The bounds of a number in words.
+function within({ low, high }) {
+  const has = (bound) => (bound ?? null) !== null;
+  if (has(low) && has(high)) return ` from ${plain(low)} to ${plain(high)}`;
+  return has(low) ? ` of at least ${plain(low)}` : has(high) ? ` of at most ${plain(high)}` : "";
+}
+
 // Buttons in the head of the panel. send(name, value)
 export class Quick {
   constructor(parent, send) {
@@ -102,8 +109,7 @@ export class Controls {
     const input = make("input", "", row, { id, type: "text" });
     if (control.kind === "number") {
       input.inputMode = "decimal";
-      const bounds = [control.low, control.high].map((bound) => (bound ?? null) === null ? "" : plain(bound));
-      input.placeholder = bounds.some(Boolean) ? `${bounds[0]} … ${bounds[1]}` : "number";
+      input.placeholder = `number${within(control)}`;
     }
     return input;
   }
@@ -118,7 +124,7 @@ export class Controls {
       const high = control.high ?? Infinity;
       if (value !== null && !(Number.isFinite(value) && value >= low && value <= high)) {
         answer.dataset.level = "error";
-        say(answer, `${typed} is not a number from ${plain(control.low)} to ${plain(control.high)}`);
+        say(answer, `${typed} is not a number${within(control)}`);
         return;
       }
     }
