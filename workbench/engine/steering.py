@@ -101,8 +101,6 @@ class Settings:
 
     def _check_accumulate(self, pieces: int) -> None:
         plan = self._spec.plan
-        if plan.plugin == "zero2" and pieces > 1:
-            raise ConfigError("zero2 keeps only its own slice of the gradient, so it cannot accumulate")
         if self.share is not None and self.share % (pieces * plan.micro_batches):
             raise ConfigError(
                 f"a rank's share of {self.share} samples cannot be cut into {pieces} pieces x {plan.micro_batches} "

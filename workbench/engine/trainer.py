@@ -186,7 +186,7 @@ class Trainer:
         grad_sq = self.strategy.grad_sq()
         lr = self.settings.lr.now
         loss_scale = self._loss_scale(step)
-        verdict = GO if self.guard is None else self.guard.decide(step, loss, grad_sq)
+        verdict = GO if self.guard is None else self._judged(step, loss, grad_sq)
         self._ended_by_guard = verdict == STOP
         updated = self._update(verdict)
         if updated:
@@ -220,6 +220,11 @@ class Trainer:
             self.log.event("loss_scale", "changed", scale, step=step, old_value=self._scale)
         self._scale = scale
         return scale
+
+    def _judged(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor) -> str:
+        assert self.guard is not None
+        self.guard.accumulate = self.settings.accumulate
+        return self.guard.decide(step, loss, grad_sq)
 
     def _update(self, verdict: str) -> bool:
         if verdict == GO:
