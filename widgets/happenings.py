@@ -26,7 +26,8 @@ def level_of(kind: str, name: str) -> str:
 def words(kind: str, name: str, value: Any, old: Any) -> str:
     """One line for people."""
     if kind == "state":
-        text = name if not isinstance(value, dict) else f"{name}: {value.get('ename', '')}: {value.get('evalue', '')}"
+        failed = isinstance(value, dict) and "ename" in value
+        text = f"{name}: {value['ename']}: {value.get('evalue', '')}" if failed else name
     elif kind == "control":
         change = (
             f" {short(old)} → {short(value)}" if old is not None else f" {short(value)}" if value is not None else ""

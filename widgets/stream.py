@@ -95,7 +95,8 @@ class Stream:
             if sent is None or plot.NAME in self._renew:
                 self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
             elif sent.due < 0:
-                self._draw(plot, sent, news)
+                self._go_on(plot, sent, News())  # what is kept, up to now
+                self._draw(plot, self._sent[plot.NAME], news)
             elif clock >= sent.due:
                 self._go_on(plot, sent, news)
             else:

@@ -49,13 +49,13 @@ def page(browser: Any, lab: Lab) -> Iterator[LabPage]:
 
 @pytest.fixture
 def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[LabPage, str], Path]:
-    """``shoot(page, name)`` takes a screenshot of the panel."""
+    """``shoot(page, name)`` takes a screenshot of the panel (or of what a selector finds first)."""
     directory = Path(request.config.getoption("--screenshots") or tmp_path)
     directory.mkdir(parents=True, exist_ok=True)
 
-    def take(page: LabPage, name: str) -> Path:
+    def take(page: LabPage, name: str, selector: str = ".dw") -> Path:
         path = directory / f"{name}.png"
-        page.page.locator(".dw").first.screenshot(path=str(path))
+        page.page.locator(selector).first.screenshot(path=str(path))
         return path
 
     return take

@@ -109,6 +109,11 @@ class StaticPanel:
                 return
         assert not fails, f"it did not happen within {timeout_s} s: {until}; errors: {self.errors}"
 
+    def lose(self, count: int) -> None:
+        """Let the next messages go lost, as when a connection breaks."""
+        for _ in range(count):
+            self._out.get(timeout=10)
+
     def _deliver(self) -> bool:
         """Hand over what is waiting, all at once; False when nothing is."""
         batch = []

@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import straggler
-from tests.fake_run import make_fake_run
+from tests.fake_run import LiveFakeRun, make_fake_run
 from workbench.outcome import failure
 from workbench.rank_log import RankLogWriter
 from workbench.records import SESSION_RANK, Event
@@ -254,6 +254,22 @@ def test_two_runs_side_by_side(bare: Any, runs: dict[str, Path]) -> None:
     panel.open("overview")
     panel.pump("() => Number(document.querySelector('.dw').dataset.points) === 24", 10)
     assert panel.errors == []
+    panel.close()
+
+
+def test_after_a_lost_message_everything_comes_anew(bare: Any, tmp_path: Path) -> None:
+    run = LiveFakeRun(tmp_path / "run", steps=400, step_s=0.03)
+    panel = StaticPanel(bare, run.path)
+    ready(panel)
+    panel.lose(1)
+    steps = "() => document.querySelector('.dw-figure[data-figure=loss]')?.dwPlot?.document"
+    steps += "?.get_model_by_name('rows').data.step"
+    panel.pump(lambda: [content["kind"] for content, _ in panel.messages].count("full") == 2, 20)
+    panel.pump(f"() => ({steps})()?.length > 60", 30)
+    shown = bare.evaluate(steps)
+    assert shown == list(range(1, len(shown) + 1))
+    run.stop()
+    run.wait(10)
     panel.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_notebook_7(page: LabPage) -> None:
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
 
 
-def test_two_runs_and_the_machine(page: LabPage) -> None:
+def test_two_runs_and_the_machine(page: LabPage, shoot: Callable[..., Path]) -> None:
     source = """
 import os
 from tests.fake_run import make_fake_run
@@ -90,6 +91,8 @@ get_ipython().run_line_magic("load_ext", "workbench")
         ".get_model_by_name('run1').get_length() === 40",
         timeout=30_000,
     )
+    shoot(page, "compared")
+    shoot(page, "machine", ".dw-machine")
 
 
 def start_source(name: str) -> str:

@@ -76,6 +76,7 @@ export class State {
     while (this.runs.length < content.runs.length) this.runs.push(newRun());
     const run = (this.runs[number] = newRun());
     run.full = content;
+    run.seq = content.seq;
     run.facts = content.facts;
     run.theme = content.theme;
     run.rows = unpack(content.columns, buffers);
@@ -94,7 +95,13 @@ export class State {
 
   takeDelta(content, buffers, changes) {
     const run = this.runs[content.run];
-    if (content.epoch !== run?.full?.epoch) return false;
+    if (content.epoch !== run?.full?.epoch || run.lost) return false;
+    if (content.seq !== run.seq + 1) {
+      run.lost = true; // messages went lost with the connection: everything anew
+      this.model.send({ kind: "hello", have: bokehOfPage.version });
+      return false;
+    }
+    run.seq = content.seq;
     if (!changes.has(content.run)) changes.set(content.run, { news: {}, replaced: new Set(), drawn: false, extra: {} });
     const change = changes.get(content.run);
     const replace = new Set(content.replace);
