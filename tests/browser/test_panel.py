@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.browser.lab import LabPage, running_lab
+from tests.browser.lab import LabPage
 
 pytestmark = pytest.mark.browser
 
@@ -37,7 +36,7 @@ def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 45
 
 
 def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
-    path = start(page, "moves", BLOCK.format(seconds=25))
+    path = start(page, "moves", BLOCK.format(seconds=15))
     first = page.wait_for_points(0)
     second = page.wait_for_points(first)
     third = page.wait_for_points(second)
@@ -111,13 +110,16 @@ def test_waiting_cell_takes_the_stop_button(page: LabPage) -> None:
     wait_for_text(page, ".jp-OutputArea-output", "over")
 
 
-def test_dark_theme(browser: Any, tmp_path: Path, shoot: Callable[..., Path]) -> None:
-    with running_lab(tmp_path / "dark", theme="JupyterLab Dark") as lab:
-        opened = browser.new_page()
-        opened.set_viewport_size({"width": 1100, "height": 1700})
-        page = LabPage(opened, lab)
-        start(page, "dark", steps=60)
-        wait_for_text(page, ".dw-pill", "finished")
-        assert opened.locator(".dw").first.get_attribute("data-mode") == "dark"
-        shoot(page, "panel_dark")
-        opened.close()
+CHANGE_THEME = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
+
+
+def test_it_follows_the_theme(page: LabPage, shoot: Callable[..., Path]) -> None:
+    start(page, "dark", steps=60)
+    wait_for_text(page, ".dw-pill", "finished")
+    panel = page.page.locator(".dw").first
+    assert panel.get_attribute("data-mode") == "light"
+    page.page.evaluate(CHANGE_THEME, "JupyterLab Dark")
+    page.page.wait_for_selector(".dw[data-mode=dark]", timeout=30_000)
+    shoot(page, "panel_dark")
+    page.page.evaluate(CHANGE_THEME, "JupyterLab Light")
+    page.page.wait_for_selector(".dw[data-mode=light]", timeout=30_000)
