@@ -69,7 +69,7 @@ def test_controls_reach_the_run_and_refusals_the_page(tmp_path: Path, monkeypatc
     panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": "pause", "value": None}, [])
     assert run.controls == [("lr", 0.5), ("clip", 1.0)]
     assert [answer["error"] is None for answer in told] == [True, False, True, False]
-    assert "must be within" in told[1]["error"] and "takes no command" in told[3]["error"]
+    assert "takes a number above 0" in told[1]["error"] and "takes no command" in told[3]["error"]
     seen = Store(run.path)
     seen.refresh()
     events = seen.table("events")
