@@ -15,9 +15,9 @@ _EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)
 
 
 @cache
-def script(last: str = "panel") -> str:
-    """The modules one after the other, up to ``last``, without their imports of each other."""
-    names = [*SCRIPTS[: SCRIPTS.index("panel")], last]
+def script(last: str = "panel", before: tuple[str, ...] = SCRIPTS[:-1]) -> str:
+    """The modules ``before`` one after the other, then ``last``, without their imports of each other."""
+    names = [*before, last]
     texts = [(STATIC / f"{name}.js").read_text(encoding="utf-8") for name in names]
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
 

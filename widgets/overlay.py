@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
 
-from widgets import wire
+from widgets import bundle, wire
 from workbench.plots import theme
-
-STATIC = Path(__file__).parent / "static"
 
 
 class FiguresWidget(anywidget.AnyWidget):
     """The front end's half: script only, no state."""
 
-    _esm = STATIC / "overlay.js"
+    _esm = bundle.script("overlay", ("text", "page"))
 
 
 class StaticFigures:

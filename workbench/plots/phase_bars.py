@@ -96,7 +96,7 @@ def _empty() -> Columns:
 
 def figure(source: ColumnDataSource) -> Figure:
     """A bar per rank."""
-    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, DataRange1d, HoverTool
+    from bokeh.models import DataRange1d, HoverTool
 
     drawn = theme.new_figure(
         TITLE,
@@ -110,12 +110,7 @@ def figure(source: ColumnDataSource) -> Figure:
         y="row", height=0.8, left="left", right="right", source=source, fill_color="colour", line_color=None
     )
     drawn.scatter("at", "row", source=source, marker="inverted_triangle", angle=math.pi / 2, size=10, color=theme.BAD)
-    drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=9, num_minor_ticks=0)
-    drawn.yaxis.formatter = CustomJSTickFormatter(
-        args={"source": source},
-        code="const i = source.data.row.indexOf(tick); return i < 0 ? '' : String(source.data.rank[i]);",
-    )
-    drawn.ygrid.visible = False
+    theme.rank_rows(drawn, source, ticks=9)
     tips = [
         ("rank", "@rank{0}"),
         ("phase", "@phase"),

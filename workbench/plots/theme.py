@@ -128,6 +128,18 @@ def _add_marks(drawn: Any, x: str) -> None:
     drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
 
 
+def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
+    """Name the rows of a figure by the ranks they stand for: columns ``row`` and ``rank`` of ``source``."""
+    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter
+
+    drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=ticks, num_minor_ticks=0)
+    drawn.yaxis.formatter = CustomJSTickFormatter(
+        args={"source": source},
+        code="const i = source.data.row.indexOf(tick); return i < 0 ? '' : String(source.data.rank[i]);",
+    )
+    drawn.ygrid.visible = False
+
+
 def finish(drawn: Any) -> Any:
     """The last word of a figure: ranges follow its data, not its marks; colours for a light page."""
     shown = [renderer for renderer in drawn.renderers if renderer.data_source.name != "marks"]

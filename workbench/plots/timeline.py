@@ -91,7 +91,7 @@ def _bars(phases: Columns, shown: np.ndarray, store: Store) -> Columns:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Bars per rank over milliseconds."""
-    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, DataRange1d, HoverTool
+    from bokeh.models import DataRange1d, HoverTool
 
     drawn = theme.new_figure(
         TITLE,
@@ -112,12 +112,7 @@ def figure(source: ColumnDataSource) -> Figure:
         line_alpha=0.5,
         line_width=0.5,
     )
-    drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=17, num_minor_ticks=0)
-    drawn.yaxis.formatter = CustomJSTickFormatter(
-        args={"source": source},
-        code="const i = source.data.row.indexOf(tick); return i < 0 ? '' : String(source.data.rank[i]);",
-    )
-    drawn.ygrid.visible = False
+    theme.rank_rows(drawn, source, ticks=17)
     tips = [
         ("rank", "@rank{0}"),
         ("step", "@step{0}"),

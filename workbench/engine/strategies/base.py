@@ -44,9 +44,7 @@ class GradientPart:
     source: Any = None
 
 
-#: called with each local gradient while backward runs, before anything reduces it
-GradientObserver = Callable[[GradientPart], None]
-#: the same for all gradients that are about to be reduced together
+#: called while backward runs with the local gradients that are about to be reduced together
 BatchObserver = Callable[[list[GradientPart]], None]
 
 
@@ -147,15 +145,6 @@ class Strategy(ABC):
 
         ``seen`` is given each loss before its backward pass. Collective over a replica's ranks (tp, pp); it reduces
         nothing over data-parallel ones. Random generators are the caller's business."""
-
-    def watch_local(self, observer: GradientObserver) -> AbstractContextManager[None]:
-        """``watch_batches`` of all layers, one gradient a call."""
-
-        def each(parts: list[GradientPart]) -> None:
-            for part in parts:
-                observer(part)
-
-        return self.watch_batches(each)
 
     @abstractmethod
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
