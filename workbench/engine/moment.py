@@ -30,13 +30,13 @@ class Randomness:
         }
 
     def now(self) -> dict[str, torch.Tensor]:
-        """States by name; some microseconds, so that it can be asked at every step."""
+        """States by name; below 0.2 ms, so that it can be asked at every step."""
         python = random.getstate()
         kind, keys, position, has_gauss, gauss = np.random.get_state()
         assert kind == "MT19937"
         states = {
             "torch": torch.get_rng_state(),
-            "python": torch.tensor(python[1], dtype=torch.int64),
+            "python": torch.from_numpy(np.array(python[1], dtype=np.int64)),
             "python/gauss": torch.tensor([] if python[2] is None else [python[2]], dtype=torch.float64),
             "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
             "numpy/gauss": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
