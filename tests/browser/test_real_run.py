@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,22 +11,28 @@ import pytest
 
 from tests.browser.lab import LabPage
 from tests.browser.test_watch import TAB, open_in_notebook
+from workbench.recipes.stdlib_llama import schedule
+from workbench.records import Command
 from workbench.run import Run
 
 pytestmark = pytest.mark.browser
 
+STEPS = 100_000
 LOAD = "%load_ext workbench"
 #: the cell holds the kernel until the run has ended, so every button acts while a cell blocks
 TRAIN = (
-    "%dist_train --recipe stdlib-llama -n 2 --steps 100000 --batch-size 8 --eval-every 0 --lr 3e-3 --clip 0"
+    "%dist_train --recipe stdlib-llama -n 2 --steps {steps} --batch-size 8 --eval-every 0 --lr 3e-3 --clip 0"
     " --grad-every 0 --name {name} --wait"
 )
 #: the branch is started by the session behind the panel; its own panel is asked for
 WATCH_BRANCH = """
 import time
 from workbench import branching
+from widgets.serve import wait_serving_comms
 while not branching.started: time.sleep(0.05)
 get_ipython().run_line_magic("dist_watch", "twig")
+(twig,) = branching.started.values()
+wait_serving_comms(twig.ended)
 """
 DOWN = "%dist_down"
 SMALL = """%%dist_train -n 2 --steps 100000 --batch-size 8 --name {name}
@@ -120,59 +124,82 @@ def open_run(page: LabPage, name: str, tab: str = "controls") -> Pressed:
 
 
 def test_every_control_does_what_it_says_on_real_ranks(page: LabPage) -> None:
-    path = page.lab.write_notebook("real.ipynb", [LOAD, TRAIN.format(name="trunk"), WATCH_BRANCH, DOWN])
+    path = page.lab.write_notebook("real.ipynb", [LOAD, TRAIN.format(name="trunk", steps=STEPS), WATCH_BRANCH, DOWN])
     page.open(path)
     page.run_all()
     panel = open_run(page, "trunk")
-    run = panel.run
+    held = pause_and_take_steps(panel)
+    set_in_the_pause(panel, held)
+    set_while_it_trains(panel)
+    act(panel)
+    twig = branch(panel)
+    stopped, value, _ = twig.set("stop", "checkpoint")
+    twig.until(lambda: twig.run.status == "stopped", "end of the twig")
+    assert value == "checkpoint" and twig.run.checkpoints() == [stopped]
+    print("seconds from the click to the effect:", panel.delays | twig.delays)
+    asked = [Command.from_line(line) for line in (panel.run.path / "control.jsonl").read_text().splitlines()]
+    answers = panel.events("control").query("command > 0 and rank == 1")
+    assert answers["command"].tolist() == [command.id for command in asked], "an answer names what it answers"
+    assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
 
+
+def pause_and_take_steps(panel: Pressed) -> int:
     held, value, old = panel.answer("pause", panel.button("Pause training"))
     assert (value, old) == ("paused", "running")
-    page.page.locator(".dw-pill", has_text="paused").wait_for()
-    step, value, _ = panel.set("step", 3)
-    assert (step, value) == (held, 3)
-    paused = panel.until(
-        lambda: [row.step for row in panel.events("state").itertuples() if row.name == "paused" and row.step > held],
-        "pause after the steps",
-    )
-    assert set(paused) == {held + 3} and run.last_step == held + 3
+    panel.page.page.locator(".dw-pill", has_text="paused").wait_for()
+    assert panel.set("step", 3)[:2] == (held, 3)
+    panel.until(lambda: len(states_after(panel, held)) == 4, "pause after the steps")  # running, paused: of two ranks
+    assert sorted(states_after(panel, held)) == [("paused", held + 3)] * 2 + [("running", held)] * 2
+    assert panel.run.last_step == held + 3
+    return held + 3
 
-    # settings in the pause: all hold from the next step on
-    schedule = panel.at("lr", held + 3)[0]
-    assert panel.set("lr", "1e-4")[:2] == (held + 3, 1e-4)
-    assert panel.set("clip", 0.25) == (held + 3, 0.25, 0.0)
+
+def states_after(panel: Pressed, step: int) -> list[tuple[str, int]]:
+    events = panel.events("state")
+    events = events[(events["step"] > step) | ((events["step"] == step) & (events["name"] == "running"))]
+    return list(zip(events["name"], events["step"], strict=True))
+
+
+def set_in_the_pause(panel: Pressed, held: int) -> None:
+    """Settings that all hold from the next step on; a wrong one is refused where it is typed."""
+    run = panel.run
+    assert panel.set("lr", "1e-4")[:2] == (held, 1e-4)
+    assert panel.set("clip", 0.25) == (held, 0.25, 0.0)
     assert panel.set("weight_decay", 0.3)[1] == 0.3
     assert panel.set("accumulate", 2)[1:] == (2, 1)
     assert panel.set("grad_every", 2)[1:] == (2, 0)
     assert panel.set("grad_layers", "lm_head")[1] == "lm_head"
     asked = (run.path / "control.jsonl").read_text()
     panel.type("accumulate", 3)
-    page.page.locator(".dw-answer[data-level=error]", has_text="cannot be cut").wait_for()
-    assert (run.path / "control.jsonl").read_text() == asked, "refused where it was typed"
-
-    resumed, value, old = panel.answer("resume", panel.button("Resume training"))
-    assert (resumed, value, old) == (held + 3, "running", "paused")
-    assert panel.at("lr", resumed + 1) == [1e-4] * 2 and panel.at("clip", resumed + 1) == [0.25] * 2
-    panel.until(lambda: run.gradients()["step"].max() > resumed, "gradients")
+    panel.page.page.locator(".dw-answer[data-level=error]", has_text="cannot be cut").wait_for()
+    assert (run.path / "control.jsonl").read_text() == asked
+    assert panel.answer("resume", panel.button("Resume training")) == (held, "running", "paused")
+    assert panel.at("lr", held + 1) == [1e-4] * 2 and panel.at("clip", held + 1) == [0.25] * 2
+    panel.until(lambda: run.gradients()["step"].max() > held, "gradients")
     gradients = run.gradients()
-    assert set(gradients["layer"][gradients["step"] > resumed]) == {"lm_head"}
+    assert set(gradients["layer"][gradients["step"] > held]) == {"lm_head"}
+
+
+def set_while_it_trains(panel: Pressed) -> None:
+    run = panel.run
     halved, value, _ = panel.set("lr", "x0.5")
     assert value == 5e-5 and panel.at("lr", halved) == [1e-4] * 2 and panel.at("lr", halved + 1) == [5e-5] * 2
-    back, value, old = panel.set("lr", "schedule")
-    assert old == 5e-5 and math.isclose(panel.at("lr", back + 1)[0], value) and value >= schedule
-    rare, value, _ = panel.set("log_every", 5)
+    back, _, old = panel.set("lr", "schedule")
+    assert old == 5e-5 and panel.at("lr", back + 1) == pytest.approx([3e-3 * schedule(back, STEPS)] * 2)
+    rare = panel.set("log_every", 5)[0]
     panel.until(lambda: run.last_step > rare + 10, "steps")
     logged = run.metrics()["step"]
     assert logged[logged > rare].mod(5).eq(0).all()
     panel.set("log_every", 1)
 
+
+def act(panel: Pressed) -> None:
+    run = panel.run
     evaluated = panel.answer("evaluate", panel.button("evaluate"))[0]
     assert panel.events("validation").query("name == 'loss'")["step"].tolist() == [evaluated]
     sampled = panel.answer("sample", panel.button("sample"))[0]
-    assert panel.events("sample")["step"].tolist()[-1] == sampled and run.samples()[-1]
-
-    frozen, layers, _ = panel.set("freeze", "embed_tokens")
-    assert layers == ["model.embed_tokens"]
+    assert run.samples()[-1][0] == sampled and run.samples()[-1][1]
+    assert panel.set("freeze", "embed_tokens")[1] == ["model.embed_tokens"]
     assert panel.set("unfreeze", ".")[1] == []
     saved = panel.answer("checkpoint", panel.button("Write a checkpoint now"))[0]
     assert run.checkpoints() == [saved] and (run.path / "checkpoints" / f"step-{saved:06d}" / "index.json").is_file()
@@ -181,18 +208,19 @@ def test_every_control_does_what_it_says_on_real_ranks(page: LabPage) -> None:
     assert (rolled, value) == (saved, saved) and old > saved + 3
     panel.until(lambda: saved < run.last_step < old, "steps after the rollback")
 
+
+def branch(panel: Pressed) -> Pressed:
+    """The run stops with a checkpoint, and another goes on from there."""
+    run = panel.run
     parted, value, _ = panel.set("branch", "lr=2e-4 name=twig grad_every=0")
     assert value["lr"] == 2e-4
     panel.until(lambda: run.status == "stopped", "end of the trunk")
     assert run.checkpoints()[-1] == parted
-    page.page.locator(".dw").nth(1).wait_for(timeout=60_000)
-    twig = open_run(page, "twig")
-    assert set(twig.at("lr", parted + 1)) == {2e-4} and twig.run.spec.resume == f"{run.path}@{parted}"
-    stopped, value, _ = twig.set("stop", "checkpoint")
-    twig.until(lambda: twig.run.status == "stopped", "end of the twig")
-    assert value == "checkpoint" and twig.run.checkpoints() == [stopped]
-    print("seconds from the click to the effect:", panel.delays | twig.delays)
-    assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
+    panel.page.page.locator(".dw").nth(1).wait_for(timeout=60_000)
+    twig = open_run(panel.page, "twig")
+    assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * schedule(parted, STEPS)] * 2)
+    assert twig.run.spec.resume == f"{run.path}@{parted}"
+    return twig
 
 
 def test_notebook_7_steers_real_ranks(page: LabPage) -> None:
