@@ -7,6 +7,7 @@ returns (JSON) comes back, rank by rank.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -73,8 +74,15 @@ def _serve() -> None:
     load()
     for line in sys.stdin:
         request = json.loads(line)
+        _import(request["function"])
         with tempfile.TemporaryDirectory() as directory:
             print(json.dumps(_run(request, Path(directory))), file=answers, flush=True)
+
+
+def _import(function: str) -> None:
+    """What the ranks of this request and of later ones would each import for themselves; a failure is theirs to tell."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(function.partition(":")[0])
 
 
 def _run(request: dict[str, Any], directory: Path) -> dict[str, Any]:
