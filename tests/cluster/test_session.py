@@ -4,12 +4,24 @@ import os
 import queue
 import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
 from workbench.session import Session
+
+
+@dataclass(frozen=True)
+class OccupantOf:
+    """A run in this state on the ranks of a session."""
+
+    status: str
+    name: str = "first"
+
+    def step_of(self, rank: int) -> int:
+        return 40 + rank
 
 
 def test_ranks_know_who_they_are(ranks):
@@ -81,13 +93,19 @@ def test_submit_returns_at_once_and_calls_back(ranks):
 
 
 def test_busy_ranks_refuse_at_once(ranks):
-    ranks.busy, ranks.step_of = "first", lambda rank: 40 + rank
+    ranks.occupant = OccupantOf("running")
     try:
         with pytest.raises(RanksBusyError, match="train run 'first'"):
             ranks.execute("1")
         assert [(each.state, each.step) for each in ranks.status()] == [("training", 40), ("training", 41)]
     finally:
-        ranks.busy = ranks.step_of = None
+        ranks.occupant = None
+
+
+def test_ranks_of_a_run_that_has_ended_are_waited_for(ranks):
+    ranks.occupant = OccupantOf("finished")
+    threading.Timer(0.3, setattr, (ranks, "occupant", None)).start()
+    assert ranks.execute("1").ok and ranks.occupant is None
 
 
 def test_interrupt_of_a_sleeping_cell(ranks):
