@@ -86,6 +86,17 @@ class Settings:
             for observer in observers:
                 observer.set(name, value)
 
+    def follow_spec(self) -> bool:
+        """What this run's spec says of clip, accumulation (it took over what was in force) and the learning rate, after
+        a checkpoint was restored. Whether the learning rate was laid over a schedule of the cell's own, as
+        ``set lr=...`` does; one of a recipe begins with it, and ``LearningRate.restore`` goes on from there."""
+        for name in ("clip", "accumulate"):
+            self.set(name, getattr(self._spec, name))
+        lays_over = self._spec.lr is not None and not self._spec.recipe and self._workload.lr_scheduler is not None
+        if lays_over:
+            self.lr.set(self._spec.lr)
+        return lays_over
+
     def _groups(self) -> list[dict[str, Any]]:
         return list(self._workload.optimizer.param_groups)
 
