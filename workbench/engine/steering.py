@@ -92,10 +92,11 @@ class Settings:
         ``set lr=...`` does; one of a recipe begins with it, and ``LearningRate.restore`` goes on from there."""
         for name in ("clip", "accumulate"):
             self.set(name, getattr(self._spec, name))
-        lays_over = self._spec.lr is not None and not self._spec.recipe and self._workload.lr_scheduler is not None
-        if lays_over:
-            self.lr.set(self._spec.lr)
-        return lays_over
+        rate = self._spec.lr
+        if rate is None or self._spec.recipe or self._workload.lr_scheduler is None:
+            return False
+        self.lr.set(rate)
+        return True
 
     def _groups(self) -> list[dict[str, Any]]:
         return list(self._workload.optimizer.param_groups)
