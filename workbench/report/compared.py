@@ -123,7 +123,9 @@ def _overlaid(runs: Sequence[RunFacts], labels: Sequence[str], name: str, y_labe
         if not np.isfinite(values).any():
             continue
         columns = thin(
-            {"step": facts.metrics["step"].astype(float), "raw": values, "value": smooth(values, math.nan)}, 1500
+            {"step": facts.metrics["step"].astype(float), "raw": values, "value": smooth(values, math.nan)},
+            1500,
+            of=["raw"],
         )
         source = ColumnDataSource({key: list_or_array(column) for key, column in columns.items()})
         dash = "solid" if number < theme.MOST_LINES else [4, 3]
