@@ -230,7 +230,8 @@ class Event:
     ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
     ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput
     counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
-    grad_norm), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
+    grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard deviations between, from
+    rank 0), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
     far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored,
     failed, removed), ``gpu`` (name: lost), ``peak`` (name:
     flops; value: what the device can do per second, and how that is known; name: model; value: its parameters, and the

@@ -1,8 +1,9 @@
 """What happens at a loss or gradient that is not finite: all ranks decide alike, find its source, and keep the step.
 
 Whether a rank sees one is a local matter (its loss, its share of the reduced gradient), so before each optimizer step
-one number is agreed on: the largest of all ranks' verdicts, over a group of its own. Ranks have just met in the
-reduction of the gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py).
+both are summed over all ranks, on a group of its own: where one is not finite, neither is the sum. Ranks have just met
+in the reduction of the gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py). So
+rank 0 knows the global loss and norm of each step, and logs what stands out of the steps before: kind ``spike``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch
 from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.replay import FAULT_FILE, WEIGHTS_FILE
+from workbench.telemetry.spikes import SpikeFinder
 
 GO, SKIP, STOP = "go", "skip", "stop"
 #: in fp16 a gradient that overflows is the loss scaler's daily business; so many in a row are not
@@ -35,7 +37,6 @@ ROUTINE_OVERFLOWS = 8
 MOST_SEARCHES = 5
 #: largest part of the model, on one rank, that is kept with a fault
 MOST_WEIGHT_BYTES = 2**30
-_FINE, _BAD_GRADIENT, _BAD_LOSS = 0, 1, 2
 
 
 def fault_directory(run: str | Path, rank: int, step: int) -> Path:
@@ -60,6 +61,8 @@ class NonfiniteGuard(StepObserver):
         self._random = Randomness(strategy.module)
         self._batch: Batch = None
         self._states: dict[str, torch.Tensor] = {}
+        self._with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
+        self._spikes = SpikeFinder()
         self._overflows = 0
         self._streak = 0
         self._searches = 0
@@ -80,26 +83,39 @@ class NonfiniteGuard(StepObserver):
         Reads both numbers on the host: free on a CPU, on a GPU the host waits for the step's gradients.
         """
         began = time.perf_counter()
-        verdict = self._agreed(_BAD_LOSS if _is_bad(loss) else _BAD_GRADIENT if _is_bad(grad_sq) else _FINE)
+        all_loss, all_sq = self._summed(0.0 if loss is None else float(loss), float(grad_sq))
+        bad_loss = not math.isfinite(all_loss)
+        bad = bad_loss or not math.isfinite(all_sq)
+        if self._strategy.rank == 0:
+            self._tell_spikes(step, all_loss / self._with_loss, math.sqrt(all_sq))
         self.cost_ms += (time.perf_counter() - began) * 1e3
-        if verdict == _FINE:
+        if not bad:
             self._overflows = self._streak = 0
             return GO
-        if verdict == _BAD_GRADIENT and self._spec.precision == "fp16":
+        if not bad_loss and self._spec.precision == "fp16":
             self._overflows += 1
             if self._overflows < ROUTINE_OVERFLOWS:
                 return GO  # the loss scaler drops this step and lowers its scale
         self._streak += 1
         if self._streak == 1:
-            self._investigate(step, "loss" if verdict == _BAD_LOSS else "gradient", loss)
+            self._investigate(step, "loss" if bad_loss else "gradient", loss)
         return self._action
 
-    def _agreed(self, verdict: int) -> int:
+    def _summed(self, loss: float, grad_sq: float) -> tuple[float, float]:
+        """Sums over all ranks; in double precision those of finite single numbers are finite."""
         if self._group is None:
-            return verdict
-        flag = torch.tensor([verdict], dtype=torch.int32)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return int(flag)
+            return loss, grad_sq
+        both = torch.tensor([loss, grad_sq], dtype=torch.float64)
+        dist.all_reduce(both, group=self._group)
+        return float(both[0]), float(both[1])
+
+    def _tell_spikes(self, step: int, loss: float, grad_norm: float) -> None:
+        for spike in self._spikes.look(step, loss=loss, grad_norm=grad_norm):
+            value = {"value": spike.value, "usual": spike.usual, "score": spike.score}
+            self._log.event("spike", spike.name, value, step=step)
+
+    def rolled_back(self, step: int) -> None:
+        self._spikes.rolled_back(step)
 
     def _investigate(self, step: int, name: str, loss: torch.Tensor | None) -> None:
         """Find the source and log it, on the rank that has it. Collective; rare, so what it costs does not matter."""
@@ -189,10 +205,6 @@ class NonfiniteGuard(StepObserver):
         ask = getattr(self._data, "indices", None)
         here = self._strategy.coordinates
         return None if ask is None else ask(step - 1, here.dp, self._strategy.mesh.dp)
-
-
-def _is_bad(number: torch.Tensor | None) -> bool:
-    return number is not None and not math.isfinite(float(number))
 
 
 def _number(loss: torch.Tensor | None) -> float | str | None:

@@ -141,6 +141,16 @@ def elapsed(drawn: Any) -> None:
     )
 
 
+def add_spikes(drawn: Any, source: Any) -> Any:
+    """Triangles at columns ``spike_at`` and ``spike`` of a source: what stands out."""
+    from bokeh.models import HoverTool
+
+    look = {"marker": "triangle", "size": 9, "color": BAD, "line_color": None}
+    spikes = drawn.scatter("spike_at", "spike", source=source, **look)
+    drawn.add_tools(HoverTool(renderers=[spikes], tooltips=[("step", "@spike_at{0}"), ("spike", "@spike{0.000}")]))
+    return spikes
+
+
 def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
     """Name the rows of a figure by the ranks they stand for: columns ``row`` and ``rank`` of ``source``."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter
