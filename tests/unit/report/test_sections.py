@@ -6,6 +6,8 @@ import itertools
 import json
 import shutil
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from workbench import environment
 from workbench.history.show import tables as tables_of
 from workbench.mesh import Mesh
 from workbench.rank_log import RankLogWriter
-from workbench.records import Command, GradientStats, PhaseRecord
+from workbench.records import Command, Event, GradientStats, PhaseRecord
 from workbench.report import facts, plan, render, timeline, words
 from workbench.report.compared import comparison
 from workbench.report.controls import controls
@@ -66,23 +68,31 @@ def test_commands_meet_their_steps(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
     for directory in run.glob("rank-*"):
         (directory / "events.arrow").unlink()  # it has commands of its own
-    asked = [Command(time=10.0, name="lr", value=0.1, who="ann"), Command(time=11.0, name="stop", who="bob")]
-    asked.append(Command(time=12.0, name="lr", value=0.2, who=HOSTILE))
+    asked = [
+        Command(time=10.0, name="lr", value=0.1, who="ann", id=3),
+        Command(time=11.0, name="stop", who="bob", id=9),
+    ]
+    asked.append(Command(time=12.0, name="lr", value=0.2, who=HOSTILE, id=4))
+    asked.append(Command(time=13.0, name="lr", value=0.3, who="bob", id=5))
     lines = "".join(command.to_line() for command in asked)
     (run / "control.jsonl").write_text(lines + "not a command\n")
     with RankLogWriter(run, -1) as log:
-        log.event("control", "lr", 0.1, step=7, old_value=0.003)
-        log.event("control", "stop", "bob", step=9)
+        given = [("control", "lr", 0.1, 7, 3), ("refused", "lr", {"value": 0.3, "reason": "no"}, 8, 5)]
+        given.append(("control", "stop", "step", 9, 9))
+        for kind, name, value, step, command in given:
+            event = Event(time=time.time(), step=step, rank=-1, kind=kind, name=name, value=json.dumps(value))
+            log.append(replace(event, command=command, old_value="0.003" if step == 7 else "null"))
     found = facts.read(run)
     table = controls(found)
-    assert [(c.name, c.who, c.value, c.old_value, c.step) for c in table] == [
-        ("lr", "ann", 0.1, 0.003, 7),
-        ("stop", "bob", None, None, 9),
-        ("lr", HOSTILE, 0.2, None, None),
+    assert [(c.name, c.who, c.value, c.old_value, c.step, c.refused) for c in table] == [
+        ("lr", "ann", 0.1, 0.003, 7, ""),
+        ("stop", "bob", "step", None, 9, ""),
+        ("lr", HOSTILE, 0.2, None, None, ""),
+        ("lr", "bob", 0.3, None, 8, "no"),
     ]
-    assert "1 of 4 lines of control.jsonl could not be read." in found.notes
+    assert "1 of 5 lines of control.jsonl could not be read." in found.notes
     text = text_page(run).find(id="controls").get_text()
-    assert "never taken" in text and HOSTILE in text
+    assert "never taken" in text and HOSTILE in text and "0.3 (refused: no)" in text
 
 
 @pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 1, 1), (4, 1, 1), (2, 2, 2), (16, 4, 4)])
