@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from workbench.engine.shared_slots import SharedSlots, SourceLostError
+from workbench.engine.shared_slots import PeerLostError, SharedSlots
 
 MESSAGES = [(7 * number, -(2**40) * number) for number in range(1000)]
 
@@ -31,8 +32,38 @@ def test_every_message_arrives_in_order_however_late_the_reader(tmp_path: Path) 
     assert found == [MESSAGES, MESSAGES]
 
 
+def test_all_ranks_get_the_largest_vote_however_far_they_are_apart(tmp_path: Path) -> None:
+    path, ranks, votes = tmp_path / "slots", 3, 600
+    SharedSlots.create(path, ranks, nonce=5)
+    values = [[(31 * number * (rank + 3)) % 101 - 50 for number in range(votes)] for rank in range(ranks)]
+    found: list[list[int]] = [[] for _ in range(ranks)]
+
+    def rank_main(rank: int, slots: SharedSlots) -> None:
+        for number, value in enumerate(values[rank]):
+            if number % (50 + 17 * rank) == rank:
+                time.sleep(0.03)  # now this rank is late, now another
+            found[rank].append(slots.vote(value))
+
+    threads = [threading.Thread(target=rank_main, args=(rank, SharedSlots(path, rank, ranks))) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [[max(several) for several in zip(*values, strict=True)]] * ranks
+
+
 def _create(path: Path) -> None:
     SharedSlots.create(path, 2, nonce=1)
+
+
+def test_a_voter_notices_that_another_rank_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    SharedSlots.create(path, 2, nonce=1)
+    process = multiprocessing.get_context("spawn").Process(target=SharedSlots, args=(path, 1, 2))
+    process.start()
+    process.join(30)
+    with pytest.raises(PeerLostError, match="rank 1 has ended"):
+        SharedSlots(path, 0, 2).vote(0)
 
 
 def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
@@ -40,7 +71,7 @@ def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_create, args=(path,))
     process.start()
     process.join(30)
-    with pytest.raises(SourceLostError, match="rank 0 has ended"):
+    with pytest.raises(PeerLostError, match="rank 0 has ended"):
         SharedSlots(path, 1, 2).receive()
 
 

@@ -1,8 +1,9 @@
 """What happens at a loss or gradient that is not finite: all ranks decide alike, find its source, and keep the step.
 
 Whether a rank sees one is a local matter (its loss, its share of the reduced gradient), so before each optimizer step
-one number is agreed on: the largest of all ranks' verdicts, over a group of its own. Ranks have just met in the
-reduction of the gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py).
+one number is agreed on: the largest of all ranks' verdicts. Ranks have just met in the reduction of the gradients, so
+what this costs is one small message's latency (tests/benchmarks/guard.py). It is part of training and not of watching:
+``--monitor off`` leaves it on.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from workbench.config import TrainSpec
+from workbench.engine.control import AgreedControl
 from workbench.engine.culprit import FaultWatch, Finding, as_json, first_of, nonfinite_in
 from workbench.engine.data import split
-from workbench.engine.moment import Randomness, save_moment, save_tensors
+from workbench.engine.moment import save_moment, save_tensors
 from workbench.engine.observer import StepObserver
+from workbench.engine.randomness import Randomness, randomizers_of
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch
 from workbench.rank_log import RankLogWriter, rank_directory
@@ -48,18 +49,25 @@ class NonfiniteGuard(StepObserver):
 
     ``accumulate``: into how many pieces a share is cut now. ``data``: asked for the dataset indices of a batch."""
 
-    def __init__(self, run: Path, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, data: Any = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        strategy: Strategy,
+        log: RankLogWriter,
+        control: AgreedControl,
+        data: Any = None,
+    ) -> None:
         self._run = run
-        self._spec = spec
+        self._spec = spec = strategy.spec
         self._strategy = strategy
         self._log = log
         self._data = data
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and spec.plan.ranks > 1 else None
-        self._random = Randomness(strategy.module)
+        self._control = control
+        self._random = Randomness(randomizers_of(strategy.module))
         self._batch: Batch = None
-        self._states: dict[str, torch.Tensor] = {}
+        self._state = self._random.now()
         self._overflows = 0
         self._streak = 0
         self._searches = 0
@@ -71,7 +79,7 @@ class NonfiniteGuard(StepObserver):
     def batch(self, step: int, batch: Batch) -> None:
         began = time.perf_counter()
         self._batch = batch
-        self._states = self._random.now()
+        self._state = self._random.now()
         self.cost_ms += (time.perf_counter() - began) * 1e3
 
     def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor) -> str:
@@ -79,9 +87,12 @@ class NonfiniteGuard(StepObserver):
 
         Reads both numbers on the host: free on a CPU, on a GPU the host waits for the step's gradients.
         """
-        began = time.perf_counter()
-        verdict = self._agreed(_BAD_LOSS if _is_bad(loss) else _BAD_GRADIENT if _is_bad(grad_sq) else _FINE)
-        self.cost_ms += (time.perf_counter() - began) * 1e3
+        began = time.thread_time()  # of which waiting for a slower rank is no part
+        verdict = _BAD_LOSS if _is_bad(loss) else _BAD_GRADIENT if _is_bad(grad_sq) else _FINE
+        self._strategy.mark("communication", -1)
+        verdict = self._control.largest(verdict)
+        self._strategy.mark("optimizer", -1)
+        self.cost_ms += (time.thread_time() - began) * 1e3
         if verdict == _FINE:
             self._overflows = self._streak = 0
             return GO
@@ -94,13 +105,6 @@ class NonfiniteGuard(StepObserver):
             self._investigate(step, "loss" if verdict == _BAD_LOSS else "gradient", loss)
         return self._action
 
-    def _agreed(self, verdict: int) -> int:
-        if self._group is None:
-            return verdict
-        flag = torch.tensor([verdict], dtype=torch.int32)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return int(flag)
-
     def _investigate(self, step: int, name: str, loss: torch.Tensor | None) -> None:
         """Find the source and log it, on the rank that has it. Collective; rare, so what it costs does not matter."""
         self._searches += 1
@@ -109,7 +113,7 @@ class NonfiniteGuard(StepObserver):
                 self._log.event("nonfinite", name, {"step": step, "action": self._action}, step=step)
             return
         finding, again = self._search()
-        places = self._gathered(finding)
+        places = self._control.gathered(None if finding is None else asdict(finding))
         culprits = self._culprits(places)
         here = self._strategy.coordinates
         kept, why_not = "", ""
@@ -127,20 +131,12 @@ class NonfiniteGuard(StepObserver):
     def _search(self) -> tuple[Finding | None, torch.Tensor | None]:
         after = self._random.now()
         try:
-            self._random.restore(self._states)
+            self._random.restore(self._state)
             with FaultWatch(self._strategy.module) as watch:
                 again = self._strategy.rerun(split(self._batch, self.accumulate), watch.loss)
             return watch.found, again
         finally:
             self._random.restore(after)
-
-    def _gathered(self, finding: Finding | None) -> list[dict[str, Any] | None]:
-        mine = None if finding is None else asdict(finding)
-        if self._group is None:
-            return [mine]
-        places: list[dict[str, Any] | None] = [None] * self._spec.plan.ranks
-        dist.all_gather_object(places, mine, group=self._group)
-        return places
 
     def _culprits(self, places: list[dict[str, Any] | None]) -> dict[int, int]:
         """Data-parallel replica -> the rank of it where the fault began; only replicas that have one."""
@@ -160,7 +156,7 @@ class NonfiniteGuard(StepObserver):
         directory = fault_directory(self._run, self._strategy.rank, step)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_moment(directory, self._batch, self._states)
+            save_moment(directory, self._batch, self._state)
             weights = self._keep_weights(directory)
             about = {"step": step, "name": name, "culprit": culprit, "loss": _exact(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": places[culprit], "indices": self._indices(step)}
