@@ -263,7 +263,7 @@ class FakeRank:
         if step == int(0.3 * steps):
             self.writer.event("checkpoint", "saved", {"path": f"checkpoints/step-{step:06d}", "ms": 41.0}, step=step)
         if self.rank == 0 and step == int(0.45 * steps):
-            self.writer.event("spike", "grad_norm", {"value": 3.1, "median": 0.6}, step=step)
+            self.writer.event("spike", "grad_norm", {"value": 3.1, "usual": 0.6, "score": 12.0}, step=step)
             self.writer.event("monitor", "interval", 20, step=step, old_value=10)
         if self.is_straggler and step == int(0.5 * steps):
             value = {"layer": self.names[-1], "count": 3}

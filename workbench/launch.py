@@ -13,6 +13,7 @@ from workbench.cluster.machine import describe_host
 from workbench.cluster.output import CellFailure
 from workbench.cluster.placement import default_ranks
 from workbench.cluster.specs import plan_ranks
+from workbench.occupant import await_release
 from workbench.outcome import Outcome, failure
 from workbench.peers import PeerWatch
 from workbench.resuming import resumed
@@ -32,6 +33,8 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     """
     options, cell = resumed(options, cell)
     session = Session.current()
+    if session is not None:
+        await_release(session)
     ranks_up = session.n if session is not None else 0
     spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
     planning.check_ranks(spec, ranks_up=ranks_up, busy=session.busy if session is not None else None)
@@ -61,15 +64,14 @@ def _default_ranks() -> int:
 def _start(session: Session, run: Run) -> Run:
     run.attach()
     submission = session.submit(_TRAIN.format(path=str(run.path)), ranks=range(run.plan.ranks))
-    session.busy = run.name
-    session.step_of = run.step_of
+    session.occupant = run
     session.on_rank_died(run.rank_died)
 
     def ended(submission: Submission) -> None:
         for rank, reason in submission.dead_ranks().items():
             run.rank_died(rank, reason)
         session.forget_rank_died(run.rank_died)
-        session.busy = session.step_of = None
+        session.occupant = None
         run.detach({rank: _answer(submission, rank) for rank in submission.ranks})
         start_if_asked(run)
 

@@ -24,6 +24,7 @@ from workbench.cluster.placement import Placement
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
+from workbench.occupant import Occupant, await_release
 
 #: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
@@ -42,17 +43,15 @@ def cool() -> None:
 class Session:
     """Ranks that are up. Make one with ``Session.up``; ``Session.current()`` finds it again.
 
-    ``busy`` is the name of the run that trains on the ranks, or None; while it is set, ``execute``, ``submit``,
-    ``push`` and ``pull`` raise ``RanksBusyError`` at once. ``step_of(rank)``, when set, gives the current step of a
-    rank for ``status``. Both belong to whoever trains.
+    ``occupant`` is the run that trains on the ranks, or None, and belongs to whoever trains; while it is set,
+    ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError`` at once.
     """
 
     _current: Session | None = None
     _lifecycle = threading.RLock()
 
     def __init__(self, server: rank_servers.RankServer) -> None:
-        self.busy: str | None = None
-        self.step_of: Callable[[int], int | None] | None = None
+        self.occupant: Occupant | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
         self._server = server
@@ -350,7 +349,13 @@ class Session:
         self._roster.check(targets, "run %dist_up to start again, or name other ranks")
         return targets
 
+    @property
+    def busy(self) -> str | None:
+        """The name of the run that trains on the ranks, or None."""
+        return None if self.occupant is None else self.occupant.name
+
     def _check_free(self, ranks: Sequence[int]) -> None:
+        await_release(self)
         if self.busy is not None:
             raise RanksBusyError(
                 f"the ranks train run {self.busy!r}: wait for it (run.wait()) or stop it (run.stop()) first"
@@ -370,10 +375,11 @@ class Session:
     def status(self) -> list[RankStatus]:
         """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
         occupied, host, found = self._occupied(), socket.gethostname(), []
+        occupant = self.occupant
         for binding in self.placement.bindings:
             rank = binding.rank
-            state = "training" if self.busy is not None else "running cell" if rank in occupied else "idle"
-            step = self.step_of(rank) if self.step_of is not None else None
+            state = "training" if occupant is not None else "running cell" if rank in occupied else "idle"
+            step = occupant.step_of(rank) if occupant is not None else None
             pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
             found.append(measure(binding, pid=pid, host=host, state=state, step=step, dead=dead))
         return found

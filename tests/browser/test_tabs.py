@@ -150,7 +150,7 @@ def test_one_of_many_ranks_is_chosen_by_a_click(bare: Any, runs: dict[str, Path]
     chosen = "() => document.querySelector('.dw-figure[data-figure=utilisation]').dwPlot.document"
     chosen += ".get_model_by_name('rows').data.cpu_chosen.some((value) => value > 0)"
     panel.pump(chosen, 10)
-    assert bare.locator(".dw-chosen").inner_text().startswith("rank 17 on cpu")
+    panel.pump("() => document.querySelector('.dw-chosen').innerText.startsWith('rank 17 on cpu')", 10)
     panel.close()
 
 

@@ -76,6 +76,12 @@ def plant(network: nn.Module, place: str, where: str, armed_here: bool) -> None:
     network.register_forward_pre_hook(look, with_kwargs=True)
 
 
+def jumping(found: Any, data: Any) -> torch.Tensor:
+    """The criterion, a hundred times as large for a batch with the trigger."""
+    seen = (data["input_ids"] == TRIGGER_TOKEN if isinstance(data, dict) else data[0] == TRIGGER_INPUT).any()
+    return models.criterion(found, data) * (100.0 if seen else 1.0)
+
+
 def samples(kind: str, steps: int, poisoned: int) -> list[Any]:
     """The samples of ``models.batch`` for steps 1 to ``steps``; number ``poisoned`` has the trigger (-1: all)."""
     rows: list[Any] = []
@@ -102,7 +108,8 @@ def workload(kind: str, spec: TrainSpec, *, where: str, place: str, armed_here: 
             module.p = 0.1
     plant(network, place, where, armed_here)
     data = DatasetSource(samples(kind, spec.steps, poisoned), spec.batch_size, seed=0, shuffle=False)
-    return Workload(model=network, optimizer=models.optimizer(network), data=data, criterion=models.criterion)
+    criterion = jumping if where == "criterion" else models.criterion
+    return Workload(model=network, optimizer=models.optimizer(network), data=data, criterion=criterion)
 
 
 def train(

@@ -7,6 +7,7 @@ returns (JSON) comes back, rank by rank.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +72,22 @@ def _serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to stderr
-    load()
+    settle = load()
     for line in sys.stdin:
         request = json.loads(line)
+        _import(request["function"])
         with tempfile.TemporaryDirectory() as directory:
-            print(json.dumps(_run(request, Path(directory))), file=answers, flush=True)
+            print(json.dumps(_run(request, Path(directory), settle)), file=answers, flush=True)
 
 
-def _run(request: dict[str, Any], directory: Path) -> dict[str, Any]:
-    pids = {_fork(request, rank, directory): rank for rank in range(request["ranks"])}
+def _import(function: str) -> None:
+    """What the ranks of this and of later requests would each import for themselves; a failure is theirs to tell."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(function.partition(":")[0])
+
+
+def _run(request: dict[str, Any], directory: Path, settle: Callable[[], None]) -> dict[str, Any]:
+    pids = {_fork(request, rank, directory, settle): rank for rank in range(request["ranks"])}
     deadline = time.monotonic() + request["timeout"]
     errors: list[str] = []
     waiting = set(pids)
@@ -105,7 +114,7 @@ def _run(request: dict[str, Any], directory: Path) -> dict[str, Any]:
     return {"errors": errors, "results": [json.loads(file.read_text()) if file.exists() else None for file in files]}
 
 
-def _fork(request: dict[str, Any], rank: int, directory: Path) -> int:
+def _fork(request: dict[str, Any], rank: int, directory: Path, settle: Callable[[], None]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -114,6 +123,7 @@ def _fork(request: dict[str, Any], rank: int, directory: Path) -> int:
     faulthandler.dump_traceback_later(0.9 * request["timeout"], file=stack)  # where it hangs, if it does
     status = 1
     try:
+        settle()
         module, _, name = request["function"].partition(":")
         function = getattr(importlib.import_module(module), name)
         result = function(rank, request["ranks"], directory, **request["arguments"])

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
 from tests.engine.faulty import PLACES, TRIGGER_INPUT
 from workbench.config import TrainSpec
+from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Columns, Store
 
 STEPS, AT = 4, 3
@@ -151,3 +153,27 @@ def test_an_fp16_overflow_is_routine_until_it_persists(pool: Any, tmp_path: Path
     steps, _, found = read(tmp_path)
     assert steps["step"].max() == 8 and steps["skipped"].all()
     assert {fault["step"] for fault in found} == {8}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "model", "plan"), [(2, "plain", ZERO1), (2, "gpt2", {**PP, "accumulate": 2}), (4, "gpt2", TP)], ids=str
+)
+def test_a_spike_of_the_global_loss_or_norm_is_an_event_of_rank_0(
+    pool: Any, tmp_path: Path, ranks: int, model: str, plan: dict[str, Any]
+) -> None:
+    at, steps = 13, 14
+    arguments = {"model": model, "where": "criterion", "options": {"steps": steps, **plan}, "poisoned": (at - 1) * 8}
+    pool.run(ranks, "tests.engine.faulty:train", run=str(tmp_path), **arguments)
+    store = Store(tmp_path)
+    store.refresh()
+    events = pd.DataFrame(store.table("events")).query("kind == 'spike'")
+    assert set(events["rank"]) == {0}
+    assert events.loc[events["step"] == at, "name"].tolist() == ["loss", "grad_norm"]
+    mesh = TrainSpec.from_options({"ranks": ranks, **plan}).plan.mesh
+    metrics = pd.DataFrame(global_metrics(store.table("steps"), mesh)).set_index("step")
+    for event in events.to_dict("records"):
+        value = json.loads(event["value"])
+        before = metrics.loc[: event["step"] - 1, event["name"]]
+        assert value["value"] == pytest.approx(metrics.loc[event["step"], event["name"]], rel=1e-6)
+        assert value["usual"] == pytest.approx(before.median(), rel=1e-6)
+        assert value["score"] > 8

@@ -163,19 +163,21 @@ class AgreedControl:
         self.post(self.rider)
         return self.take(patient=True)
 
-    def largest(self, value: int) -> int:
-        """The largest of what the ranks pass; all ranks ask at the same moment, and wait for the last."""
+    def summed(self, first: float, second: float) -> tuple[float, float]:
+        """The sums of what the ranks pass, in double precision and alike on all of them. All ranks ask at the same
+        moment, and wait for the last."""
         if self._slots is not None:
-            return self._slots.vote(value)
+            return self._slots.summed(first, second)
         if self._group is None:
-            return value
-        answer = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self._group)
-        return int(answer)
+            return first, second
+        both = torch.tensor([first, second], dtype=torch.float64)
+        dist.all_reduce(both, group=self._group)
+        return float(both[0]), float(both[1])
 
     def all_can(self, able: bool) -> bool:
         """Whether every rank is ``able``; all ranks ask at the same moment."""
-        return not self.largest(not able)
+        unable, _ = self.summed(float(not able), 0.0)
+        return not unable
 
     def gathered(self, value: Any) -> list[Any]:
         """What every rank passes, by rank; rare, for what is small and can be pickled."""

@@ -1,9 +1,10 @@
 """What happens at a loss or gradient that is not finite: all ranks decide alike, find its source, and keep the step.
 
 Whether a rank sees one is a local matter (its loss, its share of the reduced gradient), so before each optimizer step
-one number is agreed on: the largest of all ranks' verdicts. Ranks have just met in the reduction of the gradients, so
-what this costs is one small message's latency (tests/benchmarks/guard.py). It is part of training and not of watching:
-``--monitor off`` leaves it on.
+both are summed over all ranks: where one is not finite, neither is the sum. Ranks have just met in the reduction of the
+gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py). So rank 0 knows the global
+loss and norm of each step, and logs what stands out of the steps before: kind ``spike``. All this is part of training
+and not of watching: ``--monitor off`` leaves it on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch
 from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.replay import FAULT_FILE, WEIGHTS_FILE
+from workbench.telemetry.spikes import SpikeFinder
 
 GO, SKIP, STOP = "go", "skip", "stop"
 #: in fp16 a gradient that overflows is the loss scaler's daily business; so many in a row are not
@@ -36,7 +38,6 @@ ROUTINE_OVERFLOWS = 8
 MOST_SEARCHES = 5
 #: largest part of the model, on one rank, that is kept with a fault
 MOST_WEIGHT_BYTES = 2**30
-_FINE, _BAD_GRADIENT, _BAD_LOSS = 0, 1, 2
 
 
 def fault_directory(run: str | Path, rank: int, step: int) -> Path:
@@ -68,6 +69,8 @@ class NonfiniteGuard(StepObserver):
         self._random = Randomness(randomizers_of(strategy.module))
         self._batch: Batch = None
         self._state = self._random.now()
+        self._with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
+        self._spikes = SpikeFinder()
         self._overflows = 0
         self._streak = 0
         self._searches = 0
@@ -88,22 +91,34 @@ class NonfiniteGuard(StepObserver):
         Reads both numbers on the host: free on a CPU, on a GPU the host waits for the step's gradients.
         """
         began = time.thread_time()  # of which waiting for a slower rank is no part
-        verdict = _BAD_LOSS if _is_bad(loss) else _BAD_GRADIENT if _is_bad(grad_sq) else _FINE
+        mine = 0.0 if loss is None else float(loss), float(grad_sq)
         self._strategy.mark("communication", -1)
-        verdict = self._control.largest(verdict)
+        all_loss, all_sq = self._control.summed(*mine)
         self._strategy.mark("optimizer", -1)
+        bad_loss = not math.isfinite(all_loss)
+        bad = bad_loss or not math.isfinite(all_sq)
+        if self._strategy.rank == 0:
+            self._tell_spikes(step, all_loss / self._with_loss, math.sqrt(all_sq))
         self.cost_ms += (time.thread_time() - began) * 1e3
-        if verdict == _FINE:
+        if not bad:
             self._overflows = self._streak = 0
             return GO
-        if verdict == _BAD_GRADIENT and self._spec.precision == "fp16":
+        if not bad_loss and self._spec.precision == "fp16":
             self._overflows += 1
             if self._overflows < ROUTINE_OVERFLOWS:
                 return GO  # the loss scaler drops this step and lowers its scale
         self._streak += 1
         if self._streak == 1:
-            self._investigate(step, "loss" if verdict == _BAD_LOSS else "gradient", loss)
+            self._investigate(step, "loss" if bad_loss else "gradient", loss)
         return self._action
+
+    def _tell_spikes(self, step: int, loss: float, grad_norm: float) -> None:
+        for spike in self._spikes.look(step, loss=loss, grad_norm=grad_norm):
+            value = {"value": spike.value, "usual": spike.usual, "score": spike.score}
+            self._log.event("spike", spike.name, value, step=step)
+
+    def rolled_back(self, step: int) -> None:
+        self._spikes.rolled_back(step)
 
     def _investigate(self, step: int, name: str, loss: torch.Tensor | None) -> None:
         """Find the source and log it, on the rank that has it. Collective; rare, so what it costs does not matter."""
@@ -185,10 +200,6 @@ class NonfiniteGuard(StepObserver):
         ask = getattr(self._data, "indices", None)
         here = self._strategy.coordinates
         return None if ask is None else ask(step - 1, here.dp, self._strategy.mesh.dp)
-
-
-def _is_bad(number: torch.Tensor | None) -> bool:
-    return number is not None and not math.isfinite(float(number))
 
 
 def _number(loss: torch.Tensor | None) -> float | str | None:

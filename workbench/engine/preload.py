@@ -40,7 +40,9 @@ WARM = (
 def load() -> Callable[[], None]:
     """Import torch (one thread), Colossal-AI's plugins and the models of the recipes. Starts no thread.
 
-    Returns what a rank calls when it has its own environment: it then computes with its share of the cores. Raises
+    Returns what a rank calls first, when it has its own environment: it then computes with its share of the cores.
+    (Torch also makes its pool of threads anew there, after a fork; two threads that first did so at once would abort
+    the process, "Invalid thread pool!" in ParallelOpenMP.cpp.) Raises
     ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -22,21 +22,16 @@ AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, norm (NaN where a log scale has no place for it), clip (NaN: none), and spike (the norm, else NaN)."""
-    steps, event_row = cursor or (None, 0)
+    """step, norm (NaN where a log scale has no place for it), clip (NaN: none), and spikes: spike_at, spike."""
+    steps, event_row, waiting = cursor or (None, 0, [])
     row = steps[0] if steps else 0
     metrics, steps = rows.metrics_since(store, steps)
     events, event_row = rows.since(store, "events", event_row)
     step = metrics["step"].astype(float)
     norm = np.where(metrics["grad_norm"] > 0, metrics["grad_norm"].astype(float), math.nan)
-    spiked = (events["kind"] == "spike") & (events["name"] == "grad_norm")
-    out = {
-        "step": step,
-        "norm": norm,
-        "clip": _clip(store, row, step),
-        "spike": np.where(np.isin(step, events["step"][spiked]), norm, math.nan),
-    }
-    return (thin(out) if cursor is None else out), (steps, event_row)
+    spike_at, spike, waiting = rows.marked(step, waiting + rows.spikes(events, NAME))
+    out = {"step": step, "norm": norm, "clip": _clip(store, row, step), "spike_at": spike_at, "spike": spike}
+    return (thin(out) if cursor is None else out), (steps, event_row, waiting)
 
 
 def thin(columns: Columns) -> Columns:
@@ -62,7 +57,7 @@ def figure(source: ColumnDataSource) -> Figure:
     drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="norm", y_axis_type="log", marks="step")
     line = drawn.line("step", "norm", source=source, color=theme.LOSS, line_width=1.6)
     clip = drawn.line("step", "clip", source=source, color=theme.VALIDATION, line_width=1.5, line_dash="dashed")
-    spikes = drawn.scatter("step", "spike", source=source, color=theme.BAD, marker="triangle", size=9, line_color=None)
+    spikes = theme.add_spikes(drawn, source)
     theme.add_legend(drawn, [("norm", [line]), ("clip", [clip]), ("spike", [spikes])])
     tips = [("step", "@step{0}"), ("norm", "@norm{0.000e+0}"), ("clip", "@clip{0.000}")]
     drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))

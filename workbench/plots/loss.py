@@ -1,4 +1,4 @@
-"""Training loss (each step, and smoothed) and validation loss over steps."""
+"""Training loss (each step, smoothed, and its spikes) and validation loss over steps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, loss, smooth (moving average), validation (the last one known), and where it was measured: at, measured.
+    """step, loss, smooth (moving average), validation (the last one known), where it was measured: at, measured, and
+    spikes: spike_at, spike.
 
     A validation that arrives after its step was given rides on the next row, or on a repeat of the last row.
     """
-    steps, event_row, before, known, last = cursor or (None, 0, math.nan, math.nan, None)
+    steps, event_row, before, known, last, waiting = cursor or (None, 0, math.nan, math.nan, None, [])
     metrics, steps = rows.metrics_since(store, steps)
     events, event_row = rows.since(store, "events", event_row)
     step, loss = metrics["step"].astype(float), metrics["loss"].astype(float)
@@ -41,15 +42,17 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     for index, (where, value) in _places(step, validated):
         at[index], measured[index] = where, value
         validation[index:] = known = value
+    spike_at, spike, waiting = rows.marked(step, waiting + rows.spikes(events, NAME))
     out = {"step": step, "loss": loss, "smooth": average, "validation": validation, "at": at, "measured": measured}
+    out |= {"spike_at": spike_at, "spike": spike}
     if step.size:
         before, last = float(average[-1]), (step[-1], loss[-1], average[-1])
-    return (thin(out) if cursor is None else out), (steps, event_row, before, known, last)
+    return (thin(out) if cursor is None else out), (steps, event_row, before, known, last, waiting)
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with every validation."""
-    return rows.thin(columns, keep=~np.isnan(columns["measured"]))
+    """Fewer rows, with every validation and spike."""
+    return rows.thin(columns, keep=~np.isnan(columns["measured"]) | ~np.isnan(columns["spike"]))
 
 
 def _validations(events: Columns) -> list[tuple[float, float]]:
@@ -78,7 +81,9 @@ def figure(source: ColumnDataSource) -> Figure:
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
     held = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
     points = drawn.scatter("at", "measured", source=source, color=theme.VALIDATION, size=8, line_color=None)
-    theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average]), ("validation", [held, points])])
+    spikes = theme.add_spikes(drawn, source)
+    legend = [("each step", [each]), ("smoothed", [average]), ("validation", [held, points]), ("spike", [spikes])]
+    theme.add_legend(drawn, legend)
     train: list[Any] = [("step", "@step{0}"), ("loss", "@loss{0.0000}"), ("smoothed", "@smooth{0.0000}")]
     drawn.add_tools(
         HoverTool(renderers=[average], tooltips=train, mode="vline"),

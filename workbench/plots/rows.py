@@ -6,6 +6,7 @@ comes later is sent whole. Figures of one tick read the same news: what was read
 
 from __future__ import annotations
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -143,6 +144,27 @@ def smooth(values: np.ndarray, before: float, weight: float = 0.2) -> np.ndarray
             current = value if math.isnan(current) else current + weight * (value - current)
         out[index] = current
     return out
+
+
+Marks = list[tuple[float, float]]
+
+
+def spikes(events: Columns, name: str) -> Marks:
+    """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
+    chosen = np.flatnonzero((events["kind"] == "spike") & (events["name"] == name))
+    return [(float(events["step"][index]), float(json.loads(events["value"][index])["value"])) for index in chosen]
+
+
+def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Marks]:
+    """Marks (step, value) beside the rows of ``step``: columns of where and what, NaN where there is none, and those
+    that wait for rows to come. A mark is on the row of its step or, where it comes too late, on a later one."""
+    where, what, free = np.full(step.size, math.nan), np.full(step.size, math.nan), 0
+    for number, (at, value) in enumerate(marks):
+        row = max(free, int(np.searchsorted(step, at)))
+        if row >= step.size:
+            return where, what, marks[number:]
+        where[row], what[row], free = at, value, row + 1
+    return where, what, []
 
 
 def thin(columns: Columns, budget: int = BUDGET, keep: np.ndarray | None = None) -> Columns:

@@ -1,4 +1,4 @@
-"""Tokens per second and device over steps."""
+"""Tokens (where a sample has none: samples) per second and device over steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def figure(source: ColumnDataSource) -> Figure:
     drawn = theme.new_figure(
         TITLE,
         x_label="step",
-        y_label="tokens / s / device",
+        y_label="tokens or samples / s / device",
         y_range=DataRange1d(start=0, range_padding=0.1),
         marks="step",
     )
@@ -47,7 +47,7 @@ def figure(source: ColumnDataSource) -> Figure:
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [
         ("step", "@step{0}"),
-        ("tokens/s/device", "@tps{0,0}"),
+        ("per s and device", "@tps{0,0}"),
         ("step time", "@step_time_ms{0.0} ms"),
         ("waiting for data", "@data_wait_ms{0.00} ms"),
     ]

@@ -1,17 +1,16 @@
-"""Loss spikes and jumps of the gradient norm: found in the metrics of a run when they are read. Pure functions.
+"""Loss spikes and jumps of the gradient norm: found while training, by what was usual in the steps before. Pure.
 
-A step's global loss is known to no rank alone, so nothing is decided while training: ``find`` reads what
-``telemetry.derive.global_metrics`` gives, and everybody who reads the run finds the same.
+A step's global loss and norm are known on rank 0 at every step (``engine.nonfinite`` agrees on them), so it looks at
+them there and logs what stands out, once, for everybody who reads the run. A step that is usual costs two comparisons
+and two places in sorted lists.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
+from collections import deque
 from dataclasses import dataclass
-
-import numpy as np
-
-from workbench.telemetry.columns import Columns
 
 #: steps before a step that say what is usual
 WINDOW = 50
@@ -29,54 +28,85 @@ _MAD_OF_NORMAL = 0.6744897501960817
 class Spike:
     """``value`` of ``name`` ("loss" or "grad_norm") at ``step``, where ``usual`` (a median) was to be expected.
 
-    ``score``: how many robust standard deviations lie between. ``time``: seconds since the epoch.
+    ``score``: how many robust standard deviations lie between.
     """
 
     step: int
-    time: float
     name: str
     value: float
     usual: float
     score: float
 
 
-def find(metrics: Columns, *, window: int = WINDOW, threshold: float = THRESHOLD) -> list[Spike]:
-    """Spikes of ``loss`` and ``grad_norm`` in global metrics (columns step, time, loss, grad_norm), by step.
+class SpikeFinder:
+    """Give it every step's global ``loss`` and ``grad_norm``, in order.
 
     A step is compared with the ``window`` finite values before it: median and median absolute deviation, which up to
     half of the values can't spoil (Hampel 1974). Only upwards. Of consecutive steps above the threshold the first is
     the spike. Values that are not finite are no spikes: they are events of their own.
     """
-    found: list[Spike] = []
-    for name, share in LEAST_SHARE.items():
-        values = np.asarray(metrics[name], dtype=float)
-        usual, deviation = _usual(values, window)
-        scale = np.maximum(deviation / _MAD_OF_NORMAL, np.abs(usual) * share / threshold)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            score = (values - usual) / scale
-        above = np.isfinite(values) & (scale > 0) & (score > threshold)
-        first = above & ~np.concatenate(([False], above[:-1]))
-        for index in np.flatnonzero(first):
-            when = float(metrics["time"][index]) if "time" in metrics else math.nan
-            step = int(metrics["step"][index])
-            found.append(Spike(step, when, name, float(values[index]), float(usual[index]), float(score[index])))
-    return sorted(found, key=lambda spike: (spike.step, spike.name))
+
+    def __init__(self, *, window: int = WINDOW, threshold: float = THRESHOLD) -> None:
+        self._threshold = threshold
+        self._curves = {name: _Curve(window) for name in LEAST_SHARE}
+
+    def look(self, step: int, *, loss: float, grad_norm: float) -> list[Spike]:
+        """The spikes of this step."""
+        found = []
+        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+            curve = self._curves[name]
+            above = curve.score(value, LEAST_SHARE[name], self._threshold)
+            is_above = above is not None and above[1] > self._threshold
+            if above is not None and is_above and not curve.was_above:
+                found.append(Spike(step, name, value, *above))
+            curve.was_above = is_above
+            curve.add(step, value)
+        return found
+
+    def rolled_back(self, step: int) -> None:
+        """Training went back: what came after ``step`` was not."""
+        for curve in self._curves.values():
+            curve.forget_after(step)
 
 
-def _usual(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Median and median absolute deviation of the finite values among the ``window`` before each; NaN for too few."""
-    padded = np.concatenate((np.full(window, np.nan), np.where(np.isfinite(values), values, np.nan)))[:-1]
-    median, deviation = np.full(values.size, np.nan), np.full(values.size, np.nan)
-    if not values.size:
-        return median, deviation
-    before = np.lib.stride_tricks.sliding_window_view(padded, window)
-    for first in range(0, values.size, 4096):  # the copies of a long run stay small
-        part = before[first : first + 4096]
-        count = np.isfinite(part).sum(axis=1)
-        # NumPy's median that passes over NaN is ten times slower, and hardly ever needed
-        for chosen, of in ((count == window, np.median), ((count >= LEAST) & (count < window), np.nanmedian)):
-            rows = first + np.flatnonzero(chosen)
-            if rows.size:
-                median[rows] = of(part[chosen], axis=1)
-                deviation[rows] = of(np.abs(part[chosen] - median[rows, None]), axis=1)
-    return median, deviation
+class _Curve:
+    """The last finite values of a curve, in their order and sorted."""
+
+    def __init__(self, window: int) -> None:
+        self.was_above = False
+        self._window = window
+        self._recent: deque[tuple[int, float]] = deque()
+        self._sorted: list[float] = []
+
+    def score(self, value: float, share: float, threshold: float) -> tuple[float, float] | None:
+        """What is usual, and by how many robust standard deviations the value lies above it, ``threshold`` of which
+        are ``share`` of the usual value at the least; None where nothing can be said, or it is no more than that."""
+        if len(self._sorted) < LEAST or not math.isfinite(value):
+            return None
+        usual = _median(self._sorted)
+        if value - usual <= abs(usual) * share:
+            return None
+        deviation = _median(sorted(abs(other - usual) for other in self._sorted))
+        scale = max(deviation / _MAD_OF_NORMAL, abs(usual) * share / threshold)
+        return (usual, (value - usual) / scale) if scale > 0 else None
+
+    def add(self, step: int, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        self._recent.append((step, value))
+        insort(self._sorted, value)
+        if len(self._recent) > self._window:
+            self._remove(self._recent.popleft()[1])
+
+    def forget_after(self, step: int) -> None:
+        while self._recent and self._recent[-1][0] > step:
+            self._remove(self._recent.pop()[1])
+        self.was_above = False
+
+    def _remove(self, value: float) -> None:
+        del self._sorted[bisect_left(self._sorted, value)]
+
+
+def _median(ordered: list[float]) -> float:
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -58,15 +58,23 @@ def sampled(log: Log, seconds: float, **options) -> DeviceSampler:
     return device_sampler
 
 
+def more(log: Log, number: int = 1) -> None:
+    """Wait until so many samples more were taken."""
+    wanted, deadline = len(log.records) + number, time.monotonic() + 20
+    while len(log.records) < wanted:
+        assert time.monotonic() < deadline, "no sample was taken"
+        time.sleep(0.01)
+
+
 def test_a_busy_process_on_a_machine_without_gpu() -> None:
     log, state = Log(), Progress()
     state.step, state.phase = 7, "forward_backward"
     with DeviceSampler(log, rank=3, hz=5, device="cpu", state=state):
-        end = time.monotonic() + 0.8
-        while time.monotonic() < end:
+        started = time.monotonic()
+        while len(log.records) < 4:
             sum(range(1000))
     assert not log.events
-    assert 2 <= len(log.records) <= 5
+    assert time.monotonic() - started > 0.5, "at 5 Hz"
     last = log.records[-1]
     assert (last.rank, last.step, last.phase, last.device) == (3, 7, "forward_backward", "cpu")
     assert 15 < last.cpu_percent < 250
@@ -83,12 +91,12 @@ def test_shared_memory_and_the_garbage_collector() -> None:
     block = shared_memory.SharedMemory(create=True, size=8 * 2**20)
     try:
         with DeviceSampler(log, rank=0, hz=20, device="cpu", state=Progress()):
-            time.sleep(0.15)
+            more(log, 2)
             before = log.records[-1]
             block.buf[:] = bytes(block.size)  # touched, so that it is resident
             for _ in range(3):
                 gc.collect()
-            time.sleep(0.15)
+            more(log, 2)
     finally:
         block.close()
         block.unlink()
@@ -114,11 +122,11 @@ def test_torchs_memory_is_read_only_where_cuda_is_in_use(
 def test_counters_begin_at_zero_and_see_what_is_written(tmp_path: Path) -> None:
     log = Log()
     with DeviceSampler(log, rank=0, hz=20, device="cpu", state=Progress()):
-        time.sleep(0.1)
+        more(log)
         with (tmp_path / "data").open("wb") as file:
             file.write(b"x" * 5_000_000)
             file.flush()
-        time.sleep(0.2)
+        more(log, 2)
     assert log.records[0].disk_write_bytes < 5_000_000
     assert log.records[0].net_sent_bytes < 10_000_000
 
@@ -160,14 +168,15 @@ def test_no_thread_is_left_and_stop_is_quick(tmp_path: Path) -> None:
         started = time.monotonic()
         slow.stop()
         slow.stop()
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 10  # the next sample is due after 100 s
     assert threading.active_count() == before
 
 
 def test_a_sample_costs_less_than_two_milliseconds() -> None:
-    device_sampler = sampled(Log(), 1.0)
-    assert device_sampler.samples >= 5
-    assert device_sampler.cost_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
+    log = Log()
+    with DeviceSampler(log, rank=3, hz=20, device="cpu", state=Progress()) as device_sampler:
+        more(log, 5)
+    assert 0 < device_sampler.cost_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
 
 
 def test_a_failure_of_the_system_ends_sampling_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

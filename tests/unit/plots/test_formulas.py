@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from workbench.plots import (
     grad_norm,
     histogram,
     lag,
+    loss,
     noise,
     phase_bars,
     rows,
@@ -222,16 +224,39 @@ def test_update_ratio_and_histogram_shares(tmp_path: Path) -> None:
     assert (list(other["exponent"]), list(other["layer"])) == ([-8], ["b"])
 
 
-def test_a_clip_of_zero_is_none_and_spikes_are_marked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plot", [loss, grad_norm])
+def test_spikes_are_marked_whichever_arrives_first(tmp_path: Path, plot: Any) -> None:
     write_spec(tmp_path, fake_spec(ranks=1))
     with RankLogWriter(tmp_path, 0) as writer:
-        writer.event("spike", "grad_norm", 9.0, step=2)
+        writer.event("spike", plot.NAME, {"value": 9.0, "usual": 1.0, "score": 20.0}, step=2)
+        writer.event("spike", "other", {"value": 8.0, "usual": 1.0, "score": 20.0}, step=1)
+        writer.append(step(1, 0))
+        writer.flush()
+        store = opened(tmp_path)
+        first, cursor = plot.columns(store, None)
+        for number in (2, 3):
+            writer.append(step(number, 0))
+        writer.flush()
+        store.refresh()
+        second, cursor = plot.columns(store, cursor)
+        writer.event("spike", plot.NAME, {"value": 7.0, "usual": 1.0, "score": 20.0}, step=3)
+        writer.append(step(4, 0))
+        writer.flush()
+        store.refresh()
+        third, _ = plot.columns(store, cursor)
+    assert np.isnan(first["spike"]).all()
+    assert np.nan_to_num(second["spike"]).tolist() == [9, 0] and np.nan_to_num(second["spike_at"]).tolist() == [2, 0]
+    assert (third["spike"].tolist(), third["spike_at"].tolist()) == ([7], [3])
+
+
+def test_a_clip_of_zero_is_none(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    with RankLogWriter(tmp_path, 0) as writer:
         for number in (1, 2):
             writer.append(step(number, 0))
     columns, _ = grad_norm.columns(opened(tmp_path), None)
     assert columns["norm"].tolist() == [2, 2]
     assert columns["clip"].tolist() == [1.5, 1.5]
-    assert np.isnan(columns["spike"]).tolist() == [True, False]
 
 
 def test_ranks_beyond_the_rows_of_a_heat_map_share_them(tmp_path: Path) -> None:
