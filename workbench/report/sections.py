@@ -123,8 +123,9 @@ def _timelines(facts: RunFacts, sheet: Sheet, prefix: str) -> list[Drawn]:
     found = []
     for chosen in timeline.chosen_steps(facts):
         title = f"Step {chosen.step}: {chosen.why}"
-        figure = timeline.figure(facts, chosen.step)
-        found.append(sheet.add(title, f"{prefix}timeline-{chosen.step}", figure, wide=True, tab="timeline"))
+        bars = timeline.columns(facts, chosen.step)
+        place = f"{prefix}timeline-{chosen.step}"
+        found.append(sheet.add(title, place, timeline.figure(bars), tab="timeline", columns=bars))
     return found
 
 
