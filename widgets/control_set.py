@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from workbench.answers import ANSWERS, Answer, answered
 from workbench.controls import CONTROLS, Control
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
@@ -40,47 +42,47 @@ def declared(store: Store) -> list[dict[str, Any]]:
 
 
 class History:
-    """Commands as they were asked (``control.jsonl``) and as ranks applied them (events of kind ``control``)."""
+    """Commands as they were asked (``control.jsonl``) and as ranks answered them (``workbench.answers``)."""
 
     def __init__(self, run: Path) -> None:
         self._file = run / CONTROL_FILE
         self._offset = 0
         self._asked: list[Command] = []
-        self._applied: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._seen: set[tuple[str, int, str]] = set()
+        self._answers: dict[tuple[Any, ...], Answer] = {}
         self._changed = True
 
     def take(self, events: Columns) -> None:
         """Take in rows of the ``events`` table and what was asked since the last call."""
-        for index in (events["kind"] == "control").nonzero()[0]:
-            name, step, value = (events[key][index] for key in ("name", "step", "value"))
-            if (str(name), int(step), str(value)) in self._seen:
-                continue  # another rank applied the same
-            self._seen.add((str(name), int(step), str(value)))
-            entry = {"step": int(step), "value": json.loads(value), "old": json.loads(events["old_value"][index])}
-            self._applied[str(name)].append({**entry, "time": float(events["time"][index])})
+        for index in np.isin(events["kind"], ANSWERS).nonzero()[0]:
+            name, step, value, command = (events[key][index] for key in ("name", "step", "value", "command"))
+            key = (str(name), int(step), str(value), int(command))
+            if key in self._answers:
+                continue  # another rank answered the same
+            self._answers[key] = Answer(
+                time=float(events["time"][index]),
+                step=int(step),
+                kind=str(events["kind"][index]),
+                name=str(name),
+                value=json.loads(value),
+                old_value=json.loads(events["old_value"][index]),
+                who=str(events["who"][index]),
+                command=int(command),
+            )
             self._changed = True
         self._read_asked()
 
     def rows(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
         """The newest 100, oldest first, or None when nothing changed.
 
-        Each has name, value, old, who, time and step (None: it did not take effect yet).
-        The k-th command of a name is the k-th that was applied; what no command asked for (a schedule of the code's
-        own) stands there without a who.
+        Each has name, value, old, who, time, step (None: no rank answered yet) and refused (why, or ""). What no
+        command asked for (a schedule of the code's own) stands there without a who.
         """
         if not (self._changed or anew):
             return None
         self._changed = False
-        left = {name: list(entries) for name, entries in self._applied.items()}
-        out = []
-        for command in self._asked:
-            done = left.get(command.name) or []
-            applied = done.pop(0) if done else {"step": None, "value": command.value, "old": None}
-            out.append({"name": command.name, "who": command.who, **applied, "time": command.time})
-        out += [{"name": name, "who": "", **entry} for name, entries in left.items() for entry in entries]
-        out.sort(key=lambda row: row["time"])
-        return out[-100:]
+        shown = answered(self._asked, self._answers.values())[-100:]
+        names = {"name": "name", "value": "value", "old": "old_value", "who": "who", "time": "time", "step": "step"}
+        return [{key: getattr(row, name) for key, name in {**names, "refused": "refused"}.items()} for row in shown]
 
     def _read_asked(self) -> None:
         try:

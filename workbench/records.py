@@ -225,7 +225,8 @@ class Event:
 
     Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was done or
     set, ``who``: who asked for it, ``step``: after which it took effect; name ``declared``: a knob of the training
-    script, value: its declaration and ``value``), ``refused`` (name: a command that could not be applied; value: why),
+    script, value: its declaration and ``value``), ``refused`` (name: a command that could not be applied; value: why;
+    of both, ``command``: the ``id`` of the line of ``control.jsonl`` that is answered),
     ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
     ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
     ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput
@@ -246,6 +247,7 @@ class Event:
     value: str = "null"
     old_value: str = "null"
     who: str = ""
+    command: int = 0
 
 
 Record = (
@@ -284,7 +286,10 @@ def columns_of(table: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One line of ``control.jsonl``: what a person asked, when, and who. Rank 0 reads it; all ranks apply it."""
+    """One line of ``control.jsonl``: what a person asked, when, and who. Rank 0 reads it; all ranks apply it.
+
+    ``id`` is another for every line, whoever writes it: events that answer it have it as their ``command``.
+    """
 
     time: float
     name: str

@@ -7,9 +7,9 @@ The ranks apply it after the step they are in and answer with an event (``Run.ev
 from __future__ import annotations
 
 import getpass
-import itertools
 import json
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from workbench.run import Run
     from workbench.telemetry.store import Columns
 
-_ids = itertools.count(1)
+#: several processes write commands to one run: a random number tells them apart, and JSON keeps 53 bits
+_ID_BITS = 53
 
 
 class Verbs:
@@ -164,7 +165,7 @@ class Verbs:
 
     @staticmethod
     def _command(name: str, value: Any) -> Command:
-        return Command(time=time.time(), name=name, value=value, who=getpass.getuser(), id=next(_ids))
+        return Command(time=time.time(), name=name, value=value, who=getpass.getuser(), id=secrets.randbits(_ID_BITS))
 
     def _write(self, commands: Sequence[Command]) -> None:
         """All in one write, so that they are read, and take effect, together."""

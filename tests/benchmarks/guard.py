@@ -27,12 +27,14 @@ GOAL = 0.01
 def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, Any]:
     """Milliseconds per step with and without the guard, by the guard's clock, and of a bare all-reduce."""
     from workbench.config import TrainSpec
+    from workbench.engine.control import AgreedControl
     from workbench.engine.nonfinite import NonfiniteGuard
     from workbench.engine.process_group import joined
     from workbench.engine.strategies.colossal import ColossalStrategy
     from workbench.engine.workload import Workload
     from workbench.rank_log import RankLogWriter
     from workbench.recipes.base import recipe
+    from workbench.run_directory import CONTROL_FILE
 
     options = {"ranks": ranks, "plugin": "ddp", "batch_size": 8 * ranks, "recipe": "stdlib-llama"}
     spec = TrainSpec.from_options(options)
@@ -41,7 +43,9 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, 
         work: Workload = recipe("stdlib-llama").build(spec)
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(work)
-        guard = NonfiniteGuard(directory, spec, strategy, log, work.data)
+        (directory / CONTROL_FILE).touch()
+        control = AgreedControl(directory, rank, ranks)
+        guard = NonfiniteGuard(directory, strategy, log, control, work.data)
         batches, guard_ms = work.data.batches(rank, ranks), []
         step_ms: dict[bool, list[float]] = {True: [], False: []}
         for step in range(1, steps + 1):

@@ -136,15 +136,16 @@ def train(
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(work)
         try:
+            control = AgreedControl(path, rank, ranks)
             trainer = Trainer(
                 run=path,
                 spec=spec,
                 workload=work,
                 strategy=strategy,
-                control=AgreedControl(path, rank, ranks),
+                control=control,
                 log=log,
                 progress=Progress(),
-                guard=NonfiniteGuard(path, spec, strategy, log, work.data),
+                guard=NonfiniteGuard(path, strategy, log, control, work.data),
             )
             outcome = trainer.run()
             finite = all(bool(torch.isfinite(p).all()) for p in strategy.module.parameters())

@@ -15,6 +15,8 @@ def model(kind: str) -> torch.nn.Module:
     torch.manual_seed(3)
     if kind == "plain":
         return torch.nn.Sequential(torch.nn.Linear(17, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
+    if kind == "normed":  # what a sample becomes depends on those that it is computed with
+        return torch.nn.Sequential(torch.nn.Linear(17, 32), torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 3))
     return _TRANSFORMERS[kind.partition("-")[0]]()
 
 
@@ -58,7 +60,7 @@ def batch(kind: str, step: int) -> Any:
     "-masked" has an attention mask of ones, "-padded" one that hides the first tokens.
     """
     random = torch.Generator().manual_seed(step)
-    if kind == "plain":
+    if kind in ("plain", "normed"):
         inputs = torch.randn(BATCH, 17, generator=random)
         return inputs, (inputs[:, 0] > 0).long()
     if kind == "vit":

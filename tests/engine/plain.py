@@ -27,6 +27,46 @@ def train(rank: int, ranks: int, directory: Path, *, model: str, steps: int = 20
     return {"losses": losses, "norms": norms}
 
 
+def steered(
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    model: str,
+    steps: int,
+    changes: dict[str, dict[str, Any]],
+    shards: int = 1,
+) -> list[float]:
+    """Losses of a plain loop in which, after the steps that ``changes`` names, a person edits the script: ``clip``,
+    ``weight_decay``, ``pieces`` (of each of ``shards`` shares of the batch) and ``frozen`` (the start of names)."""
+    network = models.model(model).train()
+    optimizer = models.optimizer(network)
+    clip, pieces, frozen, losses = 0.0, 1, "-", []
+    for step in range(steps):
+        data, count = models.batch(model, step), shards * pieces
+        found = []
+        for index in range(count):
+            piece = models.part(data, index, count)
+            loss = models.criterion(models.outputs(network, piece), piece)
+            (loss / count).backward()
+            found.append(loss.item())
+        for name, parameter in network.named_parameters():
+            if name.startswith(frozen):
+                parameter.grad = None
+        if clip:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - 0.5 * step / steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(sum(found) / count)
+        change = changes.get(str(step + 1), {})
+        clip, pieces, frozen = (change.get(*both) for both in (("clip", clip), ("pieces", pieces), ("frozen", frozen)))
+        for group in optimizer.param_groups:
+            group["weight_decay"] = change.get("weight_decay", group["weight_decay"])
+    return losses
+
+
 def gradients(rank: int, ranks: int, directory: Path, *, model: str, shards: int) -> list[dict[str, Any]]:
     """Statistics per layer of the first gradient in float64: of each of ``shards`` parts of the batch, then of all."""
     whole = _layers(model, 0, 1)

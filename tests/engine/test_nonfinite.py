@@ -93,7 +93,7 @@ def test_a_planted_fault_is_found_and_the_run_stops_before_the_update(
     assert fault["kept"] == kept[replica.index(rank)]
     for directory in kept:
         assert {file.name for file in (tmp_path / directory).iterdir()} == {
-            "batch.json", "batch.safetensors", "random.safetensors", "weights.safetensors", "fault.json",
+            "batch.json", "batch.safetensors", "random.json", "random.safetensors", "weights.safetensors", "fault.json",
         }  # fmt: skip
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from workbench.engine.shared_slots import SharedSlots, SourceLostError
+from workbench.engine.shared_slots import PeerLostError, SharedSlots
 
 MESSAGES = [(7 * number, -(2**40) * number) for number in range(1000)]
 
@@ -31,8 +34,41 @@ def test_every_message_arrives_in_order_however_late_the_reader(tmp_path: Path) 
     assert found == [MESSAGES, MESSAGES]
 
 
+def test_all_ranks_get_the_same_sums_however_far_they_are_apart(tmp_path: Path) -> None:
+    path, ranks, sums = tmp_path / "slots", 3, 600
+    SharedSlots.create(path, ranks, nonce=5)
+    values = [[(0.1 * number * (rank - 1), 2.0 ** (number - 300)) for number in range(sums)] for rank in range(ranks)]
+    values[1][17] = (math.nan, math.inf)
+    found: list[list[tuple[float, float]]] = [[] for _ in range(ranks)]
+
+    def rank_main(rank: int, slots: SharedSlots) -> None:
+        for number, pair in enumerate(values[rank]):
+            if number % (50 + 17 * rank) == rank:
+                time.sleep(0.03)  # now this rank is late, now another
+            found[rank].append(slots.summed(*pair))
+
+    threads = [threading.Thread(target=rank_main, args=(rank, SharedSlots(path, rank, ranks))) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    expected = [tuple(a + b + c for a, b, c in zip(*several, strict=True)) for several in zip(*values, strict=True)]
+    for rank in range(ranks):
+        np.testing.assert_array_equal(found[rank], expected)
+
+
 def _create(path: Path) -> None:
     SharedSlots.create(path, 2, nonce=1)
+
+
+def test_a_rank_that_waits_for_a_sum_notices_that_another_rank_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    SharedSlots.create(path, 2, nonce=1)
+    process = multiprocessing.get_context("spawn").Process(target=SharedSlots, args=(path, 1, 2))
+    process.start()
+    process.join(30)
+    with pytest.raises(PeerLostError, match="rank 1 has ended"):
+        SharedSlots(path, 0, 2).summed(0.0, 0.0)
 
 
 def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
@@ -40,7 +76,7 @@ def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_create, args=(path,))
     process.start()
     process.join(30)
-    with pytest.raises(SourceLostError, match="rank 0 has ended"):
+    with pytest.raises(PeerLostError, match="rank 0 has ended"):
         SharedSlots(path, 1, 2).receive()
 
 

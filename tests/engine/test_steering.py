@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,16 +61,68 @@ def test_settings_take_effect_at_one_step_on_all_ranks(pool):
     assert {event["who"] for event in found[0]["events"] if event["kind"] == "control"} == {"", "test"}
 
 
-@pytest.mark.parametrize("options", [ZERO, PP], ids=["zero1", "pp2"])
-def test_clip_and_accumulation_are_those_of_a_run_that_began_so(pool, options):
-    script = {"1": [["clip", 0.5]]}
-    found = pool.run(2, TRAIN, model="llama", options=options, steps=6, script=script)
-    begun = pool.run(2, TRAIN, model="llama", options={**options, "clip": 0.5}, steps=6)
-    free = pool.run(2, TRAIN, model="llama", options=options, steps=6)
-    losses = [column(each, "loss") for each in (found, begun, free)]
-    assert losses[0][:3] == losses[2][:3], "nothing changes before it"
-    # AdamW hardly minds the size of a gradient, so this says no more than that something else happened
-    assert column(found, "clip") == [0, 0, 0.5, 0.5, 0.5, 0.5] and losses[0] != losses[2] and losses[0] != losses[1]
+#: what the plain loop changes after a step -> what is asked of the ranks, so that it takes effect after the same step
+CHANGES = {
+    "2": ({"clip": 0.05}, [["clip", 0.05]]),
+    "5": ({"weight_decay": 20.0}, [["weight_decay", 20.0]]),
+    "8": ({"frozen": "model.layers.1."}, [["freeze", "^model[.]layers[.]1[.]"]]),
+    "11": ({"frozen": "-"}, [["unfreeze", "."]]),
+}
+BY_PIECES = {"2": ({"pieces": 2}, [["accumulate", 2]]), "6": ({"pieces": 1}, [["accumulate", 1]])}
+
+
+def losses_of(found: list[dict[str, Any]]) -> list[float]:
+    """The global loss of each step: the mean over the ranks that have one."""
+    columns = [column(found, "loss", rank) for rank in range(len(found))]
+    return [
+        sum(known) / len(known)
+        for step in zip(*columns, strict=True)
+        if (known := [loss for loss in step if loss is not None])
+    ]
+
+
+@pytest.fixture(scope="module")
+def edited(pool) -> Callable[..., list[float]]:
+    """``edited(model, changes, shards)``: losses of the plain loop with these changes."""
+
+    @functools.cache
+    def run(model: str, steps: int, changes: str, shards: int) -> list[float]:
+        asked = {"model": model, "steps": steps, "changes": json.loads(changes), "shards": shards}
+        return pool.run(1, "tests.engine.plain:steered", **asked)[0]
+
+    def called(model: str, steps: int, changes: dict[str, Any], shards: int = 1) -> list[float]:
+        return run(model, steps, json.dumps({step: change for step, (change, _) in changes.items()}), shards)
+
+    return called
+
+
+def apart(left: list[float], right: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(left, right, strict=True))
+
+
+#: of ``normed``, what a sample becomes depends on the piece that it is in
+CASES = {
+    "zero1, accumulate": ("normed", ZERO, BY_PIECES, 10),
+    "ddp": ("llama", DDP, CHANGES, 14),
+    "zero1": ("llama", ZERO, CHANGES, 14),
+    "tp2": ("llama", TP, CHANGES, 14),
+    "pp2": ("llama", PP, CHANGES, 14),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_change_does_what_it_does_in_a_plain_loop(pool, edited, case):
+    """Clip, weight decay, accumulation and freezing, against one process that makes the same change at that step."""
+    model, options, changes, steps = CASES[case]
+    script = {str(int(step) - 1): asked for step, (_, asked) in changes.items()}
+    found = losses_of(pool.run(2, TRAIN, model=model, options=options, steps=steps, script=script))
+    shards = 2 if model == "normed" else 1
+    difference = apart(found, edited(model, steps, changes, shards))
+    print(f"largest difference of the loss {difference:.1e}")
+    assert difference <= 1e-5
+    for step in changes:  # and each change is seen: without it the plain loop is elsewhere
+        without = {other: change for other, change in changes.items() if other != step}
+        assert apart(found, edited(model, steps, without, shards)) > 1e-4, step
 
 
 @pytest.mark.parametrize("options", [DDP, ZERO, TP, PP], ids=["ddp", "zero1", "tp2", "pp2"])

@@ -61,7 +61,7 @@ export class Controls {
     const scroll = make("div", "dw-scroll", this.node, { tabindex: "0", "aria-label": "History of controls" });
     const table = make("table", "dw-table", scroll);
     const head = make("tr", "", make("thead", "", table));
-    for (const title of ["asked at", "by", "what", "old value", "new value", "effect at step"]) {
+    for (const title of ["asked at", "by", "what", "old value", "new value", "effect after step"]) {
       say(make("th", "", head, { scope: "col" }), title);
     }
     this.body = make("tbody", "", table);
@@ -152,7 +152,7 @@ export class Controls {
     this.body.replaceChildren();
     for (const row of [...rows].reverse()) {
       const line = make("tr", "", this.body);
-      const effect = row.step === null ? "waiting" : whole(row.step);
+      const effect = row.step === null ? "waiting" : row.refused ? `refused: ${row.refused}` : whole(row.step);
       const when = began ? duration(Math.max(0, row.time - began)) : new Date(1000 * row.time).toLocaleTimeString("en-GB");
       for (const text of [when, row.who || "–", row.name, plain(row.old), plain(row.value), effect]) {
         say(make("td", "", line), text);

@@ -13,10 +13,10 @@ import torch
 from workbench import checkpoints
 from workbench.checkpoints import TEMPORARY
 from workbench.config import ParallelPlan
-from workbench.engine import randomness
 from workbench.engine.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.control import AgreedControl
 from workbench.engine.plain_state import NotPlainError, from_plain, to_plain
+from workbench.engine.randomness import Randomness, RandomState
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.strategies.held import Held, Slot
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -91,9 +91,10 @@ class Checkpoints:
         if held.saves_buffers:
             for name, buffer in held.buffers.items():
                 writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
-        for name, tensor in randomness.tensors(held.randomizers).items():
+        random = Randomness(held.randomizers).now()
+        for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
-        writer.write({"random": randomness.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
+        writer.write({"random": random.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
 
     def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
         groups = [
@@ -143,7 +144,7 @@ class Checkpoints:
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
         names: list[str] = [*tensors.keys()]
         states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
-        randomness.restore(states, state["random"], held.randomizers)
+        Randomness(held.randomizers).restore(RandomState.from_plain(states, state["random"]))
 
 
 def _add_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,7 +119,7 @@ class AgreedControl:
         slots = None
         try:
             slots = SharedSlots(path, self._rank, world_size)
-            able = able and slots.nonce == int(nonce) and slots.source_lives() and torch.equal(first, hosts)
+            able = able and slots.nonce == int(nonce) and slots.lives(0) and torch.equal(first, hosts)
         except (OSError, ValueError):
             able = False
         agreed = self.all_can(able)
@@ -162,13 +163,29 @@ class AgreedControl:
         self.post(self.rider)
         return self.take(patient=True)
 
+    def summed(self, first: float, second: float) -> tuple[float, float]:
+        """The sums of what the ranks pass, in double precision and alike on all of them. All ranks ask at the same
+        moment, and wait for the last."""
+        if self._slots is not None:
+            return self._slots.summed(first, second)
+        if self._group is None:
+            return first, second
+        both = torch.tensor([first, second], dtype=torch.float64)
+        dist.all_reduce(both, group=self._group)
+        return float(both[0]), float(both[1])
+
     def all_can(self, able: bool) -> bool:
         """Whether every rank is ``able``; all ranks ask at the same moment."""
+        unable, _ = self.summed(float(not able), 0.0)
+        return not unable
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every rank passes, by rank; rare, for what is small and can be pickled."""
         if self._group is None:
-            return able
-        answer = torch.tensor([able], dtype=torch.int32)
-        dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=self._group)
-        return bool(answer)
+            return [value]
+        found: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(found, value, group=self._group)
+        return found
 
     @property
     def is_shared(self) -> bool:

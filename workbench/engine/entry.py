@@ -109,7 +109,7 @@ def _train(
                 log=log,
                 progress=progress,
                 observers=observers,
-                guard=NonfiniteGuard(path, spec, strategy, log, workload.data),
+                guard=NonfiniteGuard(path, strategy, log, control, workload.data),
                 run=path,
                 resume=_checkpoint(spec),
             )

@@ -6,6 +6,7 @@ so there every path is the same whatever the values are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,8 @@ _MANTISSA_BITS = 23
 _TINY = 1e-15
 #: elements whose squares are added in single precision
 _ROW = 4096
+#: elements of small tensors that are put together to be looked at as one
+_BLOCK = 2**18
 
 #: columns of ``full_set``
 SUM, NORM, MAX_ABS, ZEROS = range(4)
@@ -42,18 +45,48 @@ def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         norms_ = torch._foreach_norm([tensors[place] for place in small], 2, dtype=torch.float32)
         found[small] = torch.stack(norms_).double()
     for place in set(range(len(tensors))).difference(small):
-        found[place] = _norm_by_rows(tensors[place].reshape(-1))
+        found[place] = _squares_by_rows(tensors[place].reshape(-1)).sqrt()
     for index in torch.nonzero(~((found > _TINY) & torch.isfinite(found))).flatten().tolist():
         if found[index] != 0 or torch.count_nonzero(tensors[index].reshape(-1)):
             found[index] = torch.linalg.vector_norm(tensors[index], dtype=torch.float64)
     return found
 
 
-def _norm_by_rows(flat: torch.Tensor) -> torch.Tensor:
+def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Over all elements of ``tensors``, a float64 scalar; not finite where an element is not.
+
+    As right as ``norms``, for a fraction of its cost where there are many small tensors on a CPU: these are put
+    together, a block at a time, and looked at as one.
+    """
+    if not tensors or tensors[0].device.type != "cpu" or tensors[0].dtype == torch.float64:
+        return norms(tensors).square().sum()
+    found = torch.stack([_squares_by_rows(flat) for flat in _blocks(tensors)]).sum()
+    return found if _TINY**2 < found < math.inf else norms(tensors).square().sum()
+
+
+def _blocks(tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The elements of ``tensors`` in vectors of about ``_BLOCK``, or more where one tensor has more."""
+    block: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        flat = tensor.reshape(-1)
+        if flat.numel() >= _BLOCK:
+            yield flat
+            continue
+        block.append(flat)
+        size += flat.numel()
+        if size >= _BLOCK:
+            yield torch.cat(block)
+            block, size = [], 0
+    if block:
+        yield torch.cat(block)
+
+
+def _squares_by_rows(flat: torch.Tensor) -> torch.Tensor:
     end = flat.numel() // _ROW * _ROW
     rows = torch.linalg.vector_norm(flat[:end].view(-1, _ROW), dim=1, dtype=torch.float32).double()
     rest = torch.linalg.vector_norm(flat[end:], dtype=torch.float32).double()
-    return (rows.square().sum() + rest.square()).sqrt()
+    return rows.square().sum() + rest.square()
 
 
 def full_set(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

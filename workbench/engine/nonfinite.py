@@ -1,9 +1,10 @@
 """What happens at a loss or gradient that is not finite: all ranks decide alike, find its source, and keep the step.
 
 Whether a rank sees one is a local matter (its loss, its share of the reduced gradient), so before each optimizer step
-both are summed over all ranks, on a group of its own: where one is not finite, neither is the sum. Ranks have just met
-in the reduction of the gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py). So
-rank 0 knows the global loss and norm of each step, and logs what stands out of the steps before: kind ``spike``.
+both are summed over all ranks: where one is not finite, neither is the sum. Ranks have just met in the reduction of the
+gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py). So rank 0 knows the global
+loss and norm of each step, and logs what stands out of the steps before: kind ``spike``. All this is part of training
+and not of watching: ``--monitor off`` leaves it on.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from workbench.config import TrainSpec
+from workbench.engine.control import AgreedControl
 from workbench.engine.culprit import FaultWatch, Finding, as_json, first_of, nonfinite_in
 from workbench.engine.data import split
-from workbench.engine.moment import Randomness, save_moment, save_tensors
+from workbench.engine.moment import save_moment, save_tensors
 from workbench.engine.observer import StepObserver
+from workbench.engine.randomness import Randomness, randomizers_of
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.workload import Batch
 from workbench.rank_log import RankLogWriter, rank_directory
@@ -49,18 +50,25 @@ class NonfiniteGuard(StepObserver):
 
     ``accumulate``: into how many pieces a share is cut now. ``data``: asked for the dataset indices of a batch."""
 
-    def __init__(self, run: Path, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, data: Any = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        strategy: Strategy,
+        log: RankLogWriter,
+        control: AgreedControl,
+        data: Any = None,
+    ) -> None:
         self._run = run
-        self._spec = spec
+        self._spec = spec = strategy.spec
         self._strategy = strategy
         self._log = log
         self._data = data
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and spec.plan.ranks > 1 else None
-        self._random = Randomness(strategy.module)
+        self._control = control
+        self._random = Randomness(randomizers_of(strategy.module))
         self._batch: Batch = None
-        self._states: dict[str, torch.Tensor] = {}
+        self._state = self._random.now()
         self._with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
         self._spikes = SpikeFinder()
         self._overflows = 0
@@ -74,7 +82,7 @@ class NonfiniteGuard(StepObserver):
     def batch(self, step: int, batch: Batch) -> None:
         began = time.perf_counter()
         self._batch = batch
-        self._states = self._random.now()
+        self._state = self._random.now()
         self.cost_ms += (time.perf_counter() - began) * 1e3
 
     def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor) -> str:
@@ -82,13 +90,16 @@ class NonfiniteGuard(StepObserver):
 
         Reads both numbers on the host: free on a CPU, on a GPU the host waits for the step's gradients.
         """
-        began = time.perf_counter()
-        all_loss, all_sq = self._summed(0.0 if loss is None else float(loss), float(grad_sq))
+        began = time.thread_time()  # of which waiting for a slower rank is no part
+        mine = 0.0 if loss is None else float(loss), float(grad_sq)
+        self._strategy.mark("communication", -1)
+        all_loss, all_sq = self._control.summed(*mine)
+        self._strategy.mark("optimizer", -1)
         bad_loss = not math.isfinite(all_loss)
         bad = bad_loss or not math.isfinite(all_sq)
         if self._strategy.rank == 0:
             self._tell_spikes(step, all_loss / self._with_loss, math.sqrt(all_sq))
-        self.cost_ms += (time.perf_counter() - began) * 1e3
+        self.cost_ms += (time.thread_time() - began) * 1e3
         if not bad:
             self._overflows = self._streak = 0
             return GO
@@ -100,14 +111,6 @@ class NonfiniteGuard(StepObserver):
         if self._streak == 1:
             self._investigate(step, "loss" if bad_loss else "gradient", loss)
         return self._action
-
-    def _summed(self, loss: float, grad_sq: float) -> tuple[float, float]:
-        """Sums over all ranks; in double precision those of finite single numbers are finite."""
-        if self._group is None:
-            return loss, grad_sq
-        both = torch.tensor([loss, grad_sq], dtype=torch.float64)
-        dist.all_reduce(both, group=self._group)
-        return float(both[0]), float(both[1])
 
     def _tell_spikes(self, step: int, loss: float, grad_norm: float) -> None:
         for spike in self._spikes.look(step, loss=loss, grad_norm=grad_norm):
@@ -125,7 +128,7 @@ class NonfiniteGuard(StepObserver):
                 self._log.event("nonfinite", name, {"step": step, "action": self._action}, step=step)
             return
         finding, again = self._search()
-        places = self._gathered(finding)
+        places = self._control.gathered(None if finding is None else asdict(finding))
         culprits = self._culprits(places)
         here = self._strategy.coordinates
         kept, why_not = "", ""
@@ -143,20 +146,12 @@ class NonfiniteGuard(StepObserver):
     def _search(self) -> tuple[Finding | None, torch.Tensor | None]:
         after = self._random.now()
         try:
-            self._random.restore(self._states)
+            self._random.restore(self._state)
             with FaultWatch(self._strategy.module) as watch:
                 again = self._strategy.rerun(split(self._batch, self.accumulate), watch.loss)
             return watch.found, again
         finally:
             self._random.restore(after)
-
-    def _gathered(self, finding: Finding | None) -> list[dict[str, Any] | None]:
-        mine = None if finding is None else asdict(finding)
-        if self._group is None:
-            return [mine]
-        places: list[dict[str, Any] | None] = [None] * self._spec.plan.ranks
-        dist.all_gather_object(places, mine, group=self._group)
-        return places
 
     def _culprits(self, places: list[dict[str, Any] | None]) -> dict[int, int]:
         """Data-parallel replica -> the rank of it where the fault began; only replicas that have one."""
@@ -176,7 +171,7 @@ class NonfiniteGuard(StepObserver):
         directory = fault_directory(self._run, self._strategy.rank, step)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_moment(directory, self._batch, self._states)
+            save_moment(directory, self._batch, self._state)
             weights = self._keep_weights(directory)
             about = {"step": step, "name": name, "culprit": culprit, "loss": _exact(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": places[culprit], "indices": self._indices(step)}

@@ -20,9 +20,10 @@ from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.engine.culprit import FaultWatch, Finding, first_of
 from workbench.engine.data import split
 from workbench.engine.entry import build_workload, load_strategy
-from workbench.engine.moment import Randomness, load_moment
+from workbench.engine.moment import load_moment
 from workbench.engine.nonfinite import fault_directory
 from workbench.engine.process_group import joined
+from workbench.engine.randomness import Randomness, randomizers_of
 from workbench.errors import RunDirectoryError
 from workbench.mesh import Mesh
 from workbench.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
@@ -45,8 +46,8 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
         strategy.prepare(workload)
         try:
             load_weights(strategy.module, directory / WEIGHTS_FILE)
-            batch, states = load_moment(directory)
-            Randomness(strategy.module).restore(states)
+            batch, random = load_moment(directory)
+            Randomness(randomizers_of(strategy.module)).restore(random)
             with FaultWatch(strategy.module) as watch:
                 loss = strategy.rerun(split(batch, about["accumulate"]), watch.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}

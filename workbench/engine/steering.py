@@ -290,5 +290,6 @@ class Steering:
                 value=json.dumps(value),
                 old_value=json.dumps(old),
                 who=str(command.who),
+                command=command.id if isinstance(command.id, int) and 0 <= command.id < 2**53 else 0,
             )
         )

@@ -252,7 +252,7 @@ def differences(subjects: Sequence[Subject]) -> list[Difference]:
         ("spec", [s.options for s in subjects]),
         ("environment", [s.environment for s in subjects]),
     ):
-        for name in dict.fromkeys(name for table in tables for name in table):
+        for name in dict.fromkeys(name for table in tables for name in table if name != "name"):
             values = tuple(table.get(name) for table in tables)
             # an imported curve says nothing of its settings, so nothing differs from it
             said = [value for value, table in zip(values, tables, strict=True) if table]

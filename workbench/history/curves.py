@@ -20,10 +20,13 @@ _SIZE_INCHES = (9.0, 3.6)
 
 
 def figures(found: Comparison) -> list[Any]:
-    """Loss and throughput over the axis, and speed-up over ranks where they differ: Bokeh figures with their data."""
+    """Loss, throughput and gradient norm over the axis, and speed-up over ranks where they differ: Bokeh figures with
+    their data."""
     drawn = [_loss(found)]
     if any(np.isfinite(s.curve["tps"]).any() for s in found.subjects):
         drawn.append(_throughput(found))
+    if any((s.curve["grad_norm"] > 0).any() for s in found.subjects):
+        drawn.append(_norm(found))
     if found.scaling is not None:
         drawn.append(_scaling(found.scaling))
     return drawn
@@ -46,7 +49,7 @@ def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
         x, y = subject.axis(found.x), subject.curve[column]
         known = np.isfinite(x) & np.isfinite(y)
         x, y = x[known], y[known]
-        out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}))
+        out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}, of=["y"]))
     return out
 
 
@@ -62,9 +65,16 @@ def _loss(found: Comparison) -> Any:
 
 
 def _throughput(found: Comparison) -> Any:
-    drawn = theme.new_figure("Throughput", x_label=AXES[found.x], y_label="tokens / s / device", height=260)
+    drawn = theme.new_figure("Throughput", x_label=AXES[found.x], y_label="tokens or samples / s / device", height=260)
     _draw(drawn, found, "tps", "@smooth{0,0}")
     drawn.y_range.start = 0
+    return drawn
+
+
+def _norm(found: Comparison) -> Any:
+    title = "Gradient norm (global L2)"
+    drawn = theme.new_figure(title, x_label=AXES[found.x], y_label="norm", height=260, y_axis_type="log")
+    _draw(drawn, found, "grad_norm", "@smooth{0.000e+0}")
     return drawn
 
 

@@ -15,7 +15,8 @@ from workbench.history.subject import AXES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.history.compare import Comparison, NoiseTest, Scaling
+    from workbench.history.compare import Comparison, Figures, NoiseTest, Scaling
+    from workbench.history.subject import Subject
 
 _NAMES = {"loss": "training loss", "validation": "validation loss", "tps": "tokens per second per device"}
 #: places on the axis at which a terminal shows the curves
@@ -58,7 +59,7 @@ def figures_frame(found: Comparison) -> pd.DataFrame:
 
 def words(found: Comparison) -> list[str]:
     """The findings, the most important first."""
-    sentences = [_test(found, test) for test in found.tests]
+    sentences = [*_best(found), *(_test(found, test) for test in found.tests)]
     alone = [group.label for group in found.groups if len(group.members) < 2]
     if len(found.groups) > 1 and alone:
         sentences.append(
@@ -73,6 +74,22 @@ def words(found: Comparison) -> list[str]:
     if len(unequal) > 1:
         sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
     return sentences
+
+
+def _best(found: Comparison) -> list[str]:
+    """Which run came lowest, and which was the fastest: of each figure that two runs have and differ in."""
+    sentences = []
+    for metric, better in (("validation", min), ("loss", min), ("tps", max)):
+        known = {s.label: value for s, f in _pairs(found) if math.isfinite(value := getattr(f, metric))}
+        if len(set(known.values())) > 1:
+            best = better(known, key=lambda label: known[label])
+            verb = "has the lowest" if better is min else "has the most"
+            sentences.append(f"{best} {verb} {_NAMES[metric]}, {short(known[best])}.")
+    return sentences
+
+
+def _pairs(found: Comparison) -> list[tuple[Subject, Figures]]:
+    return list(zip(found.subjects, found.figures, strict=True))
 
 
 def _repeats(found: Comparison) -> str:
@@ -163,19 +180,20 @@ def _scaling_rows(scaling: Scaling) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    tables = [("Runs", *_figure_rows(found)), ("Curves", *curve_table(found))]
+def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    """What text and pages show: title, heads and rows of text; one row per run in the first."""
+    shown = [("Runs", *_figure_rows(found)), ("Curves", *curve_table(found))]
     if found.differences:
-        tables.append(("What differs", *_difference_rows(found)))
+        shown.append(("What differs", *_difference_rows(found)))
     if found.scaling is not None:
-        tables.append(("Scaling", *_scaling_rows(found.scaling)))
-    return tables
+        shown.append(("Scaling", *_scaling_rows(found.scaling)))
+    return shown
 
 
 def text(found: Comparison) -> str:
     """For a terminal."""
     parts = ["\n".join(words(found))] if words(found) else []
-    parts += [_plain(heads, rows) for _, heads, rows in _tables(found)]
+    parts += [_plain(heads, rows) for _, heads, rows in tables(found)]
     return "\n\n".join([*parts, *found.code_diffs.values()])
 
 
@@ -190,7 +208,7 @@ def html(found: Comparison) -> str:
     parts = [_STYLE, '<div class="dw-cmp">']
     if words(found):
         parts.append("<ul>" + "".join(f"<li>{markup.escape(line)}</li>" for line in words(found)) + "</ul>")
-    for title, heads, rows in _tables(found):
+    for title, heads, rows in tables(found):
         parts.append(f'<div class="scroll"><table><caption>{title}</caption><thead>{_line("th", heads)}</thead><tbody>')
         parts += [_line("td", row) for row in rows]
         parts.append("</tbody></table></div>")

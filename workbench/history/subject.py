@@ -40,8 +40,9 @@ class Subject:
     """One curve of a comparison and where it comes from.
 
     ``curve``: columns step, time (seconds of training), tokens (NaN where not known), loss, tps (tokens per second per
-    device; NaN likewise) and, where it was asked for, bytes. ``options``: the spec's, flat; empty for imported curves.
-    ``environment``: what ``spec.toml`` says of versions, machine and code. ``validation``: steps and losses.
+    device; NaN likewise), grad_norm (likewise) and, where it was asked for, bytes. ``options``: the spec's, flat; empty
+    for imported curves. ``environment``: what ``spec.toml`` says of versions, machine and code. ``validation``: steps
+    and losses.
     """
 
     label: str
@@ -89,21 +90,46 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
     mesh = spec.plan.mesh
     metrics = global_metrics(found.tables["steps"], mesh)
     cell = run / CELL_FILE
-    curve = _curve(metrics, mesh.world_size)
-    if x == "bytes":
-        curve["bytes"] = _bytes(metrics, found.tables)
-    return Subject(
+    subject = from_logs(
+        run,
+        metrics,
+        found.tables["events"],
         label=run.name,
-        path=run,
-        origin="run",
         state=present_state(read_row(run), run),
         ranks=mesh.world_size,
-        curve=curve,
-        validation=_validation(found.tables["events"]),
-        options=spec.options(),
-        environment=_environment(run),
+        spec=spec,
         cell=cell.read_text(encoding="utf-8", errors="replace") if cell.exists() else "",
-        plan=spec.plan.describe(),
+    )
+    if x == "bytes":
+        subject.curve["bytes"] = _bytes(metrics, found.tables)
+    return subject
+
+
+def from_logs(
+    run: Path,
+    metrics: Columns,
+    events: Columns,
+    *,
+    label: str,
+    state: str,
+    ranks: int,
+    spec: TrainSpec | None,
+    cell: str,
+) -> Subject:
+    """A run whose logs are read: ``metrics`` as ``global_metrics`` gives them, and the table ``events``. Without a
+    ``spec`` its options are not known, and it is a repeat of nothing."""
+    return Subject(
+        label=label,
+        path=run,
+        origin="run",
+        state=state,
+        ranks=ranks,
+        curve=_curve(metrics, ranks),
+        validation=_validation(events),
+        options=spec.options() if spec else {},
+        environment=_environment(run),
+        cell=cell,
+        plan=spec.plan.describe() if spec else "",
     )
 
 
@@ -117,6 +143,7 @@ def _curve(metrics: Columns, ranks: int) -> Columns:
         "tokens": np.round(tokens),
         "loss": metrics["loss"],
         "tps": metrics["tps"],
+        "grad_norm": metrics["grad_norm"],
     }
 
 
@@ -203,6 +230,7 @@ def from_tensorboard(path: Path, tag: str = "") -> Subject:
             "tokens": _aligned(found, "tokens", loss),
             "loss": loss.values,
             "tps": _aligned(found, "tps", loss),
+            "grad_norm": _aligned(found, "grad_norm", loss),
         },
         validation=(validation.steps.astype(float), validation.values) if validation else (np.empty(0), np.empty(0)),
     )

@@ -12,6 +12,7 @@ is: "step", "time" in seconds since the first device sample, or ""), ``columns(s
 And it may have
 
 - ``WIDE = True``: takes the whole width. ``EMPTY``: what to say while there are no rows.
+- ``height(columns)``: the height in pixels that these rows need, where the page can give each figure its own.
 - ``REPLACE = True``: ``columns`` returns the whole content anew when it changed, and no rows when it did not.
 - ``PERIOD_S``: the least time between two updates in the panel (default: none).
 - ``CHOICE``: "rank" or "layer": ``columns`` takes a third argument ``chosen``: a rank, or a layer's name, or None.

@@ -44,13 +44,10 @@ def thin(columns: Columns) -> Columns:
 
 def figure(source: ColumnDataSource) -> Figure:
     """The heat map with its scale."""
-    from bokeh.models import AdaptiveTicker, NumeralTickFormatter
-
-    drawn = heat.new_figure(TITLE, x_label="elapsed (h:mm:ss)", y_label="rank", height=260, marks="time")
+    drawn = heat.new_figure(TITLE, x_label=theme.ELAPSED, y_label="rank", height=260, marks="time")
     mapper = heat.mapper(low=0)
     tips = [("rank", "@label"), ("elapsed", "@time{00:00:00}"), ("busy", "@colour{0} %")]
     heat.draw(source, drawn, mapper, tips, x="time", ticks=8)
-    drawn.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
-    drawn.xaxis.ticker = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=1, num_minor_ticks=0)
+    theme.elapsed(drawn)
     theme.add_colour_bar(drawn, mapper, log=False)
     return theme.finish(drawn)

@@ -18,7 +18,8 @@ const { row, label } = source.data;
 const place = row.indexOf(tick);
 if (place < 0) return "";
 const text = String(label[place]) || "(root)";
-return text.length > 34 ? "…" + text.slice(-33) : text;
+const most = window.innerWidth < 500 ? 14 : 34;
+return text.length > most ? "…" + text.slice(1 - most) : text;
 """
 
 

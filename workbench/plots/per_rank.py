@@ -18,18 +18,17 @@ def draw(
 
     ``number``: Bokeh's format of a value, with its unit. ``x``: "time" or "step". ``start``: the lowest y, None: free.
     """
-    from bokeh.models import AdaptiveTicker, DataRange1d, NumeralTickFormatter
+    from bokeh.models import DataRange1d
 
     y_range = DataRange1d(range_padding=0.1)
     if start is not None:
         y_range.start = start
-    x_label = "step" if x == "step" else "elapsed (h:mm:ss)"
+    x_label = "step" if x == "step" else theme.ELAPSED
     drawn = theme.new_figure(title, x_label=x_label, y_label=y_label, y_range=y_range, marks=x)
     where = ("step", "@step{0}")
     if x == "time":
         where = ("elapsed", "@time{00:00:00}")
-        drawn.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
-        drawn.xaxis.ticker = AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=1, num_minor_ticks=0)
+        theme.elapsed(drawn)
     names = [name.removeprefix(f"{prefix}_") for name in source.data if name.startswith(f"{prefix}_")]
     entries = (_band if "median" in names else _each)(
         drawn, source, names, prefix=prefix, x=x, number=number, where=where

@@ -42,6 +42,8 @@ PHASES = {
     "monitor": "#ee3377",
     "paused": "#777777",
 }
+#: label of an axis of seconds since the first device sample
+ELAPSED = "elapsed (h:mm:ss)"
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 COLOURS = {
@@ -126,6 +128,17 @@ def _add_marks(drawn: Any, x: str) -> None:
     lines = drawn.add_glyph(source, VSpan(x=x, line_color=MARK, line_alpha=0.7, line_width=1.5, line_dash="dashed"))
     lines.level = "underlay"
     drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
+
+
+def elapsed(drawn: Any) -> None:
+    """An x axis of seconds as hours, minutes and seconds; few ticks, so that they fit on a phone."""
+    from bokeh.models import AdaptiveTicker, NumeralTickFormatter
+
+    mantissas = [1, 2, 5, 10, 15, 30]
+    drawn.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
+    drawn.xaxis.ticker = AdaptiveTicker(
+        base=60, mantissas=mantissas, min_interval=1, desired_num_ticks=4, num_minor_ticks=0
+    )
 
 
 def add_spikes(drawn: Any, source: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Tokens per second and device over steps."""
+"""Tokens (where a sample has none: samples) per second and device over steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     out["smooth"] = rows.smooth(out["tps"], before)
     if out["smooth"].size:
         before = float(out["smooth"][-1])
-    return (rows.thin(out) if cursor is None else out), (steps, before)
+    return (thin(out) if cursor is None else out), (steps, before)
+
+
+def thin(columns: Columns) -> Columns:
+    """Fewer rows, with the extremes of what each step gave."""
+    return rows.thin(columns, of=["tps"])
 
 
 def figure(source: ColumnDataSource) -> Figure:
@@ -37,7 +42,7 @@ def figure(source: ColumnDataSource) -> Figure:
     drawn = theme.new_figure(
         TITLE,
         x_label="step",
-        y_label="tokens / s / device",
+        y_label="tokens or samples / s / device",
         y_range=DataRange1d(start=0, range_padding=0.1),
         marks="step",
     )
@@ -47,7 +52,7 @@ def figure(source: ColumnDataSource) -> Figure:
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [
         ("step", "@step{0}"),
-        ("tokens/s/device", "@tps{0,0}"),
+        ("per s and device", "@tps{0,0}"),
         ("step time", "@step_time_ms{0.0} ms"),
         ("waiting for data", "@data_wait_ms{0.00} ms"),
     ]

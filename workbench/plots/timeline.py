@@ -25,6 +25,7 @@ PERIOD_S = 2.0
 CHOICE = "rank"
 EMPTY = "No phases were recorded: train with --monitor light or full."
 STEPS = 3
+HEIGHT = 680
 MOST_RANKS = 64
 #: bars that are sent at once; of more, fewer steps are shown
 MOST_BARS = 1000
@@ -37,7 +38,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     steps, kept = cursor or (None, None)
     phases, steps = rows.whole_steps(store, "phases", steps)
     if not phases["step"].size:
-        return _bars(phases, np.empty(0, dtype=int), store), (steps, kept)
+        return bars(phases, np.empty(0, dtype=int)), (steps, kept)
     names = ("step", "rank", "phase", "start_ms", "duration_ms", "micro_batch")
     joined = {n: np.concatenate([kept[n], phases[n]]) if kept else phases[n] for n in names}
     taken = joined["step"] >= np.unique(joined["step"])[-STEPS:][0]
@@ -46,7 +47,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     per_step = max(1, np.isin(kept["rank"], shown).sum() // np.unique(kept["step"]).size)
     first = np.unique(kept["step"])[-max(1, min(STEPS, MOST_BARS // per_step)) :][0]
     taken = (kept["step"] >= first) & np.isin(kept["rank"], shown)
-    return _bars({name: values[taken] for name, values in kept.items()}, shown, store), (steps, kept)
+    return bars({name: values[taken] for name, values in kept.items()}, shown), (steps, kept)
 
 
 def _shown_ranks(phases: Columns, store: Store, chosen: int | None) -> np.ndarray:
@@ -64,8 +65,14 @@ def _shown_ranks(phases: Columns, store: Store, chosen: int | None) -> np.ndarra
     return np.array(sorted(wanted | {int(rank) for rank in spread}))
 
 
-def _bars(phases: Columns, shown: np.ndarray, store: Store) -> Columns:
-    """Steps one after the other: each begins when the longest rank of the one before has ended."""
+def height(columns: Columns) -> int:
+    """A row of the same height per rank, up to the figure's own height."""
+    return min(HEIGHT, 90 + 56 * np.unique(columns["row"]).size)
+
+
+def bars(phases: Columns, shown: np.ndarray) -> Columns:
+    """Phases of the ranks ``shown`` (ascending) as the columns of this figure: steps one after the other, each begins
+    when the longest rank of the one before has ended."""
     steps, place = np.unique(phases["step"], return_inverse=True)
     ends = phases["start_ms"] + phases["duration_ms"]
     length = np.zeros(steps.size)
@@ -97,11 +104,11 @@ def figure(source: ColumnDataSource) -> Figure:
         TITLE,
         x_label="ms since the first of these steps began",
         y_label="rank",
-        height=680,
+        height=HEIGHT,
         x_range=DataRange1d(start=0, range_padding=0.01),
         y_range=DataRange1d(flipped=True, range_padding=0.01),
     )
-    bars = drawn.hbar(
+    shown = drawn.hbar(
         y="y",
         height="height",
         left="start",
@@ -121,5 +128,5 @@ def figure(source: ColumnDataSource) -> Figure:
         ("from", "@start{0.00} ms"),
         ("to", "@end{0.00} ms"),
     ]
-    drawn.add_tools(HoverTool(renderers=[bars], tooltips=tips))
+    drawn.add_tools(HoverTool(renderers=[shown], tooltips=tips))
     return theme.finish(drawn)

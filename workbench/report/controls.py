@@ -1,59 +1,22 @@
-"""What people asked of a run, and when all ranks did it: ``control.jsonl`` beside the ranks' ``control`` events."""
+"""What people asked of a run, and when all ranks did it: ``control.jsonl`` beside the ranks' answers."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from dataclasses import dataclass
-from typing import Any
-
+from workbench.answers import ANSWERS, Answer, Answered, answered
 from workbench.records import Command
-from workbench.report.facts import Happening, RunFacts
+from workbench.report.facts import RunFacts
 from workbench.run_directory import CONTROL_FILE
 
 
-@dataclass(frozen=True, kw_only=True)
-class Control:
-    """One command. ``step`` None: no rank ever took it. ``time`` is when it was asked, where that is known."""
-
-    time: float
-    who: str
-    name: str
-    value: Any
-    old_value: Any
-    step: int | None
-
-
-def controls(facts: RunFacts) -> list[Control]:
-    """Every command in order of time, matched with the step at which it took effect; lines that cannot be read become
-    a note of the facts."""
-    asked = _asked(facts)
-    waiting: dict[str, deque[Command]] = defaultdict(deque)
-    for command in asked:
-        waiting[command.name].append(command)
-    found = []
-    for happening in facts.of_kind("control"):
-        if happening.name == "declared":  # a knob of the training script, not a command
-            continue
-        same = waiting[happening.name]
-        found.append(_taken(happening, same.popleft() if same else None))
-    for command in (command for queue in waiting.values() for command in queue):
-        about = {"time": command.time, "who": command.who, "name": command.name, "value": command.value}
-        found.append(Control(**about, old_value=None, step=None))
-    return sorted(found, key=lambda control: control.time)
-
-
-def _taken(happening: Happening, command: Command | None) -> Control:
-    value = happening.value
-    if command is not None and value == command.who:
-        value = command.value  # the event names who asked, where there is no value
-    return Control(
-        time=command.time if command else happening.time,
-        who=command.who if command else happening.who,
-        name=happening.name,
-        value=value,
-        old_value=happening.old_value,
-        step=happening.step,
-    )
+def controls(facts: RunFacts) -> list[Answered]:
+    """Every command in order of time, with the step at which it took effect or why it was refused; lines that cannot be
+    read become a note of the facts."""
+    answers = [
+        Answer(time=h.time, step=h.step, kind=h.kind, name=h.name, value=h.value, old_value=h.old_value, who=h.who,
+               command=h.command)
+        for kind in ANSWERS for h in facts.of_kind(kind)
+    ]  # fmt: skip
+    return answered(_asked(facts), answers)
 
 
 def _asked(facts: RunFacts) -> list[Command]:

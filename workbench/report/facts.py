@@ -44,6 +44,7 @@ class Happening:
     value: Any
     old_value: Any
     who: str = ""
+    command: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,8 @@ def fold(happenings: Iterable[Happening]) -> list[Happening]:
         if isinstance(value, dict):
             value = {key: entry for key, entry in value.items() if key != "pid"}
         h = replace(logged, value=value)
-        key = (h.step, h.kind, h.name, json.dumps(h.value, sort_keys=True), json.dumps(h.old_value, sort_keys=True))
+        texts = (json.dumps(h.value, sort_keys=True), json.dumps(h.old_value, sort_keys=True))
+        key = (h.step, h.kind, h.name, *texts, h.command)
         groups.setdefault(key, []).append(h)
     folded = []
     for same in groups.values():

@@ -20,9 +20,10 @@ import numpy as np
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, DataRange1d
 
+from workbench.plots import theme
 from workbench.plots.base import Plot
 from workbench.report.still import Still, still
-from workbench.telemetry.store import Store
+from workbench.telemetry.store import Columns, Store
 
 #: tabs of figures that name none of their own, by figure
 _TABS = {"loss": "overview", "throughput": "overview", "utilisation": "ranks", "memory": "ranks"}
@@ -46,6 +47,7 @@ class Drawn:
     empty: str = ""
     height: int = 0
     wide: bool = False
+    key: tuple[tuple[str, str], ...] = ()  # what its colours stand for, where it has no legend of its own
 
 
 @dataclass(kw_only=True)
@@ -69,9 +71,12 @@ class Sheet:
         bad = self._add(figures)
         return [bad.get(drawn.place, drawn) for drawn, _ in pairs]
 
-    def add(self, title: str, place: str, figure: Any, *, wide: bool = False, tab: str = "overview") -> Drawn:
-        """A figure that is no plot module's."""
-        drawn = _made(title, title, place, tab, figure, wide=wide, interactive=not self.light)
+    def add(
+        self, title: str, place: str, figure: Any, *, tab: str = "overview", columns: Columns | None = None
+    ) -> Drawn:
+        """A figure that is no plot module's, as wide as the page. ``columns``: what it shows."""
+        about = {"name": title, "title": title, "place": place, "tab": tab}
+        drawn = _made(figure, columns or {}, **about, wide=True, interactive=not self.light)
         if not self.light:
             self._add([(drawn, figure)])
         return drawn
@@ -90,8 +95,11 @@ class Sheet:
                 return Drawn(**{**vars(nothing), "empty": str(getattr(plot, "EMPTY", ""))}), None
             data = {name: list_or_array(values) for name, values in columns.items()}
             figure = plot.figure(ColumnDataSource(data))
+            if hasattr(plot, "height"):
+                figure.height = plot.height(columns)
             wide = bool(getattr(plot, "WIDE", False))
-            drawn = _made(plot.NAME, plot.TITLE, place, tab, figure, wide=wide, interactive=not self.light)
+            about = {"name": plot.NAME, "title": plot.TITLE, "place": place, "tab": tab}
+            drawn = _made(figure, columns, **about, wide=wide, interactive=not self.light)
             return drawn, figure
         except Exception as error:  # a plot of anybody's, on any data: the reader is told, and has the other figures
             return Drawn(**{**vars(nothing), "problem": f"{type(error).__name__}: {error}"}), None
@@ -125,7 +133,9 @@ class Sheet:
         self.count += len(roots)
 
 
-def _made(name: str, title: str, place: str, tab: str, figure: Any, *, wide: bool, interactive: bool) -> Drawn:
+def _made(
+    figure: Any, columns: Columns, *, name: str, title: str, place: str, tab: str, wide: bool, interactive: bool
+) -> Drawn:
     return Drawn(
         name=name,
         title=title,
@@ -135,10 +145,20 @@ def _made(name: str, title: str, place: str, tab: str, figure: Any, *, wide: boo
         interactive=interactive,
         height=figure.height or 300,
         wide=wide,
+        key=_key(columns),
     )
 
 
-def _columns(store: Store, plot: Plot) -> dict[str, Any]:
+def _key(columns: Columns) -> tuple[tuple[str, str], ...]:
+    """Phases and their colours, in the order of a step, of a figure that has columns of them."""
+    if not {"phase", "colour"} <= set(columns):
+        return ()
+    seen = dict(zip(columns["phase"], columns["colour"], strict=True))
+    order = list(theme.PHASES)
+    return tuple(sorted(seen.items(), key=lambda found: order.index(found[0]) if found[0] in order else len(order)))
+
+
+def _columns(store: Store, plot: Plot) -> Columns:
     if getattr(plot, "CHOICE", None):
         return plot.columns(store, None, None)[0]  # type: ignore[call-arg]
     return plot.columns(store, None)[0]

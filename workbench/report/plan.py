@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
-import numpy as np
+import pandas as pd
 
 from workbench.errors import format_ranks
 from workbench.mesh import Mesh
@@ -85,23 +85,18 @@ def _box(x: float, y: float, rank: int, slice_: int | None) -> str:
 
 
 def holdings(facts: RunFacts) -> list[Holding]:
-    """Who holds what, from the first step whose gradients (or weights) were logged: ranks that hold the same layers in
-    the same way are one line. Empty when no statistics were kept."""
-    for table in ("weights", "gradients"):
-        rows = facts.store.table(table)
-        if rows["step"].size:
-            break
-    else:
-        return []
-    taken = rows["step"] == rows["step"].min()
-    if "scope" in rows and (local := taken & (rows["scope"] == "local")).any():
-        taken = local
+    """Who holds what, from the gradients that each rank logged of its own: ranks that hold the same layers in the same
+    way are one line. Empty when no statistics were kept."""
+    rows = facts.store.table("gradients")
+    own = pd.DataFrame({name: rows[name] for name in ("rank", "layer", "sharded", "numel")})[rows["scope"] == "local"]
+    parts: dict[int, dict[tuple[str, str], int]] = {}
+    for rank, layer, sharded, numel in own.drop_duplicates(["rank", "layer", "sharded"]).itertuples(index=False):
+        parts.setdefault(int(rank), {})[str(layer) or "(root)", str(sharded)] = int(numel)
     held: dict[tuple[tuple[str, ...], int, str], list[int]] = {}
-    for rank in np.unique(rows["rank"][taken]):
-        own = taken & (rows["rank"] == rank)
-        layers = tuple(dict.fromkeys(str(name) or "(root)" for name in rows["layer"][own]))
-        split = ", ".join(sorted({str(axes) for axes in rows["sharded"][own]} - {""})) or "not split"
-        held.setdefault((layers, int(rows["numel"][own].sum()), split), []).append(int(rank))
+    for rank, elements in sorted(parts.items()):
+        split = ", ".join(sorted({axes for _, axes in elements} - {""})) or "not split"
+        layers = tuple(dict.fromkeys(layer for layer, _ in elements))
+        held.setdefault((layers, sum(elements.values()), split), []).append(rank)
     return [
         Holding(
             ranks=format_ranks(ranks),

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.plots.base import Plot
 from workbench.report import plan, timeline, words
-from workbench.report.controls import Control, controls
+from workbench.report.controls import controls
 from workbench.report.facts import Happening, RunFacts
 from workbench.report.figures import Drawn, Sheet
 from workbench.telemetry.derive import batch_of
@@ -123,8 +123,9 @@ def _timelines(facts: RunFacts, sheet: Sheet, prefix: str) -> list[Drawn]:
     found = []
     for chosen in timeline.chosen_steps(facts):
         title = f"Step {chosen.step}: {chosen.why}"
-        figure = timeline.figure(facts, chosen.step)
-        found.append(sheet.add(title, f"{prefix}timeline-{chosen.step}", figure, wide=True, tab="timeline"))
+        bars = timeline.columns(facts, chosen.step)
+        place = f"{prefix}timeline-{chosen.step}"
+        found.append(sheet.add(title, place, timeline.figure(bars), tab="timeline", columns=bars))
     return found
 
 
@@ -256,4 +257,4 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-__all__ = ["Control", "Group", "RunSection", "section_of", "tiles"]
+__all__ = ["Group", "RunSection", "section_of", "tiles"]

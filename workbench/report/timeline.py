@@ -1,4 +1,4 @@
-"""The timeline of chosen steps: a usual one and the slowest, phases as bars per rank."""
+"""The timeline of chosen steps: a usual one and the slowest, drawn as the panel's timeline draws the last ones."""
 
 from __future__ import annotations
 
@@ -7,26 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from workbench.plots import theme
+from workbench.plots import timeline
 from workbench.report.facts import RunFacts
-
-#: colours of phases that mean the same in every figure
-PHASE_COLOURS = {
-    "data": "#999933",
-    "transfer": "#ddcc77",
-    "forward": "#0077bb",
-    "backward": "#33bbee",
-    "forward_backward": "#0077bb",
-    "communication": "#ee3377",
-    "overlapped": "#f3a6c0",
-    "optimizer": "#009988",
-    "bubble": "#bbbbbb",
-    "evaluate": "#aa4499",
-    "checkpoint": "#cc3311",
-    "paused": "#dddddd",
-    "monitor": "#ee7733",
-}
-MOST_RANKS = 32
+from workbench.telemetry.store import Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,43 +37,20 @@ def chosen_steps(facts: RunFacts) -> list[ChosenStep]:
     return found
 
 
-def figure(facts: RunFacts, step: int) -> Any:
-    """A Bokeh figure: time within the step across, a row per rank, a bar per phase."""
-    from bokeh.models import ColumnDataSource, DataRange1d, FixedTicker, HoverTool
+def columns(facts: RunFacts, step: int) -> Columns:
+    """The bars of one step, of the first ranks that a figure has room for."""
+    phases = facts.store.table("phases")
+    taken = (phases["step"] == step) & (phases["rank"] < timeline.MOST_RANKS)
+    own = {name: values[taken] for name, values in phases.items()}
+    return timeline.bars(own, np.unique(own["rank"]))
 
-    rows = facts.store.table("phases")
-    taken = (rows["step"] == step) & (rows["rank"] < MOST_RANKS)
-    phase, rank = rows["phase"][taken].astype(str), rows["rank"][taken].astype(float)
-    left, width = rows["start_ms"][taken], rows["duration_ms"][taken]
-    y_range = DataRange1d(flipped=True, range_padding=0.05)
-    ranks = sorted({int(number) for number in rank})
-    height = 90 + 26 * len(ranks)
-    drawn = theme.new_figure("", x_label="ms since the step began", y_label="rank", height=height, y_range=y_range)
-    renderers = []
-    for name in dict.fromkeys(phase.tolist()):
-        own = phase == name
-        # what hides behind compute lies in the lower part of the row
-        low, high = (0.12, 0.42) if name == "overlapped" else (-0.42, 0.12) if "overlapped" in phase else (-0.42, 0.42)
-        source = ColumnDataSource(
-            {
-                "left": left[own],
-                "right": left[own] + width[own],
-                "top": rank[own] + low,
-                "bottom": rank[own] + high,
-                "rank": rank[own],
-                "phase": phase[own].tolist(),
-                "micro": rows["micro_batch"][taken][own].astype(float),
-                "ms": width[own],
-            }
-        )
-        colour = PHASE_COLOURS.get(name, "#888888")
-        bars = drawn.quad(
-            left="left", right="right", top="top", bottom="bottom", source=source, color=colour, line_color=None
-        )
-        renderers.append((name, [bars]))
-    drawn.yaxis.ticker = FixedTicker(ticks=ranks)
-    drawn.ygrid.visible = False
-    theme.add_legend(drawn, renderers)
-    tips = [("rank", "@rank{0}"), ("phase", "@phase"), ("micro-batch", "@micro{0}"), ("ms", "@ms{0.00}")]
-    drawn.add_tools(HoverTool(tooltips=tips))
+
+def figure(bars: Columns) -> Any:
+    """A Bokeh figure of ``columns``: time within the step across, a row per rank, a bar per phase."""
+    from bokeh.models import ColumnDataSource
+
+    source = ColumnDataSource({n: v.tolist() if v.dtype == object else v for n, v in bars.items()})
+    drawn = timeline.figure(source)
+    drawn.height = timeline.height(bars)
+    drawn.xaxis.axis_label = "ms since the step began"
     return drawn

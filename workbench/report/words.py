@@ -157,7 +157,7 @@ def short(value: Any, limit: int = 400) -> str:
     text = (
         value
         if isinstance(value, str)
-        else ", ".join(f"{k}: {v}" for k, v in value.items())
+        else ", ".join(f"{k}: {number(v, 6) if isinstance(v, float) else v}" for k, v in value.items())
         if isinstance(value, dict)
         else str(value)
     )

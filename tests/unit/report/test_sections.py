@@ -6,6 +6,8 @@ import itertools
 import json
 import shutil
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ import pyarrow as pa
 import pytest
 from bs4 import BeautifulSoup
 
+import workbench
 from tests.fake_run import make_fake_run
 from workbench import environment
+from workbench.history.show import tables as tables_of
 from workbench.mesh import Mesh
 from workbench.rank_log import RankLogWriter
-from workbench.records import Command, PhaseRecord
+from workbench.records import Command, Event, GradientStats, PhaseRecord
 from workbench.report import facts, plan, render, timeline, words
 from workbench.report.compared import comparison
 from workbench.report.controls import controls
@@ -29,6 +33,18 @@ HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 
 def page_of(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(), "html.parser")
+
+
+def text_page(run: Path) -> BeautifulSoup:
+    """A run's report without its figures, which cost most."""
+    return page_of(render(run, figures=[], light=True))
+
+
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BeautifulSoup]:
+    """A run of 40 steps with known phases, and its report."""
+    run = make_fake_run(tmp_path_factory.mktemp("phased") / "run", steps=40)
+    return run, page_of(render(with_phases(run, {"forward": 60, "communication": 60})))
 
 
 def with_phases(run: Path, phases: dict[str, float]) -> Path:
@@ -52,23 +68,31 @@ def test_commands_meet_their_steps(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
     for directory in run.glob("rank-*"):
         (directory / "events.arrow").unlink()  # it has commands of its own
-    asked = [Command(time=10.0, name="lr", value=0.1, who="ann"), Command(time=11.0, name="stop", who="bob")]
-    asked.append(Command(time=12.0, name="lr", value=0.2, who=HOSTILE))
+    asked = [
+        Command(time=10.0, name="lr", value=0.1, who="ann", id=3),
+        Command(time=11.0, name="stop", who="bob", id=9),
+    ]
+    asked.append(Command(time=12.0, name="lr", value=0.2, who=HOSTILE, id=4))
+    asked.append(Command(time=13.0, name="lr", value=0.3, who="bob", id=5))
     lines = "".join(command.to_line() for command in asked)
     (run / "control.jsonl").write_text(lines + "not a command\n")
     with RankLogWriter(run, -1) as log:
-        log.event("control", "lr", 0.1, step=7, old_value=0.003)
-        log.event("control", "stop", "bob", step=9)
+        given = [("control", "lr", 0.1, 7, 3), ("refused", "lr", {"value": 0.3, "reason": "no"}, 8, 5)]
+        given.append(("control", "stop", "step", 9, 9))
+        for kind, name, value, step, command in given:
+            event = Event(time=time.time(), step=step, rank=-1, kind=kind, name=name, value=json.dumps(value))
+            log.append(replace(event, command=command, old_value="0.003" if step == 7 else "null"))
     found = facts.read(run)
     table = controls(found)
-    assert [(c.name, c.who, c.value, c.old_value, c.step) for c in table] == [
-        ("lr", "ann", 0.1, 0.003, 7),
-        ("stop", "bob", None, None, 9),
-        ("lr", HOSTILE, 0.2, None, None),
+    assert [(c.name, c.who, c.value, c.old_value, c.step, c.refused) for c in table] == [
+        ("lr", "ann", 0.1, 0.003, 7, ""),
+        ("stop", "bob", "step", None, 9, ""),
+        ("lr", HOSTILE, 0.2, None, None, ""),
+        ("lr", "bob", 0.3, None, 8, "no"),
     ]
-    assert "1 of 4 lines of control.jsonl could not be read." in found.notes
-    text = page_of(render(run)).find(id="controls").get_text()
-    assert "never taken" in text and HOSTILE in text
+    assert "1 of 5 lines of control.jsonl could not be read." in found.notes
+    text = text_page(run).find(id="controls").get_text()
+    assert "never taken" in text and HOSTILE in text and "0.3 (refused: no)" in text
 
 
 @pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 1, 1), (4, 1, 1), (2, 2, 2), (16, 4, 4)])
@@ -90,22 +114,44 @@ def test_who_holds_what(tmp_path: Path) -> None:
     assert all(h.elements == 3 * 4096 and h.split == "not split" for h in held)
 
 
-def test_what_limited_it_is_the_verdict(tmp_path: Path) -> None:
-    run = with_phases(make_fake_run(tmp_path / "run", steps=20), {"forward": 60, "communication": 60})
+def test_who_holds_what_is_not_who_wrote_it_down(tmp_path: Path) -> None:
+    """Replicas share the work of logging weights; each of them holds all layers all the same."""
+    run = make_fake_run(tmp_path / "run", steps=1, names=["a"])
+    for rank in (0, 1):
+        with RankLogWriter(tmp_path / "other", rank) as log:
+            for layer in ("a", "b"):
+                log.append(gradient(rank, layer, "local"))
+            log.append(gradient(rank, "ab"[rank], "reduced"))
+        log_of = tmp_path / "other" / f"rank-{rank:05d}" / "gradients.arrow"
+        shutil.move(log_of, run / f"rank-{rank:05d}" / "gradients.arrow")
+    assert [(h.ranks, h.layers, h.elements) for h in plan.holdings(facts.read(run))] == [("ranks 0-1", 2, 20)]
+
+
+def gradient(rank: int, layer: str, scope: str) -> GradientStats:
+    rest = {"sum": 0.0, "sum_sq": 1.0, "max_abs": 1.0, "zero_count": 0, "nonfinite_count": 0, "underflow_count": 0}
+    return GradientStats(
+        step=1, rank=rank, layer=layer, scope=scope, sharded="", numel=10, dot=0.0, dot_kind="", **rest
+    )
+
+
+def test_what_limited_it_is_the_verdict(phased: tuple[Path, BeautifulSoup]) -> None:
+    run, page = phased
     found = facts.read(run)
     assert words.limits(found) == Run(run).verdict().sentence and "50%" in words.limits(found)
-    assert words.limits(found) in page_of(render(run)).find(id="summary").get_text()
+    assert words.limits(found) in page.find(id="summary").get_text()
 
 
-def test_the_chosen_steps_are_a_usual_one_and_the_slowest(tmp_path: Path) -> None:
-    run = with_phases(make_fake_run(tmp_path / "run", steps=20), {"forward": 60, "communication": 40})
+def test_the_chosen_steps_are_a_usual_one_and_the_slowest(phased: tuple[Path, BeautifulSoup]) -> None:
+    run, page = phased
     found = facts.read(run)
     chosen = timeline.chosen_steps(found)
     steps, times = found.metrics["step"], found.metrics["step_time_ms"]
     later = (steps >= 11) & (steps <= 14)  # the first logged one is left out
     assert chosen[-1].step == steps[later][np.argmax(times[later])] and 1 <= len(chosen) <= 2
-    page = page_of(render(run))
-    assert page.find(id=f"timeline-{chosen[0].step}") and "forward" in page.find(id="timeline").get_text()
+    keys = [key.get_text(" ") for key in page.find(id="timeline").find_all("ul", class_="key")]
+    assert page.find(id=f"timeline-{chosen[0].step}") and keys == ["forward communication"] * (1 + len(chosen))
+    bars = timeline.columns(found, 12)
+    assert (bars["end"] - bars["start"]).tolist() == [600.0] * 4 and set(bars["row"]) == {0.0, 1.0}
 
 
 def test_the_environment_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +195,7 @@ def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
     }
     (run / environment.ENVIRONMENT_FILE).write_text(json.dumps(about))
     (run / facts.VERIFICATION_FILE).write_text(json.dumps({"same": True, HOSTILE: {"largest": 1e-6}}))
-    page = page_of(render(run))
+    page = text_page(run)
     text = page.find(id="environment").get_text()
     assert "abc" in text and "numpy==1" in text and text.count(HOSTILE) == 2
     assert f"{HOSTILE}.largest" in page.find(id="verification").get_text()
@@ -159,7 +205,7 @@ def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
 def test_an_environment_that_is_broken_leaves_the_rest(tmp_path: Path, broken: str) -> None:
     run = make_fake_run(tmp_path / "run", steps=5)
     (run / environment.ENVIRONMENT_FILE).write_text(broken)
-    assert "fake" in page_of(render(run)).title.text
+    assert "fake" in text_page(run).title.text
 
 
 def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) -> None:
@@ -167,7 +213,7 @@ def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) ->
     schema = pa.schema([pa.field("step", pa.int64())], metadata={"schema_version": "99"})
     with pa.OSFile(str(run / "rank-00000" / "devices.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         stream.write_batch(pa.record_batch([pa.array([1])], schema=schema))
-    page = page_of(render(run))
+    page = text_page(run)
     assert "has schema version 99" in page.get_text() and page.find("h1")
 
 
@@ -175,11 +221,14 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     first = make_fake_run(tmp_path / "a", steps=40)
     second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
     found = comparison([facts.read(first), facts.read(second)], Sheet(light=True))
-    assert [row[0] for row in found.rows] == ["fake (1)", "fake (2)"]
-    assert dict(found.differences) == {
+    tables = {title: rows for title, _, rows in found.tables}
+    assert found.labels == [row[0] for row in tables["Runs"]] == ["fake (1)", "fake (2)"]
+    assert {name: values for section, name, *values in tables["What differs"] if section == "spec"} == {
         "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"],
         "batch_size": ["16", "32"], "eval_every": ["20", "30"],
     }  # fmt: skip
+    other = workbench.compare([first, second])
+    assert comparison([facts.read(first), facts.read(second)], Sheet(light=True), ["a", "b"]).tables == tables_of(other)
     page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
     ids = [e["id"] for e in page.find_all(id=True)]
     assert len(ids) == len(set(ids)) and {"run1-figure-loss", "run2-figure-loss", "compared-loss"} <= set(ids)
@@ -188,19 +237,19 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert HOSTILE in page.find(id="comparison").get_text() and len(page.find_all("h2")) == 3
 
 
-def test_a_light_report_is_small_and_has_no_script(tmp_path: Path) -> None:
-    run = make_fake_run(tmp_path / "run", steps=200)
+def test_a_light_report_is_small_and_has_no_script(phased: tuple[Path, BeautifulSoup], tmp_path: Path) -> None:
+    run, _ = phased
     light = render(run, tmp_path / "light.html", light=True)
     page = page_of(light)
     assert not page.find("script") and len(page.find_all("svg", class_="still")) >= 5
-    assert light.stat().st_size < 200_000 < render(run).stat().st_size
+    assert light.stat().st_size < 200_000 < (run / "report.html").stat().st_size
 
 
-def test_figures_over_the_same_axis_are_linked(tmp_path: Path) -> None:
+def test_figures_over_the_same_axis_are_linked(phased: tuple[Path, BeautifulSoup]) -> None:
     import gzip
     from base64 import b64decode
 
-    page = page_of(render(make_fake_run(tmp_path / "run", steps=40)))
+    _, page = phased
     sheets = json.loads(gzip.decompress(b64decode(page.find("script", id="packed-figures").text)))
     of_figures = [root["attributes"]["x_range"]["id"] for root in sheets[0]["document"]["roots"]]
     places = list(sheets[0]["roots"].values())

@@ -133,8 +133,11 @@ def events(*given: Event) -> Columns:
     }
 
 
-def event(kind: str, name: str, value: Any = None, old: Any = None, *, rank: int = 0, step: int = 5) -> Event:
+def event(
+    kind: str, name: str, value: Any = None, old: Any = None, *, rank: int = 0, step: int = 5, command: int = 0
+) -> Event:
     return Event(
+        command=command,
         time=100.0 + rank,
         step=step,
         rank=rank,
@@ -173,20 +176,29 @@ def test_happenings_fold_ranks_and_mark_what_was_set() -> None:
 def test_history_joins_what_was_asked_with_what_took_effect(tmp_path: Path) -> None:
     history = History(tmp_path)
     control = tmp_path / "control.jsonl"
-    control.write_text(
-        Command(time=1.0, name="lr", value=0.1, who="ada").to_line() + Command(time=2.0, name="lr", value=0.2).to_line()
+    asked = [("ada", 0.1, 71), ("bob", 0.2, 5), ("ada", -3, 40), ("", 0.2, 6)]
+    lines = [Command(time=float(at), name="lr", value=v, who=who, id=id) for at, (who, v, id) in enumerate(asked)]
+    control.write_text("".join(line.to_line() for line in lines))
+    refusal = {"value": -3, "reason": "too low"}
+    history.take(
+        events(
+            *(event("control", "lr", 0.1, 0.3, rank=rank, step=7, command=71) for rank in range(2)),
+            event("refused", "lr", refusal, step=7, command=40),
+            event("control", "lr", 0.2, 0.1, step=8, command=6),  # the other of the two that look alike
+        )
     )
-    history.take(events(*(event("control", "lr", 0.1, 0.3, rank=rank, step=7) for rank in range(2))))
     rows = history.rows()
     assert rows is not None
-    assert [(row["who"], row["old"], row["value"], row["step"]) for row in rows] == [
-        ("ada", 0.3, 0.1, 7),
-        ("", None, 0.2, None),
+    assert [(row["who"], row["old"], row["value"], row["step"], row["refused"]) for row in rows] == [
+        ("ada", 0.3, 0.1, 7, ""),
+        ("bob", None, 0.2, None, ""),
+        ("ada", None, -3, 7, "too low"),
+        ("", 0.1, 0.2, 8, ""),
     ]
     assert history.rows() is None
-    history.take(events(event("control", "lr", 0.2, 0.1, step=9)))
+    history.take(events(event("control", "lr", 0.2, 0.2, step=9, command=5), event("control", "loss", 1, step=9)))
     again = history.rows()
-    assert again is not None and again[1]["step"] == 9
+    assert again is not None and again[1]["step"] == 9 and (again[4]["name"], again[4]["who"]) == ("loss", "")
 
 
 def test_the_straggler_is_named(tmp_path: Path) -> None:
@@ -239,6 +251,14 @@ def test_rank_table_keeps_the_newest_and_the_worst() -> None:
     for rank, state in ((0, "running"), (1, "running"), (1, "died"), (1, "finished")):
         table.take_state(rank, state, 3)
     assert (table.state_of(0), table.state_of(1), table.logged_state) == ("running", "died", "failed")
+
+
+def test_a_rank_whose_gpu_is_slowed_says_by_what(tmp_path: Path) -> None:
+    devices = opened(make_fake_run(tmp_path / "run", ranks=2, steps=5)).table("devices")
+    devices = {**devices, "gpu_throttle": np.where(devices["rank"] == 1, 0x1 | 0x4 | 0x40, 0x1)}
+    table = RankTable(2)
+    table.take_devices(devices)
+    assert table.columns()["throttle"].tolist() == ["", "power cap, temperature (hardware)"]
 
 
 def test_the_bundle_is_one_module_without_names_that_clash() -> None:

@@ -176,8 +176,8 @@ class ColossalStrategy(Strategy):
         if self._grad_sq is None:
             parts = self.plan.reduced()
             if parts:
-                norms = figures.norms([part.tensor for part in parts])
-                self._grad_sq = (norms / parts[0].scale).square().sum().float()
+                squares = figures.sum_of_squares([part.tensor for part in parts])
+                self._grad_sq = (squares / parts[0].scale ** 2).float()
             else:
                 self._grad_sq = torch.zeros((), device=self.device)
         return self._grad_sq
@@ -243,10 +243,6 @@ class ColossalStrategy(Strategy):
         finally:
             for module, mode in modes:
                 module.training = mode
-
-    def set_lr(self, lr: float) -> None:
-        for group in self.plan.optimizer.param_groups:
-            group["lr"] = lr
 
     def set_clip(self, clip: float) -> None:
         self.plan.set_clip(clip)

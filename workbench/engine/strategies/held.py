@@ -186,15 +186,3 @@ def runs_of(numbers: Sequence[int]) -> Runs:
         else:
             runs.append([number, 1])
     return tuple((first, length) for first, length in runs)
-
-
-def randomizers_of(model: torch.nn.Module) -> dict[str, Any]:
-    """Colossal-AI's generators inside modules (dropout under tensor parallelism), by module and attribute."""
-    from colossalai.shardformer.layer.utils import Randomizer
-
-    return {
-        f"{module_name}.{name}": value
-        for module_name, module in model.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Randomizer)
-    }

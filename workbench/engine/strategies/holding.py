@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.engine.strategies.held import Held, Place, Slot, Target, persistent_buffers, place_of, randomizers_of
+from workbench.engine.randomness import randomizers_of
+from workbench.engine.strategies.held import Held, Place, Slot, Target, persistent_buffers, place_of
 
 if TYPE_CHECKING:
     from workbench.engine.strategies.plan import Plan
