@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from workbench.telemetry.store import Columns
+from workbench.telemetry.throttle import throttle_reasons
 
 #: worst last: a state that is read later in this list is the one a run is called by
 STATES = ("finished", "starting", "running", "paused", "stopped", "failed", "died")
 
 
 class RankTable:
-    """``take_devices``, ``take_state`` and ``columns`` (rank, state, step, busy, memory, gpu, phase, device, lag)."""
+    """``take_devices``, ``take_state`` and ``columns`` (rank, state, step, busy, memory, gpu, phase, device,
+    throttle, lag)."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -25,6 +27,7 @@ class RankTable:
         self.gpu = np.zeros(ranks, dtype=bool)
         self.phase = np.full(ranks, "", dtype=object)
         self.device = np.full(ranks, "cpu", dtype=object)
+        self.throttle = np.zeros(ranks, dtype=np.int64)
         self.lag: np.ndarray | None = None
 
     def take_devices(self, devices: Columns) -> None:
@@ -38,6 +41,7 @@ class RankTable:
         gpu = devices["device"][row] != "cpu"
         self.step[own] = np.maximum(self.step[own], devices["step"][row])
         self.phase[own], self.device[own], self.gpu[own] = devices["phase"][row], devices["device"][row], gpu
+        self.throttle[own] = devices["gpu_throttle"][row]
         self.busy[own] = np.where(gpu, devices["gpu_percent"][row], devices["cpu_percent"][row])
         self.memory[own] = np.where(gpu, devices["gpu_memory_bytes"][row], devices["rss_bytes"][row])
 
@@ -77,6 +81,7 @@ class RankTable:
             "gpu": self.gpu.astype(float),
             "phase": self.phase,
             "device": self.device,
+            "throttle": np.array([", ".join(throttle_reasons(mask)) for mask in self.throttle.tolist()], dtype=object),
             "lag": np.full(self.ranks, math.nan) if self.lag is None else np.rint(100 * self.lag),
         }
 

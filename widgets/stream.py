@@ -174,7 +174,7 @@ class Spine:
             **{name: metrics[name].astype(float) for name in ("loss", "tps", "grad_norm")},
         }
         tokens = float(total[-1]) if total.size else tokens
-        return (rows.thin(out) if cursor is None else out), (steps, tokens, begin)
+        return (rows.thin(out, of=["loss", "tps", "grad_norm"]) if cursor is None else out), (steps, tokens, begin)
 
     def figure(self, source: Any) -> Any:
         """Draws nothing: other figures show the marks."""

@@ -52,12 +52,6 @@ class Mesh:
                 raise ValueError(f"{axis} = {index} is outside 0..{getattr(self, axis) - 1}")
         return (dp * self.pp + pp) * self.tp + tp
 
-    def peers(self, rank: int, axis: str) -> list[int]:
-        """Ranks that differ from ``rank`` along ``axis`` only, itself included, ascending."""
-        here = self.coordinates(rank)
-        fixed = {name: getattr(here, name) for name in AXES}
-        return [self.rank(**{**fixed, axis: index}) for index in range(getattr(self, axis))]
-
     def describe(self) -> str:
         """For people: ``"dp 2 x tp 2"``; axes of size 1 are left out."""
         parts = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]

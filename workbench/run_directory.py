@@ -84,22 +84,34 @@ def _make(parent: Path, stem: str) -> Path:
 
 
 def find(name: str | Path | None = None) -> Path:
-    """A run directory by path, by directory name, or by run name (the newest of that name); None: the newest run."""
+    """A run directory by path, by directory name, or by run name (the newest of that name); None: the newest run.
+
+    ``RunDirectoryError`` when there is none; a folder with a spec that was never trained is none.
+    """
     runs = all_runs()
     if name is None:
         if not runs:
             raise RunDirectoryError(f"there is no run in {home()}: start one with %dist_train, or set WORKBENCH_HOME")
         return runs[-1]
     direct = Path(name).expanduser()
-    if (direct / SPEC_FILE).is_file():
+    has_spec = (direct / SPEC_FILE).is_file()
+    if has_spec and was_a_run(direct):
         return direct.absolute()
     text = str(name)
     for path in reversed(runs):
         if path.name == text or _is_called(path, text):
             return path
+    if has_spec:
+        raise RunDirectoryError(f"{direct} has a spec and no run: workbench train {direct / SPEC_FILE} makes one")
     raise RunDirectoryError(
         f"no run {text!r} in {home()}: {nearest(text, [run_name(path) for path in runs] or ['none'])}"
     )
+
+
+def was_a_run(path: Path) -> bool:
+    """Whether a folder is a run, whole or not: it has an owner or commands before it has a spec, and then logs. A
+    project that merely holds a spec is none."""
+    return any((path / mark).is_file() for mark in (CONTROL_FILE, OWNER_FILE)) or any(path.glob("rank-*"))
 
 
 def all_runs() -> list[Path]:

@@ -52,11 +52,8 @@ criterion = torch.nn.CrossEntropyLoss()
 '''
 
 _TRAIN = """\
-from pathlib import Path
-
-# cell.py as a %%dist_train cell: on every rank, with the spec beside it
-run = get_ipython().run_cell_magic("dist_train", f"--config spec.toml --steps {steps} -n {n} --wait", \
-Path("cell.py").read_text())"""
+# cell.py stands beside the spec, so it runs on every rank and defines the model
+run = %dist_train --config spec.toml --steps {steps} -n {n} --wait"""
 
 
 def write(folder: Path) -> list[Path]:

@@ -68,10 +68,6 @@ class PlainStrategy(Strategy):
         self.workload.model.train()
         return outputs
 
-    def set_lr(self, lr: float) -> None:
-        for group in self.workload.optimizer.param_groups:
-            group["lr"] = lr
-
     def skip(self) -> None:
         self.workload.optimizer.zero_grad()
 

@@ -25,7 +25,7 @@ from tests.benchmarks.machine import describe_machine
 from workbench.rank_log import RankLogWriter, _TableFile, rank_directory
 from workbench.records import DeviceSample, GradientStats, Record, StepRecord
 from workbench.telemetry.store import DISPLAY_ROWS, Store
-from workbench.telemetry.thin import thin_minmax
+from workbench.telemetry.thin import minmax_indices
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 20
@@ -144,8 +144,8 @@ def million(folder: Path, batch: int) -> None:
 
 def thinned() -> None:
     x, y = np.arange(10**6), np.random.default_rng(0).normal(size=10**6)
-    seconds = statistics.median(timed(lambda: thin_minmax(x, y, 1000)) for _ in range(5))
-    print(f"a million points thinned to 1000 pixels: {1e3 * seconds:.0f} ms, {thin_minmax(x, y, 1000)[0].size} points")
+    seconds = statistics.median(timed(lambda: minmax_indices(x, y, 1000)) for _ in range(5))
+    print(f"a million points thinned to 1000 pixels: {1e3 * seconds:.0f} ms, {minmax_indices(x, y, 1000).size} points")
 
 
 def timed(action: Callable[[], None]) -> float:

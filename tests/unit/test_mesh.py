@@ -13,14 +13,6 @@ def test_coordinates_are_numpys_unravelled_index(shape: tuple[int, int, int]) ->
         assert mesh.rank(dp=here.dp, pp=here.pp, tp=here.tp) == rank
 
 
-def test_peers_differ_along_one_axis() -> None:
-    mesh = Mesh(dp=2, pp=2, tp=2)
-    ranks = np.arange(8).reshape(2, 2, 2)
-    assert mesh.peers(5, "dp") == list(ranks[:, 0, 1])
-    assert mesh.peers(5, "pp") == list(ranks[1, :, 1])
-    assert mesh.peers(5, "tp") == list(ranks[1, 0, :])
-
-
 def test_a_rank_outside_is_refused() -> None:
     with pytest.raises(ValueError, match="outside a mesh of 2"):
         Mesh(dp=2).coordinates(2)

@@ -1,6 +1,8 @@
 """The README's tables against the code, and its two lines against what CI runs."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.commands import COMMANDS
@@ -40,6 +42,32 @@ def test_every_column_of_a_run_directory_is_named() -> None:
     section = README.partition("Files of a run directory")[2]
     missing = [f"{table}.{name}" for table in TABLES for name in columns_of(table) if f"`{name}`" not in section]
     assert not section or missing == []
+
+
+def test_every_message_is_one_that_the_code_says() -> None:
+    """Its fixed words stand in one text of the code, with a value wherever the README has "…", a number or 'x'."""
+    said = list(texts_of_the_code())
+    messages = [text for cell in table_after("When something goes wrong") for text in re.findall(r"`([^`]+)`", cell)]
+    messages = [text for text in messages if not text.startswith("workbench ")]
+    assert len(messages) > 10
+    assert [text for text in messages if not any(pattern_of(text).search(line) for line in said)] == []
+
+
+def texts_of_the_code() -> Iterator[str]:
+    """Every text in the sources; a value that is put in is a zero byte."""
+    for folder in ("workbench", "magics", "widgets"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def pattern_of(message: str) -> re.Pattern[str]:
+    """A message of the README as a pattern over such texts."""
+    parts = re.split(r"(\s?…\s?|'x'|\d+)", message)
+    return re.compile("".join(".*" if "…" in p else "\0" if p == "'x'" or p.isdigit() else re.escape(p) for p in parts))
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -50,3 +50,13 @@ def test_a_name_that_ends_in_a_number_is_its_own() -> None:
     assert run_directory.find("lr-2") == own
     with pytest.raises(run_directory.RunDirectoryError):
         run_directory.find("lr")
+
+
+def test_a_project_that_was_never_trained_is_no_run(tmp_path: Path) -> None:
+    from workbench import starter
+    from workbench.report import render
+
+    starter.write(tmp_path / "project" / "fresh")
+    for look in (run_directory.find, render):
+        with pytest.raises(run_directory.RunDirectoryError, match=r"(?s)fresh.*workbench train"):
+            look(tmp_path / "project" / "fresh")

@@ -47,6 +47,7 @@ export class Ranks {
     const parts = [`rank ${rank} on ${t.device[rank]}: ${STATES[t.state[rank]]} ${t.phase[rank]}`.trim()];
     parts.push(`step ${whole(t.step[rank])}`, `${t.gpu[rank] ? "GPU" : "CPU"} ${fixed(t.busy[rank], 0)} %`);
     parts.push(gib(t.memory[rank]));
+    if (t.throttle[rank]) parts.push(`slowed by ${t.throttle[rank]}`);
     if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work against the median`);
     return parts.join(" · ") + (slow ? " · straggler" : "");
   }

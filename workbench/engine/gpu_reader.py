@@ -19,8 +19,8 @@ _ALL_LINKS = 0xFFFFFFFF
 
 class GpuReading(NamedTuple):
     """Utilisation in percent, memory in use on the device in bytes, power in watts, temperature in degrees Celsius,
-    clocks in MHz; NaN where it cannot be read. ``throttle``: NVML's bit mask of reasons (``THROTTLE_REASONS``). PCIe in
-    bytes per second, NVLink in bytes since the reader was opened."""
+    clocks in MHz; NaN where it cannot be read. ``throttle``: NVML's bit mask of reasons (``telemetry.throttle``).
+    PCIe in bytes per second, NVLink in bytes since the reader was opened."""
 
     percent: float = math.nan
     memory_bytes: float = math.nan
@@ -33,27 +33,6 @@ class GpuReading(NamedTuple):
     pcie_received: float = math.nan
     nvlink_sent: float = math.nan
     nvlink_received: float = math.nan
-
-
-#: bits of ``GpuReading.throttle`` (nvml.h, nvmlClocksEventReasons): why clocks are below what they could be
-THROTTLE_REASONS = {
-    0x1: "idle",
-    0x2: "clocks set by an application",
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "temperature (software)",
-    0x40: "temperature (hardware)",
-    0x80: "power brake",
-    0x100: "display clocks",
-}
-#: bits that are no sign of trouble
-HARMLESS = 0x1 | 0x2 | 0x10 | 0x100
-
-
-def throttle_reasons(mask: int) -> list[str]:
-    """Names of the reasons in ``mask`` that slow a busy GPU down."""
-    return [name for bit, name in THROTTLE_REASONS.items() if mask & bit and not bit & HARMLESS]
 
 
 class GpuUnavailableError(Exception):

@@ -88,13 +88,25 @@ class Source:
         """When a step was over on its slowest rank."""
         return dict(zip(self.metrics["step"].astype(int).tolist(), self.metrics["time"].tolist(), strict=True))
 
-    def gradient_norms(self) -> list[tuple[int, str, float]]:
-        """Norms of the reduced gradient: step, layer, L2 norm of the whole layer."""
-        from workbench.telemetry.gradients import combine
+    @cached_property
+    def layer_norms(self) -> list[tuple[int, str, str, float]]:
+        """L2 norms of whole layers, those that are numbers: step, what, layer, norm. What: ``gradient norm`` (reduced
+        over ranks), ``weight norm``, ``update norm`` (of the last update)."""
+        from workbench.telemetry.gradients import combine, combine_weights
 
-        rows = combine(self.columns("gradients"), self.mesh)
-        whole = rows[rows["scope"] == "reduced"].drop_duplicates(["step", "layer"])
-        return list(zip(whole["step"].tolist(), whole["layer"].tolist(), whole["norm"].tolist(), strict=True))
+        gradients = combine(self.columns("gradients"), self.mesh)
+        gradients = gradients[gradients["scope"] == "reduced"].drop_duplicates(["step", "layer"])
+        weights = combine_weights(self.columns("weights"), self.mesh)
+        found: list[tuple[int, str, str, float]] = []
+        for what, rows, column in (
+            ("gradient norm", gradients, "norm"),
+            ("weight norm", weights, "weight_norm"),
+            ("update norm", weights, "update_norm"),
+        ):
+            known = rows[np.isfinite(rows[column].to_numpy(dtype=float))]
+            layers = [str(layer) or "model" for layer in known["layer"]]
+            found += zip(known["step"].tolist(), [what] * len(layers), layers, known[column].tolist(), strict=True)
+        return found
 
     def histograms(self) -> list[tuple[int, str, int, list[int]]]:
         """Magnitudes of the reduced gradient: step, layer, zeros, and counts by exponent, as (first exponent, counts).

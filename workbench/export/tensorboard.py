@@ -1,4 +1,5 @@
-"""TensorBoard event files: scalars of the run and of each rank's device, gradient norms and histograms, texts."""
+"""TensorBoard event files: scalars of the run and of each rank's device, norms of each layer's gradient, weights and
+update, histograms of gradients, texts."""
 
 from __future__ import annotations
 
@@ -51,8 +52,7 @@ def _gradients(source: Source) -> _Events:
     start = source.metrics["time"][0] if source.metrics["time"].size else 0.0
     at = source.time_of_step
     out: _Events = [
-        (at.get(step, start), step, [scalar(f"gradient norm/{layer or 'model'}", norm)])
-        for step, layer, norm in source.gradient_norms()
+        (at.get(step, start), step, [scalar(f"{what}/{layer}", norm)]) for step, what, layer, norm in source.layer_norms
     ]
     for step, layer, first, (zeros, *counts) in source.histograms():
         limits, total, squares = bucket_sums(first, counts)

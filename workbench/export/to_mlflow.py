@@ -102,9 +102,7 @@ def _metrics(source: Source) -> list[tuple[float, int, str, float]]:
     out += [(when, step, f"validation/{name}", value) for when, step, name, value in source.validation()]
     at, first = source.time_of_step, times[0] if times else 0.0
     return out + [
-        (at.get(step, first), step, f"gradient norm/{layer or 'model'}", norm)
-        for step, layer, norm in source.gradient_norms()
-        if math.isfinite(norm)
+        (at.get(step, first), step, f"{what}/{layer}", norm) for step, what, layer, norm in source.layer_norms
     ]
 
 

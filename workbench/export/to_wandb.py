@@ -60,8 +60,8 @@ def _steps(source: Source, wandb: Any) -> dict[int, dict[str, Any]]:
         out[step] = {name: value for name, value in zip(SCALARS, values, strict=True) if np.isfinite(value)}
     for _, step, name, value in source.validation():
         out.setdefault(step, {})[f"validation/{name}"] = value
-    for step, layer, norm in source.gradient_norms():
-        out.setdefault(step, {})[f"gradient_norm/{layer or 'model'}"] = norm
+    for step, what, layer, norm in source.layer_norms:
+        out.setdefault(step, {})[f"{what.replace(' ', '_')}/{layer}"] = norm
     for step, layer, first, (zeros, *counts) in source.histograms():
         limits, _, _ = bucket_sums(first, counts)
         if limits:

@@ -49,7 +49,7 @@ def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
         x, y = subject.axis(found.x), subject.curve[column]
         known = np.isfinite(x) & np.isfinite(y)
         x, y = x[known], y[known]
-        out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}))
+        out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}, of=["y"]))
     return out
 
 

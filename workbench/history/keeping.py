@@ -42,15 +42,10 @@ def find(name: str | Path) -> Path:
     if named:
         return named[-1]
     direct = Path(name).expanduser().absolute()
-    if direct in here.values() or _was_a_run(direct):
+    if direct in here.values() or run_directory.was_a_run(direct):
         return direct
     known = {*here, *(run_directory.run_name(path) for path in here.values())}
     raise RunDirectoryError(f"no run {str(name)!r} in {home}: {nearest(str(name), known or ['none'])}")
-
-
-def _was_a_run(path: Path) -> bool:
-    marks = (run_directory.CONTROL_FILE, run_directory.OWNER_FILE)
-    return any((path / mark).is_file() for mark in marks) or any(path.glob("rank-*"))
 
 
 def check_ended(run: Path) -> RunRow:

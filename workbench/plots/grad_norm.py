@@ -36,7 +36,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def thin(columns: Columns) -> Columns:
     """Fewer rows, with every spike."""
-    return rows.thin(columns, keep=~np.isnan(columns["spike"]))
+    return rows.thin(columns, of=["norm"], keep=~np.isnan(columns["spike"]))
 
 
 def _clip(store: Store, row: int, step: np.ndarray) -> np.ndarray:

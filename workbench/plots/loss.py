@@ -52,7 +52,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def thin(columns: Columns) -> Columns:
     """Fewer rows, with every validation and spike."""
-    return rows.thin(columns, keep=~np.isnan(columns["measured"]) | ~np.isnan(columns["spike"]))
+    return rows.thin(columns, of=["loss"], keep=~np.isnan(columns["measured"]) | ~np.isnan(columns["spike"]))
 
 
 def _validations(events: Columns) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from workbench.plots.theme import MOST_LINES
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.thin import minmax_indices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,16 +168,26 @@ def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Mark
     return where, what, []
 
 
-def thin(columns: Columns, budget: int = BUDGET, keep: np.ndarray | None = None) -> Columns:
-    """At most about ``budget`` rows: every n-th, the last one, and those marked in ``keep``."""
-    rows = len(next(iter(columns.values())))
-    if rows <= budget:
+def thin(
+    columns: Columns, budget: int = BUDGET, keep: np.ndarray | None = None, of: Sequence[str] | None = None
+) -> Columns:
+    """At most ``budget`` rows that draw the same lines, and those marked in ``keep``.
+
+    The first column is the x axis, ascending. Per pixel (a fraction of ``budget``) the lowest and the highest value of
+    each column in ``of`` stay, the first and the last row too; ``of``: by default all but x, and the envelope of more
+    than three.
+    """
+    x, *others = columns
+    if columns[x].size <= budget:
         return columns
-    chosen = np.zeros(rows, dtype=bool)
-    chosen[:: math.ceil(rows / budget)] = True
-    chosen[-1] = True
-    if keep is not None:
-        chosen |= keep
+    lines = [columns[name] for name in (others if of is None else of)]
+    if len(lines) > 3:
+        table = np.stack(lines)
+        lines = [np.fmin.reduce(table), np.fmax.reduce(table)]
+    pixels = max(1, (budget - 2) // (3 * max(1, len(lines))))
+    chosen = np.zeros(columns[x].size, dtype=bool) if keep is None else keep.copy()
+    for y in lines or [columns[x]]:
+        chosen[minmax_indices(columns[x], y, pixels)] = True
     return {name: values[chosen] for name, values in columns.items()}
 
 

@@ -147,9 +147,10 @@ def _number(value: float) -> float | None:
 def read(path: str | Path) -> RunFacts:
     """Everything that a run directory tells. ``RunDirectoryError`` only when it is no run directory at all."""
     path = Path(path).expanduser().resolve()
-    if not path.is_dir() or not ((path / SPEC_FILE).exists() or any(path.glob("rank-*"))):
+    if not path.is_dir() or not run_directory.was_a_run(path):
         raise RunDirectoryError(
-            f"{path} is no run directory (no {SPEC_FILE} in it): see `workbench runs` for those here"
+            f"{path} is no run directory (neither commands nor logs in it): `workbench runs` lists those here, "
+            "`workbench train SPEC.toml` makes one"
         )
     notes: list[str] = []
     store = Store(path)

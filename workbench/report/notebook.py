@@ -170,7 +170,7 @@ class _Runs:
 
 def _is_run(place: Path) -> bool:
     try:
-        return place.is_absolute() and place.is_dir() and ((place / "spec.toml").exists() or any(place.glob("rank-*")))
+        return place.is_absolute() and place.is_dir() and run_directory.was_a_run(place)
     except (OSError, RunDirectoryError):
         return False
 

@@ -147,13 +147,6 @@ def _shards(sharded: str, mesh: Mesh) -> int:
     return math.prod(getattr(mesh, axis) for axis in filter(None, sharded.split("+")))
 
 
-def full_sets(rows: Columns) -> np.ndarray:
-    """Steps, ascending, of which every layer that was ever seen is logged; in the others some layers had their turn."""
-    pairs = pd.DataFrame({"step": rows["step"], "layer": rows["layer"]}).drop_duplicates()
-    seen = pairs.groupby("step")["layer"].size()
-    return seen.index[seen == pairs["layer"].nunique()].to_numpy(dtype=np.int64)
-
-
 def combine_weights(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     """Rows of the ``weights`` table -> one row per (step, layer), of the whole layer.
 

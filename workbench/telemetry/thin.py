@@ -5,12 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def thin_minmax(x: np.ndarray, y: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """``x`` and ``y`` of the points that ``minmax_indices`` keeps."""
-    kept = minmax_indices(x, y, pixels)
-    return x[kept], y[kept]
-
-
 def minmax_indices(x: np.ndarray, y: np.ndarray, pixels: int) -> np.ndarray:
     """Indices, ascending, of at most ``3 * pixels + 2`` points that keep a line (after M4, Jugel et al. 2014).
 

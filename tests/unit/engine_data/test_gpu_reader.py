@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.engine.gpu_reader import GpuUnavailableError, NvmlGpu, throttle_reasons
+from workbench.engine.gpu_reader import GpuUnavailableError, NvmlGpu
+from workbench.telemetry.throttle import throttle_reasons
 
 
 class Nvml(SimpleNamespace):

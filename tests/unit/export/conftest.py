@@ -22,6 +22,8 @@ from workbench.records import (
 
 HOSTILE = "</script><b>'\"&,\n../../x\u2028\N{GRINNING FACE}"
 SAMPLE = 'def f():\n    return "</script>, \N{GRINNING FACE}"\n' + "x" * 10_000
+#: of layer "split", whose two shards hold half of the squares each: gradient, weight, update
+NORMS = [4.0, 2.0, 0.5]
 STEPS, STEP_S, BEGAN = 4, 0.1, 1_700_000_000.0
 PHASES = (("data", 0.0, 10.0), ("forward", 10.0, 30.0), ("backward", 40.0, 50.0), ("overlapped", 60.0, 25.0))
 
@@ -74,7 +76,7 @@ def write_rank(path: Path, rank: int) -> None:
             log.append(
                 WeightStats(
                     step=step, rank=rank, layer="split", sharded="tp", numel=10,
-                    weight_sq=1.0, update_sq=0.01, moment1_sq=math.nan, moment2_sq=math.nan,
+                    weight_sq=2.0, update_sq=0.125, moment1_sq=math.nan, moment2_sq=math.nan,
                 )
             )  # fmt: skip
             log.append(

@@ -14,7 +14,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.util import tensor_util
 
 import workbench
-from tests.unit.export.conftest import BEGAN, HOSTILE, SAMPLE, STEP_S, STEPS
+from tests.unit.export.conftest import BEGAN, HOSTILE, NORMS, SAMPLE, STEP_S, STEPS
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import events_file, export
 from workbench.run import Run
@@ -52,8 +52,8 @@ def test_tensorboard_reads_scalars_histograms_and_texts(run: Path, tmp_path: Pat
         np.testing.assert_array_equal([e.value for e in events], metrics[name].to_numpy(dtype="f4"))
         assert [e.wall_time for e in events] == metrics["time"].tolist()
     assert [(e.step, e.value) for e in found.Scalars("validation/loss")] == [(2, 0.5)]
-    # two shards of sum_sq 8, and one layer that both ranks hold
-    assert found.Scalars("gradient norm/split")[0].value == 4.0
+    # two shards of half the squares, and one layer that both ranks hold
+    assert [found.Scalars(f"{what} norm/split")[0].value for what in ("gradient", "weight", "update")] == NORMS
     assert found.Scalars(f"gradient norm/{HOSTILE}")[0].value == pytest.approx(8**0.5)
 
     split = found.Histograms("gradient magnitude/split")[0].histogram_value

@@ -236,13 +236,21 @@ def test_utilisation_of_many_ranks_is_a_band(tmp_path: Path) -> None:
 
 
 def test_long_runs_are_thinned_and_keep_their_ends() -> None:
-    many: Columns = {"step": np.arange(1, 100_001, dtype=float)}
+    generator = np.random.default_rng(0)
+    many: Columns = {"step": np.arange(1, 100_001, dtype=float), "loss": generator.normal(size=100_000)}
+    many |= {f"rank_{rank}": generator.normal(size=100_000) for rank in range(4)}
+    spikes = {name: np.arange(900 * start, 100_000, 5000) for start, name in enumerate(many) if name != "step"}
+    for sign, (name, at) in enumerate(spikes.items()):
+        many[name][at] = 50.0 * (-1) ** sign
     keep = np.zeros(100_000, dtype=bool)
     keep[777] = True
-    few = rows.thin(many, keep=keep)["step"]
-    assert few.size <= rows.BUDGET + 2
-    assert (few[0], few[-1]) == (1, 100_000)
-    assert 778 in few
+    for of in (["loss"], None):
+        few = rows.thin(many, keep=keep, of=of)
+        assert few["step"].size <= rows.BUDGET + 1
+        assert (few["step"][0], few["step"][-1]) == (1, 100_000)
+        assert 778 in few["step"]
+        planted = {name: at for name, at in spikes.items() if of is None or name in of}
+        assert planted and all(set(at + 1) <= set(few["step"]) for at in planted.values())
 
 
 def test_throughput_starts_at_zero(run: Path) -> None:

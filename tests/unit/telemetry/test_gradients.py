@@ -6,7 +6,7 @@ import pytest
 
 from workbench.mesh import Mesh
 from workbench.records import columns_of
-from workbench.telemetry.gradients import combine, combine_histograms, combine_weights, full_sets
+from workbench.telemetry.gradients import combine, combine_histograms, combine_weights
 
 generator = np.random.default_rng(0)
 
@@ -168,11 +168,3 @@ def test_weights_of_shards_are_added() -> None:
     assert found["weight_norm"] == pytest.approx(np.linalg.norm(weight))
     assert found["update_ratio"] == pytest.approx(np.linalg.norm(update) / np.linalg.norm(weight))
     assert found["moment1_norm"] == 5.0 and np.isnan(found["moment2_norm"]) and found["shards"] == 2
-
-
-def test_full_sets_are_the_steps_with_every_layer() -> None:
-    values = generator.normal(size=3)
-    seen = ((1, "a"), (1, "b"), (2, "a"), (3, "b"), (4, "a"), (4, "b"))
-    parts = [part(rank, "local", "", values, layer) | {"step": step} for step, layer in seen for rank in (0, 1)]
-    assert full_sets(table(parts)).tolist() == [1, 4]
-    assert full_sets(table([])).tolist() == []

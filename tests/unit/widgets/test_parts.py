@@ -253,6 +253,14 @@ def test_rank_table_keeps_the_newest_and_the_worst() -> None:
     assert (table.state_of(0), table.state_of(1), table.logged_state) == ("running", "died", "failed")
 
 
+def test_a_rank_whose_gpu_is_slowed_says_by_what(tmp_path: Path) -> None:
+    devices = opened(make_fake_run(tmp_path / "run", ranks=2, steps=5)).table("devices")
+    devices = {**devices, "gpu_throttle": np.where(devices["rank"] == 1, 0x1 | 0x4 | 0x40, 0x1)}
+    table = RankTable(2)
+    table.take_devices(devices)
+    assert table.columns()["throttle"].tolist() == ["", "power cap, temperature (hardware)"]
+
+
 def test_the_bundle_is_one_module_without_names_that_clash() -> None:
     text = bundle.script()
     assert not re.search(r"^import ", text, re.MULTILINE)

@@ -193,10 +193,6 @@ class Strategy(ABC):
         """torch's ``DistributedDataParallel`` where that reduces gradients, out of Python's sight; None elsewhere."""
         return None
 
-    @abstractmethod
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every parameter group."""
-
     def set_clip(self, clip: float) -> None:
         """From the next step on, clip the gradient to this global norm (0: any). ``ConfigError`` if it cannot."""
         raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot change the gradient clip", field="clip")

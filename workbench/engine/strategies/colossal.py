@@ -244,10 +244,6 @@ class ColossalStrategy(Strategy):
             for module, mode in modes:
                 module.training = mode
 
-    def set_lr(self, lr: float) -> None:
-        for group in self.plan.optimizer.param_groups:
-            group["lr"] = lr
-
     def set_clip(self, clip: float) -> None:
         self.plan.set_clip(clip)
 
