@@ -127,7 +127,7 @@ class Trainer:
             stop = here.stop or self._ended_by_guard
             if stop and step < self.spec.steps:
                 outcome = "stopped"
-                if self.spec.eval_every and not evaluated:
+                if self._evaluates and not evaluated:
                     self.evaluate(step)
             if stop:
                 break
@@ -142,8 +142,9 @@ class Trainer:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
         if self._resume is not None:
             step = self._restore(self._resume)
-            for name in ("clip", "accumulate"):  # as this run's spec says: it took over what was in force
-                self.settings.set(name, getattr(self.spec, name))
+            before = self.settings.lr.now
+            if self.settings.follow_spec():
+                self.log.event("control", "lr", self.settings.lr.now, step=step, old_value=before)
             return step
         self._batches = self._batches_from(0)
         return 0
@@ -155,9 +156,13 @@ class Trainer:
             return self.workload.data.batches(here.dp, mesh.dp)
         return self.workload.data.batches(here.dp, mesh.dp, number)
 
+    @property
+    def _evaluates(self) -> bool:
+        return bool(self.spec.eval_every) and self.workload.evaluate is not None
+
     def _scheduled(self, step: int) -> bool:
         """Evaluate and save when they are due; whether it was evaluated."""
-        due = bool(self.spec.eval_every) and (step == self.spec.steps or step % self.spec.eval_every == 0)
+        due = self._evaluates and (step == self.spec.steps or step % self.spec.eval_every == 0)
         if due:
             self.evaluate(step)
         if self.spec.save_every and step % self.spec.save_every == 0:
@@ -269,9 +274,11 @@ class Trainer:
         return holds_loss and not math.isfinite(record.loss)
 
     def evaluate(self, step: int) -> None:
-        """Evaluate, on all ranks; rank 0 logs what was found."""
+        """Evaluate, on all ranks; rank 0 logs what was found. ``ConfigError`` when there is nothing to do it with."""
         if self.workload.evaluate is None:
-            return
+            raise ConfigError(
+                "this training has nothing to evaluate with: recipes bring an evaluation, a cell has none"
+            )
         self._enter("evaluate")
         found = self.workload.evaluate(self.strategy)
         if self.strategy.rank == 0:
