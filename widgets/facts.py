@@ -22,7 +22,7 @@ LONGEST_TEXT = 4000
 LONGEST_TRACE = 20_000
 MOST_SAMPLES = 20
 #: seconds between two judgements
-JUDGE_EVERY_S = 2.0
+JUDGE_EVERY_S = 3.0
 _NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm", "lr")
 
 

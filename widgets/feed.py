@@ -72,6 +72,7 @@ class Feed:
         self._ranks_due = 0.0
         self._heard = False
         self._full = False
+        self._once = False  # the last round had work that does not come again: figures were drawn
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._closing = False
@@ -140,12 +141,12 @@ class Feed:
                         unasked.pop(0)
                         self._send_bokeh()
                         self._full = True
-                    was_full = self._full
+                    self._once = self._full
                     new_rows, over = self._tick(clock)
             except WorkbenchError as error:
                 self._send({"kind": "trouble", "text": str(error)}, [])
                 return
-            if not was_full:
+            if not self._once:
                 self._pace.spent(time.thread_time() - cost)
             if over:
                 ended_at = ended_at or clock
@@ -203,6 +204,7 @@ class Feed:
         state = self._pace.state(clock, self._busy())
         tabs = set(ALL_TABS) if state == "blind" else self.tabs() if state == "open" else set()
         news = self._stream.take(tabs, clock)
+        self._once |= bool(news.figures)
         spine = self._spine.take({""}, clock)
         news.columns.update(spine.columns)
         news.replace += spine.replace

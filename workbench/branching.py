@@ -8,7 +8,6 @@ asked finds it by the ``resume`` of its spec.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ from workbench import checkpoints, run_directory
 from workbench.config import SPEC_FILE, read_spec_options
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.flags import FLAGS
-from workbench.run_directory import CELL_FILE
 
 if TYPE_CHECKING:
     from workbench.run import Run
@@ -50,9 +48,6 @@ def check(run: Run, changes: dict[str, Any]) -> None:
     for name in ("resume", "recipe"):
         if name in changes:
             raise ConfigError(f"a branch goes on with the same model from here: {name} cannot be changed", field=name)
-    cell = run.path / CELL_FILE
-    if "lr" in changes and cell.is_file() and re.search(r"^lr_scheduler\s*=", cell.read_text("utf-8"), re.MULTILINE):
-        raise ConfigError("the cell's lr_scheduler sets the lr: branch without lr, then run.set(lr=...)", field="lr")
     spec = run.spec.replace(**changes)
     if spec.steps <= run.last_step:
         raise ConfigError(f"steps={spec.steps} are done already at step {run.last_step}: pass more", field="steps")

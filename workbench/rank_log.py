@@ -143,6 +143,7 @@ class RankLogWriter:
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
     ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
     thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
+    ``cost_s`` is the processor time that the writing thread has used.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class RankLogWriter:
         run: str | Path,
         rank: int,
         *,
-        flush_s: float = 0.25,
+        flush_s: float = 0.4,
         capacity: int = 20_000,
         on_failure: Callable[[OSError], None] | None = None,
     ) -> None:
@@ -158,6 +159,7 @@ class RankLogWriter:
         self._on_failure = on_failure
         self.directory = rank_directory(run, rank)
         self.dropped = 0
+        self.cost_s = 0.0
         self.failure: OSError | None = None
         self._flush_s = flush_s
         self._capacity = capacity
@@ -257,6 +259,7 @@ class RankLogWriter:
     def _loop(self) -> None:
         while not self._wake.wait(self._flush_s):
             self.flush()
+            self.cost_s = time.thread_time()
 
     def _write(self, taken: list[Record]) -> None:
         by_table: dict[str, list[Record]] = {}

@@ -17,13 +17,13 @@ _REPLAY = "from workbench.engine.replay import replay as _replay; _replay({run!r
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a replay found.
+    """What a replay found, on the ranks of the data-parallel replica that ``rank`` is of.
 
     ``layer`` is the qualified name of the module that made the first number that is not finite, ``module`` its class,
-    ``where`` "forward" or "backward"; all empty when every number was finite this time. ``inputs`` describes its input
-    tensors: shape, dtype, nonfinite_count, and min, max, mean of the finite elements. ``loss`` is the replayed share's
-    loss and ``logged_loss`` that of the training (NaN on a pipeline stage without one); ``bit_equal``: they agree in
-    every bit. ``indices``: the batch's samples in the dataset, where they are known.
+    ``where`` "forward" or "backward", ``culprit`` the rank on which; empty (-1) when every number was finite this time.
+    ``inputs`` describes its input tensors: shape, dtype, nonfinite_count, and min, max, mean of the finite elements.
+    ``loss`` is the replayed share's loss and ``logged_loss`` that of the training; ``bit_equal``: they agree in every
+    bit. ``indices``: the batch's samples in the dataset, where they are known.
     """
 
     step: int
@@ -31,6 +31,7 @@ class Replay:
     layer: str
     module: str
     where: str
+    culprit: int
     loss: float
     logged_loss: float
     bit_equal: bool
@@ -46,7 +47,7 @@ class Replay:
             return "\n".join([*lines, "every number was finite this time"])
         what = "output" if self.where == "forward" else "gradient"
         name = f"{self.layer} ({self.module})" if self.layer else self.module
-        lines.append(f"the first {what} that is not finite: {name}, in the {self.where} pass")
+        lines.append(f"the first {what} that is not finite: {name} on rank {self.culprit}, in the {self.where} pass")
         for title, tensors in (("input", self.inputs), (what, self.output)):
             lines += [f"  {title} {_described(tensor)}" for tensor in tensors]
         if self.indices is not None:
@@ -120,16 +121,17 @@ def _run_on(session: Any, run: Path, step: int, first: int, size: int) -> None:
 
 def _result(directory: Path, about: dict[str, Any], rank: int) -> Replay:
     found = json.loads((directory / REPLAY_FILE).read_text(encoding="utf-8"))
-    finding = found["finding"] or {"layer": "", "module": "", "where": "", "inputs": [], "output": []}
+    finding = found["finding"] or {"layer": "", "module": "", "where": "", "rank": -1, "inputs": [], "output": []}
     return Replay(
         step=about["step"],
         rank=rank,
         layer=finding["layer"],
         module=finding["module"],
         where=finding["where"],
+        culprit=finding["rank"],
         loss=_number(found["loss"]),
-        logged_loss=_number(about["loss"]),
-        bit_equal=found["loss"] == about["loss"],
+        logged_loss=_number(found["logged_loss"]),
+        bit_equal=found["loss"] == found["logged_loss"],
         inputs=finding["inputs"],
         output=finding["output"],
         indices=about["indices"],

@@ -117,10 +117,11 @@ def gradients(
     options: dict[str, Any],
     watch_twice: bool = True,
     wrap: str = "",
+    token: str = "",
 ) -> dict[str, Any]:
     """The records of the first step, as they would be logged, and this rank's share of the squared norm."""
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
-    with joined(rank, ranks, directory, device_type="cpu"):
+    with joined(rank, ranks, directory, device_type="cpu", token=token):
         strategy = prepared(rank, spec, model, wrap=wrap)
         try:
             collector = GradientCollector(keep=True, precision=spec.precision)
@@ -143,3 +144,8 @@ def gradients(
     spread = [dataclasses.asdict(record) for record in records if isinstance(record, HistogramStats)]
     second = [record.layer for record in again]
     return {"rows": rows, "histograms": spread, "grad_sq": grad_sq, "second": second}
+
+
+def several_gradients(rank: int, ranks: int, directory: Path, *, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``gradients`` of each case, one after the other in the same process."""
+    return [gradients(rank, ranks, directory, token=str(number), **case) for number, case in enumerate(cases)]

@@ -61,9 +61,11 @@ def test_master_weights_are_watched_in_half_precision(pool):
                 assert table.loc[layer, "update_norm"] == pytest.approx(norms["update_norm"], rel=5e-2)
 
 
-def test_zero2_says_that_its_cosines_are_of_a_slice(pool):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_zero2_says_that_its_cosines_are_of_a_slice(pool, accumulate):
     (expected,) = pool.run(1, "tests.engine.watched_gradients:slices", model="plain", replicas=4)
-    found, mesh = _watch(pool, 4, "plain", {"plugin": "zero2", "steps": 1, "grad_every": 1}, "gradients")
+    options = {"plugin": "zero2", "steps": 1, "grad_every": 1, "accumulate": accumulate}
+    found, mesh = _watch(pool, 4, "plain", options, "gradients")
     local = combine(_columns(found, "gradients"), mesh).query("scope == 'local'")
     assert len(local) == 8 and set(local["cosine_kind"]) == {"slice"}
     for row in local.to_dict("records"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -29,18 +30,16 @@ CASES = [
     (4, "plain", {"plugin": "zero1"}, FP32),
     *[(2, "gpt2", {**plan, "accumulate": 2}, FP32) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
     *[(2, "gpt2", {**plan, "precision": "fp16"}, FP16) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
-    (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),
+    (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),  # which reduces every piece: it has no ``no_sync``
     (2, "gpt2", {"plugin": "zero2", "precision": "bf16"}, BF16),
 ]
 
 
+#: torch.compile, activation checkpointing and tied weights, each under each plugin
 WRAPPED = [
-    ("compile", "plain", {"plugin": "ddp"}),
-    ("compile", "plain", {"plugin": "zero1"}),
-    ("checkpoint", "llama", {"plugin": "ddp"}),
-    ("checkpoint", "llama", {"plugin": "zero1"}),
-    ("checkpoint", "llama", TP),
-    ("", "tied", {"plugin": "ddp"}),
+    *[("compile", "plain", {"plugin": plugin}) for plugin in ("ddp", "zero1", "zero2", "hybrid")],
+    *[("checkpoint", "llama", plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)],
+    *[("", "tied", {"plugin": plugin}) for plugin in ("ddp", "zero1", "zero2")],
 ]
 
 
@@ -50,21 +49,40 @@ def _name(case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
-def test_logged_statistics_are_those_of_one_process(pool, case):
-    _check(pool, *case)
+def test_logged_statistics_are_those_of_one_process(pool, alone, case):
+    ranks, model, options, _ = case
+    found = pool.run(ranks, "tests.engine.boosted:gradients", model=model, options=options)
+    _check(alone, case, found)
 
 
-@pytest.mark.parametrize("case", WRAPPED, ids=lambda case: "-".join([case[0], case[1], case[2]["plugin"]]))
-def test_so_they_are_of_compiled_checkpointed_and_tied_models(pool, case):
-    wrap, model, options = case
-    _check(pool, 2, model, options, FP32, wrap=wrap)
+@pytest.fixture(scope="module")
+def wrapped(pool) -> list[list[dict]]:
+    """What each rank found in each of ``WRAPPED``; in one process a rank, which imports the compiler once."""
+    cases = [{"wrap": wrap, "model": model, "options": options} for wrap, model, options in WRAPPED]
+    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=180.0)
 
 
-def _check(pool, ranks: int, model: str, options: dict, tolerance: float, **kind: str) -> None:
+@pytest.mark.parametrize("number", range(len(WRAPPED)), ids=lambda number: "-".join(map(str, WRAPPED[number])))
+def test_so_they_are_of_compiled_checkpointed_and_tied_models(alone, wrapped, number):
+    _, model, options = WRAPPED[number]
+    _check(alone, (2, model, options, FP32), [rank[number] for rank in wrapped])
+
+
+@pytest.fixture(scope="module")
+def alone(pool):
+    """Figures of one process in float64, of each model and number of shards once."""
+
+    @functools.cache
+    def found(model: str, shards: int) -> list[dict]:
+        return pool.run(1, "tests.engine.plain:gradients", model=model, shards=shards)[0]
+
+    return found
+
+
+def _check(alone, case: tuple, found: list[dict]) -> None:
+    ranks, model, options, tolerance = case
     mesh = TrainSpec.from_options({"ranks": ranks, **options}).plan.mesh
-    *of_shards, of_all = pool.run(1, "tests.engine.plain:gradients", model=model, shards=mesh.dp)[0]
-    found = pool.run(ranks, "tests.engine.boosted:gradients", model=model, options=options, **kind)
-
+    *of_shards, of_all = alone(model, mesh.dp)
     table = combine(_columns(found, "rows"), mesh)
     assert set(table["layer"]) == set(of_all), "layers are named as in the user's own model"
     kind = "norms" if options["plugin"] == "zero2" else "exact"

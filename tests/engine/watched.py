@@ -28,6 +28,8 @@ from workbench.run_directory import CONTROL_FILE
 class Log:
     """Stands for a rank log: keeps what is appended."""
 
+    cost_s = 0.0  # it has no thread
+
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.events: list[tuple[str, str, object]] = []

@@ -53,6 +53,11 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, f"clip = 0.5 after step {held + 3}, was 0.0")
+    run.evaluate()
+    run.sample()
+    until(lambda: len(run.events().query("kind == 'refused'")) == 4)
+    reasons = {value["reason"].partition(":")[0] for value in run.events().query("kind == 'refused'")["value"]}
+    assert reasons == {"this training has nothing to evaluate with", "this training has no samples"}
     run.resume()
     until(lambda: run.status == "running" and run.last_step > held + 3)
     run.stop()
@@ -104,6 +109,31 @@ def test_a_branch_goes_on_from_here_and_the_old_run_is_kept(shell: InteractiveSh
     assert run.metrics()["step"].tolist() == list(range(1, parted + 1))
     second = run.branch(steps=parted + 2, name="twig").wait(timeout=60)
     assert second.metrics()["step"].tolist() == [parted + 1, parted + 2] and second.name == "twig"
+
+
+def test_a_branch_lays_its_rate_over_the_cells_own_schedule(shell: InteractiveShell, two_ranks: Session) -> None:
+    decaying = SLOW + "lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)\n"
+    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0 --name decaying", decaying)
+    until(lambda: run.last_step >= 3)
+    branch = run.branch(lr=0.02)
+    until(lambda: branch.last_step > branch_point(branch) + 2)
+    branch.set(lr="schedule")
+    until(lambda: commands(branch)[1:])
+    (start, _, _), (back, value, old) = commands(branch)
+    assert (start, back, old) == ("lr", "lr", 0.02)
+    turned = branch.events().query("name == 'lr' and who != '' and rank == 0")["step"].iloc[0]
+    until(lambda: branch.last_step > turned + 2)
+    branch.stop()
+    rates = branch.wait(timeout=20).metrics().set_index("step")["lr"]
+    first = branch_point(branch) + 1
+    assert rates.index[0] == first and set(rates.loc[:turned]) == {0.02}
+    steps = np.arange(turned, rates.index[-1])
+    np.testing.assert_allclose(rates.loc[turned + 1 :], 0.1 * 0.99**steps, rtol=1e-6)
+    assert value == pytest.approx(0.1 * 0.99**turned)
+
+
+def branch_point(branch: Run) -> int:
+    return int(branch.spec.resume.rpartition("@")[2])
 
 
 def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Session) -> None:

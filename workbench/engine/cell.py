@@ -34,7 +34,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
 def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
-    if spec.lr is not None:
+    if spec.lr is not None and not (spec.resume and scheduler is not None):  # else it is laid over the schedule
         if scheduler is not None:
             raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
         for group in optimizer.param_groups:

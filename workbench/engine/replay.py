@@ -1,7 +1,7 @@
 """Replaying a step that went wrong: its batch, random state and weights, from the run directory, on idle ranks.
 
 One data-parallel replica is enough, so ``tp x pp`` ranks take part. Each reads what the rank of its place in the
-replica kept, and writes what it found beside it.
+replica kept, and writes what the replica found beside it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.engine.culprit import FaultWatch
+from workbench.engine.culprit import FaultWatch, Finding, first_of
 from workbench.engine.data import split
 from workbench.engine.entry import build_workload, load_strategy
 from workbench.engine.moment import load_moment
@@ -24,6 +25,7 @@ from workbench.engine.nonfinite import fault_directory
 from workbench.engine.process_group import joined
 from workbench.engine.randomness import Randomness, randomizers_of
 from workbench.errors import RunDirectoryError
+from workbench.mesh import Mesh
 from workbench.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
 
 
@@ -48,13 +50,26 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
             Randomness(randomizers_of(strategy.module)).restore(random)
             with FaultWatch(strategy.module) as watch:
                 loss = strategy.rerun(split(batch, about["accumulate"]), watch.loss)
+            mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}
+            mine["finding"] = None if watch.found is None else asdict(watch.found)
+            found = _of_replica(mine, first, spec.plan.mesh)
         finally:
             strategy.close()
-    found = {
-        "loss": None if loss is None else float(loss).hex(),
-        "finding": None if watch.found is None else asdict(watch.found),
-    }
     (directory / REPLAY_FILE).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _of_replica(mine: dict[str, Any], first: int, mesh: Mesh) -> dict[str, Any]:
+    """What all its ranks found: the loss, which the last stage has, and the finding that the others may follow from,
+    with its ``rank`` in the run. Collective."""
+    size = mesh.world_size
+    every = [mine] * size
+    if size > 1:
+        dist.all_gather_object(every, mine, group=dist.new_group(backend="gloo"))
+    there = [rank for rank in range(size) if every[rank]["finding"] is not None]
+    places = [(mesh.coordinates(rank).pp, mesh.coordinates(rank).tp, every[rank]["finding"]) for rank in there]
+    whose = there[first_of([(pp, tp, Finding(**found)) for pp, tp, found in places])] if there else None
+    finding = None if whose is None else every[whose]["finding"] | {"rank": first + whose}
+    return {"loss": every[-1]["loss"], "logged_loss": every[-1]["logged_loss"], "finding": finding}
 
 
 def spec_of_replica(spec: TrainSpec) -> TrainSpec:

@@ -86,6 +86,18 @@ class Settings:
             for observer in observers:
                 observer.set(name, value)
 
+    def follow_spec(self) -> bool:
+        """What this run's spec says of clip, accumulation (it took over what was in force) and the learning rate, after
+        a checkpoint was restored. Whether the learning rate was laid over a schedule of the cell's own, as
+        ``set lr=...`` does; one of a recipe begins with it, and ``LearningRate.restore`` goes on from there."""
+        for name in ("clip", "accumulate"):
+            self.set(name, getattr(self._spec, name))
+        rate = self._spec.lr
+        if rate is None or self._spec.recipe or self._workload.lr_scheduler is None:
+            return False
+        self.lr.set(rate)
+        return True
+
     def _groups(self) -> list[dict[str, Any]]:
         return list(self._workload.optimizer.param_groups)
 

@@ -104,6 +104,7 @@ class Trainer:
         self._consumed = 0
         self._in_flight: _Measured | None = None
         self._unlogged: StepRecord | None = None
+        self._threads_s = log.cost_s + progress.sampling_s
         self._warned_nonfinite = False
         self._scale: float | None = None
         self._warned_schedule = False
@@ -126,7 +127,7 @@ class Trainer:
             stop = here.stop or self._ended_by_guard
             if stop and step < self.spec.steps:
                 outcome = "stopped"
-                if self.spec.eval_every and not evaluated:
+                if self._evaluates and not evaluated:
                     self.evaluate(step)
             if stop:
                 break
@@ -141,8 +142,9 @@ class Trainer:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
         if self._resume is not None:
             step = self._restore(self._resume)
-            for name in ("clip", "accumulate"):  # as this run's spec says: it took over what was in force
-                self.settings.set(name, getattr(self.spec, name))
+            before = self.settings.lr.now
+            if self.settings.follow_spec():
+                self.log.event("control", "lr", self.settings.lr.now, step=step, old_value=before)
             return step
         self._batches = self._batches_from(0)
         return 0
@@ -154,9 +156,13 @@ class Trainer:
             return self.workload.data.batches(here.dp, mesh.dp)
         return self.workload.data.batches(here.dp, mesh.dp, number)
 
+    @property
+    def _evaluates(self) -> bool:
+        return bool(self.spec.eval_every) and self.workload.evaluate is not None
+
     def _scheduled(self, step: int) -> bool:
         """Evaluate and save when they are due; whether it was evaluated."""
-        due = bool(self.spec.eval_every) and (step == self.spec.steps or step % self.spec.eval_every == 0)
+        due = self._evaluates and (step == self.spec.steps or step % self.spec.eval_every == 0)
         if due:
             self.evaluate(step)
         if self.spec.save_every and step % self.spec.save_every == 0:
@@ -183,7 +189,9 @@ class Trainer:
         self._enter("optimizer")
         for observer in self.observers:
             observer.reduced(step)
+        began = time.perf_counter()
         grad_sq = self.strategy.grad_sq()
+        norm_ms = (time.perf_counter() - began) * 1e3
         lr = self.settings.lr.now
         loss_scale = self._loss_scale(step)
         verdict = GO if self.guard is None else self._judged(step, loss, grad_sq)
@@ -195,6 +203,9 @@ class Trainer:
             observer.updated(step, not updated)
         for observer in self.observers:
             observer.ends(step)
+        cost_ms = self._cost_ms(0.0 if self.settings.clip else norm_ms)  # to clip, training itself needs the norm
+        for observer in self.observers:
+            observer.accounted(step, cost_ms)
         self._write_in_flight()
         self._in_flight = _Measured(
             step=step,
@@ -208,10 +219,17 @@ class Trainer:
             loss_scale=loss_scale,
             clip=self.settings.clip,
             framework_norm=self.strategy.framework_norm(),
-            monitor_ms=sum(observer.cost_ms for observer in self.observers),
+            monitor_ms=cost_ms,
         )
         if grad_sq.device.type == "cpu":
             self._write_in_flight()
+
+    def _cost_ms(self, own_ms: float) -> float:
+        """What watching the step cost: the trainer's own part, that of the observers, and of the threads that write the
+        log and sample the device, which take the interpreter from training."""
+        before, self._threads_s = self._threads_s, self.log.cost_s + self.progress.sampling_s
+        threads_ms = (self._threads_s - before) * 1e3
+        return own_ms + threads_ms + sum(observer.cost_ms for observer in self.observers)
 
     def _loss_scale(self, step: int) -> float:
         """The loss scale in force; a change is an event."""
@@ -256,9 +274,11 @@ class Trainer:
         return holds_loss and not math.isfinite(record.loss)
 
     def evaluate(self, step: int) -> None:
-        """Evaluate, on all ranks; rank 0 logs what was found."""
+        """Evaluate, on all ranks; rank 0 logs what was found. ``ConfigError`` when there is nothing to do it with."""
         if self.workload.evaluate is None:
-            return
+            raise ConfigError(
+                "this training has nothing to evaluate with: recipes bring an evaluation, a cell has none"
+            )
         self._enter("evaluate")
         found = self.workload.evaluate(self.strategy)
         if self.strategy.rank == 0:

@@ -31,10 +31,9 @@ def combine(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     only if the norm is finite.
     """
     columns = ["step", "rank", "layer", "scope", *STATISTICS, *COMPARISONS, "shards", "replicas"]
-    raw = pd.DataFrame(rows)
-    if raw.empty:
+    if not rows["step"].size:
         return pd.DataFrame(columns=columns)
-    raw = _placed(raw, mesh)
+    raw = _placed(pd.DataFrame(rows), mesh)
     slices = raw[raw["scope"] == "slice"]
     raw = raw[raw["scope"] != "slice"]
     whole = _whole_layers(raw, mesh)

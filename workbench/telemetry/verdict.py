@@ -96,7 +96,7 @@ def verdict(phases: Columns, mesh: Mesh, collectives: Columns | None = None, *, 
         overlapped_share=_overlapped_ms(phases, table) / step_ms,
         skew_ms=float(skew_ms(own_time(table)).mean()),
         straggler=slow,
-        per_rank={int(rank): {str(k): float(v) for k, v in row.items()} for rank, row in per_rank.iterrows()},  # type: ignore[call-overload]
+        per_rank=per_rank.to_dict("index"),  # type: ignore[arg-type]
     )
     return _with_sentence(found, shares, mesh)
 
@@ -128,29 +128,33 @@ def straggler(own: pd.DataFrame, mesh: Mesh, step_ms: float) -> Straggler | None
     return Straggler(rank=rank, phase=phase, lost_ms=lost_ms, lost_share=lost_ms / step_ms, steps_share=steps_share)
 
 
-def _slowest(own: pd.DataFrame, typical: Callable[[pd.Series], float]) -> tuple[int, str, float, float]:
+def _slowest(own: pd.DataFrame, typical: Callable[[np.ndarray], np.ndarray]) -> tuple[int, str, float, float]:
     """Rank with the largest typical own time, the phase of its largest excess, the whole excess, and in what share of
-    the steps it is the slowest."""
-    per_rank = own.groupby(level="rank").agg(typical)
-    totals = own.sum(axis=1)
+    the steps it is the slowest. ``typical``: (step, rank, phase), NaN where there is none -> (rank, phase)."""
+    steps, step = np.unique(own.index.get_level_values("step"), return_inverse=True)
+    ranks, rank = np.unique(own.index.get_level_values("rank"), return_inverse=True)
+    table = np.full((steps.size, ranks.size, own.shape[1]), np.nan)
+    table[step, rank] = own.to_numpy(dtype=float)
+    per_rank = typical(table)
     mean = per_rank.sum(axis=1)
-    rank = int(mean.idxmax())  # type: ignore[arg-type]
-    others = per_rank.drop(index=rank)
-    excess = per_rank.loc[rank] - others.median()
-    slowest = totals.unstack("rank").idxmax(axis=1)
-    lost_ms = float(mean[rank] - mean.drop(index=rank).median())
-    return rank, str(excess.idxmax()), lost_ms, float((slowest == rank).mean())
+    worst = int(mean.argmax())
+    excess = per_rank[worst] - np.median(np.delete(per_rank, worst, axis=0), axis=0)
+    totals = table.sum(axis=2)
+    slowest = np.where(np.isnan(totals), -np.inf, totals).argmax(axis=1)
+    lost_ms = float(mean[worst] - np.median(np.delete(mean, worst)))
+    return int(ranks[worst]), str(own.columns[int(excess.argmax())]), lost_ms, float((slowest == worst).mean())
 
 
-def _low_quartile(values: pd.Series) -> float:
+def _low_quartile(values: np.ndarray) -> np.ndarray:
     """Of few steps, some on a busy machine: noise only ever adds."""
-    return float(values.quantile(0.25))
+    return np.asarray(np.nanquantile(values, 0.25, axis=0))
 
 
-def _trimmed_mean(values: pd.Series) -> float:
+def _trimmed_mean(values: np.ndarray) -> np.ndarray:
     """Without the slowest twentieth: one hiccup makes no straggler."""
-    ordered = np.sort(values.to_numpy(dtype=float))
-    return float(ordered[: max(1, math.ceil(0.95 * ordered.size))].mean())
+    kept = np.maximum(1, np.ceil(0.95 * (~np.isnan(values)).sum(axis=0)))
+    ordered = np.sort(values, axis=0)  # NaN last
+    return np.asarray(np.where(np.arange(len(values))[:, None, None] < kept, ordered, 0.0).sum(axis=0) / kept)
 
 
 def _overlapped_ms(phases: Columns, table: pd.DataFrame) -> float:
