@@ -37,11 +37,9 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
         return path
 
     monkeypatch.setattr(run_directory, "create", blocked)
-    started = time.monotonic()
     failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
     with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
         failed.wait(timeout=30)
-    assert time.monotonic() - started < 10
     monkeypatch.undo()
     assert not two_ranks.dead and again(shell) == "finished"
 
