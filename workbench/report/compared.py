@@ -60,6 +60,7 @@ def _subject(facts: RunFacts, label: str) -> subject.Subject:
         ranks=facts.mesh.world_size,
         spec=facts.spec,
         cell=facts.cell,
+        problem=" ".join(facts.notes),
     )
 
 
