@@ -85,7 +85,11 @@ class _TableFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._whole = 0
         self._pending: list[bytes] = []
-        self._stream = pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
+        self._stream = self._begun()
+
+    def _begun(self) -> pa.ipc.RecordBatchStreamWriter:
+        """A stream whose first bytes, the schema, are pending."""
+        return pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
 
     def append(self, rows: list[Record]) -> None:
         """Write ``rows`` as batches. ``OSError`` when the disk takes no more; the file then ends where it ended."""
@@ -96,10 +100,12 @@ class _TableFile:
             self._write()
 
     def close(self) -> None:
-        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it."""
+        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
+        nothing was written gets none: without a schema before it, it would be no stream."""
         try:
             self._stream.close()
-            self._write()
+            if self._whole:
+                self._write()
         finally:
             os.close(self._descriptor)
 
@@ -113,6 +119,8 @@ class _TableFile:
             with contextlib.suppress(OSError):  # not a file that can be cut
                 os.ftruncate(self._descriptor, self._whole)
                 os.lseek(self._descriptor, self._whole, os.SEEK_SET)
+            if not self._whole:
+                self._stream = self._begun()
             raise
         self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
 
@@ -143,6 +151,7 @@ class RankLogWriter:
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
     ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
     thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
+    ``cost_s`` is the processor time that the writing thread has used.
     """
 
     def __init__(
@@ -150,7 +159,7 @@ class RankLogWriter:
         run: str | Path,
         rank: int,
         *,
-        flush_s: float = 0.25,
+        flush_s: float = 0.4,
         capacity: int = 20_000,
         on_failure: Callable[[OSError], None] | None = None,
     ) -> None:
@@ -158,6 +167,7 @@ class RankLogWriter:
         self._on_failure = on_failure
         self.directory = rank_directory(run, rank)
         self.dropped = 0
+        self.cost_s = 0.0
         self.failure: OSError | None = None
         self._flush_s = flush_s
         self._capacity = capacity
@@ -257,6 +267,7 @@ class RankLogWriter:
     def _loop(self) -> None:
         while not self._wake.wait(self._flush_s):
             self.flush()
+            self.cost_s = time.thread_time()
 
     def _write(self, taken: list[Record]) -> None:
         by_table: dict[str, list[Record]] = {}

@@ -21,7 +21,7 @@ def test_a_rank_killed_while_it_trains_loses_at_most_the_last_second(pool: Any, 
     steps = store.table("steps")
     assert steps["step"].tolist() == list(range(1, len(steps["step"]) + 1))
     assert word["time"] - steps["time"][-1] < 1.0
-    assert 100 < steps["step"][-1] <= word["step"]
+    assert 5 < steps["step"][-1] <= word["step"]
 
 
 def test_a_full_disk_is_told_on_the_stream_to_the_notebook_and_printing_goes_on(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -29,9 +28,6 @@ _TELL_CHANGE = 0.25
 _TELL_COST_EVERY = 25
 #: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
 _ROOM = 0.25
-#: what the thread of the log spends on a table in each of its rounds, and on a record; measured beside a training,
-#: whose work leaves nothing in the caches
-_ROUND_S, _ROUND_MS, _RECORD_MS = 0.25, 0.8, 0.01
 _OF_A_STEP = ("data", "forward_backward", "optimizer")
 
 
@@ -73,7 +69,6 @@ class GradientWatch(StepObserver):
         self._is_first = True
         self._ended: float | None = None
         self._interrupted = False
-        self._written: dict[type, float] = {}
         self._told_interval: int | None = None
         self._full_sets = 0
         self._step = 0
@@ -99,7 +94,12 @@ class GradientWatch(StepObserver):
             self._choose(value)
 
     def propose(self, step: int) -> int:
-        return self._governor.choose() if self._every is None and self._strategy.rank == 0 else NOTHING
+        if self._every is not None or self._strategy.rank:
+            return NOTHING
+        began = time.perf_counter()
+        choice = self._governor.choose()
+        self._cost.add((time.perf_counter() - began) * 1e3)
+        return choice
 
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
@@ -190,21 +190,21 @@ class GradientWatch(StepObserver):
             with self._cost:
                 self._write_arrived()
         self.cost_ms = self._cost.take()
-        step_ms = self._step_ms()
-        ended = time.perf_counter()
-        self._governor.account(self._code, self.cost_ms, step_ms)
+
+    def accounted(self, step: int, cost_ms: float) -> None:
+        began = time.perf_counter()
+        self._governor.account(self._code, self.cost_ms, self._step_ms(began), cost_ms - self.cost_ms)
         if self._code == FULL:
             self._full_sets += 1
             self._tell(step)
-        self._cost.add((time.perf_counter() - ended) * 1e3)  # counts in the next step
+        self._cost.add((time.perf_counter() - began) * 1e3)  # counts in the next step
 
     def phase(self, name: str) -> None:
         self._interrupted |= name not in _OF_A_STEP
 
-    def _step_ms(self) -> float:
+    def _step_ms(self, now: float) -> float:
         """The step's time: on a GPU from end to end, as it works on when the step's code is through, but not across an
         evaluation or a pause."""
-        now = time.perf_counter()
         since = self._began
         if self._ended is not None and self._device.type == "cuda" and not self._interrupted:
             since = self._ended
@@ -220,13 +220,8 @@ class GradientWatch(StepObserver):
 
     def _write_arrived(self) -> None:
         while self._pending and self._pending[0].ready():
-            records = self._pending.pop(0).records()
-            for record in records:
+            for record in self._pending.pop(0).records():
                 self._log.append(record)
-            now = time.perf_counter()
-            new = {type(record) for record in records if now - self._written.get(type(record), -math.inf) > _ROUND_S}
-            self._written |= dict.fromkeys(new, now)
-            self._cost.add(len(new) * _ROUND_MS + len(records) * _RECORD_MS)
 
     def _tell(self, step: int) -> None:
         interval = self._governor.interval if self._every is None else self._every

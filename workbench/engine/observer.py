@@ -9,6 +9,7 @@ and in this order::
     phase("optimizer"), reduced(step)      # gradients are reduced, not clipped yet
     updated(step, skipped)
     ends(step)
+    accounted(step, cost_ms)
 
 and after the last step, however the run ended, ``close()``.
 """
@@ -51,6 +52,9 @@ class StepObserver:
 
     def ends(self, step: int) -> None:
         """The step is over."""
+
+    def accounted(self, step: int, cost_ms: float) -> None:
+        """All observers have ended the step: what watching it cost, theirs and everything else."""
 
     def close(self) -> None:
         """The run is over: undo what was done to the process, write what is left."""

@@ -25,13 +25,15 @@ FIRST_SAMPLE_S = 0.1
 
 
 class Progress:
-    """Where training is; the trainer sets it, the sampler reads it. Assigning an attribute is atomic."""
+    """Where training is; the trainer sets it, the sampler reads it, and says what processor time it has used in
+    ``sampling_s``. Assigning an attribute is atomic."""
 
-    __slots__ = ("phase", "step")
+    __slots__ = ("phase", "sampling_s", "step")
 
     def __init__(self) -> None:
         self.step = 0
         self.phase = "starting"
+        self.sampling_s = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class DeviceSampler:
 
     ``device`` is torch's name of the rank's device ("cpu", "cuda", "cuda:1"). ``gpu`` reads it (default: NVML). A GPU
     that cannot be found is one ``warning`` event, one that no longer answers an event ``gpu lost``, and its columns are
-    NaN from then on. ``cost_s`` is the processor time spent so far.
+    NaN from then on.
     """
 
     def __init__(
@@ -119,7 +121,6 @@ class DeviceSampler:
         self.device = device
         self.state = state
         self.samples = 0
-        self.cost_s = 0.0
         self._gpu = gpu
         self._collections = Collections()
         self._ended = threading.Event()
@@ -165,7 +166,7 @@ class DeviceSampler:
         while not self._ended.is_set():
             self.log.append(self._sample(process, first))
             self.samples += 1
-            self.cost_s = time.thread_time()
+            self.state.sampling_s = time.thread_time()
             due = max(due + self.period_s, time.monotonic())
             self._ended.wait(due - time.monotonic())
 

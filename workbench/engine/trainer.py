@@ -104,6 +104,7 @@ class Trainer:
         self._consumed = 0
         self._in_flight: _Measured | None = None
         self._unlogged: StepRecord | None = None
+        self._threads_s = log.cost_s + progress.sampling_s
         self._warned_nonfinite = False
         self._scale: float | None = None
         self._warned_schedule = False
@@ -188,7 +189,9 @@ class Trainer:
         self._enter("optimizer")
         for observer in self.observers:
             observer.reduced(step)
+        began = time.perf_counter()
         grad_sq = self.strategy.grad_sq()
+        norm_ms = (time.perf_counter() - began) * 1e3
         lr = self.settings.lr.now
         loss_scale = self._loss_scale(step)
         verdict = GO if self.guard is None else self._judged(step, loss, grad_sq)
@@ -200,6 +203,9 @@ class Trainer:
             observer.updated(step, not updated)
         for observer in self.observers:
             observer.ends(step)
+        cost_ms = self._cost_ms(0.0 if self.settings.clip else norm_ms)  # to clip, training itself needs the norm
+        for observer in self.observers:
+            observer.accounted(step, cost_ms)
         self._write_in_flight()
         self._in_flight = _Measured(
             step=step,
@@ -213,10 +219,17 @@ class Trainer:
             loss_scale=loss_scale,
             clip=self.settings.clip,
             framework_norm=self.strategy.framework_norm(),
-            monitor_ms=sum(observer.cost_ms for observer in self.observers),
+            monitor_ms=cost_ms,
         )
         if grad_sq.device.type == "cpu":
             self._write_in_flight()
+
+    def _cost_ms(self, own_ms: float) -> float:
+        """What watching the step cost: the trainer's own part, that of the observers, and of the threads that write the
+        log and sample the device, which take the interpreter from training."""
+        before, self._threads_s = self._threads_s, self.log.cost_s + self.progress.sampling_s
+        threads_ms = (self._threads_s - before) * 1e3
+        return own_ms + threads_ms + sum(observer.cost_ms for observer in self.observers)
 
     def _loss_scale(self, step: int) -> float:
         """The loss scale in force; a change is an event."""

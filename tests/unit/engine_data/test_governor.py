@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.engine.governor import FIRST_GROUP, FULL, NOTHING, Governor, balanced_groups
+from workbench.engine.governor import FIRST_GROUP, FULL, LEAST_SHARE, NOTHING, Governor, balanced_groups
 
 
 def simulate(
@@ -75,6 +75,39 @@ def test_a_long_pause_is_not_followed_by_a_burst():
     governor.account(governor.choose(), 0.0, 1e6)
     watched = simulate(governor, 100, 10.0, 5.0)
     assert watched[1:].count(FULL) <= 5
+
+
+def with_a_rest(governor: Governor, steps: int, rest_ms: float, every: int) -> tuple[list[int], float]:
+    """Steps of 10 ms, a full set of 1 ms, and all else that watches: ``rest_ms`` in every ``every``-th step. What was
+    watched, and the share of the time that all of it cost."""
+    chosen, watched, spent, passed = FULL, [], 0.0, 0.0
+    for number in range(steps):
+        following = governor.choose()
+        cost = 1.0 if chosen == FULL else 0.0
+        rest = rest_ms if number % every == 0 else 0.0
+        governor.account(chosen, cost, 10.0 + cost + rest, rest)
+        spent, passed = spent + cost + rest, passed + 10.0 + cost + rest
+        watched.append(chosen)
+        chosen = following
+    return watched, spent / passed
+
+
+@pytest.mark.parametrize("every", [1, 25])
+def test_what_else_watching_costs_is_paid_first_and_the_whole_keeps_to_the_budget(every):
+    governor = Governor(budget=0.01, groups=0)
+    watched, share = with_a_rest(governor, 20_000, 0.05 * every, every)
+    assert share == pytest.approx(0.01, rel=0.03) and governor.cost == pytest.approx(share)
+    assert watched.count(FULL) == pytest.approx(20_000 * 0.05, rel=0.05), "0.05 ms of the 0.1 ms a step are left"
+    assert governor.interval == pytest.approx(20, abs=1)
+
+
+def test_gradients_are_watched_even_where_all_else_costs_more_than_the_budget():
+    governor = Governor(budget=0.01, groups=0)
+    watched, _ = with_a_rest(governor, 20_000, 0.3, 1)
+    assert watched.count(FULL) == pytest.approx(20_000 * LEAST_SHARE * 0.1, rel=0.1)
+    governor.account(NOTHING, 0.0, 10.0)
+    watched, _ = with_a_rest(governor, 2_000, 0.0, 1)
+    assert watched[1000:].count(FULL) == pytest.approx(100, rel=0.1), "what was owed is not remembered for ever"
 
 
 def test_groups_are_balanced_and_the_same_everywhere():

@@ -176,7 +176,7 @@ def test_a_sample_costs_less_than_two_milliseconds() -> None:
     log = Log()
     with DeviceSampler(log, rank=3, hz=20, device="cpu", state=Progress()) as device_sampler:
         more(log, 5)
-    assert 0 < device_sampler.cost_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
+    assert 0 < device_sampler.state.sampling_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
 
 
 def test_a_failure_of_the_system_ends_sampling_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
