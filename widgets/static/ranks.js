@@ -56,7 +56,7 @@ export class Ranks {
   sayChosen() {
     const many = this.tiles.length > MOST_TILES;
     const hint = many ? "Bands show the lowest to the highest rank: choose a rank above to see it alone." : "";
-    say(this.about, this.chosen === null ? hint : this.words(this.chosen, this.straggler === this.chosen));
+    say(this.about, this.chosen === null || !this.table ? hint : this.words(this.chosen, this.straggler === this.chosen));
   }
 
   build(size, theme) {
