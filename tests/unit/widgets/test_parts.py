@@ -17,7 +17,7 @@ from widgets.console import MOST_NEW, Console
 from widgets.control_set import History
 from widgets.facts import Facts
 from widgets.fold import Folded, ranges
-from widgets.happenings import Happenings, words
+from widgets.happenings import Happenings
 from widgets.judgement import Judge
 from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
 from widgets.rank_table import RankTable
@@ -148,28 +148,12 @@ def event(
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "value", "old", "text"),
-    [
-        ("control", "lr", 0.001, 0.003, "lr 0.003 → 0.001"),
-        ("control", "pause", None, None, "pause"),
-        ("rank", "died", {"rank": 3, "reason": "killed"}, None, "rank 3 died: killed"),
-        ("state", "failed", {"ename": "ValueError", "evalue": "no"}, None, "failed: ValueError: no"),
-        ("monitor", "interval", 20, 10, "interval 10 → 20"),
-        ("warning", "x", "mind the gap", None, "mind the gap"),
-        ("nonfinite", "gradient", {"layer": "a", "count": 2}, None, "gradient layer a, count 2"),
-    ],
-)
-def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) -> None:
-    assert words(kind, name, value, old) == text
-
-
 def test_happenings_fold_ranks_and_mark_what_was_set() -> None:
     happenings = Happenings()
     happenings.take(events(*(event("control", "lr", 0.1, 0.2, rank=rank) for rank in range(4))), 90.0)
     happenings.take(events(event("sample", "text", "quiet")), 90.0)
-    assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "lr 0.2 → 0.1")]
-    assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: lr 0.2 → 0.1"}]
+    assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "learning rate 0.2 → 0.1")]
+    assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: learning rate 0.2 → 0.1"}]
     assert happenings.marks() is None
 
 
