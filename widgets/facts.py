@@ -11,6 +11,7 @@ import numpy as np
 
 from widgets.judgement import Judge, Judgement
 from widgets.rank_table import RankTable
+from workbench.event_words import words
 from workbench.outcome import failure_of
 from workbench.plots import rows
 from workbench.plots.rows import StepCursor, metrics_since
@@ -100,6 +101,7 @@ class Facts:
             "straggler": self._judged.straggler,
             "mfu": _number(self._judged.mfu),
             "world": self.ranks.ranks,
+            "unit": rows.unit(self._store),
             "states": self.ranks.counts(),
         }
 
@@ -121,17 +123,14 @@ class Facts:
             self._known["validation" if name == "loss" else name] = value
         elif kind == "sample":
             self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
-        elif kind == "warning":
-            value = json.loads(event["value"])
-            self._known["notice"] = {"level": "warning", "text": str(value if value is not None else name)[:300]}
+        elif kind == "warning" and not self._known["failure"]:
+            self._known["notice"] = {"level": "warning", "text": words(kind, name, json.loads(event["value"]))}
         elif kind == "rank" and name == "died":
             self._take_death(json.loads(event["value"]))
 
     def _take_death(self, value: Any) -> None:
         if isinstance(value, dict) and isinstance(value.get("rank"), int):
             self.ranks.take_state(value["rank"], "died", 0)
-            text = f"rank {value['rank']} died: {value.get('reason', 'no reason known')}"
-            self._known["notice"] = {"level": "error", "text": text[:300]}
 
     def _take_state(self, rank: int, state: str, step: int, time: float, value: Any) -> None:
         self.ranks.take_state(rank, state, step)
@@ -146,9 +145,8 @@ class Facts:
         if first is None:
             return
         trace = first.traceback[-LONGEST_TRACE:]
-        self._known["failure"] = {"ranks": first.ranks, "error": first.message[:1000], "traceback": trace}
-        if not self._known["notice"] or self._known["notice"]["level"] != "error":
-            self._known["notice"] = {"level": "error", "text": f"{first.who}: {first.message}"[:300]}
+        self._known["failure"] = {"who": first.who, "error": first.message[:1000], "traceback": trace}
+        self._known["notice"] = {"level": "error", "text": f"{first.who} failed: the tab Overview says why"}
 
     def _seconds_per_step(self) -> float | None:
         if len(self._recent) < 2:

@@ -176,7 +176,7 @@ def test_what_failed_is_said_once_with_its_traceback_folded(bare: Any, tmp_path:
     panel = StaticPanel(bare, run)
     ready(panel)
     summary = bare.locator(".dw-failure summary")
-    assert summary.inner_text() == "ranks 0, 1: ValueError: bad"
+    assert summary.inner_text() == "ranks 0-1: ValueError: bad"
     trace = bare.locator(".dw-failure pre")
     assert not trace.is_visible()
     summary.click()

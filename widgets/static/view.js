@@ -246,7 +246,9 @@ export class View {
 
   // Sources named run0, run1 of the figures that show several runs.
   fillCompare() {
-    for (const { plot } of this.tabs.get("compare").figures.boxes.values()) {
+    const units = [...new Set(this.state.runs.map(({ facts }) => facts?.unit).filter(Boolean))].join(" or ");
+    for (const { plot, about } of this.tabs.get("compare").figures.boxes.values()) {
+      if (plot && about.name === "compare_tps") plot.left[0].axis_label = `${units} / s / device`;
       for (const [place, { rows }] of this.state.runs.entries()) {
         const source = plot?.document?.get_model_by_name(`run${place}`);
         if (source && rows.spine?.step?.length) source.data = structuredClone(rows.spine);
