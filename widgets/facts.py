@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from widgets.control_set import in_force_words
 from widgets.judgement import Judge, Judgement
 from widgets.rank_table import RankTable
 from workbench.event_words import words
+from workbench.in_force import InForce
 from workbench.outcome import failure_of
 from workbench.plots import rows
 from workbench.plots.rows import StepCursor, metrics_since
@@ -24,7 +26,7 @@ LONGEST_TRACE = 20_000
 MOST_SAMPLES = 20
 #: seconds between two judgements
 JUDGE_EVERY_S = 3.0
-_NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm", "lr")
+_NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm")
 
 
 class Facts:
@@ -43,6 +45,7 @@ class Facts:
         self._judge = Judge(store)
         self._judged: Judgement = Judgement()
         self._judged_at = -math.inf
+        self._in_force = InForce()
         self.ranks = RankTable(store.spec.plan.ranks)
         self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
 
@@ -53,6 +56,9 @@ class Facts:
         if devices["rank"].size:
             self.ranks.take_devices(devices)
         events, self._events = rows.since(self._store, "events", self._events)
+        self._in_force.take(events)
+        if self._recent:
+            self._in_force.take_lr(self._latest["lr"], self._recent[-1][1])
         for index in range(events["step"].size):
             self._take_event({name: values[index] for name, values in events.items()})
         if np.isin(events["name"], ("failed", "died")).any():
@@ -96,6 +102,8 @@ class Facts:
             "elapsed": None if elapsed is None else round(elapsed),
             "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
             **{name: _number(self._latest.get(name)) for name in _NUMBERS},
+            "lr": _number(self._in_force.values.get("lr", self._latest.get("lr"))),
+            "in_force": in_force_words(self._in_force.values),
             **self._known,
             "verdict": self._judged.sentence,
             "straggler": self._judged.straggler,

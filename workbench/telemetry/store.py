@@ -19,6 +19,7 @@ from workbench.errors import RunDirectoryError
 from workbench.mesh import Mesh
 from workbench.rank_log import SESSION_DIR
 from workbench.records import TABLES
+from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import DISPLAY_ROWS, Columns, GrowingTable, empty
 from workbench.telemetry.stream import CHUNK_BYTES, Tail, parse
 
@@ -58,6 +59,7 @@ class Store:
         self._logs: list[_Directory] = []
         self._tails: dict[str, dict[str, Tail]] = {}
         self._tables = {table: GrowingTable(table, most) for table in TABLES}
+        self._texts: dict[str, str] = {}
 
     def refresh(self) -> int:
         """Read what is new; returns how many rows.
@@ -97,23 +99,21 @@ class Store:
 
     def _read(self) -> tuple[int, bool]:
         """Some of what is new: how many rows, and whether there is more. Files of one schema are decoded together."""
-        found: dict[tuple[str, bytes], list[bytes]] = {}
+        found: dict[tuple[str, bytes], list[Batches]] = {}
         size, more = 0, False
         for tail in (tail for log in self._logs for tail in self._tails[log.path].values()):
             if size > CHUNK_BYTES:
                 more = True
                 break
-            data = tail.news()
+            news = tail.news()
             more |= tail.has_more
-            size += len(data)
-            if data:
-                found.setdefault((tail.table, tail.head), []).append(data)
-        read = 0
-        for (table, head), bodies in found.items():
-            rows = parse(head, bodies)
-            self._tables[table].append(rows, str(self.run))
-            read += rows.num_rows
-        return read, more
+            if news is not None:
+                size += len(news.data)
+                found.setdefault((tail.table, tail.head), []).append(news)
+        before = sum(table.total for table in self._tables.values())
+        for (table, head), pieces in found.items():
+            self._tables[table].append(parse(head, pieces, self._texts), str(self.run))
+        return sum(table.total for table in self._tables.values()) - before, more
 
     @cached_property
     def spec(self) -> TrainSpec:
