@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.history.compare import Comparison, Figures, NoiseTest, Scaling
     from workbench.history.subject import Subject
 
-_NAMES = {"loss": "training loss", "validation": "validation loss", "tps": "tokens per second per device"}
+_NAMES = {"loss": "training loss", "validation": "validation loss"}
 #: places on the axis at which a terminal shows the curves
 _PLACES = 6
 _STYLE = (
@@ -69,7 +69,7 @@ def words(found: Comparison) -> list[str]:
     if len(found.groups) == 1 and len(found.subjects) > 1:
         sentences.append(_repeats(found))
     if found.scaling is not None:
-        sentences += _scaling(found.scaling)
+        sentences += _scaling(found.scaling, _unit(found))
     unequal = {int(f.steps) for f in found.figures}
     if len(unequal) > 1:
         sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
@@ -84,8 +84,17 @@ def _best(found: Comparison) -> list[str]:
         if len(set(known.values())) > 1:
             best = better(known, key=lambda label: known[label])
             verb = "has the lowest" if better is min else "has the most"
-            sentences.append(f"{best} {verb} {_NAMES[metric]}, {short(known[best])}.")
+            sentences.append(f"{best} {verb} {_name(found, metric)}, {short(known[best])}.")
     return sentences
+
+
+def _unit(found: Comparison) -> str:
+    """What speeds count: "tokens", "samples", or both where the runs differ in it."""
+    return " or ".join(sorted({s.unit for s in found.subjects}, reverse=True))
+
+
+def _name(found: Comparison, metric: str) -> str:
+    return _NAMES.get(metric) or f"{_unit(found)} per second per device"
 
 
 def _pairs(found: Comparison) -> list[tuple[Subject, Figures]]:
@@ -112,16 +121,16 @@ def _test(found: Comparison, test: NoiseTest) -> str:
     verdict = "more than seed noise explains" if test.exceeds else "within seed noise"
     w = test.welch
     return (
-        f"{_NAMES[test.metric].capitalize()}: {sides[0]}; {sides[1]}. The difference {short(w.difference)} (95 % "
+        f"{_name(found, test.metric).capitalize()}: {sides[0]}; {sides[1]}. The difference {short(w.difference)} (95 % "
         f"interval {short(w.low)} to {short(w.high)}) is {verdict} (Welch t = {w.t:.2f}, {w.df:.1f} degrees of "
         f"freedom, p = {test.p:.2g}{' after Holm' if len(found.tests) > 1 else ''}; {split})."
     )
 
 
-def _scaling(scaling: Scaling) -> list[str]:
+def _scaling(scaling: Scaling, unit: str) -> list[str]:
     best = scaling.ranks[-1]
     out = [
-        f"From {scaling.ranks[0]} to {best} ranks tokens per second grow {scaling.speed_up[-1]:.2f}x: "
+        f"From {scaling.ranks[0]} to {best} ranks {unit} per second grow {scaling.speed_up[-1]:.2f}x: "
         f"{100 * scaling.efficiency[-1]:.0f} % efficiency"
         + (" (weak scaling: the global batch is not the same)." if scaling.weak else ".")
     ]
@@ -137,6 +146,8 @@ def _scaling(scaling: Scaling) -> list[str]:
 def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Losses at a few places of the axis that all runs reached: heads and rows of text."""
     places = np.linspace(found.common / _PLACES, found.common, _PLACES)
+    if found.x in ("step", "tokens"):
+        places = np.unique(np.round(places))
     rows = []
     for s in found.subjects:
         axis, loss = s.axis(found.x), s.curve["loss"]
@@ -147,7 +158,8 @@ def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _figure_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation", "tokens/s/device", "seconds"]
+    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation"]
+    heads += [f"{_unit(found)}/s/device", "seconds"]
     rows = [
         [s.label, s.plan or s.origin, str(s.ranks or ""), s.state, str(f.steps)]
         + [number(value) for value in (f.loss, f.best_loss, f.validation, f.tps, f.seconds)]
@@ -169,8 +181,8 @@ def _short_text(value: Any, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _scaling_rows(scaling: Scaling) -> tuple[list[str], list[list[str]]]:
-    heads = ["ranks", "tokens/s, all ranks", "speed-up", "efficiency", "Amdahl fit"]
+def _scaling_rows(scaling: Scaling, unit: str) -> tuple[list[str], list[list[str]]]:
+    heads = ["ranks", f"{unit}/s, all ranks", "speed-up", "efficiency", "Amdahl fit"]
     first = scaling.ranks[0]
     rows = []
     for n, total, gain, share in zip(scaling.ranks, scaling.total, scaling.speed_up, scaling.efficiency, strict=True):
@@ -186,7 +198,7 @@ def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     if found.differences:
         shown.append(("What differs", *_difference_rows(found)))
     if found.scaling is not None:
-        shown.append(("Scaling", *_scaling_rows(found.scaling)))
+        shown.append(("Scaling", *_scaling_rows(found.scaling, _unit(found))))
     return shown
 
 

@@ -37,11 +37,14 @@ def message_end(data: bytes | memoryview, at: int) -> int:
         return start
     if len(data) < start + size:
         return -1
-    root = start + struct.unpack_from("<I", data, start)[0]
-    vtable = root - struct.unpack_from("<i", data, root)[0]
-    has_slot = struct.unpack_from("<H", data, vtable)[0] > _BODY_LENGTH_SLOT
-    slot = struct.unpack_from("<H", data, vtable + _BODY_LENGTH_SLOT)[0] if has_slot else 0
-    body = struct.unpack_from("<q", data, root + slot)[0] if slot else 0
+    try:
+        root = start + struct.unpack_from("<I", data, start)[0]
+        vtable = root - struct.unpack_from("<i", data, root)[0]
+        has_slot = struct.unpack_from("<H", data, vtable)[0] > _BODY_LENGTH_SLOT
+        slot = struct.unpack_from("<H", data, vtable + _BODY_LENGTH_SLOT)[0] if has_slot else 0
+        body = struct.unpack_from("<q", data, root + slot)[0] if slot else 0
+    except struct.error:  # offsets that lead out of the data: it is damaged
+        return -1
     end = start + size + body
     return end if body >= 0 and end <= len(data) else -1
 
