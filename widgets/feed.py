@@ -28,6 +28,8 @@ UNASKED_AFTER_S = (1.5, 5.0)
 #: how long logs may still grow after the run has ended
 LAST_ROWS_S = 3.0
 RANKS_EVERY_S = 1.0
+#: a page that hears nothing for several of these says that the kernel is gone (``static/link.js``)
+HEARTBEAT_S = 4.0
 ALL_TABS = frozenset({*TABS, "console", "controls", "compare"})
 DEFAULT_TAB = "overview"
 
@@ -215,7 +217,7 @@ class Feed:
         changed = {name: value for name, value in facts.items() if self._shown.get(name) != value}
         extra = self._extras.news(tabs)
         self._shown = facts
-        if not (news or changed or extra):
+        if not (news or changed or extra) and clock - self._pace.sent_at < HEARTBEAT_S:
             return
         described, buffers = wire.pack(news.columns)
         content = {"kind": "delta", "facts": changed, "columns": described, "replace": news.replace}

@@ -42,7 +42,7 @@ class Subject:
     ``curve``: columns step, time (seconds of training), tokens (NaN where not known), loss, tps (tokens per second per
     device; NaN likewise), grad_norm (likewise) and, where it was asked for, bytes. ``options``: the spec's, flat; empty
     for imported curves. ``environment``: what ``spec.toml`` says of versions, machine and code. ``validation``: steps
-    and losses. ``unit``: what tps counts, tokens or samples.
+    and losses.
     """
 
     label: str
@@ -56,7 +56,7 @@ class Subject:
     environment: dict[str, Any] = field(default_factory=dict)
     cell: str = ""
     plan: str = ""
-    unit: str = "tokens"
+    counts: str = "tokens"  # what tps counts: tokens or samples
     problem: str = ""  # what is wrong with its directory
 
     def axis(self, name: str) -> np.ndarray:
@@ -135,7 +135,7 @@ def from_logs(
         environment=_environment(run),
         cell=cell,
         plan=spec.plan.describe() if spec else "",
-        unit=batch_of(events)[1],
+        counts=batch_of(events)[1],
         problem=problem,
     )
 

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from workbench.plots.theme import MOST_LINES
-from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
 from workbench.telemetry.thin import minmax_indices
@@ -63,6 +63,7 @@ class _Progress:
         self.furthest[sorted(absent)] = 2**62
         self.ended: set[int] = set(absent)
         self.begin = math.nan  # time of the first device samples
+        self.unit = ""  # what throughput counts
         self._steps = self._events = 0
 
     def update(self, store: Store) -> _Progress:
@@ -74,6 +75,8 @@ class _Progress:
             events, self._events = since(store, "events", self._events)
             over = (events["kind"] == "state") & np.isin(events["name"], ("finished", "stopped", "failed"))
             self.ended |= {int(rank) for rank in events["rank"][over]}
+            if not self.unit and (events["kind"] == "data").any():
+                self.unit = batch_of(events)[1]
         if math.isnan(self.begin) and store.rows("devices"):
             first, _ = store.since("devices", 0)
             self.begin = float(first["time"][: 8 * self.furthest.size].min())
@@ -85,6 +88,11 @@ def progress(store: Store) -> _Progress:
     if store not in _progress:
         _progress[store] = _Progress(store.mesh.world_size, store.absent)
     return _progress[store].update(store)
+
+
+def unit(store: Store) -> str:
+    """What the run's throughput counts: "tokens" or "samples"; tokens before the first batch."""
+    return progress(store).unit or "tokens"
 
 
 def has_ended(store: Store) -> bool:

@@ -199,7 +199,7 @@ def _confusion(facts: RunFacts) -> dict[str, Any] | None:
 
 def _told(facts: RunFacts) -> list[Happening]:
     """Events that have no place of their own in the report."""
-    return [h for h in facts.happenings if h.kind not in ("sample", "validation", "control", "verify")]
+    return [h for h in facts.happenings if h.kind not in ("sample", "validation", "control", "settings", "verify")]
 
 
 def _events(facts: RunFacts, begin: float) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from workbench.outcome import FirstFailure, failure_of
 from workbench.records import SESSION_RANK
 from workbench.report.facts import Happening, RunFacts
 from workbench.telemetry.derive import batch_of
+from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict
 
 #: options that a recipe has its own defaults for, so a command line names them
@@ -70,7 +71,7 @@ def limits(facts: RunFacts) -> str:
     phases = facts.store.table("phases")
     if not phases["step"].size or facts.store.absent:
         return ""
-    return verdict(phases, facts.mesh, facts.store.table("collectives")).sentence
+    return verdict(phases, facts.mesh, posting_time(facts.store.table("collectives"))).sentence
 
 
 def _what(facts: RunFacts) -> str:

@@ -21,15 +21,16 @@ from workbench.errors import RunDirectoryError, SchemaError
 from workbench.mesh import Mesh
 from workbench.rank_log import SESSION_DIR
 from workbench.records import TABLES
+from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import DISPLAY_ROWS, Columns, GrowingTable, empty
-from workbench.telemetry.stream import CHUNK_BYTES, Tail, parse
+from workbench.telemetry.stream import CHUNK_BYTES, Tail, message_end, parse, whole_messages
 
 __all__ = ["DISPLAY_ROWS", "Columns", "Store", "empty"]
 
 #: a directory that changed so recently may change again without a newer time stamp
 _CLOCK_STEP_NS = 2 * 10**9
 #: what reading bytes that are no log of ours raises (UnicodeDecodeError and ArrowInvalid are ValueErrors)
-_DAMAGE = (SchemaError, pa.ArrowException, OSError, ValueError)
+_DAMAGE = (SchemaError, pa.ArrowException, OSError, ValueError, IndexError)
 
 
 class _Directory:
@@ -68,6 +69,7 @@ class Store:
         self._logs: list[_Directory] = []
         self._tails: dict[str, dict[str, Tail]] = {}
         self._tables = {table: GrowingTable(table, most) for table in TABLES}
+        self._texts: dict[str, str] = {}
 
     def refresh(self) -> int:
         """Read what is new; returns how many rows.
@@ -109,41 +111,50 @@ class Store:
 
     def _read(self) -> tuple[int, bool]:
         """Some of what is new: how many rows, and whether there is more. Files of one schema are decoded together."""
-        found: dict[tuple[str, bytes], list[tuple[Tail, bytes]]] = {}
+        found: dict[tuple[str, bytes], list[tuple[Tail, Batches]]] = {}
         size, more = 0, False
         for tail in self._unspared():
             if size > CHUNK_BYTES:
                 more = True
                 break
             try:
-                data = tail.news()
+                news = tail.news()
             except _DAMAGE as error:
                 self._set_aside(tail, error)
                 continue
             more |= tail.has_more
-            size += len(data)
-            if data:
-                found.setdefault((tail.table, tail.head), []).append((tail, data))
-        return sum(self._take(table, head, news) for (table, head), news in found.items()), more
+            if news is not None:
+                size += len(news.data)
+                found.setdefault((tail.table, tail.head), []).append((tail, news))
+        before = sum(table.total for table in self._tables.values())
+        for (table, head), pieces in found.items():
+            self._take(table, head, pieces)
+        return sum(table.total for table in self._tables.values()) - before, more
 
-    def _take(self, table: str, head: bytes, news: list[tuple[Tail, bytes]]) -> int:
-        """Keep what files of one schema brought; returns how many rows. A damaged file is kept up to its damage."""
+    def _take(self, table: str, head: bytes, news: list[tuple[Tail, Batches]]) -> None:
+        """Keep what files of one schema brought; a damaged one up to its damage, where it may be spared."""
         try:
-            rows = parse(head, [data for _, data in news])
-            self._tables[table].append(rows, str(self.run))
-            return rows.num_rows
+            self._append(table, head, [piece for _, piece in news])
         except _DAMAGE as error:
             if not self._spare:
                 raise
-            if len(news) > 1:
-                return sum(self._take(table, head, [one]) for one in news)
-            ((tail, data),) = news
-            self._set_aside(tail, error)
-        before = self._tables[table].total
-        with suppress(*_DAMAGE), pa.ipc.open_stream(pa.py_buffer(head + data)) as batches:
-            for batch in batches:
-                self._tables[table].append(pa.Table.from_batches([batch]), str(self.run))
-        return self._tables[table].total - before
+            for tail, piece in news:
+                if len(news) > 1:
+                    self._take(table, head, [(tail, piece)])
+                else:
+                    self._set_aside(tail, error)
+                    self._salvage(table, head, piece.data)
+
+    def _salvage(self, table: str, head: bytes, data: bytes) -> None:
+        """Keep the batches before the first that cannot be read."""
+        at = 0
+        with suppress(*_DAMAGE):
+            while (end := message_end(data, at)) > at:
+                self._append(table, head, [whole_messages(data[at:end])])
+                at = end
+
+    def _append(self, table: str, head: bytes, pieces: list[Batches]) -> None:
+        self._tables[table].append(parse(head, pieces, self._texts), str(self.run))
 
     def _unspared(self) -> Iterator[Tail]:
         return (t for log in self._logs for t in self._tails[log.path].values() if t.path not in self.problems)

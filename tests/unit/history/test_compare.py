@@ -130,9 +130,23 @@ def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
 def test_one_run_each_is_no_evidence(home: Path) -> None:
     found = workbench.compare([run_with(home, "a", [1.0] * 5, lr=0.1), run_with(home, "b", [2.0] * 5, lr=0.2)])
     assert found.tests == () and found.words()[0] == "a has the lowest training loss, 1."
-    assert "cannot be said for lr 0.1; lr 0.2: only one run each" in found.words()[1]
+    assert "cannot be said for lr 0.1; lr 0.2: only one seed each" in found.words()[1]
     repeats = workbench.compare([home / "a", run_with(home, "c", [1.2] * 5, lr=0.1, seed=9)])
     assert "2 repeats of one spec: training loss 1.1 ± 0.1414" in repeats.words()[1]
+
+
+def test_runs_of_one_seed_are_one_repeat(home: Path) -> None:
+    """Their losses come out alike, so they say nothing of seed noise; their speed was measured in each."""
+    low = [run_with(home, f"a{i}", [1.0] * 5, lr=0.1, seed=1) for i in range(3)]
+    high = [run_with(home, f"b{i}", [1.1] * 5, lr=0.2, seed=1) for i in range(3)]
+    found = workbench.compare([*low, *high])
+    assert {test.metric for test in found.tests} == {"tps"}
+    assert "cannot be said for lr 0.1; lr 0.2: only one seed each" in "\n".join(found.words())
+    alone = workbench.compare(low)
+    assert "3 runs of one spec and one seed: their training losses are equal" in "\n".join(alone.words())
+    more = [run_with(home, f"c{i}", [1.0 + 0.3 * i] * 5, lr=0.1, seed=2) for i in range(2)]  # losses 1.0 and 1.3
+    (group,) = (mixed := workbench.compare([*low, *more])).groups
+    assert group.repeats("loss", mixed.figures) == pytest.approx([1.0, 1.15]) and len(group.members) == 5
 
 
 def test_what_differs_in_spec_environment_and_code(home: Path) -> None:
