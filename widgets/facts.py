@@ -14,6 +14,7 @@ from widgets.judgement import Judge, Judgement
 from widgets.rank_table import RankTable
 from workbench.event_words import words
 from workbench.in_force import InForce
+from workbench.lineage import Branches, parent
 from workbench.outcome import failure_of
 from workbench.plots import rows
 from workbench.plots.rows import StepCursor, metrics_since
@@ -46,6 +47,8 @@ class Facts:
         self._judged: Judgement = Judgement()
         self._judged_at = -math.inf
         self._in_force = InForce()
+        self._branches = Branches(store.run)
+        self._asked_to_branch = False
         self.ranks = RankTable(store.spec.plan.ranks)
         self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
 
@@ -66,6 +69,7 @@ class Facts:
         if clock is None or clock - self._judged_at >= JUDGE_EVERY_S:
             self._judged_at = clock if clock is not None else self._judged_at
             tps = _number(self._latest.get("tps"))
+            self._branches.look()
             self._judged = self._judge.judge(None if tps is None else tps * self.ranks.ranks)
             self.ranks.lag = self._judged.lag
         return events
@@ -92,6 +96,7 @@ class Facts:
         pace = self._seconds_per_step()
         return {
             "name": self._store.run.name,
+            "lineage": " · ".join(filter(None, (self._origin(), self._branches.words()))),
             "recipe": " ".join(filter(None, (spec.recipe or "own model", spec.size))),
             "plan": spec.plan.describe(),
             "precision": spec.precision,
@@ -113,6 +118,15 @@ class Facts:
             "states": self.ranks.counts(),
         }
 
+    @property
+    def awaits_branch(self) -> bool:
+        """Whether the ranks ended so that another run can go on, and that is not there yet."""
+        return self._asked_to_branch and not self._branches.found
+
+    def _origin(self) -> str:
+        origin = parent(self._store.spec)
+        return f"goes on from {origin[0]}, step {origin[1]}" if origin else ""
+
     def _take_metrics(self) -> None:
         metrics, self._metrics = metrics_since(self._store, self._metrics)
         size = metrics["step"].size
@@ -131,6 +145,8 @@ class Facts:
             self._known["validation" if name == "loss" else name] = value
         elif kind == "sample":
             self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
+        elif kind == "control" and name == "branch":
+            self._asked_to_branch = True
         elif kind == "warning" and not self._known["failure"]:
             self._known["notice"] = {"level": "warning", "text": words(kind, name, json.loads(event["value"]))}
         elif kind == "rank" and name == "died":

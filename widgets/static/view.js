@@ -50,7 +50,9 @@ export class View {
   head() {
     const head = make("div", "dw-head", this.root);
     const names = make("div", "dw-names", head);
-    this.name = make("div", "dw-name", names);
+    const title = make("div", "dw-title", names);
+    this.name = make("span", "dw-name", title);
+    this.lineage = make("span", "dw-note", title);
     this.about = make("div", "dw-about", names, { role: "status" });
     this.pill = make("span", "dw-pill", head, { role: "status" });
     this.quick = new Quick(head, (name, value) => this.state.control(this.number, name, value));
@@ -221,6 +223,8 @@ export class View {
     this.root.setAttribute("aria-label", `Training run ${facts.name}`);
     this.root.dataset.status = cut && !ended ? "cut" : facts.status;
     say(this.name, facts.name);
+    say(this.lineage, facts.lineage);
+    this.lineage.title = facts.lineage;
     say(this.about, notice?.text ?? `${facts.recipe} · ${facts.plan} · ${facts.precision}`);
     this.about.title = this.about.textContent;
     this.about.dataset.level = notice?.level ?? "";
