@@ -55,9 +55,10 @@ def since(store: Store, table: str, cursor: int) -> tuple[Columns, int]:
 class _Progress:
     """How far each rank is, and which have ended: read on from where it stood."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, absent: frozenset[int]) -> None:
         self.furthest = np.zeros(ranks, dtype=int)
-        self.ended: set[int] = set()
+        self.furthest[sorted(absent)] = 2**62
+        self.ended: set[int] = set(absent)
         self.begin = math.nan  # time of the first device samples
         self.unit = ""  # what throughput counts
         self._steps = self._events = 0
@@ -82,7 +83,7 @@ class _Progress:
 def progress(store: Store) -> _Progress:
     """The store's progress, up to date."""
     if store not in _progress:
-        _progress[store] = _Progress(store.mesh.world_size)
+        _progress[store] = _Progress(store.mesh.world_size, store.absent)
     return _progress[store].update(store)
 
 
@@ -104,7 +105,8 @@ def metrics_since(store: Store, cursor: StepCursor | None) -> tuple[Columns, Ste
 
 def _metrics(store: Store, row: int, last_step: int) -> tuple[Columns, StepCursor]:
     raw, end = since(store, "steps", row)
-    metrics = global_metrics({name: values[raw["step"] > last_step] for name, values in raw.items()}, store.mesh)
+    later = {name: values[raw["step"] > last_step] for name, values in raw.items()}
+    metrics = global_metrics(later, store.mesh, len(store.absent))
     if metrics["step"].size:
         last_step = int(metrics["step"][-1])
     waiting = np.flatnonzero(raw["step"] > last_step)
