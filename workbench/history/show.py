@@ -147,6 +147,8 @@ def _scaling(scaling: Scaling, counts: str) -> list[str]:
 def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Losses at a few places of the axis that all runs reached: heads and rows of text."""
     places = np.linspace(found.common / _PLACES, found.common, _PLACES)
+    if found.x in ("step", "tokens"):
+        places = np.unique(np.round(places))
     rows = []
     for s in found.subjects:
         axis, loss = s.axis(found.x), s.curve["loss"]

@@ -23,7 +23,7 @@ from workbench.export import export
 from workbench.history import compare as comparing
 from workbench.history.show import curve_table
 from workbench.rank_log import RankLogWriter
-from workbench.records import CollectiveRecord, StepRecord
+from workbench.records import SESSION_RANK, CollectiveRecord, StepRecord
 
 HOSTILE = "<script>alert('x')</script>\u2028\N{GRINNING FACE}"
 
@@ -213,6 +213,16 @@ def test_tables_and_text(home: Path) -> None:
     places = np.array([2, 4, 6, 8, 10, 12])
     assert [float(v) for v in rows[0][1:]] == pytest.approx(2 - (places - 1) / 11, abs=5e-4)
     assert "loss at step" in repr(found) and "<caption>Runs</caption>" in found._repr_html_()
+
+
+def test_speeds_of_samples_are_called_so_and_steps_are_whole(home: Path) -> None:
+    for name in ("a", "b"):
+        run_with(home, name, list(np.linspace(2, 1, 10)))
+        with RankLogWriter(home / name, SESSION_RANK) as log:
+            log.event("data", "batch", {"samples": 8, "unit": "samples"})
+    found = workbench.compare(["a", "b"])
+    assert "samples/s/device" in found._repr_html_() and "tokens" not in found._repr_html_()
+    assert curve_table(found)[0][1:] == ["2", "3", "5", "7", "8", "10"]
 
 
 def test_runs_without_a_step_are_no_obstacle(home: Path) -> None:
