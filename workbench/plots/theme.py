@@ -236,7 +236,8 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     legend.label_text_font = FONT
     legend.label_text_font_size = "11px"
     legend.padding = legend.margin = 0
-    legend.spacing = 10 if len(items) <= 6 else 2  # eight fit half of a page of 900 px
+    legend.label_width = 0
+    legend.spacing = 10 if len(items) <= 6 else 8  # eight fit half of a page of 900 px
     legend.glyph_width = 14
     legend.label_standoff = 4
     drawn.add_layout(legend, "above")
