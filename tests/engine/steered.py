@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 
 from tests.engine import models
 from workbench import checkpoints, controls
 from workbench.config import TrainSpec
 from workbench.engine import repairs
 from workbench.engine.control import AgreedControl
+from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
@@ -123,6 +125,7 @@ def train(
     knobs: dict[str, float] | None = None,
     token: str = "",
     by_broadcast: bool = False,
+    guarded: bool = False,
 ) -> dict[str, Any]:
     """This rank's step rows and events, and what its processor time was while paused."""
     options = {"eval_every": 0, **options}
@@ -145,12 +148,14 @@ def train(
         if model.startswith("nois"):  # data-parallel replicas need not draw the same
             for seed in (torch.manual_seed, random.seed, np.random.seed):
                 seed(7 + rank)
+        control = AgreedControl(path, rank, ranks, by_broadcast=by_broadcast)
         try:
             trainer = Trainer(
                 spec=spec,
                 workload=work,
                 strategy=strategy,
-                control=AgreedControl(path, rank, ranks, by_broadcast=by_broadcast),
+                control=control,
+                guard=NonfiniteGuard(path, strategy, log, control) if guarded else None,
                 log=log,
                 progress=Progress(),
                 run=path,
@@ -355,3 +360,27 @@ def last_norm(
         found: list[float] = strategy.plan.module.transformer.ln_f.weight.tolist()
         strategy.close()
     return found
+
+
+def ride(rank: int, ranks: int, directory: Path, *, rounds: int) -> dict[str, Any]:
+    """Agree in so many rounds, a sum in every second one: what was heard, the sums, and how many broadcasts it took."""
+    (directory / CONTROL_FILE).touch()
+    broadcasts, heard, sums = 0, [], []
+    with joined(rank, ranks, directory, device_type="cpu"):
+        control = AgreedControl(directory, rank, ranks, by_broadcast=True)
+        original = dist.broadcast
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal broadcasts
+            broadcasts += 1
+            return original(*args, **kwargs)
+
+        dist.broadcast = counted
+        for number in range(rounds):
+            control.post(2**40 + number if rank == 0 else 7)
+            if number % 2:
+                sums.append(control.summed(0.5 * number, rank))
+            control.take()
+            heard.append(control.rider)
+        dist.broadcast = original
+    return {"heard": heard, "sums": sums, "broadcasts": broadcasts}

@@ -80,12 +80,20 @@ def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
         SharedSlots(path, 1, 2).receive()
 
 
-def test_ranks_that_share_no_file_agree_by_broadcast(pool) -> None:
+def test_ranks_that_share_no_file_agree_by_broadcast_or_in_the_sum_of_a_step(pool) -> None:
     script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": 3, "command": ["resume", None]}]}
     arguments = {"model": "plain", "options": {"plugin": "ddp"}, "steps": 6, "script": script}
-    shared, broadcast = (
-        pool.run(2, "tests.engine.steered:train", by_broadcast=by_broadcast, collective_timeout_s=2.0, **arguments)
-        for by_broadcast in (False, True)
+    shared, broadcast, riding = (
+        pool.run(2, "tests.engine.steered:train", collective_timeout_s=2.0, **how, **arguments)
+        for how in ({}, {"by_broadcast": True}, {"by_broadcast": True, "guarded": True})
     )
-    assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in broadcast]
-    assert shared[0]["shared"] and not broadcast[0]["shared"]
+    for other in (broadcast, riding):
+        assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in other]
+    assert shared[0]["shared"] and not broadcast[0]["shared"] and not riding[0]["shared"]
+
+
+def test_what_is_agreed_rides_on_a_sum_and_is_broadcast_only_without_one(pool) -> None:
+    found = pool.run(3, "tests.engine.steered:ride", rounds=10)
+    assert all(rank["heard"] == [2**40 + number for number in range(10)] for rank in found)
+    assert all(rank["sums"] == [[1.5 * number, 3.0] for number in range(1, 10, 2)] for rank in found)
+    assert [rank["broadcasts"] for rank in found] == [5, 5, 5]

@@ -1,10 +1,11 @@
 """Agreed control: every rank applies a command at the same step boundary.
 
 Rank 0 looks at the size of ``control.jsonl`` (a ``stat``) when a step begins and tells all ranks up to which byte to
-read when it ends, so its latency hides behind the step. Every rank then reads the same bytes, hence the same commands,
+read before it ends. Every rank then reads the same bytes, hence the same commands,
 before the same step. A number of rank 0's rides along: what the next step's watching is, so that all ranks watch the
-same steps. Ranks of one host are told through a mapped file (``shared_slots``), others by an asynchronous broadcast on
-a side group.
+same steps. Ranks of one host are told through a mapped file (``shared_slots``). Between hosts what is told rides on the
+sum that ranks make in each step anyway (``summed``: of losses and gradient norms), so that it costs nothing more; where
+none was made since, it is broadcast on a side group.
 
 A pause is the same without a step around it: rank 0 polls the file and tells when it grew, and twice a second anyway,
 so that no broadcast waits long enough to time out. The other ranks sleep meanwhile.
@@ -96,9 +97,8 @@ class AgreedControl:
         self._reader = ControlReader(run)
         self._rank = rank
         self._told = (0, 0)
-        self._posted = torch.zeros(2, dtype=torch.int64)
+        self._is_told = True
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
-        self._work: dist.Work | None = None
         self._slots = None
         if self._group is not None and not by_broadcast:
             self._slots = self._shared(Path(run) / SLOTS_FILE, world_size)
@@ -136,9 +136,8 @@ class AgreedControl:
         if self._slots is not None:
             if self._rank == 0:
                 self._slots.send(*self._told)
-        elif self._group is not None:
-            self._posted[0], self._posted[1] = self._told
-            self._work = dist.broadcast(self._posted, src=0, group=self._group, async_op=True)
+        else:
+            self._is_told = self._group is None
 
     def take(self, *, patient: bool = False) -> list[Command | BadLine]:
         """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's.
@@ -147,10 +146,10 @@ class AgreedControl:
         """
         if self._slots is not None and self._rank:
             self._told = self._slots.receive(patient=patient)
-        elif self._work is not None:
-            self._work.wait()
-            self._work = None
-            self._told = (int(self._posted[0]), int(self._posted[1]))
+        elif not self._is_told:
+            told = torch.tensor(self._told, dtype=torch.int64)
+            dist.broadcast(told, src=0, group=self._group)
+            self._hear(*told.tolist())
         return self._reader.read(self._told[0])
 
     def wait(self) -> list[Command | BadLine]:
@@ -170,9 +169,16 @@ class AgreedControl:
             return self._slots.summed(first, second)
         if self._group is None:
             return first, second
-        both = torch.tensor([first, second], dtype=torch.float64)
-        dist.all_reduce(both, group=self._group)
-        return float(both[0]), float(both[1])
+        told = self._told if self._rank == 0 and not self._is_told else (0, 0)  # whole numbers below 2**53: exact
+        numbers = torch.tensor([first, second, *told], dtype=torch.float64)
+        dist.all_reduce(numbers, group=self._group)
+        first, second, *heard = numbers.tolist()
+        if not self._is_told:
+            self._hear(*map(int, heard))
+        return first, second
+
+    def _hear(self, end: int, rider: int) -> None:
+        self._told, self._is_told = (end, rider), True
 
     def all_can(self, able: bool) -> bool:
         """Whether every rank is ``able``; all ranks ask at the same moment."""
