@@ -11,15 +11,16 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import clear_output, publish_display_data
 
+from magics.words import parse
 from workbench.cluster.cells import Submission
 from workbench.cluster.output import Block, RankOutput, elide, fold, fold_errors, overwrite, table
 from workbench.cluster.placement import parse_ranks
 from workbench.cluster.status import RankStatus
 from workbench.errors import ClusterError, ConfigError, format_ranks
-from workbench.flags import normalised
+from workbench.patience import said_when_slow
 from workbench.session import Session, cool
 
 _TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
@@ -41,12 +42,13 @@ class ClusterMagics(Magics):
     @line_magic
     def dist_up(self, line: str) -> None:
         """Bring ranks up, one process each, bound to a GPU or a share of the cores. Ranks that fit are kept."""
-        arguments = parse_argstring(self.dist_up, normalised(line))
+        arguments = parse(self.dist_up, line)
         devices = arguments.devices
         if devices is not None and devices != "cpu":
             devices = [entry.strip() for entry in devices.split(",")]
         started = time.monotonic()
-        session = Session.up(arguments.nproc_per_node, master_port=arguments.master_port, devices=devices)
+        with said_when_slow():
+            session = Session.up(arguments.nproc_per_node, master_port=arguments.master_port, devices=devices)
         for warning in session.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         ranks = "1 rank is" if session.n == 1 else f"{session.n} ranks are"
@@ -56,7 +58,7 @@ class ClusterMagics(Magics):
     @line_magic
     def dist_down(self, line: str) -> None:
         """End all ranks, their controller and their server; nothing is left."""
-        parse_argstring(self.dist_down, line)
+        parse(self.dist_down, line)
         session = Session.current()
         if session is None:
             cool()
@@ -69,7 +71,7 @@ class ClusterMagics(Magics):
     @line_magic
     def dist_status(self, line: str) -> StatusTable | None:
         """Where each rank runs and what it does: pid, host, device, cores, memory, state, step."""
-        parse_argstring(self.dist_status, line)
+        parse(self.dist_status, line)
         session = Session.current()
         if session is None:
             print("no ranks are up: run %dist_up -n 4")
@@ -82,7 +84,7 @@ class ClusterMagics(Magics):
     def dist(self, line: str, cell: str) -> None:
         """Run a cell on ranks and show what they gave: equal output once, with the ranks that had it."""
         session = _session()
-        targets = parse_ranks(parse_argstring(self.dist, normalised(line)).targets, session.n)
+        targets = parse_ranks(parse(self.dist, line).targets, session.n)
         preview = _Preview(live=hasattr(self.shell, "kernel"))
         submission = session.submit(cell, targets)
         try:
@@ -99,7 +101,7 @@ class ClusterMagics(Magics):
     def dist_push(self, line: str) -> None:
         """Copy variables of the notebook to ranks."""
         session = _session()
-        arguments = parse_argstring(self.dist_push, normalised(line))
+        arguments = parse(self.dist_push, line)
         missing = [name for name in arguments.names if name not in self.shell.user_ns]
         if missing:
             raise ConfigError(f"not defined in the notebook: {', '.join(missing)}; define it, or correct the name")
@@ -113,7 +115,7 @@ class ClusterMagics(Magics):
     def dist_pull(self, line: str) -> None:
         """Copy variables of ranks to the notebook: a dict of rank and value; of one rank (-t 0), the value."""
         session = _session()
-        arguments = parse_argstring(self.dist_pull, normalised(line))
+        arguments = parse(self.dist_pull, line)
         ranks = parse_ranks(arguments.targets, session.n)
         found = session.pull(arguments.names, ranks)
         for name in arguments.names:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
+from magics.words import parse
 from workbench import controls
 from workbench.controls import ACTS, Control
 from workbench.run import Run, newest_live
@@ -20,7 +21,7 @@ _CHANGES = argument("changes", nargs="+", metavar="NAME=VALUE", help="such as lr
 def _run(name: str | None) -> Run:
     """The run of that name; else the newest that has not ended, else the newest."""
     if name:
-        return Run(name.strip("'\""))
+        return Run(name)
     return newest_live() or Run()
 
 
@@ -28,12 +29,12 @@ def _magic(control: Control) -> Callable[..., Any]:
     """The magic of one act: it parses, asks, and says so."""
 
     def magic(self: Magics, line: str) -> Run | None:
-        arguments = parse_argstring(magic, line)
+        arguments = parse(magic, line)
         run = _run(arguments.run)
         if control.kind == "changes":
             return run.branch(**controls.assignments(arguments.changes))
         value = getattr(arguments, "value", None)
-        run.ask(control.name, value.strip("'\"") if value else None)
+        run.ask(control.name, value or None)
         print(f"{run.name}: {control.name}{f' {value}' if value else ''} after this step")
         return None
 
@@ -53,7 +54,7 @@ def _magic(control: Control) -> Callable[..., Any]:
 
 def _set(self: Magics, line: str) -> None:
     """Change settings of a run while it trains, such as lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own knobs."""
-    arguments = parse_argstring(_set_magic, line)
+    arguments = parse(_set_magic, line)
     run = _run(arguments.run)
     changes = controls.assignments(arguments.changes)
     run.set(**changes)

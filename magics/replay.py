@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
+from magics.words import parse
 from workbench.replay import Replay
 from workbench.run import Run
 
@@ -24,5 +25,5 @@ class ReplayMagics(Magics):
         A step is kept when its loss or a gradient was not finite. The result names the module that made the first such
         number, describes its input, and says whether the loss is the same in every bit.
         """
-        arguments = parse_argstring(self.dist_replay, line)
+        arguments = parse(self.dist_replay, line)
         return Run(arguments.run).replay(arguments.step, arguments.rank)

@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
+from magics.words import parse
 from workbench.errors import ConfigError
 from workbench.run import Run
 
@@ -36,7 +37,7 @@ class ReportMagics(Magics):
     @line_magic
     def dist_report(self, line: str) -> Path:
         """Write a report as one HTML file that needs no network, show a link to it and return its path."""
-        arguments = parse_argstring(self.dist_report, line)
+        arguments = parse(self.dist_report, line)
         options: dict[str, Any] = {"pdf": arguments.pdf, "light": arguments.light}
         if arguments.notebook:
             return _notebook(arguments.run, arguments.out, options)

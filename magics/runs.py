@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
-from workbench.flags import normalised
+from magics.words import parse
 from workbench.history import listing, subject
 from workbench.history.compare import Comparison, compare
 from workbench.history.index import RunIndex
@@ -35,15 +35,15 @@ class RunsMagics(Magics):
         A click on a head sorts, the field filters, a double click on tags or notes changes them, and the boxes choose
         what to compare. In a terminal: a plain table. ``workbench.runs()`` gives the same as a DataFrame.
         """
-        given = parse_argstring(self.dist_runs, normalised(line))
+        given = parse(self.dist_runs, line)
 
         def chosen(rows: list[RunRow]) -> list[RunRow]:
             fitting = listing.choose(
                 rows,
-                names=_plain(given.name),
-                states=_plain(given.state),
-                tags=_plain(given.tag),
-                where=_plain(given.where),
+                names=given.name or [],
+                states=given.state or [],
+                tags=given.tag or [],
+                where=given.where or [],
             )
             newest = fitting[-given.last :] if given.last else fitting
             return listing.sort(newest, given.sort, descending=given.reverse)
@@ -75,8 +75,8 @@ class RunsMagics(Magics):
         Returns a ``Comparison``, which shows itself as tables: ``.table()``, ``.curves()``, ``.differences_table()``,
         ``.tests``, ``.scaling``. Repeats are runs of the same spec apart from ``--seed``.
         """
-        given = parse_argstring(self.dist_compare, normalised(line))
-        found = compare(_plain(given.runs) or subject.newest_two(), given.x, tag=given.tag.strip("'\""))
+        given = parse(self.dist_compare, line)
+        found = compare(given.runs or subject.newest_two(), given.x, tag=given.tag)
         if widgets.available():
             from widgets.overlay import StaticFigures
             from workbench.history import curves
@@ -84,8 +84,3 @@ class RunsMagics(Magics):
             title = f"Curves of {', '.join(s.label for s in found.subjects)}"
             StaticFigures(curves.figures(found), picture=curves.picture(found), title=title).show()
         return found
-
-
-def _plain(words: list[str] | None) -> list[str]:
-    """Words without the quotes that IPython leaves around them."""
-    return [word.strip("'\"") for word in words or []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, argument_group, magic_arguments
 
 import widgets
+from magics.words import parse
 from widgets.serve import wait_serving_comms
 from workbench import flags, launch
 from workbench.errors import RunError
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 
 def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """All flags of a run as magic arguments; the help shows them in the order of ``flags.FLAGS``."""
-    declared = [argument(*flag.names, **flag.keywords()) for flag in flags.FLAGS]
+    """All flags of a run as magic arguments, in the order and the groups of ``flags.FLAGS``."""
+    declared: list[Callable[..., Any]] = []
+    for title, members in itertools.groupby(flags.FLAGS, key=lambda flag: flag.group):
+        declared += [argument_group(title), *(argument(*flag.names, **flag.keywords()) for flag in members)]
     return functools.reduce(lambda wrapped, declare: declare(wrapped), reversed(declared), function)
 
 
@@ -38,6 +42,7 @@ class TrainMagics(Magics):
     @magic_arguments()
     @argument("--config", metavar="FILE", help="a spec file (TOML); flags given beside it win")
     @_run_flags
+    @argument_group("in the notebook")
     @argument("--wait", action="store_true", help="wait for the end, with the panel alive; Ctrl-C stops the run")
     @argument("--quiet", action="store_true", help="no panel and no progress lines")
     @line_cell_magic
@@ -48,10 +53,9 @@ class TrainMagics(Magics):
         runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
         ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler``.
         """
-        arguments = parse_argstring(self.dist_train, flags.normalised(line))
-        file = arguments.config.strip("'\"") if arguments.config else None
+        arguments = parse(self.dist_train, line)
         source = None if cell is None else self.shell.transform_cell(cell)
-        options, source = request(file, flags.options_of(arguments), cell=source)
+        options, source = request(arguments.config, flags.options_of(arguments), cell=source)
         run = launch.train(options, cell=source)
         panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
         lines = panel is None and not arguments.quiet

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
+from magics.words import parse
 
 
 @magics_class
@@ -22,7 +21,7 @@ class WatchMagics(Magics):
     @line_magic
     def dist_watch(self, line: str) -> None:
         """Show the live panel of a run, of two runs side by side, or (without a run) of this machine and its ranks."""
-        runs = [text for given in parse_argstring(self.dist_watch, line).runs for text in shlex.split(given)]
+        runs = parse(self.dist_watch, line).runs
         if widgets.available():
             widgets.watch(*runs)
         else:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from html import escape
 from typing import Any
 
 import anywidget
@@ -17,7 +18,7 @@ import traitlets
 from widgets import bundle
 from widgets.busy import Busy
 from widgets.pace import Pace
-from widgets.panel import answer_in_the_senders_thread, publish_widget, when_closed
+from widgets.panel import answer_in_the_senders_thread, publish, publish_widget, when_closed
 from workbench.plots import theme
 from workbench.session import Session
 
@@ -42,18 +43,28 @@ class MachinePanel:
         self.widget.on_msg(self._on_message)
         self._pace = Pace()
         self._busy = Busy()
+        self._display_id = uuid.uuid4().hex
+        self._seen: dict[str, Any] | None = None
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="panel-machine", daemon=True)
 
     def show(self) -> None:
         """Display the panel and start its thread."""
-        publish_widget(self.widget, f"Live panel of {socket.gethostname()}", uuid.uuid4().hex)
+        self._seen = look()
+        publish_widget(self.widget, f"Live panel of {socket.gethostname()}", self._display_id, more=still(self._seen))
         when_closed(self.widget, self.close)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and take the widget off all pages."""
+        """End the thread and take the widget off all pages; its output keeps the last that was seen."""
+        if self._seen is not None and not self._closing.is_set():
+            publish(
+                {"text/plain": f"Panel of {socket.gethostname()}", **still(self._seen)},
+                self._display_id,
+                (),
+                update=True,
+            )
         self._closing.set()
         self._wake.set()
         self._busy.close()
@@ -74,11 +85,26 @@ class MachinePanel:
             clock = time.monotonic()
             busy = self._busy()
             if self._pace.ready(clock) and self._pace.state(clock, busy) != "hidden":
-                seen = look()
-                self.widget.send({"kind": "machine", "seq": self._pace.sending(clock), **seen})
+                self._seen = look()
+                self.widget.send({"kind": "machine", "seq": self._pace.sending(clock), **self._seen})
                 self._pace.spent(time.monotonic() - clock)
             self._wake.wait(max(PERIOD_S, self._pace.period_s(clock, busy)))
             self._wake.clear()
+
+
+def still(seen: dict[str, Any]) -> dict[str, str]:
+    """What was seen as a table, for viewers that run no widgets."""
+    gib = 2**30
+    memory, cores = seen["memory"], seen["cores"]
+    rows = [
+        ("when", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen["time"]))),
+        ("cores", f"{len(cores)}, {sum(cores) / max(1, len(cores)):.0f} % busy"),
+        ("memory", f"{memory['used'] / gib:.1f} of {memory['total'] / gib:.1f} GiB"),
+        *((gpu["name"], f"{gpu['used'] / gib:.1f} of {gpu['total'] / gib:.1f} GiB") for gpu in seen["gpus"]),
+        ("ranks", f"{len(seen['ranks'])} up" if seen["ranks"] else "none up"),
+    ]
+    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
+    return {"text/html": f"<table><caption>{escape(seen['host'])}</caption><tbody>{cells}</tbody></table>"}
 
 
 def look() -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import math
+import threading
 import uuid
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +24,7 @@ from widgets.busy import Busy
 from widgets.feed import Feed
 from widgets.wire import bokeh_version
 from workbench.errors import WorkbenchError, format_ranks
-from workbench.plots.picture import SIZE_INCHES, picture
+from workbench.plots.picture import SIZE_INCHES, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 
 _PART = 96
@@ -68,13 +70,15 @@ class Panel:
         stores = [Store(path, most=DISPLAY_ROWS) for path in paths]
         for store in stores:
             _ = store.spec  # a spec that cannot be read is said here, not in the feed
-        self.path = paths[0]
+        self.paths = paths
         self.widget = PanelWidget(panel_id=uuid.uuid4().hex)
         answer_in_the_senders_thread(self.widget.comm)
         self.widget.on_msg(self._on_message)
         self._busy = Busy()
         self._display_id = uuid.uuid4().hex
         self._picture: dict[str, Any] | None = None
+        self._ends: dict[int, tuple[bytes, str]] = {}  # of each run that ended: its picture and what it came to
+        self._ending = threading.Lock()
         self._shown = False
         names = [path.name for path in paths]
         self.feeds = [
@@ -84,7 +88,7 @@ class Panel:
                 status=None if one is None else partial(getattr, one, "status"),
                 can_control=one is not None,
                 busy=self._busy,
-                on_end=self._on_end if place == 0 else None,
+                on_end=partial(self._on_end, place),
                 run=place,
                 names=names,
             )
@@ -101,7 +105,8 @@ class Panel:
         if self._shown:
             return
         self._shown = True
-        publish_widget(self.widget, f"Live panel of {self.path.name}", self._display_id, self.path)
+        names = " and ".join(path.name for path in self.paths)
+        publish_widget(self.widget, f"Live panel of {names}", self._display_id, self.paths)
         when_closed(self.widget, self.close)
         for feed in self.feeds:
             feed.start()
@@ -111,7 +116,7 @@ class Panel:
 
         A notebook that is executed without a browser calls this in a cell, so that the picture gets into its output.
         """
-        return self.feed.ended.wait(timeout)
+        return all(feed.ended.wait(timeout) for feed in self.feeds)
 
     def close(self) -> None:
         """End the feeds and take the widget off all pages."""
@@ -160,33 +165,43 @@ class Panel:
         self.widget.send({"kind": "answer", "run": place, "name": name, "error": error})
         self.feeds[place].nudge()
 
-    def _on_end(self, store: Store, facts: dict[str, Any]) -> None:
-        """The output becomes a picture; the page is told first, to keep the live panel for it."""
+    def _on_end(self, place: int, store: Store, facts: dict[str, Any]) -> None:
+        """Once all runs ended, the output becomes a picture; the page is told first, to keep the live panel for it."""
         summary = summarise(facts)
-        png = base64.b64encode(picture(store, title=summary)).decode()
+        failure = facts["failure"]
+        told = f"{format_ranks(failure['ranks'])}: {failure['error']}\n{failure['traceback']}" if failure else ""
+        drawn = picture(store, title=summary)
+        with self._ending:
+            self._ends[place] = (drawn, "\n\n".join(filter(None, (summary, told))))
+            ends = [self._ends[number] for number in sorted(self._ends)]
+        if len(ends) < len(self.feeds):
+            return
+        png = base64.b64encode(stacked([drawn for drawn, _ in ends])).decode()
         at = len(png) // 2
         self._picture = {"kind": "picture", "length": len(png), "at": at, "part": png[at : at + _PART]}
         self.widget.send(self._picture)
-        width = int(SIZE_INCHES[0] * 100)
-        failure = facts["failure"]
-        told = f"{format_ranks(failure['ranks'])}: {failure['error']}\n{failure['traceback']}" if failure else ""
-        text = "\n\n".join(filter(None, (summary, told)))
-        publish({"image/png": png, "text/plain": text}, self._display_id, self.path, update=True, width=width)
+        shown = {"image/png": png, "text/plain": "\n\n".join(text for _, text in ends)}
+        publish(shown, self._display_id, self.paths, update=True, width=int(SIZE_INCHES[0] * 100))
 
 
-def publish_widget(widget: Any, text: str, display_id: str, run: Path | None = None) -> None:
-    """Show a widget in the output of the cell."""
+def publish_widget(
+    widget: Any, text: str, display_id: str, runs: Sequence[Path] = (), more: Mapping[str, Any] | None = None
+) -> None:
+    """Show a widget in the output of the cell. ``more``: other forms of it, for viewers that run no widgets."""
     view = {"version_major": 2, "version_minor": 1, "model_id": widget.model_id}
-    publish({"text/plain": text, "application/vnd.jupyter.widget-view+json": view}, display_id, run, update=False)
+    forms = {"text/plain": text, "application/vnd.jupyter.widget-view+json": view, **(more or {})}
+    publish(forms, display_id, runs, update=False)
 
 
-def publish(data: dict[str, Any], display_id: str, run: Path | None, *, update: bool, width: int | None = None) -> None:
-    """An output that says in its metadata which run it shows, so that a report of the notebook finds it."""
+def publish(
+    data: dict[str, Any], display_id: str, runs: Sequence[Path], *, update: bool, width: int | None = None
+) -> None:
+    """An output that says in its metadata which runs it shows, so that a report of the notebook finds them."""
     from IPython.display import publish_display_data
 
     metadata: dict[str, Any] = {"image/png": {"width": width}} if width else {}
-    if run is not None:
-        metadata["dist_workbench"] = {"run": str(run.absolute())}
+    if runs:
+        metadata["dist_workbench"] = {"runs": [str(run.absolute()) for run in runs]}
     publish_display_data(data, metadata, transient={"display_id": display_id}, update=update)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import checkpoints, run_directory
 from workbench.config import SPEC_FILE, read_spec_options
-from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.errors import ConfigError, RunDirectoryError, RunError, WorkbenchError
 from workbench.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ def start_if_asked(run: Run) -> None:
 
 def asked_branch(run: Run) -> tuple[dict[str, Any], int] | None:
     """The changes and the step of the branch that all ranks agreed on; None when there is none."""
-    events = run._events()
+    try:
+        events = run._events()
+    except RunDirectoryError:  # deleted while it trained
+        return None
     found = ((events["kind"] == "control") & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
     if not found.size:
         return None

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from workbench.commands import COMMANDS
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.flags import normalised
+from workbench.flags import normalised, not_understood
 
 FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
 
@@ -28,13 +28,16 @@ def parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         sub = subparsers.add_parser(command.NAME, help=command.HELP, description=command.__doc__)
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, parser=sub)
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; an error of ours is one line, not a traceback."""
-    arguments = parser().parse_args([_spelt(word) for word in (sys.argv[1:] if words is None else words)])
+    spelt = [_spelt(word) for word in (sys.argv[1:] if words is None else words)]
+    arguments, unknown = parser().parse_known_args(spelt)
+    if unknown:
+        arguments.parser.error(not_understood(unknown, arguments.parser))
     before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         code: int = arguments.run(arguments)

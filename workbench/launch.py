@@ -15,6 +15,7 @@ from workbench.cluster.placement import default_ranks
 from workbench.cluster.specs import plan_ranks
 from workbench.occupant import await_release
 from workbench.outcome import Outcome, failure
+from workbench.patience import said_when_slow
 from workbench.peers import PeerWatch
 from workbench.resuming import resumed
 from workbench.run import Run
@@ -28,8 +29,8 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     """Start a run with these options (flat names of ``TrainSpec``; None means default) and return it at once.
 
     ``cell`` is the source of a cell that defines the model. Ranks are brought up when there are none. Raises, before
-    any rank does anything, ``ConfigError``, ``SyntaxError`` (the cell), ``RanksBusyError`` or ``RunDirectoryError``;
-    and ``ClusterError`` when ranks cannot be brought up. Nothing is left behind then.
+    any rank does anything, ``ConfigError``, ``RanksBusyError`` or ``RunDirectoryError``; and ``ClusterError`` when
+    ranks cannot be brought up. Nothing is left behind then.
     """
     options, cell = resumed(options, cell)
     session = Session.current()
@@ -46,7 +47,8 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     own = session is None
     try:
         if session is None:
-            session = Session.up(spec.plan.ranks)
+            with said_when_slow():
+                session = Session.up(spec.plan.ranks)
             for text in session.warnings:
                 print(f"warning: {text}", file=sys.stderr)
         return _start(session, Run(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from workbench.errors import RunDirectoryError
 from workbench.records import END_STATES
 
 #: seconds for the ranks of a run that ended to be free: peers of a failed rank are ended after 5 s
@@ -35,6 +36,13 @@ class Occupied(Protocol):
 def await_release(session: Occupied) -> None:
     """Wait a moment for a run that has ended by its log: its ranks answer and are free then, if they still can."""
     occupant, deadline = session.occupant, time.monotonic() + RELEASE_TIMEOUT_S
-    if occupant is not None and occupant.status in END_STATES:
+    if occupant is not None and _is_over(occupant):
         while session.occupant is occupant and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+def _is_over(occupant: Occupant) -> bool:
+    try:
+        return occupant.status in END_STATES
+    except RunDirectoryError:  # deleted, so it is being ended
+        return True

@@ -75,13 +75,17 @@ class FirstFailure(NamedTuple):
 def failure_of(events: Columns) -> FirstFailure | None:
     """The first failure among events: pure; None when no rank failed or died.
 
-    A rank that died explains what its peers then saw; otherwise it is the earliest failure that is not about a peer.
+    A rank that died (with those that died of the same) explains what its peers then saw; otherwise it is the earliest
+    failure that is not about a peer.
     """
+    deaths = []
     for i in ((events["kind"] == "rank") & (events["name"] == "died")).nonzero()[0]:
         value = _decoded(events["value"][i])
         if isinstance(value.get("rank"), int):
-            reason = str(value.get("reason", "the reason is not known"))
-            return FirstFailure([value["rank"]], reason, step=int(events["step"][i]))
+            deaths.append((value["rank"], str(value.get("reason", "the reason is not known")), int(events["step"][i])))
+    if deaths:
+        _, reason, step = deaths[0]
+        return FirstFailure(sorted({rank for rank, why, _ in deaths if why == reason}), reason, step=step)
     failures = []
     for i in ((events["kind"] == "state") & (events["name"] == "failed")).nonzero()[0]:
         value = _decoded(events["value"][i])

@@ -1,18 +1,21 @@
-"""The peers of a rank that failed or died: some would wait for it up to the timeout of their process group.
+"""The ranks of a run whose peer failed or died: some would wait for it up to the timeout of their process group.
 
 They get a few seconds to see it and end by themselves (a gloo rank does, within one), then an interrupt (breaks what
-Python runs), then SIGKILL (breaks what a library runs: a collective, NCCL's above all).
+Python runs), then SIGKILL (breaks what a library runs: a collective, NCCL's above all). The ranks of a run whose
+directory was deleted are interrupted at once: nothing of it can be kept, nor can it be asked to stop.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cluster.cells import Submission
-from workbench.errors import ClusterError, format_ranks
+from workbench.errors import ClusterError, RunDirectoryError, format_ranks
 from workbench.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -50,10 +53,14 @@ class PeerWatch:
     def _watch(self) -> None:
         first, interrupted = None, False
         while not self._over.wait(_LOOK_EVERY_S):
-            failed = self._who_failed()
-            if not failed:
+            failed, gone = self._who_failed(), not self._run.path.is_dir()
+            if not failed and not gone:
                 continue
-            first = first or time.monotonic()
+            if first is None:
+                first = time.monotonic()
+                if gone:
+                    first -= ALONE_S
+                    print(f"warning: {self._run.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
             left = [rank for rank in self._submission.ranks if rank not in self._submission.ready_ranks()]
             try:
                 match next_act(time.monotonic() - first, interrupted=interrupted):
@@ -61,8 +68,9 @@ class PeerWatch:
                         interrupted = True
                         self._session.interrupt(left)
                     case "kill":
-                        why = f"ended by the session: it did not end {ALONE_S + INTERRUPTED_S:g} s after "
-                        why += f"{format_ranks(failed)} failed; run %dist_up to start again"
+                        after = "the run was deleted" if gone else f"{format_ranks(failed)} failed"
+                        why = f"ended by the session: it did not end {ALONE_S + INTERRUPTED_S:g} s after {after}"
+                        why += "; run %dist_up to start again"
                         self._run.ranks_ended(left, why)
                         self._session.end_ranks(left, why)
                         return
@@ -78,7 +86,8 @@ class PeerWatch:
             if said.error(rank) is not None or (outcome is not None and outcome.state == "failed"):
                 failed.add(rank)
         if self._logs_grew():
-            self._failed = self._run.failed_ranks()
+            with suppress(RunDirectoryError):  # deleted, which is seen elsewhere, or damaged: training goes on
+                self._failed = self._run.failed_ranks()
         return failed | self._failed
 
     def _logs_grew(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell:
 
     ``ranks``: as asked, else the ranks that are up, else ``tp * pp`` or ``default_ranks``, whichever is larger. A
     recipe fills in the rest from its size's defaults; a ``cell`` with a dataloader has a batch size of its own, which
-    is 0 in the spec. Raises ``ConfigError``, and ``SyntaxError`` for a cell that is no Python.
+    is 0 in the spec. Raises ``ConfigError``.
     """
     asked = {name: value for name, value in options.items() if value is not None}
     check_types(asked)
@@ -66,36 +67,47 @@ def _fitting(asked: dict[str, Any], most: int) -> int:
 def check_ranks(spec: TrainSpec, *, ranks_up: int, busy: str | None) -> None:
     """Refuse a run that the ranks which are up cannot take: ``RanksBusyError`` or ``ConfigError``."""
     if busy is not None:
-        raise RanksBusyError(f"run {busy!r} is training on these ranks: wait for it, or stop it (run.stop()) first")
+        raise RanksBusyError(f"run {busy!r} is training on these ranks: wait for it, or stop it (%dist_stop) first")
     if ranks_up and spec.plan.ranks > ranks_up:
         raise ConfigError(
             f"-n {spec.plan.ranks} ({spec.plan.mesh.describe()}) but {format_ranks(range(ranks_up))} "
-            f"{'are' if ranks_up > 1 else 'is'} up: run %dist_down and then %dist_up -n {spec.plan.ranks}, or pass "
+            f"{'are' if ranks_up > 1 else 'is'} up: run %dist_up -n {spec.plan.ranks} first, or pass "
             f"-n {ranks_up}",
             field="--nproc-per-node",
         )
 
 
 def check_cell(source: str) -> None:
-    """Refuse a cell that cannot train: ``SyntaxError`` as Python says it, ``ConfigError`` naming what is missing.
+    """Refuse a cell that cannot train: ``ConfigError`` with the line that is no Python, or naming what is missing.
 
     Where both of a pair are there, ``dataloader`` (made from the dataset) and ``loss_fn`` (it calls criterion) count.
     """
     names = names_of(source)
     if "*" in names:
         return
-    missing = [" or ".join(choice) for choice in REQUIRED_NAMES if not names.intersection(choice)]
+    missing = [_missing(choice, names) for choice in REQUIRED_NAMES if not names.intersection(choice)]
     if missing:
         raise ConfigError(
             f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model, optimizer, dataset or "
             "dataloader, and loss_fn(model, batch) or criterion",
-            field=missing[0],
+            field="cell",
         )
 
 
+def _missing(choice: tuple[str, ...], names: set[str]) -> str:
+    """``"optimizer (optimiser?)"``: what is not there, and what is nearly its name."""
+    near = [found for name in choice for found in difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.75)]
+    return " or ".join(choice) + (f" ({near[0]}?)" if near else "")
+
+
 def names_of(source: str) -> set[str]:
-    """Names that a cell binds at its top level; ``SyntaxError`` as Python says it."""
-    return set(_bound_names(ast.parse(source, filename="<cell>")))
+    """Names that a cell binds at its top level; ``ConfigError`` with the line that is no Python."""
+    try:
+        return set(_bound_names(ast.parse(source)))
+    except SyntaxError as error:
+        line = (error.text or "").rstrip()
+        place = f"\n  {line}\n  {' ' * max(0, (error.offset or 1) - 1)}^" if line else ""
+        raise ConfigError(f"line {error.lineno} of the cell is no Python: {error.msg}{place}", field="cell") from error
 
 
 def _bound_names(node: ast.AST) -> Iterator[str]:

@@ -85,7 +85,11 @@ class _TableFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._whole = 0
         self._pending: list[bytes] = []
-        self._stream = pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
+        self._stream = self._begun()
+
+    def _begun(self) -> pa.ipc.RecordBatchStreamWriter:
+        """A stream whose first bytes, the schema, are pending."""
+        return pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
 
     def append(self, rows: list[Record]) -> None:
         """Write ``rows`` as batches. ``OSError`` when the disk takes no more; the file then ends where it ended."""
@@ -96,10 +100,12 @@ class _TableFile:
             self._write()
 
     def close(self) -> None:
-        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it."""
+        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
+        nothing was written gets none: without a schema before it, it would be no stream."""
         try:
             self._stream.close()
-            self._write()
+            if self._whole:
+                self._write()
         finally:
             os.close(self._descriptor)
 
@@ -113,6 +119,8 @@ class _TableFile:
             with contextlib.suppress(OSError):  # not a file that can be cut
                 os.ftruncate(self._descriptor, self._whole)
                 os.lseek(self._descriptor, self._whole, os.SEEK_SET)
+            if not self._whole:
+                self._stream = self._begun()
             raise
         self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
 

@@ -114,7 +114,8 @@ def _magic_prose(function: Any) -> str:
     doc = inspect.cleandoc(function.__doc__ or "")
     head = re.match(r"::\n\n(?:  .*\n|\n)*", doc)
     body = doc[head.end() :] if head else doc
-    body = re.split(r"\n(?:positional arguments|options|optional arguments):\n", body)[0]
+    titles = "|".join(re.escape(group.title) for group in function.parser._action_groups if group.title)
+    body = re.split(rf"\n(?:{titles}):\n", body)[0]
     return prose(body)
 
 

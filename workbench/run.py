@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench import run_directory
 from workbench.config import ParallelPlan, TrainSpec
-from workbench.errors import RunError, format_ranks
+from workbench.errors import RunDirectoryError, RunError, format_ranks
 from workbench.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.rank_log import RankLogWriter
 from workbench.records import END_STATES, SESSION_RANK, Event
@@ -79,8 +79,11 @@ class Run(Verbs):
         return int(steps["step"][steps["time"].argmax()]) if steps["step"].size else 0
 
     def step_of(self, rank: int) -> int | None:
-        """The last step that one rank finished; None before its first."""
-        steps = self._table("steps")
+        """The last step that one rank finished; None before its first, and when its directory was deleted."""
+        try:
+            steps = self._table("steps")
+        except RunDirectoryError:
+            return None
         own = steps["step"][steps["rank"] == rank]
         return int(own[-1]) if own.size else None
 
@@ -271,10 +274,15 @@ class Run(Verbs):
 
     def detach(self, answers: dict[int, Outcome | None]) -> None:
         """Called by the session when the ranks are free or gone; ``answers``: what each said about its end."""
-        if self._handle is not None:
+        if self._handle is None:
+            return
+        try:
             events = self._events()
-            over = (events["kind"] == "state") & np.isin(events["name"], ENDED)
-            self._handle.end(answers, logged={int(rank) for rank in events["rank"][over]})
+        except RunDirectoryError:  # deleted: nobody can read what would be written
+            self._handle.end({}, logged=set())
+            return
+        over = (events["kind"] == "state") & np.isin(events["name"], ENDED)
+        self._handle.end(answers, logged={int(rank) for rank in events["rank"][over]})
 
 
 class _Live:

@@ -140,10 +140,12 @@ class Session:
         with self._lifecycle:
             if self._down:
                 return
-            self._leave()
-            if self._client is not None:
-                self._client.close(linger=0)
-            self._server.close()
+            try:
+                self._leave()
+            finally:  # whatever a listener makes of it
+                if self._client is not None:
+                    self._client.close(linger=0)
+                self._server.close()
 
     def _hand_over(self) -> rank_servers.RankServer | None:
         """End the ranks and keep what is slow to start, for the next session; None when it cannot be kept."""
@@ -165,7 +167,7 @@ class Session:
         self._stopping = self._down = True
         if Session._current is self:
             Session._current = None
-        self._lose_all("the session was taken down")
+        self._lose_all("its session ended (by %dist_down, or with its kernel)")
 
     def _fits(self, placement: Placement, master_port: int | None) -> bool:
         same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
@@ -358,7 +360,7 @@ class Session:
         await_release(self)
         if self.busy is not None:
             raise RanksBusyError(
-                f"the ranks train run {self.busy!r}: wait for it (run.wait()) or stop it (run.stop()) first"
+                f"the ranks train run {self.busy!r}: wait for it (run.wait()), or stop it (%dist_stop) first"
             )
         occupied = sorted(self._occupied() & set(ranks))
         if occupied:

@@ -106,6 +106,9 @@ def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
     assert page.get_by_role("table").filter(has_text="a cell").is_visible()
     page.locator(".w-tabs label", has_text="second").click()
     assert page.locator(".w-page:visible").inner_text().strip() == "two"
+    page.locator("[data-model=slider] input").fill("8")
+    assert page.locator("[data-model=label]").inner_text().strip() == "8"
+    assert page.locator("[data-model=slider] output").inner_text() == "8"
     page.get_by_role("button", name="Hide all code").click()
     assert page.locator("pre.code:visible").count() == 0
     page.set_viewport_size({"width": 390, "height": 800})
@@ -130,11 +133,14 @@ def everything(folder: Path, run: Path) -> Path:
         {"text/latex": "$\\displaystyle \\frac{a}{b}$"},
         {"text/markdown": "with $y_1$"},
         {"application/vnd.jupyter.widget-view+json": {"model_id": "tab"}, "text/plain": "Tab()"},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "box"}, "text/plain": "HBox()"},
         {"image/png": PIXEL},
     ]
     outputs = [v4.new_output("display_data", data=data) for data in shown]
     outputs.append(v4.new_output("stream", text=HOSTILE))
-    panel = v4.new_output("display_data", data={"text/plain": "first"}, metadata={"dist_workbench": {"run": str(run)}})
+    panel = v4.new_output(
+        "display_data", data={"text/plain": "first"}, metadata={"dist_workbench": {"runs": [str(run)]}}
+    )
     cells = [
         v4.new_markdown_cell("# All\n\n$$\\begin{aligned} a &= b \\\\ c &= d \\end{aligned}$$\n\n## Part with $x$"),
         v4.new_code_cell("%dist_train", outputs=[panel]),
@@ -144,6 +150,13 @@ def everything(folder: Path, run: Path) -> Path:
         "tab": {
             "model_name": "TabModel",
             "state": {"children": ["IPY_MODEL_a", "IPY_MODEL_b"], "titles": ["first", "second"]},
+        },
+        "box": {"model_name": "HBoxModel", "state": {"children": ["IPY_MODEL_slider", "IPY_MODEL_label"]}},
+        "slider": {"model_name": "IntSliderModel", "state": {"value": 2, "max": 10}},
+        "label": {"model_name": "LabelModel", "state": {"value": "2"}},
+        "link": {
+            "model_name": "DirectionalLinkModel",
+            "state": {"source": ["IPY_MODEL_slider", "value"], "target": ["IPY_MODEL_label", "value"]},
         },
         "a": {"model_name": "LabelModel", "state": {"value": "one"}},
         "b": {"model_name": "LabelModel", "state": {"value": "two"}},

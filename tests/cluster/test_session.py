@@ -182,6 +182,18 @@ def test_the_others_can_go_on(fresh):
     assert time.monotonic() - started < 15
 
 
+def test_down_ends_everything_whatever_a_listener_does(fresh):
+    session = fresh(2)
+
+    def broken(rank: int, reason: str) -> None:
+        raise ValueError(reason)
+
+    session.submit("import time; time.sleep(60)").add_done_callback(lambda _: broken(0, "a listener's own fault"))
+    with pytest.raises(ValueError, match="own fault"):
+        session.down()
+    assert Session.current() is None  # and no process is left: see the fixture of this directory
+
+
 def test_a_rank_that_exits_by_itself(fresh):
     session = fresh(2)
     with pytest.raises(RankDiedError, match="rank 0 ended: its process left with exit code 7"):

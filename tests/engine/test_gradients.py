@@ -6,6 +6,7 @@ import functools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -100,8 +101,9 @@ def _check(alone, case: tuple, found: list[dict]) -> None:
     assert {layer for rank in found for layer in rank["second"]} == set(of_all), "watching works at any step"
 
 
-def _columns(found: list[dict], what: str) -> dict[str, list]:
-    return {key: [row[key] for rank in found for row in rank[what]] for key in found[0][what][0]}
+def _columns(found: list[dict], what: str) -> dict[str, np.ndarray]:
+    rows = pd.DataFrame([row for rank in found for row in rank[what]])
+    return {name: rows[name].to_numpy() for name in rows}
 
 
 def _compare_with_mean(row: dict, expected: dict, kind: str, tolerance: float) -> None:

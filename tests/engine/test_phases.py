@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.frames import columns
-from workbench.telemetry.phases import BETWEEN, HIDDEN, bubble_share, phases_frame
+from workbench.telemetry.phases import BETWEEN, HIDDEN, bubble_share, collectives_frame, phases_frame
 
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 4}
 PLANS = [
@@ -85,3 +86,29 @@ def test_watching_changes_no_number_and_leaves_nothing_behind(pool, run) -> None
             assert [row["loss"] for row in with_it["StepRecord"]] == [row["loss"] for row in without["StepRecord"]]
             assert with_it["changed"] == []
             assert "PhaseRecord" not in without
+
+
+def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
+    """Exposed: from the last bucket's beginning, when all gradients are there, to its end; hidden: what came before."""
+    delay_ms = 40.0
+    results = pool.run(
+        2, "tests.engine.watched:train", options={"plugin": "ddp"}, steps=5, buckets_s=delay_ms / 1e3, timeout_s=90
+    )
+    frame = phases_frame(columns(results, "phases")).set_index(["step", "rank", "phase"])["duration_ms"]
+    calls = collectives_frame(columns(results, "collectives")).query("kind == 'all_reduce'")
+    calls = calls.set_index(["step", "rank"])
+    wrong = defaultdict(list)
+    for rank, result in enumerate(results):
+        for step in (2, 3):  # the first makes the buckets anew
+            begun, done = (np.array(result["times"][step - 1][key]) * 1e3 for key in ("begun", "done"))
+            assert len(begun) > 2
+            hidden_ms, exposed_ms = max(begun) - min(begun), max(done) - max(begun)
+            assert hidden_ms >= 2 * delay_ms and exposed_ms >= delay_ms, "as planted"
+            row = calls.loc[step, rank]
+            wrong["duration"].append(row["duration_ms"] - hidden_ms - exposed_ms)
+            wrong["exposed"].append(row["exposed_ms"] - exposed_ms)
+            wrong["overlapped"].append(frame[step, rank, "overlapped"] - hidden_ms)
+            wrong["phase"].append(frame[step, rank, "communication"].sum() - exposed_ms)
+    assert {name: np.median(np.abs(values)) < delay_ms / 4 for name, values in wrong.items()} == dict.fromkeys(
+        wrong, True
+    ), wrong

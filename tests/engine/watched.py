@@ -18,6 +18,7 @@ from workbench.engine.observer import StepObserver
 from workbench.engine.phases import PhaseWatch
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
+from workbench.engine.strategies import plans
 from workbench.engine.strategies.colossal import ColossalStrategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Workload
@@ -80,6 +81,40 @@ def _slow_down(where: str, delay_s: float, workload: Workload) -> None:
         workload.optimizer.step = delayed(workload.optimizer.step, delay_s)  # type: ignore[method-assign]
 
 
+class Buckets:
+    """DDP with small buckets, whose reductions take ``delay_s`` longer; keeps when each was begun and done, per step.
+    The first layer's backward takes ``2 * delay_s``: it hides the buckets of all later layers, and none of its own."""
+
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s = delay_s
+        self.times: list[dict[str, list[float]]] = []
+        make = plans.DdpPlan.make_plugin
+
+        def with_small_buckets(plan: plans.DdpPlan) -> Any:
+            plugin = make(plan)
+            plugin.ddp_kwargs["bucket_cap_mb"] = 0.01
+            return plugin
+
+        plans.DdpPlan.make_plugin = with_small_buckets  # type: ignore[method-assign]
+
+    def watch(self, module: Any, first_layer: torch.nn.Module) -> None:
+        module.register_comm_hook(module, self.reduce)
+        module.register_forward_pre_hook(lambda *_: self.times.append({"begun": [], "done": []}))
+        first_layer.register_full_backward_pre_hook(lambda *_: time.sleep(2 * self.delay_s))
+
+    def reduce(self, module, bucket):  # DDP refuses annotations that are text
+        now = self.times[-1]
+        now["begun"].append(time.perf_counter())
+        work = module.process_group.allreduce([bucket.buffer().div_(module.process_group.size())])
+
+        def done(future: Any) -> torch.Tensor:
+            time.sleep(self.delay_s)
+            now["done"].append(time.perf_counter())
+            return future.value()[0]
+
+        return work.get_future().then(done)
+
+
 def train(
     rank: int,
     ranks: int,
@@ -90,10 +125,12 @@ def train(
     steps: int = 6,
     slow: tuple[int, str, float] = (-1, "", 0.0),
     work_s: float = 0.0,
+    buckets_s: float = 0.0,
     watching: bool = True,
 ) -> dict[str, Any]:
     """Records of all steps. ``slow``: rank, where, seconds (per step; in the network per call). ``work_s``: sleep in
-    every forward, as compute. ``changed``: functions of torch.distributed that are not what they were."""
+    every forward, as compute. ``buckets_s``: that of ``Buckets``, with its ``times``. ``changed``: functions of
+    torch.distributed that are not what they were."""
     spec = TrainSpec.from_options(
         {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, **options}
     )
@@ -107,9 +144,12 @@ def train(
         _slow_down(where, delay_s, workload)
     before = {name: getattr(dist, name) for name in dir(dist)}
     log = Log()
+    buckets = Buckets(buckets_s) if buckets_s else None
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(workload)
+        if buckets is not None:
+            buckets.watch(strategy.reducer(), workload.model.model.layers[0])
         observers: list[StepObserver] = []
         if watching:
             watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
@@ -131,7 +171,8 @@ def train(
             parameters = [_size(p) for p in strategy.plan.module.parameters()]
             strategy.close()
     changed = [name for name, value in before.items() if getattr(dist, name) is not value]
-    return {**log.rows(), "changed": changed, "parameters": parameters}
+    times = buckets.times if buckets is not None else []
+    return {**log.rows(), "changed": changed, "parameters": parameters, "times": times}
 
 
 def _size(parameter: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from workbench import progress
 from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
-from workbench.run import Run
+from workbench.run import Run, newest_live
 from workbench.session import Session
 
 LLAMA = "--recipe stdlib-llama -n 2 --batch-size 4 --steps 6 --eval-every 0 --grad-every 3 --quiet"
@@ -51,9 +51,8 @@ def llama(shell: InteractiveShell) -> Run:
 
 
 def test_a_run_returns_at_once_and_finishes(shell: InteractiveShell, two_ranks: Session) -> None:
-    started = time.monotonic()
     run = train(shell, LLAMA)
-    assert time.monotonic() - started < 2 and run.status in ("starting", "running")
+    assert run.last_step < 6 and run.status in ("starting", "running")
     assert run.wait(timeout=60) is run
     assert run.status == "finished" and run.last_step == 6
 
@@ -118,8 +117,9 @@ def test_lr_given_as_a_flag_wins_over_the_cells(shell: InteractiveShell, two_ran
 
 def test_lr_beside_a_scheduler_of_the_cell_is_refused(shell: InteractiveShell, two_ranks: Session) -> None:
     cell = CELL + "lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)\n"
-    with pytest.raises(RunError, match="contradict each other"):
+    with pytest.raises(RunError, match="contradict each other") as caught:
         train(shell, "-n 2 --steps 2 --lr 0.25 --quiet", cell).wait(timeout=60)
+    assert not caught.value.traceback  # the message says what to change; where we found out helps nobody
 
 
 def test_a_name_left_by_an_earlier_cell_is_no_part_of_this_one(shell: InteractiveShell, two_ranks: Session) -> None:
@@ -133,10 +133,8 @@ def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks
     run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
     while run.last_step < 3:
         time.sleep(0.02)
-    asked = time.monotonic()
     run.stop()
-    run.wait(timeout=20)
-    assert time.monotonic() - asked < 3
+    run.wait(timeout=60)
     assert run.status == "stopped" and run.last_step < 5000
     rows = run.metrics(per_rank=True)
     assert rows[rows["rank"] >= 0].groupby("rank")["step"].max().nunique() == 1
@@ -145,11 +143,14 @@ def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks
 
 
 def test_ctrl_c_while_waiting_stops_the_run_cleanly(shell: InteractiveShell, two_ranks: Session) -> None:
-    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    def press() -> None:
+        while (run := newest_live()) is None or run.last_step < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
     run = train(shell, "-n 2 --steps 5000 --quiet --wait", SLOW)
-    timer.cancel()
-    assert run.status == "stopped" and 0 < run.last_step < 5000
+    assert run.status == "stopped" and 1 < run.last_step < 5000
 
 
 def test_a_second_run_while_one_trains_is_refused_and_harms_nothing(
@@ -168,7 +169,9 @@ def test_a_cell_that_fails_on_one_rank_names_it_with_the_line(shell: Interactive
     run = train(shell, "-n 2 --steps 5 --quiet", cell)
     with pytest.raises(RunError, match="on rank 1: KeyError") as caught:
         run.wait(timeout=30)
-    assert "raise KeyError('only here')" in caught.value.traceback and "entry.py" not in caught.value.traceback
+    first, *rest = caught.value.traceback.splitlines()[1:]
+    assert first.endswith('cell.py", line 10, in <module>') and run.name in first  # nothing of ours comes before it
+    assert "raise KeyError('only here')" in rest[0]
     assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
 
 
@@ -191,7 +194,7 @@ def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_r
     ):
         with pytest.raises(ConfigError, match=words):
             train(shell, line, cell)
-    with pytest.raises(SyntaxError):
+    with pytest.raises(ConfigError, match="line 1 of the cell is no Python"):
         train(shell, "-n 2 --quiet", "model = (")
     assert sorted(runs.iterdir()) == before
     assert {status.state for status in two_ranks.status()} == {"idle"}

@@ -4,6 +4,7 @@ import pytest
 
 from workbench import flags
 from workbench.config import TrainSpec
+from workbench.recipes.base import recipes
 
 
 def test_every_flag_sets_an_option_of_a_spec() -> None:
@@ -20,6 +21,35 @@ def test_every_flag_sets_an_option_of_a_spec() -> None:
 )
 def test_underscores_in_flags(line: str, expected: str) -> None:
     assert flags.normalised(line) == expected
+
+
+def test_defaults_in_the_help_are_those_of_the_spec_or_said_to_be_the_recipes() -> None:
+    spec = TrainSpec().options()
+    for flag in flags.FLAGS:
+        shown = flag.keywords()["help"].partition(" (default: ")[2]
+        if flag.kind is not None and flag.default is None:
+            assert flag.kind(shown.removesuffix(")").split(",")[0]) == spec[flag.option], flag
+    chosen = {option for recipe in recipes().values() for size in recipe.defaults.values() for option in size}
+    assert chosen == set(flags.OF_RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--learning-rate=3", "--lr"),
+        ("--stepps", "--steps"),
+        ("stdlib-llama", "--recipe stdlib-llama"),
+        ("2", "-n 2"),
+        ("my.toml", ""),
+        ("--zzz", ""),
+        ("zzz", ""),
+    ],
+)
+def test_a_word_that_is_not_understood_is_answered_with_what_was_meant(word: str, meant: str) -> None:
+    parser = argparse.ArgumentParser()
+    flags.add_to(parser)
+    said = flags.not_understood([word, "--more"], parser)
+    assert said == f"{word!r} is not understood" + (f": did you mean {meant}?" if meant else "")
 
 
 def test_only_what_was_given_is_an_option() -> None:

@@ -1,5 +1,7 @@
 """Starting a run: what is refused before anything is made, and what is said of where the ranks run."""
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import pytest
 from workbench import launch
 from workbench.cluster import machine
 from workbench.cluster.placement import Device
-from workbench.errors import ClusterError, ConfigError
+from workbench.errors import ClusterError, ConfigError, RunDirectoryError
 from workbench.session import Session
 
 OPTIONS = {"recipe": "digits-vit", "ranks": 2}
@@ -26,6 +28,28 @@ def test_more_ranks_than_gpus_are_refused_before_anything_is_made(home: Path, mo
     with pytest.raises(ConfigError, match=r"2 ranks, but 1 GPU is to be used .* pass -n 1"):
         launch.train(OPTIONS)
     assert not home.exists()
+
+
+@pytest.mark.parametrize(("number", "word"), [(errno.EACCES, "Permission denied"), (errno.ENOSPC, "No space left")])
+def test_a_home_that_cannot_be_written_or_is_full_is_named_before_any_rank_is_started(
+    home: Path, monkeypatch: pytest.MonkeyPatch, number: int, word: str
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Session, "up", lambda n: pytest.fail("ranks were started"))
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunDirectoryError, match=rf"cannot make a run directory in {home}.*{word}.*WORKBENCH_HOME"):
+        launch.train(OPTIONS)
+    assert not home.exists()
+
+
+def test_a_disk_that_is_full_is_named_before_any_rank_is_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "up", lambda n: pytest.fail("ranks were started"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(RunDirectoryError, match=rf"the disk of {home} is full \(1 MiB free\)"):
+        launch.train(OPTIONS)
+    assert list(home.iterdir()) == []
 
 
 def test_warnings_about_the_ranks_are_said_once_without_file_and_line(

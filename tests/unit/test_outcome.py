@@ -61,6 +61,8 @@ def test_a_death_explains_what_others_saw_and_hostile_values_harm_nothing() -> N
         )
     )
     assert first is not None and str(first) == "rank 1: killed by signal 9"
+    down = [(each, -1, "rank", "died", {"rank": each, "reason": "its session ended"}) for each in range(3)]
+    assert str(failure_of(events(*down))) == "ranks 0-2: its session ended"
     assert failure_of(events((1, 0, "state", "failed", "[]"))) is not None
 
 

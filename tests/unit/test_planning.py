@@ -56,7 +56,7 @@ def test_wrong_options(options: dict, words: str) -> None:
 
 def test_more_ranks_than_are_up_names_both_ways_out() -> None:
     spec = resolve(recipe="stdlib-llama", ranks=4, batch_size=8)
-    with pytest.raises(ConfigError, match=r"ranks 0-1 are up: run %dist_down and then %dist_up -n 4, or pass -n 2"):
+    with pytest.raises(ConfigError, match=r"ranks 0-1 are up: run %dist_up -n 4 first, or pass -n 2"):
         planning.check_ranks(spec, ranks_up=2, busy=None)
     planning.check_ranks(spec, ranks_up=8, busy=None)
     with pytest.raises(RanksBusyError, match="'first' is training"):
@@ -74,7 +74,7 @@ def test_a_cell_that_defines_everything() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("optimizer =", "optimiser =", "does not define optimizer:"),
+        ("optimizer =", "optimiser =", r"does not define optimizer \(optimiser\?\):"),
         ("dataset =", "data =", "does not define dataset or dataloader"),
         ("criterion =", "loss =", "does not define loss_fn or criterion"),
         ("model =", "def build():\n    model =", "does not define model"),
@@ -85,9 +85,16 @@ def test_a_cell_that_lacks_a_name(old: str, new: str, words: str) -> None:
         planning.check_cell(CELL.replace(old, new))
 
 
-def test_a_cell_with_a_syntax_error_is_pythons_own_error() -> None:
-    with pytest.raises(SyntaxError):
-        planning.check_cell("model = (")
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("import torch\nmodel = = 1", r"line 2 of the cell is no Python: invalid syntax\n  model = = 1\n          \^$"),
+        ("model = (", r"line 1 of the cell is no Python: '\(' was never closed\n  model = \(\n          \^$"),
+    ],
+)
+def test_a_cell_with_a_syntax_error_is_shown_where(cell: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planning.check_cell(cell)
 
 
 def test_a_recipe_and_a_cell_exclude_each_other() -> None:

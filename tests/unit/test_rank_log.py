@@ -168,6 +168,29 @@ def test_a_full_disk_stops_logging_and_not_the_caller(tmp_path: Path) -> None:
         assert log.dropped == 2
 
 
+def test_a_stream_whose_first_batch_did_not_fit_is_empty_or_begins_with_its_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when a table is begun; its end mark would fit then, and an event in the same file."""
+    real, refused = os.write, []
+
+    def full_at_first(descriptor: int, data: memoryview) -> int:
+        if descriptor not in refused:
+            refused.append(descriptor)
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full_at_first)
+    for run, record in ((tmp_path / "a", step(1)), (tmp_path / "b", Event(time=1, step=1, rank=0, kind="k", name="n"))):
+        refused.clear()
+        with RankLogWriter(run, 0, flush_s=60) as log:
+            log.append(record)
+        store = Store(run)
+        store.refresh()
+        assert store.rows("steps") == 0 and store.rows("events") == (run.name == "b")
+        assert (run / "rank-00000" / "steps.arrow").exists() == (run.name == "a")
+
+
 FULL = """
 import resource, signal, sys
 from tests.unit.test_rank_log import step

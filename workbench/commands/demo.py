@@ -7,6 +7,7 @@ all three files were written. Ctrl-C ends the notebook's kernel and its ranks.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import datetime
 import json
@@ -36,10 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     from workbench.commands import notebooks
 
     out = (arguments.out or Path(f"demo-{datetime.datetime.now():%Y-%m-%d-%H%M%S}")).expanduser().resolve()
+    source = notebooks.folder() / notebooks.QUICKSTART
     given = parameters_of(arguments)
+    check(source, given)
     with _written(out):
         out.mkdir(parents=True, exist_ok=True)
-    return execute(notebooks.folder() / notebooks.QUICKSTART, given, out)
+    return execute(source, given, out)
 
 
 def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -54,6 +57,24 @@ def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
     elif len(visible_device_ids()) == 1:
         given.setdefault("n", 1)  # the notebook's two ranks would need two GPUs
     return given
+
+
+def check(source: Path, given: dict[str, Any]) -> None:
+    """``ConfigError`` for parameters that the notebook's first training would refuse, before anything is started."""
+    import nbformat
+
+    from workbench.commands.execution import TAG
+    from workbench.planning import resolve
+
+    values: dict[str, Any] = {}
+    for cell in nbformat.read(source, as_version=4).cells:
+        if TAG in cell.metadata.get("tags", []):
+            for line in ast.parse(cell.source).body:
+                if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                    values[line.targets[0].id] = ast.literal_eval(line.value)
+    values |= given
+    options = {option: values[name] for option, name in PARAMETERS.items() if name in values}
+    resolve(options, ranks_up=0, default_ranks=1)
 
 
 def execute(source: Path, parameters: dict[str, Any], out: Path) -> int:

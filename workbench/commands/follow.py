@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from workbench import progress
-from workbench.errors import RunError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.run import ENDED, Run, state_of
 from workbench.telemetry.store import Store
 
@@ -67,10 +67,10 @@ def follow_in_background(run: Run) -> None:
     """``follow_lines`` from a thread, for a prompt that stays usable; a failure's traceback is printed once."""
 
     def work() -> None:
-        follow_lines(run)
         try:
+            follow_lines(run)
             run.raise_if_failed()
-        except RunError as error:
+        except WorkbenchError as error:
             print(*error._render_traceback_(), sep="\n", flush=True)
 
     threading.Thread(target=work, name=f"progress-{run.name}", daemon=True).start()

@@ -34,6 +34,7 @@ from workbench.engine.sampler import DeviceSampler, Progress
 from workbench.engine.strategies.base import Strategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Workload
+from workbench.errors import WorkbenchError
 from workbench.outcome import Outcome, failure
 from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.recipes.base import recipe
@@ -59,7 +60,7 @@ def train(run: str) -> str:
     def failed(error: BaseException) -> None:
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         if not told:
-            told.update(_failure(error))
+            told.update(_failure(error, path / CELL_FILE))
             log.event("state", "failed", told, step=progress.step)
             log.flush()
 
@@ -180,20 +181,22 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
     return tell
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
+def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
     """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
     is_peers = isinstance(error, PeerFailed | dist.DistError | KeyboardInterrupt)
-    return failure(type(error).__name__, str(error), _traceback_of_user(error), peer=is_peers)
+    return failure(type(error).__name__, str(error), _traceback_of_user(error, cell), peer=is_peers)
 
 
-def _traceback_of_user(error: BaseException) -> str:
-    """The traceback as text, from the first frame of the cell on when the cell raised."""
+def _traceback_of_user(error: BaseException, cell: Path) -> str:
+    """The traceback as text, from the first frame of the cell on when the cell raised; none for an error of ours that
+    it has no part in, whose message says what to change."""
     entries = traceback.TracebackException.from_exception(error)
     frames = list(entries.stack)
-    for index, frame in enumerate(frames):
-        if Path(frame.filename).name == CELL_FILE:
-            entries.stack = traceback.StackSummary.from_list(frames[index:])
-            break
+    own = [index for index, frame in enumerate(frames) if frame.filename == str(cell)]
+    if own:
+        entries.stack = traceback.StackSummary.from_list(frames[own[0] :])
+    elif isinstance(error, WorkbenchError):
+        return ""
     return "".join(entries.format())
 
 

@@ -73,7 +73,7 @@ def words(found: Comparison) -> list[str]:
     unequal = {int(f.steps) for f in found.figures}
     if len(unequal) > 1:
         sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
-    return sentences
+    return sentences + [f"{s.label}: {s.problem}" for s in found.subjects if s.problem]
 
 
 def _best(found: Comparison) -> list[str]:

@@ -56,6 +56,7 @@ class Subject:
     environment: dict[str, Any] = field(default_factory=dict)
     cell: str = ""
     plan: str = ""
+    problem: str = ""  # what is wrong with its directory
 
     def axis(self, name: str) -> np.ndarray:
         """Values of an axis per row of the curve; ``ConfigError`` where this subject does not know them."""
@@ -90,15 +91,17 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
     mesh = spec.plan.mesh
     metrics = global_metrics(found.tables["steps"], mesh)
     cell = run / CELL_FILE
+    row = read_row(run)
     subject = from_logs(
         run,
         metrics,
         found.tables["events"],
         label=run.name,
-        state=present_state(read_row(run), run),
+        state=present_state(row, run),
         ranks=mesh.world_size,
         spec=spec,
         cell=cell.read_text(encoding="utf-8", errors="replace") if cell.exists() else "",
+        problem=row.problem,
     )
     if x == "bytes":
         subject.curve["bytes"] = _bytes(metrics, found.tables)
@@ -115,6 +118,7 @@ def from_logs(
     ranks: int,
     spec: TrainSpec | None,
     cell: str,
+    problem: str,
 ) -> Subject:
     """A run whose logs are read: ``metrics`` as ``global_metrics`` gives them, and the table ``events``. Without a
     ``spec`` its options are not known, and it is a repeat of nothing."""
@@ -130,6 +134,7 @@ def from_logs(
         environment=_environment(run),
         cell=cell,
         plan=spec.plan.describe() if spec else "",
+        problem=problem,
     )
 
 

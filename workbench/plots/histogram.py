@@ -79,7 +79,8 @@ def figure(source: ColumnDataSource) -> Figure:
     drawn.x_range.range_padding = drawn.y_range.range_padding = 0
     drawn.yaxis.ticker = AdaptiveTicker(base=2, mantissas=[1], min_interval=1, desired_num_ticks=8, num_minor_ticks=0)
     drawn.yaxis.formatter = CustomJSTickFormatter(
-        code='return "2" + String(tick).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(c)] ?? "⁻");'
+        tags=[theme.POWER_OF_TWO],
+        code='return "2" + String(tick).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(c)] ?? "⁻");',
     )
     drawn.ygrid.visible = False
     theme.add_colour_bar(drawn, mapper, log=True, format="0.[00]%")

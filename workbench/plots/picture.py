@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,3 +135,20 @@ def _short(name: str) -> str:
 def _plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")
+
+
+def stacked(pictures: Sequence[bytes]) -> bytes:
+    """PNGs of the same width, one below the other, as one PNG."""
+    if len(pictures) == 1:
+        return pictures[0]
+    from PIL import Image
+
+    parts = [Image.open(io.BytesIO(png)).convert("RGB") for png in pictures]
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    file = io.BytesIO()
+    whole.quantize(64).save(file, "PNG")  # few colours: a saved notebook stays small
+    return file.getvalue()

@@ -42,6 +42,8 @@ PHASES = {
     "monitor": "#ee3377",
     "paused": "#777777",
 }
+#: tag of a formatter that writes a tick n as two to the power of n
+POWER_OF_TWO = "power of two"
 #: label of an axis of seconds since the first device sample
 ELAPSED = "elapsed (h:mm:ss)"
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"

@@ -15,7 +15,7 @@ from workbench.report import clean
 from workbench.report.figures import packed
 from workbench.report.widget_html import VIEW_TYPE, WidgetPage, states_of
 
-#: key of our own in the metadata of an output that showed a panel: ``{"run": path}``
+#: key of our own in the metadata of an output that showed a panel: ``{"runs": [path, ...]}``
 PANEL_KEY = "dist_workbench"
 _PANEL_TEXT = re.compile(r"Live panel of (\S+)")
 _BOKEH_EXEC = "application/vnd.bokehjs_exec.v0+json"
@@ -50,6 +50,11 @@ class Cells:
         self._widgets = WidgetPage(states_of(notebook.metadata), self._caught, self._clean)
         self.bokeh = False
         self.bokeh_parts: set[str] = set()
+
+    @property
+    def links(self) -> list[dict[str, Any]]:
+        """Widgets that move together."""
+        return self._widgets.links
 
     def draw(self) -> list[Cell]:
         """Every cell, in order."""
@@ -184,7 +189,7 @@ def _panel_of(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Mapping[s
     if isinstance(about, Mapping):
         return about
     found = _PANEL_TEXT.fullmatch(_joined(data.get("text/plain", "")).strip())
-    return {"run": found[1]} if found and VIEW_TYPE in data else None
+    return {"runs": [found[1]]} if found and VIEW_TYPE in data else None
 
 
 def _joined(text: Any) -> str:

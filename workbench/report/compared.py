@@ -24,8 +24,9 @@ class Compared:
     figures: list[Drawn]
 
 
-def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = ()) -> Compared:
-    """Compare runs; the interactive curves go onto ``sheet``. ``labels``: what to call them (default: their names)."""
+def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = (), *, prefix: str = "") -> Compared:
+    """Compare runs; the interactive curves go onto ``sheet``, with ids that begin with ``prefix``. ``labels``: what to
+    call the runs (default: their names)."""
     labels = list(labels) or names_of(runs)
     found = compare.of_subjects([_subject(facts, label) for facts, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(found)]
@@ -34,7 +35,7 @@ def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = (
         words=found.words(),
         tables=show.tables(found),
         diffs=found.code_diffs,
-        figures=[sheet.add(title, f"compared-{_id(title)}", figure) for title, figure in figures],
+        figures=[sheet.add(title, f"{prefix}compared-{_id(title)}", figure) for title, figure in figures],
     )
 
 
@@ -59,6 +60,7 @@ def _subject(facts: RunFacts, label: str) -> subject.Subject:
         ranks=facts.mesh.world_size,
         spec=facts.spec,
         cell=facts.cell,
+        problem=" ".join(facts.notes),
     )
 
 

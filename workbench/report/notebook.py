@@ -24,8 +24,9 @@ from workbench.errors import ReportError, RunDirectoryError
 from workbench.plots import plots
 from workbench.report import facts as run_facts
 from workbench.report.cells import Cell, Cells
+from workbench.report.compared import comparison
 from workbench.report.document import scripts, target_of, templates, write
-from workbench.report.figures import Sheet
+from workbench.report.figures import Sheet, script_safe
 from workbench.report.sections import RunSection, section_of
 from workbench.report.widget_html import STATE_TYPE
 
@@ -125,6 +126,9 @@ def notebook_page(notebook: Any, *, folder: Path, name: str, light: bool = False
             contents=contents,
             runs=appendix,
             code_css=_code_css(),
+            links=script_safe(cells.links) if cells.links else "",
+            light=light,
+            tex=light and has_math,
             **scripts(sheet, parts=parts, always=cells.bokeh),
         )
     )
@@ -140,17 +144,28 @@ class _Runs:
         self._panels = 0
 
     def panel(self, about: Mapping[str, Any]) -> Markup | None:
-        """The frozen panel of a run; None when its directory is not here any more."""
-        path = self._find(str(about.get("run", "")))
-        if path is None:
+        """The frozen panel of a run, or of several and their comparison; None when no directory is here any more."""
+        paths = [path for name in about.get("runs", []) if (path := self._find(str(name))) is not None]
+        if not paths:
             return None
+        facts = [self._read(path) for path in paths]
+        compared = None
+        if len(facts) > 1:
+            self._panels += 1
+            compared = comparison(facts, self._sheet, prefix=f"panel{self._panels}-")
+        panels = Markup("").join(self._frozen(path, one) for path, one in zip(paths, facts, strict=True))
+        return Markup(templates().get_template("panels.html").render(panels=panels, comparison=compared))
+
+    def _read(self, path: Path) -> run_facts.RunFacts:
         if path not in self._known:
             self._known[path] = (len(self._known) + 1, run_facts.read(path))
-        number, facts = self._known[path]
+        return self._known[path][1]
+
+    def _frozen(self, path: Path, facts: run_facts.RunFacts) -> Markup:
         self._panels += 1
         section = section_of(facts, self._sheet, plots(), prefix=f"panel{self._panels}-", level=4)
-        html = templates().get_template("panel.html").render(r=section, appendix=f"run{number}-run")
-        return Markup(html)
+        number, _ = self._known[path]
+        return Markup(templates().get_template("panel.html").render(r=section, appendix=f"run{number}-run"))
 
     def appendix(self) -> list[RunSection]:
         """Everything about the runs but their figures, which stand where the panels were."""

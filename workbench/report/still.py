@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.plots import theme
 from workbench.report import marks
 from workbench.report.marks import Layer
 from workbench.report.scales import Scale, as_numbers, elapsed, plain
@@ -21,6 +22,7 @@ WIDTH = 640
 TOP, BOTTOM, RIGHT = 12, 38, 14
 LEGEND_ROW = 18
 LONGEST_LABEL = 30
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,19 +137,23 @@ def _bound(axis_range: Any, name: str) -> float | None:
 
 
 def _row_labels(figure: Any, layers: list[Layer]) -> dict[float, str]:
-    """Names of rows, where a figure writes them by a script: from its columns ``row`` and ``layer`` (or ``label``)."""
+    """Names of rows, where a figure writes them by a script: from columns ``row`` and ``layer`` (or ``rank``)."""
     if type(figure.yaxis[0].formatter).__name__ != "CustomJSTickFormatter":
         return {}
     for drawn in layers:
         rows = drawn.data.get("row")
-        names = next((drawn.data[name] for name in ("layer", "label", "name") if name in drawn.data), None)
+        names = next((drawn.data[name] for name in ("layer", "label", "name", "rank") if name in drawn.data), None)
         if rows is not None and names is not None:
-            pairs = dict(zip(as_numbers(rows).tolist(), (str(name) or "(root)" for name in names), strict=False))
+            pairs = dict(zip(as_numbers(rows).tolist(), map(_row_name, names), strict=False))
             return {
                 row: name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :]
                 for row, name in pairs.items()
             }
     return {}
+
+
+def _row_name(name: Any) -> str:
+    return plain(float(name)) if isinstance(name, (int, float, np.number)) else str(name) or "(root)"
 
 
 def _label_width(labels: dict[float, str], factors: tuple[str, ...]) -> float:
@@ -160,7 +166,7 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
     right, top = max(x.start, x.end), min(y.start, y.end)
     parts = [f'<path class="a" d="M{left:g} {top:g}V{bottom:g}H{right:g}"/>']
     seconds = getattr(figure.xaxis[0].formatter, "format", "") == "00:00:00"
-    for value, name in x.ticks(8 if right - left < 700 else 14):
+    for value, name in _ticks(figure.xaxis[0], x, 8 if right - left < 700 else 14):
         at = float(x(np.array([value]))[0])
         text = elapsed(value) if seconds else _short(name)
         parts.append(
@@ -171,10 +177,10 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
         stride = max(1, math.ceil(len(labels) / wanted))
         ticks = sorted(labels.items())[::stride]
     else:
-        ticks = [(value, _short(text)) for value, text in y.ticks(5 if not y.factors else 40)]
+        ticks = [(value, _short(text)) for value, text in _ticks(figure.yaxis[0], y, 5 if not y.factors else 40)]
     for value, text in ticks:
         at = float(y(np.array([value]))[0])
-        if not labels and not y.factors:
+        if figure.ygrid[0].visible and not labels and not y.factors:
             parts.append(f'<path class="g" d="M{left:g} {at:.1f}H{right:g}"/>')
         parts.append(
             f'<text class="t" x="{left - 6:g}" y="{at + 3.5:.1f}" text-anchor="end">{html.escape(text)}</text>'
@@ -192,6 +198,17 @@ def _axes(figure: Any, x: Scale, y: Scale, labels: dict[float, str]) -> str:
             f"{html.escape(y_label)}</text>"
         )
     return "".join(parts)
+
+
+def _ticks(axis: Any, scale: Scale, wanted: int) -> list[tuple[float, str]]:
+    """Places and texts of an axis; whole numbers where its ticker has no others, powers where its tag says so."""
+    whole = getattr(axis.ticker, "min_interval", 0) == 1 and not scale.factors
+    ticks = scale.ticks(axis.ticker.desired_num_ticks if whole else wanted)
+    if whole:
+        ticks = [(value, text) for value, text in ticks if value == round(value)]
+    if theme.POWER_OF_TWO in axis.formatter.tags:
+        return [(value, f"2{text.translate(_RAISED)}") for value, text in ticks]
+    return ticks
 
 
 def _short(text: str) -> str:
@@ -256,9 +273,11 @@ def _colour_bar(bar: Any, layers: list[Layer], left: float, y: Scale) -> str:
         for i, colour in enumerate(palette)
     ]
     middle = math.sqrt(low * high) if log and low > 0 else (low + high) / 2
+    percent = type(bar.formatter).__name__ == "NumeralTickFormatter" and bar.formatter.format.endswith("%")
     for share, value in ((0.0, low), (0.5, middle), (1.0, high)):
         at = bottom - share * (bottom - top)
-        parts.append(f'<text class="t" x="{left + 16:g}" y="{at + 3.5:.1f}">{plain(float(f"{value:.2g}"))}</text>')
+        text = f"{100 * value:.2g}%" if percent and value < 1 else "100%" if percent else plain(float(f"{value:.2g}"))
+        parts.append(f'<text class="t" x="{left + 16:g}" y="{at + 3.5:.1f}">{text}</text>')
     return "".join(parts)
 
 

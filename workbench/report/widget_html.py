@@ -1,13 +1,14 @@
-"""ipywidgets as plain HTML: what a saved notebook's widget state showed, with no kernel, no script and no network.
+"""ipywidgets as plain HTML: what a saved notebook's widget state showed, with no kernel and no network.
 
-Tabs and accordions still open and close; everything that would need the kernel is shown with its value, switched off.
+Tabs and accordions still open and close, and what ``jslink`` ties together still moves together (``notebook.js``);
+everything that would need the kernel is shown with its value, switched off.
 """
 
 from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -35,6 +36,8 @@ class WidgetPage:
         self._states = states
         self._outputs = outputs
         self._clean = clean
+        self.links = list(_links(states))
+        self._linked = {end for link in self.links for end in (link["source"], link["target"])}
         self._numbers = itertools.count(1)
 
     def draw(self, model_id: str) -> Markup | None:
@@ -51,8 +54,12 @@ class WidgetPage:
             return self._container(kind, state, depth)
         if kind == "Output":
             return Markup('<div class="w-output">{}</div>').format(self._outputs(list(state.get("outputs", []))))
+        state["_live"] = model_id in self._linked
         drawn = _leaf(kind, state, self._clean)
-        return None if drawn is None else _labelled(state, drawn)
+        if drawn is None:
+            return None
+        shown = _labelled(state, drawn)
+        return Markup('<div data-model="{}">{}</div>').format(model_id, shown) if state["_live"] else shown
 
     def _container(self, kind: str, state: _State, depth: int) -> Markup:
         children = [
@@ -102,6 +109,19 @@ class _State(dict[str, Any]):
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
+def _links(states: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Values that the front end keeps alike by itself: source, target (model ids), and whether it goes both ways."""
+    for model in states.values():
+        kind = str(model.get("model_name", "")) if isinstance(model, Mapping) else ""
+        if kind not in ("LinkModel", "DirectionalLinkModel"):
+            continue
+        ends = [model.get("state", {}).get(name) or ["", ""] for name in ("source", "target")]
+        ids = [str(end[0]).removeprefix(_REFERENCE) for end in ends]
+        kinds = [str(states.get(each, {}).get("model_name", "")).removesuffix("Model") for each in ids]
+        if all(end[1] == "value" for end in ends) and all(each in _LINKABLE for each in kinds):
+            yield {"source": ids[0], "target": ids[1], "both": kind == "LinkModel"}
+
+
 def _bytes(model: Mapping[str, Any]) -> dict[str, Any]:
     """Binary parts of a state (pictures): name -> bytes."""
     found = {}
@@ -137,6 +157,10 @@ def _leaf(kind: str, state: _State, clean: Callable[[str], Markup]) -> Markup | 
     return None
 
 
+def _off(state: _State) -> Markup:
+    return Markup("" if state.get("_live") else " disabled")
+
+
 def _input(type_: str, value: Any, state: _State, **attributes: Any) -> Markup:
     more = Markup("").join(
         Markup(' {}="{}"').format(name.rstrip("_"), given)
@@ -144,7 +168,7 @@ def _input(type_: str, value: Any, state: _State, **attributes: Any) -> Markup:
         if given not in (None, "")
     )
     name = state.text("description") or type_
-    return Markup('<input type="{}" value="{}" aria-label="{}" disabled{}>').format(type_, value, name, more)
+    return Markup('<input type="{}" value="{}" aria-label="{}"{}{}>').format(type_, value, name, _off(state), more)
 
 
 def _number_text(value: Any) -> str:
@@ -164,7 +188,7 @@ def _slider(kind: str, state: _State, _clean: Any) -> Markup:
 
         place = math.log(value, state.number("base", 10.0))
     return Markup("{}<output>{}</output>").format(
-        _input("range", place, state, min=low, max=high, step="any"), _number_text(value)
+        _input("range", place, state, min=low, max=high, step=state.get("step") or "any"), _number_text(value)
     )
 
 
@@ -172,17 +196,18 @@ def _progress(_kind: str, state: _State, _clean: Any) -> Markup:
     low, high = state.number("min", 0), state.number("max", 100)
     value = state.number("value", 0)
     share = (value - low) / (high - low) if high > low else 0
-    return Markup('<progress value="{:.4f}" max="1" aria-label="{}"></progress><output>{}</output>').format(
-        share, state.text("description") or "progress", _number_text(state.get("value", 0))
+    look = (
+        '<progress value="{:.4f}" max="1" aria-label="{}" data-low="{}" data-high="{}"></progress><output>{}</output>'
     )
+    name = state.text("description") or "progress"
+    return Markup(look).format(share, name, low, high, _number_text(state.get("value", 0)))
 
 
 def _text(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.text("value")
     if kind == "Textarea":
-        return Markup('<textarea disabled rows="3" aria-label="{}">{}</textarea>').format(
-            state.text("description") or "text", value
-        )
+        name = state.text("description") or "text"
+        return Markup('<textarea rows="3" aria-label="{}"{}>{}</textarea>').format(name, _off(state), value)
     if kind == "Password":
         value = "•" * len(value)
     return _input("text", value, state)
@@ -272,6 +297,11 @@ def _plain(kind: str, state: _State, _clean: Any) -> Markup:
     return Markup("<output>{}</output>").format("" if value is None else value)
 
 
+#: kinds whose value a script can carry from one to the other
+_LINKABLE = frozenset(
+    ("IntSlider", "FloatSlider", "IntProgress", "FloatProgress", "IntText", "FloatText", "BoundedIntText",
+     "BoundedFloatText", "Text", "Textarea", "Checkbox", "Label", "HTML")
+)  # fmt: skip
 _CONTAINERS = (
     "Box",
     "HBox",

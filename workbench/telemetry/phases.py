@@ -94,27 +94,29 @@ def collectives_frame(rows: Columns) -> pd.DataFrame:
     return frame
 
 
-def own_time(phases: pd.DataFrame, collectives: Columns | None = None) -> pd.DataFrame:
-    """What each rank needed itself, per (step, rank): ``by_phase`` with waiting replaced by what of it is its own.
+def own_time(phases: pd.DataFrame) -> pd.DataFrame:
+    """What each rank needed itself, per (step, rank): ``by_phase`` without waiting.
 
     Ranks that train together end each step together, whoever is slow: the others wait, and their waiting shows as
-    communication or as a bubble. So a slow rank is found by what remains. Of communication, handing an operation to
-    the backend is the rank's own (``post_ms``, in the steps whose collectives were recorded; column "communication").
+    communication or as a bubble. So a slow rank is found by what remains.
+    """
+    return phases.drop(columns=[c for c in (*WAITING, *ASIDE) if c in phases])
+
+
+def posting_time(collectives: Columns) -> pd.Series:
+    """What of communication is a rank's own, in milliseconds per (step, rank) of the steps whose collectives were
+    recorded: handing operations to the backend (``post_ms``).
+
     Of the calls of one kind in a group it is the median, times their number: a rank that lost its processor in the
     midst of one call has no slow network.
     """
-    own = phases.drop(columns=[c for c in (*WAITING, *ASIDE) if c in phases])
-    own["communication"] = np.nan
-    if collectives is not None and collectives["step"].size:
-        names = ("step", "rank", "group", "kind", "post_ms")
-        posted = pd.DataFrame({name: collectives[name] for name in names}).dropna(subset=["post_ms"])
-        calls = posted.groupby(["step", "rank", "group", "kind"], dropna=False)["post_ms"]
-        recorded = (calls.median() * calls.count()).groupby(level=["step", "rank"]).sum()
-        own["communication"] = recorded.reindex(own.index)
-    return own
+    names = ("step", "rank", "group", "kind", "post_ms")
+    posted = pd.DataFrame({name: collectives[name] for name in names}).dropna(subset=["post_ms"])
+    calls = posted.groupby(["step", "rank", "group", "kind"], dropna=False)["post_ms"]
+    return (calls.median() * calls.count()).groupby(level=["step", "rank"]).sum()
 
 
 def skew_ms(own: pd.DataFrame) -> pd.Series:
     """Per step: the largest minus the smallest own time of ranks, in milliseconds."""
-    totals = own.drop(columns="communication").sum(axis=1).groupby(level="step")
+    totals = own.sum(axis=1).groupby(level="step")
     return totals.max() - totals.min()

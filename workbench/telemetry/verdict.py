@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.mesh import Mesh
-from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, skew_ms
+from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, posting_time, skew_ms
 from workbench.telemetry.store import Columns
 
 #: steps at the beginning that say nothing: caches are cold, buckets and shapes are agreed
@@ -27,7 +27,11 @@ _WHAT = {"data": "its data", "transfer": "copying to the device", "communication
 @dataclass(frozen=True, kw_only=True)
 class Straggler:
     """A rank for which the others wait. ``lost_ms`` per step, ``lost_share`` of the step time; ``phase`` is where it
-    needs longer than the others, ``steps_share`` the share of steps in which it is the slowest."""
+    needs longer than the others, ``steps_share`` the share of steps in which it is the slowest.
+
+    Phase "communication": it needs longer to hand over what it sends. A link that is slow in the midst of a collective
+    holds up all ranks alike, from which none can be told.
+    """
 
     rank: int
     phase: str
@@ -73,7 +77,9 @@ def verdict(phases: Columns, mesh: Mesh, collectives: Columns | None = None, *, 
     per_rank = table.groupby(level="rank").mean()
     step_ms = float(per_rank.sum(axis=1).mean())
     waits = per_rank["communication"] + per_rank["bubble"]
-    slow = straggler(own_time(table, collectives), mesh, step_ms)
+    # collectives are recorded rarely, so the newest steps that were may lie before the window
+    posted = None if collectives is None else _judged(posting_time(collectives).to_frame("communication"), mesh, window)
+    slow = straggler(own_time(table), posted, mesh, step_ms)
     judged = per_rank.loc[slow.rank] if slow else per_rank.mean()
     shares = {
         "compute": float(judged[list(COMPUTE)].sum()) / step_ms,
@@ -110,18 +116,18 @@ def _judged(table: pd.DataFrame, mesh: Mesh, window: int) -> pd.DataFrame:
     return table[table.index.get_level_values("step").isin(chosen)]
 
 
-def straggler(own: pd.DataFrame, mesh: Mesh, step_ms: float) -> Straggler | None:
-    """The rank that the others wait for, by each rank's own time (``phases.own_time``); None where no rank stands out.
+def straggler(own: pd.DataFrame, posted: pd.DataFrame | None, mesh: Mesh, step_ms: float) -> Straggler | None:
+    """The rank that the others wait for, by each rank's own time (``phases.own_time``, ``posting_time``); None where no
+    rank stands out.
 
     Its excess is over the median of the other ranks. In a pipeline a stage that has more work than the others looks
     like a slow rank, and limits the pipeline just so.
     """
     if mesh.world_size == 1 or own.empty:
         return None
-    posted = own["communication"].dropna()
-    candidates = [_slowest(own.drop(columns="communication"), _trimmed_mean)]
-    if len(posted.index.get_level_values("rank").unique()) == mesh.world_size:
-        candidates.append(_slowest(posted.to_frame(), _low_quartile))
+    candidates = [_slowest(own, _trimmed_mean)]
+    if posted is not None and len(posted):
+        candidates.append(_slowest(posted, _low_quartile))
     rank, phase, lost_ms, steps_share = max(candidates, key=lambda found: found[2])
     if lost_ms < LEAST_SHARE * step_ms or steps_share < LEAST_STEPS:
         return None
@@ -202,6 +208,8 @@ def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verd
             text += f" It is pipeline stage {mesh.coordinates(slow.rank).pp} of {mesh.pp}, which may have more work."
     elif mesh.world_size > 1:
         text += f" No rank stands out: they differ by {_ms(found.skew_ms)} per step."
+        if found.bound == "communication":
+            text += " (A link of one rank that is slow within a collective holds up all alike.)"
     return Verdict(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, "sentence": text})
 
 

@@ -61,6 +61,8 @@ def test_a_report_by_name_and_by_directory(home: Path, tmp_path: Path, capsys: p
         (["report", "nothing"], 1, "no run 'nothing'"),
         (["train", "nothing.toml"], 2, "cannot read the spec nothing.toml"),
         (["report", "."], 1, "no run directory"),
+        (["demo", "--plugin", "zer1"], 2, "unknown plugin 'zer1': did you mean 'zero1'?"),
+        (["demo", "-n", "3"], 2, "cannot be cut into dp 3"),
     ],
 )
 def test_errors_are_one_line(
@@ -94,6 +96,13 @@ def test_a_plan_that_cannot_work_ends_before_any_rank(
     (tmp_path / "s.toml").write_text('recipe = "stdlib-llama"\n')
     assert cli.main(["train", str(tmp_path / "s.toml"), "-n", "3", "--tp", "2"]) == 2
     assert "does not divide" in capsys.readouterr().err and not home.exists()
+
+
+def test_a_flag_that_is_not_there_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in ((["train", "s.toml", "--learning_rate", "1"], "mean --lr?"), (["demo", "2"], "mean -n 2?")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2 and f"did you {said}" in capsys.readouterr().err
 
 
 def test_demo_flags_become_parameters() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import tomli_w
 from scipy import stats
@@ -17,6 +19,7 @@ import workbench
 from tests.fake_run import make_fake_run
 from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError
+from workbench.export import export
 from workbench.history import compare as comparing
 from workbench.history.show import curve_table
 from workbench.rank_log import RankLogWriter
@@ -224,3 +227,29 @@ def test_what_cannot_be_compared(home: Path, runs: list[str], x: str, error: typ
 def test_the_same_run_twice_has_two_labels(home: Path) -> None:
     run_with(home, "a", [1.0])
     assert [s.label for s in comparing.compare(["a", home / "a"]).subjects] == ["a", "a (2)"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said", "steps"), [("cut", "cut off", 3), ("gone", "no log of rank 1", 0), ("newer", "version 99", 0)]
+)
+def test_what_is_wrong_with_a_run_is_said(home: Path, tmp_path: Path, damage: str, said: str, steps: int) -> None:
+    """Compared all the same; exports take what was whole, and refuse what they cannot know."""
+    run_with(home, "a", [3.0, 2.0, 1.0], ranks=2)
+    log = run_with(home, "b", [3.0, 2.0, 1.0], ranks=2) / "rank-00001" / "steps.arrow"
+    if damage == "cut":
+        log.write_bytes(log.read_bytes()[:-6])
+    elif damage == "gone":
+        shutil.rmtree(log.parent)
+    else:
+        schema = pa.schema([pa.field("step", pa.int64())], metadata={"schema_version": "99"})
+        with pa.OSFile(str(log), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            stream.write_batch(pa.record_batch([pa.array([1])], schema=schema))
+    found = workbench.compare(["a", "b"])
+    assert any(line.startswith("b: ") and said in line for line in found.words())
+    assert [figures.steps for figures in found.figures] == [3, steps] and said in found._repr_html_()
+    if damage == "newer":
+        with pytest.raises(RunDirectoryError, match="schema version 99"):
+            export(home / "b", "csv", tmp_path / "out")
+    else:
+        rows = pd.read_csv(export(home / "b", "csv", tmp_path / "out") / "steps.csv")
+        assert len(rows) == (6 if damage == "cut" else 3)

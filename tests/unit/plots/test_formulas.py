@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,30 @@ def test_cosine_is_that_of_the_whole_vectors(tmp_path: Path, tp: int, dp: int) -
     for replica in range(dp):
         expected = full[replica] @ mean / np.linalg.norm(full[replica]) / np.linalg.norm(mean)
         assert columns[f"cosine_{replica * tp}"][0] == pytest.approx(expected, rel=1e-9)
+    assert columns["how"].tolist() == ["exact"] and columns["estimated"].tolist() == [0]
+
+
+@pytest.mark.parametrize(("dp", "how"), [(2, "from the norms"), (3, "estimated from own slices")])
+def test_a_cosine_says_how_it_was_had(tmp_path: Path, dp: int, how: str) -> None:
+    """ZeRO-2: of two replicas it follows from norms, of more it is estimated over each rank's own slice, and shown."""
+    write_spec(tmp_path, fake_spec(ranks=dp, plugin="zero2"))
+    own = np.random.default_rng(4).normal(size=(dp, 60)) + 0.5
+    mean = own.mean(0)
+    for rank in range(dp):
+        place = slice(rank * 60 // dp, (rank + 1) * 60 // dp)
+        with RankLogWriter(tmp_path, rank) as writer:
+            local = stats(rank, "a", "local", own[rank], mean)
+            writer.append(replace(local, dot=math.nan, dot_kind=""))
+            writer.append(stats(rank, "a", "reduced", mean[place], mean[place], sharded="dp"))
+            sliced = stats(rank, "a", "slice", own[rank][place], mean[place], sharded="dp")
+            writer.append(replace(sliced, dot=float(own[rank][place] @ mean[place]), dot_kind="slice"))
+            finish(writer)
+    columns, _ = cosine.columns(opened(tmp_path), None)
+    for rank in range(dp):
+        place = slice(None) if dp == 2 else slice(rank * 60 // dp, (rank + 1) * 60 // dp)
+        a, b = own[rank][place], mean[place]
+        assert columns[f"cosine_{rank}"][0] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+    assert columns["how"].tolist() == [how] and columns["estimated"].tolist() == [float(dp > 2)]
 
 
 def test_noise_scale_of_a_known_distribution(tmp_path: Path) -> None:

@@ -96,17 +96,20 @@ def test_every_ordinary_output(tmp_path: Path) -> None:
 
 def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=40)
-    picture = shown({"image/png": "iVBORw==", "text/plain": "first: finished"}, dist_workbench={"run": str(run)})
+    picture = shown({"image/png": "iVBORw==", "text/plain": "first: finished"}, dist_workbench={"runs": [str(run)]})
     live = shown({"text/plain": "Live panel of x", "application/vnd.jupyter.widget-view+json": {"model_id": "gone"}})
-    live.metadata["dist_workbench"] = {"run": str(run)}
-    notebook = written(tmp_path, code("%dist_train", picture), code("%dist_watch", live))
+    live.metadata["dist_workbench"] = {"runs": [str(run)]}
+    other = make_fake_run(tmp_path / "runs" / "2026-05-01-130000-second", steps=20)
+    both = shown({"image/png": "iVBORw=="}, dist_workbench={"runs": [str(run), str(other)]})
+    notebook = written(tmp_path, code("%dist_train", picture), code("%dist_watch", live), code("%dist_watch", both))
     page = page_of(notebook)
-    panels = page.find_all("div", class_="panel")
+    *panels, compared, _, other = page.find_all("div", class_="panel")
+    assert compared.find("div", id="panel3-compared-loss") and other["aria-label"] == "Run fake, as it ended"
     assert len(panels) == 2 and not page.find("img", class_="output-picture")
     assert [bool(p.find("div", id=f"panel{n}-figure-loss")) for n, p in enumerate(panels, 1)] == [True, True]
     assert all(len(p.find_all("svg", class_="still")) >= 5 for p in panels)
     appendix = page.find(id="runs")
-    assert appendix.h2.text == "Appendix: the runs" and len(appendix.find_all("h3", class_="run")) == 1
+    assert appendix.h2.text == "Appendix: the runs" and len(appendix.find_all("h3", class_="run")) == 2
     assert "workbench train" in appendix.get_text() and page.find(id="run1-environment")
     ids = [e["id"] for e in page.find_all(id=True)]
     assert len(ids) == len(set(ids)) and all(a.startswith(("data:", "#")) for a in loads(page))
@@ -114,7 +117,7 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path) -> 
 
 def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "elsewhere" / "2026-05-01-120000-first", steps=10)
-    picture = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"run": str(run)})
+    picture = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     notebook = written(tmp_path, code("x", picture))
     (tmp_path / "runs").mkdir()
     shutil.move(run, tmp_path / "runs")
@@ -136,7 +139,7 @@ def test_a_panel_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     panel.show()
     assert panel.finish(20)
     panel.close()
-    assert [metadata[PANEL_KEY] for metadata in said] == [{"run": str(run)}] * 2
+    assert [metadata[PANEL_KEY] for metadata in said] == [{"runs": [str(run)]}] * 2
 
 
 def test_bokeh_outputs_run_on_the_files_own_library(tmp_path: Path) -> None:
@@ -174,9 +177,10 @@ def test_attachments_and_missing_ones(tmp_path: Path) -> None:
 
 def test_a_light_one_has_no_script(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
-    shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"run": str(run)})
+    shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     page = page_of(written(tmp_path, V4.new_markdown_cell("$x$"), code("x", shown_run)), light=True)
     assert not page.find("script") and page.find("svg", class_="still")
+    assert "Formulas stand as TeX here" in page.find("p", role="note").text
 
 
 def test_what_is_no_notebook_is_said(tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ def parsed(drawn: object) -> ET.Element:
     return ET.fromstring(svg)
 
 
+def texts_of(drawn: object) -> list[str]:
+    return [element.text or "" for element in parsed(drawn).iter(f"{SVG}text")]
+
+
 def places(path: str) -> np.ndarray:
     return np.array([[float(number) for number in pair.split()] for pair in re.split("[ML]", path)[1:]])
 
@@ -141,3 +145,28 @@ def test_colours_and_texts_come_from_their_columns() -> None:
     assert fills == rows["ink"]
     texts = [(e.text, e.get("fill"), e.get("text-anchor")) for e in svg.iter(f"{SVG}text") if e.get("fill")]
     assert texts == [("one", "#aa0000", "middle"), ("<two>", "#00bb00", "middle")]
+
+
+def test_whole_numbers_powers_and_shares_are_written_as_such() -> None:
+    from workbench.plots import confusion, heat, histogram, theme
+
+    columns = {"exponent": [-4.0, -3.0], "middle": [-3.5, -2.5], "share": [0.5, 0.5], "layer": ["a", "a"]}
+    shown = texts_of(histogram.figure(ColumnDataSource({"step": [0, 0], "until": [1, 1], **columns})))
+    assert {"2⁻⁴", "2⁻³", "2⁻²"} <= set(shown) and "100%" in shown
+    cells = {
+        "predicted": [0, 1],
+        "true": [0, 1],
+        "count": [1, 1],
+        "share": [1, 1],
+        "text": ["", ""],
+        "ink": ["#fff"] * 2,
+    }
+    ticks = texts_of(confusion.figure(ColumnDataSource({**cells, "step": [1, 1]})))
+    assert ticks.count("0") == ticks.count("1") == 2 and "0.5" not in ticks
+    rows = {"step": [0.0, 0.0], "until": [1.0, 1.0], "row": [0.0, 1.0], "colour": [1.0, 100.0]}
+    drawn = heat.new_figure("", x_label="step", y_label="rank", height=200, marks="step")
+    source = ColumnDataSource({**rows, "rank": np.array([4, 7], dtype=np.float32)})
+    heat.draw(source, drawn, mapper := heat.mapper(log=True), [])
+    theme.add_colour_bar(drawn, mapper, log=True)
+    shown = texts_of(drawn)
+    assert {"4", "7", "1", "10", "100"} <= set(shown) and not [text for text in shown if "%" in text]

@@ -76,3 +76,15 @@ def test_what_is_not_known_is_left_to_its_text() -> None:
 def test_a_box_that_holds_itself_ends() -> None:
     state = {"a": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_a"]}}}
     assert WidgetPage(state, lambda _: Markup(""), Markup).draw("a") is not None
+
+
+def test_linked_widgets_are_switched_on_and_listed() -> None:
+    slider, progress, other = w.IntSlider(value=3), w.IntProgress(value=3), w.IntSlider(value=1)
+    made = [w.jslink((slider, "value"), (progress, "value")), w.jsdlink((slider, "max"), (other, "max"))]
+    states = w.Widget.get_manager_state(widgets=None)["state"]
+    page = WidgetPage(states, lambda _: Markup(""), Markup)
+    assert {"source": slider.model_id, "target": progress.model_id, "both": True} in page.links
+    assert not [link for link in page.links if other.model_id in link.values()]  # only values are carried
+    shown = [BeautifulSoup(str(page.draw(each.model_id)), "html.parser") for each in (slider, progress, other)]
+    assert [bool(one.find(attrs={"data-model": True})) for one in shown] == [True, True, False]
+    assert not shown[0].input.has_attr("disabled") and shown[2].input.has_attr("disabled") and len(made) == 2

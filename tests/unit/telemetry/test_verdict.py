@@ -44,6 +44,7 @@ def test_a_run_that_waits(name: str, bound: str) -> None:
     rank = {"forward": 10.0, name: 30.0}
     found = verdict(run_of(rank, rank), Mesh(dp=2))
     assert found.bound == bound and "75%" in found.sentence
+    assert ("holds up all alike" in found.sentence) == (bound == "communication"), "what cannot be told is said"
 
 
 def test_a_pipeline_that_waits_for_its_stages() -> None:
@@ -64,14 +65,16 @@ def test_the_rank_that_the_others_wait_for_is_the_one_that_waits_least() -> None
     assert "Rank 2 is slow in forward: 37.0 ms per step, 37% of the step time, is lost to it." in found.sentence
 
 
-def test_a_slow_network_shows_in_handing_over() -> None:
+@pytest.mark.parametrize("steps", [20, 900])
+def test_a_slow_network_shows_in_handing_over(steps: int) -> None:
+    """Also when the last recorded step lies long before the steps that are judged."""
     rank = {"forward": 10.0, "communication": 40.0}
     posts = [
         {"step": step, "rank": r, "kind": "send", "group": "dp", "group_size": 2, "bytes": 4, "post_ms": 30.0 * r + 0.1}
         for step in (10, 20)
         for r in (0, 1)
     ]
-    found = verdict(run_of(rank, rank), Mesh(dp=2), table("collectives", posts))
+    found = verdict(run_of(rank, rank, steps=steps), Mesh(dp=2), table("collectives", posts))
     assert found.straggler is not None
     assert (found.straggler.rank, found.straggler.phase) == (1, "communication")
     assert "Rank 1 is slow in its network" in found.sentence

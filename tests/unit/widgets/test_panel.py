@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import threading
 import time
 from pathlib import Path
@@ -38,6 +39,22 @@ def test_output_becomes_a_picture_at_the_end(tmp_path: Path, published: list[tup
     assert set(last) == {"image/png", "text/plain"}
     assert base64.b64decode(last["image/png"]).startswith(b"\x89PNG")
     assert last["text/plain"].startswith("run: finished at step 200 of 200, loss ")
+
+
+def test_two_runs_become_one_picture_when_both_ended(
+    tmp_path: Path, published: list[tuple[dict[str, Any], bool]]
+) -> None:
+    from PIL import Image
+
+    panel = Panel(make_fake_run(tmp_path / "a", steps=20), make_fake_run(tmp_path / "b", steps=10))
+    panel.show()
+    assert panel.finish(20)
+    panel.close()
+    (first, _), (last, is_update) = published
+    assert first["text/plain"] == "Live panel of a and b" and is_update
+    assert [text.split(":")[0] for text in last["text/plain"].split("\n\n")] == ["a", "b"]
+    whole = Image.open(io.BytesIO(base64.b64decode(last["image/png"])))
+    assert whole.height > whole.width * 0.8 and len(last["image/png"]) < 200_000
 
 
 def test_widget_keeps_no_data(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ def test_runs_are_found_by_name(home: Path) -> None:
 
 def test_the_machine_is_looked_at_once_a_second_until_it_is_closed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(threading.enumerate())
+    published: list[tuple[dict[str, Any], bool]] = []
+    monkeypatch.setattr(
+        "IPython.display.publish_display_data", lambda data, *_, update, **__: published.append((data, update))
+    )
     panel = widgets.watch()
     assert isinstance(panel, MachinePanel)
     told: list[dict[str, Any]] = []
@@ -58,6 +62,11 @@ def test_the_machine_is_looked_at_once_a_second_until_it_is_closed(home: Path, m
         thread.join(5)
     assert not set(threading.enumerate()) - before
     assert told[0]["kind"] == "machine"
+    (first, _), (last, is_update) = published  # what a viewer without widgets shows: as it began, then as it ended
+    assert (
+        "application/vnd.jupyter.widget-view+json" in first and is_update and set(last) == {"text/html", "text/plain"}
+    )
+    assert all(f"{psutil.cpu_count()}, " in data["text/html"] for data in (first, last))
 
 
 def test_what_is_seen_of_the_machine() -> None:

@@ -1,5 +1,6 @@
 "use strict";
-// What a notebook's report does beside its figures: Bokeh outputs, formulas, folding. Tasks run once BokehJS is there.
+// What a notebook's report does beside its figures: Bokeh outputs, formulas (tasks that run once BokehJS is
+// there), widgets that move together, folding.
 (() => {
   async function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -65,6 +66,41 @@
 
   window.workbenchTasks = [bokehOutputs];
   if (document.querySelector(".math, .mathful")) window.workbenchTasks.push(formulas);
+
+  const viewsOf = (model) => [...document.querySelectorAll(`[data-model="${CSS.escape(model)}"]`)];
+
+  function show(view, value) {
+    const input = view.querySelector("input, textarea"), progress = view.querySelector("progress");
+    const output = view.querySelector("output"), text = view.querySelector(".w-html");
+    if (progress) progress.value = (value - progress.dataset.low) / (progress.dataset.high - progress.dataset.low);
+    if (text) text.textContent = String(value);
+    if (output) output.textContent = String(value);
+    if (!input) return;
+    if (input.type === "checkbox") input.checked = value === true || value === "true";
+    else input.value = String(value);
+  }
+
+  // what one widget shows, its followers show too, and theirs; each widget once
+  function spread(model, value, links, told) {
+    told.add(model);
+    for (const view of viewsOf(model)) show(view, value);
+    for (const { source, target, both } of links) {
+      if (source === model && !told.has(target)) spread(target, value, links, told);
+      if (both && target === model && !told.has(source)) spread(source, value, links, told);
+    }
+  }
+
+  function linkWidgets() {
+    const links = JSON.parse(document.getElementById("widget-links")?.textContent ?? "[]");
+    for (const model of new Set(links.flatMap(({ source, target }) => [source, target]))) {
+      for (const view of viewsOf(model)) {
+        view.addEventListener("input", ({ target: input }) => {
+          spread(model, input.type === "checkbox" ? input.checked : input.value, links, new Set());
+        });
+      }
+    }
+  }
+  linkWidgets();
 
   const fold = document.getElementById("fold");
   const sources = [...document.querySelectorAll("details.source")];
