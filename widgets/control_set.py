@@ -22,7 +22,7 @@ _FORMS = {"none": "button", "float": "number", "int": "number", "choice": "choic
 
 def declared(store: Store) -> list[dict[str, Any]]:
     """The controls of a run, its training script's own knobs included: name, kind (button, number, text, choice), unit,
-    low, high, choices, help, and whether the head of the panel has it."""
+    low, high, choices, default, help, whether the head of the panel has it, and whether it is a setting or an act."""
     events = store.table("events")
     chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
     knobs = [Control.from_description(json.loads(text)) for text in events["value"][chosen]]
@@ -36,6 +36,8 @@ def declared(store: Store) -> list[dict[str, Any]]:
             "choices": list(control.choices),
             "help": control.help,
             "head": control.name in HEAD,
+            "setting": control.setting,
+            "default": control.default,
         }
         for control in (*CONTROLS, *{knob.name: knob for knob in knobs}.values())
     ]

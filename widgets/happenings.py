@@ -13,7 +13,7 @@ _MOST_MARKS = 100
 _LONGEST = 300
 _QUIET = ("validation", "sample", "peak")
 _BAD = {"failed", "died", "lost", "nonfinite"}
-_NOTICED = {"warning", "log", "spike", "nonfinite", "gpu"}
+_NOTICED = {"warning", "refused", "log", "spike", "nonfinite", "gpu"}
 
 
 def level_of(kind: str, name: str) -> str:
@@ -33,6 +33,9 @@ def words(kind: str, name: str, value: Any, old: Any) -> str:
             f" {short(old)} → {short(value)}" if old is not None else f" {short(value)}" if value is not None else ""
         )
         text = f"{name}{change}"
+    elif kind == "refused" and isinstance(value, dict):
+        asked = "" if value.get("value") is None else f" {short(value['value'])}"
+        text = f"{name}{asked}: {value.get('reason', 'no reason known')}"
     elif kind == "rank" and isinstance(value, dict):
         text = f"rank {value.get('rank')} {name}: {value.get('reason', 'no reason known')}"
     elif kind == "warning":

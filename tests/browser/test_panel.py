@@ -24,6 +24,9 @@ BLOCK = "import time; time.sleep({seconds})"
 HOLD = "import time\nend = time.time() + 60\nwhile run.status != 'stopped' and time.time() < end: time.sleep(0.05)"
 
 
+CONNECTION = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
+
+
 def start(page: LabPage, name: str, *more: str, steps: int = 2000) -> Path:
     path = page.lab.write_notebook(f"{name}.ipynb", [START.format(name=name, steps=steps), *more])
     page.open(path)
@@ -45,6 +48,10 @@ def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot
     page.page.reload()
     again = page.wait_for_points(third, timeout_s=60)
     assert page.wait_for_points(again) > again
+    before = page.points()
+    page.page.evaluate(f"() => {CONNECTION}.reconnect()")
+    page.page.wait_for_function(f"() => {CONNECTION}.connectionStatus === 'connected'", timeout=60_000)
+    assert page.wait_for_points(before + 40, timeout_s=60) > before, "the connection to the kernel broke"
     shoot(page, "panel_live")
     page.page.locator(".dw-stop").click()
     wait_for_text(page, ".dw-pill", "stopped")

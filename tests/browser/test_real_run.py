@@ -11,6 +11,7 @@ import pytest
 
 from tests.browser.lab import LabPage
 from tests.browser.test_watch import TAB, open_in_notebook
+from workbench import controls
 from workbench.recipes.stdlib_llama import schedule
 from workbench.records import Command
 from workbench.run import Run
@@ -94,7 +95,8 @@ class Pressed:
 
     def type(self, name: str, value: Any) -> None:
         """Type a value into the form of the tab Controls and press its button."""
-        button = self.page.page.get_by_role("button", name=f"Set {name}", exact=True)
+        label = f"Set {name}" if controls.find(name).setting else name
+        button = self.page.page.get_by_role("button", name=label, exact=True)
         field = self.page.page.locator(".dw").last.locator(".dw-control", has=button)
         box = field.locator("input, select")
         if box.evaluate("(node) => node.tagName") == "SELECT":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,10 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     page.page.keyboard.press("Enter")
     table.locator("tbody tr", has_text="<i>one</i>").wait_for(timeout=10_000)
     stored = page.lab.root / "many" / "2026-05-02-120000-beta" / "labels.json"
-    page.page.wait_for_timeout(500)
-    assert json.loads(stored.read_text())["tags"] == ["<i>one</i>", "best"]
+    deadline = time.monotonic() + 30
+    while not stored.exists() or json.loads(stored.read_text())["tags"] != ["<i>one</i>", "best"]:
+        assert time.monotonic() < deadline, "the tags were not stored"
+        page.page.wait_for_timeout(50)
 
     for name in ("alpha", "gamma"):
         table.get_by_label(f"compare 2026-05-0{1 if name == 'alpha' else 3}-120000-{name}").check()

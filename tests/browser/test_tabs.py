@@ -138,6 +138,7 @@ def test_the_straggler_is_marked(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
     panel.open("ranks")
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 10)
     assert bare.locator(".dw-rank[data-slow=true] .dw-rank-name").inner_text() == f"rank {straggler(2)}"
     panel.close()
 

@@ -64,7 +64,10 @@ def test_notebook_7(page: LabPage) -> None:
         page.page.keyboard.press("Shift+Enter")
         time.sleep(0.3)
     first = page.wait_for_points(0)
-    assert page.wait_for_points(first) > first
+    second = page.wait_for_points(first)
+    page.save(path)
+    page.page.reload()
+    assert page.wait_for_points(second, timeout_s=60) > second
     page.page.get_by_role("button", name="Stop training").click()
     wait_for_text(page, ".dw-pill", "stopped")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"

@@ -49,7 +49,7 @@ def test_four_faults_are_found_by_looking(execute) -> None:
 
 
 def test_a_training_is_paused_rolled_back_and_branched(execute) -> None:
-    runs, executed = execute("03_steering.ipynb", steps=180)
+    runs, executed = execute("03_steering.ipynb", steps=450)
     assert set(runs) == {"steered", "bolder", "careful"}
     assert (runs["steered"].status, runs["bolder"].status, runs["careful"].status) == (
         "stopped", "finished", "finished",

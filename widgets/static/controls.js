@@ -1,5 +1,5 @@
 // Everything that can be set while it trains: the declared controls, and what was set so far.
-import { duration, make, plain, say, whole } from "./text.js";
+import { duration, known, make, plain, say, whole } from "./text.js";
 
 const ENDED = ["finished", "stopped", "failed", "lost"];
 let ids = 0;
@@ -91,9 +91,9 @@ export class Controls {
       });
       field.input.setAttribute("aria-describedby", `${id}-help ${id}-answer`);
     }
-    const text = control.kind === "button" ? control.name : `Set ${control.name}`;
+    const text = control.setting ? `Set ${control.name}` : control.name;
     field.button = make("button", "", row, { type: "button", "aria-label": text, "aria-describedby": `${id}-help` });
-    say(field.button, control.kind === "button" ? control.name.replaceAll("_", " ") : "Set");
+    say(field.button, control.setting ? "Set" : control.kind === "button" ? control.name : "Go");
     field.button.addEventListener("click", act);
     say(make("span", "dw-note dw-help", row, { id: `${id}-help` }), control.help);
     field.answer = make("span", "dw-answer", row, { id: `${id}-answer`, role: "status" });
@@ -107,9 +107,10 @@ export class Controls {
       return select;
     }
     const input = make("input", "", row, { id, type: "text" });
+    if (known(control.default)) input.placeholder = String(control.default);
     if (control.kind === "number") {
       input.inputMode = "decimal";
-      input.placeholder = `number${within(control)}`;
+      input.placeholder = within(control).replace(" of ", "").trim() || "number";
     }
     return input;
   }

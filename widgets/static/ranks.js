@@ -39,7 +39,8 @@ export class Ranks {
       say(tile.busy, `${table.gpu[rank] ? "GPU" : "CPU"} ${fixed(table.busy[rank], 0)} %`);
       say(tile.memory, gib(table.memory[rank]));
     }
-    this.sayChosen(facts);
+    this.straggler = facts.straggler;
+    this.sayChosen();
   }
 
   words(rank, slow = false) {
@@ -52,10 +53,10 @@ export class Ranks {
     return parts.join(" · ") + (slow ? " · straggler" : "");
   }
 
-  sayChosen(facts) {
+  sayChosen() {
     const many = this.tiles.length > MOST_TILES;
     const hint = many ? "Bands show the lowest to the highest rank: choose a rank above to see it alone." : "";
-    say(this.about, this.chosen === null ? hint : this.words(this.chosen, facts.straggler === this.chosen));
+    say(this.about, this.chosen === null || !this.table ? hint : this.words(this.chosen, this.straggler === this.chosen));
   }
 
   build(size, theme) {
@@ -83,6 +84,7 @@ export class Ranks {
     this.chosen = rank;
     this.tiles[rank]?.node.setAttribute("aria-selected", "true");
     this.tiles[rank]?.node.scrollIntoView({ block: "nearest" });
+    this.sayChosen(); // now: of a run that has ended no table comes any more
     this.choose(rank);
   }
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "cosine"
-TITLE = "Agreement of each rank's gradient with the mean (cosine)"
+TITLE = "Agreement of the ranks' gradients (cosine)"
 TAB = "gradients"
 AXIS = "step"
 CHOICE = "rank"

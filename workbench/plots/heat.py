@@ -59,7 +59,7 @@ def diverging() -> list[str]:
 
 
 def draw(
-    source: ColumnDataSource, drawn: Any, mapper: Any, tips: list[tuple[str, str]], *, x: str = "step", ticks: int = 26
+    source: ColumnDataSource, drawn: Any, mapper: Any, tips: list[tuple[str, str]], *, x: str = "step", ticks: int = 18
 ) -> Any:
     """Cells of ``source`` on a new figure; returns the renderer."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool

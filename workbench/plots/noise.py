@@ -79,7 +79,8 @@ def figure(source: ColumnDataSource) -> Figure:
     drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="samples", y_axis_type="log", marks="step")
     noise = drawn.line("step", "noise", source=source, color=theme.LOSS, line_width=2)
     batch = drawn.line("step", "batch", source=source, color=theme.VALIDATION, line_width=1.5, line_dash="dashed")
-    theme.add_legend(drawn, [("noise scale, smoothed", [noise]), ("batch size", [batch])])
+    dots = drawn.scatter("step", "noise", source=source, color=theme.LOSS, size=4)  # the first of them is no line yet
+    theme.add_legend(drawn, [("noise scale, smoothed", [noise, dots]), ("batch size", [batch])])
     tips = [("step", "@step{0}"), ("noise scale", "@noise{0.0} samples"), ("batch size", "@batch{0}")]
     drawn.add_tools(HoverTool(renderers=[noise], tooltips=tips, mode="vline"))
     return theme.finish(drawn)

@@ -52,7 +52,10 @@ def _band(
         ("median", f"@{prefix}_median{number}"),
         ("highest", f"@{high}{number}"),
     ]
-    entries = [("lowest to highest rank", [band]), ("median", [median])]
+    middle = [median]
+    if x == "step":
+        middle.append(drawn.scatter(x, f"{prefix}_median", source=source, color=theme.SPREAD, size=4))
+    entries = [("lowest to highest rank", [band]), ("median", middle)]
     if "chosen" in names:
         chosen = drawn.line(x, f"{prefix}_chosen", source=source, color=theme.CHOSEN, line_width=2)
         entries.append(("chosen rank", [chosen]))
@@ -78,7 +81,10 @@ def _each(
             alpha=0.9,
             name=f"rank {rank}",
         )
-        entries.append((f"rank {rank}" if not entries else str(rank), [line]))
+        shown = [line]
+        if x == "step":  # some steps only: also the first of them, alone, is seen
+            shown.append(drawn.scatter(x, f"{prefix}_{rank}", source=source, color=theme.rank_colour(rank), size=4))
+        entries.append((f"rank {rank}" if not entries else str(rank), shown))
         tips = [("rank", str(rank)), where, ("value", f"@{prefix}_{rank}{number}")]
         drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=rank == 0))
     return entries

@@ -104,7 +104,7 @@ def new_figure(
         axis.major_tick_in = axis.minor_tick_in = axis.minor_tick_out = 0
         axis.major_tick_out = 4
         if axis.ticker is not None and type(axis.ticker).__name__ == "LogTicker":
-            axis.ticker.desired_num_ticks = 4
+            axis.ticker = _log_ticker()
             axis.formatter = _plain_numbers()
     drawn.xgrid.grid_line_color = None
     if marks:
@@ -112,8 +112,35 @@ def new_figure(
     return apply(drawn, "light")
 
 
+#: Bokeh's own ticks of a log axis are those of a linear one below two decades, and leave its lower part without any
+_LOG_TICKS = """
+const { start, end } = cb_data;
+const decades = Math.log10(end / start);
+const found = [];
+if (decades < 1) {
+  const rough = (end - start) / 5;
+  const size = 10 ** Math.floor(Math.log10(rough));
+  const step = size * [1, 2, 5, 10].find((nice) => nice * size >= rough);
+  for (let place = Math.ceil(start / step); place * step <= end; place += 1) found.push(place * step);
+} else {
+  const stride = Math.ceil(decades / 5);
+  const parts = decades > 3 ? [1] : decades > 1.5 ? [1, 3] : [1, 2, 5];
+  for (let power = Math.floor(Math.log10(start)); power <= Math.log10(end); power += 1) {
+    if (power % stride === 0) for (const part of parts) found.push(part * 10 ** power);
+  }
+}
+return found.filter((tick) => tick >= start && tick <= end);
+"""
+
+
+def _log_ticker() -> Any:
+    from bokeh.models import CustomJSTicker
+
+    return CustomJSTicker(major_code=_LOG_TICKS)
+
+
 def _plain_numbers() -> Any:
-    """Ticks of a log axis: 0.001, 20, 5e-5."""
+    """Ticks of a log scale: 0.001, 20, 5e-5."""
     from bokeh.models import CustomJSTickFormatter
 
     return CustomJSTickFormatter(
@@ -176,7 +203,7 @@ def finish(drawn: Any) -> Any:
 
 def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", format: str = "") -> Any:
     """The scale of a heat map, at its right."""
-    from bokeh.models import BasicTicker, LogTicker, NumeralTickFormatter, PrintfTickFormatter
+    from bokeh.models import BasicTicker, LogTicker, NumeralTickFormatter
     from bokeh.models.annotations import ColorBar
 
     bar: Any = ColorBar(color_mapper=mapper, ticker=LogTicker() if log else BasicTicker(desired_num_ticks=5))
@@ -190,7 +217,7 @@ def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", forma
     if format:
         bar.formatter = NumeralTickFormatter(format=format)
     elif log:
-        bar.formatter = PrintfTickFormatter(format="%.0e")
+        bar.formatter = _plain_numbers()
     drawn.add_layout(bar, "right")
     return bar
 
@@ -207,7 +234,7 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     legend.label_text_font = FONT
     legend.label_text_font_size = "11px"
     legend.padding = legend.margin = 0
-    legend.spacing = 10
+    legend.spacing = 10 if len(items) <= 6 else 2  # eight fit half of a page of 900 px
     legend.glyph_width = 14
     legend.label_standoff = 4
     drawn.add_layout(legend, "above")
