@@ -16,8 +16,8 @@ def parse(magic: Any, line: str) -> argparse.Namespace:
     """The arguments of ``magic`` (a method with ``magic_arguments``) on ``line``.
 
     Quotes are taken off as in a shell, and what follows a lone ``#`` is a comment; a backslash stays, as it belongs to
-    a regular expression. ``ConfigError`` for a
-    word or a value that the magic does not take, with the nearest one that it does.
+    a regular expression. ``ConfigError`` for a word or a value that the magic does not take, with the nearest one that
+    it does.
     """
     parser: argparse.ArgumentParser = magic.parser
     try:

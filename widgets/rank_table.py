@@ -72,6 +72,7 @@ class RankTable:
 
     def columns(self) -> Columns:
         """A row per rank."""
+        slowed_by = {mask: ", ".join(throttle_reasons(mask)) for mask in set(self.throttle.tolist())}
         return {
             "rank": np.arange(self.ranks, dtype=float),
             "state": self.state.astype(float),
@@ -81,7 +82,7 @@ class RankTable:
             "gpu": self.gpu.astype(float),
             "phase": self.phase,
             "device": self.device,
-            "throttle": np.array([", ".join(throttle_reasons(mask)) for mask in self.throttle.tolist()], dtype=object),
+            "throttle": np.array([slowed_by[mask] for mask in self.throttle.tolist()], dtype=object),
             "lag": np.full(self.ranks, math.nan) if self.lag is None else np.rint(100 * self.lag),
         }
 

@@ -105,9 +105,10 @@ class TensorBoard(Naive):
 
 
 def stepper(strategy: Strategy, share: Any, control: AgreedControl) -> Callable[[list[StepObserver], int], None]:
-    """One step as the trainer takes it, for whoever watches it."""
+    """One step as the trainer takes it, for whoever watches it, and the log that they write to."""
+    written_s: dict[RankLogWriter, float] = {}
 
-    def step(observers: list[StepObserver], number: int) -> None:
+    def step(observers: list[StepObserver], number: int, log: RankLogWriter | None) -> None:
         watch = control.rider
         control.post(sum(observer.propose(number) for observer in observers))
         for observer in observers:
@@ -123,6 +124,12 @@ def stepper(strategy: Strategy, share: Any, control: AgreedControl) -> Callable[
         for observer in observers:
             observer.updated(number, False)
             observer.ends(number)
+        cost_ms = sum(observer.cost_ms for observer in observers)
+        if log is not None:
+            before, written_s[log] = written_s.get(log, 0.0), log.cost_s
+            cost_ms += (written_s[log] - before) * 1e3
+        for observer in observers:
+            observer.accounted(number, cost_ms)
         control.take()
 
     return step
@@ -146,6 +153,8 @@ def rank_main(rank: int, ranks: int, directory: Path, *, plan: str, step_ms: int
         found = measured(step, ways, logs, rounds, turns)
         governor = watch._governor  # type: ignore[attr-defined]
         found["cost"], found["interval"] = governor.cost, governor.interval
+        if not rank and found["interval"] is None:
+            raise RuntimeError("the watch was never told what it cost, so its figures are not those of a training")
         strategy.close()
     for log in logs.values():
         log.close()
@@ -180,7 +189,7 @@ def measured(
         nonlocal number
         number += 1
         began, cpu = time.perf_counter(), time.process_time()
-        step(ways[name], number)
+        step(ways[name], number, logs.get(name))
         sort = getattr(ways[name][0], "_code", 0) if ways[name] else 0
         sample = min(sort, FIRST_GROUP), (time.perf_counter() - began) * 1e3, (time.process_time() - cpu) * 1e3
         spent.setdefault(name, []).append(sample)

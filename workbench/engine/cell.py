@@ -34,11 +34,11 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
 def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
-    if spec.lr is not None and not (spec.resume and scheduler is not None):  # else it is laid over the schedule
-        if scheduler is not None:
-            raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
+    if spec.lr is not None and scheduler is None:
         for group in optimizer.param_groups:
             group["lr"] = spec.lr
+    elif spec.lr is not None and not spec.resume:  # in a run that goes on it is laid over the schedule
+        raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
     loader = names.get("dataloader")
     if loader is not None:
         if spec.shuffle:

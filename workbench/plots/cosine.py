@@ -26,8 +26,6 @@ TAB = "gradients"
 AXIS = "step"
 CHOICE = "rank"
 EMPTY = "The cosine needs two data-parallel ranks, and a plan that knows their own gradients."
-
-
 #: what ``cosine_kind`` means, from the best to the poorest
 KINDS = {"exact": "exact", "norms": "from the norms", "slice": "estimated from own slices"}
 
@@ -45,7 +43,12 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
         out = {f"cosine_{int(name[7:]) * size}" if name != "step" else name: values for name, values in out.items()}
     out["how"] = np.array([KINDS[kind] for kind in kinds], dtype=object)
     out["estimated"] = np.array([kind == "slice" for kind in kinds], dtype=float)
-    return (rows.thin(out) if cursor is None else out), after
+    return (thin(out) if cursor is None else out), after
+
+
+def thin(columns: Columns) -> Columns:
+    """Fewer rows, with the extremes of the cosines; how they were had is no line."""
+    return rows.thin(columns, of=[name for name in columns if name.startswith("cosine_")])
 
 
 def replica_cosines(table: pd.DataFrame, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, list[str]]:

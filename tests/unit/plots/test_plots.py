@@ -253,6 +253,23 @@ def test_long_runs_are_thinned_and_keep_their_ends() -> None:
         assert planted and all(set(at + 1) <= set(few["step"]) for at in planted.values())
 
 
+GROWING = [plot for plot in plots() if not getattr(plot, "REPLACE", False)]
+
+
+@pytest.mark.parametrize("plot", GROWING, ids=lambda plot: plot.NAME)
+def test_whatever_a_figure_shows_can_be_thinned(plot: Plot, run: Path) -> None:
+    columns, _ = plot.columns(opened(run), None)
+    rows_here = len(next(iter(columns.values())))
+    times, along = math.ceil(3 * rows.CELLS / rows_here), {next(iter(columns)), "until", plot.AXIS}
+    many: Columns = {
+        name: np.concatenate([values + 1e4 * turn if name in along else values for turn in range(times)])
+        for name, values in columns.items()
+    }
+    few = getattr(plot, "thin", rows.thin)(many)
+    assert list(few) == list(columns)
+    assert 0 < len(next(iter(few.values()))) < rows_here * times
+
+
 def test_throughput_starts_at_zero(run: Path) -> None:
     columns, _ = throughput.columns(opened(run), None)
     assert throughput.figure(ColumnDataSource(dict(columns))).y_range.start == 0
