@@ -11,7 +11,7 @@ from workbench.plots import theme
 X = {"step": "step", "tokens": "tokens (all ranks)", "time": "seconds since the first sample"}
 _FIGURES = (
     ("compare_loss", "Loss", "loss", "loss", "{0.0000}", "linear"),
-    ("compare_tps", "Throughput", "tps", "tokens / s / device", "{0,0}", "linear"),
+    ("compare_tps", "Throughput", "tps", "throughput", "{0,0}", "linear"),
     ("compare_norm", "Gradient norm (global L2)", "grad_norm", "norm", "{0.000e+0}", "log"),
 )
 COLUMNS = ("step", "time", "tokens", "loss", "tps", "grad_norm")

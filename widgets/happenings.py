@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 from widgets.fold import Folded
+from workbench.event_words import words
 from workbench.telemetry.store import Columns
 
 MOST = 200
 _MOST_MARKS = 100
-_LONGEST = 300
-_QUIET = ("validation", "sample", "peak")
+_QUIET = ("validation", "sample", "peak", "settings")
 _BAD = {"failed", "died", "lost", "nonfinite"}
 _NOTICED = {"warning", "refused", "log", "spike", "nonfinite", "gpu"}
 
@@ -23,39 +23,6 @@ def level_of(kind: str, name: str) -> str:
     return "warning" if kind in _NOTICED else "info"
 
 
-def words(kind: str, name: str, value: Any, old: Any) -> str:
-    """One line for people."""
-    if kind == "state":
-        failed = isinstance(value, dict) and "ename" in value
-        text = f"{name}: {value['ename']}: {value.get('evalue', '')}" if failed else name
-    elif kind == "control":
-        change = (
-            f" {short(old)} → {short(value)}" if old is not None else f" {short(value)}" if value is not None else ""
-        )
-        text = f"{name}{change}"
-    elif kind == "refused" and isinstance(value, dict):
-        asked = "" if value.get("value") is None else f" {short(value['value'])}"
-        text = f"{name}{asked}: {value.get('reason', 'no reason known')}"
-    elif kind == "rank" and isinstance(value, dict):
-        text = f"rank {value.get('rank')} {name}: {value.get('reason', 'no reason known')}"
-    elif kind == "warning":
-        text = short(value if value is not None else name)
-    elif old is not None:
-        text = f"{name} {short(old)} → {short(value)}"
-    else:
-        text = f"{name} {short(value)}" if value is not None else name
-    return text[:_LONGEST]
-
-
-def short(value: Any) -> str:
-    """A value as people write it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {short(part)}" for key, part in value.items())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 class Happenings:
     """Events of a run, read on from where it stood. Times are seconds since ``begin`` (epoch)."""
 
@@ -63,6 +30,7 @@ class Happenings:
         self._folded = Folded(MOST, window=500)
         self._marks: dict[tuple[int, str], dict[str, Any]] = {}
         self._marks_changed = False
+        self._units: dict[str, str] = {}  # of knobs that the training script declared
 
     def take(self, events: Columns, begin: float) -> None:
         """Take in rows of the ``events`` table."""
@@ -72,10 +40,13 @@ class Happenings:
                 continue
             value, old = json.loads(events["value"][index]), json.loads(events["old_value"][index])
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
-            text = words(kind, name, value, old)
+            if kind == "control" and name == "declared" and isinstance(value, dict):
+                self._units[str(value.get("name"))] = str(value.get("unit", ""))
+            text = words(kind, name, value, old, units=self._units)
             shown = {"step": step, "time": time - begin, "kind": kind, "name": name, "text": text}
             self._folded.add((step, kind, name, text), rank, **shown, level=level_of(kind, name))
-            if kind in ("control", "checkpoint") and (step, text) not in self._marks:
+            marked = (kind == "control" and name != "declared") or (kind == "checkpoint" and name != "removed")
+            if marked and (step, text) not in self._marks:
                 self._marks[step, text] = {"step": step, "time": time - begin, "label": f"step {step}: {text}"}
                 self._marks_changed = True
 

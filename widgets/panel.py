@@ -23,7 +23,7 @@ from widgets import bundle
 from widgets.busy import Busy
 from widgets.feed import Feed
 from widgets.wire import bokeh_version
-from workbench.errors import WorkbenchError, format_ranks
+from workbench.errors import WorkbenchError
 from workbench.plots.picture import SIZE_INCHES, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 
@@ -169,7 +169,7 @@ class Panel:
         """Once all runs ended, the output becomes a picture; the page is told first, to keep the live panel for it."""
         summary = summarise(facts)
         failure = facts["failure"]
-        told = f"{format_ranks(failure['ranks'])}: {failure['error']}\n{failure['traceback']}" if failure else ""
+        told = f"{failure['who']}: {failure['error']}\n{failure['traceback']}" if failure else ""
         drawn = picture(store, title=summary)
         with self._ending:
             self._ends[place] = (drawn, "\n\n".join(filter(None, (summary, told))))

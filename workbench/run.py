@@ -198,9 +198,10 @@ class Run(Verbs):
 
     def verdict(self) -> Verdict:
         """What limits the run, in a sentence (``print`` it) and in figures: see ``telemetry.verdict.Verdict``."""
+        from workbench.telemetry.phases import posting_time
         from workbench.telemetry.verdict import verdict
 
-        return verdict(self._table("phases"), self.plan.mesh, self._table("collectives"))
+        return verdict(self._table("phases"), self.plan.mesh, posting_time(self._table("collectives")))
 
     def events(self) -> pd.DataFrame:
         """Events: time, step, rank, kind, name, value, old_value, who (values decoded)."""

@@ -1,11 +1,12 @@
 """What watching costs: step time bare, light and full, and as people do it without us.
 
 Two CPU ranks train and are watched in one way and another by turns, step by step, in the same processes: A B C A B C.
-Steps are sorted by what was watched in them (nothing, one group of layers, the full set); the medians of each sort,
-weighted by how often the governor chose it, are compared with the median bare step, by the clock and by the CPU time of
-the rank (where others use the machine too, only the second is quiet). What the thread of the log spends is added. Each
-of ``--rounds`` gives a ratio. ``naive`` is a hook per parameter with ``.item()`` for each figure, ``tensorboard`` a
-histogram of every gradient at each step.
+Each way is a trainer of its own over the same model, with the observers that a run of that level has; bare is one at
+``--monitor off`` that logs nothing. Steps are sorted by what was watched in them (nothing, one group of layers, the
+full set); the medians of each sort, weighted by how often the governor chose it, are compared with the median bare
+step, by the clock and by the CPU time of the rank (where others use the machine too, only the second is quiet). What
+the threads of the log and of the device sampler spend is added. Each of ``--rounds`` gives a ratio. ``naive`` is a hook
+per parameter with ``.item()`` for each figure, ``tensorboard`` a histogram of every gradient at each step.
 
     python tests/benchmarks/monitor.py [--plans ddp zero1 tp] [--steps-ms 5 50 500] [--rounds 5] [--turns 60]
 """
@@ -13,10 +14,11 @@ histogram of every gradient at each step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,16 @@ from tests.benchmarks.machine import describe_machine
 from tests.engine.rank_pool import RankPool
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
+from workbench.engine.entry import observers_of
 from workbench.engine.governor import FIRST_GROUP
 from workbench.engine.gradient_watch import GradientWatch
 from workbench.engine.observer import StepObserver
+from workbench.engine.phases import PhaseWatch
 from workbench.engine.process_group import joined
-from workbench.engine.strategies.base import Strategy
+from workbench.engine.sampler import DeviceSampler, Progress
+from workbench.engine.strategies.base import unmarked
 from workbench.engine.strategies.colossal import ColossalStrategy
+from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Workload
 from workbench.rank_log import RankLogWriter
 from workbench.run_directory import CONTROL_FILE
@@ -104,118 +110,144 @@ class TensorBoard(Naive):
         self.writer.add_histogram(name, parameter.grad, self.step)
 
 
-def stepper(strategy: Strategy, share: Any, control: AgreedControl) -> Callable[[list[StepObserver], int], None]:
-    """One step as the trainer takes it, for whoever watches it, and the log that they write to."""
-    written_s: dict[RankLogWriter, float] = {}
+class Same:
+    """The same batch at every step."""
 
-    def step(observers: list[StepObserver], number: int, log: RankLogWriter | None) -> None:
-        watch = control.rider
-        control.post(sum(observer.propose(number) for observer in observers))
-        for observer in observers:
-            observer.begins(number, watch)
-        with ExitStack() as around:
-            for observer in observers:
-                around.enter_context(observer.around(number))
-            strategy.forward_backward([share])
-        for observer in observers:
-            observer.reduced(number)
-        float(strategy.grad_sq())
-        strategy.step()
-        for observer in observers:
-            observer.updated(number, False)
-            observer.ends(number)
-        cost_ms = sum(observer.cost_ms for observer in observers)
-        if log is not None:
-            before, written_s[log] = written_s.get(log, 0.0), log.cost_s
-            cost_ms += (written_s[log] - before) * 1e3
-        for observer in observers:
-            observer.accounted(number, cost_ms)
-        control.take()
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
 
-    return step
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Any]:
+        return itertools.repeat(torch.utils._pytree.tree_map(lambda leaf: leaf.chunk(dp_size)[dp], self.batch))
+
+
+class NoLog:
+    """Stands for a rank log that nothing is written to."""
+
+    cost_s = 0.0
+
+    def append(self, record: Any) -> None: ...
+
+    def event(self, *args: Any, **more: Any) -> None: ...
+
+
+class Way:
+    """One way to watch: a trainer, entered for a step at a time. ``sampling_ms``: what the device sampler costs a
+    second."""
+
+    def __init__(self, trainer: Trainer, log: RankLogWriter | None, sampling_ms: float) -> None:
+        self.trainer = trainer
+        self.log = log
+        self.sampling_ms = sampling_ms
+        self.number = 0
+        self._phases = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
+        trainer.begin()
+        self.leave()
+
+    def enter(self) -> None:
+        """Watch the phases; only what is measured may."""
+        if self._phases is not None:
+            self._phases._open()
+
+    def leave(self) -> None:
+        if self._phases is not None:
+            self._phases._tap.remove()
+            strategy = self.trainer.strategy
+            strategy.mark, strategy.aside = unmarked, lambda observer: observer
+
+    def step(self) -> tuple[int, float, float]:
+        """What gradients were watched, and ms by the clock and of the rank's CPU time."""
+        self.number += 1
+        self.enter()
+        began, cpu = time.perf_counter(), time.process_time()
+        self.trainer.take_step(self.number)
+        self.trainer.steering.boundary(self.number)
+        spent = (time.perf_counter() - began) * 1e3, (time.process_time() - cpu) * 1e3
+        self.leave()
+        self.trainer.progress.sampling_s += self.sampling_ms / 1e3 * spent[0] / 1e3
+        codes = [one._code for one in self.trainer.observers if isinstance(one, GradientWatch)]
+        return (min(codes[0], FIRST_GROUP) if codes else 0, *spent)
+
+    def thread_ms(self) -> float:
+        """What the log's thread has spent so far."""
+        if self.log is None:
+            return 0.0
+        self.log.flush()
+        return time.clock_gettime(time.pthread_getcpuclockid(self.log._thread.ident)) * 1e3  # type: ignore[arg-type]
 
 
 def rank_main(rank: int, ranks: int, directory: Path, *, plan: str, step_ms: int, rounds: int, turns: int) -> Any:
     """Per way of watching and round: ms of a step by the clock and by the CPU; and what the watch says it costs."""
     replicas = ranks // PLANS[plan].get("tp", 1)
     model, batch = model_and_batch(step_ms, replicas)
-    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": 8, **PLANS[plan]})
+    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": 8, "eval_every": 0, "grad_every": None, **PLANS[plan]})
     (directory / CONTROL_FILE).touch()
-    logs = {name: RankLogWriter(directory / name, rank) for name in ("light", "full")}
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = ColossalStrategy(spec, rank)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        strategy.prepare(Workload(model=model, optimizer=optimizer, data=None, criterion=loss_of))  # type: ignore[arg-type]
-        share = torch.utils._pytree.tree_map(lambda leaf: leaf.chunk(replicas)[strategy.coordinates.dp], batch)
-        step = stepper(strategy, share, AgreedControl(directory, rank, ranks))
-        ways = ways_to_watch(strategy, spec, logs, directory)
-        watch = ways["full"][0]
-        found = measured(step, ways, logs, rounds, turns)
-        governor = watch._governor  # type: ignore[attr-defined]
+        workload = Workload(model=model, optimizer=optimizer, data=Same(batch), criterion=loss_of)  # type: ignore[arg-type]
+        strategy.prepare(workload)
+        ways = ways_to_watch(strategy, workload, directory)
+        found = measured(ways, rounds, turns)
+        full = ways["full"].trainer
+        (governor,) = [one._governor for one in full.observers if isinstance(one, GradientWatch)]
         found["cost"], found["interval"] = governor.cost, governor.interval
-        if not rank and found["interval"] is None:
+        if found["interval"] is None:
             raise RuntimeError("the watch was never told what it cost, so its figures are not those of a training")
         strategy.close()
-    for log in logs.values():
-        log.close()
+    for way in ways.values():
+        if way.log is not None:
+            way.log.close()
     return found
 
 
-def ways_to_watch(
-    strategy: ColossalStrategy, spec: TrainSpec, logs: dict[str, RankLogWriter], directory: Path
-) -> dict[str, list[StepObserver]]:
+def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Path) -> dict[str, Way]:
     named = {name: parameter for name, parameter in strategy.plan.module.named_parameters() if parameter.requires_grad}
-    device = torch.device("cpu")
-    return {
-        "bare": [],
-        "light": [GradientWatch(spec.replace(level="light"), strategy, logs["light"], device)],
-        "full": [GradientWatch(spec, strategy, logs["full"], device)],
-        "naive": [Naive(named)],
-        "tensorboard": [TensorBoard(named, str(directory / "tensorboard"))],
-    }
+    others = {"bare": [], "naive": [Naive(named)], "tensorboard": [TensorBoard(named, str(directory / "tensorboard"))]}
+    sampling_ms = cost_of_sampling(strategy.spec.monitor.sample_hz)
+    ways = {}
+    for name in ("bare", "light", "full", "naive", "tensorboard"):
+        is_ours = name not in others
+        spec = strategy.spec.replace(level=name if is_ours else "off")
+        log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
+        trainer = Trainer(
+            run=directory,
+            spec=spec,
+            workload=workload,
+            strategy=strategy,
+            control=AgreedControl(directory, strategy.rank, spec.plan.ranks),
+            log=log or NoLog(),  # type: ignore[arg-type]
+            progress=Progress(),
+            observers=observers_of(spec, strategy, workload, log) if log else others[name],
+        )
+        ways[name] = Way(trainer, log, sampling_ms if is_ours else 0.0)
+    return ways
 
 
-def measured(
-    step: Callable[..., None],
-    ways: dict[str, list[StepObserver]],
-    logs: dict[str, RankLogWriter],
-    rounds: int,
-    turns: int,
-) -> dict[str, Any]:
-    number = 0
-    spent: dict[str, list[tuple[int, float, float]]] = {}
+def cost_of_sampling(hz: float) -> float:
+    """Ms of CPU time a second of the device sampler's thread."""
+    state = Progress()
+    with DeviceSampler(NoLog(), rank=0, hz=100, device="cpu", state=state) as sampler:  # type: ignore[arg-type]
+        while sampler.samples < 50:
+            time.sleep(0.01)
+    return state.sampling_s / sampler.samples * hz * 1e3
 
-    def once(name: str) -> None:
-        nonlocal number
-        number += 1
-        began, cpu = time.perf_counter(), time.process_time()
-        step(ways[name], number, logs.get(name))
-        sort = getattr(ways[name][0], "_code", 0) if ways[name] else 0
-        sample = min(sort, FIRST_GROUP), (time.perf_counter() - began) * 1e3, (time.process_time() - cpu) * 1e3
-        spent.setdefault(name, []).append(sample)
 
+def measured(ways: dict[str, Way], rounds: int, turns: int) -> dict[str, Any]:
     for name in [*ways] * 3:
-        once(name)
-    for log in logs.values():
-        log.flush()  # the first one imports pandas
+        ways[name].step()
     found: dict[str, Any] = {name: [] for name in ways}
     for _ in range(rounds):
-        spent.clear()
-        written = {name: cpu_ms_of_thread(log) for name, log in logs.items()}
+        spent: dict[str, list[tuple[int, float, float]]] = {name: [] for name in ways}
+        before = {name: way.thread_ms() for name, way in ways.items()}
         for turn in range(turns):
             names = ["bare", "light", "full"] if turn % 10 else list(ways)
             for name in names if turn % 2 == 0 else names[::-1]:
-                once(name)
-        for name, log in logs.items():
-            log.flush()
-            written[name] = (cpu_ms_of_thread(log) - written[name]) / turns
-        for name, samples in spent.items():
-            found[name].append([typical(samples, which) + written.get(name, 0.0) for which in (1, 2)])
+                spent[name].append(ways[name].step())
+        for name, way in ways.items():
+            written_ms = (way.thread_ms() - before[name]) / len(spent[name])
+            per_step = [typical(spent[name], which) for which in (1, 2)]
+            found[name].append([ms + written_ms + way.sampling_ms * per_step[0] / 1e3 for ms in per_step])
     return found
-
-
-def cpu_ms_of_thread(log: RankLogWriter) -> float:
-    return time.clock_gettime(time.pthread_getcpuclockid(log._thread.ident)) * 1e3  # type: ignore[arg-type]
 
 
 def typical(samples: list[tuple[int, float, float]], which: int) -> float:

@@ -52,6 +52,7 @@ def rank_blocks(
         strategy.prepare(workload)
         log = Log()
         trainer = Trainer(
+            run=directory,
             spec=spec,
             workload=workload,
             strategy=strategy,
@@ -59,15 +60,15 @@ def rank_blocks(
             log=log,  # type: ignore[arg-type]
             progress=Progress(),
         )
-        batches = workload.data.batches(strategy.coordinates.dp, strategy.mesh.dp)
-        number = 0
+        number = trainer.begin()
 
         def block() -> tuple[float, float]:
             nonlocal number
             began, busy = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 number += 1
-                trainer._step(number, 0, batches)
+                trainer.take_step(number)
+                trainer.steering.boundary(number)
             return (time.perf_counter() - began) * 1e3 / steps, (time.process_time() - busy) * 1e3 / steps
 
         block()

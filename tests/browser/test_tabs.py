@@ -176,7 +176,7 @@ def test_what_failed_is_said_once_with_its_traceback_folded(bare: Any, tmp_path:
     panel = StaticPanel(bare, run)
     ready(panel)
     summary = bare.locator(".dw-failure summary")
-    assert summary.inner_text() == "ranks 0, 1: ValueError: bad"
+    assert summary.inner_text() == "ranks 0-1: ValueError: bad"
     trace = bare.locator(".dw-failure pre")
     assert not trace.is_visible()
     summary.click()
@@ -269,6 +269,25 @@ def test_after_a_lost_message_everything_comes_anew(bare: Any, tmp_path: Path) -
     panel.pump(f"() => ({steps})()?.length > 60", 30)
     shown = bare.evaluate(steps)
     assert shown == list(range(1, len(shown) + 1))
+    run.stop()
+    run.wait(10)
+    panel.close()
+
+
+def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bare: Any, tmp_path: Path) -> None:
+    run = LiveFakeRun(tmp_path / "run", steps=4000, step_s=0.03)
+    bare.clock.install()
+    panel = StaticPanel(bare, run.path, on_control=lambda name, value: None, status=lambda: run.status)
+    ready(panel)
+    buttons = bare.locator(".dw-quick button")
+    assert [button.is_enabled() for button in buttons.all()] == [True] * 4
+    bare.clock.run_for(30_000)  # nothing is delivered meanwhile
+    assert bare.locator(".dw-pill").inner_text() == "no kernel"
+    assert "No word from the kernel" in bare.locator(".dw-head .dw-about").inner_text()
+    assert [button.is_enabled() for button in buttons.all()] == [False] * 4
+    panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 20)
+    assert [button.is_enabled() for button in buttons.all()] == [True] * 4
+    assert panel.errors == []
     run.stop()
     run.wait(10)
     panel.close()

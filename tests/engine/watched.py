@@ -75,10 +75,22 @@ def _slow_down(where: str, delay_s: float, workload: Workload) -> None:
     """Plant a delay on this rank."""
     if where == "forward":
         workload.model.register_forward_pre_hook(lambda module, args: time.sleep(delay_s))
-    elif where == "network":
-        dist.all_reduce = delayed(dist.all_reduce, delay_s)
+    elif where == "network":  # DDP's reductions go from C++ to the backend, but for those of a hook
+        for name in ("all_reduce", "batch_isend_irecv"):
+            setattr(dist, name, delayed(getattr(dist, name), delay_s))
     elif where == "optimizer":
         workload.optimizer.step = delayed(workload.optimizer.step, delay_s)  # type: ignore[method-assign]
+
+
+def late_bucket(module: Any, delay_s: float) -> None:
+    """DDP hands its buckets over late."""
+
+    def reduce(state, bucket):  # DDP refuses annotations that are text
+        time.sleep(delay_s)
+        work = module.process_group.allreduce([bucket.buffer().div_(module.process_group.size())])
+        return work.get_future().then(lambda future: future.value()[0])
+
+    module.register_comm_hook(None, reduce)
 
 
 class Buckets:
@@ -148,6 +160,24 @@ def train(
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(workload)
+        if rank == slow_rank and where in ("hook", "then"):
+            module = strategy.reducer()
+
+            def reduce(state, bucket):
+                if where == "hook":
+                    time.sleep(delay_s)
+                work = module.process_group.allreduce([bucket.buffer().div_(module.process_group.size())])
+
+                def done(future):
+                    if where == "then":
+                        time.sleep(delay_s)
+                    return future.value()[0]
+
+                return work.get_future().then(done)
+
+            module.register_comm_hook(None, reduce)
+        if rank == slow_rank and where == "network" and strategy.reducer() is not None:
+            late_bucket(strategy.reducer(), delay_s)
         if buckets is not None:
             buckets.watch(strategy.reducer(), workload.model.model.layers[0])
         observers: list[StepObserver] = []

@@ -6,7 +6,7 @@ const TILES = [
   ["validation", "Validation", (f) => [number(f.validation?.value), validationNote(f)]],
   ["lr", "Learning rate", (f) => [number(f.lr), f.precision]],
   ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clip"]],
-  ["tps", "Tokens/s/device", (f) => [whole(f.tps), `all ${whole(known(f.tps) ? f.tps * f.world : null)}`]],
+  ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s by all ranks`]],
   ["time", "Step time", (f) => [known(f.step_time_ms) ? `${fixed(f.step_time_ms, 1)} ms` : "–", "slowest rank"]],
   ["mfu", "MFU", (f) => [percent(f.mfu), known(f.mfu) ? "of the peak" : "peak not known"]],
   ["ranks", "Ranks", (f) => [whole(f.world), statesNote(f)]],
@@ -44,18 +44,17 @@ export class Overview {
 
   say(facts) {
     for (const [key, , text] of TILES) {
-      const [value, note] = text(facts);
+      const [value, note, more = note] = text(facts);
       say(this.tiles[key].value, value);
       say(this.tiles[key].note, note);
-      this.tiles[key].note.title = note;
+      this.tiles[key].note.title = more;
     }
     say(this.verdict, facts.verdict || "No verdict yet: no phases were recorded.");
     this.verdict.title = this.verdict.textContent;
     this.failure.hidden = !facts.failure;
     if (facts.failure) {
-      const { ranks, error, traceback } = facts.failure;
-      const shown = ranks.length > 8 ? `${ranks.slice(0, 8).join(", ")}… (${ranks.length} ranks)` : ranks.join(", ");
-      say(this.failureTitle, `${ranks.length > 1 ? "ranks" : "rank"} ${shown}: ${error}`);
+      const { who, error, traceback } = facts.failure;
+      say(this.failureTitle, `${who}: ${error}`);
       say(this.trace, traceback || "no traceback was recorded");
     }
   }

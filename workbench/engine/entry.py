@@ -101,7 +101,7 @@ def _train(
             log_cost(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
-            observers = _observers(spec, strategy, workload, log)
+            observers = observers_of(spec, strategy, workload, log)
             trainer = Trainer(
                 spec=spec,
                 workload=workload,
@@ -132,7 +132,7 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
     return checkpoints.find(run, step)
 
 
-def _observers(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
+def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
     always = [BatchFacts(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
     if spec.monitor.level == "off":

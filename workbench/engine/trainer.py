@@ -111,16 +111,14 @@ class Trainer:
 
     def run(self) -> str:
         """Train to the last step, or until somebody stops it."""
-        step = self._begin()
+        step = self.begin()
         self.log.event("state", "running", step=step)
         self.steering.declare_knobs(step)
+        self.steering.tell_in_force(step)
         outcome = "finished"
         while step < self.spec.steps:
             step += 1
-            self.progress.step = step
-            watch = self.control.rider
-            self.control.post(sum(observer.propose(step) for observer in self.observers))
-            self._step(step, watch)
+            self.take_step(step)
             evaluated = self._scheduled(step)
             here = self.steering.boundary(step)
             step = here.step
@@ -138,7 +136,7 @@ class Trainer:
         self._enter("idle")
         return outcome
 
-    def _begin(self) -> int:
+    def begin(self) -> int:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
         if self._resume is not None:
             step = self._restore(self._resume)
@@ -168,6 +166,13 @@ class Trainer:
         if self.spec.save_every and step % self.spec.save_every == 0:
             self.save(step, asked=False)
         return due
+
+    def take_step(self, step: int) -> None:
+        """One step of ``run``, without what comes between steps (``steering.boundary`` is due after it)."""
+        self.progress.step = step
+        watch = self.control.rider
+        self.control.post(sum(observer.propose(step) for observer in self.observers))
+        self._step(step, watch)
 
     def _step(self, step: int, watch: int) -> None:
         """One optimizer step; its record is written now on a CPU, a step later on a GPU (no synchronisation)."""

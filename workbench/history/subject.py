@@ -19,7 +19,7 @@ from workbench.export.events_file import Series, event_files, read_scalars
 from workbench.history import keeping, logs
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.run_directory import CELL_FILE
-from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.store import Columns
 
 #: what a curve can be drawn over
@@ -56,6 +56,7 @@ class Subject:
     environment: dict[str, Any] = field(default_factory=dict)
     cell: str = ""
     plan: str = ""
+    counts: str = "tokens"  # what tps counts: tokens or samples
     problem: str = ""  # what is wrong with its directory
 
     def axis(self, name: str) -> np.ndarray:
@@ -134,6 +135,7 @@ def from_logs(
         environment=_environment(run),
         cell=cell,
         plan=spec.plan.describe() if spec else "",
+        counts=batch_of(events)[1],
         problem=problem,
     )
 

@@ -81,9 +81,10 @@ def _loss(pane: Axes, columns: Columns) -> None:
 
 
 def _throughput(pane: Axes, columns: Columns) -> None:
-    _dress(pane, "Throughput (tokens / s / device)", "step")
+    unit = throughput.unit_of(columns)
+    _dress(pane, f"Throughput ({unit} / s / device)", "step")
     _grid(pane)
-    pane.plot(columns["step"], columns["tps"], color=theme.THROUGHPUT, alpha=0.3, linewidth=0.8)
+    pane.plot(columns["step"], columns[unit], color=theme.THROUGHPUT, alpha=0.3, linewidth=0.8)
     pane.plot(columns["step"], columns["smooth"], color=theme.THROUGHPUT, linewidth=1.6)
     pane.set_ylim(bottom=0)
 

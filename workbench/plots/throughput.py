@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from workbench.plots import rows, theme
 from workbench.plots.base import Cursor
@@ -20,11 +21,12 @@ AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, tps (tokens per second and device), smooth (moving average), step_time_ms, data_wait_ms."""
+    """step, tokens or samples (per second and device), smooth (moving average), step_time_ms, data_wait_ms."""
     steps, before = cursor or (None, math.nan)
     metrics, steps = rows.metrics_since(store, steps)
-    out = {name: metrics[name].astype(float) for name in ("step", "tps", "step_time_ms", "data_wait_ms")}
-    out["smooth"] = rows.smooth(out["tps"], before)
+    named = {"step": "step", rows.unit(store): "tps", "step_time_ms": "step_time_ms", "data_wait_ms": "data_wait_ms"}
+    out = {name: metrics[column].astype(float) for name, column in named.items()}
+    out["smooth"] = rows.smooth(out[rows.unit(store)], before)
     if out["smooth"].size:
         before = float(out["smooth"][-1])
     return (thin(out) if cursor is None else out), (steps, before)
@@ -32,27 +34,33 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def thin(columns: Columns) -> Columns:
     """Fewer rows, with the extremes of what each step gave."""
-    return rows.thin(columns, of=["tps"])
+    return rows.thin(columns, of=[unit_of(columns)])
+
+
+def unit_of(columns: Mapping[str, Any]) -> str:
+    """What these columns count: "tokens" or "samples"."""
+    return "samples" if "samples" in columns else "tokens"
 
 
 def figure(source: ColumnDataSource) -> Figure:
     """A line over steps, from zero."""
     from bokeh.models import DataRange1d, HoverTool, NumeralTickFormatter
 
+    unit = unit_of(source.data)
     drawn = theme.new_figure(
         TITLE,
         x_label="step",
-        y_label="tokens or samples / s / device",
+        y_label=f"{unit} / s / device",
         y_range=DataRange1d(start=0, range_padding=0.1),
         marks="step",
     )
     drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-    each = drawn.line("step", "tps", source=source, color=theme.THROUGHPUT, alpha=0.55, line_width=1)
+    each = drawn.line("step", unit, source=source, color=theme.THROUGHPUT, alpha=0.55, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.THROUGHPUT, line_width=2)
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [
         ("step", "@step{0}"),
-        ("per s and device", "@tps{0,0}"),
+        (f"{unit} / s / device", f"@{unit}{{0,0}}"),
         ("step time", "@step_time_ms{0.0} ms"),
         ("waiting for data", "@data_wait_ms{0.00} ms"),
     ]

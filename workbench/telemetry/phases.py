@@ -108,10 +108,12 @@ def posting_time(collectives: Columns) -> pd.Series:
     recorded: handing operations to the backend (``post_ms``).
 
     Of the calls of one kind in a group it is the median, times their number: a rank that lost its processor in the
-    midst of one call has no slow network.
+    midst of one call has no slow network. Messages that were handed over together, and so at one time, count once.
     """
-    names = ("step", "rank", "group", "kind", "post_ms")
+    names = ("step", "rank", "group", "kind", "start_ms", "post_ms")
     posted = pd.DataFrame({name: collectives[name] for name in names}).dropna(subset=["post_ms"])
+    posted["at"] = (posted["start_ms"] + posted["post_ms"]).round(3)
+    posted = posted.drop_duplicates(["step", "rank", "at"])
     calls = posted.groupby(["step", "rank", "group", "kind"], dropna=False)["post_ms"]
     return (calls.median() * calls.count()).groupby(level=["step", "rank"]).sum()
 

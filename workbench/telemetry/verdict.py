@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from workbench.mesh import Mesh
-from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, posting_time, skew_ms
+from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, skew_ms
 from workbench.telemetry.store import Columns
 
 #: steps at the beginning that say nothing: caches are cold, buckets and shapes are agreed
 WARM_UP = 3
+#: with fewer steps after those there is no verdict: one hiccup would make it
+ENOUGH = 5
 #: steps that are judged: the newest
 WINDOW = 200
+#: of the steps whose collectives were recorded, so many: the newest, and no verdict on the network from a single one
+RECORDED, ENOUGH_RECORDED = 20, 2
 #: a rank is called slow when the others lose at least this share of the step time to it
 LEAST_SHARE = 0.05
 #: and when it is the slowest in at least this share of the steps
@@ -26,11 +31,12 @@ _WHAT = {"data": "its data", "transfer": "copying to the device", "communication
 
 @dataclass(frozen=True, kw_only=True)
 class Straggler:
-    """A rank for which the others wait. ``lost_ms`` per step, ``lost_share`` of the step time; ``phase`` is where it
+    """A rank for which the others wait. ``lost_ms`` per step, ``lost_share`` of its step time; ``phase`` is where it
     needs longer than the others, ``steps_share`` the share of steps in which it is the slowest.
 
-    Phase "communication": it needs longer to hand over what it sends. A link that is slow in the midst of a collective
-    holds up all ranks alike, from which none can be told.
+    Phase "communication": it needs longer to hand over what it sends. What is slow in the midst of a collective (a
+    link, say) holds up all ranks alike, from which none can be told. The reductions of torch's DDP are handed over by
+    its backward pass: what holds one of them up there counts as "backward".
     """
 
     rank: int
@@ -42,7 +48,7 @@ class Straggler:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What limits a run. ``sentence`` says it; shares are of the step time.
+    """What limits a run. ``sentence`` says it, or why nothing can be said; shares are of the step time, at most 1.
 
     ``bound``: "data", "compute", "communication" or "bubble", the largest of the shares on the rank that the others
     wait for (on average over ranks without one); "" when nothing is known. ``communication_share``: exposed
@@ -67,39 +73,41 @@ class Verdict:
     def __str__(self) -> str:
         return self.sentence
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """A notebook's output shows the sentence; ``repr`` has the numbers."""
+        printer.text(self.sentence)
 
-def verdict(phases: Columns, mesh: Mesh, collectives: Columns | None = None, *, window: int = WINDOW) -> Verdict:
-    """Judge the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` where there are more."""
-    table = _judged(by_phase(phases), mesh, window)
-    if table.empty:
-        return Verdict(sentence="Nothing can be said yet: no step with phases is complete.")
-    steps = table.index.get_level_values("step")
+
+def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, window: int = WINDOW) -> Verdict:
+    """Judge the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` of those given.
+
+    ``posted``: ``phases.posting_time`` of the collectives; without it a slow network shows in no rank.
+    """
+    table = _finished(by_phase(phases), mesh)
+    steps = table.index.unique("step").sort_values()
+    judged_steps = steps[WARM_UP:][-window:]
+    if len(judged_steps) < ENOUGH:
+        return Verdict(sentence=_too_few(len(steps)))
+    table = table[table.index.get_level_values("step").isin(judged_steps)]
     per_rank = table.groupby(level="rank").mean()
-    step_ms = float(per_rank.sum(axis=1).mean())
+    totals = per_rank.sum(axis=1)
+    step_ms = float(totals.mean())
     waits = per_rank["communication"] + per_rank["bubble"]
-    # collectives are recorded rarely, so the newest steps that were may lie before the window
-    posted = None if collectives is None else _judged(posting_time(collectives).to_frame("communication"), mesh, window)
-    slow = straggler(own_time(table), posted, mesh, step_ms)
+    slow = straggler(own_time(table), _newest(posted, mesh), mesh, totals, waits)
     judged = per_rank.loc[slow.rank] if slow else per_rank.mean()
-    shares = {
-        "compute": float(judged[list(COMPUTE)].sum()) / step_ms,
-        "data": float(judged[list(DATA)].sum()) / step_ms,
-        "communication": float(judged["communication"]) / step_ms,
-        "bubble": float(judged["bubble"]) / step_ms,
-    }
-    bound = max(shares, key=lambda name: shares[name])
-    mean = per_rank.mean()
+    shares = _shares(judged, slow)
+    mean = _shares(per_rank.mean(), None)
     found = Verdict(
         sentence="",
-        bound=bound,
-        steps=(int(steps.min()), int(steps.max())),
+        bound=max(shares, key=lambda name: shares[name]),
+        steps=(int(judged_steps[0]), int(judged_steps[-1])),
         step_ms=step_ms,
-        compute_share=float(mean[list(COMPUTE)].sum()) / step_ms,
-        data_share=float(mean[list(DATA)].sum()) / step_ms,
-        communication_share=float(mean["communication"]) / step_ms,
-        bubble_share=float(mean["bubble"]) / step_ms,
+        compute_share=mean["compute"],
+        data_share=mean["data"],
+        communication_share=mean["communication"],
+        bubble_share=mean["bubble"],
         waiting_share=float(waits.mean() - waits.min()) / step_ms,
-        overlapped_share=_overlapped_ms(phases, table) / step_ms,
+        overlapped_share=_overlapped_share(phases, table),
         skew_ms=float(skew_ms(own_time(table)).mean()),
         straggler=slow,
         per_rank=per_rank.to_dict("index"),  # type: ignore[arg-type]
@@ -107,31 +115,68 @@ def verdict(phases: Columns, mesh: Mesh, collectives: Columns | None = None, *, 
     return _with_sentence(found, shares, mesh)
 
 
-def _judged(table: pd.DataFrame, mesh: Mesh, window: int) -> pd.DataFrame:
-    """Complete steps only, the newest, without those of the warm-up where others are left."""
-    ranks = table.groupby(level="step").size()
-    complete = ranks.index[ranks == mesh.world_size]
-    warm = complete[complete > WARM_UP]
-    chosen = (warm if len(warm) else complete)[-window:]
-    return table[table.index.get_level_values("step").isin(chosen)]
+def _finished(table: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
+    """Steps that every rank came to the end of: one in which a run fails may have lasted for any time."""
+    ended = table["optimizer"] > 0
+    ranks = ended.groupby(level="step").sum()
+    return table[table.index.get_level_values("step").isin(ranks.index[ranks == mesh.world_size])]
 
 
-def straggler(own: pd.DataFrame, posted: pd.DataFrame | None, mesh: Mesh, step_ms: float) -> Straggler | None:
+def _too_few(steps: int) -> str:
+    if not steps:
+        return "No verdict yet: all ranks have to finish some steps first."
+    return (
+        f"No verdict: all ranks finished {steps} step{'s' if steps > 1 else ''}, and it takes {WARM_UP + ENOUGH}, as "
+        f"the first {WARM_UP} say nothing."
+    )
+
+
+def _newest(posted: pd.Series | None, mesh: Mesh) -> pd.DataFrame | None:
+    """Collectives are recorded rarely, so the newest steps that were may lie before those that are judged. The first
+    step says nothing: connections are made in it."""
+    if posted is None:
+        return None
+    ranks = posted.groupby(level="step").size()
+    steps = ranks.index[(ranks == mesh.world_size) & (ranks.index > 1)].sort_values()[-RECORDED:]
+    if len(steps) < ENOUGH_RECORDED:
+        return None
+    return posted[posted.index.get_level_values("step").isin(steps)].to_frame("communication")
+
+
+def _shares(phases: pd.Series, slow: Straggler | None) -> dict[str, float]:
+    """Shares of a step by what it is spent on. On a rank whose network is slow its own handing over counts as
+    communication wherever it happens, in a pipeline's bubble too."""
+    total = float(phases.sum())
+    handing_ms = min(slow.lost_ms, float(phases["bubble"])) if slow and slow.phase == "communication" else 0.0
+    spent = {
+        "compute": float(phases[list(COMPUTE)].sum()),
+        "data": float(phases[list(DATA)].sum()),
+        "communication": float(phases["communication"]) + handing_ms,
+        "bubble": float(phases["bubble"]) - handing_ms,
+    }
+    return {name: ms / total for name, ms in spent.items()}
+
+
+def straggler(
+    own: pd.DataFrame, posted: pd.DataFrame | None, mesh: Mesh, totals: pd.Series, waits: pd.Series
+) -> Straggler | None:
     """The rank that the others wait for, by each rank's own time (``phases.own_time``, ``posting_time``); None where no
-    rank stands out.
+    rank stands out. ``totals``, ``waits``: milliseconds of each rank's step, and of them in communication and bubble.
 
     Its excess is over the median of the other ranks. In a pipeline a stage that has more work than the others looks
     like a slow rank, and limits the pipeline just so.
     """
-    if mesh.world_size == 1 or own.empty:
+    if mesh.world_size == 1:
         return None
     candidates = [_slowest(own, _trimmed_mean)]
-    if posted is not None and len(posted):
-        candidates.append(_slowest(posted, _low_quartile))
+    if posted is not None:
+        rank, phase, lost_ms, steps_share = _slowest(posted, _low_quartile)
+        candidates.append((rank, phase, min(lost_ms, float(waits[rank])), steps_share))  # it is part of these
     rank, phase, lost_ms, steps_share = max(candidates, key=lambda found: found[2])
-    if lost_ms < LEAST_SHARE * step_ms or steps_share < LEAST_STEPS:
+    lost_share = lost_ms / float(totals[rank])
+    if lost_share < LEAST_SHARE or steps_share < LEAST_STEPS:
         return None
-    return Straggler(rank=rank, phase=phase, lost_ms=lost_ms, lost_share=lost_ms / step_ms, steps_share=steps_share)
+    return Straggler(rank=rank, phase=phase, lost_ms=lost_ms, lost_share=lost_share, steps_share=steps_share)
 
 
 def _slowest(own: pd.DataFrame, typical: Callable[[np.ndarray], np.ndarray]) -> tuple[int, str, float, float]:
@@ -163,21 +208,21 @@ def _trimmed_mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(np.arange(len(values))[:, None, None] < kept, ordered, 0.0).sum(axis=0) / kept)
 
 
-def _overlapped_ms(phases: Columns, table: pd.DataFrame) -> float:
-    """Communication that compute hid, per step and rank, over the steps in which it was measured."""
+def _overlapped_share(phases: Columns, table: pd.DataFrame) -> float:
+    """Communication that compute hid, of the steps in which it was measured."""
     hidden = phases["phase"] == "overlapped"
     if not hidden.any():
         return 0.0
     frame = pd.DataFrame({name: phases[name][hidden] for name in ("step", "rank", "duration_ms")})
-    frame = frame[frame["step"].isin(table.index.get_level_values("step"))]
     totals = frame.groupby(["step", "rank"])["duration_ms"].sum()
-    return float(totals.mean()) if len(totals) else 0.0
+    totals = totals[totals.index.isin(table.index)]
+    return float(totals.sum() / table.loc[totals.index].to_numpy().sum()) if len(totals) else 0.0
 
 
 _BOUND = {
     "compute": "Compute-bound: {compute} of a {step} step computes",
     "data": "Data-bound: {data} of a {step} step waits for data",
-    "communication": "Communication-bound: {communication} of a {step} step waits for other ranks",
+    "communication": "Communication-bound: {communication} of a {step} step communicates",
     "bubble": "Bound by the pipeline: {bubble} of a {step} step waits for a neighbouring stage",
 }
 _OTHERS = {
@@ -209,7 +254,7 @@ def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verd
     elif mesh.world_size > 1:
         text += f" No rank stands out: they differ by {_ms(found.skew_ms)} per step."
         if found.bound == "communication":
-            text += " (A link of one rank that is slow within a collective holds up all alike.)"
+            text += " (What is slow within a collective, such as one rank's link, holds up all alike.)"
     return Verdict(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, "sentence": text})
 
 

@@ -44,14 +44,14 @@ def text_page(run: Path) -> BeautifulSoup:
 def phased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BeautifulSoup]:
     """A run of 40 steps with known phases, and its report."""
     run = make_fake_run(tmp_path_factory.mktemp("phased") / "run", steps=40)
-    return run, page_of(render(with_phases(run, {"forward": 60, "communication": 60})))
+    return run, page_of(render(with_phases(run, {"forward": 50, "communication": 60, "optimizer": 10})))
 
 
 def with_phases(run: Path, phases: dict[str, float]) -> Path:
-    """Give every rank of a fake run phases of steps 10 to 14, in ms; step 12 takes ten times as long."""
+    """Give every rank of a fake run phases of steps 6 to 14, in ms; step 12 takes ten times as long."""
     for rank in range(len(list(run.glob("rank-*")))):
         with RankLogWriter(run / "other", rank) as log:
-            for step in range(10, 15):
+            for step in range(6, 15):
                 begin = 0.0
                 for phase, ms in phases.items():
                     long = ms * (10 if step == 12 else 1)
@@ -146,12 +146,14 @@ def test_the_chosen_steps_are_a_usual_one_and_the_slowest(phased: tuple[Path, Be
     found = facts.read(run)
     chosen = timeline.chosen_steps(found)
     steps, times = found.metrics["step"], found.metrics["step_time_ms"]
-    later = (steps >= 11) & (steps <= 14)  # the first logged one is left out
+    later = (steps >= 7) & (steps <= 14)  # the first logged one is left out
     assert chosen[-1].step == steps[later][np.argmax(times[later])] and 1 <= len(chosen) <= 2
     keys = [key.get_text(" ") for key in page.find(id="timeline").find_all("ul", class_="key")]
-    assert page.find(id=f"timeline-{chosen[0].step}") and keys == ["forward communication"] * (1 + len(chosen))
+    assert page.find(id=f"timeline-{chosen[0].step}") and keys == ["forward optimizer communication"] * (
+        1 + len(chosen)
+    )
     bars = timeline.columns(found, 12)
-    assert (bars["end"] - bars["start"]).tolist() == [600.0] * 4 and set(bars["row"]) == {0.0, 1.0}
+    assert (bars["end"] - bars["start"]).tolist() == [500.0, 600.0, 100.0] * 2 and set(bars["row"]) == {0.0, 1.0}
 
 
 def test_the_environment_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,12 +66,15 @@ def test_the_bubble_of_a_balanced_pipeline(stages: int, micro_batches: int, shar
 def test_own_time_is_what_is_no_waiting() -> None:
     rows = table("phases", [phase(0, "forward", 0, 10), phase(0, "communication", 10, 5), phase(0, "monitor", 15, 1),
                             phase(1, "forward", 0, 14), phase(1, "communication", 14, 1)])  # fmt: skip
-    posts = [{"step": 1, "rank": 0, "post_ms": 0.5}, {"step": 1, "rank": 0, "post_ms": 0.25},
-             {"step": 1, "rank": 1, "post_ms": 3.0}, {"step": 1, "rank": 1}]  # fmt: skip
-    posted = table(
-        "collectives", [{**row, "kind": "send", "group": "dp", "group_size": 2, "bytes": 4} for row in posts]
-    )
+    together = {"kind": "recv", "start_ms": 3.0, "post_ms": 0.25}  # begun after the send, handed over with it
+    first, later = {"start_ms": 1.0, "post_ms": 0.5}, {"start_ms": 2.75, "post_ms": 0.5}
+    posts = [
+        *({"rank": 0, **call} for call in (first, later, together)),
+        *({"rank": 1, **call} for call in ({"start_ms": 1.0, "post_ms": 3.0}, {"start_ms": 9.0})),
+    ]
+    base = {"step": 1, "kind": "send", "group": "dp", "group_size": 2, "bytes": 4}
+    posted = table("collectives", [base | row for row in posts])
     own = own_time(by_phase(rows))
-    assert posting_time(posted).tolist() == [0.75, 3.0]
+    assert posting_time(posted).tolist() == [1.0, 3.0]
     assert own.sum(axis=1).tolist() == [10, 14]
     assert skew_ms(own).tolist() == [4]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bokeh.models import ColumnDataSource
 
-from tests.fake_run import LiveFakeRun, make_fake_run
+from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
 from widgets import available, wire
 from widgets.facts import Facts
 from widgets.feed import Feed
@@ -109,7 +109,7 @@ class Steps:
         return {"step": np.arange(first + 1, after + 1, dtype=float)}, after
 
     def figure(self, source: Any) -> Any:
-        return throughput.figure(ColumnDataSource({"step": [], "tps": [], "smooth": []}))
+        return throughput.figure(ColumnDataSource({"step": [], "tokens": [], "smooth": []}))
 
 
 def test_bokeh_js_is_the_installed_one_and_small() -> None:
@@ -138,9 +138,9 @@ def test_facts_of_a_running_run(tmp_path: Path) -> None:
 def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     facts = facts_of(make_fake_run(tmp_path / "run", state="failed"))
     assert facts["notice"]["level"] == "error"
-    assert "rank 1 died: ended by signal 9" in facts["notice"]["text"]
+    assert facts["notice"]["text"] == "rank 1 failed: the tab Overview says why"
     assert facts["states"] == {"failed": 1, "died": 1}
-    assert facts["failure"] == {"ranks": [1], "error": "ended by signal 9 (killed)", "traceback": ""}
+    assert facts["failure"] == {"who": "rank 1", "error": "ended by signal 9 (killed)", "traceback": ""}
     assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
 
 
@@ -151,7 +151,7 @@ def test_facts_show_a_failure_once_with_all_ranks_that_had_it(tmp_path: Path) ->
         for rank in (1, 0):
             log.append(Event(time=9e9, step=4, rank=rank, kind="state", name="failed", value=json.dumps(value)))
     found = facts_of(run)["failure"]
-    assert found["ranks"] == [0, 1] and found["error"] == "ValueError: bad"
+    assert found["who"] == "ranks 0-1" and found["error"] == "ValueError: bad"
     assert found["traceback"].count("line 3") == 1
 
 
@@ -255,3 +255,22 @@ def test_closed_feed_ends_without_a_picture(tmp_path: Path) -> None:
     run.wait(10)
     assert not feed._thread.is_alive()
     assert ends == []
+
+
+def test_a_run_that_ended_for_a_branch_names_it(tmp_path: Path) -> None:
+    """Its panel looks on until the new run is there; that one names where it comes from."""
+    trunk = make_fake_run(tmp_path / "2026-01-01-120000-trunk", steps=5, state="stopped")
+    with RankLogWriter(trunk, SESSION_RANK) as log:
+        log.event("control", "branch", {"lr": 1e-4}, step=3)
+    page = Page()
+    feed = page.feed = Feed(Store(trunk), page)
+    feed.start()
+    feed.hello(None)
+    assert feed.ended.wait(60)
+    assert feed._thread.is_alive(), "it waits for the branch"
+    twig = tmp_path / "2026-01-01-120009-twig"
+    twig.mkdir()
+    write_spec(twig, fake_spec().replace(resume=f"{trunk}@3"))
+    feed._thread.join(60)
+    assert page.facts["lineage"] == "goes on in twig from step 3"
+    assert facts_of(twig)["lineage"] == "goes on from trunk, step 3"

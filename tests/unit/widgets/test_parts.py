@@ -17,14 +17,14 @@ from widgets.console import MOST_NEW, Console
 from widgets.control_set import History
 from widgets.facts import Facts
 from widgets.fold import Folded, ranges
-from widgets.happenings import Happenings, words
+from widgets.happenings import Happenings
 from widgets.judgement import Judge
 from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
 from widgets.rank_table import RankTable
 from workbench.rank_log import RankLogWriter
-from workbench.records import Command, Event, PhaseRecord, StepRecord, columns_of
+from workbench.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
+from workbench.run import Run
 from workbench.telemetry.store import Columns, Store
-from workbench.telemetry.verdict import verdict
 
 
 def opened(path: Path) -> Store:
@@ -148,28 +148,12 @@ def event(
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "value", "old", "text"),
-    [
-        ("control", "lr", 0.001, 0.003, "lr 0.003 → 0.001"),
-        ("control", "pause", None, None, "pause"),
-        ("rank", "died", {"rank": 3, "reason": "killed"}, None, "rank 3 died: killed"),
-        ("state", "failed", {"ename": "ValueError", "evalue": "no"}, None, "failed: ValueError: no"),
-        ("monitor", "interval", 20, 10, "interval 10 → 20"),
-        ("warning", "x", "mind the gap", None, "mind the gap"),
-        ("nonfinite", "gradient", {"layer": "a", "count": 2}, None, "gradient layer a, count 2"),
-    ],
-)
-def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) -> None:
-    assert words(kind, name, value, old) == text
-
-
 def test_happenings_fold_ranks_and_mark_what_was_set() -> None:
     happenings = Happenings()
     happenings.take(events(*(event("control", "lr", 0.1, 0.2, rank=rank) for rank in range(4))), 90.0)
     happenings.take(events(event("sample", "text", "quiet")), 90.0)
-    assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "lr 0.2 → 0.1")]
-    assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: lr 0.2 → 0.1"}]
+    assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "learning rate 0.2 → 0.1")]
+    assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: learning rate 0.2 → 0.1"}]
     assert happenings.marks() is None
 
 
@@ -219,31 +203,31 @@ def test_mfu_is_the_models_operations_over_what_the_devices_can_do(tmp_path: Pat
     assert mfu == pytest.approx(9000 * 40 / (2 * 1e6))
 
 
-def test_phases_sum_up_to_a_sentence(tmp_path: Path) -> None:
-    write_spec(tmp_path, fake_spec(ranks=1))
-    with RankLogWriter(tmp_path, 0) as writer:
-        for step in range(1, 6):
-            writer.append(
-                StepRecord(
-                    time=float(step),
-                    step=step,
-                    rank=0,
-                    loss=1.0,
-                    lr=0.1,
-                    grad_sq=1.0,
-                    tokens=1,
-                    step_time_ms=100.0,
-                    data_wait_ms=1.0,
-                )
-            )
-            for phase, length in (("data", 10.0), ("forward", 30.0), ("backward", 40.0), ("communication", 20.0)):
-                writer.append(
-                    PhaseRecord(step=step, rank=0, phase=phase, micro_batch=-1, start_ms=0.0, duration_ms=length)
-                )
+def test_phases_and_collectives_sum_up_to_the_runs_own_sentence(tmp_path: Path) -> None:
+    """The panel reads on as the log grows; the run reads it whole."""
+    write_spec(tmp_path, fake_spec(ranks=2))
     store = opened(tmp_path)
-    found = Judge(store).judge(None)
-    assert found.sentence == verdict(store.table("phases"), store.mesh).sentence
-    assert "70%" in found.sentence and found.straggler is None and found.mfu is None
+    judge, seen = Judge(store), []
+    about = {"loss": 1.0, "lr": 0.1, "grad_sq": 1.0, "tokens": 1, "step_time_ms": 100.0, "data_wait_ms": 1.0}
+    parts = {"data": 10.0, "forward": 30.0, "backward": 35.0, "communication": 20.0, "optimizer": 5.0}
+    call = {"kind": "all_reduce", "group": "dp", "group_size": 2, "bytes": 4, "start_ms": 75.0, "duration_ms": 20.0}
+    with RankLogWriter(tmp_path, 0) as first, RankLogWriter(tmp_path, 1) as second:
+        for step in range(1, 23):
+            for rank, writer in enumerate((first, second)):
+                where = {"step": step, "rank": rank}
+                writer.append(StepRecord(time=float(step), **where, **about))
+                for phase, length in parts.items():
+                    place = {"phase": phase, "micro_batch": -1, "start_ms": 0.0, "duration_ms": length}
+                    writer.append(PhaseRecord(**where, **place))
+                if step % 10 == 0:
+                    writer.append(CollectiveRecord(**where, **call, exposed_ms=20.0, post_ms=0.1 + 15.0 * rank))
+                writer.flush()
+            store.refresh()
+            seen.append(judge.judge(None).sentence)
+    run = Run(tmp_path).verdict()
+    assert seen[-1].startswith("Compute-bound: 70% of a 100 ms step computes on rank 1")
+    assert seen[-1] == run.sentence and "its network" in seen[-1]
+    assert "it takes 8" in seen[4] and "No rank stands out" in seen[12], "one recorded step names nobody"
 
 
 def test_rank_table_keeps_the_newest_and_the_worst() -> None:
