@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-import torch.distributed as dist
 
 from tests.engine import models
 from workbench import checkpoints, controls
@@ -28,6 +27,7 @@ from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
+from workbench.engine.star import Star
 from workbench.engine.strategies.colossal import ColossalStrategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Evaluation, Workload
@@ -124,7 +124,7 @@ def train(
     dies_at_write: int = 0,
     knobs: dict[str, float] | None = None,
     token: str = "",
-    by_broadcast: bool = False,
+    one_host: bool = True,
     guarded: bool = False,
 ) -> dict[str, Any]:
     """This rank's step rows and events, and what its processor time was while paused."""
@@ -148,7 +148,7 @@ def train(
         if model.startswith("nois"):  # data-parallel replicas need not draw the same
             for seed in (torch.manual_seed, random.seed, np.random.seed):
                 seed(7 + rank)
-        control = AgreedControl(path, rank, ranks, by_broadcast=by_broadcast)
+        control = AgreedControl(path, rank, ranks, one_host=one_host)
         try:
             trainer = Trainer(
                 spec=spec,
@@ -363,24 +363,19 @@ def last_norm(
 
 
 def ride(rank: int, ranks: int, directory: Path, *, rounds: int) -> dict[str, Any]:
-    """Agree in so many rounds, a sum in every second one: what was heard, the sums, and how many broadcasts it took."""
+    """Agree in so many rounds as ranks of several hosts do, a sum in every second one: what was heard, the sums, and
+    how often the ranks met."""
     (directory / CONTROL_FILE).touch()
-    broadcasts, heard, sums = 0, [], []
+    met, heard, sums = [], [], []
     with joined(rank, ranks, directory, device_type="cpu"):
-        control = AgreedControl(directory, rank, ranks, by_broadcast=True)
-        original = dist.broadcast
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal broadcasts
-            broadcasts += 1
-            return original(*args, **kwargs)
-
-        dist.broadcast = counted
+        control = AgreedControl(directory, rank, ranks, one_host=False)
+        original = Star.summed
+        Star.summed = lambda star, *values: met.append(1) or original(star, *values)
         for number in range(rounds):
             control.post(2**40 + number if rank == 0 else 7)
             if number % 2:
-                sums.append(control.summed(0.5 * number, rank))
+                sums.append(control.summed(0.1 * rank, math.nan if number == 5 and rank == 1 else 1e300 * rank))
             control.take()
             heard.append(control.rider)
-        dist.broadcast = original
-    return {"heard": heard, "sums": sums, "broadcasts": broadcasts}
+        Star.summed = original
+    return {"heard": heard, "sums": sums, "met": len(met)}
