@@ -31,6 +31,7 @@ from workbench.engine.control import AgreedControl
 from workbench.engine.entry import observers_of
 from workbench.engine.governor import FIRST_GROUP
 from workbench.engine.gradient_watch import GradientWatch
+from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.phases import PhaseWatch
 from workbench.engine.process_group import joined
@@ -209,13 +210,15 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
         is_ours = name not in others
         spec = strategy.spec.replace(level=name if is_ours else "off")
         log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
+        control = AgreedControl(directory, strategy.rank, spec.plan.ranks)
         trainer = Trainer(
             run=directory,
             spec=spec,
             workload=workload,
             strategy=strategy,
-            control=AgreedControl(directory, strategy.rank, spec.plan.ranks),
+            control=control,
             log=log or NoLog(),  # type: ignore[arg-type]
+            guard=NonfiniteGuard(directory, strategy, log or NoLog(), control),  # type: ignore[arg-type]
             progress=Progress(),
             observers=observers_of(spec, strategy, workload, log) if log else others[name],
         )
