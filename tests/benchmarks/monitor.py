@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from tests.benchmarks.machine import describe_machine
 from tests.engine.rank_pool import RankPool
@@ -140,20 +141,22 @@ class Way:
         self.log = log
         self.sampling_ms = sampling_ms
         self.number = 0
-        self._phases = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
+        watch = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
+        self._wraps = dict(watch._tap._installed) if watch is not None else {}
+        self._told = trainer.strategy.mark, trainer.strategy.aside
         trainer.begin()
         self.leave()
 
     def enter(self) -> None:
         """Watch the phases; only what is measured may."""
-        if self._phases is not None:
-            self._phases._open()
+        for name, (_, wrap) in self._wraps.items():
+            setattr(dist, name, wrap)
+        self.trainer.strategy.mark, self.trainer.strategy.aside = self._told
 
     def leave(self) -> None:
-        if self._phases is not None:
-            self._phases._tap.remove()
-            strategy = self.trainer.strategy
-            strategy.mark, strategy.aside = unmarked, lambda observer: observer
+        for name, (original, _) in self._wraps.items():
+            setattr(dist, name, original)
+        self.trainer.strategy.mark, self.trainer.strategy.aside = unmarked, lambda observer: observer
 
     def step(self) -> tuple[int, float, float]:
         """What gradients were watched, and ms by the clock and of the rank's CPU time."""
