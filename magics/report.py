@@ -13,6 +13,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from magics.words import parse
+from widgets.save import save_notebook
 from workbench.errors import ConfigError
 from workbench.run import Run
 
@@ -28,7 +29,7 @@ class ReportMagics(Magics):
         nargs="*",
         help="run directories or names of runs, several are compared (default: the newest); with --notebook its file",
     )
-    @argument("--notebook", action="store_true", help="report the whole notebook as last saved, with its runs")
+    @argument("--notebook", action="store_true", help="save the whole notebook and report it, with its runs")
     @argument(
         "-o", "--out", metavar="FILE", help="where to write (default: in the run directory, or beside the notebook)"
     )
@@ -55,8 +56,11 @@ def _notebook(names: list[str], out: str | None, options: dict[str, Any]) -> Pat
     if len(names) > 1:
         raise ConfigError(f"--notebook takes one FILE, not {len(names)}: {', '.join(names)}", field="--notebook")
     notebook = Path(names[0]).expanduser() if names else current_notebook()
+    now = not names and save_notebook(notebook)
     written = render_notebook(notebook, out, widgets=_live_widgets(), **options)
-    display(_link(written, f" of {notebook.name} as saved at {saved_at(notebook)}"), raw=True)
+    since = "" if names else " (what came since is not in it: save with Ctrl-S and run this again)"
+    state = "" if now else f" as saved at {saved_at(notebook)}{since}"
+    display(_link(written, f" of {notebook.name}{state}"), raw=True)
     return written
 
 

@@ -247,6 +247,15 @@ class FakeRank:
             )
         )
 
+    def begin(self) -> None:
+        """What rank 0 says once: the settings in force, and what a batch is."""
+        if self.rank:
+            return
+        value = {"lr": 0.0, "clip": 1.0, "weight_decay": 0.1, "accumulate": self.spec.accumulate, "log_every": 1}
+        watched = {"grad_every": self.spec.monitor.grad_every or 0, "grad_layers": ""}
+        self.writer.event("settings", "in_force", {**value, **watched, "frozen": []})
+        self.writer.event("data", "batch", {"samples": self.spec.batch_size, "unit": "tokens"}, step=1)
+
     def milestone(self, step: int) -> None:
         """What happens now and then: rank 0 evaluates, samples and takes commands, all ranks apply them."""
         steps = self.spec.steps

@@ -84,6 +84,7 @@ def make_fake_run(
             rank = FakeRank(number, spec, names or layer_names(layers), writer, detail_every)
             writer.event("state", "starting")
             writer.event("state", "running")
+            rank.begin()
             rank.sample(0, start, 0.0)
             next_sample = 0.0
             for step in range(1, done + 1):
@@ -175,6 +176,7 @@ class LiveFakeRun:
             rank.sample(0, time.time(), 0.0)
         time.sleep(min(0.5, 5 * self._step_s))
         self._say("running", 0)
+        self._ranks[0].begin()
         step, sampled = 0, 0.0
         while step < self.spec.steps and not self._stopping.wait(self._step_s):
             if self._left == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 #: in the order in which they are needed
-SCRIPTS = ("text", "page", "figures", "overview", "ranks", "lists", "controls", "view", "state", "panel")
+SCRIPTS = ("text", "page", "link", "figures", "overview", "ranks", "lists", "controls", "view", "state", "panel")
 STYLES = ("panel", "tabs", "lists")
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workbench.answers import ANSWERS, Answer, answered
-from workbench.controls import CONTROLS, Control
+from workbench.controls import AUTOMATIC, CONTROLS, Control
+from workbench.event_words import short
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 from workbench.telemetry.store import Columns, Store
@@ -41,6 +43,19 @@ def declared(store: Store) -> list[dict[str, Any]]:
         }
         for control in (*CONTROLS, *{knob.name: knob for knob in knobs}.values())
     ]
+
+
+def in_force_words(values: Mapping[str, Any]) -> dict[str, str]:
+    """What stands beside each control of the form: the value in force, as short as it is typed. The learning rate
+    changes with every step and is a fact of its own."""
+    found = {name: short(value) for name, value in values.items() if name not in ("lr", "interval", "frozen")}
+    if "frozen" in values:
+        found["freeze"] = found["unfreeze"] = short(values["frozen"]) or "none is frozen"
+    if found.get("grad_layers") == "":
+        found["grad_layers"] = "all"
+    if values.get("grad_every") == AUTOMATIC and "interval" in values:
+        found["grad_every"] = f"auto: {short(values['interval'])}"
+    return found
 
 
 class History:

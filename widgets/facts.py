@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from widgets.control_set import in_force_words
 from widgets.judgement import Judge, Judgement
 from widgets.rank_table import RankTable
 from workbench.event_words import words
+from workbench.in_force import InForce
+from workbench.lineage import Branches, parent
 from workbench.outcome import failure_of
 from workbench.plots import rows
 from workbench.plots.rows import StepCursor, metrics_since
@@ -24,7 +27,7 @@ LONGEST_TRACE = 20_000
 MOST_SAMPLES = 20
 #: seconds between two judgements
 JUDGE_EVERY_S = 3.0
-_NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm", "lr")
+_NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm")
 
 
 class Facts:
@@ -43,6 +46,9 @@ class Facts:
         self._judge = Judge(store)
         self._judged: Judgement = Judgement()
         self._judged_at = -math.inf
+        self._in_force = InForce()
+        self._branches = Branches(store.run)
+        self._asked_to_branch = False
         self.ranks = RankTable(store.spec.plan.ranks)
         self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
 
@@ -53,6 +59,9 @@ class Facts:
         if devices["rank"].size:
             self.ranks.take_devices(devices)
         events, self._events = rows.since(self._store, "events", self._events)
+        self._in_force.take(events)
+        if self._recent:
+            self._in_force.take_lr(self._latest["lr"], self._recent[-1][1])
         for index in range(events["step"].size):
             self._take_event({name: values[index] for name, values in events.items()})
         if np.isin(events["name"], ("failed", "died")).any():
@@ -60,6 +69,7 @@ class Facts:
         if clock is None or clock - self._judged_at >= JUDGE_EVERY_S:
             self._judged_at = clock if clock is not None else self._judged_at
             tps = _number(self._latest.get("tps"))
+            self._branches.look()
             self._judged = self._judge.judge(None if tps is None else tps * self.ranks.ranks)
             self.ranks.lag = self._judged.lag
         return events
@@ -86,6 +96,7 @@ class Facts:
         pace = self._seconds_per_step()
         return {
             "name": self._store.run.name,
+            "lineage": " · ".join(filter(None, (self._origin(), self._branches.words()))),
             "recipe": " ".join(filter(None, (spec.recipe or "own model", spec.size))),
             "plan": spec.plan.describe(),
             "precision": spec.precision,
@@ -96,6 +107,8 @@ class Facts:
             "elapsed": None if elapsed is None else round(elapsed),
             "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
             **{name: _number(self._latest.get(name)) for name in _NUMBERS},
+            "lr": _number(self._in_force.values.get("lr", self._latest.get("lr"))),
+            "in_force": in_force_words(self._in_force.values),
             **self._known,
             "verdict": self._judged.sentence,
             "straggler": self._judged.straggler,
@@ -104,6 +117,15 @@ class Facts:
             "unit": rows.unit(self._store),
             "states": self.ranks.counts(),
         }
+
+    @property
+    def awaits_branch(self) -> bool:
+        """Whether the ranks ended so that another run can go on, and that is not there yet."""
+        return self._asked_to_branch and not self._branches.found
+
+    def _origin(self) -> str:
+        origin = parent(self._store.spec)
+        return f"goes on from {origin[0]}, step {origin[1]}" if origin else ""
 
     def _take_metrics(self) -> None:
         metrics, self._metrics = metrics_since(self._store, self._metrics)
@@ -123,6 +145,8 @@ class Facts:
             self._known["validation" if name == "loss" else name] = value
         elif kind == "sample":
             self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
+        elif kind == "control" and name == "branch":
+            self._asked_to_branch = True
         elif kind == "warning" and not self._known["failure"]:
             self._known["notice"] = {"level": "warning", "text": words(kind, name, json.loads(event["value"]))}
         elif kind == "rank" and name == "died":

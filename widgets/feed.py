@@ -13,9 +13,10 @@ from typing import Any
 
 from widgets import compare, control_set, wire
 from widgets.extras import Extras
-from widgets.facts import Facts
+from widgets.facts import JUDGE_EVERY_S, Facts
 from widgets.pace import Pace
 from widgets.stream import Spine, Stream
+from workbench.branching import START_TIMEOUT_S
 from workbench.errors import WorkbenchError
 from workbench.plots import theme
 from workbench.plots.base import TABS
@@ -28,6 +29,10 @@ UNASKED_AFTER_S = (1.5, 5.0)
 #: how long logs may still grow after the run has ended
 LAST_ROWS_S = 3.0
 RANKS_EVERY_S = 1.0
+#: a page that hears nothing for several of these says that the kernel is gone (``static/link.js``)
+HEARTBEAT_S = 4.0
+#: after something was asked: for how long the answer is looked for, and how often
+EAGER_FOR_S, EAGER_PERIOD_S = 1.5, 0.15
 ALL_TABS = frozenset({*TABS, "console", "controls", "compare"})
 DEFAULT_TAB = "overview"
 
@@ -75,6 +80,7 @@ class Feed:
         self._once = False  # the last round had work that does not come again: figures were drawn
         self._lock = threading.RLock()
         self._wake = threading.Event()
+        self._eager_until = 0.0
         self._closing = False
         self.ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"panel-{store.run.name}", daemon=True)
@@ -120,7 +126,8 @@ class Feed:
         return own if self._views else {DEFAULT_TAB}
 
     def nudge(self) -> None:
-        """Look at the run now: something was asked of it."""
+        """Look at the run now and for a moment more often: something was asked of it, and is soon answered."""
+        self._eager_until = time.monotonic() + EAGER_FOR_S
         self._wake.set()
 
     def _now_or_soon(self) -> None:
@@ -153,10 +160,22 @@ class Feed:
                 if (new_rows == 0 and has_ended(self._store)) or time.monotonic() - ended_at > LAST_ROWS_S:
                     break
             period = self._pace.period_s(time.monotonic(), self._busy())
-            self._wake.wait(min(period, 0.5) if over or not self._heard else period)
+            if time.monotonic() < self._eager_until:
+                period = min(period, EAGER_PERIOD_S)
+            due = clock + (min(period, 0.5) if over or not self._heard else period)
+            self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
         if not self._closing:
             self._finish()
+            self._wait_for_branch()
+
+    def _wait_for_branch(self) -> None:
+        """A run that ended for a branch says which one it is, once that is there."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._closing and self._facts.awaits_branch and time.monotonic() < deadline:
+            self._wake.wait(JUDGE_EVERY_S)
+            with self._lock:
+                self._tick(time.monotonic())
 
     def _finish(self) -> None:
         """The last word: everything that a page needs is sent before ``ended`` is set."""
@@ -215,7 +234,7 @@ class Feed:
         changed = {name: value for name, value in facts.items() if self._shown.get(name) != value}
         extra = self._extras.news(tabs)
         self._shown = facts
-        if not (news or changed or extra):
+        if not (news or changed or extra) and clock - self._pace.sent_at < HEARTBEAT_S:
             return
         described, buffers = wire.pack(news.columns)
         content = {"kind": "delta", "facts": changed, "columns": described, "replace": news.replace}

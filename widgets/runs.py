@@ -12,17 +12,16 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
 
+from widgets import bundle
 from workbench.errors import WorkbenchError
 from workbench.history import labels, listing
 from workbench.history.index import RunIndex
 from workbench.history.row import RunRow
 
-STATIC = Path(__file__).parent / "static"
 #: without a sign of anybody who looks, the table stops asking the disk
 PATIENCE_S = 600.0
 _SHOWN_PLAIN = 50
@@ -31,8 +30,8 @@ _SHOWN_PLAIN = 50
 class RunsWidget(anywidget.AnyWidget):
     """The front end's half: script and style, no state."""
 
-    _esm = STATIC / "runs.js"
-    _css = STATIC / "runs.css"
+    _esm = bundle.script("runs", ("link",))
+    _css = bundle.STATIC / "runs.css"
 
 
 class RunsTable:

@@ -132,7 +132,7 @@ class ParallelPlan:
 
     def describe(self) -> str:
         """For people: ``"hybrid: tp 2 on 2 ranks"``."""
-        return f"{self.plugin}: {self.mesh.describe()} on {self.ranks} rank{'s' if self.ranks != 1 else ''}"
+        return f"{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,7 +226,8 @@ class Event:
     Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was done or
     set, ``who``: who asked for it, ``step``: after which it took effect; name ``declared``: a knob of the training
     script, value: its declaration and ``value``), ``refused`` (name: a command that could not be applied; value: why;
-    of both, ``command``: the ``id`` of the line of ``control.jsonl`` that is answered),
+    of both, ``command``: the ``id`` of the line of ``control.jsonl`` that is answered), ``settings`` (name: in_force;
+    value: settings, knobs and ``frozen`` layers as they are at the begin and after a rollback, from rank 0),
     ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
     ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
     ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput

@@ -12,7 +12,7 @@ from workbench.run_directory import CELL_FILE
 
 SPEC = """\
 # What to train and how: `workbench train {name}/spec.toml`, or %dist_train in notebook.ipynb.
-# Every key: docs/reference.md, or %dist_train? in a notebook. Flags given beside this file win.
+# Every key: `workbench train --help`, or %dist_train? in a notebook. Flags given beside this file win.
 name = "{name}"
 steps = 200
 batch_size = 64     # global: samples per step over all ranks
@@ -53,7 +53,7 @@ criterion = torch.nn.CrossEntropyLoss()
 
 _TRAIN = """\
 # cell.py stands beside the spec, so it runs on every rank and defines the model
-run = %dist_train --config spec.toml --steps {steps} -n {n} --wait"""
+run = %dist_train --config spec.toml --steps {steps} --lr {lr} -n {n} --wait"""
 
 
 def write(folder: Path) -> list[Path]:
@@ -83,7 +83,7 @@ def write(folder: Path) -> list[Path]:
 
 def notebook(name: str) -> nbformat.NotebookNode:
     """The project's notebook: train, look, compare, report."""
-    parameters = nbformat.v4.new_code_cell("n = 2\nsteps = 200", metadata={"tags": ["parameters"]})
+    parameters = nbformat.v4.new_code_cell("n = 2\nsteps = 200\nlr = 3e-3", metadata={"tags": ["parameters"]})
     cells = [
         nbformat.v4.new_markdown_cell(
             f"# {name}\n\nThe model is in `cell.py`, what to do with it in `spec.toml`. Run all cells; then change "

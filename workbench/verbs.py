@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import checkpoints, controls
 from workbench.controls import NEWEST, Control
 from workbench.errors import ConfigError, RunDirectoryError
+from workbench.in_force import InForce
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 
@@ -44,6 +45,8 @@ class Verbs:
         def name(self) -> str: ...
 
         def _events(self) -> Columns: ...
+
+        def _table(self, table: str) -> Columns: ...
 
         def refuse_if_ended(self, what: str) -> None: ...
 
@@ -131,16 +134,14 @@ class Verbs:
         return [*controls.CONTROLS, *self.declared()]
 
     def settings(self) -> dict[str, Any]:
-        """Settings that were changed, and knobs: name -> the value in force now."""
-        events = self._events()
-        found: dict[str, Any] = {}
-        for i in ((events["kind"] == "control") & (events["rank"] == 0)).nonzero()[0]:
-            name, value = events["name"][i], json.loads(events["value"][i])
-            if name == "declared":
-                found[value["name"]] = value["value"]
-            elif name in found or any(control.name == name for control in controls.SETTINGS):
-                found[name] = value
-        return found
+        """The values in force: name -> value of all settings and knobs, and ``frozen``: layers that are not updated."""
+        found = InForce()
+        found.take(self._events())
+        steps = self._table("steps")
+        if steps["time"].size:
+            newest = steps["time"].argmax()
+            found.take_lr(float(steps["lr"][newest]), float(steps["time"][newest]))
+        return {name: value for name, value in found.values.items() if name != "interval"}
 
     def declared(self) -> list[Control]:
         """Knobs that the training script declared."""

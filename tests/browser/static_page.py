@@ -25,7 +25,7 @@ _START = """async (code) => {
   const model = {
     get: () => "static",
     send: (content) => window.toKernel(content),
-    on: (_name, act) => callbacks.add(act),
+    on: (name, act) => name === "msg:custom" && callbacks.add(act),
     off: (_name, act) => callbacks.delete(act),
   };
   window.fromKernel = (content, buffers) => {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import LabPage
+from tests.browser.lab import KERNEL_READY, LabPage
 
 pytestmark = pytest.mark.browser
 
@@ -130,3 +130,41 @@ def test_it_follows_the_theme(page: LabPage, shoot: Callable[..., Path]) -> None
     shoot(page, "panel_dark")
     page.page.evaluate(CHANGE_THEME, "JupyterLab Light")
     page.page.wait_for_selector(".dw[data-mode=light]", timeout=30_000)
+
+
+RESTART = "() => window.jupyterapp.shell.currentWidget.context.sessionContext.restartKernel()"
+DEAD = "document.querySelector('.dw:not(.dw-machine)')?.dataset.status === 'cut'"
+ENABLED = (
+    "[...document.querySelectorAll('.dw-quick button, .dw-control button, .dw-control input')].some((n) => !n.disabled)"
+)
+
+KILL = """
+import os, time
+while not os.path.exists("kill"): time.sleep(0.05)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
+    """Restarted by a person, and killed: buttons are off, and a cell that is run again shows a live panel."""
+    watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n%load_ext workbench\n%dist_watch"
+    start(page, "restarted", watch, "%dist_runs", KILL)
+    page.wait_for_points(0)
+    page.page.locator(".dw-machine .dw-meter").first.wait_for(timeout=60_000)
+    page.page.locator(".dw-runs th").first.wait_for(timeout=60_000)
+    assert page.page.evaluate(ENABLED)
+    page.page.evaluate(RESTART)
+    page.page.wait_for_function(f"() => {DEAD}", timeout=60_000)
+    assert page.page.locator(".dw-pill").first.inner_text() == "no kernel"
+    assert not page.page.evaluate(ENABLED)
+    about = page.page.locator(".dw-head .dw-about").first.inner_text()
+    assert about.startswith("The kernel behind this has ended or was restarted") and "%dist_watch restarted" in about
+    for selector in (".dw-machine .dw-about", ".dw-runs-trouble"):
+        wait_for_text(page, selector, "The kernel behind this has ended or was restarted")
+    page.page.wait_for_function(KERNEL_READY, timeout=60_000)
+    page.run_all()  # a new run in the new kernel
+    page.page.wait_for_function(f"() => {DEAD.replace('cut', 'running')}", timeout=60_000)
+    page.wait_for_points(0)
+    (page.lab.root / "kill").touch()
+    page.page.wait_for_function(f"() => {DEAD}", timeout=90_000)
+    assert not page.page.evaluate(ENABLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -105,6 +106,12 @@ class Pressed:
             box.fill(str(value))
         field.get_by_role("button").click()
 
+    def shows(self, name: str, value: str) -> None:
+        """Wait until the form shows this value as the one in force."""
+        row = self.page.page.locator(".dw").last.locator(".dw-control")
+        row = row.filter(has=self.page.page.get_by_label(name, exact=True))
+        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for()
+
     def column(self, name: str, step: int) -> list[float]:
         """A figure of one step as each rank wrote it, once both have."""
         table = self.run._table("steps")
@@ -165,9 +172,14 @@ def states_after(panel: Pressed, step: int) -> list[tuple[str, int]]:
 def set_in_the_pause(panel: Pressed, held: int) -> None:
     """Settings that all hold from the next step on; a wrong one is refused where it is typed."""
     run = panel.run
+    panel.shows("weight_decay", "0.1")
+    panel.shows("grad_layers", "all")
     assert panel.set("lr", "1e-4")[:2] == (held, 1e-4)
+    panel.shows("lr", "0.0001")
     assert panel.set("clip", 0.25) == (held, 0.25, 0.0)
     assert panel.set("weight_decay", 0.3)[1] == 0.3
+    run.set(weight_decay=0.2)  # another process, as a terminal would
+    panel.shows("weight_decay", "0.2")
     assert panel.set("accumulate", 2)[1:] == (2, 1)
     assert panel.set("grad_every", 2)[1:] == (2, 0)
     assert panel.set("grad_layers", "lm_head")[1] == "lm_head"
@@ -193,6 +205,9 @@ def set_while_it_trains(panel: Pressed) -> None:
     logged = run.metrics()["step"]
     assert logged[logged > rare].mod(5).eq(0).all()
     panel.set("log_every", 1)
+    shown = panel.page.page.locator(".dw").last.locator(".dw-control", has_text="lr").locator(".dw-now").first
+    before = shown.inner_text()
+    panel.until(lambda: shown.inner_text() != before, "schedule in the form")
 
 
 def act(panel: Pressed) -> None:
@@ -222,6 +237,9 @@ def branch(panel: Pressed) -> Pressed:
     twig = open_run(panel.page, "twig")
     assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * schedule(parted, STEPS)] * 2)
     assert twig.run.spec.resume == f"{run.path}@{parted}"
+    lineage = panel.page.page.locator(".dw-title .dw-note")
+    lineage.nth(0).filter(has_text=f"goes on in twig from step {parted}").wait_for(timeout=60_000)
+    lineage.nth(1).filter(has_text=f"goes on from trunk, step {parted}").wait_for(timeout=60_000)
     return twig
 
 

@@ -274,6 +274,25 @@ def test_after_a_lost_message_everything_comes_anew(bare: Any, tmp_path: Path) -
     panel.close()
 
 
+def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bare: Any, tmp_path: Path) -> None:
+    run = LiveFakeRun(tmp_path / "run", steps=4000, step_s=0.03)
+    bare.clock.install()
+    panel = StaticPanel(bare, run.path, on_control=lambda name, value: None, status=lambda: run.status)
+    ready(panel)
+    buttons = bare.locator(".dw-quick button")
+    assert [button.is_enabled() for button in buttons.all()] == [True] * 4
+    bare.clock.run_for(30_000)  # nothing is delivered meanwhile
+    assert bare.locator(".dw-pill").inner_text() == "no kernel"
+    assert "No word from the kernel" in bare.locator(".dw-head .dw-about").inner_text()
+    assert [button.is_enabled() for button in buttons.all()] == [False] * 4
+    panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 20)
+    assert [button.is_enabled() for button in buttons.all()] == [True] * 4
+    assert panel.errors == []
+    run.stop()
+    run.wait(10)
+    panel.close()
+
+
 def test_only_the_tab_that_is_looked_at_is_fed(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)

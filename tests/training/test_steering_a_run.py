@@ -72,7 +72,11 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
         ("resume", "running", "paused"),
         ("stop", "step", None),
     ]
-    assert commands(run, 1) == commands(run, 0) and run.settings() == {"scale": 2.0, "lr": 0.05, "clip": 0.5}
+    assert commands(run, 1) == commands(run, 0)
+    assert run.settings() == {
+        "lr": 0.05, "clip": 0.5, "weight_decay": 0.0, "accumulate": 1, "log_every": 1, "grad_every": "auto",
+        "grad_layers": "", "scale": 2.0, "frozen": [],
+    }  # fmt: skip
     with pytest.raises(RunError, match="is stopped"):
         run.pause()
 

@@ -1,7 +1,6 @@
 // Everything that can be set while it trains: the declared controls, and what was set so far.
-import { duration, known, make, plain, say, whole } from "./text.js";
+import { duration, ENDED, known, make, plain, say, whole } from "./text.js";
 
-const ENDED = ["finished", "stopped", "failed", "lost"];
 let ids = 0;
 
 // The bounds of a number in words.
@@ -38,12 +37,13 @@ export class Quick {
   say(facts) {
     this.node.hidden = facts.controls === "none";
     const ended = facts.controls === "ended" || ENDED.includes(facts.status);
+    const off = ended || Boolean(facts.cut);
     this.paused = facts.status === "paused";
     say(this.pause, this.paused ? "Resume" : "Pause");
     this.pause.setAttribute("aria-label", this.paused ? "Resume training" : "Pause training");
-    for (const node of [this.pause, this.step, this.checkpoint]) node.disabled = ended;
-    if (ended) this.asked = false;
-    this.stop.disabled = ended || this.asked;
+    for (const node of [this.pause, this.step, this.checkpoint]) node.disabled = off;
+    if (off) this.asked = false;
+    this.stop.disabled = off || this.asked;
     say(this.stop, ended ? "Ended" : this.asked ? "Stopping…" : "Stop");
   }
 
@@ -57,6 +57,10 @@ export class Controls {
     this.send = send;
     this.node = make("div", "dw-page dw-controls");
     this.form = make("div", "dw-form", this.node, { role: "group", "aria-label": "Settings" });
+    const titles = make("div", "dw-control dw-titles", this.form, { "aria-hidden": "true" });
+    for (const [name, title] of [["control-name", "what"], ["now", "in force"], ["new", "new value"]]) {
+      say(make("span", `dw-${name}`, titles), title);
+    }
     say(make("div", "dw-label dw-above", this.node), "History");
     const scroll = make("div", "dw-scroll", this.node, { tabindex: "0", "aria-label": "History of controls" });
     const table = make("table", "dw-table", scroll);
@@ -89,13 +93,14 @@ export class Controls {
       field.input.addEventListener("keydown", (event) => {
         if (event.key === "Enter") act();
       });
-      field.input.setAttribute("aria-describedby", `${id}-help ${id}-answer`);
+      field.input.setAttribute("aria-describedby", `${id}-now ${id}-help ${id}-answer`);
     }
     const text = control.setting ? `Set ${control.name}` : control.name;
     field.button = make("button", "", row, { type: "button", "aria-label": text, "aria-describedby": `${id}-help` });
     say(field.button, control.setting ? "Set" : control.kind === "button" ? control.name : "Go");
     field.button.addEventListener("click", act);
     say(make("span", "dw-note dw-help", row, { id: `${id}-help` }), control.help);
+    field.now = make("span", "dw-now", row, { id: `${id}-now` });
     field.answer = make("span", "dw-answer", row, { id: `${id}-answer`, role: "status" });
     return field;
   }
@@ -142,10 +147,15 @@ export class Controls {
   }
 
   say(facts) {
-    const off = facts.controls !== "ready";
+    const off = facts.controls !== "ready" || Boolean(facts.cut);
     for (const { input, button } of this.fields.values()) {
       button.disabled = off;
       if (input) input.disabled = off;
+    }
+    for (const [name, { now }] of this.fields) {
+      const text = name === "lr" ? (known(facts.lr) ? plain(facts.lr) : "") : facts.in_force?.[name] ?? "";
+      say(now, text);
+      now.title = text;
     }
   }
 

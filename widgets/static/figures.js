@@ -3,6 +3,8 @@
 import { make, say } from "./text.js";
 import { bokehOfPage, carryOver, paint, rowsOf } from "./page.js";
 
+const WAITING = "Waiting for the kernel…";
+
 export class Figures {
   // run(): what is known of the run that is shown; window: the view's shared range of steps
   constructor(tab, run, window) {
@@ -12,7 +14,12 @@ export class Figures {
     this.node = make("div", "dw-figures");
     this.boxes = new Map();
     this.waiting = make("div", "dw-waiting", this.node);
-    say(this.waiting, "Waiting for the kernel…");
+    say(this.waiting, WAITING);
+  }
+
+  // The kernel is gone ("" : it is there): figures that were not drawn by now do not come.
+  cut(trouble) {
+    say(this.waiting, trouble ? "These figures were not drawn before the kernel was gone." : WAITING);
   }
 
   // Draw the figures that are not drawn yet, in the order in which the kernel named them.

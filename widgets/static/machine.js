@@ -1,6 +1,7 @@
 // The panel of the machine: cores, memory, GPUs and ranks, with the last two minutes of each.
 import { fixed, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
+import { Link } from "./link.js";
 
 const MOST_POINTS = 120;
 const gibOf = (bytes) => (bytes / 2 ** 30).toFixed(1);
@@ -76,6 +77,12 @@ class MachineView {
     this.list(seen);
   }
 
+  // The kernel is gone; "": it answers again, and what it says next stands here.
+  cut(trouble) {
+    this.about.dataset.level = trouble ? "error" : "";
+    if (trouble) say(this.about, `${trouble}. %dist_watch shows the machine again`);
+  }
+
   list(seen) {
     this.body.replaceChildren();
     for (const rank of seen.ranks) {
@@ -100,20 +107,30 @@ class MachineState {
   constructor(model) {
     this.model = model;
     this.views = new Set();
+    this.link = new Link(model, {
+      due: () => !document.hidden && this.views.size > 0,
+      ask: () => model.send({ kind: "look", views: this.looks() }),
+      changed: (trouble) => this.views.forEach((view) => view.cut(trouble)),
+    });
     this.onMessage = (content) => {
       if (content.kind !== "machine") return;
+      this.link.heard();
       this.seen = content;
       for (const view of this.views) view.say(content);
-      const tell = () => model.send({ kind: "ack", seq: content.seq, views: this.looks() });
+      const tell = () => this.tell({ kind: "ack", seq: content.seq, views: this.looks() });
       if (document.hidden) setTimeout(tell, 0);
       else requestAnimationFrame(tell);
     };
     model.on("msg:custom", this.onMessage);
     this.themes = new MutationObserver(() => this.views.forEach((view) => view.repaint()));
     this.themes.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "style"] });
-    this.onVisibility = () => model.send({ kind: "look", views: this.looks() });
+    this.onVisibility = () => this.tell({ kind: "look", views: this.looks() });
     document.addEventListener("visibilitychange", this.onVisibility);
-    model.send({ kind: "hello" });
+    this.tell({ kind: "hello" });
+  }
+
+  tell(content) {
+    this.link.send(() => this.model.send(content));
   }
 
   looks() {
@@ -132,6 +149,7 @@ class MachineState {
   }
 
   dispose() {
+    this.link.dispose();
     this.model.off("msg:custom", this.onMessage);
     document.removeEventListener("visibilitychange", this.onVisibility);
     this.themes.disconnect();

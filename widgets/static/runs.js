@@ -1,6 +1,8 @@
 // The table of runs: sorted, filtered and labelled in the page; rows come from the kernel. Messages: widgets/runs.py.
 // Text from a run is only ever set as textContent.
 
+import { Link } from "./link.js";
+
 const ALIVE_MS = 20_000;
 
 function make(tag, name, parent, attributes = {}) {
@@ -40,13 +42,23 @@ class Table {
     this.body = make("tbody", "", table);
     this.line = make("code", "dw-runs-line", this.root);
     this.trouble = make("div", "dw-runs-trouble", this.root, { role: "alert" });
+    this.link = new Link(model, {
+      due: () => false, // rows come when something changes
+      ask: () => model.send({ kind: "here" }),
+      changed: (trouble) => (this.trouble.textContent = trouble && `${trouble}. %dist_runs shows the table again`),
+    });
     this.onMessage = (content) => {
+      this.link.heard();
       if (content.kind === "rows") this.take(content);
       else if (content.kind === "trouble") this.trouble.textContent = content.text;
     };
     model.on("msg:custom", this.onMessage);
-    model.send({ kind: "hello" });
-    this.alive = setInterval(() => document.visibilityState === "visible" && model.send({ kind: "here" }), ALIVE_MS);
+    this.tell({ kind: "hello" });
+    this.alive = setInterval(() => document.visibilityState === "visible" && this.tell({ kind: "here" }), ALIVE_MS);
+  }
+
+  tell(content) {
+    this.link.send(() => this.model.send(content));
   }
 
   take(content) {
@@ -122,7 +134,7 @@ class Table {
     cell.tabIndex = 0;
     cell.setAttribute("aria-label", `${name} of ${row.keys.directory}: press Enter to change`);
     const begin = () => {
-      if (this.editing) return;
+      if (this.editing || this.link.trouble) return;
       this.editing = true;
       const input = make("input", "", null, { "aria-label": name });
       input.value = row.labels[name];
@@ -131,7 +143,7 @@ class Table {
         this.editing = false;
         if (keep && input.value !== row.labels[name]) {
           this.trouble.textContent = "";
-          this.model.send({ kind: "label", directory: row.keys.directory, name, text: input.value });
+          this.tell({ kind: "label", directory: row.keys.directory, name, text: input.value });
           row.labels[name] = row.cells[this.columns.find((each) => each.name === name).at] = input.value;
         }
         this.draw();
@@ -157,6 +169,7 @@ class Table {
 
   dispose() {
     clearInterval(this.alive);
+    this.link.dispose();
     this.model.off("msg:custom", this.onMessage);
     this.root.remove();
   }

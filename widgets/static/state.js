@@ -1,6 +1,7 @@
 // What a page knows of a panel: its runs, the messages that come, and the views that show them.
-import { say } from "./text.js";
+import { ENDED, say } from "./text.js";
 import { appendRows, bokehOfPage, loadBokeh, unpack } from "./page.js";
+import { Link } from "./link.js";
 import { View } from "./view.js";
 
 const MOST_KEPT = 1500;
@@ -18,7 +19,13 @@ export class State {
     this.runs = [newRun()];
     this.queue = [];
     this.work = Promise.resolve();
+    this.link = new Link(model, {
+      due: () => this.runs.some(({ facts }) => facts && !ENDED.includes(facts.status)),
+      ask: () => this.looked(),
+      changed: () => this.views.forEach((view) => view.cut()),
+    });
     this.onMessage = (content, buffers) => {
+      this.link.heard();
       this.queue.push([content, buffers ?? []]);
       if (this.queue.length === 1) this.later(() => this.drain());
     };
@@ -27,7 +34,15 @@ export class State {
     this.themes.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "style"] });
     this.onVisibility = () => this.looked();
     document.addEventListener("visibilitychange", this.onVisibility);
-    model.send({ kind: "hello", have: bokehOfPage.version });
+    this.hello();
+  }
+
+  tell(content) {
+    this.link.send(() => this.model.send(content));
+  }
+
+  hello() {
+    this.tell({ kind: "hello", have: bokehOfPage.version });
   }
 
   // Work is done in order; what goes wrong is said, and the next thing is done all the same.
@@ -56,7 +71,7 @@ export class State {
   }
 
   acknowledge(run, seq) {
-    const tell = () => this.model.send({ kind: "ack", run, seq, views: this.looks() });
+    const tell = () => this.tell({ kind: "ack", run, seq, views: this.looks() });
     if (document.hidden) setTimeout(tell, 0);
     else requestAnimationFrame(() => setTimeout(tell, 0)); // once it is drawn
   }
@@ -98,7 +113,7 @@ export class State {
     if (content.epoch !== run?.full?.epoch || run.lost) return false;
     if (content.seq !== run.seq + 1) {
       run.lost = true; // messages went lost with the connection: everything anew
-      this.model.send({ kind: "hello", have: bokehOfPage.version });
+      this.hello();
       return false;
     }
     run.seq = content.seq;
@@ -141,15 +156,15 @@ export class State {
   }
 
   looked() {
-    this.model.send({ kind: "look", views: this.looks() });
+    this.tell({ kind: "look", views: this.looks() });
   }
 
   choose(run, what) {
-    this.model.send({ kind: "choose", run, ...what });
+    this.tell({ kind: "choose", run, ...what });
   }
 
   control(run, name, value) {
-    this.model.send({ kind: "control", run, name, value });
+    this.tell({ kind: "control", run, name, value });
   }
 
   answered({ run, name, error }) {
@@ -222,6 +237,7 @@ export class State {
   }
 
   dispose() {
+    this.link.dispose();
     this.model.off("msg:custom", this.onMessage);
     document.removeEventListener("visibilitychange", this.onVisibility);
     this.themes.disconnect();

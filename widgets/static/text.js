@@ -1,5 +1,6 @@
 // Numbers and elements. Text from a run is only ever set as textContent.
 
+export const ENDED = ["finished", "stopped", "failed", "lost"]; // states of a run after which nothing more happens
 export const NONE = "–";
 export const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
 export const fixed = (value, digits) => (known(value) ? value.toFixed(digits) : NONE);

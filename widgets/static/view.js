@@ -1,5 +1,5 @@
 // One panel as it is seen: its head, tabs and pages.
-import { duration, known, make, say, whole } from "./text.js";
+import { duration, ENDED, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
 import { Figures, Window } from "./figures.js";
 import { Overview } from "./overview.js";
@@ -50,7 +50,9 @@ export class View {
   head() {
     const head = make("div", "dw-head", this.root);
     const names = make("div", "dw-names", head);
-    this.name = make("div", "dw-name", names);
+    const title = make("div", "dw-title", names);
+    this.name = make("span", "dw-name", title);
+    this.lineage = make("span", "dw-note", title);
     this.about = make("div", "dw-about", names, { role: "status" });
     this.pill = make("span", "dw-pill", head, { role: "status" });
     this.quick = new Quick(head, (name, value) => this.state.control(this.number, name, value));
@@ -206,14 +208,27 @@ export class View {
     this.root.dataset.step = rows.at(-1) ?? 0;
   }
 
-  say(facts) {
+  // The kernel is gone, or answers again.
+  cut() {
+    for (const { figures } of this.tabs.values()) figures?.cut(this.state.link.trouble);
+    if (this.run?.facts) this.say(this.run.facts);
+    else say(this.about, this.state.link.trouble);
+  }
+
+  say(told) {
+    const cut = this.state.link.trouble;
+    const facts = { ...told, cut };
+    const ended = ENDED.includes(facts.status);
+    const notice = cut ? { text: `${cut}. %dist_watch ${facts.name} shows it again`, level: "error" } : facts.notice;
     this.root.setAttribute("aria-label", `Training run ${facts.name}`);
-    this.root.dataset.status = facts.status;
+    this.root.dataset.status = cut && !ended ? "cut" : facts.status;
     say(this.name, facts.name);
-    say(this.about, facts.notice?.text ?? `${facts.recipe} · ${facts.plan} · ${facts.precision}`);
+    say(this.lineage, facts.lineage);
+    this.lineage.title = facts.lineage;
+    say(this.about, notice?.text ?? `${facts.recipe} · ${facts.plan} · ${facts.precision}`);
     this.about.title = this.about.textContent;
-    this.about.dataset.level = facts.notice?.level ?? "";
-    say(this.pill, facts.status);
+    this.about.dataset.level = notice?.level ?? "";
+    say(this.pill, cut && !ended ? "no kernel" : facts.status);
     this.quick.say(facts);
     this.controls.say(facts);
     const share = Math.min(1, facts.step / facts.steps);

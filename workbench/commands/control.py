@@ -40,8 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     chosen = Run(arguments.run_name)
     if arguments.act == "show":
+        settings = chosen.settings()
         for control in chosen.controls():
-            value = chosen.settings().get(control.name, "")
+            value = settings.get(control.name, "")
             print(f"{control.name:12} {value!s:12} {control.help} ({control.allowed()})")
         return 0
     since = len(chosen.events())

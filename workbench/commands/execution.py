@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import threading
@@ -35,9 +36,25 @@ def inject(notebook: NotebookNode, parameters: dict[str, Any]) -> None:
     places = [i for i, cell in enumerate(notebook.cells) if TAG in cell.metadata.get("tags", [])]
     if not places:
         raise NotebookFailed(f"the notebook has no cell tagged {TAG!r}, so {', '.join(parameters)} cannot be set")
+    known = _assigned(notebook.cells[places[0]].source)
+    unknown = [name for name in parameters if known is not None and name not in known]
+    if known is not None and unknown:
+        raise NotebookFailed(
+            f"the cell tagged {TAG!r} does not set {', '.join(unknown)}, so the notebook would not use it: it sets "
+            f"{', '.join(sorted(known)) or 'nothing'}"
+        )
     source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
     cell = nbformat.v4.new_code_cell(source, metadata={"tags": [INJECTED_TAG]})
     notebook.cells.insert(places[0] + 1, cell)
+
+
+def _assigned(source: str) -> set[str] | None:
+    """Names that a cell sets; None where it is not plain Python."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return None
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 class _Interrupted(RuntimeError):

@@ -35,9 +35,11 @@ def follow(
     every: int = 0,
     interval_s: float = 0.25,
     console: Console | None = None,
+    named: Callable[[Path, str], str] = lambda _, name: name,
 ) -> None:
     """Show every run directory that ``find`` gives until ``done``. Without a terminal: a line per ``every`` steps
-    (0: a tenth of the run). ``KeyboardInterrupt`` passes through; the bars are closed first."""
+    (0: a tenth of the run). ``named``: what a run is called here, by its directory and its name.
+    ``KeyboardInterrupt`` passes through; the bars are closed first."""
     console = console or Console()
     followed: dict[Path, _Followed] = {}
     columns = (
@@ -52,7 +54,7 @@ def follow(
             for path in find():
                 if path not in followed:
                     followed[path] = _Followed(Store(path))
-                _show(followed[path], bars, every, ended=ended)
+                _show(followed[path], bars, every, ended=ended, named=named)
             if ended:
                 return
             time.sleep(interval_s)
@@ -76,7 +78,7 @@ def follow_in_background(run: Run) -> None:
     threading.Thread(target=work, name=f"progress-{run.name}", daemon=True).start()
 
 
-def _show(one: _Followed, bars: Progress, every: int, *, ended: bool) -> None:
+def _show(one: _Followed, bars: Progress, every: int, *, ended: bool, named: Callable[[Path, str], str]) -> None:
     if one.over:
         return
     try:
@@ -84,17 +86,17 @@ def _show(one: _Followed, bars: Progress, every: int, *, ended: bool) -> None:
         spec, now = one.store.spec, progress.snapshot(one.store)
     except WorkbenchError:
         return  # its spec is still being written
+    name = named(one.store.run, spec.name)
     state = state_of(one.store.table("events"), spec.plan.ranks)
     one.over = ended or state in ENDED
     if bars.disable:
         stride = every or max(1, spec.steps // 10)
         if one.over or now.step // stride > one.printed:
             one.printed = now.step // stride
-            bars.console.print(progress.line(spec.name, state, now), markup=False, highlight=False, soft_wrap=True)
+            bars.console.print(progress.line(name, state, now), markup=False, highlight=False, soft_wrap=True)
         return
     if one.bar is None:
-        one.bar = bars.add_task(escape(spec.name), total=spec.steps, figures="")
-    line = progress.line(spec.name, state, now)
+        one.bar = bars.add_task(escape(name), total=spec.steps, figures="")
     # the bar has the name and the steps already
-    figures = ", ".join([state, *line.split(", ")[2:]])
+    figures = ", ".join([state, *progress.line("", state, now).split(", ")[2:]])
     bars.update(one.bar, completed=now.step, figures=escape(figures))

@@ -1,8 +1,9 @@
 """Run a notebook for every combination of parameters, each in a kernel of its own, and compare the runs in a report.
 
 The values replace those of the cell tagged `parameters`, as in papermill. Written to --out: a folder per combination
-(notebook and runs), sweep.json and report.html. With --parallel K so many run side by side, each on its share of the
-cores (or GPUs). Exit code 0 only if every notebook ran to its end.
+(notebook and runs), sweep.json and report.html. Each runs in the notebook's own folder, so that it finds what lies
+beside it. With --parallel K so many run side by side, each on its share of the cores (or GPUs). Exit code 0 only if
+every notebook ran to its end.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             (point.folder / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"cannot make {out}: {error.strerror}; pass --out DIR") from error
-    execute(points, places, arguments.notebook.name)
+    execute(points, places, arguments.notebook.expanduser().resolve())
     return report(points, out, arguments.notebook.name, arguments.run_name)
 
 
@@ -163,8 +164,9 @@ def places_of(parallel: int) -> list[Place]:
     ]
 
 
-def execute(points: Sequence[Point], places: Sequence[Place], name: str) -> None:
-    """Run the notebooks, as many at a time as there are places; each point then knows how it went. Ctrl-C ends all."""
+def execute(points: Sequence[Point], places: Sequence[Place], source: Path) -> None:
+    """Run the notebooks in the folder of ``source``, as many at once as there are places; each point then knows how it
+    went. Ctrl-C ends all."""
     import nbformat
 
     from workbench.commands.follow import follow
@@ -177,30 +179,35 @@ def execute(points: Sequence[Point], places: Sequence[Place], name: str) -> None
         for slot, place in enumerate(places):
             point = running.get(slot)
             if point is not None and point.execution.over():
-                _take(point, name)
+                _take(point, source.name)
                 del running[slot]
             if slot not in running and waiting:
                 running[slot] = waiting.pop(0)
-                _start(running[slot], place)
+                _start(running[slot], place, source.parent)
         return not running
 
     try:
-        follow(lambda: [run for point in points for run in point.runs], turn)
+        labels = {point.folder: point.label for point in points}
+        follow(
+            lambda: [run for point in points for run in point.runs],
+            turn,
+            named=lambda run, name: f"{labels[run.parent.parent]}: {name}",
+        )
     except KeyboardInterrupt:
         print("interrupted: ending the notebooks and their ranks", flush=True)
         for point in running.values():
             point.execution.end()
-            nbformat.write(point.notebook, point.folder / name)
+            nbformat.write(point.notebook, point.folder / source.name)
         raise
 
 
-def _start(point: Point, place: Place) -> None:
+def _start(point: Point, place: Place, folder: Path) -> None:
     from workbench.commands.execution import NotebookExecution
 
     environment = {"WORKBENCH_HOME": str(point.folder / "runs")}
     if place.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = place.gpus
-    point.execution = NotebookExecution(point.notebook, folder=point.folder, environment=environment, cores=place.cores)
+    point.execution = NotebookExecution(point.notebook, folder=folder, environment=environment, cores=place.cores)
     print(f"{point.label}: begins", flush=True)
     point.execution.start()
 

@@ -63,6 +63,12 @@ class Settings:
             return controls.knobs[name].value
         return next((seen[name] for observer in self._observers if name in (seen := observer.settings())), None)
 
+    def in_force(self) -> dict[str, Any]:
+        """All values, for the log: settings and knobs that have one, and ``frozen``."""
+        names = [*(control.name for control in controls.SETTINGS), *controls.knobs]
+        found = {name: self.now(name) for name in names}
+        return {name: value for name, value in found.items() if value is not None} | {"frozen": self.frozen}
+
     def set(self, name: str, value: Any) -> None:
         """Set a checked value. ``ConfigError`` when this training cannot have it."""
         if name == "lr":
@@ -240,6 +246,11 @@ class Steering:
                 self._declared[name] = knob
                 self._log.event("control", "declared", {**knob.control.describe(), "value": knob.value}, step=step)
 
+    def tell_in_force(self, step: int) -> None:
+        """Tell the log which values hold; what is set later is told by itself."""
+        if self._log.rank == 0:
+            self._log.event("settings", "in_force", self._settings.in_force(), step=step)
+
     def _apply_all(self, commands: Sequence[Command | BadLine], here: Boundary) -> None:
         for command in commands:
             if isinstance(command, BadLine):
@@ -269,6 +280,7 @@ class Steering:
             here.step = self._acts.rollback(step, value)
             self._left = None
             self._record(command, here.step, step, here.step)
+            self.tell_in_force(here.step)
         elif name == "checkpoint":
             if not self._acts.save(step, asked=True):
                 raise RunError("the checkpoint could not be written")

@@ -114,6 +114,7 @@ class Trainer:
         step = self.begin()
         self.log.event("state", "running", step=step)
         self.steering.declare_knobs(step)
+        self.steering.tell_in_force(step)
         outcome = "finished"
         while step < self.spec.steps:
             step += 1

@@ -47,10 +47,22 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Repeats: runs whose spec and cell are the same apart from seed and name."""
+    """Repeats: runs whose spec and cell are the same apart from seed and name. ``seeds``: one per member."""
 
     label: str
     members: tuple[int, ...]
+    seeds: tuple[Any, ...]
+
+    def repeats(self, metric: str, figures: Sequence[Figures]) -> list[float]:
+        """The independent values of a metric. Losses of one seed come out alike: its runs are one repeat, with their
+        mean. Throughput is measured anew in each run."""
+        values = [getattr(figures[index], metric) for index in self.members]
+        if metric == "tps":
+            return values
+        by_seed: dict[Any, list[float]] = {}
+        for seed, value in zip(self.seeds, values, strict=True):
+            by_seed.setdefault(seed, []).append(value)
+        return [float(np.mean(alike)) for alike in by_seed.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +119,11 @@ class Comparison:
     code_diffs: dict[str, str]
     tests: tuple[NoiseTest, ...]
     scaling: Scaling | None
+
+    @property
+    def counts(self) -> str:
+        """What throughput counts: tokens, samples, or "samples or tokens" where runs differ in it."""
+        return " or ".join(sorted({subject.counts for subject in self.subjects}))
 
     def table(self) -> pd.DataFrame:
         """One row per run: plan, ranks, state and the numbers of ``Figures``."""
@@ -228,7 +245,11 @@ def group(subjects: Sequence[Subject]) -> tuple[Group, ...]:
         members.setdefault(key, []).append(index)
     firsts = [subjects[inside[0]] for inside in members.values()]
     return tuple(
-        Group(label=_group_label(first, firsts), members=tuple(inside))
+        Group(
+            label=_group_label(first, firsts),
+            members=tuple(inside),
+            seeds=tuple(subjects[index].options.get("seed") for index in inside),
+        )
         for first, inside in zip(firsts, members.values(), strict=True)
     )
 
@@ -293,7 +314,7 @@ def noise_tests(groups: Sequence[Group], figures: Sequence[Figures]) -> list[Noi
     """Every pair of groups that have repeats, for the loss, the validation loss and the throughput."""
     found: list[tuple[str, int, int, Welch, Permutation]] = []
     for metric in ("loss", "validation", "tps"):
-        values = [[getattr(figures[i], metric) for i in each.members] for each in groups]
+        values = [each.repeats(metric, figures) for each in groups]
         usable = [i for i, v in enumerate(values) if len(v) >= 2 and all(map(math.isfinite, v))]
         for place, a in enumerate(usable):
             for b in usable[place + 1 :]:

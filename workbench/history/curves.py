@@ -65,8 +65,7 @@ def _loss(found: Comparison) -> Any:
 
 
 def _throughput(found: Comparison) -> Any:
-    counted = " or ".join(sorted({subject.counts for subject in found.subjects}))
-    drawn = theme.new_figure("Throughput", x_label=AXES[found.x], y_label=f"{counted} / s / device", height=260)
+    drawn = theme.new_figure("Throughput", x_label=AXES[found.x], y_label=f"{found.counts} / s / device", height=260)
     _draw(drawn, found, "tps", "@smooth{0,0}")
     drawn.y_range.start = 0
     return drawn

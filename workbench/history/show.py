@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from workbench.history.compare import Comparison, Figures, NoiseTest, Scaling
     from workbench.history.subject import Subject
 
-_NAMES = {"loss": "training loss", "validation": "validation loss", "tps": "tokens per second per device"}
 #: places on the axis at which a terminal shows the curves
 _PLACES = 6
 _STYLE = (
@@ -33,6 +32,11 @@ _STYLE = (
 def number(value: float | None) -> str:
     """Four digits; a dash for what is not known."""
     return "\N{EN DASH}" if value is None or math.isnan(value) else short(value)
+
+
+def _name(metric: str, found: Comparison) -> str:
+    names = {"loss": "training loss", "validation": "validation loss"}
+    return names.get(metric, f"{found.counts} per second per device")
 
 
 def figures_frame(found: Comparison) -> pd.DataFrame:
@@ -60,16 +64,16 @@ def figures_frame(found: Comparison) -> pd.DataFrame:
 def words(found: Comparison) -> list[str]:
     """The findings, the most important first."""
     sentences = [*_best(found), *(_test(found, test) for test in found.tests)]
-    alone = [group.label for group in found.groups if len(group.members) < 2]
+    alone = [group.label for group in found.groups if len(group.repeats("loss", found.figures)) < 2]
     if len(found.groups) > 1 and alone:
         sentences.append(
-            f"Whether a difference exceeds seed noise cannot be said for {'; '.join(alone)}: only one run each. Repeat "
-            "with another --seed."
+            f"Whether a difference exceeds seed noise cannot be said for {'; '.join(alone)}: only one seed each. "
+            "Repeat with another --seed."
         )
     if len(found.groups) == 1 and len(found.subjects) > 1:
         sentences.append(_repeats(found))
     if found.scaling is not None:
-        sentences += _scaling(found.scaling)
+        sentences += _scaling(found.scaling, found.counts)
     unequal = {int(f.steps) for f in found.figures}
     if len(unequal) > 1:
         sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
@@ -84,7 +88,7 @@ def _best(found: Comparison) -> list[str]:
         if len(set(known.values())) > 1:
             best = better(known, key=lambda label: known[label])
             verb = "has the lowest" if better is min else "has the most"
-            sentences.append(f"{best} {verb} {_NAMES[metric]}, {short(known[best])}.")
+            sentences.append(f"{best} {verb} {_name(metric, found)}, {short(known[best])}.")
     return sentences
 
 
@@ -93,10 +97,15 @@ def _pairs(found: Comparison) -> list[tuple[Subject, Figures]]:
 
 
 def _repeats(found: Comparison) -> str:
-    spread = _spread([f.loss for f in found.figures])
-    return (
-        f"These are {len(found.subjects)} repeats of one spec: training loss {spread} (standard deviation over seeds)."
-    )
+    losses = found.groups[0].repeats("loss", found.figures)
+    count = len(found.subjects)
+    if len(losses) > 1:
+        return (
+            f"These are {count} repeats of one spec: training loss {_spread(losses)} (standard deviation over seeds)."
+        )
+    apart = float(np.ptp([f.loss for f in found.figures]))
+    same = "their training losses are equal" if apart == 0 else f"their training losses differ by {short(apart)}"
+    return f"These are {count} runs of one spec and one seed: {same}. Seed noise shows with another --seed."
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -105,23 +114,24 @@ def _spread(values: Sequence[float]) -> str:
 
 def _test(found: Comparison, test: NoiseTest) -> str:
     a, b = found.groups[test.a], found.groups[test.b]
-    values = [[getattr(found.figures[i], test.metric) for i in group.members] for group in (a, b)]
-    sides = [f"{group.label}: {_spread(v)} ({len(v)} runs)" for group, v in zip((a, b), values, strict=True)]
+    values = [group.repeats(test.metric, found.figures) for group in (a, b)]
+    of = "runs" if test.metric == "tps" else "seeds"
+    sides = [f"{group.label}: {_spread(v)} ({len(v)} {of})" for group, v in zip((a, b), values, strict=True)]
     exact = test.permutation
     split = f"permutation test p = {exact.p:.3g} over {'all' if exact.exact else 'random'} {exact.arrangements} splits"
     verdict = "more than seed noise explains" if test.exceeds else "within seed noise"
     w = test.welch
     return (
-        f"{_NAMES[test.metric].capitalize()}: {sides[0]}; {sides[1]}. The difference {short(w.difference)} (95 % "
+        f"{_name(test.metric, found).capitalize()}: {sides[0]}; {sides[1]}. The difference {short(w.difference)} (95 % "
         f"interval {short(w.low)} to {short(w.high)}) is {verdict} (Welch t = {w.t:.2f}, {w.df:.1f} degrees of "
         f"freedom, p = {test.p:.2g}{' after Holm' if len(found.tests) > 1 else ''}; {split})."
     )
 
 
-def _scaling(scaling: Scaling) -> list[str]:
+def _scaling(scaling: Scaling, counts: str) -> list[str]:
     best = scaling.ranks[-1]
     out = [
-        f"From {scaling.ranks[0]} to {best} ranks tokens per second grow {scaling.speed_up[-1]:.2f}x: "
+        f"From {scaling.ranks[0]} to {best} ranks {counts} per second grow {scaling.speed_up[-1]:.2f}x: "
         f"{100 * scaling.efficiency[-1]:.0f} % efficiency"
         + (" (weak scaling: the global batch is not the same)." if scaling.weak else ".")
     ]
@@ -137,6 +147,8 @@ def _scaling(scaling: Scaling) -> list[str]:
 def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Losses at a few places of the axis that all runs reached: heads and rows of text."""
     places = np.linspace(found.common / _PLACES, found.common, _PLACES)
+    if found.x in ("step", "tokens"):
+        places = np.unique(np.round(places))
     rows = []
     for s in found.subjects:
         axis, loss = s.axis(found.x), s.curve["loss"]
@@ -147,7 +159,8 @@ def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _figure_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation", "tokens/s/device", "seconds"]
+    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation"]
+    heads += [f"{found.counts}/s/device", "seconds"]
     rows = [
         [s.label, s.plan or s.origin, str(s.ranks or ""), s.state, str(f.steps)]
         + [number(value) for value in (f.loss, f.best_loss, f.validation, f.tps, f.seconds)]
@@ -169,8 +182,8 @@ def _short_text(value: Any, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _scaling_rows(scaling: Scaling) -> tuple[list[str], list[list[str]]]:
-    heads = ["ranks", "tokens/s, all ranks", "speed-up", "efficiency", "Amdahl fit"]
+def _scaling_rows(scaling: Scaling, counts: str) -> tuple[list[str], list[list[str]]]:
+    heads = ["ranks", f"{counts}/s, all ranks", "speed-up", "efficiency", "Amdahl fit"]
     first = scaling.ranks[0]
     rows = []
     for n, total, gain, share in zip(scaling.ranks, scaling.total, scaling.speed_up, scaling.efficiency, strict=True):
@@ -186,7 +199,7 @@ def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     if found.differences:
         shown.append(("What differs", *_difference_rows(found)))
     if found.scaling is not None:
-        shown.append(("Scaling", *_scaling_rows(found.scaling)))
+        shown.append(("Scaling", *_scaling_rows(found.scaling, found.counts)))
     return shown
 
 

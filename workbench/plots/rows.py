@@ -10,19 +10,16 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from workbench.plots.theme import MOST_LINES
 from workbench.telemetry.derive import batch_of, global_metrics
-from workbench.telemetry.gradients import combine
+from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Columns, Store
 from workbench.telemetry.thin import minmax_indices
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BUDGET = 2000
 #: cells of a heat map that a browser redraws twice a second without effort
@@ -58,9 +55,10 @@ def since(store: Store, table: str, cursor: int) -> tuple[Columns, int]:
 class _Progress:
     """How far each rank is, and which have ended: read on from where it stood."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, absent: frozenset[int]) -> None:
         self.furthest = np.zeros(ranks, dtype=int)
-        self.ended: set[int] = set()
+        self.furthest[sorted(absent)] = 2**62
+        self.ended: set[int] = set(absent)
         self.begin = math.nan  # time of the first device samples
         self.unit = ""  # what throughput counts
         self._steps = self._events = 0
@@ -85,7 +83,7 @@ class _Progress:
 def progress(store: Store) -> _Progress:
     """The store's progress, up to date."""
     if store not in _progress:
-        _progress[store] = _Progress(store.mesh.world_size)
+        _progress[store] = _Progress(store.mesh.world_size, store.absent)
     return _progress[store].update(store)
 
 
@@ -107,7 +105,8 @@ def metrics_since(store: Store, cursor: StepCursor | None) -> tuple[Columns, Ste
 
 def _metrics(store: Store, row: int, last_step: int) -> tuple[Columns, StepCursor]:
     raw, end = since(store, "steps", row)
-    metrics = global_metrics({name: values[raw["step"] > last_step] for name, values in raw.items()}, store.mesh)
+    later = {name: values[raw["step"] > last_step] for name, values in raw.items()}
+    metrics = global_metrics(later, store.mesh, len(store.absent))
     if metrics["step"].size:
         last_step = int(metrics["step"][-1])
     waiting = np.flatnonzero(raw["step"] > last_step)
@@ -127,11 +126,11 @@ def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Co
     return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
 
 
-def combined(store: Store, cursor: StepCursor | None) -> tuple[pd.DataFrame, Columns, StepCursor]:
-    """``telemetry.gradients.combine`` of the whole steps after the cursor, those rows, and the new cursor."""
+def combined(store: Store, cursor: StepCursor | None) -> tuple[Columns, Columns, StepCursor]:
+    """``telemetry.gradients.combine_columns`` of the whole steps after the cursor, those rows, and the new cursor."""
     raw, after = whole_steps(store, "gradients", cursor)
     key = ("combined", cursor, after)
-    return memo(store, key, lambda: combine(raw, store.mesh)), raw, after
+    return memo(store, key, lambda: combine_columns(raw, store.mesh)), raw, after
 
 
 def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tuple[Columns, StepCursor]:
@@ -142,6 +141,13 @@ def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tu
     out = raw if taken.all() else {name: values[taken] for name, values in raw.items()}
     last_step = int(step[taken].max()) if taken.any() else last_step
     return out, (row + int(waiting[0]) if waiting.size else end, last_step)
+
+
+def begins(*columns: np.ndarray) -> np.ndarray:
+    """A mask of the rows that differ from the row before in one of the columns: the first of each run of equal ones."""
+    mask = np.ones(columns[0].size, dtype=bool)
+    mask[1:] = np.logical_or.reduce([values[1:] != values[:-1] for values in columns])
+    return mask
 
 
 def smooth(values: np.ndarray, before: float, weight: float = 0.2) -> np.ndarray:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from workbench import environment, run_directory
 from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
-from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError, format_ranks
+from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
 from workbench.mesh import Mesh
-from workbench.rank_log import rank_directory
-from workbench.records import END_STATES, SESSION_RANK, TABLES
+from workbench.records import END_STATES, SESSION_RANK
+from workbench.report import gaps
 from workbench.run import ENDED, state_of
 from workbench.run_directory import CELL_FILE
 from workbench.telemetry.derive import global_metrics
@@ -28,8 +27,6 @@ from workbench.telemetry.store import Columns, Store
 
 #: what a comparison of this plan with one process found, where somebody made one
 VERIFICATION_FILE = "verification.json"
-_MOST_BROKEN_LOGS = 20
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +150,8 @@ def read(path: str | Path) -> RunFacts:
             "`workbench train SPEC.toml` makes one"
         )
     notes: list[str] = []
-    store = Store(path)
-    _read_logs(store, notes)
+    store = Store(path, spare=True)
+    gaps.read_logs(store, notes)
     spec, spec_text, extra = _read_spec(path, store, notes)
     present = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
     mesh = spec.plan.mesh if spec else Mesh(dp=max(present, default=0) + 1)
@@ -162,11 +159,13 @@ def read(path: str | Path) -> RunFacts:
         store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
-    status = state_of(store.table("events"), mesh.world_size)
+    status = state_of(store.table("events"), mesh.world_size - len(gaps.silent(store.table("events"), mesh)))
     if status not in ENDED and not run_directory.owner_is_alive(path):
         status = "lost"
-    metrics = global_metrics(store.table("steps"), mesh)
-    notes += _gaps(path, mesh, present, metrics, status)
+    if status not in ("starting", "running", "paused"):
+        store.absent = gaps.silent(store.table("steps"), mesh)
+    metrics = global_metrics(store.table("steps"), mesh, len(store.absent))
+    notes += gaps.notes_of(store, mesh, present, metrics, status)
     cell = path / CELL_FILE
     return RunFacts(
         path=path,
@@ -185,22 +184,6 @@ def read(path: str | Path) -> RunFacts:
         ranks=_rank_facts(store, mesh, raw),
         notes=notes,
     )
-
-
-def _read_logs(store: Store, notes: list[str]) -> None:
-    """Read every log; one that cannot be read (of a newer version, or broken) is said, and the others are read on."""
-    seen: set[str] = set()
-    for _ in range(_MOST_BROKEN_LOGS):
-        try:
-            store.refresh()
-            return
-        except (WorkbenchError, pa.ArrowException, OSError) as error:
-            said = str(error)
-            if said in seen:
-                break
-            seen.add(said)
-            notes.append(f"A log could not be read: {said}")
-    notes.append("The logs could not be read to their end.")
 
 
 def _read_spec(path: Path, store: Store, notes: list[str]) -> tuple[TrainSpec | None, str, dict[str, dict[str, Any]]]:
@@ -289,33 +272,6 @@ def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
         if h.kind == "rank" and h.name == "died" and isinstance(h.value, dict) and isinstance(h.value.get("rank"), int):
             states[h.value["rank"]] = "died"
     return states
-
-
-def _gaps(path: Path, mesh: Mesh, present: list[int], metrics: Columns, status: str) -> list[str]:
-    """Sentences about ranks without a log, logs that were cut off, and steps that no one can add up."""
-    notes = []
-    missing = sorted(set(range(mesh.world_size)) - set(present))
-    if missing:
-        notes.append(f"No log of {format_ranks(missing)} of {mesh.world_size}.")
-    if not metrics["step"].size:
-        notes.append(f"No step was reported by all {mesh.world_size} ranks, so there are no figures of the whole run.")
-    if status in ("starting", "running"):
-        notes.append("The run had not ended when this report was made.")
-        return notes
-    cut = [rank for rank in present if any(_is_cut(rank_directory(path, rank) / f"{table}.arrow") for table in TABLES)]
-    if cut:
-        notes.append(f"The log of {format_ranks(cut)} was not closed; everything up to its last whole batch is here.")
-    return notes
-
-
-def _is_cut(path: Path) -> bool:
-    """Whether a stream lacks its end mark: its writer was killed, or the file lost its tail."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-min(len(_END_OF_STREAM), path.stat().st_size), 2)
-            return file.read() != _END_OF_STREAM
-    except FileNotFoundError:
-        return False
 
 
 def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[RankFacts]:

@@ -79,6 +79,11 @@ class RunSection:
         found = [("summary", "Summary"), *middle, ("plan", "Plan"), *rest, ("events", "Events")]
         return [*found, ("environment", "Environment"), ("spec", "Spec"), ("rerun", "Run it again")]
 
+    @property
+    def nothing_for(self) -> list[Drawn]:
+        """Figures without data whose group has no section to say so."""
+        return [f for g in self.groups if not g.figures and not self.has_table(g.name) for f in g.missing]
+
     def has_table(self, group: str) -> bool:
         """Whether a group has something beside its figures."""
         return group == "ranks" or (group == "samples" and bool(self.validation or self.texts or self.confusion))
@@ -150,7 +155,11 @@ def tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     for label, key, unit in (
         ("Training loss", "last_loss", f"from {words.number(figure['first_loss'])}"),
         ("Validation loss", "validation_loss", ""),
-        (f"{counted} per second", "tokens_per_second", f"on {facts.mesh.world_size} ranks"),
+        (
+            f"{counted} per second",
+            "tokens_per_second",
+            f"on {facts.mesh.world_size} rank{'s' if facts.mesh.world_size > 1 else ''}",
+        ),
     ):
         if figure[key] is not None:
             found.append((label, words.number(figure[key]), unit))
@@ -190,7 +199,7 @@ def _confusion(facts: RunFacts) -> dict[str, Any] | None:
 
 def _told(facts: RunFacts) -> list[Happening]:
     """Events that have no place of their own in the report."""
-    return [h for h in facts.happenings if h.kind not in ("sample", "validation", "control", "verify")]
+    return [h for h in facts.happenings if h.kind not in ("sample", "validation", "control", "settings", "verify")]
 
 
 def _events(facts: RunFacts, begin: float) -> list[dict[str, Any]]:

@@ -67,9 +67,9 @@ def summary(facts: RunFacts) -> list[str]:
 
 
 def limits(facts: RunFacts) -> str:
-    """What limited the run, and who was slow; "" when no phases were logged."""
+    """What limited the run, and who was slow; "" when no phases were logged, or not by every rank."""
     phases = facts.store.table("phases")
-    if not phases["step"].size:
+    if not phases["step"].size or facts.store.absent:
         return ""
     return verdict(phases, facts.mesh, posting_time(facts.store.table("collectives"))).sentence
 
@@ -86,10 +86,10 @@ def _what(facts: RunFacts) -> str:
     batch = spec.batch_size or batch_of(facts.store.table("events"))[0]
     samples = f"{batch:,} samples a step" if batch else "in batches of the cell's own dataloader"
     done = int(facts.metrics["step"][-1]) if facts.metrics["step"].size else 0
-    return (
-        f"{what} was trained for {done:,} of {spec.steps:,} steps with plan {spec.plan.describe()}, "
-        f"in {spec.precision}, {samples}."
-    )
+    trained = f"was trained for {done:,} of {spec.steps:,} steps"
+    if not done:
+        trained = f"was to be trained for {spec.steps:,} steps and did not finish one"
+    return f"{what} {trained}, with plan {spec.plan.describe()}, in {spec.precision}, {samples}."
 
 
 def _learned(facts: RunFacts) -> str:
@@ -127,7 +127,7 @@ def _end(facts: RunFacts) -> str:
     if failed:
         text = f"It failed on {failed.who}: {short(failed.message)}."
     for died in facts.of_kind("rank", "died"):
-        if isinstance(died.value, dict) and [died.value.get("rank")] != (failed.ranks if failed else None):
+        if isinstance(died.value, dict) and died.value.get("rank") not in (failed.ranks if failed else ()):
             text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
     dropped = facts.of_kind("log", "dropped")
     if dropped:

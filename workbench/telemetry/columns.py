@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from workbench.errors import SchemaError
 from workbench.records import TABLES, columns_of
@@ -41,22 +41,20 @@ class GrowingTable:
         self.table = table
         self.total = 0
         self._most = None if table == "events" else most
-        self._kinds = columns_of(table)
         self._defaults = {f.name: f.default for f in fields(TABLES[table])}
         self._size = 0
         self._buffers = empty(table)
         self._numbers: np.ndarray | None = None  # of the rows held, once some were thinned out
-        self._texts: dict[str, str] = {}
 
-    def append(self, rows: pa.Table, path: str = "a log") -> None:
+    def append(self, rows: Columns, path: str = "a log") -> None:
         """Take rows as they were read; columns that an older version did not have get the record's default."""
-        count = rows.num_rows
+        count = len(next(iter(rows.values())))
         if not count:
             return
         self._reserve(self._size + count)
         here = slice(self._size, self._size + count)
-        for name, kind in self._kinds.items():
-            self._buffers[name][here] = self._values(rows, name, kind, path)
+        for name in self._buffers:
+            self._buffers[name][here] = rows[name] if name in rows else self._default(name, path)
         if self._numbers is not None:
             self._numbers[here] = np.arange(self.total, self.total + count)
         self._size += count
@@ -89,24 +87,11 @@ class GrowingTable:
         if self._numbers is not None:
             self._numbers = np.concatenate([self._numbers[: self._size], np.zeros(capacity - self._size, np.int64)])
 
-    def _values(self, rows: pa.Table, name: str, kind: str, path: str) -> object:
-        if name not in rows.schema.names:
-            default = self._defaults[name]
-            if default is MISSING:
-                raise SchemaError(f"{path} has no column {name!r}: it is no {self.table} log of this project")
-            return default
-        column = rows.column(name)
-        return self._shared_texts(column) if kind == "U" else column.to_numpy()
-
-    def _shared_texts(self, column: pa.ChunkedArray) -> np.ndarray:
-        """Texts as objects, of which each is kept once however often it comes."""
-        coded = column.combine_chunks().dictionary_encode()
-        texts = coded.dictionary.to_pylist()
-        if len(texts) < len(coded) or len(texts) == 1:
-            texts = [self._texts.setdefault(text, text) for text in texts]
-        known = np.empty(len(texts), dtype=object)
-        known[:] = texts
-        return known[coded.indices.to_numpy()]
+    def _default(self, name: str, path: str) -> Any:
+        default = self._defaults[name]
+        if default is MISSING:
+            raise SchemaError(f"{path} has no column {name!r}: it is no {self.table} log of this project")
+        return default
 
     def _thin(self) -> bool:
         """Drop about half of the older rows; False when nothing could be dropped."""

@@ -76,23 +76,24 @@ def standing(steps: Columns) -> Columns:
     return {name: values[kept] for name, values in steps.items()}
 
 
-def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
-    """One row per step that all ranks reported, ascending: the columns of ``METRICS``. Steps that a rollback took back
-    are left out, those trained again are there once (``standing``).
+def global_metrics(steps: Columns, mesh: Mesh, absent: int = 0) -> Columns:
+    """One row per step that all ranks (but ``absent`` many) reported, ascending: the columns of ``METRICS``. Steps that
+    a rollback took back are left out, those trained again are there once (``standing``).
 
     ``loss``: mean over the ranks that have one (shares of a batch are equal). ``grad_norm``: square root of the sum of
     the ranks' ``grad_sq``, before clipping; ``grad_norm_clipped`` after it, the smaller of that and the limit in force;
     ``framework_norm`` is what the framework says the norm before clipping is (NaN where it says nothing).
     ``step_time_ms``: the slowest rank's; ``monitor_ms``: what watching cost where it cost most. ``tps``: tokens per
     second *per device*: tokens of all data-parallel replicas, divided by the slowest rank's time and by the number of
-    ranks.
+    ranks that these replicas have. Without a rank there is no ``grad_norm``.
     """
     steps = standing(steps)
     step, rank = steps["step"], steps["rank"]
     if step.size == 0:
         return {name: np.empty(0, dtype=bool if name == "skipped" else float) for name in METRICS}
     numbers, index = np.unique(step, return_inverse=True)
-    complete = np.bincount(index) >= mesh.world_size
+    reported = np.bincount(index)
+    complete = reported >= mesh.world_size - absent
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, weights=values, minlength=numbers.size)
@@ -105,12 +106,13 @@ def global_metrics(steps: Columns, mesh: Mesh) -> Columns:
     has_loss = ~_is_stage_without_loss(rank, mesh)
     with np.errstate(invalid="ignore", divide="ignore"):
         loss = total(np.where(has_loss, steps["loss"], 0.0)) / total(has_loss.astype(float))
-        grad_norm = np.sqrt(total(steps["grad_sq"]))
+        grad_norm = np.where(reported >= mesh.world_size, np.sqrt(total(steps["grad_sq"])), np.nan)
         # each replica's tokens once: on the first rank of its tp x pp block
-        tokens = total(np.where(rank % (mesh.tp * mesh.pp) == 0, steps["tokens"], 0))
+        speaks = rank % (mesh.tp * mesh.pp) == 0
+        tokens = total(np.where(speaks, steps["tokens"], 0))
         slowest = largest(steps["step_time_ms"])
         clip = largest(steps["clip"])
-        tps = tokens / (slowest / 1e3) / mesh.world_size
+        tps = tokens / (slowest / 1e3) / (total(speaks.astype(float)) * mesh.tp * mesh.pp)
     columns = {
         "step": numbers,
         "time": largest(steps["time"]),

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 
 from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.errors import RunDirectoryError
+from workbench.errors import RunDirectoryError, SchemaError
 from workbench.mesh import Mesh
 from workbench.rank_log import SESSION_DIR
 from workbench.records import TABLES
+from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import DISPLAY_ROWS, Columns, GrowingTable, empty
-from workbench.telemetry.stream import CHUNK_BYTES, Tail, parse
+from workbench.telemetry.stream import CHUNK_BYTES, Tail, message_end, parse, whole_messages
 
 __all__ = ["DISPLAY_ROWS", "Columns", "Store", "empty"]
 
 #: a directory that changed so recently may change again without a newer time stamp
 _CLOCK_STEP_NS = 2 * 10**9
+#: what reading bytes that are no log of ours raises (UnicodeDecodeError and ArrowInvalid are ValueErrors)
+_DAMAGE = (SchemaError, pa.ArrowException, OSError, ValueError, IndexError)
 
 
 class _Directory:
@@ -48,16 +53,23 @@ class Store:
 
     ``most`` bounds the rows that are held of each table (``DISPLAY_ROWS`` for a panel): of a longer run whole steps are
     left out, oldest first, those with the extremes of what is drawn last. None: everything is held. The files keep all.
+
+    ``spare``: a file that cannot be read does not end the reading of the others; ``problems`` says what is wrong with
+    it. ``absent``: ranks whose steps will never come, set by who knows; without them a step is whole.
     """
 
-    def __init__(self, run: str | Path, *, most: int | None = None) -> None:
+    def __init__(self, run: str | Path, *, most: int | None = None, spare: bool = False) -> None:
         self.run = Path(run)
+        self.problems: dict[str, str] = {}
+        self.absent: frozenset[int] = frozenset()
+        self._spare = spare
         if not self.run.is_dir():
             raise RunDirectoryError(f"{self.run} is no run directory")
         self._run = _Directory(str(self.run))
         self._logs: list[_Directory] = []
         self._tails: dict[str, dict[str, Tail]] = {}
         self._tables = {table: GrowingTable(table, most) for table in TABLES}
+        self._texts: dict[str, str] = {}
 
     def refresh(self) -> int:
         """Read what is new; returns how many rows.
@@ -71,9 +83,11 @@ class Store:
                 new, more = self._read()
                 read += new
             return read
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             raise RunDirectoryError(f"a log of {self.run} is damaged: {error}") from error
         except OSError as error:
+            if error.strerror is None:  # Arrow's own, about the bytes
+                raise RunDirectoryError(f"a log of {self.run} is damaged: {error}") from error
             raise RunDirectoryError(
                 f"{self.run} cannot be read any more: {error.strerror} ({error.filename}). Was it moved or deleted?"
             ) from error
@@ -97,23 +111,62 @@ class Store:
 
     def _read(self) -> tuple[int, bool]:
         """Some of what is new: how many rows, and whether there is more. Files of one schema are decoded together."""
-        found: dict[tuple[str, bytes], list[bytes]] = {}
+        found: dict[tuple[str, bytes], list[tuple[Tail, Batches]]] = {}
         size, more = 0, False
-        for tail in (tail for log in self._logs for tail in self._tails[log.path].values()):
+        for tail in self._unspared():
             if size > CHUNK_BYTES:
                 more = True
                 break
-            data = tail.news()
+            try:
+                news = tail.news()
+            except _DAMAGE as error:
+                self._set_aside(tail, error)
+                continue
             more |= tail.has_more
-            size += len(data)
-            if data:
-                found.setdefault((tail.table, tail.head), []).append(data)
-        read = 0
-        for (table, head), bodies in found.items():
-            rows = parse(head, bodies)
-            self._tables[table].append(rows, str(self.run))
-            read += rows.num_rows
-        return read, more
+            if news is not None:
+                size += len(news.data)
+                found.setdefault((tail.table, tail.head), []).append((tail, news))
+        before = sum(table.total for table in self._tables.values())
+        for (table, head), pieces in found.items():
+            self._take(table, head, pieces)
+        return sum(table.total for table in self._tables.values()) - before, more
+
+    def _take(self, table: str, head: bytes, news: list[tuple[Tail, Batches]]) -> None:
+        """Keep what files of one schema brought; a damaged one up to its damage, where it may be spared."""
+        try:
+            self._append(table, head, [piece for _, piece in news])
+        except _DAMAGE as error:
+            if not self._spare:
+                raise
+            for tail, piece in news:
+                if len(news) > 1:
+                    self._take(table, head, [(tail, piece)])
+                else:
+                    self._set_aside(tail, error)
+                    self._salvage(table, head, piece.data)
+
+    def _salvage(self, table: str, head: bytes, data: bytes) -> None:
+        """Keep the batches before the first that cannot be read."""
+        at = 0
+        with suppress(*_DAMAGE):
+            while (end := message_end(data, at)) > at:
+                self._append(table, head, [whole_messages(data[at:end])])
+                at = end
+
+    def _append(self, table: str, head: bytes, pieces: list[Batches]) -> None:
+        self._tables[table].append(parse(head, pieces, self._texts), str(self.run))
+
+    def _unspared(self) -> Iterator[Tail]:
+        return (t for log in self._logs for t in self._tails[log.path].values() if t.path not in self.problems)
+
+    def _set_aside(self, tail: Tail, error: Exception) -> None:
+        if not self._spare or (isinstance(error, OSError) and error.strerror is not None):
+            raise error
+        self.problems[tail.path] = str(error)
+
+    def cut(self) -> list[Path]:
+        """Logs of which no more was read than up to some place within them, and that have no other problem."""
+        return [Path(tail.path) for tail in self._unspared() if tail.offset < os.stat(tail.path).st_size]
 
     @cached_property
     def spec(self) -> TrainSpec:

@@ -11,56 +11,50 @@ import os
 import struct
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from workbench.errors import SchemaError
 from workbench.records import SCHEMA_VERSION
-from workbench.telemetry.small_batches import can_decode, decode
+from workbench.telemetry.batches import PREFIX, Batches, decode, layout
+from workbench.telemetry.columns import Columns
 
 #: bytes read from one file at a time, so that opening a long run needs no copy of it in memory
 CHUNK_BYTES = 32 * 2**20
-#: batches of fewer bytes, if there are so many, are decoded together
-_SMALL_BYTES, _MANY = 8192, 16
 _MARK = 0xFFFFFFFF
-_BODY_LENGTH_SLOT = 10  # of the fourth field of Message, in its flatbuffer's vtable
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def message_end(data: bytes | memoryview, at: int) -> int:
     """Where the message that begins at byte ``at`` ends; -1 when it is not whole, or no message."""
-    if len(data) < at + 8:
+    if len(data) < at + PREFIX:
         return -1
     mark, size = struct.unpack_from("<Ii", data, at)
-    if mark != _MARK or size < 0:
+    start = at + PREFIX
+    if mark != _MARK or size < 0 or len(data) < start + size:
         return -1
-    start = at + 8
-    if size == 0:
-        return start
-    if len(data) < start + size:
-        return -1
-    root = start + struct.unpack_from("<I", data, start)[0]
-    vtable = root - struct.unpack_from("<i", data, root)[0]
-    has_slot = struct.unpack_from("<H", data, vtable)[0] > _BODY_LENGTH_SLOT
-    slot = struct.unpack_from("<H", data, vtable + _BODY_LENGTH_SLOT)[0] if has_slot else 0
-    body = struct.unpack_from("<q", data, root + slot)[0] if slot else 0
-    end = start + size + body
-    return end if body >= 0 and end <= len(data) else -1
+    found = layout(bytes(data[start : start + size]))
+    return at + found.length if found is not None and at + found.length <= len(data) else -1
 
 
-def whole_messages(data: bytes | memoryview, at: int = 0) -> int:
-    """Where the last whole message of ``data`` ends, beginning at ``at``."""
-    lengths: dict[bytes, int] = {}  # of messages by their metadata, which say it
-    size = len(data)
-    while at + 8 <= size:
-        start = at + 8
-        metadata = bytes(data[start : start + struct.unpack_from("<i", data, at + 4)[0]])
+def whole_messages(data: bytes, at: int = 0) -> Batches:
+    """The whole messages of ``data``, beginning at byte ``at``."""
+    starts: dict[bytes, list[int]] = {}
+    lengths: dict[bytes, int] = {}
+    size, begin = len(data), at
+    while at + PREFIX <= size:
+        start = at + PREFIX
+        metadata = data[start : start + struct.unpack_from("<i", data, at + 4)[0]]
         length = lengths.get(metadata)
         if length is None or at + length > size:
             end = message_end(data, at)
-            if end <= at:
+            if end < 0:
                 break
             length = lengths[metadata] = end - at
+            starts.setdefault(metadata, [])
+        starts[metadata].append(at - begin)
         at += length
-    return at
+    return Batches(data[begin:at], starts)
 
 
 @dataclass(slots=True)
@@ -76,15 +70,16 @@ class Tail:
     head: bytes = b""
     has_more: bool = False
 
-    def news(self) -> bytes:
-        """Whole batches appended since the last call, at most about ``CHUNK_BYTES`` of them; without the schema.
+    def news(self) -> Batches | None:
+        """Whole batches appended since the last call, at most about ``CHUNK_BYTES`` of them; without the schema;
+        None where there are none.
 
         Raises ``OSError``, and ``SchemaError`` for a log of a newer version.
         """
         self.has_more = False
         size = os.stat(self.path).st_size
         if size <= self.offset:
-            return b""
+            return None
         descriptor = os.open(self.path, os.O_RDONLY)  # not a file object: hundreds of logs are read twice a second
         try:
             data = os.pread(descriptor, min(CHUNK_BYTES, size - self.offset), self.offset)
@@ -96,13 +91,14 @@ class Tail:
         if not self.head:
             start = message_end(data, 0)
             if start < 0:
-                return b""
+                return None
             check_version(self.path, pa.ipc.read_schema(pa.py_buffer(data[:start])))
             self.head = data[:start]
-        end = whole_messages(data, start)
-        self.offset += end
-        self.has_more = end > 0 and self.offset < size and len(data) >= CHUNK_BYTES
-        return data[start:end]
+        found = whole_messages(data, start)
+        taken = start + len(found.data)
+        self.offset += taken
+        self.has_more = taken > 0 and self.offset < size and len(data) >= CHUNK_BYTES
+        return found if found.data else None
 
 
 def check_version(path: str, schema: pa.Schema) -> None:
@@ -114,20 +110,23 @@ def check_version(path: str, schema: pa.Schema) -> None:
         )
 
 
-def parse(head: bytes, bodies: list[bytes]) -> pa.Table:
-    """The batches of several files that have the same schema, as one table."""
-    end = b"\xff\xff\xff\xff\0\0\0\0"  # the end of one file must not end the reading of the next
-    pieces = [body.removesuffix(end) for body in bodies]
-    size = sum(map(len, pieces))
-    schema = pa.ipc.read_schema(pa.py_buffer(head))
-    if size > _SMALL_BYTES * _MANY and can_decode(schema) and _are_small(pieces):
-        found = decode(schema, b"".join(pieces))
-        if found is not None:
-            return found
-    with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *pieces]))) as reader:
-        return reader.read_all()
+def parse(head: bytes, pieces: list[Batches], texts: dict[str, str]) -> Columns:
+    """The batches of several files that have the same schema, as columns. ``texts``: all so far; each is held once."""
+    found = decode(head, pieces, texts)
+    if found is not None:
+        return found
+    # the end of one file must not end the reading of the next
+    bodies = [piece.data.removesuffix(_END) for piece in pieces]
+    with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *bodies]))) as reader:
+        rows = reader.read_all()
+    return {
+        field.name: _shared(rows[field.name], texts) if field.type == pa.string() else rows[field.name].to_numpy()
+        for field in rows.schema
+    }
 
 
-def _are_small(pieces: list[bytes]) -> bool:
-    """Whether the batches are small, as the first of each file say."""
-    return sum(message_end(piece, 0) for piece in pieces) < _SMALL_BYTES * len(pieces)
+def _shared(column: pa.ChunkedArray, texts: dict[str, str]) -> np.ndarray:
+    """Texts as objects, of which each is kept once however often it comes."""
+    coded = column.combine_chunks().dictionary_encode()
+    known = np.array([texts.setdefault(text, text) for text in coded.dictionary.to_pylist()], dtype=object)
+    return known[coded.indices.to_numpy()] if known.size else np.empty(0, dtype=object)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,10 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.sentence
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """A notebook's output shows the sentence; ``repr`` has the numbers."""
+        printer.text(self.sentence)
 
 
 def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, window: int = WINDOW) -> Verdict:

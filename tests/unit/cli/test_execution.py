@@ -34,7 +34,9 @@ def notebook(path: Path, *sources: str) -> Path:
 
 
 def test_parameters_go_after_the_tagged_cell() -> None:
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a = 1", metadata={"tags": ["parameters"]})])
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("a = 1; b = 0", metadata={"tags": ["parameters"]})]
+    )
     inject(book, {"a": 2, "b": "it's"})
     assert book.cells[1].source == 'a = 2\nb = "it\'s"' and book.cells[1].metadata.tags == ["injected-parameters"]
     with pytest.raises(NotebookFailed, match="no cell tagged 'parameters'"):

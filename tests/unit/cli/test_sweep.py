@@ -18,6 +18,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from tests.fake_run import make_fake_run
 make_fake_run(os.environ["WORKBENCH_HOME"] + "/2026-05-01-120000-quickstart", steps=steps)
 print(len(os.sched_getaffinity(0)))
+assert open("beside.txt").read() == "found"
 if fail: raise ValueError("as asked")
 """
 
@@ -64,6 +65,7 @@ def test_a_sweep_side_by_side_leaves_a_comparison(tmp_path: Path, capsys: pytest
     cells = [nbformat.v4.new_code_cell("steps = 5; fail = False", metadata={"tags": ["parameters"]})]
     nbformat.write(nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(RUN)]), tmp_path / "nb.ipynb")
     words = ["sweep", str(tmp_path / "nb.ipynb"), "-p", "steps", "10", "20", "-p", "fail", "False", "True"]
+    (tmp_path / "beside.txt").write_text("found")
     out = tmp_path / "out"
     assert main([*words, "--parallel", "2", "--out", str(out)]) == 1  # two of them fail, as asked
     table = json.loads((out / "sweep.json").read_text())
@@ -79,8 +81,13 @@ def test_a_sweep_side_by_side_leaves_a_comparison(tmp_path: Path, capsys: pytest
     assert "report.html" in capsys.readouterr().out
 
 
-def test_what_cannot_be_swept_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_swept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(tmp_path / "none.ipynb"), "-p", "a", "1"]) == 1
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "nb.ipynb")
     assert main(["sweep", str(tmp_path / "nb.ipynb"), "-p", "a", "1"]) == 1
     assert main(["sweep", str(tmp_path / "nb.ipynb"), "-p", "a", "1", "--parallel", "2"]) == 2
+    cell = nbformat.v4.new_code_cell("steps, (lr, n) = 5, (1e-3, 2)", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "nb.ipynb")
+    capsys.readouterr()
+    assert main(["sweep", str(tmp_path / "nb.ipynb"), "-p", "rate", "1", "-p", "lr", "1"]) == 1
+    assert "does not set rate, so the notebook would not use it: it sets lr, n, steps" in capsys.readouterr().err

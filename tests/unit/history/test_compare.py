@@ -23,7 +23,7 @@ from workbench.export import export
 from workbench.history import compare as comparing
 from workbench.history.show import curve_table
 from workbench.rank_log import RankLogWriter
-from workbench.records import CollectiveRecord, StepRecord
+from workbench.records import SESSION_RANK, CollectiveRecord, StepRecord
 
 HOSTILE = "<script>alert('x')</script>\u2028\N{GRINNING FACE}"
 
@@ -130,9 +130,23 @@ def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
 def test_one_run_each_is_no_evidence(home: Path) -> None:
     found = workbench.compare([run_with(home, "a", [1.0] * 5, lr=0.1), run_with(home, "b", [2.0] * 5, lr=0.2)])
     assert found.tests == () and found.words()[0] == "a has the lowest training loss, 1."
-    assert "cannot be said for lr 0.1; lr 0.2: only one run each" in found.words()[1]
+    assert "cannot be said for lr 0.1; lr 0.2: only one seed each" in found.words()[1]
     repeats = workbench.compare([home / "a", run_with(home, "c", [1.2] * 5, lr=0.1, seed=9)])
     assert "2 repeats of one spec: training loss 1.1 ± 0.1414" in repeats.words()[1]
+
+
+def test_runs_of_one_seed_are_one_repeat(home: Path) -> None:
+    """Their losses come out alike, so they say nothing of seed noise; their speed was measured in each."""
+    low = [run_with(home, f"a{i}", [1.0] * 5, lr=0.1, seed=1) for i in range(3)]
+    high = [run_with(home, f"b{i}", [1.1] * 5, lr=0.2, seed=1) for i in range(3)]
+    found = workbench.compare([*low, *high])
+    assert {test.metric for test in found.tests} == {"tps"}
+    assert "cannot be said for lr 0.1; lr 0.2: only one seed each" in "\n".join(found.words())
+    alone = workbench.compare(low)
+    assert "3 runs of one spec and one seed: their training losses are equal" in "\n".join(alone.words())
+    more = [run_with(home, f"c{i}", [1.0 + 0.3 * i] * 5, lr=0.1, seed=2) for i in range(2)]  # losses 1.0 and 1.3
+    (group,) = (mixed := workbench.compare([*low, *more])).groups
+    assert group.repeats("loss", mixed.figures) == pytest.approx([1.0, 1.15]) and len(group.members) == 5
 
 
 def test_what_differs_in_spec_environment_and_code(home: Path) -> None:
@@ -199,6 +213,16 @@ def test_tables_and_text(home: Path) -> None:
     places = np.array([2, 4, 6, 8, 10, 12])
     assert [float(v) for v in rows[0][1:]] == pytest.approx(2 - (places - 1) / 11, abs=5e-4)
     assert "loss at step" in repr(found) and "<caption>Runs</caption>" in found._repr_html_()
+
+
+def test_speeds_of_samples_are_called_so_and_steps_are_whole(home: Path) -> None:
+    for name in ("a", "b"):
+        run_with(home, name, list(np.linspace(2, 1, 10)))
+        with RankLogWriter(home / name, SESSION_RANK) as log:
+            log.event("data", "batch", {"samples": 8, "unit": "samples"})
+    found = workbench.compare(["a", "b"])
+    assert "samples/s/device" in found._repr_html_() and "tokens" not in found._repr_html_()
+    assert curve_table(found)[0][1:] == ["2", "3", "5", "7", "8", "10"]
 
 
 def test_runs_without_a_step_are_no_obstacle(home: Path) -> None:

@@ -1,11 +1,16 @@
 """What a run directory tells, also when parts of it are missing or broken."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.fake_run import make_fake_run
 from workbench.errors import RunDirectoryError
+from workbench.plots import plots
+from workbench.rank_log import RankLogWriter
 from workbench.report import facts, words
 
 
@@ -43,7 +48,7 @@ def test_a_run_whose_owner_is_gone_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_truncated_log_is_read_and_said(tmp_path: Path) -> None:
-    log = make_fake_run(tmp_path, steps=40) / "rank-00001" / "devices.arrow"
+    log = make_fake_run(tmp_path, steps=40, grad_every=5) / "rank-00001" / "devices.arrow"
     log.write_bytes(log.read_bytes()[:-20])
     found = facts.read(tmp_path)
     assert found.summary()["steps"] == 40
@@ -54,8 +59,18 @@ def test_a_missing_rank_is_said(tmp_path: Path) -> None:
     make_fake_run(tmp_path, ranks=3, steps=10)
     for file in (tmp_path / "rank-00001").iterdir():
         file.unlink()
-    notes = " ".join(facts.read(tmp_path).notes)
-    assert "No log of rank 1 of 3." in notes and "No step was reported by all 3 ranks" in notes
+    found = facts.read(tmp_path)
+    notes = " ".join(found.notes)
+    assert "No log of rank 1 of 3." in notes and "No step of rank 1 is known" in notes
+    assert found.status == "finished" and [rank.state for rank in found.ranks] == ["finished", "no log", "finished"]
+    own = {r: found.store.table("steps")["loss"][found.store.table("steps")["rank"] == r] for r in (0, 2)}
+    assert found.metrics["loss"].tolist() == pytest.approx(((own[0] + own[2]) / 2).tolist())
+    assert np.isnan(found.metrics["grad_norm"]).all()  # a third of it is not known
+    assert found.summary()["tokens_per_second"] == pytest.approx(24 * 128 / 0.124, rel=0.1)  # a rank is as its peers
+    loss, throughput = (next(p for p in plots() if name == p.NAME) for name in ("loss", "throughput"))
+    assert (
+        len(loss.columns(found.store, None)[0]["step"]) == len(throughput.columns(found.store, None)[0]["step"]) == 10
+    )
 
 
 @pytest.mark.parametrize("spec", [None, "not = [toml", 'surprise = "key"', "spec_version = 99", 'lr = "high"'])
@@ -69,9 +84,53 @@ def test_a_spec_that_cannot_be_read_leaves_the_rest(tmp_path: Path, spec: str | 
     assert any("spec could not be read" in note for note in found.notes)
 
 
-def test_garbage_in_a_log_is_said(tmp_path: Path) -> None:
-    (make_fake_run(tmp_path, steps=10) / "rank-00001" / "gradients.arrow").write_bytes(b"\xff" * 4000)
-    assert facts.read(tmp_path).spec is not None
+def newer(data: bytes) -> bytes:
+    table = pa.ipc.open_stream(data).read_all().replace_schema_metadata({"schema_version": "99"})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def struck(data: bytes) -> bytes:
+    at = data.index(b"\xff\xff\xff\xff", len(data) // 2) + 8  # into the head of a batch
+    return data[:at] + b"\xff" * 60 + data[at + 60 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said", "some_is_left"),
+    [
+        (newer, "rank-00001/{}.arrow has schema version 99, this version reads up to", False),
+        (struck, "damaged", True),
+        (lambda _: b"\xff" * 4000, "log of rank 1 was not closed", False),
+        (lambda data: data[: len(data) // 2], "log of rank 1 was not closed", True),
+    ],
+    ids=["newer", "struck", "garbage", "cut"],
+)
+@pytest.mark.parametrize("table", ["steps", "gradients", "events", "devices"])
+def test_one_bad_log_leaves_the_others(tmp_path: Path, damage: Any, said: str, some_is_left: bool, table: str) -> None:
+    log = make_fake_run(tmp_path, steps=40, grad_every=5) / "rank-00001" / f"{table}.arrow"
+    whole = facts.read(tmp_path)
+    log.write_bytes(damage(log.read_bytes()))
+    found = facts.read(tmp_path)
+    assert any(said.format(table) in note for note in found.notes)
+    for name in ("steps", "gradients", "events", "devices", "phases"):
+        rank, before = found.store.table(name)["rank"], whole.store.table(name)["rank"]
+        assert (rank == 0).sum() == (before == 0).sum() and rank.size
+        if name != table:
+            assert rank.size == before.size
+        else:
+            assert bool(0 < (rank == 1).sum() < (before == 1).sum()) is some_is_left
+    assert found.summary()["steps"] > 0 and "The training loss fell" in " ".join(words.summary(found))
+
+
+def test_a_death_of_several_ranks_is_told_once(tmp_path: Path) -> None:
+    path = make_fake_run(tmp_path, ranks=3, steps=10, state="running")
+    with RankLogWriter(path, -1) as log:
+        for rank, reason in ((2, "ended by signal 9 (killed)"), (1, "ended by signal 9 (killed)"), (0, "exit code 3")):
+            log.event("rank", "died", {"rank": rank, "reason": reason})
+    told = words.summary(facts.read(path))[-1]
+    assert told == "It failed on ranks 1-2: ended by signal 9 (killed). Rank 0 died: exit code 3."
 
 
 def test_what_is_no_run_directory(tmp_path: Path) -> None:

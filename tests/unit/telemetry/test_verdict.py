@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from IPython.lib.pretty import pretty
 
 from tests.unit.telemetry.test_phases import phase, table
 from workbench.mesh import Mesh
@@ -37,6 +38,7 @@ def test_a_run_that_computes() -> None:
         "Compute-bound: 93% of a 100 ms step computes; 6% communicates, 1% waits for data. "
         "No rank stands out: they differ by 0.0 ms per step."
     )
+    assert pretty(found) == str(found), "a notebook shows the sentence"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bokeh.models import ColumnDataSource
 
-from tests.fake_run import LiveFakeRun, make_fake_run
+from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
 from widgets import available, wire
 from widgets.facts import Facts
 from widgets.feed import Feed
@@ -255,3 +255,22 @@ def test_closed_feed_ends_without_a_picture(tmp_path: Path) -> None:
     run.wait(10)
     assert not feed._thread.is_alive()
     assert ends == []
+
+
+def test_a_run_that_ended_for_a_branch_names_it(tmp_path: Path) -> None:
+    """Its panel looks on until the new run is there; that one names where it comes from."""
+    trunk = make_fake_run(tmp_path / "2026-01-01-120000-trunk", steps=5, state="stopped")
+    with RankLogWriter(trunk, SESSION_RANK) as log:
+        log.event("control", "branch", {"lr": 1e-4}, step=3)
+    page = Page()
+    feed = page.feed = Feed(Store(trunk), page)
+    feed.start()
+    feed.hello(None)
+    assert feed.ended.wait(60)
+    assert feed._thread.is_alive(), "it waits for the branch"
+    twig = tmp_path / "2026-01-01-120009-twig"
+    twig.mkdir()
+    write_spec(twig, fake_spec().replace(resume=f"{trunk}@3"))
+    feed._thread.join(60)
+    assert page.facts["lineage"] == "goes on in twig from step 3"
+    assert facts_of(twig)["lineage"] == "goes on from trunk, step 3"

@@ -1,0 +1,61 @@
+"""The end of a kernel that shows panels while ranks train: it ends by itself, and nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from jupyter_client import KernelManager
+
+from tests.cluster.conftest import descendants, directories, gone_within
+
+SHOW = """
+import threading
+%load_ext workbench
+run = %dist_train --recipe stdlib-llama -n 2 --steps 100000 --batch-size 8 --eval-every 0 --name outlived
+%dist_watch
+%dist_runs
+"""
+LIVE = """
+import time
+while run.last_step < 2:
+    run.raise_if_failed()
+    time.sleep(0.05)
+threads = {thread.name.split("-")[0]: thread.daemon for thread in threading.enumerate()}
+assert {"panel", "runs"} <= set(threads) and threads["panel"] and threads["runs"], threads
+"""
+PATIENCE_S = 120
+
+
+def execute(client: Any, source: str) -> None:
+    """Run a cell and wait for it; an error of its is one here."""
+    reply = client.execute_interactive(source, timeout=PATIENCE_S, output_hook=lambda _message: None)
+    assert reply["content"]["status"] == "ok", "\n".join(reply["content"].get("traceback", []))
+
+
+def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path) -> None:
+    kept = directories()
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, "WORKBENCH_HOME": str(tmp_path / "runs")})
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(PATIENCE_S)
+        execute(client, SHOW)
+        execute(client, LIVE)
+        kernel = manager.provisioner.process
+        processes = [psutil.Process(kernel.pid), *descendants(kernel.pid)]
+        assert len(processes) >= 6  # the kernel, its rank server, controller, warm process, two ranks
+        client.shutdown()
+        deadline = time.monotonic() + PATIENCE_S
+        while kernel.poll() is None and time.monotonic() < deadline:  # nobody kills it: it has to end by itself
+            time.sleep(0.05)
+        assert kernel.poll() == 0
+        assert not gone_within(30, processes)
+        assert directories() <= kept
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

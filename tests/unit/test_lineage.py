@@ -1,0 +1,37 @@
+"""Which run goes on from which: by their specs alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tomli_w
+
+from tests.fake_run import fake_spec
+from workbench.config import SPEC_FILE
+from workbench.lineage import Branches, parent
+
+
+def make(home: Path, name: str, resume: str = "") -> Path:
+    run = home / name
+    run.mkdir(parents=True)
+    (run / SPEC_FILE).write_text(tomli_w.dumps(fake_spec().replace(resume=resume).to_toml()))
+    return run
+
+
+def test_trunk_and_branches_name_each_other(tmp_path: Path) -> None:
+    old = make(tmp_path, "2026-01-01-115959-old")
+    trunk = make(tmp_path, "2026-01-01-120000-trunk", resume=f"{old}@5")
+    branches = Branches(trunk)
+    assert branches.look() == [] and branches.words() == ""
+    make(tmp_path, "2026-01-01-120001-trunk-2", resume=f"{trunk}-2@7")  # of a run whose name begins alike
+    (tmp_path / "2026-01-01-120002-twig").mkdir()  # its spec is still being written
+    make(tmp_path, "2026-01-01-120003-leaf", resume=f"{trunk}@newest")
+    (tmp_path / "2026-01-01-120004-later").mkdir()
+    (tmp_path / "2026-01-01-120004-later" / SPEC_FILE).write_text(f'schema = 99\nresume = "{trunk}@3"')
+    assert branches.look() == [("leaf", "newest")]
+    (tmp_path / "2026-01-01-120002-twig").rmdir()
+    twig = make(tmp_path, "2026-01-01-120002-twig", resume=f"{trunk}@12")
+    assert branches.look() == [("leaf", "newest"), ("twig", 12)]
+    assert branches.words() == "goes on in leaf from step newest, twig from step 12"
+    assert parent(fake_spec().replace(resume=f"{trunk}@12")) == ("trunk", 12) and parent(fake_spec()) is None
+    assert Branches(twig).look() == []
