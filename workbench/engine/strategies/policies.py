@@ -37,10 +37,11 @@ class UnchangedPolicy(Policy):
 def compiled_inside(model: torch.nn.Module) -> torch.nn.Module:
     """The module that ``torch.compile(module)`` wraps, itself compiled, with the wrapper's options: a framework that
     splits modules has to see its class. Any other module is returned as it is."""
-    inner = getattr(model, "_orig_mod", None)
+    inner: Any = getattr(model, "_orig_mod", None)
     if inner is None:
         return model
-    inner._compiled_call_impl = model.dynamo_ctx(inner._call_impl)  # what ``Module.compile`` does
+    wrapper: Any = model
+    inner._compiled_call_impl = wrapper.dynamo_ctx(inner._call_impl)  # what ``Module.compile`` does
     return inner
 
 
