@@ -162,7 +162,8 @@ class Feed:
             period = self._pace.period_s(time.monotonic(), self._busy())
             if time.monotonic() < self._eager_until:
                 period = min(period, EAGER_PERIOD_S)
-            self._wake.wait(min(period, 0.5) if over or not self._heard else period)
+            due = clock + (min(period, 0.5) if over or not self._heard else period)
+            self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
         if not self._closing:
             self._finish()

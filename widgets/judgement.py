@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Judge:
         self._calls_cursor: Any = None
         self._posted: pd.Series | None = None
         self._cost = Cost()
+        self._judged = Judgement()
 
     def judge(self, tokens_per_second: float | None) -> Judgement:
         """``tokens_per_second``: of all ranks together."""
@@ -52,22 +53,23 @@ class Judge:
             joined = {n: np.concatenate([kept[n], phases[n]]) if kept else phases[n] for n in _COLUMNS}
             taken = joined["step"] >= np.unique(joined["step"])[-STEPS - WARM_UP :][0]
             self._kept = {name: values[taken] for name, values in joined.items()}
-        self._read_collectives()
-        mfu = self._mfu(tokens_per_second)
-        if self._kept is None:
-            return Judgement(mfu=mfu)
-        found = verdict(self._kept, self._store.mesh, self._posted, window=STEPS)
-        straggler = None if found.straggler is None else found.straggler.rank
-        return Judgement(found.sentence, straggler, self._lag(self._kept), mfu)
+        posted = self._read_collectives()
+        if self._kept is not None and (posted or phases["step"].size):
+            found = verdict(self._kept, self._store.mesh, self._posted, window=STEPS)
+            straggler = None if found.straggler is None else found.straggler.rank
+            self._judged = Judgement(found.sentence, straggler, self._lag(self._kept))
+        return replace(self._judged, mfu=self._mfu(tokens_per_second))
 
-    def _read_collectives(self) -> None:
+    def _read_collectives(self) -> bool:
+        """Whether there are any that were not there before."""
         calls, self._calls_cursor = rows.whole_steps(self._store, "collectives", self._calls_cursor)
         if not calls["step"].size:
-            return
+            return False
         posted = posting_time(calls)
         joined = posted if self._posted is None else pd.concat([self._posted, posted])
         steps = joined.index.get_level_values("step")
         self._posted = joined[steps >= np.unique(steps)[-RECORDED:][0]] if len(joined) else joined
+        return True
 
     def _mfu(self, tokens_per_second: float | None) -> float | None:
         ranks = self._store.mesh.world_size

@@ -16,7 +16,6 @@ from workbench.plots.base import Cursor
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
-    import pandas as pd
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
@@ -51,25 +50,27 @@ def thin(columns: Columns) -> Columns:
     return rows.thin(columns, of=[name for name in columns if name.startswith("cosine_")])
 
 
-def replica_cosines(table: pd.DataFrame, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of ``combine`` -> steps, a table (replica, step) of cosines, NaN where they are unknown, and of each step
-    the poorest ``cosine_kind`` among its layers.
+def replica_cosines(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows of ``combine_columns`` -> steps, a table (replica, step) of cosines, NaN where they are unknown, and of each
+    step the poorest ``cosine_kind`` among its layers.
 
     cos = sum(dot) / (|local| |reduced|), over layers whose cosine is known; a layer's dot is its cosine times norms.
     """
-    known = table[(table["scope"] == "local") & table["cosine"].notna()] if mesh.dp > 1 else table[:0]
-    if known.empty:
+    known = np.flatnonzero((table["scope"] == "local") & ~np.isnan(table["cosine"]))
+    if mesh.dp < 2 or not known.size:
         return np.empty(0, dtype=int), np.empty((mesh.dp, 0)), []
-    known = known.assign(replica=known["rank"] // (mesh.tp * mesh.pp)).drop_duplicates(["step", "layer", "replica"])
-    own, mean = known["norm"].to_numpy(float), (known["norm"] / known["norm_ratio"]).to_numpy(float)
-    step, replica = known["step"].to_numpy(), known["replica"].to_numpy()
-    sums = [rows.table_of(step, replica, values, mesh.dp) for values in (known["cosine"] * own * mean, own**2, mean**2)]
-    steps, dot = sums[0]
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    poorest = known["cosine_kind"].map(order).groupby(known["step"]).max()
+    replica = table["rank"][known] // (mesh.tp * mesh.pp)
+    first = rows.begins(table["step"][known], table["layer"][known], replica)
+    known, replica = known[first], replica[first]
+    step, own = table["step"][known], table["norm"][known]
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = dot / np.sqrt(sums[1][1] * sums[2][1])
-    return steps, cosines, [list(KINDS)[place] for place in poorest[steps]]
+        mean = own / table["norm_ratio"][known]
+        products = (table["cosine"][known] * own * mean, own**2, mean**2)
+        (steps, dot), (_, own_sq), (_, mean_sq) = (rows.table_of(step, replica, each, mesh.dp) for each in products)
+        cosines = dot / np.sqrt(own_sq * mean_sq)
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    poorest = np.array([order[kind] for kind in table["cosine_kind"][known]])
+    return steps, cosines, [list(KINDS)[poorest[step == at].max()] for at in steps]
 
 
 def figure(source: ColumnDataSource) -> Figure:

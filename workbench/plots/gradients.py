@@ -12,7 +12,6 @@ from workbench.plots.base import Cursor
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
-    import pandas as pd
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
@@ -31,9 +30,9 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     zeros (fraction), bad (non-finite elements), mark (1 if there are any)."""
     steps, places = cursor or (None, {})
     table, full, steps = rows.combined(store, steps)
-    if full["step"].size:
-        places = layer_rows(full, places, store)
-    out = _cells(table[table["scope"] == "reduced"], store, places)
+    for scope in ("local", "reduced"):
+        places = layer_rows(full, full["scope"] == scope, places, store)
+    out = _cells(table, store, places)
     return (thin(out) if cursor is None else out), (steps, places)
 
 
@@ -42,13 +41,11 @@ def thin(columns: Columns) -> Columns:
     return rows.thin_cells(columns)
 
 
-def _cells(table: pd.DataFrame, store: Store, places: dict[str, int]) -> Columns:
-    table = table.drop_duplicates(["step", "layer"])
-    steps = table["step"].to_numpy(float)
-    norm = table["norm"].to_numpy(float)
-    layer = table["layer"].to_numpy(object)
+def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
+    first = (table["scope"] == "reduced") & rows.begins(table["step"], table["scope"], table["layer"])
+    table = {name: values[first] for name, values in table.items()}
+    steps, norm, layer, bad = table["step"].astype(float), table["norm"], table["layer"], table["nonfinite_count"]
     row = np.array([places[name] for name in layer], dtype=float)
-    bad = table["nonfinite_count"].to_numpy(float)
     return {
         "step": steps,
         "until": until(steps, store),
@@ -57,9 +54,9 @@ def _cells(table: pd.DataFrame, store: Store, places: dict[str, int]) -> Columns
         "row": row,
         "norm": norm,
         "colour": np.where(norm > 0, norm, math.nan),
-        "max_abs": table["max_abs"].to_numpy(float),
-        "mean": table["mean"].to_numpy(float),
-        "zeros": table["zero_fraction"].to_numpy(float),
+        "max_abs": table["max_abs"],
+        "mean": table["mean"],
+        "zeros": table["zero_fraction"],
         "bad": bad,
         "mark": (bad > 0).astype(float),
     }
@@ -77,19 +74,21 @@ def _interval(steps: np.ndarray) -> int:
     return int(gaps.min()) if gaps.size else 20
 
 
-def layer_rows(raw: Columns, known: dict[str, int], store: Store) -> dict[str, int]:
-    """Row of each layer: pipeline stage, then the order in which a rank logs its layers; newcomers come after.
+def layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Store) -> dict[str, int]:
+    """Row of each layer in the rows marked in ``own``: pipeline stage, then the order in which a rank logs its layers;
+    newcomers come after those that are known.
 
-    Local gradients come first: a rank has those of all its layers, while ranks share out the reduced ones.
+    Of gradients the local ones are asked for first: a rank has those of all its layers, while ranks share out the
+    reduced ones.
     """
-    places = dict(known)
-    for scope in ("local", "reduced"):
-        index = np.flatnonzero(raw["scope"] == scope)
-        names, first = np.unique(raw["layer"][index].astype(str), return_index=True)
-        stages = [store.mesh.coordinates(int(rank)).pp for rank in raw["rank"][index[first]]]
-        for _, _, name in sorted(zip(stages, first, names, strict=True)):
-            places.setdefault(str(name), len(places))
-    return places
+    index = np.flatnonzero(own)
+    if not index.size:
+        return known
+    first = dict(zip(raw["layer"][index[::-1]].tolist(), index[::-1].tolist(), strict=True))
+    new = [
+        (store.mesh.coordinates(int(raw["rank"][at])).pp, at, name) for name, at in first.items() if name not in known
+    ]
+    return {**known, **{name: len(known) + place for place, (_, _, name) in enumerate(sorted(new))}}
 
 
 def figure(source: ColumnDataSource) -> Figure:

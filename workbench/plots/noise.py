@@ -18,7 +18,6 @@ from workbench.plots.base import Cursor
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
-    import pandas as pd
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
@@ -51,18 +50,25 @@ def thin(columns: Columns) -> Columns:
     return rows.thin(columns, of=["noise"])
 
 
-def squared_norms(table: pd.DataFrame, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of ``combine`` -> steps with both, the mean over replicas of |local|^2, and |reduced|^2, over all layers."""
+def squared_norms(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of ``combine_columns`` -> steps with both, the mean over replicas of |local|^2, and |reduced|^2, over all
+    layers."""
     none = np.empty(0)
-    if mesh.dp < 2 or table.empty:
+    if mesh.dp < 2 or not table["step"].size:
         return none, none, none
-    table = table[table["layer"].isin(set(table.loc[table["scope"] == "local", "layer"]))]
-    table = table.assign(dp=table["rank"].to_numpy() // (mesh.tp * mesh.pp), sq=table["norm"] ** 2)
-    local = table[table["scope"] == "local"].drop_duplicates(["step", "layer", "dp"])
-    small = local.groupby(["step", "dp"])["sq"].sum().groupby("step").mean()
-    big = table[table["scope"] == "reduced"].drop_duplicates(["step", "layer"]).groupby("step")["sq"].sum()
-    both = small.index.intersection(big.index)
-    return both.to_numpy(), small[both].to_numpy(float), big[both].to_numpy(float)
+    is_local = table["scope"] == "local"
+    of_both = set(table["layer"][is_local].tolist())
+    is_reduced = ~is_local & np.array([layer in of_both for layer in table["layer"].tolist()])
+    first = rows.begins(table["step"], table["scope"], table["layer"], table["rank"] // (mesh.tp * mesh.pp))
+    local, reduced = np.flatnonzero(is_local & first), np.flatnonzero(is_reduced & first)
+    reduced = reduced[rows.begins(table["step"][reduced], table["layer"][reduced])]
+    replica = table["rank"][local] // (mesh.tp * mesh.pp)
+    small_at, small = rows.table_of(table["step"][local], replica, table["norm"][local] ** 2, mesh.dp)
+    big_at, big = rows.table_of(table["step"][reduced], np.zeros_like(reduced), table["norm"][reduced] ** 2, 1)
+    both, in_small, in_big = np.intersect1d(small_at, big_at, return_indices=True)
+    small = small[:, in_small]
+    with np.errstate(invalid="ignore"):
+        return both, np.nansum(small, axis=0) / (~np.isnan(small)).sum(axis=0), big[0, in_big]
 
 
 def unbiased(small: np.ndarray, big: np.ndarray, b: float, batch: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from workbench.plots import rows, theme
 from workbench.plots.base import Cursor
@@ -46,13 +47,14 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def mean_by_phase(phases: Columns, ranks: int) -> tuple[list[str], np.ndarray]:
     """Phase names in the order of a step, and a table (rank, phase) of milliseconds per step."""
-    known = [name for name in theme.PHASES if name in set(phases["phase"])]
+    code, names = pd.factorize(phases["phase"])
+    known = [name for name in theme.PHASES if name in set(names)]
     steps = max(1, np.unique(phases["step"]).size)
-    table = np.zeros((ranks, len(known)))
-    for place, name in enumerate(known):
-        own = (phases["phase"] == name) & (phases["rank"] < ranks)
-        table[:, place] = np.bincount(phases["rank"][own], phases["duration_ms"][own], ranks)[:ranks] / steps
-    return known, table
+    place = np.array([known.index(name) if name in known else -1 for name in names], dtype=np.intp)[code]
+    own = (place >= 0) & (phases["rank"] < ranks)
+    cell = phases["rank"][own] * len(known) + place[own]
+    sums = np.bincount(cell, phases["duration_ms"][own], ranks * len(known))
+    return known, sums.reshape(ranks, len(known)) / steps
 
 
 def _bars(phases: Columns, store: Store) -> Columns:

@@ -10,19 +10,16 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from workbench.plots.theme import MOST_LINES
 from workbench.telemetry.derive import batch_of, global_metrics
-from workbench.telemetry.gradients import combine
+from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Columns, Store
 from workbench.telemetry.thin import minmax_indices
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BUDGET = 2000
 #: cells of a heat map that a browser redraws twice a second without effort
@@ -129,11 +126,11 @@ def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Co
     return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
 
 
-def combined(store: Store, cursor: StepCursor | None) -> tuple[pd.DataFrame, Columns, StepCursor]:
-    """``telemetry.gradients.combine`` of the whole steps after the cursor, those rows, and the new cursor."""
+def combined(store: Store, cursor: StepCursor | None) -> tuple[Columns, Columns, StepCursor]:
+    """``telemetry.gradients.combine_columns`` of the whole steps after the cursor, those rows, and the new cursor."""
     raw, after = whole_steps(store, "gradients", cursor)
     key = ("combined", cursor, after)
-    return memo(store, key, lambda: combine(raw, store.mesh)), raw, after
+    return memo(store, key, lambda: combine_columns(raw, store.mesh)), raw, after
 
 
 def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tuple[Columns, StepCursor]:
@@ -144,6 +141,13 @@ def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tu
     out = raw if taken.all() else {name: values[taken] for name, values in raw.items()}
     last_step = int(step[taken].max()) if taken.any() else last_step
     return out, (row + int(waiting[0]) if waiting.size else end, last_step)
+
+
+def begins(*columns: np.ndarray) -> np.ndarray:
+    """A mask of the rows that differ from the row before in one of the columns: the first of each run of equal ones."""
+    mask = np.ones(columns[0].size, dtype=bool)
+    mask[1:] = np.logical_or.reduce([values[1:] != values[:-1] for values in columns])
+    return mask
 
 
 def smooth(values: np.ndarray, before: float, weight: float = 0.2) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from workbench.plots import heat, rows, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import until
+from workbench.plots.gradients import layer_rows, until
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """A cell per step and layer: step, until, row (its place in the model), label (the layer), colour."""
     steps, places = cursor or (None, {})
     raw, steps = rows.whole_steps(store, "weights", steps)
-    places = _layer_rows(raw, places, store)
+    places = layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
     row = np.array([places[str(name)] for name in raw["layer"]], dtype=int)
     width = len(places)
     at, update = rows.table_of(raw["step"], row, raw["update_sq"], width)
@@ -41,18 +41,6 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     ratio = np.where(ratio > 0, ratio, math.nan)
     out = heat.cells(at.astype(float), until(at.astype(float), store), ratio, list(places))
     return (thin(out) if cursor is None else out), (steps, places)
-
-
-def _layer_rows(raw: Columns, known: dict[str, int], store: Store) -> dict[str, int]:
-    """Row of each layer: pipeline stage, then the order in which a rank logs them."""
-    if not raw["step"].size:
-        return known
-    places = dict(known)
-    names, first = np.unique(raw["layer"].astype(str), return_index=True)
-    stages = [store.mesh.coordinates(int(rank)).pp for rank in raw["rank"][first]]
-    for _, _, name in sorted(zip(stages, first, names, strict=True)):
-        places.setdefault(str(name), len(places))
-    return places
 
 
 def thin(columns: Columns) -> Columns:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.mesh import AXES, Mesh
+from workbench.mesh import Mesh
 from workbench.telemetry.store import Columns
 
 STATISTICS = ("norm", "max_abs", "mean", "zero_fraction", "nonfinite_count", "underflow_fraction")
-COMPARISONS = ("cosine", "cosine_kind", "norm_ratio")
 _KEYS = ["step", "layer", "scope", "group"]
+_SCOPES = np.array(["local", "reduced"], dtype=object)
+#: how a cosine was had
+_UNKNOWN, _EXACT, _NORMS, _SLICE = range(4)
+_KINDS = np.array(["", "exact", "norms", "slice"], dtype=object)
 
 
 def combine(rows: Columns, mesh: Mesh) -> pd.DataFrame:
@@ -30,116 +35,187 @@ def combine(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     estimate), "" (not known). Where only norms were taken, the other columns are NaN; ``nonfinite_count`` is then known
     only if the norm is finite.
     """
-    columns = ["step", "rank", "layer", "scope", *STATISTICS, *COMPARISONS, "shards", "replicas"]
-    if not rows["step"].size:
-        return pd.DataFrame(columns=columns)
-    raw = _placed(pd.DataFrame(rows), mesh)
-    slices = raw[raw["scope"] == "slice"]
-    raw = raw[raw["scope"] != "slice"]
-    whole = _whole_layers(raw, mesh)
-    holders = raw[["step", "layer", "scope", "rank", "dp"]].drop_duplicates()
-    reduced = holders.drop_duplicates(["step", "layer", "rank"]).assign(scope="reduced", group=0)
-    local = holders[holders["scope"] == "local"].assign(group=lambda f: f["dp"])
-    merged = pd.concat([local, reduced]).merge(whole, on=_KEYS)
-    merged = _compared(merged, whole, mesh)
-    if len(slices):
-        merged = _by_slices(merged, slices, raw)
-    return merged.sort_values(["step", "scope", "layer", "rank"], ignore_index=True)[columns]
+    return pd.DataFrame(combine_columns(rows, mesh))
 
 
-def _placed(raw: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
-    """With a column per mesh axis: the coordinates of the rank."""
-    rank = raw["rank"].to_numpy()
-    rest, tp = np.divmod(rank, mesh.tp)
-    dp, pp = np.divmod(rest, mesh.pp)
-    return raw.assign(dp=dp, pp=pp, tp=tp)
+def combine_columns(rows: Columns, mesh: Mesh) -> Columns:
+    """``combine`` as columns, by step, scope, layer and rank."""
+    keys = _Keys(rows, mesh)
+    is_local, is_part = keys.scope == "local", keys.scope != "slice"
+    parts = {name: np.asarray(values)[is_part] for name, values in rows.items()}
+    cells, whole = _whole_layers(parts, keys.cell(keys.step, keys.layer, ~is_local, keys.rank)[is_part], mesh)
+    # who holds a part of a layer has a row of it, and one of the reduced layer
+    own = keys.row(keys.step, 0, keys.layer, keys.rank)[is_local]
+    every = keys.row(keys.step, 1, keys.layer, keys.rank)[is_part]
+    step, reduced, layer, rank = keys.of_row(np.unique(np.concatenate([own, every])))
+    place = cells.find(keys.cell(step, layer, reduced, rank))
+    step, reduced, layer, rank = (part[place >= 0] for part in (step, reduced, layer, rank))
+    out = {name: values[place[place >= 0]] for name, values in whole.items()}
+    mean_sq = _taken(whole["sum_sq"], cells.find(keys.cell(step, layer, 1, rank)))
+    other = cells.find(keys.cell(step, layer, 0, (1 - rank // keys.block) * keys.block)) if mesh.dp == 2 else None
+    other_sq = None if other is None else _taken(whole["sum_sq"], other)
+    cosine, kind = _cosines(out, mean_sq, other_sq, alone=mesh.dp == 1)
+    if not is_part.all():
+        of_slice = _slice_cosines(rows, keys, keys.row(step, 1, layer, rank))
+        fill = np.isnan(cosine) & np.isfinite(of_slice)
+        cosine, kind = np.where(fill, of_slice, cosine), np.where(fill, _SLICE, kind)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.sqrt(out["sum_sq"] / mean_sq)
+    known = ~reduced & ~np.isnan(cosine)
+    return {
+        "step": step,
+        "rank": rank,
+        "layer": keys.layers[layer],
+        "scope": _SCOPES[reduced.astype(int)],
+        **{name: out[name] for name in STATISTICS},
+        "cosine": np.where(known, cosine, np.nan),
+        "cosine_kind": _KINDS[np.where(known, kind, _UNKNOWN)],
+        "norm_ratio": np.where(~reduced & np.isfinite(ratio), ratio, np.nan),
+        "shards": out["shards"],
+        "replicas": np.where(reduced, mesh.dp, 1),
+    }
 
 
-def _whole_layers(raw: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
-    """One row per (step, layer, scope, group); ``group`` is the replica of a local gradient, 0 otherwise."""
-    unique = _once(raw)
-    unique["group"] = unique["dp"].where(unique["scope"] == "local", 0)
-    for column in ("zero_count", "nonfinite_count", "underflow_count"):
-        unique[column] = unique[column].where(unique[column] >= 0).astype(float)  # -1: not counted
-    parts = unique.groupby(_KEYS, sort=True)
-    summed = ["numel", "sum", "sum_sq", "zero_count", "nonfinite_count", "underflow_count", "dot"]
-    whole = parts[summed].sum(min_count=1)
-    for column in summed:
-        if unique[column].isna().any():  # one part that is not known makes the whole unknown
-            whole[column] = whole[column].where(~unique[column].isna().groupby([unique[k] for k in _KEYS]).any())
-    whole["max_abs"] = parts["max_abs"].max()
-    whole["norm"] = whole["sum_sq"] ** 0.5
-    whole["mean"] = whole["sum"] / whole["numel"]
-    whole["zero_fraction"] = whole["zero_count"] / whole["numel"]
-    whole["underflow_fraction"] = whole["underflow_count"] / whole["numel"]
-    shards = {text: _shards(text, mesh) for text in unique["sharded"].unique()}
-    whole["shards"] = unique["sharded"].map(shards).groupby([unique[k] for k in _KEYS]).max()
-    whole = whole.reset_index()
-    whole["replicas"] = np.where(whole["scope"] == "local", 1, mesh.dp)
-    return whole
+class _Keys:
+    """Rows as numbers: ``step``, ``rank``, ``layer`` (its place in ``layers``, names, ascending), with ``scope``; and
+    one number for a combination of them, which grows in the order of the arguments."""
+
+    def __init__(self, rows: Columns, mesh: Mesh) -> None:
+        self.step, self.rank = (np.asarray(rows[name], dtype=np.int64) for name in ("step", "rank"))
+        self.scope = np.asarray(rows["scope"], dtype=object)
+        self.layer, self.layers = _codes(rows["layer"])
+        self.block = mesh.tp * mesh.pp
+        self._ranks = int(self.rank.max(initial=0)) + 1
+        self._count = max(1, self.layers.size)
+
+    def cell(self, step: np.ndarray, layer: np.ndarray, reduced: np.ndarray | int, rank: np.ndarray) -> np.ndarray:
+        """A whole layer: a replica's own, that of ``rank``, or the reduced one."""
+        return ((step * self._count + layer) * 2 + reduced) * self._ranks + np.where(reduced, 0, rank // self.block)
+
+    def row(self, step: np.ndarray, reduced: int, layer: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """A row of ``combine``."""
+        return ((step * 2 + reduced) * self._count + layer) * self._ranks + rank
+
+    def of_row(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The step, whether reduced, the layer and the rank of a row."""
+        rest, rank = np.divmod(number, self._ranks)
+        rest, layer = np.divmod(rest, self._count)
+        return rest // 2, rest % 2 == 1, layer, rank
 
 
-def _compared(merged: pd.DataFrame, whole: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
-    """With cosine, its kind and the norm ratio of the local rows.
+class _Places:
+    """Where numbers are found again."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self._order = np.argsort(numbers, kind="stable")
+        self._sorted = numbers[self._order]
+
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """The first place of each; -1 where it is not there."""
+        if not self._sorted.size:
+            return np.full(wanted.size, -1)
+        near = np.minimum(np.searchsorted(self._sorted, wanted), self._sorted.size - 1)
+        return np.where(self._sorted[near] == wanted, self._order[near], -1)
+
+
+def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values at these places, NaN where there is none (-1)."""
+    return np.append(values, np.nan)[places]
+
+
+def _codes(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which each text is among the distinct ones, and those, ascending."""
+    codes, names = pd.factorize(np.asarray(texts, dtype=object), sort=True)
+    return codes, names
+
+
+def _whole_layers(rows: Columns, cell: np.ndarray, mesh: Mesh) -> tuple[_Places, Columns]:
+    """The cells, in which each layer is whole, and what is known of each."""
+    once = _once(rows, mesh)
+    numbers, place = np.unique(cell[once], return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    once, starts = once[order], np.searchsorted(place[order], np.arange(numbers.size))
+
+    def total(name: str) -> np.ndarray:  # one part that is not known makes the whole unknown
+        values = rows[name][once].astype(float)
+        return np.add.reduceat(np.where(values < 0, np.nan, values) if name.endswith("_count") else values, starts)
+
+    sharded, texts = _codes(rows["sharded"])
+    shards = np.array([_shards(text, mesh) for text in texts], dtype=np.int64)
+    numel, sum_sq = total("numel"), total("sum_sq")
+    return _Places(numbers), {
+        "sum_sq": sum_sq,
+        "dot": total("dot"),
+        "norm": np.sqrt(sum_sq),
+        "max_abs": np.fmax.reduceat(rows["max_abs"][once], starts),
+        "mean": total("sum") / numel,
+        "zero_fraction": total("zero_count") / numel,
+        "nonfinite_count": total("nonfinite_count"),
+        "underflow_fraction": total("underflow_count") / numel,
+        "shards": np.maximum.reduceat(shards[sharded[once]], starts),
+    }
+
+
+def _cosines(
+    out: Columns, mean_sq: np.ndarray, other_sq: np.ndarray | None, *, alone: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of local gradients: the cosine, NaN where it is unknown, and how it was had.
 
     Two replicas without a measured inner product: as the reduced gradient G is the mean of both,
     g_r . G = (4 |G|^2 + |g_r|^2 - |g_other|^2) / 4.
     """
-    mean = whole[whole["scope"] == "reduced"].set_index(["step", "layer"])["sum_sq"].rename("reduced_sq")
-    merged = merged.join(mean, on=["step", "layer"])
-    is_local = merged["scope"] == "local"
-    dot = merged["dot"].where(is_local)
-    kind = pd.Series(np.where(dot.notna(), "exact", ""), index=merged.index)
-    if mesh.dp == 1:
-        dot, kind = merged["sum_sq"].where(is_local), kind.where(~is_local, "exact")
-    elif mesh.dp == 2:
-        squares = whole[whole["scope"] == "local"][["step", "layer", "group", "sum_sq"]]
-        other = squares.assign(group=1 - squares["group"]).rename(columns={"sum_sq": "other_sq"})
-        merged = merged.merge(other, on=["step", "layer", "group"], how="left")
-        follows = (4 * merged["reduced_sq"] + merged["sum_sq"] - merged["other_sq"]) / 4
-        fill = is_local & dot.isna() & follows.notna()
-        dot, kind = dot.where(~fill, follows), kind.where(~fill, "norms")
+    dot = out["sum_sq"] if alone else out["dot"]
+    kind = np.full(dot.size, _EXACT)
+    if other_sq is not None:
+        kind[np.isnan(dot)] = _NORMS
+        dot = np.where(np.isnan(dot), (4 * mean_sq + out["sum_sq"] - other_sq) / 4, dot)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = dot / np.sqrt(merged["sum_sq"] * merged["reduced_sq"])
-        ratio = np.sqrt(merged["sum_sq"] / merged["reduced_sq"])
-    cosine = cosine.where(np.isfinite(cosine)).clip(-1, 1)
-    merged["cosine"] = cosine
-    merged["cosine_kind"] = kind.where(cosine.notna(), "")
-    merged["norm_ratio"] = ratio.where(is_local & np.isfinite(ratio))
-    return merged
+        cosine = dot / np.sqrt(out["sum_sq"] * mean_sq)
+    return np.where(np.isfinite(cosine), np.clip(cosine, -1, 1), np.nan), kind
 
 
-def _by_slices(merged: pd.DataFrame, slices: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
-    """Fill cosines that are not known with those of the ranks' own slices."""
-    keys = ["step", "rank", "layer"]
-    own = raw[(raw["scope"] == "reduced") & (raw["sharded"] == "dp")][[*keys, "sum_sq"]]
-    both = slices[[*keys, "sum_sq", "dot"]].merge(own, on=keys, suffixes=("", "_reduced"))
+def _slice_cosines(rows: Columns, keys: _Keys, wanted: np.ndarray) -> np.ndarray:
+    """Cosines over the ranks' own slices, of the rows of ``combine`` whose reduced ones are ``wanted``."""
+    number = keys.row(keys.step, 1, keys.layer, keys.rank)
+    slices = np.flatnonzero(keys.scope == "slice")
+    own = np.flatnonzero((keys.scope == "reduced") & (np.asarray(rows["sharded"], dtype=object) == "dp"))
+    of_slice, of_own = _Places(number[slices]).find(wanted), _Places(number[own]).find(wanted)
+    sum_sq = np.asarray(rows["sum_sq"], dtype=float)
+    square = _taken(sum_sq[slices], of_slice) * _taken(sum_sq[own], of_own)
     with np.errstate(invalid="ignore", divide="ignore"):
-        both["of_slice"] = both["dot"] / np.sqrt(both["sum_sq"] * both["sum_sq_reduced"])
-    merged = merged.merge(both[[*keys, "of_slice"]], on=keys, how="left")
-    fill = (merged["scope"] == "local") & merged["cosine"].isna() & np.isfinite(merged["of_slice"])
-    merged["cosine"] = merged["cosine"].where(~fill, merged["of_slice"])
-    merged["cosine_kind"] = merged["cosine_kind"].where(~fill, "slice")
-    return merged
+        return _taken(np.asarray(rows["dot"], dtype=float)[slices], of_slice) / np.sqrt(square)
 
 
 def once_per_element(raw: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
     """The rows, with their ranks' coordinates as columns, in which every element is counted once (per replica where
     ``scope`` is "local")."""
-    return raw if raw.empty else _once(_placed(raw, mesh))
+    once = raw.iloc[_once(raw, mesh)]
+    dp, pp, tp = _coordinates(once["rank"].to_numpy(), mesh)
+    return once.assign(dp=dp, pp=pp, tp=tp)
 
 
-def _once(raw: pd.DataFrame) -> pd.DataFrame:
-    """Each element once: along axes over which a row's elements are not split, keep the first coordinate present.
+def _coordinates(rank: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rest, tp = np.divmod(rank, mesh.tp)
+    dp, pp = np.divmod(rest, mesh.pp)
+    return dp, pp, tp
 
-    A local gradient differs between data-parallel ranks, so dp is kept apart there.
+
+def _once(rows: Mapping[Any, Any], mesh: Mesh) -> np.ndarray:
+    """Numbers of rows with each element once: along axes over which a row's elements are not split, the first rank's.
+
+    A local gradient differs between data-parallel ranks, so dp is kept apart there; stages have layers of their own.
     """
-    kept = []
-    for (scope, sharded), rows in raw.groupby(["scope", "sharded"], sort=False):
-        apart = set(sharded.split("+")) | ({"dp"} if scope == "local" else set()) | {"pp"}
-        keys = ["step", "layer", *[axis for axis in AXES if axis in apart]]
-        kept.append(rows.sort_values("rank").drop_duplicates(keys))
-    return pd.concat(kept)
+    rank = np.asarray(rows["rank"], dtype=np.int64)
+    dp, pp, tp = _coordinates(rank, mesh)
+    (layer, layers), (scope, scopes), (sharded, texts) = (_codes(rows[n]) for n in ("layer", "scope", "sharded"))
+    over = {axis: np.array([axis in text.split("+") for text in texts], dtype=bool)[sharded] for axis in ("dp", "tp")}
+    dp = np.where(over["dp"] | (np.asarray(rows["scope"], dtype=object) == "local"), dp, 0)
+    number = np.asarray(rows["step"], dtype=np.int64)
+    more = ((layer, layers.size), (scope, scopes.size), (sharded, texts.size), (dp, rank.max(initial=0) + 1))
+    for part, size in (*more, (pp, mesh.pp), (np.where(over["tp"], tp, 0), mesh.tp)):
+        number = number * size + part
+    by_rank = np.argsort(rank, kind="stable")
+    return by_rank[np.unique(number[by_rank], return_index=True)[1]]
 
 
 def _shards(sharded: str, mesh: Mesh) -> int:
@@ -156,7 +232,7 @@ def combine_weights(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     raw = pd.DataFrame(rows)
     if raw.empty:
         return pd.DataFrame(columns=columns)
-    unique = _once(_placed(raw.assign(scope="weights"), mesh))
+    unique = once_per_element(raw.assign(scope="weights"), mesh)
     squares = {"weight_sq": "weight_norm", "update_sq": "update_norm"}
     squares |= {"moment1_sq": "moment1_norm", "moment2_sq": "moment2_norm"}
     parts = unique.groupby(["step", "layer"], sort=True)
@@ -178,7 +254,7 @@ def combine_histograms(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     raw = pd.DataFrame(rows)
     if raw.empty:
         return pd.DataFrame(columns=columns)
-    unique = _once(_placed(raw, mesh))
+    unique = once_per_element(raw, mesh)
     unique["group"] = unique["dp"].where(unique["scope"] == "local", 0)
     unique["rank"] = unique.groupby(_KEYS)["rank"].transform("min")
     unique["exponent"] = [

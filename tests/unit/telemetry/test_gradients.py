@@ -125,6 +125,42 @@ def test_cosine_over_a_slice_says_so() -> None:
         check(row, gradients[row["rank"]])
 
 
+def test_a_mesh_of_three_axes_and_several_steps_is_what_numpy_says_of_the_whole() -> None:
+    """Layers in no order, weights split over tp, biases replicated, each rank's rows in an order of their own."""
+    mesh, steps = Mesh(dp=3, pp=2, tp=2), (10, 20)
+    layers = {"z.in": 0, "a.out": 1, "m": 1}  # by pipeline stage
+    wholes = {(step, layer): generator.normal(size=(3, 11)) for step in steps for layer in layers}
+    parts = []
+    for step, layer in generator.permutation(np.array(list(wholes), dtype=object)):
+        own = wholes[step, layer]
+        mean = own.mean(axis=0)
+        for rank in generator.permutation(mesh.world_size).tolist():
+            here = mesh.coordinates(rank)
+            if here.pp != layers[layer]:
+                continue
+            mine = own[here.dp]
+            for elements, split in ((np.arange(4 * here.tp, 4 * here.tp + 4), "tp"), (np.arange(8, 11), "")):
+                dot = {"dot": mine[elements] @ mean[elements], "step": step}
+                parts.append(part(rank, "local", split, mine[elements], layer) | dot)
+                parts.append(part(rank, "reduced", split, mean[elements], layer) | {"step": step})
+    rows = combine(table(parts), mesh)
+    expected = sorted(
+        (step, scope, layer, rank)
+        for step, layer in wholes
+        for scope in ("local", "reduced")
+        for rank in range(mesh.world_size)
+        if mesh.coordinates(rank).pp == layers[layer]
+    )
+    assert list(rows[["step", "scope", "layer", "rank"]].itertuples(index=False, name=None)) == expected
+    for _, row in rows.iterrows():
+        own, mean = wholes[row["step"], row["layer"]], wholes[row["step"], row["layer"]].mean(axis=0)
+        mine = own[mesh.coordinates(row["rank"]).dp] if row["scope"] == "local" else mean
+        check(row, mine)
+        assert (row["shards"], row["replicas"]) == (2, 1 if row["scope"] == "local" else 3)
+        if row["scope"] == "local":
+            assert row["cosine"] == pytest.approx(mine @ mean / np.linalg.norm(mine) / np.linalg.norm(mean))
+
+
 def test_one_replica_agrees_with_itself() -> None:
     values = generator.normal(size=10)
     rows = combine(table([part(0, "local", "", values), part(0, "reduced", "", values)]), Mesh())
