@@ -70,7 +70,7 @@ def test_a_page_keeps_everything_but_its_formulas() -> None:
         ("z", False),
         (r"\begin{equation}d\end{equation}", True),
     ]
-    assert page.find(class_="mathful").get_text() == r"text  &    costs $5 <b> $\unknown$" and left == 1
+    assert page.find(class_="mathful").get_text() == r"text  &     costs $5 <b> $\unknown$" and left == 1
     assert (
         page.pre.text == "$keep$"
         and page.p["title"] == "$x$"
