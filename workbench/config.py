@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,11 @@ def _check(condition: bool, flag: str, message: str) -> None:
         raise ConfigError(message, field=flag)
 
 
+def _check_known(value: str, known: Collection[str], flag: str, what: str = "") -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {what}{value!r}: {nearest(value, known)}", field=flag)
+
+
 def _check_least(spec: Any, name: str, least: int) -> None:
     value, flag = getattr(spec, name), flag_of(name)
     _check(value >= least, flag, f"{flag} must be a whole number of at least {least}, not {value!r}")
@@ -98,7 +103,7 @@ class ParallelPlan:
         _check_own_types(self)
         for name in ("ranks", "tp", "pp", "micro_batches"):
             _check_least(self, name, 1)
-        _check(self.plugin in PLUGINS, "--plugin", f"unknown plugin {self.plugin!r}: {nearest(self.plugin, PLUGINS)}")
+        _check_known(self.plugin, PLUGINS, "--plugin", "plugin ")
         if self.plugin != "hybrid":
             for name in ("tp", "pp", "micro_batches"):
                 _check(
@@ -155,9 +160,7 @@ class MonitorSpec:
 
     def __post_init__(self) -> None:
         _check_own_types(self)
-        _check(
-            self.level in MONITOR_LEVELS, "--monitor", f"unknown {self.level!r}: {nearest(self.level, MONITOR_LEVELS)}"
-        )
+        _check_known(self.level, MONITOR_LEVELS, "--monitor")
         _check(
             self.grad_every is None or self.grad_every >= 0,
             "--grad-every",
@@ -171,11 +174,7 @@ class MonitorSpec:
             ) from error
         _check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
         _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
-        _check(
-            self.on_nonfinite in ON_NONFINITE,
-            "--on-nonfinite",
-            f"unknown {self.on_nonfinite!r}: {nearest(self.on_nonfinite, ON_NONFINITE)}",
-        )
+        _check_known(self.on_nonfinite, ON_NONFINITE, "--on-nonfinite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,11 +229,7 @@ class TrainSpec:
                 f"--{name}",
                 f"--{name} must be a finite number of at least 0, not {value!r}",
             )
-        _check(
-            self.precision in PRECISIONS,
-            "--precision",
-            f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}",
-        )
+        _check_known(self.precision, PRECISIONS, "--precision", "precision ")
         _check(
             bool(_NAME.fullmatch(self.name)),
             "--name",
@@ -288,17 +283,21 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 _TABLES: dict[str, type] = {"plan": ParallelPlan, "monitor": MonitorSpec}
 
 
+#: the table of a spec file in which an option stands; "": at its top
+_GROUPS = {
+    item.name: table
+    for table, kind in {"": TrainSpec, **_TABLES}.items()
+    for item in dataclasses.fields(kind)
+    if item.name not in _TABLES
+}
+
+
 def _group_of(key: str) -> str:
-    for table, kind in _TABLES.items():
-        if key in {f.name for f in dataclasses.fields(kind)}:
-            return table
-    own = {f.name for f in dataclasses.fields(TrainSpec)} - set(_TABLES)
-    if key in own:
-        return ""
-    known = own | {f.name for kind in _TABLES.values() for f in dataclasses.fields(kind)}
+    if key in _GROUPS:
+        return _GROUPS[key]
     if key in _TABLES:
         raise ConfigError(f"{key} is a table: write [{key}] and its options below it", field=key)
-    raise ConfigError(f"unknown option {key!r}: {nearest(key, known)}", field=key)
+    raise ConfigError(f"unknown option {key!r}: {nearest(key, _GROUPS)}", field=key)
 
 
 def read_spec_options(path: str | Path) -> dict[str, Any]:

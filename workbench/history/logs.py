@@ -9,17 +9,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from workbench.errors import RunDirectoryError
+from workbench.errors import RunDirectoryError, SchemaError
 from workbench.rank_log import SESSION_DIR, schema
-from workbench.records import SCHEMA_VERSION, TABLES, columns_of
-from workbench.telemetry.store import Columns
-
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+from workbench.records import TABLES
+from workbench.telemetry.batches import Batches
+from workbench.telemetry.columns import Columns, GrowingTable
+from workbench.telemetry.stream import END, check_version, message_end, parse, whole_messages
 
 
 @dataclass(kw_only=True)
@@ -37,11 +36,18 @@ def read(run: Path, tables: dict[str, Sequence[str]]) -> Logs:
     """Read ``tables`` (table -> columns) of every rank and of the session. Never raises for a broken file."""
     directories = rank_directories(run)
     logs = Logs(tables={}, ranks=[int(directory.name[5:]) for directory in directories])
+    texts: dict[str, str] = {}
     for table, columns in tables.items():
-        batches: list[pa.RecordBatch] = []
+        rows = GrowingTable(table)
         for directory in [*directories, run / SESSION_DIR]:
-            batches += _batches(directory / f"{table}.arrow", list(columns), logs)
-        logs.tables[table] = _columns(table, columns, batches)
+            path = directory / f"{table}.arrow"
+            try:
+                if stream := _stream(path, logs):
+                    rows.append(parse(stream.head, [stream.batches], texts), _where(path))
+            except (pa.ArrowInvalid, SchemaError, UnicodeDecodeError) as error:
+                logs.problems.append(f"{_where(path)} is damaged: {error}")
+        found = rows.since(0)
+        logs.tables[table] = {name: found[name] for name in columns}
     return logs
 
 
@@ -52,18 +58,17 @@ def read_table(run: Path, table: str) -> pa.Table:
     read; one that was cut is read up to its last whole batch.
     """
     logs = Logs(tables={}, ranks=[])
-    wanted = list(columns_of(table))
     target = schema(table)
-    batches: list[pa.RecordBatch] = []
-    for directory in [*rank_directories(run), run / SESSION_DIR]:
-        batches += _batches(directory / f"{table}.arrow", wanted, logs)
+    files = [directory / f"{table}.arrow" for directory in [*rank_directories(run), run / SESSION_DIR]]
+    streams = [stream for file in files if (stream := _stream(file, logs))]
     if logs.problems:
         raise RunDirectoryError(f"{run}: {'; '.join(logs.problems)}")
-    if not batches:
+    if not streams:
         return target.empty_table()
-    whole = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    tables = [pa.ipc.open_stream(stream.head + stream.batches.data).read_all() for stream in streams]
+    whole = pa.concat_tables(tables, promote_options="default")
     arrays = []
-    for name in wanted:
+    for name in target.names:
         kind = target.field(name).type
         if name in whole.column_names:
             arrays.append(whole.column(name).cast(kind))
@@ -78,54 +83,42 @@ def rank_directories(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _batches(path: Path, columns: list[str], logs: Logs) -> list[pa.RecordBatch]:
-    """Whole batches of one stream, with the columns that it has."""
-    where = f"{path.parent.name}/{path.name}"
+class _Stream(NamedTuple):
+    """A log: the message with its schema, and the whole batches."""
+
+    head: bytes
+    batches: Batches
+
+
+def _stream(path: Path, logs: Logs) -> _Stream | None:
+    """One log, or None where there is nothing in it; ``logs`` is told what is wrong with it."""
+    where = _where(path)
     try:
         data = path.read_bytes()
-        reader = pa.ipc.open_stream(data) if data else None
+        head = data[: max(0, message_end(data, 0))]
+        if data:
+            check_version(where, head)
     except FileNotFoundError:
-        return []
+        return None
     except OSError as error:
         logs.problems.append(f"{where} cannot be read: {error.strerror or error}")
-        return []
+        return None
     except pa.ArrowInvalid:
         logs.problems.append(f"{where} is no Arrow stream")
-        return []
-    if reader is None:
-        return []
-    version = int((reader.schema.metadata or {}).get(b"schema_version", b"0"))
-    if version > SCHEMA_VERSION:
-        logs.problems.append(
-            f"{where} has schema version {version}, this version reads up to {SCHEMA_VERSION}: update dist-workbench"
-        )
-        return []
-    present = [name for name in columns if name in reader.schema.names]
-    found: list[pa.RecordBatch] = []
-    whole = data.endswith(_END_OF_STREAM)
-    try:
-        found.extend(batch.select(present) for batch in reader)
-    except (pa.ArrowInvalid, OSError):
-        whole = False  # the last batch was never finished
-    if not whole:
-        logs.unfinished.append(where)
-    return found
+        return None
+    except SchemaError as error:
+        logs.problems.append(str(error))
+        return None
+    if not data:
+        return None
+    batches = whole_messages(data, len(head))
+    if len(head) + len(batches.data) < len(data) or not data.endswith(END):
+        logs.unfinished.append(where)  # the last batch was never finished, or another may come
+    return _Stream(head, batches)
 
 
-def _columns(table: str, names: Sequence[str], batches: list[pa.RecordBatch]) -> Columns:
-    """One array per column; a column that an older log lacks has its record's default."""
-    kinds = columns_of(table)
-    if not batches:
-        return {name: np.empty(0, dtype=object if kinds[name] in "ULF" else kinds[name]) for name in names}
-    whole = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
-    out: Columns = {}
-    for name in names:
-        if name in whole.column_names:
-            out[name] = whole.column(name).to_numpy()
-        else:
-            default = _default(table, name)
-            out[name] = np.full(whole.num_rows, default, dtype=object if kinds[name] in "ULF" else kinds[name])
-    return out
+def _where(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _default(table: str, name: str) -> Any:

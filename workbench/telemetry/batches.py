@@ -169,6 +169,6 @@ def _values(of: Layout, whole: np.ndarray, kind: str, place: int, texts: dict[st
     distinct = np.empty((len(codes), of.rows), dtype=object)
     for number, text in enumerate(codes):
         bounds = np.frombuffer(text, "<i4", of.rows + 1) + offsets
-        found = [text[a:b].decode("utf-8", "replace") for a, b in pairwise(bounds)]
+        found = [text[a:b].decode() for a, b in pairwise(bounds)]
         distinct[number] = [texts.setdefault(each, each) for each in found]
     return distinct[batch].reshape(-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ from workbench.telemetry.columns import Columns
 #: bytes read from one file at a time, so that opening a long run needs no copy of it in memory
 CHUNK_BYTES = 32 * 2**20
 _MARK = 0xFFFFFFFF
-_END = b"\xff\xff\xff\xff\0\0\0\0"
+#: the mark of the end of a stream
+END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def message_end(data: bytes | memoryview, at: int) -> int:
@@ -92,7 +94,7 @@ class Tail:
             start = message_end(data, 0)
             if start < 0:
                 return None
-            check_version(self.path, pa.ipc.read_schema(pa.py_buffer(data[:start])))
+            check_version(self.path, data[:start])
             self.head = data[:start]
         found = whole_messages(data, start)
         taken = start + len(found.data)
@@ -101,13 +103,19 @@ class Tail:
         return found if found.data else None
 
 
-def check_version(path: str, schema: pa.Schema) -> None:
-    """``SchemaError`` for a schema of a newer version than this program writes."""
-    version = int((schema.metadata or {}).get(b"schema_version", b"0"))
+def check_version(path: str, head: bytes) -> None:
+    """``SchemaError`` for a schema of a newer version than this program writes; ``ArrowInvalid`` for no schema."""
+    version = _version(head)
     if version > SCHEMA_VERSION:
         raise SchemaError(
             f"{path} has schema version {version}, this version reads up to {SCHEMA_VERSION}: update dist-workbench"
         )
+
+
+@lru_cache(maxsize=256)
+def _version(head: bytes) -> int:
+    schema = pa.ipc.read_schema(pa.py_buffer(head))
+    return int((schema.metadata or {}).get(b"schema_version", b"0"))
 
 
 def parse(head: bytes, pieces: list[Batches], texts: dict[str, str]) -> Columns:
@@ -116,7 +124,7 @@ def parse(head: bytes, pieces: list[Batches], texts: dict[str, str]) -> Columns:
     if found is not None:
         return found
     # the end of one file must not end the reading of the next
-    bodies = [piece.data.removesuffix(_END) for piece in pieces]
+    bodies = [piece.data.removesuffix(END) for piece in pieces]
     with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *bodies]))) as reader:
         rows = reader.read_all()
     return {
