@@ -12,10 +12,11 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from magics.words import parse
 from workbench import controls
 from workbench.controls import ACTS, Control
+from workbench.flags import ASSIGNMENT
 from workbench.run import Run, newest_live
 
 _RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")
-_CHANGES = argument("changes", nargs="+", metavar="NAME=VALUE", help="such as lr=1e-4")
+_CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="such as lr=1e-4")
 
 
 def _run(name: str | None) -> Run:

@@ -134,6 +134,8 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {flag.option: values[flag.option] for flag in FLAGS if values.get(flag.option) is not None}
 
 
+#: how a command that changes settings names its words
+ASSIGNMENT = "NAME=VALUE"
 #: flags of other tools whose name is not near ours
 _ELSEWHERE = {
     "--learning-rate": "--lr",
@@ -155,10 +157,12 @@ _ELSEWHERE = {
 def not_understood(words: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Of words that a parser did not take, what was probably meant by the first."""
     word, known = words[0], parser._option_string_actions
-    name = word.partition("=")[0]
+    name, _, value = word.partition("=")
     if name.startswith("-"):
         close = difflib.get_close_matches(name, [each for each in known if each.startswith("--")], n=1, cutoff=0.6)
         meant = _ELSEWHERE.get(name, "") if _ELSEWHERE.get(name) in known else "".join(close)
+        if not meant and any(action.metavar == ASSIGNMENT for action in parser._actions):
+            meant = f"{name.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
     elif word.isdecimal():
         meant = f"-n {word}" if "-n" in known else ""
     elif word.endswith(".toml"):

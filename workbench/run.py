@@ -126,7 +126,9 @@ class Run(Verbs):
         """``RunError`` when the run can no longer take what is asked."""
         status = self.status
         if status in ENDED:
-            raise RunError(f"run {self.name!r} is {status} at step {self.last_step}: there is nothing to {what}")
+            raise RunError(
+                f"run {self.name!r} has ended ({status} at step {self.last_step}): there is nothing to {what}"
+            )
 
     def metrics(self, *, per_rank: bool = False) -> pd.DataFrame:
         """One row per step that all ranks finished: step, loss, lr, grad_norm, tps, step_time_ms and more.

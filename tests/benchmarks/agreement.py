@@ -3,6 +3,9 @@
 The ranks sleep 50 ms where a step would compute; of each step the slowest rank's time in the calls counts. Beside it:
 what the calls take one after another, with nothing to hide behind.
 
+Ranks of several hosts are told with the sum that the guard makes in each step: in every second step it is made that
+way, in the others as a plain reduction, and what it takes longer counts as well.
+
     python tests/benchmarks/agreement.py [--ranks 2] [--steps 200]
 """
 
@@ -12,6 +15,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +24,57 @@ sys.path.insert(0, str(ROOT))
 
 STEP_S = 0.05
 GOAL = 0.002
+SUMS = ("agreed", "reduced")
 
 
-def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, Any]:
-    """On a rank: seconds that the calls took in a step of 50 ms, and when called on their own."""
+def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: bool) -> dict[str, list[float]]:
+    """On a rank: seconds that the calls took in a step of 50 ms, and when called on their own; of several hosts also
+    what the step's sum took, on the clock and of all threads' processor time."""
+    import torch
+    import torch.distributed as dist
+
     from workbench.engine.control import AgreedControl
     from workbench.engine.process_group import joined
     from workbench.engine.steering import Boundary, Steering
     from workbench.rank_log import RankLogWriter
 
     (directory / "control.jsonl").touch()
+    found: dict[str, list[float]] = {
+        name: [] for name in ("inside", "alone", *SUMS, *(f"{name}, cpu" for name in SUMS))
+    }
+
+    def took(name: str, call: Callable[[], Any]) -> None:
+        dist.barrier()
+        began, cpu = time.perf_counter(), time.process_time()
+        call()
+        found[name].append(time.perf_counter() - began)
+        found[f"{name}, cpu"].append(time.process_time() - cpu)
+
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
-        control = AgreedControl(directory, rank, ranks)
+        control = AgreedControl(directory, rank, ranks, one_host=one_host)
         nothing: Any = None
         steering = Steering(settings=nothing, acts=nothing, control=control, log=log, enter=lambda phase: None)
-        inside, alone = [], []
+        both, others = torch.zeros(2, dtype=torch.float64), dist.new_group(backend="gloo")
         for number in range(steps):
             began = time.perf_counter()
             control.post()
             posted = time.perf_counter()
             time.sleep(STEP_S)
+            if not one_host:
+                took("agreed", lambda: control.summed(1.0, 2.0))
             worked = time.perf_counter()
             here = steering.boundary(number)
-            inside.append(posted - began + time.perf_counter() - worked)
+            found["inside"].append(posted - began + time.perf_counter() - worked)
             assert here == Boundary(number)
+            if not one_host:
+                time.sleep(STEP_S)
+                took("reduced", lambda: dist.all_reduce(both, group=others))
         for number in range(steps):
             began = time.perf_counter()
             control.post()
             steering.boundary(number)
-            alone.append(time.perf_counter() - began)
-    return {"inside": inside, "alone": alone}
+            found["alone"].append(time.perf_counter() - began)
+    return {name: seconds for name, seconds in found.items() if seconds}
 
 
 def main() -> None:
@@ -62,14 +87,25 @@ def main() -> None:
     arguments = parser.parse_args()
     print(describe_machine())
     with RankPool() as pool:
-        found = pool.run(arguments.ranks, "tests.benchmarks.agreement:measure", steps=arguments.steps)
-    # the slowest rank of each step is what the step costs
-    inside = [max(times) for times in zip(*(rank["inside"] for rank in found), strict=True)]
-    alone = [max(times) for times in zip(*(rank["alone"] for rank in found), strict=True)]
-    cost = statistics.median(inside)
-    print(f"called on its own: median {statistics.median(alone) * 1e6:.0f} us")
-    ratio = f"{cost / STEP_S:.3%} of a {STEP_S * 1e3:.0f} ms step"
-    print(f"around a step, slowest rank: median {cost * 1e6:.0f} us = {ratio}, goal < {GOAL:.1%}")
+        for one_host in (True, False):
+            options = {"steps": arguments.steps, "one_host": one_host}
+            found = pool.run(arguments.ranks, "tests.benchmarks.agreement:measure", timeout_s=300, **options)
+            tell("one host" if one_host else "several hosts", found)
+
+
+def tell(where: str, found: list[dict[str, list[float]]]) -> None:
+    """Print medians over the steps; of each step the slowest rank counts."""
+    us = {
+        name: statistics.median(map(max, zip(*(rank[name] for rank in found), strict=True))) * 1e6 for name in found[0]
+    }
+    cost = us["inside"]
+    print(f"{where}: called on its own: median {us['alone']:.0f} us")
+    if "agreed" in us:
+        agreed, reduced = (f"{us[name]:.0f} us ({us[f'{name}, cpu']:.0f} of the processor)" for name in SUMS)
+        print(f"{where}: a step's sum with what is agreed: median {agreed}, as a reduction without {reduced}")
+        cost += max(0.0, us["agreed"] - us["reduced"])
+    ratio = f"{cost * 1e-6 / STEP_S:.3%} of a {STEP_S * 1e3:.0f} ms step"
+    print(f"{where}: around a step, slowest rank: median {cost:.0f} us = {ratio}, goal < {GOAL:.1%}")
 
 
 if __name__ == "__main__":

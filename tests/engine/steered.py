@@ -23,9 +23,11 @@ from workbench import checkpoints, controls
 from workbench.config import TrainSpec
 from workbench.engine import repairs
 from workbench.engine.control import AgreedControl
+from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.process_group import joined
 from workbench.engine.sampler import Progress
+from workbench.engine.star import Star
 from workbench.engine.strategies.colossal import ColossalStrategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Evaluation, Workload
@@ -122,7 +124,8 @@ def train(
     dies_at_write: int = 0,
     knobs: dict[str, float] | None = None,
     token: str = "",
-    by_broadcast: bool = False,
+    one_host: bool = True,
+    guarded: bool = False,
 ) -> dict[str, Any]:
     """This rank's step rows and events, and what its processor time was while paused."""
     options = {"eval_every": 0, **options}
@@ -145,12 +148,14 @@ def train(
         if model.startswith("nois"):  # data-parallel replicas need not draw the same
             for seed in (torch.manual_seed, random.seed, np.random.seed):
                 seed(7 + rank)
+        control = AgreedControl(path, rank, ranks, one_host=one_host)
         try:
             trainer = Trainer(
                 spec=spec,
                 workload=work,
                 strategy=strategy,
-                control=AgreedControl(path, rank, ranks, by_broadcast=by_broadcast),
+                control=control,
+                guard=NonfiniteGuard(path, strategy, log, control) if guarded else None,
                 log=log,
                 progress=Progress(),
                 run=path,
@@ -355,3 +360,22 @@ def last_norm(
         found: list[float] = strategy.plan.module.transformer.ln_f.weight.tolist()
         strategy.close()
     return found
+
+
+def ride(rank: int, ranks: int, directory: Path, *, rounds: int) -> dict[str, Any]:
+    """Agree in so many rounds as ranks of several hosts do, a sum in every second one: what was heard, the sums, and
+    how often the ranks met."""
+    (directory / CONTROL_FILE).touch()
+    met, heard, sums = [], [], []
+    with joined(rank, ranks, directory, device_type="cpu"):
+        control = AgreedControl(directory, rank, ranks, one_host=False)
+        original = Star.summed
+        Star.summed = lambda star, *values: met.append(1) or original(star, *values)
+        for number in range(rounds):
+            control.post(2**40 + number if rank == 0 else 7)
+            if number % 2:
+                sums.append(control.summed(0.1 * rank, math.nan if number == 5 and rank == 1 else 1e300 * rank))
+            control.take()
+            heard.append(control.rider)
+        Star.summed = original
+    return {"heard": heard, "sums": sums, "met": len(met)}

@@ -18,6 +18,9 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "3-zero1": (3, {"plugin": "zero1", "batch_size": 6}),
     "4-tp-pp-accumulate": (4, {"plugin": "hybrid", "tp": 2, "pp": 2, "micro_batches": 2, "accumulate": 2}),
 }
+#: as in a run, where the guard's sum of each step tells ranks of several hosts what is agreed
+SEVERAL_HOSTS = {"one_host": False, "guarded": True}
+ALSO_BETWEEN_HOSTS = ("3-zero1", "4-tp-pp-accumulate")
 
 
 def burst(commands: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[dict[str, list[Any]]]:
@@ -65,8 +68,10 @@ def test_every_rank_applies_the_same_commands_at_the_same_steps(pool, plan: str)
     @FEW
     @given(script=burst(ANYTHING), slow=SLOW)
     def check(script: dict[str, list[Any]], slow: dict[str, float]) -> None:
-        found = pool.run(ranks, TRAIN, model="llama", options=options, steps=STEPS, script=script, slow=slow)
-        assert all(told(rank) == told(found[0]) for rank in found)
+        arguments = {"model": "llama", "options": options, "steps": STEPS, "script": script, "slow": slow}
+        found = pool.run(ranks, TRAIN, **arguments)
+        far = pool.run(ranks, TRAIN, **SEVERAL_HOSTS, **arguments) if plan in ALSO_BETWEEN_HOSTS else []
+        assert all(told(rank) == told(found[0]) for rank in [*found, *far])
         asked = sum(len(commands) for step, commands in script.items())
         answered = [e for e in found[0]["events"] if e["kind"] in ("control", "refused") or e["name"] == "bad_command"]
         assert len(answered) == asked, "each is answered, also one that came too late"
@@ -74,16 +79,20 @@ def test_every_rank_applies_the_same_commands_at_the_same_steps(pool, plan: str)
     check()
 
 
-@pytest.mark.parametrize("plan", ["2-ddp-accumulate", "4-tp-pp-accumulate"])
-def test_pauses_and_checkpoints_change_nothing(pool, plan: str) -> None:
+@pytest.mark.parametrize(
+    ("plan", "hosts"),
+    [("2-ddp-accumulate", {}), ("2-ddp-accumulate", SEVERAL_HOSTS), ("4-tp-pp-accumulate", {})],
+    ids=["2-ddp-accumulate", "2-ddp-accumulate between hosts", "4-tp-pp-accumulate"],
+)
+def test_pauses_and_checkpoints_change_nothing(pool, plan: str, hosts: dict[str, Any]) -> None:
     ranks, options = PLANS[plan]
     free = pool.run(ranks, TRAIN, model="llama", options=options, steps=STEPS)
 
     @FEW
     @given(script=burst(HARMLESS), slow=SLOW)
     def check(script: dict[str, list[Any]], slow: dict[str, float]) -> None:
-        script = with_endings(script)
-        found = pool.run(ranks, TRAIN, model="llama", options=options, steps=STEPS, script=script, slow=slow)
+        arguments = {"options": options, "steps": STEPS, "script": with_endings(script), "slow": slow}
+        found = pool.run(ranks, TRAIN, model="llama", **hosts, **arguments)
         assert all(told(rank) == told(found[0]) for rank in found)
         for rank in range(ranks):
             for name in ("step", "loss", "lr", "grad_sq"):

@@ -122,6 +122,21 @@ def test_a_given_interval_is_kept_and_layers_are_chosen_by_name(pool):
     assert all(rank["gradients"]["step"] == [] for rank in nothing)
 
 
+@pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP], ids=str)
+def test_a_frozen_layer_has_no_gradient(pool, options):
+    """Nothing is done with it, so it has no rows; the others have theirs, and all have once it is updated again."""
+    options = {**options, "steps": 4, "grad_every": 1}
+    script = {"1": [["freeze", "wte"]], "2": [["unfreeze", "."]]}
+    found, _ = _watch(pool, 2, "gpt2", options, "gradients", "weights", script=script)
+    rows = pd.DataFrame(_columns(found, "gradients"))
+    layers = {(scope, step): set(own["layer"]) for (scope, step), own in rows.groupby(["scope", "step"])}
+    for (_, step), seen in layers.items():
+        assert ("transformer.wte" in seen) == (step != 3) and len(seen) > 20, step
+    weights = pd.DataFrame(_columns(found, "weights")).query("layer == 'transformer.wte'")
+    moved = weights.groupby("step")["update_sq"].sum()
+    assert moved[3] == 0 and (moved[[1, 2, 4]] > 0).all()
+
+
 def test_light_takes_norms_alone(pool):
     options = {"plugin": "zero1", "steps": 4, "grad_every": 2, "level": "light"}
     found, mesh = _watch(pool, 2, "gpt2", options, "gradients", "histograms", "weights")

@@ -1,4 +1,4 @@
-"""Messages from rank 0 through a mapped file, and the broadcast that stands in for it."""
+"""Messages from rank 0 and sums, through a mapped file, and between hosts that share none."""
 
 from __future__ import annotations
 
@@ -80,12 +80,23 @@ def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
         SharedSlots(path, 1, 2).receive()
 
 
-def test_ranks_that_share_no_file_agree_by_broadcast(pool) -> None:
+def test_ranks_that_share_no_file_agree_with_and_without_a_sum_in_each_step(pool) -> None:
     script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": 3, "command": ["resume", None]}]}
     arguments = {"model": "plain", "options": {"plugin": "ddp"}, "steps": 6, "script": script}
-    shared, broadcast = (
-        pool.run(2, "tests.engine.steered:train", by_broadcast=by_broadcast, collective_timeout_s=2.0, **arguments)
-        for by_broadcast in (False, True)
+    shared, without, riding = (
+        pool.run(2, "tests.engine.steered:train", collective_timeout_s=2.0, **how, **arguments)
+        for how in ({}, {"one_host": False}, {"one_host": False, "guarded": True})
     )
-    assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in broadcast]
-    assert shared[0]["shared"] and not broadcast[0]["shared"]
+    for other in (without, riding):
+        assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in other]
+    assert shared[0]["shared"] and not without[0]["shared"] and not riding[0]["shared"]
+
+
+def test_between_hosts_what_is_agreed_comes_with_a_sum_and_by_itself_only_without_one(pool) -> None:
+    found = pool.run(3, "tests.engine.steered:ride", rounds=10)
+    for rank in found:
+        assert rank["heard"] == [2**40 + number for number in range(10)]
+        assert rank["met"] == 10
+        firsts, seconds = zip(*rank["sums"], strict=True)
+        assert firsts == (0.1 + 0.2,) * 5, "added in the order of ranks"
+        np.testing.assert_array_equal(seconds, [3e300, 3e300, math.nan, 3e300, 3e300])

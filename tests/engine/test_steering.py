@@ -161,11 +161,11 @@ def test_pause_longer_than_the_timeout_step_and_resume(pool):
     assert column(found, "loss") == column(free, "loss")
 
 
-@pytest.mark.parametrize("by_broadcast", [False, True], ids=["one host", "several hosts"])
-def test_ranks_hardly_work_while_paused(pool, by_broadcast: bool):
+@pytest.mark.parametrize("one_host", [True, False], ids=["one host", "several hosts"])
+def test_ranks_hardly_work_while_paused(pool, one_host: bool):
     script = {"1": [["pause", None], {"after": 6, "command": ["resume", None]}]}
     arguments = {"model": "plain", "options": {"plugin": "hybrid"}, "steps": 3, "script": script}
-    found = pool.run(2, TRAIN, by_broadcast=by_broadcast, **arguments)
+    found = pool.run(2, TRAIN, one_host=one_host, **arguments)
     shares = [rank["paused_cpu"] for rank in found]
     print("share of a core while paused:", shares)
     assert max(shares) < 0.01

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tests.engine import boosted, models
+from tests.engine.steered import Script
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
 from workbench.engine.gradient_watch import GradientWatch
@@ -47,8 +48,9 @@ def train(
     options: dict[str, Any],
     tables: list[str],
     initial_scale: float = 0.0,
+    script: dict[str, list[Any]] | None = None,
 ) -> dict[str, Any]:
-    """Columns of this rank's ``tables`` after ``steps`` of ``options``."""
+    """Columns of this rank's ``tables`` after ``steps`` of ``options``; ``script``: commands, as ``steered.Script``."""
     if initial_scale:
         plans.INITIAL_SCALE = initial_scale
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
@@ -66,7 +68,10 @@ def train(
                 control=AgreedControl(directory, rank, ranks),
                 log=log,
                 progress=Progress(),
-                observers=[GradientWatch(spec, strategy, log, torch.device("cpu"))],
+                observers=[
+                    Script(directory, rank, dict(script or {}), 0.0),
+                    GradientWatch(spec, strategy, log, torch.device("cpu")),
+                ],
             ).run()
             dist.barrier()
         finally:

@@ -123,6 +123,8 @@ def test_wrong_values_on_the_command_line_and_in_magics(
 ) -> None:
     assert cli.main(["control", "first", "set", "clip=-1"]) == 2 and "at least 0" in capsys.readouterr().err
     assert cli.main(["control", "first", "step", "1", "2"]) == 2
+    with pytest.raises(ConfigError, match="'--clip' is not understood: did you mean clip=VALUE"):
+        shell.run_line_magic("dist_set", "lr=1 --clip 3")
     for line in ("dist_set clip", "dist_set lr=0", "dist_step none", "dist_rollback 7"):
         name, _, rest = line.partition(" ")
         with pytest.raises(ConfigError):
@@ -138,9 +140,9 @@ def test_a_run_that_has_ended_takes_nothing(control: Any, path: Path) -> None:
     if control.name == "branch":
         return  # it goes on from the newest checkpoint: tests/training/test_steering.py
     _, value = VALUES.get(control.name, ("", None))
-    with pytest.raises(RunError, match=f"is failed at step 0: there is nothing to {control.name}"):
+    with pytest.raises(RunError, match=rf"has ended \(failed at step 0\): there is nothing to {control.name}"):
         getattr(Run(path), control.name)(*([] if value is None else [value]))
-    with pytest.raises(RunError, match="is failed"):
+    with pytest.raises(RunError, match="failed at step 0"):
         Run(path).set(lr=1.0)
     assert lines(path) == [] and newest_live() is None
 
@@ -148,7 +150,7 @@ def test_a_run_that_has_ended_takes_nothing(control: Any, path: Path) -> None:
 def test_a_run_whose_owner_died_takes_nothing(path: Path) -> None:
     owner = json.loads((path / "owner.json").read_text())
     (path / "owner.json").write_text(json.dumps({**owner, "created": 1.0}))
-    with pytest.raises(RunError, match="is lost"):
+    with pytest.raises(RunError, match="lost at step 0"):
         Run(path).pause()
 
 

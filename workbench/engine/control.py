@@ -1,13 +1,13 @@
 """Agreed control: every rank applies a command at the same step boundary.
 
 Rank 0 looks at the size of ``control.jsonl`` (a ``stat``) when a step begins and tells all ranks up to which byte to
-read when it ends, so its latency hides behind the step. Every rank then reads the same bytes, hence the same commands,
-before the same step. A number of rank 0's rides along: what the next step's watching is, so that all ranks watch the
-same steps. Ranks of one host are told through a mapped file (``shared_slots``), others by an asynchronous broadcast on
-a side group.
+read when it ends. Every rank then reads the same bytes, hence the same commands, before the same step. A number of
+rank 0's rides along: what the next step's watching is, so that all ranks watch the same steps. Ranks of one host are
+told through a mapped file (``shared_slots``). Between hosts what is told comes with the sum that ranks make in each
+step anyway (of losses and gradient norms, ``star``), and so costs nothing more; where none was made, it makes its own.
 
 A pause is the same without a step around it: rank 0 polls the file and tells when it grew, and twice a second anyway,
-so that no broadcast waits long enough to time out. The other ranks sleep meanwhile.
+so that no rank waits long enough to time out. The other ranks sleep meanwhile.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import torch
 import torch.distributed as dist
 
 from workbench.engine.shared_slots import SharedSlots
+from workbench.engine.star import Star
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 
 #: in the run directory while a run starts
 SLOTS_FILE = "agreement.slots"
-#: while paused: seconds between looks at the file, and between broadcasts
+#: while paused: seconds between looks at the file, and most between what is told
 POLL_S = 0.1
 HEARTBEAT_S = 0.5
 #: seconds that a rank waits for bytes that rank 0 has seen (a network file system may show them later)
@@ -90,17 +91,19 @@ def _parsed(line: str) -> Command | BadLine:
 
 
 class AgreedControl:
-    """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run."""
+    """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run.
 
-    def __init__(self, run: str | Path, rank: int, world_size: int, *, by_broadcast: bool = False) -> None:
+    ``one_host``: the ranks may be on one host, and agree through a file if they are."""
+
+    def __init__(self, run: str | Path, rank: int, world_size: int, *, one_host: bool = True) -> None:
         self._reader = ControlReader(run)
         self._rank = rank
         self._told = (0, 0)
-        self._posted = torch.zeros(2, dtype=torch.int64)
+        self._is_told = True
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
-        self._work: dist.Work | None = None
+        self._star = None if self._group is None else Star(self._group, rank, world_size)
         self._slots = None
-        if self._group is not None and not by_broadcast:
+        if self._group is not None and one_host:
             self._slots = self._shared(Path(run) / SLOTS_FILE, world_size)
 
     def _shared(self, path: Path, world_size: int) -> SharedSlots | None:
@@ -133,12 +136,10 @@ class AgreedControl:
         """Rank 0 says how far the control file reaches, and its ``rider``; what other ranks pass is not looked at."""
         if self._rank == 0:
             self._told = (self._reader.size(), rider)
-        if self._slots is not None:
-            if self._rank == 0:
-                self._slots.send(*self._told)
-        elif self._group is not None:
-            self._posted[0], self._posted[1] = self._told
-            self._work = dist.broadcast(self._posted, src=0, group=self._group, async_op=True)
+        if self._slots is None:
+            self._is_told = False
+        elif self._rank == 0:
+            self._slots.send(*self._told)
 
     def take(self, *, patient: bool = False) -> list[Command | BadLine]:
         """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's.
@@ -147,10 +148,8 @@ class AgreedControl:
         """
         if self._slots is not None and self._rank:
             self._told = self._slots.receive(patient=patient)
-        elif self._work is not None:
-            self._work.wait()
-            self._work = None
-            self._told = (int(self._posted[0]), int(self._posted[1]))
+        elif not self._is_told:
+            self.summed(0.0, 0.0)
         return self._reader.read(self._told[0])
 
     def wait(self) -> list[Command | BadLine]:
@@ -168,11 +167,11 @@ class AgreedControl:
         moment, and wait for the last."""
         if self._slots is not None:
             return self._slots.summed(first, second)
-        if self._group is None:
-            return first, second
-        both = torch.tensor([first, second], dtype=torch.float64)
-        dist.all_reduce(both, group=self._group)
-        return float(both[0]), float(both[1])
+        if self._star is not None:
+            first, second, *told = self._star.summed(first, second, self._told)
+            self._told = (told[0], told[1])
+        self._is_told = True
+        return first, second
 
     def all_can(self, able: bool) -> bool:
         """Whether every rank is ``able``; all ranks ask at the same moment."""

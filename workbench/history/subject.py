@@ -279,5 +279,5 @@ def newest_two() -> list[Path]:
     """The two newest runs of the home: what is compared when nobody says what. ``RunDirectoryError`` below two."""
     paths = run_directory.all_runs()
     if len(paths) < 2:
-        raise RunDirectoryError(f"there are {len(paths)} runs in {run_directory.home()}: name two to compare")
+        raise RunDirectoryError(f"a comparison takes two runs: {run_directory.home()} has {len(paths) or 'none'}")
     return paths[-2:]

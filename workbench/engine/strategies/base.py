@@ -126,9 +126,9 @@ class Strategy(ABC):
         self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
     ) -> AbstractContextManager[None]:
         """While entered, ``forward_backward`` shows ``observer`` every local gradient once, complete, unreduced: those
-        that are reduced together in one call. Only of ``layers``, if given. ``keep``: what was shown stays as it is
-        until ``step``, so that ``compare`` can be asked; it costs a gradient's memory and no copy where that can be
-        avoided."""
+        that are reduced together in one call. Only of ``layers``, if given, and of none that is frozen. ``keep``: what
+        was shown stays as it is until ``step``, so that ``compare`` can be asked; it costs a gradient's memory and no
+        copy where that can be avoided."""
 
     @abstractmethod
     def skip(self) -> None:

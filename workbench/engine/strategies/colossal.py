@@ -195,6 +195,8 @@ class ColossalStrategy(Strategy):
     def watch_batches(
         self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
     ) -> AbstractContextManager[None]:
+        if self._frozen:  # their gradients are dropped: there is nothing to compare with
+            layers = frozenset(self.layers() if layers is None else layers) - self._frozen
         return self.plan.watching(self.aside(observer), layers, keep)
 
     def reducer(self) -> Any:

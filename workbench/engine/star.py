@@ -1,0 +1,53 @@
+"""Sums over the ranks of several hosts, which share no memory: each rank asks rank 0, and rank 0 answers all.
+
+A reduction of a few bytes goes around the ring of ranks twice, in several messages; this is one message there and one
+back, and costs less (tests/benchmarks/agreement.py). What rank 0 has to tell goes back with the sums. They are added in
+the order of ranks, as those of ``shared_slots`` are: the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+_TO_RANK_0, _FROM_RANK_0 = 1, 2  # tags
+
+
+class Star:
+    """The ranks of a run around rank 0, in a gloo ``group`` that has all of them.
+
+    Messages are sent by the group itself, as ``torch.distributed.send`` does: what that one looks up before each takes
+    longer than the message.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, ranks: int) -> None:
+        self._group = group
+        self._rank = rank
+        self._others = range(1, ranks)
+
+    def summed(self, first: float, second: float, told: tuple[int, int]) -> tuple[float, float, int, int]:
+        """Every rank: the sums of what the ranks pass, and what rank 0 passes as ``told``: whole numbers below 2**53,
+        as they travel as float64. Waits for all of them."""
+        numbers = self._ask(first, second) if self._rank else self._answer(first, second, told)
+        return numbers[0], numbers[1], int(numbers[2]), int(numbers[3])
+
+    def _ask(self, first: float, second: float) -> list[float]:
+        answer = torch.empty(4, dtype=torch.float64)
+        answering = self._group.recv([answer], 0, _FROM_RANK_0)
+        self._group.send([torch.tensor([first, second], dtype=torch.float64)], 0, _TO_RANK_0).wait()
+        answering.wait()
+        found: list[float] = answer.tolist()
+        return found
+
+    def _answer(self, first: float, second: float, told: tuple[int, int]) -> list[float]:
+        asked = [torch.empty(2, dtype=torch.float64) for _ in self._others]
+        for work in [
+            self._group.recv([part], rank, _TO_RANK_0) for rank, part in zip(self._others, asked, strict=True)
+        ]:
+            work.wait()
+        for part in asked:
+            first, second = first + float(part[0]), second + float(part[1])
+        answer = torch.tensor([first, second, *told], dtype=torch.float64)
+        for work in [self._group.send([answer], rank, _FROM_RANK_0) for rank in self._others]:
+            work.wait()
+        return [first, second, *told]
