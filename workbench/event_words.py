@@ -167,7 +167,7 @@ def _bad_command(name: str, value: Any, old: Any) -> str:
 
 def _cost(name: str, value: Any, old: Any) -> str:
     return (
-        f"watching takes {100 * value:.2g} % of the time"
+        f"watching took {100 * value:.2g} % of the time so far"
         if isinstance(value, (int, float))
         else _plain(name, value, old)
     )
