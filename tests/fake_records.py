@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from workbench.rank_log import RankLogWriter
 from workbench.records import (
     CollectiveRecord,
     DeviceSample,
+    Event,
     GradientStats,
     HistogramStats,
     PhaseRecord,
@@ -247,36 +249,43 @@ class FakeRank:
             )
         )
 
-    def begin(self) -> None:
+    def begin(self, when: float, unit: str = "tokens") -> None:
         """What rank 0 says once: the settings in force, and what a batch is."""
         if self.rank:
             return
         value = {"lr": 0.0, "clip": 1.0, "weight_decay": 0.1, "accumulate": self.spec.accumulate, "log_every": 1}
         watched = {"grad_every": self.spec.monitor.grad_every or 0, "grad_layers": ""}
-        self.writer.event("settings", "in_force", {**value, **watched, "frozen": []})
-        self.writer.event("data", "batch", {"samples": self.spec.batch_size, "unit": "tokens"}, step=1)
+        self.tell(when, "settings", "in_force", {**value, **watched, "frozen": []})
+        self.tell(when, "data", "batch", {"samples": self.spec.batch_size, "unit": unit}, step=1)
 
-    def milestone(self, step: int) -> None:
+    def milestone(self, step: int, when: float) -> None:
         """What happens now and then: rank 0 evaluates, samples and takes commands, all ranks apply them."""
         steps = self.spec.steps
         if self.rank == 0 and self.spec.eval_every and step % self.spec.eval_every == 0:
             loss = 1.42 + 4.2 * math.exp(-step / (0.22 * steps))
             share = 0.3 + 0.65 * step / steps
-            self.writer.event("validation", "loss", loss, step=step)
-            self.writer.event("validation", "accuracy", share, step=step)
-            self.writer.event("validation", "confusion_matrix", confusion(share), step=step)
+            self.tell(when, "validation", "loss", loss, step=step)
+            self.tell(when, "validation", "accuracy", share, step=step)
+            self.tell(when, "validation", "confusion_matrix", confusion(share), step=step)
             text = SAMPLES[min(len(SAMPLES) - 1, 3 * step // steps)]
-            self.writer.event("sample", "text", text, step=step)
+            self.tell(when, "sample", "text", text, step=step)
         if step == int(0.7 * steps) + 1:
-            self.writer.event("control", "lr", self.lr / 2, step=step, old_value=self.lr)
+            self.tell(when, "control", "lr", self.lr / 2, step=step, old=self.lr)
         if step == int(0.3 * steps):
-            self.writer.event("checkpoint", "saved", {"path": f"checkpoints/step-{step:06d}", "ms": 41.0}, step=step)
+            self.tell(when, "checkpoint", "saved", {"path": f"checkpoints/step-{step:06d}", "ms": 41.0}, step=step)
         if self.rank == 0 and step == int(0.45 * steps):
-            self.writer.event("spike", "grad_norm", {"value": 3.1, "usual": 0.6, "score": 12.0}, step=step)
-            self.writer.event("monitor", "interval", 20, step=step, old_value=10)
+            self.tell(when, "spike", "grad_norm", {"value": 3.1, "usual": 0.6, "score": 12.0}, step=step)
+            self.tell(when, "monitor", "interval", 20, step=step, old=10)
         if self.is_straggler and step == int(0.5 * steps):
             value = {"layer": self.names[-1], "count": 3}
-            self.writer.event("nonfinite", "gradient", value, step=step)
+            self.tell(when, "nonfinite", "gradient", value, step=step)
+
+    def tell(
+        self, when: float, kind: str, name: str, value: object = None, *, step: int = 0, old: object = None
+    ) -> None:
+        """An event of the time ``when``."""
+        values = {"value": json.dumps(value), "old_value": json.dumps(old)}
+        self.writer.append(Event(time=when, step=step, rank=self.rank, kind=kind, name=name, **values))
 
     def _print(self, step: int, loss: float) -> None:
         if step == 1 or step % 25 == 0:

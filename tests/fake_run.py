@@ -65,12 +65,14 @@ def make_fake_run(
     state: str = "finished",
     names: list[str] | None = None,
     detail_every: int | None = None,
+    unit: str = "tokens",
     **plan: int,
 ) -> Path:
     """Write a whole run into ``directory`` (made if need be) and return its path.
 
     ``state``: running, finished, stopped or failed (also a dead rank). ``names`` replaces the layers' names.
-    ``detail_every`` steps there are phases and collectives (default: 1, more for many ranks).
+    ``unit``: what throughput counts. ``detail_every`` steps there are phases and collectives (default: 1, more for many
+    ranks).
     """
     path = Path(directory)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,15 +84,15 @@ def make_fake_run(
     for number in range(ranks):
         with RankLogWriter(path, number, flush_s=10, capacity=10**7) as writer:
             rank = FakeRank(number, spec, names or layer_names(layers), writer, detail_every)
-            writer.event("state", "starting")
-            writer.event("state", "running")
-            rank.begin()
+            rank.tell(start, "state", "starting")
+            rank.tell(start, "state", "running")
+            rank.begin(start, unit)
             rank.sample(0, start, 0.0)
             next_sample = 0.0
             for step in range(1, done + 1):
                 age_s = step * STEP_S
                 rank.step(step, start + age_s)
-                rank.milestone(step)
+                rank.milestone(step, start + age_s)
                 if age_s >= next_sample:
                     rank.sample(step, start + age_s, age_s)
                     next_sample = age_s + SAMPLE_EVERY_S
@@ -176,7 +178,7 @@ class LiveFakeRun:
             rank.sample(0, time.time(), 0.0)
         time.sleep(min(0.5, 5 * self._step_s))
         self._say("running", 0)
-        self._ranks[0].begin()
+        self._ranks[0].begin(time.time())
         step, sampled = 0, 0.0
         while step < self.spec.steps and not self._stopping.wait(self._step_s):
             if self._left == 0:
@@ -191,7 +193,7 @@ class LiveFakeRun:
             asked, self._asked = self._asked, []
             for rank in self._ranks:
                 rank.step(step, now, self._step_s)
-                rank.milestone(step)
+                rank.milestone(step, now)
                 for name, value in asked:
                     rank.writer.event("control", name, value, step=step)
                 if now - sampled >= SAMPLE_EVERY_S:

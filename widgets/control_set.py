@@ -19,12 +19,19 @@ from workbench.telemetry.store import Columns, Store
 #: those that the head of every panel has
 HEAD = ("pause", "resume", "step", "checkpoint", "stop")
 #: how a control of a kind is asked for; the rest is typed as text, and checked where it arrives
+_HINTS = {
+    "lr": "1e-4, or x0.5",
+    "interval": "steps, or auto",
+    "regex": "part of a name",
+    "changes": "lr=1e-4 name=b",
+}
 _FORMS = {"none": "button", "float": "number", "int": "number", "choice": "choice"}
 
 
 def declared(store: Store) -> list[dict[str, Any]]:
     """The controls of a run, its training script's own knobs included: name, kind (button, number, text, choice), unit,
-    low, high, choices, default, help, whether the head of the panel has it, and whether it is a setting or an act."""
+    low, high, choices, default, hint (what may be typed), help, whether the head of the panel has it, and whether it is
+    a setting or an act."""
     events = store.table("events")
     chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
     knobs = [Control.from_description(json.loads(text)) for text in events["value"][chosen]]
@@ -40,6 +47,7 @@ def declared(store: Store) -> list[dict[str, Any]]:
             "head": control.name in HEAD,
             "setting": control.setting,
             "default": control.default,
+            "hint": _HINTS.get(control.kind, ""),
         }
         for control in (*CONTROLS, *{knob.name: knob for knob in knobs}.values())
     ]

@@ -167,10 +167,14 @@ def _bad_command(name: str, value: Any, old: Any) -> str:
 
 def _cost(name: str, value: Any, old: Any) -> str:
     return (
-        f"watching takes {100 * value:.2g} % of the time"
+        f"watching took {100 * value:.2g} % of the time so far"
         if isinstance(value, (int, float))
         else _plain(name, value, old)
     )
+
+
+def _phases(name: str, value: Any, old: Any) -> str:
+    return "phases are those of every step" if value == 1 else f"phases are those of every {short(value)} steps"
 
 
 _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
@@ -195,6 +199,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     ("loss_scale", "changed"): lambda name, value, old: _plain("loss scale", value, old),
     ("monitor", "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
     ("monitor", "cost"): _cost,
+    ("monitor", "phases"): _phases,
     ("warning", "bad_command"): _bad_command,
     ("warning", "nonfinite_loss"): lambda name, value, old: f"the loss is {short(value)}",
     ("warning", "schedule_not_saved"): lambda name, value, old: (

@@ -101,7 +101,7 @@ def soak(updates: int, ranks: int = 4) -> None:
             for rank in simulated:
                 rank.step(update, now, STEP_S)
                 rank.sample(update, now, update * STEP_S)
-                rank.milestone(update)
+                rank.milestone(update, now)
                 rank.writer.flush()
             feed._pace.heard(now, feed._pace.sent)  # the next update is sent whether the last one is drawn or not
             feed._tick(now)

@@ -1,6 +1,7 @@
 // Everything that can be set while it trains: the declared controls, and what was set so far.
 import { duration, ENDED, known, make, plain, say, whole } from "./text.js";
 
+const ANSWER_MS = 8000;
 let ids = 0;
 
 // The bounds of a number in words.
@@ -56,11 +57,10 @@ export class Controls {
   constructor(send) {
     this.send = send;
     this.node = make("div", "dw-page dw-controls");
-    this.form = make("div", "dw-form", this.node, { role: "group", "aria-label": "Settings" });
-    const titles = make("div", "dw-control dw-titles", this.form, { "aria-hidden": "true" });
-    for (const [name, title] of [["control-name", "what"], ["now", "in force"], ["new", "new value"]]) {
-      say(make("span", `dw-${name}`, titles), title);
-    }
+    this.acts = make("div", "dw-acts", this.node, { role: "group", "aria-label": "Acts" });
+    this.actAnswer = make("span", "dw-answer", null, { role: "status" });
+    this.settings = this.part("Settings", "setting");
+    this.more = this.part("Acts with a value", "act");
     say(make("div", "dw-label dw-above", this.node), "History");
     const scroll = make("div", "dw-scroll", this.node, { tabindex: "0", "aria-label": "History of controls" });
     const table = make("table", "dw-table", scroll);
@@ -73,35 +73,53 @@ export class Controls {
     this.history([]);
   }
 
+  // Rows of one kind under a line of titles.
+  part(label, title) {
+    const node = make("div", "dw-form", this.node, { role: "group", "aria-label": label });
+    const titles = make("div", "dw-control dw-titles", node, { "aria-hidden": "true" });
+    for (const [name, text] of [["control-name", title], ["now", "in force"], ["new", title === "setting" ? "new value" : "value"]]) {
+      if (name !== "now" || title === "setting") say(make("span", `dw-${name}`, titles), text);
+    }
+    return node;
+  }
+
   declare(controls) {
     if (this.fields.size) return;
-    for (const control of controls) this.fields.set(control.name, this.field(control));
+    for (const control of controls) {
+      this.fields.set(control.name, control.kind === "button" ? this.plainAct(control) : this.field(control));
+    }
+    this.acts.append(this.actAnswer);
+  }
+
+  // A button alone; its help is what the mouse and a screen reader find.
+  plainAct(control) {
+    const button = make("button", "", this.acts, { type: "button", title: control.help });
+    say(button, control.name);
+    const field = { control, button, input: null, now: null, answer: this.actAnswer };
+    button.addEventListener("click", () => this.act(field));
+    return field;
   }
 
   field(control) {
     const id = `dw-control-${++ids}`;
-    const row = make("div", "dw-control", this.form);
+    const row = make("div", "dw-control", control.setting ? this.settings : this.more);
     const label = make("label", "dw-control-name", row, { for: id });
     say(label, control.name + (control.unit ? ` (${control.unit})` : ""));
-    const field = { row, control, input: null };
+    const field = { control, input: this.input(control, id, row) };
     const act = () => this.act(field);
-    if (control.kind === "button") {
-      label.remove();
-      row.classList.add("dw-act");
-    } else {
-      field.input = this.input(control, id, row);
-      field.input.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") act();
-      });
-      field.input.setAttribute("aria-describedby", `${id}-now ${id}-help ${id}-answer`);
-    }
+    field.input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") act();
+    });
+    field.input.addEventListener("input", () => say(field.answer, ""));
+    field.input.setAttribute("aria-describedby", `${id}-now ${id}-help ${id}-answer`);
     const text = control.setting ? `Set ${control.name}` : control.name;
     field.button = make("button", "", row, { type: "button", "aria-label": text, "aria-describedby": `${id}-help` });
-    say(field.button, control.setting ? "Set" : control.kind === "button" ? control.name : "Go");
+    say(field.button, control.setting ? "Set" : "Go");
     field.button.addEventListener("click", act);
-    say(make("span", "dw-note dw-help", row, { id: `${id}-help` }), control.help);
     field.now = make("span", "dw-now", row, { id: `${id}-now` });
-    field.answer = make("span", "dw-answer", row, { id: `${id}-answer`, role: "status" });
+    const said = make("div", "dw-said-here", row);
+    say(make("span", "dw-note dw-help", said, { id: `${id}-help` }), control.help);
+    field.answer = make("span", "dw-answer", said, { id: `${id}-answer`, role: "status" });
     return field;
   }
 
@@ -112,7 +130,7 @@ export class Controls {
       return select;
     }
     const input = make("input", "", row, { id, type: "text" });
-    if (known(control.default)) input.placeholder = String(control.default);
+    input.placeholder = known(control.default) ? String(control.default) : control.hint;
     if (control.kind === "number") {
       input.inputMode = "decimal";
       input.placeholder = within(control).replace(" of ", "").trim() || "number";
@@ -121,7 +139,8 @@ export class Controls {
   }
 
   // A wrong value is refused where it is typed, before it is sent.
-  act({ control, input, answer }) {
+  act(field) {
+    const { control, input } = field;
     let value = input ? input.value.trim() : null;
     if (control.kind === "number") {
       const typed = value;
@@ -129,21 +148,26 @@ export class Controls {
       const low = control.low ?? -Infinity;
       const high = control.high ?? Infinity;
       if (value !== null && !(Number.isFinite(value) && value >= low && value <= high)) {
-        answer.dataset.level = "error";
-        say(answer, `${typed} is not a number${within(control)}`);
+        this.reply(field, `${typed} is not a number${within(control)}`, "error");
         return;
       }
     }
-    answer.dataset.level = "";
-    say(answer, "asked…");
+    this.reply(field, "asked…");
     this.send(control.name, value);
   }
 
   answered(name, error) {
-    const answer = this.fields.get(name)?.answer;
-    if (!answer) return;
-    answer.dataset.level = error ? "error" : "";
-    say(answer, error ?? "asked; the ranks apply it at their next step");
+    const field = this.fields.get(name);
+    if (field) this.reply(field, error ?? `${name} is asked; the ranks apply it at their next step`, error ? "error" : "");
+  }
+
+  // In the place of the help: what is well for some seconds, what is wrong until it is typed anew.
+  reply(field, text, level = "") {
+    const { answer } = field;
+    answer.dataset.level = level;
+    say(answer, text);
+    clearTimeout(answer.dwTimer);
+    if (!level) answer.dwTimer = setTimeout(() => say(answer, ""), ANSWER_MS);
   }
 
   say(facts) {
@@ -153,6 +177,7 @@ export class Controls {
       if (input) input.disabled = off;
     }
     for (const [name, { now }] of this.fields) {
+      if (!now) continue;
       const text = name === "lr" ? (known(facts.lr) ? plain(facts.lr) : "") : facts.in_force?.[name] ?? "";
       say(now, text);
       now.title = text;

@@ -1,5 +1,5 @@
 // Tabs that are mostly text: samples, and what ranks print.
-import { make, ranksMeet, say, whole } from "./text.js";
+import { make, ranksMeet, ranksOf, say, whole } from "./text.js";
 
 export class Samples {
   constructor(figures) {
@@ -75,7 +75,7 @@ export class Console {
       }
       line.entry = entry;
       say(line.ranks, entry.ranks);
-      line.ranks.title = `rank ${entry.ranks}`;
+      line.ranks.title = ranksOf(entry.ranks);
       say(line.count, entry.count > 1 ? `${entry.count}×` : "");
       say(line.text, entry.text);
       this.filterOne(line);

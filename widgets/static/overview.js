@@ -1,10 +1,10 @@
 // The first tab: what went wrong, the numbers, the verdict, four figures, and what happened.
-import { duration, fixed, known, make, number, percent, say, whole } from "./text.js";
+import { duration, fixed, known, make, NONE, number, percent, plain, ranksOf, say, whole } from "./text.js";
 
 const TILES = [
   ["loss", "Loss", (f) => [number(f.loss), `step ${whole(f.step)}`]],
   ["validation", "Validation", (f) => [number(f.validation?.value), validationNote(f)]],
-  ["lr", "Learning rate", (f) => [number(f.lr), f.precision]],
+  ["lr", "Learning rate", (f) => [known(f.lr) ? plain(Number(f.lr.toPrecision(3))) : NONE, f.precision]],
   ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clip"]],
   ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s by all ranks`]],
   ["time", "Step time", (f) => [known(f.step_time_ms) ? `${fixed(f.step_time_ms, 1)} ms` : "–", "slowest rank"]],
@@ -92,7 +92,7 @@ class EventList {
       line.node.dataset.level = entry.level;
       say(line.when, duration(Math.max(0, entry.time)));
       say(line.step, `step ${whole(entry.step)}`);
-      say(line.ranks, entry.ranks === "-1" ? "session" : `rank ${entry.ranks}`);
+      say(line.ranks, entry.ranks === "-1" ? "session" : ranksOf(entry.ranks));
       say(line.kind, entry.kind);
       say(line.what, entry.text);
     }

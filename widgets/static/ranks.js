@@ -77,6 +77,7 @@ export class Ranks {
       return tile;
     });
     phaseLegend(this.legend, theme);
+    say(make("span", "dw-key dw-straggler", this.legend), "▶ straggler");
   }
 
   select(rank) {

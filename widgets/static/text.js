@@ -42,6 +42,9 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// "0" -> "rank 0", "0-3" -> "ranks 0-3"
+export const ranksOf = (text) => `${/[-,]/.test(text) ? "ranks" : "rank"} ${text}`;
+
 // Whether a list of ranks as people write it ("0-3,7"; empty: all) holds any of another ("2-5").
 export function ranksMeet(wanted, own) {
   if (!wanted.trim()) return true;

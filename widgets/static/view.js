@@ -52,6 +52,9 @@ export class View {
     const names = make("div", "dw-names", head);
     const title = make("div", "dw-title", names);
     this.name = make("span", "dw-name", title);
+    this.runs = make("select", "", title, { "aria-label": "Run that is shown" });
+    this.runs.hidden = true;
+    this.runs.addEventListener("change", () => this.switchRun(this.runs.selectedIndex));
     this.lineage = make("span", "dw-note", title);
     this.about = make("div", "dw-about", names, { role: "status" });
     this.pill = make("span", "dw-pill", head, { role: "status" });
@@ -79,9 +82,6 @@ export class View {
     this.chip = make("button", "dw-chip", line, { type: "button", title: "Show all steps again" });
     this.chip.addEventListener("click", () => this.window.set(null));
     this.chip.hidden = true;
-    this.runs = make("select", "", line, { "aria-label": "Run that is shown" });
-    this.runs.hidden = true;
-    this.runs.addEventListener("change", () => this.switchRun(this.runs.selectedIndex));
   }
 
   moveTab(event) {
@@ -170,6 +170,7 @@ export class View {
     phaseLegend(this.timelineLegend, run.theme);
     const names = this.state.runs[0].full?.runs ?? [];
     this.tabs.get("compare").button.hidden = this.runs.hidden = names.length < 2;
+    this.name.hidden = names.length > 1; // the choice says it
     if (names.length > 1 && !this.runs.length) for (const name of names) say(make("option", "", this.runs), name);
     await this.draw();
   }

@@ -59,7 +59,8 @@ def draw(source: Any, drawn: Any, number: str) -> Any:
             continue
         colour = KINDS.get(name, theme.COLOURS["light"]["muted"])
         label = name.replace("_", "-")
-        line = drawn.line("step", name, source=source, color=colour, line_width=1.8)
+        dash = "dashed" if name == "recv" else "solid"  # what is sent is received: one line lies on the other
+        line = drawn.line("step", name, source=source, color=colour, line_width=1.8, line_dash=dash)
         entries.append((label, [line]))
         tips = [("collective", label), ("step", "@step{0}"), ("value", f"@{name}{number}")]
         drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=len(entries) == 1))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "cosine"
-TITLE = "Agreement of the ranks' gradients (cosine)"
+TITLE = "Cosine with the mean (circled: estimated)"
 TAB = "gradients"
 AXIS = "step"
 CHOICE = "rank"
@@ -81,6 +81,6 @@ def figure(source: ColumnDataSource) -> Figure:
     shown = [name for name in source.data if name.startswith("cosine_")]
     circled = [name for name in shown if name in ("cosine_lowest", "cosine_highest")] or shown
     look = {"marker": "circle", "size": 7, "fill_color": None, "line_color": theme.MARK, "line_alpha": "estimated"}
-    circles = [drawn.scatter("step", name, source=source, **look) for name in circled]
-    theme.add_legend(drawn, [("circled: estimated from slices of layers", circles)])
+    for name in circled:
+        drawn.scatter("step", name, source=source, **look)
     return theme.finish(drawn)

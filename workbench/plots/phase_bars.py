@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "phase_bars"
-TITLE = "Time per step by phase, mean of the last 20 steps"
+TITLE = "Time per step by phase, last 20 steps"
 TAB = "ranks"
 AXIS = ""
 EMPTY = "No phases were recorded: train with --monitor light or full."

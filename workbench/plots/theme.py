@@ -92,7 +92,7 @@ def new_figure(
     drawn.toolbar.autohide = True
     drawn.toolbar_location = "above"
     drawn.background_fill_color = drawn.border_fill_color = drawn.outline_line_color = None
-    drawn.min_border_right = 12
+    drawn.min_border_left, drawn.min_border_right = 72, 12  # plots above each other begin at the same place
     drawn.title.text_font = FONT
     drawn.title.text_font_size = "13px"
     drawn.title.text_font_style = "bold"
@@ -106,6 +106,8 @@ def new_figure(
         if axis.ticker is not None and type(axis.ticker).__name__ == "LogTicker":
             axis.ticker = _log_ticker()
             axis.formatter = _plain_numbers()
+    if x_label == "step":
+        drawn.xaxis.ticker.min_interval = 1
     drawn.xgrid.grid_line_color = None
     if marks:
         _add_marks(drawn, marks)
@@ -234,7 +236,8 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     legend.label_text_font = FONT
     legend.label_text_font_size = "11px"
     legend.padding = legend.margin = 0
-    legend.spacing = 10 if len(items) <= 6 else 2  # eight fit half of a page of 900 px
+    legend.label_width = 0
+    legend.spacing = 10 if len(items) <= 6 else 8  # eight fit half of a page of 900 px
     legend.glyph_width = 14
     legend.label_standoff = 4
     drawn.add_layout(legend, "above")

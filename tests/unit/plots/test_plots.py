@@ -17,7 +17,7 @@ from workbench.plots import ALL, gradients, loss, plots, rows, theme, throughput
 from workbench.plots.base import TABS, Plot
 from workbench.plots.picture import picture
 from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, GradientStats, StepRecord
+from workbench.records import GradientStats, StepRecord
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine
 from workbench.telemetry.store import Columns, Store
@@ -284,9 +284,7 @@ def test_picture_is_small(state: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["tokens", "samples"])
 def test_throughput_says_what_it_counts(tmp_path: Path, unit: str) -> None:
-    path = make_fake_run(tmp_path / "run", steps=4)
-    with RankLogWriter(path, SESSION_RANK) as log:
-        log.event("data", "batch", {"samples": 16, "unit": unit})
+    path = make_fake_run(tmp_path / "run", steps=4, unit=unit)
     columns, _ = throughput.columns(opened(path), None)
     drawn = throughput.figure(ColumnDataSource(dict(columns)))
     assert drawn.yaxis.axis_label == f"{unit} / s / device"
