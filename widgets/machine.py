@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from html import escape
 from typing import Any
 
 import anywidget
@@ -20,9 +21,12 @@ from widgets.busy import Busy
 from widgets.pace import Pace
 from widgets.panel import answer_in_the_senders_thread, publish, publish_widget, when_closed
 from workbench.plots import theme
+from workbench.plots.picture import bars
 from workbench.session import Session
 
 PERIOD_S = 1.0
+#: cores that the picture shows one by one
+MOST_CORES = 16
 
 
 class MachineWidget(anywidget.AnyWidget):
@@ -93,18 +97,23 @@ class MachinePanel:
 
 
 def still(seen: dict[str, Any]) -> dict[str, str]:
-    """What was seen as a table, for viewers that run no widgets."""
-    gib = 2**30
+    """What was seen as a picture, for viewers that run no widgets."""
     memory, cores = seen["memory"], seen["cores"]
-    rows = [
-        ("when", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen["time"]))),
-        ("cores", f"{len(cores)}, {sum(cores) / max(1, len(cores)):.0f} % busy"),
-        ("memory", f"{memory['used'] / gib:.1f} of {memory['total'] / gib:.1f} GiB"),
-        *((gpu["name"], f"{gpu['used'] / gib:.1f} of {gpu['total'] / gib:.1f} GiB") for gpu in seen["gpus"]),
-        ("ranks", f"{len(seen['ranks'])} up" if seen["ranks"] else "none up"),
-    ]
-    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
-    return {"text/html": f"<table><caption>{escape(seen['host'])}</caption><tbody>{cells}</tbody></table>"}
+    each = [(f"core {number}", busy / 100, f"{busy:.0f} %") for number, busy in enumerate(cores)]
+    mean = sum(cores) / max(1, len(cores))
+    rows = each if len(each) <= MOST_CORES else [(f"{len(cores)} cores", mean / 100, f"{mean:.0f} % (mean)")]
+    rows.append(_held("memory", memory["used"], memory["total"]))
+    for number, gpu in enumerate(seen["gpus"]):
+        if gpu["busy"] is not None:
+            rows.append((f"GPU {number}", gpu["busy"] / 100, f"{gpu['busy']:.0f} %"))
+        rows.append(_held(f"GPU {number} memory", gpu["used"], gpu["total"]))
+    rows.append(("ranks", math.nan, f"{len(seen['ranks'])} up" if seen["ranks"] else "none up"))
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen["time"]))
+    return {"image/png": base64.b64encode(bars(f"{seen['host']}, {when}", rows)).decode()}
+
+
+def _held(name: str, used: float, total: float) -> tuple[str, float, str]:
+    return name, used / max(1, total), f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB"
 
 
 def look() -> dict[str, Any]:

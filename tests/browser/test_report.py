@@ -101,7 +101,7 @@ def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
     shown = report.read_text().count('class="plot"')
     assert reader.open(report) == shown >= 5
     page = reader.page
-    assert page.locator(".math svg").count() == 4 and page.locator(".math:not(.done)").count() == 0
+    assert page.locator(".math svg").count() == 5 and page.locator(".math:not(.done)").count() == 0
     assert page.locator(".bk-Figure").count() >= shown + 1  # the panel's figures and the notebook's own
     assert page.get_by_role("table").filter(has_text="a cell").is_visible()
     page.locator(".w-tabs label", has_text="second").click()
@@ -109,6 +109,11 @@ def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
     page.locator("[data-model=slider] input").fill("8")
     assert page.locator("[data-model=label]").inner_text().strip() == "8"
     assert page.locator("[data-model=slider] output").inner_text() == "8"
+    page.locator("[data-model=plan] select").select_option("zero1")
+    assert page.locator("[data-model=place] input").input_value() == "1"
+    assert page.locator("[data-model=place] output").inner_text() == "b"
+    page.get_by_role("button", name="on").click()
+    assert not page.get_by_role("checkbox").is_checked()
     page.get_by_role("button", name="Hide all code").click()
     assert page.locator("pre.code:visible").count() == 0
     page.set_viewport_size({"width": 390, "height": 800})
@@ -130,7 +135,7 @@ def everything(folder: Path, run: Path) -> Path:
         {"text/html": f"{div}<img src='https://example.invalid/a.png'>"},
         {"application/javascript": script, "application/vnd.bokehjs_exec.v0+json": ""},
         {"text/html": "<table><tr><td>a cell</td></tr></table>"},
-        {"text/latex": "$\\displaystyle \\frac{a}{b}$"},
+        {"text/latex": "$\\displaystyle \\frac{a}{b}$ and \\begin{equation}E = mc^2\\end{equation}"},
         {"text/markdown": "with $y_1$"},
         {"application/vnd.jupyter.widget-view+json": {"model_id": "tab"}, "text/plain": "Tab()"},
         {"application/vnd.jupyter.widget-view+json": {"model_id": "box"}, "text/plain": "HBox()"},
@@ -151,7 +156,27 @@ def everything(folder: Path, run: Path) -> Path:
             "model_name": "TabModel",
             "state": {"children": ["IPY_MODEL_a", "IPY_MODEL_b"], "titles": ["first", "second"]},
         },
-        "box": {"model_name": "HBoxModel", "state": {"children": ["IPY_MODEL_slider", "IPY_MODEL_label"]}},
+        "box": {
+            "model_name": "HBoxModel",
+            "state": {
+                "children": [f"IPY_MODEL_{name}" for name in ("slider", "label", "plan", "place", "on", "check")]
+            },
+        },
+        "plan": {
+            "model_name": "DropdownModel",
+            "state": {"_options_labels": ["ddp", "zero1"], "index": 0, "description": "plan"},
+        },
+        "place": {"model_name": "SelectionSliderModel", "state": {"_options_labels": ["a", "b"], "index": 0}},
+        "on": {"model_name": "ToggleButtonModel", "state": {"value": True, "description": "on"}},
+        "check": {"model_name": "CheckboxModel", "state": {"value": True}},
+        "choices": {
+            "model_name": "LinkModel",
+            "state": {"source": ["IPY_MODEL_plan", "index"], "target": ["IPY_MODEL_place", "index"]},
+        },
+        "switches": {
+            "model_name": "LinkModel",
+            "state": {"source": ["IPY_MODEL_on", "value"], "target": ["IPY_MODEL_check", "value"]},
+        },
         "slider": {"model_name": "IntSliderModel", "state": {"value": 2, "max": 10}},
         "label": {"model_name": "LabelModel", "state": {"value": "2"}},
         "link": {

@@ -39,6 +39,7 @@ CASES = [
 #: torch.compile, activation checkpointing and tied weights, each under each plugin
 WRAPPED = [
     *[("compile", "plain", {"plugin": plugin}) for plugin in ("ddp", "zero1", "zero2", "hybrid")],
+    *[("compile", "llama", plan) for plan in (TP, PP)],
     *[("checkpoint", "llama", plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)],
     *[("", "tied", {"plugin": plugin}) for plugin in ("ddp", "zero1", "zero2")],
 ]
@@ -60,7 +61,7 @@ def test_logged_statistics_are_those_of_one_process(pool, alone, case):
 def wrapped(pool) -> list[list[dict]]:
     """What each rank found in each of ``WRAPPED``; in one process a rank, which imports the compiler once."""
     cases = [{"wrap": wrap, "model": model, "options": options} for wrap, model, options in WRAPPED]
-    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=180.0)
+    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=300.0)
 
 
 @pytest.mark.parametrize("number", range(len(WRAPPED)), ids=lambda number: "-".join(map(str, WRAPPED[number])))

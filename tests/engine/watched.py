@@ -144,7 +144,7 @@ def train(
     every forward, as compute. ``buckets_s``: that of ``Buckets``, with its ``times``. ``changed``: functions of
     torch.distributed that are not what they were."""
     spec = TrainSpec.from_options(
-        {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, **options}
+        {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, "budget": 1.0, **options}
     )
     (directory / CONTROL_FILE).touch()
     slow_rank, where, delay_s = slow

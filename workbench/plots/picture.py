@@ -42,6 +42,31 @@ def picture(store: Store, *, title: str = "") -> bytes:
     return _small_png(drawn)
 
 
+def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> bytes:
+    """PNG of horizontal bars, from above: name, share of the whole (0 to 1, NaN: no bar), and what stands beside it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.0, 0.5 + 0.26 * len(rows)), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(drawn)
+    pane = drawn.subplots()
+    pane.set_title(_plain(title), fontsize=10, fontweight="bold", loc="left")
+    places = np.arange(len(rows))
+    shares = np.array([share for _, share, _ in rows], dtype=float).clip(0, 1)
+    pane.barh(places, np.where(np.isnan(shares), 0, 1), height=0.6, color=COLOURS["grid"])
+    pane.barh(places, np.nan_to_num(shares), height=0.6, color=theme.RANK_COLOURS[0])
+    for place, (_, _, said) in enumerate(rows):
+        pane.text(1.02, place, _plain(said), va="center", fontsize=8, color=COLOURS["text"])
+    pane.set_yticks(places, [_plain(_short(name)) for name, _, _ in rows], fontsize=8)
+    pane.set_xlim(0, 1.5)
+    pane.set_xticks([])
+    pane.invert_yaxis()
+    pane.tick_params(length=0)
+    for side in pane.spines.values():
+        side.set_visible(False)
+    return _small_png(drawn)
+
+
 def _small_png(drawn: Any) -> bytes:
     """PNG with a palette: a third of the size of one in full colour."""
     from PIL import Image

@@ -11,8 +11,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from workbench.report import clean
-from workbench.report.figures import packed
+from workbench.report import bokeh_output, clean
 from workbench.report.widget_html import VIEW_TYPE, WidgetPage, states_of
 
 #: key of our own in the metadata of an output that showed a panel: ``{"runs": [path, ...]}``
@@ -40,14 +39,23 @@ class Cells:
     """Turns the cells of one notebook into parts.
 
     ``panel(what)`` draws a live panel's output from what its metadata say of it (None: nothing is known of its run, and
-    the saved form stays). After drawing, ``bokeh`` says whether a Bokeh output is there, ``math`` whether a formula is.
+    the saved form stays). ``light``: no script will run. After drawing, ``bokeh`` says whether a Bokeh output is there,
+    and ``bokeh_parts`` what it needs.
     """
 
-    def __init__(self, notebook: Any, folder: Path | None, panel: Callable[[Mapping[str, Any]], Markup | None]) -> None:
+    def __init__(
+        self,
+        notebook: Any,
+        folder: Path | None,
+        panel: Callable[[Mapping[str, Any]], Markup | None],
+        *,
+        light: bool = False,
+    ) -> None:
         self._notebook = notebook
         self._folder = folder
         self._panel = panel
-        self._widgets = WidgetPage(states_of(notebook.metadata), self._caught, self._clean)
+        self._light = light
+        self._widgets = WidgetPage(states_of(notebook.metadata), self._caught, self._clean, light=light)
         self.bokeh = False
         self.bokeh_parts: set[str] = set()
 
@@ -157,17 +165,11 @@ class Cells:
         return Markup('<pre tabindex="0">{}</pre>').format(_ansi(_joined(data[mime])))
 
     def _bokeh(self, script: str) -> Markup:
-        """A Bokeh output's script, to run once the file's own BokehJS is unpacked."""
-        from bokeh.models import widgets
-
+        if self._light:
+            return bokeh_output.pictures(script)
         self.bokeh = True
-        names = set(re.findall(r'"name":"(\w+)"', script))
-        tables = {name for name in names if "Table" in name or name.endswith(("Formatter", "Editor"))}
-        if tables & {"DataTable", "DataCube", "TableColumn"}:
-            self.bokeh_parts |= {"widgets", "tables"}
-        elif names & set(vars(widgets)):
-            self.bokeh_parts.add("widgets")
-        return Markup('<script type="text/plain" class="bokeh-output">{}</script>').format(packed(script))
+        self.bokeh_parts |= bokeh_output.parts_of(script)
+        return bokeh_output.interactive(script)
 
     _FORMS: tuple[tuple[str, Callable[..., Markup]], ...] = (
         ("text/html", _html),

@@ -27,6 +27,7 @@ from workbench.report.cells import Cell, Cells
 from workbench.report.compared import comparison
 from workbench.report.document import scripts, target_of, templates, write
 from workbench.report.figures import Sheet, script_safe
+from workbench.report.formulas import set_formulas
 from workbench.report.sections import RunSection, section_of
 from workbench.report.widget_html import STATE_TYPE
 
@@ -108,12 +109,13 @@ def notebook_page(notebook: Any, *, folder: Path, name: str, light: bool = False
     """The report of a notebook as HTML text. ``folder``: where its pictures and, if they moved, its runs are."""
     sheet = Sheet(light=light)
     runs = _Runs(folder, sheet)
-    cells = Cells(notebook, folder, runs.panel)
+    cells = Cells(notebook, folder, runs.panel, light=light)
     drawn = cells.draw()
     contents = _number_headings(drawn)
     appendix = runs.appendix()
     page_title = next((entry.text for entry in contents if entry.level == 1), "")
-    has_math = any(_MATH.search(part) for cell in drawn for part in (cell.source, *cell.outputs))
+    tex_left = _set_formulas(drawn) if light else 0
+    has_math = not light and any(_MATH.search(part) for cell in drawn for part in (cell.source, *cell.outputs))
     parts = tuple(sorted(cells.bokeh_parts | ({"mathjax"} if has_math else set())))
     return (
         templates()
@@ -128,10 +130,23 @@ def notebook_page(notebook: Any, *, folder: Path, name: str, light: bool = False
             code_css=_code_css(),
             links=script_safe(cells.links) if cells.links else "",
             light=light,
-            tex=light and has_math,
+            tex_left=tex_left,
             **scripts(sheet, parts=parts, always=cells.bokeh),
         )
     )
+
+
+def _set_formulas(cells: list[Cell]) -> int:
+    """Draw the formulas of a report without scripts; how many stayed TeX."""
+    left = 0
+    for cell in cells:
+        if cell.kind == "markdown":
+            cell.source, missed = set_formulas(cell.source)
+            left += missed
+        outputs = [set_formulas(output) for output in cell.outputs]
+        cell.outputs = [output for output, _ in outputs]
+        left += sum(missed for _, missed in outputs)
+    return left
 
 
 class _Runs:

@@ -247,7 +247,7 @@ def _legend_svg(rows: list[list[tuple[float, str, Layer]]], left: float) -> str:
         for at, label, layer in row:
             colour = marks.swatch(layer)
             parts.append(f'<rect x="{left + at:g}" y="{middle - 4:g}" width="14" height="5" rx="2" fill="{colour}"/>')
-            parts.append(f'<text class="t" x="{left + at + 19:g}" y="{middle + 3:g}">{html.escape(label)}</text>')
+            parts.append(f'<text class="t l" x="{left + at + 19:g}" y="{middle + 3:g}">{html.escape(label)}</text>')
     return "".join(parts)
 
 

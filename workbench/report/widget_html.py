@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,15 +29,21 @@ def states_of(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 class WidgetPage:
-    """Draws widgets of one notebook. ``outputs(list of outputs)`` draws what an Output widget caught."""
+    """Draws widgets of one notebook. ``outputs(list of outputs)`` draws what an Output widget caught. ``light``: no
+    script will run, so none moves with another."""
 
     def __init__(
-        self, states: Mapping[str, Any], outputs: Callable[[list[Any]], Markup], clean: Callable[[str], Markup]
+        self,
+        states: Mapping[str, Any],
+        outputs: Callable[[list[Any]], Markup],
+        clean: Callable[[str], Markup],
+        *,
+        light: bool = False,
     ) -> None:
         self._states = states
         self._outputs = outputs
         self._clean = clean
-        self.links = list(_links(states))
+        self.links = [] if light else list(_links(states))
         self._linked = {end for link in self.links for end in (link["source"], link["target"])}
         self._numbers = itertools.count(1)
 
@@ -118,7 +125,7 @@ def _links(states: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ends = [model.get("state", {}).get(name) or ["", ""] for name in ("source", "target")]
         ids = [str(end[0]).removeprefix(_REFERENCE) for end in ends]
         kinds = [str(states.get(each, {}).get("model_name", "")).removesuffix("Model") for each in ids]
-        if all(end[1] == "value" for end in ends) and all(each in _LINKABLE for each in kinds):
+        if all(end[1] == _LINKABLE.get(each) for end, each in zip(ends, kinds, strict=True)):
             yield {"source": ids[0], "target": ids[1], "both": kind == "LinkModel"}
 
 
@@ -163,7 +170,7 @@ def _off(state: _State) -> Markup:
 
 def _input(type_: str, value: Any, state: _State, **attributes: Any) -> Markup:
     more = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_"), given)
+        Markup(' {}="{}"').format(name.replace("_", "-"), given)
         for name, given in attributes.items()
         if given not in (None, "")
     )
@@ -196,9 +203,7 @@ def _progress(_kind: str, state: _State, _clean: Any) -> Markup:
     low, high = state.number("min", 0), state.number("max", 100)
     value = state.number("value", 0)
     share = (value - low) / (high - low) if high > low else 0
-    look = (
-        '<progress value="{:.4f}" max="1" aria-label="{}" data-low="{}" data-high="{}"></progress><output>{}</output>'
-    )
+    look = '<progress value="{:.4f}" max="1" aria-label="{}" data-low="{}" data-high="{}">{}</progress>'
     name = state.text("description") or "progress"
     return Markup(look).format(share, name, low, high, _number_text(state.get("value", 0)))
 
@@ -231,8 +236,9 @@ def _select(kind: str, state: _State, _clean: Any) -> Markup:
     if kind in ("SelectionSlider", "SelectionRangeSlider"):
         ends = [labels[place] for place in sorted(p for p in chosen if isinstance(p, int)) if place < len(labels)]
         at = min((p for p in chosen if isinstance(p, int)), default=0)
+        words = json.dumps(labels, ensure_ascii=False) if state.get("_live") else None
         return Markup("{}<output>{}</output>").format(
-            _input("range", at, state, min=0, max=max(0, len(labels) - 1)), _TO.join(ends)
+            _input("range", at, state, min=0, max=max(0, len(labels) - 1), data_options=words), _TO.join(ends)
         )
     if kind in ("RadioButtons", "ToggleButtons"):
         look = "w-toggle" if kind == "ToggleButtons" else "w-radio"
@@ -241,13 +247,15 @@ def _select(kind: str, state: _State, _clean: Any) -> Markup:
             for place, label in enumerate(labels)
         ]
         return Markup('<span class="w-choices">{}</span>').format(Markup("").join(parts))
-    size = "" if kind == "Dropdown" else Markup(' size="{}" multiple').format(min(6, max(2, len(labels))))
+    size = "" if kind == "Dropdown" else Markup(' size="{}"').format(min(6, max(2, len(labels))))
+    if kind == "SelectMultiple":
+        size += Markup(" multiple")
     items = [
         Markup("<option{}>{}</option>").format(Markup(" selected") if place in chosen else "", label)
         for place, label in enumerate(labels)
     ]
-    return Markup('<select disabled aria-label="{}"{}>{}</select>').format(
-        state.text("description") or "choice", size, Markup("").join(items)
+    return Markup('<select aria-label="{}"{}{}>{}</select>').format(
+        state.text("description") or "choice", _off(state), size, Markup("").join(items)
     )
 
 
@@ -260,8 +268,10 @@ def _html(kind: str, state: _State, clean: Callable[[str], Markup]) -> Markup:
 def _button(kind: str, state: _State, _clean: Any) -> Markup:
     text = state.text("description") or state.text("icon") or "button"
     state["_has_own_label"] = True
-    pressed = Markup(' aria-pressed="true"') if kind == "ToggleButton" and state.get("value") else ""
-    return Markup('<button type="button" disabled{}>{}</button>').format(pressed, text)
+    pressed = Markup(' aria-pressed="{}"').format("true" if state.get("value") else "false")
+    return Markup('<button type="button"{}{}>{}</button>').format(
+        _off(state), pressed if kind == "ToggleButton" else "", text
+    )
 
 
 def _media(kind: str, state: _State, _clean: Any) -> Markup | None:
@@ -297,11 +307,15 @@ def _plain(kind: str, state: _State, _clean: Any) -> Markup:
     return Markup("<output>{}</output>").format("" if value is None else value)
 
 
-#: kinds whose value a script can carry from one to the other
-_LINKABLE = frozenset(
-    ("IntSlider", "FloatSlider", "IntProgress", "FloatProgress", "IntText", "FloatText", "BoundedIntText",
-     "BoundedFloatText", "Text", "Textarea", "Checkbox", "Label", "HTML")
-)  # fmt: skip
+#: kinds that a script can make follow one another, and by what
+_LINKABLE = {
+    **dict.fromkeys(
+        ("IntSlider", "FloatSlider", "IntProgress", "FloatProgress", "IntText", "FloatText", "BoundedIntText",
+         "BoundedFloatText", "Text", "Textarea", "Checkbox", "ToggleButton", "Label", "HTML"),
+        "value",
+    ),
+    **dict.fromkeys(("Dropdown", "Select", "SelectionSlider"), "index"),
+}  # fmt: skip
 _CONTAINERS = (
     "Box",
     "HBox",

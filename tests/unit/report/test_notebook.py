@@ -9,6 +9,8 @@ from typing import Any
 
 import nbformat
 import pytest
+from bokeh.embed.notebook import notebook_content
+from bokeh.plotting import figure
 from bs4 import BeautifulSoup
 from nbconvert.exporters import get_exporter
 from traitlets.config import Config
@@ -178,9 +180,23 @@ def test_attachments_and_missing_ones(tmp_path: Path) -> None:
 def test_a_light_one_has_no_script(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
     shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
-    page = page_of(written(tmp_path, V4.new_markdown_cell("$x$"), code("x", shown_run)), light=True)
+    drawn = figure(width=300, height=200, title="own figure")
+    drawn.line([1, 2, 3], [3, 1, 2])
+    drawn.annulus([1], [1], inner_radius=0.1, outer_radius=0.2)
+    script, _, _ = notebook_content(drawn)
+    bokeh, table = (
+        shown({"application/javascript": source, "application/vnd.bokehjs_exec.v0+json": ""})
+        for source in (script, 'docs_json = {"a": {"roots": 1}}')
+    )
+    prose = V4.new_markdown_cell("$x$ $$\\unknown$$ $$\\unknown$$")
+    page = page_of(written(tmp_path, prose, code("x", shown_run, bokeh, table)), light=True)
     assert not page.find("script") and page.find("svg", class_="still")
-    assert "Formulas stand as TeX here" in page.find("p", role="note").text
+    assert page.find("p", role="note").text == "2 formulas stand as TeX here: the interactive report sets them."
+    assert [place["aria-label"] for place in page.find_all(role="math")] == ["x"]
+    own = page.find("figure", class_="bokeh-still")
+    assert own.figcaption.text == "own figure" and own.svg.find_all(["path", "polyline"])
+    assert own.find("p", class_="empty").text == "The still picture leaves out: Annulus."
+    assert "an interactive Bokeh output is not in a report without scripts" in page.find(class_="gone").text
 
 
 def test_what_is_no_notebook_is_said(tmp_path: Path) -> None:

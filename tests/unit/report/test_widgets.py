@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import ipywidgets as w
@@ -88,3 +89,21 @@ def test_linked_widgets_are_switched_on_and_listed() -> None:
     shown = [BeautifulSoup(str(page.draw(each.model_id)), "html.parser") for each in (slider, progress, other)]
     assert [bool(one.find(attrs={"data-model": True})) for one in shown] == [True, True, False]
     assert not shown[0].input.has_attr("disabled") and shown[2].input.has_attr("disabled") and len(made) == 2
+    still = WidgetPage(states, lambda _: Markup(""), Markup, light=True)
+    assert BeautifulSoup(str(still.draw(slider.model_id)), "html.parser").input.has_attr("disabled")
+    assert still.links == []
+
+
+def test_choices_are_linked_by_their_index() -> None:
+    first, second = w.Dropdown(options=["x", "y"]), w.SelectionSlider(options=["low", HOSTILE])
+    button = w.ToggleButton(True)
+    made = [w.jslink((first, "index"), (second, "index")), w.jslink((first, "disabled"), (button, "value"))]
+    states = w.Widget.get_manager_state(widgets=None)["state"]
+    page = WidgetPage(states, lambda _: Markup(""), Markup)
+    mine = [link for link in page.links if first.model_id in link.values()]
+    assert mine == [{"source": first.model_id, "target": second.model_id, "both": True}] and len(made) == 2
+    shown = BeautifulSoup(str(page.draw(second.model_id)), "html.parser")
+    assert json.loads(shown.input["data-options"]) == ["low", HOSTILE]
+    assert not BeautifulSoup(str(page.draw(first.model_id)), "html.parser").select_one("select").has_attr("disabled")
+    pressed = BeautifulSoup(str(page.draw(button.model_id)), "html.parser").button
+    assert pressed["aria-pressed"] == "true" and pressed.has_attr("disabled")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 from traitlets.config import Config
 
 import widgets
@@ -19,6 +23,7 @@ from widgets import machine
 from widgets.machine import MachinePanel
 from widgets.panel import Panel
 from workbench.errors import RunDirectoryError
+from workbench.plots import theme
 
 
 @pytest.fixture
@@ -63,10 +68,9 @@ def test_the_machine_is_looked_at_once_a_second_until_it_is_closed(home: Path, m
     assert not set(threading.enumerate()) - before
     assert told[0]["kind"] == "machine"
     (first, _), (last, is_update) = published  # what a viewer without widgets shows: as it began, then as it ended
-    assert (
-        "application/vnd.jupyter.widget-view+json" in first and is_update and set(last) == {"text/html", "text/plain"}
-    )
-    assert all(f"{psutil.cpu_count()}, " in data["text/html"] for data in (first, last))
+    assert "application/vnd.jupyter.widget-view+json" in first and is_update
+    assert set(last) == {"image/png", "text/plain"}
+    assert all(base64.b64decode(data["image/png"]).startswith(b"\x89PNG") for data in (first, last))
 
 
 def test_what_is_seen_of_the_machine() -> None:
@@ -75,6 +79,19 @@ def test_what_is_seen_of_the_machine() -> None:
     assert len(seen["cores"]) == psutil.cpu_count()
     assert seen["memory"]["total"] == psutil.virtual_memory().total
     assert 0 < seen["memory"]["used"] < seen["memory"]["total"]
+
+
+def test_the_picture_of_the_machine_has_bars_as_long_as_what_is_used() -> None:
+    gpu = {"name": "a GPU", "busy": None, "used": 3 * 2**30, "total": 12 * 2**30}
+    seen = machine.look() | {"cores": [100.0, 50.0], "memory": {"used": 2**30, "total": 2**32}, "gpus": [gpu]}
+    picture = Image.open(io.BytesIO(base64.b64decode(machine.still(seen)["image/png"]))).convert("RGB")
+    wanted = np.array([int(theme.RANK_COLOURS[0][at : at + 2], 16) for at in (1, 3, 5)])
+    blue = (np.abs(np.asarray(picture).astype(int) - wanted).sum(axis=2) < 30).sum(axis=1)
+    rows = [group for group in np.split(blue, np.flatnonzero(np.diff(blue > 0)) + 1) if group[0]]
+    lengths = [int(np.median(group)) for group in rows]
+    assert [length / lengths[0] for length in lengths] == pytest.approx([1, 0.5, 0.25, 0.25], abs=0.02)
+    many = machine.still(seen | {"cores": [50.0] * 200})["image/png"]
+    assert Image.open(io.BytesIO(base64.b64decode(many))).height < picture.height
 
 
 def test_without_a_notebook_the_magic_prints(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

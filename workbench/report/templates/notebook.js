@@ -60,8 +60,13 @@
   function split(text, mathjax) {
     const inline = [...text.matchAll(/(?<![\\$])\$(?!\$)([^$\n]+?)\$(?!\$)/g)].map((match) => (
       { start: { n: match.index }, end: { n: match.index + match[0].length }, math: match[1], display: false }));
-    const rest = mathjax().find_tex(text).filter((item) => !inline.some((i) => i.start.n < item.end.n && item.start.n < i.end.n));
-    return [...inline, ...rest].sort((a, b) => a.start.n - b.start.n);
+    const named = [...text.matchAll(/\\begin\{(\w+\*?)\}[^]*?\\end\{\1\}/g)].map((match) => (
+      { start: { n: match.index }, end: { n: match.index + match[0].length }, math: match[0], display: true }));
+    const found = [];  // of those that overlap the first counts
+    for (const item of [...inline, ...mathjax().find_tex(text), ...named]) {
+      if (!found.some((other) => other.start.n < item.end.n && item.start.n < other.end.n)) found.push(item);
+    }
+    return found.sort((a, b) => a.start.n - b.start.n);
   }
 
   window.workbenchTasks = [bokehOutputs];
@@ -71,10 +76,13 @@
 
   function show(view, value) {
     const input = view.querySelector("input, textarea"), progress = view.querySelector("progress");
+    const select = view.querySelector("select"), button = view.querySelector("button[aria-pressed]");
     const output = view.querySelector("output"), text = view.querySelector(".w-html");
     if (progress) progress.value = (value - progress.dataset.low) / (progress.dataset.high - progress.dataset.low);
     if (text) text.textContent = String(value);
-    if (output) output.textContent = String(value);
+    if (select) select.selectedIndex = Number(value);
+    if (button) button.setAttribute("aria-pressed", String(value === true || value === "true"));
+    if (output) output.textContent = input?.dataset.options ? JSON.parse(input.dataset.options)[value] : String(value);
     if (!input) return;
     if (input.type === "checkbox") input.checked = value === true || value === "true";
     else input.value = String(value);
@@ -94,8 +102,13 @@
     const links = JSON.parse(document.getElementById("widget-links")?.textContent ?? "[]");
     for (const model of new Set(links.flatMap(({ source, target }) => [source, target]))) {
       for (const view of viewsOf(model)) {
-        view.addEventListener("input", ({ target: input }) => {
-          spread(model, input.type === "checkbox" ? input.checked : input.value, links, new Set());
+        view.addEventListener("input", ({ target }) => {
+          const value = target.type === "checkbox" ? target.checked
+                      : target.tagName === "SELECT" ? target.selectedIndex : target.value;
+          spread(model, value, links, new Set());
+        });
+        view.querySelector("button[aria-pressed]")?.addEventListener("click", ({ target }) => {
+          spread(model, target.getAttribute("aria-pressed") !== "true", links, new Set());
         });
       }
     }

@@ -1,0 +1,84 @@
+"""Formulas drawn without a script: every glyph that TeX asks for, and nothing wrong in place of what is not known."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from bs4 import BeautifulSoup
+
+from workbench.report.formulas import picture_of, set_formulas
+
+AS_WRITTEN = [
+    r"\nabla_\theta J \approx \frac1N\sum\limits_{i=1}^n \|g_i\|_2",
+    r"\left\lVert x \right\rVert \le \bigl( \sqrt\pi \bigr) \iff \operatorname*{arg\,max}_x \mathcal{L}",
+    r"\mathbb{E}_{x\sim p}[\log p_\theta(x)] \label{eq:e} \tag{1}",
+    r"\begin{equation} E = mc^2 \nonumber \end{equation}",
+]
+
+
+def size(svg: str) -> tuple[float, float]:
+    found = re.search(r'width="([\d.]+)em" height="([\d.]+)em"', svg)
+    assert found
+    return float(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize("tex", AS_WRITTEN)
+def test_what_people_write_is_drawn(tex: str) -> None:
+    assert str(picture_of(tex)).count('<path d="M') == 1
+
+
+def test_it_has_the_size_of_its_letters() -> None:
+    widths = [size(str(picture_of(letters)))[0] for letters in ("m", "mm", "mmm")]
+    assert widths[1] - widths[0] == pytest.approx(widths[2] - widths[1], abs=0.05) and widths[0] > 0.7
+    flat, fraction = (size(str(picture_of(tex, True)))[1] for tex in ("a", r"\frac{a}{b}"))
+    assert fraction > 2 * flat
+    nested = r"\frac{\frac{a}{b}}{c}"
+    assert size(str(picture_of(nested, True)))[1] < 1.5 * fraction
+
+
+def test_lines_are_rows_of_cells() -> None:
+    page = BeautifulSoup(str(picture_of(r"\begin{align*} a &= b \\[2pt] &= \frac{1}{2} \end{align*}")), "html.parser")
+    rows = page.find(class_="math-rows").find_all("span", recursive=False)
+    assert [[bool(cell.svg) for cell in row.find_all("span", recursive=False)] for row in rows] == [
+        [True, True],
+        [False, True],
+    ]
+
+
+@pytest.mark.parametrize(
+    "tex", [r"\argmax x", r"\begin{cases} 1 & x \end{cases}", "}", r"\frac{a", "", r"\underbrace{a}_b"]
+)
+def test_what_is_not_known_stays(tex: str) -> None:
+    assert picture_of(tex) is None
+
+
+def test_a_page_keeps_everything_but_its_formulas() -> None:
+    part = (
+        '<p title="$x$">a <span class="math">x &lt; y</span></p>'
+        r'<div class="mathful">text $a_1$ &amp; \(b\) $$c$$ <b>$z$</b>'
+        r" \begin{equation}d\end{equation} costs $5 &lt;b&gt; $\unknown$</div><pre>$keep$</pre>"
+    )
+    html, left = set_formulas(part)
+    page = BeautifulSoup(html, "html.parser")
+    drawn = [(place["aria-label"], "block" in place["class"]) for place in page.find_all(role="math")]
+    assert drawn == [
+        ("x < y", False),
+        ("a_1", False),
+        ("b", False),
+        ("c", True),
+        ("z", False),
+        (r"\begin{equation}d\end{equation}", True),
+    ]
+    assert page.find(class_="mathful").get_text() == r"text  &     costs $5 <b> $\unknown$" and left == 1
+    assert (
+        page.pre.text == "$keep$"
+        and page.p["title"] == "$x$"
+        and page.b is not None
+        and not page.find("b", string="costs")
+    )
+
+
+def test_a_part_without_a_formula_is_left_alone() -> None:
+    part = "<td CLASS=odd>mathematics<br></td>"
+    assert set_formulas(part) == (part, 0)
