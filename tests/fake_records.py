@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from workbench.config import TrainSpec
+from workbench.engine.timeline import NOWHERE, Span, spans
 from workbench.mesh import Mesh
 from workbench.rank_log import RankLogWriter
 from workbench.records import (
@@ -87,46 +88,38 @@ class FakeRank:
         self._print(step, loss)
 
     def _phases(self, step: int, step_ms: float, data_ms: float) -> None:
-        """Bars that fill the step, and the collectives in them."""
+        """What fills the step, visit by visit, in rows as a real rank sums them; and the collectives in it."""
         slow = (1.0 if not self.is_straggler else 1.16) * (1 + 0.04 * float(self.random.random()))
         compute_ms = 0.55 * step_ms * slow
-        at = 0.0
-
-        def phase(name: str, start: float, length: float, micro: int = -1) -> None:
-            self.writer.append(
-                PhaseRecord(
-                    step=step,
-                    rank=self.rank,
-                    phase=name,
-                    micro_batch=micro,
-                    start_ms=start,
-                    duration_ms=max(0.01, length),
-                )
-            )
-
-        phase("data", 0, data_ms)
-        phase("transfer", data_ms, 0.01 * step_ms)
-        at = data_ms + 0.01 * step_ms
+        visits = [("monitor", -1, 0.1), ("data", -1, data_ms), ("transfer", -1, 0.01 * step_ms)]
         if self.mesh.pp > 1:
-            unit = 0.8 * step_ms / pipeline_length(self.mesh.pp, self.spec.plan.micro_batches)
-            for name, micro, start, length in one_f_one_b(self.mesh.pp, self.spec.plan.micro_batches, self.here.pp):
-                phase(name, at + start * unit, length * unit, micro)
-            at += 0.8 * step_ms
+            micro_batches = self.spec.plan.micro_batches
+            unit = 0.8 * step_ms / pipeline_length(self.mesh.pp, micro_batches)
+            visits += [(n, micro, m * unit) for n, micro, m in one_f_one_b(self.mesh.pp, micro_batches, self.here.pp)]
         else:
             pieces = self.spec.accumulate
-            for micro in range(pieces):
-                phase("forward", at, compute_ms / 3 / pieces, micro if pieces > 1 else -1)
-                at += compute_ms / 3 / pieces
-                phase("backward", at, compute_ms * 2 / 3 / pieces, micro if pieces > 1 else -1)
-                at += compute_ms * 2 / 3 / pieces
-            phase("overlapped", at - compute_ms / 3, compute_ms / 3)
-        exposed = max(0.5, step_ms * 0.92 - at)
+            for piece in range(pieces):
+                micro = piece if pieces > 1 else -1
+                for name, share in (("forward", 1 / 3), ("backward", 2 / 3)):
+                    half = compute_ms * share / pieces / 2
+                    between = [("communication", micro, 0.01 * step_ms)] if self.mesh.tp > 1 else []
+                    visits += [(name, micro, half), *between, (name, micro, half)]
+        at = sum(length for *_, length in visits)
+        exposed = max(0.5, 0.9 * step_ms - at)
         if self.mesh.dp > 1 or self.mesh.tp > 1:
-            phase("communication", at, exposed)
+            visits.append(("communication", visits[-1][1], exposed))
             self._collectives(step, at, exposed, compute_ms / 3)
-            at += exposed
-        phase("optimizer", at, 0.05 * step_ms)
-        phase("monitor", at + 0.05 * step_ms, 0.6)
+        visits += [("monitor", -1, 0.4), ("optimizer", -1, 0.01 * step_ms)]
+        if self.mesh.world_size > 1:  # the norm is everybody's: who is early waits
+            left = 0.95 * step_ms - sum(length for *_, length in visits)
+            visits.append(("communication", -1, max(0.2, left)))
+        visits += [("optimizer", -1, 0.04 * step_ms), ("monitor", -1, 0.1)]
+        starts = np.cumsum([0.0, *(max(0.01, length) for *_, length in visits)]).tolist()
+        rows = spans(starts, [*((name, micro) for name, micro, _ in visits), NOWHERE])
+        if self.mesh.pp == 1 and self.mesh.dp > 1:
+            rows.append(Span("overlapped", -1, at - compute_ms / 3, compute_ms / 3))
+        for row in rows:
+            self.writer.append(PhaseRecord(step=step, rank=self.rank, **row._asdict()))
 
     def _collectives(self, step: int, at: float, exposed: float, hidden: float) -> None:
         rows = []
@@ -348,14 +341,11 @@ def pipeline_length(pp: int, micro_batches: int) -> float:
     return max(start + length for bars in schedule(pp, micro_batches).values() for _, _, start, length in bars)
 
 
-def one_f_one_b(pp: int, micro_batches: int, stage: int) -> Iterator[tuple[str, int, float, float]]:
-    """A stage's bars, gaps named as bubbles."""
+def one_f_one_b(pp: int, micro_batches: int, stage: int) -> Iterator[tuple[str, int, float]]:
+    """What a stage does, of which micro-batch, and how long; it waits for some before their forward or backward."""
     at = 0.0
     for name, micro, start, length in schedule(pp, micro_batches)[stage]:
         if start > at:
-            yield "bubble", -1, at, start - at
-        yield name, micro, start, length
+            yield "bubble", micro, start - at
+        yield name, micro, length
         at = start + length
-    rest = pipeline_length(pp, micro_batches) - at
-    if rest > 0:
-        yield "bubble", -1, at, rest

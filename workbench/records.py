@@ -185,7 +185,9 @@ class PhaseRecord:
 
     ``phase``: data, transfer (host to device), forward, backward, communication (exposed: compute waits for it),
     overlapped (communication that hides behind compute), optimizer, bubble (a pipeline stage waits), evaluate,
-    checkpoint, paused, monitor. ``micro_batch`` counts from 0, -1 where the phase is of the whole step.
+    checkpoint, paused, monitor. ``micro_batch`` counts from 0, -1 where the phase is of the whole step. A phase that is
+    entered several times is one row, the start of the first and the duration of all; what waits (communication, bubble)
+    is one per phase of work that it interrupts or follows. The timeline draws waiting within a phase after its work.
     """
 
     step: int

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tests.engine.frames import columns
-from workbench.telemetry.phases import BETWEEN, HIDDEN, bubble_share, collectives_frame, phases_frame
+from workbench.telemetry.phases import (
+    BETWEEN,
+    HIDDEN,
+    WAITING,
+    bubble_share,
+    collectives_frame,
+    in_turn,
+    phases_frame,
+)
 
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 4}
 PLANS = [
@@ -59,6 +67,20 @@ def test_every_phase_is_there_and_in_order(run, options) -> None:
     assert first["data"] < first["transfer"] < first["forward"] < first["backward"] < first["optimizer"]
     assert one[one["phase"] == "forward"]["duration_ms"].sum() >= 4.0 * max(1, options.get("accumulate", 1))
     assert (one["duration_ms"] >= 0).all()
+
+
+@pytest.mark.parametrize("options", PLANS, ids=str)
+def test_drawn_side_by_side_only_waiting_moves(run, options) -> None:
+    rows = columns(run(options), "phases")
+    start, _ = in_turn(rows)
+    works = ~np.isin(rows["phase"], WAITING)
+    np.testing.assert_allclose(start[works], rows["start_ms"][works], atol=1e-6)
+    if options == {"plugin": "ddp"}:  # it sends its buffers around in the forward pass, and gradients in the backward
+        one = {name: values[(rows["step"] == 5) & (rows["rank"] == 0)] for name, values in rows.items()}
+        order = one["phase"][np.argsort(one["start_ms"])].tolist()
+        assert [name for name in order if name in ("forward", "backward", "communication", "optimizer")][:4] == [
+            "forward", "communication", "backward", "communication"
+        ]  # fmt: skip
 
 
 def test_micro_batches_have_rows_of_their_own(run) -> None:

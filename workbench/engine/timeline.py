@@ -6,7 +6,7 @@ A boundary costs a reading of the clock and a tuple. What they mean is worked ou
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from workbench.engine.clock import Clock, Reading
 
@@ -17,6 +17,10 @@ Place = tuple[str, int]
 NOWHERE: Place = ("", -1)
 #: phases in which the rank does work of its own: a collective called there makes it wait
 WORKING = frozenset({"data", "transfer", "forward", "backward", "optimizer"})
+
+
+#: what watching costs: of no phase of training
+ASIDE = "monitor"
 
 
 class Span(NamedTuple):
@@ -54,18 +58,34 @@ class Timeline:
 
 
 def spans(starts_ms: Sequence[float], places: Sequence[Place]) -> list[Span]:
-    """Phases between boundaries, one per (phase, micro-batch), in the order in which they were first entered.
+    """Phases between boundaries, in the order in which they were first entered.
+
+    What works, and "monitor", is one per (phase, micro-batch). What waits is one per (phase, micro-batch) and phase of
+    work that it interrupts or follows: communication in the forward pass, in the backward pass and in the optimizer
+    are three, each with its own start.
 
     ``starts_ms[i]`` is when ``places[i]`` was entered; the last place only ends the one before it, and ``NOWHERE`` is
     left out. So the durations add up to the time from the first to the last boundary, less what was nowhere.
     """
-    first: dict[Place, float] = {}
-    total: dict[Place, float] = {}
-    for index, place in enumerate(places[:-1]):
-        if place != NOWHERE:
-            first.setdefault(place, starts_ms[index])
-            total[place] = total.get(place, 0.0) + starts_ms[index + 1] - starts_ms[index]
-    return [Span(*place, first[place], duration) for place, duration in total.items()]
+    first: dict[tuple[Any, ...], float] = {}
+    total: dict[tuple[Any, ...], float] = {}
+    key: tuple[Any, ...]  # a place; of what waits also the place of the work
+    work = NOWHERE
+    for place, start, end in zip(places, starts_ms, starts_ms[1:], strict=False):
+        phase = place[0]
+        if phase in WORKING:
+            key = work = place
+        elif phase == ASIDE:
+            key = place
+        elif phase:
+            key = (*place, work)
+        else:
+            continue
+        if key in total:
+            total[key] += end - start
+        else:
+            first[key], total[key] = start, end - start
+    return [Span(key[0], key[1], first[key], duration) for key, duration in total.items()]
 
 
 def covered_ms(intervals: Iterable[tuple[float, float]]) -> float:

@@ -2,7 +2,8 @@
 
 The JSON of "Trace Event Format": a process per rank, a thread per lane: steps, phases, communication that hides behind
 compute, and collectives. What overlaps within a lane gets another one beneath, as events of one thread must nest. Times
-are microseconds since the first step began.
+are microseconds since the first step began. Phases are those that the timeline draws: waiting within one comes after
+its work.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from workbench.export.source import Source
 from workbench.records import SESSION_RANK
+from workbench.telemetry.phases import in_turn
 
 FILE = "trace.json"
 _STEPS, _PHASES, _HIDDEN, _COLLECTIVES = 0, 100, 200, 300
@@ -69,10 +71,12 @@ def _steps(rows: list[dict[str, Any]]) -> Iterator[_Span]:
 
 
 def _phases(source: Source) -> Iterator[_Span]:
-    for row in source.arrow("phases").to_pylist():
+    table = source.arrow("phases")
+    starts, _ = in_turn({name: table[name].to_numpy() for name in table.column_names})
+    for row, start_ms in zip(table.to_pylist(), starts.tolist(), strict=True):
         lane = _HIDDEN if row["phase"] in _BESIDE else _PHASES
         more = {"micro_batch": row["micro_batch"]} if row["micro_batch"] >= 0 else {}
-        yield _span(lane, row, row["phase"], row["start_ms"], row["duration_ms"], **more)
+        yield _span(lane, row, row["phase"], start_ms, row["duration_ms"], **more)
 
 
 def _collectives(source: Source) -> Iterator[_Span]:

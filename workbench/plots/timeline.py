@@ -1,4 +1,8 @@
-"""The last steps as they ran: phases as bars per rank, so that bubbles and waiting are seen."""
+"""The last steps as they ran: phases as bars per rank, so that bubbles and waiting are seen.
+
+Waiting within a phase is drawn after its work: a forward pass that is interrupted by communication is one bar, and what
+it waited the next.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 from workbench.plots import rows, theme
 from workbench.plots.base import Cursor
 from workbench.plots.lag import own_work
+from workbench.telemetry.phases import ASIDE, HIDDEN, in_turn
 from workbench.telemetry.store import Columns, Store
 
 if TYPE_CHECKING:
@@ -72,14 +77,15 @@ def height(columns: Columns) -> int:
 
 def bars(phases: Columns, shown: np.ndarray) -> Columns:
     """Phases of the ranks ``shown`` (ascending) as the columns of this figure: steps one after the other, each begins
-    when the longest rank of the one before has ended."""
+    when the longest rank of the one before has ended. Bars of a step and rank do not overlap, but for the thin ones:
+    waiting within a phase is drawn after its work."""
     steps, place = np.unique(phases["step"], return_inverse=True)
-    ends = phases["start_ms"] + phases["duration_ms"]
+    starts, ends = in_turn(phases)
     length = np.zeros(steps.size)
     np.maximum.at(length, place, ends)
     begin = np.concatenate([[0.0], np.cumsum(length)[:-1]])[place] if steps.size else np.empty(0)
     row = np.searchsorted(shown, phases["rank"]).astype(float)
-    thin = np.isin(phases["phase"], ("overlapped", "monitor"))  # they run beside the others: a thin bar below
+    thin = np.isin(phases["phase"], (*ASIDE, *HIDDEN))  # they run beside the others: a thin bar below
     phase = phases["phase"].astype(object)
     grey = theme.COLOURS["light"]["muted"]
     return {
@@ -87,7 +93,7 @@ def bars(phases: Columns, shown: np.ndarray) -> Columns:
         "row": row,
         "y": row + np.where(thin, 0.31, -0.12),
         "height": np.where(thin, 0.22, 0.6),
-        "start": begin + phases["start_ms"],
+        "start": begin + starts,
         "end": begin + ends,
         "step": phases["step"].astype(float),
         "phase": phase,
@@ -127,6 +133,7 @@ def figure(source: ColumnDataSource) -> Figure:
         ("micro-batch", "@micro{0}"),
         ("from", "@start{0.00} ms"),
         ("to", "@end{0.00} ms"),
+        ("order", "waiting within a phase is drawn after its work"),
     ]
     drawn.add_tools(HoverTool(renderers=[shown], tooltips=tips))
     return theme.finish(drawn)

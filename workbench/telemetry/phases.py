@@ -25,10 +25,38 @@ def phases_frame(rows: Columns) -> pd.DataFrame:
     """Rows of the ``phases`` table: step, rank, phase, micro_batch, start_ms, duration_ms; by step, rank and start.
 
     A phase that a step enters several times (of the same micro-batch) is one row: the start of the first, the duration
-    of all. Without "overlapped", evaluate, checkpoint and paused, the rows of a step and rank add up to its time.
+    of all. Waiting ("communication", "bubble") is a row per phase of work that it interrupts or follows: that in the
+    forward pass, in the backward pass and in the optimizer are three. Without "overlapped", evaluate, checkpoint and
+    paused, the rows of a step and rank add up to its time.
     """
     frame = pd.DataFrame(rows)
     return frame.sort_values(["step", "rank", "start_ms"], kind="stable", ignore_index=True)
+
+
+def in_turn(rows: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of each row of the ``phases`` table, in milliseconds of its step, such that none of a step and
+    rank overlap.
+
+    A row is a sum over visits, so that work from its first start on reaches into the waiting that interrupts it. In the
+    order of their starts each row begins at its own start or at the end of the one before, whichever is later: waiting
+    within a phase comes after its work, and nothing else moves. "overlapped" and "monitor" run beside the others and
+    stay where they are.
+    """
+    start, length = rows["start_ms"].astype(float), rows["duration_ms"].astype(float)
+    ends = start + length
+    taken = np.flatnonzero(~np.isin(rows["phase"], (*ASIDE, *HIDDEN)))
+    order = taken[np.lexsort((start[taken], rows["rank"][taken], rows["step"][taken]))]
+    step, rank = rows["step"][order], rows["rank"][order]
+    done = np.cumsum(length[order])
+    # end of row i = what rows up to i last + the largest over rows j <= i of (start of j - what rows before j last)
+    latest = start[order] - (done - length[order])
+    reach = 1
+    while reach < order.size and (same := (step[reach:] == step[:-reach]) & (rank[reach:] == rank[:-reach])).any():
+        latest[reach:] = np.where(same, np.maximum(latest[reach:], latest[:-reach]), latest[reach:])
+        reach *= 2
+    ends[order] = done + latest
+    start[order] = ends[order] - length[order]
+    return start, ends
 
 
 def by_phase(rows: Columns) -> pd.DataFrame:

@@ -28,6 +28,38 @@ def test_phases_are_what_lies_between_boundaries() -> None:
     assert found == {"data": (0, 2), "forward": (2, 6), "communication": (5, 1), "evaluate": (11, 9)}
 
 
+def test_waiting_is_told_apart_by_the_work_that_it_interrupts_or_follows() -> None:
+    visits = [
+        ("data", 1.0), ("forward", 2.0), ("communication", 0.5), ("forward", 3.0), ("monitor", 0.25), ("backward", 4.0),
+        ("communication", 2.5), ("backward", 1.0), ("monitor", 0.5), ("communication", 1.5), ("optimizer", 0.75),
+        ("communication", 3.5), ("optimizer", 0.25),
+    ]  # fmt: skip
+    starts = np.cumsum([0, *(length for _, length in visits)]).tolist()
+    assert spans(starts, [*((phase, -1) for phase, _ in visits), NOWHERE]) == [
+        ("data", -1, 0.0, 1.0), ("forward", -1, 1.0, 5.0), ("communication", -1, 3.0, 0.5), ("monitor", -1, 6.5, 0.75),
+        ("backward", -1, 6.75, 5.0), ("communication", -1, 10.75, 4.0), ("optimizer", -1, 16.25, 1.0),
+        ("communication", -1, 17.0, 3.5),
+    ]  # fmt: skip
+
+
+PHASES = ("data", "forward", "backward", "optimizer", "communication", "bubble", "evaluate", "monitor", "")
+
+
+@given(st.lists(st.tuples(st.sampled_from(PHASES), st.integers(-1, 1), st.integers(0, 9)), max_size=30))
+def test_spans_are_what_a_look_at_every_visit_says(visits: list[tuple[str, int, int]]) -> None:
+    places = [(phase, micro) if phase else NOWHERE for phase, micro, _ in visits]
+    starts = [float(sum(length for *_, length in visits[:i])) for i in range(len(visits) + 1)]
+    groups: dict[Any, list[int]] = {}
+    for i, (phase, micro) in enumerate(places):
+        before = [place for place in places[:i] if place[0] in ("data", "forward", "backward", "optimizer")]
+        waits = phase in ("communication", "bubble", "evaluate")
+        if phase:
+            groups.setdefault((phase, micro, *(before[-1:] if waits else ())), []).append(i)
+    assert spans(starts, [*places, NOWHERE]) == [
+        (*places[found[0]], starts[found[0]], sum(visits[i][2] for i in found)) for found in groups.values()
+    ]
+
+
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 20)), max_size=12))
 def test_covered_time_is_the_measure_of_the_union(pairs: list[tuple[float, float]]) -> None:
     intervals = [(begin, begin + length) for begin, length in pairs]

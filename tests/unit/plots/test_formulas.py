@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,30 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
     second = drawn["step"] == 2
     assert drawn["start"][second].min() == 36  # the second step begins when the slowest rank has ended the first
     assert set(drawn["colour"]) == {theme.PHASES["forward"], theme.PHASES["communication"]}
+
+
+def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
+    """Of a run under tp, where forward and backward are interrupted, and of a pipeline's stages."""
+    for name, plan in (("tp", {"tp": 2}), ("pp", {"pp": 2, "micro_batches": 3})):
+        store = opened(make_fake_run(tmp_path / name, ranks=4, plugin="hybrid", steps=8, detail_every=2, **plan))
+        drawn, _ = timeline.columns(store, None)
+        logged = store.table("phases")
+        logged = {n: v[logged["step"] >= np.unique(logged["step"])[-timeline.STEPS]] for n, v in logged.items()}
+        assert sorted(drawn["end"] - drawn["start"]) == pytest.approx(sorted(logged["duration_ms"]))
+        thin = drawn["height"] < 0.5
+        assert set(drawn["phase"][thin]) == {"monitor", "overlapped"} - ({"overlapped"} if name == "pp" else set())
+        for rank in range(4):
+            bars = np.flatnonzero((drawn["rank"] == rank) & ~thin)
+            bars = bars[np.argsort(drawn["start"][bars], kind="stable")]
+            for one, following in itertools.pairwise(bars):
+                assert drawn["end"][one] <= drawn["start"][following] + 1e-9
+            at = drawn["step"][bars] == drawn["step"].max()
+            order = drawn["phase"][bars][at].tolist()
+            if name == "tp":
+                assert order == ["data", "transfer", "forward", "communication", "backward", "communication",
+                                 "optimizer", "communication"]  # fmt: skip
+            else:
+                assert [p for p in order if p == "bubble"] and order[-2:] == ["optimizer", "communication"]
 
 
 def test_update_ratio_and_histogram_shares(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workbench.records import columns_of
 from workbench.telemetry.phases import (
@@ -11,6 +13,7 @@ from workbench.telemetry.phases import (
     bus_factor,
     by_phase,
     collectives_frame,
+    in_turn,
     own_time,
     phases_frame,
     posting_time,
@@ -42,8 +45,40 @@ def test_rows_are_ordered_and_micro_batches_added_up() -> None:
     assert sums.loc[1, 0].sum() == 9, "neither what is hidden nor what is between the steps"
 
 
+def test_waiting_within_a_phase_comes_after_its_work() -> None:
+    rows = table("phases", [
+        phase(0, "monitor", 0, 1), phase(0, "data", 0.5, 2), phase(0, "forward", 2.5, 6),
+        phase(0, "communication", 4, 3), phase(0, "backward", 11.5, 8), phase(0, "communication", 13, 4),
+        phase(0, "evaluate", 30, 5), phase(0, "overlapped", 5, 7),
+        phase(1, "forward", 1, 4), phase(1, "forward", 1, 4, step=2),
+    ])  # fmt: skip
+    start, end = in_turn(rows)
+    assert start.tolist() == [0, 0.5, 2.5, 8.5, 11.5, 19.5, 30, 5, 1, 1]
+    assert end.tolist() == [1, 2.5, 8.5, 11.5, 19.5, 23.5, 35, 12, 5, 5]
+
+
+@given(st.lists(st.tuples(
+    st.integers(1, 3), st.integers(0, 2), st.sampled_from(["forward", "communication", "bubble", "monitor"]),
+    st.floats(0, 100), st.floats(0, 20),
+), max_size=40))  # fmt: skip
+def test_no_two_rows_of_a_step_and_rank_overlap(drawn: list[tuple[int, int, str, float, float]]) -> None:
+    rows = table("phases", [phase(rank, name, start, ms, step=step) for step, rank, name, start, ms in drawn])
+    start, end = in_turn(rows)
+    expected = {}
+    reached: dict[tuple[int, int], float] = {}
+    for i in sorted(range(len(drawn)), key=lambda i: drawn[i][3]):
+        step, rank, name, begin, ms = drawn[i]
+        if name != "monitor":
+            begin = max(begin, reached.get((step, rank), begin))
+            reached[step, rank] = begin + ms
+        expected[i] = begin
+    np.testing.assert_allclose(start, [expected[i] for i in range(len(drawn))], atol=1e-9)
+    np.testing.assert_allclose(end - start, rows["duration_ms"], atol=1e-9)
+
+
 def test_nothing_is_no_rows() -> None:
     assert phases_frame(empty("phases")).empty and by_phase(empty("phases")).empty
+    assert [column.size for column in in_turn(empty("phases"))] == [0, 0]
     assert list(collectives_frame(empty("collectives")))[-1] == "bus_gb_per_s"
 
 
