@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from widgets.console import Console
-from widgets.control_set import History
+from widgets.control_set import History, declared
 from widgets.facts import Facts
 from widgets.happenings import Happenings
 from workbench.telemetry.store import Columns, Store
@@ -19,17 +19,20 @@ class Extras:
     """Of one run."""
 
     def __init__(self, store: Store, facts: Facts) -> None:
+        self._store = store
         self._facts = facts
         self._happenings = Happenings()
         self._history = History(store.run)
         self._console = Console(store.run, store.spec.plan.ranks)
         self._samples_sent = -1
         self._console_sent = False
+        self._declared = False
 
     def take(self, events: Columns) -> None:
         """Take in new rows of the ``events`` table."""
         self._happenings.take(events, self._facts.began)
         self._history.take(events)
+        self._declared |= bool(((events["kind"] == "control") & (events["name"] == "declared")).any())
 
     def news(self, tabs: Collection[str]) -> dict[str, Any]:
         """Parts that changed, of the tabs that are looked at."""
@@ -40,6 +43,9 @@ class Extras:
             out["marks"] = marks
         if (history := self._history.rows()) is not None:
             out["history"] = history
+        if self._declared:  # knobs of the training script, after the page was told what can be set
+            self._declared = False
+            out["controls"] = declared(self._store)
         newest = self._facts.samples[-1]["step"] if self._facts.samples else -1
         if "samples" in tabs and newest != self._samples_sent:
             self._samples_sent = newest

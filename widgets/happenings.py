@@ -7,10 +7,10 @@ from typing import Any
 
 from widgets.fold import Folded
 from workbench.event_words import words
+from workbench.plots.marked import Marks, unit_of
 from workbench.telemetry.store import Columns
 
 MOST = 200
-_MOST_MARKS = 100
 _QUIET = ("validation", "sample", "peak", "settings")
 _BAD = {"failed", "died", "lost", "nonfinite"}
 _NOTICED = {"warning", "refused", "log", "spike", "nonfinite", "gpu"}
@@ -28,27 +28,23 @@ class Happenings:
 
     def __init__(self) -> None:
         self._folded = Folded(MOST, window=500)
-        self._marks: dict[tuple[int, str], dict[str, Any]] = {}
-        self._marks_changed = False
+        self._marks = Marks()
         self._units: dict[str, str] = {}  # of knobs that the training script declared
 
     def take(self, events: Columns, begin: float) -> None:
         """Take in rows of the ``events`` table."""
+        self._marks.take(events, begin)
         for index in range(events["step"].size):
             kind, name = str(events["kind"][index]), str(events["name"][index])
             if kind in _QUIET:
                 continue
             value, old = json.loads(events["value"][index]), json.loads(events["old_value"][index])
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
-            if kind == "control" and name == "declared" and isinstance(value, dict):
-                self._units[str(value.get("name"))] = str(value.get("unit", ""))
+            if kind == "control" and name == "declared":
+                self._units |= unit_of(value)
             text = words(kind, name, value, old, units=self._units)
             shown = {"step": step, "time": time - begin, "kind": kind, "name": name, "text": text}
             self._folded.add((step, kind, name, text), rank, **shown, level=level_of(kind, name))
-            marked = (kind == "control" and name != "declared") or (kind == "checkpoint" and name != "removed")
-            if marked and (step, text) not in self._marks:
-                self._marks[step, text] = {"step": step, "time": time - begin, "label": f"step {step}: {text}"}
-                self._marks_changed = True
 
     def news(self) -> list[dict[str, Any]]:
         """What came since the last call."""
@@ -60,7 +56,4 @@ class Happenings:
 
     def marks(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
         """All marks when there are new ones (or ``anew``), else None."""
-        if not (self._marks_changed or anew):
-            return None
-        self._marks_changed = False
-        return list(self._marks.values())[-_MOST_MARKS:]
+        return self._marks.all() if self._marks.changed or anew else None

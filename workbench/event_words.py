@@ -173,6 +173,10 @@ def _cost(name: str, value: Any, old: Any) -> str:
     )
 
 
+def _phases(name: str, value: Any, old: Any) -> str:
+    return "phases are those of every step" if value == 1 else f"phases are those of every {short(value)} steps"
+
+
 _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
     "state": _state,
     "refused": _refused,
@@ -195,6 +199,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     ("loss_scale", "changed"): lambda name, value, old: _plain("loss scale", value, old),
     ("monitor", "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
     ("monitor", "cost"): _cost,
+    ("monitor", "phases"): _phases,
     ("warning", "bad_command"): _bad_command,
     ("warning", "nonfinite_loss"): lambda name, value, old: f"the loss is {short(value)}",
     ("warning", "schedule_not_saved"): lambda name, value, old: (

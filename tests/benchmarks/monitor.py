@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from tests.benchmarks.machine import describe_machine
 from tests.engine.rank_pool import RankPool
@@ -31,6 +32,7 @@ from workbench.engine.control import AgreedControl
 from workbench.engine.entry import observers_of
 from workbench.engine.governor import FIRST_GROUP
 from workbench.engine.gradient_watch import GradientWatch
+from workbench.engine.nonfinite import NonfiniteGuard
 from workbench.engine.observer import StepObserver
 from workbench.engine.phases import PhaseWatch
 from workbench.engine.process_group import joined
@@ -123,7 +125,7 @@ class Same:
 class NoLog:
     """Stands for a rank log that nothing is written to."""
 
-    cost_s = 0.0
+    cost_s, rank = 0.0, 0
 
     def append(self, record: Any) -> None: ...
 
@@ -139,20 +141,22 @@ class Way:
         self.log = log
         self.sampling_ms = sampling_ms
         self.number = 0
-        self._phases = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
+        watch = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
+        self._wraps = dict(watch._tap._installed) if watch is not None else {}
+        self._told = trainer.strategy.mark, trainer.strategy.aside
         trainer.begin()
         self.leave()
 
     def enter(self) -> None:
         """Watch the phases; only what is measured may."""
-        if self._phases is not None:
-            self._phases._open()
+        for name, (_, wrap) in self._wraps.items():
+            setattr(dist, name, wrap)
+        self.trainer.strategy.mark, self.trainer.strategy.aside = self._told
 
     def leave(self) -> None:
-        if self._phases is not None:
-            self._phases._tap.remove()
-            strategy = self.trainer.strategy
-            strategy.mark, strategy.aside = unmarked, lambda observer: observer
+        for name, (original, _) in self._wraps.items():
+            setattr(dist, name, original)
+        self.trainer.strategy.mark, self.trainer.strategy.aside = unmarked, lambda observer: observer
 
     def step(self) -> tuple[int, float, float]:
         """What gradients were watched, and ms by the clock and of the rank's CPU time."""
@@ -209,13 +213,15 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
         is_ours = name not in others
         spec = strategy.spec.replace(level=name if is_ours else "off")
         log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
+        control = AgreedControl(directory, strategy.rank, spec.plan.ranks)
         trainer = Trainer(
             run=directory,
             spec=spec,
             workload=workload,
             strategy=strategy,
-            control=AgreedControl(directory, strategy.rank, spec.plan.ranks),
+            control=control,
             log=log or NoLog(),  # type: ignore[arg-type]
+            guard=NonfiniteGuard(directory, strategy, log or NoLog(), control),  # type: ignore[arg-type]
             progress=Progress(),
             observers=observers_of(spec, strategy, workload, log) if log else others[name],
         )

@@ -44,9 +44,10 @@ model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Li
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 x = torch.randn(64, 8)
 dataset = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+scale = knob("scale", 1.0, low=0, high=10)
 def loss_fn(model, batch):
     time.sleep(0.03)
-    return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+    return scale * torch.nn.functional.mse_loss(model(batch[0]), batch[1])
 """
 
 
@@ -96,7 +97,7 @@ class Pressed:
 
     def type(self, name: str, value: Any) -> None:
         """Type a value into the form of the tab Controls and press its button."""
-        label = f"Set {name}" if controls.find(name).setting else name
+        label = f"Set {name}" if controls.find(name, self.run.declared()).setting else name
         button = self.page.page.get_by_role("button", name=label, exact=True)
         field = self.page.page.locator(".dw").last.locator(".dw-control", has=button)
         box = field.locator("input, select")
@@ -244,16 +245,37 @@ def branch(panel: Pressed) -> Pressed:
 
 
 def test_notebook_7_steers_real_ranks(page: LabPage) -> None:
+    """Each control once more; a cell has nothing to evaluate or to sample with, which is answered."""
     cells = [LOAD, SMALL.format(name="seventh"), DOWN]
     open_in_notebook(page, page.lab.write_notebook("real7.ipynb", cells))
     for _ in cells[:2]:
         page.page.keyboard.press("Shift+Enter")
     panel = open_run(page, "seventh")
     held = panel.answer("pause", panel.button("Pause training"))[0]
-    assert panel.set("lr", "x0.5") == (held, 0.05, 0.1)
-    panel.answer("resume", panel.button("Resume training"))
+    panel.shows("scale", "1")  # a knob of the cell, declared after the panel was there
+    for name, value, told in (
+        ("scale", 2, 2.0), ("lr", "x0.5", 0.05), ("clip", 0.5, 0.5), ("weight_decay", 0.1, 0.1), ("accumulate", 2, 2),
+        ("log_every", 1, 1), ("grad_every", 3, 3), ("grad_layers", "0", "0"), ("freeze", "^0", ["0"]),
+        ("unfreeze", ".", []),
+    ):  # fmt: skip
+        assert panel.set(name, value)[:2] == (held, told), name
+    saved = panel.answer("checkpoint", panel.button("Write a checkpoint now"))[0]
+    panel.button("evaluate")()
+    panel.button("sample")()
+    panel.until(lambda: set(panel.events("refused")["name"]) == {"evaluate", "sample"}, "refusals")
+    assert panel.set("step", 2)[:2] == (held, 2)
+    panel.until(lambda: panel.run.last_step == held + 2 and panel.run.status == "paused", "pause after the steps")
     assert panel.at("lr", held) == [0.1] * 2 and panel.at("lr", held + 1) == [0.05] * 2
-    panel.answer("stop", panel.button("Stop training"))
-    panel.until(lambda: panel.run.status == "stopped", "end")
+    assert panel.set("rollback", "newest")[:2] == (saved, saved)
+    panel.answer("resume", panel.button("Resume training"))
+    parted = panel.set("branch", "lr=0.02 name=bough")[0]
+    panel.until(lambda: panel.run.status == "stopped", "end of the seventh")
+    bough = Pressed(page, panel.until(lambda: find_run(page, "bough"), "branch"))
+    assert bough.at("lr", parted + 1) == [0.02] * 2
     page.page.keyboard.press("Shift+Enter")
     print("seconds from the click to the effect:", panel.delays)
+
+
+def find_run(page: LabPage, name: str) -> Run | None:
+    paths = [file.parent for file in (page.lab.root.parent / "runs").glob(f"*-{name}/spec.toml")]
+    return Run(paths[0]) if paths else None

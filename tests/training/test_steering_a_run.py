@@ -77,7 +77,7 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
         "lr": 0.05, "clip": 0.5, "weight_decay": 0.0, "accumulate": 1, "log_every": 1, "grad_every": "auto",
         "grad_layers": "", "scale": 2.0, "frozen": [],
     }  # fmt: skip
-    with pytest.raises(RunError, match="is stopped"):
+    with pytest.raises(RunError, match=r"has ended \(stopped"):
         run.pause()
 
 

@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[2] / "workbench"
         ("state", "starting", {"pid": 7, "device": "cpu"}, None, "starting"),
         ("monitor", "interval", 20, 10, "gradient statistics: every 10 steps → every 20 steps"),
         ("monitor", "cost", 0.06262, None, "watching took 6.3 % of the time so far"),
+        ("monitor", "phases", 4, 2, "phases are those of every 4 steps"),
+        ("monitor", "phases", 1, 2, "phases are those of every step"),
         ("checkpoint", "saved", "step-000100", None, "checkpoint step-000100 was written"),
         ("checkpoint", "restored", "/r/checkpoints/step-000100", None,
          "training goes on from checkpoint step-000100"),

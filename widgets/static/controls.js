@@ -84,8 +84,8 @@ export class Controls {
   }
 
   declare(controls) {
-    if (this.fields.size) return;
     for (const control of controls) {
+      if (this.fields.has(control.name)) continue;
       this.fields.set(control.name, control.kind === "button" ? this.plainAct(control) : this.field(control));
     }
     this.acts.append(this.actAnswer);

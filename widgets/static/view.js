@@ -160,9 +160,8 @@ export class View {
   async fill() {
     const { run } = this;
     if (!run?.full) return;
-    this.say(run.facts);
     this.controls.declare(run.full.controls);
-    this.controls.say(run.facts);
+    this.say(run.facts);
     this.overview.list(run.events);
     this.console.show([...run.console.values()]);
     this.samples.list(run.samples);
@@ -195,6 +194,11 @@ export class View {
     if (extra.events) this.overview.list(extra.events);
     if (extra.console) this.console.show(extra.console);
     if (extra.samples) this.samples.list(extra.samples);
+    if (extra.controls) {
+      run.full.controls = extra.controls;
+      this.controls.declare(extra.controls);
+      this.controls.say({ ...run.facts, cut: this.state.link.trouble });
+    }
     if (extra.history) this.controls.history(extra.history);
     if (extra.marks) for (const { figures } of this.tabs.values()) figures?.markAll();
     if (news.rank_table) this.ranks.say(run.rows.rank_table, run.facts, run.theme);

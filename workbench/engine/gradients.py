@@ -192,7 +192,7 @@ class GradientCollector:
 
     ``full``: everything; otherwise L2 norms alone. ``keep``: holds the gradients until ``finish``, for ``compare``.
     ``sketcher`` takes a sketch as well. Figures are of finite elements, in single precision on a CPU (relative error
-    some 1e-7) and in double on a GPU; neither fp16 nor bf16 with its loss scale overflows.
+    below 1e-6) and in double on a GPU; neither fp16 nor bf16 with its loss scale overflows.
     """
 
     def __init__(

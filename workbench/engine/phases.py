@@ -3,6 +3,9 @@
 ``PhaseWatch`` is the first of a rank's observers and its ``last`` the last, so that what the others cost is a phase of
 its own ("monitor"). A boundary between phases costs a reading of the clock; records are made when a step is over, on a
 GPU one step later. The clocks of ranks are never compared: each phase counts from its own rank's step.
+
+Where steps are so short that this exceeds its part of the budget, phases are those of every second step, every fourth
+and so on: each rank chooses by what it costs there, and the steps of one are among those of another.
 """
 
 from __future__ import annotations
@@ -25,8 +28,16 @@ from workbench.records import CollectiveRecord, PhaseRecord
 #: collectives are recorded in the first steps, and then in every tenth or, where that costs too much, more rarely
 FIRST_STEPS = 3
 EVERY = 10
-#: share of the monitor's budget that recording collectives may take
+#: shares of the monitor's budget that recording collectives, and phases, may take
 SHARE_OF_BUDGET = 0.1
+PHASES_SHARE = 0.4
+#: phases are those of every so many steps at least
+MOST_RARELY = 64
+#: what writing a row costs the log's thread, of what making it costs here
+_WRITING = 0.6
+#: weight of a new measurement in a running average
+_WEIGHT = 0.2
+_OF_A_STEP = frozenset({"data", "forward_backward", "optimizer"})
 #: what a step begins with under the trainer's own name for it
 _FIRST = {"forward_backward": "transfer"}
 
@@ -43,7 +54,8 @@ class _Step:
 
 
 class PhaseWatch(StepObserver):
-    """Logs ``PhaseRecord`` of every step, and ``CollectiveRecord`` of those that are due. ``clock``: for tests."""
+    """Logs ``PhaseRecord`` of every step (or every ``phases_every``-th), and ``CollectiveRecord`` of those that are
+    due. ``clock``: for tests."""
 
     def __init__(
         self,
@@ -56,6 +68,8 @@ class PhaseWatch(StepObserver):
     ) -> None:
         self.last = _Last(self)
         self.every = EVERY
+        self.phases_every = 1
+        self._usual_ms: float | None = None
         self._spec = spec
         self._strategy = strategy
         self._log = log
@@ -90,31 +104,41 @@ class PhaseWatch(StepObserver):
         self.cost_ms = 0.0
         self._finish_step()
         self._resolve()
-        self._now = _Step(step=step, begin=self._timeline.enter("monitor"), recorded=self._is_due(step))
-        self._tap.recording = self._now.recorded
-        self._in_step = True
+        recorded = self._is_due(step)
+        self._in_step = recorded or step % self.phases_every == 0
+        begin = self._timeline.enter("monitor") if self._in_step else self._timeline.go(NOWHERE)
+        self._now = _Step(step=step, begin=begin, recorded=recorded)
+        self._tap.recording = recorded
+        self._began_s = time.perf_counter()
 
     def phase(self, name: str) -> None:
         if name == "idle":
             self._timeline.go(NOWHERE)
             self._finish_step()
             self._resolve()
-        else:
+        elif self._in_step or name not in _OF_A_STEP:
             self._timeline.enter(_FIRST.get(name, name))
 
     def batch(self, step: int, batch: Batch) -> None:
-        self._timeline.enter("monitor")
+        self._enter_in_step("monitor")
 
     def reduced(self, step: int) -> None:
-        self._timeline.enter("monitor")
+        self._enter_in_step("monitor")
 
     def updated(self, step: int, skipped: bool) -> None:
-        self._timeline.enter("monitor")
+        self._enter_in_step("monitor")
+
+    def _enter_in_step(self, phase: str) -> None:
+        if self._in_step:
+            self._timeline.enter(phase)
 
     def _ended(self) -> None:
         """The step is over, for all observers. What comes before the next one is still counted from its beginning."""
+        if not self._in_step:
+            return
         end = self._timeline.go(NOWHERE)
-        began = time.perf_counter()
+        step_ms = (time.perf_counter() - self._began_s) * 1e3
+        began = time.thread_time()
         self._in_step = self._tap.recording = False
         now = self._now
         now.boundaries, now.calls = self._timeline.take(), self._tap.take()
@@ -122,9 +146,12 @@ class PhaseWatch(StepObserver):
         self._now = _Step(step=now.step, begin=now.begin)
         self._timeline.boundaries.append((end, NOWHERE))
         self._resolve()
-        self.cost_ms = (time.perf_counter() - began) * 1e3 + self._boundary_ms * len(now.boundaries)
-        if now.recorded and now.boundaries and self._on_host:
-            self._choose_interval(self._clock.ms(now.begin, end))
+        self.cost_ms = (time.thread_time() - began) * 1e3 + self._boundary_ms * len(now.boundaries)
+        if now.recorded:
+            if self._on_host:
+                self._choose_interval(step_ms)
+        else:
+            self._choose_phases(now.step, step_ms)
 
     def _is_due(self, step: int) -> bool:
         return step <= FIRST_STEPS or step % self.every == 0
@@ -134,10 +161,22 @@ class PhaseWatch(StepObserver):
         while self.cost_ms > SHARE_OF_BUDGET * self._spec.budget * step_ms * self.every and self.every < 1280:
             self.every *= 2
 
+    def _choose_phases(self, step: int, step_ms: float) -> None:
+        """Of every step, every second, every fourth: as often as their share of the budget pays for."""
+        cost_ms = self.cost_ms * (1 + _WRITING)
+        usual = cost_ms if self._usual_ms is None else self._usual_ms + _WEIGHT * (cost_ms - self._usual_ms)
+        self._usual_ms, before = usual, self.phases_every
+        paid_ms = PHASES_SHARE * self._spec.budget * step_ms
+        if usual > paid_ms * before and before < MOST_RARELY:
+            self.phases_every *= 2
+        elif usual < paid_ms * before / 4 and before > 1:
+            self.phases_every //= 2
+        if self.phases_every != before and self._strategy.rank == 0:
+            self._log.event("monitor", "phases", self.phases_every, step=step, old_value=before)
+
     def _mark(self, phase: str, micro_batch: int) -> None:
-        if not self._in_step:
-            return
-        self._timeline.enter(phase, micro_batch)
+        if self._in_step:
+            self._timeline.enter(phase, micro_batch)
         if phase == "backward" and self._awaits_reducer is not None:
             self._read_reducer()
 
@@ -213,7 +252,7 @@ class _Last(StepObserver):
         self._watch = watch
 
     def reduced(self, step: int) -> None:
-        self._watch._timeline.enter("optimizer")
+        self._watch._enter_in_step("optimizer")
 
     def ends(self, step: int) -> None:
         self._watch._ended()

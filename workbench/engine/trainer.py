@@ -208,7 +208,7 @@ class Trainer:
             observer.updated(step, not updated)
         for observer in self.observers:
             observer.ends(step)
-        cost_ms = self._cost_ms(0.0 if self.settings.clip else norm_ms)  # to clip, training itself needs the norm
+        cost_ms = self._cost_ms(0.0 if self.guard is not None or self.settings.clip else norm_ms)  # who else needs it
         for observer in self.observers:
             observer.accounted(step, cost_ms)
         self._write_in_flight()
@@ -231,10 +231,11 @@ class Trainer:
 
     def _cost_ms(self, own_ms: float) -> float:
         """What watching the step cost: the trainer's own part, that of the observers, and of the threads that write the
-        log and sample the device, which take the interpreter from training."""
+        log and sample the device, which take the interpreter from training. The guard, and what it needs, is part of
+        training: it is there whatever is watched."""
         before, self._threads_s = self._threads_s, self.log.cost_s + self.progress.sampling_s
-        threads_ms = (self._threads_s - before) * 1e3
-        return own_ms + threads_ms + sum(observer.cost_ms for observer in self.observers)
+        watching_ms = sum(observer.cost_ms for observer in self.observers if observer is not self.guard)
+        return own_ms + (self._threads_s - before) * 1e3 + watching_ms
 
     def _loss_scale(self, step: int) -> float:
         """The loss scale in force; a change is an event."""

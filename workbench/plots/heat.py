@@ -90,4 +90,6 @@ def new_figure(title: str, *, x_label: str, y_label: str, height: int, marks: st
     from bokeh.models import DataRange1d
 
     y_range = DataRange1d(flipped=True, range_padding=0)
-    return theme.new_figure(title, x_label=x_label, y_label=y_label, height=height, y_range=y_range, marks=marks)
+    return theme.new_figure(
+        title, x_label=x_label, y_label=y_label, height=height, y_range=y_range, marks=marks, marks_above=True
+    )

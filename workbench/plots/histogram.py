@@ -64,7 +64,7 @@ def figure(source: ColumnDataSource) -> Figure:
     """The heat map with its scale."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
-    drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step")
+    drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step", marks_above=True)
     mapper = heat.mapper(log=True, low=1e-4, high=1.0)
     cells = drawn.hbar(
         y="middle",

@@ -65,13 +65,21 @@ def rank_dash(rank: int) -> str:
 
 
 def new_figure(
-    title: str, *, x_label: str, y_label: str, height: int = 250, marks: str = "", brush: bool = True, **options: Any
+    title: str,
+    *,
+    x_label: str,
+    y_label: str,
+    height: int = 250,
+    marks: str = "",
+    marks_above: bool = False,
+    brush: bool = True,
+    **options: Any,
 ) -> Any:
     """An empty figure in the common look: transparent, as wide as its place, with brush, pan, zoom, reset and save.
 
     ``marks``: "step" or "time", the column of the source named "marks" (step, time, label: what was done to the run)
-    at which upright lines stand. It has no rows: whoever shows the figure fills it. ``brush``: a drag chooses a range
-    of x alone.
+    at which upright lines stand. It has no rows: whoever shows the figure fills it. ``marks_above``: the lines lie over
+    what is drawn, as cells of a heat map would hide them. ``brush``: a drag chooses a range of x alone.
     """
     from bokeh.plotting import figure
 
@@ -110,7 +118,7 @@ def new_figure(
         drawn.xaxis.ticker.min_interval = 1
     drawn.xgrid.grid_line_color = None
     if marks:
-        _add_marks(drawn, marks)
+        _add_marks(drawn, marks, above=marks_above)
     return apply(drawn, "light")
 
 
@@ -151,13 +159,16 @@ def _plain_numbers() -> Any:
     )
 
 
-def _add_marks(drawn: Any, x: str) -> None:
+def _add_marks(drawn: Any, x: str, *, above: bool) -> None:
     """Upright lines where somebody set something, with what it was."""
     from bokeh.models import ColumnDataSource, HoverTool, VSpan
 
     source = ColumnDataSource({"step": [], "time": [], "label": []}, name="marks")
+    if above:  # a bright seam on which the line is seen over any colour
+        seam = drawn.add_glyph(source, VSpan(x=x, line_color="#ffffff", line_alpha=0.7, line_width=3))
+        seam.level = "overlay"
     lines = drawn.add_glyph(source, VSpan(x=x, line_color=MARK, line_alpha=0.7, line_width=1.5, line_dash="dashed"))
-    lines.level = "underlay"
+    lines.level = "overlay" if above else "underlay"
     drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, DataRange1d
 
-from workbench.plots import theme
+from workbench.plots import marked, theme
 from workbench.plots.base import Plot
 from workbench.report.still import Still, still
 from workbench.telemetry.store import Columns, Store
@@ -63,7 +63,8 @@ class Sheet:
 
         Figures whose x is the same quantity share its range: a zoom in one is the zoom of all.
         """
-        pairs = [self._draw(store, plot, prefix) for plot in plots]
+        marks = marked.of(store)
+        pairs = [self._draw(store, plot, prefix, marks) for plot in plots]
         figures = [(drawn, figure) for drawn, figure in pairs if figure is not None]
         if self.light or not figures:
             return [drawn for drawn, _ in pairs]
@@ -85,7 +86,7 @@ class Sheet:
         """The figures for ``report.js``, gzipped, in base64."""
         return packed(f"[{','.join(self._documents)}]")
 
-    def _draw(self, store: Store, plot: Plot, prefix: str) -> tuple[Drawn, Any]:
+    def _draw(self, store: Store, plot: Plot, prefix: str, marks: list[dict[str, Any]]) -> tuple[Drawn, Any]:
         tab = str(getattr(plot, "TAB", _TABS.get(plot.NAME, plot.NAME))).lower()
         place = f"{prefix}figure-{plot.NAME}"
         nothing = Drawn(name=plot.NAME, title=plot.TITLE, place=place, tab=tab)
@@ -95,6 +96,7 @@ class Sheet:
                 return Drawn(**{**vars(nothing), "empty": str(getattr(plot, "EMPTY", ""))}), None
             data = {name: list_or_array(values) for name, values in columns.items()}
             figure = plot.figure(ColumnDataSource(data))
+            marked.fill(figure, marks)
             if hasattr(plot, "height"):
                 figure.height = plot.height(columns)
             wide = bool(getattr(plot, "WIDE", False))

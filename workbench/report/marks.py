@@ -53,6 +53,7 @@ _EXTENT = {
     "varea": (("x",), ("y1", "y2")),
     "varea_step": (("x",), ("y1", "y2")),
     "segment": (("x0", "x1"), ("y0", "y1")),
+    "vspan": (("x",), ()),
 }
 _BAND = {"vbar": "width", "hbar": "height"}
 
@@ -337,6 +338,12 @@ def _segments(made: Layer, x: Scale, y: Scale) -> str:
     return f'<path d="{drawn}" {stroke(made)}/>' if drawn else ""
 
 
+def _upright(made: Layer, x: Scale, y: Scale) -> str:
+    """Lines from edge to edge."""
+    drawn = "".join(f"M{at:.1f} {y.start:.1f}V{y.end:.1f}" for at in x(made.x[0]).tolist())
+    return f'<path d="{drawn}" {stroke(made)}/>'
+
+
 def _text(made: Layer, x: Scale, y: Scale) -> str:
     words = _lists(made, "text")
     if not (made.x and made.y and words):
@@ -363,23 +370,11 @@ def _lists(made: Layer, name: str) -> list[Any]:
 
 
 _KINDS = {
-    "Line": "line",
-    "Step": "step",
-    "Scatter": "points",
-    "Circle": "points",
-    "VArea": "varea",
-    "VAreaStep": "varea_step",
-    "Quad": "quad",
-    "Rect": "rect",
-    "VBar": "vbar",
-    "HBar": "hbar",
-    "Segment": "segment",
-    "MultiLine": "multi_line",
-    "Patches": "patches",
-    "Patch": "patch",
-    "Image": "image",
-    "Text": "text",
-}
+    "Line": "line", "Step": "step", "Scatter": "points", "Circle": "points", "VArea": "varea",
+    "VAreaStep": "varea_step", "Quad": "quad", "Rect": "rect", "VBar": "vbar", "HBar": "hbar", "Segment": "segment",
+    "MultiLine": "multi_line", "Patches": "patches", "Patch": "patch", "Image": "image", "Text": "text",
+    "VSpan": "vspan",
+}  # fmt: skip
 _DRAW: dict[str, Callable[[Layer, Scale, Scale], str]] = {
     **dict.fromkeys(("line", "step"), _line),
     **dict.fromkeys(("multi_line", "patches"), _multi_line),
@@ -388,6 +383,7 @@ _DRAW: dict[str, Callable[[Layer, Scale, Scale], str]] = {
     "patch": _patch,
     "points": _points,
     "segment": _segments,
+    "vspan": _upright,
     "image": _image,
     "text": _text,
 }

@@ -125,9 +125,9 @@ def _finished(table: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
 def _too_few(steps: int) -> str:
     if not steps:
         return "No verdict yet: all ranks have to finish some steps first."
+    known = f"{steps} step{'s' if steps > 1 else ''} that all ranks finished"
     return (
-        f"No verdict: all ranks finished {steps} step{'s' if steps > 1 else ''}, and it takes {WARM_UP + ENOUGH}, as "
-        f"the first {WARM_UP} say nothing."
+        f"No verdict: phases of {known} are known, and it takes {WARM_UP + ENOUGH}, as the first {WARM_UP} say nothing."
     )
 
 

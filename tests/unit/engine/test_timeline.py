@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.config import MonitorSpec
+from workbench.engine import phases
 from workbench.engine.clock import EventClock, HostClock
 from workbench.engine.phases import PhaseWatch
 from workbench.engine.strategies.base import unmarked
@@ -74,9 +76,13 @@ class Event:
 class Log:
     def __init__(self) -> None:
         self.records: list[Any] = []
+        self.events: list[tuple[Any, ...]] = []
 
     def append(self, record: Any) -> None:
         self.records.append(record)
+
+    def event(self, *what: Any, **more: Any) -> None:
+        self.events.append(what)
 
 
 class Strategy:
@@ -102,7 +108,8 @@ def one_step(watch: PhaseWatch, strategy: Strategy, step: int) -> None:
     watch.last.ends(step)
 
 
-def test_events_of_a_device_are_looked_at_when_they_have_happened() -> None:
+def test_events_of_a_device_are_looked_at_when_they_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "PHASES_SHARE", math.inf)  # these steps are far too short
     device, log, strategy = Device(), Log(), Strategy()
     watch = PhaseWatch(MonitorSpec(), strategy, log, device="cuda", clock=EventClock(device.event))  # type: ignore[arg-type]
     one_step(watch, strategy, 1)
@@ -182,6 +189,45 @@ def test_records_that_cost_too_much_come_more_rarely() -> None:
         watch.close()
     assert watch.every == 1280
     assert watch.cost_ms > 0
+
+
+def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host whose clocks stand still but where a step says so: making the records costs 1 ms, or nothing."""
+    log, strategy, clocks = Log(), Strategy(), {"thread": 0.0, "host": 0.0, "cost": 1e-3}
+
+    def thread_time() -> float:
+        clocks["thread"] += clocks["cost"]
+        return clocks["thread"]
+
+    monkeypatch.setattr(phases.time, "thread_time", thread_time)
+    monkeypatch.setattr(phases.time, "perf_counter", lambda: clocks["host"])
+    watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
+    watch.every = 1280  # no collectives: these would be steps of their own
+
+    def take(steps: range, step_ms: float) -> set[int]:
+        before = len(log.records)
+        for step in steps:
+            watch.begins(step, 0)
+            watch.phase("data")
+            clocks["host"] += step_ms / 1e3
+            strategy.mark("backward", -1)
+            watch.last.reduced(step)
+            watch.last.ends(step)
+        return {record.step for record in log.records[before:]}
+
+    try:
+        assert take(range(1, 5), 1000.0) == {1, 2, 3, 4}, "1.6 ms are less than 0.4 % of a second"
+        assert watch.phases_every == 1 and not log.events
+        take(range(5, 100), 60.0)
+        assert take(range(100, 164), 60.0) == {104, 112, 120, 128, 136, 144, 152, 160}, "0.24 ms a step pay for it"
+        watch.phase("evaluate")
+        assert take(range(164, 168), 60.0) == {163}, "what comes between steps is told of any"
+        clocks["cost"] = 1e-6
+        take(range(168, 400), 60.0)
+        assert take(range(400, 410), 60.0) == set(range(400, 410))
+        assert [what[2] for what in log.events] == [2, 4, 8, 4, 2, 1]
+    finally:
+        watch.close()
 
 
 def test_a_timeline_knows_where_it_is() -> None:

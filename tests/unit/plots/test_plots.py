@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource
+from bokeh.models import ColumnDataSource, HBar, VSpan
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
-from workbench.plots import ALL, gradients, loss, plots, rows, theme, throughput, utilisation
+from workbench.plots import ALL, gradients, loss, marked, plots, rows, theme, throughput, utilisation
 from workbench.plots.base import TABS, Plot
 from workbench.plots.picture import picture
 from workbench.rank_log import RankLogWriter
@@ -289,3 +289,22 @@ def test_throughput_says_what_it_counts(tmp_path: Path, unit: str) -> None:
     drawn = throughput.figure(ColumnDataSource(dict(columns)))
     assert drawn.yaxis.axis_label == f"{unit} / s / device"
     assert columns[unit].tolist() == rows.metrics_since(opened(path), None)[0]["tps"].tolist()
+
+
+@pytest.mark.parametrize("plot", [plot for plot in plots() if plot.AXIS], ids=lambda plot: plot.NAME)
+def test_what_was_done_is_marked_in_every_figure_over_steps_or_time(plot: Plot, run: Path) -> None:
+    """Over the cells of a heat map, which would hide it."""
+    store = opened(run)
+    columns, _ = plot.columns(store, None)
+    drawn = plot.figure(ColumnDataSource(dict(columns)))
+    marked.fill(drawn, marked.of(store))
+    lines = [each for each in drawn.renderers if isinstance(each.glyph, VSpan)]
+    assert lines[-1].glyph.x == plot.AXIS
+    assert (lines[-1].level == "overlay") == any(isinstance(each.glyph, HBar) for each in drawn.renderers)
+    rows_of = lines[-1].data_source.data
+    assert rows_of["label"][0].endswith("was written") and rows_of["step"][0] == int(
+        rows_of["label"][0].split()[1][:-1]
+    )
+    assert any("learning rate" in label for label in rows_of["label"])
+    begin, end = rows.progress(store).begin, float(store.table("steps")["time"].max())
+    assert all(0 <= time <= end - begin for time in rows_of["time"])

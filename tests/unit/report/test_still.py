@@ -10,6 +10,7 @@ import pytest
 from bokeh.models import ColumnDataSource, LogColorMapper
 from bokeh.plotting import figure
 
+from workbench.plots import marked, theme
 from workbench.report import marks
 from workbench.report.scales import Scale, elapsed, mapped_index, plain, round_numbers
 from workbench.report.still import still
@@ -42,6 +43,19 @@ def test_a_line_lies_where_its_numbers_say() -> None:
         slope, offset = np.polyfit(values, found[:, axis], 1)
         assert np.allclose(slope * values + offset, found[:, axis], atol=0.11)  # rounded to a tenth
         assert (slope > 0) == (axis == 0)  # up is up
+
+
+def test_what_was_done_to_a_run_stands_upright_at_its_step() -> None:
+    drawn = theme.new_figure("T", x_label="step", y_label="loss", marks="step")
+    drawn.line("x", "y", source=ColumnDataSource({"x": [0.0, 10.0], "y": [1.0, 2.0]}), color="#123456")
+    marked.fill(drawn, [{"step": step, "time": 0.0, "label": ""} for step in (0, 10)])
+    line, upright = (
+        next(e for e in parsed(drawn).iter(f"{SVG}path") if e.get("stroke") == colour).get("d", "")
+        for colour in ("#123456", theme.MARK)
+    )
+    assert [float(x) for x in re.findall(r"M([\d.]+) ", upright)] == places(line)[:, 0].tolist()
+    assert len(re.findall(r"V[\d.]+", upright)) == 2
+    assert still(drawn, title="T").left_out == ()
 
 
 def test_cutting_down_keeps_every_extreme() -> None:

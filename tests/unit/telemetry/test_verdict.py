@@ -117,7 +117,10 @@ def test_few_steps_are_no_verdict_and_that_is_said(steps: int) -> None:
     found = verdict(run_of({"forward": 10.0}, {"forward": 30.0}, steps=steps), Mesh(dp=2))
     assert (found.bound, found.straggler) == ("", None)
     finished = "1 step" if steps == 1 else "7 steps"
-    assert found.sentence == (f"No verdict: all ranks finished {finished}, and it takes 8, as the first 3 say nothing.")
+    assert found.sentence == (
+        f"No verdict: phases of {finished} that all ranks finished are known, and it takes 8, as the first 3 say "
+        "nothing."
+    )
 
 
 def test_a_step_in_which_the_run_failed_does_not_count() -> None:

@@ -189,8 +189,10 @@ class HybridPlan(Plan):
         )
 
     def boost(self, workload: Workload) -> None:
-        from workbench.engine.strategies.policies import policy_for
+        from workbench.engine.strategies.policies import compiled_inside, policy_for
 
+        if self.mesh.tp * self.mesh.pp > 1:
+            workload.model = compiled_inside(workload.model)
         self.policy = policy_for(workload.model, self.spec)
         super().boost(workload)
         if self.spec.precision == "fp16":

@@ -34,6 +34,17 @@ class UnchangedPolicy(Policy):
         return self.model
 
 
+def compiled_inside(model: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile(module)`` wraps, itself compiled, with the wrapper's options: a framework that
+    splits modules has to see its class. Any other module is returned as it is."""
+    inner: Any = getattr(model, "_orig_mod", None)
+    if inner is None:
+        return model
+    wrapper: Any = model
+    inner._compiled_call_impl = wrapper.dynamo_ctx(inner._call_impl)  # what ``Module.compile`` does
+    return inner
+
+
 def has_policy(model: torch.nn.Module) -> bool:
     """Whether Colossal-AI knows how to split this class of model."""
     return _fullname(model) in _POLICY_LIST
@@ -50,6 +61,7 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
     if tp * pp == 1:
         return
     flag = "--tp" if tp > 1 else "--pp"
+    model = getattr(model, "_orig_mod", model)  # of torch.compile(model)
     if not has_policy(model):
         raise ConfigError(
             f"Colossal-AI cannot split a {type(model).__name__} over tp {tp} x pp {pp} ranks: it splits models of the "
