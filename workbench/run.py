@@ -143,9 +143,9 @@ class Run(Verbs):
 
     def devices(self) -> pd.DataFrame:
         """Device samples: time, rank, cpu_percent, rss_bytes, GPU columns, network and disk bytes, phase, step."""
-        import pandas as pd
+        from workbench.telemetry.derive import devices_frame
 
-        return pd.DataFrame(self._table("devices"))
+        return devices_frame(self._table("devices"))
 
     def gradients(self) -> pd.DataFrame:
         """Gradient statistics per step, rank, layer and scope: see ``telemetry.gradients.combine``."""
