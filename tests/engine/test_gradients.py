@@ -32,7 +32,10 @@ CASES = [
     (4, "gpt2", PP, FP32),
     (4, "plain", {"plugin": "zero1"}, FP32),
     *[(2, "gpt2", {**plan, "accumulate": 2}, FP32) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
-    *[(2, "gpt2", {**plan, "precision": "fp16"}, FP16) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
+    *[
+        (2, "gpt2", {**plan, "precision": "fp16"}, FP16)
+        for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)
+    ],
     (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),  # which reduces every piece: it has no ``no_sync``
     (2, "gpt2", {"plugin": "zero2", "precision": "bf16"}, BF16),
 ]
