@@ -74,6 +74,13 @@ class Facts:
             self.ranks.lag = self._judged.lag
         return events
 
+    def rolled_back(self) -> None:
+        """Training went back: what was taken in of its steps is taken in anew."""
+        self._metrics = None
+        self._recent.clear()
+        self._judge = Judge(self._store)
+        self._judged_at = -math.inf
+
     @property
     def logged_state(self) -> str:
         """State of the run as its ranks logged it: the worst of them."""

@@ -73,6 +73,7 @@ class Feed:
         self._pace = Pace()
         self._views: list[dict[str, Any]] = []
         self._epoch = 0
+        self._rollbacks = 0
         self._shown: dict[str, Any] = {}
         self._ranks_due = 0.0
         self._heard = False
@@ -188,6 +189,11 @@ class Feed:
     def _tick(self, clock: float, *, last: bool = False) -> tuple[int, bool]:
         """Read, send what is new; returns the rows read and whether the run is over."""
         read = self._store.refresh()
+        if len(self._store.rollbacks.known) != self._rollbacks:
+            self._rollbacks = len(self._store.rollbacks.known)
+            self._stream.renew()
+            self._spine.renew()
+            self._facts.rolled_back()
         events = self._facts.update(clock)
         self._extras.take(events)
         status = self._status() if self._status else self._facts.logged_state

@@ -79,9 +79,13 @@ class Stream:
         for sent in self._sent.values():
             sent.due = -1.0
 
+    def renew(self) -> None:
+        """What was sent counts no more: all figures are filled anew when they are looked at."""
+        self._renew |= self._sent.keys()
+
     def kept(self, name: str) -> Columns:
         """All rows of a figure that a page has by now; the figure is read from its begin if it was not yet."""
-        if name not in self._sent:
+        if name not in self._sent or name in self._renew:
             self.take({plot.TAB for plot in self._plots if name == plot.NAME}, 0.0)
         return self._sent[name].whole()
 

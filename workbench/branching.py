@@ -1,7 +1,7 @@
 """Branching: a run writes a checkpoint and stops, and the session that owns its ranks starts a new one from there.
 
 A branch is a command like the others, so a button, a magic, ``Run.branch`` and another terminal ask for it alike. The
-ranks answer by stopping; the owner then starts the new run from a thread of its own (``start_if_asked``), and whoever
+ranks answer by stopping; the owner then starts the new run from a thread of its own (``start_asked``), and whoever
 asked finds it by the ``resume`` of its spec.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import checkpoints, run_directory
 from workbench.config import SPEC_FILE, read_spec_options
-from workbench.errors import ConfigError, RunDirectoryError, RunError, WorkbenchError
+from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -122,20 +122,14 @@ started: dict[Any, Run] = {}
 failures: dict[Any, str] = {}
 
 
-def start_if_asked(run: Run) -> None:
+def start_asked(run: Run, changes: dict[str, Any], step: int) -> None:
     """Called by the session when a run's ranks are free: start the branch that was asked for, in a thread."""
-    asked = asked_branch(run)
-    if asked is not None:
-        changes, step = asked
-        threading.Thread(target=_start_here, args=(run, changes, step), name=f"branch-{run.name}", daemon=True).start()
+    threading.Thread(target=_start_here, args=(run, changes, step), name=f"branch-{run.name}", daemon=True).start()
 
 
 def asked_branch(run: Run) -> tuple[dict[str, Any], int] | None:
     """The changes and the step of the branch that all ranks agreed on; None when there is none."""
-    try:
-        events = run._events()
-    except RunDirectoryError:  # deleted while it trained
-        return None
+    events = run._events()
     found = ((events["kind"] == "control") & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
     if not found.size:
         return None

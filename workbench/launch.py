@@ -7,13 +7,13 @@ import sys
 from typing import Any
 
 from workbench import planning, run_directory
-from workbench.branching import start_if_asked
+from workbench.branching import start_asked
 from workbench.cluster.cells import Submission
 from workbench.cluster.machine import describe_host
 from workbench.cluster.output import CellFailure
 from workbench.cluster.placement import default_ranks
 from workbench.cluster.specs import plan_ranks
-from workbench.occupant import await_release
+from workbench.occupant import Occupant
 from workbench.outcome import Outcome, failure
 from workbench.patience import said_when_slow
 from workbench.peers import PeerWatch
@@ -34,11 +34,11 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     """
     options, cell = resumed(options, cell)
     session = Session.current()
-    if session is not None:
-        await_release(session)
     ranks_up = session.n if session is not None else 0
     spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
-    planning.check_ranks(spec, ranks_up=ranks_up, busy=session.busy if session is not None else None)
+    if session is not None:
+        session.check_free(range(spec.plan.ranks))
+    planning.check_ranks(spec, ranks_up=ranks_up)
     if cell is not None:
         planning.check_cell(cell)
     if session is None:
@@ -66,7 +66,7 @@ def _default_ranks() -> int:
 def _start(session: Session, run: Run) -> Run:
     run.attach()
     submission = session.submit(_TRAIN.format(path=str(run.path)), ranks=range(run.plan.ranks))
-    session.occupant = run
+    session.occupant = occupant = Occupant(run)
     session.on_rank_died(run.rank_died)
 
     def ended(submission: Submission) -> None:
@@ -74,11 +74,13 @@ def _start(session: Session, run: Run) -> Run:
             run.rank_died(rank, reason)
         session.forget_rank_died(run.rank_died)
         session.occupant = None
-        run.detach({rank: _answer(submission, rank) for rank in submission.ranks})
-        start_if_asked(run)
+        occupant.free({rank: _answer(submission, rank) for rank in submission.ranks})
+        branch = occupant.asked_branch()
+        if branch is not None:
+            start_asked(run, *branch)
 
     submission.add_done_callback(ended)
-    PeerWatch(session, run, submission)
+    PeerWatch(session, occupant, submission)
     return run
 
 

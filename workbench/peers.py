@@ -10,16 +10,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cluster.cells import Submission
-from workbench.errors import ClusterError, RunDirectoryError, format_ranks
+from workbench.errors import ClusterError, format_ranks
 from workbench.outcome import Outcome
 
 if TYPE_CHECKING:
-    from workbench.run import Run
+    from workbench.occupant import Occupant
     from workbench.session import Session
 
 #: seconds after the first failure is seen: peers end by themselves; after the interrupt
@@ -40,20 +39,21 @@ def next_act(since_s: float | None, *, interrupted: bool) -> str:
 class PeerWatch:
     """Watches the ranks of one run from a thread, until all have ended."""
 
-    def __init__(self, session: Session, run: Run, submission: Submission) -> None:
+    def __init__(self, session: Session, occupant: Occupant, submission: Submission) -> None:
         self._session = session
-        self._run = run
+        self._occupant = occupant
+        self._run = occupant.run
         self._submission = submission
         self._over = threading.Event()
         self._log_sizes: dict[Path, int] = {}
         self._failed: set[int] = set()
         submission.add_done_callback(lambda _: self._over.set())
-        threading.Thread(target=self._watch, name=f"peers-{run.name}", daemon=True).start()
+        threading.Thread(target=self._watch, name=f"peers-{occupant.name}", daemon=True).start()
 
     def _watch(self) -> None:
         first, interrupted = None, False
         while not self._over.wait(_LOOK_EVERY_S):
-            failed, gone = self._who_failed(), not self._run.path.is_dir()
+            failed, gone = self._who_failed(), self._occupant.is_deleted
             if not failed and not gone:
                 continue
             if first is None:
@@ -86,8 +86,7 @@ class PeerWatch:
             if said.error(rank) is not None or (outcome is not None and outcome.state == "failed"):
                 failed.add(rank)
         if self._logs_grew():
-            with suppress(RunDirectoryError):  # deleted, which is seen elsewhere, or damaged: training goes on
-                self._failed = self._run.failed_ranks()
+            self._failed |= self._occupant.failed_ranks()
         return failed | self._failed
 
     def _logs_grew(self) -> bool:

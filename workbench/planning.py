@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from workbench.config import TrainSpec, check_types
-from workbench.errors import ConfigError, RanksBusyError, format_ranks
+from workbench.errors import ConfigError, format_ranks
 from workbench.recipes.base import check_plan, recipe
 from workbench.strategies import strategy_point
 
@@ -64,10 +64,8 @@ def _fitting(asked: dict[str, Any], most: int) -> int:
     return block * max(fits, default=1)
 
 
-def check_ranks(spec: TrainSpec, *, ranks_up: int, busy: str | None) -> None:
-    """Refuse a run that the ranks which are up cannot take: ``RanksBusyError`` or ``ConfigError``."""
-    if busy is not None:
-        raise RanksBusyError(f"run {busy!r} is training on these ranks: wait for it, or stop it (%dist_stop) first")
+def check_ranks(spec: TrainSpec, *, ranks_up: int) -> None:
+    """Refuse a run for which too few ranks are up: ``ConfigError``."""
     if ranks_up and spec.plan.ranks > ranks_up:
         raise ConfigError(
             f"-n {spec.plan.ranks} ({spec.plan.mesh.describe()}) but {format_ranks(range(ranks_up))} "

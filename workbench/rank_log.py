@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from workbench.errors import RunDirectoryError
-from workbench.records import SCHEMA_VERSION, TABLES, Event, Record, columns_of
+from workbench.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, Record, columns_of
 
 _ARROW = {
     "f8": pa.float64(),
@@ -178,6 +178,7 @@ class RankLogWriter:
         self.closed = False
         self._reported = 0
         self._files: dict[str, _TableFile] = {}
+        self._taken = dict.fromkeys(STEP_TABLES, 0)
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -190,6 +191,9 @@ class RankLogWriter:
         with self._lock:
             if len(self._buffer) < self._capacity and self.failure is None and not self.closed:
                 self._buffer.append(record)
+                table = _TABLE_OF[type(record)]
+                if table in self._taken:
+                    self._taken[table] += 1
             else:
                 self.dropped += 1
 
@@ -206,6 +210,11 @@ class RankLogWriter:
                 old_value=json.dumps(old_value),
             )
         )
+
+    def taken(self) -> dict[str, int]:
+        """Rows taken so far of each table of steps that has any."""
+        with self._lock:
+            return {table: count for table, count in self._taken.items() if count}
 
     def flush(self) -> None:
         """Write what is buffered, now, in the caller's thread."""

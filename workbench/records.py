@@ -236,10 +236,10 @@ class Event:
     counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
     grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard deviations between, from
     rank 0), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
-    far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, restored,
-    failed, removed), ``gpu`` (name: lost), ``peak`` (name:
-    flops; value: what the device can do per second, and how that is known; name: model; value: its parameters, and the
-    floating point operations that training takes per token).
+    far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, failed, removed; restored, value: ``path``, and
+    ``rows``: how many rows of each table this rank had logged by then, of which those of steps after ``step`` count no
+    more), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the device can do per second, and how that is known;
+    name: model; value: its parameters, and the floating point operations that training takes per token).
     """
 
     time: float
@@ -277,6 +277,9 @@ TABLES: dict[str, type] = {
     "collectives": CollectiveRecord,
     "events": Event,
 }
+
+#: tables whose rows are of a step of training, which a rollback takes back
+STEP_TABLES = tuple(table for table in TABLES if table not in ("devices", "events"))
 
 _KINDS = {"float": "f8", "int": "i8", "str": "U", "bool": "?", "list[int]": "L", "list[float]": "F"}
 

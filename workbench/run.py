@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench import run_directory
 from workbench.config import ParallelPlan, TrainSpec
-from workbench.errors import RunDirectoryError, RunError, format_ranks
+from workbench.errors import RunError, format_ranks
 from workbench.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.rank_log import RankLogWriter
 from workbench.records import END_STATES, SESSION_RANK, Event
@@ -79,11 +79,8 @@ class Run(Verbs):
         return int(steps["step"][steps["time"].argmax()]) if steps["step"].size else 0
 
     def step_of(self, rank: int) -> int | None:
-        """The last step that one rank finished; None before its first, and when its directory was deleted."""
-        try:
-            steps = self._table("steps")
-        except RunDirectoryError:
-            return None
+        """The last step that one rank finished; None before its first."""
+        steps = self._table("steps")
         own = steps["step"][steps["rank"] == rank]
         return int(own[-1]) if own.size else None
 
@@ -146,9 +143,9 @@ class Run(Verbs):
 
     def devices(self) -> pd.DataFrame:
         """Device samples: time, rank, cpu_percent, rss_bytes, GPU columns, network and disk bytes, phase, step."""
-        import pandas as pd
+        from workbench.telemetry.derive import devices_frame
 
-        return pd.DataFrame(self._table("devices"))
+        return devices_frame(self._table("devices"))
 
     def gradients(self) -> pd.DataFrame:
         """Gradient statistics per step, rank, layer and scope: see ``telemetry.gradients.combine``."""
@@ -264,28 +261,22 @@ class Run(Verbs):
         if self._handle is not None and rank < self.plan.ranks:
             self._handle.rank_died(rank, reason)
 
-    def failed_ranks(self) -> set[int]:
-        """Ranks that say in their log that they failed."""
+    def ranks_that_say(self, states: Sequence[str]) -> set[int]:
+        """Ranks in whose log one of these states stands: ``failed``, say."""
         events = self._events()
-        failed = (events["kind"] == "state") & (events["name"] == "failed")
-        return {int(rank) for rank in events["rank"][failed]}
+        said = (events["kind"] == "state") & np.isin(events["name"], states)
+        return {int(rank) for rank in events["rank"][said]}
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
         """Called by the session before it ends ranks that wait for one that failed."""
         if self._handle is not None:
             self._handle.ranks_ended(ranks, why)
 
-    def detach(self, answers: dict[int, Outcome | None]) -> None:
-        """Called by the session when the ranks are free or gone; ``answers``: what each said about its end."""
-        if self._handle is None:
-            return
-        try:
-            events = self._events()
-        except RunDirectoryError:  # deleted: nobody can read what would be written
-            self._handle.end({}, logged=set())
-            return
-        over = (events["kind"] == "state") & np.isin(events["name"], ENDED)
-        self._handle.end(answers, logged={int(rank) for rank in events["rank"][over]})
+    def detach(self, answers: dict[int, Outcome | None], *, logged: set[int]) -> None:
+        """Called by the session when the ranks are free or gone; ``answers``: what each said about its end, ``logged``:
+        those whose log says it."""
+        if self._handle is not None:
+            self._handle.end(answers, logged=logged)
 
 
 class _Live:

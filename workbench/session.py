@@ -92,7 +92,7 @@ class Session:
                 if current._fits(placement, master_port):
                     return current
                 if not current.dead:
-                    current._check_free(range(current.n))
+                    current.check_free(range(current.n))
             port = find_port(MASTER_ADDR, master_port)
             server = current._hand_over() if current is not None else None
             session = cls(server or rank_servers.take(preload=preload))
@@ -271,7 +271,7 @@ class Session:
     def submit(self, code: str, ranks: Sequence[int] | None = None) -> Submission:
         """Start a cell on ranks (default: all) and return at once."""
         targets = self._targets(ranks)
-        self._check_free(targets)
+        self.check_free(targets)
         submission = Submission(code, targets)
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         send(self._client, submission)
@@ -322,7 +322,7 @@ class Session:
         from workbench.cluster.engines import value_of
 
         targets = self._targets(ranks)
-        self._check_free(targets)
+        self.check_free(targets)
         answer = action(self._client.direct_view(targets))
         while not answer.wait(0.1):
             self._roster.check(targets, "run %dist_up to start again")
@@ -356,11 +356,12 @@ class Session:
         """The name of the run that trains on the ranks, or None."""
         return None if self.occupant is None else self.occupant.name
 
-    def _check_free(self, ranks: Sequence[int]) -> None:
+    def check_free(self, ranks: Sequence[int]) -> None:
+        """``RanksBusyError`` while a run trains (one that ended is waited for), or a rank of these runs a cell."""
         await_release(self)
         if self.busy is not None:
             raise RanksBusyError(
-                f"the ranks train run {self.busy!r}: wait for it (run.wait()), or stop it (%dist_stop) first"
+                f"run {self.busy!r} is training on these ranks: wait for it (run.wait()), or stop it (%dist_stop) first"
             )
         occupied = sorted(self._occupied() & set(ranks))
         if occupied:

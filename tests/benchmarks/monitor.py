@@ -125,7 +125,7 @@ class Same:
 class NoLog:
     """Stands for a rank log that nothing is written to."""
 
-    cost_s = 0.0
+    cost_s, rank = 0.0, 0
 
     def append(self, record: Any) -> None: ...
 

@@ -39,7 +39,7 @@ def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 45
 
 
 def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
-    path = start(page, "moves", BLOCK.format(seconds=15))
+    path = start(page, "moves", BLOCK.format(seconds=60))
     first = page.wait_for_points(0)
     second = page.wait_for_points(first)
     third = page.wait_for_points(second)

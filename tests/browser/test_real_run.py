@@ -37,6 +37,11 @@ get_ipython().run_line_magic("dist_watch", "twig")
 wait_serving_comms(twig.ended)
 """
 DOWN = "%dist_down"
+#: a figure of each tab that has any
+SEEN = {
+    "overview": "loss", "ranks": "utilisation", "gradients": "gradients", "communication": "traffic",
+    "timeline": "timeline",
+}  # fmt: skip
 SMALL = """%%dist_train -n 2 --steps 100000 --batch-size 8 --name {name}
 import time
 import torch
@@ -111,7 +116,7 @@ class Pressed:
         """Wait until the form shows this value as the one in force."""
         row = self.page.page.locator(".dw").last.locator(".dw-control")
         row = row.filter(has=self.page.page.get_by_label(name, exact=True))
-        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for()
+        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for(timeout=60_000)
 
     def column(self, name: str, step: int) -> list[float]:
         """A figure of one step as each rank wrote it, once both have."""
@@ -142,6 +147,7 @@ def test_every_control_does_what_it_says_on_real_ranks(page: LabPage) -> None:
     set_in_the_pause(panel, held)
     set_while_it_trains(panel)
     act(panel)
+    look_at_every_tab(panel)
     twig = branch(panel)
     stopped, value, _ = twig.set("stop", "checkpoint")
     twig.until(lambda: twig.run.status == "stopped", "end of the twig")
@@ -225,6 +231,22 @@ def act(panel: Pressed) -> None:
     rolled, value, old = panel.set("rollback", "newest")
     assert (rolled, value) == (saved, saved) and old > saved + 3
     panel.until(lambda: saved < run.last_step < old, "steps after the rollback")
+
+
+def look_at_every_tab(panel: Pressed) -> None:
+    """In JupyterLab, with rows of a real run, while the cell still blocks."""
+    page = panel.page.page
+    for tab, figure in SEEN.items():
+        page.locator(TAB.format(tab)).first.click()
+        shown = f"document.querySelector(\".dw-tabpage[id$='-{tab}-page']\")"
+        drawn = f"{shown}.querySelector('[data-figure={figure}]')?.dwPlot?.document.get_model_by_name('rows')"
+        page.wait_for_function(f"() => {drawn}?.get_length() > 0", timeout=60_000)
+    page.locator(TAB.format("samples")).first.click()
+    page.locator(".dw-said", has_text=panel.run.samples()[-1][1].split()[0]).first.wait_for(timeout=60_000)
+    page.locator(TAB.format("console")).first.click()
+    page.locator(".dw-console").first.wait_for()
+    page.locator(TAB.format("controls")).first.click()
+    page.locator(".dw-table td", has_text="rollback").first.wait_for(timeout=60_000)
 
 
 def branch(panel: Pressed) -> Pressed:

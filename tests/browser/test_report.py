@@ -65,14 +65,24 @@ def test_it_draws_every_figure_and_asks_for_nothing(reader: Reader, tmp_path: Pa
     reader.assert_silent()
 
 
-def test_a_zoom_in_one_figure_is_the_zoom_of_its_neighbours(reader: Reader, tmp_path: Path) -> None:
+def test_a_drag_in_one_figure_chooses_the_steps_of_its_neighbours(reader: Reader, tmp_path: Path) -> None:
     reader.open(render(make_fake_run(tmp_path / "run", steps=200)))
     ranges = """() => Bokeh.documents.flatMap((document) => document.roots()).map((figure) =>
         [String(figure.below[0].axis_label).startsWith("step"), figure.x_range.end])"""
     before = reader.page.evaluate(ranges)
-    reader.page.evaluate("() => Bokeh.documents[0].roots()[0].x_range.setv({start: 20, end: 60})")
+    loss, mouse = reader.page.locator("#figure-loss"), reader.page.mouse
+    loss.scroll_into_view_if_needed()
+    box = loss.bounding_box()
+    height = box["y"] + 0.6 * box["height"]
+    mouse.move(box["x"] + 0.4 * box["width"], height)
+    reader.page.wait_for_selector(".bk-Tooltip:visible")
+    mouse.down()
+    mouse.move(box["x"] + 0.6 * box["width"], height, steps=8)
+    mouse.up()
+    reader.page.wait_for_function(f"end => ({ranges})()[0][1] !== end", arg=before[0][1])
     after = reader.page.evaluate(ranges)
-    assert [end for over_steps, end in after if over_steps].count(60) > 1
+    brushed = {end for over_steps, end in after if over_steps}
+    assert len(brushed) == 1 and 80 < brushed.pop() < 150 and sum(over_steps for over_steps, _ in after) > 5
     assert [one for one in after if not one[0]] == [one for one in before if not one[0]]  # over time: as it was
     reader.assert_silent()
 

@@ -92,7 +92,7 @@ get_ipython().run_line_magic("load_ext", "workbench")
     page.page.wait_for_function(
         "() => document.querySelector('.dw-figure[data-figure=compare_loss]')?.dwPlot?.document"
         ".get_model_by_name('run1').get_length() === 40",
-        timeout=30_000,
+        timeout=60_000,
     )
     shoot(page, "compared")
     shoot(page, "machine", ".dw-machine")

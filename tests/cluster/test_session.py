@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
+from workbench.occupant import Occupant
 from workbench.session import Session
 
 
 @dataclass(frozen=True)
-class OccupantOf:
-    """A run in this state on the ranks of a session."""
+class RunThatIs:
+    """A run in this state."""
 
     status: str
     name: str = "first"
@@ -92,9 +93,9 @@ def test_submit_returns_at_once_and_calls_back(ranks):
 
 
 def test_busy_ranks_refuse_at_once(ranks):
-    ranks.occupant = OccupantOf("running")
+    ranks.occupant = Occupant(RunThatIs("running"))
     try:
-        with pytest.raises(RanksBusyError, match="train run 'first'"):
+        with pytest.raises(RanksBusyError, match="'first' is training on these ranks"):
             ranks.execute("1")
         assert [(each.state, each.step) for each in ranks.status()] == [("training", 40), ("training", 41)]
     finally:
@@ -102,7 +103,7 @@ def test_busy_ranks_refuse_at_once(ranks):
 
 
 def test_ranks_of_a_run_that_has_ended_are_waited_for(ranks):
-    ranks.occupant = OccupantOf("finished")
+    ranks.occupant = Occupant(RunThatIs("finished"))
     threading.Timer(0.3, setattr, (ranks, "occupant", None)).start()
     assert ranks.execute("1").ok and ranks.occupant is None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import torch
 
 from tests.engine import models
@@ -31,7 +32,7 @@ from workbench.engine.star import Star
 from workbench.engine.strategies.colossal import ColossalStrategy
 from workbench.engine.trainer import Trainer
 from workbench.engine.workload import Evaluation, Workload
-from workbench.rank_log import RankLogWriter
+from workbench.rank_log import RankLogWriter, rank_directory
 from workbench.records import Command
 from workbench.run_directory import CONTROL_FILE
 from workbench.telemetry.store import Store
@@ -180,12 +181,14 @@ def train(
 
 
 def _read(path: Path, rank: int) -> dict[str, Any]:
+    """Rows of steps as they stand in the log, with those that a rollback took back; and events."""
+    with pa.ipc.open_stream(rank_directory(path, rank) / "steps.arrow") as reader:
+        steps = reader.read_all()
     store = Store(path)
     store.refresh()
-    steps, events = store.table("steps"), store.table("events")
-    mine = steps["rank"] == rank
+    events = store.table("events")
     names = ("step", "loss", "lr", "grad_sq", "clip", "tokens")
-    columns = [steps[name][mine].tolist() for name in names]
+    columns = [steps[name].to_pylist() for name in names]
     rows = [[None if math.isnan(value) else value for value in values] for values in zip(*columns, strict=True)]
     own = [i for i in range(len(events["step"])) if events["rank"][i] == rank]
     found = [

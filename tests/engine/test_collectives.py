@@ -31,7 +31,11 @@ def exchanged(results, step: int = STEP) -> dict[tuple[int, str, str], tuple[int
 
 
 def trained(pool, ranks: int = 2, **options):
-    return pool.run(ranks, "tests.engine.watched:train", options=options, steps=4)
+    """Gradients are watched in every step: what is counted is what the plan must exchange, so watching adds nothing."""
+    options |= {"grad_every": 1}
+    results = pool.run(ranks, "tests.engine.watched:train", options=options, steps=4, gradients=True)
+    assert {row["step"] for row in results[0]["GradientStats"]} == {1, 2, 3, 4}
+    return results
 
 
 def test_ddp_reduces_every_gradient_once(pool) -> None:
@@ -84,7 +88,9 @@ def test_groups_of_a_mesh_are_told_apart(pool) -> None:
     for rank in range(4):
         assert found[rank, "all_reduce", "dp"] == (1, sum(results[rank]["parameters"]))
         assert found[rank, "all_reduce", "world"] == (1, NORM)
-        assert found[rank, "all_reduce", "tp"][1] == (7 * L + 2) * (B // 2) * T * H * FP32
+        activations = (7 * L + 2) * (B // 2) * T * H * FP32
+        # where gradients are watched, Colossal-AI is asked for its own norm too, which is one message more
+        assert found[rank, "all_reduce", "tp"][1] == activations + NORM
 
 
 def test_durations_are_those_of_the_step(pool) -> None:

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.engine.models import BATCH
 from workbench.config import TrainSpec
 from workbench.engine.gradients import GradientCollector
 from workbench.engine.strategies.base import GradientPart
 from workbench.telemetry.gradients import combine, combine_histograms
+from workbench.telemetry.noise import noise_scale
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
@@ -30,7 +32,10 @@ CASES = [
     (4, "gpt2", PP, FP32),
     (4, "plain", {"plugin": "zero1"}, FP32),
     *[(2, "gpt2", {**plan, "accumulate": 2}, FP32) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
-    *[(2, "gpt2", {**plan, "precision": "fp16"}, FP16) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TP, PP)],
+    *[
+        (2, "gpt2", {**plan, "precision": "fp16"}, FP16)
+        for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)
+    ],
     (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),  # which reduces every piece: it has no ``no_sync``
     (2, "gpt2", {"plugin": "zero2", "precision": "bf16"}, BF16),
 ]
@@ -97,9 +102,27 @@ def _check(alone, case: tuple, found: list[dict]) -> None:
     assert (seen >= mesh.dp).all(), "each replica shows its local gradient of every layer"
     _compare_spread(combine_histograms(_columns(found, "histograms"), mesh), of_shards, of_all, mesh, tolerance)
 
+    _compare_noise(noise_scale(_columns(found, "rows"), mesh, BATCH), of_shards, of_all, tolerance)
     norm_sq = sum(layer["norm"] ** 2 for layer in of_all.values())
     assert sum(rank["grad_sq"] for rank in found) == pytest.approx(norm_sq, rel=2 * tolerance)
     assert {layer for rank in found for layer in rank["second"]} == set(of_all), "watching works at any step"
+
+
+def _compare_noise(table: pd.DataFrame, of_shards: list[dict], of_all: dict, tolerance: float) -> None:
+    """McCandlish et al. 2018, appendix A.1, of norms of gradients in float64."""
+    (row,) = table.to_dict("records")
+    shards, batch = len(of_shards), float(BATCH)
+    if shards == 1:
+        assert row["kind"] == "one replica" and math.isnan(row["noise_scale"])
+        return
+    small = np.mean([sum(layer["norm"] ** 2 for layer in shard.values()) for shard in of_shards])
+    big, own = sum(layer["norm"] ** 2 for layer in of_all.values()), batch / shards
+    assert row["kind"] == "exact"
+    rounding = 4 * tolerance * small * batch
+    assert row["noise"] == pytest.approx((small - big) / (1 / own - 1 / batch), rel=4 * tolerance, abs=rounding)
+    assert row["gradient_sq"] == pytest.approx(
+        (batch * big - own * small) / (batch - own), rel=4 * tolerance, abs=rounding
+    )
 
 
 def _columns(found: list[dict], what: str) -> dict[str, np.ndarray]:

@@ -97,14 +97,15 @@ def test_a_planted_fault_is_found_and_the_run_stops_before_the_update(
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("plan", [DDP, ZERO1, TP], ids=lambda plan: plan["plugin"])
+@pytest.mark.parametrize("plan", [DDP, ZERO1, ZERO2, TP, PP], ids=str)
 def test_a_skipped_step_is_skipped_on_all_ranks_and_training_goes_on(
     pool: Any, tmp_path: Path, plan: dict[str, Any]
 ) -> None:
-    model = "llama" if plan is TP else "plain"
+    model = "llama" if plan in (TP, PP) else "plain"
     sample = poisoned_sample(2, plan, 1)
     options = {"steps": 6, "on_nonfinite": "skip", **plan}
-    arguments = {"model": model, "where": "forward", "options": options, "faulty_rank": 1}
+    place = PLACES["late" if plan is PP else model]  # on the stage of rank 1
+    arguments = {"model": model, "where": "forward", "options": options, "faulty_rank": 1, "place": place}
     ended = pool.run(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=sample, **arguments)
     assert [(one["outcome"], one["finite"]) for one in ended] == [("finished", True)] * 2
     steps, _, found = read(tmp_path)
@@ -117,8 +118,9 @@ def test_a_skipped_step_is_skipped_on_all_ranks_and_training_goes_on(
         np.testing.assert_allclose(mean[others], np.array(alone)[others], atol=1e-5)
 
 
-def test_go_tells_once_and_goes_on(pool: Any, tmp_path: Path) -> None:
-    options = {"steps": 6, "on_nonfinite": "go", **DDP}
+@pytest.mark.parametrize("plan", [DDP, ZERO2], ids=str)
+def test_go_tells_once_and_goes_on(pool: Any, tmp_path: Path, plan: dict[str, Any]) -> None:
+    options = {"steps": 6, "on_nonfinite": "go", **plan}
     arguments = {"model": "plain", "where": "forward", "options": options, "faulty_rank": 1}
     ended = pool.run(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=17 + 4, **arguments)
     assert [(one["outcome"], one["finite"]) for one in ended] == [("finished", False)] * 2

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,39 +62,51 @@ def test_all_ranks_get_the_same_sums_however_far_they_are_apart(tmp_path: Path) 
         np.testing.assert_array_equal(found[rank], expected)
 
 
-def _create(path: Path) -> None:
-    SharedSlots.create(path, 2, nonce=1)
+@contextmanager
+def as_a_process_that_has_ended() -> Iterator[None]:
+    """What is made meanwhile is made by a process of which only the number is left."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: ended.pid)
+        yield
 
 
 def test_a_rank_that_waits_for_a_sum_notices_that_another_rank_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "slots"
     SharedSlots.create(path, 2, nonce=1)
-    process = multiprocessing.get_context("spawn").Process(target=SharedSlots, args=(path, 1, 2))
-    process.start()
-    process.join(30)
+    with as_a_process_that_has_ended():
+        SharedSlots(path, 1, 2)
     with pytest.raises(PeerLostError, match="rank 1 has ended"):
         SharedSlots(path, 0, 2).summed(0.0, 0.0)
 
 
 def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "slots"
-    process = multiprocessing.get_context("spawn").Process(target=_create, args=(path,))
-    process.start()
-    process.join(30)
+    with as_a_process_that_has_ended():
+        SharedSlots.create(path, 2, nonce=1)
     with pytest.raises(PeerLostError, match="rank 0 has ended"):
         SharedSlots(path, 1, 2).receive()
 
 
 def test_ranks_that_share_no_file_agree_with_and_without_a_sum_in_each_step(pool) -> None:
-    script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": 3, "command": ["resume", None]}]}
-    arguments = {"model": "plain", "options": {"plugin": "ddp"}, "steps": 6, "script": script}
-    shared, without, riding = (
-        pool.run(2, "tests.engine.steered:train", collective_timeout_s=2.0, **how, **arguments)
-        for how in ({}, {"one_host": False}, {"one_host": False, "guarded": True})
-    )
+    def trained(pause_s: float, **how: bool) -> list[dict[str, Any]]:
+        script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": pause_s, "command": ["resume", None]}]}
+        arguments = {"model": "plain", "options": {"plugin": "ddp"}, "steps": 6, "script": script}
+        return pool.run(2, "tests.engine.steered:train", collective_timeout_s=2.0, **how, **arguments)
+
+    shared = trained(0.2)
+    without, riding = trained(3, one_host=False), trained(3, one_host=False, guarded=True)
     for other in (without, riding):
         assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in other]
     assert shared[0]["shared"] and not without[0]["shared"] and not riding[0]["shared"]
+
+
+def test_between_hosts_all_ranks_notice_that_one_was_killed(pool) -> None:
+    options = {"plugin": "ddp", "save_every": 2, "batch_size": 6}
+    arguments = {"model": "plain", "options": options, "steps": 9, "one_host": False, "guarded": True}
+    found = pool.run(3, "tests.engine.steered:killed_writer", lost=(2,), timeout_s=30, **arguments)
+    assert found[0]["failed"] and found[1]["failed"]
 
 
 def test_between_hosts_what_is_agreed_comes_with_a_sum_and_by_itself_only_without_one(pool) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tests.engine import boosted, models
 from workbench.config import TrainSpec
 from workbench.engine.control import AgreedControl
+from workbench.engine.gradient_watch import GradientWatch
 from workbench.engine.observer import StepObserver
 from workbench.engine.phases import PhaseWatch
 from workbench.engine.process_group import joined
@@ -31,7 +32,8 @@ class Log:
 
     cost_s = 0.0  # it has no thread
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
         self.records: list[Record] = []
         self.events: list[tuple[str, str, object]] = []
 
@@ -139,10 +141,11 @@ def train(
     work_s: float = 0.0,
     buckets_s: float = 0.0,
     watching: bool = True,
+    gradients: bool = False,
 ) -> dict[str, Any]:
     """Records of all steps. ``slow``: rank, where, seconds (per step; in the network per call). ``work_s``: sleep in
-    every forward, as compute. ``buckets_s``: that of ``Buckets``, with its ``times``. ``changed``: functions of
-    torch.distributed that are not what they were."""
+    every forward, as compute. ``gradients``: watched too. ``buckets_s``: that of ``Buckets``, with its ``times``.
+    ``changed``: functions of torch.distributed that are not what they were."""
     spec = TrainSpec.from_options(
         {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, "budget": 1.0, **options}
     )
@@ -155,7 +158,7 @@ def train(
     if rank == slow_rank:
         _slow_down(where, delay_s, workload)
     before = {name: getattr(dist, name) for name in dir(dist)}
-    log = Log()
+    log = Log(rank)
     buckets = Buckets(buckets_s) if buckets_s else None
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = ColossalStrategy(spec, rank)
@@ -184,6 +187,8 @@ def train(
         if watching:
             watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
             observers = [watch, watch.last]
+            if gradients:
+                observers.insert(1, GradientWatch(spec, strategy, log, torch.device("cpu")))  # type: ignore[arg-type]
         try:
             Trainer(
                 run=directory,

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from bs4 import BeautifulSoup
 
 from workbench.commands import notebooks
 from workbench.report.notebook import render_notebook
@@ -71,6 +72,11 @@ def test_a_training_is_paused_rolled_back_and_branched(execute) -> None:
     assert (runs["steered"].status, runs["bolder"].status, runs["careful"].status) == (
         "stopped", "finished", "finished",
     )  # fmt: skip
+    (shown,) = [cell for cell in nbformat.read(executed, 4).cells if ".loc[60::4]" in cell.source]
+    rows = BeautifulSoup(shown.outputs[0]["data"]["text/html"], "html.parser").tbody.find_all("tr")
+    table = [[float(cell.text) for cell in row.find_all("td")] for row in rows]
+    good = [loss for loss, lr, _ in table if lr < 0.1]
+    assert table[-1][0] > 2 * max(good), "the text says that the loss has jumped"
     events = runs["steered"].events().query("kind == 'control'")
     asked = [["lr", "pause", "rollback", "lr", "resume", "branch"]] * 2
     assert [events[events["rank"] == rank]["name"].tolist() for rank in (0, 1)] == asked

@@ -6,8 +6,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
 from workbench.commands import demo, notebooks
+from workbench.report.notebook import render_notebook
 from workbench.run import Run
 
 BOOKS = sorted(notebooks.folder().glob("*.ipynb"))
@@ -46,3 +48,6 @@ def test_the_quickstart_does_what_it_says(tmp_path: Path, parameters: dict[str, 
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
     assert "I am rank 0 of 2" in printed and "I am rank 1 of 2" in printed and "ended" in printed
     assert not any(output.get("name") == "stderr" for cell in book.cells for output in cell.get("outputs", []))
+    page = BeautifulSoup(render_notebook(tmp_path / notebooks.QUICKSTART).read_text(), "html.parser")
+    panels = [panel["aria-label"] for panel in page.find_all("div", class_="panel")]
+    assert panels == [f"Run {name}, as it ended" for name in ("quickstart", "other-plan", "own-model")]

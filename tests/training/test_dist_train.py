@@ -249,5 +249,5 @@ def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
     os.kill(next(status.pid for status in two_ranks.status() if status.rank == 1), signal.SIGKILL)
     with pytest.raises(RunError, match=r"on rank 1: .*9"):
         run.wait(timeout=20)
-    shell.run_line_magic("dist_down", "")
+    shell.run_line_magic("dist_up", "-n 2")
     assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status == "finished"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -141,13 +142,13 @@ def branch_point(branch: Run) -> int:
 
 
 def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Session) -> None:
-    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0", SLOW)
+    run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0 --grad-every 1", SLOW)
     until(lambda: run.last_step >= 2)
     run.checkpoint()
     until(run.checkpoints)
     (saved,) = run.checkpoints()
     until(lambda: run.metrics()["step"].max() > saved + 3)
-    before = run.metrics().set_index("step")["loss"]
+    before, gradients = run.metrics().set_index("step")["loss"], run.gradients()
     run.rollback()
     run.step(2)
     until(lambda: run.status == "paused")
@@ -157,3 +158,10 @@ def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Sessio
     np.testing.assert_array_equal(after[[saved + 1, saved + 2]], before[[saved + 1, saved + 2]])
     run.stop()
     assert run.wait(timeout=20).status == "stopped"
+    again = run.gradients()
+    assert again["step"].max() == saved + 2
+    for step in (saved + 1, saved + 2):
+        kept, new = (table[table["step"] == step].reset_index(drop=True) for table in (gradients, again))
+        pd.testing.assert_frame_equal(new, kept)  # of the steps trained again, once, as they were
+    assert run.phases()["step"].max() == saved + 2 and run.collectives()["step"].max() <= saved + 2
+    assert not run.phases().duplicated(["step", "rank", "phase", "micro_batch", "start_ms"]).any()

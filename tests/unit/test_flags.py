@@ -57,4 +57,6 @@ def test_only_what_was_given_is_an_option() -> None:
     flags.add_to(parser)
     arguments = parser.parse_args(["-n", "2", "--lr", "3e-3", "--shuffle"])
     assert flags.options_of(arguments) == {"ranks": 2, "lr": 3e-3, "shuffle": True}
+    budgets = [parser.parse_args(["--monitor-budget", text]) for text in ("1%", "0.02")]
+    assert [flags.options_of(arguments) for arguments in budgets] == [{"budget": 0.01}, {"budget": 0.02}]
     assert flags.options_of(parser.parse_args([])) == {}

@@ -2,7 +2,7 @@ import pytest
 
 from workbench import planning
 from workbench.config import TrainSpec
-from workbench.errors import ConfigError, RanksBusyError
+from workbench.errors import ConfigError
 
 CELL = """
 import torch
@@ -57,10 +57,8 @@ def test_wrong_options(options: dict, words: str) -> None:
 def test_more_ranks_than_are_up_names_both_ways_out() -> None:
     spec = resolve(recipe="stdlib-llama", ranks=4, batch_size=8)
     with pytest.raises(ConfigError, match=r"ranks 0-1 are up: run %dist_up -n 4 first, or pass -n 2"):
-        planning.check_ranks(spec, ranks_up=2, busy=None)
-    planning.check_ranks(spec, ranks_up=8, busy=None)
-    with pytest.raises(RanksBusyError, match="'first' is training"):
-        planning.check_ranks(spec, ranks_up=4, busy="first")
+        planning.check_ranks(spec, ranks_up=2)
+    planning.check_ranks(spec, ranks_up=8)
 
 
 def test_a_cell_that_defines_everything() -> None:

@@ -104,6 +104,7 @@ export class State {
         view.console.clear();
         await view.fill();
       }
+      if (view.tab === "compare") view.fillCompare(); // it shows the other run, too
     }
     return true;
   }

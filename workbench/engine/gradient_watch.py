@@ -211,12 +211,18 @@ class GradientWatch(StepObserver):
         self._ended, self._interrupted = now, False
         return (now - since) * 1e3
 
+    def rolled_back(self, step: int) -> None:
+        self._write_all()
+
     def close(self) -> None:
+        self._write_all()
+        self._tell_cost(self._step)
+
+    def _write_all(self) -> None:
         for pending in self._pending:
             for record in pending.records():
                 self._log.append(record)
         self._pending = []
-        self._tell_cost(self._step)
 
     def _write_arrived(self) -> None:
         while self._pending and self._pending[0].ready():

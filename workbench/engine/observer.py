@@ -67,4 +67,5 @@ class StepObserver:
         """Set one of ``settings`` between two steps, on every rank at the same one; ``value`` is checked."""
 
     def rolled_back(self, step: int) -> None:
-        """Training went back to a checkpoint: the next step is ``step + 1`` again."""
+        """Training went back to a checkpoint: the next step is ``step + 1`` again. What is still to be logged of the
+        steps before is logged now, or never."""

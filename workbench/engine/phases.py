@@ -128,6 +128,13 @@ class PhaseWatch(StepObserver):
     def updated(self, step: int, skipped: bool) -> None:
         self._enter_in_step("monitor")
 
+    def rolled_back(self, step: int) -> None:
+        """What goes on, restoring, counts to the step that training is at again."""
+        self._finish_step()
+        self._resolve(wait=True)
+        self._awaits_reducer = None
+        self._now = _Step(step=step, begin=self._timeline.enter("checkpoint"))
+
     def _enter_in_step(self, phase: str) -> None:
         if self._in_step:
             self._timeline.enter(phase)

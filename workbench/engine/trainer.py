@@ -329,9 +329,10 @@ class Trainer:
         self.settings.restore(state["settings"])
         step = int(state["step"])
         self.progress.step = step
+        self._unlogged = None
         for observer in self.observers:
             observer.rolled_back(step)
-        self.log.event("checkpoint", "restored", str(path), step=step)
+        self.log.event("checkpoint", "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
         return step
 
     def _prepare(self, batches: int) -> None:

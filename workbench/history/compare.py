@@ -259,7 +259,7 @@ def _group_label(subject: Subject, others: Sequence[Subject]) -> str:
     if not all(other.options for other in others):
         return subject.label
     told = [
-        f"{name} {value}"
+        f"{name} {'unset' if value is None else value}"
         for name, value in subject.options.items()
         if name not in REPEAT_OPTIONS and len({repr(other.options.get(name)) for other in others}) > 1
     ]

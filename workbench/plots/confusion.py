@@ -27,7 +27,7 @@ _READABLE = 16
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """A row per cell: true, predicted (class numbers), count, share (of the true class), text, ink, step."""
-    events, after = rows.since(store, "events", cursor or 0)
+    events, after = rows.told_since(store, cursor or 0)
     own = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "confusion_matrix"))
     matrix, step = np.empty((0, 0)), 0
     if own.size:

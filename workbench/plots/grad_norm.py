@@ -26,7 +26,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     steps, event_row, waiting = cursor or (None, 0, [])
     row = steps[0] if steps else 0
     metrics, steps = rows.metrics_since(store, steps)
-    events, event_row = rows.since(store, "events", event_row)
+    events, event_row = rows.told_since(store, event_row)
     step = metrics["step"].astype(float)
     norm = np.where(metrics["grad_norm"] > 0, metrics["grad_norm"].astype(float), math.nan)
     spike_at, spike, waiting = rows.marked(step, waiting + rows.spikes(events, NAME))

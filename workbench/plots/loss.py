@@ -29,7 +29,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """
     steps, event_row, before, known, last, waiting = cursor or (None, 0, math.nan, math.nan, None, [])
     metrics, steps = rows.metrics_since(store, steps)
-    events, event_row = rows.since(store, "events", event_row)
+    events, event_row = rows.told_since(store, event_row)
     step, loss = metrics["step"].astype(float), metrics["loss"].astype(float)
     average = rows.smooth(loss, before)
     validated = _validations(events)

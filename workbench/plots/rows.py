@@ -39,6 +39,7 @@ _progress: WeakKeyDictionary[Store, _Progress] = WeakKeyDictionary()
 def memo(store: Store, key: Any, compute: Callable[[], Any]) -> Any:
     """``compute()``, or what it gave last time for the same key (which names the rows it is made of)."""
     kept = _memory.setdefault(store, OrderedDict())
+    key = (len(store.rollbacks.known), *key)
     if key not in kept:
         kept[key] = compute()
         if len(kept) > _KEPT:
@@ -56,14 +57,19 @@ class _Progress:
     """How far each rank is, and which have ended: read on from where it stood."""
 
     def __init__(self, ranks: int, absent: frozenset[int]) -> None:
+        self._absent = absent
         self.furthest = np.zeros(ranks, dtype=int)
-        self.furthest[sorted(absent)] = 2**62
         self.ended: set[int] = set(absent)
         self.begin = math.nan  # time of the first device samples
         self.unit = ""  # what throughput counts
         self._steps = self._events = 0
+        self._rollbacks = -1
 
     def update(self, store: Store) -> _Progress:
+        if len(store.rollbacks.known) != self._rollbacks:
+            self._rollbacks, self._steps = len(store.rollbacks.known), 0
+            self.furthest[:] = 0
+            self.furthest[sorted(self._absent)] = 2**62
         if store.rows("steps") != self._steps:
             steps, self._steps = since(store, "steps", self._steps)
             known = steps["rank"] < self.furthest.size
@@ -90,6 +96,13 @@ def progress(store: Store) -> _Progress:
 def unit(store: Store) -> str:
     """What the run's throughput counts: "tokens" or "samples"; tokens before the first batch."""
     return progress(store).unit or "tokens"
+
+
+def told_since(store: Store, cursor: int) -> tuple[Columns, int]:
+    """``since`` of events, without those that tell of steps that a rollback took back."""
+    events, end = since(store, "events", cursor)
+    stands = store.rollbacks.stand(events)
+    return (events if stands.all() else {name: values[stands] for name, values in events.items()}), end
 
 
 def has_ended(store: Store) -> bool:

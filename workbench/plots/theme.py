@@ -10,7 +10,7 @@ from typing import Any
 
 #: Paul Tol's "vibrant" scheme and two of his "muted" one: distinct for the common colour vision deficiencies, and
 #: visible on white and on near-black
-RANK_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#999933", "#cc3311")
+RANK_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#8844ee", "#cc3311")
 
 #: beyond the colours a rank is told by its dash as well; above this many ranks figures show the lowest, median and
 #: highest rank, and the one that is chosen
@@ -29,7 +29,7 @@ MARK = "#aa4499"
 
 #: what a rank does within a step, in the order of a step, each with its colour everywhere; waiting is grey
 PHASES = {
-    "data": "#999933",
+    "data": "#8844ee",
     "transfer": "#ddcc77",
     "forward": "#33bbee",
     "backward": "#0077bb",

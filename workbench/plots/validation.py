@@ -23,7 +23,7 @@ EMPTY = "No accuracy was measured (a recipe that classifies measures it)."
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """step, accuracy (percent)."""
-    events, after = rows.since(store, "events", cursor or 0)
+    events, after = rows.told_since(store, cursor or 0)
     own = (events["kind"] == "validation") & (events["name"] == "accuracy") & (events["value"] != "null")
     out = {"step": events["step"][own].astype(float), "accuracy": 100 * events["value"][own].astype(float)}
     if not own.any():

@@ -36,6 +36,12 @@ _ROWS = re.compile(
     r"\s*\\begin\{(align|aligned|gather|gathered|split|eqnarray|multline)(\*?)\}(.*)\\end\{\1\2\}\s*", re.DOTALL
 )
 _HAS_ANY = re.compile(r'class="[^"]*\bmath(?:ful)?\b')
+_FENCES = {
+    "cases": (r"\{", ""), "dcases": (r"\{", ""), "matrix": ("", ""), "smallmatrix": ("", ""), "pmatrix": ("(", ")"),
+    "bmatrix": ("[", "]"), "Bmatrix": (r"\{", r"\}"), "vmatrix": ("|", "|"), "Vmatrix": (r"\|", r"\|"),
+}  # fmt: skip
+_FENCED = re.compile(rf"\\begin\{{({'|'.join(_FENCES)})\}}(.*?)\\end\{{\1\}}", re.DOTALL)
+_POWER = re.compile(r"\s*(\^(?:\{[^{}]*\}|\\[A-Za-z]+|\w))")
 #: formulas in text: their own marks, or an environment
 _MARKED = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$])\$(?P<inline>(?!\s)[^$\n]+?(?<!\s))\$(?![\d$])|\\\((?P<round>.+?)\\\)"
@@ -90,19 +96,57 @@ def picture_of(tex: str, block: bool = False) -> Markup | None:
     """A formula as SVG that takes the colour and size of the text around it; several lines as a table of such. None
     where a command is not known. ``block``: on a line of its own, with large fractions."""
     alone = _ALONE.fullmatch(tex)
-    rows = _ROWS.fullmatch(alone[3] if alone else tex)
-    if rows is None:
-        return _outlines(_spelled(alone[3] if alone else tex, block))
+    tex = alone[3] if alone else tex
+    rows = _ROWS.fullmatch(tex)
+    if rows is not None:
+        return _table(rows[3], "equations")
+    fenced = _FENCED.search(tex)
+    if fenced is None:
+        return _outlines(_spelled(tex, block))
+    before, after = tex[: fenced.start()], tex[fenced.end() :]
+    left, right = _FENCES[fenced[1]]
+    power = _POWER.match(after)
+    after = after[power.end() :] if power else after
+    parts = [
+        picture_of(before, block) if before.strip() else Markup(""),
+        _fence(left),
+        _table(fenced[2], "cases" if "cases" in fenced[1] else "array"),
+        _fence(right),
+        _raised(power[1]) if power else Markup(""),
+        picture_of(after, block) if after.strip() else Markup(""),
+    ]
+    drawn = [part for part in parts if part is not None]
+    whole = Markup('<span class="math-fenced">{}</span>').format(Markup("").join(drawn))
+    return whole if len(drawn) == len(parts) else None
+
+
+def _table(body: str, look: str) -> Markup | None:
+    """Rows of cells; None where one of them cannot be drawn."""
     lines = []
-    for line in re.split(r"\\\\(?:\[[^\]]*\])?", rows[3]):
-        cells = [_outlines(_spelled(cell, True)) if cell.strip() else Markup("") for cell in line.split("&")]
+    for line in re.split(r"\\\\(?:\[[^\]]*\])?", body):
+        cells = [
+            _outlines(_spelled(cell, look == "equations")) if cell.strip() else Markup("") for cell in line.split("&")
+        ]
         if None in cells:
             return None
         if any(cells):
             lines.append(
                 Markup("<span>{}</span>").format(Markup("").join(map(Markup("<span>{}</span>").format, cells)))
             )
-    return Markup('<span class="math-rows">{}</span>').format(Markup("").join(lines))
+    return Markup('<span class="math-rows {}">{}</span>').format(look, Markup("").join(lines))
+
+
+def _fence(mark: str) -> Markup | None:
+    """A bracket as high as what stands beside it."""
+    if not mark:
+        return Markup("")
+    drawn = _outlines(mark, stretched=True)
+    return drawn and Markup('<span class="math-fence">{}</span>').format(drawn)
+
+
+def _raised(power: str) -> Markup | None:
+    drawn = _outlines(power)
+    return drawn and Markup('<span class="math-raised">{}</span>').format(drawn)
 
 
 def _spelled(tex: str, block: bool) -> str:
@@ -119,7 +163,7 @@ def _spelled(tex: str, block: bool) -> str:
     return " ".join(tex.split())
 
 
-def _outlines(tex: str) -> Markup | None:
+def _outlines(tex: str, *, stretched: bool = False) -> Markup | None:
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path
     from matplotlib.textpath import TextToPath
@@ -140,6 +184,10 @@ def _outlines(tex: str) -> Markup | None:
         for points, code in Path(vertices, codes).iter_segments(simplify=False, curves=True)
     )
     width, height, depth = (math.ceil(length) + 4 for length in size)  # a hair's breadth around it
-    place = f'width="{width / em}em" height="{height / em}em" style="vertical-align:{-depth / em}em"'
+    place = (
+        'preserveAspectRatio="none"'
+        if stretched
+        else f'width="{width / em}em" height="{height / em}em" style="vertical-align:{-depth / em}em"'
+    )
     box = f"0 {depth - height} {width} {height}"
     return Markup(f'<svg aria-hidden="true" {place} viewBox="{box}" fill="currentColor"><path d="{path}"/></svg>')

@@ -107,6 +107,12 @@ class GrowingTable:
         kept[old] = groups_to_keep(group[old], outline)
         if kept.all():
             return False
+        self.keep(kept)
+        return True
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Hold only these (a mask) of the rows held; they keep their numbers."""
+        held = slice(0, self._size)
         numbers = np.arange(self._size) if self._numbers is None else self._numbers[held]
         left = int(kept.sum())
         for name, buffer in self._buffers.items():
@@ -116,4 +122,3 @@ class GrowingTable:
         self._numbers = np.zeros(len(fresh), dtype=np.int64)
         self._numbers[:left] = numbers[kept]
         self._size = left
-        return True

@@ -171,3 +171,13 @@ def _with_speed(frame: pd.DataFrame, mesh: Mesh, cost: Cost | None) -> pd.DataFr
     frame["tflops"] = tflops_per_device(frame["tps"], known)
     frame["mfu"] = mfu_percent(frame["tps"], known, mesh.world_size)
     return frame
+
+
+def devices_frame(devices: Columns) -> pd.DataFrame:
+    """Rows of the ``devices`` table, and ``gpu_fragmentation``: the share of the memory that torch's caching allocator
+    holds and has not given out (NaN without a GPU)."""
+    import pandas as pd
+
+    frame = pd.DataFrame(devices)
+    frame["gpu_fragmentation"] = 1 - frame["gpu_allocated_bytes"] / frame["gpu_reserved_bytes"]
+    return frame

@@ -2,7 +2,8 @@
 
 ``Store.refresh`` reads what was appended since the last call (whole batches only: a truncated tail waits for its rest,
 or is never read). ``Store.table(name)`` gives all rows, ``Store.since(name, cursor)`` those after a cursor, so that a
-panel sends each row once. Rows keep the order of arrival; ranks interleave.
+panel sends each row once. Rows keep the order of arrival; ranks interleave. Those that a rollback took back are left
+out.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.errors import RunDirectoryError, SchemaError
 from workbench.mesh import Mesh
 from workbench.rank_log import SESSION_DIR
-from workbench.records import TABLES
+from workbench.records import STEP_TABLES, TABLES
 from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import DISPLAY_ROWS, Columns, GrowingTable, empty
+from workbench.telemetry.rollbacks import Rollbacks
 from workbench.telemetry.stream import CHUNK_BYTES, Tail, message_end, parse, whole_messages
 
 __all__ = ["DISPLAY_ROWS", "Columns", "Store", "empty"]
 
 #: a directory that changed so recently may change again without a newer time stamp
 _CLOCK_STEP_NS = 2 * 10**9
+#: events first: what was taken back is known before it is read
+_IN_ORDER = ("events", *(table for table in TABLES if table != "events"))
 #: what reading bytes that are no log of ours raises (UnicodeDecodeError and ArrowInvalid are ValueErrors)
 _DAMAGE = (SchemaError, pa.ArrowException, OSError, ValueError, IndexError)
 
@@ -56,6 +60,9 @@ class Store:
 
     ``spare``: a file that cannot be read does not end the reading of the others; ``problems`` says what is wrong with
     it. ``absent``: ranks whose steps will never come, set by who knows; without them a step is whole.
+
+    ``rollbacks``: returns of ranks to a checkpoint. After one, what was made of rows read before may be of steps that
+    count no more.
     """
 
     def __init__(self, run: str | Path, *, most: int | None = None, spare: bool = False) -> None:
@@ -70,6 +77,7 @@ class Store:
         self._tails: dict[str, dict[str, Tail]] = {}
         self._tables = {table: GrowingTable(table, most) for table in TABLES}
         self._texts: dict[str, str] = {}
+        self.rollbacks = Rollbacks()
 
     def refresh(self) -> int:
         """Read what is new; returns how many rows.
@@ -105,7 +113,7 @@ class Store:
             if log.changed():
                 tails = self._tails.setdefault(log.path, {})
                 present = set(os.listdir(log.path))
-                for table in TABLES:
+                for table in _IN_ORDER:
                     if table not in tails and f"{table}.arrow" in present:
                         tails[table] = Tail(os.path.join(log.path, f"{table}.arrow"), table)
 
@@ -154,7 +162,14 @@ class Store:
                 at = end
 
     def _append(self, table: str, head: bytes, pieces: list[Batches]) -> None:
-        self._tables[table].append(parse(head, pieces, self._texts), str(self.run))
+        rows = parse(head, pieces, self._texts)
+        if table in STEP_TABLES and {"rank", "step"} <= rows.keys():
+            rows = self.rollbacks.standing(table, rows)
+        self._tables[table].append(rows, str(self.run))
+        if table == "events":
+            for back in self.rollbacks.take(rows):
+                for each in STEP_TABLES:
+                    self.rollbacks.apply(back, each, self._tables[each])
 
     def _unspared(self) -> Iterator[Tail]:
         return (t for log in self._logs for t in self._tails[log.path].values() if t.path not in self.problems)

@@ -139,6 +139,11 @@ def truncate(path: Path) -> None:
     log.write_bytes(log.read_bytes()[:-1000])
 
 
+def garble(path: Path) -> None:
+    log = path / "rank-00001" / "events.arrow"
+    log.write_bytes(log.read_bytes().replace(b"running", b"runn\xffng"))
+
+
 def newer_log(path: Path) -> None:
     for log in path.glob("rank-*/steps.arrow"):
         with pa.ipc.open_stream(log.read_bytes()) as stream:
@@ -156,6 +161,7 @@ def newer_log(path: Path) -> None:
         (drop_rank, "no log of rank 1 of 2", "lost"),
         (scramble, "rank-00001/steps.arrow is no Arrow stream", "broken"),
         (truncate, "cut off: rank-00001/steps.arrow", "finished"),
+        (garble, "rank-00001/events.arrow is damaged", "broken"),
         (newer_log, "has schema version 9", "broken"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HBar, VSpan
+from bokeh.models import ColumnDataSource, HBar, HoverTool, VSpan
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
 from workbench.plots import ALL, gradients, loss, marked, plots, rows, theme, throughput, utilisation
@@ -302,9 +302,32 @@ def test_what_was_done_is_marked_in_every_figure_over_steps_or_time(plot: Plot, 
     assert lines[-1].glyph.x == plot.AXIS
     assert (lines[-1].level == "overlay") == any(isinstance(each.glyph, HBar) for each in drawn.renderers)
     rows_of = lines[-1].data_source.data
-    assert rows_of["label"][0].endswith("was written") and rows_of["step"][0] == int(
-        rows_of["label"][0].split()[1][:-1]
-    )
+    assert rows_of["label"][0] == f"step {rows_of['step'][0]}: checkpoint step-{rows_of['step'][0]:06d} was written"
     assert any("learning rate" in label for label in rows_of["label"])
     begin, end = rows.progress(store).begin, float(store.table("steps")["time"].max())
     assert all(0 <= time <= end - begin for time in rows_of["time"])
+
+
+#: of each figure, what its tips say beside values
+TOLD = {
+    **dict.fromkeys(("loss", "throughput", "learning_rate", "grad_norm", "noise", "exposed"), ("step",)),
+    **dict.fromkeys(("traffic", "bandwidth"), ("step", "collective")),
+    **dict.fromkeys(("utilisation", "memory", "busy"), ("rank", "elapsed")),
+    **dict.fromkeys(("gradients", "update_ratio"), ("step", "layer")),
+    **dict.fromkeys(("lag", "cosine"), ("rank", "step")),
+    **dict.fromkeys(("histogram", "validation"), ("step",)),
+    "phase_bars": ("rank", "phase"),
+    "timeline": ("rank", "step", "phase"),
+    "confusion": ("true class", "predicted"),
+}
+
+
+@pytest.mark.parametrize("plot", plots(), ids=lambda plot: plot.NAME)
+def test_a_hover_tells_where_and_how_much(plot: Plot, run: Path) -> None:
+    columns, _ = plot.columns(opened(run), None)
+    drawn = plot.figure(ColumnDataSource(dict(columns)))
+    tips = [tool.tooltips for tool in drawn.toolbar.tools if isinstance(tool, HoverTool)]
+    told = [{name.split(" (")[0] for name, _ in each} for each in tips if isinstance(each, list)]
+    wanted = set(TOLD[plot.NAME])
+    assert any(names > wanted for names in told), told
+    assert all("step" in names for names in told if not names > wanted), "a spike, a validation: at a step"

@@ -46,8 +46,17 @@ def test_lines_are_rows_of_cells() -> None:
     ]
 
 
+def test_cases_and_matrices_stand_between_their_brackets() -> None:
+    tex = r"f = \begin{cases} 1 & x > 0 \\ 0 & \text{otherwise} \end{cases} + \begin{pmatrix} a & b \end{pmatrix}^T"
+    page = BeautifulSoup(str(picture_of(tex)), "html.parser")
+    assert [len(table.find_all("svg")) for table in page.find_all(class_="math-rows")] == [4, 2]
+    assert [bool(fence.svg) for fence in page.find_all(class_="math-fence")] == [True] * 3  # a brace, two round ones
+    assert page.get_text() == "" and page.find(class_="math-raised").svg
+    assert picture_of(tex + r"\argmax") is None
+
+
 @pytest.mark.parametrize(
-    "tex", [r"\argmax x", r"\begin{cases} 1 & x \end{cases}", "}", r"\frac{a", "", r"\underbrace{a}_b"]
+    "tex", [r"\argmax x", r"\begin{cases} 1 & \argmax \end{cases}", "}", r"\frac{a", "", r"\underbrace{a}_b"]
 )
 def test_what_is_not_known_stays(tex: str) -> None:
     assert picture_of(tex) is None

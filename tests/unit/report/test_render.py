@@ -108,6 +108,15 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert html.count("y" * 100) and len(html) < 3e6
 
 
+def test_a_hostile_name_of_a_run_stays_text(tmp_path: Path) -> None:
+    name = HOSTILE.replace("/", "") + "z" * 100
+    run = make_fake_run(tmp_path / name, steps=10)
+    (run / "spec.toml").write_text(f"recipe = {json.dumps(HOSTILE)}\nsurprise = 1")  # so the directory's name stands
+    for html in (render(run, light=True).read_text(), render([run, run], tmp_path / "b.html", light=True).read_text()):
+        page = Page(html)
+        assert page.text.count(name) >= 2 and "script" not in page.tags and "49" not in page.text.split()
+
+
 def test_json_cannot_end_its_script() -> None:
     text = script_safe({"a": "</script><!--\u2028"})
     assert "<" not in text and json.loads(text) == {"a": "</script><!--\u2028"}

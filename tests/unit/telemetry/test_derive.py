@@ -3,7 +3,7 @@ import pytest
 
 from workbench.mesh import Mesh
 from workbench.records import columns_of
-from workbench.telemetry.derive import global_metrics, metrics_frame, standing
+from workbench.telemetry.derive import devices_frame, global_metrics, metrics_frame, standing
 from workbench.telemetry.store import empty
 
 
@@ -97,3 +97,11 @@ def test_steps_after_a_rollback_take_the_place_of_those_before() -> None:
         for rank in range(ranks):
             own = found["rank"] == rank
             assert dict(zip(found["step"][own].tolist(), found["order"][own].tolist(), strict=True)) == expected
+
+
+def test_fragmentation_is_what_the_allocator_holds_and_has_not_given_out() -> None:
+    none = {name: values[:0] for name, values in empty("devices").items()}
+    rows = {name: np.full(2, np.nan) for name in none}
+    rows |= {"gpu_allocated_bytes": np.array([6.0, np.nan]), "gpu_reserved_bytes": np.array([8.0, np.nan])}
+    assert devices_frame(rows)["gpu_fragmentation"].tolist() == pytest.approx([0.25, np.nan], nan_ok=True)
+    assert devices_frame(none).empty

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from bokeh.models import ColumnDataSource
 
+from tests.fake_records import FakeRank
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
 from widgets import available, wire
 from widgets.facts import Facts
@@ -201,6 +203,42 @@ def wait_until(condition: Any, timeout_s: float = 15) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def test_after_a_rollback_a_page_has_what_a_new_reader_has(tmp_path: Path) -> None:
+    """The curves of the steps that were taken back go, and those trained again come, while the panel is open."""
+    spec = fake_spec(steps=100, grad_every=2)
+    write_spec(tmp_path, spec)
+    logs = [RankLogWriter(tmp_path, rank, flush_s=0.05) for rank in range(2)]
+    ranks = [FakeRank(log.rank, spec, ["a", "b"], log, 1) for log in logs]
+
+    def train(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            for rank in ranks:
+                rank.step(step, time.time())
+
+    page = Page()
+    feed = page.feed = Feed(Store(tmp_path), page, status=lambda: "running")
+    feed.start()
+    try:
+        feed.hello(None)
+        train(1, 12)
+        wait_until(lambda: page.losses == list(range(1, 13)))
+        for log in logs:
+            log.event("checkpoint", "restored", {"path": "step-000004", "rows": log.taken()}, step=4)
+        train(5, 7)
+        wait_until(lambda: page.losses == list(range(1, 8)) and page.facts["step"] == 7)
+        late = opened(tmp_path)
+        for plot in plots():
+            if plot.TAB == "overview" and "step" in page.rows[plot.NAME]:
+                np.testing.assert_allclose(page.rows[plot.NAME]["step"], plot.columns(late, None)[0]["step"])
+        table = pd.DataFrame(late.table("phases"))
+        assert not table.duplicated(["step", "rank", "phase", "micro_batch", "start_ms"]).any()
+        assert table["step"].max() == 7
+    finally:
+        feed.close()
+        for log in logs:
+            log.close()
 
 
 def test_feed_sends_all_rows_once_and_ends_with_the_run(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from workbench.engine.strategies.parameters import users_name
+
 Runs = tuple[tuple[int, int], ...]
 
 
@@ -130,21 +132,22 @@ class Held:
 
 
 class Originals:
-    """Names and shapes of a model before a plan touches it. A tied tensor has one name, its first."""
+    """Names (the user's own, whatever wraps a module) and shapes of a model before a plan touches it. A tied tensor has
+    one name, its first."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._names: dict[str, str] = {}
         first: dict[int, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            self._names[name] = first.setdefault(id(parameter), name)
-            self.shapes[name] = tuple(parameter.shape)
+            self._names[name] = first.setdefault(id(parameter), users_name(name))
+            self.shapes[self._names[name]] = tuple(parameter.shape)
         self.order = {name: turn for turn, name in enumerate(dict.fromkeys(first.values()))}
         self.buffers = persistent_buffers(model)
 
     def name(self, name: str) -> str:
         """The one name of a tensor."""
-        return self._names.get(name, name)
+        return self._names.get(name, users_name(name))
 
 
 def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -153,7 +156,7 @@ def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     for module_name, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                found[f"{module_name}.{name}".lstrip(".")] = buffer
+                found[users_name(f"{module_name}.{name}".lstrip("."))] = buffer
     return found
 
 

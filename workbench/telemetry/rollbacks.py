@@ -1,0 +1,84 @@
+"""Rows that a rollback took back: of steps that a rank then trained again, or never.
+
+Such rows stay in the log, as they happened; what is read of it leaves them out. When a rank went back, it logged how
+many rows of each table it had logged by then (``checkpoint`` event ``restored``), so none can be mistaken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.records import STEP_TABLES
+from workbench.telemetry.columns import Columns, GrowingTable
+
+#: a log may have been written by anybody
+_MOST_RANKS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """A rank went back to ``step`` at ``time``; ``rows``: of each table, how many rows it had logged before."""
+
+    rank: int
+    time: float
+    step: int
+    rows: dict[str, int]
+
+
+class Rollbacks:
+    """Knows them all, and how many rows of each rank were read. ``standing`` is asked of all rows, in their order."""
+
+    def __init__(self) -> None:
+        self.known: list[Rollback] = []
+        self._read = {table: np.zeros(0, dtype=np.int64) for table in STEP_TABLES}
+
+    def standing(self, table: str, rows: Columns) -> Columns:
+        """Those of new rows that were not taken back."""
+        rank = rows["rank"].astype(np.int64)
+        sane = (rank >= 0) & (rank < _MOST_RANKS)
+        news = np.bincount(rank[sane])
+        before = self._read[table]
+        size = max(news.size, before.size)
+        before = np.pad(before, (0, size - before.size))
+        self._read[table] = before + np.pad(news, (0, size - news.size))
+        stands = np.ones(rank.size, dtype=bool)
+        for back in self.known:
+            to_come = back.rows.get(table, 0) - (before[back.rank] if back.rank < size else 0)
+            if to_come > 0:
+                own = np.flatnonzero(rank == back.rank)[:to_come]
+                stands[own] &= rows["step"][own] <= back.step
+        return rows if stands.all() else {name: values[stands] for name, values in rows.items()}
+
+    def take(self, events: Columns) -> Iterator[Rollback]:
+        """The rollbacks among new events."""
+        for i in ((events["kind"] == "checkpoint") & (events["name"] == "restored")).nonzero()[0]:
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
+                rows = {str(table): int(count) for table, count in json.loads(events["value"][i])["rows"].items()}
+                rank = int(events["rank"][i])
+                if rows and 0 <= rank < _MOST_RANKS:
+                    back = Rollback(rank, float(events["time"][i]), int(events["step"][i]), rows)
+                    self.known.append(back)
+                    yield back
+
+    def apply(self, back: Rollback, table: str, held: GrowingTable) -> None:
+        """Let go of the rows of a table that were read before it was known that they were taken back."""
+        rows, read = held.since(0), self._read[table]
+        own = np.flatnonzero(rows["rank"] == back.rank)
+        later = max(0, int(read[back.rank]) - back.rows.get(table, 0)) if back.rank < read.size else 0
+        own = own[: own.size - later]
+        kept = np.ones(len(rows["rank"]), dtype=bool)
+        kept[own] = rows["step"][own] <= back.step
+        if not kept.all():
+            held.keep(kept)
+
+    def stand(self, events: Columns) -> np.ndarray:
+        """Which events tell of steps that were not taken back: a mask."""
+        stands = np.ones(events["step"].size, dtype=bool)
+        for back in self.known:
+            stands &= ~((events["rank"] == back.rank) & (events["time"] <= back.time) & (events["step"] > back.step))
+        return stands
