@@ -210,7 +210,7 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
 
 def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
     """Of a run under tp, where forward and backward are interrupted, and of a pipeline's stages."""
-    for name, plan in (("tp", {"tp": 2}), ("pp", {"pp": 2, "micro_batches": 3})):
+    for name, plan in (("tp", {"tp": 2}), ("pp", {"pp": 2, "micro_batches": 4})):
         store = opened(make_fake_run(tmp_path / name, ranks=4, plugin="hybrid", steps=8, detail_every=2, **plan))
         drawn, _ = timeline.columns(store, None)
         logged = store.table("phases")
