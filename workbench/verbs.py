@@ -6,6 +6,7 @@ The ranks apply it after the step they are in and answer with an event (``Run.ev
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import os
@@ -169,12 +170,17 @@ class Verbs:
         return Command(time=time.time(), name=name, value=value, who=getpass.getuser(), id=secrets.randbits(_ID_BITS))
 
     def _write(self, commands: Sequence[Command]) -> None:
-        """All in one write, so that they are read, and take effect, together."""
+        """All in one write, so that they are read, and take effect, together. A line before them that has no end, as a
+        disk leaves one that fills up in it, gets one: else the next would be a part of it."""
         text = "".join(command.to_line() for command in commands).encode()
         try:
-            descriptor = os.open(self.path / CONTROL_FILE, os.O_WRONLY | os.O_APPEND)
+            descriptor = os.open(self.path / CONTROL_FILE, os.O_RDWR | os.O_APPEND)
             try:
-                os.write(descriptor, text)
+                size = os.fstat(descriptor).st_size
+                if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                    text = b"\n" + text
+                if os.write(descriptor, text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:

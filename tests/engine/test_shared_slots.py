@@ -102,6 +102,13 @@ def test_ranks_that_share_no_file_agree_with_and_without_a_sum_in_each_step(pool
     assert shared[0]["shared"] and not without[0]["shared"] and not riding[0]["shared"]
 
 
+def test_between_hosts_all_ranks_notice_that_one_was_killed(pool) -> None:
+    options = {"plugin": "ddp", "save_every": 2, "batch_size": 6}
+    arguments = {"model": "plain", "options": options, "steps": 9, "one_host": False, "guarded": True}
+    found = pool.run(3, "tests.engine.steered:killed_writer", lost=(2,), timeout_s=30, **arguments)
+    assert found[0]["failed"] and found[1]["failed"]
+
+
 def test_between_hosts_what_is_agreed_comes_with_a_sum_and_by_itself_only_without_one(pool) -> None:
     found = pool.run(3, "tests.engine.steered:ride", rounds=10)
     for rank in found:

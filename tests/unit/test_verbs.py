@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from traitlets.config import Config
 from workbench import cli, controls, run_directory
 from workbench.config import MonitorSpec, ParallelPlan, TrainSpec
 from workbench.controls import ACTS, CONTROLS, SETTINGS, knob
-from workbench.errors import ConfigError, RunError
+from workbench.engine.control import ControlReader
+from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.rank_log import RankLogWriter
 from workbench.records import Command
 from workbench.run import Run, newest_live
@@ -196,3 +198,19 @@ def test_the_status_of_a_paused_run(path: Path) -> None:
 
 def test_settings_name_what_exists() -> None:
     assert {control.name for control in SETTINGS} <= set(VALUES)
+
+
+def test_a_command_that_does_not_fit_on_the_disk_is_told_and_spoils_no_later_one(path: Path) -> None:
+    run = Run(path)
+    run.pause()
+    size = (path / "control.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+    try:
+        with pytest.raises(RunDirectoryError, match=r"cannot be written \(No space left.*%dist_down ends them"):
+            run.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run.set(clip=2.0)
+    read = ControlReader(path).read((path / "control.jsonl").stat().st_size)
+    assert [getattr(each, "name", "cut off") for each in read] == ["pause", "cut off", "clip"]
