@@ -15,32 +15,45 @@ MOST = 100
 
 
 class Marks:
-    """``take`` events as they come; ``all``: the newest, as rows of the source "marks" of figures (``theme``)."""
+    """``take`` events as they come; ``all``: the newest, as rows of the source "marks" of figures (``theme``).
+
+    What was done in steps that a rollback then took back has none: figures show those steps as they were trained last.
+    """
 
     def __init__(self) -> None:
         self.changed = False
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
         self._units: dict[str, str] = {}  # of knobs that the training script declared
+        self._back: dict[int, float] = {}  # step that was gone back to -> when, the last time
 
     def take(self, events: Columns, begin: float) -> None:
         """Rows of the table ``events``; times are counted from ``begin`` (epoch), a mark of all ranks is one."""
         for i in range(events["step"].size):
             kind, name = str(events["kind"][i]), str(events["name"][i])
-            if kind not in ("control", "checkpoint") or name == "removed":
+            if kind != "control" and (kind, name) != ("checkpoint", "failed"):
                 continue
             value, old = decoded(events["value"][i]), decoded(events["old_value"][i])
             if name == "declared":
                 self._units |= unit_of(value)
                 continue
             step, text = int(events["step"][i]), words(kind, name, value, old, units=self._units)
+            time = float(events["time"][i]) - begin
+            if name == "rollback":
+                self._back[step] = max(time, self._back.get(step, time))
             if (step, text) not in self._found:
-                time = float(events["time"][i]) - begin
                 self._found[step, text] = {"step": step, "time": time, "label": f"step {step}: {text}"}
                 self.changed = True
 
     def all(self) -> list[dict[str, Any]]:
         """step, time and label of each."""
         self.changed = False
+        taken_back = [
+            key
+            for key, mark in self._found.items()
+            if any(mark["step"] > step and mark["time"] <= time for step, time in self._back.items())
+        ]
+        for key in taken_back:
+            del self._found[key]
         return list(self._found.values())[-MOST:]
 
 

@@ -166,9 +166,9 @@ def _add_marks(drawn: Any, x: str, *, above: bool) -> None:
     source = ColumnDataSource({"step": [], "time": [], "label": []}, name="marks")
     if above:  # a bright seam on which the line is seen over any colour
         seam = drawn.add_glyph(source, VSpan(x=x, line_color="#ffffff", line_alpha=0.7, line_width=3))
-        seam.level = "overlay"
+        seam.level = "glyph"
     lines = drawn.add_glyph(source, VSpan(x=x, line_color=MARK, line_alpha=0.7, line_width=1.5, line_dash="dashed"))
-    lines.level = "overlay" if above else "underlay"
+    lines.level = "glyph" if above else "underlay"  # an overlay would not end with the frame
     drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
 
 
@@ -206,8 +206,9 @@ def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
 
 
 def finish(drawn: Any) -> Any:
-    """The last word of a figure: ranges follow its data, not its marks; colours for a light page."""
+    """The last word of a figure: ranges follow its data, not its marks, which lie above; colours for a light page."""
     shown = [renderer for renderer in drawn.renderers if renderer.data_source.name != "marks"]
+    drawn.renderers = [*shown, *(renderer for renderer in drawn.renderers if renderer not in shown)]
     for axis_range in (drawn.x_range, drawn.y_range):
         if hasattr(axis_range, "renderers"):
             axis_range.renderers = shown

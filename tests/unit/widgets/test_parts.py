@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,26 @@ def test_happenings_fold_ranks_and_mark_what_was_set() -> None:
     assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "learning rate 0.2 → 0.1")]
     assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: learning rate 0.2 → 0.1"}]
     assert happenings.marks() is None
+
+
+def test_what_was_set_in_steps_that_were_taken_back_has_no_mark() -> None:
+    """Rank 1's events come after rank 0's, as two files are read one after the other."""
+    happenings = Happenings()
+    for rank in range(2):
+        told = [
+            event("control", "clip", 1.0, 0.0, rank=rank, step=3),
+            event("control", "lr", 0.1, 0.2, rank=rank, step=9),
+        ]
+        back = event("control", "rollback", 4, 9, rank=rank, step=4)
+        again = event("control", "lr", 0.3, 0.2, rank=rank, step=9)
+        later = [replace(each, time=each.time + after) for after, each in ((5.0, back), (9.0, again))]
+        happenings.take(events(*told, *later), 90.0)
+    labels = [mark["label"] for mark in happenings.marks() or []]
+    assert labels == [
+        "step 3: gradient clip no limit → 1",
+        "step 4: rolled back to step 4, from 9",
+        "step 9: learning rate 0.2 → 0.3",
+    ]
 
 
 def test_history_joins_what_was_asked_with_what_took_effect(tmp_path: Path) -> None:
