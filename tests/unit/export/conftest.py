@@ -25,7 +25,10 @@ SAMPLE = 'def f():\n    return "</script>, \N{GRINNING FACE}"\n' + "x" * 10_000
 #: of layer "split", whose two shards hold half of the squares each: gradient, weight, update
 NORMS = [4.0, 2.0, 0.5]
 STEPS, STEP_S, BEGAN = 4, 0.1, 1_700_000_000.0
-PHASES = (("data", 0.0, 10.0), ("forward", 10.0, 30.0), ("backward", 40.0, 50.0), ("overlapped", 60.0, 25.0))
+PHASES = (
+    ("data", 0.0, 10.0), ("forward", 10.0, 25.0), ("communication", 15.0, 5.0), ("backward", 40.0, 50.0),
+    ("overlapped", 60.0, 25.0),
+)  # fmt: skip
 
 
 def steps_of(rank: int, step: int) -> StepRecord:

@@ -11,7 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.unit.export.conftest import HOSTILE, SAMPLE, STEPS
+from tests.unit.export.conftest import HOSTILE, PHASES, SAMPLE, STEPS
 from workbench import cli
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
@@ -42,7 +42,7 @@ def test_parquet_is_read_by_duckdb_polars_and_pandas(run: Path, tmp_path: Path) 
     joined = duckdb.sql(
         f"select count(*) from '{out}/steps.parquet' s join '{out}/phases.parquet' p using (step, rank)"
     ).fetchall()
-    assert joined == [(2 * STEPS * 4,)]
+    assert joined == [(2 * STEPS * len(PHASES),)]
     metrics = pl.read_parquet(out / "metrics.parquet")
     assert metrics["tokens"].to_list() == [400.0 * n for n in range(1, STEPS + 1)]
     expected = Run(run).metrics()
