@@ -82,7 +82,8 @@ def test_a_device_that_is_not_there_is_named(visible: str) -> None:
 class RichNvml(Nvml):
     """A GPU with everything."""
 
-    links = [(2000, 3000), (2500, 3250)]
+    def __init__(self) -> None:
+        self.links = [(2000, 3000), (2500, 3250)]  # KiB sent and received, when they are asked for
 
     def nvmlDeviceGetPowerUsage(self, handle: object) -> int:
         return 321_500
