@@ -19,7 +19,10 @@ run = LiveFakeRun({name!r}, steps={steps}, step_s=0.05, grad_every=10)
 panel = Panel(run)
 panel.show()
 """
-BLOCK = "import time; time.sleep({seconds})"
+#: holds the kernel until the file is there: a page that is loaded again finds its widgets when the kernel is free
+GATE = """import os, time
+end = time.time() + 90
+while not os.path.exists({name!r}) and time.time() < end: time.sleep(0.05)"""
 #: a cell that holds the kernel until the run has stopped
 HOLD = "import time\nend = time.time() + 60\nwhile run.status != 'stopped' and time.time() < end: time.sleep(0.05)"
 
@@ -39,13 +42,14 @@ def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 45
 
 
 def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
-    path = start(page, "moves", BLOCK.format(seconds=60))
+    path = start(page, "moves", GATE.format(name="moves.free"))
     first = page.wait_for_points(0)
     second = page.wait_for_points(first)
     third = page.wait_for_points(second)
     assert page.page.locator(".jp-InputPrompt", has_text="[*]").count() == 1, "the cell should still block"
     page.save(path)
     page.page.reload()
+    (page.lab.root / "moves.free").touch()
     again = page.wait_for_points(third, timeout_s=60)
     assert page.wait_for_points(again) > again
     before = page.points()

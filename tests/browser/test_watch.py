@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.lab import LabPage
-from tests.browser.test_panel import HOLD, start, wait_for_text
+from tests.browser.test_panel import GATE, HOLD, start, wait_for_text
 
 pytestmark = pytest.mark.browser
 
@@ -57,7 +57,7 @@ def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
 
 def test_notebook_7(page: LabPage) -> None:
     """The classic notebook's successor: live while a cell blocks, dark as it is, alive after a reload."""
-    cells = [start_source("seven"), HOLD]
+    cells = [start_source("seven"), GATE.format(name="seven.free")]
     path = page.lab.write_notebook("seven.ipynb", cells)
     open_in_notebook(page, path)
     for _ in cells:
@@ -67,6 +67,7 @@ def test_notebook_7(page: LabPage) -> None:
     second = page.wait_for_points(first)
     page.save(path)
     page.page.reload()
+    (page.lab.root / "seven.free").touch()
     assert page.wait_for_points(second, timeout_s=60) > second
     page.page.get_by_role("button", name="Stop training").click()
     wait_for_text(page, ".dw-pill", "stopped")
