@@ -7,7 +7,7 @@ from typing import Any
 
 from widgets.fold import Folded
 from workbench.event_words import words
-from workbench.plots.marked import Marks, unit_of
+from workbench.plots.marked import Marks
 from workbench.telemetry.store import Columns
 
 MOST = 200
@@ -29,7 +29,6 @@ class Happenings:
     def __init__(self) -> None:
         self._folded = Folded(MOST, window=500)
         self._marks = Marks()
-        self._units: dict[str, str] = {}  # of knobs that the training script declared
 
     def take(self, events: Columns, begin: float) -> None:
         """Take in rows of the ``events`` table."""
@@ -40,9 +39,7 @@ class Happenings:
                 continue
             value, old = json.loads(events["value"][index]), json.loads(events["old_value"][index])
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
-            if kind == "control" and name == "declared":
-                self._units |= unit_of(value)
-            text = words(kind, name, value, old, units=self._units)
+            text = words(kind, name, value, old, units=self._marks.units)
             shown = {"step": step, "time": time - begin, "kind": kind, "name": name, "text": text}
             self._folded.add((step, kind, name, text), rank, **shown, level=level_of(kind, name))
 

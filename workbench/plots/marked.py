@@ -16,6 +16,7 @@ MOST = 100
 
 class Marks:
     """``take`` events as they come; ``all``: the newest, as rows of the source "marks" of figures (``theme``).
+    ``units``: of knobs that the training script declared.
 
     What was done in steps that a rollback then took back has none: figures show those steps as they were trained last.
     """
@@ -23,7 +24,7 @@ class Marks:
     def __init__(self) -> None:
         self.changed = False
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
-        self._units: dict[str, str] = {}  # of knobs that the training script declared
+        self.units: dict[str, str] = {}
         self._back: dict[int, float] = {}  # step that was gone back to -> when, the last time
 
     def take(self, events: Columns, begin: float) -> None:
@@ -34,9 +35,9 @@ class Marks:
                 continue
             value, old = decoded(events["value"][i]), decoded(events["old_value"][i])
             if name == "declared":
-                self._units |= unit_of(value)
+                self.units |= _unit_of(value)
                 continue
-            step, text = int(events["step"][i]), words(kind, name, value, old, units=self._units)
+            step, text = int(events["step"][i]), words(kind, name, value, old, units=self.units)
             time = float(events["time"][i]) - begin
             if name == "rollback":
                 self._back[step] = max(time, self._back.get(step, time))
@@ -72,7 +73,7 @@ def of(store: Store) -> list[dict[str, Any]]:
     return found.all()
 
 
-def unit_of(declaration: Any) -> Mapping[str, str]:
+def _unit_of(declaration: Any) -> Mapping[str, str]:
     """Name and unit of a knob, from the value of its event ``declared``."""
     if not isinstance(declaration, dict):
         return {}
