@@ -206,8 +206,8 @@ def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
 
 
 def finish(drawn: Any) -> Any:
-    """The last word of a figure: ranges follow its data, not its marks, which are drawn last of their level; colours for
-    a light page."""
+    """The last word of a figure: ranges follow its data, not its marks, which are drawn last of their level; colours
+    for a light page."""
     shown = [renderer for renderer in drawn.renderers if renderer.data_source.name != "marks"]
     drawn.renderers = [*shown, *(renderer for renderer in drawn.renderers if renderer not in shown)]
     for axis_range in (drawn.x_range, drawn.y_range):
