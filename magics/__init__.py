@@ -16,8 +16,8 @@ def load(shell: InteractiveShell) -> None:
     from magics.runs import RunsMagics
     from magics.train import TrainMagics
     from magics.watch import WatchMagics
+    from workbench.cluster.session import warm
     from workbench.errors import WorkbenchError
-    from workbench.session import warm
 
     shell.register_magics(
         ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ReplayMagics, ReportMagics, RunsMagics

@@ -16,12 +16,12 @@ from IPython.display import clear_output, publish_display_data
 
 from magics.words import parse
 from workbench.cluster.cells import Submission
+from workbench.cluster.hosts.placement import parse_ranks
 from workbench.cluster.output import Block, RankOutput, elide, fold, fold_errors, overwrite, table
-from workbench.cluster.placement import parse_ranks
+from workbench.cluster.session import Session, cool
+from workbench.cluster.startup_notice import said_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.errors import ClusterError, ConfigError, format_ranks
-from workbench.patience import said_when_slow
-from workbench.session import Session, cool
 
 _TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
 #: seconds before a running cell shows what it printed so far, and lines it then shows

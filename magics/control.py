@@ -1,5 +1,5 @@
 """``%dist_pause``, ``%dist_set`` and the others: what can be asked of a run, one magic for each act declared in
-``workbench.controls``."""
+``workbench.core.controls``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from magics.words import parse
-from workbench import controls
-from workbench.controls import ACTS, Control
-from workbench.flags import ASSIGNMENT
-from workbench.run import Run, newest_live
+from workbench.core import controls
+from workbench.core.controls import ACTS, Control
+from workbench.core.flags import ASSIGNMENT
+from workbench.run.run import Run, newest_live
 
 _RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")
 _CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="such as lr=1e-4")

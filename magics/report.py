@@ -15,7 +15,7 @@ from IPython.display import display
 from magics.words import parse
 from widgets.save import save_notebook
 from workbench.errors import ConfigError
-from workbench.run import Run
+from workbench.run.run import Run
 
 
 @magics_class
@@ -51,7 +51,7 @@ class ReportMagics(Magics):
 
 
 def _notebook(names: list[str], out: str | None, options: dict[str, Any]) -> Path:
-    from workbench.report.notebook import current_notebook, render_notebook, saved_at
+    from workbench.report.notebook.exporter import current_notebook, render_notebook, saved_at
 
     if len(names) > 1:
         raise ConfigError(f"--notebook takes one FILE, not {len(names)}: {', '.join(names)}", field="--notebook")

@@ -8,7 +8,8 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
 from magics.words import parse
-from workbench.history import listing, subject
+from workbench.history import listing
+from workbench.history import sources as subject
 from workbench.history.compare import Comparison, compare
 from workbench.history.index import RunIndex
 from workbench.history.row import RunRow

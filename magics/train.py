@@ -16,13 +16,14 @@ from IPython.core.magic_arguments import argument, argument_group, magic_argumen
 import widgets
 from magics.words import parse
 from widgets.serve import wait_serving_comms
-from workbench import flags, launch
+from workbench.core import flags
 from workbench.errors import RunError
-from workbench.request import request
-from workbench.run import Run
+from workbench.run import launch
+from workbench.run.request import request
+from workbench.run.run import Run
 
 if TYPE_CHECKING:
-    from widgets.panel import Panel
+    from widgets.panel.panel import Panel
 
 
 def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,13 +69,13 @@ class TrainMagics(Magics):
 
 def _lines() -> ModuleType:
     """Progress lines: imported where they are needed, so that the extension loads quickly."""
-    from workbench.commands import follow
+    from workbench.terminal import follow
 
     return follow
 
 
 def _shown_panel(run: Run) -> Panel:
-    from widgets.panel import Panel
+    from widgets.panel.panel import Panel
 
     panel = Panel(run)
     panel.show()

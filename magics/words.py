@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from workbench import flags
+from workbench.core import flags
 from workbench.errors import ConfigError
 
 

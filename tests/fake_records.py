@@ -9,11 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workbench.config import TrainSpec
-from workbench.engine.timeline import NOWHERE, Span, spans
-from workbench.mesh import Mesh
-from workbench.rank_log import RankLogWriter
-from workbench.records import (
+from workbench.core.config import TrainSpec
+from workbench.core.mesh import Mesh
+from workbench.core.records import (
     CollectiveRecord,
     DeviceSample,
     Event,
@@ -23,6 +21,8 @@ from workbench.records import (
     StepRecord,
     WeightStats,
 )
+from workbench.engine.watch.host.phase_spans import NOWHERE, Span, spans
+from workbench.rundir.log import RankLogWriter
 
 STEP_S = 0.12
 MIB = 2**20

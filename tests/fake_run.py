@@ -14,10 +14,10 @@ from typing import Any
 import tomli_w
 
 from tests.fake_records import FAILURE, STEP_S, FakeRank
-from workbench import controls
-from workbench.config import SPEC_FILE, MonitorSpec, ParallelPlan, TrainSpec
+from workbench.core import controls
+from workbench.core.config import SPEC_FILE, MonitorSpec, ParallelPlan, TrainSpec
 from workbench.errors import RunError
-from workbench.rank_log import RankLogWriter
+from workbench.rundir.log import RankLogWriter
 
 SAMPLE_EVERY_S = 0.5
 LAYER_PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "input_layernorm")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from widgets.machine import MachinePanel
-    from widgets.panel import Panel
-    from workbench.run import Run
+    from widgets.panel.panel import Panel
+    from workbench.run.run import Run
 
 
 def available() -> bool:
@@ -30,7 +30,7 @@ def watch(*runs: Run | str | Path) -> Panel | MachinePanel:
         machine = MachinePanel()
         machine.show()
         return machine
-    from widgets.panel import Panel
+    from widgets.panel.panel import Panel
 
     panel = Panel(*_opened(runs))
     panel.show()
@@ -52,6 +52,6 @@ def describe(*runs: Run | str | Path) -> str:
 
 
 def _opened(runs: tuple[Run | str | Path, ...]) -> list[Run]:
-    from workbench.run import Run
+    from workbench.run.run import Run
 
     return [run if isinstance(run, Run) else Run(run) for run in runs]

@@ -19,10 +19,10 @@ import traitlets
 from widgets import bundle
 from widgets.busy import Busy
 from widgets.pace import Pace
-from widgets.panel import answer_in_the_senders_thread, publish, publish_widget, when_closed
+from widgets.panel.panel import answer_in_the_senders_thread, publish, publish_widget, when_closed
+from workbench.cluster.session import Session
 from workbench.plots import theme
 from workbench.plots.picture import bars
-from workbench.session import Session
 
 PERIOD_S = 1.0
 #: cores that the picture shows one by one

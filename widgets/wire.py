@@ -7,7 +7,7 @@ Kernel to browser (custom messages of the widget; all have ``kind``, those of a 
   ``extra``, ``controls``, ``compare`` (figures that show several runs).
 - ``delta``: ``epoch``, ``seq``, ``facts`` (those that changed), ``figures`` (name, title, tab, axis, wide, height,
   empty, item: to be drawn anew), ``columns`` and buffers: rows to append, or of figures named in ``replace`` the whole
-  content; ``extra``: console lines, happenings, controls ... (``widgets.extras``). Of another epoch: to be ignored.
+  content; ``extra``: console lines, events, controls (``widgets.panel.tab_content``). Of another epoch: to be ignored.
 - ``answer``: to a control: ``name`` and ``error`` (null: it is on its way to the ranks).
 - ``picture``: the output of the panel became a picture; ``length``, ``at`` and ``part`` tell which ``src`` it has.
 - ``trouble``: ``text``, for people.
@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.columns import Columns
 from workbench.plots.base import Plot
-from workbench.telemetry.store import Columns
 
 #: rows that every page has of every run, whatever it shows: the clock of a run, and what two runs are compared by
 SPINE = "spine"

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from workbench.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.cluster.session import Session
+    from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
     from workbench.history.compare import compare
     from workbench.history.index import runs
-    from workbench.launch import train
-    from workbench.run import Run
-    from workbench.session import Session
+    from workbench.run.launch import train
+    from workbench.run.run import Run
 
 __all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "compare", "runs", "train"]
 
 _HOMES = {
-    "MonitorSpec": "workbench.config",
-    "ParallelPlan": "workbench.config",
-    "Run": "workbench.run",
-    "Session": "workbench.session",
-    "TrainSpec": "workbench.config",
+    "MonitorSpec": "workbench.core.config",
+    "ParallelPlan": "workbench.core.config",
+    "Run": "workbench.run.run",
+    "Session": "workbench.cluster.session",
+    "TrainSpec": "workbench.core.config",
     "compare": "workbench.history.compare",
     "runs": "workbench.history.index",
-    "train": "workbench.launch",
+    "train": "workbench.run.launch",
 }
 
 

@@ -33,10 +33,10 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
     import torch
     import torch.distributed as dist
 
-    from workbench.engine.control import AgreedControl
+    from workbench.engine.agree.control import AgreedControl
+    from workbench.engine.loop.steering import Boundary, Steering
     from workbench.engine.process_group import joined
-    from workbench.engine.steering import Boundary, Steering
-    from workbench.rank_log import RankLogWriter
+    from workbench.rundir.log import RankLogWriter
 
     (directory / "control.jsonl").touch()
     found: dict[str, list[float]] = {

@@ -23,10 +23,10 @@ from colossalai.accelerator import set_accelerator
 from colossalai.booster import Booster
 from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin, TorchDDPPlugin
 
-from workbench.config import ParallelPlan, TrainSpec
-from workbench.engine import repairs
-from workbench.engine.gloo_accelerator import GlooAccelerator
-from workbench.recipes.base import recipe
+from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.core.recipe import recipe
+from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.gloo_accelerator import GlooAccelerator
 
 
 def parsed() -> argparse.Namespace:

@@ -19,7 +19,7 @@ import ipyparallel
 from IPython.core.interactiveshell import InteractiveShell
 
 from magics.cluster import ClusterMagics
-from workbench.session import Session
+from workbench.cluster.session import Session
 
 GOAL = 1.2
 CELL = "1 + 1"

@@ -68,7 +68,7 @@ def run_kernel() -> None:
 def warm_up() -> None:
     """Start a rank server as loading the extension does, and wait until it has imported everything."""
     from workbench.cluster import client
-    from workbench.session import warm
+    from workbench.cluster.session import warm
 
     warm()
     server = client.warm()

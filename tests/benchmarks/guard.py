@@ -26,15 +26,15 @@ GOAL = 0.01
 
 def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, Any]:
     """Milliseconds per step with and without the guard, by the guard's clock, and of a bare all-reduce."""
-    from workbench.config import TrainSpec
-    from workbench.engine.control import AgreedControl
-    from workbench.engine.nonfinite import NonfiniteGuard
+    from workbench.core.config import TrainSpec
+    from workbench.core.recipe import recipe
+    from workbench.engine.agree.control import AgreedControl
+    from workbench.engine.base.workload import Workload
+    from workbench.engine.faults.nonfinite import NonfiniteGuard
+    from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
     from workbench.engine.process_group import joined
-    from workbench.engine.strategies.colossal import ColossalStrategy
-    from workbench.engine.workload import Workload
-    from workbench.rank_log import RankLogWriter
-    from workbench.recipes.base import recipe
-    from workbench.run_directory import CONTROL_FILE
+    from workbench.rundir.directory import CONTROL_FILE
+    from workbench.rundir.log import RankLogWriter
 
     options = {"ranks": ranks, "plugin": "ddp", "batch_size": 8 * ranks, "recipe": "stdlib-llama"}
     spec = TrainSpec.from_options(options)

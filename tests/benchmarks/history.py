@@ -54,7 +54,7 @@ def main() -> None:
         kept = RunIndex(home)
         kept.rows()
         live = timed(kept.rows, 5)
-        command = [sys.executable, "-m", "workbench.cli", "runs", "list", "--json"]
+        command = [sys.executable, "-m", "workbench.cli.main", "runs", "list", "--json"]
         environment = {"WORKBENCH_HOME": folder, "PYTHONPATH": str(Path(__file__).parents[2])}
         whole = timed(lambda: subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL), 3)
         print(describe_machine())

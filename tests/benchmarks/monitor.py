@@ -27,22 +27,22 @@ import torch.distributed as dist
 
 from tests.benchmarks.machine import describe_machine
 from tests.engine.rank_pool import RankPool
-from workbench.config import TrainSpec
-from workbench.engine.control import AgreedControl
+from workbench.core.config import TrainSpec
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.strategy import unmarked
+from workbench.engine.base.workload import Workload
 from workbench.engine.entry import observers_of
-from workbench.engine.governor import FIRST_GROUP
-from workbench.engine.gradient_watch import GradientWatch
-from workbench.engine.nonfinite import NonfiniteGuard
-from workbench.engine.observer import StepObserver
-from workbench.engine.phases import PhaseWatch
+from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
-from workbench.engine.sampler import DeviceSampler, Progress
-from workbench.engine.strategies.base import unmarked
-from workbench.engine.strategies.colossal import ColossalStrategy
-from workbench.engine.trainer import Trainer
-from workbench.engine.workload import Workload
-from workbench.rank_log import RankLogWriter
-from workbench.run_directory import CONTROL_FILE
+from workbench.engine.watch.host.governor import FIRST_GROUP
+from workbench.engine.watch.host.sampler import DeviceSampler, Progress
+from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.phases import PhaseWatch
+from workbench.rundir.directory import CONTROL_FILE
+from workbench.rundir.log import RankLogWriter
 
 PLANS = {"ddp": {"plugin": "ddp"}, "zero1": {"plugin": "zero1"}, "tp": {"plugin": "hybrid", "tp": 2}}
 #: about this many ms a step on one core: hidden size, layers, samples a replica, tokens a sample

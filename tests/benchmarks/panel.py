@@ -23,9 +23,9 @@ from tests.browser.lab import BROWSER_FLAGS, find_browser
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import FakeRank
 from tests.fake_run import fake_spec, layer_names, write_spec
-from widgets.feed import ALL_TABS, Feed
+from widgets.panel.feed import ALL_TABS, Feed
 from widgets.wire import bokeh_version
-from workbench.rank_log import RankLogWriter
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]

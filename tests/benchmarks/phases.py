@@ -32,16 +32,16 @@ def rank_blocks(
     """Per pair: milliseconds per step without and with the watch, by the clock and of processor time; and the watch's
     own account, per step."""
     from tests.engine.watched import Log
-    from workbench.config import TrainSpec
-    from workbench.engine.control import AgreedControl
-    from workbench.engine.phases import PhaseWatch
+    from workbench.core.config import TrainSpec
+    from workbench.core.recipe import recipe
+    from workbench.engine.agree.control import AgreedControl
+    from workbench.engine.base.strategy import unmarked
+    from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+    from workbench.engine.loop.trainer import Trainer
     from workbench.engine.process_group import joined
-    from workbench.engine.sampler import Progress
-    from workbench.engine.strategies.base import unmarked
-    from workbench.engine.strategies.colossal import ColossalStrategy
-    from workbench.engine.trainer import Trainer
-    from workbench.recipes.base import recipe
-    from workbench.run_directory import CONTROL_FILE
+    from workbench.engine.watch.host.sampler import Progress
+    from workbench.engine.watch.torch.phases import PhaseWatch
+    from workbench.rundir.directory import CONTROL_FILE
 
     options = {"recipe": "stdlib-llama", "ranks": ranks, "batch_size": batch_size, "lr": 1e-3, **plan}
     spec = TrainSpec.from_options(options)
@@ -97,7 +97,7 @@ def rank_blocks(
 
 def alone() -> str:
     """One boundary."""
-    from workbench.engine.phases import _cost_of_a_boundary_ms, clock_for
+    from workbench.engine.watch.torch.phases import _cost_of_a_boundary_ms, clock_for
 
     return f"a boundary between phases costs {_cost_of_a_boundary_ms(clock_for('cpu')) * 1e3:.2f} us"
 

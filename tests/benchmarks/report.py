@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.benchmarks.machine import describe_machine
 from tests.fake_run import make_fake_run
 from workbench.plots import plots
-from workbench.report import facts as run_facts
+from workbench.report import run_data as run_facts
 from workbench.report.document import render
 from workbench.report.figures import Sheet
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from workbench.config import TrainSpec
-from workbench.engine.data import split
-from workbench.engine.strategies.base import BatchObserver, GradientPart, Strategy
-from workbench.engine.workload import Batch, Evaluation, Workload
-from workbench.recipes.base import recipe
+from workbench.core.config import TrainSpec
+from workbench.core.recipe import recipe
+from workbench.engine.base.strategy import BatchObserver, GradientPart, Strategy
+from workbench.engine.base.workload import Batch, Evaluation, Workload
+from workbench.engine.data.sources import split
 
 
 class PlainStrategy(Strategy):

@@ -22,8 +22,8 @@ import psutil
 import pyarrow as pa
 
 from tests.benchmarks.machine import describe_machine
-from workbench.rank_log import RankLogWriter, _TableFile, rank_directory
-from workbench.records import DeviceSample, GradientStats, Record, StepRecord
+from workbench.core.records import DeviceSample, GradientStats, Record, StepRecord
+from workbench.rundir.log import RankLogWriter, _TableFile, rank_directory
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 from workbench.telemetry.thin import minmax_indices
 

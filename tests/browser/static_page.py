@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from widgets import bundle
-from widgets.feed import Feed
+from widgets.panel.feed import Feed
 from workbench.telemetry.store import Store
 
 _HTML = """<!doctype html><meta charset="utf-8"><title>panel</title><style>{css}</style>

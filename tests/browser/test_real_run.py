@@ -12,10 +12,10 @@ import pytest
 
 from tests.browser.lab import LabPage
 from tests.browser.test_watch import TAB, open_in_notebook
-from workbench import controls
+from workbench.core import controls
+from workbench.core.records import Command
 from workbench.recipes.stdlib_llama import schedule
-from workbench.records import Command
-from workbench.run import Run
+from workbench.run.run import Run
 
 pytestmark = pytest.mark.browser
 
@@ -29,7 +29,7 @@ TRAIN = (
 #: the branch is started by the session behind the panel; its own panel is asked for
 WATCH_BRANCH = """
 import time
-from workbench import branching
+from workbench.run import branching
 from widgets.serve import wait_serving_comms
 while not branching.started: time.sleep(0.05)
 get_ipython().run_line_magic("dist_watch", "twig")

@@ -13,7 +13,7 @@ from tests.browser.lab import find_browser
 from tests.fake_run import make_fake_run
 from workbench.plots import plots
 from workbench.report import render
-from workbench.report.notebook import render_notebook
+from workbench.report.notebook.exporter import render_notebook
 
 pytestmark = pytest.mark.browser
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -12,9 +12,9 @@ import pytest
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import straggler
 from tests.fake_run import LiveFakeRun, make_fake_run
-from workbench.outcome import failure
-from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, Event
+from workbench.core.records import SESSION_RANK, Event
+from workbench.events.outcome import failure
+from workbench.rundir.log import RankLogWriter
 
 pytestmark = pytest.mark.browser
 

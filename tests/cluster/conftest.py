@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from workbench.cluster import client
-from workbench.session import Session
+from workbench.cluster.session import Session
 
 LIGHT = "tests.cluster.preloads:light"
 

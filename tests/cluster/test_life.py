@@ -14,12 +14,12 @@ import pytest
 from tests.cluster.conftest import LIGHT, descendants, directories, gone_within, keep_threads
 from workbench.cluster import client
 from workbench.cluster import protocol as p
+from workbench.cluster.session import Session
 from workbench.errors import ClusterError, RankDiedError
-from workbench.session import Session
 
 OWNER = f"""
 import os, sys, time
-from workbench.session import Session
+from workbench.cluster.session import Session
 session = Session.up(2, preload={LIGHT!r})
 session.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
 print(session._server.directory, flush=True)

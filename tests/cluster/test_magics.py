@@ -7,8 +7,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from magics.cluster import ClusterMagics, StatusTable
 from tests.cluster.conftest import LIGHT
+from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, ConfigError, RankDiedError
-from workbench.session import Session
 
 
 @pytest.fixture

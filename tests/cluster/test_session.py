@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
-from workbench.occupant import Occupant
-from workbench.session import Session
+from workbench.run.occupant import Occupant
 
 
 @dataclass(frozen=True)

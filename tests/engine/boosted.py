@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 
 from tests.engine import models
-from workbench.config import TrainSpec
-from workbench.engine import repairs
-from workbench.engine.gradients import GradientCollector
+from workbench.core.config import TrainSpec
+from workbench.core.records import GradientStats, HistogramStats
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.process_group import joined
-from workbench.engine.strategies.colossal import ColossalStrategy
-from workbench.engine.workload import Workload
-from workbench.records import GradientStats, HistogramStats
+from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 
 
 def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Workload:

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from tests.engine import models
-from workbench.config import TrainSpec
-from workbench.engine.control import AgreedControl
-from workbench.engine.data import DatasetSource
-from workbench.engine.nonfinite import NonfiniteGuard
-from workbench.engine.observer import StepObserver
+from workbench.core.config import TrainSpec
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.workload import Workload
+from workbench.engine.data.sources import DatasetSource
+from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
-from workbench.engine.sampler import Progress
-from workbench.engine.strategies.colossal import ColossalStrategy
-from workbench.engine.trainer import Trainer
-from workbench.engine.workload import Workload
-from workbench.rank_log import RankLogWriter
+from workbench.engine.watch.host.sampler import Progress
+from workbench.rundir.log import RankLogWriter
 
 TRIGGER_TOKEN = 256  # in the vocabulary, and in no batch of the models'
 TRIGGER_INPUT = 60.0

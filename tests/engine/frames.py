@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.records import TABLES, columns_of
-from workbench.telemetry.store import Columns
+from workbench.core.columns import Columns
+from workbench.core.records import TABLES, columns_of
 
 
 def columns(results: list[dict[str, Any]], table: str) -> Columns:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from tests.benchmarks.single_process import spec_of
+from workbench.core.recipe import recipe
+from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.process_group import joined
-from workbench.engine.strategies.colossal import ColossalStrategy
-from workbench.recipes.base import recipe
 
 
 def train(rank: int, ranks: int, directory: Path, *, steps: int, name: str, plan: dict[str, Any]) -> dict[str, Any]:

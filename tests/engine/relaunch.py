@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tests.engine import boosted, models
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
 from workbench.engine.process_group import joined
 from workbench.errors import ClusterError
 
@@ -104,7 +104,7 @@ def on_port(rank: int, ranks: int, directory: Path, *, port: int) -> str:
 
 def skips(rank: int, ranks: int, directory: Path, *, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Sixteen steps in fp16 that start with a loss scale which overflows."""
-    from workbench.engine.strategies import plans
+    from workbench.engine.frameworks.colossal import plugins as plans
 
     plans.INITIAL_SCALE = 2.0**24
     spec = TrainSpec.from_options({"ranks": ranks, "precision": "fp16", **options})
@@ -124,7 +124,7 @@ def skips(rank: int, ranks: int, directory: Path, *, options: dict[str, Any]) ->
 
 def refused(rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], **kind: bool) -> list[str]:
     """The field and the message with which a plan is refused."""
-    from workbench.engine.strategies.colossal import ColossalStrategy
+    from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
     from workbench.errors import ConfigError
 
     if model == "batchnorm":

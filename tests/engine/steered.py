@@ -20,21 +20,22 @@ import pyarrow as pa
 import torch
 
 from tests.engine import models
-from workbench import checkpoints, controls
-from workbench.config import TrainSpec
-from workbench.engine import repairs
-from workbench.engine.control import AgreedControl
-from workbench.engine.nonfinite import NonfiniteGuard
-from workbench.engine.observer import StepObserver
+from workbench.core import controls
+from workbench.core.config import TrainSpec
+from workbench.core.records import Command
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.agree.host_sums import Star
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.workload import Evaluation, Workload
+from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
-from workbench.engine.sampler import Progress
-from workbench.engine.star import Star
-from workbench.engine.strategies.colossal import ColossalStrategy
-from workbench.engine.trainer import Trainer
-from workbench.engine.workload import Evaluation, Workload
-from workbench.rank_log import RankLogWriter, rank_directory
-from workbench.records import Command
-from workbench.run_directory import CONTROL_FILE
+from workbench.engine.watch.host.sampler import Progress
+from workbench.rundir import checkpoints
+from workbench.rundir.directory import CONTROL_FILE
+from workbench.rundir.log import RankLogWriter, rank_directory
 from workbench.telemetry.store import Store
 
 
@@ -263,8 +264,8 @@ def _die_at(number: int) -> None:
 def frozen(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
     """``train``, and how far each tensor of weights and optimizer state moved between the two checkpoints it wrote."""
     found = train(rank, ranks, directory, **arguments)
-    from workbench.engine.checkpoint_files import ShardReader
-    from workbench.engine.strategies.held import Place
+    from workbench.engine.state.checkpoint_files import ShardReader
+    from workbench.engine.state.layout import Place
 
     first, second = (ShardReader(checkpoints.directory(directory / "run", step)) for step in (3, 4))
     changed = {}

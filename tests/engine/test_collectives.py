@@ -11,8 +11,8 @@ from collections import defaultdict
 import pytest
 
 from tests.engine.frames import columns
-from workbench.engine.collectives import axis_of
-from workbench.mesh import Mesh
+from workbench.core.mesh import Mesh
+from workbench.engine.watch.torch.collectives import axis_of
 from workbench.telemetry.phases import collectives_frame
 
 L, H, B, T, FP32 = 4, 32, 8, 16, 4

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.engine.watched_gradients import events_of
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine, combine_weights
 from workbench.telemetry.noise import noise_scale, similarity

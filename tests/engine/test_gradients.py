@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.engine.models import BATCH
-from workbench.config import TrainSpec
-from workbench.engine.gradients import GradientCollector
-from workbench.engine.strategies.base import GradientPart
+from workbench.core.config import TrainSpec
+from workbench.engine.base.strategy import GradientPart
+from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 from workbench.telemetry.gradients import combine, combine_histograms
 from workbench.telemetry.noise import noise_scale
 
@@ -255,7 +255,7 @@ class TestCollector:
         values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
         parts = [GradientPart("a", values[:7001], ""), GradientPart("b", values[7001:], "")]
         whole = self._records(*parts)
-        monkeypatch.setattr("workbench.engine.gradients.PIECE", 1000)
+        monkeypatch.setattr("workbench.engine.watch.torch.gradient_statistics.PIECE", 1000)
         for one, other in zip(self._records(*parts), whole, strict=True):
             assert one.underflow_count == other.underflow_count == 0
             assert getattr(one, "counts", 0) == getattr(other, "counts", 0)

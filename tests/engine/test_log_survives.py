@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engine.entry import _Tee, _telling
-from workbench.rank_log import RankLogWriter
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
 

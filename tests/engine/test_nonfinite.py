@@ -13,9 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.engine.faulty import PLACES, TRIGGER_INPUT
-from workbench.config import TrainSpec
+from workbench.core.columns import Columns
+from workbench.core.config import TrainSpec
 from workbench.telemetry.derive import global_metrics
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.store import Store
 
 STEPS, AT = 4, 3
 DDP, ZERO1, ZERO2 = ({"plugin": plugin} for plugin in ("ddp", "zero1", "zero2"))

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from tests.engine.frames import columns
-from workbench.telemetry.phases import (
-    BETWEEN,
-    HIDDEN,
-    WAITING,
-    bubble_share,
-    collectives_frame,
-    in_turn,
-    phases_frame,
-)
+from workbench.telemetry.phases import BETWEEN, HIDDEN, WAITING, bubble_share, collectives_frame, in_turn, phases_frame
 
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 4}
 PLANS = [

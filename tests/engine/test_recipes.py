@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.benchmarks.single_process import spec_of, train
-from workbench.recipes.base import recipe
+from workbench.core.recipe import recipe
 
 ROOT = Path(__file__).parents[2]
 

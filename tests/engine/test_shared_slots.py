@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.engine.shared_slots import PeerLostError, SharedSlots
+from workbench.engine.agree.shared_slots import PeerLostError, SharedSlots
 
 MESSAGES = [(7 * number, -(2**40) * number) for number in range(1000)]
 

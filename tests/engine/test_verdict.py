@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine.frames import columns
-from workbench.mesh import Mesh
+from workbench.core.mesh import Mesh
 from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict
 

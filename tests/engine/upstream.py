@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from tests.engine import boosted, models
-from workbench.config import TrainSpec
-from workbench.engine import repairs
+from workbench.core.config import TrainSpec
+from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.process_group import joined
 
 

@@ -12,19 +12,19 @@ import torch
 import torch.distributed as dist
 
 from tests.engine import boosted, models
-from workbench.config import TrainSpec
-from workbench.engine.control import AgreedControl
-from workbench.engine.gradient_watch import GradientWatch
-from workbench.engine.observer import StepObserver
-from workbench.engine.phases import PhaseWatch
+from workbench.core.config import TrainSpec
+from workbench.core.records import Record
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.colossal import plugins as plans
+from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
-from workbench.engine.sampler import Progress
-from workbench.engine.strategies import plans
-from workbench.engine.strategies.colossal import ColossalStrategy
-from workbench.engine.trainer import Trainer
-from workbench.engine.workload import Workload
-from workbench.records import Record
-from workbench.run_directory import CONTROL_FILE
+from workbench.engine.watch.host.sampler import Progress
+from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.phases import PhaseWatch
+from workbench.rundir.directory import CONTROL_FILE
 
 
 class Log:

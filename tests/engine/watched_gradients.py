@@ -14,15 +14,15 @@ import torch.distributed as dist
 
 from tests.engine import boosted, models
 from tests.engine.steered import Script
-from workbench.config import TrainSpec
-from workbench.engine.control import AgreedControl
-from workbench.engine.gradient_watch import GradientWatch
+from workbench.core.config import TrainSpec
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.frameworks.colossal import plugins as plans
+from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
-from workbench.engine.sampler import Progress
-from workbench.engine.strategies import plans
-from workbench.engine.trainer import Trainer
-from workbench.rank_log import RankLogWriter
-from workbench.run_directory import CONTROL_FILE
+from workbench.engine.watch.host.sampler import Progress
+from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.rundir.directory import CONTROL_FILE
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from workbench.session import Session
-from workbench.visible_devices import entries
+from workbench.cluster.session import Session
+from workbench.core.visible_devices import entries
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +45,7 @@ FIGURES = [
 
 @pytest.mark.parametrize(("query", "name", "unit", "tolerance"), FIGURES)
 def test_a_reading_agrees_with_nvidia_smi(query: str, name: str, unit: float, tolerance: float) -> None:
-    from workbench.engine.gpu_reader import NvmlGpu
+    from workbench.engine.watch.host.gpu_reader import NvmlGpu
 
     gpu = NvmlGpu.open("cuda", os.environ)
     try:
@@ -61,7 +61,7 @@ def test_a_reading_agrees_with_nvidia_smi(query: str, name: str, unit: float, to
 def test_events_time_a_step_as_the_host_does() -> None:
     import torch
 
-    from workbench.engine.clock import EventClock, HostClock
+    from workbench.engine.watch.host.clock import EventClock, HostClock
 
     host, device = HostClock(), EventClock()
     factor = torch.randn(4096, 4096, device="cuda")

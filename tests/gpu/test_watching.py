@@ -14,10 +14,10 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from workbench.engine.gradients import GradientCollector
-from workbench.engine.sketch import Sketcher
-from workbench.engine.strategies.base import Comparison, GradientPart
-from workbench.records import GradientStats, HistogramStats
+from workbench.core.records import GradientStats, HistogramStats
+from workbench.engine.base.strategy import Comparison, GradientPart
+from workbench.engine.watch.torch.gradient_statistics import GradientCollector
+from workbench.engine.watch.torch.sketch import Sketcher
 
 pytestmark = pytest.mark.gpu
 

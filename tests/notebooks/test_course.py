@@ -9,9 +9,9 @@ import papermill
 import pytest
 from bs4 import BeautifulSoup
 
-from workbench.commands import notebooks
-from workbench.report.notebook import render_notebook
-from workbench.run import Run
+from workbench.cli.commands import notebooks
+from workbench.report.notebook.exporter import render_notebook
+from workbench.run.run import Run
 
 
 @pytest.fixture

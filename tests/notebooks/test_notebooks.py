@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from workbench.commands import demo, notebooks
-from workbench.report.notebook import render_notebook
-from workbench.run import Run
+from workbench.cli.commands import demo, notebooks
+from workbench.report.notebook.exporter import render_notebook
+from workbench.run.run import Run
 
 BOOKS = sorted(notebooks.folder().glob("*.ipynb"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from workbench.session import Session
+from workbench.cluster.session import Session
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +35,6 @@ def two_ranks(shell: InteractiveShell) -> Session:
 
 @pytest.fixture
 def runs(shell: InteractiveShell) -> Path:
-    from workbench.run_directory import home
+    from workbench.rundir.directory import home
 
     return home()

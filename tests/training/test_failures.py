@@ -10,10 +10,11 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import CELL, SLOW, train
-from workbench import peers, run_directory
-from workbench.config import TrainSpec
+from workbench.cluster.session import Session
+from workbench.core.config import TrainSpec
 from workbench.errors import RankDiedError, RunDirectoryError, RunError
-from workbench.session import Session
+from workbench.run import peer_watch as peers
+from workbench.rundir import directory as run_directory
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import CELL, train
+from workbench.cluster.session import Session
 from workbench.errors import RunDirectoryError
-from workbench.run import Run
-from workbench.session import Session
+from workbench.run.run import Run
 
 #: one sample makes the argument of a logarithm negative; dropout, so that the random state matters
 POISONED = """

@@ -8,11 +8,12 @@ from pathlib import Path
 import nbformat
 
 import workbench
-from workbench import run_files, starter
-from workbench.commands.execution import NotebookExecution, inject
-from workbench.config import read_spec_options
-from workbench.run import Run
-from workbench.session import Session
+from workbench.cli.commands.execution import NotebookExecution, inject
+from workbench.cluster.session import Session
+from workbench.core import run_files
+from workbench.core.config import read_spec_options
+from workbench.run import starter
+from workbench.run.run import Run
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -22,7 +23,7 @@ def test_it_trains_as_it_is(two_ranks: Session, tmp_path: Path) -> None:
     run = workbench.train(read_spec_options(spec) | {"steps": 60}, cell=cell.read_text()).wait(timeout=60)
     losses = run.metrics()["loss"]
     files = [str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()]
-    assert [path for path in files if not run_files.known(path)] == [], "name it in workbench/run_files.py"
+    assert [path for path in files if not run_files.known(path)] == [], "name it in workbench/core/run_files.py"
     assert run.name == "fresh" and losses.iloc[-5:].mean() < losses.iloc[0] / 2
 
 

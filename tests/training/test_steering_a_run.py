@@ -13,9 +13,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import CELL, SLOW, train
+from workbench.cluster.session import Session
 from workbench.errors import ConfigError, RunError
-from workbench.run import Run
-from workbench.session import Session
+from workbench.run.run import Run
 
 KNOB = SLOW.replace("criterion", "unused").replace(
     "def loss_fn", "scale = knob('scale', 1.0, low=0, high=10)\ndef loss_fn"
@@ -50,7 +50,7 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
     rows = run.metrics().set_index("step")["lr"]
     assert rows[held] == pytest.approx(0.1) and rows[held + 1] == pytest.approx(0.05)
     done = subprocess.run(
-        [sys.executable, "-m", "workbench.cli", "control", str(run.path), "set", "clip=0.5", "--wait"],
+        [sys.executable, "-m", "workbench.cli.main", "control", str(run.path), "set", "clip=0.5", "--wait"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, f"clip = 0.5 after step {held + 3}, was 0.0")

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from workbench.config import MonitorSpec, ParallelPlan, TrainSpec, check_types, read_spec_options
+from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec, check_types, read_spec_options
+from workbench.core.flags import FLAGS
 from workbench.errors import ConfigError, SchemaError
-from workbench.flags import FLAGS
 
 
 def test_options_and_toml_round_trip(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from workbench import controls
-from workbench.controls import ACTS, APPLIERS, CONTROLS, KINDS, SETTINGS, WIDGETS, Control, Knob, find, knob
+from workbench.core import controls
+from workbench.core.controls import ACTS, APPLIERS, CONTROLS, KINDS, SETTINGS, WIDGETS, Control, Knob, find, knob
 from workbench.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from workbench import controls
-from workbench.event_words import LONGEST, setting, words
+from workbench.core import controls
+from workbench.events.words import LONGEST, setting, words
 
 ROOT = Path(__file__).resolve().parents[2] / "workbench"
 

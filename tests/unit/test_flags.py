@@ -2,9 +2,9 @@ import argparse
 
 import pytest
 
-from workbench import flags
-from workbench.config import TrainSpec
-from workbench.recipes.base import recipes
+from workbench.core import flags
+from workbench.core.config import TrainSpec
+from workbench.core.recipe import recipes
 
 
 def test_every_flag_sets_an_option_of_a_spec() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.fake_run import fake_spec, make_fake_run, write_spec
-from workbench.in_force import InForce
-from workbench.rank_log import RankLogWriter
-from workbench.records import StepRecord
-from workbench.run import Run
-from workbench.run_directory import CONTROL_FILE
+from workbench.core.records import StepRecord
+from workbench.events.settings import InForce
+from workbench.run.run import Run
+from workbench.rundir.directory import CONTROL_FILE
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
 

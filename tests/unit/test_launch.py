@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench import launch
-from workbench.cluster import machine
-from workbench.cluster.placement import Device
+from workbench.cluster.hosts import machine
+from workbench.cluster.hosts.placement import Device
+from workbench.cluster.session import Session
 from workbench.errors import ClusterError, ConfigError, RunDirectoryError
-from workbench.session import Session
+from workbench.run import launch
 
 OPTIONS = {"recipe": "digits-vit", "ranks": 2}
 

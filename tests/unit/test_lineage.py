@@ -7,8 +7,8 @@ from pathlib import Path
 import tomli_w
 
 from tests.fake_run import fake_spec
-from workbench.config import SPEC_FILE
-from workbench.lineage import Branches, parent
+from workbench.core.config import SPEC_FILE
+from workbench.rundir.lineage import Branches, parent
 
 
 def make(home: Path, name: str, resume: str = "") -> Path:

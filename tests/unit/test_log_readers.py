@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.test_rank_log import step
-from workbench.rank_log import RankLogWriter
+from workbench.rundir.log import RankLogWriter
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from workbench.mesh import AXES, Mesh
+from workbench.core.mesh import AXES, Mesh
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2), (2, 3, 4), (4, 1, 1)])

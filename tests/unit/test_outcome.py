@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench import run_directory
-from workbench.config import ParallelPlan, TrainSpec
+from workbench.core.columns import Columns
+from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import RunDirectoryError, RunError
-from workbench.occupant import Occupant
-from workbench.outcome import Outcome, failure, failure_of
-from workbench.peers import ALONE_S, INTERRUPTED_S, next_act
-from workbench.rank_log import RankLogWriter
-from workbench.run import Run
-from workbench.telemetry.store import Columns
+from workbench.events.outcome import Outcome, failure, failure_of
+from workbench.run.occupant import Occupant
+from workbench.run.peer_watch import ALONE_S, INTERRUPTED_S, next_act
+from workbench.run.run import Run
+from workbench.rundir import directory as run_directory
+from workbench.rundir.log import RankLogWriter
 
 
 def events(*rows: tuple[float, int, str, str, object]) -> Columns:

@@ -1,8 +1,8 @@
 import pytest
 
-from workbench import planning
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
 from workbench.errors import ConfigError
+from workbench.run import planning
 
 CELL = """
 import torch

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.commands import COMMANDS
-from workbench.records import TABLES, columns_of
+from workbench.cli.commands import COMMANDS
+from workbench.core.records import TABLES, columns_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

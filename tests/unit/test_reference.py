@@ -12,12 +12,14 @@ import pytest
 
 import workbench
 from tests.fake_run import make_fake_run
-from workbench import errors, reference, run_files
-from workbench.commands import COMMANDS
-from workbench.config import MonitorSpec, ParallelPlan, TrainSpec
-from workbench.flags import FLAGS
+from workbench import errors
+from workbench.cli import reference
+from workbench.cli.commands import COMMANDS
+from workbench.core import run_files
+from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+from workbench.core.flags import FLAGS
+from workbench.core.records import TABLES, columns_of
 from workbench.history import labels
-from workbench.records import TABLES, columns_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
@@ -26,9 +28,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_it_is_what_the_command_prints() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "workbench.reference"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "workbench.cli.reference"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout == PAGE, "run: python -m workbench.reference > docs/reference.md"
+    assert done.stdout == PAGE, "run: python -m workbench.cli.reference > docs/reference.md"
 
 
 def test_every_flag_of_a_run_is_in_it() -> None:

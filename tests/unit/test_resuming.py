@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from workbench import checkpoints, run_directory
-from workbench.config import ParallelPlan, TrainSpec
+from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError
-from workbench.resuming import resumed
+from workbench.run.resuming import resumed
+from workbench.rundir import checkpoints
+from workbench.rundir import directory as run_directory
 
 
 def write_checkpoint(run: Path, step: int, *, saved_at: float, asked: bool = False, **values: Any) -> Path:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from workbench import run_directory
-from workbench.config import ParallelPlan, TrainSpec
+from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.core.records import Command
 from workbench.errors import RunDirectoryError, RunError
-from workbench.rank_log import RankLogWriter
-from workbench.records import Command
-from workbench.run import Run
+from workbench.run.run import Run
+from workbench.rundir import directory as run_directory
+from workbench.rundir.log import RankLogWriter
 
 SPEC = TrainSpec(name="first", plan=ParallelPlan(ranks=2), steps=10)
 FAILURE = {"ename": "ValueError", "evalue": "bad", "traceback": "line 3 of the cell", "peer": False}

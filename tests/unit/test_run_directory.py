@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench import run_directory
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
+from workbench.rundir import directory as run_directory
 
 
 class Frozen(datetime):
@@ -53,8 +53,8 @@ def test_a_name_that_ends_in_a_number_is_its_own() -> None:
 
 
 def test_a_project_that_was_never_trained_is_no_run(tmp_path: Path) -> None:
-    from workbench import starter
     from workbench.report import render
+    from workbench.run import starter
 
     starter.write(tmp_path / "project" / "fresh")
     for look in (run_directory.find, render):

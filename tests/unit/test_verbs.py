@@ -11,14 +11,16 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from workbench import cli, controls, run_directory
-from workbench.config import MonitorSpec, ParallelPlan, TrainSpec
-from workbench.controls import ACTS, CONTROLS, SETTINGS, knob
-from workbench.engine.control import ControlReader
+from workbench.cli import main as cli
+from workbench.core import controls
+from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+from workbench.core.controls import ACTS, CONTROLS, SETTINGS, knob
+from workbench.core.records import Command
+from workbench.engine.agree.control import ControlReader
 from workbench.errors import ConfigError, RunDirectoryError, RunError
-from workbench.rank_log import RankLogWriter
-from workbench.records import Command
-from workbench.run import Run, newest_live
+from workbench.run.run import Run, newest_live
+from workbench.rundir import directory as run_directory
+from workbench.rundir.log import RankLogWriter
 
 SPEC = TrainSpec(recipe="digits-vit", name="first", plan=ParallelPlan(ranks=2), steps=10, batch_size=8)
 #: a value for each control that takes one, as text and as the line then has it

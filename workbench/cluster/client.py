@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster import protocol as p
-from workbench.cluster.processes import kill_group
+from workbench.cluster.server.processes import kill_group
 from workbench.errors import ClusterError
 
 DEFAULT_PRELOAD = "workbench.engine.preload:load"
@@ -116,7 +116,7 @@ class RankServer:
             connection.connect(str(path))
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "workbench.cluster.rank_server"),
+                    *(sys.executable, "-P", "-m", "workbench.cluster.server.rank_server"),
                     *("--listen-fd", str(listener.fileno()), "--owner-pid", str(os.getpid())),
                     *("--directory", str(self.directory), "--preload", self.preload),
                     *("--devices", ",".join(self.devices)),
@@ -324,6 +324,6 @@ def cool() -> None:
 
 
 def _new(preload: str, devices: Sequence[str] | None) -> RankServer:
-    from workbench.cluster.machine import visible_device_ids
+    from workbench.cluster.hosts.machine import visible_device_ids
 
     return RankServer(preload=preload, devices=visible_device_ids() if devices is None else devices)

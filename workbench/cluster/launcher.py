@@ -15,10 +15,10 @@ from ipyparallel.cluster.launcher import BaseLauncher, ControllerLauncher, Engin
 from traitlets import Dict, Integer, Unicode
 
 from workbench.cluster import client as rank_servers
-from workbench.cluster import machine
 from workbench.cluster import protocol as p
 from workbench.cluster.engines import unregister
-from workbench.cluster.specs import MASTER_ADDR, plan_ranks, rank_specs
+from workbench.cluster.hosts import machine
+from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
 
 
 class _ServerLauncher(BaseLauncher):
@@ -32,7 +32,7 @@ class _ServerLauncher(BaseLauncher):
         raise NotRunning("ranks of a rank server end with the process that started them")
 
     def find_args(self) -> list[str]:
-        return ["workbench.cluster.rank_server"]
+        return ["workbench.cluster.server.rank_server"]
 
     def poll(self) -> int | None:
         """None while it runs."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from workbench.cluster.placement import CPU, Binding
+from workbench.cluster.hosts.placement import CPU, Binding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,28 +18,29 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from workbench import checkpoints, controls
-from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.engine.batch_facts import BatchFacts
-from workbench.engine.cell import workload_from_cell
-from workbench.engine.control import AgreedControl
-from workbench.engine.device import rank_device
-from workbench.engine.gradient_watch import GradientWatch
-from workbench.engine.nonfinite import NonfiniteGuard
-from workbench.engine.observer import StepObserver
-from workbench.engine.peak import log_cost
-from workbench.engine.phases import watched
+from workbench.core import controls
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.frameworks import strategy_point
+from workbench.core.recipe import recipe
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.device import rank_device
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.workload import Workload
+from workbench.engine.data.cell import workload_from_cell
+from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
-from workbench.engine.sampler import DeviceSampler, Progress
-from workbench.engine.strategies.base import Strategy
-from workbench.engine.trainer import Trainer
-from workbench.engine.workload import Workload
+from workbench.engine.watch.host.sampler import DeviceSampler, Progress
+from workbench.engine.watch.torch.batch_sizes import BatchFacts
+from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.peak_flops import log_cost
+from workbench.engine.watch.torch.phases import watched
 from workbench.errors import WorkbenchError
-from workbench.outcome import Outcome, failure
-from workbench.rank_log import RankLogWriter, rank_directory
-from workbench.recipes.base import recipe
-from workbench.run_directory import CELL_FILE, OUTPUT_FILE
-from workbench.strategies import strategy_point
+from workbench.events.outcome import Outcome, failure
+from workbench.rundir import checkpoints
+from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
+from workbench.rundir.log import RankLogWriter, rank_directory
 
 
 class PeerFailed(RuntimeError):

@@ -13,16 +13,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.engine.lean_import import lean_imports
+from workbench.engine.frameworks.colossal.lean_import import lean_imports
 from workbench.errors import ClusterError, ConfigError
 
 #: after Colossal-AI: what the first step of a rank would otherwise import
 WARM = (
     "workbench.engine.process_group",
-    "workbench.engine.gloo_accelerator",
-    "workbench.engine.repairs",
-    "workbench.engine.gradients",
-    "workbench.engine.strategies.colossal",
+    "workbench.engine.frameworks.colossal.gloo_accelerator",
+    "workbench.engine.frameworks.colossal.repairs",
+    "workbench.engine.watch.torch.gradient_statistics",
+    "workbench.engine.frameworks.colossal.strategy",
     "transformers.models.llama.modeling_llama",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.vit.modeling_vit",
@@ -62,7 +62,7 @@ def load() -> Callable[[], None]:
             for name in WARM:
                 importlib.import_module(name)
             _warm_recipes()
-            importlib.import_module("workbench.engine.peak").cpu_peak_per_thread()
+            importlib.import_module("workbench.engine.watch.torch.peak_flops").cpu_peak_per_thread()
     started = _threads() - before
     if started > 0:
         raise ClusterError(f"importing Colossal-AI started {started} thread(s): ranks forked from here could hang")
@@ -73,7 +73,7 @@ def load() -> Callable[[], None]:
 
 def _warm_recipes() -> None:
     """Data that ranks can share. One that cannot be had is the concern of whoever trains it."""
-    from workbench.recipes.base import recipes
+    from workbench.core.recipe import recipes
 
     for recipe in recipes().values():
         try:

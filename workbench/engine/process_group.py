@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from workbench.engine import repairs
-from workbench.engine.device import rank_device
+from workbench.engine.base.device import rank_device
+from workbench.engine.frameworks.colossal import repairs
 from workbench.errors import ClusterError
 
 RENDEZVOUS_FILE = "rendezvous.json"
@@ -82,7 +82,7 @@ def _select_device(device_type: str | None) -> torch.device:
         set_accelerator("cuda")
         torch.cuda.set_device(0)
         return torch.device("cuda", 0)
-    from workbench.engine.gloo_accelerator import GlooAccelerator
+    from workbench.engine.frameworks.colossal.gloo_accelerator import GlooAccelerator
 
     set_accelerator(GlooAccelerator())
     return torch.device("cpu")

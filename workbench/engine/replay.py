@@ -16,17 +16,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.engine.culprit import FaultWatch, Finding, first_of
-from workbench.engine.data import split
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.mesh import Mesh
+from workbench.engine.data.sources import split
 from workbench.engine.entry import build_workload, load_strategy
-from workbench.engine.moment import load_moment
-from workbench.engine.nonfinite import fault_directory
+from workbench.engine.faults.culprit import FaultWatch, Finding, first_of
+from workbench.engine.faults.nonfinite import fault_directory
 from workbench.engine.process_group import joined
-from workbench.engine.randomness import Randomness, randomizers_of
+from workbench.engine.state.kept_step import load_moment
+from workbench.engine.state.randomness import Randomness, randomizers_of
 from workbench.errors import RunDirectoryError
-from workbench.mesh import Mesh
-from workbench.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
+from workbench.run.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
 
 
 def replay(run: str, step: int, first: int, rank: int, token: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import ConfigError, RunDirectoryError, nearest
 
 if TYPE_CHECKING:
-    from workbench.run import Run
+    from workbench.run.run import Run
 
 #: format -> its module and what it gives
 FORMATS = {
@@ -38,7 +38,7 @@ def export(
     cannot be read or a folder that cannot be written.
     """
     from workbench.export.source import Source
-    from workbench.history import keeping
+    from workbench.history import retention as keeping
 
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}: {nearest(to, FORMATS)}", field="--to")

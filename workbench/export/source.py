@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.columns import Columns
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.mesh import AXES, Mesh
 from workbench.history import logs
-from workbench.mesh import AXES, Mesh
-from workbench.run_directory import CELL_FILE
+from workbench.rundir.directory import CELL_FILE
 from workbench.telemetry.derive import metrics_frame
 from workbench.telemetry.flops import cost_of
-from workbench.telemetry.store import Columns
 
 
 class Source:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from workbench.core.records import TABLES
 from workbench.export.source import Source
-from workbench.records import TABLES
 
 
 def write(source: Source, out: Path, to: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.export.events_file import EventFile, histogram, scalar, text
 from workbench.export.source import Source, bucket_sums
+from workbench.history.tensorboard_file import EventFile, histogram, scalar, text
 
 SCALARS = ("loss", "lr", "grad_norm", "tps", "tokens", "step_time_ms", "data_wait_ms")
 _DEVICE = ("cpu_percent", "rss_bytes", "gpu_percent", "gpu_memory_bytes", "gpu_power_watts")

@@ -12,12 +12,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workbench.config import SPEC_FILE
+from workbench.core.config import SPEC_FILE
 from workbench.errors import ConfigError
 from workbench.export.source import Source
 from workbench.export.tensorboard import SCALARS
 from workbench.history import labels
-from workbench.run_directory import CELL_FILE
+from workbench.rundir.directory import CELL_FILE
 
 EXPERIMENT = "dist-workbench"
 #: what one call of the protocol takes

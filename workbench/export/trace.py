@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.records import SESSION_RANK
 from workbench.export.source import Source
-from workbench.records import SESSION_RANK
 from workbench.telemetry.phases import in_turn
 
 FILE = "trace.json"

@@ -13,13 +13,13 @@ import numpy as np
 
 from workbench.errors import ConfigError, nearest
 from workbench.history import statistics
+from workbench.history.sources import AXES, Subject, load
 from workbench.history.statistics import Amdahl, Permutation, Welch
-from workbench.history.subject import AXES, Subject, load
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.run import Run
+    from workbench.run.run import Run
 
 #: options that do not make another experiment: repeats differ in them
 REPEAT_OPTIONS = ("seed", "name")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.history.subject import AXES
-from workbench.plots import rows, theme
+from workbench.history.sources import AXES
+from workbench.plots import theme
+from workbench.telemetry import row_views as rows
 
 if TYPE_CHECKING:
     from workbench.history.compare import Comparison, Scaling

@@ -16,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench import run_directory
-from workbench.config import SPEC_FILE
+from workbench.core.config import SPEC_FILE
 from workbench.history.labels import LABELS_FILE
 from workbench.history.row import RunRow, present_state, read_row
-from workbench.run_directory import CONTROL_FILE
+from workbench.rundir import directory as run_directory
+from workbench.rundir.directory import CONTROL_FILE
 
 if TYPE_CHECKING:
     import pandas as pd

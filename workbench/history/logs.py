@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from workbench.core.columns import Columns
+from workbench.core.records import TABLES
 from workbench.errors import RunDirectoryError, SchemaError
-from workbench.rank_log import SESSION_DIR, schema
-from workbench.records import TABLES
+from workbench.rundir.log import SESSION_DIR, schema
 from workbench.telemetry.batches import Batches
-from workbench.telemetry.columns import Columns, GrowingTable
+from workbench.telemetry.columns import GrowingTable
 from workbench.telemetry.stream import END, check_version, message_end, parse, whole_messages
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.mesh import Mesh
+from workbench.core.records import columns_of
 from workbench.errors import WorkbenchError, format_ranks
 from workbench.history import labels as run_labels
 from workbench.history import logs
-from workbench.mesh import Mesh
-from workbench.records import columns_of
-from workbench.run import ENDED, state_of
-from workbench.run_directory import owner_is_alive, run_name
+from workbench.run.run import ENDED, state_of
+from workbench.rundir.directory import owner_is_alive, run_name
 from workbench.telemetry.derive import global_metrics
 
 #: the state of a directory whose spec or logs cannot be read

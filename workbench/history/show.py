@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.history.listing import number as short
-from workbench.history.subject import AXES
+from workbench.history.sources import AXES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.history.compare import Comparison, Figures, NoiseTest, Scaling
-    from workbench.history.subject import Subject
+    from workbench.history.sources import Subject
 
 #: places on the axis at which a terminal shows the curves
 _PLACES = 6

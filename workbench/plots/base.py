@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.telemetry.store import Columns, Store
+from workbench.core.columns import Columns
+from workbench.telemetry.store import Store
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource

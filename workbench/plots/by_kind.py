@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from workbench.plots import rows, theme
-from workbench.telemetry.store import Columns, Store
+from workbench.core.columns import Columns
+from workbench.plots import theme
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.store import Store
 
 #: of a bus bandwidth: bytes that cross the slowest link per byte of a collective over n ranks (nccl-tests,
 #: doc/PERFORMANCE.md)

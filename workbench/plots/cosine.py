@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.mesh import Mesh
-from workbench.plots import per_rank, rows, theme
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
+from workbench.plots import per_rank, theme
 from workbench.plots.base import Cursor
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.store import Store
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.core.columns import Columns
 from workbench.plots import theme
-from workbench.telemetry.store import Columns
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource

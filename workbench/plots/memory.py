@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workbench.plots import per_rank, rows
+from workbench.core.columns import Columns
+from workbench.plots import per_rank
 from workbench.plots.base import Cursor
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.store import Store
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.core.columns import Columns
 from workbench.plots import gradients, loss, memory, theme, throughput, utilisation
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

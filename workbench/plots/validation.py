@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.plots import rows, theme
+from workbench.core.columns import Columns
+from workbench.plots import theme
 from workbench.plots.base import Cursor
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.store import Store
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource

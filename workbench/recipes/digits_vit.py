@@ -8,15 +8,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
+from workbench.core.recipe import ModelShape, Recipe
 from workbench.errors import ConfigError
-from workbench.recipes.base import ModelShape, Recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engine.strategies.base import Strategy
-    from workbench.engine.workload import Evaluation, Workload
+    from workbench.engine.base.strategy import Strategy
+    from workbench.engine.base.workload import Evaluation, Workload
 
 CLASSES = 10
 _IMAGE_SIZE = 8  # pixels a side; brightness 0 .. 16
@@ -94,8 +94,8 @@ def build(spec: TrainSpec) -> Workload:
     import torch
     from torch.utils.data import TensorDataset
 
-    from workbench.engine.data import DatasetSource
-    from workbench.engine.workload import Workload
+    from workbench.engine.base.workload import Workload
+    from workbench.engine.data.sources import DatasetSource
     from workbench.recipes.models import seeded_model
 
     size = spec.size or RECIPE.default_size
@@ -142,9 +142,9 @@ class _Evaluator:
     def __call__(self, strategy: Strategy) -> Evaluation:
         import torch
 
-        from workbench.engine.device import rank_device
-        from workbench.engine.generate import gather_rows, logits_of, shares
-        from workbench.engine.workload import Evaluation
+        from workbench.engine.base.device import rank_device
+        from workbench.engine.base.workload import Evaluation
+        from workbench.engine.data.generate import gather_rows, logits_of, shares
 
         own = shares(len(self.images), strategy)[strategy.coordinates.dp]
         logits = logits_of(strategy.forward({"pixel_values": self.images[own].to(rank_device())}))

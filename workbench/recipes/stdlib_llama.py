@@ -7,15 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
+from workbench.core.recipe import ModelShape, Recipe
 from workbench.recipes import stdlib_text
-from workbench.recipes.base import ModelShape, Recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engine.strategies.base import Strategy
-    from workbench.engine.workload import Evaluation, Workload
+    from workbench.engine.base.strategy import Strategy
+    from workbench.engine.base.workload import Evaluation, Workload
 
 PROMPT = "import os\n\n\ndef"  # no space at the end: a word holds the space before it
 
@@ -97,8 +97,8 @@ def build(spec: TrainSpec) -> Workload:
     """Model, data and evaluation for ``spec.size``; the same on every rank."""
     import torch
 
-    from workbench.engine.data import DatasetSource
-    from workbench.engine.workload import Workload
+    from workbench.engine.base.workload import Workload
+    from workbench.engine.data.sources import DatasetSource
     from workbench.recipes.models import seeded_model
 
     size = spec.size or RECIPE.default_size
@@ -183,8 +183,8 @@ class _Evaluator:
         self.bytes_per_token = stdlib_text.bytes_per_token(vocabulary, self.windows)
 
     def __call__(self, strategy: Strategy) -> Evaluation:
-        from workbench.engine.generate import token_loss
-        from workbench.engine.workload import Evaluation
+        from workbench.engine.base.workload import Evaluation
+        from workbench.engine.data.generate import token_loss
 
         loss = token_loss(strategy, self.windows, vocabulary=self.vocabulary.size, rows=16)
         return Evaluation(
@@ -194,7 +194,7 @@ class _Evaluator:
 
     def sample(self, strategy: Strategy) -> list[str]:
         """A continuation of the prompt."""
-        from workbench.engine.generate import generate
+        from workbench.engine.data.generate import generate
 
         prompt = self.vocabulary.encode(PROMPT)
         tokens = generate(

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.history import compare, curves, show, subject
-from workbench.report.facts import RunFacts
+from workbench.history import compare, curves, show
+from workbench.history import sources as subject
 from workbench.report.figures import Drawn, Sheet
+from workbench.report.run_data import RunFacts
 
 
 @dataclass(frozen=True, kw_only=True)

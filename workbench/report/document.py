@@ -15,13 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from workbench.errors import RunDirectoryError
 from workbench.plots import plots, theme
 from workbench.plots.base import Plot
-from workbench.report import facts as run_facts
+from workbench.report import run_data as run_facts
 from workbench.report import words
 from workbench.report.compared import comparison
-from workbench.report.facts import RunFacts
 from workbench.report.figures import Sheet, library, script_safe
+from workbench.report.run_data import RunFacts
 from workbench.report.sections import section_of
-from workbench.run_directory import REPORT_FILE
+from workbench.rundir.directory import REPORT_FILE
 
 RunName = str | Path
 

@@ -20,10 +20,12 @@ import numpy as np
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, DataRange1d
 
-from workbench.plots import marked, theme
+from workbench.core.columns import Columns
+from workbench.plots import event_lines as marked
+from workbench.plots import theme
 from workbench.plots.base import Plot
 from workbench.report.still import Still, still
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.store import Store
 
 #: tabs of figures that name none of their own, by figure
 _TABS = {"loss": "overview", "throughput": "overview", "utilisation": "ranks", "memory": "ranks"}

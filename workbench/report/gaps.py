@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
+from workbench.core.records import SESSION_RANK, TABLES
 from workbench.errors import RunDirectoryError, format_ranks
-from workbench.mesh import Mesh
-from workbench.rank_log import rank_directory
-from workbench.records import SESSION_RANK, TABLES
-from workbench.telemetry.store import Columns, Store
+from workbench.rundir.log import rank_directory
+from workbench.telemetry.store import Store
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _MOST_NAMED = 20

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from workbench.plots.base import Plot
-from workbench.report import plan, timeline, words
-from workbench.report.controls import controls
-from workbench.report.facts import Happening, RunFacts
+from workbench.report import mesh_diagram as plan
+from workbench.report import timeline, words
+from workbench.report.control_history import controls
 from workbench.report.figures import Drawn, Sheet
+from workbench.report.run_data import Happening, RunFacts
 from workbench.telemetry.derive import batch_of
 
 #: events that the table shows; the rest is counted

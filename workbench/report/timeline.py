@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.columns import Columns
 from workbench.plots import timeline
-from workbench.report.facts import RunFacts
-from workbench.telemetry.store import Columns
+from workbench.report.run_data import RunFacts
 
 
 @dataclass(frozen=True, kw_only=True)

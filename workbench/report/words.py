@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
+from workbench.core.flags import FLAGS
+from workbench.core.records import SESSION_RANK
 from workbench.errors import format_ranks
-from workbench.flags import FLAGS
-from workbench.outcome import FirstFailure, failure_of
-from workbench.records import SESSION_RANK
-from workbench.report.facts import Happening, RunFacts
+from workbench.events.outcome import FirstFailure, failure_of
+from workbench.report.run_data import Happening, RunFacts
 from workbench.telemetry.derive import batch_of
 from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
-from workbench.telemetry.columns import Columns
+from workbench.core.columns import Columns
 
 #: bytes of a message's mark and length of metadata
 PREFIX = 8

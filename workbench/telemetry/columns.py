@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.columns import Columns
+from workbench.core.records import TABLES, columns_of
 from workbench.errors import SchemaError
-from workbench.records import TABLES, columns_of
 from workbench.telemetry.thin import groups_to_keep
-
-Columns = dict[str, np.ndarray]
 
 #: rows of one table that a display keeps; see ``Store``
 DISPLAY_ROWS = 400_000

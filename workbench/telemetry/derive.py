@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.mesh import Mesh
-from workbench.records import Record
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
+from workbench.core.records import Record
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
-from workbench.telemetry.store import Columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.telemetry.store import Columns
+from workbench.core.columns import Columns
 
 #: Dense peak in 10**12 operations per second, per precision of a run: NVIDIA's data sheets, without sparsity. "fp32" is
 #: what torch does by default (no TF32). A name matches the first entry it contains; longer names come first.

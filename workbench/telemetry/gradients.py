@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.mesh import Mesh
-from workbench.telemetry.store import Columns
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
 
 STATISTICS = ("norm", "max_abs", "mean", "zero_fraction", "nonfinite_count", "underflow_fraction")
 _KEYS = ["step", "layer", "scope", "group"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from workbench.mesh import Mesh
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
 from workbench.telemetry.gradients import combine, once_per_element
-from workbench.telemetry.store import Columns
 
 NOISE_COLUMNS = (
     "step",

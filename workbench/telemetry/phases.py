@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from workbench.telemetry.store import Columns
+from workbench.core.columns import Columns
 
 #: the rank does something itself
 COMPUTE = ("forward", "backward", "optimizer")

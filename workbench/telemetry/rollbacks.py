@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.records import STEP_TABLES
-from workbench.telemetry.columns import Columns, GrowingTable
+from workbench.core.columns import Columns
+from workbench.core.records import STEP_TABLES
+from workbench.telemetry.columns import GrowingTable
 
 #: a log may have been written by anybody
 _MOST_RANKS = 2**20

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from workbench.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.columns import Columns
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.mesh import Mesh
+from workbench.core.records import STEP_TABLES, TABLES
 from workbench.errors import RunDirectoryError, SchemaError
-from workbench.mesh import Mesh
-from workbench.rank_log import SESSION_DIR
-from workbench.records import STEP_TABLES, TABLES
+from workbench.rundir.log import SESSION_DIR
 from workbench.telemetry.batches import Batches
-from workbench.telemetry.columns import DISPLAY_ROWS, Columns, GrowingTable, empty
+from workbench.telemetry.columns import DISPLAY_ROWS, GrowingTable, empty
 from workbench.telemetry.rollbacks import Rollbacks
 from workbench.telemetry.stream import CHUNK_BYTES, Tail, message_end, parse, whole_messages
 

@@ -15,10 +15,10 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from workbench.core.columns import Columns
+from workbench.core.records import SCHEMA_VERSION
 from workbench.errors import SchemaError
-from workbench.records import SCHEMA_VERSION
 from workbench.telemetry.batches import PREFIX, Batches, decode, layout
-from workbench.telemetry.columns import Columns
 
 #: bytes read from one file at a time, so that opening a long run needs no copy of it in memory
 CHUNK_BYTES = 32 * 2**20

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.mesh import Mesh
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
 from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, skew_ms
-from workbench.telemetry.store import Columns
 
 #: steps at the beginning that say nothing: caches are cold, buckets and shapes are agreed
 WARM_UP = 3

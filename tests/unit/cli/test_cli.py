@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.fake_run import make_fake_run
-from workbench import cli, flags
-from workbench.commands import demo, lab, notebooks
-from workbench.request import request
+from workbench.cli import main as cli
+from workbench.cli.commands import demo, lab, notebooks
+from workbench.core import flags
+from workbench.run.request import request
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = (
-        "import sys, workbench.cli; workbench.cli.parser()\n"
+        "import sys, workbench.cli.main; workbench.cli.main.parser()\n"
         "print(*{'torch', 'bokeh', 'pandas', 'IPython'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

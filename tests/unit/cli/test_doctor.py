@@ -2,7 +2,8 @@
 
 import pytest
 
-from workbench import cli, doctor
+from workbench.cli import checks as doctor
+from workbench.cli import main as cli
 
 
 def test_this_machine_has_no_failure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ import nbformat
 import psutil
 import pytest
 
-from workbench.commands import demo
-from workbench.commands.execution import NotebookFailed, inject
+from workbench.cli.commands import demo
+from workbench.cli.commands.execution import NotebookFailed, inject
 from workbench.errors import RunDirectoryError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,7 +89,8 @@ def test_an_interrupt_leaves_no_kernel(tmp_path: Path, how: signal.Signals) -> N
     (tmp_path / "out").mkdir()
     source = notebook(tmp_path, "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)", "print(1)")
     code = (
-        "import sys; from pathlib import Path; from workbench import cli; from workbench.commands import demo\n"
+        "import sys; from pathlib import Path; from workbench.cli import main as cli\n"
+        "from workbench.cli.commands import demo\n"
         f"demo.run = lambda arguments: demo.execute(Path({str(source)!r}), {{}}, Path({str(tmp_path / 'out')!r}))\n"
         "sys.exit(cli.main(['demo']))"
     )

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run
-from workbench import progress
-from workbench.commands.follow import follow, follow_in_background
 from workbench.errors import RunError
+from workbench.telemetry import progress
 from workbench.telemetry.derive import seconds_per_step
 from workbench.telemetry.store import Store
+from workbench.terminal.follow import follow, follow_in_background
 
 
 def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:

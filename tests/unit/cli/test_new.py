@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from workbench import cli, planning
-from workbench.config import TrainSpec, read_spec_options
+from workbench.cli import main as cli
+from workbench.core.config import TrainSpec, read_spec_options
+from workbench.run import planning
 
 
 def test_a_project_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

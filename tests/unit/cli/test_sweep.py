@@ -8,8 +8,8 @@ import nbformat
 import pytest
 
 from tests.unit.cli.test_execution import ROOT
-from workbench.cli import main
-from workbench.commands.sweep import grid_of, places_of, value_of
+from workbench.cli.commands.sweep import grid_of, places_of, value_of
+from workbench.cli.main import main
 from workbench.errors import ConfigError
 
 RUN = f"""
@@ -52,10 +52,10 @@ def test_a_grid_that_cannot_be_is_refused(parameters: list[list[str]], message: 
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
-    monkeypatch.setattr("workbench.cluster.machine.visible_device_ids", list)
+    monkeypatch.setattr("workbench.cluster.hosts.machine.visible_device_ids", list)
     assert [place.cores for place in places_of(2)] == [{0, 2, 4}, {1, 3}]
     assert places_of(1)[0].cores is None and {place.cores for place in places_of(6)} == {None}
-    monkeypatch.setattr("workbench.cluster.machine.visible_device_ids", lambda: ["4", "5", "7"])
+    monkeypatch.setattr("workbench.cluster.hosts.machine.visible_device_ids", lambda: ["4", "5", "7"])
     assert [place.gpus for place in places_of(2)] == ["4,7", "5"]
     with pytest.raises(ConfigError, match="--parallel 3"):
         places_of(4)

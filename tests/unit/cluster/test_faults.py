@@ -7,7 +7,8 @@ import pytest
 
 import magics
 from magics.train import _wait
-from workbench.cluster import client, machine
+from workbench.cluster import client
+from workbench.cluster.hosts import machine
 from workbench.cluster.launcher import WorkbenchEngineSetLauncher
 from workbench.errors import ClusterError, RunError
 
@@ -115,7 +116,8 @@ def test_ctrl_c_when_a_run_has_just_ended_is_no_error():
 
 
 def test_ctrl_c_in_the_terminal_when_a_run_has_just_ended(monkeypatch, capsys):
-    from workbench.commands import follow, train
+    from workbench.cli.commands import train
+    from workbench.terminal import follow
 
     calls = []
 

@@ -2,16 +2,7 @@
 
 import time
 
-from workbench.cluster.output import (
-    BoundedText,
-    CellFailure,
-    RankOutput,
-    elide,
-    fold,
-    fold_errors,
-    overwrite,
-    table,
-)
+from workbench.cluster.output import BoundedText, CellFailure, RankOutput, elide, fold, fold_errors, overwrite, table
 
 
 def said(rank, *texts, error=None):

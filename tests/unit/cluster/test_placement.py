@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.cluster.placement import (
+from workbench.cluster.hosts.placement import (
     Device,
     Host,
     choose_devices,

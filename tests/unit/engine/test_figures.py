@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.engine import figures
+from workbench.engine.watch.torch import tensor_statistics as figures
 
 SHAPES = [(7,), (128, 128), (1,), (1024, 700), (352, 128), (0,), (3, 5, 7), (4096, 3)]
 

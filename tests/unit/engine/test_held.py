@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from workbench.engine.strategies.held import Originals
+from workbench.engine.state.layout import Originals
 
 
 def model() -> torch.nn.Module:

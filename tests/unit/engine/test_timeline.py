@@ -12,14 +12,14 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.config import MonitorSpec
-from workbench.engine import phases
-from workbench.engine.clock import EventClock, HostClock
-from workbench.engine.phases import PhaseWatch
-from workbench.engine.strategies.base import unmarked
-from workbench.engine.timeline import NOWHERE, Timeline, covered_ms, spans
-from workbench.mesh import Mesh
-from workbench.records import PhaseRecord
+from workbench.core.config import MonitorSpec
+from workbench.core.mesh import Mesh
+from workbench.core.records import PhaseRecord
+from workbench.engine.base.strategy import unmarked
+from workbench.engine.watch.host.clock import EventClock, HostClock
+from workbench.engine.watch.host.phase_spans import NOWHERE, Timeline, covered_ms, spans
+from workbench.engine.watch.torch import phases
+from workbench.engine.watch.torch.phases import PhaseWatch
 
 
 def test_phases_are_what_lies_between_boundaries() -> None:

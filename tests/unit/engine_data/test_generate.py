@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from workbench.engine import generate as module
-from workbench.engine.generate import gather_rows, generate, shares, token_loss
-from workbench.mesh import Mesh
+from workbench.core.mesh import Mesh
+from workbench.engine.data import generate as module
+from workbench.engine.data.generate import gather_rows, generate, shares, token_loss
 
 VOCABULARY = 16
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.engine.governor import FIRST_GROUP, FULL, LEAST_SHARE, NOTHING, Governor, balanced_groups
+from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, LEAST_SHARE, NOTHING, Governor, balanced_groups
 
 
 def simulate(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.engine.gpu_reader import GpuUnavailableError, NvmlGpu
+from workbench.engine.watch.host.gpu_reader import GpuUnavailableError, NvmlGpu
 from workbench.telemetry.throttle import throttle_reasons
 
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.engine.learning_rate import LearningRate
-from workbench.engine.plain_state import NotPlainError, from_plain, plain_parts, to_plain
+from workbench.engine.loop.learning_rate import LearningRate
+from workbench.engine.state.plain_state import NotPlainError, from_plain, plain_parts, to_plain
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 KEYS = st.integers() | st.text() | st.tuples(st.integers(), st.text())

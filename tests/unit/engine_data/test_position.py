@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from workbench.engine.data import DatasetSource, LoaderSource
+from workbench.engine.data.sources import DatasetSource, LoaderSource
 
 LENGTH = 22
 

@@ -13,11 +13,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from workbench.engine import gpu_reader, sampler
-from workbench.engine.gpu_reader import GpuReading, GpuUnavailableError
-from workbench.engine.sampler import DeviceSampler, Progress
-from workbench.rank_log import RankLogWriter
-from workbench.records import DeviceSample
+from workbench.core.records import DeviceSample
+from workbench.engine.watch.host import gpu_reader, sampler
+from workbench.engine.watch.host.gpu_reader import GpuReading, GpuUnavailableError
+from workbench.engine.watch.host.sampler import DeviceSampler, Progress
+from workbench.rundir.log import RankLogWriter
 
 
 class Log:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
-from workbench.rank_log import RankLogWriter
-from workbench.records import (
+from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
+from workbench.core.records import (
     CollectiveRecord,
     DeviceSample,
     GradientStats,
@@ -19,6 +18,7 @@ from workbench.records import (
     StepRecord,
     WeightStats,
 )
+from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "</script><b>'\"&,\n../../x\u2028\N{GRINNING FACE}"
 SAMPLE = 'def f():\n    return "</script>, \N{GRINNING FACE}"\n' + "x" * 10_000

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def exported(run: Path, to: str, out: Path, **more: str) -> str:
-    command = [sys.executable, "-m", "workbench.cli", "export", str(run), "--to", to, "-o", str(out)]
+    command = [sys.executable, "-m", "workbench.cli.main", "export", str(run), "--to", to, "-o", str(out)]
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "MLFLOW"))}
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

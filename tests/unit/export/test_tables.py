@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 
 from tests.unit.export.conftest import HOSTILE, PHASES, SAMPLE, STEPS
-from workbench import cli
+from workbench.cli import main as cli
+from workbench.core.records import TABLES, columns_of
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history.logs import read_table
-from workbench.records import TABLES, columns_of
-from workbench.run import Run
+from workbench.run.run import Run
 
 
 def test_csv_is_read_by_pandas(run: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from tensorboard.util import tensor_util
 import workbench
 from tests.unit.export.conftest import BEGAN, HOSTILE, NORMS, SAMPLE, STEP_S, STEPS
 from workbench.errors import ConfigError, RunDirectoryError
-from workbench.export import events_file, export
-from workbench.run import Run
+from workbench.export import export
+from workbench.history import tensorboard_file as events_file
+from workbench.run.run import Run
 
 
 def accumulated(folder: Path) -> EventAccumulator:

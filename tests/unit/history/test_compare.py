@@ -17,13 +17,13 @@ from scipy import stats
 
 import workbench
 from tests.fake_run import make_fake_run
-from workbench.config import SPEC_FILE, ParallelPlan, TrainSpec
+from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
+from workbench.core.records import SESSION_RANK, CollectiveRecord, StepRecord
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history import compare as comparing
 from workbench.history.show import curve_table
-from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, CollectiveRecord, StepRecord
+from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert('x')</script>\u2028\N{GRINNING FACE}"
 

@@ -15,8 +15,8 @@ from tests.fake_run import make_fake_run
 from workbench.history import index, labels
 from workbench.history.index import INDEX_FILE, RunIndex
 from workbench.history.row import RunRow
-from workbench.run import Run
-from workbench.run_directory import OWNER_FILE, _this_process
+from workbench.run.run import Run
+from workbench.rundir.directory import OWNER_FILE, _this_process
 
 
 @pytest.fixture

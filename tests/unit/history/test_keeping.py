@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_run import make_fake_run
-from workbench import starter
 from workbench.errors import ConfigError, RunDirectoryError, RunError
-from workbench.history import keeping
+from workbench.history import retention as keeping
 from workbench.history.row import RunRow, read_row
-from workbench.run_directory import OWNER_FILE, _this_process
+from workbench.run import starter
+from workbench.rundir.directory import OWNER_FILE, _this_process
 
 DAY = 86400.0
 

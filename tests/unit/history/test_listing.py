@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_run import make_fake_run
-from workbench import cli
+from workbench.cli import main as cli
 from workbench.errors import ConfigError
 from workbench.history import listing
 from workbench.history.row import RunRow

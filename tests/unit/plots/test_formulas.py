@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.fake_run import fake_spec, make_fake_run, write_spec
+from workbench.core.records import CollectiveRecord, GradientStats, HistogramStats, PhaseRecord, StepRecord, WeightStats
 from workbench.plots import (
     bandwidth,
     busy,
@@ -23,14 +24,13 @@ from workbench.plots import (
     loss,
     noise,
     phase_bars,
-    rows,
     theme,
     timeline,
     traffic,
     update_ratio,
 )
-from workbench.rank_log import RankLogWriter
-from workbench.records import CollectiveRecord, GradientStats, HistogramStats, PhaseRecord, StepRecord, WeightStats
+from workbench.rundir.log import RankLogWriter
+from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
 

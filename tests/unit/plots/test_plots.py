@@ -13,14 +13,17 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HBar, HoverTool, VSpan
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
-from workbench.plots import ALL, gradients, loss, marked, plots, rows, theme, throughput, utilisation
+from workbench.core.columns import Columns
+from workbench.core.records import GradientStats, StepRecord
+from workbench.plots import ALL, gradients, loss, plots, theme, throughput, utilisation
+from workbench.plots import event_lines as marked
 from workbench.plots.base import TABS, Plot
 from workbench.plots.picture import picture
-from workbench.rank_log import RankLogWriter
-from workbench.records import GradientStats, StepRecord
+from workbench.rundir.log import RankLogWriter
+from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine
-from workbench.telemetry.store import Columns, Store
+from workbench.telemetry.store import Store
 
 HOSTILE = ["</script><script>alert(1)</script>", "a\"b'c", "model.layers.0.mlp", ""]
 
@@ -167,7 +170,7 @@ def test_a_step_is_given_once_all_ranks_have_it(tmp_path: Path) -> None:
         assert list(metrics["step"]) == [2]
 
 
-def test_gradient_norms_are_those_of_combine_in_model_order(run: Path) -> None:
+def test_gradients_are_those_of_combine_in_model_order(run: Path) -> None:
     store = opened(run)
     columns, _ = gradients.columns(store, None)
     raw = store.table("gradients")

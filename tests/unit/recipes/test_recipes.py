@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from workbench.config import TrainSpec
+from workbench.core.config import TrainSpec
+from workbench.core.recipe import check_plan, recipe, recipes
 from workbench.errors import ConfigError
 from workbench.recipes import digits_vit, stdlib_llama, stdlib_text
-from workbench.recipes.base import check_plan, recipe, recipes
 
 EVERY_SIZE = [(name, size) for name, found in recipes().items() for size in found.sizes]
 
@@ -145,7 +145,7 @@ def test_the_learning_rate_rises_then_falls(schedule, steps: int) -> None:
 
 def test_reading_recipes_imports_no_torch() -> None:
     program = (
-        "import sys; from workbench.recipes.base import recipes; "
+        "import sys; from workbench.core.recipe import recipes; "
         "[r.check_data() for r in recipes().values()]; print('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", program], timeout=60).strip() == b"False"

@@ -10,8 +10,9 @@ import pytest
 from tests.fake_run import make_fake_run
 from workbench.errors import RunDirectoryError
 from workbench.plots import plots
-from workbench.rank_log import RankLogWriter
-from workbench.report import facts, words
+from workbench.report import run_data as facts
+from workbench.report import words
+from workbench.rundir.log import RankLogWriter
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
 def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
     import argparse
 
-    from workbench import flags
+    from workbench.core import flags
 
     spec = facts.read(make_fake_run(tmp_path, ranks=4, steps=10, plugin="hybrid", tp=2, pp=2, micro_batches=2)).spec
     parser = argparse.ArgumentParser()

@@ -7,7 +7,7 @@ import re
 import pytest
 from bs4 import BeautifulSoup
 
-from workbench.report.formulas import picture_of, set_formulas
+from workbench.report.notebook.formulas import picture_of, set_formulas
 
 AS_WRITTEN = [
     r"\nabla_\theta J \approx \frac1N\sum\limits_{i=1}^n \|g_i\|_2",

@@ -17,8 +17,8 @@ from traitlets.config import Config
 
 from tests.fake_run import make_fake_run
 from workbench.errors import ReportError
-from workbench.report import clean
-from workbench.report.notebook import current_notebook, render_notebook
+from workbench.report.notebook import clean
+from workbench.report.notebook.exporter import current_notebook, render_notebook
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 V4 = nbformat.v4
@@ -131,8 +131,8 @@ def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_p
 
 def test_a_panel_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the panel publishes, live and at the end, is what the report knows again."""
-    from widgets.panel import Panel
-    from workbench.report.cells import PANEL_KEY
+    from widgets.panel.panel import Panel
+    from workbench.report.notebook.cells import PANEL_KEY
 
     said: list[Any] = []
     monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata, **_: said.append(metadata))
@@ -230,7 +230,7 @@ def test_the_magic_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     from IPython.core.interactiveshell import InteractiveShell
 
     from magics.report import ReportMagics
-    from workbench.cli import main
+    from workbench.cli.main import main
 
     notebook = written(tmp_path, V4.new_markdown_cell("# Ours"))
     shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))

@@ -11,9 +11,9 @@ from bs4 import BeautifulSoup
 from tests.fake_run import make_fake_run
 from workbench.errors import RunDirectoryError
 from workbench.plots import confusion
-from workbench.rank_log import RankLogWriter
 from workbench.report import render
 from workbench.report.figures import script_safe
+from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}</pre>\u2028é$$x$$"
 

@@ -17,16 +17,18 @@ from bs4 import BeautifulSoup
 
 import workbench
 from tests.fake_run import make_fake_run
-from workbench import environment
+from workbench.core.mesh import Mesh
+from workbench.core.records import Command, Event, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
-from workbench.mesh import Mesh
-from workbench.rank_log import RankLogWriter
-from workbench.records import Command, Event, GradientStats, PhaseRecord
-from workbench.report import facts, plan, render, timeline, words
+from workbench.report import mesh_diagram as plan
+from workbench.report import render, timeline, words
+from workbench.report import run_data as facts
 from workbench.report.compared import comparison
-from workbench.report.controls import controls
+from workbench.report.control_history import controls
 from workbench.report.figures import Sheet, packed
-from workbench.run import Run
+from workbench.run.run import Run
+from workbench.rundir import environment
+from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 

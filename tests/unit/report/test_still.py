@@ -10,7 +10,8 @@ import pytest
 from bokeh.models import ColumnDataSource, LogColorMapper
 from bokeh.plotting import figure
 
-from workbench.plots import marked, theme
+from workbench.plots import event_lines as marked
+from workbench.plots import theme
 from workbench.report import marks
 from workbench.report.scales import Scale, elapsed, mapped_index, plain, round_numbers
 from workbench.report.still import still

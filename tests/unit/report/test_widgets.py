@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from workbench.report.widget_html import WidgetPage
+from workbench.report.notebook.widget_html import WidgetPage
 
 HOSTILE = "<script>alert(1)</script>\"'"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from workbench.rank_log import schema
+from workbench.core.columns import Columns
+from workbench.rundir.log import schema
 from workbench.telemetry.batches import decode
-from workbench.telemetry.columns import Columns
 from workbench.telemetry.store import Store
 from workbench.telemetry.stream import message_end, parse, whole_messages
 

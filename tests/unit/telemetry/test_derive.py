@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from workbench.mesh import Mesh
-from workbench.records import columns_of
+from workbench.core.mesh import Mesh
+from workbench.core.records import columns_of
 from workbench.telemetry.derive import devices_frame, global_metrics, metrics_frame, standing
 from workbench.telemetry.store import empty
 

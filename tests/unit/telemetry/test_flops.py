@@ -11,9 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine import models
-from workbench.engine.peak import cpu_peak_per_thread, device_peak, model_flops
-from workbench.mesh import Mesh
-from workbench.records import columns_of
+from workbench.core.mesh import Mesh
+from workbench.core.records import columns_of
+from workbench.engine.watch.torch.peak_flops import cpu_peak_per_thread, device_peak, model_flops
 from workbench.telemetry.derive import metrics_frame
 from workbench.telemetry.flops import Cost, cost_of, gpu_peak, mfu_percent, transformer_flops_per_token
 from workbench.telemetry.store import empty

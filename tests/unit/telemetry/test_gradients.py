@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.mesh import Mesh
-from workbench.records import columns_of
+from workbench.core.mesh import Mesh
+from workbench.core.records import columns_of
 from workbench.telemetry.gradients import combine, combine_histograms, combine_weights
 
 generator = np.random.default_rng(0)

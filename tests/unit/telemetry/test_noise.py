@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.unit.telemetry.test_gradients import part, table
-from workbench.mesh import Mesh
-from workbench.records import columns_of
+from workbench.core.mesh import Mesh
+from workbench.core.records import columns_of
 from workbench.telemetry.noise import noise_scale, similarity
 
 BATCH, REPLICAS, SIZE = 64, 4, 400

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.records import columns_of
+from workbench.core.columns import Columns
+from workbench.core.records import columns_of
 from workbench.telemetry.phases import (
     bubble_share,
     bus_factor,
@@ -19,7 +20,7 @@ from workbench.telemetry.phases import (
     posting_time,
     skew_ms,
 )
-from workbench.telemetry.store import Columns, empty
+from workbench.telemetry.store import empty
 
 
 def table(name: str, rows: list[dict]) -> Columns:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.rank_log import RankLogWriter
-from workbench.records import CollectiveRecord, PhaseRecord, StepRecord
+from workbench.core.records import CollectiveRecord, PhaseRecord, StepRecord
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
 RANKS = 2

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from workbench.core.records import DeviceSample, Event, HistogramStats, StepRecord
 from workbench.errors import RunDirectoryError, SchemaError
-from workbench.rank_log import RankLogWriter, _TableFile, rank_directory, schema
-from workbench.records import DeviceSample, Event, HistogramStats, StepRecord
+from workbench.rundir.log import RankLogWriter, _TableFile, rank_directory, schema
 from workbench.telemetry import stream
 from workbench.telemetry.store import Store
 from workbench.telemetry.stream import message_end, whole_messages

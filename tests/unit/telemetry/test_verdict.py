@@ -7,9 +7,10 @@ import pytest
 from IPython.lib.pretty import pretty
 
 from tests.unit.telemetry.test_phases import phase, table
-from workbench.mesh import Mesh
+from workbench.core.columns import Columns
+from workbench.core.mesh import Mesh
 from workbench.telemetry.phases import posting_time
-from workbench.telemetry.store import Columns, empty
+from workbench.telemetry.store import empty
 from workbench.telemetry.verdict import verdict
 
 

@@ -18,15 +18,17 @@ from bokeh.models import ColumnDataSource
 from tests.fake_records import FakeRank
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
 from widgets import available, wire
-from widgets.facts import Facts
-from widgets.feed import Feed
-from widgets.stream import Stream
-from workbench.outcome import failure
-from workbench.plots import plots, rows, throughput
+from widgets.panel.feed import Feed
+from widgets.panel.stream import Stream
+from widgets.panel.summary import Facts
+from workbench.core.columns import Columns
+from workbench.core.records import SESSION_RANK, Event
+from workbench.events.outcome import failure
+from workbench.plots import plots, throughput
 from workbench.plots.base import TABS
-from workbench.rank_log import RankLogWriter
-from workbench.records import SESSION_RANK, Event
-from workbench.telemetry.store import Columns, Store
+from workbench.rundir.log import RankLogWriter
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.store import Store
 
 
 def opened(path: Path) -> Store:

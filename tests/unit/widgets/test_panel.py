@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fake_run import LiveFakeRun, make_fake_run
-from widgets.panel import Panel, summarise
+from widgets.panel.panel import Panel, summarise
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.telemetry.store import Store
 

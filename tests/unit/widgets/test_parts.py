@@ -13,19 +13,21 @@ import pytest
 
 from tests.fake_records import straggler
 from tests.fake_run import fake_spec, make_fake_run, write_spec
-from widgets import bundle, compare, control_set
-from widgets.console import MOST_NEW, Console
-from widgets.control_set import History
-from widgets.facts import Facts
-from widgets.fold import Folded, ranges
-from widgets.happenings import Happenings
-from widgets.judgement import Judge
+from widgets import bundle
 from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
-from widgets.rank_table import RankTable
-from workbench.rank_log import RankLogWriter
-from workbench.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
-from workbench.run import Run
-from workbench.telemetry.store import Columns, Store
+from widgets.panel import compare, control_set
+from widgets.panel.console import MOST_NEW, Console
+from widgets.panel.control_set import History
+from widgets.panel.event_list import Happenings
+from widgets.panel.fold import Folded, ranges
+from widgets.panel.rank_table import RankTable
+from widgets.panel.summary import Facts
+from widgets.panel.verdict import Judge
+from workbench.core.columns import Columns
+from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
+from workbench.run.run import Run
+from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.store import Store
 
 
 def opened(path: Path) -> Store:

@@ -21,7 +21,7 @@ from magics.watch import WatchMagics
 from tests.fake_run import make_fake_run
 from widgets import machine
 from widgets.machine import MachinePanel
-from widgets.panel import Panel
+from widgets.panel.panel import Panel
 from workbench.errors import RunDirectoryError
 from workbench.plots import theme
 

@@ -1,0 +1,53 @@
+"""Figures that show several runs at once, aligned by step, tokens or time: one source ("run0", "run1") per run, filled
+in the browser with the runs' spines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from widgets import wire
+from workbench.plots import theme
+from workbench.rundir.directory import run_name
+
+X = {"step": "step", "tokens": "tokens (all ranks)", "time": "seconds since the first sample"}
+_FIGURES = (
+    ("compare_loss", "Loss", "loss", "loss", "{0.0000}", "linear"),
+    ("compare_tps", "Throughput", "tps", "throughput", "{0,0}", "linear"),
+    ("compare_norm", "Gradient norm (global L2)", "grad_norm", "norm", "{0.000e+0}", "log"),
+)
+_WIDEST = 22
+COLUMNS = ("step", "time", "tokens", "loss", "tps", "grad_norm")
+
+
+def short_labels(names: list[str]) -> list[str]:
+    """Of run directories: the runs' names where these tell them apart; two of them fit half of a page of 900 px."""
+    own = [run_name(Path(name)) for name in names]
+    chosen = own if len(set(own)) == len(own) else names
+    return [name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}" for name in chosen]
+
+
+def figures(names: list[str]) -> list[dict[str, Any]]:
+    """Items for the tab "compare"; ``names`` of the runs, in order."""
+    from bokeh.models import ColumnDataSource, HoverTool
+
+    items = []
+    labels = short_labels(names)
+    for name, title, column, label, number, scale in _FIGURES:
+        drawn = theme.new_figure(title, x_label="step", y_label=label, height=270, y_axis_type=scale)
+        entries = []
+        for place, run in enumerate(labels):
+            source = ColumnDataSource({key: [] for key in COLUMNS}, name=f"run{place}")
+            line = drawn.line(
+                "step", column, source=source, color=theme.rank_colour(place), line_dash=theme.DASHES[place % 2],
+                line_width=1.8, alpha=0.9,
+            )  # fmt: skip
+            entries.append((run, [line]))
+            tips = [("run", run), ("step", "@step{0}"), ("tokens", "@tokens{0,0}"), (label, f"@{column}{number}")]
+            drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=place == 0))
+        theme.add_legend(drawn, entries)
+        if name == "compare_tps":
+            drawn.y_range.start = 0
+        about = {"name": name, "title": title, "tab": "compare", "axis": "", "wide": name == "compare_loss"}
+        items.append({**about, "empty": "", **wire.item_of(theme.finish(drawn))})
+    return items

@@ -1,0 +1,255 @@
+"""The feed: a thread that reads a run's store and sends what is new to the panel in the browser.
+
+It ends with the run, with ``close``, or with the kernel. ``widgets.pace`` says how often; only figures of the tab that
+is looked at are fed. After a page reload the front end says hello and gets everything again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from widgets import wire
+from widgets.pace import Pace
+from widgets.panel import compare, control_set
+from widgets.panel.stream import Spine, Stream
+from widgets.panel.summary import JUDGE_EVERY_S, Facts
+from widgets.panel.tab_content import Extras
+from workbench.errors import WorkbenchError
+from workbench.plots import theme
+from workbench.plots.base import TABS
+from workbench.run.branching import START_TIMEOUT_S
+from workbench.run.run import ENDED
+from workbench.telemetry.row_views import has_ended
+from workbench.telemetry.store import Store
+
+#: a page that said nothing by then is sent everything unasked: its hello may wait behind a running cell
+UNASKED_AFTER_S = (1.5, 5.0)
+#: how long logs may still grow after the run has ended
+LAST_ROWS_S = 3.0
+RANKS_EVERY_S = 1.0
+#: a page that hears nothing for several of these says that the kernel is gone (``static/link.js``)
+HEARTBEAT_S = 4.0
+#: after something was asked: for how long the answer is looked for, and how often
+EAGER_FOR_S, EAGER_PERIOD_S = 1.5, 0.15
+ALL_TABS = frozenset({*TABS, "console", "controls", "compare"})
+DEFAULT_TAB = "overview"
+
+Send = Callable[[dict[str, Any], list[bytes]], None]
+
+
+class Feed:
+    """Reads ``store`` and calls ``send(content, buffers)``; ``on_end(store, facts)`` once, after the last rows.
+
+    ``status()`` is the run's state, or None to take it from the log. ``busy()``: whether a cell holds the kernel.
+    ``names``: of all runs in the panel, of which this is number ``run``. Methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        send: Send,
+        *,
+        status: Callable[[], str] | None = None,
+        can_control: bool = False,
+        busy: Callable[[], bool] = lambda: False,
+        on_end: Callable[[Store, dict[str, Any]], None] | None = None,
+        run: int = 0,
+        names: list[str] | None = None,
+    ) -> None:
+        self._store = store
+        self._send = send
+        self._status = status
+        self._can_control = can_control
+        self._busy = busy
+        self._on_end = on_end
+        self._run = run
+        self._names = names or [store.run.name]
+        self._facts = Facts(store)
+        self._extras = Extras(store, self._facts)
+        self._stream = Stream(store)
+        self._spine = Stream(store, [Spine()], drawn=False)
+        self._pace = Pace()
+        self._views: list[dict[str, Any]] = []
+        self._epoch = 0
+        self._rollbacks = 0
+        self._shown: dict[str, Any] = {}
+        self._ranks_due = 0.0
+        self._heard = False
+        self._full = False
+        self._once = False  # the last round had work that does not come again: figures were drawn
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._eager_until = 0.0
+        self._closing = False
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name=f"panel-{store.run.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send, from a thread of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; returns at once."""
+        self._closing = True
+        self._wake.set()
+
+    def hello(self, have: str | None) -> None:
+        """A page wants everything; ``have``: the version of BokehJS that it has loaded."""
+        with self._lock:
+            self._heard = True
+            self._pace.heard(time.monotonic(), self._pace.sent)
+            if have != wire.bokeh_version():
+                self._send_bokeh()
+            self._full = True
+            self._now_or_soon()
+
+    def look(self, views: list[dict[str, Any]], seq: int | None = None) -> None:
+        """What the page's views show (``run``, ``tab``, ``visible``), and which message it has drawn."""
+        with self._lock:
+            before, self._views = self.tabs(), views
+            visible = any(view.get("visible") for view in views) if views else True
+            hidden = not self._pace.visible
+            self._pace.heard(time.monotonic(), seq, visible)
+            if self.tabs() - before or (hidden and visible):
+                self._now_or_soon()
+
+    def choose(self, what: str, value: Any) -> None:
+        """Look at one rank ("rank") or layer ("layer"); None: at none."""
+        with self._lock:
+            self._stream.choose(what, value)
+            self._now_or_soon()
+
+    def tabs(self) -> set[str]:
+        """Tabs that somebody looks at, of this run."""
+        own = {str(v.get("tab")) for v in self._views if v.get("visible") and v.get("run", 0) == self._run}
+        return own if self._views else {DEFAULT_TAB}
+
+    def nudge(self) -> None:
+        """Look at the run now and for a moment more often: something was asked of it, and is soon answered."""
+        self._eager_until = time.monotonic() + EAGER_FOR_S
+        self._wake.set()
+
+    def _now_or_soon(self) -> None:
+        if self._thread.is_alive() and not self.ended.is_set():
+            self._wake.set()
+        elif self._epoch or self._full:
+            self._tick(time.monotonic())
+
+    def _loop(self) -> None:
+        began = time.monotonic()
+        ended_at: float | None = None
+        unasked = list(UNASKED_AFTER_S)
+        while not self._closing:
+            clock, cost = time.monotonic(), time.thread_time()
+            try:
+                with self._lock:
+                    if not self._heard and unasked and clock - began > unasked[0]:
+                        unasked.pop(0)
+                        self._send_bokeh()
+                        self._full = True
+                    self._once = self._full
+                    new_rows, over = self._tick(clock)
+            except WorkbenchError as error:
+                self._send({"kind": "trouble", "text": str(error)}, [])
+                return
+            if not self._once:
+                self._pace.spent(time.thread_time() - cost)
+            if over:
+                ended_at = ended_at or clock
+                if (new_rows == 0 and has_ended(self._store)) or time.monotonic() - ended_at > LAST_ROWS_S:
+                    break
+            period = self._pace.period_s(time.monotonic(), self._busy())
+            if time.monotonic() < self._eager_until:
+                period = min(period, EAGER_PERIOD_S)
+            due = clock + (min(period, 0.5) if over or not self._heard else period)
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+        if not self._closing:
+            self._finish()
+            self._wait_for_branch()
+
+    def _wait_for_branch(self) -> None:
+        """A run that ended for a branch says which one it is, once that is there."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._closing and self._facts.awaits_branch and time.monotonic() < deadline:
+            self._wake.wait(JUDGE_EVERY_S)
+            with self._lock:
+                self._tick(time.monotonic())
+
+    def _finish(self) -> None:
+        """The last word: everything that a page needs is sent before ``ended`` is set."""
+        with self._lock:
+            self._tick(time.monotonic(), last=True)
+            if self._on_end is not None:
+                self._on_end(self._store, dict(self._shown))
+            self.ended.set()
+
+    def _tick(self, clock: float, *, last: bool = False) -> tuple[int, bool]:
+        """Read, send what is new; returns the rows read and whether the run is over."""
+        read = self._store.refresh()
+        if len(self._store.rollbacks.known) != self._rollbacks:
+            self._rollbacks = len(self._store.rollbacks.known)
+            self._stream.renew()
+            self._spine.renew()
+            self._facts.rolled_back()
+        events = self._facts.update(clock)
+        self._extras.take(events)
+        status = self._status() if self._status else self._facts.logged_state
+        facts = self._facts.now(status=status, can_control=self._can_control, clock=time.time())
+        if self._full:
+            self._full = False
+            self._send_full(facts, clock)
+            self._send_delta(facts, clock)
+        elif self._epoch and (last or self.ended.is_set() or self._pace.ready(clock)):
+            self._send_delta(facts, clock)
+        self._shown = facts if not self._epoch else self._shown
+        return read, status in ENDED
+
+    def _send_full(self, facts: dict[str, Any], clock: float) -> None:
+        self._epoch += 1
+        self._stream.forget()
+        described, buffers = wire.pack({wire.SPINE: self._spine.kept(wire.SPINE)})
+        content = {
+            "kind": "full",
+            "runs": self._names,
+            "theme": {"colours": theme.COLOURS, "ranks": theme.RANK_COLOURS, "phases": theme.PHASES},
+            "facts": facts,
+            "columns": described,
+            "extra": self._extras.all(),
+            "controls": control_set.declared(self._store),
+            "compare": compare.figures(self._names) if len(self._names) > 1 and self._run == 0 else [],
+        }
+        self._shown = facts
+        self._ranks_due = 0.0
+        self._emit(content, buffers, clock)
+
+    def _send_delta(self, facts: dict[str, Any], clock: float) -> None:
+        state = self._pace.state(clock, self._busy())
+        tabs = set(ALL_TABS) if state == "blind" else self.tabs() if state == "open" else set()
+        news = self._stream.take(tabs, clock)
+        self._once |= bool(news.figures)
+        spine = self._spine.take({""}, clock)
+        news.columns.update(spine.columns)
+        news.replace += spine.replace
+        if "ranks" in tabs and clock >= self._ranks_due:
+            self._ranks_due = clock + RANKS_EVERY_S
+            news.columns["rank_table"] = self._facts.ranks.columns()
+            news.replace.append("rank_table")
+        changed = {name: value for name, value in facts.items() if self._shown.get(name) != value}
+        extra = self._extras.news(tabs)
+        self._shown = facts
+        if not (news or changed or extra) and clock - self._pace.sent_at < HEARTBEAT_S:
+            return
+        described, buffers = wire.pack(news.columns)
+        content = {"kind": "delta", "facts": changed, "columns": described, "replace": news.replace}
+        self._emit({**content, "figures": news.figures, "extra": extra}, buffers, clock)
+
+    def _emit(self, content: dict[str, Any], buffers: list[bytes], clock: float) -> None:
+        numbers = {"run": self._run, "epoch": self._epoch, "seq": self._pace.sending(clock)}
+        self._send({**content, **numbers}, buffers)
+
+    def _send_bokeh(self) -> None:
+        self._send({"kind": "bokeh", "version": wire.bokeh_version()}, [wire.bokeh_js()])

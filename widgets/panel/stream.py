@@ -1,0 +1,187 @@
+"""Rows of figures on their way to a page: what is new, what is too much, what a page has by now.
+
+A figure is fed only while somebody looks at its tab. What was sent is kept, thinned as it grows, so that a page that is
+loaded again, or a figure that has too many rows, gets the same thing at no cost to the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from widgets import wire
+from workbench.core.columns import Columns
+from workbench.plots import plots
+from workbench.plots.base import Plot
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.store import Store
+
+#: thinned when it has so many times the rows that a figure begins with
+_TOO_MANY = 1.5
+
+
+@dataclass
+class News:
+    """What goes to the page: rows by figure, which of them replace all, and figures to be drawn (anew)."""
+
+    columns: dict[str, Columns] = field(default_factory=dict)
+    replace: list[str] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.columns or self.figures)
+
+
+class _Sent:
+    """What a page has of one figure."""
+
+    def __init__(self) -> None:
+        self.cursor: Any = None
+        self.parts: list[Columns] = []
+        self.count = 0
+        self.due = 0.0
+
+    def add(self, columns: Columns) -> None:
+        self.parts.append(columns)
+        self.count += wire.rows_of(columns)
+
+    def set(self, columns: Columns) -> None:
+        self.parts, self.count = [], 0
+        self.add(columns)
+
+    def whole(self) -> Columns:
+        if len(self.parts) > 1:
+            names = self.parts[0]
+            self.parts = [{name: np.concatenate([part[name] for part in self.parts]) for name in names}]
+        return self.parts[0]
+
+
+class Stream:
+    """The figures of one run. ``take(tabs, clock)`` gives what is new in those tabs."""
+
+    def __init__(self, store: Store, sections: list[Plot] | None = None, *, drawn: bool = True) -> None:
+        self._store = store
+        self._plots = plots() if sections is None else sections
+        self._drawn = drawn
+        self._sent: dict[str, _Sent] = {}
+        self._chosen: dict[str, Any] = {"rank": None, "layer": None}
+        self._renew: set[str] = set()
+
+    def choose(self, what: str, value: Any) -> None:
+        """Look at one rank or one layer (None: at none); its figures are filled anew."""
+        if self._chosen.get(what) != value:
+            self._chosen[what] = value
+            self._renew |= {plot.NAME for plot in self._plots if getattr(plot, "CHOICE", "") == what}
+
+    def forget(self) -> None:
+        """The page has nothing: figures are sent anew when they are looked at, with the rows that are kept."""
+        for sent in self._sent.values():
+            sent.due = -1.0
+
+    def renew(self) -> None:
+        """What was sent counts no more: all figures are filled anew when they are looked at."""
+        self._renew |= self._sent.keys()
+
+    def kept(self, name: str) -> Columns:
+        """All rows of a figure that a page has by now; the figure is read from its begin if it was not yet."""
+        if name not in self._sent or name in self._renew:
+            self.take({plot.TAB for plot in self._plots if name == plot.NAME}, 0.0)
+        return self._sent[name].whole()
+
+    def take(self, tabs: Collection[str], clock: float) -> News:
+        """What the page lacks of the figures in these tabs."""
+        news = News()
+        for plot in self._plots:
+            if plot.TAB not in tabs:
+                continue
+            sent = self._sent.get(plot.NAME)
+            if sent is None or plot.NAME in self._renew:
+                self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
+            elif sent.due < 0:
+                self._go_on(plot, sent, News())  # what is kept, up to now
+                self._draw(plot, self._sent[plot.NAME], news)
+            elif clock >= sent.due:
+                self._go_on(plot, sent, news)
+            else:
+                continue
+            self._sent[plot.NAME].due = clock + getattr(plot, "PERIOD_S", 0.0)
+        return news
+
+    def _columns(self, plot: Plot, cursor: Any) -> tuple[Columns, Any]:
+        chosen = self._chosen.get(getattr(plot, "CHOICE", ""))
+        if chosen is None:
+            return plot.columns(self._store, cursor)
+        return plot.columns(self._store, cursor, chosen)  # type: ignore[call-arg]
+
+    def _begin(self, plot: Plot, news: News, *, drawn: bool) -> None:
+        columns, cursor = self._columns(plot, None)
+        sent = self._sent[plot.NAME] = _Sent()
+        sent.cursor = cursor
+        sent.set(columns)
+        self._renew.discard(plot.NAME)
+        if drawn:
+            news.columns[plot.NAME] = columns
+            news.replace.append(plot.NAME)
+        else:
+            self._draw(plot, sent, news)
+
+    def _draw(self, plot: Plot, sent: _Sent, news: News) -> None:
+        columns = sent.whole()
+        if self._drawn:
+            news.figures.append(wire.figure_item(plot, columns))
+        news.columns[plot.NAME] = columns
+        news.replace.append(plot.NAME)
+
+    def _go_on(self, plot: Plot, sent: _Sent, news: News) -> None:
+        columns, cursor = self._columns(plot, sent.cursor)
+        if list(columns) != list(sent.parts[0]):  # another kind of collective, GPUs: the figure has other lines now
+            self._begin(plot, news, drawn=False)
+            return
+        sent.cursor = cursor
+        if not wire.rows_of(columns):
+            return
+        if getattr(plot, "REPLACE", False):
+            sent.set(columns)
+            news.replace.append(plot.NAME)
+        else:
+            sent.add(columns)
+            budget = rows.CELLS if "until" in columns else rows.BUDGET
+            if sent.count > _TOO_MANY * budget:
+                thin = getattr(plot, "thin", rows.thin)
+                sent.set(columns := thin(sent.whole()))
+                news.replace.append(plot.NAME)
+        news.columns[plot.NAME] = columns
+
+
+class Spine:
+    """A run's steps with what others are aligned by: step, time (s since the first device sample), tokens (of all
+    ranks, so far), loss, tps, grad_norm. A figure without a picture of its own."""
+
+    NAME = wire.SPINE
+    TITLE = TAB = AXIS = ""
+
+    def columns(self, store: Store, cursor: Any) -> tuple[Columns, Any]:
+        """Marks since the cursor."""
+        steps, tokens, begin = cursor or (None, 0.0, None)
+        metrics, steps = rows.metrics_since(store, steps)
+        if begin is None and metrics["step"].size:
+            begin = rows.progress(store).begin
+            begin = float(metrics["time"][0]) if np.isnan(begin) else begin
+        times = metrics["step_time_ms"].astype(float) / 1e3
+        each = np.nan_to_num(metrics["tps"].astype(float) * times * store.mesh.world_size)
+        total = tokens + np.cumsum(each)
+        out = {
+            "step": metrics["step"].astype(float),
+            "time": metrics["time"].astype(float) - (begin or 0.0),
+            "tokens": total,
+            **{name: metrics[name].astype(float) for name in ("loss", "tps", "grad_norm")},
+        }
+        tokens = float(total[-1]) if total.size else tokens
+        return (rows.thin(out, of=["loss", "tps", "grad_norm"]) if cursor is None else out), (steps, tokens, begin)
+
+    def figure(self, source: Any) -> Any:
+        """Draws nothing: other figures show the marks."""
+        raise NotImplementedError("the spine is no figure")

@@ -1,0 +1,198 @@
+"""What the panel says in words and numbers: facts of a run, kept up to date from its store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from widgets.panel.control_set import in_force_words
+from widgets.panel.rank_table import RankTable
+from widgets.panel.verdict import Judge, Judgement
+from workbench.core.columns import Columns
+from workbench.events.outcome import failure_of
+from workbench.events.settings import InForce
+from workbench.events.words import words
+from workbench.run.run import ENDED
+from workbench.rundir.lineage import Branches, parent
+from workbench.telemetry import row_views as rows
+from workbench.telemetry.row_views import StepCursor, metrics_since
+from workbench.telemetry.store import Store
+
+RECENT_STEPS = 50
+LONGEST_TEXT = 4000
+LONGEST_TRACE = 20_000
+MOST_SAMPLES = 20
+#: seconds between two judgements
+JUDGE_EVERY_S = 3.0
+_NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm")
+
+
+class Facts:
+    """Reads a store's news into one small dictionary of JSON values (``now``). Numbers that are unknown are None."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._metrics: StepCursor | None = None
+        self._events = 0
+        self._devices = 0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
+        self._latest: dict[str, float] = {}
+        self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
+        self._began: float | None = None
+        self._ended: float | None = None
+        self._judge = Judge(store)
+        self._judged: Judgement = Judgement()
+        self._judged_at = -math.inf
+        self._in_force = InForce()
+        self._branches = Branches(store.run)
+        self._asked_to_branch = False
+        self.ranks = RankTable(store.spec.plan.ranks)
+        self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
+
+    def update(self, clock: float | None = None) -> Columns:
+        """Take in what the store has read since the last call; returns the new events."""
+        self._take_metrics()
+        devices, self._devices = rows.since(self._store, "devices", self._devices)
+        if devices["rank"].size:
+            self.ranks.take_devices(devices)
+        events, self._events = rows.since(self._store, "events", self._events)
+        self._in_force.take(events)
+        if self._recent:
+            self._in_force.take_lr(self._latest["lr"], self._recent[-1][1])
+        for index in range(events["step"].size):
+            self._take_event({name: values[index] for name, values in events.items()})
+        if np.isin(events["name"], ("failed", "died")).any():
+            self._take_failure()
+        if clock is None or clock - self._judged_at >= JUDGE_EVERY_S:
+            self._judged_at = clock if clock is not None else self._judged_at
+            tps = _number(self._latest.get("tps"))
+            self._branches.look()
+            self._judged = self._judge.judge(None if tps is None else tps * self.ranks.ranks)
+            self.ranks.lag = self._judged.lag
+        return events
+
+    def rolled_back(self) -> None:
+        """Training went back: what was taken in of its steps is taken in anew."""
+        self._metrics = None
+        self._recent.clear()
+        self._judge = Judge(self._store)
+        self._judged_at = -math.inf
+
+    @property
+    def logged_state(self) -> str:
+        """State of the run as its ranks logged it: the worst of them."""
+        return self.ranks.logged_state
+
+    @property
+    def began(self) -> float:
+        """When the run's clock starts: its first device sample, or now that there is none."""
+        begin = rows.progress(self._store).begin
+        return self._began or 0.0 if math.isnan(begin) else begin
+
+    def now(self, *, status: str, can_control: bool, clock: float) -> dict[str, Any]:
+        """All facts at the time ``clock`` (seconds since the epoch) of a run whose state is ``status``."""
+        spec = self._store.spec
+        step = int(self._latest.get("step", 0))
+        over = status in ENDED
+        end = (self._ended or (self._recent[-1][1] if self._recent else None)) if over else clock
+        elapsed = max(0.0, end - self._began) if self._began and end else None
+        left = spec.steps - step
+        pace = self._seconds_per_step()
+        return {
+            "name": self._store.run.name,
+            "lineage": " · ".join(filter(None, (self._origin(), self._branches.words()))),
+            "recipe": " ".join(filter(None, (spec.recipe or "own model", spec.size))),
+            "plan": spec.plan.describe(),
+            "precision": spec.precision,
+            "status": status,
+            "controls": "none" if not can_control else "ended" if over else "ready",
+            "step": step,
+            "steps": spec.steps,
+            "elapsed": None if elapsed is None else round(elapsed),
+            "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
+            **{name: _number(self._latest.get(name)) for name in _NUMBERS},
+            "lr": _number(self._in_force.values.get("lr", self._latest.get("lr"))),
+            "in_force": in_force_words(self._in_force.values),
+            **self._known,
+            "verdict": self._judged.sentence,
+            "straggler": self._judged.straggler,
+            "mfu": _number(self._judged.mfu),
+            "world": self.ranks.ranks,
+            "unit": rows.unit(self._store),
+            "states": self.ranks.counts(),
+        }
+
+    @property
+    def awaits_branch(self) -> bool:
+        """Whether the ranks ended so that another run can go on, and that is not there yet."""
+        return self._asked_to_branch and not self._branches.found
+
+    def _origin(self) -> str:
+        origin = parent(self._store.spec)
+        return f"goes on from {origin[0]}, step {origin[1]}" if origin else ""
+
+    def _take_metrics(self) -> None:
+        metrics, self._metrics = metrics_since(self._store, self._metrics)
+        size = metrics["step"].size
+        if not size:
+            return
+        for index in range(max(0, size - RECENT_STEPS), size):
+            self._recent.append((int(metrics["step"][index]), float(metrics["time"][index])))
+        self._latest = {name: float(values[-1]) for name, values in metrics.items()}
+
+    def _take_event(self, event: dict[str, Any]) -> None:
+        kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])
+        if kind == "state" and rank >= 0:
+            self._take_state(rank, name, step, float(event["time"]), json.loads(event["value"]))
+        elif kind == "validation" and name in ("loss", "accuracy"):
+            value = {"step": step, "value": _number(json.loads(event["value"]))}
+            self._known["validation" if name == "loss" else name] = value
+        elif kind == "sample":
+            self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
+        elif kind == "control" and name == "branch":
+            self._asked_to_branch = True
+        elif kind == "warning" and not self._known["failure"]:
+            self._known["notice"] = {"level": "warning", "text": words(kind, name, json.loads(event["value"]))}
+        elif kind == "rank" and name == "died":
+            self._take_death(json.loads(event["value"]))
+
+    def _take_death(self, value: Any) -> None:
+        if isinstance(value, dict) and isinstance(value.get("rank"), int):
+            self.ranks.take_state(value["rank"], "died", 0)
+
+    def _take_state(self, rank: int, state: str, step: int, time: float, value: Any) -> None:
+        self.ranks.take_state(rank, state, step)
+        if state == "running" and self._began is None:
+            self._began = time
+        if state in ENDED:
+            self._ended = max(time, self._ended or time)
+
+    def _take_failure(self) -> None:
+        """The failure that explains the others, with all ranks that had it, and its traceback once."""
+        first = failure_of(self._store.table("events"))
+        if first is None:
+            return
+        trace = first.traceback[-LONGEST_TRACE:]
+        self._known["failure"] = {"who": first.who, "error": first.message[:1000], "traceback": trace}
+        self._known["notice"] = {"level": "error", "text": f"{first.who} failed: the tab Overview says why"}
+
+    def _seconds_per_step(self) -> float | None:
+        if len(self._recent) < 2:
+            return None
+        (first, began), (last, ended) = self._recent[0], self._recent[-1]
+        return (ended - began) / (last - first) if last > first else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number for JSON, of six digits, else None."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return float(f"{number:.6g}") if math.isfinite(number) else None

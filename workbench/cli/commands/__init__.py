@@ -1,0 +1,8 @@
+"""The subcommands of ``workbench``, one module each: ``NAME``, ``HELP``, ``add_arguments(parser)``, ``run(arguments)``.
+
+To add one, write its module and name it in ``COMMANDS``. ``run`` returns the exit code and imports what it needs.
+"""
+
+from workbench.cli.commands import control, demo, doctor, export, lab, new, report, runs, sweep, train
+
+COMMANDS = (demo, lab, new, train, control, sweep, report, runs, export, doctor)

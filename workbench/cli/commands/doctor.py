@@ -1,0 +1,35 @@
+"""Say what this machine offers and what is wrong with it, one line each, with what to do. Exit code 1 on a failure."""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "doctor"
+HELP = "what this machine offers, and what is wrong with it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench doctor``."""
+    parser.add_argument("--quick", action="store_true", help="leave out importing torch and Colossal-AI")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print every finding; returns the exit code."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from workbench.cli.checks import checks
+
+    console = Console(soft_wrap=True, highlight=False)
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    failed = 0
+    for check in checks(imports=not arguments.quick):
+        for finding in check():
+            failed += finding.level == "fail"
+            advice = f"  -> {finding.advice}" if finding.advice else ""
+            console.print(
+                Text.assemble(
+                    (f"{finding.level:>4}", styles[finding.level]), f"  {finding.what}: {finding.found}{advice}"
+                )
+            )
+    return 1 if failed else 0

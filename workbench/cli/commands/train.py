@@ -1,0 +1,65 @@
+"""Train a spec file (TOML) without a notebook: what %dist_train --config does. Flags given beside it win.
+
+A spec.toml of a run directory trains that run again, with the cell that defined its model. Ctrl-C stops the run after
+its step. Exit code: 0 finished, 1 failed, 2 asked wrongly, 3 stopped by somebody else, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.core import flags
+
+if TYPE_CHECKING:
+    from workbench.run.run import Run
+
+NAME = "train"
+HELP = "train a spec file"
+STOPPED, INTERRUPTED = 3, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench train``."""
+    parser.add_argument("spec", type=Path, metavar="SPEC.toml", help="the spec file")
+    flags.add_to(parser)
+    parser.add_argument(
+        "--every", type=int, default=0, metavar="N", help="print a line every N steps where there is no terminal"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train to the end and take the ranks down; returns the exit code."""
+    from workbench.cluster.session import Session
+    from workbench.run import launch
+    from workbench.run.request import request
+
+    options, cell = request(arguments.spec, flags.options_of(arguments))
+    try:
+        started = launch.train(options, cell=cell)
+        print(f"run directory: {started.path}", flush=True)
+        return _until_ended(started, arguments.every)
+    finally:
+        session = Session.current()
+        if session is not None:
+            session.down()
+
+
+def _until_ended(started: Run, every: int) -> int:
+    from workbench.errors import RunError
+    from workbench.terminal.follow import follow
+
+    interrupted = False
+    try:
+        follow(lambda: [started.path], started.ended, every=every)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("stopping after this step; Ctrl-C again gives up on it", flush=True)
+        with suppress(RunError):  # it ended at this very moment
+            started.stop()
+        follow(lambda: [started.path], started.ended, every=every)
+    started.raise_if_failed()
+    print(f"report: workbench report {started.path}")
+    return INTERRUPTED if interrupted else STOPPED if started.status == "stopped" else 0

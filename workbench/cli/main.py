@@ -1,0 +1,68 @@
+"""``workbench COMMAND``: one module of ``workbench.cli.commands`` per subcommand.
+
+Exit codes: 0 all of it happened, 1 it failed, 2 it was asked wrongly, 3 the run was stopped before its end, 130 Ctrl-C.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NoReturn
+
+from workbench.cli.commands import COMMANDS
+from workbench.core.flags import normalised, not_understood
+from workbench.errors import ConfigError, WorkbenchError
+
+FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="workbench", description="A workbench for distributed training.")
+    top.add_argument("--version", action="version", version=metadata.version("dist-workbench"))
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.NAME, help=command.HELP, description=command.__doc__)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run, parser=sub)
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code; an error of ours is one line, not a traceback."""
+    spelt = [_spelt(word) for word in (sys.argv[1:] if words is None else words)]
+    arguments, unknown = parser().parse_known_args(spelt)
+    if unknown:
+        arguments.parser.error(not_understood(unknown, arguments.parser))
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except WorkbenchError as error:
+        trace = getattr(error, "traceback", "")
+        print(*filter(None, [trace.rstrip(), f"workbench {arguments.command}: {error}"]), sep="\n", file=sys.stderr)
+        return ASKED_WRONGLY if isinstance(error, ConfigError) else FAILED
+    except KeyboardInterrupt:
+        print(f"workbench {arguments.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _spelt(word: str) -> str:
+    """``--batch_size=4`` -> ``--batch-size=4``; a value stays as it is."""
+    flag, equals, value = word.partition("=")
+    return f"{normalised(flag)}{equals}{value}" if word.startswith("--") else word
+
+
+def _as_interrupt(*_: object) -> NoReturn:
+    """A polite end by SIGTERM cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Warm processes: everything imported, waiting to be told a rank.
+
+On CPU one process forks every rank (it has computed with one thread only, so its children may). A process bound to a
+GPU becomes the rank itself, as a fork after those imports breaks CUDA. The server speaks to both in the same way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from workbench.cluster.hosts.placement import CPU
+from workbench.cluster.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
+from workbench.cluster.server.processes import fork, reap, wake_on_signals
+from workbench.cluster.server.rank import become_rank
+
+
+def run_preload(preload: str) -> Callable[[], object] | None:
+    """Import and call ``"package.module:function"`` ("": nothing); what it returns, if that can be called."""
+    if not preload:
+        return None
+    module, _, name = preload.partition(":")
+    found = getattr(importlib.import_module(module), name)()
+    return found if callable(found) else None
+
+
+def run_warm(device: str, preload: str, channel: socket.socket, directory: Path) -> None:
+    """Body of a warm process: preload, say so, then serve ``RankSpec`` lines until the channel ends."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == CPU else device
+    started = time.monotonic()
+    try:
+        after_start = run_preload(preload)
+    except BaseException as error:  # whatever it is, the server has to tell it
+        detail = f"preload {preload!r} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+        channel.sendall(encode(Warmth(device=device, state="failed", detail=detail)))
+        raise SystemExit(1) from error
+    channel.sendall(encode(Warmth(device=device, state="warm", seconds=time.monotonic() - started)))
+    if device == CPU:
+        _fork_ranks(channel, directory, after_start)
+    else:
+        _wait_to_become(channel, directory, after_start)
+
+
+def rank_log(directory: Path, rank: int) -> Path:
+    """Where a rank's raw output goes (what ipyparallel does not capture)."""
+    return directory / f"rank-{rank:05d}.log"
+
+
+def _fork_ranks(channel: socket.socket, directory: Path, after_start: Callable[[], object] | None) -> None:
+    wakeup = wake_on_signals(signal.SIGCHLD)
+    buffer = LineBuffer()
+    while True:
+        ready, _, _ = select.select([channel.fileno(), wakeup], [], [])
+        if wakeup in ready:
+            os.read(wakeup, 4096)
+            for pid, wait_status in reap():
+                channel.sendall(encode(Reaped(pid=pid, wait_status=wait_status)))
+        if channel.fileno() in ready:
+            data = channel.recv(65536)
+            if not data:
+                return
+            for spec in buffer.feed(data):
+                pid = _fork_rank(spec, channel, wakeup, directory, after_start)
+                channel.sendall(encode(Forked(rank=spec.rank, pid=pid)))
+
+
+def _fork_rank(
+    spec: RankSpec, channel: socket.socket, wakeup: int, directory: Path, after_start: Callable[[], object] | None
+) -> int:
+    def body() -> None:
+        os.close(channel.detach())
+        os.close(wakeup)
+        become_rank(spec, after_start)
+
+    return fork(body, log=rank_log(directory, spec.rank))
+
+
+def _wait_to_become(channel: socket.socket, directory: Path, after_start: Callable[[], object] | None) -> None:
+    buffer = LineBuffer()
+    while True:
+        data = channel.recv(65536)
+        if not data:
+            return
+        for spec in buffer.feed(data):
+            channel.sendall(encode(Forked(rank=spec.rank, pid=os.getpid())))
+            os.close(channel.detach())
+            out = os.open(rank_log(directory, spec.rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            os.close(out)
+            become_rank(spec, after_start)
+            return

@@ -1,0 +1,337 @@
+"""What a run is asked to do: frozen, keyword-only, checked at birth.
+
+``TrainSpec`` is the whole request; ``plan`` says how it is spread over ranks, ``monitor`` what is watched. A spec file
+is the same in TOML (tables ``[plan]`` and ``[monitor]``); flags are the same names flat. ``spec.toml`` in a run
+directory adds ``[versions]`` and ``[machine]``, which are for people and are ignored when it is read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.core.mesh import Mesh
+from workbench.errors import ConfigError, SchemaError, nearest
+
+SPEC_VERSION = 1
+SPEC_FILE = "spec.toml"
+PLUGINS = ("ddp", "zero1", "zero2", "hybrid")
+PRECISIONS = ("fp32", "bf16", "fp16")
+MONITOR_LEVELS = ("off", "light", "full")
+ON_NONFINITE = ("stop", "skip", "go")
+_INFORMATION = ("versions", "machine")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+#: annotation of an option -> what it may be, and how that is called
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "bool": ((bool,), "true or false"),
+}
+#: options whose flag is not their name
+_FLAGS = {"ranks": "--nproc-per-node", "level": "--monitor", "budget": "--monitor-budget"}
+_WITHOUT_FLAG = ("strategy", "sample_hz")
+
+
+def flag_of(option: str) -> str:
+    """An option as people type it: ``batch_size`` -> ``--batch-size``."""
+    return option if option in _WITHOUT_FLAG else _FLAGS.get(option, f"--{option.replace('_', '-')}")
+
+
+def _check_type(item: dataclasses.Field[Any], value: Any) -> None:
+    """``ConfigError`` for a value that is not what the option's annotation says."""
+    kind, _, or_none = str(item.type).partition(" | ")
+    if kind not in _TYPES or (or_none and value is None):
+        return
+    classes, called = _TYPES[kind]
+    if not isinstance(value, classes) or (isinstance(value, bool) and kind != "bool"):
+        flag = flag_of(item.name)
+        raise ConfigError(f"{flag} must be {called}, not {value!r} ({type(value).__name__})", field=flag)
+
+
+def check_types(options: Mapping[str, Any]) -> None:
+    """Refuse an unknown option, or one that holds the wrong kind of value. ``ConfigError`` names it."""
+    for name, value in options.items():
+        table = _TABLES.get(_group_of(name), TrainSpec)
+        _check_type(next(item for item in dataclasses.fields(table) if item.name == name), value)
+
+
+def _check_own_types(spec: Any) -> None:
+    for item in dataclasses.fields(spec):
+        _check_type(item, getattr(spec, item.name))
+
+
+def _check(condition: bool, flag: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(message, field=flag)
+
+
+def _check_known(value: str, known: Collection[str], flag: str, what: str = "") -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {what}{value!r}: {nearest(value, known)}", field=flag)
+
+
+def _check_least(spec: Any, name: str, least: int) -> None:
+    value, flag = getattr(spec, name), flag_of(name)
+    _check(value >= least, flag, f"{flag} must be a whole number of at least {least}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelPlan:
+    """How one training is spread over ``ranks`` ranks.
+
+    ``strategy``: what trains, an entry point of the group ``dist_workbench.strategies``.
+    ``plugin``: Colossal-AI's ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor parallel times
+    ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    """
+
+    ranks: int = 1
+    strategy: str = "colossal"
+    plugin: str = "ddp"
+    tp: int = 1
+    pp: int = 1
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        _check_own_types(self)
+        for name in ("ranks", "tp", "pp", "micro_batches"):
+            _check_least(self, name, 1)
+        _check_known(self.plugin, PLUGINS, "--plugin", "plugin ")
+        if self.plugin != "hybrid":
+            for name in ("tp", "pp", "micro_batches"):
+                _check(
+                    getattr(self, name) == 1,
+                    f"--{name.replace('_', '-')}",
+                    f"--{name.replace('_', '-')} {getattr(self, name)} needs --plugin hybrid, not {self.plugin}",
+                )
+        _check(
+            self.ranks % (self.tp * self.pp) == 0,
+            "--tp",
+            f"tp*pp = {self.tp * self.pp} does not divide {self.ranks} ranks: "
+            f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
+        )
+        _check(
+            self.micro_batches >= self.pp,
+            "--micro-batches",
+            f"1F1B over {self.pp} pipeline stages needs at least as many micro-batches, not {self.micro_batches}: "
+            f"pass --micro-batches {self.pp}",
+        )
+        _check(
+            self.pp > 1 or self.micro_batches == 1,
+            "--micro-batches",
+            f"--micro-batches {self.micro_batches} splits a batch over pipeline stages: pass --pp 2 or more, "
+            "or use --accumulate without a pipeline",
+        )
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of the ranks: data parallel is what tp and pp leave."""
+        return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
+
+    def describe(self) -> str:
+        """For people: ``"hybrid: tp 2 on 2 ranks"``."""
+        return f"{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSpec:
+    """What is watched, and what it may cost.
+
+    ``level``: "off" (step records only), "light" (norms, phases, device samples) or "full" (all statistics).
+    ``grad_every`` steps between gradient statistics; 0: never; None: the governor chooses the interval so that watching
+    costs at most ``budget`` of the step time (0.01 is 1 %). ``grad_layers``: a regular expression, only layers in whose
+    qualified name it is found (``re.search``) are watched. Device samples at ``sample_hz``. ``on_nonfinite``: what a
+    non-finite loss or gradient does: "stop" the run, "skip" the step on all ranks, or "go" on.
+    """
+
+    level: str = "full"
+    grad_every: int | None = None
+    grad_layers: str = ""
+    budget: float = 0.01
+    sample_hz: float = 2.0
+    on_nonfinite: str = "stop"
+
+    def __post_init__(self) -> None:
+        _check_own_types(self)
+        _check_known(self.level, MONITOR_LEVELS, "--monitor")
+        _check(
+            self.grad_every is None or self.grad_every >= 0,
+            "--grad-every",
+            f"--grad-every must be a whole number of steps, 0 for never, not {self.grad_every!r}",
+        )
+        try:
+            re.compile(self.grad_layers)
+        except re.error as error:
+            raise ConfigError(
+                f"--grad-layers {self.grad_layers!r} is no regular expression: {error}", field="--grad-layers"
+            ) from error
+        _check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
+        _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
+        _check_known(self.on_nonfinite, ON_NONFINITE, "--on-nonfinite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One training run.
+
+    ``batch_size`` is global: samples per optimizer step over all ranks (0: a cell's dataloader has its own). Each
+    data-parallel rank takes its contiguous share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece
+    into ``plan.micro_batches``.
+    ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
+    ``eval_every`` steps between evaluations, and one at the end (0: none).
+    ``save_every`` steps between checkpoints (0: none by itself), of which the newest ``keep`` stay (0: all).
+    ``resume``: ``RUN`` or ``RUN@step``, a checkpoint to go on from.
+    ``lr`` None leaves the learning rate to the recipe's default, or to the optimizer that the cell made.
+    """
+
+    recipe: str = ""
+    size: str = ""
+    name: str = "run"
+    plan: ParallelPlan = field(default_factory=ParallelPlan)
+    steps: int = 100
+    batch_size: int = 8
+    lr: float | None = None
+    precision: str = "fp32"
+    seed: int = 1024
+    accumulate: int = 1
+    clip: float = 0.0
+    shuffle: bool = False
+    eval_every: int = 50
+    save_every: int = 0
+    keep: int = 0
+    resume: str = ""
+    monitor: MonitorSpec = field(default_factory=MonitorSpec)
+
+    def __post_init__(self) -> None:
+        _check_own_types(self)
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 0),
+            ("accumulate", 1),
+            ("eval_every", 0),
+            ("save_every", 0),
+            ("keep", 0),
+            ("seed", 0),
+        ):
+            _check_least(self, name, least)
+        _check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            _check(
+                value is None or 0 <= value < float("inf"),
+                f"--{name}",
+                f"--{name} must be a finite number of at least 0, not {value!r}",
+            )
+        _check_known(self.precision, PRECISIONS, "--precision", "precision ")
+        _check(
+            bool(_NAME.fullmatch(self.name)),
+            "--name",
+            f"--name {self.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit, "
+            "64 characters at most",
+        )
+        pieces = self.plan.mesh.dp * self.accumulate * self.plan.micro_batches
+        _check(
+            self.batch_size % pieces == 0,
+            "--batch-size",
+            f"--batch-size {self.batch_size} cannot be cut into dp {self.plan.mesh.dp} x accumulate "
+            f"{self.accumulate} x micro-batches {self.plan.micro_batches} = {pieces} equal pieces: "
+            f"use {max(1, round(self.batch_size / pieces)) * pieces}",
+        )
+
+    def replace(self, **changes: Any) -> TrainSpec:
+        """A copy with changed options, named as in a flat command line (``tp``, ``lr``, ``grad_every`` ...)."""
+        return TrainSpec.from_options({**self.options(), **changes})
+
+    def options(self) -> dict[str, Any]:
+        """All options flat: name -> value."""
+        flat: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            grouped = isinstance(value, (ParallelPlan, MonitorSpec))
+            flat.update(dataclasses.asdict(value) if grouped else {item.name: value})
+        return flat
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> TrainSpec:
+        """From flat options; ``ConfigError`` for an unknown one, with the nearest known name."""
+        groups: dict[str, dict[str, Any]] = {"plan": {}, "monitor": {}, "": {}}
+        for key, value in options.items():
+            groups[_group_of(key)][key] = value
+        return cls(plan=ParallelPlan(**groups["plan"]), monitor=MonitorSpec(**groups["monitor"]), **groups[""])
+
+    def to_toml(self) -> dict[str, Any]:
+        """The tables of a spec file; what is None is left out."""
+        return {"spec_version": SPEC_VERSION, **_without_none(dataclasses.asdict(self))}
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an option that is absent has its default."""
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+_TABLES: dict[str, type] = {"plan": ParallelPlan, "monitor": MonitorSpec}
+
+
+#: the table of a spec file in which an option stands; "": at its top
+_GROUPS = {
+    item.name: table
+    for table, kind in {"": TrainSpec, **_TABLES}.items()
+    for item in dataclasses.fields(kind)
+    if item.name not in _TABLES
+}
+
+
+def _group_of(key: str) -> str:
+    if key in _GROUPS:
+        return _GROUPS[key]
+    if key in _TABLES:
+        raise ConfigError(f"{key} is a table: write [{key}] and its options below it", field=key)
+    raise ConfigError(f"unknown option {key!r}: {nearest(key, _GROUPS)}", field=key)
+
+
+def read_spec_options(path: str | Path) -> dict[str, Any]:
+    """Flat options of a spec file, only those that stand in it.
+
+    Raises ``ConfigError`` for a missing file, broken TOML, an unknown key or a key in the wrong table, and
+    ``SchemaError`` for a spec of a newer version.
+    """
+    path = Path(path).expanduser()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the spec {path}: {error.strerror}", field="--config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", field="--config") from error
+    version = data.pop("spec_version", SPEC_VERSION)
+    if not isinstance(version, int) or version > SPEC_VERSION:
+        raise SchemaError(
+            f"{path} has spec_version {version!r}, this version reads up to {SPEC_VERSION}: update dist-workbench"
+        )
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in _INFORMATION:
+            continue
+        entries = value if isinstance(value, dict) else {key: value}
+        table = key if isinstance(value, dict) else ""
+        if table and table not in _TABLES:
+            raise ConfigError(
+                f"{path}: unknown table [{table}]: {nearest(table, [*_TABLES, *_INFORMATION])}", field=table
+            )
+        for name, entry in entries.items():
+            group = _group_of(name)
+            if group != table:
+                place = f"table [{group}]" if group else "the top of the file"
+                raise ConfigError(f"{path}: key {name!r} belongs in {place}", field=name)
+            flat[name] = entry
+    return flat

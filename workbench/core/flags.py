@@ -1,0 +1,172 @@
+"""The options of a run as flags, declared once: ``%dist_train`` and ``workbench train`` take the same.
+
+Names follow torchrun; ``--a-b`` and ``--a_b`` are both accepted (``normalised``). A flag that is not given is None, so
+that a spec file or a recipe's default stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PLUGINS, PRECISIONS, TrainSpec
+from workbench.core.recipe import recipes
+
+
+def share(text: str) -> float:
+    """``"1%"`` or ``"0.01"`` -> 0.01."""
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+
+
+TRAINED, SPREAD, LEARNT, WATCHED = (
+    "what to train", "how it is spread over ranks", "how it learns", "what is watched and kept",
+)  # fmt: skip
+#: options that recipes choose themselves, each size its own way
+OF_RECIPES = ("steps", "batch_size", "lr", "clip", "shuffle", "eval_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One option: its spellings, the option of ``TrainSpec`` it sets, its type, what it does and the group of the help
+    that it stands in. ``default``: what holds without it, in words, where that is not the value in ``TrainSpec``.
+
+    ``kind`` None: a switch without a value.
+    """
+
+    names: tuple[str, ...]
+    option: str
+    kind: Callable[[str], Any] | None
+    help: str
+    group: str
+    metavar: str | None = None
+    default: str | None = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments for ``add_argument`` (argparse's and IPython's alike)."""
+        shared = {"dest": self.option, "default": None, "help": self.help + self._without()}
+        if self.kind is None:
+            return {**shared, "action": "store_const", "const": True}
+        return {**shared, "type": self.kind, "metavar": self.metavar or self.option.upper()}
+
+    def _without(self) -> str:
+        """``" (default: 100, or the recipe's)"``."""
+        value = self.default if self.default is not None else str(_DEFAULTS[self.option])
+        if self.kind is None or not value:
+            return ""
+        or_else = ", or the recipe's" if self.option in OF_RECIPES else ""
+        return f" (default: {value}{or_else})"
+
+
+_DEFAULTS = TrainSpec().options()
+FLAGS = (
+    Flag(names=("--recipe",), option="recipe", kind=str, group=TRAINED,
+         help="a ready model with real data, such as stdlib-llama", default=""),
+    Flag(names=("--size",), option="size", kind=str, group=TRAINED, help="size of the recipe's model",
+         default="the smallest, tiny"),
+    Flag(names=("--resume",), option="resume", kind=str, group=TRAINED, metavar="RUN[@STEP]",
+         help="go on from a checkpoint", default=""),
+    Flag(names=("--name",), option="name", kind=str, group=TRAINED, help="name of the run",
+         default="the recipe's, or run"),
+    Flag(names=("-n", "--nproc-per-node"), option="ranks", kind=int, group=SPREAD, metavar="N",
+         help="how many ranks train", default="those that are up, else one per GPU or core"),
+    Flag(names=("--plugin",), option="plugin", kind=str, group=SPREAD,
+         help=f"Colossal-AI plugin: {', '.join(PLUGINS)}", default="ddp; hybrid with --tp or --pp"),
+    Flag(names=("--tp",), option="tp", kind=int, group=SPREAD, help="tensor parallel size"),
+    Flag(names=("--pp",), option="pp", kind=int, group=SPREAD, help="pipeline parallel size (stages)"),
+    Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",
+         help="pieces a pipeline cuts a batch into", default="--pp"),
+    Flag(names=("--precision",), option="precision", kind=str, group=SPREAD, help=f"{', '.join(PRECISIONS)}"),
+    Flag(names=("--steps",), option="steps", kind=int, group=LEARNT, help="optimizer steps"),
+    Flag(names=("--batch-size",), option="batch_size", kind=int, group=LEARNT, metavar="B",
+         help="global batch: samples per step over all ranks"),
+    Flag(names=("--lr",), option="lr", kind=float, group=LEARNT, help="learning rate",
+         default="that of the cell's optimizer"),
+    Flag(names=("--seed",), option="seed", kind=int, group=LEARNT, help="seed of weights and data order"),
+    Flag(names=("--accumulate",), option="accumulate", kind=int, group=LEARNT, metavar="A",
+         help="pieces a rank cuts its share of the batch into, one after another"),
+    Flag(names=("--clip",), option="clip", kind=float, group=LEARNT, metavar="NORM",
+         help="largest global gradient norm; 0: any", default="0"),
+    Flag(names=("--shuffle",), option="shuffle", kind=None, group=LEARNT,
+         help="read the dataset in a seeded random order (recipes do)"),
+    Flag(names=("--eval-every",), option="eval_every", kind=int, group=WATCHED, metavar="STEPS",
+         help="steps between evaluations; 0: none"),
+    Flag(names=("--monitor",), option="level", kind=str, group=WATCHED, metavar="LEVEL",
+         help=f"what is watched: {', '.join(MONITOR_LEVELS)}"),
+    Flag(names=("--monitor-budget",), option="budget", kind=share, group=WATCHED, metavar="SHARE",
+         help="what watching may cost of the step time", default="1%%"),
+    Flag(names=("--grad-every",), option="grad_every", kind=int, group=WATCHED, metavar="STEPS",
+         help="steps between gradient statistics; 0: never", default="chosen to stay within the budget"),
+    Flag(names=("--grad-layers",), option="grad_layers", kind=str, group=WATCHED, metavar="REGEX",
+         help="watch only layers with such names", default="all"),
+    Flag(names=("--on-nonfinite",), option="on_nonfinite", kind=str, group=WATCHED, metavar="WHAT",
+         help=f"what a NaN or infinity does: {', '.join(ON_NONFINITE)}"),
+    Flag(names=("--save-every",), option="save_every", kind=int, group=WATCHED, metavar="STEPS",
+         help="steps between checkpoints; 0: none"),
+    Flag(names=("--keep",), option="keep", kind=int, group=WATCHED, metavar="K",
+         help="how many checkpoints to keep; 0: all"),
+)  # fmt: skip
+
+_LONG_FLAG = re.compile(r"(?<!\S)--[A-Za-z][\w-]*")
+
+
+def normalised(line: str) -> str:
+    """A command line whose long flags are spelt with ``-``: ``--nproc_per_node 2`` -> ``--nproc-per-node 2``."""
+    return _LONG_FLAG.sub(lambda match: match.group().replace("_", "-"), line)
+
+
+def add_to(parser: argparse.ArgumentParser, options: Collection[str] | None = None) -> None:
+    """Add every flag to an argparse parser, in their groups, or those of ``options`` only."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag in FLAGS:
+        if options is None or flag.option in options:
+            if flag.group not in groups:
+                groups[flag.group] = parser.add_argument_group(flag.group)
+            groups[flag.group].add_argument(*flag.names, **flag.keywords())
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run among parsed arguments, those given only."""
+    values = vars(arguments)
+    return {flag.option: values[flag.option] for flag in FLAGS if values.get(flag.option) is not None}
+
+
+#: how a command that changes settings names its words
+ASSIGNMENT = "NAME=VALUE"
+#: flags of other tools whose name is not near ours
+_ELSEWHERE = {
+    "--learning-rate": "--lr",
+    "--max-steps": "--steps",
+    "--epochs": "--steps",
+    "--num-processes": "--nproc-per-node",
+    "--world-size": "--nproc-per-node",
+    "--gpus": "--nproc-per-node",
+    "--ranks": "--nproc-per-node",
+    "--dtype": "--precision",
+    "--mixed-precision": "--precision",
+    "--gradient-accumulation-steps": "--accumulate",
+    "--max-grad-norm": "--clip",
+    "--tensor-parallel-size": "--tp",
+    "--pipeline-parallel-size": "--pp",
+}
+
+
+def not_understood(words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Of words that a parser did not take, what was probably meant by the first."""
+    word, known = words[0], parser._option_string_actions
+    name, _, value = word.partition("=")
+    if name.startswith("-"):
+        close = difflib.get_close_matches(name, [each for each in known if each.startswith("--")], n=1, cutoff=0.6)
+        meant = _ELSEWHERE.get(name, "") if _ELSEWHERE.get(name) in known else "".join(close)
+        if not meant and any(action.metavar == ASSIGNMENT for action in parser._actions):
+            meant = f"{name.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
+    elif word.isdecimal():
+        meant = f"-n {word}" if "-n" in known else ""
+    elif word.endswith(".toml"):
+        meant = f"--config {word}" if "--config" in known else ""
+    else:
+        meant = f"--recipe {word}" if "--recipe" in known and word in recipes() else ""
+    return f"{word!r} is not understood" + (f": did you mean {meant}?" if meant else "")

@@ -1,0 +1,206 @@
+"""Agreed control: every rank applies a command at the same step boundary.
+
+Rank 0 looks at the size of ``control.jsonl`` (a ``stat``) when a step begins and tells all ranks up to which byte to
+read when it ends. Every rank then reads the same bytes, hence the same commands, before the same step. A number of
+rank 0's rides along: what the next step's watching is, so that all ranks watch the same steps. Ranks of one host are
+told through a mapped file (``shared_slots``). Between hosts what is told comes with the sum that ranks make in each
+step anyway (of losses and gradient norms, ``star``), and so costs nothing more; where none was made, it makes its own.
+
+A pause is the same without a step around it: rank 0 polls the file and tells when it grew, and twice a second anyway,
+so that no rank waits long enough to time out. The other ranks sleep meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from workbench.core.records import Command
+from workbench.engine.agree.host_sums import Star
+from workbench.engine.agree.shared_slots import SharedSlots
+from workbench.rundir.directory import CONTROL_FILE
+
+#: in the run directory while a run starts
+SLOTS_FILE = "agreement.slots"
+#: while paused: seconds between looks at the file, and most between what is told
+POLL_S = 0.1
+HEARTBEAT_S = 0.5
+#: seconds that a rank waits for bytes that rank 0 has seen (a network file system may show them later)
+_VISIBLE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line of the control file that is no command, and why; it was written by hand or by another version."""
+
+    text: str
+    reason: str
+
+
+class ControlReader:
+    """Reads whole lines of a growing ``control.jsonl`` up to a given byte."""
+
+    def __init__(self, run: str | Path) -> None:
+        self.path = Path(run) / CONTROL_FILE
+        self.offset = 0
+        self._name = str(self.path)
+        self._rest = b""
+
+    def size(self) -> int:
+        """Bytes there are now; those read already when the file is gone."""
+        try:
+            return os.stat(self._name).st_size
+        except OSError:
+            return self.offset
+
+    def read(self, end: int) -> list[Command | BadLine]:
+        """What the lines between the last call and byte ``end`` say; a line without its end waits for it."""
+        if end <= self.offset:
+            return []
+        *lines, self._rest = (self._rest + self._bytes(end)).split(b"\n")
+        return [_parsed(line.decode(errors="replace")) for line in lines if line.strip()]
+
+    def _bytes(self, end: int) -> bytes:
+        deadline = time.monotonic() + _VISIBLE_S
+        while True:
+            try:
+                with self.path.open("rb") as file:
+                    file.seek(self.offset)
+                    found = file.read(end - self.offset)
+            except OSError:
+                found = b""
+            if len(found) == end - self.offset or time.monotonic() > deadline:
+                self.offset = end
+                return found
+            time.sleep(0.005)
+
+
+def _parsed(line: str) -> Command | BadLine:
+    try:
+        return Command.from_line(line)
+    except (ValueError, TypeError, AttributeError) as error:
+        return BadLine(line[:200], str(error)[:200])
+
+
+class AgreedControl:
+    """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run.
+
+    ``one_host``: the ranks may be on one host, and agree through a file if they are."""
+
+    def __init__(self, run: str | Path, rank: int, world_size: int, *, one_host: bool = True) -> None:
+        self._reader = ControlReader(run)
+        self._rank = rank
+        self._told = (0, 0)
+        self._is_told = True
+        self._group = dist.new_group(backend="gloo") if world_size > 1 else None
+        self._star = None if self._group is None else Star(self._group, rank, world_size)
+        self._slots = None
+        if self._group is not None and one_host:
+            self._slots = self._shared(Path(run) / SLOTS_FILE, world_size)
+
+    def _shared(self, path: Path, world_size: int) -> SharedSlots | None:
+        """The mapped file, where every rank runs on rank 0's host and sees it; else None on all of them."""
+        nonce = torch.tensor([secrets.randbits(62)], dtype=torch.int64)
+        able = True
+        try:
+            if self._rank == 0:
+                SharedSlots.create(path, world_size, int(nonce))
+        except OSError:
+            able = False
+        hosts = torch.tensor(list(socket.gethostname().encode().ljust(64, b"\0")[:64]) + list(_boot_id()))
+        first = hosts.clone()
+        dist.broadcast(nonce, src=0, group=self._group)
+        dist.broadcast(first, src=0, group=self._group)
+        slots = None
+        try:
+            slots = SharedSlots(path, self._rank, world_size)
+            able = able and slots.nonce == int(nonce) and slots.lives(0) and torch.equal(first, hosts)
+        except (OSError, ValueError):
+            able = False
+        agreed = self.all_can(able)
+        if self._rank == 0:
+            path.unlink(missing_ok=True)  # those who have it have it mapped
+        if not agreed and slots is not None:
+            slots.close()
+        return slots if agreed else None
+
+    def post(self, rider: int = 0) -> None:
+        """Rank 0 says how far the control file reaches, and its ``rider``; what other ranks pass is not looked at."""
+        if self._rank == 0:
+            self._told = (self._reader.size(), rider)
+        if self._slots is None:
+            self._is_told = False
+        elif self._rank == 0:
+            self._slots.send(*self._told)
+
+    def take(self, *, patient: bool = False) -> list[Command | BadLine]:
+        """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's.
+
+        ``patient``: rank 0 may not have posted for a while.
+        """
+        if self._slots is not None and self._rank:
+            self._told = self._slots.receive(patient=patient)
+        elif not self._is_told:
+            self.summed(0.0, 0.0)
+        return self._reader.read(self._told[0])
+
+    def wait(self) -> list[Command | BadLine]:
+        """While paused: sleep until something is asked, half a second at most. The same list on every rank."""
+        if self._rank == 0:
+            deadline = time.monotonic() + HEARTBEAT_S
+            before = self._told[0]
+            while self._reader.size() <= before and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        self.post(self.rider)
+        return self.take(patient=True)
+
+    def summed(self, first: float, second: float) -> tuple[float, float]:
+        """The sums of what the ranks pass, in double precision and alike on all of them. All ranks ask at the same
+        moment, and wait for the last."""
+        if self._slots is not None:
+            return self._slots.summed(first, second)
+        if self._star is not None:
+            first, second, *told = self._star.summed(first, second, self._told)
+            self._told = (told[0], told[1])
+        self._is_told = True
+        return first, second
+
+    def all_can(self, able: bool) -> bool:
+        """Whether every rank is ``able``; all ranks ask at the same moment."""
+        unable, _ = self.summed(float(not able), 0.0)
+        return not unable
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every rank passes, by rank; rare, for what is small and can be pickled."""
+        if self._group is None:
+            return [value]
+        found: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks are told through a mapped file."""
+        return self._slots is not None
+
+    @property
+    def rider(self) -> int:
+        """The number that rank 0 gave to the last ``post``."""
+        return self._told[1]
+
+
+def _boot_id() -> bytes:
+    """What tells one running system from another of the same name; 64 bytes."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        text = b""
+    return text.ljust(64, b"\0")[:64]

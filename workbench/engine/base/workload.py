@@ -1,0 +1,63 @@
+"""What is trained: a model with its data and loss, before any plan touches it.
+
+A recipe builds one; the cell form of ``%dist_train`` makes one from the names the cell defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.engine.base.strategy import Strategy
+
+Batch = Any  # a tensor, or a dict, list or tuple of tensors whose dim 0 are the samples
+
+#: criterion(outputs, batch) -> mean loss over the batch; the only form a pipeline can use
+Criterion = Callable[[Any, Batch], "torch.Tensor"]
+#: loss_fn(model, batch) -> mean loss over the batch
+LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor"]
+
+
+class BatchSource(Protocol):
+    """Where batches come from. ``batches(dp, dp_size, start)`` yields this replica's share of each global batch from
+    number ``start`` on, for ever, the same on every call; samples are in the same order whatever ``dp_size`` is.
+    ``indices(number, dp, dp_size)``: dataset indices of that share of batch ``number`` (from 0), None if unknown."""
+
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one replica, one after another."""
+
+    def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
+        """Dataset indices of a replica's share of one batch."""
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What an evaluation found: ``values`` name -> number or matrix, ``texts`` sampled texts to read."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+
+
+@dataclass(kw_only=True)
+class Workload:
+    """A model, its optimizer, data and loss.
+
+    Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
+    None where each batch shows how many it has (``data.tokens_in``).
+    ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
+    values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    data: BatchSource
+    loss_fn: LossFunction | None = None
+    criterion: Criterion | None = None
+    lr_scheduler: Any = None
+    tokens_per_sample: int | None = 1
+    evaluate: Callable[[Strategy], Evaluation] | None = None
+    sample: Callable[[Strategy], Sequence[str]] | None = None

@@ -1,0 +1,104 @@
+"""The cell form: what the user's cell defined becomes a workload."""
+
+from __future__ import annotations
+
+import linecache
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DistributedSampler
+
+from workbench.core.config import TrainSpec
+from workbench.core.controls import knob
+from workbench.engine.base.workload import BatchSource, Workload
+from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.errors import ConfigError
+
+
+def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
+    """Run the cell in a copy of the rank's namespace, so that names pushed or defined by ``%%dist`` cells are there.
+
+    The cell also sees ``spec`` and ``knob`` (``workbench.core.controls``). Its errors are raised as they are, with the
+    lines of the cell in the traceback.
+    """
+    source = file.read_text(encoding="utf-8")
+    before = {**_interactive_namespace(), "spec": spec, "knob": knob, "__name__": "__main__"}
+    namespace = dict(before)
+    linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
+    exec(compile(source, str(file), "exec"), namespace)
+    # a name that only an earlier cell left on the rank is not part of this one
+    defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
+    return _workload(defined, spec)
+
+
+def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
+    model, optimizer = names["model"], names["optimizer"]
+    scheduler = names.get("lr_scheduler")
+    if spec.lr is not None and scheduler is None:
+        for group in optimizer.param_groups:
+            group["lr"] = spec.lr
+    elif spec.lr is not None and not spec.resume:  # in a run that goes on it is laid over the schedule
+        raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
+    loader = names.get("dataloader")
+    if loader is not None:
+        if spec.shuffle:
+            raise ConfigError("--shuffle is for a dataset; a dataloader has its own order", field="--shuffle")
+        _check_loader(loader, spec)
+        data: BatchSource = LoaderSource(loader, seed=spec.seed)
+    elif spec.batch_size == 0:
+        raise ConfigError(
+            "the cell's dataloader is None, and how many samples of the dataset a step takes was left to it: leave the "
+            "name dataloader out of the cell, or make one",
+            field="dataloader",
+        )
+    else:
+        data = DatasetSource(names["dataset"], spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
+    loss_fn = names.get("loss_fn")
+    criterion = names.get("criterion") if loss_fn is None else None
+    return Workload(
+        model=model,
+        optimizer=optimizer,
+        data=data,
+        loss_fn=loss_fn,
+        criterion=_on_pairs(criterion) if criterion is not None else None,
+        lr_scheduler=scheduler,
+        tokens_per_sample=None,
+    )
+
+
+def _on_pairs(criterion: Any) -> Any:
+    """``criterion(outputs, target)`` for batches that are (input, target) pairs, as torch's losses are called;
+    ``criterion(outputs, batch)`` for any other batch."""
+
+    def adapted(outputs: Any, batch: Any) -> Any:
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        return criterion(outputs, batch[1] if pair else batch)
+
+    return adapted
+
+
+def _check_loader(loader: Any, spec: TrainSpec) -> None:
+    """``ConfigError`` when the plan cannot cut the loader's own batch into equal pieces. A loader without a
+    ``batch_size`` (a batch sampler, any iterable) is found out at its first batch."""
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(size, int):
+        return
+    plan = spec.plan
+    is_shared = not isinstance(getattr(loader, "sampler", None), DistributedSampler)
+    dp = plan.mesh.dp if is_shared else 1
+    pieces = dp * spec.accumulate * plan.micro_batches
+    if size % pieces:
+        raise ConfigError(
+            f"the dataloader's batches of {size} samples cannot be cut into dp {dp} x accumulate {spec.accumulate} x "
+            f"micro-batches {plan.micro_batches} = {pieces} equal pieces: make it with "
+            f"batch_size={max(1, round(size / pieces)) * pieces} (--batch-size is for a dataset)",
+            field="dataloader",
+        )
+
+
+def _interactive_namespace() -> dict[str, Any]:
+    """The namespace of the engine's shell; empty outside of one."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    return dict(shell.user_ns) if shell is not None else {}

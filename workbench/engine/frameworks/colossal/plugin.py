@@ -1,0 +1,183 @@
+"""What Colossal-AI's plugins share: a boosted workload and its verbs."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from colossalai.booster import Booster
+
+from workbench.core.config import TrainSpec
+from workbench.core.mesh import Coordinates
+from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.colossal.optimizer_state import moments_of
+from workbench.engine.frameworks.colossal.parameters import (
+    HeldParameter,
+    ModelNames,
+    held_parameters,
+    share_of_replicas,
+)
+from workbench.engine.frameworks.colossal.rank_state import HeldStates
+from workbench.engine.state.layout import Held, Originals
+
+#: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
+INITIAL_SCALE = 2.0**10
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+#: names of layers, None for all of them
+Wanted = Collection[str] | None
+
+
+def is_in(layer: str, wanted: Wanted) -> bool:
+    """Whether a layer is among those wanted; None: all are."""
+    return wanted is None or layer in wanted
+
+
+class Plan(ABC):
+    """A workload boosted by one plugin: ``model`` and ``optimizer`` are the wrapped ones, ``module`` the user's."""
+
+    def __init__(self, spec: TrainSpec, here: Coordinates, device: torch.device) -> None:
+        self.spec = spec
+        self.here = here
+        self.mesh = spec.plan.mesh
+        self.device = device
+        self.skipped = False
+        self.framework_norm = math.nan  # of the last step, loss scale removed
+        self.watch_framework_norm = False
+        self.clip = spec.clip
+
+    def boost(self, workload: Workload) -> None:
+        """Wrap model and optimizer. Collective."""
+        names = self.names = ModelNames(workload.model)
+        self.originals = Originals(workload.model)
+        self.plugin = self.make_plugin()
+        self.booster = Booster(plugin=self.plugin)
+        self.model, self.optimizer, *_ = self.booster.boost(workload.model, workload.optimizer)
+        self.module: torch.nn.Module = self.model.unwrap()
+        self.held = held_parameters(
+            self.module, names, tp=self.here.tp, tp_size=self.mesh.tp, foreign=self.foreign_parameters()
+        )
+        turns = {layer: turn for turn, layer in enumerate(names.layers)}
+        self.mine = share_of_replicas(self.held, turns, self.mesh, self.here)
+        self.shares = {(item.layer, item.sharded) for item in self.mine}
+        self.sizes = names.sizes
+
+    @abstractmethod
+    def make_plugin(self) -> Any:
+        """The Colossal-AI plugin for the spec."""
+
+    def foreign_parameters(self) -> list[torch.Tensor]:
+        """Tied parameters that an earlier pipeline stage counts."""
+        return []
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around forward pass and loss."""
+        return nullcontext()
+
+    def cast(self, batch: Any) -> Any:
+        """``batch`` as the model itself takes it (what the wrapper does to its inputs)."""
+        convert = getattr(self.model, "convert_fn", None)
+        return batch if convert is None else torch.utils._pytree.tree_map(convert, batch)
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Around pieces whose gradients are only accumulated."""
+        return self.booster.no_sync(self.model, self.optimizer)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward of one piece of the batch."""
+        self.booster.backward(loss, self.optimizer)
+
+    def loss_scale(self) -> float:
+        """What gradients are still multiplied by."""
+        return 1.0
+
+    @abstractmethod
+    def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
+        """``Strategy.watch_batches``."""
+
+    def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
+        """This rank's share of the reduced gradient: over all ranks, each element once."""
+        return self.parts([item for item in (self.held if all_held else self.mine) if is_in(item.layer, wanted)])
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """``Strategy.reports``."""
+        return (layer, sharded) in self.shares
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+        """``Strategy.compare``: by then ``p.grad`` is the reduced gradient."""
+        return Comparison("exact", [[(part.tensor, part.source.real(part.source.parameter.grad))] for part in parts])
+
+    def weights(self, wanted: Wanted = None) -> list[WeightPart]:
+        """``Strategy.weights``."""
+        found, masters = [], self.masters()
+        for item in self.mine:
+            if is_in(item.layer, wanted):
+                master = masters.get(id(item.parameter), item.parameter)
+                both = moments_of(self.optimizer.optim, master)
+                first, second = [None if m is None else item.real(m) for m in both]
+                found.append(WeightPart(item.layer, item.real(master.detach()), item.sharded, (first, second)))
+        return found
+
+    def set_clip(self, clip: float) -> None:
+        """Clip to this global norm from the next step on; 0: not at all."""
+        self.clip = clip
+
+    def drop_gradients(self, layers: Collection[str]) -> None:
+        """Forget the reduced gradient of these layers, so that nothing updates them. Every rank calls it."""
+        for item in self.held if layers else ():
+            if item.layer in layers:
+                item.parameter.grad = None
+
+    def held_state(self) -> Held:
+        """What a checkpoint keeps of this rank."""
+        return HeldStates(self).held()
+
+    def masters(self) -> Mapping[Any, torch.Tensor]:
+        """Parameter's id -> the fp32 tensor that the optimizer updates in its stead, shaped alike; empty: itself."""
+        return {}
+
+    def scaler_of(self) -> Any:
+        """What holds the fp16 loss scale; None without one."""
+        return None
+
+    @abstractmethod
+    def step(self, global_norm: float | None) -> bool:
+        """Clip to ``clip`` (``global_norm`` is given then), update, clear gradients. False: skipped."""
+
+    def groups(self) -> list[Any]:
+        """Process groups that the plugin made."""
+        return []
+
+    def close(self) -> None:
+        """Destroy them."""
+        return
+
+    def wanted(self, layers: Wanted) -> list[HeldParameter]:
+        """The held parameters of ``layers``."""
+        return [item for item in self.held if is_in(item.layer, layers)]
+
+    def parts(self, items: Sequence[HeldParameter]) -> list[GradientPart]:
+        """Their gradients as they are now, those left out that another rank counts."""
+        scale = self.loss_scale()
+        return [
+            GradientPart(item.layer, item.real(item.parameter.grad), item.sharded, scale, item)
+            for item in items
+            if item.parameter.grad is not None and not item.foreign
+        ]
+
+
+def record_skips(plan: Plan, mixin: Any) -> None:
+    """Let ``plan.skipped`` say whether the last step was dropped: upstream's ``step`` returns nothing."""
+    should_skip = mixin.should_skip_step
+
+    def recorded() -> bool:
+        plan.skipped = should_skip()
+        return plan.skipped
+
+    mixin.should_skip_step = recorded

@@ -1,0 +1,101 @@
+"""Which models Colossal-AI's hybrid plugin can split, and what is checked of them beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from colossalai.shardformer.policies.auto_policy import _POLICY_LIST, _fullname
+from colossalai.shardformer.policies.base_policy import Policy
+
+from workbench.core.config import TrainSpec
+from workbench.errors import ConfigError
+
+#: families whose split training was compared step by step with one process
+TESTED_FAMILIES = ("llama", "gpt2", "vit")
+
+
+class UnchangedPolicy(Policy):
+    """Leaves a model as it is: the hybrid plugin with data parallelism only takes any module."""
+
+    def config_sanity_check(self) -> None:
+        """Nothing to check."""
+
+    def preprocess(self) -> torch.nn.Module:
+        """The model as it is."""
+        return self.model
+
+    def module_policy(self) -> dict[Any, Any]:
+        """No module is replaced."""
+        return {}
+
+    def postprocess(self) -> torch.nn.Module:
+        """The model as it is."""
+        return self.model
+
+
+def compiled_inside(model: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile(module)`` wraps, itself compiled, with the wrapper's options: a framework that
+    splits modules has to see its class. Any other module is returned as it is."""
+    inner: Any = getattr(model, "_orig_mod", None)
+    if inner is None:
+        return model
+    wrapper: Any = model
+    inner._compiled_call_impl = wrapper.dynamo_ctx(inner._call_impl)  # what ``Module.compile`` does
+    return inner
+
+
+def has_policy(model: torch.nn.Module) -> bool:
+    """Whether Colossal-AI knows how to split this class of model."""
+    return _fullname(model) in _POLICY_LIST
+
+
+def policy_for(model: torch.nn.Module, spec: TrainSpec) -> Policy | None:
+    """The policy to give to the hybrid plugin; None lets it choose its own for the model's class."""
+    return None if has_policy(model) else UnchangedPolicy()
+
+
+def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
+    """Refuse, with ``ConfigError``, a model that ``--tp`` and ``--pp`` of the spec cannot split."""
+    tp, pp = spec.plan.tp, spec.plan.pp
+    if tp * pp == 1:
+        return
+    flag = "--tp" if tp > 1 else "--pp"
+    model = getattr(model, "_orig_mod", model)  # of torch.compile(model)
+    if not has_policy(model):
+        raise ConfigError(
+            f"Colossal-AI cannot split a {type(model).__name__} over tp {tp} x pp {pp} ranks: it splits models of the "
+            "transformers library, such as LlamaForCausalLM. Use --plugin ddp, zero1 or zero2, or --tp 1 --pp 1",
+            field=flag,
+        )
+    family = type(model).__module__.split(".")[-2]
+    if family not in TESTED_FAMILIES:
+        raise ConfigError(
+            f"{type(model).__name__} over tp {tp} x pp {pp} was never compared with one process, and Colossal-AI is "
+            f"silently wrong for some models: tested are {', '.join(TESTED_FAMILIES)}. Use --tp 1 --pp 1",
+            field=flag,
+        )
+    config = model.config
+    heads = getattr(config, "num_attention_heads", tp)
+    for what, count in (
+        ("attention heads", heads),
+        ("key-value heads", getattr(config, "num_key_value_heads", None) or heads),
+    ):
+        if count % tp:
+            raise ConfigError(f"--tp {tp} does not divide the {count} {what} of the model", field="--tp")
+    layers = getattr(config, "num_hidden_layers", pp)
+    if layers % pp:
+        raise ConfigError(f"--pp {pp} does not divide the {layers} layers of the model", field="--pp")
+
+
+def check_norms(model: torch.nn.Module, spec: TrainSpec, device_type: str) -> None:
+    """Refuse batch normalisation where the plugins make it synchronised and torch has that on GPUs only."""
+    if device_type != "cpu" or spec.plan.plugin in ("zero1", "zero2") or spec.plan.pp > 1:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"{name} is a {type(module).__name__}: --plugin {spec.plan.plugin} synchronises it over ranks, which "
+                "torch can do on GPUs only. Use --plugin zero1, or GroupNorm or LayerNorm in the model",
+                field="--plugin",
+            )

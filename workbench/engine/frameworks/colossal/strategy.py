@@ -1,0 +1,264 @@
+"""Training with Colossal-AI's plugins: ddp, zero1, zero2 and hybrid (tensor, pipeline and data parallel)."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_map
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.device import rank_device
+from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, Strategy, WeightPart, unmarked
+from workbench.engine.base.workload import Batch, Workload
+from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.phase_marks import mark_stages, mark_what_follows
+from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
+from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
+from workbench.engine.frameworks.colossal.policies import check_norms, check_split
+from workbench.engine.frameworks.colossal.rerun import rerun
+from workbench.engine.state.layout import Held
+from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.errors import ConfigError
+
+
+def call_model(model: Callable[..., Any], batch: Batch) -> Any:
+    """Outputs of a model that is trained with a ``criterion``.
+
+    A mapping is passed by name; of a tuple or list the last entry is the target, which the model does not see.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch[:-1]) if len(batch) > 1 else model(*batch)
+    return model(batch)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with its tensors on ``device``."""
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+class ColossalStrategy(Strategy):
+    """One of Colossal-AI's plugins. Loss, gradients and updates are those of one process with the global batch."""
+
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None:
+        if (workload.loss_fn is None) == (workload.criterion is None):
+            raise ConfigError("define one of loss_fn(model, batch) and criterion(outputs, batch)", field="loss_fn")
+        plan = spec.plan
+        if plan.pp > 1 and workload.criterion is None:
+            raise ConfigError(
+                f"--pp {plan.pp}: a pipeline has the whole model on no rank, so loss_fn(model, batch) cannot be "
+                "called: define criterion(outputs, batch), for a transformers model "
+                "criterion = lambda outputs, batch: outputs.loss",
+                field="loss_fn",
+            )
+        trainable = [p for p in workload.model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")
+        known = {id(p) for p in trainable}
+        if not any(id(p) in known for group in workload.optimizer.param_groups for p in group["params"]):
+            raise ConfigError(
+                "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
+                field="optimizer",
+            )
+        if plan.plugin == "hybrid":
+            check_split(workload.model, spec)
+        check_norms(workload.model, spec, rank_device().type)
+
+    def prepare(self, workload: Workload) -> None:
+        from colossalai.accelerator import get_accelerator
+
+        self.workload = workload
+        self.device = get_accelerator().get_current_device()
+        config: Any = getattr(workload.model, "config", None)
+        if self.spec.plan.plugin == "hybrid" and getattr(config, "use_cache", False):
+            config.use_cache = False  # only for generation; a pipeline would warn at each step
+        self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
+        self.plan.boost(workload)
+        self.plan.model.train()
+        self._grad_sq: torch.Tensor | None = None
+        self._frozen: frozenset[str] = frozenset()
+
+    def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
+        self._grad_sq = None
+        run = self._pipeline_piece if self.mesh.pp > 1 else self._piece
+        losses = []
+        for index, piece in enumerate(pieces):
+            is_last = index == len(pieces) - 1
+            self.mark("transfer", index if len(pieces) > 1 else -1)
+            with nullcontext() if is_last else self.plan.no_sync():
+                losses.append(run(to_device(piece, self.device), len(pieces), index))
+        self.plan.drop_gradients(self._frozen)
+        found = [loss for loss in losses if loss is not None]
+        return torch.stack(found).sum() if found else None
+
+    def _piece(self, piece: Batch, count: int, index: int) -> torch.Tensor:
+        number = index if count > 1 else -1
+        self.mark("forward", number)
+        loss = self.loss_of(self.plan.model, piece) / count
+        self.mark("backward", number)
+        if index == count - 1 and self.mark is not unmarked and self.reducer() is not None:
+            mark_what_follows(loss, self.mark, number)
+        self.plan.backward(loss)
+        return loss.detach().float()
+
+    def loss_of(self, model: torch.nn.Module, piece: Batch) -> torch.Tensor:
+        """The loss of one piece by ``model``: the wrapped one, or the user's own."""
+        with self.plan.autocast():
+            if self.workload.loss_fn is not None:
+                return self.workload.loss_fn(model, piece)
+            return self._criterion(call_model(model, piece), piece)
+
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        return rerun(self, [to_device(piece, self.device) for piece in pieces], seen)
+
+    def rerun_pipeline(self, piece: Batch, count: int, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        """The schedule once more, without the reductions that follow it."""
+        plan = self._hybrid()
+
+        def criterion(outputs: Any, micro_batch: Any) -> torch.Tensor:
+            loss = self._criterion(outputs, micro_batch) / count
+            seen(loss)
+            return loss
+
+        with plan.model.no_sync():
+            result = plan.plugin.scheduler.forward_backward_step(
+                plan.model, iter([piece]), criterion, plan.optimizer, return_loss=True
+            )
+        loss = result["loss"]
+        return None if loss is None else loss.detach().float()
+
+    def skip(self) -> None:
+        self._grad_sq = None
+        self.plan.optimizer.zero_grad()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.plan.module
+
+    def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
+        plan = self._hybrid()
+        forget_shapes_if_new(plan.plugin.scheduler, piece)
+        if self.mark is not unmarked:
+            mark_stages(plan.plugin.scheduler, self.mark, first=index * self.spec.plan.micro_batches)
+        result = plan.booster.execute_pipeline(
+            iter([piece]),
+            plan.model,
+            lambda outputs, micro_batch: self._criterion(outputs, micro_batch) / count,
+            plan.optimizer,
+            return_loss=True,
+        )
+        loss = result["loss"]
+        return None if loss is None else loss.detach().float()
+
+    def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        assert self.workload.criterion is not None  # check refused a workload without
+        return self.workload.criterion(outputs, batch)
+
+    def _hybrid(self) -> HybridPlan:
+        assert isinstance(self.plan, HybridPlan)
+        return self.plan
+
+    def grad_sq(self) -> torch.Tensor:
+        if self._grad_sq is None:
+            parts = self.plan.reduced()
+            if parts:
+                squares = figures.sum_of_squares([part.tensor for part in parts])
+                self._grad_sq = (squares / parts[0].scale ** 2).float()
+            else:
+                self._grad_sq = torch.zeros((), device=self.device)
+        return self._grad_sq
+
+    def step(self) -> bool:
+        norm = self._global_norm() if self.plan.clip > 0 else None
+        self._grad_sq = None
+        return self.plan.step(norm)
+
+    def _global_norm(self) -> float:
+        total = self.grad_sq().clone()
+        dist.all_reduce(total)
+        return math.sqrt(total.item())
+
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        if self._frozen:  # their gradients are dropped: there is nothing to compare with
+            layers = frozenset(self.layers() if layers is None else layers) - self._frozen
+        return self.plan.watching(self.aside(observer), layers, keep)
+
+    def reducer(self) -> Any:
+        module = self.plan.model.module
+        return module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else None
+
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        return self.plan.reduced(layers, all_held=all_held)
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        return self.plan.reports(layer, sharded)
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
+        return self.plan.compare(parts)
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        return self.plan.weights(layers)
+
+    def layer_sizes(self) -> dict[str, int]:
+        return self.plan.sizes
+
+    def loss_scale(self) -> float:
+        return self.plan.loss_scale()
+
+    def framework_norm(self) -> float:
+        return self.plan.framework_norm
+
+    def watch_framework_norm(self, watch: bool) -> None:
+        self.plan.watch_framework_norm = watch
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Any:
+        batch = to_device(batch, self.device)
+        with self._evaluating(), self.plan.autocast():
+            if self.mesh.pp > 1:
+                plan = self._hybrid()
+                return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
+            return call_model(self.plan.module, self.plan.cast(batch))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.plan.model.modules()]
+        self.plan.model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def set_clip(self, clip: float) -> None:
+        self.plan.set_clip(clip)
+
+    def set_frozen(self, layers: Collection[str]) -> None:
+        self._frozen = frozenset(layers)
+
+    def layers(self) -> list[str]:
+        return self.plan.names.layers
+
+    def held(self) -> Held:
+        return self.plan.held_state()
+
+    def close(self) -> None:
+        if hasattr(self, "plan"):
+            # Held until DDP's reducer is gone: were its reference the last one, the group would end while this thread
+            # has the interpreter lock, and wait for a gloo thread that waits for the lock.
+            groups = self.plan.groups()
+            self.plan.close()
+            del self.plan
+            gc.collect()
+            del groups
+        repairs.forget_coordinator()

@@ -1,0 +1,99 @@
+"""The learning rate: what the schedule says, unless somebody turned it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from workbench.core.controls import SCHEDULE
+
+
+class LearningRate:
+    """Steps the scheduler and lays a hand-set value (all groups alike) or a factor over what it says.
+
+    The scheduler always sees its own values, so that ``schedule`` goes back to where it would have been. As long as
+    nobody turns anything, the optimizer's groups are not touched.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._base = [_number(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self._scheduled = [_number(group["lr"]) for group in optimizer.param_groups]
+        self._absolute: float | None = None
+        self._factor = 1.0
+
+    @property
+    def now(self) -> float:
+        """The first group's learning rate, in force for the next step."""
+        return _number(self._optimizer.param_groups[0]["lr"])
+
+    @property
+    def _turned(self) -> bool:
+        return self._absolute is not None or self._factor != 1.0
+
+    def advance(self) -> None:
+        """After an optimizer step."""
+        if self._turned:
+            self._write(self._scheduled)
+        if self._scheduler is not None:
+            self._scheduler.step()
+        if self._scheduler is not None or self._turned:
+            self._scheduled = [_number(group["lr"]) for group in self._optimizer.param_groups]
+        if self._turned:
+            self._lay_over()
+
+    def set(self, value: float | str) -> None:
+        """A number, a factor of what is in force (``"x0.5"``), or ``"schedule"``."""
+        if value == SCHEDULE:
+            self._absolute, self._factor = None, 1.0
+        elif isinstance(value, str):
+            factor = float(value[1:])
+            if self._absolute is not None:
+                self._absolute *= factor
+            else:
+                self._factor *= factor
+        else:
+            self._absolute, self._factor = value, 1.0
+        self._lay_over()
+
+    def _lay_over(self) -> None:
+        absolute = self._absolute
+        self._write([lr * self._factor if absolute is None else absolute for lr in self._scheduled])
+
+    def _write(self, values: list[float]) -> None:
+        for group, value in zip(self._optimizer.param_groups, values, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; the scheduler's own state is not in it."""
+        hand_set = {"absolute": self._absolute, "factor": self._factor}
+        return {"base": self._base, "scheduled": self._scheduled, **hand_set}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo ``state``; the optimizer's groups and the scheduler are restored already.
+
+        Where this run began with another learning rate than the one that was saved, the schedule goes on at the same
+        place with the new rate, and what was set by hand is forgotten.
+        """
+        self._scheduled = list(state["scheduled"])
+        self._absolute, self._factor = state["absolute"], state["factor"]
+        if state["base"] == self._base:
+            return
+        ratios = [new / old if old else 1.0 for new, old in zip(self._base, state["base"], strict=True)]
+        self._scheduled = [lr * ratio for lr, ratio in zip(self._scheduled, ratios, strict=True)]
+        self._absolute, self._factor = None, 1.0
+        self._write(self._scheduled)
+        for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
+            if "initial_lr" in group:
+                group["initial_lr"] = base
+        if hasattr(self._scheduler, "base_lrs"):
+            self._scheduler.base_lrs = list(self._base)
+
+
+def _number(value: Any) -> float:
+    return float(value)

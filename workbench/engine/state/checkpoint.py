@@ -1,0 +1,214 @@
+"""Checkpoints, from a rank's side: all ranks write theirs, one makes them a whole, and any plan reads them back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.core.config import ParallelPlan
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.strategy import Strategy
+from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
+from workbench.engine.state.layout import Held, Slot
+from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
+from workbench.engine.state.randomness import Randomness, RandomState
+from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.rundir import checkpoints
+from workbench.rundir.checkpoints import TEMPORARY
+from workbench.rundir.log import RankLogWriter
+
+#: in a rank's plain optimizer state: the tensor is in that rank's own file
+_OWN = {"file": "own"}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Writes and reads the checkpoints of one run, on every rank at the same step.
+
+    A checkpoint that cannot be written (a full disk) is an event, and training goes on. One that cannot be read changes
+    nothing: it is checked on all ranks before any of them changes a weight.
+    """
+
+    run: Path
+    strategy: Strategy
+    control: AgreedControl
+    log: RankLogWriter
+    keep: int = 0
+
+    @property
+    def _plan(self) -> ParallelPlan:
+        return self.strategy.spec.plan
+
+    def save(self, step: int, state: dict[str, Any], *, asked: bool) -> bool:
+        """Write the checkpoint after ``step``; ``state`` (plain) is what the trainer wants back. Whether it is there.
+
+        ``asked``: somebody asked for it, so that ``keep`` does not remove it.
+        """
+        path = checkpoints.directory(self.run, step)
+        temporary = path.with_name(path.name + TEMPORARY)
+        reason = self._attempt(lambda: self._make(temporary), first_only=True)
+        reason = reason or self._attempt(lambda: self._write(temporary))
+        reason = reason or self._attempt(lambda: self._publish(path, temporary, step, state, asked), first_only=True)
+        if reason:
+            if self.strategy.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self.log.event("checkpoint", "failed", reason, step=step)
+            return False
+        self.log.event("checkpoint", "saved", path.name, step=step)
+        if self.strategy.rank == 0:
+            for removed in checkpoints.remove_old(self.run, self.keep):
+                self.log.event("checkpoint", "removed", checkpoints.directory(self.run, removed).name, step=step)
+        return True
+
+    def _attempt(self, work: Any, *, first_only: bool = False) -> str:
+        """Do it on all ranks (or rank 0) and agree on the outcome: why it failed, "" when it went well everywhere."""
+        reason = ""
+        if not first_only or self.strategy.rank == 0:
+            try:
+                work()
+            except (*WRITE_ERRORS, NotPlainError, WorkbenchError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        went_well = self.control.all_can(not reason)
+        return "" if went_well else reason or "another rank failed"
+
+    def _make(self, temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700, parents=True)
+
+    def _write(self, temporary: Path) -> None:
+        held = self.strategy.held()
+        writer = ShardWriter(temporary, self.strategy.rank)
+        plain: dict[str, Any] = {}
+        for slot in held.slots:
+            if slot.mine:
+                writer.add(f"weights/{slot.name}", slot.saved.tensor, slot.saved.place)
+            plain.update(_add_state(writer, slot, held.optimizer))
+        if held.saves_buffers:
+            for name, buffer in held.buffers.items():
+                writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
+        random = Randomness(held.randomizers).now()
+        for name, tensor in random.tensors.items():
+            writer.add(f"random/{name}", tensor)
+        writer.write({"random": random.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
+
+    def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
+        groups = [
+            {name: to_plain(value) for name, value in group.items() if name != "params"}
+            for group in self.strategy.held().optimizer.param_groups
+        ]
+        ranks = self.strategy.mesh.world_size
+        document = {"trainer": state, "groups": groups}
+        write_index(temporary, step=step, ranks=ranks, plan=self._plan, state=document, asked=asked)
+        checkpoints.publish(path)
+
+    def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Load a checkpoint into this training and return the trainer's state of then.
+
+        ``prepare`` is given that state before random generators are set: it may draw from them (to skip data). Raises
+        ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or of
+        another model. Random generators are those of then if the plan is; under another plan they go on.
+        """
+        held = self.strategy.held()
+        reader: ShardReader | None = None
+        reason = ""
+        try:
+            reader = ShardReader(path)
+            reader.verify(self.strategy.rank, self.strategy.mesh.world_size)
+            _check(reader, held)
+        except (WorkbenchError, OSError) as error:
+            reason = str(error)
+        if not self.control.all_can(not reason) or reader is None:
+            raise RunError(f"cannot restore {path}: {reason or 'another rank found it damaged or of another model'}")
+        _load(reader, held)
+        state: dict[str, Any] = reader.index["state"]["trainer"]
+        prepare(state)
+        if reader.index["plan"] == asdict(self._plan):
+            self._load_own(reader, held)
+        else:
+            was = ParallelPlan(**reader.index["plan"]).describe()
+            self.log.event("warning", "plan_changed", f"random generators are not those of the checkpoint ({was})")
+        return state
+
+    def _load_own(self, reader: ShardReader, held: Held) -> None:
+        state, tensors = reader.own(self.strategy.rank)
+        held.set_scaler_state(from_plain(state["scaler"]))
+        for slot in held.slots:
+            for name, value in state["optimizer"].get(slot.name, {}).items():
+                is_own = value == _OWN
+                stored = tensors.get_tensor(f"own/{slot.name}/{name}") if is_own else from_plain(value)
+                held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
+        names: list[str] = [*tensors.keys()]
+        states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
+        Randomness(held.randomizers).restore(RandomState.from_plain(states, state["random"]))
+
+
+def _add_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Add what the optimizer keeps for a parameter; what is no tensor is returned, plain, under its name.
+
+    A tensor of another shape than the parameter (a factored moment) means something to this plan only.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in optimizer.state.get(slot.key, {}).items():
+        if not isinstance(value, torch.Tensor):
+            plain[name] = to_plain(value)
+        elif value.dim() and value.shape == slot.key.shape:
+            if slot.mine:
+                writer.add(f"optimizer/{slot.name}/{name}", slot.part(value), slot.saved.place)
+        elif not value.dim():
+            if slot.mine:
+                writer.add(f"optimizer/{slot.name}/{name}", value, slot.saved.place.whole(()))
+        else:
+            writer.add(f"own/{slot.name}/{name}", value)
+            plain[name] = _OWN
+    return {slot.name: plain} if plain else {}
+
+
+def _check(reader: ShardReader, held: Held) -> None:
+    for slot in held.slots:
+        reader.expect(f"weights/{slot.name}", slot.saved.place.shape)
+    groups = reader.index["state"]["groups"]
+    if len(groups) != len(held.optimizer.param_groups):
+        raise ConfigError(
+            f"the checkpoint's optimizer has {len(groups)} parameter groups, "
+            f"this one has {len(held.optimizer.param_groups)}"
+        )
+
+
+@torch.no_grad()
+def _load(reader: ShardReader, held: Held) -> None:
+    groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
+    for slot in held.slots:
+        for target in (slot.saved, *slot.copies):
+            target.tensor.copy_(reader.part(f"weights/{slot.name}", target.place))
+        _load_state(reader, held.optimizer.state, slot, groups.get(id(slot.key), {}))
+    for name, buffer in held.buffers.items():
+        if f"buffers/{name}" in reader.tensors:
+            buffer.tensor.copy_(reader.part(f"buffers/{name}", buffer.place))
+    for group, saved in zip(held.optimizer.param_groups, reader.index["state"]["groups"], strict=True):
+        for name, value in saved.items():
+            if isinstance(group.get(name), torch.Tensor):
+                group[name].copy_(torch.as_tensor(from_plain(value)))
+            else:
+                group[name] = from_plain(value)
+
+
+def _load_state(reader: ShardReader, states: dict[Any, Any], slot: Slot, group: dict[str, Any]) -> None:
+    """The optimizer's state of one parameter: exactly what the checkpoint has, shaped as this rank needs it."""
+    states.pop(slot.key, None)
+    for name in reader.optimizer_states(slot.name):
+        key = f"optimizer/{slot.name}/{name}"
+        entry = reader.tensors[key]
+        if entry["shape"] or not slot.saved.place.shape:
+            part = reader.part(key, slot.saved.place)
+            state = torch.zeros_like(slot.key, dtype=part.dtype)
+            slot.part(state).copy_(part)
+        else:
+            state = reader.part(key, slot.saved.place.whole(())).reshape(())
+            if group.get("capturable") or group.get("fused"):  # as torch does: counters stay on the host otherwise
+                state = state.to(slot.key.device)
+        states[slot.key][name] = state

@@ -1,0 +1,155 @@
+"""Files of a checkpoint: sharded safetensors written and read by name, place and checksum; no pickle."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from workbench.core.config import ParallelPlan
+from workbench.engine.state.layout import Place
+from workbench.errors import ConfigError, RunDirectoryError
+from workbench.rundir import checkpoints
+from workbench.rundir.checkpoints import FORMAT, INDEX_FILE
+
+#: what writing a checkpoint can fail with: the disk, or safetensors' name for it
+WRITE_ERRORS = (OSError, SafetensorError)
+
+
+def rank_file(rank: int, kind: str) -> str:
+    """``rank-00000.safetensors`` or ``rank-00000.json``."""
+    return f"rank-{rank:05d}.{kind}"
+
+
+class ShardWriter:
+    """One rank's share: ``add`` tensors, then ``write`` both files."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self._directory = directory
+        self._rank = rank
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._entries: dict[str, Any] = {}
+
+    def add(self, name: str, tensor: torch.Tensor, place: Place | None = None) -> None:
+        """``tensor`` is the part at ``place`` of the whole; None: it is this rank's own affair."""
+        self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        if place is not None:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self._entries[name] = {"dtype": dtype, **asdict(place)}
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write and flush; ``state`` is plain. Raises one of ``WRITE_ERRORS``."""
+        tensors = self._directory / rank_file(self._rank, "safetensors")
+        save_file(self._tensors, tensors)
+        checkpoints.sync(tensors)
+        document = {"state": state, "tensors": self._entries}
+        _write_json(self._directory / rank_file(self._rank, "json"), document)
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    file.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+    checkpoints.sync(file)
+
+
+def write_index(
+    directory: Path, *, step: int, ranks: int, plan: ParallelPlan, state: dict[str, Any], asked: bool
+) -> None:
+    """Put the ranks' shards together: what every tensor is made of, and a checksum per file."""
+    tensors: dict[str, Any] = {}
+    for rank in range(ranks):
+        shards = json.loads((directory / rank_file(rank, "json")).read_text(encoding="utf-8"))["tensors"]
+        for name, entry in shards.items():
+            whole = tensors.setdefault(name, {"shape": entry["shape"], "dtype": entry["dtype"], "shards": []})
+            shard = {"file": rank_file(rank, "safetensors"), "dim": entry["dim"], "runs": entry["runs"]}
+            whole["shards"].append(shard)
+    files = {
+        file.name: {"sha256": checkpoints.digest(file), "bytes": file.stat().st_size}
+        for file in sorted(directory.iterdir())
+    }
+    index = {
+        "format": FORMAT,
+        "step": step,
+        "saved_at": time.time(),
+        "asked": asked,
+        "ranks": ranks,
+        "plan": asdict(plan),
+        "state": state,
+        "tensors": tensors,
+        "files": files,
+    }
+    _write_json(directory / INDEX_FILE, index)
+
+
+class ShardReader:
+    """Reads a checkpoint by names and places, whatever plan wrote it. Check it with ``verify`` first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = checkpoints.read_index(path)
+        self.tensors: dict[str, Any] = self.index["tensors"]
+        self._opened: dict[str, Any] = {}
+        self._states: dict[str, list[str]] = defaultdict(list)
+        for name in self.tensors:
+            if name.startswith("optimizer/"):
+                parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
+                self._states[parameter].append(key)
+
+    def verify(self, turn: int, turns: int) -> None:
+        """Check this reader's share of the files (each ``turns``-th). ``RunDirectoryError`` names a damaged one."""
+        checkpoints.verify(self.path, sorted(self.index["files"])[turn::turns])
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """``ConfigError`` unless the checkpoint has all of a tensor of this name and shape."""
+        entry = self.tensors.get(name)
+        kind, _, parameter = name.partition("/")
+        if entry is None:
+            raise ConfigError(f"the checkpoint {self.path} has no {parameter} in its {kind}: it is of another model")
+        if tuple(entry["shape"]) != shape:
+            raise ConfigError(
+                f"{parameter} is {tuple(entry['shape'])} in the checkpoint {self.path} and {shape} in this model"
+            )
+        places = [self._place(entry, shard) for shard in entry["shards"]]
+        if not any(place.is_whole for place in places):
+            found, wanted = sum(place.numel for place in places), torch.Size(shape).numel()
+            if found != wanted:
+                raise RunDirectoryError(f"{self.path} holds {found} of the {wanted} elements of {parameter}")
+
+    def optimizer_states(self, parameter: str) -> list[str]:
+        """Names of the tensors that the optimizer keeps for a parameter."""
+        return self._states.get(parameter, [])
+
+    def part(self, name: str, place: Place) -> torch.Tensor:
+        """The elements at ``place`` of a tensor: read as they are where they were written so, else put together."""
+        entry = self.tensors[name]
+        for shard in entry["shards"]:
+            if self._place(entry, shard) == place:
+                return self._open(shard["file"]).get_tensor(name)
+        return place.of(self._whole(name, entry))
+
+    def _whole(self, name: str, entry: dict[str, Any]) -> torch.Tensor:
+        whole = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        for shard in entry["shards"]:
+            self._place(entry, shard).put(self._open(shard["file"]).get_tensor(name), whole)
+        return whole
+
+    @staticmethod
+    def _place(entry: dict[str, Any], shard: dict[str, Any]) -> Place:
+        runs = tuple((first, length) for first, length in shard["runs"])
+        return Place(tuple(entry["shape"]), shard["dim"], runs)
+
+    def own(self, rank: int) -> tuple[dict[str, Any], Any]:
+        """A rank's plain state, and its opened tensors (``get_tensor(name)``, ``keys()``)."""
+        document = json.loads((self.path / rank_file(rank, "json")).read_text(encoding="utf-8"))
+        return document["state"], self._open(rank_file(rank, "safetensors"))
+
+    def _open(self, file: str) -> Any:
+        if file not in self._opened:
+            self._opened[file] = safe_open(self.path / file, framework="pt", device="cpu")
+        return self._opened[file]

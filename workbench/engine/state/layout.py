@@ -1,0 +1,191 @@
+"""What a rank holds of a training's state, in terms of the user's own model: names, whole shapes, and which elements.
+
+Nothing here depends on the plan that is read or written: a plan gives its ``Held``, a checkpoint writes it, and another
+plan's ``Held`` says which elements to read back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workbench.engine.frameworks.colossal.parameters import users_name
+
+Runs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which elements of a whole tensor of shape ``shape`` a rank holds.
+
+    ``runs``: (first, length) along ``dim``, in the order in which the rank has them; ``dim`` None: along the flattened
+    tensor, and the rank's part is flat.
+    """
+
+    shape: tuple[int, ...]
+    dim: int | None
+    runs: Runs
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Place:
+        """All of it, in one piece."""
+        return cls(tuple(shape), 0, ((0, shape[0]),)) if len(shape) else cls((), None, ((0, 1),))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the place covers everything."""
+        size = math.prod(self.shape) if self.dim is None else self.shape[self.dim]
+        return self.runs == ((0, size),)
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        along = sum(length for _, length in self.runs)
+        if self.dim is None:
+            return along
+        return math.prod(size for dim, size in enumerate(self.shape) if dim != self.dim) * along
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """The rank's part of the whole tensor."""
+        if self.is_whole:
+            return whole.reshape(-1) if self.dim is None and self.shape else whole
+        source, dim = (whole.reshape(-1), 0) if self.dim is None else (whole, self.dim)
+        return torch.cat([source.narrow(dim, first, length) for first, length in self.runs], dim)
+
+    def put(self, part: torch.Tensor, whole: torch.Tensor) -> None:
+        """Write the rank's part into the whole tensor."""
+        target, dim = (whole.view(-1), 0) if self.dim is None else (whole, self.dim)
+        part = part.reshape(-1) if self.dim is None else part
+        start = 0
+        for first, length in self.runs:
+            target.narrow(dim, first, length).copy_(part.narrow(dim, start, length))
+            start += length
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor of this rank and its place; ``tensor`` is a view of exactly the elements that count (no padding)."""
+
+    tensor: torch.Tensor
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One parameter of the user's model as this rank has it.
+
+    ``saved`` is what the optimizer updates (fp32 master weights where there are some); ``copies`` follow it (the
+    weights that the forward pass uses). ``key`` finds the parameter's state in ``optimizer.state``, whose tensors are
+    shaped like ``key``; ``real`` of its leading elements along dim 0 count. ``mine``: this rank is the one that saves.
+    """
+
+    name: str
+    saved: Target
+    copies: tuple[Target, ...]
+    key: torch.Tensor
+    real: int
+    mine: bool
+
+    def part(self, like_key: torch.Tensor) -> torch.Tensor:
+        """The elements that count of a tensor shaped like ``key``."""
+        return like_key if not like_key.dim() or like_key.shape[0] == self.real else like_key[: self.real]
+
+
+@dataclass(kw_only=True)
+class Held:
+    """Everything of a training's state on this rank, but random generators of the process and the data's position.
+
+    ``buffers``: persistent buffers of the model by name. ``randomizers``: module name -> Colossal-AI's ``Randomizer``.
+    ``scaler``: the loss scale's state as plain numbers, and how to set it.
+    """
+
+    slots: list[Slot]
+    buffers: dict[str, Target] = field(default_factory=dict)
+    saves_buffers: bool = False
+    optimizer: torch.optim.Optimizer
+    randomizers: dict[str, Any] = field(default_factory=dict)
+    scaler: Any = None
+
+    def scaler_state(self) -> dict[str, Any]:
+        """Plain numbers of the loss scaler; empty without one."""
+        if self.scaler is None:
+            return {}
+        if isinstance(self.scaler, torch.amp.GradScaler):
+            return dict(self.scaler.state_dict())
+        names = ("_growth_step", "_hysteresis_step")
+        return {"_scale": self.scaler.scale.item(), **{name: getattr(self.scaler, name) for name in names}}
+
+    def set_scaler_state(self, state: Mapping[str, Any]) -> None:
+        """Undo ``scaler_state``."""
+        if self.scaler is None or not state:
+            return
+        if isinstance(self.scaler, torch.amp.GradScaler):
+            self.scaler.load_state_dict(dict(state))
+            return
+        self.scaler._scale.fill_(state["_scale"])
+        self.scaler._growth_step = state["_growth_step"]
+        self.scaler._hysteresis_step = state["_hysteresis_step"]
+
+
+class Originals:
+    """Names (the user's own, whatever wraps a module) and shapes of a model before a plan touches it. A tied tensor has
+    one name, its first."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._names: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._names[name] = first.setdefault(id(parameter), users_name(name))
+            self.shapes[self._names[name]] = tuple(parameter.shape)
+        self.order = {name: turn for turn, name in enumerate(dict.fromkeys(first.values()))}
+        self.buffers = persistent_buffers(model)
+
+    def name(self, name: str) -> str:
+        """The one name of a tensor."""
+        return self._names.get(name, users_name(name))
+
+
+def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that belong to the model's state, by qualified name."""
+    found = {}
+    for module_name, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[users_name(f"{module_name}.{name}".lstrip("."))] = buffer
+    return found
+
+
+def place_of(parameter: torch.Tensor, shape: Sequence[int], tp: int) -> Place:
+    """Which elements of a whole parameter of ``shape`` the (tensor-parallel) rank ``tp`` holds in ``parameter``.
+
+    A fused layer (GPT-2's query, key and value in one matrix) is cut by a function of its own: what that does to the
+    numbers of the elements is its place.
+    """
+    shape = tuple(shape)
+    dims = [dim for dim, (own, all_) in enumerate(zip(parameter.shape, shape, strict=True)) if own != all_]
+    if not dims:
+        return Place.whole(shape)
+    (dim,) = dims
+    shard = getattr(parameter, "shard_fn", None)
+    if shard is None:
+        own = parameter.shape[dim]
+        return Place(shape, dim, ((tp * own, max(0, min(own, shape[dim] - tp * own))),))
+    cut = shard(torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape))
+    along = cut.movedim(dim, 0).reshape(cut.shape[dim], -1)[:, 0].tolist()
+    return Place(shape, dim, runs_of(along))
+
+
+def runs_of(numbers: Sequence[int]) -> Runs:
+    """``[0, 1, 2, 8, 9]`` -> ``((0, 3), (8, 2))``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == sum(runs[-1]):
+            runs[-1][1] += 1
+        else:
+            runs.append([number, 1])
+    return tuple((first, length) for first, length in runs)

@@ -1,0 +1,311 @@
+"""Statistics of gradients, as they pass by: sums that a reader can combine exactly.
+
+A ``GradientCollector`` takes the figures of one scope of one step on the device; ``finish`` sends them to the host and
+gives ``PendingRecords``, which become records once they have arrived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import torch
+from workbench.core.records import GradientSketch, GradientStats, HistogramStats
+from workbench.engine.base.strategy import Comparison, GradientPart
+from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.engine.watch.torch.host_copy import HostCopy
+from workbench.engine.watch.torch.sketch import Sketcher
+from workbench.engine.watch.torch.tensor_statistics import BIAS, MAX_ABS, NORM, SUM, ZEROS
+
+#: exponent of the smallest normal number of a precision
+SMALLEST_NORMAL = {"fp32": -126, "bf16": -126, "fp16": -14}
+#: in a count: it was not taken
+NOT_COUNTED = -1
+#: elements that are worked on at a time
+PIECE = 2**24
+
+
+@dataclass(slots=True)
+class PendingRecords:
+    """Figures of one scope of one step on their way to the host; ``records`` once ``ready``."""
+
+    step: int
+    rank: int
+    scope: str
+    keys: list[tuple[str, str]]
+    numel: list[int]
+    scales: list[float]
+    copy: HostCopy
+    full: bool
+    compared: list[tuple[str, str]]
+    dot_kind: str
+    smallest_normal: int
+    sketched: list[tuple[str, str]]
+    reports: Callable[[str, str], bool] | None = None
+
+    def ready(self) -> bool:
+        """Whether the figures have arrived on the host."""
+        return self.copy.ready()
+
+    def records(self) -> list[GradientStats | HistogramStats | GradientSketch]:
+        """A record per layer and kind of sharding in the order they were seen, then their histograms; then, with
+        ``reports``, those that also say what the reduced gradient is."""
+        if not self.keys:
+            return []
+        own = self._own_records()
+        if self.sketched:
+            return [*own, *self._sketches(self.copy.arrays()[-1])]
+        return [*own] if self.reports is None else [*own, *as_reduced(own, self.reports)]
+
+    def _sketches(self, values: np.ndarray) -> list[GradientSketch]:
+        joined: dict[tuple[str, str], list[np.ndarray]] = {}
+        for key, row in zip(self.sketched, values, strict=True):
+            joined.setdefault(key, []).append(row)
+        return [
+            GradientSketch(
+                step=self.step, rank=self.rank, layer=layer, sharded=sharded, values=np.concatenate(rows).tolist()
+            )
+            for (layer, sharded), rows in joined.items()
+        ]
+
+    def _own_records(self) -> list[GradientStats | HistogramStats]:
+        places: dict[tuple[str, str], int] = {}
+        index = np.array([places.setdefault(key, len(places)) for key in self.keys])
+        scale = np.array(self.scales)
+        first, *rest = self.copy.arrays()
+        numel = _totals(index, np.array(self.numel, dtype=np.int64))
+        if not self.full:
+            return self._norms(list(places), numel, _totals(index, (first / scale) ** 2))
+        counts, dot, slice_norm, slice_numel, *_ = rest
+        sums = _totals(index, np.column_stack([first[:, SUM] / scale, (first[:, NORM] / scale) ** 2]))
+        zeros = _totals(index, first[:, ZEROS].astype(np.int64))
+        spread = _totals(index, counts)
+        largest = np.zeros(len(places))
+        np.maximum.at(largest, index, first[:, MAX_ABS] / scale)
+        compared = np.array([places[key] for key in self.compared], dtype=np.int64)
+        dots = _totals(compared, dot / scale[0] ** 2, len(places))
+        shift = np.zeros(len(places), dtype=np.int64)
+        shift[index] = np.round(np.log2(scale)).astype(np.int64)
+        made: list[GradientStats | HistogramStats] = []
+        for row, (layer, sharded) in enumerate(places):
+            made.append(
+                GradientStats(
+                    step=self.step,
+                    rank=self.rank,
+                    layer=layer,
+                    scope=self.scope,
+                    sharded=sharded,
+                    numel=int(numel[row]),
+                    sum=float(sums[row, 0]),
+                    sum_sq=float(sums[row, 1]),
+                    max_abs=float(largest[row]),
+                    zero_count=int(zeros[row]),
+                    nonfinite_count=int(spread[row, -1]),
+                    dot=float(dots[row]) if self.dot_kind == "exact" else math.nan,
+                    dot_kind="exact" if self.dot_kind == "exact" else "",
+                    underflow_count=self._underflow(spread[row], int(zeros[row])),
+                )
+            )
+        if self.dot_kind == "slice":
+            sizes = _totals(compared, slice_numel, len(places))
+            squares = _totals(compared, (slice_norm / scale[0]) ** 2, len(places))
+            made += self._slices(list(places), sizes, squares, dots)
+        for row, (layer, sharded) in enumerate(places):
+            made.append(self._histogram(layer, sharded, spread[row], int(zeros[row]), int(shift[row])))
+        return made
+
+    def _norms(
+        self, keys: list[tuple[str, str]], numel: np.ndarray, squares: np.ndarray
+    ) -> list[GradientStats | HistogramStats]:
+        return [
+            GradientStats(
+                step=self.step,
+                rank=self.rank,
+                layer=layer,
+                scope=self.scope,
+                sharded=sharded,
+                numel=int(numel[row]),
+                sum=math.nan,
+                sum_sq=float(squares[row]),
+                max_abs=math.nan,
+                zero_count=NOT_COUNTED,
+                nonfinite_count=0 if math.isfinite(squares[row]) else NOT_COUNTED,
+                underflow_count=NOT_COUNTED,
+            )
+            for row, (layer, sharded) in enumerate(keys)
+        ]
+
+    def _slices(
+        self, keys: list[tuple[str, str]], numel: np.ndarray, squares: np.ndarray, dots: np.ndarray
+    ) -> list[GradientStats]:
+        """The local gradient over this rank's own slice, where its product with the reduced one is known."""
+        whole = self._norms(keys, numel, squares)
+        return [
+            replace(row, scope="slice", sharded="dp", dot=float(dots[place]), dot_kind="slice")
+            for place, row in enumerate(whole)
+            if isinstance(row, GradientStats)
+        ]
+
+    def _underflow(self, spread: np.ndarray, zeros: int) -> int:
+        return int(spread[: BIAS + self.smallest_normal].sum()) - zeros
+
+    def _histogram(self, layer: str, sharded: str, spread: np.ndarray, zeros: int, shift: int) -> HistogramStats:
+        inside = spread[:-1].copy()
+        inside[0] -= zeros  # what is left are numbers below 2**-126
+        held = np.flatnonzero(inside)
+        first, last = (int(held[0]), int(held[-1])) if held.size else (BIAS, BIAS - 1)
+        return HistogramStats(
+            step=self.step,
+            rank=self.rank,
+            layer=layer,
+            scope=self.scope,
+            sharded=sharded,
+            first_exponent=first - BIAS - shift,
+            counts=inside[first : last + 1].tolist(),
+            zero_count=zeros,
+            nonfinite_count=int(spread[-1]),
+            underflow_count=self._underflow(spread, zeros),
+        )
+
+
+def as_reduced(
+    records: Iterable[GradientStats | HistogramStats], reports: Callable[[str, str], bool]
+) -> list[GradientStats | HistogramStats]:
+    """The reduced gradient's records where there is one replica, so that it is the local one: those that this rank is
+    to report."""
+    made: list[GradientStats | HistogramStats] = []
+    for row in records:
+        if not reports(row.layer, row.sharded):
+            continue
+        if isinstance(row, GradientStats):
+            made.append(replace(row, scope="reduced", dot=math.nan, dot_kind=""))
+        else:
+            made.append(replace(row, scope="reduced"))
+    return made
+
+
+class GradientCollector:
+    """Takes the figures of one scope of one step: give ``take`` to ``Strategy.watch_batches``.
+
+    ``full``: everything; otherwise L2 norms alone. ``keep``: holds the gradients until ``finish``, for ``compare``.
+    ``sketcher`` takes a sketch as well. Figures are of finite elements, in single precision on a CPU (relative error
+    below 1e-6) and in double on a GPU; neither fp16 nor bf16 with its loss scale overflows.
+    """
+
+    def __init__(
+        self, *, full: bool = True, keep: bool = False, precision: str = "fp32", sketcher: Sketcher | None = None
+    ) -> None:
+        self.full = full
+        self.keep = keep
+        self._sketcher = sketcher if full else None
+        self._smallest_normal = SMALLEST_NORMAL[precision]
+        self._clear()
+
+    def _clear(self) -> None:
+        self.parts: list[GradientPart] = []
+        self._keys: list[tuple[str, str]] = []
+        self._numel: list[int] = []
+        self._scales: list[float] = []
+        self._figures: list[torch.Tensor] = []
+        self._counts: list[torch.Tensor] = []
+        self._comparison: tuple[str, list[torch.Tensor]] = ("", [])
+        self._sketched: list[tuple[str, str]] = []
+        self._sketches: list[torch.Tensor] = []
+        self._seen: dict[str, int] = {}
+
+    def take(self, parts: Sequence[GradientPart]) -> None:
+        """Take the figures of these now: what reduces them may overwrite them afterwards."""
+        parts = [part for part in parts if part.tensor.numel()]
+        if self.keep:
+            self.parts += parts
+        if self._sketcher is not None and parts:
+            keys, values = self._sketcher.take(parts, self._seen)
+            self._sketched += keys
+            self._sketches.append(values)
+        for chunk in _chunks(parts):
+            tensors = [tensor for _, tensor in chunk]
+            if self.full:
+                found, counts = figures.full_set(tensors)
+                self._counts.append(counts)
+            else:
+                found = figures.norms(tensors)
+            self._figures.append(found)
+            for part, tensor in chunk:
+                self._keys.append((part.layer, part.sharded))
+                self._numel.append(tensor.numel())
+                self._scales.append(part.scale)
+
+    def compare(self, comparison: Comparison | None) -> None:
+        """Take the inner products of ``parts`` with the reduced gradients."""
+        if comparison is None or not comparison.pairs:
+            return
+        products = figures.dots(comparison.pairs)
+        sizes = torch.tensor([sum(mine.numel() for mine, _ in pairs) for pairs in comparison.pairs])
+        lengths = torch.zeros_like(products)
+        if comparison.kind == "slice":
+            lengths = figures.norms([mine for pairs in comparison.pairs for mine, _ in pairs])
+        self._comparison = (comparison.kind, [products, lengths, sizes])
+
+    def equals_reduced(self) -> None:
+        """There is one replica: every local gradient is the reduced one."""
+        self._comparison = ("same", [])
+
+    def finish(
+        self, step: int, rank: int, scope: str, reports: Callable[[str, str], bool] | None = None
+    ) -> PendingRecords:
+        """Send the figures to the host; the collector is empty afterwards. ``reports``: there is one replica, so these
+        are the figures of the reduced gradient too, and this says which of them the rank is to report."""
+        tensors = [torch.cat(self._figures)] if self._figures else [torch.zeros(0)]
+        kind, compared = self._comparison
+        keys = [(part.layer, part.sharded) for part in self.parts] if compared else []
+        if self.full and self._figures:
+            if kind == "same":
+                squares = tensors[0][:, NORM].square()
+                keys, kind, compared = self._keys, "exact", [squares, squares, squares]
+            nothing = torch.zeros(0)
+            tensors += [torch.cat(self._counts), *(compared or [nothing, nothing, nothing])]
+            if self._sketches:
+                tensors.append(torch.cat(self._sketches))
+        pending = PendingRecords(
+            step=step,
+            rank=rank,
+            scope=scope,
+            keys=self._keys,
+            numel=self._numel,
+            scales=self._scales,
+            copy=HostCopy(tensors),
+            full=self.full,
+            compared=keys,
+            dot_kind=kind,
+            smallest_normal=self._smallest_normal,
+            sketched=self._sketched,
+            reports=reports,
+        )
+        self._clear()
+        return pending
+
+
+def _chunks(parts: Sequence[GradientPart]) -> Iterator[list[tuple[GradientPart, torch.Tensor]]]:
+    """The gradients in chunks of at most ``PIECE`` elements, larger ones cut up: what is computed from a chunk needs
+    temporary copies of it."""
+    chunk: list[tuple[GradientPart, torch.Tensor]] = []
+    held = 0
+    for part in parts:
+        for piece in part.tensor.detach().reshape(-1).split(PIECE):
+            if chunk and held + piece.numel() > PIECE:
+                yield chunk
+                chunk, held = [], 0
+            chunk.append((part, piece))
+            held += piece.numel()
+    if chunk:
+        yield chunk
+
+
+def _totals(index: np.ndarray, values: np.ndarray, size: int = 0) -> np.ndarray:
+    """Sums of ``values`` (rows) by ``index``."""
+    total = np.zeros((size or int(index.max()) + 1, *values.shape[1:]), dtype=values.dtype)
+    np.add.at(total, index, values)
+    return total

@@ -1,0 +1,276 @@
+"""Which steps' gradients are watched, and their way into the log."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from workbench.core.config import TrainSpec
+from workbench.core.controls import AUTOMATIC
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.strategy import GradientPart, Strategy
+from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, MASK, NOTHING, Governor, balanced_groups
+from workbench.engine.watch.torch.gradient_statistics import GradientCollector, PendingRecords
+from workbench.engine.watch.torch.host_copy import Stopwatch
+from workbench.engine.watch.torch.sketch import REPLICAS, Sketcher
+from workbench.engine.watch.torch.weights import PendingWeights, WeightCollector
+from workbench.rundir.log import RankLogWriter
+
+#: the interval is told again when it has changed by so much
+_TELL_CHANGE = 0.25
+#: full sets after which the measured cost is told again
+_TELL_COST_EVERY = 25
+#: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
+_ROOM = 0.25
+_OF_A_STEP = ("data", "forward_backward", "optimizer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What of one step is watched. ``layers`` None: all."""
+
+    code: int
+    layers: frozenset[str] | None
+    full: bool
+
+
+class GradientWatch(StepObserver):
+    """Logs statistics of gradients and weights: of all layers ("full set") at an interval, and norms of one group of
+    layers after the other in between.
+
+    ``grad_every`` given: the full set of the first step and of every ``grad_every``-th, nothing else. Otherwise rank
+    0's governor chooses, and all ranks watch the same. At level "light" the full set is the layers' norms alone.
+    """
+
+    def __init__(self, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, device: torch.device) -> None:
+        monitor = spec.monitor
+        self._every = monitor.grad_every
+        self._strategy = strategy
+        self._log = log
+        self._device = device
+        self._one_replica = strategy.mesh.dp == 1
+        self._whole = monitor.level == "full"
+        self._precision = spec.precision
+        self._clips = spec.clip > 0
+        self._budget = monitor.budget
+        self._choose(monitor.grad_layers)
+        self._cost = Stopwatch(device)
+        self._weights = WeightCollector()
+        self._weights_from = 0
+        self._sketcher = Sketcher() if strategy.mesh.dp >= REPLICAS else None
+        self._pending: list[PendingRecords | PendingWeights] = []
+        self._now: _Watched | None = None
+        self._is_first = True
+        self._ended: float | None = None
+        self._interrupted = False
+        self._told_interval: int | None = None
+        self._full_sets = 0
+        self._step = 0
+
+    def _choose(self, pattern: str) -> None:
+        """Watch the layers in whose names ``pattern`` is found ("": all)."""
+        self._pattern = pattern
+        sizes = self._strategy.layer_sizes()
+        chosen = {name: size for name, size in sizes.items() if re.search(pattern, name)}
+        self._layers = frozenset(chosen) if pattern else None
+        self._elements = sum(chosen.values()) / (self._strategy.mesh.tp * self._strategy.mesh.pp)
+        self._nothing_there = bool(sizes) and not chosen
+        self._groups = [frozenset(group) for group in balanced_groups(chosen)]
+        self._governor = Governor(budget=self._budget, groups=len(self._groups))
+
+    def settings(self) -> dict[str, Any]:
+        return {"grad_every": AUTOMATIC if self._every is None else self._every, "grad_layers": self._pattern}
+
+    def set(self, name: str, value: Any) -> None:
+        if name == "grad_every":
+            self._every = None if value == AUTOMATIC else value
+        elif name == "grad_layers":
+            self._choose(value)
+
+    def propose(self, step: int) -> int:
+        if self._every is not None or self._strategy.rank:
+            return NOTHING
+        began = time.perf_counter()
+        choice = self._governor.choose()
+        self._cost.add((time.perf_counter() - began) * 1e3)
+        return choice
+
+    def begins(self, step: int, watch: int) -> None:
+        self.cost_ms = 0.0
+        self._step = step
+        self._began = time.perf_counter()
+        self._code = self._code_of(step, watch)
+        self._now = self._watched(self._code)
+        self._is_first = False
+        if self._now is None:
+            self._cost.add((time.perf_counter() - self._began) * 1e3)
+            return
+        with self._cost:
+            keep = self._now.full and not self._one_replica and self._may_keep()
+            self._collector = GradientCollector(
+                full=self._now.full, keep=keep, precision=self._precision, sketcher=self._sketcher
+            )
+            if self._code == FULL and self._clips:
+                self._strategy.watch_framework_norm(True)
+
+    def _code_of(self, step: int, watch: int) -> int:
+        if self._nothing_there:
+            return NOTHING
+        if self._every is not None:
+            return FULL if self._every and (step == 1 or step % self._every == 0) else NOTHING
+        return FULL if self._is_first else watch & MASK
+
+    def _watched(self, code: int) -> _Watched | None:
+        if code == NOTHING:
+            return None
+        if code == FULL:
+            return _Watched(FULL, self._layers, self._whole)
+        group = (code - FIRST_GROUP) % len(self._groups)  # proposed before the layers were chosen anew, maybe
+        return _Watched(code, self._groups[group], False)
+
+    def around(self, step: int) -> AbstractContextManager[None]:
+        if self._now is None or self._one_replica:
+            return nullcontext()
+        return self._looking(self._now.layers)
+
+    @contextmanager
+    def _looking(self, layers: Collection[str] | None) -> Iterator[None]:
+        looking = self._strategy.watch_batches(self._take, layers, keep=self._collector.keep)
+        with self._cost:
+            looking.__enter__()
+        try:
+            yield
+        finally:
+            with self._cost:
+                looking.__exit__(None, None, None)
+
+    def _take(self, parts: list[GradientPart]) -> None:
+        with self._cost:
+            self._collector.take(parts)
+
+    def reduced(self, step: int) -> None:
+        if self._now is None:
+            return
+        with self._cost:
+            rank, layers = self._strategy.rank, self._now.layers
+            if self._one_replica:
+                self._collector.take(self._strategy.reduced_gradients(layers, all_held=True))
+                self._collector.equals_reduced()
+                self._pending.append(self._collector.finish(step, rank, "local", reports=self._strategy.reports))
+            else:
+                if self._collector.keep:
+                    self._collector.compare(self._strategy.compare(self._collector.parts))
+                self._pending.append(self._collector.finish(step, rank, "local"))
+                averaged = GradientCollector(full=self._now.full, precision=self._precision)
+                averaged.take(self._strategy.reduced_gradients(layers))
+                self._pending.append(averaged.finish(step, rank, "reduced"))
+            if self._now.full:
+                self._weight_layers = self._fitting(layers)
+                self._weights.before(self._strategy.weights(self._weight_layers))
+
+    def updated(self, step: int, skipped: bool) -> None:
+        if self._now is None:
+            return
+        with self._cost:
+            if self._now.full:
+                found = self._weights.after(self._strategy.weights(self._weight_layers), step, self._strategy.rank)
+                if found is not None:
+                    self._pending.append(found)
+            if self._code == FULL and self._clips:
+                self._strategy.watch_framework_norm(False)
+
+    def ends(self, step: int) -> None:
+        if self._pending:
+            with self._cost:
+                self._write_arrived()
+        self.cost_ms = self._cost.take()
+
+    def accounted(self, step: int, cost_ms: float) -> None:
+        began = time.perf_counter()
+        self._governor.account(self._code, self.cost_ms, self._step_ms(began), cost_ms - self.cost_ms)
+        if self._code == FULL:
+            self._full_sets += 1
+            self._tell(step)
+        self._cost.add((time.perf_counter() - began) * 1e3)  # counts in the next step
+
+    def phase(self, name: str) -> None:
+        self._interrupted |= name not in _OF_A_STEP
+
+    def _step_ms(self, now: float) -> float:
+        """The step's time: on a GPU from end to end, as it works on when the step's code is through, but not across an
+        evaluation or a pause."""
+        since = self._began
+        if self._ended is not None and self._device.type == "cuda" and not self._interrupted:
+            since = self._ended
+        self._ended, self._interrupted = now, False
+        return (now - since) * 1e3
+
+    def rolled_back(self, step: int) -> None:
+        self._write_all()
+
+    def close(self) -> None:
+        self._write_all()
+        self._tell_cost(self._step)
+
+    def _write_all(self) -> None:
+        for pending in self._pending:
+            for record in pending.records():
+                self._log.append(record)
+        self._pending = []
+
+    def _write_arrived(self) -> None:
+        while self._pending and self._pending[0].ready():
+            for record in self._pending.pop(0).records():
+                self._log.append(record)
+
+    def _tell(self, step: int) -> None:
+        interval = self._governor.interval if self._every is None else self._every
+        told = self._told_interval
+        if interval and (told is None or abs(interval - told) > _TELL_CHANGE * told) and self._strategy.rank == 0:
+            self._log.event("monitor", "interval", interval, step=step, old_value=told)
+            self._told_interval = interval
+        if self._full_sets % _TELL_COST_EVERY == 1:
+            self._tell_cost(step)
+
+    def _tell_cost(self, step: int) -> None:
+        if self._governor.passed_ms:
+            self._log.event("monitor", "cost", round(self._governor.cost, 6), step=step)
+
+    def _may_keep(self) -> bool:
+        """Whether local gradients can be held until the reduced ones are there. On a GPU not before it is known how
+        much memory a step needs, and not where it is short: watching must not be what makes a training fail."""
+        if self._device.type != "cuda":
+            return True
+        if self._is_first:
+            return False
+        free, _ = torch.cuda.mem_get_info(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.max_memory_allocated(self._device)
+        return 4 * self._elements <= _ROOM * (free + max(0, unused))
+
+    def _fitting(self, layers: Collection[str] | None) -> Collection[str] | None:
+        """Layers whose old weights fit into memory for the length of an optimizer step: all of them where possible, as
+        many as fit otherwise, beginning where the last time ended."""
+        if self._device.type != "cuda":
+            return layers
+        free, _ = torch.cuda.mem_get_info(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        room = _ROOM * (free + unused) / 4
+        sizes = [
+            (name, size) for name, size in self._strategy.layer_sizes().items() if layers is None or name in layers
+        ]
+        if sum(size for _, size in sizes) <= room:
+            return layers
+        taken: set[str] = set()
+        for _ in range(len(sizes)):
+            name, size = sizes[self._weights_from % len(sizes)]
+            if size > room:
+                break
+            taken.add(name)
+            room -= size
+            self._weights_from += 1
+        return taken

@@ -1,0 +1,98 @@
+"""Weights, their updates and the optimizer's moments: sums of squares per layer, around one optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import torch
+from workbench.core.records import WeightStats
+from workbench.engine.base.strategy import WeightPart
+from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.engine.watch.torch.host_copy import HostCopy
+
+
+@dataclass(slots=True)
+class PendingWeights:
+    """Sums of squares on their way to the host; ``records`` once ``ready``."""
+
+    step: int
+    rank: int
+    keys: list[tuple[str, str]]
+    numel: list[int]
+    has_moment: list[tuple[bool, bool]]
+    copy: HostCopy
+
+    def ready(self) -> bool:
+        """Whether the figures have arrived on the host."""
+        return self.copy.ready()
+
+    def records(self) -> list[WeightStats]:
+        """A record per layer and kind of sharding."""
+        (found,) = self.copy.arrays()
+        squares = found.reshape(4, -1) ** 2
+        totals: dict[tuple[str, str], np.ndarray] = {}
+        for place, key in enumerate(self.keys):
+            row = np.array([self.numel[place], *squares[:, place]])
+            for moment in (0, 1):
+                if not self.has_moment[place][moment]:
+                    row[3 + moment] = math.nan
+            totals[key] = totals.get(key, 0) + row
+        return [
+            WeightStats(
+                step=self.step,
+                rank=self.rank,
+                layer=layer,
+                sharded=sharded,
+                numel=int(row[0]),
+                weight_sq=float(row[1]),
+                update_sq=float(row[2]),
+                moment1_sq=float(row[3]),
+                moment2_sq=float(row[4]),
+            )
+            for (layer, sharded), row in totals.items()
+        ]
+
+
+class WeightCollector:
+    """``before`` the optimizer steps and ``after`` it. Between them the old weights are held in memory."""
+
+    def __init__(self) -> None:
+        self._old: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def before(self, parts: Sequence[WeightPart]) -> None:
+        """Remember these weights."""
+        self._old = [part.weight.clone() for part in parts if part.weight.numel()]
+
+    @torch.no_grad()
+    def after(self, parts: Sequence[WeightPart], step: int, rank: int) -> PendingWeights | None:
+        """Figures of the same parts, as they are now; None when there are none."""
+        parts = [part for part in parts if part.weight.numel()]
+        old, self._old = self._old, []
+        if not parts or len(old) != len(parts):
+            return None
+        new = [part.weight for part in parts]
+        weights = figures.norms(new)
+        torch._foreach_sub_(old, new)
+        moments = [_norms_of([part.moments[which] for part in parts], weights) for which in (0, 1)]
+        return PendingWeights(
+            step=step,
+            rank=rank,
+            keys=[(part.layer, part.sharded) for part in parts],
+            numel=[part.weight.numel() for part in parts],
+            has_moment=[(part.moments[0] is not None, part.moments[1] is not None) for part in parts],
+            copy=HostCopy([torch.cat([weights, figures.norms(old), *moments])]),
+        )
+
+
+def _norms_of(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+    """Their L2 norms, zero for those that are not there; dtype and device as ``like``."""
+    norms = torch.zeros_like(like)
+    there = [(place, tensor) for place, tensor in enumerate(tensors) if tensor is not None]
+    if there:
+        norms[[place for place, _ in there]] = figures.norms([tensor for _, tensor in there])
+    return norms

@@ -1,0 +1,111 @@
+"""How a run ended: what a rank answers when its part is over, and which failure explains the others."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from workbench.errors import format_ranks
+
+if TYPE_CHECKING:
+    from workbench.core.columns import Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A rank's own word about its end, told to the session beside its log: the log may be what failed.
+
+    ``state``: finished, stopped or failed, after ``step`` steps. ``failure``: the value of its ``state failed`` event
+    (ename, evalue, traceback, peer); empty unless it failed. ``log_failure``: why its log ends early; empty when whole.
+    """
+
+    state: str
+    step: int
+    failure: dict[str, Any] = field(default_factory=dict)
+    log_failure: str = ""
+
+    def to_text(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_result(cls, result: str | None) -> Outcome | None:
+        """From the result of a cell whose last value was ``to_text()``; None when it is anything else."""
+        try:
+            return cls(**json.loads(ast.literal_eval(result or "")))
+        except (SyntaxError, ValueError, TypeError):
+            return None
+
+    def what_the_log_lacks(self) -> tuple[str, dict[str, Any] | None]:
+        """State and value of the event that stands for this rank where its log could not say it."""
+        if self.failure or not self.log_failure:
+            return self.state, self.failure or None
+        told = (
+            f"it {self.state} after step {self.step}, but its log could not be written to the end: {self.log_failure}"
+        )
+        advice = "make room where runs are kept (WORKBENCH_HOME) and train again"
+        return "failed", failure("LogLost", f"{told}; {advice}")
+
+
+def failure(ename: str, evalue: str, traceback: str = "", *, peer: bool = False) -> dict[str, Any]:
+    """The value of a ``state failed`` event. ``peer``: it is only the consequence of another rank's failure."""
+    return {"ename": ename, "evalue": evalue, "traceback": traceback, "peer": peer}
+
+
+class FirstFailure(NamedTuple):
+    """The failure that explains the others: ``ranks`` that had it (none: nobody said why), ``message``, the
+    ``traceback`` from the first line of the user's own code on (empty for a rank that died), and the ``step``."""
+
+    ranks: list[int]
+    message: str
+    traceback: str = ""
+    step: int = 0
+
+    @property
+    def who(self) -> str:
+        """``ranks 0-3``."""
+        return format_ranks(self.ranks) if self.ranks else "a rank"
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, [f"{self.who}: {self.message}", self.traceback.rstrip()]))
+
+
+def failure_of(events: Columns) -> FirstFailure | None:
+    """The first failure among events: pure; None when no rank failed or died.
+
+    A rank that died (with those that died of the same) explains what its peers then saw; otherwise it is the earliest
+    failure that is not about a peer.
+    """
+    deaths = []
+    for i in ((events["kind"] == "rank") & (events["name"] == "died")).nonzero()[0]:
+        value = _decoded(events["value"][i])
+        if isinstance(value.get("rank"), int):
+            deaths.append((value["rank"], str(value.get("reason", "the reason is not known")), int(events["step"][i])))
+    if deaths:
+        _, reason, step = deaths[0]
+        return FirstFailure(sorted({rank for rank, why, _ in deaths if why == reason}), reason, step=step)
+    failures = []
+    for i in ((events["kind"] == "state") & (events["name"] == "failed")).nonzero()[0]:
+        value = _decoded(events["value"][i])
+        failures.append((bool(value.get("peer")), float(events["time"][i]), int(events["rank"][i]), i, value))
+    if not failures:
+        return None
+    failures.sort(key=lambda found: found[:2])
+    *_, index, first = failures[0]
+    same = {rank for _, _, rank, _, value in failures if rank >= 0 and _what(value) == _what(first)}
+    return FirstFailure(sorted(same), _what(first), str(first.get("traceback", "")), int(events["step"][index]))
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    """An event's value; empty for anything but an object, as a log may have been written by anybody."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _what(value: dict[str, Any]) -> str:
+    return f"{value.get('ename', 'error')}: {value.get('evalue', '')}"

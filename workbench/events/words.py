@@ -1,0 +1,210 @@
+"""Events in words: what happened, as a sentence for people, with units. Pure.
+
+A log may be another version's, or written by anybody: what is not known here is said as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from workbench.core.controls import AUTOMATIC, find
+from workbench.errors import ConfigError
+
+LONGEST = 300
+#: settings as people call them; others (knobs of the training script) by their name
+_CALLED = {"lr": "learning rate", "clip": "gradient clip", "weight_decay": "weight decay", "accumulate": "accumulation"}
+_CURVES = {"loss": "the loss", "grad_norm": "the gradient norm"}
+_STATES = {
+    "starting": "starting",
+    "running": "training",
+    "paused": "paused",
+    "finished": "finished: all steps are done",
+    "stopped": "stopped",
+}
+_ACTIONS = {"stop": "the run is stopped", "skip": "the update is left out", "go": "training goes on"}
+
+
+def short(value: Any) -> str:
+    """A value as people write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {short(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(short, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def setting(name: str, value: Any, unit: str = "") -> str:
+    """The value of a setting, in words: "no limit" for a clip of 0, "every 20 steps" for an interval."""
+    if value is None:
+        return "not known"
+    if name == "clip" and value == 0:
+        return "no limit"
+    if name in ("log_every", "grad_every"):
+        special = ((AUTOMATIC, "as often as the budget allows"), (0, "never"), (1, "every step"))
+        return next((text for known, text in special if value == known), f"every {short(value)} steps")
+    if name == "grad_layers":
+        return f"those with {value!r} in their name" if value else "all"
+    if name == "accumulate":
+        return f"{short(value)} piece{'' if value == 1 else 's'}"
+    return f"{short(value)} {unit}".rstrip()
+
+
+def words(kind: str, name: str, value: Any = None, old: Any = None, *, units: Mapping[str, str] | None = None) -> str:
+    """One line for people. ``value`` and ``old`` are decoded; ``units`` of knobs that the training script declared."""
+    if kind == "control":
+        text = _control(name, value, old, units or {})
+    else:
+        known = _EVENTS.get((kind, name)) or _KINDS.get(kind)
+        text = known(name, value, old) if known else _plain(name, value, old)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _plain(name: str, value: Any, old: Any) -> str:
+    now = "" if value is None else f" {short(value)}"
+    return f"{name.replace('_', ' ')}{'' if old is None else f' {short(old)} →'}{now}"
+
+
+def _control(name: str, value: Any, old: Any, units: Mapping[str, str]) -> str:
+    if name in _ACTS:
+        return _ACTS[name](value, old)
+    if name == "declared" and isinstance(value, dict):
+        unit = f" {value['unit']}" if value.get("unit") else ""
+        return f"the training script declared the knob {value.get('name')} = {short(value.get('value'))}{unit}"
+    if name in ("log_every", "grad_every", "grad_layers"):
+        what = {"log_every": "steps logged", "grad_every": "gradient statistics", "grad_layers": "layers watched"}[name]
+        return f"{what}: {'' if old is None else f'{setting(name, old)} → '}{setting(name, value)}"
+    unit = units.get(name, "")
+    now = setting(name, value, unit)
+    return f"{_CALLED.get(name, name)} {now if old is None else f'{setting(name, old)} → {now}'}"
+
+
+def _layers(value: Any) -> str:
+    return short(value) if value else "none"
+
+
+_ACTS: dict[str, Callable[[Any, Any], str]] = {
+    "pause": lambda value, old: "pause after this step",
+    "resume": lambda value, old: "go on training",
+    "step": lambda value, old: f"train {'1 step' if value in (None, 1) else f'{short(value)} steps'}, then pause",
+    "stop": lambda value, old: f"end the run{' with a checkpoint' if value == 'checkpoint' else ''}",
+    "evaluate": lambda value, old: "evaluated",
+    "sample": lambda value, old: "a sample was written",
+    "checkpoint": lambda value, old: "a checkpoint was asked for",
+    "rollback": lambda value, old: f"rolled back to step {short(value)}{'' if old is None else f', from {short(old)}'}",
+    "branch": lambda value, old: f"branch: this run ends, a new one goes on{f' with {short(value)}' if value else ''}",
+    "freeze": lambda value, old: f"layers not updated: {_layers(old)} → {_layers(value)}",
+    "unfreeze": lambda value, old: f"layers not updated: {_layers(old)} → {_layers(value)}",
+}
+
+
+def _state(name: str, value: Any, old: Any) -> str:
+    if isinstance(value, dict) and "ename" in value:
+        return f"{name}: {value['ename']}: {value.get('evalue', '')}"
+    return _STATES.get(name, name)
+
+
+def _refused(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    try:
+        is_setting = find(name).setting
+    except ConfigError:  # a knob of the training script, or another version's
+        is_setting = True
+    given = "" if told.get("value") is None else f" {'= ' if is_setting else ''}{short(told['value'])}"
+    return f"{name}{given} was refused: {told.get('reason', 'no reason is known')}"
+
+
+def _died(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    return f"rank {told.get('rank', '?')} died: {told.get('reason', 'the reason is not known')}"
+
+
+def _nonfinite(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    what = f"{'the loss' if name == 'loss' else 'a gradient'} is not finite"
+    layer, module = told.get("layer"), told.get("module")
+    if layer is not None:
+        kind = f" ({module})" if module else ""
+        way = f" in the {told['where']} pass" if told.get("where") else ""
+        what += f": it began in {layer or 'the model itself'}{kind}{way}"
+    elif told.get("not_found"):
+        what += f": {told['not_found']}"
+    action = _ACTIONS.get(told.get("action", ""))
+    return f"{what}; {action}" if action else what
+
+
+def _spike(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    what = _CURVES.get(name, name)
+    if "value" not in told:
+        return f"{what} spiked"
+    usual = f", usual is {short(told['usual'])}" if "usual" in told else ""
+    return f"{what} jumped to {short(told['value'])}{usual}"
+
+
+def _saved(name: str, value: Any, old: Any) -> str:
+    return f"checkpoint {_checkpoint_name(value)} was written"
+
+
+def _checkpoint_name(value: Any) -> str:
+    path = value.get("path") if isinstance(value, dict) else value
+    return PurePath(path).name if isinstance(path, str) else short(path)
+
+
+def _batch(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    return f"a batch has {short(told.get('samples'))} samples over all ranks; throughput counts {told.get('unit')}"
+
+
+def _bad_command(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {"line": value}
+    return f"a line of control.jsonl is no command ({told.get('reason', 'not read')}): {short(told.get('line'))}"
+
+
+def _cost(name: str, value: Any, old: Any) -> str:
+    return (
+        f"watching took {100 * value:.2g} % of the time so far"
+        if isinstance(value, (int, float))
+        else _plain(name, value, old)
+    )
+
+
+def _phases(name: str, value: Any, old: Any) -> str:
+    return "phases are those of every step" if value == 1 else f"phases are those of every {short(value)} steps"
+
+
+_KINDS: dict[str, Callable[[str, Any, Any], str]] = {
+    "state": _state,
+    "refused": _refused,
+    "nonfinite": _nonfinite,
+    "spike": _spike,
+    "warning": lambda name, value, old: name.replace("_", " ") if value is None else short(value),
+}
+_EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
+    ("rank", "died"): _died,
+    ("checkpoint", "saved"): _saved,
+    ("checkpoint", "restored"): lambda name, value, old: f"training goes on from checkpoint {_checkpoint_name(value)}",
+    ("checkpoint", "removed"): lambda name, value, old: (
+        f"checkpoint {_checkpoint_name(value)} was removed: newer ones are kept"
+    ),
+    ("checkpoint", "failed"): lambda name, value, old: f"the checkpoint could not be written: {short(value)}",
+    ("data", "batch"): _batch,
+    ("gpu", "lost"): lambda name, value, old: f"the GPU can no longer be read: {short(value)}",
+    ("log", "dropped"): lambda name, value, old: f"{short(value)} records did not fit into the log and are missing",
+    ("log", "failed"): lambda name, value, old: f"the log can no longer be written: {short(value)}",
+    ("loss_scale", "changed"): lambda name, value, old: _plain("loss scale", value, old),
+    ("monitor", "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
+    ("monitor", "cost"): _cost,
+    ("monitor", "phases"): _phases,
+    ("warning", "bad_command"): _bad_command,
+    ("warning", "nonfinite_loss"): lambda name, value, old: f"the loss is {short(value)}",
+    ("warning", "schedule_not_saved"): lambda name, value, old: (
+        f"checkpoints lack a part of the schedule: {short(value)}"
+    ),
+    ("warning", "gpu_unavailable"): lambda name, value, old: f"the GPU cannot be read: {short(value)}",
+    ("warning", "device_sampler_ended"): lambda name, value, old: f"devices are no longer sampled: {short(value)}",
+}

@@ -1,0 +1,151 @@
+"""Replaying the step of a run at which a number stopped being finite, on the live session's ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.core.config import TrainSpec
+from workbench.errors import RunDirectoryError
+
+FAULT_FILE, WEIGHTS_FILE, REPLAY_FILE = "fault.json", "weights.safetensors", "replay.json"
+_REPLAY = "from workbench.engine.replay import replay as _replay; _replay({run!r}, {step}, {first}, {rank}, {token!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a replay found, on the ranks of the data-parallel replica that ``rank`` is of.
+
+    ``layer`` is the qualified name of the module that made the first number that is not finite, ``module`` its class,
+    ``where`` "forward" or "backward", ``culprit`` the rank on which; empty (-1) when every number was finite this time.
+    ``inputs`` describes its input tensors: shape, dtype, nonfinite_count, and min, max, mean of the finite elements.
+    ``loss`` is the replayed share's loss and ``logged_loss`` that of the training; ``bit_equal``: they agree in every
+    bit. ``indices``: the batch's samples in the dataset, where they are known.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    module: str
+    where: str
+    culprit: int
+    loss: float
+    logged_loss: float
+    bit_equal: bool
+    inputs: list[dict[str, Any]]
+    output: list[dict[str, Any]]
+    indices: list[int] | None
+    kept: Path
+
+    def __str__(self) -> str:
+        lines = [f"step {self.step} on rank {self.rank}: loss {self.loss:.9g}, in training {self.logged_loss:.9g}, "
+                 f"{'equal in every bit' if self.bit_equal else 'not the same'}"]  # fmt: skip
+        if not self.where:
+            return "\n".join([*lines, "every number was finite this time"])
+        what = "output" if self.where == "forward" else "gradient"
+        name = f"{self.layer} ({self.module})" if self.layer else self.module
+        lines.append(f"the first {what} that is not finite: {name} on rank {self.culprit}, in the {self.where} pass")
+        for title, tensors in (("input", self.inputs), (what, self.output)):
+            lines += [f"  {title} {_described(tensor)}" for tensor in tensors]
+        if self.indices is not None:
+            lines.append(f"samples of the batch in the dataset: {self.indices}")
+        return "\n".join([*lines, f"batch, random state and weights: {self.kept}"])
+
+    __repr__ = __str__
+
+
+def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None = None) -> Replay:
+    """Run forward and backward of a kept step once more, and find again where it went wrong.
+
+    ``step`` None: the first that was kept with its weights; ``rank`` None: the rank where the fault began. Takes the
+    live session's ranks, or brings up as many as a replica has. Raises ``RunDirectoryError`` when nothing was kept,
+    ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails.
+    """
+    from workbench.cluster.session import Session
+
+    directory = find_kept(run, step, rank)
+    about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
+    size = spec.plan.mesh.tp * spec.plan.mesh.pp
+    asked = int(directory.parent.name.removeprefix("rank-"))
+    first = asked // size * size
+    session = Session.current() or Session.up(size)
+    if session.n < size:
+        raise RunDirectoryError(
+            f"a replica of this run has {size} ranks and {session.n} are up: %dist_down, then %dist_up -n {size}"
+        )
+    _run_on(session, run, about["step"], first, size)
+    return _result(directory, about, asked)
+
+
+def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Path:
+    """The directory of a kept step. ``RunDirectoryError`` names those that there are."""
+    kept = sorted(run.glob(f"rank-*/nonfinite-step-*/{FAULT_FILE}"), key=lambda file: (file.parent.name, str(file)))
+    if not kept:
+        raise RunDirectoryError(
+            f"{run} keeps no step to replay: no loss or gradient was found that is not finite "
+            "(--on-nonfinite says what is done about one)"
+        )
+    chosen = []
+    for file in kept:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        here = int(file.parent.parent.name.removeprefix("rank-"))
+        wanted = about["culprit"] if rank is None else rank
+        if here == wanted and (about["step"] == step if step is not None else about["weights"] == "kept"):
+            chosen.append((file.parent, about))
+    if not chosen:
+        there = ", ".join(f"step {int(file.parent.name[-6:])} on {file.parent.parent.name}" for file in kept)
+        raise RunDirectoryError(f"step {step} of rank {rank} was not kept in {run}: there are {there}")
+    directory, about = chosen[0]
+    if about["weights"] != "kept":
+        raise RunDirectoryError(f"step {about['step']} cannot be replayed: {about['weights']}")
+    return directory
+
+
+def _run_on(session: Any, run: Path, step: int, first: int, size: int) -> None:
+    """Tell each rank its place; wait, and raise what a rank raised."""
+    import time
+
+    token = f"replay-{time.time_ns()}"
+    submissions = []
+    for rank in range(size):
+        code = _REPLAY.format(run=str(run), step=step, first=first, rank=rank, token=token)
+        submissions.append(session.submit(code, [rank]))
+    for submission in submissions:
+        session.wait(submission)
+    for submission in submissions:
+        submission.result().raise_on_error()
+
+
+def _result(directory: Path, about: dict[str, Any], rank: int) -> Replay:
+    found = json.loads((directory / REPLAY_FILE).read_text(encoding="utf-8"))
+    finding = found["finding"] or {"layer": "", "module": "", "where": "", "rank": -1, "inputs": [], "output": []}
+    return Replay(
+        step=about["step"],
+        rank=rank,
+        layer=finding["layer"],
+        module=finding["module"],
+        where=finding["where"],
+        culprit=finding["rank"],
+        loss=_number(found["loss"]),
+        logged_loss=_number(found["logged_loss"]),
+        bit_equal=found["loss"] == found["logged_loss"],
+        inputs=finding["inputs"],
+        output=finding["output"],
+        indices=about["indices"],
+        kept=directory,
+    )
+
+
+def _number(text: str | None) -> float:
+    return math.nan if text is None else float.fromhex(text)
+
+
+def _described(tensor: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+    if tensor["min"] is None:
+        return f"{shape} {tensor['dtype']}: none of {math.prod(tensor['shape'])} elements is finite"
+    spread = f"{tensor['min']:.4g} to {tensor['max']:.4g}, mean {tensor['mean']:.4g}"
+    return f"{shape} {tensor['dtype']}: {spread}, {tensor['nonfinite_count']} not finite"

@@ -1,0 +1,185 @@
+"""Making and finding run directories: the files, not their meaning."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.errors import ConfigError, RunDirectoryError, SchemaError, nearest
+from workbench.rundir import environment
+
+CELL_FILE = "cell.py"
+CONTROL_FILE = "control.jsonl"
+OWNER_FILE = "owner.json"
+OUTPUT_FILE = "output.txt"
+REPORT_FILE = "report.html"
+PACKAGES = ("dist-workbench", "torch", "colossalai", "transformers", "ipyparallel", "ipython", "bokeh", "numpy")
+_LEAST_FREE_BYTES = 32 * 2**20
+
+
+def home() -> Path:
+    """Where run directories are: ``$WORKBENCH_HOME``, else ``runs`` under the current directory."""
+    return Path(os.environ.get("WORKBENCH_HOME") or "runs").expanduser().absolute()
+
+
+def create(spec: TrainSpec, cell: str | None = None) -> Path:
+    """Make the directory of a new run, mode 0700, with its spec, the cell's source and who owns it.
+
+    Raises ``RunDirectoryError`` when it cannot be written or the disk is full; then nothing is left behind.
+    """
+    parent = home()
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{spec.name}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if free < _LEAST_FREE_BYTES:
+            raise RunDirectoryError(
+                f"the disk of {parent} is full ({free // 2**20} MiB free): make room, or set WORKBENCH_HOME elsewhere"
+            )
+        path = _make(parent, stem)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot make a run directory in {parent}: {error.strerror}; set WORKBENCH_HOME to a writable directory"
+        ) from error
+    try:
+        document = {**spec.to_toml(), "versions": versions(), "machine": machine()}
+        if cell is not None:
+            (path / CELL_FILE).write_text(cell, encoding="utf-8")
+        environment.record(path)
+        (path / CONTROL_FILE).touch(mode=0o600)
+        (path / OWNER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
+        # last, and whole at once: a directory with a spec is a run, and is looked at by others from then on
+        beside = path / f".{SPEC_FILE}"
+        beside.write_text(tomli_w.dumps(document), encoding="utf-8")
+        beside.replace(path / SPEC_FILE)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise RunDirectoryError(f"cannot write the run directory {path}: {error.strerror}") from error
+    return path
+
+
+def _make(parent: Path, stem: str) -> Path:
+    """A fresh directory of that name, or of that name and a number: two processes may ask in the same second."""
+    for number in itertools.count(1):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("there is always another number")
+
+
+def find(name: str | Path | None = None) -> Path:
+    """A run directory by path, by directory name, or by run name (the newest of that name); None: the newest run.
+
+    ``RunDirectoryError`` when there is none; a folder with a spec that was never trained is none.
+    """
+    runs = all_runs()
+    if name is None:
+        if not runs:
+            raise RunDirectoryError(f"there is no run in {home()}: start one with %dist_train, or set WORKBENCH_HOME")
+        return runs[-1]
+    direct = Path(name).expanduser()
+    has_spec = (direct / SPEC_FILE).is_file()
+    if has_spec and was_a_run(direct):
+        return direct.absolute()
+    text = str(name)
+    for path in reversed(runs):
+        if path.name == text or _is_called(path, text):
+            return path
+    if has_spec:
+        raise RunDirectoryError(f"{direct} has a spec and no run: workbench train {direct / SPEC_FILE} makes one")
+    raise RunDirectoryError(
+        f"no run {text!r} in {home()}: {nearest(text, [run_name(path) for path in runs] or ['none'])}"
+    )
+
+
+def was_a_run(path: Path) -> bool:
+    """Whether a folder is a run, whole or not: it has an owner or commands before it has a spec, and then logs. A
+    project that merely holds a spec is none."""
+    return any((path / mark).is_file() for mark in (CONTROL_FILE, OWNER_FILE)) or any(path.glob("rank-*"))
+
+
+def all_runs() -> list[Path]:
+    """Run directories of ``home()``, oldest first."""
+    parent = home()
+    specs = sorted(parent.glob(f"*/{SPEC_FILE}"), key=_when) if parent.is_dir() else []
+    return [spec.parent for spec in specs]
+
+
+def _when(spec: Path) -> tuple[str, int, str]:
+    """By the second in the directory's name; within one second by when the spec was written."""
+    try:
+        written = spec.stat().st_mtime_ns
+    except OSError:  # removed meanwhile
+        written = 0
+    return spec.parent.name[: len("2026-05-01-120000")], written, spec.parent.name
+
+
+def run_name(path: Path) -> str:
+    """``2026-05-01-120000-first`` -> ``first``."""
+    return "-".join(path.name.split("-")[4:]) or path.name
+
+
+def _is_called(path: Path, name: str) -> bool:
+    """Whether a run has that name; the second of a name within one second has a number after it."""
+    found = run_name(path)
+    if found == name:
+        return True
+    if not re.fullmatch(re.escape(name) + r"-\d+", found):
+        return False
+    try:
+        return read_spec_options(path / SPEC_FILE).get("name") == name
+    except (ConfigError, SchemaError):
+        return False
+
+
+def owner_is_alive(path: Path) -> bool:
+    """Whether the process that started the run still lives (on this host)."""
+    try:
+        owner = json.loads((path / OWNER_FILE).read_text(encoding="utf-8"))
+        same_host = owner["host"] == platform.node()
+        return same_host and abs(psutil.Process(owner["pid"]).create_time() - owner["created"]) < 1.0
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The host in a few facts."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _this_process() -> dict[str, Any]:
+    me = psutil.Process()
+    return {"host": platform.node(), "pid": me.pid, "created": me.create_time()}

@@ -1,0 +1,65 @@
+"""Where a run comes from and what goes on from it: branches and ``--resume``, by what specs say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.errors import ConfigError, SchemaError
+from workbench.rundir import checkpoints
+from workbench.rundir.directory import run_name
+
+#: of a directory's name: the second in which the run was made
+_WHEN = len("2026-05-01-120000")
+
+
+def parent(spec: TrainSpec) -> tuple[str, int | str] | None:
+    """Name of the run that this one goes on from, and the step; None for one that began by itself."""
+    if not spec.resume:
+        return None
+    run, step = checkpoints.split(spec.resume)
+    return run_name(Path(run)), step
+
+
+class Branches:
+    """Runs beside ``run`` that go on from it: ``look`` reads specs that are new since the last call."""
+
+    def __init__(self, run: Path) -> None:
+        self.found: list[tuple[str, int | str]] = []
+        self._run = run.absolute()
+        self._seen: set[str] = set()
+
+    def look(self) -> list[tuple[str, int | str]]:
+        """(name, step) of each, oldest first."""
+        for name in sorted(self._later()):
+            spec = self._run.parent / name / SPEC_FILE
+            try:
+                mentioned = str(self._run).encode() in spec.read_bytes()
+            except OSError:
+                continue  # its spec is still being written, or it is no run
+            self._seen.add(name)
+            if mentioned and (step := self._step(spec)) is not None:
+                self.found.append((run_name(spec.parent), step))
+        return self.found
+
+    def words(self) -> str:
+        """For people: "goes on in slower from step 120"; "" while nothing does."""
+        return "goes on in " + ", ".join(f"{name} from step {step}" for name, step in self.found) if self.found else ""
+
+    def _later(self) -> Iterator[str]:
+        try:
+            names = os.listdir(self._run.parent)
+        except OSError:  # taken away
+            return
+        for name in names:
+            if name not in self._seen and name != self._run.name and name[:_WHEN] >= self._run.name[:_WHEN]:
+                yield name
+
+    def _step(self, spec: Path) -> int | str | None:
+        try:
+            run, step = checkpoints.split(str(read_spec_options(spec).get("resume", "")))
+        except (ConfigError, SchemaError):
+            return None  # another version's
+        return step if Path(run) == self._run else None

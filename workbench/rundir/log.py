@@ -1,0 +1,289 @@
+"""The rank log: one append-only Arrow IPC stream per record type, written by one writer, read by anybody.
+
+A writer never delays its caller: ``append`` puts the record into a bounded buffer (a lock and a list) and a thread
+writes whole batches every ``flush_s``. What does not fit is dropped and counted, and the count is logged as an event
+(kind ``log``, name ``dropped``). After SIGKILL everything up to the last whole batch can be read. A table's file
+appears with its first record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence, Sized
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, Record, columns_of
+from workbench.errors import RunDirectoryError
+
+_ARROW = {
+    "f8": pa.float64(),
+    "i8": pa.int64(),
+    "U": pa.string(),
+    "?": pa.bool_(),
+    "L": pa.list_(pa.int64()),
+    "F": pa.list_(pa.float32()),
+}
+_TABLE_OF = {kind: table for table, kind in TABLES.items()}
+SESSION_DIR = "session"
+#: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
+_BATCH_ROWS = 65_536
+
+
+def schema(table: str) -> pa.Schema:
+    """Arrow schema of a table; its metadata carry the schema version."""
+    columns = [pa.field(name, _ARROW[kind]) for name, kind in columns_of(table).items()]
+    return pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION), "table": table})
+
+
+def rank_directory(run: str | Path, rank: int) -> Path:
+    """Directory of a rank's log in a run directory (``rank-00003``; the session's own is ``session``)."""
+    return Path(run) / (SESSION_DIR if rank < 0 else f"rank-{rank:05d}")
+
+
+def _array(values: tuple[Any, ...], kind: str) -> pa.Array:
+    """One column, from the records' values. ``pa.array`` would import pandas first: a second on a busy machine, in
+    which a rank that is killed leaves nothing."""
+    count = len(values)
+    match kind:
+        case "U":
+            texts = [text.encode("utf-8", "replace") for text in values]
+            return pa.Array.from_buffers(pa.string(), count, [None, _offsets(texts), pa.py_buffer(b"".join(texts))])
+        case "L" | "F":
+            flat = tuple(number for numbers in values for number in numbers)
+            inner = _array(flat, "i8" if kind == "L" else "f4")
+            return pa.Array.from_buffers(_ARROW[kind], count, [None, _offsets(values)], children=[inner])
+        case "?":
+            bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
+            return pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(bits)])
+        case _:
+            flat_type = pa.float32() if kind == "f4" else _ARROW[kind]
+            return pa.Array.from_buffers(flat_type, count, [None, pa.py_buffer(np.array(values, dtype=kind))])
+
+
+def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
+    offsets = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return pa.py_buffer(offsets)
+
+
+class _TableFile:
+    """One table's stream. A batch reaches the file in one piece, or is taken back: what is there is always whole."""
+
+    def __init__(self, path: Path, table: str) -> None:
+        self._schema = schema(table)
+        self._kinds = list(columns_of(table).values())
+        self._row = attrgetter(*self._schema.names)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._whole = 0
+        self._pending: list[bytes] = []
+        self._stream = self._begun()
+
+    def _begun(self) -> pa.ipc.RecordBatchStreamWriter:
+        """A stream whose first bytes, the schema, are pending."""
+        return pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
+
+    def append(self, rows: list[Record]) -> None:
+        """Write ``rows`` as batches. ``OSError`` when the disk takes no more; the file then ends where it ended."""
+        for first in range(0, len(rows), _BATCH_ROWS):
+            columns = zip(*map(self._row, rows[first : first + _BATCH_ROWS]), strict=True)
+            arrays = [_array(values, kind) for values, kind in zip(columns, self._kinds, strict=True)]
+            self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            self._write()
+
+    def close(self) -> None:
+        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
+        nothing was written gets none: without a schema before it, it would be no stream."""
+        try:
+            self._stream.close()
+            if self._whole:
+                self._write()
+        finally:
+            os.close(self._descriptor)
+
+    def _write(self) -> None:
+        data = memoryview(b"".join(self._pending))
+        self._pending.clear()
+        try:
+            while data:  # a disk that fills up takes a part first, and says so at the next write only
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # not a file that can be cut
+                os.ftruncate(self._descriptor, self._whole)
+                os.lseek(self._descriptor, self._whole, os.SEEK_SET)
+            if not self._whole:
+                self._stream = self._begun()
+            raise
+        self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+
+
+class _Pieces:
+    """What Arrow writes, kept as bytes."""
+
+    closed = False
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def tell(self) -> int:
+        return 0
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RankLogWriter:
+    """Appends typed records to the log of one rank. Use as a context manager, or ``close`` it.
+
+    Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
+    ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
+    thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
+    ``cost_s`` is the processor time that the writing thread has used.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        rank: int,
+        *,
+        flush_s: float = 0.4,
+        capacity: int = 20_000,
+        on_failure: Callable[[OSError], None] | None = None,
+    ) -> None:
+        self.rank = rank
+        self._on_failure = on_failure
+        self.directory = rank_directory(run, rank)
+        self.dropped = 0
+        self.cost_s = 0.0
+        self.failure: OSError | None = None
+        self._flush_s = flush_s
+        self._capacity = capacity
+        self._buffer: list[Record] = []
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._wake = threading.Event()
+        self.closed = False
+        self._reported = 0
+        self._files: dict[str, _TableFile] = {}
+        self._taken = dict.fromkeys(STEP_TABLES, 0)
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot make {self.directory}: {error.strerror}") from error
+        self._thread = threading.Thread(target=self._loop, name=f"rank-log-{rank}", daemon=True)
+        self._thread.start()
+
+    def append(self, record: Record) -> None:
+        """Take one record; never blocks on the disk."""
+        with self._lock:
+            if len(self._buffer) < self._capacity and self.failure is None and not self.closed:
+                self._buffer.append(record)
+                table = _TABLE_OF[type(record)]
+                if table in self._taken:
+                    self._taken[table] += 1
+            else:
+                self.dropped += 1
+
+    def event(self, kind: str, name: str, value: object = None, *, step: int = 0, old_value: object = None) -> None:
+        """Append an ``Event`` of now; ``value`` is encoded as JSON."""
+        self.append(
+            Event(
+                time=time.time(),
+                step=step,
+                rank=self.rank,
+                kind=kind,
+                name=name,
+                value=json.dumps(value),
+                old_value=json.dumps(old_value),
+            )
+        )
+
+    def taken(self) -> dict[str, int]:
+        """Rows taken so far of each table of steps that has any."""
+        with self._lock:
+            return {table: count for table, count in self._taken.items() if count}
+
+    def flush(self) -> None:
+        """Write what is buffered, now, in the caller's thread."""
+        with self._writing:
+            with self._lock:
+                taken, self._buffer = self._buffer, []
+                dropped = self.dropped
+            if dropped > self._reported and self.failure is None:
+                self._reported = dropped
+                taken.append(
+                    Event(
+                        time=time.time(), step=0, rank=self.rank, kind="log", name="dropped", value=json.dumps(dropped)
+                    )
+                )
+            if not taken:
+                return
+            if self.failure is not None:
+                with self._lock:
+                    self.dropped += len(taken)
+                return
+            try:
+                self._write(taken)
+            except OSError as error:
+                self._stop(error, taken)
+
+    def _stop(self, error: OSError, lost: list[Record]) -> None:
+        """Log nothing from now on, and say so where it can still be heard."""
+        with self._lock:
+            self.failure = error
+            self.dropped += len(lost)
+        with contextlib.suppress(OSError):  # the events may still fit, or be on a file that is not at its limit
+            why = json.dumps(str(error))
+            self._write([Event(time=time.time(), step=0, rank=self.rank, kind="log", name="failed", value=why)])
+        if self._on_failure is not None:
+            self._on_failure(error)
+
+    def close(self) -> None:
+        """Write the rest and end the streams."""
+        if self.closed:
+            return
+        with self._lock:
+            self.closed = True  # nothing is taken from now on
+        self._wake.set()
+        self._thread.join()
+        self.flush()
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError as error:
+                self.failure = self.failure or error
+        self._files.clear()
+
+    def __enter__(self) -> RankLogWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _loop(self) -> None:
+        while not self._wake.wait(self._flush_s):
+            self.flush()
+            self.cost_s = time.thread_time()
+
+    def _write(self, taken: list[Record]) -> None:
+        by_table: dict[str, list[Record]] = {}
+        for record in taken:
+            by_table.setdefault(_TABLE_OF[type(record)], []).append(record)
+        for table, rows in by_table.items():
+            file = self._files.get(table)
+            if file is None:
+                file = self._files[table] = _TableFile(self.directory / f"{table}.arrow", table)
+            file.append(rows)
