@@ -30,7 +30,7 @@ TRAIN = (
 WATCH_BRANCH = """
 import time
 from workbench.run import branching
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 while not branching.started: time.sleep(0.05)
 get_ipython().run_line_magic("dist_watch", "twig")
 (twig,) = branching.started.values()
