@@ -21,7 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.plots import theme
 from workbench.plots.base import TABS
 from workbench.run.branching import START_TIMEOUT_S
-from workbench.run.run import ENDED
+from workbench.rundir.state import ENDED
 from workbench.telemetry.row_views import has_ended
 from workbench.telemetry.store import Store
 
