@@ -68,7 +68,7 @@ def train(run: str) -> str:
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event("state", "starting", {"pid": os.getpid(), "device": device})
-        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, state=progress)
+        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)

@@ -21,7 +21,7 @@ from torch.distributed import distributed_c10d
 from workbench.core.mesh import AXES, Mesh
 from workbench.core.records import CollectiveRecord
 from workbench.engine.watch.host.clock import Reading
-from workbench.engine.watch.host.phase_spans import WORKING, Timeline
+from workbench.engine.watch.host.phase_spans import WORK_PHASES, PhaseRecorder
 
 
 class _Function(NamedTuple):
@@ -85,10 +85,10 @@ class _Handle:
 class CollectiveTap:
     """Wraps the functions from ``install`` to ``remove``. ``recording``: make records of the calls of this step."""
 
-    def __init__(self, timeline: Timeline, mesh: Mesh, rank: int, *, split: bool) -> None:
+    def __init__(self, recorder: PhaseRecorder, mesh: Mesh, rank: int, *, split: bool) -> None:
         self.recording = False
         self.calls: list[_Call] = []
-        self._timeline = timeline
+        self._recorder = recorder
         self._mesh = mesh
         self._rank = rank
         self._split = split
@@ -121,11 +121,11 @@ class CollectiveTap:
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            timeline = self._timeline
-            before = timeline.here
-            if before[0] not in WORKING or torch.compiler.is_compiling():
+            recorder = self._recorder
+            before = recorder.current
+            if before[0] not in WORK_PHASES or torch.compiler.is_compiling():
                 return original(*args, **kwargs)
-            started = timeline.enter("communication", before[1])
+            started = recorder.enter("communication", before[1])
             calls = self._call(function, names, args, kwargs, started) if self.recording else []
             blocks = split and not _argument(args, kwargs, names, "async_op")
             if blocks:
@@ -137,13 +137,13 @@ class CollectiveTap:
                     self._finished(calls, started, now)
                 elif blocks:
                     result.wait()
-                    self._finished(calls, started, timeline.clock.now() if calls else None)
+                    self._finished(calls, started, recorder.clock.now() if calls else None)
                     result = None
                 else:
                     self._follow(result, calls)
                     result = _Handle(self, result, calls)
             finally:
-                timeline.go(before)
+                recorder.resume(before)
             return result
 
         return wrapper
@@ -151,9 +151,9 @@ class CollectiveTap:
     def _wrapped_batch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(operations: list[Any]) -> list[Any]:
-            timeline = self._timeline
-            before = timeline.here
-            in_step = before[0] in WORKING or before[0] in ("bubble", "communication")
+            recorder = self._recorder
+            before = recorder.current
+            in_step = before[0] in WORK_PHASES or before[0] in ("bubble", "communication")
             if not in_step or torch.compiler.is_compiling():
                 return original(operations)
             calls = [self._message(item) for item in operations] if self.recording else []
@@ -167,14 +167,14 @@ class CollectiveTap:
 
     def wait(self, work: Any, calls: list[_Call], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Wait for an asynchronous call: the part of it that compute did not hide."""
-        timeline = self._timeline
-        before = timeline.here
-        works = before[0] in WORKING
+        recorder = self._recorder
+        before = recorder.current
+        works = before[0] in WORK_PHASES
         if not works and not calls:
             return work.wait(*args, **kwargs)
-        began = timeline.enter("communication", before[1]) if works else timeline.clock.now()
+        began = recorder.enter("communication", before[1]) if works else recorder.clock.now()
         result = work.wait(*args, **kwargs)
-        ended = timeline.go(before) if works else timeline.clock.now()
+        ended = recorder.resume(before) if works else recorder.clock.now()
         for call in calls:
             call.waits.append((began, ended))
         return result
@@ -183,7 +183,7 @@ class CollectiveTap:
         """The backend has the calls. Until now the rank could do nothing else, so it is exposed time."""
         if not calls:
             return None
-        now = self._timeline.clock.now()
+        now = self._recorder.clock.now()
         for call in calls:
             call.posted = now
             call.waits.append((call.started, now))
@@ -201,7 +201,7 @@ class CollectiveTap:
         """Let gloo tell when an operation is complete, which may be long before somebody waits for it."""
         if not calls or not self._split:
             return
-        clock, call = self._timeline.clock, calls[0]
+        clock, call = self._recorder.clock, calls[0]
 
         def complete(_: Any) -> None:
             if call.done is None:
@@ -234,7 +234,7 @@ class CollectiveTap:
     def _message(self, operation: Any) -> _Call:
         kind = "send" if operation.op.__name__ == "isend" else "recv"
         name, size = self._axis([self._rank, operation.peer])
-        call = _Call(kind, name, size, _bytes(operation.tensor), self._timeline.clock.now())
+        call = _Call(kind, name, size, _bytes(operation.tensor), self._recorder.clock.now())
         self.calls.append(call)
         return call
 
@@ -279,10 +279,10 @@ def records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank: int
                 group=call.group,
                 group_size=call.group_size,
                 bytes=call.bytes,
-                start_ms=clock.ms(begin, call.started),
-                duration_ms=clock.ms(call.started, done),
-                exposed_ms=sum(clock.ms(began, ended) for began, ended in call.waits),
-                post_ms=math.nan if call.posted is None else clock.ms(call.started, call.posted),
+                start_ms=clock.elapsed_ms(begin, call.started),
+                duration_ms=clock.elapsed_ms(call.started, done),
+                exposed_ms=sum(clock.elapsed_ms(began, ended) for began, ended in call.waits),
+                post_ms=math.nan if call.posted is None else clock.elapsed_ms(call.started, call.posted),
             )
         )
     return found

@@ -20,8 +20,8 @@ from workbench.core.records import CollectiveRecord, PhaseRecord
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import BatchObserver, Strategy
 from workbench.engine.base.workload import Batch
-from workbench.engine.watch.host.clock import Clock, Reading, clock_for
-from workbench.engine.watch.host.phase_spans import NOWHERE, Place, Timeline, covered_ms, spans
+from workbench.engine.watch.host.clock import Clock, Reading, make_clock
+from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
 from workbench.engine.watch.torch.collectives import CollectiveTap, ReducerLog, records
 from workbench.rundir.log import RankLogWriter
 
@@ -48,7 +48,7 @@ class _Step:
 
     step: int
     begin: Reading
-    boundaries: list[tuple[Reading, Place]] = field(default_factory=list)
+    boundaries: list[tuple[Reading, PhaseKey]] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     recorded: bool = False
 
@@ -74,9 +74,9 @@ class PhaseWatch(StepObserver):
         self._strategy = strategy
         self._log = log
         self._on_host = device == "cpu"
-        self._clock = clock or clock_for(device)
-        self._timeline = Timeline(self._clock)
-        self._tap = CollectiveTap(self._timeline, strategy.mesh, strategy.rank, split=self._on_host)
+        self._clock = clock or make_clock(device)
+        self._recorder = PhaseRecorder(self._clock)
+        self._tap = CollectiveTap(self._recorder, strategy.mesh, strategy.rank, split=self._on_host)
         self._now = _Step(step=0, begin=self._clock.now())
         self._in_step = False
         self._unread: deque[_Step] = deque()
@@ -106,18 +106,18 @@ class PhaseWatch(StepObserver):
         self._resolve()
         recorded = self._is_due(step)
         self._in_step = recorded or step % self.phases_every == 0
-        begin = self._timeline.enter("monitor") if self._in_step else self._timeline.go(NOWHERE)
+        begin = self._recorder.enter("monitor") if self._in_step else self._recorder.resume(NO_PHASE)
         self._now = _Step(step=step, begin=begin, recorded=recorded)
         self._tap.recording = recorded
         self._began_s = time.perf_counter()
 
     def phase(self, name: str) -> None:
         if name == "idle":
-            self._timeline.go(NOWHERE)
+            self._recorder.resume(NO_PHASE)
             self._finish_step()
             self._resolve()
         elif self._in_step or name not in _OF_A_STEP:
-            self._timeline.enter(_FIRST.get(name, name))
+            self._recorder.enter(_FIRST.get(name, name))
 
     def batch(self, step: int, batch: Batch) -> None:
         self._enter_in_step("monitor")
@@ -133,25 +133,25 @@ class PhaseWatch(StepObserver):
         self._finish_step()
         self._resolve(wait=True)
         self._awaits_reducer = None
-        self._now = _Step(step=step, begin=self._timeline.enter("checkpoint"))
+        self._now = _Step(step=step, begin=self._recorder.enter("checkpoint"))
 
     def _enter_in_step(self, phase: str) -> None:
         if self._in_step:
-            self._timeline.enter(phase)
+            self._recorder.enter(phase)
 
     def _ended(self) -> None:
         """The step is over, for all observers. What comes before the next one is still counted from its beginning."""
         if not self._in_step:
             return
-        end = self._timeline.go(NOWHERE)
+        end = self._recorder.resume(NO_PHASE)
         step_ms = (time.perf_counter() - self._began_s) * 1e3
         began = time.thread_time()
         self._in_step = self._tap.recording = False
         now = self._now
-        now.boundaries, now.calls = self._timeline.take(), self._tap.take()
+        now.boundaries, now.calls = self._recorder.take(), self._tap.take()
         self._unread.append(now)
         self._now = _Step(step=now.step, begin=now.begin)
-        self._timeline.boundaries.append((end, NOWHERE))
+        self._recorder.boundaries.append((end, NO_PHASE))
         self._resolve()
         self.cost_ms = (time.thread_time() - began) * 1e3 + self._boundary_ms * len(now.boundaries)
         if now.recorded:
@@ -183,32 +183,32 @@ class PhaseWatch(StepObserver):
 
     def _mark(self, phase: str, micro_batch: int) -> None:
         if self._in_step:
-            self._timeline.enter(phase, micro_batch)
+            self._recorder.enter(phase, micro_batch)
         if phase == "backward" and self._awaits_reducer is not None:
             self._read_reducer()
 
     def _aside(self, observer: BatchObserver) -> BatchObserver:
-        timeline = self._timeline
+        recorder = self._recorder
 
         def timed(parts: Any) -> None:
-            before = timeline.here
-            timeline.enter("monitor")
+            before = recorder.current
+            recorder.enter("monitor")
             observer(parts)
-            timeline.go(before)
+            recorder.resume(before)
 
         return timed
 
     def _finish_step(self) -> None:
         """What happened after the last step: an evaluation, a checkpoint, a pause."""
         now = self._now
-        if len(self._timeline.boundaries) > 1:
-            self._timeline.go(NOWHERE)
-            now.boundaries = self._timeline.take()
+        if len(self._recorder.boundaries) > 1:
+            self._recorder.resume(NO_PHASE)
+            now.boundaries = self._recorder.take()
             self._unread.append(now)
             self._now = _Step(step=now.step, begin=now.begin)
         else:
-            self._timeline.take()
-            self._timeline.here = NOWHERE
+            self._recorder.take()
+            self._recorder.current = NO_PHASE
 
     def _resolve(self, *, wait: bool = False) -> None:
         """Make records of the steps whose readings can be looked at; ``wait``: of all that ever will."""
@@ -219,15 +219,19 @@ class PhaseWatch(StepObserver):
 
     def _write(self, done: _Step) -> None:
         clock, rank = self._clock, self._strategy.rank
-        starts = [clock.ms(done.begin, reading) for reading, _ in done.boundaries]
-        for span in spans(starts, [place for _, place in done.boundaries]):
+        starts = [clock.elapsed_ms(done.begin, reading) for reading, _ in done.boundaries]
+        for span in compute_spans(starts, [place for _, place in done.boundaries]):
             self._log.append(PhaseRecord(step=done.step, rank=rank, **span._asdict()))
         if done.recorded:
             rows = records(done.calls, done.begin, clock, done.step, rank)
             for row in rows:
                 self._log.append(row)
-            waits = [(clock.ms(done.begin, a), clock.ms(done.begin, b)) for call in done.calls for a, b in call.waits]
-            self._write_overlapped(done.step, rows, covered_ms(waits))
+            waits = [
+                (clock.elapsed_ms(done.begin, a), clock.elapsed_ms(done.begin, b))
+                for call in done.calls
+                for a, b in call.waits
+            ]
+            self._write_overlapped(done.step, rows, compute_union_ms(waits))
             if self._reducer is not None:
                 self._awaits_reducer = done.step, _computed_ms(starts, done.boundaries)
         clock.recycle([reading for reading, _ in done.boundaries[1:-1]])  # the outer ones are others' too
@@ -245,7 +249,7 @@ class PhaseWatch(StepObserver):
     def _write_overlapped(self, step: int, rows: list[CollectiveRecord], exposed_ms: float) -> None:
         """Communication that compute hid: calls were under way and nobody waited for one."""
         under_way = [(row.start_ms, row.start_ms + row.duration_ms) for row in rows]
-        hidden_ms = covered_ms(under_way) - exposed_ms
+        hidden_ms = compute_union_ms(under_way) - exposed_ms
         if under_way and hidden_ms > 0:
             start_ms = min(begin for begin, _ in under_way)
             place = {"step": step, "rank": self._strategy.rank, "phase": "overlapped", "micro_batch": -1}
@@ -265,7 +269,7 @@ class _Last(StepObserver):
         self._watch._ended()
 
 
-def _computed_ms(starts: list[float], boundaries: list[tuple[Reading, Place]]) -> float:
+def _computed_ms(starts: list[float], boundaries: list[tuple[Reading, PhaseKey]]) -> float:
     """When the last backward of a step had all its gradients: the boundary from backward to waiting."""
     found = [
         start
@@ -277,12 +281,12 @@ def _computed_ms(starts: list[float], boundaries: list[tuple[Reading, Place]]) -
 
 def _cost_of_a_boundary_ms(clock: Clock) -> float:
     """Milliseconds of the host that one boundary costs, measured."""
-    timeline, count = Timeline(clock), 64
+    recorder, count = PhaseRecorder(clock), 64
     began = time.perf_counter()
     for _ in range(count):
-        timeline.enter("forward")
+        recorder.enter("forward")
     cost_ms = (time.perf_counter() - began) * 1e3 / count
-    clock.recycle([reading for reading, _ in timeline.take()])
+    clock.recycle([reading for reading, _ in recorder.take()])
     return cost_ms
 
 
