@@ -142,7 +142,7 @@ class Way:
         self.sampling_ms = sampling_ms
         self.number = 0
         watch = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
-        self._wraps = dict(watch._tap._installed) if watch is not None else {}
+        self._wraps = dict(watch._collectives._installed) if watch is not None else {}
         self._told = trainer.strategy.mark, trainer.strategy.aside
         trainer.begin()
         self.leave()

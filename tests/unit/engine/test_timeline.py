@@ -135,9 +135,9 @@ def one_step(watch: PhaseWatch, strategy: Strategy, step: int) -> None:
     strategy.mark("backward", -1)
     watch.phase("optimizer")
     watch.reduced(step)
-    watch.last.reduced(step)
+    watch.step_end.reduced(step)
     watch.updated(step, False)
-    watch.last.ends(step)
+    watch.step_end.ends(step)
 
 
 def test_events_of_a_device_are_looked_at_when_they_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_records_that_cost_too_much_come_more_rarely() -> None:
             one_step(watch, strategy, step)
     finally:
         watch.close()
-    assert watch.every == 1280
+    assert watch.collectives_every == 1280
     assert watch.cost_ms > 0
 
 
@@ -234,7 +234,7 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
     monkeypatch.setattr(phases.time, "thread_time", thread_time)
     monkeypatch.setattr(phases.time, "perf_counter", lambda: clocks["host"])
     watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
-    watch.every = 1280  # no collectives: these would be steps of their own
+    watch.collectives_every = 1280  # no collectives: these would be steps of their own
 
     def take(steps: range, step_ms: float) -> set[int]:
         before = len(log.records)
@@ -243,8 +243,8 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
             watch.phase("data")
             clocks["host"] += step_ms / 1e3
             strategy.mark("backward", -1)
-            watch.last.reduced(step)
-            watch.last.ends(step)
+            watch.step_end.reduced(step)
+            watch.step_end.ends(step)
         return {record.step for record in log.records[before:]}
 
     try:
