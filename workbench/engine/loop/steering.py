@@ -23,7 +23,7 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop.learning_rate import LearningRate
-from workbench.engine.state.plain_state import from_plain, plain_parts
+from workbench.engine.state.plain_state import from_plain, to_plain_where_possible
 from workbench.errors import ConfigError, RunError
 from workbench.rundir.log import RankLogWriter
 
@@ -142,7 +142,7 @@ class Settings:
     def state(self) -> tuple[dict[str, Any], list[str]]:
         """What changes training, plain, for a checkpoint; and what of the scheduler has no plain form."""
         scheduler = self._workload.lr_scheduler
-        schedule, left_out = plain_parts(scheduler.state_dict()) if scheduler is not None else ({}, [])
+        schedule, left_out = to_plain_where_possible(scheduler.state_dict()) if scheduler is not None else ({}, [])
         values = {"clip": self.clip, "accumulate": self.accumulate}
         knobs = {name: found.value for name, found in controls.knobs.items()}
         found = {"values": values, "knobs": knobs, "frozen": self.frozen, "schedule": schedule}
