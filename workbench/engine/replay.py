@@ -26,7 +26,7 @@ from workbench.engine.process_group import joined
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
 from workbench.engine.state.randomness import RandomGenerators, randomizers_of
 from workbench.errors import RunDirectoryError
-from workbench.run.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
+from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
 
 
 def replay(run: str, step: int, first: int, rank: int, token: str) -> None:

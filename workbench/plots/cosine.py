@@ -38,7 +38,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     steps, cosines, kinds = replica_cosines(table, store.mesh)
     size = store.mesh.tp * store.mesh.pp
     replica = None if chosen is None else chosen // size
-    band = store.mesh.world_size > theme.MOST_LINES
+    band = store.mesh.world_size > rows.MOST_LINES
     out = {"step": steps.astype(float), **rows.lines(cosines, "cosine", replica, band=band)}
     if not band:
         out = {f"cosine_{int(name[7:]) * size}" if name != "step" else name: values for name, values in out.items()}

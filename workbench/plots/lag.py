@@ -15,6 +15,7 @@ from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
+from workbench.telemetry.stragglers import against_median, own_work
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
@@ -27,9 +28,6 @@ AXIS = "step"
 WIDE = True
 EMPTY = "No phases were recorded: train with --monitor light or full."
 PERIOD_S = 1.0
-OWN_WORK = ("data", "transfer", "forward", "backward", "optimizer")
-#: a rank this much slower than the median is called a straggler
-STRAGGLER = 0.05
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -39,7 +37,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     phases, steps = rows.whole_steps(store, "phases", steps)
     ranks = store.mesh.world_size
     at, table = own_work(phases, ranks)
-    relative = 100 * against_median(table, store)
+    relative = 100 * against_median(table, store.mesh)
     _, firsts = rows.rank_groups(ranks)
     if firsts.size < ranks:
         relative = np.fmax.reduceat(relative, firsts, axis=0)
@@ -53,27 +51,6 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 def thin(columns: Columns) -> Columns:
     """Fewer steps, each standing for more."""
     return rows.thin_cells(columns)
-
-
-def own_work(phases: Columns, ranks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and a table (rank, step) of milliseconds of own work; NaN where a rank has no phases."""
-    own = np.isin(phases["phase"], OWN_WORK) & (phases["rank"] < ranks)
-    return rows.table_of(phases["step"][own], phases["rank"][own], phases["duration_ms"][own], ranks)
-
-
-def against_median(table: np.ndarray, store: Store) -> np.ndarray:
-    """A table (rank, place) relative to the median over the ranks of the same pipeline stage: 0.1 is 10 % more."""
-    if not table.size:
-        return table
-    out = np.full(table.shape, np.nan)
-    stages = np.array([store.mesh.coordinates(rank).pp for rank in range(table.shape[0])])
-    for stage in range(store.mesh.pp):
-        own = stages == stage
-        if (~np.isnan(table[own])).any():
-            median = np.nanmedian(np.where(np.isnan(table[own]).all(axis=0), 0.0, table[own]), axis=0)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                out[own] = table[own] / median - 1
-    return out
 
 
 def figure(source: ColumnDataSource) -> Figure:

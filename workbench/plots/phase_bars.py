@@ -6,14 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
-from workbench.plots.lag import OWN_WORK, STRAGGLER, against_median
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
+from workbench.telemetry.stragglers import STRAGGLER, mean_by_phase, own_work_by_rank
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
@@ -47,23 +46,10 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     return _bars(kept, store), (steps, kept)
 
 
-def mean_by_phase(phases: Columns, ranks: int) -> tuple[list[str], np.ndarray]:
-    """Phase names in the order of a step, and a table (rank, phase) of milliseconds per step."""
-    code, names = pd.factorize(phases["phase"])
-    known = [name for name in theme.PHASES if name in set(names)]
-    steps = max(1, np.unique(phases["step"]).size)
-    place = np.array([known.index(name) if name in known else -1 for name in names], dtype=np.intp)[code]
-    own = (place >= 0) & (phases["rank"] < ranks)
-    cell = phases["rank"][own] * len(known) + place[own]
-    sums = np.bincount(cell, phases["duration_ms"][own], ranks * len(known))
-    return known, sums.reshape(ranks, len(known)) / steps
-
-
 def _bars(phases: Columns, store: Store) -> Columns:
     ranks = store.mesh.world_size
     names, table = mean_by_phase(phases, ranks)
-    own = table[:, [place for place, name in enumerate(names) if name in OWN_WORK]].sum(axis=1)
-    relative = against_median(own[:, None], store)[:, 0]
+    relative = own_work_by_rank(phases, store.mesh)
     shown = [place for place, name in enumerate(names) if name not in _BESIDE]
     chosen = np.arange(ranks)
     if ranks > MOST_BARS:  # the slowest, the fastest, and some between

@@ -12,10 +12,8 @@ from typing import Any
 #: visible on white and on near-black
 RANK_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#8844ee", "#cc3311")
 
-#: beyond the colours a rank is told by its dash as well; above this many ranks figures show the lowest, median and
-#: highest rank, and the one that is chosen
+#: beyond the colours a rank is told by its dash as well: enough for ``telemetry.row_views.MOST_LINES`` ranks
 DASHES = ("solid", "dashed", "dotted", "dotdash")
-MOST_LINES = len(RANK_COLOURS) * len(DASHES)
 #: a legend of more entries than this says less than it hides
 MOST_ENTRIES = len(RANK_COLOURS)
 

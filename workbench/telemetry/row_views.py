@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots.theme import MOST_LINES
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Store
@@ -29,6 +28,8 @@ CELLS = 6_000
 MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate
 BIN_S = 0.5
+#: ranks up to which a figure has a line for each; above, it shows the lowest, the median and the highest
+MOST_LINES = 32
 _KEPT = 48
 
 StepCursor = tuple[int, int]

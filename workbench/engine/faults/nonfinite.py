@@ -33,8 +33,8 @@ from workbench.engine.faults.nonfinite_search import (
 )
 from workbench.engine.state.batch_snapshot import save_batch_snapshot, save_tensors
 from workbench.engine.state.randomness import RandomGenerators, randomizers_of
-from workbench.run.replay import FAULT_FILE, WEIGHTS_FILE
-from workbench.rundir.log import RankLogWriter, rank_directory
+from workbench.rundir.kept_steps import FAULT_FILE, WEIGHTS_FILE, fault_directory
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
 
 GO, SKIP, STOP = "go", "skip", "stop"
@@ -44,11 +44,6 @@ ROUTINE_OVERFLOWS = 8
 MAX_SEARCHES = 5
 #: largest size of the weights, on one rank, that are saved with a fault
 MAX_WEIGHT_BYTES = 2**30
-
-
-def fault_directory(run: str | Path, rank: int, step: int) -> Path:
-    """Directory in which a rank saves what a replay of its part of a step needs."""
-    return rank_directory(run, rank) / f"nonfinite-step-{step:06d}"
 
 
 class NonfiniteGuard(StepObserver):
