@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,7 +62,7 @@ class FaultWatch(AbstractContextManager["FaultWatch"]):
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._stack: list[_Call] = []
         self._last: dict[str, _Call] = {}
         self._calls = 0
@@ -76,22 +76,20 @@ class FaultWatch(AbstractContextManager["FaultWatch"]):
         return self.forward or self.backward
 
     def __enter__(self) -> FaultWatch:
-        for name, module in self._module.named_modules():
-            before = partial(self._before, name)
-            self._handles += [
-                module.register_forward_pre_hook(before, with_kwargs=True),
-                module.register_forward_hook(self._after, with_kwargs=True),
-            ]
-        for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad:
-                owner = name.rpartition(".")[0]
-                self._handles.append(parameter.register_hook(partial(self._of_parameter, owner)))
+        with ExitStack() as hooks:  # a hook that cannot be set takes those before it away again
+            for name, module in self._module.named_modules():
+                before = partial(self._before, name)
+                hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(self._after, with_kwargs=True).remove)
+            for name, parameter in self._module.named_parameters():
+                if parameter.requires_grad:
+                    owner = name.rpartition(".")[0]
+                    hooks.callback(parameter.register_hook(partial(self._of_parameter, owner)).remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._stack.clear()
         self._last.clear()
 
