@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from workbench.core.knobs import Knobs
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -48,7 +49,8 @@ def fault_directory(run: str | Path, rank: int, step: int) -> Path:
 class NonfiniteGuard(StepObserver):
     """Decides before every optimizer step. ``decide`` is collective; it answers the same on all ranks.
 
-    ``accumulate``: into how many pieces a share is cut now. ``data``: asked for the dataset indices of a batch."""
+    ``accumulate``: into how many pieces a share is cut now. ``data``: asked for the dataset indices of a batch.
+    ``knobs``: those of the training script, whose values are kept with the step for a replay."""
 
     def __init__(
         self,
@@ -57,12 +59,15 @@ class NonfiniteGuard(StepObserver):
         log: RankLogWriter,
         control: AgreedControl,
         data: Any = None,
+        *,
+        knobs: Knobs | None = None,
     ) -> None:
         self._run = run
         self._spec = spec = strategy.spec
         self._strategy = strategy
         self._log = log
         self._data = data
+        self._knobs = knobs
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
@@ -175,6 +180,7 @@ class NonfiniteGuard(StepObserver):
             weights = self._keep_weights(directory)
             about = {"step": step, "name": name, "culprit": culprit, "loss": _exact(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": places[culprit], "indices": self._indices(step)}
+            about["knobs"] = {} if self._knobs is None else self._knobs.values()
             (directory / FAULT_FILE).write_text(json.dumps(about), encoding="utf-8")
         except (OSError, TypeError) as error:
             shutil.rmtree(directory, ignore_errors=True)
