@@ -20,7 +20,6 @@ import pyarrow as pa
 import torch
 
 from tests.engine import models
-from workbench.core import controls
 from workbench.core.config import TrainSpec
 from workbench.core.records import Command
 from workbench.engine.agree.control import AgreedControl
@@ -135,15 +134,14 @@ def train(
     path = Path(directory) / run
     path.mkdir(exist_ok=True)
     (path / CONTROL_FILE).touch()
-    controls.knobs.clear()
-    for name, value in (knobs or {}).items():
-        controls.knob(name, value, low=0, high=10)
     watch = _Watch()
     with (
         joined(rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token),
         RankLogWriter(path, rank) as log,
     ):
         work = workload(model, steps)
+        for name, value in (knobs or {}).items():
+            work.knobs.knob(name, value, low=0, high=10)
         strategy = ColossalStrategy(spec, rank)
         ColossalStrategy.check(spec, work)
         strategy.prepare(work)

@@ -1,20 +1,14 @@
 """The one declaration of what can be changed while a run trains."""
 
-from collections.abc import Iterator
+import json
 
 import numpy as np
 import pytest
 
 from workbench.core import controls
-from workbench.core.controls import ACTS, APPLIERS, CONTROLS, KINDS, SETTINGS, WIDGETS, Control, Knob, find, knob
+from workbench.core.controls import APPLIERS, CONTROLS, KINDS, LIVE, WIDGETS, Control, find
+from workbench.core.knobs import Knob, Knobs
 from workbench.errors import ConfigError
-
-
-@pytest.fixture(autouse=True)
-def no_knobs() -> Iterator[None]:
-    controls.knobs.clear()
-    yield
-    controls.knobs.clear()
 
 
 def test_declarations_are_whole() -> None:
@@ -22,7 +16,16 @@ def test_declarations_are_whole() -> None:
     for control in CONTROLS:
         assert control.name.isidentifier() and control.help and control.allowed()
         assert control.applies in APPLIERS and control.kind in KINDS and control.widget in WIDGETS
-        assert Control.from_description(control.describe()) == control
+        assert set(control.states) <= set(LIVE)
+        assert Control.from_description(json.loads(json.dumps(control.describe()))) == control
+
+
+@pytest.mark.parametrize("described", [{}, {"name": "a"}, {"name": "a", "help": "b", "kind": "of tomorrow"}])
+def test_what_describes_no_control_is_refused(described: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"no description|unknown kind"):
+        Control.from_description(described)
+    newer = find("clip").describe() | {"colour": "red"}
+    assert Control.from_description(newer) == find("clip"), "a field of a newer version is left out"
 
 
 @pytest.mark.parametrize(
@@ -79,12 +82,12 @@ def test_what_is_refused_says_what_is_allowed(name: str, given: object, allowed:
 
 def test_names_are_helped() -> None:
     with pytest.raises(ConfigError, match="did you mean 'clip'"):
-        controls.settings({"clipp": 1})
+        controls.checked_settings({"clipp": 1})
     with pytest.raises(ConfigError, match="no setting"):
-        controls.settings({"pause": 1})
+        controls.checked_settings({"pause": 1})
     with pytest.raises(ConfigError, match="set what"):
-        controls.settings({})
-    assert controls.settings({"lr": "x2", "clip": 1}) == {"lr": "x2.0", "clip": 1.0}
+        controls.checked_settings({})
+    assert controls.checked_settings({"lr": "x2", "clip": 1}) == {"lr": "x2.0", "clip": 1.0}
 
 
 def test_assignments() -> None:
@@ -95,14 +98,16 @@ def test_assignments() -> None:
 
 
 def test_acts_and_settings_are_all() -> None:
-    assert {*ACTS, *SETTINGS} == set(CONTROLS)
+    assert {*controls.acts(), *controls.settings()} == set(CONTROLS)
 
 
 def test_a_knob_is_its_value() -> None:
+    knob = Knobs().knob
     temperature = knob("temperature", 2.0, low=0, high=10, unit="K")
     assert isinstance(temperature, Knob) and float(temperature) == 2.0
     assert (temperature * 3, 3 * temperature, 1 / temperature, temperature - 1, 2**temperature) == (6, 6, 0.5, 1, 4)
-    assert temperature > 1 and not temperature > 2
+    assert temperature > 1 and not temperature > 2 and 1 < temperature <= 2 and temperature >= 2
+    assert (temperature + temperature, 5 - temperature, 5 + temperature, temperature**3) == (4, 3, 7, 8)
     np.testing.assert_array_equal(np.ones(2) / temperature.value, [0.5, 0.5])
     temperature.value = 4.0
     assert 8 / temperature == 2 and knob("temperature", 2.0, low=0, high=10, unit="K") is temperature
@@ -114,4 +119,20 @@ def test_a_knob_is_its_value() -> None:
 @pytest.mark.parametrize(("name", "value"), [("lr", 1.0), ("not a name", 1.0), ("share", 2.0)])
 def test_a_knob_that_cannot_be(name: str, value: float) -> None:
     with pytest.raises(ConfigError):
-        knob(name, value, low=0, high=1)
+        Knobs().knob(name, value, low=0, high=1)
+
+
+def test_the_knobs_of_one_run_are_not_those_of_another() -> None:
+    first, second = Knobs(), Knobs()
+    first.knob("temperature", 2.0)
+    assert second.controls() == [] and second.get("temperature") is None
+    second.knob("temperature", 3.0)
+    assert (first.values(), second.values()) == ({"temperature": 2.0}, {"temperature": 3.0})
+
+
+def test_restored_knobs_have_their_values_also_where_they_are_declared_later() -> None:
+    knobs = Knobs()
+    early = knobs.knob("early", 1.0)
+    knobs.restore({"early": 5.0, "late": 7.0, "gone": 9.0})
+    assert early.value == 5.0 and knobs.knob("late", 2.0).value == 7.0 and knobs.knob("new", 3.0).value == 3.0
+    assert knobs.values() == {"early": 5.0, "late": 7.0, "new": 3.0}

@@ -14,10 +14,12 @@ from traitlets.config import Config
 from workbench.cli import main as cli
 from workbench.core import controls
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
-from workbench.core.controls import ACTS, CONTROLS, SETTINGS, knob
+from workbench.core.controls import CONTROLS
+from workbench.core.knobs import Knobs
 from workbench.core.records import Command
 from workbench.engine.agree.control import ControlReader
 from workbench.errors import ConfigError, RunDirectoryError, RunError
+from workbench.run import launch
 from workbench.run.run import Run, newest_live
 from workbench.rundir import directory as run_directory
 from workbench.rundir.log import RankLogWriter
@@ -67,12 +69,12 @@ def lines(path: Path) -> list[tuple[str, Any]]:
 
 def test_every_control_has_its_verb_magic_and_word(shell: InteractiveShell) -> None:
     known = shell.magics_manager.magics["line"]
-    for control in ACTS:
+    for control in controls.acts():
         assert callable(getattr(Run, control.name)), control.name
         assert f"dist_{control.name}" in known and known[f"dist_{control.name}"].__doc__
     assert "dist_set" in known and callable(Run.set)
     choices = next(a for a in cli.parser()._subparsers._group_actions[0].choices["control"]._actions if a.dest == "act")
-    assert set(choices.choices) == {*(control.name for control in ACTS), "set", "show"}
+    assert set(choices.choices) == {*(control.name for control in controls.acts()), "set", "show"}
 
 
 @pytest.mark.parametrize("control", [control for control in CONTROLS if control.name != "branch"], ids=lambda c: c.name)
@@ -136,19 +138,34 @@ def test_wrong_values_on_the_command_line_and_in_magics(
     assert lines(path) == []
 
 
-@pytest.mark.parametrize("control", ACTS, ids=lambda control: control.name)
+@pytest.mark.parametrize("control", [act for act in controls.acts() if not act.starts_run], ids=lambda act: act.name)
 def test_a_run_that_has_ended_takes_nothing(control: Any, path: Path) -> None:
     for rank in (0, 1):
         with RankLogWriter(path, rank) as log:
             log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
-    if control.name == "branch":
-        return  # it goes on from the newest checkpoint: tests/training/test_steering.py
     _, value = VALUES.get(control.name, ("", None))
     with pytest.raises(RunError, match=rf"has ended \(failed at step 0\): there is nothing to {control.name}"):
         getattr(Run(path), control.name)(*([] if value is None else [value]))
     with pytest.raises(RunError, match="failed at step 0"):
         Run(path).set(lr=1.0)
     assert lines(path) == [] and newest_live() is None
+
+
+def test_a_branch_of_a_run_that_has_ended_goes_on_from_its_newest_checkpoint(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in (0, 1):
+        with RankLogWriter(path, rank) as log:
+            log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(launch, "train", started.append)
+    Run(path).branch(lr=1e-4)
+    Run(path).control("branch", "lr=1e-3 name=slower")
+    assert started == [
+        {"name": "first-branch", "lr": 1e-4, "resume": f"{path}@4"},
+        {"name": "slower", "lr": 1e-3, "resume": f"{path}@4"},
+    ]
+    assert lines(path) == [], "its ranks are gone: nobody is asked"
 
 
 def test_a_run_whose_owner_died_takes_nothing(path: Path) -> None:
@@ -168,9 +185,7 @@ def test_without_a_name_it_is_the_newest_run_that_trains(path: Path, shell: Inte
 
 
 def test_knobs_of_the_training_script(path: Path, shell: InteractiveShell) -> None:
-    controls.knobs.clear()
-    declared = knob("temperature", 1.0, low=0, high=10, unit="K")
-    controls.knobs.clear()
+    declared = Knobs().knob("temperature", 1.0, low=0, high=10, unit="K")
     with RankLogWriter(path, 0) as log:
         log.event("control", "declared", {**declared.control.describe(), "value": 1.0})
         log.event("control", "temperature", 2.0, old_value=1.0)
@@ -199,7 +214,7 @@ def test_the_status_of_a_paused_run(path: Path) -> None:
 
 
 def test_settings_name_what_exists() -> None:
-    assert {control.name for control in SETTINGS} <= set(VALUES)
+    assert {control.name for control in controls.settings()} <= set(VALUES)
 
 
 def test_a_command_that_does_not_fit_on_the_disk_is_told_and_spoils_no_later_one(path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from widgets.panel.control_set import in_force_words
 from widgets.panel.rank_table import RankTable
 from widgets.panel.verdict import Judge, Judgement
+from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
@@ -153,7 +154,7 @@ class Facts:
             self._known["validation" if name == "loss" else name] = value
         elif kind == "sample":
             self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
-        elif kind == "control" and name == "branch":
+        elif kind == "control" and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
         elif kind == "warning" and not self._known["failure"]:
             self._known["notice"] = {"level": "warning", "text": words(kind, name, json.loads(event["value"]))}

@@ -173,7 +173,7 @@ export class State {
       if (view.number !== run) continue;
       view.controls.answered(name, error);
       if (error) {
-        view.quick.refused();
+        view.quick.refused(name);
         say(view.about, error);
         view.about.dataset.level = "error";
       }

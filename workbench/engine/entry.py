@@ -18,7 +18,6 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from workbench.core import controls
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import strategy_point
 from workbench.core.recipe import recipe
@@ -111,7 +110,7 @@ def _train(
                 log=log,
                 progress=progress,
                 observers=observers,
-                guard=NonfiniteGuard(path, strategy, log, control, workload.data),
+                guard=NonfiniteGuard(path, strategy, log, control, workload.data, knobs=workload.knobs),
                 run=path,
                 resume=_checkpoint(spec),
             )
@@ -158,7 +157,6 @@ def build_workload(path: Path, spec: TrainSpec) -> Workload:
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
     """Build the workload; when one rank cannot, no rank starts."""
     failure: BaseException | None = None
-    controls.knobs.clear()  # those of a run before
     try:
         workload = build_workload(path, spec)
         strategy.check(spec, workload)

@@ -42,6 +42,7 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     with joined(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
         strategy = load_strategy(spec)(spec, rank)
         workload = build_workload(path, spec)
+        workload.knobs.restore(about.get("knobs", {}))
         strategy.check(spec, workload)
         strategy.prepare(workload)
         try:

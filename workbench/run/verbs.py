@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import getpass
-import json
 import os
 import secrets
 import time
@@ -20,7 +19,7 @@ from workbench.core import controls
 from workbench.core.controls import NEWEST, Control
 from workbench.core.records import Command
 from workbench.errors import ConfigError, RunDirectoryError
-from workbench.events.settings import InForce
+from workbench.events.settings import InForce, declared
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import CONTROL_FILE
 
@@ -71,7 +70,7 @@ class Verbs:
     def set(self, **settings: Any) -> None:
         """Change settings: ``run.set(lr=1e-4, clip=1.0)``, a factor (``lr="x0.5"``), back (``lr="schedule"``), or a
         knob that the training script declared. All of them take effect at the same step."""
-        checked = controls.settings(settings, self.declared())
+        checked = controls.checked_settings(settings, self.declared())
         self._check(checked)
         self.refuse_if_ended("set")
         self._write([self._command(name, value) for name, value in checked.items()])
@@ -118,13 +117,13 @@ class Verbs:
         checked = control.parse(value)
         self._check({name: checked})
         self.refuse_if_ended(name)
-        if name == "rollback":
+        if control.kind == "checkpoint":
             checked = checkpoints.step_of(checkpoints.find(self.path, checked))
         self._write([self._command(name, checked)])
 
     def control(self, name: str, value: Any = None) -> None:
-        """What a form does: ``ask`` with the value as it was typed; ``branch`` takes ``lr=1e-4 name=slower``."""
-        if name == "branch":
+        """What a form does: ``ask`` with the value as it was typed; options of a new run as ``lr=1e-4 name=slower``."""
+        if controls.find(name, self.declared()).starts_run:
             from workbench.run.branching import request
 
             request(self, controls.assignments(str(value or "").split()))  # type: ignore[arg-type]
@@ -147,10 +146,7 @@ class Verbs:
 
     def declared(self) -> list[Control]:
         """Knobs that the training script declared."""
-        events = self._events()
-        chosen = ((events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)).nonzero()[0]
-        found = [Control.from_description(json.loads(events["value"][i])) for i in chosen]
-        return list({control.name: control for control in found}.values())
+        return declared(self._events())
 
     def checkpoints(self) -> list[int]:
         """Steps that have a checkpoint."""
@@ -158,13 +154,12 @@ class Verbs:
 
     def _check(self, values: dict[str, Any]) -> None:
         """What is wrong for this run although it would be right for another. ``ConfigError``."""
-        pieces = values.get("accumulate")
-        if pieces is not None and self.spec.recipe:  # a cell's own loader has a batch size of its own
-            self.spec.replace(accumulate=pieces)
-        if self.spec.monitor.level == "off":
-            for name in ("grad_every", "grad_layers"):
-                if name in values:
-                    raise ConfigError(f"this run watches nothing (--monitor off), so {name} has no effect", field=name)
+        for name, value in values.items():
+            control = controls.find(name, self.declared())
+            if control.option and self.spec.recipe:  # a cell's own loader has a batch size of its own
+                self.spec.replace(**{control.option: value})
+            if control.applies == "observer" and self.spec.monitor.level == "off":
+                raise ConfigError(f"this run watches nothing (--monitor off), so {name} has no effect", field=name)
 
     @staticmethod
     def _command(name: str, value: Any) -> Command:

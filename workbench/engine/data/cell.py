@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DistributedSampler
 
 from workbench.core.config import TrainSpec
-from workbench.core.controls import knob
+from workbench.core.knobs import Knobs
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.errors import ConfigError
@@ -19,20 +19,21 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec`` and ``knob`` (``workbench.core.controls``). Errors of the cell are raised unchanged, with its
+    It also sees ``spec`` and ``knob``, a method of the workload's own ``Knobs``. Errors of the cell are raised unchanged, with its
     lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
-    before = {**_interactive_namespace(), "spec": spec, "knob": knob, "__name__": "__main__"}
+    knobs = Knobs()
+    before = {**_interactive_namespace(), "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
     # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
-    return _workload(defined, spec)
+    return _workload(defined, spec, knobs)
 
 
-def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
+def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
     if spec.lr is not None and scheduler is None:
@@ -64,6 +65,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
         criterion=_on_pairs(criterion) if criterion is not None else None,
         lr_scheduler=scheduler,
         tokens_per_sample=None,
+        knobs=knobs,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from workbench.core.knobs import Knobs
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -50,7 +51,8 @@ class NonfiniteGuard(StepObserver):
     """Checks loss and gradient before every optimizer step. ``decide`` is collective and agrees on all ranks.
 
     ``accumulate``: current number of gradient accumulation steps. ``data``: the batch source; if it has a method
-    ``indices``, the dataset indices of a faulty batch are logged.
+    ``indices``, the dataset indices of a faulty batch are logged. ``knobs``: those of the training script; their
+    values are saved with the step for a replay.
     """
 
     def __init__(
@@ -60,12 +62,15 @@ class NonfiniteGuard(StepObserver):
         log: RankLogWriter,
         control: AgreedControl,
         data: Any = None,
+        *,
+        knobs: Knobs | None = None,
     ) -> None:
         self._run = run
         self._spec = spec = strategy.spec
         self._strategy = strategy
         self._log = log
         self._data = data
+        self._knobs = knobs
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
@@ -185,6 +190,7 @@ class NonfiniteGuard(StepObserver):
             weights = self._save_weights(directory)
             about = {"step": step, "name": name, "culprit": origin, "loss": _to_hex(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": findings[origin], "indices": self._indices(step)}
+            about["knobs"] = {} if self._knobs is None else self._knobs.values()
             # "culprit" is the file format's name for the rank of the origin
             (directory / FAULT_FILE).write_text(json.dumps(about), encoding="utf-8")
         except (OSError, TypeError) as error:
