@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,13 @@ class Checkpoints:
         _load(reader, held)
         state: dict[str, Any] = reader.index["state"]["trainer"]
         prepare(state)
-        if reader.index["plan"] == asdict(self._plan):
+        was = ParallelPlan.recorded(reader.index["plan"])
+        if was == self._plan:
             self._load_own(reader, held)
         else:
-            was = ParallelPlan(**reader.index["plan"]).describe()
-            self.log.event("warning", "plan_changed", f"random generators are not those of the checkpoint ({was})")
+            self.log.event(
+                "warning", "plan_changed", f"random generators are not those of the checkpoint ({was.describe()})"
+            )
         return state
 
     def _load_own(self, reader: ShardReader, held: Held) -> None:
