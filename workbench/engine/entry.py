@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.core.frameworks import strategy_point
+from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.device import rank_device
@@ -145,8 +146,8 @@ def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: R
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:
-    """The strategy class that the plan names, from the entry points of the group ``dist_workbench.strategies``."""
-    return strategy_point(spec.plan.strategy).load()
+    """The class that trains the plan, as its framework names it."""
+    return pkgutil.resolve_name(framework(spec.plan.framework).plugin(spec.plan.plugin).strategy)
 
 
 def build_workload(path: Path, spec: TrainSpec) -> Workload:

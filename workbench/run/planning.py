@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from workbench.core.config import TrainSpec, check_types
-from workbench.core.frameworks import strategy_point
+from workbench.core.config import TrainSpec, check_capabilities, check_types
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.core.recipe import check_plan, recipe
 from workbench.errors import ConfigError, format_ranks
 
@@ -42,14 +42,16 @@ def resolve(options: dict[str, Any], *, ranks_up: int, default_ranks: int, cell:
         asked["batch_size"] = 0
     elif asked.get("batch_size") == 0:
         raise ConfigError("--batch-size must be a whole number of at least 1, not 0", field="--batch-size")
-    if "plugin" not in asked and (asked.get("tp", 1) > 1 or asked.get("pp", 1) > 1):
-        asked["plugin"] = "hybrid"
+    chosen_framework = framework(asked.get("framework", DEFAULT_FRAMEWORK))
+    if "plugin" not in asked:
+        split = [name for name in ("tp", "pp") if asked.get(name, 1) > 1]
+        asked["plugin"] = chosen_framework.plugin_with(split).name
     if asked.get("pp", 1) > 1:
         asked.setdefault("micro_batches", asked["pp"])
     if "ranks" not in asked:
         asked["ranks"] = _fitting(asked, ranks_up or default_ranks)
     spec = TrainSpec.from_options(asked)
-    strategy_point(spec.plan.strategy)
+    check_capabilities(spec)
     if cell is None:
         check_plan(spec)
     return spec

@@ -17,6 +17,7 @@ import psutil
 import tomli_w
 
 from workbench.core.config import SPEC_FILE, TrainSpec
+from workbench.core.frameworks import framework_if_usable
 from workbench.errors import RunDirectoryError
 from workbench.rundir import environment
 
@@ -25,7 +26,8 @@ CONTROL_FILE = "control.jsonl"
 OWNER_FILE = "owner.json"
 OUTPUT_FILE = "output.txt"
 REPORT_FILE = "report.html"
-PACKAGES = ("dist-workbench", "torch", "colossalai", "transformers", "ipyparallel", "ipython", "bokeh", "numpy")
+#: whose versions a run records, beside those that its framework names
+PACKAGES = ("dist-workbench", "ipyparallel", "ipython", "bokeh", "numpy")
 _LEAST_FREE_BYTES = 32 * 2**20
 
 
@@ -54,7 +56,7 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
             f"cannot make a run directory in {parent}: {error.strerror}; set WORKBENCH_HOME to a writable directory"
         ) from error
     try:
-        document = {**spec.to_toml(), "versions": versions(), "machine": machine()}
+        document = {**spec.to_toml(), "versions": versions(spec.plan.framework), "machine": machine()}
         if cell is not None:
             (path / CELL_FILE).write_text(cell, encoding="utf-8")
         environment.record(path)
@@ -124,10 +126,11 @@ def run_name(path: Path) -> str:
     return "-".join(path.name.split("-")[4:]) or path.name
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a run depends on, without importing any of it."""
+def versions(framework: str) -> dict[str, str]:
+    """Versions of what a run with this framework depends on, without importing any of it."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    used = framework_if_usable(framework)
+    for name in (*PACKAGES, *(used.packages if used is not None else ())):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

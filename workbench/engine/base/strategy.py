@@ -195,12 +195,12 @@ class Strategy(ABC):
 
     def set_clip(self, clip: float) -> None:
         """From the next step on, clip the gradient to this global norm (0: any). ``ConfigError`` if it cannot."""
-        raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot change the gradient clip", field="clip")
+        raise ConfigError(f"framework {self.spec.plan.framework!r} cannot change the gradient clip", field="clip")
 
     def set_frozen(self, layers: Collection[str]) -> None:
         """From the next step on, exactly these layers keep weights and optimizer state as they are: their gradient
         counts for nothing. ``ConfigError`` if it cannot."""
-        raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot freeze layers", field="freeze")
+        raise ConfigError(f"framework {self.spec.plan.framework!r} cannot freeze layers", field="freeze")
 
     def layers(self) -> list[str]:
         """Qualified names of all modules of the user's model that own parameters, on every rank the same."""
@@ -208,7 +208,7 @@ class Strategy(ABC):
 
     def held(self) -> Held:
         """What a checkpoint keeps of this rank. ``ConfigError`` if the strategy cannot be checkpointed."""
-        raise ConfigError(f"strategy {self.spec.plan.strategy!r} has no checkpoints", field="checkpoint")
+        raise ConfigError(f"framework {self.spec.plan.framework!r} has no checkpoints", field="checkpoint")
 
     @abstractmethod
     def close(self) -> None:

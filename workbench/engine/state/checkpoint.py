@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +137,12 @@ class Checkpoints:
         _load_tensors(reader, held)
         state: dict[str, Any] = reader.index["state"]["trainer"]
         prepare(state)
-        if reader.index["plan"] == asdict(self._plan):
+        was = ParallelPlan.recorded(reader.index["plan"])
+        if was == self._plan:
             self._load_rank_state(reader, held)
         else:
-            was = ParallelPlan(**reader.index["plan"]).describe()
             self.log.event(
-                "warning", "plan_changed", f"random generators were not restored: the checkpoint is of {was}"
+                "warning", "plan_changed", f"random generators were not restored: the checkpoint is of {was.describe()}"
             )
         return state
 
