@@ -28,7 +28,7 @@ from workbench.engine.loop import acts, settings
 from workbench.engine.loop.acts import Boundary, Change
 from workbench.engine.loop.settings import Setting, Settings
 from workbench.engine.loop.steering import Steering
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 

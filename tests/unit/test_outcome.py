@@ -11,9 +11,9 @@ from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import RunDirectoryError, RunError
 from workbench.events.outcome import Outcome, failure, failure_of
+from workbench.run.api import Run
 from workbench.run.occupant import Occupant
 from workbench.run.peer_watch import ALONE_S, INTERRUPTED_S, next_act
-from workbench.run.run import Run
 from workbench.rundir import directory as run_directory
 from workbench.rundir.log import RankLogWriter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, Answered, answered
 from workbench.report.run_data import RunFacts
+from workbench.rundir.commands import CommandReader
 from workbench.rundir.directory import CONTROL_FILE
 
 
@@ -20,16 +21,8 @@ def controls(facts: RunFacts) -> list[Answered]:
 
 
 def _asked(facts: RunFacts) -> list[Command]:
-    try:
-        lines = (facts.path / CONTROL_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    asked, unread = [], 0
-    for line in filter(str.strip, lines):
-        try:
-            asked.append(Command.from_line(line))
-        except (ValueError, TypeError):
-            unread += 1
-    if unread:
-        facts.notes.append(f"{unread} of {len(lines)} lines of {CONTROL_FILE} could not be read.")
+    lines = CommandReader(facts.path).read()
+    asked = [line for line in lines if isinstance(line, Command)]
+    if len(asked) < len(lines):
+        facts.notes.append(f"{len(lines) - len(asked)} of {len(lines)} lines of {CONTROL_FILE} could not be read.")
     return asked
