@@ -1,4 +1,4 @@
-"""What evaluations measured besides the loss: accuracy in percent."""
+"""Accuracy on the validation set, in percent, over steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "validation"
 TITLE = "Accuracy on the validation set"
 TAB = "samples"
 AXIS = "step"
-EMPTY = "No accuracy was measured (a recipe that classifies measures it)."
+EMPTY = "No accuracy: only the evaluation of a classification recipe measures it."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -34,7 +34,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Points on a line."""
+    """Draw the evaluations as points on a line."""
     from bokeh.models import DataRange1d, HoverTool
 
     y_range = DataRange1d(range_padding=0.15)
