@@ -15,7 +15,7 @@ from IPython.core.magic_arguments import argument, argument_group, magic_argumen
 
 import widgets
 from magics.words import parse
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 from workbench.core import flags
 from workbench.errors import RunError
 from workbench.run import launch

@@ -8,6 +8,7 @@ import pytest
 
 from workbench.core.config import TrainSpec
 from workbench.rundir import directory as run_directory
+from workbench.rundir.state import find
 
 
 class Frozen(datetime):
@@ -39,17 +40,17 @@ def test_another_process_that_makes_the_directory_first_is_no_error(
 def test_the_newest_of_one_second_is_the_one_made_last() -> None:
     for name in ("b", "a", "a", *["c"] * 11):
         newest = run_directory.create(TrainSpec(name=name))
-    assert run_directory.find() == newest and newest.name.endswith("c-11")
-    assert run_directory.find("c") == newest
-    assert run_directory.find("a").name == "2026-05-01-120000-a-2"
-    assert run_directory.find("b").name == "2026-05-01-120000-b"
+    assert find() == newest and newest.name.endswith("c-11")
+    assert find("c") == newest
+    assert find("a").name == "2026-05-01-120000-a-2"
+    assert find("b").name == "2026-05-01-120000-b"
 
 
 def test_a_name_that_ends_in_a_number_is_its_own() -> None:
     own = run_directory.create(TrainSpec(name="lr-2"))
-    assert run_directory.find("lr-2") == own
+    assert find("lr-2") == own
     with pytest.raises(run_directory.RunDirectoryError):
-        run_directory.find("lr")
+        find("lr")
 
 
 def test_a_project_that_was_never_trained_is_no_run(tmp_path: Path) -> None:
@@ -57,6 +58,6 @@ def test_a_project_that_was_never_trained_is_no_run(tmp_path: Path) -> None:
     from workbench.run import starter
 
     starter.write(tmp_path / "project" / "fresh")
-    for look in (run_directory.find, render):
+    for look in (find, render):
         with pytest.raises(run_directory.RunDirectoryError, match=r"(?s)fresh.*workbench train"):
             look(tmp_path / "project" / "fresh")

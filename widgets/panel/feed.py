@@ -1,7 +1,7 @@
 """The feed: a thread that reads a run's store and sends what is new to the panel in the browser.
 
-It ends with the run, with ``close``, or with the kernel. ``widgets.pace`` says how often; only figures of the tab that
-is looked at are fed. After a page reload the front end says hello and gets everything again.
+It ends with the run, with ``close``, or with the kernel. ``widgets.page.pace`` says how often; only figures of the tab
+that is looked at are fed. After a page reload the front end says hello and gets everything again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from widgets import wire
-from widgets.pace import Pace
+from widgets.page import wire
+from widgets.page.pace import Pace
 from widgets.panel import compare, control_set
 from widgets.panel.stream import Spine, Stream
 from widgets.panel.summary import JUDGE_EVERY_S, Facts
@@ -21,7 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.plots import theme
 from workbench.plots.base import TABS
 from workbench.run.branching import START_TIMEOUT_S
-from workbench.run.run import ENDED
+from workbench.rundir.state import ENDED
 from workbench.telemetry.row_views import has_ended
 from workbench.telemetry.store import Store
 

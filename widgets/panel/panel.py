@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import anywidget
 import traitlets
 
-from widgets import bundle
-from widgets.busy import Busy
+from widgets.page import bundle
+from widgets.page.busy import Busy
+from widgets.page.wire import bokeh_version
 from widgets.panel.feed import Feed
-from widgets.wire import bokeh_version
 from workbench.errors import WorkbenchError
 from workbench.plots.picture import SIZE_INCHES, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store

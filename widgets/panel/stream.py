@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets import wire
+from widgets.page import wire
 from workbench.core.columns import Columns
 from workbench.plots import plots
 from workbench.plots.base import Plot

@@ -17,8 +17,8 @@ from workbench.core.columns import Columns
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
-from workbench.run.run import ENDED
 from workbench.rundir.lineage import Branches, parent
+from workbench.rundir.state import ENDED
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.row_views import StepCursor, metrics_since
 from workbench.telemetry.store import Store

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workbench.cluster import client as rank_servers
-from workbench.cluster import protocol as p
+from workbench.cluster.base import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.roster import Roster

@@ -31,10 +31,10 @@ from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
-from workbench.engine.watch.torch.batch_sizes import BatchFacts
+from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
-from workbench.engine.watch.torch.peak_flops import log_cost
-from workbench.engine.watch.torch.phases import watched
+from workbench.engine.watch.torch.peak_flops import log_peak_events
+from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints
@@ -67,7 +67,7 @@ def train(run: str) -> str:
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event("state", "starting", {"pid": os.getpid(), "device": device})
-        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, state=progress)
+        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)
@@ -98,7 +98,7 @@ def _train(
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
-            log_cost(log, workload, spec.precision, rank_device().type)
+            log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
             observers = observers_of(spec, strategy, workload, log)
@@ -134,11 +134,14 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
 
 def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    always = [BatchFacts(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
+    always = [BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()
-    return [*always, *watched(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)])]
+    return [
+        *always,
+        *add_phase_watch(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)]),
+    ]
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:

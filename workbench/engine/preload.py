@@ -62,7 +62,7 @@ def load() -> Callable[[], None]:
             for name in WARM:
                 importlib.import_module(name)
             _warm_recipes()
-            importlib.import_module("workbench.engine.watch.torch.peak_flops").cpu_peak_per_thread()
+            importlib.import_module("workbench.engine.watch.torch.peak_flops").measure_cpu_peak_per_thread()
     started = _threads() - before
     if started > 0:
         raise ClusterError(f"importing Colossal-AI started {started} thread(s): ranks forked from here could hang")

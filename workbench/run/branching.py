@@ -18,6 +18,7 @@ from workbench.core.flags import FLAGS
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
+from workbench.rundir.state import ENDED
 
 if TYPE_CHECKING:
     from workbench.run.run import Run
@@ -56,8 +57,6 @@ def check(run: Run, changes: dict[str, Any]) -> None:
 
 def request(run: Run, changes: dict[str, Any]) -> None:
     """Ask for a branch and return at once, as a button does; the session that owns the ranks starts it."""
-    from workbench.run.run import ENDED
-
     changes = typed(changes)
     check(run, changes)
     if run.status in ENDED:
@@ -68,14 +67,12 @@ def request(run: Run, changes: dict[str, Any]) -> None:
 
 def branch(run: Run, changes: dict[str, Any]) -> Run:
     """What ``Run.branch`` does."""
-    from workbench.run.run import ENDED
-
     changes = typed(changes)
     check(run, changes)
     if run.status in ENDED:
         step = checkpoints.step_of(checkpoints.find(run.path))
         return _start(options_for(run, changes, step))
-    before = set(run_directory.all_runs())
+    before = set(run_directory.run_directories())
     run.ask("branch", changes)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while not run.ended():
@@ -99,7 +96,7 @@ def _found(run: Run, before: set[Any]) -> Run:
     wanted = f"{run.path}@"
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        for path in set(run_directory.all_runs()) - before:
+        for path in set(run_directory.run_directories()) - before:
             if _resume_of(path).startswith(wanted):
                 return started.get(path) or OpenedRun(path)
         if run.path in failures:

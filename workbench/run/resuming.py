@@ -7,8 +7,8 @@ from typing import Any
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.rundir import checkpoints
-from workbench.rundir import directory as run_directory
 from workbench.rundir.directory import CELL_FILE
+from workbench.rundir.state import find
 
 #: options that are a run's own affair, not inherited
 _OWN = ("name", "resume")
@@ -25,7 +25,7 @@ def resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], 
         return options, cell
     name, step = checkpoints.split(options["resume"])
     try:
-        run = run_directory.find(name or None)
+        run = find(name or None)
     except RunDirectoryError as error:
         raise ConfigError(f"--resume {options['resume']}: {error}", field="--resume") from error
     path = checkpoints.find(run, step)

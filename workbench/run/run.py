@@ -13,11 +13,12 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
-from workbench.core.records import END_STATES, SESSION_RANK, Event
+from workbench.core.records import SESSION_RANK, Event
 from workbench.errors import RunError, format_ranks
 from workbench.events.outcome import FirstFailure, Outcome, failure, failure_of
 from workbench.run.verbs import Verbs
 from workbench.rundir import directory as run_directory
+from workbench.rundir import state
 from workbench.rundir.directory import OUTPUT_FILE
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.derive import with_rows
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from workbench.run.replay import Replay
     from workbench.telemetry.verdict import Verdict
 
-#: states after which nothing more happens; "lost" is a run whose owner died before it ended
-ENDED = (*END_STATES, "lost")
-
 
 class Run(Verbs):
     """One training run. ``name`` is a run directory, a run's name, or None for the newest run.
@@ -40,7 +38,7 @@ class Run(Verbs):
     """
 
     def __init__(self, name: str | Path | None = None) -> None:
-        self.path = run_directory.find(name)
+        self.path = state.find(name)
         self.store = Store(self.path)
         self._lock = threading.RLock()
         self._handle: _Live | None = None
@@ -64,14 +62,10 @@ class Run(Verbs):
     def status(self) -> str:
         """``starting``, ``running``, ``paused``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
         released = self._handle is not None and self._handle.released.is_set()  # asked before the logs are read
-        state = state_of(self._events(), self.plan.ranks)
-        if state in ENDED:
-            return state
-        if released:
+        logged = state.state_of(self._events(), self.plan.ranks)
+        if released and not state.ended(logged):
             return "failed"  # the ranks are free again and could not say how it ended
-        if self._handle is None and not run_directory.owner_is_alive(self.path):
-            return "lost"
-        return state
+        return logged if self._handle is not None else state.present_state(logged, self.path)
 
     @property
     def last_step(self) -> int:
@@ -103,7 +97,7 @@ class Run(Verbs):
 
     def ended(self) -> bool:
         """Whether the run is over and its ranks are free again."""
-        return self.status in ENDED and (self._handle is None or self._handle.released.is_set())
+        return self.status in state.ENDED and (self._handle is None or self._handle.released.is_set())
 
     def raise_if_failed(self) -> None:
         """``RunError`` when the run failed or was lost."""
@@ -123,7 +117,7 @@ class Run(Verbs):
     def refuse_if_ended(self, what: str) -> None:
         """``RunError`` when the run can no longer take what is asked."""
         status = self.status
-        if status in ENDED:
+        if status in state.ENDED:
             raise RunError(
                 f"run {self.name!r} has ended ({status} at step {self.last_step}): there is nothing to {what}"
             )
@@ -331,28 +325,8 @@ def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
 
 def newest_live() -> Run | None:
     """The newest run that has not ended; None when all have."""
-    for path in reversed(run_directory.all_runs()):
+    for path in reversed(run_directory.runs_with_spec()):
         run = Run(path)
-        if run.status not in ENDED:
+        if run.status not in state.ENDED:
             return run
     return None
-
-
-def state_of(events: Columns, ranks: int) -> str:
-    """The state of a run from its events: pure."""
-    died = (events["kind"] == "rank") & (events["name"] == "died")
-    is_state = events["kind"] == "state"
-    latest: dict[int, str] = {}
-    for rank, name in zip(events["rank"][is_state], events["name"][is_state], strict=True):
-        latest[int(rank)] = name
-    names = set(latest.values())
-    if "failed" in names:
-        return "failed"
-    over = [rank for rank, name in latest.items() if name in ENDED]
-    if len(over) == ranks:
-        return "stopped" if "stopped" in names else "finished"
-    if died.any():
-        return "failed"
-    if names == {"paused"}:
-        return "paused"
-    return "running" if names - {"starting"} else "starting"

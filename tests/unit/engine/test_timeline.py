@@ -17,14 +17,14 @@ from workbench.core.mesh import Mesh
 from workbench.core.records import PhaseRecord
 from workbench.engine.base.strategy import unmarked
 from workbench.engine.watch.host.clock import EventClock, HostClock
-from workbench.engine.watch.host.phase_spans import NOWHERE, Timeline, covered_ms, spans
+from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseRecorder, compute_spans, compute_union_ms
 from workbench.engine.watch.torch import phases
 from workbench.engine.watch.torch.phases import PhaseWatch
 
 
 def test_phases_are_what_lies_between_boundaries() -> None:
-    places = [("data", -1), ("forward", 0), ("communication", 0), ("forward", 0), NOWHERE, ("evaluate", -1), NOWHERE]
-    found = {span.phase: (span.start_ms, span.duration_ms) for span in spans([0, 2, 5, 6, 9, 11, 20], places)}
+    places = [("data", -1), ("forward", 0), ("communication", 0), ("forward", 0), NO_PHASE, ("evaluate", -1), NO_PHASE]
+    found = {span.phase: (span.start_ms, span.duration_ms) for span in compute_spans([0, 2, 5, 6, 9, 11, 20], places)}
     assert found == {"data": (0, 2), "forward": (2, 6), "communication": (5, 1), "evaluate": (11, 9)}
 
 
@@ -35,7 +35,7 @@ def test_waiting_is_told_apart_by_the_work_that_it_interrupts_or_follows() -> No
         ("communication", 3.5), ("optimizer", 0.25),
     ]  # fmt: skip
     starts = np.cumsum([0, *(length for _, length in visits)]).tolist()
-    assert spans(starts, [*((phase, -1) for phase, _ in visits), NOWHERE]) == [
+    assert compute_spans(starts, [*((phase, -1) for phase, _ in visits), NO_PHASE]) == [
         ("data", -1, 0.0, 1.0), ("forward", -1, 1.0, 5.0), ("communication", -1, 3.0, 0.5), ("monitor", -1, 6.5, 0.75),
         ("backward", -1, 6.75, 5.0), ("communication", -1, 10.75, 4.0), ("optimizer", -1, 16.25, 1.0),
         ("communication", -1, 17.0, 3.5),
@@ -47,7 +47,7 @@ PHASES = ("data", "forward", "backward", "optimizer", "communication", "bubble",
 
 @given(st.lists(st.tuples(st.sampled_from(PHASES), st.integers(-1, 1), st.integers(0, 9)), max_size=30))
 def test_spans_are_what_a_look_at_every_visit_says(visits: list[tuple[str, int, int]]) -> None:
-    places = [(phase, micro) if phase else NOWHERE for phase, micro, _ in visits]
+    places = [(phase, micro) if phase else NO_PHASE for phase, micro, _ in visits]
     starts = [float(sum(length for *_, length in visits[:i])) for i in range(len(visits) + 1)]
     groups: dict[Any, list[int]] = {}
     for i, (phase, micro) in enumerate(places):
@@ -55,7 +55,7 @@ def test_spans_are_what_a_look_at_every_visit_says(visits: list[tuple[str, int, 
         waits = phase in ("communication", "bubble", "evaluate")
         if phase:
             groups.setdefault((phase, micro, *(before[-1:] if waits else ())), []).append(i)
-    assert spans(starts, [*places, NOWHERE]) == [
+    assert compute_spans(starts, [*places, NO_PHASE]) == [
         (*places[found[0]], starts[found[0]], sum(visits[i][2] for i in found)) for found in groups.values()
     ]
 
@@ -67,7 +67,7 @@ def test_covered_time_is_the_measure_of_the_union(pairs: list[tuple[float, float
     inside = np.zeros(grid.size, dtype=bool)
     for begin, end in intervals:
         inside |= (grid >= begin) & (grid < end)
-    assert covered_ms(intervals) == pytest.approx(inside.mean() * 120, abs=0.02 * len(intervals) + 1e-6)
+    assert compute_union_ms(intervals) == pytest.approx(inside.mean() * 120, abs=0.02 * len(intervals) + 1e-6)
 
 
 class Device:
@@ -135,9 +135,9 @@ def one_step(watch: PhaseWatch, strategy: Strategy, step: int) -> None:
     strategy.mark("backward", -1)
     watch.phase("optimizer")
     watch.reduced(step)
-    watch.last.reduced(step)
+    watch.step_end.reduced(step)
     watch.updated(step, False)
-    watch.last.ends(step)
+    watch.step_end.ends(step)
 
 
 def test_events_of_a_device_are_looked_at_when_they_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_gradients_that_are_watched_are_no_training() -> None:
         watch.begins(1, 0)
         strategy.mark("backward", 2)
         observer("part")
-        assert watch._timeline.here == ("backward", 2) and seen == ["part"]
+        assert watch._recorder.current == ("backward", 2) and seen == ["part"]
     finally:
         watch.close()
 
@@ -219,7 +219,7 @@ def test_records_that_cost_too_much_come_more_rarely() -> None:
             one_step(watch, strategy, step)
     finally:
         watch.close()
-    assert watch.every == 1280
+    assert watch.collectives_every == 1280
     assert watch.cost_ms > 0
 
 
@@ -234,7 +234,7 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
     monkeypatch.setattr(phases.time, "thread_time", thread_time)
     monkeypatch.setattr(phases.time, "perf_counter", lambda: clocks["host"])
     watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
-    watch.every = 1280  # no collectives: these would be steps of their own
+    watch.collectives_every = 1280  # no collectives: these would be steps of their own
 
     def take(steps: range, step_ms: float) -> set[int]:
         before = len(log.records)
@@ -243,8 +243,8 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
             watch.phase("data")
             clocks["host"] += step_ms / 1e3
             strategy.mark("backward", -1)
-            watch.last.reduced(step)
-            watch.last.ends(step)
+            watch.step_end.reduced(step)
+            watch.step_end.ends(step)
         return {record.step for record in log.records[before:]}
 
     try:
@@ -263,9 +263,9 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
 
 
 def test_a_timeline_knows_where_it_is() -> None:
-    timeline = Timeline(HostClock())
+    recorder = PhaseRecorder(HostClock())
     steps = [random.choice(["forward", "backward"]) for _ in range(5)]
     for name in steps:
-        timeline.enter(name)
-    assert timeline.here == (steps[-1], -1) and [p[0] for _, p in timeline.take()] == steps
-    assert timeline.take() == []
+        recorder.enter(name)
+    assert recorder.current == (steps[-1], -1) and [p[0] for _, p in recorder.take()] == steps
+    assert recorder.take() == []

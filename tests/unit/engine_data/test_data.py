@@ -83,7 +83,7 @@ def test_datasets_that_cannot_work_are_refused_at_birth(dataset, shuffle: bool, 
 
 @pytest.mark.parametrize(
     ("samples", "taken", "words"),
-    [(0, 1, "gave no sample"), (3, 1, "only 3 samples, fewer than one batch of 8"), (8, 2, "ended after 1 pass and")],
+    [(0, 1, "gave no sample"), (3, 1, "only 3 samples, fewer than one batch of 8"), (8, 2, "ended after 1 epoch and")],
 )
 def test_an_iterable_that_ends_says_so(samples: int, taken: int, words: str) -> None:
     source = DatasetSource((sample for sample in SAMPLES[:samples]), 8, seed=0, shuffle=False)
@@ -92,7 +92,7 @@ def test_an_iterable_that_ends_says_so(samples: int, taken: int, words: str) -> 
 
 
 def test_a_batch_that_replicas_cannot_share_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--batch-size 8 cannot be shared by 3 .* use 9"):
+    with pytest.raises(ConfigError, match=r"--batch-size 8 cannot be divided among 3 .* use 9"):
         DatasetSource(SAMPLES, 8, seed=0, shuffle=False).batches(0, 3)
 
 
@@ -136,7 +136,7 @@ def test_a_distributed_sampler_is_taken_as_it_is() -> None:
 def test_loaders_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be iterated"):
         LoaderSource(3)
-    with pytest.raises(ConfigError, match="a batch of 6 samples cannot be cut into 4"):
+    with pytest.raises(ConfigError, match="a batch of 6 samples cannot be split into 4"):
         next(LoaderSource(DataLoader(SAMPLES, batch_size=6)).batches(0, 4))
     with pytest.raises(ConfigError, match="only 3 samples"):
         next(LoaderSource(DataLoader(SAMPLES[:3], batch_size=8)).batches(0, 1))

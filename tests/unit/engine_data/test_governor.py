@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, LEAST_SHARE, NOTHING, Governor, balanced_groups
+from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, MIN_SHARE, NOTHING, Governor, balanced_groups
 
 
 def simulate(
@@ -77,14 +77,14 @@ def test_a_long_pause_is_not_followed_by_a_burst():
     assert watched[1:].count(FULL) <= 5
 
 
-def with_a_rest(governor: Governor, steps: int, rest_ms: float, every: int) -> tuple[list[int], float]:
-    """Steps of 10 ms, a full set of 1 ms, and all else that watches: ``rest_ms`` in every ``every``-th step. What was
+def with_a_rest(governor: Governor, steps: int, other_ms: float, every: int) -> tuple[list[int], float]:
+    """Steps of 10 ms, a full set of 1 ms, and all else that watches: ``other_ms`` in every ``every``-th step. What was
     watched, and the share of the time that all of it cost."""
     chosen, watched, spent, passed = FULL, [], 0.0, 0.0
     for number in range(steps):
         following = governor.choose()
         cost = 1.0 if chosen == FULL else 0.0
-        rest = rest_ms if number % every == 0 else 0.0
+        rest = other_ms if number % every == 0 else 0.0
         governor.account(chosen, cost, 10.0 + cost + rest, rest)
         spent, passed = spent + cost + rest, passed + 10.0 + cost + rest
         watched.append(chosen)
@@ -104,7 +104,7 @@ def test_what_else_watching_costs_is_paid_first_and_the_whole_keeps_to_the_budge
 def test_gradients_are_watched_even_where_all_else_costs_more_than_the_budget():
     governor = Governor(budget=0.01, groups=0)
     watched, _ = with_a_rest(governor, 20_000, 0.3, 1)
-    assert watched.count(FULL) == pytest.approx(20_000 * LEAST_SHARE * 0.1, rel=0.1)
+    assert watched.count(FULL) == pytest.approx(20_000 * MIN_SHARE * 0.1, rel=0.1)
     governor.account(NOTHING, 0.0, 10.0)
     watched, _ = with_a_rest(governor, 2_000, 0.0, 1)
     assert watched[1000:].count(FULL) == pytest.approx(100, rel=0.1), "what was owed is not remembered for ever"

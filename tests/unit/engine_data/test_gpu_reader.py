@@ -111,14 +111,14 @@ def test_every_figure_of_a_gpu() -> None:
     reading = gpu.read()
     assert (reading.power_watts, reading.temperature_c) == (321.5, 61)
     assert (reading.clock_mhz, reading.memory_clock_mhz) == (1980, 2619)
-    assert (reading.pcie_sent, reading.pcie_received) == (12_000, 34_000)
-    assert (reading.nvlink_sent, reading.nvlink_received) == (500 * 1024, 250 * 1024), "since it was opened"
+    assert (reading.pcie_sent_bytes_per_s, reading.pcie_received_bytes_per_s) == (12_000, 34_000)
+    assert (reading.nvlink_sent_bytes, reading.nvlink_received_bytes) == (500 * 1024, 250 * 1024), "since it was opened"
     assert throttle_reasons(reading.throttle) == ["power cap"], "an idle GPU is not throttled"
 
 
 def test_what_a_driver_does_not_have_is_nan() -> None:
     reading = NvmlGpu.open("cuda", {}, Nvml()).read()
-    absent = (reading.temperature_c, reading.clock_mhz, reading.pcie_sent, reading.nvlink_sent)
+    absent = (reading.temperature_c, reading.clock_mhz, reading.pcie_sent_bytes_per_s, reading.nvlink_sent_bytes)
     assert all(math.isnan(value) for value in absent) and reading.throttle == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.engine.loop.learning_rate import LearningRate
-from workbench.engine.state.plain_state import NotPlainError, from_plain, plain_parts, to_plain
+from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain, to_plain_where_possible
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 KEYS = st.integers() | st.text() | st.tuples(st.integers(), st.text())
@@ -53,7 +53,7 @@ def test_containers_arrays_and_generators() -> None:
 def test_what_has_no_form_is_named() -> None:
     with pytest.raises(NotPlainError, match="function"):
         to_plain(lambda: 0)
-    assert plain_parts({"a": 1, "b": [print]}) == ({"a": 1}, ["b"])
+    assert to_plain_where_possible({"a": 1, "b": [print]}) == ({"a": 1}, ["b"])
 
 
 def scheduler_of(kind: str, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -85,7 +85,7 @@ def test_a_schedule_goes_on_as_it_would_have(kind: str) -> None:
             optimizer.step()
             rate.advance()
         group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-        saved = (to_plain(group), plain_parts(scheduler.state_dict())[0], rate.state())
+        saved = (to_plain(group), to_plain_where_possible(scheduler.state_dict())[0], rate.state())
         return rates, tuple(json.loads(json.dumps(part)) for part in saved)
 
     whole, _ = run(12)

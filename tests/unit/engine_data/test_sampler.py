@@ -52,7 +52,7 @@ class FakeGpu:
 
 
 def sampled(log: Log, seconds: float, **options) -> DeviceSampler:
-    device_sampler = DeviceSampler(log, **{"rank": 3, "hz": 20, "device": "cpu", "state": Progress(), **options})
+    device_sampler = DeviceSampler(log, **{"rank": 3, "hz": 20, "device": "cpu", "progress": Progress(), **options})
     with device_sampler:
         time.sleep(seconds)
     return device_sampler
@@ -67,9 +67,9 @@ def more(log: Log, number: int = 1) -> None:
 
 
 def test_a_busy_process_on_a_machine_without_gpu() -> None:
-    log, state = Log(), Progress()
-    state.step, state.phase = 7, "forward_backward"
-    with DeviceSampler(log, rank=3, hz=5, device="cpu", state=state):
+    log, progress = Log(), Progress()
+    progress.step, progress.phase = 7, "forward_backward"
+    with DeviceSampler(log, rank=3, hz=5, device="cpu", progress=progress):
         started = time.monotonic()
         while len(log.records) < 4:
             sum(range(1000))
@@ -90,7 +90,7 @@ def test_shared_memory_and_the_garbage_collector() -> None:
     log = Log()
     block = shared_memory.SharedMemory(create=True, size=8 * 2**20)
     try:
-        with DeviceSampler(log, rank=0, hz=20, device="cpu", state=Progress()):
+        with DeviceSampler(log, rank=0, hz=20, device="cpu", progress=Progress()):
             more(log, 2)
             before = log.records[-1]
             block.buf[:] = bytes(block.size)  # touched, so that it is resident
@@ -115,13 +115,13 @@ def test_torchs_memory_is_read_only_where_cuda_is_in_use(
     stats = {"allocated_bytes.all.current": 10, "reserved_bytes.all.current": 30, "allocated_bytes.all.peak": 20}
     cuda = SimpleNamespace(is_initialized=lambda: initialised, memory_stats=lambda: stats)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    found = sampler.torch_memory()
+    found = sampler.read_allocator_memory()
     assert found == expected if expected else all(math.isnan(value) for value in found)
 
 
 def test_counters_begin_at_zero_and_see_what_is_written(tmp_path: Path) -> None:
     log = Log()
-    with DeviceSampler(log, rank=0, hz=20, device="cpu", state=Progress()):
+    with DeviceSampler(log, rank=0, hz=20, device="cpu", progress=Progress()):
         more(log)
         with (tmp_path / "data").open("wb") as file:
             file.write(b"x" * 5_000_000)
@@ -163,7 +163,7 @@ def test_a_gpu_without_nvml_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_thread_is_left_and_stop_is_quick(tmp_path: Path) -> None:
     before = threading.active_count()
     with RankLogWriter(tmp_path, 0) as log:
-        slow = DeviceSampler(log, rank=0, hz=0.01, device="cpu", state=Progress())
+        slow = DeviceSampler(log, rank=0, hz=0.01, device="cpu", progress=Progress())
         slow.start()
         started = time.monotonic()
         slow.stop()
@@ -174,9 +174,9 @@ def test_no_thread_is_left_and_stop_is_quick(tmp_path: Path) -> None:
 
 def test_a_sample_costs_less_than_two_milliseconds() -> None:
     log = Log()
-    with DeviceSampler(log, rank=3, hz=20, device="cpu", state=Progress()) as device_sampler:
+    with DeviceSampler(log, rank=3, hz=20, device="cpu", progress=Progress()) as device_sampler:
         more(log, 5)
-    assert 0 < device_sampler.state.sampling_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
+    assert 0 < device_sampler.progress.sampling_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
 
 
 def test_a_failure_of_the_system_ends_sampling_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.fake_records import straggler
 from tests.fake_run import fake_spec, make_fake_run, write_spec
-from widgets import bundle
-from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
+from widgets.page import bundle
+from widgets.page.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
 from widgets.panel import compare, control_set
 from widgets.panel.console import MOST_NEW, Console
 from widgets.panel.control_set import History

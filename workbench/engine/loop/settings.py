@@ -14,7 +14,7 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop.learning_rate import LearningRate
-from workbench.engine.state.plain_state import from_plain, plain_parts
+from workbench.engine.state.plain_state import from_plain, to_plain_where_possible
 from workbench.errors import ConfigError
 
 
@@ -101,7 +101,7 @@ class Settings:
         """What changes training, as plain values for a checkpoint; and the names of the scheduler's attributes that
         have no plain form."""
         scheduler = self.workload.lr_scheduler
-        schedule, left_out = plain_parts(scheduler.state_dict()) if scheduler is not None else ({}, [])
+        schedule, left_out = to_plain_where_possible(scheduler.state_dict()) if scheduler is not None else ({}, [])
         values = {control.name: self.now(control.name) for control in _begun_by_spec()}
         found = {"values": values, "knobs": self.knobs.values(), "frozen": self.frozen, "schedule": schedule}
         return {**found, "lr": self.lr.state()}, left_out

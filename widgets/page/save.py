@@ -8,7 +8,7 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-from widgets import bundle
+from widgets.page import bundle
 
 #: a page that saves does so within this time; where none is there, so long is waited for nothing
 WAIT_S = 4.0

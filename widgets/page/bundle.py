@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parents[1] / "static"
 #: in the order in which they are needed
 SCRIPTS = ("text", "page", "link", "figures", "overview", "ranks", "lists", "controls", "view", "state", "panel")
 STYLES = ("panel", "tabs", "lists")
