@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, answered
 from workbench.events.settings import declared as knobs_of
 from workbench.events.words import short
+from workbench.plots.event_lines import decoded
 from workbench.rundir.commands import CommandReader
 from workbench.telemetry.store import Store
 
@@ -84,8 +84,8 @@ class History:
                 step=int(step),
                 kind=str(events["kind"][index]),
                 name=str(name),
-                value=json.loads(value),
-                old_value=json.loads(events["old_value"][index]),
+                value=decoded(value),
+                old_value=decoded(events["old_value"][index]),
                 who=str(events["who"][index]),
                 command=int(command),
             )

@@ -34,7 +34,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     events, event_row = rows.told_since(store, event_row)
     step, loss = metrics["step"].astype(float), metrics["loss"].astype(float)
     average = rows.smooth(loss, before)
-    validated = _validations(events)
+    validated = rows.validations(events, NAME)
     extra = max(0, len(validated) - step.size)
     if extra and (step.size or last):
         repeat: Any = (step[-1], loss[-1], average[-1]) if step.size else last
@@ -55,11 +55,6 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 def thin(columns: Columns) -> Columns:
     """Keep fewer rows, including every validation and spike."""
     return rows.thin(columns, of=["loss"], keep=~np.isnan(columns["measured"]) | ~np.isnan(columns["spike"]))
-
-
-def _validations(events: Columns) -> list[tuple[float, float]]:
-    chosen = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null"))
-    return [(float(events["step"][index]), float(events["value"][index])) for index in chosen]
 
 
 def _places(step: np.ndarray, validated: list[tuple[float, float]]) -> list[tuple[int, tuple[float, float]]]:
