@@ -26,7 +26,7 @@ from workbench.engine.base.workload import Batch
 from workbench.engine.data.sources import split
 from workbench.engine.faults.culprit import FaultWatch, Finding, as_json, first_of, nonfinite_in
 from workbench.engine.state.kept_step import save_moment, save_tensors
-from workbench.engine.state.randomness import Randomness, randomizers_of
+from workbench.engine.state.randomness import Randomness
 from workbench.run.replay import FAULT_FILE, WEIGHTS_FILE
 from workbench.rundir.log import RankLogWriter, rank_directory
 from workbench.telemetry.spikes import SpikeFinder
@@ -66,7 +66,7 @@ class NonfiniteGuard(StepObserver):
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
-        self._random = Randomness(randomizers_of(strategy.module))
+        self._random = Randomness(strategy.generators())
         self._batch: Batch = None
         self._state = self._random.now()
         self._with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
