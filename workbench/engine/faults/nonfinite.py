@@ -33,7 +33,7 @@ from workbench.engine.faults.nonfinite_search import (
     to_json_number,
 )
 from workbench.engine.state.batch_snapshot import save_batch_snapshot, save_tensors
-from workbench.engine.state.randomness import RandomGenerators, randomizers_of
+from workbench.engine.state.randomness import RandomGenerators
 from workbench.rundir.kept_steps import FAULT_FILE, WEIGHTS_FILE, fault_directory
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
@@ -74,7 +74,7 @@ class NonfiniteGuard(StepObserver):
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
-        self._generators = RandomGenerators(randomizers_of(strategy.module))
+        self._generators = RandomGenerators(strategy.generators())
         self._batch: Batch = None
         self._random_state = self._generators.capture()
         self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp

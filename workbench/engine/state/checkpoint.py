@@ -98,7 +98,7 @@ class Checkpoints:
         if held.saves_buffers:
             for name, buffer in held.buffers.items():
                 writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
-        random = RandomGenerators(held.randomizers).capture()
+        random = RandomGenerators(held.generators).capture()
         for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
         writer.write({"random": random.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
@@ -156,7 +156,7 @@ class Checkpoints:
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
         names: list[str] = [*tensors.keys()]
         states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
-        RandomGenerators(held.randomizers).restore(RandomState.from_plain(states, state["random"]))
+        RandomGenerators(held.generators).restore(RandomState.from_plain(states, state["random"]))
 
 
 def _add_optimizer_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
