@@ -162,9 +162,9 @@ def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
     assert page.page.locator(".dw-pill").first.inner_text() == "no kernel"
     assert not page.page.evaluate(ENABLED)
     about = page.page.locator(".dw-head .dw-about").first.inner_text()
-    assert about.startswith("The kernel behind this has ended or was restarted") and "%dist_watch restarted" in about
+    assert about.startswith("The kernel has ended or was restarted") and "%dist_watch restarted" in about
     for selector in (".dw-machine .dw-about", ".dw-runs-trouble"):
-        wait_for_text(page, selector, "The kernel behind this has ended or was restarted")
+        wait_for_text(page, selector, "The kernel has ended or was restarted")
     page.page.wait_for_function(KERNEL_READY, timeout=60_000)
     page.run_all()  # a new run in the new kernel
     page.page.wait_for_function(f"() => {DEAD.replace('cut', 'running')}", timeout=60_000)
