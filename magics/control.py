@@ -13,7 +13,7 @@ from magics.words import parse
 from workbench.core import controls
 from workbench.core.controls import Control
 from workbench.core.flags import ASSIGNMENT
-from workbench.run.run import Run, newest_live
+from workbench.run.api import Run, newest_live
 
 _RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")
 _CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="such as lr=1e-4")

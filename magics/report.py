@@ -15,7 +15,7 @@ from IPython.display import display
 from magics.words import parse
 from widgets.page.save import save_notebook
 from workbench.errors import ConfigError
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 @magics_class

@@ -15,7 +15,7 @@ from tests.browser.test_watch import TAB, open_in_notebook
 from workbench.core import controls
 from workbench.core.records import Command
 from workbench.recipes.stdlib_llama import learning_rate_factor
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 pytestmark = pytest.mark.browser
 

@@ -15,7 +15,7 @@ from workbench.core.config import ParallelPlan, TrainSpec, check_capabilities, r
 from workbench.core.frameworks import Capability, Plugin
 from workbench.errors import ConfigError
 from workbench.history.row import read_row
-from workbench.run import planning
+from workbench.run import resolve as planning
 
 COLOSSAL = "workbench.engine.frameworks.colossal.framework:COLOSSAL"
 BARE = "tests.unit.fake_frameworks:BARE"

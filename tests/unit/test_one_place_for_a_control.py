@@ -14,7 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from tests.fake_run import make_fake_run
-from widgets import bundle
+from widgets.page import bundle
 from widgets.panel import control_set
 from workbench.cli import main as cli
 from workbench.core import controls
@@ -28,7 +28,7 @@ from workbench.engine.loop import acts, settings
 from workbench.engine.loop.acts import Boundary, Change
 from workbench.engine.loop.settings import Setting, Settings
 from workbench.engine.loop.steering import Steering
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 

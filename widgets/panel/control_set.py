@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,8 @@ from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, answered
 from workbench.events.settings import declared as knobs_of
 from workbench.events.words import short
-from workbench.rundir.directory import CONTROL_FILE
+from workbench.plots.event_lines import decoded
+from workbench.rundir.commands import CommandReader
 from workbench.telemetry.store import Store
 
 #: values in force that are shown under the names of the controls that set or alter them
@@ -67,8 +67,7 @@ class History:
     """Commands as they were asked (``control.jsonl``), and what ranks did (``workbench.events.command_results``)."""
 
     def __init__(self, run: Path) -> None:
-        self._file = run / CONTROL_FILE
-        self._offset = 0
+        self._reader = CommandReader(run)
         self._asked: list[Command] = []
         self._answers: dict[tuple[Any, ...], Answer] = {}
         self._changed = True
@@ -85,8 +84,8 @@ class History:
                 step=int(step),
                 kind=str(events["kind"][index]),
                 name=str(name),
-                value=json.loads(value),
-                old_value=json.loads(events["old_value"][index]),
+                value=decoded(value),
+                old_value=decoded(events["old_value"][index]),
                 who=str(events["who"][index]),
                 command=int(command),
             )
@@ -107,19 +106,6 @@ class History:
         return [{key: getattr(row, name) for key, name in {**names, "refused": "refused"}.items()} for row in shown]
 
     def _read_asked(self) -> None:
-        try:
-            if self._file.stat().st_size == self._offset:
-                return
-            with self._file.open("rb") as stream:
-                stream.seek(self._offset)
-                data = stream.read()
-        except OSError:
-            return  # a run that nobody could control
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.decode("utf-8", "replace").splitlines():
-            try:
-                self._asked.append(Command.from_line(line))
-            except (ValueError, TypeError):
-                continue  # another version's: the ranks do not read it either
-        self._changed = self._changed or bool(whole)
+        lines = self._reader.read()
+        self._asked += [line for line in lines if isinstance(line, Command)]  # ranks do not read the others either
+        self._changed = self._changed or bool(lines)

@@ -82,7 +82,7 @@ export class State {
     else if (content.kind === "delta") return this.takeDelta(content, buffers, changes);
     else if (content.kind === "picture") this.watchForPicture(content);
     else if (content.kind === "answer") this.answered(content);
-    else if (content.kind === "trouble") this.trouble(content.text);
+    else if (content.kind === "trouble") this.trouble(content.text, content.detail);
     return false;
   }
 
@@ -180,8 +180,8 @@ export class State {
     }
   }
 
-  trouble(text) {
-    console.error("panel:", text);
+  trouble(text, detail = "") {
+    console.error("panel:", text, detail);
     for (const view of this.views) {
       say(view.about, text);
       view.about.dataset.level = "error";

@@ -42,7 +42,11 @@ class InForce:
         """Rows of the table ``events``, in the order in which rank 0 wrote them."""
         told = np.isin(events["kind"], ("control", "settings", "monitor")) & (events["rank"] == 0)
         for i in told.nonzero()[0]:
-            kind, name, value = str(events["kind"][i]), str(events["name"][i]), json.loads(events["value"][i])
+            kind, name = str(events["kind"][i]), str(events["name"][i])
+            try:
+                value = json.loads(events["value"][i])
+            except ValueError:  # of another program, or another version
+                continue
             if kind == "settings" and isinstance(value, dict):
                 self.values |= value
                 self._lr_since = float(events["time"][i])

@@ -10,6 +10,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -182,7 +183,20 @@ Marks = list[tuple[float, float]]
 def spikes(events: Columns, name: str) -> Marks:
     """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
     chosen = np.flatnonzero((events["kind"] == "spike") & (events["name"] == name))
-    return [(float(events["step"][index]), float(json.loads(events["value"][index])["value"])) for index in chosen]
+    found: Marks = []
+    for index in chosen:
+        with suppress(ValueError, TypeError, KeyError):  # a log may have been written by anybody
+            found.append((float(events["step"][index]), float(json.loads(events["value"][index])["value"])))
+    return found
+
+
+def validations(events: Columns, name: str) -> Marks:
+    """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table."""
+    found: Marks = []
+    for index in np.flatnonzero((events["kind"] == "validation") & (events["name"] == name)):
+        with suppress(ValueError, TypeError):  # a log may have been written by anybody
+            found.append((float(events["step"][index]), float(json.loads(events["value"][index]))))
+    return found
 
 
 def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Marks]:

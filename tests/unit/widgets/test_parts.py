@@ -26,7 +26,7 @@ from widgets.panel.verdict import Judge
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 

@@ -14,7 +14,7 @@ from workbench.core import controls
 
 if TYPE_CHECKING:
     from workbench.core.controls import Control
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
 NAME = "control"
 HELP = "steer a run that trains"
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the command and write it; returns the exit code."""
     from workbench.errors import ConfigError
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
     chosen = Run(arguments.run_name)
     if arguments.act == "show":

@@ -19,8 +19,8 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec`` and ``knob``, a method of the workload's own ``Knobs``. Errors of the cell are raised unchanged, with its
-    lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
+    It also sees ``spec`` and ``knob``, a method of the workload's own ``Knobs``. Errors of the cell are raised
+    unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
     knobs = Knobs()

@@ -16,10 +16,11 @@ from workbench.core import controls
 from workbench.core.controls import Control
 from workbench.core.knobs import Knob
 from workbench.core.records import Command, Event
-from workbench.engine.agree.control import AgreedControl, BadLine
+from workbench.engine.agree.control import AgreedControl
 from workbench.engine.loop.acts import ACTS, Boundary, Change, Hold, TrainingLoop
 from workbench.engine.loop.settings import Settings
 from workbench.errors import ConfigError, RunError
+from workbench.rundir.commands import BadLine
 from workbench.rundir.log import RankLogWriter
 
 

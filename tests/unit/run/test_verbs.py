@@ -17,11 +17,11 @@ from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
 from workbench.core.controls import CONTROLS
 from workbench.core.knobs import Knobs
 from workbench.core.records import Command
-from workbench.engine.agree.control import ControlReader
 from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.run import launch
-from workbench.run.run import Run, newest_live
+from workbench.run.api import Run, newest_live
 from workbench.rundir import directory as run_directory
+from workbench.rundir.commands import CommandReader
 from workbench.rundir.log import RankLogWriter
 
 SPEC = TrainSpec(recipe="digits-vit", name="first", plan=ParallelPlan(ranks=2), steps=10, batch_size=8)
@@ -229,5 +229,5 @@ def test_a_command_that_does_not_fit_on_the_disk_is_told_and_spoils_no_later_one
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     run.set(clip=2.0)
-    read = ControlReader(path).read((path / "control.jsonl").stat().st_size)
+    read = CommandReader(path).read((path / "control.jsonl").stat().st_size)
     assert [getattr(each, "name", "cut off") for each in read] == ["pause", "cut off", "clip"]

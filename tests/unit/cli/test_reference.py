@@ -19,7 +19,7 @@ from workbench.core.flags import FLAGS
 from workbench.core.records import TABLES, columns_of
 from workbench.history import labels
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from workbench.errors import ConfigError
-from workbench.run import planning
-from workbench.run.request import merged
+from workbench.run import resolve as planning
+from workbench.run.resolve import merged
 
 HYBRID = {"recipe": "stdlib-llama", "ranks": 4, "plugin": "hybrid", "tp": 2, "pp": 2, "micro_batches": 2}
 DDP = {"recipe": "stdlib-llama", "ranks": 4, "plugin": "ddp", "tp": 1, "pp": 1, "micro_batches": 1}

@@ -60,7 +60,7 @@ def build(tmp_path: Path, tail: str, **options: Any) -> Any:
 
 def test_a_dataset_is_not_read_before_its_first_batch_and_then_once(tmp_path: Path) -> None:
     Counted.reads.clear()
-    tail = "from tests.unit.engine_data.test_batches_of_cells import Counted\ndataset = Counted()\n"
+    tail = "from tests.unit.engine.data.test_batches_of_cells import Counted\ndataset = Counted()\n"
     work = build(tmp_path, tail, batch_size=4)
     assert Counted.reads == []
     assert tokens_in(next(work.data.batches(0, 1)), work.tokens_per_sample) == 20

@@ -10,7 +10,7 @@ import pytest
 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError
-from workbench.run.resuming import resumed
+from workbench.run.resolve import resumed
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
 

@@ -12,7 +12,7 @@ import pytest
 from workbench.core import controls
 from workbench.events.words import LONGEST, setting, words
 
-ROOT = Path(__file__).resolve().parents[2] / "workbench"
+ROOT = Path(__file__).resolve().parents[3] / "workbench"
 
 
 @pytest.mark.parametrize(

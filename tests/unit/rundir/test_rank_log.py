@@ -77,7 +77,7 @@ def test_columns_are_those_that_pyarrow_makes(tmp_path: Path) -> None:
 
 def test_a_log_is_written_without_pandas(tmp_path: Path) -> None:
     code = (
-        "import sys; from tests.unit.test_rank_log import step; from workbench.rundir.log import RankLogWriter\n"
+        "import sys; from tests.unit.rundir.test_rank_log import step; from workbench.rundir.log import RankLogWriter\n"
         "with RankLogWriter(sys.argv[1], 0) as log: log.append(step(1))\n"
         "assert 'pandas' not in sys.modules"
     )
@@ -131,7 +131,8 @@ def test_a_truncated_tail_is_read_up_to_the_last_whole_batch(tmp_path: Path, cut
 
 def test_a_killed_writer_loses_at_most_the_last_flush(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from tests.unit.test_rank_log import step; from workbench.rundir.log import RankLogWriter\n"
+        "import sys, time; from tests.unit.rundir.test_rank_log import step\n"
+        "from workbench.rundir.log import RankLogWriter\n"
         "log = RankLogWriter(sys.argv[1], 0)\n"
         "for number in range(1, 6): log.append(step(number))\n"
         "log.flush(); print('written', flush=True); log.append(step(6)); time.sleep(60)"
@@ -193,7 +194,7 @@ def test_a_stream_whose_first_batch_did_not_fit_is_empty_or_begins_with_its_sche
 
 FULL = """
 import resource, signal, sys
-from tests.unit.test_rank_log import step
+from tests.unit.rundir.test_rank_log import step
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 told = []

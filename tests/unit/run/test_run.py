@@ -8,7 +8,7 @@ import pytest
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.records import Command
 from workbench.errors import RunDirectoryError, RunError
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir import directory as run_directory
 from workbench.rundir.log import RankLogWriter
 

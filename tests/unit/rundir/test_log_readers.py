@@ -9,7 +9,7 @@ import polars
 import pyarrow as pa
 import pytest
 
-from tests.unit.test_rank_log import step
+from tests.unit.rundir.test_rank_log import step
 from workbench.rundir.log import RankLogWriter
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from workbench.core.config import TrainSpec
 from workbench.errors import ConfigError
-from workbench.run import planning
+from workbench.run import resolve as planning
 
 CELL = """
 import torch

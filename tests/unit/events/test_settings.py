@@ -8,7 +8,7 @@ from typing import Any
 from tests.fake_run import fake_spec, make_fake_run, write_spec
 from workbench.core.records import StepRecord
 from workbench.events.settings import InForce
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store

@@ -11,9 +11,9 @@ from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import RunDirectoryError, RunError
 from workbench.events.outcome import Outcome, failure, failure_of
-from workbench.run.occupant import Occupant
+from workbench.run.api import Run
+from workbench.run.occupant import RunOccupant
 from workbench.run.peer_watch import ALONE_S, INTERRUPTED_S, next_act
-from workbench.run.run import Run
 from workbench.rundir import directory as run_directory
 from workbench.rundir.log import RankLogWriter
 
@@ -89,7 +89,7 @@ LOST = Outcome(state="finished", step=9, log_failure="No space left on device (d
 
 
 def test_logs_that_could_not_be_written_are_named_also_to_other_readers(run: Run) -> None:
-    Occupant(run).free({0: LOST, 1: LOST})
+    RunOccupant(run).free({0: LOST, 1: LOST})
     for reader in (run, Run(run.path)):
         with pytest.raises(RunError, match=r"on ranks 0-1: LogLost: it finished after step 9.*No space left on device"):
             reader.wait(timeout=1)
@@ -101,7 +101,7 @@ def test_even_when_the_sessions_own_log_has_no_room(run: Run, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RankLogWriter, "_write", full)
-    Occupant(run).free({0: LOST, 1: Outcome(state="failed", step=4, failure=failure("ValueError", "bad", "line 3"))})
+    RunOccupant(run).free({0: LOST, 1: Outcome(state="failed", step=4, failure=failure("ValueError", "bad", "line 3"))})
     monkeypatch.undo()
     assert run.status == "failed" and Run(run.path).status == "starting"
     with pytest.raises(RunError, match="No space left on device"):
@@ -113,7 +113,7 @@ def test_a_rank_that_logged_its_end_is_not_told_of_again(run: Run) -> None:
     for rank in (0, 1):
         with RankLogWriter(run.path, rank) as log:
             log.event("state", "finished", step=9)
-    Occupant(run).free({rank: Outcome(state="finished", step=9) for rank in (0, 1)})
+    RunOccupant(run).free({rank: Outcome(state="finished", step=9) for rank in (0, 1)})
     assert run.wait(timeout=1).events()["name"].tolist() == ["finished", "finished"]
 
 
@@ -122,13 +122,13 @@ def test_ranks_that_were_ended_do_not_explain_the_failure(run: Run) -> None:
         log.event("state", "failed", failure("KeyError", "'x'"))
     run.ranks_ended([0], "ended by the session")
     run.rank_died(0, "killed by signal 9 (SIGKILL)")
-    Occupant(run).free({0: None, 1: Outcome(state="failed", step=1)})
+    RunOccupant(run).free({0: None, 1: Outcome(state="failed", step=1)})
     with pytest.raises(RunError, match=r"on rank 1: KeyError: 'x'; rank 0 waited for it and was ended: run %dist_up"):
         run.wait(timeout=1)
 
 
 def test_the_session_of_a_deleted_run_goes_on_as_if_it_had_said_nothing(run: Run) -> None:
-    occupant = Occupant(run)
+    occupant = RunOccupant(run)
     with RankLogWriter(run.path, 1) as log:
         log.event("state", "failed", failure("KeyError", "'x'"))
     assert occupant.failed_ranks() == {1} and occupant.is_over and not occupant.is_deleted
