@@ -33,7 +33,7 @@ _START = """async (code) => {
     for (const act of callbacks) act(content, views);
   };
   module.default.initialize({ model });
-  module.default.render({ model, el: document.getElementById("panel") });
+  window.takeOutputAway = module.default.render({ model, el: document.getElementById("panel") });
 }"""
 
 
@@ -114,13 +114,18 @@ class StaticPanel:
         for _ in range(count):
             self._out.get(timeout=10)
 
-    def _deliver(self) -> bool:
-        """Hand over what is waiting, all at once; False when nothing is."""
+    def waiting(self) -> list[tuple[dict[str, Any], list[str]]]:
+        """Messages that were not handed over yet, which the caller then hands over: contents, and buffers as base64."""
         batch = []
         while not self._out.empty():
             content, buffers = self._out.get()
             self.messages.append((content, len(json.dumps(content)) + sum(map(len, buffers))))
-            batch.append([content, [base64.b64encode(data).decode() for data in buffers]])
+            batch.append((content, [base64.b64encode(data).decode() for data in buffers]))
+        return batch
+
+    def _deliver(self) -> bool:
+        """Hand over what is waiting, all at once; False when nothing is."""
+        batch = self.waiting()
         if batch:
             self.page.evaluate("(batch) => batch.forEach(([content, buffers]) => fromKernel(content, buffers))", batch)
         return bool(batch)

@@ -41,6 +41,11 @@ def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 45
     page.page.locator(selector, has_text=text).first.wait_for(timeout=timeout_s * 1000)
 
 
+def wait_for_picture(page: LabPage) -> None:
+    """Wait until the run has ended, its output is a picture, and the live panel stands in the picture's place."""
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=120_000)
+
+
 def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
     path = start(page, "moves", GATE.format(name="moves.free"))
     first = page.wait_for_points(0)
@@ -74,7 +79,7 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
     wait_for_text(page, ".jp-OutputArea-output", "stop calls 1 stopped")
     assert stop.is_disabled()
     assert stop.inner_text() == "Ended"
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=45_000)
+    wait_for_picture(page)
     shoot(page, "panel_ended")
     saved = page.save(path)
     growth = path.stat().st_size - before
@@ -86,7 +91,7 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
 
 def test_notebook_of_a_kernel_that_is_gone_shows_the_picture(page: LabPage) -> None:
     path = start(page, "gone", steps=20)
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=45_000)
+    wait_for_picture(page)
     page.save(path)
     page.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
     time.sleep(1)
@@ -127,6 +132,7 @@ CHANGE_THEME = "(theme) => window.jupyterapp.commands.execute('apputils:change-t
 def test_it_follows_the_theme(page: LabPage, shoot: Callable[..., Path]) -> None:
     start(page, "dark", steps=60)
     wait_for_text(page, ".dw-pill", "finished")
+    wait_for_picture(page)  # the output is replaced meanwhile
     panel = page.page.locator(".dw").first
     assert panel.get_attribute("data-mode") == "light"
     page.page.evaluate(CHANGE_THEME, "JupyterLab Dark")
