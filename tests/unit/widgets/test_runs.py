@@ -55,7 +55,7 @@ def table(home: Path, published: list[dict[str, Any]]) -> Iterator[tuple[RunsTab
     shown.close()
 
 
-def until(true: Any, seconds: float = 10) -> None:
+def until(true: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
