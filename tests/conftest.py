@@ -22,15 +22,16 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers of a run of several folders: one more than cores, as many tests wait for ranks or a page.
+    """Workers of a run of several folders: one a core, and one more where tests wait for ranks or a page.
 
     None for files or one folder of tests: workers would take longer to start than they save.
     """
-    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
     several = len(paths) > 1 or any(any(path.glob("*/test_*.py")) for path in paths)
     if config.option.keyword or config.option.collectonly or not all(path.is_dir() for path in paths) or not several:
         return 0
-    return min(4, (os.cpu_count() or 1) + 1)
+    waits = any(not path.is_relative_to(FOLDER / "unit") for path in paths)
+    return min(4, (os.cpu_count() or 1) + waits)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

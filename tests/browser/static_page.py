@@ -98,7 +98,7 @@ class StaticPanel:
             self._send({"kind": "answer", "run": place, "name": content["name"], "error": error}, [])
 
     def pump(
-        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 20, *, fails: bool = True
+        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 120, *, fails: bool = True
     ) -> None:
         """Deliver messages until a condition holds (JavaScript in the page, or Python here)."""
         deadline = time.monotonic() + timeout_s
@@ -133,7 +133,7 @@ class StaticPanel:
     def open(self, tab: str) -> None:
         """Choose a tab and wait until its figures are drawn."""
         self.page.locator(f".dw [role=tab][id$='-{tab}']").click()
-        self.pump(f"() => {_drawn(tab)}", timeout_s=60)
+        self.pump(f"() => {_drawn(tab)}", timeout_s=120)
         self.pump(timeout_s=0.4, fails=False)
 
     def close(self) -> None:
