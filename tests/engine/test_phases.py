@@ -107,9 +107,7 @@ def test_watching_changes_no_number_and_leaves_nothing_behind(pool, run) -> None
 def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
     """Exposed: from the last bucket's beginning, when all gradients are there, to its end; hidden: what came before."""
     delay_ms = 40.0
-    results = pool.run(
-        2, "tests.engine.watched:train", options={"plugin": "ddp"}, steps=5, buckets_s=delay_ms / 1e3, timeout_s=90
-    )
+    results = pool.run(2, "tests.engine.watched:train", options={"plugin": "ddp"}, steps=5, buckets_s=delay_ms / 1e3)
     frame = phases_frame(columns(results, "phases")).set_index(["step", "rank", "phase"])["duration_ms"]
     calls = collectives_frame(columns(results, "collectives")).query("kind == 'all_reduce'")
     calls = calls.set_index(["step", "rank"])

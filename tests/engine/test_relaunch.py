@@ -18,7 +18,7 @@ PLANS = [
 
 def test_one_process_trains_under_many_plans(pool, plain_loop):
     twice = PLANS + PLANS
-    found = pool.run(2, "tests.engine.relaunch:train_all", plans=twice, timeout_s=120)[0]
+    found = pool.run(2, "tests.engine.relaunch:train_all", plans=twice)[0]
     for (model, _), losses in zip(twice, found["losses"], strict=True):
         expected = plain_loop(model, clip=0.0)["losses"][: len(losses)]
         assert losses == pytest.approx(expected, abs=1e-5)
