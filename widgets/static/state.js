@@ -26,6 +26,8 @@ export class State {
     });
     this.onMessage = (content, buffers) => {
       this.link.heard();
+      // at once: the output that becomes this picture may be gone before what else has come is drawn
+      if (content.kind === "picture") return this.watchForPicture(content);
       this.queue.push([content, buffers ?? []]);
       if (this.queue.length === 1) this.later(() => this.drain());
     };
@@ -80,7 +82,6 @@ export class State {
     if (content.kind === "bokeh") await loadBokeh(content.version, buffers[0]);
     else if (content.kind === "full") return this.takeFull(content, buffers);
     else if (content.kind === "delta") return this.takeDelta(content, buffers, changes);
-    else if (content.kind === "picture") this.watchForPicture(content);
     else if (content.kind === "answer") this.answered(content);
     else if (content.kind === "trouble") this.trouble(content.text, content.detail);
     return false;
