@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from workbench.core import background
 from workbench.core.config import SPEC_FILE, read_spec_options
 from workbench.core.flags import FLAGS
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -122,7 +122,9 @@ failures: dict[Any, str] = {}
 
 def start_asked(run: Run, changes: dict[str, Any], step: int) -> None:
     """Called by the session when a run's ranks are free: start the branch that was asked for, in a thread."""
-    threading.Thread(target=_start_here, args=(run, changes, step), name=f"branch-{run.name}", daemon=True).start()
+    background.thread(
+        lambda: _start_here(run, changes, step), name=f"branch-{run.name}", failed=lambda error: _fail(run, error)
+    ).start()
 
 
 def asked_branch(run: Run) -> tuple[dict[str, Any], int] | None:
@@ -136,12 +138,15 @@ def asked_branch(run: Run) -> tuple[dict[str, Any], int] | None:
 
 
 def _start_here(run: Run, changes: dict[str, Any], step: int) -> None:
-    try:
-        new = _start(options_for(run, changes, step))
-        started[new.path] = new
-    except (WorkbenchError, OSError) as error:
-        failures[run.path] = str(error)
-        print(f"the branch of run {run.name!r} did not start: {error}", file=sys.stderr)
+    new = _start(options_for(run, changes, step))
+    started[new.path] = new
+
+
+def _fail(run: Run, error: BaseException) -> None:
+    """Whoever waits for the branch of ``run`` is told why it did not start, and so is the notebook."""
+    why = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
+    failures[run.path] = why
+    print(f"the branch of run {run.name!r} did not start: {why}", file=sys.stderr, flush=True)
 
 
 def _start(options: dict[str, Any]) -> Run:
