@@ -7,7 +7,6 @@ by the ``resume`` of its spec. ``workbench.run.api`` registers how a run is star
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -17,7 +16,9 @@ from typing import Any, Protocol
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.events.decode import of_kind
 from workbench.run import resolve
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
@@ -126,9 +127,8 @@ def branch(run: Parent, changes: dict[str, Any], open_run: Callable[[Path], Any]
 
 
 def _raise_if_refused(run: Parent) -> None:
-    events = run._events()
-    for i in ((events["kind"] == "refused") & (events["name"] == "branch")).nonzero()[0]:
-        raise RunError(f"run {run.name!r} has no branch: {json.loads(events['value'][i])['reason']}")
+    for event in of_kind(run._events(), EventKind.REFUSED, "branch"):
+        raise RunError(f"run {run.name!r} has no branch: {event.fields.get('reason', 'no reason is known')}")
 
 
 def _await_start(run: Parent, before: set[Path], open_run: Callable[[Path], Any]) -> Any:
@@ -160,12 +160,8 @@ def start_asked(run: Parent, changes: dict[str, Any], step: int) -> None:
 
 def asked_branch(run: Parent) -> tuple[dict[str, Any], int] | None:
     """The changes and the step of the branch that all ranks agreed on; None when there is none."""
-    events = run._events()
-    found = ((events["kind"] == "control") & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
-    if not found.size:
-        return None
-    last = found[-1]
-    return json.loads(events["value"][last]), int(events["step"][last])
+    found = list(of_kind(run._events(), EventKind.CONTROL, "branch", rank=0))
+    return (found[-1].fields, found[-1].step) if found else None
 
 
 def _start_here(run: Parent, changes: dict[str, Any], step: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, Record, columns_of
+from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, EventKind, Record, columns_of
 from workbench.errors import RunDirectoryError
 
 _ARROW = {
@@ -229,7 +229,12 @@ class RankLogWriter:
                 self._reported = dropped
                 taken.append(
                     Event(
-                        time=time.time(), step=0, rank=self.rank, kind="log", name="dropped", value=json.dumps(dropped)
+                        time=time.time(),
+                        step=0,
+                        rank=self.rank,
+                        kind=EventKind.LOG,
+                        name="dropped",
+                        value=json.dumps(dropped),
                     )
                 )
             if not taken:
@@ -250,7 +255,7 @@ class RankLogWriter:
             self.dropped += len(lost)
         with contextlib.suppress(OSError):  # the events may still fit, or be on a file that is not at its limit
             why = json.dumps(str(error))
-            self._write([Event(time=time.time(), step=0, rank=self.rank, kind="log", name="failed", value=why)])
+            self._write([Event(time=time.time(), step=0, rank=self.rank, kind=EventKind.LOG, name="failed", value=why)])
         if self._on_failure is not None:
             self._on_failure(error)
 

@@ -22,12 +22,13 @@ from typing import Literal
 
 import psutil
 
+from workbench.core.frameworks import Framework, usable
 from workbench.rundir import directory as run_directory
 
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-#: imported on every rank; start-up time depends on their compiled bytecode
-_HEAVY = ("torch", "colossalai", "transformers")
+#: of the frameworks that are installed, imported on every rank; compiled bytecode of these is what start-up hangs on
+_HEAVY = tuple(dict.fromkeys(package for found in usable() for package in found.packages))
 _PACKAGES = (*_HEAVY, "ipyparallel", "ipykernel", "jupyterlab", "bokeh", "anywidget", "numpy", "pyarrow")
 _SLOW_IMPORT_S = 15.0
 _IMPORT_TIMEOUT_S = 180.0
@@ -49,7 +50,7 @@ Check = Callable[[], list[Finding]]
 
 
 def checks(*, imports: bool = True) -> list[Check]:
-    """All checks, cheap ones first; ``imports``: also import torch and Colossal-AI (some seconds)."""
+    """All checks, cheap ones first; ``imports``: also import what each framework's ranks need (some seconds)."""
     cheap: list[Check] = [
         python,
         cores,
@@ -247,9 +248,13 @@ def browser() -> list[Finding]:
 
 
 def imported() -> list[Finding]:
-    """Load what a rank server loads, in a fresh process."""
+    """Load what a rank server loads for each framework, in a fresh process."""
+    return [_imported(found) for found in usable()]
+
+
+def _imported(chosen: Framework) -> Finding:
     code = (
-        "from workbench.engine.preload import load; load()\n"
+        f"import pkgutil; pkgutil.resolve_name({chosen.preload!r})()\n"
         "import torch; print(torch.__version__, torch.distributed.is_gloo_available())"
     )
     begin = time.monotonic()
@@ -263,19 +268,23 @@ def imported() -> list[Finding]:
         )
     except subprocess.TimeoutExpired:
         advice = "a cold or very slow disk: try again, and compile the bytecode"
-        return [Finding(level="fail", what="imports", found=f"not done after {_IMPORT_TIMEOUT_S:.0f} s", advice=advice)]
-    return [judge_import(done.returncode, done.stdout, done.stderr, time.monotonic() - begin)]
+        found = f"{chosen.title}: not done after {_IMPORT_TIMEOUT_S:.0f} s"
+        return Finding(level="fail", what="imports", found=found, advice=advice)
+    return judge_import(chosen.title, done.returncode, done.stdout, done.stderr, time.monotonic() - begin)
 
 
-def judge_import(code: int, out: str, err: str, seconds: float) -> Finding:
+def judge_import(title: str, code: int, out: str, err: str, seconds: float) -> Finding:
     """A failure carries the last line of the traceback."""
     if code:
         lines = err.strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
         return Finding(
-            level="fail", what="imports", found=reason, advice="install dist-workbench again in a fresh environment"
+            level="fail",
+            what="imports",
+            found=f"{title}: {reason}",
+            advice="install dist-workbench again in a fresh environment",
         )
-    found = f"torch and colossalai in {seconds:.1f} s"
+    found = f"{title} in {seconds:.1f} s"
     if out.split()[-1:] != ["True"]:
         return Finding(
             level="fail",

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from workbench.core import controls
+from workbench.core.records import EventKind
 
 if TYPE_CHECKING:
     from workbench.core.controls import Control
@@ -79,7 +80,7 @@ def _answered(run: Run, names: list[str], since: int) -> int:
             if event.name not in left:
                 continue
             left.discard(event.name)
-            if event.kind == "refused":
+            if event.kind == EventKind.REFUSED:
                 code = 1
                 print(f"{event.name} refused after step {event.step}: {event.value['reason']}")
             else:

@@ -10,7 +10,7 @@ HELP = "report what this machine offers and what is wrong with it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench doctor``."""
-    parser.add_argument("--quick", action="store_true", help="leave out importing torch and Colossal-AI")
+    parser.add_argument("--quick", action="store_true", help="leave out importing the frameworks")
 
 
 def run(arguments: argparse.Namespace) -> int:
