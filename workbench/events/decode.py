@@ -14,6 +14,9 @@ from typing import Any
 
 from workbench.core.columns import Columns
 
+#: columns that a list of runs does not read
+_SOMETIMES = ("old_value", "who", "command")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedEvent:
@@ -48,9 +51,7 @@ def of_kind(events: Columns, kind: str, name: str | None = None, *, rank: int | 
 
 def decoded_row(events: Columns, row: int) -> DecodedEvent:
     """One row, decoded. A list of runs reads only some columns: what it did not read is empty."""
-    old_value, who, command = (
-        events[name][row] if name in events else None for name in ("old_value", "who", "command")
-    )
+    old_value, who, command = (events[name][row] if name in events else None for name in _SOMETIMES)
     return DecodedEvent(
         row=row,
         time=float(events["time"][row]),

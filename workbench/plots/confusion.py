@@ -71,7 +71,7 @@ def figure(source: ColumnDataSource) -> Figure:
         x_range=DataRange1d(range_padding=0),
         y_range=DataRange1d(range_padding=0, flipped=True),
     )
-    mapper = heat.mapper(low=0, high=1)
+    mapper = heat.make_mapper(low=0, high=1)
     shade = {"field": "share", "transform": mapper}
     cells = drawn.rect("predicted", "true", 1, 1, source=source, fill_color=shade, line_color=None)
     drawn.text(

@@ -63,7 +63,7 @@ class Marks:
         return list(self._found.values())[-MOST:]
 
 
-def of(store: Store) -> list[dict[str, Any]]:
+def make_marks(store: Store) -> list[dict[str, Any]]:
     """Make the marks of a whole run."""
     found, begin = Marks(), rows.progress(store).begin
     found.take(store.table("events"), 0.0 if math.isnan(begin) else begin)
@@ -77,7 +77,7 @@ def _unit_of(declaration: Any) -> Mapping[str, str]:
     return {str(declaration.get("name")): str(declaration.get("unit", ""))}
 
 
-def fill(figure: Any, marks: list[dict[str, Any]]) -> None:
+def add_marks(figure: Any, marks: list[dict[str, Any]]) -> None:
     """Put ``marks`` into a figure that was made with marks."""
     for source in figure.select({"name": "marks"}):
         source.data = {key: [mark[key] for mark in marks] for key in ("step", "time", "label")}

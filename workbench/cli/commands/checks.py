@@ -27,7 +27,7 @@ from workbench.rundir import directory as run_directory
 
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-#: of the frameworks that are installed, imported on every rank; compiled bytecode of these is what start-up hangs on
+#: imported on ranks of the frameworks that are installed; start-up time depends on their compiled bytecode
 _HEAVY = tuple(dict.fromkeys(package for found in usable() for package in found.packages))
 _PACKAGES = (*_HEAVY, "ipyparallel", "ipykernel", "jupyterlab", "bokeh", "anywidget", "numpy", "pyarrow")
 _SLOW_IMPORT_S = 15.0
