@@ -34,9 +34,9 @@ from workbench.engine.base.strategy import unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.entry import observers_of
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.governor import FIRST_GROUP
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch

@@ -36,9 +36,9 @@ def rank_blocks(
     from workbench.core.recipe import recipe
     from workbench.engine.agree.control import AgreedControl
     from workbench.engine.base.strategy import unmarked
+    from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
     from workbench.engine.loop.trainer import Trainer
-    from workbench.engine.process_group import joined
     from workbench.engine.watch.host.sampler import Progress
     from workbench.engine.watch.torch.phases import PhaseWatch
     from workbench.rundir.directory import CONTROL_FILE

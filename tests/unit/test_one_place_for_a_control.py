@@ -14,7 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from tests.fake_run import make_fake_run
-from widgets import bundle
+from widgets.page import bundle
 from widgets.panel import control_set
 from workbench.cli import main as cli
 from workbench.core import controls

@@ -6,11 +6,12 @@ Kernel to browser (custom messages of the widget; all have ``kind``, those of a 
 - ``full``: ``epoch``, ``seq``, ``runs`` (names), ``theme``, ``facts``, ``columns`` and buffers (of ``SPINE`` only),
   ``extra``, ``controls``, ``compare`` (figures that show several runs).
 - ``delta``: ``epoch``, ``seq``, ``facts`` (those that changed), ``figures`` (name, title, tab, axis, wide, height,
-  empty, item: to be drawn anew), ``columns`` and buffers: rows to append, or of figures named in ``replace`` the whole
-  content; ``extra``: console lines, events, controls (``widgets.panel.tab_content``). Of another epoch: to be ignored.
+  empty, item: to be drawn anew; ``failed`` instead of item: why it cannot be drawn), ``columns`` and buffers: rows to
+  append, or of figures named in ``replace`` the whole content; ``extra``: console lines, events, controls
+  (``widgets.panel.tab_content``). Of another epoch: to be ignored.
 - ``answer``: to a control: ``name`` and ``error`` (null: it is on its way to the ranks).
 - ``picture``: the output of the panel became a picture; ``length``, ``at`` and ``part`` tell which ``src`` it has.
-- ``trouble``: ``text``, for people.
+- ``trouble``: ``text``, for people; ``detail``: a traceback, for the browser's console.
 
 Browser to kernel: ``hello`` (``have``: BokehJS version that the page has, or null), ``ack`` (``run``, ``seq``,
 ``views``: per view what it shows: ``tab``, ``visible``), ``look`` (``views``), ``choose`` (``run``, ``rank`` or
@@ -35,12 +36,26 @@ from workbench.plots.base import Plot
 #: rows that every page has of every run, whatever it shows: the clock of a run, and what two runs are compared by
 SPINE = "spine"
 Message = tuple[dict[str, Any], list[bytes]]
+#: pixels that a figure's message takes
+FAILED_HEIGHT = 120
 _SMALL = (("u1", 0, 255), ("u2", 0, 65535), ("i4", -(2**31), 2**31 - 1))
 
 
 def rows_of(columns: Columns) -> int:
     """How many rows."""
     return len(next(iter(columns.values()), ()))
+
+
+def check(columns: Columns) -> None:
+    """``TypeError`` or ``ValueError`` for columns that cannot travel, or that are no table."""
+    for name, values in columns.items():
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biufOU":
+            raise TypeError(
+                f"column {name!r} holds {getattr(values, 'dtype', type(values).__name__)}, not numbers or text"
+            )
+    sizes = {name: len(values) for name, values in columns.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"columns differ in length: {', '.join(f'{name} {size}' for name, size in sizes.items())}")
 
 
 def pack(news: dict[str, Columns]) -> tuple[dict[str, list[list[Any]]], list[bytes]]:
@@ -78,10 +93,18 @@ def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
     from bokeh.models import ColumnDataSource
 
     empty = {name: values[:0] for name, values in columns.items()}
-    about: dict[str, Any] = {"name": plot.NAME, "title": plot.TITLE, "tab": plot.TAB, "axis": plot.AXIS}
-    about["wide"] = bool(getattr(plot, "WIDE", False))
-    about["empty"] = getattr(plot, "EMPTY", "No rows yet.")
-    return {**about, **item_of(plot.figure(ColumnDataSource(empty, name="rows")))}
+    drawn = item_of(plot.figure(ColumnDataSource(empty, name="rows")))
+    return {**_about(plot), "empty": getattr(plot, "EMPTY", "No rows yet."), **drawn}
+
+
+def failed_item(plot: Plot, text: str) -> dict[str, Any]:
+    """What the page shows in the place of a figure that could not be made; ``text`` says why."""
+    return {**_about(plot), "empty": "", "height": FAILED_HEIGHT, "failed": text}
+
+
+def _about(plot: Plot) -> dict[str, Any]:
+    wide = bool(getattr(plot, "WIDE", False))
+    return {"name": plot.NAME, "title": plot.TITLE, "tab": plot.TAB, "axis": plot.AXIS, "wide": wide}
 
 
 def item_of(drawn: Any) -> dict[str, Any]:

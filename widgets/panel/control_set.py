@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from workbench.core.columns import Columns
 from workbench.core.controls import AUTOMATIC, Control
 from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, answered
+from workbench.events.decode import decode
 from workbench.events.settings import declared as knobs_of
 from workbench.events.words import short
 from workbench.rundir.commands import CommandReader
@@ -84,8 +84,8 @@ class History:
                 step=int(step),
                 kind=str(events["kind"][index]),
                 name=str(name),
-                value=json.loads(value),
-                old_value=json.loads(events["old_value"][index]),
+                value=decode(value),
+                old_value=decode(events["old_value"][index]),
                 who=str(events["who"][index]),
                 command=int(command),
             )

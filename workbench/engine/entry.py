@@ -22,15 +22,16 @@ import torch.distributed as dist
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.device import rank_device
+from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.cell import workload_from_cell
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
@@ -62,17 +63,17 @@ def train(run: str) -> str:
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         if not told:
             told.update(_failure(error, path / CELL_FILE))
-            log.event("state", "failed", told, step=progress.step)
+            log.event(EventKind.STATE, "failed", told, step=progress.step)
             log.flush()
 
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event("state", "starting", {"pid": os.getpid(), "device": device})
+        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)
-            log.event("state", state, step=progress.step)
+            log.event(EventKind.STATE, state, step=progress.step)
         except BaseException as error:
             state = "failed"
             failed(error)
@@ -94,7 +95,7 @@ def _train(
     *,
     failed: Callable[[BaseException], None],
 ) -> str:
-    with joined(rank, spec.plan.ranks, path, seed=spec.seed):
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed):
         strategy = load_strategy(spec)(spec, rank)
         observers: list[StepObserver] = []
         try:
@@ -143,6 +144,11 @@ def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: R
         *always,
         *add_phase_watch(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)]),
     ]
+
+
+def joined_of(spec: TrainSpec) -> Joined:
+    """What makes a process a rank of the plan's framework."""
+    return pkgutil.resolve_name(framework(spec.plan.framework).joined)
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:

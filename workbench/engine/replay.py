@@ -19,12 +19,11 @@ from safetensors.torch import load_file
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
 from workbench.engine.data.sources import split
-from workbench.engine.entry import build_workload, load_strategy
+from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.nonfinite import fault_directory
 from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin
-from workbench.engine.process_group import joined
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
-from workbench.engine.state.randomness import RandomGenerators, randomizers_of
+from workbench.engine.state.randomness import RandomGenerators
 from workbench.errors import RunDirectoryError
 from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
 
@@ -39,7 +38,7 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     spec = spec_of_replica(whole)
     directory = fault_directory(path, first + rank, step)
     about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
-    with joined(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
         strategy = load_strategy(spec)(spec, rank)
         workload = build_workload(path, spec)
         workload.knobs.restore(about.get("knobs", {}))
@@ -48,7 +47,7 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
         try:
             load_weights(strategy.module, directory / WEIGHTS_FILE)
             batch, random = load_batch_snapshot(directory)
-            RandomGenerators(randomizers_of(strategy.module)).restore(random)
+            RandomGenerators(strategy.generators()).restore(random)
             with NonfiniteSearch(strategy.module) as search:
                 loss = strategy.rerun(split(batch, about["accumulate"]), search.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}

@@ -13,8 +13,9 @@ import numpy as np
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
-from workbench.core.records import columns_of
+from workbench.core.records import EventKind, columns_of
 from workbench.errors import WorkbenchError, format_ranks
+from workbench.events.decode import as_number, decode
 from workbench.history import labels as run_labels
 from workbench.history import logs
 from workbench.rundir import state
@@ -150,11 +151,5 @@ def _begun(run: Path, events: dict[str, np.ndarray]) -> float:
 
 
 def _validation(events: dict[str, np.ndarray]) -> np.ndarray:
-    chosen = (events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null")
-    values = []
-    for text in events["value"][chosen]:
-        try:
-            values.append(float(text))
-        except ValueError:
-            continue  # a value of a user's own making that is no number
-    return np.asarray(values, dtype=float)
+    chosen = (events["kind"] == EventKind.VALIDATION) & (events["name"] == "loss")
+    return np.asarray([as_number(decode(text)) for text in events["value"][chosen]], dtype=float)

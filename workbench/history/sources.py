@@ -14,7 +14,9 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunDirectoryError, nearest
+from workbench.events.decode import as_number, decode
 from workbench.history import logs
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.history.tensorboard_file import Series, event_files, read_scalars
@@ -179,12 +181,12 @@ def _bytes(metrics: Columns, tables: dict[str, Columns]) -> np.ndarray:
 
 
 def _validation(events: Columns) -> tuple[np.ndarray, np.ndarray]:
-    chosen = (events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null")
     found: dict[int, float] = {}
+    chosen = (events["kind"] == EventKind.VALIDATION) & (events["name"] == "loss")
     for step, text in zip(events["step"][chosen], events["value"][chosen], strict=True):
-        value = json.loads(text)
-        if isinstance(value, (int, float)):
-            found[int(step)] = float(value)
+        value = as_number(decode(text))
+        if not math.isnan(value):
+            found[int(step)] = value
     steps = sorted(found)
     return np.array(steps, dtype=float), np.array([found[step] for step in steps], dtype=float)
 

@@ -1,7 +1,7 @@
-"""Own work of each rank per step against the median rank: a heat map in which a straggler is a bright row.
+"""Work time of each rank per step relative to the median rank, as a heat map; a straggler is an orange row.
 
-The step time itself tells little: in a synchronous training all ranks wait for the slowest. Own work is what is left
-without waiting: data, transfer, forward, backward, optimizer.
+The work time is the step time without waiting for other ranks: data, transfer, forward, backward, optimizer. The step
+time itself does not show a straggler, as in synchronous training all ranks wait for the slowest one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "lag"
-TITLE = "Own work per step, against the median rank (%)"
+TITLE = "Work time per step relative to the median rank (%)"
 TAB = "ranks"
 AXIS = "step"
 WIDE = True
@@ -31,8 +31,8 @@ PERIOD_S = 1.0
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and row of ranks: step, until, row, label (its ranks), colour (percent above the
-    median of its pipeline stage; of the slowest rank in the row)."""
+    """One cell per step and row: step, until, row, label (the row's ranks), colour (percent above the median of the
+    pipeline stage, of the slowest rank in the row)."""
     steps, last = cursor or (None, 0.0)
     phases, steps = rows.whole_steps(store, "phases", steps)
     ranks = store.mesh.world_size
@@ -42,22 +42,22 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     if firsts.size < ranks:
         relative = np.fmax.reduceat(relative, firsts, axis=0)
     labels = [rows.rank_label(int(first), ranks) for first in firsts]
-    out = heat.cells(at, rows.spacing(at.astype(float), last), relative, labels)
+    out = heat.make_cells(at, rows.spacing(at.astype(float), last), relative, labels)
     if at.size:
         last = float(at[-1])
     return (thin(out) if cursor is None else out), (steps, last)
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer steps, each standing for more."""
+    """Merge cells into fewer, wider steps."""
     return rows.thin_cells(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The heat map with its scale."""
+    """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="rank", height=260, marks="step")
-    mapper = heat.mapper(palette=heat.diverging(), low=-30, high=30)
-    tips = [("rank", "@label"), ("step", "@step{0}"), ("against the median", "@colour{+0.0} %")]
+    mapper = heat.make_mapper(palette=heat.diverging_palette(), low=-30, high=30)
+    tips = [("rank", "@label"), ("step", "@step{0}"), ("relative to the median", "@colour{+0.0} %")]
     heat.draw(source, drawn, mapper, tips, ticks=8)
     theme.add_colour_bar(drawn, mapper, log=False, format="+0")
     return theme.finish(drawn)

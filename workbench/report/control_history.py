@@ -1,4 +1,4 @@
-"""What people asked of a run, and when all ranks did it: ``control.jsonl`` beside the ranks' answers."""
+"""Lists the commands that users gave to a run and their results: ``control.jsonl`` matched with the ranks' events."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from workbench.rundir.directory import CONTROL_FILE
 
 
 def controls(facts: RunFacts) -> list[Answered]:
-    """Every command in order of time, with the step at which it took effect or why it was refused; lines that cannot be
-    read become a note of the facts."""
+    """All commands in order of time, each with the step at which it took effect or the reason why it was refused.
+
+    Unreadable lines of ``control.jsonl`` are counted in ``facts.notes``.
+    """
     answers = [
         Answer(time=h.time, step=h.step, kind=h.kind, name=h.name, value=h.value, old_value=h.old_value, who=h.who,
                command=h.command)

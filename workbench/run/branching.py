@@ -9,17 +9,18 @@ A run does not know how runs are started: ``workbench.run.api`` registers that h
 
 from __future__ import annotations
 
-import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.core import background
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.events.decode import of_kind
 from workbench.run import resolve
 from workbench.rundir.directory import run_directories
 
@@ -49,17 +50,20 @@ def launch(options: dict[str, Any]) -> Path:
 
 def launch_in_thread(parent: Path, options: dict[str, Any]) -> None:
     """Start a branch of the run ``parent`` and return at once; why it did not start is printed and remembered."""
-    threading.Thread(
-        target=_launch_or_say_why, args=(parent, options), name=f"branch-{parent.name}", daemon=True
+    background.thread(
+        lambda: _launch(options), name=f"branch-{parent.name}", failed=lambda error: _say_why(parent, error)
     ).start()
 
 
-def _launch_or_say_why(parent: Path, options: dict[str, Any]) -> None:
-    try:
-        launch(options)
-    except (WorkbenchError, OSError) as error:
-        _failures[parent] = str(error)
-        print(f"the branch of {parent.name} did not start: {error}", file=sys.stderr)
+def _launch(options: dict[str, Any]) -> None:
+    launch(options)
+
+
+def _say_why(parent: Path, error: BaseException) -> None:
+    """Tell whoever waits for the branch of ``parent``, and the notebook, why it did not start."""
+    why = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
+    _failures[parent] = why
+    print(f"the branch of {parent.name} did not start: {why}", file=sys.stderr, flush=True)
 
 
 def check(spec: TrainSpec, settings: Mapping[str, Any], last_step: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,17 +88,15 @@ def options_for(parent: Path, name: str, changes: Mapping[str, Any], step: int) 
 
 def agreed(events: Columns) -> tuple[dict[str, Any], int] | None:
     """The changes of the branch for which all ranks stopped, and the step after which; None when there is none."""
-    found = ((events["kind"] == "control") & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
-    if not found.size:
-        return None
-    last = found[-1]
-    return json.loads(events["value"][last]), int(events["step"][last])
+    found = list(of_kind(events, EventKind.CONTROL, "branch", rank=0))
+    return (found[-1].fields, found[-1].step) if found else None
 
 
 def refusal(events: Columns) -> str | None:
     """Why the ranks refused to stop for a branch; None when they did not refuse."""
-    found = ((events["kind"] == "refused") & (events["name"] == "branch")).nonzero()[0]
-    return str(json.loads(events["value"][found[0]])["reason"]) if found.size else None
+    for event in of_kind(events, EventKind.REFUSED, "branch"):
+        return str(event.fields.get("reason", "no reason is known"))
+    return None
 
 
 def wait_until_stopped(name: str, ended: Callable[[], bool], events: Callable[[], Columns]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.controls import NEWEST
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.run import branching
@@ -204,7 +205,7 @@ class Run(RunReader):
     def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
         """Ranks that have logged one of these states: ``failed``, say."""
         events = self._events()
-        found = (events["kind"] == "state") & np.isin(events["name"], states)
+        found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
         return frozenset(int(rank) for rank in events["rank"][found])
 
     def __repr__(self) -> str:

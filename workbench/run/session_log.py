@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from workbench.core.records import SESSION_RANK, Event
+from workbench.core.records import SESSION_RANK, Event, EventKind
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir.log import RankLogWriter
@@ -32,7 +32,7 @@ class SessionLog:
         """Record that the process of a rank ended while the run needed it."""
         if rank not in self._dead:
             self._dead.add(rank)
-            self._write([Event(time=time.time(), step=0, rank=SESSION_RANK, kind="rank", name="died",
+            self._write([Event(time=time.time(), step=0, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
                                value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
@@ -69,7 +69,7 @@ class SessionLog:
 
 def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
     """The state of a rank, recorded on its behalf."""
-    return Event(time=time.time(), step=step, rank=rank, kind="state", name=name, value=json.dumps(value))
+    return Event(time=time.time(), step=step, rank=rank, kind=EventKind.STATE, name=name, value=json.dumps(value))
 
 
 #: the logs of runs that this process started, by run directory

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import workbench
 from tests.fake_run import make_fake_run
 from workbench import errors
@@ -23,7 +21,6 @@ from workbench.history import labels
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_it_is_what_the_command_prints() -> None:
@@ -67,20 +64,6 @@ def test_files_that_runs_make_are_in_it(tmp_path: Path) -> None:
     found = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
     assert [path for path in found if not run_files.known(path)] == []
     assert not run_files.known("surprise.bin")
-
-
-@pytest.mark.parametrize(
-    "message",
-    re.findall(r"^\| `([^`]+)`", README.partition("## When something goes wrong")[2].partition("\n## ")[0], re.M),
-)
-def test_troubleshooting_speaks_of_messages_that_exist(message: str) -> None:
-    """The longest run of words without a value in it stands in a source file."""
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workbench").rglob("*.py"))
-    sources += "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "magics").rglob("*.py"))
-    plain = re.sub(r'"\s*\n\s*f?"', "", sources)
-    pieces = re.split(r"…|'x'|\d+(?:-\d+)?|/runs", message)
-    words = max((piece.strip(" :.,") for piece in pieces), key=len)
-    assert words in plain, words
 
 
 def test_cells_of_tables_stay_in_their_column() -> None:

@@ -14,7 +14,7 @@ import torch
 from workbench.core.config import TrainSpec
 from workbench.core.mesh import Mesh
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.faults.culprit import FaultWatch
+from workbench.engine.faults.nonfinite_search import NonfiniteSearch
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.rundir.log import RankLogWriter
 
@@ -108,7 +108,7 @@ def hooks_of(module: torch.nn.Module) -> int:
 
 def test_the_search_for_a_fault_takes_its_hooks_away_when_the_pass_fails() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
-    with pytest.raises(RuntimeError, match="out of memory in backward"), FaultWatch(module) as watch:
+    with pytest.raises(RuntimeError, match="out of memory in backward"), NonfiniteSearch(module) as watch:
         assert hooks_of(module) == 10
         Broken.apply(module(torch.ones(2, 3))).sum().backward()
     assert hooks_of(module) == 0 and watch.found is None
@@ -124,6 +124,6 @@ def test_the_search_for_a_fault_takes_its_hooks_away_when_one_cannot_be_set() ->
     named = [*module.named_parameters(), ("1.extra", last)]
     module.named_parameters = lambda *_, **__: iter(named)  # type: ignore[method-assign, assignment]
     with pytest.raises(RuntimeError, match="no hook can be set"):
-        FaultWatch(module).__enter__()
+        NonfiniteSearch(module).__enter__()
     del module.named_parameters
     assert hooks_of(module) == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from workbench.core import controls
+from workbench.core.records import EventKind
 from workbench.events.words import LONGEST, setting, words
 
 ROOT = Path(__file__).resolve().parents[3] / "workbench"
@@ -60,13 +61,13 @@ def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) 
 
 
 def logged() -> Iterator[tuple[str, str]]:
-    """Kind and name of each ``log.event("kind", "name", ...)`` in the source whose both are written out."""
+    """Kind and name of each ``log.event(EventKind.KIND, "name", ...)`` in the source whose both are written out."""
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
-                given = [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
-                if len(given) == 2:
-                    yield given[0], given[1]
+                kind, name, *_ = [*node.args, None, None]
+                if isinstance(kind, ast.Attribute) and isinstance(name, ast.Constant):
+                    yield EventKind[kind.attr].value, name.value
 
 
 def test_no_event_of_ours_is_said_by_its_bare_name() -> None:

@@ -108,7 +108,7 @@ def test_cosine_is_that_of_the_whole_vectors(tmp_path: Path, tp: int, dp: int) -
     assert columns["how"].tolist() == ["exact"] and columns["estimated"].tolist() == [0]
 
 
-@pytest.mark.parametrize(("dp", "how"), [(2, "from the norms"), (3, "estimated from own slices")])
+@pytest.mark.parametrize(("dp", "how"), [(2, "computed from norms"), (3, "estimated from each rank's slice")])
 def test_a_cosine_says_how_it_was_had(tmp_path: Path, dp: int, how: str) -> None:
     """ZeRO-2: of two replicas it follows from norms, of more it is estimated over each rank's own slice, and shown."""
     write_spec(tmp_path, fake_spec(ranks=dp, plugin="zero2"))

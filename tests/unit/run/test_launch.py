@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_more_ranks_than_gpus_are_refused_before_anything_is_made(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_gpus", lambda: [Device(id="0", name="H100")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(ConfigError, match=r"2 ranks, but 1 GPU is to be used .* pass -n 1"):
+    with pytest.raises(ConfigError, match=r"2 ranks, but 1 GPU is available .* pass -n 1"):
         launch.train(OPTIONS)
     assert not home.exists()
 

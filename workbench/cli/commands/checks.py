@@ -1,4 +1,4 @@
-"""What a machine offers for training, and what is wrong with it: one small check each, in the order they are printed.
+"""The checks of ``workbench doctor``, in the order in which they are printed.
 
 A check returns findings; the thresholds are decided in pure functions. Nothing here imports torch: that is tried in a
 process of its own, and timed.
@@ -22,12 +22,13 @@ from typing import Literal
 
 import psutil
 
+from workbench.core.frameworks import Framework, usable
 from workbench.rundir import directory as run_directory
 
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-#: imported on every rank; compiled bytecode of these is what start-up time hangs on
-_HEAVY = ("torch", "colossalai", "transformers")
+#: imported on ranks of the frameworks that are installed; start-up time depends on their compiled bytecode
+_HEAVY = tuple(dict.fromkeys(package for found in usable() for package in found.packages))
 _PACKAGES = (*_HEAVY, "ipyparallel", "ipykernel", "jupyterlab", "bokeh", "anywidget", "numpy", "pyarrow")
 _SLOW_IMPORT_S = 15.0
 _IMPORT_TIMEOUT_S = 180.0
@@ -37,7 +38,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do about it ("" when nothing)."""
+    """One line: what was checked, what was found, and what to do about it ("": nothing)."""
 
     level: Level
     what: str
@@ -49,7 +50,7 @@ Check = Callable[[], list[Finding]]
 
 
 def checks(*, imports: bool = True) -> list[Check]:
-    """All checks, cheap ones first; ``imports``: also import torch and Colossal-AI (some seconds)."""
+    """All checks, cheap ones first; ``imports``: also import what each framework's ranks need (some seconds)."""
     cheap: list[Check] = [
         python,
         cores,
@@ -88,7 +89,7 @@ def cores() -> list[Finding]:
     found = f"{usable} usable of {os.cpu_count()}, load {os.getloadavg()[0]:.1f}"
     if usable == 1:
         return [
-            Finding(level="warn", what="cores", found=found, advice="two ranks will share one core: expect half speed")
+            Finding(level="warn", what="cores", found=found, advice="two ranks share one core: expect half the speed")
         ]
     return [Finding(level="ok", what="cores", found=found)]
 
@@ -111,7 +112,7 @@ def judge_memory(available: int, total: int) -> Finding:
 
 
 def gpus() -> list[Finding]:
-    """By NVML alone, so that this process never touches CUDA."""
+    """GPUs as NVML sees them; this process never touches CUDA."""
     import pynvml
 
     try:
@@ -155,7 +156,7 @@ def shared_memory() -> list[Finding]:
 
 
 def disk() -> list[Finding]:
-    """Room where runs are kept."""
+    """Free space for run directories."""
     home = run_directory.home()
     existing = next(place for place in (home, *home.parents) if place.exists())
     free = shutil.disk_usage(existing).free
@@ -247,9 +248,13 @@ def browser() -> list[Finding]:
 
 
 def imported() -> list[Finding]:
-    """Load what a rank server loads, in a fresh process."""
+    """Load what a rank server loads for each framework, in a fresh process."""
+    return [_imported(found) for found in usable()]
+
+
+def _imported(chosen: Framework) -> Finding:
     code = (
-        "from workbench.engine.preload import load; load()\n"
+        f"import pkgutil; pkgutil.resolve_name({chosen.preload!r})()\n"
         "import torch; print(torch.__version__, torch.distributed.is_gloo_available())"
     )
     begin = time.monotonic()
@@ -263,19 +268,23 @@ def imported() -> list[Finding]:
         )
     except subprocess.TimeoutExpired:
         advice = "a cold or very slow disk: try again, and compile the bytecode"
-        return [Finding(level="fail", what="imports", found=f"not done after {_IMPORT_TIMEOUT_S:.0f} s", advice=advice)]
-    return [judge_import(done.returncode, done.stdout, done.stderr, time.monotonic() - begin)]
+        found = f"{chosen.title}: not done after {_IMPORT_TIMEOUT_S:.0f} s"
+        return Finding(level="fail", what="imports", found=found, advice=advice)
+    return judge_import(chosen.title, done.returncode, done.stdout, done.stderr, time.monotonic() - begin)
 
 
-def judge_import(code: int, out: str, err: str, seconds: float) -> Finding:
+def judge_import(title: str, code: int, out: str, err: str, seconds: float) -> Finding:
     """A failure carries the last line of the traceback."""
     if code:
         lines = err.strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
         return Finding(
-            level="fail", what="imports", found=reason, advice="install dist-workbench again in a fresh environment"
+            level="fail",
+            what="imports",
+            found=f"{title}: {reason}",
+            advice="install dist-workbench again in a fresh environment",
         )
-    found = f"torch and colossalai in {seconds:.1f} s"
+    found = f"{title} in {seconds:.1f} s"
     if out.split()[-1:] != ["True"]:
         return Finding(
             level="fail",

@@ -1,16 +1,16 @@
-"""Say what this machine offers and what is wrong with it, one line each, with what to do. Exit code 1 on a failure."""
+"""Report what this machine offers and what is wrong with it, with advice. The exit code is 1 if a check fails."""
 
 from __future__ import annotations
 
 import argparse
 
 NAME = "doctor"
-HELP = "what this machine offers, and what is wrong with it"
+HELP = "report what this machine offers and what is wrong with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench doctor``."""
-    parser.add_argument("--quick", action="store_true", help="leave out importing torch and Colossal-AI")
+    parser.add_argument("--quick", action="store_true", help="leave out importing the frameworks")
 
 
 def run(arguments: argparse.Namespace) -> int:

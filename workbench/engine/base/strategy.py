@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.engine.state.layout import Held
+    from workbench.engine.state.randomness import ModuleGenerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,10 @@ class Strategy(ABC):
     @abstractmethod
     def module(self) -> torch.nn.Module:
         """The user's model, or this rank's part of it, as the plan left it: modules have the user's names."""
+
+    @abstractmethod
+    def generators(self) -> Mapping[str, ModuleGenerator]:
+        """Random generators that the framework keeps inside the model, by name."""
 
     @abstractmethod
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from workbench.engine.base.device import rank_device
 from workbench.engine.base.strategy import Strategy
+from workbench.engine.frameworks.torch_common.device import rank_device
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from workbench.core.knobs import Knobs
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -33,7 +34,7 @@ from workbench.engine.faults.nonfinite_search import (
     to_json_number,
 )
 from workbench.engine.state.batch_snapshot import save_batch_snapshot, save_tensors
-from workbench.engine.state.randomness import RandomGenerators, randomizers_of
+from workbench.engine.state.randomness import RandomGenerators
 from workbench.rundir.kept_steps import FAULT_FILE, WEIGHTS_FILE, fault_directory
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
@@ -74,7 +75,7 @@ class NonfiniteGuard(StepObserver):
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
-        self._generators = RandomGenerators(randomizers_of(strategy.module))
+        self._generators = RandomGenerators(strategy.generators())
         self._batch: Batch = None
         self._random_state = self._generators.capture()
         self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
@@ -124,7 +125,7 @@ class NonfiniteGuard(StepObserver):
     def _log_spikes(self, step: int, loss: float, grad_norm: float) -> None:
         for spike in self._spikes.look(step, loss=loss, grad_norm=grad_norm):
             value = {"value": spike.value, "usual": spike.usual, "score": spike.score}
-            self._log.event("spike", spike.name, value, step=step)
+            self._log.event(EventKind.SPIKE, spike.name, value, step=step)
 
     def rolled_back(self, step: int) -> None:
         self._spikes.rolled_back(step)
@@ -134,7 +135,7 @@ class NonfiniteGuard(StepObserver):
         self._searches += 1
         if self._searches > MAX_SEARCHES:
             if self._strategy.rank == 0:
-                self._log.event("nonfinite", name, {"step": step, "action": self._action}, step=step)
+                self._log.event(EventKind.NONFINITE, name, {"step": step, "action": self._action}, step=step)
             return
         finding, again = self._search()
         findings = self._control.gathered(None if finding is None else asdict(finding))
@@ -150,10 +151,10 @@ class NonfiniteGuard(StepObserver):
                 "batch_nonfinite": count_nonfinite_values(self._batch),
                 "indices": self._indices(step),
             }
-            self._log.event("nonfinite", name, value, step=step)
+            self._log.event(EventKind.NONFINITE, name, value, step=step)
         elif not origins and self._strategy.rank == 0:
             value["not_found"] = "repeating the batch gave finite values in every module: a reduction caused the fault"
-            self._log.event("nonfinite", name, value, step=step)
+            self._log.event(EventKind.NONFINITE, name, value, step=step)
 
     def _search(self) -> tuple[Finding | None, torch.Tensor | None]:
         after = self._generators.capture()
@@ -170,7 +171,7 @@ class NonfiniteGuard(StepObserver):
         found: dict[int, int] = {}
         where = [self._strategy.mesh.coordinates(rank) for rank in range(len(findings))]
         for dp in {place.dp for place in where}:
-            ranks = [rank for rank, found in enumerate(findings) if found is not None and where[rank].dp == dp]
+            ranks = [rank for rank, finding in enumerate(findings) if finding is not None and where[rank].dp == dp]
             if ranks:
                 parts = [(where[rank].pp, where[rank].tp, Finding(**findings[rank])) for rank in ranks]  # type: ignore[arg-type]
                 found[dp] = ranks[find_origin(parts)]
@@ -204,7 +205,7 @@ class NonfiniteGuard(StepObserver):
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if self._weights_saved:
-            return "weights are saved for the first fault of a run only"
+            return "the weights were already saved with an earlier fault of this run"
         if size > MAX_WEIGHT_BYTES:
             return f"the weights take {size / 2**20:.0f} MiB; the limit is {MAX_WEIGHT_BYTES / 2**20:.0f} MiB"
         if size > shutil.disk_usage(directory).free / 2:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ class NonfiniteSearch(AbstractContextManager["NonfiniteSearch"]):
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._hook_handles: list[Any] = []
+        self._hooks = ExitStack()
         self._stack: list[_Call] = []
         self._last_call: dict[str, _Call] = {}
         self._call_count = 0
@@ -78,22 +78,20 @@ class NonfiniteSearch(AbstractContextManager["NonfiniteSearch"]):
         return self.forward or self.backward
 
     def __enter__(self) -> NonfiniteSearch:
-        for name, module in self._module.named_modules():
-            before = partial(self._on_module_entry, name)
-            self._hook_handles += [
-                module.register_forward_pre_hook(before, with_kwargs=True),
-                module.register_forward_hook(self._on_module_exit, with_kwargs=True),
-            ]
-        for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad:
-                owner = name.rpartition(".")[0]
-                self._hook_handles.append(parameter.register_hook(partial(self._on_parameter_gradient, owner)))
+        with ExitStack() as hooks:  # if a hook cannot be registered, those before it are removed again
+            for name, module in self._module.named_modules():
+                before = partial(self._on_module_entry, name)
+                hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(self._on_module_exit, with_kwargs=True).remove)
+            for name, parameter in self._module.named_parameters():
+                if parameter.requires_grad:
+                    owner = name.rpartition(".")[0]
+                    hooks.callback(parameter.register_hook(partial(self._on_parameter_gradient, owner)).remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for handle in self._hook_handles:
-            handle.remove()
-        self._hook_handles.clear()
+        self._hooks.close()
         self._stack.clear()
         self._last_call.clear()
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from workbench.core.config import ParallelPlan
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
@@ -61,12 +62,14 @@ class Checkpoints:
         if reason:
             if self.strategy.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-            self.log.event("checkpoint", "failed", reason, step=step)
+            self.log.event(EventKind.CHECKPOINT, "failed", reason, step=step)
             return False
-        self.log.event("checkpoint", "saved", path.name, step=step)
+        self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
         if self.strategy.rank == 0:
             for removed in checkpoints.remove_old(self.run, self.keep):
-                self.log.event("checkpoint", "removed", checkpoints.directory(self.run, removed).name, step=step)
+                self.log.event(
+                    EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step
+                )
         return True
 
     def _run_and_agree(self, work: Any, *, first_only: bool = False) -> str:
@@ -98,7 +101,7 @@ class Checkpoints:
         if held.saves_buffers:
             for name, buffer in held.buffers.items():
                 writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
-        random = RandomGenerators(held.randomizers).capture()
+        random = RandomGenerators(held.generators).capture()
         for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
         writer.write({"random": random.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
@@ -142,7 +145,9 @@ class Checkpoints:
             self._load_rank_state(reader, held)
         else:
             self.log.event(
-                "warning", "plan_changed", f"random generators were not restored: the checkpoint is of {was.describe()}"
+                EventKind.WARNING,
+                "plan_changed",
+                f"random generators were not restored: the checkpoint is of {was.describe()}",
             )
         return state
 
@@ -156,7 +161,7 @@ class Checkpoints:
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
         names: list[str] = [*tensors.keys()]
         states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
-        RandomGenerators(held.randomizers).restore(RandomState.from_plain(states, state["random"]))
+        RandomGenerators(held.generators).restore(RandomState.from_plain(states, state["random"]))
 
 
 def _add_optimizer_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,39 +34,38 @@ class RandomState:
         return cls(tensors, from_plain(numbers["python"]), from_plain(numbers["numpy"]))
 
 
-def randomizers_of(model: torch.nn.Module) -> dict[str, Any]:
-    """Find Colossal-AI's random generators in modules (dropout under tensor parallelism), by module and attribute."""
-    return {
-        f"{module_name}.{name}": value
-        for module_name, module in model.named_modules()
-        for name, value in vars(module).items()
-        if hasattr(value, "device_rng_state")
-    }
+class ModuleGenerator(Protocol):
+    """A random generator that a framework keeps inside a module of the model."""
+
+    def states(self) -> Mapping[str, torch.Tensor]:
+        """Its states by a name of the generator's own."""
+
+    def restore(self, states: Mapping[str, torch.Tensor]) -> None:
+        """Undo ``states``."""
 
 
 class RandomGenerators:
-    """All random generators of the rank. ``randomizers``: the result of ``randomizers_of``."""
+    """All random generators of the rank: those of the process, and ``generators`` inside the model, by name."""
 
-    def __init__(self, randomizers: Mapping[str, Any]) -> None:
-        self._randomizers = randomizers
+    def __init__(self, generators: Mapping[str, ModuleGenerator]) -> None:
+        self._generators = generators
 
     def capture(self) -> RandomState:
         """Capture the current states; takes about 35 us on a CPU."""
         tensors = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["cuda"] = torch.cuda.get_rng_state()
-        for name, randomizer in self._randomizers.items():  # each draw replaces the tensor, so no copy is needed
-            tensors[f"{name}/device"] = randomizer.device_rng_state
-            tensors[f"{name}/cpu"] = randomizer.cpu_rng_state
+        for name, generator in self._generators.items():
+            tensors |= {f"{name}/{part}": state for part, state in generator.states().items()}
         return RandomState(tensors, random.getstate(), np.random.get_state())
 
     def restore(self, state: RandomState) -> None:
         """Restore every generator for which ``state`` has a state."""
         tensors = state.tensors
-        for name, randomizer in self._randomizers.items():
-            if f"{name}/device" in tensors:
-                randomizer.device_rng_state = tensors[f"{name}/device"]
-                randomizer.cpu_rng_state = tensors[f"{name}/cpu"]
+        for name, generator in self._generators.items():
+            parts = {part: tensors[f"{name}/{part}"] for part in generator.states() if f"{name}/{part}" in tensors}
+            if parts:
+                generator.restore(parts)
         random.setstate(state.python)
         np.random.set_state(state.numpy)
         if "cuda" in tensors and torch.cuda.is_available():

@@ -1,8 +1,8 @@
-"""Parameters by the user's own names, whatever a plan did to the modules that hold them."""
+"""Parameters by the user's own names, whatever a framework did to the modules that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ def users_name(module_name: str) -> str:
 
 
 class ModelNames:
-    """Names and shapes of a model's parameters before a plan touches it.
+    """Names and shapes of a model's parameters before a framework touches it.
 
     ``layers`` are the qualified names of the modules that own parameters, in the model's order. A tied parameter
     belongs to the first module that has it. ``sizes``: layer -> how many trainable elements it owns.
@@ -72,18 +72,22 @@ def held_parameters(
     model: torch.nn.Module,
     names: ModelNames,
     *,
-    tp: int,
-    tp_size: int,
+    tp: int = 0,
+    is_sharded: Callable[[torch.Tensor], bool] = lambda parameter: False,
     foreign: Iterable[torch.Tensor] = (),
 ) -> list[HeldParameter]:
-    """Trainable parameters of ``model`` (as the plan left it), each once, in the order of its modules."""
+    """Trainable parameters of ``model`` (as the framework left it), each once, in the order of its modules.
+
+    ``is_sharded``: whether tensor-parallel ranks hold different parts of a parameter; this rank is number ``tp`` of
+    them. ``foreign``: parameters that another rank counts.
+    """
     others = {id(parameter) for parameter in foreign}
     held: dict[int, HeldParameter] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in held:
                 continue
-            sharded = "tp" if tp_size > 1 and _is_sharded(parameter) else ""
+            sharded = "tp" if is_sharded(parameter) else ""
             held[id(parameter)] = HeldParameter(
                 names.owner(module_name, name),
                 parameter,
@@ -92,13 +96,6 @@ def held_parameters(
                 id(parameter) in others,
             )
     return list(held.values())
-
-
-def _is_sharded(parameter: torch.Tensor) -> bool:
-    from colossalai.tensor.d_tensor.api import is_customized_distributed_tensor, is_distributed_tensor
-
-    # Upstream's own norm looks at the first only and so counts fused layers (GPT-2's c_attn, c_fc) half.
-    return is_distributed_tensor(parameter) or is_customized_distributed_tensor(parameter)
 
 
 def _rows(now: torch.Size, original: torch.Size | None, tp: int) -> int:
