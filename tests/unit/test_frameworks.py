@@ -15,7 +15,9 @@ from workbench.core.config import ParallelPlan, TrainSpec, check_capabilities, r
 from workbench.core.frameworks import Capability, Plugin
 from workbench.errors import ConfigError
 from workbench.history.row import read_row
-from workbench.run import resolve as planning
+from workbench.run.resolve import resolve
+
+CELL = "model = optimizer = dataset = criterion = 1\n"
 
 COLOSSAL = "workbench.engine.frameworks.colossal.framework:COLOSSAL"
 BARE = "tests.unit.fake_frameworks:BARE"
@@ -38,7 +40,7 @@ def test_a_framework_that_is_not_installed_can_be_shown_and_not_trained(tmp_path
     assert (row.name, row.plan) == ("foreign", "colosal warp: dp 2 on 2 ranks")
     assert row.state != "broken"
     with pytest.raises(ConfigError, match="unknown framework 'colosal': did you mean 'colossal'"):
-        planning.resolve({**spec.options(), "recipe": "digits-vit"}, ranks_up=2, default_ranks=2)
+        resolve({**spec.options(), "recipe": "digits-vit"}, default_ranks=2)
 
 
 def test_a_broken_framework_stops_nothing_but_its_own_training() -> None:
@@ -62,7 +64,7 @@ def test_a_plan_is_checked_by_its_own_framework() -> None:
         assert caught.value.field == "--tp"
         with pytest.raises(ConfigError, match=r"unknown plugin 'solo': .* \(--framework bare has solo\)"):
             ParallelPlan(plugin="solo")
-        found = planning.resolve({"framework": "bare", "grad_every": 0}, ranks_up=2, default_ranks=2, cell="model = 1")
+        found = resolve({"framework": "bare", "grad_every": 0}, default_ranks=2, cell=CELL).spec
         assert found.plan.plugin == "solo", "the framework's default plugin"
 
 

@@ -15,37 +15,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
+from workbench.cluster.job import Job, wait_for_release
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
 
 #: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
-
-
-#: seconds for the ranks of a run that ended to be free: peers of a failed rank are ended after 5 s
-_RELEASE_TIMEOUT_S = 15.0
-
-
-class Occupant(Protocol):
-    """What trains on the ranks of a session, as the session sees it."""
-
-    @property
-    def name(self) -> str:
-        """Its name, for messages."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, so that its ranks are free in a moment."""
-
-    def step_of(self, rank: int) -> int | None:
-        """The last step that a rank finished; None before its first."""
 
 
 def warm() -> None:
@@ -61,7 +43,7 @@ def cool() -> None:
 class Session:
     """Ranks that are up. Make one with ``Session.up``; ``Session.current()`` finds it again.
 
-    ``occupant`` is the run that trains on the ranks, or None, and belongs to whoever trains; while it is set,
+    ``job`` is the training that holds the ranks, or None. Whoever trains sets it and takes it away; while it is set,
     ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError`` at once.
     """
 
@@ -69,7 +51,7 @@ class Session:
     _lifecycle = threading.RLock()
 
     def __init__(self, server: rank_servers.RankServer) -> None:
-        self.occupant: Occupant | None = None
+        self.job: Job | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
         self._server = server
@@ -93,20 +75,26 @@ class Session:
         master_port: int | None = None,
         devices: Sequence[str] | str | None = None,
         preload: str = rank_servers.DEFAULT_PRELOAD,
-        placement: Placement | None = None,
     ) -> Session:
         """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
 
-        ``placement``: where each rank runs, instead of ``n`` and ``devices``.
         ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. Ranks that are up already and fit are kept;
         others are ended first. Raises ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that
         dies during start, with its last output), ``RanksBusyError``; nothing is left behind then.
         """
+        from workbench.cluster.hosts.specs import plan_ranks
+
+        return cls.start(plan_ranks(n, devices), master_port=master_port, preload=preload)
+
+    @classmethod
+    def start(
+        cls, placement: Placement, *, master_port: int | None = None, preload: str = rank_servers.DEFAULT_PRELOAD
+    ) -> Session:
+        """Bring ranks up where ``placement`` says; otherwise as ``up``."""
         from workbench.cluster.hosts.machine import master_port as find_port
-        from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks
+        from workbench.cluster.hosts.specs import MASTER_ADDR
 
         with cls._lifecycle:
-            placement = placement or plan_ranks(n, devices)
             current = cls.current()
             if current is not None:
                 if current._fits(placement, master_port):
@@ -117,7 +105,7 @@ class Session:
             server = current._hand_over() if current is not None else None
             session = cls(server or rank_servers.take(preload=preload))
             try:
-                session._start(placement, port)
+                session._start_ranks(placement, port)
             except BaseException:
                 session.down()
                 raise
@@ -193,12 +181,12 @@ class Session:
         same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
         return same and not self.dead and self._server.alive
 
-    def _start(self, placement: Placement, port: int) -> None:
+    def _start_ranks(self, placement: Placement, port: int) -> None:
         from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
         from workbench.cluster.hosts.specs import rank_specs
 
         self.placement, self.master_port = placement, port
-        self._wait(self._server.ensure_controller())
+        rank_servers.wait_ready(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
         self._engine_info = connection(self._server.profile_dir, "engine")
         specs = rank_specs(
             placement,
@@ -208,28 +196,12 @@ class Session:
         )
         started = self._server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
-        self._wait(started)
+        rank_servers.wait_ready(started, _START_TIMEOUT_S, self._check_alive)
         try:
             wait_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
             wait_heard(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
         except TimeoutError as error:
             raise ClusterError(f"{error}: run %dist_down and try again with fewer ranks") from error
-
-    def _wait(self, future: Any) -> None:
-        """Wait for the server, looking now and then whether a rank died."""
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            self._check_alive()
-            try:
-                future.result(0.1)
-                return
-            except TimeoutError:
-                if future.done():
-                    raise
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"the rank server did not get ready within {_START_TIMEOUT_S:.0f} s: run %dist_up again"
-                    ) from None
 
     def _check_alive(self) -> None:
         self._roster.check(range(self.n), "no rank is up now; run %dist_up to try again")
@@ -374,42 +346,35 @@ class Session:
     @property
     def busy(self) -> str | None:
         """The name of the run that trains on the ranks, or None."""
-        return None if self.occupant is None else self.occupant.name
+        return None if self.job is None else self.job.name
 
     def check_free(self, ranks: Sequence[int]) -> None:
         """``RanksBusyError`` while a run trains (one that ended is waited for), or a rank of these runs a cell."""
-        self._await_release()
+        wait_for_release(lambda: self.job)
         if self.busy is not None:
             raise RanksBusyError(
                 f"run {self.busy!r} is training on these ranks: wait for it (run.wait()), or stop it (%dist_stop) first"
             )
-        occupied = sorted(self._occupied() & set(ranks))
-        if occupied:
+        running = sorted(self._ranks_with_cells() & set(ranks))
+        if running:
             raise RanksBusyError(
-                f"{format_ranks(occupied)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
+                f"{format_ranks(running)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
                 "or start again with %dist_down and %dist_up"
             )
 
-    def _await_release(self) -> None:
-        """Wait a moment for a run that has ended by its log: its ranks answer and are free then, if they still can."""
-        occupant, deadline = self.occupant, time.monotonic() + _RELEASE_TIMEOUT_S
-        if occupant is not None and occupant.is_over:
-            while self.occupant is occupant and time.monotonic() < deadline:
-                time.sleep(0.02)
-
-    def _occupied(self) -> set[int]:
+    def _ranks_with_cells(self) -> set[int]:
         return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.ready_ranks()}
 
     # --- status
 
     def status(self) -> list[RankStatus]:
         """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
-        occupied, host, found = self._occupied(), socket.gethostname(), []
-        occupant = self.occupant
+        running, host, found = self._ranks_with_cells(), socket.gethostname(), []
+        job = self.job
         for binding in self.placement.bindings:
             rank = binding.rank
-            state = "training" if occupant is not None else "running cell" if rank in occupied else "idle"
-            step = occupant.step_of(rank) if occupant is not None else None
+            state = "training" if job is not None else "running cell" if rank in running else "idle"
+            step = job.step_of(rank) if job is not None else None
             pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
             found.append(measure(binding, pid=pid, host=host, state=state, step=step, dead=dead))
         return found
