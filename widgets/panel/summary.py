@@ -13,10 +13,11 @@ from widgets.panel.rank_table import RankTable
 from widgets.panel.verdict import Judge, Judgement
 from workbench.core import controls
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import is_rank, number, value_of
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
-from workbench.plots.event_lines import decoded
 from workbench.rundir.lineage import Branches, parent
 from workbench.rundir.state import ENDED
 from workbench.telemetry import row_views as rows
@@ -147,22 +148,22 @@ class Facts:
 
     def _take_event(self, event: dict[str, Any]) -> None:
         kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])
-        if kind == "state" and rank >= 0:
-            self._take_state(rank, name, step, float(event["time"]), decoded(event["value"]))
-        elif kind == "validation" and name in ("loss", "accuracy"):
-            value = {"step": step, "value": _number(decoded(event["value"]))}
+        if kind == EventKind.STATE and rank >= 0:
+            self._take_state(rank, name, step, float(event["time"]), value_of(event["value"]))
+        elif kind == EventKind.VALIDATION and name in ("loss", "accuracy"):
+            value = {"step": step, "value": _number(value_of(event["value"]))}
             self._known["validation" if name == "loss" else name] = value
-        elif kind == "sample":
-            self.samples.append({"step": step, "text": str(decoded(event["value"]))[:LONGEST_TEXT]})
-        elif kind == "control" and any(c.name == name and c.starts_run for c in controls.CONTROLS):
+        elif kind == EventKind.SAMPLE:
+            self.samples.append({"step": step, "text": str(value_of(event["value"]))[:LONGEST_TEXT]})
+        elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
-        elif kind == "warning" and not self._known["failure"]:
-            self._known["notice"] = {"level": "warning", "text": words(kind, name, decoded(event["value"]))}
-        elif kind == "rank" and name == "died":
-            self._take_death(decoded(event["value"]))
+        elif kind == EventKind.WARNING and not self._known["failure"]:
+            self._known["notice"] = {"level": "warning", "text": words(kind, name, value_of(event["value"]))}
+        elif kind == EventKind.RANK and name == "died":
+            self._take_death(value_of(event["value"]))
 
     def _take_death(self, value: Any) -> None:
-        if isinstance(value, dict) and isinstance(value.get("rank"), int):
+        if isinstance(value, dict) and is_rank(value.get("rank")):
             self.ranks.take_state(value["rank"], "died", 0)
 
     def _take_state(self, rank: int, state: str, step: int, time: float, value: Any) -> None:
@@ -190,10 +191,5 @@ class Facts:
 
 def _number(value: Any) -> float | None:
     """A finite number for JSON, of six digits, else None."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return float(f"{number:.6g}") if math.isfinite(number) else None
+    found = number(value)
+    return float(f"{found:.6g}") if math.isfinite(found) else None

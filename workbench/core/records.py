@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 SCHEMA_VERSION = 2
@@ -219,6 +220,28 @@ class CollectiveRecord:
     duration_ms: float
     exposed_ms: float
     post_ms: float = math.nan
+
+
+class EventKind(StrEnum):
+    """The kinds of an ``Event``, which says their names and values. A log of a newer version may have others."""
+
+    STATE = "state"
+    CONTROL = "control"
+    REFUSED = "refused"
+    SETTINGS = "settings"
+    VALIDATION = "validation"
+    SAMPLE = "sample"
+    WARNING = "warning"
+    LOG = "log"
+    RANK = "rank"
+    DATA = "data"
+    NONFINITE = "nonfinite"
+    SPIKE = "spike"
+    MONITOR = "monitor"
+    LOSS_SCALE = "loss_scale"
+    CHECKPOINT = "checkpoint"
+    GPU = "gpu"
+    PEAK = "peak"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

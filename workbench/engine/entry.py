@@ -22,6 +22,7 @@ import torch.distributed as dist
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
@@ -62,17 +63,17 @@ def train(run: str) -> str:
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         if not told:
             told.update(_failure(error, path / CELL_FILE))
-            log.event("state", "failed", told, step=progress.step)
+            log.event(EventKind.STATE, "failed", told, step=progress.step)
             log.flush()
 
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event("state", "starting", {"pid": os.getpid(), "device": device})
+        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)
-            log.event("state", state, step=progress.step)
+            log.event(EventKind.STATE, state, step=progress.step)
         except BaseException as error:
             state = "failed"
             failed(error)

@@ -7,7 +7,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from workbench.core.records import EventKind
 from workbench.errors import format_ranks
+from workbench.events.decode import fields_of, is_rank
 
 if TYPE_CHECKING:
     from workbench.core.columns import Columns
@@ -79,16 +81,16 @@ def failure_of(events: Columns) -> FirstFailure | None:
     failure that is not about a peer.
     """
     deaths = []
-    for i in ((events["kind"] == "rank") & (events["name"] == "died")).nonzero()[0]:
-        value = _decoded(events["value"][i])
-        if isinstance(value.get("rank"), int):
+    for i in ((events["kind"] == EventKind.RANK) & (events["name"] == "died")).nonzero()[0]:
+        value = fields_of(events["value"][i])
+        if is_rank(value.get("rank")):
             deaths.append((value["rank"], str(value.get("reason", "the reason is not known")), int(events["step"][i])))
     if deaths:
         _, reason, step = deaths[0]
         return FirstFailure(sorted({rank for rank, why, _ in deaths if why == reason}), reason, step=step)
     failures = []
-    for i in ((events["kind"] == "state") & (events["name"] == "failed")).nonzero()[0]:
-        value = _decoded(events["value"][i])
+    for i in ((events["kind"] == EventKind.STATE) & (events["name"] == "failed")).nonzero()[0]:
+        value = fields_of(events["value"][i])
         failures.append((bool(value.get("peer")), float(events["time"][i]), int(events["rank"][i]), i, value))
     if not failures:
         return None
@@ -96,15 +98,6 @@ def failure_of(events: Columns) -> FirstFailure | None:
     *_, index, first = failures[0]
     same = {rank for _, _, rank, _, value in failures if rank >= 0 and _what(value) == _what(first)}
     return FirstFailure(sorted(same), _what(first), str(first.get("traceback", "")), int(events["step"][index]))
-
-
-def _decoded(text: str) -> dict[str, Any]:
-    """An event's value; empty for anything but an object, as a log may have been written by anybody."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _what(value: dict[str, Any]) -> str:

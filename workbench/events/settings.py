@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,16 +10,18 @@ import numpy as np
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.controls import Control
+from workbench.core.records import EventKind
+from workbench.events.decode import fields_of, value_of
 
 
 def declared(events: Columns) -> list[Control]:
     """The knobs that the training script declared, by rows of the table ``events``; one that cannot be read, of another
     version, is left out."""
-    chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
+    chosen = (events["kind"] == EventKind.CONTROL) & (events["name"] == "declared") & (events["rank"] == 0)
     found = {}
     for text in events["value"][chosen]:
         try:
-            control = Control.from_description(json.loads(text))
+            control = Control.from_description(fields_of(text))
         except (ValueError, TypeError):
             continue
         found[control.name] = control
@@ -40,19 +41,18 @@ class InForce:
 
     def take(self, events: Columns) -> None:
         """Rows of the table ``events``, in the order in which rank 0 wrote them."""
-        told = np.isin(events["kind"], ("control", "settings", "monitor")) & (events["rank"] == 0)
+        told = np.isin(events["kind"], (EventKind.CONTROL, EventKind.SETTINGS, EventKind.MONITOR)) & (
+            events["rank"] == 0
+        )
         for i in told.nonzero()[0]:
             kind, name = str(events["kind"][i]), str(events["name"][i])
-            try:
-                value = json.loads(events["value"][i])
-            except ValueError:  # of another program, or another version
-                continue
-            if kind == "settings" and isinstance(value, dict):
+            value = value_of(events["value"][i])
+            if kind == EventKind.SETTINGS and isinstance(value, dict):
                 self.values |= value
                 self._lr_since = float(events["time"][i])
-            elif kind == "monitor" and name == "interval":
+            elif kind == EventKind.MONITOR and name == "interval":
                 self.values["interval"] = value
-            elif kind == "control":
+            elif kind == EventKind.CONTROL:
                 self._set(name, value, float(events["time"][i]))
 
     def take_lr(self, lr: float, time: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ import pyarrow.compute as pc
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import AXES, Mesh
+from workbench.core.records import EventKind
+from workbench.events.decode import is_number, number, value_of
 from workbench.history import logs
 from workbench.rundir.directory import CELL_FILE
-from workbench.telemetry.derive import metrics_frame
+from workbench.telemetry.derive import cumulative_tokens, metrics_frame
 from workbench.telemetry.flops import cost_of
 
 
@@ -58,30 +59,27 @@ class Source:
         cost = cost_of(self.columns("events"), self.mesh.world_size)
         frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost)
         found = {name: frame[name].to_numpy() for name in frame}
-        each = np.nan_to_num(found["tps"] * found["step_time_ms"] / 1e3 * self.mesh.world_size)
-        return {**found, "tokens": np.round(np.cumsum(each))}
+        return {**found, "tokens": cumulative_tokens(found, self.mesh.world_size)}
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """Events in order of time, values decoded."""
         rows = self.arrow("events").to_pylist()
         for row in rows:
-            row["value"], row["old_value"] = decoded(row["value"]), decoded(row["old_value"])
+            row["value"], row["old_value"] = value_of(row["value"]), value_of(row["old_value"])
         return sorted(rows, key=lambda row: row["time"])
 
     def validation(self) -> list[tuple[float, int, str, float]]:
         """Validation values that are numbers: time, step, name, value."""
         return [
-            (row["time"], row["step"], row["name"], float(row["value"]))
+            (row["time"], row["step"], row["name"], number(row["value"]))
             for row in self.events
-            if row["kind"] == "validation"
-            and isinstance(row["value"], (int, float))
-            and not isinstance(row["value"], bool)
+            if row["kind"] == EventKind.VALIDATION and is_number(row["value"])
         ]
 
     def samples(self) -> list[tuple[float, int, str]]:
         """What the model wrote: time, step, text."""
-        return [(row["time"], row["step"], str(row["value"])) for row in self.events if row["kind"] == "sample"]
+        return [(row["time"], row["step"], str(row["value"])) for row in self.events if row["kind"] == EventKind.SAMPLE]
 
     @cached_property
     def time_of_step(self) -> dict[int, float]:
@@ -139,14 +137,6 @@ class Source:
             counts = [buckets.get(e, 0) for e in range(first, max(buckets, default=first - 1) + 1)]
             out.append((key[0], key[1], first, [zeros[key], *counts]))
         return out
-
-
-def decoded(text: str) -> Any:
-    """A JSON value, or the text itself where it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def bucket_sums(first_exponent: int, counts: list[int]) -> tuple[list[float], float, float]:

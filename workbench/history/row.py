@@ -20,6 +20,7 @@ from workbench.history import logs
 from workbench.rundir import state
 from workbench.rundir.directory import run_name
 from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.row_views import validations
 
 #: the state of a directory whose spec or logs cannot be read
 BROKEN = "broken"
@@ -150,11 +151,4 @@ def _begun(run: Path, events: dict[str, np.ndarray]) -> float:
 
 
 def _validation(events: dict[str, np.ndarray]) -> np.ndarray:
-    chosen = (events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null")
-    values = []
-    for text in events["value"][chosen]:
-        try:
-            values.append(float(text))
-        except ValueError:
-            continue  # a value of a user's own making that is no number
-    return np.asarray(values, dtype=float)
+    return np.array([value for _, value in validations(events, "loss")], dtype=float)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import value_of
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
@@ -31,13 +32,13 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """One row per cell: true, predicted (class numbers), count, share (of the true class), text, ink (its colour),
     step."""
     events, after = rows.told_since(store, cursor or 0)
-    own = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "confusion_matrix"))
+    own = np.flatnonzero((events["kind"] == EventKind.VALIDATION) & (events["name"] == "confusion_matrix"))
     matrix, step = np.empty((0, 0)), 0
     if own.size:
         step = int(events["step"][own[-1]])
         try:
-            found = np.asarray(json.loads(events["value"][own[-1]]), dtype=float)
-        except (TypeError, ValueError):  # a recipe that logs something else under this name
+            found = np.asarray(value_of(events["value"][own[-1]]), dtype=float)
+        except (TypeError, ValueError, OverflowError):  # a recipe that logs something else under this name
             found = np.empty((0, 0))
         matrix = found if found.ndim == 2 else matrix
     share = matrix / np.maximum(np.nansum(matrix, axis=1, keepdims=True), 1)

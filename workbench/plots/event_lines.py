@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import value_of
 from workbench.events.words import words
 from workbench.telemetry import row_views as rows
+from workbench.telemetry.rollbacks import took_back
 from workbench.telemetry.store import Store
 
 #: largest number of marks in a figure
@@ -35,9 +37,9 @@ class Marks:
         ranks give one mark."""
         for i in range(events["step"].size):
             kind, name = str(events["kind"][i]), str(events["name"][i])
-            if kind != "control" and (kind, name) != ("checkpoint", "failed"):
+            if kind != EventKind.CONTROL and (kind, name) != (EventKind.CHECKPOINT, "failed"):
                 continue
-            value, old = decoded(events["value"][i]), decoded(events["old_value"][i])
+            value, old = value_of(events["value"][i]), value_of(events["old_value"][i])
             if name == "declared":
                 self.units |= _unit_of(value)
                 continue
@@ -55,19 +57,11 @@ class Marks:
         undone = [
             key
             for key, mark in self._found.items()
-            if any(mark["step"] > step and mark["time"] <= time for step, time in self._rollbacks.items())
+            if any(took_back(step, time, mark["step"], mark["time"]) for step, time in self._rollbacks.items())
         ]
         for key in undone:
             del self._found[key]
         return list(self._found.values())[-MOST:]
-
-
-def decoded(text: str) -> Any:
-    """Decode an event's value; text that is no JSON is returned unchanged, as other programs may write logs."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def of(store: Store) -> list[dict[str, Any]]:

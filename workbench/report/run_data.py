@@ -17,8 +17,9 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.mesh import Mesh
-from workbench.core.records import END_STATES, SESSION_RANK
+from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
+from workbench.events.decode import is_number, is_rank, value_of
 from workbench.report import gaps
 from workbench.rundir import directory as run_directory
 from workbench.rundir import environment
@@ -97,19 +98,19 @@ class RunFacts:
     def validation(self) -> list[dict[str, Any]]:
         """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
-        for h in self.of_kind("validation"):
-            if isinstance(h.value, (int, float)) and not isinstance(h.value, bool):
+        for h in self.of_kind(EventKind.VALIDATION):
+            if is_number(h.value):
                 rows.setdefault(h.step, {"step": h.step})[h.name] = h.value
         return [rows[step] for step in sorted(rows)]
 
     @property
     def seconds(self) -> float:
         """From the first to the last sign of training; 0.0 when nothing was trained."""
-        begun = [h.time for h in self.of_kind("state", "running")]
+        begun = [h.time for h in self.of_kind(EventKind.STATE, "running")]
         steps = self.store.table("steps")
         if steps["time"].size:
             begun.append(float(steps["time"][0]) - float(steps["step_time_ms"][0]) / 1e3)
-        ended = [h.time for kind in END_STATES for h in self.of_kind("state", kind)]
+        ended = [h.time for kind in END_STATES for h in self.of_kind(EventKind.STATE, kind)]
         ended = ended or [float(steps["time"].max())] if steps["time"].size else ended
         return max(0.0, max(ended) - min(begun)) if begun and ended else 0.0
 
@@ -158,7 +159,7 @@ def read(path: str | Path) -> RunFacts:
     present = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
     mesh = spec.plan.mesh if spec else Mesh(dp=max(present, default=0) + 1)
     if spec is None:  # figures ask the store for the plan: they are drawn on the guess
-        store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
+        store.assumed = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
     ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
@@ -224,13 +225,6 @@ def _json_file(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _decode(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _events(store: Store) -> list[Happening]:
     columns = store.table("events")
     rows = zip(*(columns[name].tolist() for name in columns), strict=True)
@@ -239,7 +233,7 @@ def _events(store: Store) -> list[Happening]:
     for row in rows:
         event = dict(zip(names, row, strict=True))
         ranks = (event.pop("rank"),)
-        value, old = _decode(event.pop("value")), _decode(event.pop("old_value"))
+        value, old = value_of(event.pop("value")), value_of(event.pop("old_value"))
         found.append(Happening(ranks=ranks, value=value, old_value=old, **event))
     return found
 
@@ -267,10 +261,10 @@ def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
     """Rank -> its last state; a rank that the session saw dying is ``died``."""
     states: dict[int, str] = {}
     for h in happenings:
-        if h.kind == "state":
+        if h.kind == EventKind.STATE:
             states.update(dict.fromkeys((rank for rank in h.ranks if rank != SESSION_RANK), h.name))
     for h in happenings:
-        if h.kind == "rank" and h.name == "died" and isinstance(h.value, dict) and isinstance(h.value.get("rank"), int):
+        if h.kind == EventKind.RANK and h.name == "died" and isinstance(h.value, dict) and is_rank(h.value.get("rank")):
             states[h.value["rank"]] = "died"
     return states
 
@@ -280,7 +274,7 @@ def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[R
     states = states_of(happenings)
     details: dict[int, dict[str, Any]] = {}
     for h in happenings:
-        if h.kind == "state" and isinstance(h.value, dict):
+        if h.kind == EventKind.STATE and isinstance(h.value, dict):
             for rank in h.ranks:
                 details.setdefault(rank, {}).update({k: v for k, v in h.value.items() if k in ("pid", "host")})
     found = []

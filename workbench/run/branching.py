@@ -7,7 +7,6 @@ by the ``resume`` of its spec. ``workbench.run.api`` registers how a run is star
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -17,7 +16,10 @@ from typing import Any, Protocol
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.events.command_results import reason_of
+from workbench.events.decode import fields_of, value_of
 from workbench.run import resolve
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
@@ -127,8 +129,8 @@ def branch(run: Parent, changes: dict[str, Any], open_run: Callable[[Path], Any]
 
 def _raise_if_refused(run: Parent) -> None:
     events = run._events()
-    for i in ((events["kind"] == "refused") & (events["name"] == "branch")).nonzero()[0]:
-        raise RunError(f"run {run.name!r} has no branch: {json.loads(events['value'][i])['reason']}")
+    for i in ((events["kind"] == EventKind.REFUSED) & (events["name"] == "branch")).nonzero()[0]:
+        raise RunError(f"run {run.name!r} has no branch: {reason_of(value_of(events['value'][i]))}")
 
 
 def _await_start(run: Parent, before: set[Path], open_run: Callable[[Path], Any]) -> Any:
@@ -161,11 +163,11 @@ def start_asked(run: Parent, changes: dict[str, Any], step: int) -> None:
 def asked_branch(run: Parent) -> tuple[dict[str, Any], int] | None:
     """The changes and the step of the branch that all ranks agreed on; None when there is none."""
     events = run._events()
-    found = ((events["kind"] == "control") & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
+    found = ((events["kind"] == EventKind.CONTROL) & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
     if not found.size:
         return None
     last = found[-1]
-    return json.loads(events["value"][last]), int(events["step"][last])
+    return fields_of(events["value"][last]), int(events["step"][last])
 
 
 def _start_here(run: Parent, changes: dict[str, Any], step: int) -> None:

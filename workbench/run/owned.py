@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from workbench.core.records import SESSION_RANK, Event
+from workbench.core.records import SESSION_RANK, Event, EventKind
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir.log import RankLogWriter
@@ -28,7 +28,7 @@ class OwnedRun:
     def rank_died(self, rank: int, reason: str) -> None:
         if rank not in self._dead:
             self._dead.add(rank)
-            self._tell([Event(time=time.time(), step=0, rank=SESSION_RANK, kind="rank", name="died",
+            self._tell([Event(time=time.time(), step=0, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
                               value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
@@ -60,4 +60,4 @@ class OwnedRun:
 
 def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
     """A rank's state, told on its behalf."""
-    return Event(time=time.time(), step=step, rank=rank, kind="state", name=name, value=json.dumps(value))
+    return Event(time=time.time(), step=step, rank=rank, kind=EventKind.STATE, name=name, value=json.dumps(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.controls import Control
+from workbench.core.records import EventKind
+from workbench.events.decode import value_of
 from workbench.events.settings import InForce, declared
 from workbench.rundir import checkpoints, state
 from workbench.rundir.directory import OUTPUT_FILE
@@ -141,14 +142,14 @@ class RunReader:
 
         frame = pd.DataFrame(self._events())
         for column in ("value", "old_value"):
-            frame[column] = [json.loads(text) for text in frame[column]]
+            frame[column] = [value_of(text) for text in frame[column]]
         return frame.sort_values("time", kind="stable", ignore_index=True)
 
     def samples(self) -> list[tuple[int, str]]:
         """What the model wrote at evaluations: (step, text)."""
         events = self._events()
-        chosen = (events["kind"] == "sample").nonzero()[0]
-        return [(int(events["step"][i]), json.loads(events["value"][i])) for i in chosen]
+        chosen = (events["kind"] == EventKind.SAMPLE).nonzero()[0]
+        return [(int(events["step"][i]), str(value_of(events["value"][i]))) for i in chosen]
 
     def output(self, rank: int = 0) -> str:
         """What a rank printed while it trained."""

@@ -16,6 +16,7 @@ import numpy as np
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.controls import NEWEST
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, Outcome, failure_of
 from workbench.run import branching
@@ -194,7 +195,7 @@ class Run(RunReader):
     def ranks_that_say(self, states: Sequence[str]) -> frozenset[int]:
         """Ranks in whose log one of these states stands: ``failed``, say."""
         events = self._events()
-        said = (events["kind"] == "state") & np.isin(events["name"], states)
+        said = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
         return frozenset(int(rank) for rank in events["rank"][said])
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, Record, columns_of
+from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, EventKind, Record, columns_of
 from workbench.errors import RunDirectoryError
 
 _ARROW = {
@@ -200,7 +200,9 @@ class RankLogWriter:
             else:
                 self.dropped += 1
 
-    def event(self, kind: str, name: str, value: object = None, *, step: int = 0, old_value: object = None) -> None:
+    def event(
+        self, kind: EventKind, name: str, value: object = None, *, step: int = 0, old_value: object = None
+    ) -> None:
         """Append an ``Event`` of now; ``value`` is encoded as JSON."""
         self.append(
             Event(
@@ -250,7 +252,7 @@ class RankLogWriter:
             self.dropped += len(lost)
         with contextlib.suppress(OSError):  # the events may still fit, or be on a file that is not at its limit
             why = json.dumps(str(error))
-            self._write([Event(time=time.time(), step=0, rank=self.rank, kind="log", name="failed", value=why)])
+            self._write([Event(time=time.time(), step=0, rank=self.rank, kind=EventKind.LOG, name="failed", value=why)])
         if self._on_failure is not None:
             self._on_failure(error)
 

@@ -20,7 +20,7 @@ import psutil
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, read_spec_options
-from workbench.core.records import END_STATES
+from workbench.core.records import END_STATES, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError, nearest
 from workbench.rundir.directory import OWNER_FILE, boot_id, home, is_run, run_directories, run_name, runs_with_spec
 from workbench.rundir.log import HEARTBEAT_FILE
@@ -37,8 +37,8 @@ def state_of(events: Columns, ranks: int) -> str:
 
     ``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
     """
-    died = (events["kind"] == "rank") & (events["name"] == "died")
-    is_state = events["kind"] == "state"
+    died = (events["kind"] == EventKind.RANK) & (events["name"] == "died")
+    is_state = events["kind"] == EventKind.STATE
     latest: dict[int, str] = {}
     for rank, name in zip(events["rank"][is_state], events["name"][is_state], strict=True):
         latest[int(rank)] = name

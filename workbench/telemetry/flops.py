@@ -5,13 +5,13 @@ Everything here is arithmetic on numbers that a rank logs once, in events of the
 
 from __future__ import annotations
 
-import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import fields_of, number, whole
 
 #: Dense peak in 10**12 operations per second, per precision of a run: NVIDIA's data sheets, without sparsity. "fp32" is
 #: what torch does by default (no TF32). A name matches the first entry it contains; longer names come first.
@@ -92,20 +92,17 @@ def cost_of(events: Columns, ranks: int) -> Cost:
     peaks: dict[int, float] = {}
     model = Cost()
     source = ""
-    for i in (events["kind"] == "peak").nonzero()[0]:
-        with suppress(ValueError, TypeError, KeyError, AttributeError):  # a log may have been written by anybody
-            value = json.loads(events["value"][i])
-            if events["name"][i] == "flops":
-                found = value["flops_per_s"]
-                peaks[int(events["rank"][i])] = math.nan if found is None else float(found)
-                source = source or str(value["source"])
-            elif events["name"][i] == "model":
-                per_token = value["flops_per_token"]
-                model = Cost(
-                    flops_per_token=math.nan if per_token is None else float(per_token),
-                    parameters=int(value.get("parameters", 0)),
-                    formula=str(value.get("formula", "")),
-                )
+    for i in (events["kind"] == EventKind.PEAK).nonzero()[0]:
+        value = fields_of(events["value"][i])
+        if events["name"][i] == "flops":
+            peaks[int(events["rank"][i])] = number(value.get("flops_per_s"))
+            source = source or str(value.get("source", ""))
+        elif events["name"][i] == "model":
+            model = Cost(
+                flops_per_token=number(value.get("flops_per_token")),
+                parameters=whole(value.get("parameters")),
+                formula=str(value.get("formula", "")),
+            )
     return replace(model, peak=sum(peaks.values()) if len(peaks) == ranks else math.nan, source=source)
 
 

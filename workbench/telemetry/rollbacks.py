@@ -6,15 +6,15 @@ many rows of each table it had logged by then (``checkpoint`` event ``restored``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.core.records import STEP_TABLES
+from workbench.core.records import STEP_TABLES, EventKind
+from workbench.events.decode import fields_of, whole
 from workbench.telemetry.columns import GrowingTable
 
 #: a log may have been written by anybody
@@ -29,6 +29,27 @@ class Rollback:
     time: float
     step: int
     rows: dict[str, int]
+
+
+def took_back(step: int, time: float, steps: Any, times: Any) -> Any:
+    """Whether a return to ``step`` at ``time`` took back what was told at ``times`` of ``steps``: numbers or arrays."""
+    return (steps > step) & (times <= time)
+
+
+def standing(steps: Columns) -> Columns:
+    """Rows of steps that still count. A rollback makes a rank train some steps again, or never: a row counts unless a
+    later row of the same rank has the same or an earlier step. Rows of a rank are in the order they were written."""
+    step, rank = steps["step"], steps["rank"]
+    order = np.argsort(rank, kind="stable")
+    # one number that grows over ranks and, within a rank, over steps: the smallest that follows has to be larger
+    key = rank[order].astype(np.int64) * (int(step.max(initial=0)) + 1) + step[order]
+    later = np.minimum.accumulate(key[::-1])[::-1]
+    stands = np.ones(key.size, dtype=bool)
+    stands[:-1] = key[:-1] < later[1:]
+    if stands.all():
+        return steps
+    kept = np.sort(order[stands])
+    return {name: values[kept] for name, values in steps.items()}
 
 
 class Rollbacks:
@@ -57,14 +78,18 @@ class Rollbacks:
 
     def take(self, events: Columns) -> Iterator[Rollback]:
         """The rollbacks among new events."""
-        for i in ((events["kind"] == "checkpoint") & (events["name"] == "restored")).nonzero()[0]:
-            with suppress(ValueError, TypeError, KeyError, AttributeError):
-                rows = {str(table): int(count) for table, count in json.loads(events["value"][i])["rows"].items()}
-                rank = int(events["rank"][i])
-                if rows and 0 <= rank < _MOST_RANKS:
-                    back = Rollback(rank, float(events["time"][i]), int(events["step"][i]), rows)
-                    self.known.append(back)
-                    yield back
+        for i in ((events["kind"] == EventKind.CHECKPOINT) & (events["name"] == "restored")).nonzero()[0]:
+            counts = fields_of(events["value"][i]).get("rows")
+            rows = (
+                {table: whole(counts[table]) for table in STEP_TABLES if table in counts}
+                if isinstance(counts, dict)
+                else {}
+            )
+            rank = int(events["rank"][i])
+            if rows and 0 <= rank < _MOST_RANKS:
+                back = Rollback(rank, float(events["time"][i]), int(events["step"][i]), rows)
+                self.known.append(back)
+                yield back
 
     def apply(self, back: Rollback, table: str, held: GrowingTable) -> None:
         """Let go of the rows of a table that were read before it was known that they were taken back."""
@@ -81,5 +106,5 @@ class Rollbacks:
         """Which events tell of steps that were not taken back: a mask."""
         stands = np.ones(events["step"].size, dtype=bool)
         for back in self.known:
-            stands &= ~((events["rank"] == back.rank) & (events["time"] <= back.time) & (events["step"] > back.step))
+            stands &= ~((events["rank"] == back.rank) & took_back(back.step, back.time, events["step"], events["time"]))
         return stands

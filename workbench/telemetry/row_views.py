@@ -6,17 +6,17 @@ comes later is sent whole. Figures of one tick read the same news: what was read
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import fields_of, is_number, number, value_of
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Store
@@ -79,9 +79,9 @@ class _Progress:
             np.maximum.at(self.furthest, steps["rank"][known], steps["step"][known])
         if store.rows("events") != self._events:
             events, self._events = since(store, "events", self._events)
-            over = (events["kind"] == "state") & np.isin(events["name"], ("finished", "stopped", "failed"))
+            over = (events["kind"] == EventKind.STATE) & np.isin(events["name"], ("finished", "stopped", "failed"))
             self.ended |= {int(rank) for rank in events["rank"][over]}
-            if not self.unit and (events["kind"] == "data").any():
+            if not self.unit and (events["kind"] == EventKind.DATA).any():
                 self.unit = batch_of(events)[1]
         if math.isnan(self.begin) and store.rows("devices"):
             first, _ = store.since("devices", 0)
@@ -182,20 +182,22 @@ Marks = list[tuple[float, float]]
 
 def spikes(events: Columns, name: str) -> Marks:
     """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
-    chosen = np.flatnonzero((events["kind"] == "spike") & (events["name"] == name))
+    chosen = np.flatnonzero((events["kind"] == EventKind.SPIKE) & (events["name"] == name))
     found: Marks = []
     for index in chosen:
-        with suppress(ValueError, TypeError, KeyError):  # a log may have been written by anybody
-            found.append((float(events["step"][index]), float(json.loads(events["value"][index])["value"])))
+        value = number(fields_of(events["value"][index]).get("value"))
+        if not math.isnan(value):
+            found.append((float(events["step"][index]), value))
     return found
 
 
 def validations(events: Columns, name: str) -> Marks:
     """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table."""
     found: Marks = []
-    for index in np.flatnonzero((events["kind"] == "validation") & (events["name"] == name)):
-        with suppress(ValueError, TypeError):  # a log may have been written by anybody
-            found.append((float(events["step"][index]), float(json.loads(events["value"][index]))))
+    for index in np.flatnonzero((events["kind"] == EventKind.VALIDATION) & (events["name"] == name)):
+        value = value_of(events["value"][index])
+        if is_number(value):
+            found.append((float(events["step"][index]), number(value)))
     return found
 
 
@@ -203,10 +205,10 @@ def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Mark
     """Marks (step, value) beside the rows of ``step``: columns of where and what, NaN where there is none, and those
     that wait for rows to come. A mark is on the row of its step or, where it comes too late, on a later one."""
     where, what, free = np.full(step.size, math.nan), np.full(step.size, math.nan), 0
-    for number, (at, value) in enumerate(marks):
+    for place, (at, value) in enumerate(marks):
         row = max(free, int(np.searchsorted(step, at)))
         if row >= step.size:
-            return where, what, marks[number:]
+            return where, what, marks[place:]
         where[row], what[row], free = at, value, row + 1
     return where, what, []
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from workbench.core import controls
+from workbench.core.records import EventKind
 from workbench.events.words import LONGEST, setting, words
 
 ROOT = Path(__file__).resolve().parents[3] / "workbench"
@@ -60,18 +61,18 @@ def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) 
 
 
 def logged() -> Iterator[tuple[str, str]]:
-    """Kind and name of each ``log.event("kind", "name", ...)`` in the source whose both are written out."""
+    """Kind and name of each ``log.event(EventKind.X, "name", ...)`` in the source whose both are written out."""
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
-                given = [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
-                if len(given) == 2:
-                    yield given[0], given[1]
+                match node.args[:2]:
+                    case [ast.Attribute(value=ast.Name("EventKind"), attr=kind), ast.Constant(value=str(name))]:
+                        yield EventKind[kind], name
 
 
 def test_no_event_of_ours_is_said_by_its_bare_name() -> None:
     """What the source logs has words of its own; ``kind`` and ``name`` alone would be jargon."""
-    quiet = {"validation", "sample", "peak", "settings"}
+    quiet = {EventKind.VALIDATION, EventKind.SAMPLE, EventKind.PEAK, EventKind.SETTINGS}
     found = {pair for pair in logged() if pair[0] not in quiet and pair[1] != "declared"}
     assert len(found) > 15
     jargon = {pair for pair in found if words(*pair, 0.5).startswith(pair[1].replace("_", " ") + " 0.5")}

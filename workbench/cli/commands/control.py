@@ -11,6 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 from workbench.core import controls
+from workbench.core.records import EventKind
+from workbench.events.command_results import ANSWERS, reason_of
 
 if TYPE_CHECKING:
     from workbench.core.controls import Control
@@ -73,13 +75,13 @@ def _answered(run: Run, names: list[str], since: int) -> int:
     while left:
         ended = run.ended()
         events = run.events().iloc[since:]
-        for event in events[(events["rank"] == 0) & events["kind"].isin(["control", "refused"])].itertuples():
+        for event in events[(events["rank"] == 0) & events["kind"].isin(ANSWERS)].itertuples():
             if event.name not in left:
                 continue
             left.discard(event.name)
-            if event.kind == "refused":
+            if event.kind == EventKind.REFUSED:
                 code = 1
-                print(f"{event.name} refused after step {event.step}: {event.value['reason']}")
+                print(f"{event.name} refused after step {event.step}: {reason_of(event.value)}")
             else:
                 value, old = json.dumps(event.value), json.dumps(event.old_value)
                 print(f"{event.name} = {value} after step {event.step}, was {old}")

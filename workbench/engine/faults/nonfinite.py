@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from workbench.core.knobs import Knobs
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -124,7 +125,7 @@ class NonfiniteGuard(StepObserver):
     def _log_spikes(self, step: int, loss: float, grad_norm: float) -> None:
         for spike in self._spikes.look(step, loss=loss, grad_norm=grad_norm):
             value = {"value": spike.value, "usual": spike.usual, "score": spike.score}
-            self._log.event("spike", spike.name, value, step=step)
+            self._log.event(EventKind.SPIKE, spike.name, value, step=step)
 
     def rolled_back(self, step: int) -> None:
         self._spikes.rolled_back(step)
@@ -134,7 +135,7 @@ class NonfiniteGuard(StepObserver):
         self._searches += 1
         if self._searches > MAX_SEARCHES:
             if self._strategy.rank == 0:
-                self._log.event("nonfinite", name, {"step": step, "action": self._action}, step=step)
+                self._log.event(EventKind.NONFINITE, name, {"step": step, "action": self._action}, step=step)
             return
         finding, again = self._search()
         findings = self._control.gathered(None if finding is None else asdict(finding))
@@ -150,10 +151,10 @@ class NonfiniteGuard(StepObserver):
                 "batch_nonfinite": count_nonfinite_values(self._batch),
                 "indices": self._indices(step),
             }
-            self._log.event("nonfinite", name, value, step=step)
+            self._log.event(EventKind.NONFINITE, name, value, step=step)
         elif not origins and self._strategy.rank == 0:
             value["not_found"] = "repeating the batch gave finite values in every module: a reduction caused the fault"
-            self._log.event("nonfinite", name, value, step=step)
+            self._log.event(EventKind.NONFINITE, name, value, step=step)
 
     def _search(self) -> tuple[Finding | None, torch.Tensor | None]:
         after = self._generators.capture()

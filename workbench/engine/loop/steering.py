@@ -15,7 +15,7 @@ from typing import Any
 from workbench.core import controls
 from workbench.core.controls import Control
 from workbench.core.knobs import Knob
-from workbench.core.records import Command, Event
+from workbench.core.records import Command, Event, EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.loop.acts import ACTS, Boundary, Change, Hold, TrainingLoop
 from workbench.engine.loop.settings import Settings
@@ -55,11 +55,11 @@ class Steering:
             if not held:
                 held = True
                 self._enter("paused")
-                self._log.event("state", "paused", step=here.step)
+                self._log.event(EventKind.STATE, "paused", step=here.step)
                 self._log.flush()
             self._apply_all(self._control.wait(), here)
         if held and not here.stop:
-            self._log.event("state", "running", step=here.step)
+            self._log.event(EventKind.STATE, "running", step=here.step)
         return here
 
     def end(self, step: int) -> None:
@@ -74,18 +74,20 @@ class Steering:
         for knob in self._settings.knobs:
             if self._declared.get(knob.control.name) is not knob:
                 self._declared[knob.control.name] = knob
-                self._log.event("control", "declared", {**knob.control.describe(), "value": knob.value}, step=step)
+                self._log.event(
+                    EventKind.CONTROL, "declared", {**knob.control.describe(), "value": knob.value}, step=step
+                )
 
     def tell_in_force(self, step: int) -> None:
         """Tell the log which values hold; what is set later is told by itself."""
         if self._log.rank == 0:
-            self._log.event("settings", "in_force", self._settings.in_force(), step=step)
+            self._log.event(EventKind.SETTINGS, "in_force", self._settings.in_force(), step=step)
 
     def _apply_all(self, commands: Sequence[Command | BadLine], here: Boundary) -> None:
         for command in commands:
             if isinstance(command, BadLine):
                 value = {"line": command.text, "reason": command.reason}
-                self._log.event("warning", "bad_command", value, step=here.step)
+                self._log.event(EventKind.WARNING, "bad_command", value, step=here.step)
                 continue
             try:
                 control = controls.find(command.name, self._settings.knobs.controls())
@@ -93,7 +95,7 @@ class Steering:
             except (ConfigError, RunError) as error:
                 self._refuse(command, str(error), here.step)
             else:
-                self._event("control", command, change.value, change.old, here.step)
+                self._event(EventKind.CONTROL, command, change.value, change.old, here.step)
                 if change.restored:
                     self.tell_in_force(here.step)
 
@@ -105,7 +107,7 @@ class Steering:
         return Change(self._settings.now(control.name), old)
 
     def _refuse(self, command: Command, reason: str, step: int) -> None:
-        self._event("refused", command, {"value": command.value, "reason": reason}, None, step)
+        self._event(EventKind.REFUSED, command, {"value": command.value, "reason": reason}, None, step)
 
     def _event(self, kind: str, command: Command, value: Any, old: Any, step: int) -> None:
         self._log.append(

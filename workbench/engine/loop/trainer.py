@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from workbench.core.config import TrainSpec
-from workbench.core.records import StepRecord
+from workbench.core.records import EventKind, StepRecord
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -113,7 +113,7 @@ class Trainer:
     def run(self) -> str:
         """Train to the last step, or until somebody stops it."""
         step = self.begin()
-        self.log.event("state", "running", step=step)
+        self.log.event(EventKind.STATE, "running", step=step)
         self.steering.declare_knobs(step)
         self.steering.tell_in_force(step)
         outcome = "finished"
@@ -143,7 +143,7 @@ class Trainer:
             step = self._restore(self._resume)
             before = self.settings.lr.now
             if self.settings.follow_spec():
-                self.log.event("control", "lr", self.settings.lr.now, step=step, old_value=before)
+                self.log.event(EventKind.CONTROL, "lr", self.settings.lr.now, step=step, old_value=before)
             return step
         self._batches = self._batches_from(0)
         return 0
@@ -242,7 +242,7 @@ class Trainer:
         """The loss scale in force; a change is an event."""
         scale = self.strategy.loss_scale()
         if self._scale not in (None, scale):
-            self.log.event("loss_scale", "changed", scale, step=step, old_value=self._scale)
+            self.log.event(EventKind.LOSS_SCALE, "changed", scale, step=step, old_value=self._scale)
         self._scale = scale
         return scale
 
@@ -274,7 +274,7 @@ class Trainer:
             self._unlogged = record
         if not self._warned_nonfinite and self._has_bad_loss(record):
             self._warned_nonfinite = True
-            self.log.event("warning", "nonfinite_loss", str(record.loss), step=record.step)
+            self.log.event(EventKind.WARNING, "nonfinite_loss", str(record.loss), step=record.step)
 
     def _has_bad_loss(self, record: StepRecord) -> bool:
         holds_loss = self.strategy.coordinates.pp == self.strategy.mesh.pp - 1
@@ -290,9 +290,9 @@ class Trainer:
         found = self.workload.evaluate(self.strategy)
         if self.strategy.rank == 0:
             for name, value in found.values.items():
-                self.log.event("validation", name, value, step=step)
+                self.log.event(EventKind.VALIDATION, name, value, step=step)
             for text in found.texts:
-                self.log.event("sample", "text", text, step=step)
+                self.log.event(EventKind.SAMPLE, "text", text, step=step)
 
     def sample(self, step: int) -> None:
         """Let the model write, on all ranks; rank 0 logs it. ``ConfigError`` when it writes nothing."""
@@ -305,7 +305,7 @@ class Trainer:
             texts = self.workload.evaluate(self.strategy).texts  # type: ignore[misc]
         if self.strategy.rank == 0:
             for text in texts:
-                self.log.event("sample", "text", text, step=step)
+                self.log.event(EventKind.SAMPLE, "text", text, step=step)
 
     def save(self, step: int, *, asked: bool) -> bool:
         """Write a checkpoint; whether it is there."""
@@ -314,7 +314,7 @@ class Trainer:
         settings, left_out = self.settings.state()
         if left_out and not self._warned_schedule:
             self._warned_schedule = True
-            self.log.event("warning", "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
+            self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
         state = {"step": step, "batches": self._consumed, "settings": settings}
         return self.checkpoints.save(step, state, asked=asked)
 
@@ -333,7 +333,7 @@ class Trainer:
         self._unlogged = None
         for observer in self.observers:
             observer.rolled_back(step)
-        self.log.event("checkpoint", "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
+        self.log.event(EventKind.CHECKPOINT, "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
         return step
 
     def _prepare(self, batches: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from workbench.core.config import ParallelPlan
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
@@ -61,12 +62,14 @@ class Checkpoints:
         if reason:
             if self.strategy.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-            self.log.event("checkpoint", "failed", reason, step=step)
+            self.log.event(EventKind.CHECKPOINT, "failed", reason, step=step)
             return False
-        self.log.event("checkpoint", "saved", path.name, step=step)
+        self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
         if self.strategy.rank == 0:
             for removed in checkpoints.remove_old(self.run, self.keep):
-                self.log.event("checkpoint", "removed", checkpoints.directory(self.run, removed).name, step=step)
+                self.log.event(
+                    EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step
+                )
         return True
 
     def _run_and_agree(self, work: Any, *, first_only: bool = False) -> str:
@@ -142,7 +145,9 @@ class Checkpoints:
             self._load_rank_state(reader, held)
         else:
             self.log.event(
-                "warning", "plan_changed", f"random generators were not restored: the checkpoint is of {was.describe()}"
+                EventKind.WARNING,
+                "plan_changed",
+                f"random generators were not restored: the checkpoint is of {was.describe()}",
             )
         return state
 

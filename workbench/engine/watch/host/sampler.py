@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from workbench.core.records import DeviceSample
+from workbench.core.records import DeviceSample, EventKind
 from workbench.engine.watch.host.gpu_reader import GpuReader, GpuReading, GpuUnavailableError, NvmlGpu
 from workbench.rundir.log import RankLogWriter
 
@@ -156,7 +156,7 @@ class DeviceSampler:
         try:
             self._sample_until_stopped()
         except (OSError, psutil.Error) as error:  # no file descriptors left, no /proc: training continues unsampled
-            self.log.event("warning", "device_sampler_ended", str(error), step=self.progress.step)
+            self.log.event(EventKind.WARNING, "device_sampler_ended", str(error), step=self.progress.step)
         finally:
             self._collections.stop()
             self._close_gpu()
@@ -227,7 +227,7 @@ class DeviceSampler:
         try:
             return self._gpu.read()
         except GpuUnavailableError as error:
-            self.log.event("gpu", "lost", str(error), step=self.progress.step)
+            self.log.event(EventKind.GPU, "lost", str(error), step=self.progress.step)
             self._gpu = None
             return GpuReading()
 
@@ -241,4 +241,4 @@ class DeviceSampler:
             self._warn(error)
 
     def _warn(self, error: GpuUnavailableError) -> None:
-        self.log.event("warning", "gpu_unavailable", str(error), step=self.progress.step)
+        self.log.event(EventKind.WARNING, "gpu_unavailable", str(error), step=self.progress.step)

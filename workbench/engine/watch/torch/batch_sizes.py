@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.core.records import EventKind
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Batch
@@ -24,4 +25,4 @@ class BatchSizeLogger(StepObserver):
         self._done = True
         unit = "tokens" if counts_tokens(batch, self._tokens_per_sample) else "samples"
         samples = samples_in(batch) * self._strategy.mesh.dp
-        self._log.event("data", "batch", {"samples": samples, "unit": unit}, step=step)
+        self._log.event(EventKind.DATA, "batch", {"samples": samples, "unit": unit}, step=step)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
+from workbench.core.records import EventKind
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import GradientPart, Strategy
 from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, MASK, NOTHING, Governor, balanced_groups
@@ -237,14 +238,14 @@ class GradientWatch(StepObserver):
         interval = self._governor.interval if self._every is None else self._every
         told = self._told_interval
         if interval and (told is None or abs(interval - told) > _TELL_CHANGE * told) and self._strategy.rank == 0:
-            self._log.event("monitor", "interval", interval, step=step, old_value=told)
+            self._log.event(EventKind.MONITOR, "interval", interval, step=step, old_value=told)
             self._told_interval = interval
         if self._full_sets % _TELL_COST_EVERY == 1:
             self._tell_cost(step)
 
     def _tell_cost(self, step: int) -> None:
         if self._governor.passed_ms:
-            self._log.event("monitor", "cost", round(self._governor.cost, 6), step=step)
+            self._log.event(EventKind.MONITOR, "cost", round(self._governor.cost, 6), step=step)
 
     def _may_keep(self) -> bool:
         """Whether local gradients can be held until the reduced ones are there. On a GPU not before it is known how

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from workbench.core.records import EventKind
 from workbench.engine.base.workload import Workload
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.flops import gpu_peak, transformer_flops_per_token
@@ -99,10 +100,10 @@ def _is_embedding(module: torch.nn.Module) -> bool:
 def log_peak_events(log: RankLogWriter, workload: Workload, precision: str, device: str) -> None:
     """Log the events ``peak flops`` (this rank's device) and ``peak model`` (the user's model before it is sharded)."""
     peak, source = find_device_peak(device, precision)
-    log.event("peak", "flops", {"flops_per_s": _finite_or_none(peak), "precision": precision, "source": source})
+    log.event(EventKind.PEAK, "flops", {"flops_per_s": _finite_or_none(peak), "precision": precision, "source": source})
     per_token, parameters, formula = count_model_flops(workload.model, workload.tokens_per_sample)
     value = {"flops_per_token": _finite_or_none(per_token), "parameters": parameters, "formula": formula}
-    log.event("peak", "model", value)
+    log.event(EventKind.PEAK, "model", value)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.core.config import MonitorSpec
-from workbench.core.records import CollectiveRecord, PhaseRecord
+from workbench.core.records import CollectiveRecord, EventKind, PhaseRecord
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import BatchObserver, Strategy
 from workbench.engine.base.workload import Batch
@@ -188,7 +188,7 @@ class PhaseWatch(StepObserver):
         elif average < paid_ms * before / 4 and before > 1:
             self.phases_every //= 2
         if self.phases_every != before and self._strategy.rank == 0:
-            self._log.event("monitor", "phases", self.phases_every, step=step, old_value=before)
+            self._log.event(EventKind.MONITOR, "phases", self.phases_every, step=step, old_value=before)
 
     def _mark(self, phase: str, micro_batch: int) -> None:
         if self._in_step:
