@@ -1,5 +1,4 @@
-"""``%dist_pause``, ``%dist_set`` and the others: what can be asked of a run, one magic for each act declared in
-``workbench.core.controls``."""
+"""``%dist_set``, and one magic for each act that ``workbench.core.controls`` declares, such as ``%dist_pause``."""
 
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ from workbench.core.controls import Control
 from workbench.core.flags import ASSIGNMENT
 from workbench.run.api import Run, newest_live
 
-_RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")
-_CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="such as lr=1e-4")
+_RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest running run)")
+_CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="for example lr=1e-4")
 
 
 @magics_class
 class ControlMagics(Magics):
-    """Steering a run from a notebook: ``%dist_set``, and a magic for each act that is declared."""
+    """Steer a run from a notebook: ``%dist_set``, and a magic for each declared act."""
 
     def __init__(self, shell: Any = None, **options: Any) -> None:
         super().__init__(shell, **options)
@@ -32,8 +31,7 @@ class ControlMagics(Magics):
     @_CHANGES
     @line_magic
     def dist_set(self, line: str) -> None:
-        """Change settings of a run while it trains, such as lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own
-        knobs."""
+        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own knobs."""
         arguments = parse(self.dist_set, line)
         run = _run(arguments.run)
         changes = controls.assignments(arguments.changes)
@@ -42,7 +40,7 @@ class ControlMagics(Magics):
 
 
 def act_magic(control: Control) -> Callable[[str], Run | None]:
-    """The magic of one act: it parses, asks, and says so."""
+    """The magic of one act: it parses, sends the command, and says so."""
 
     def magic(line: str) -> Run | None:
         arguments = parse(magic, line)

@@ -1,8 +1,8 @@
 """A Jupyter workbench for distributed training.
 
-``%load_ext workbench`` registers the ``%dist_`` magics and starts warming a rank server in the background;
-``c.Workbench.warm = False`` in IPython's configuration turns the warming off. The names below are the Python twins.
-Nothing here imports torch: that happens on the ranks.
+``%load_ext workbench`` registers the ``%dist_`` magics and starts a rank server with warm processes in the background;
+``c.Workbench.warm = False`` in IPython's configuration turns that off. The names below are the Python twins of the
+magics. Nothing here imports torch; the ranks do.
 """
 
 from __future__ import annotations

@@ -2,10 +2,17 @@
 
 import os
 import sys
+import time
 
 
 def light() -> None:
     """Nothing."""
+
+
+def gated() -> None:
+    """Loads once the test has made a file."""
+    while not os.path.exists(os.environ["WORKBENCH_TEST_GATE"]):
+        time.sleep(0.02)
 
 
 def broken() -> None:

@@ -23,12 +23,12 @@ class SaveWidget(anywidget.AnyWidget):
     _esm = bundle.script("save", before=())
 
 
-def save_notebook(notebook: Path, wait_s: float = WAIT_S) -> bool:
-    """Ask the page that shows ``notebook`` to save it; whether its file was written within ``wait_s``."""
+def save_notebook(notebook: Path) -> bool:
+    """Ask the page that shows ``notebook`` to save it; whether its file was written within ``WAIT_S``."""
     before = notebook.stat().st_mtime_ns
     widget = SaveWidget(name=notebook.stem)
     try:
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + WAIT_S
         while notebook.stat().st_mtime_ns == before:
             if time.monotonic() > deadline:
                 return False

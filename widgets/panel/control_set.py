@@ -14,7 +14,7 @@ from workbench.core.columns import Columns
 from workbench.core.controls import AUTOMATIC, Control
 from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, answered
-from workbench.events.decode import value_of
+from workbench.events.decode import decode
 from workbench.events.settings import declared as knobs_of
 from workbench.events.words import short
 from workbench.rundir.commands import CommandReader
@@ -84,8 +84,8 @@ class History:
                 step=int(step),
                 kind=str(events["kind"][index]),
                 name=str(name),
-                value=value_of(value),
-                old_value=value_of(events["old_value"][index]),
+                value=decode(value),
+                old_value=decode(events["old_value"][index]),
                 who=str(events["who"][index]),
                 command=int(command),
             )

@@ -6,15 +6,14 @@ from typing import Any
 
 from widgets.panel.fold import Folded
 from workbench.core.columns import Columns
-from workbench.core.records import EventKind
-from workbench.events.decode import value_of
+from workbench.events.decode import decode
 from workbench.events.words import words
 from workbench.plots.event_lines import Marks
 
 MOST = 200
-_QUIET = (EventKind.VALIDATION, EventKind.SAMPLE, EventKind.PEAK, EventKind.SETTINGS)
-_BAD = {"failed", "died", "lost", EventKind.NONFINITE}
-_NOTICED = {EventKind.WARNING, EventKind.REFUSED, EventKind.LOG, EventKind.SPIKE, EventKind.NONFINITE, EventKind.GPU}
+_QUIET = ("validation", "sample", "peak", "settings")
+_BAD = {"failed", "died", "lost", "nonfinite"}
+_NOTICED = {"warning", "refused", "log", "spike", "nonfinite", "gpu"}
 
 
 def level_of(kind: str, name: str) -> str:
@@ -38,7 +37,7 @@ class Happenings:
             kind, name = str(events["kind"][index]), str(events["name"][index])
             if kind in _QUIET:
                 continue
-            value, old = value_of(events["value"][index]), value_of(events["old_value"][index])
+            value, old = decode(events["value"][index]), decode(events["old_value"][index])
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
             text = words(kind, name, value, old, units=self._marks.units)
             shown = {"step": step, "time": time - begin, "kind": kind, "name": name, "text": text}

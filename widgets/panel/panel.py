@@ -23,7 +23,6 @@ from widgets.page import bundle
 from widgets.page.busy import Busy
 from widgets.page.wire import bokeh_version
 from widgets.panel.feed import Feed
-from workbench.core.records import EventKind
 from workbench.errors import WorkbenchError
 from workbench.plots.picture import SIZE_INCHES, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
@@ -144,7 +143,7 @@ class Panel:
             for what in ("rank", "layer"):
                 if what in content:
                     self.feeds[place].choose(what, content[what])
-        elif kind == EventKind.CONTROL:
+        elif kind == "control":
             self._control(place, str(content.get("name")), content.get("value"))
 
     def _control(self, place: int, name: str, value: Any) -> None:

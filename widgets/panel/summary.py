@@ -14,7 +14,7 @@ from widgets.panel.verdict import Judge, Judgement
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.events.decode import is_rank, number, value_of
+from workbench.events.decode import as_number, decode, is_rank
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
@@ -149,18 +149,18 @@ class Facts:
     def _take_event(self, event: dict[str, Any]) -> None:
         kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])
         if kind == EventKind.STATE and rank >= 0:
-            self._take_state(rank, name, step, float(event["time"]), value_of(event["value"]))
+            self._take_state(rank, name, step, float(event["time"]), decode(event["value"]))
         elif kind == EventKind.VALIDATION and name in ("loss", "accuracy"):
-            value = {"step": step, "value": _number(value_of(event["value"]))}
+            value = {"step": step, "value": _number(decode(event["value"]))}
             self._known["validation" if name == "loss" else name] = value
         elif kind == EventKind.SAMPLE:
-            self.samples.append({"step": step, "text": str(value_of(event["value"]))[:LONGEST_TEXT]})
+            self.samples.append({"step": step, "text": str(decode(event["value"]))[:LONGEST_TEXT]})
         elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
         elif kind == EventKind.WARNING and not self._known["failure"]:
-            self._known["notice"] = {"level": "warning", "text": words(kind, name, value_of(event["value"]))}
+            self._known["notice"] = {"level": "warning", "text": words(kind, name, decode(event["value"]))}
         elif kind == EventKind.RANK and name == "died":
-            self._take_death(value_of(event["value"]))
+            self._take_death(decode(event["value"]))
 
     def _take_death(self, value: Any) -> None:
         if isinstance(value, dict) and is_rank(value.get("rank")):
@@ -191,5 +191,5 @@ class Facts:
 
 def _number(value: Any) -> float | None:
     """A finite number for JSON, of six digits, else None."""
-    found = number(value)
-    return float(f"{found:.6g}") if math.isfinite(found) else None
+    number = as_number(value)
+    return float(f"{number:.6g}") if math.isfinite(number) else None

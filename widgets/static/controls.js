@@ -1,10 +1,10 @@
-// Everything that can be set while it trains: the declared controls, and what was set so far.
+// The controls of a run: buttons in the head of the panel, and the Controls tab with its form and history.
 import { duration, ENDED, known, make, plain, say, whole } from "./text.js";
 
 const ANSWER_MS = 8000;
 let ids = 0;
 
-// The bounds of a number in words.
+// Describes the bounds of a number.
 function within({ low, high }) {
   const has = (bound) => (bound ?? null) !== null;
   if (has(low) && has(high)) return ` from ${plain(low)} to ${plain(high)}`;
@@ -71,15 +71,15 @@ export class Controls {
   constructor(send) {
     this.send = send;
     this.node = make("div", "dw-page dw-controls");
-    this.acts = make("div", "dw-acts", this.node, { role: "group", "aria-label": "Acts" });
+    this.acts = make("div", "dw-acts", this.node, { role: "group", "aria-label": "Actions" });
     this.actAnswer = make("span", "dw-answer", null, { role: "status" });
     this.settings = this.part("Settings", "setting");
-    this.more = this.part("Acts with a value", "act");
+    this.more = this.part("Actions with a value", "action");
     say(make("div", "dw-label dw-above", this.node), "History");
     const scroll = make("div", "dw-scroll", this.node, { tabindex: "0", "aria-label": "History of controls" });
     const table = make("table", "dw-table", scroll);
     const head = make("tr", "", make("thead", "", table));
-    for (const title of ["asked at", "by", "what", "old value", "new value", "effect after step"]) {
+    for (const title of ["time", "user", "control", "old value", "new value", "applied after step"]) {
       say(make("th", "", head, { scope: "col" }), title);
     }
     this.body = make("tbody", "", table);
@@ -87,11 +87,11 @@ export class Controls {
     this.history([]);
   }
 
-  // Rows of one kind under a line of titles.
+  // A group of rows under a line of column titles.
   part(label, title) {
     const node = make("div", "dw-form", this.node, { role: "group", "aria-label": label });
     const titles = make("div", "dw-control dw-titles", node, { "aria-hidden": "true" });
-    for (const [name, text] of [["control-name", title], ["now", "in force"], ["new", title === "setting" ? "new value" : "value"]]) {
+    for (const [name, text] of [["control-name", title], ["now", "current value"], ["new", title === "setting" ? "new value" : "value"]]) {
       if (name !== "now" || title === "setting") say(make("span", `dw-${name}`, titles), text);
     }
     return node;
@@ -105,7 +105,7 @@ export class Controls {
     this.acts.append(this.actAnswer);
   }
 
-  // A button alone; its help is what the mouse and a screen reader find.
+  // A control without a value: one button, whose tooltip is the control's help.
   plainAct(control) {
     const button = make("button", "", this.acts, { type: "button", title: control.help });
     say(button, control.name);
@@ -152,7 +152,7 @@ export class Controls {
     return input;
   }
 
-  // A wrong value is refused where it is typed, before it is sent.
+  // Sends the value of a field. An invalid number is rejected here, before it is sent.
   act(field) {
     const { control, input } = field;
     let value = input ? input.value.trim() : null;
@@ -166,16 +166,16 @@ export class Controls {
         return;
       }
     }
-    this.reply(field, "asked…");
+    this.reply(field, "sending…");
     this.send(control.name, value);
   }
 
   answered(name, error) {
     const field = this.fields.get(name);
-    if (field) this.reply(field, error ?? `${name} is asked; the ranks apply it at their next step`, error ? "error" : "");
+    if (field) this.reply(field, error ?? `${name} was sent: the ranks apply it at their next step`, error ? "error" : "");
   }
 
-  // In the place of the help: what is well for some seconds, what is wrong until it is typed anew.
+  // Shows a reply in place of the help: success for some seconds, an error until the field is edited.
   reply(field, text, level = "") {
     const { answer } = field;
     answer.dataset.level = level;
@@ -206,6 +206,6 @@ export class Controls {
         say(make("td", "", line), text);
       }
     }
-    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "Nothing was set yet.");
+    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "No commands yet.");
   }
 }

@@ -1,4 +1,4 @@
-// The panel of the machine: cores, memory, GPUs and ranks, with the last two minutes of each.
+// The panel of this machine: cores, memory, GPUs and ranks, with the last two minutes of each.
 import { fixed, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
 import { Link } from "./link.js";
@@ -6,7 +6,7 @@ import { Link } from "./link.js";
 const MOST_POINTS = 120;
 const gibOf = (bytes) => (bytes / 2 ** 30).toFixed(1);
 
-// A bar with a line of the last values behind it.
+// A value with an area chart of its latest values, in percent.
 class Meter {
   constructor(parent, label) {
     this.node = make("div", "dw-meter", parent, { role: "listitem" });
@@ -59,6 +59,7 @@ class MachineView {
   say(seen) {
     say(this.name, seen.host);
     const load = seen.load.map((value) => value.toFixed(2)).join(", ");
+    this.about.dataset.level = "";
     say(this.about, seen.warnings[0] ?? `load ${load} · ${seen.run ? `training ${seen.run}` : "no training"}`);
     const mean = seen.cores.reduce((sum, value) => sum + value, 0) / seen.cores.length;
     this.meter("cpu", `CPU, ${seen.cores.length} cores`).say(mean, `${fixed(mean, 0)} %`);
@@ -77,10 +78,16 @@ class MachineView {
     this.list(seen);
   }
 
-  // The kernel is gone; "": it answers again, and what it says next stands here.
+  // Shows that the kernel is gone; trouble "": it responds again.
   cut(trouble) {
     this.about.dataset.level = trouble ? "error" : "";
     if (trouble) say(this.about, `${trouble}. %dist_watch shows the machine again`);
+  }
+
+  // The kernel could not look; what it says next stands here.
+  trouble(text) {
+    this.about.dataset.level = "error";
+    say(this.about, text);
   }
 
   list(seen) {
@@ -95,7 +102,7 @@ class MachineView {
       }
       line.firstChild.style.borderLeft = `4px solid ${seen.theme.ranks[rank.rank % seen.theme.ranks.length]}`;
     }
-    if (!seen.ranks.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "7" }), "No ranks are up: %dist_up brings them up.");
+    if (!seen.ranks.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "7" }), "No ranks are up: %dist_up starts them.");
   }
 
   repaint() {
@@ -113,8 +120,9 @@ class MachineState {
       changed: (trouble) => this.views.forEach((view) => view.cut(trouble)),
     });
     this.onMessage = (content) => {
-      if (content.kind !== "machine") return;
       this.link.heard();
+      if (content.kind === "trouble") this.views.forEach((view) => view.trouble(content.text));
+      if (content.kind !== "machine") return;
       this.seen = content;
       for (const view of this.views) view.say(content);
       const tell = () => this.tell({ kind: "ack", seq: content.seq, views: this.looks() });

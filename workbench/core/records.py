@@ -223,7 +223,7 @@ class CollectiveRecord:
 
 
 class EventKind(StrEnum):
-    """The kinds of an ``Event``, which says their names and values. A log of a newer version may have others."""
+    """What an event is about: see ``Event``."""
 
     STATE = "state"
     CONTROL = "control"
@@ -242,6 +242,7 @@ class EventKind(StrEnum):
     CHECKPOINT = "checkpoint"
     GPU = "gpu"
     PEAK = "peak"
+    VERIFY = "verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from workbench.core.records import Command, EventKind
 
 #: kinds of events that answer a command
 ANSWERS = (EventKind.CONTROL, EventKind.REFUSED)
-_NO_REASON = "no reason is known"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +61,6 @@ def answered(asked: Iterable[Command], answers: Iterable[Answer]) -> list[Answer
     return sorted(found, key=lambda one: one.time)
 
 
-def reason_of(value: Any) -> str:
-    """Why a command was refused, from the decoded value of its event ``refused``."""
-    return str(value.get("reason", _NO_REASON)) if isinstance(value, dict) else _NO_REASON
-
-
 def _answered(command: Command | None, answer: Answer | None) -> Answered:
     asked = command or answer
     assert asked is not None
@@ -74,7 +68,8 @@ def _answered(command: Command | None, answer: Answer | None) -> Answered:
         return Answered(time=asked.time, who=asked.who, name=asked.name, value=asked.value)
     value, refused = answer.value, ""
     if answer.kind == EventKind.REFUSED:
-        value, refused = value.get("value") if isinstance(value, dict) else None, reason_of(value)
+        told = value if isinstance(value, dict) else {}
+        value, refused = told.get("value"), str(told.get("reason", "no reason is known"))
     return Answered(
         time=asked.time,
         who=asked.who,

@@ -1,83 +1,112 @@
-"""Decodes the JSON of events: every reader of a log asks here.
+"""Reads events: the one place where their JSON texts become values.
 
-A log may be damaged, or written by another version or another program. A value of an unexpected shape is therefore no
-error: each function returns what its type says, and no reader has to check again.
+A log may be another version's, or written by anybody, so nothing here raises: a text that is no JSON stands for itself,
+and a value of another shape than expected reads as nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
-#: values that are nested deeper are kept as text, so that no reader meets Python's limit of recursion
+from workbench.core.columns import Columns
+
+#: columns that a list of runs does not read
+_SOMETIMES = ("old_value", "who", "command")
+#: values that are nested deeper stay text, so that no reader meets Python's limit of recursion
 MOST_NESTED = 50
 
 
-def value_of(text: object) -> Any:
-    """Decode the ``value`` or ``old_value`` of an event.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedEvent:
+    """One row of the table ``events`` with its values decoded; ``row`` is its place in the table."""
 
-    The text itself is returned when it is no JSON, is nested deeper than ``MOST_NESTED``, or holds half of a surrogate
-    pair, which no file can take.
+    row: int
+    time: float
+    step: int
+    rank: int
+    kind: str
+    name: str
+    value: Any
+    old_value: Any
+    who: str
+    command: int
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The value where it is an object; else empty."""
+        return as_mapping(self.value)
+
+
+def of_kind(events: Columns, kind: str, name: str | None = None, *, rank: int | None = None) -> Iterator[DecodedEvent]:
+    """Rows of one kind (of one name, of one rank) in the order of the table, decoded."""
+    chosen = events["kind"] == kind
+    if name is not None:
+        chosen &= events["name"] == name
+    if rank is not None:
+        chosen &= events["rank"] == rank
+    return (decoded_row(events, int(row)) for row in chosen.nonzero()[0])
+
+
+def decoded_row(events: Columns, row: int) -> DecodedEvent:
+    """One row, decoded. A list of runs reads only some columns: what it did not read is empty."""
+    old_value, who, command = (events[name][row] if name in events else None for name in _SOMETIMES)
+    return DecodedEvent(
+        row=row,
+        time=float(events["time"][row]),
+        step=int(events["step"][row]),
+        rank=int(events["rank"][row]),
+        kind=str(events["kind"][row]),
+        name=str(events["name"][row]),
+        value=decode(events["value"][row]),
+        old_value=decode(old_value),
+        who=str(who or ""),
+        command=int(command or 0),
+    )
+
+
+def decode(text: Any) -> Any:
+    """The value of a JSON text.
+
+    The text itself where it is no JSON, is nested deeper than ``MOST_NESTED``, or holds half of a surrogate pair, which
+    no file can take.
     """
-    if not isinstance(text, str):
-        return None
     try:
         value = json.loads(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
+    except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError
         return text
     many = text.count("[") + text.count("{") > MOST_NESTED
-    return text if many and _is_deeper(value, MOST_NESTED) else value
+    return text if many and _is_nested_deeper(value, MOST_NESTED) else value
 
 
-def fields_of(text: object) -> dict[str, Any]:
-    """Decode a value that is an object; empty when it is anything else."""
-    value = value_of(text)
+def _is_nested_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        groups = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [part for group in groups for part in group]
+    return any(isinstance(part, (dict, list)) for part in level)
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """``value`` where it is an object; else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def number_of(text: object) -> float:
-    """Decode a value that is a number; NaN when it is anything else."""
-    return number(value_of(text))
+def as_number(value: Any) -> float:
+    """``value`` as a number; NaN where it is none (JSON's true and false are none)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            return math.inf if value > 0 else -math.inf
+    return math.nan
 
 
-def number(value: object) -> float:
-    """Return a decoded value as a float; NaN when it is no number (a truth value is none) or too large for a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
-
-
-def is_number(value: object) -> bool:
-    """Whether a decoded value is a number that a float can hold, NaN included."""
-    return isinstance(value, float) or not math.isnan(number(value))
-
-
-def whole(value: object, default: int = 0) -> int:
-    """Return a decoded value as an integer of at most 64 bits; ``default`` when it is no such number."""
-    found = number(value)
-    return int(found) if abs(found) < 2**63 else default
-
-
-def is_rank(value: object) -> bool:
-    """Whether a decoded value is the number of a rank."""
+def is_rank(value: Any) -> TypeGuard[int]:
+    """Whether ``value`` is the number of a rank."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth):
-        level = [
-            part
-            for each in level
-            if isinstance(each, (dict, list))
-            for part in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return False
-    return any(isinstance(each, (dict, list)) for each in level)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workbench.core.records import EventKind
 from workbench.errors import format_ranks
-from workbench.events.decode import fields_of, is_rank
+from workbench.events.decode import is_rank, of_kind
 
 if TYPE_CHECKING:
     from workbench.core.columns import Columns
@@ -81,23 +81,19 @@ def failure_of(events: Columns) -> FirstFailure | None:
     failure that is not about a peer.
     """
     deaths = []
-    for i in ((events["kind"] == EventKind.RANK) & (events["name"] == "died")).nonzero()[0]:
-        value = fields_of(events["value"][i])
-        if is_rank(value.get("rank")):
-            deaths.append((value["rank"], str(value.get("reason", "the reason is not known")), int(events["step"][i])))
+    for event in of_kind(events, EventKind.RANK, "died"):
+        rank = event.fields.get("rank")
+        if is_rank(rank):
+            deaths.append((rank, str(event.fields.get("reason", "the reason is not known")), event.step))
     if deaths:
         _, reason, step = deaths[0]
         return FirstFailure(sorted({rank for rank, why, _ in deaths if why == reason}), reason, step=step)
-    failures = []
-    for i in ((events["kind"] == EventKind.STATE) & (events["name"] == "failed")).nonzero()[0]:
-        value = fields_of(events["value"][i])
-        failures.append((bool(value.get("peer")), float(events["time"][i]), int(events["rank"][i]), i, value))
+    failures = list(of_kind(events, EventKind.STATE, "failed"))
     if not failures:
         return None
-    failures.sort(key=lambda found: found[:2])
-    *_, index, first = failures[0]
-    same = {rank for _, _, rank, _, value in failures if rank >= 0 and _what(value) == _what(first)}
-    return FirstFailure(sorted(same), _what(first), str(first.get("traceback", "")), int(events["step"][index]))
+    first = min(failures, key=lambda event: (bool(event.fields.get("peer")), event.time))
+    same = {event.rank for event in failures if event.rank >= 0 and _what(event.fields) == _what(first.fields)}
+    return FirstFailure(sorted(same), _what(first.fields), str(first.fields.get("traceback", "")), first.step)
 
 
 def _what(value: dict[str, Any]) -> str:

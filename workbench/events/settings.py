@@ -11,17 +11,16 @@ from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.controls import Control
 from workbench.core.records import EventKind
-from workbench.events.decode import fields_of, value_of
+from workbench.events.decode import decoded_row, of_kind
 
 
 def declared(events: Columns) -> list[Control]:
     """The knobs that the training script declared, by rows of the table ``events``; one that cannot be read, of another
     version, is left out."""
-    chosen = (events["kind"] == EventKind.CONTROL) & (events["name"] == "declared") & (events["rank"] == 0)
     found = {}
-    for text in events["value"][chosen]:
+    for event in of_kind(events, EventKind.CONTROL, "declared", rank=0):
         try:
-            control = Control.from_description(fields_of(text))
+            control = Control.from_description(event.fields)
         except (ValueError, TypeError):
             continue
         found[control.name] = control
@@ -41,19 +40,16 @@ class InForce:
 
     def take(self, events: Columns) -> None:
         """Rows of the table ``events``, in the order in which rank 0 wrote them."""
-        told = np.isin(events["kind"], (EventKind.CONTROL, EventKind.SETTINGS, EventKind.MONITOR)) & (
-            events["rank"] == 0
-        )
-        for i in told.nonzero()[0]:
-            kind, name = str(events["kind"][i]), str(events["name"][i])
-            value = value_of(events["value"][i])
-            if kind == EventKind.SETTINGS and isinstance(value, dict):
-                self.values |= value
-                self._lr_since = float(events["time"][i])
-            elif kind == EventKind.MONITOR and name == "interval":
-                self.values["interval"] = value
-            elif kind == EventKind.CONTROL:
-                self._set(name, value, float(events["time"][i]))
+        told = np.isin(events["kind"], (EventKind.CONTROL, EventKind.SETTINGS, EventKind.MONITOR))
+        for row in (told & (events["rank"] == 0)).nonzero()[0]:
+            event = decoded_row(events, int(row))
+            if event.kind == EventKind.SETTINGS:
+                self.values |= event.fields
+                self._lr_since = event.time
+            elif event.kind == EventKind.CONTROL:
+                self._set(event.name, event.value, event.time)
+            elif event.name == "interval":
+                self.values["interval"] = event.value
 
     def take_lr(self, lr: float, time: float) -> None:
         """The learning rate of the newest step that is known, and when it ended: schedules change it, too."""

@@ -1,6 +1,6 @@
-"""A run in the formats of other tools: ``export(run, to)``. One module per format, named in ``FORMATS``.
+"""Writes a run in the formats of other tools: ``export(run, to)``. ``FORMATS`` names one module per format.
 
-A format module has ``write(source, out)``, which writes into the folder ``out`` and returns what a person opens.
+A format module has ``write(source, out)``, which writes into the folder ``out`` and returns the file or folder to open.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from workbench.errors import ConfigError, RunDirectoryError, nearest
 if TYPE_CHECKING:
     from workbench.rundir.state import HasPath
 
-#: format -> its module and what it gives
+#: format -> its module and its description
 FORMATS = {
-    "csv": ("tables", "one CSV file per table, and the metrics of the whole run"),
-    "parquet": ("tables", "one Parquet file per table, and the metrics of the whole run"),
+    "csv": ("tables", "one CSV file per table, and one with the metrics of the run"),
+    "parquet": ("tables", "one Parquet file per table, and one with the metrics of the run"),
     "tensorboard": ("tensorboard", "TensorBoard event files: scalars, histograms of gradients, text samples"),
-    "trace": ("trace", "a timeline for Perfetto or chrome://tracing (JSON): phases and collectives of every rank"),
-    "wandb": ("to_wandb", "a Weights & Biases run, through its own client"),
-    "mlflow": ("to_mlflow", "an MLflow run, through its own client"),
+    "trace": ("trace", "a timeline (JSON) for Perfetto or chrome://tracing, with phases and collectives of every rank"),
+    "wandb": ("to_wandb", "a Weights & Biases run, written by its client"),
+    "mlflow": ("to_mlflow", "an MLflow run, written by its client"),
 }
 FOLDER = "exports"
 

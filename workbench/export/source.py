@@ -14,7 +14,7 @@ from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import AXES, Mesh
 from workbench.core.records import EventKind
-from workbench.events.decode import is_number, number, value_of
+from workbench.events.decode import as_number, decode
 from workbench.history import logs
 from workbench.rundir.directory import CELL_FILE
 from workbench.telemetry.derive import cumulative_tokens, metrics_frame
@@ -66,15 +66,17 @@ class Source:
         """Events in order of time, values decoded."""
         rows = self.arrow("events").to_pylist()
         for row in rows:
-            row["value"], row["old_value"] = value_of(row["value"]), value_of(row["old_value"])
+            row["value"], row["old_value"] = decode(row["value"]), decode(row["old_value"])
         return sorted(rows, key=lambda row: row["time"])
 
     def validation(self) -> list[tuple[float, int, str, float]]:
         """Validation values that are numbers: time, step, name, value."""
         return [
-            (row["time"], row["step"], row["name"], number(row["value"]))
+            (row["time"], row["step"], row["name"], as_number(row["value"]))
             for row in self.events
-            if row["kind"] == EventKind.VALIDATION and is_number(row["value"])
+            if row["kind"] == EventKind.VALIDATION
+            and isinstance(row["value"], (int, float))
+            and not isinstance(row["value"], bool)
         ]
 
     def samples(self) -> list[tuple[float, int, str]]:

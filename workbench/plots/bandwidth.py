@@ -30,7 +30,7 @@ EMPTY = "No collectives were recorded."
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """step and one column per kind: bus bandwidth in GB/s, the sum of its bytes over the sum of its time."""
-    raw, kinds, place, after = by_kind.since(store, cursor)
+    raw, kinds, place, after = by_kind.read_by_kind(store, cursor)
     moved = raw["bytes"] * by_kind.bus_factor(raw["kind"], raw["group_size"])
     steps, moved_of = rows.table_of(raw["step"], place, moved, len(kinds))
     _, time_of = rows.table_of(raw["step"], place, raw["duration_ms"], len(kinds))

@@ -35,7 +35,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
         table = np.add.reduceat(np.nan_to_num(table), firsts, axis=0) / np.bincount(group)[:, None]
     labels = [rows.rank_label(int(first), ranks) for first in firsts]
     begin = bins * rows.BIN_S
-    out = heat.cells(begin, begin + rows.BIN_S, table, labels, name="time")
+    out = heat.make_cells(begin, begin + rows.BIN_S, table, labels, name="time")
     return (thin(out) if cursor is None else out), after
 
 
@@ -47,9 +47,9 @@ def thin(columns: Columns) -> Columns:
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label=theme.ELAPSED, y_label="rank", height=260, marks="time")
-    mapper = heat.mapper(low=0)
+    mapper = heat.make_mapper(low=0)
     tips = [("rank", "@label"), ("elapsed", "@time{00:00:00}"), ("utilisation", "@colour{0} %")]
     heat.draw(source, drawn, mapper, tips, x="time", ticks=8)
-    theme.elapsed(drawn)
+    theme.format_elapsed_axis(drawn)
     theme.add_colour_bar(drawn, mapper, log=False)
     return theme.finish(drawn)

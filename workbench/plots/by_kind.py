@@ -32,7 +32,7 @@ KINDS = {
 OTHER = "other"
 
 
-def since(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, Any]:
+def read_by_kind(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, Any]:
     """Rows of ``collectives`` of completed steps since ``cursor``, the kinds seen so far, the index of each row's kind
     among them, and the next cursor."""
     steps, known = cursor or (None, ())

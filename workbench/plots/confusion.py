@@ -8,7 +8,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.events.decode import value_of
+from workbench.events.decode import of_kind
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
@@ -32,12 +32,12 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """One row per cell: true, predicted (class numbers), count, share (of the true class), text, ink (its colour),
     step."""
     events, after = rows.told_since(store, cursor or 0)
-    own = np.flatnonzero((events["kind"] == EventKind.VALIDATION) & (events["name"] == "confusion_matrix"))
+    own = list(of_kind(events, EventKind.VALIDATION, "confusion_matrix"))
     matrix, step = np.empty((0, 0)), 0
-    if own.size:
-        step = int(events["step"][own[-1]])
+    if own:
+        step = own[-1].step
         try:
-            found = np.asarray(value_of(events["value"][own[-1]]), dtype=float)
+            found = np.asarray(own[-1].value, dtype=float)
         except (TypeError, ValueError, OverflowError):  # a recipe that logs something else under this name
             found = np.empty((0, 0))
         matrix = found if found.ndim == 2 else matrix
@@ -71,7 +71,7 @@ def figure(source: ColumnDataSource) -> Figure:
         x_range=DataRange1d(range_padding=0),
         y_range=DataRange1d(range_padding=0, flipped=True),
     )
-    mapper = heat.mapper(low=0, high=1)
+    mapper = heat.make_mapper(low=0, high=1)
     shade = {"field": "share", "transform": mapper}
     cells = drawn.rect("predicted", "true", 1, 1, source=source, fill_color=shade, line_color=None)
     drawn.text(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "cosine"
-TITLE = "Cosine to the mean gradient (circled: estimated)"
+TITLE = "Cosine to the mean (circled: estimated)"
 TAB = "gradients"
 AXIS = "step"
 CHOICE = "rank"

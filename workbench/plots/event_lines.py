@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.events.decode import value_of
+from workbench.events.decode import decode
 from workbench.events.words import words
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.rollbacks import took_back
@@ -37,9 +37,9 @@ class Marks:
         ranks give one mark."""
         for i in range(events["step"].size):
             kind, name = str(events["kind"][i]), str(events["name"][i])
-            if kind != EventKind.CONTROL and (kind, name) != (EventKind.CHECKPOINT, "failed"):
+            if kind != EventKind.CONTROL and (kind, name) != ("checkpoint", "failed"):
                 continue
-            value, old = value_of(events["value"][i]), value_of(events["old_value"][i])
+            value, old = decode(events["value"][i]), decode(events["old_value"][i])
             if name == "declared":
                 self.units |= _unit_of(value)
                 continue
@@ -64,7 +64,7 @@ class Marks:
         return list(self._found.values())[-MOST:]
 
 
-def of(store: Store) -> list[dict[str, Any]]:
+def make_marks(store: Store) -> list[dict[str, Any]]:
     """Make the marks of a whole run."""
     found, begin = Marks(), rows.progress(store).begin
     found.take(store.table("events"), 0.0 if math.isnan(begin) else begin)
@@ -78,7 +78,7 @@ def _unit_of(declaration: Any) -> Mapping[str, str]:
     return {str(declaration.get("name")): str(declaration.get("unit", ""))}
 
 
-def fill(figure: Any, marks: list[dict[str, Any]]) -> None:
+def add_marks(figure: Any, marks: list[dict[str, Any]]) -> None:
     """Put ``marks`` into a figure that was made with marks."""
     for source in figure.select({"name": "marks"}):
         source.data = {key: [mark[key] for mark in marks] for key in ("step", "time", "label")}

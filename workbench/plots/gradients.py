@@ -34,7 +34,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     steps, places = cursor or (None, {})
     table, full, steps = rows.combined(store, steps)
     for scope in ("local", "reduced"):
-        places = layer_rows(full, full["scope"] == scope, places, store)
+        places = assign_layer_rows(full, full["scope"] == scope, places, store)
     out = _cells(table, store, places)
     return (thin(out) if cursor is None else out), (steps, places)
 
@@ -51,7 +51,7 @@ def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
     row = np.array([places[name] for name in layer], dtype=float)
     return {
         "step": steps,
-        "until": until(steps, store),
+        "until": cell_ends(steps, store),
         "layer": layer,
         "label": layer,
         "row": row,
@@ -65,7 +65,7 @@ def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
     }
 
 
-def until(steps: np.ndarray, store: Store) -> np.ndarray:
+def cell_ends(steps: np.ndarray, store: Store) -> np.ndarray:
     """Compute where each step's cell ends: at the next step for which the interval asks for statistics."""
     every = max(1, store.spec.monitor.grad_every or _interval(steps))
     return np.where(steps % every == 0, steps + every, np.ceil(steps / every) * every)
@@ -77,7 +77,7 @@ def _interval(steps: np.ndarray) -> int:
     return int(gaps.min()) if gaps.size else 20
 
 
-def layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Store) -> dict[str, int]:
+def assign_layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Store) -> dict[str, int]:
     """Assign a row to each layer in the rows of ``raw`` selected by ``own``, and return ``known`` with the new layers.
 
     Layers are ordered by pipeline stage, then by the order in which a rank logs them; new layers follow the known ones.
@@ -97,7 +97,7 @@ def layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Stor
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the heat map with its colour bar; crosses mark non-finite elements."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=HEIGHT, marks="step")
-    mapper = heat.mapper(log=True)
+    mapper = heat.make_mapper(log=True)
     tips = [
         ("layer", "@layer"),
         ("step", "@step{0}"),

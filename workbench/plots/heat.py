@@ -23,7 +23,7 @@ return text.length > most ? "…" + text.slice(1 - most) : text;
 """
 
 
-def cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str], name: str = "step") -> Columns:
+def make_cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str], name: str = "step") -> Columns:
     """Make cells from a table ``values`` (row, column), column by column; NaN values are left out.
 
     ``x`` and ``until``: where each column begins and ends. ``labels``: one per row. ``name``: name of the x column.
@@ -39,7 +39,7 @@ def cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str
     }
 
 
-def mapper(*, log: bool = False, low: float | None = None, high: float | None = None, palette: Any = None) -> Any:
+def make_mapper(*, log: bool = False, low: float | None = None, high: float | None = None, palette: Any = None) -> Any:
     """Make a colour scale (default: Viridis over the range of the data); NaN cells are grey."""
     from bokeh.models import LinearColorMapper, LogColorMapper
 
@@ -47,7 +47,7 @@ def mapper(*, log: bool = False, low: float | None = None, high: float | None = 
     return kind(palette=palette or "Viridis256", low=low, high=high, nan_color=theme.COLOURS["light"]["line"])
 
 
-def diverging() -> list[str]:
+def diverging_palette() -> list[str]:
     """Make a diverging palette from blue (lowest) through grey (middle) to orange (highest), 255 colours."""
     ends, middle = ((0x00, 0x77, 0xBB), (0xEE, 0x77, 0x33)), (0xDD, 0xDD, 0xDD)
 

@@ -9,7 +9,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import until
+from workbench.plots.gradients import cell_ends
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -48,7 +48,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> t
     total = np.bincount(at, weights=count, minlength=places.size) if count.size else np.empty(0)
     out = {
         "step": keys[:, 0],
-        "until": until(keys[:, 0], store),
+        "until": cell_ends(keys[:, 0], store),
         "exponent": keys[:, 1],
         "middle": keys[:, 1] + 0.5,
         "share": count / total[at] if count.size else count,
@@ -67,7 +67,7 @@ def figure(source: ColumnDataSource) -> Figure:
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step", marks_above=True)
-    mapper = heat.mapper(log=True, low=1e-4, high=1.0)
+    mapper = heat.make_mapper(log=True, low=1e-4, high=1.0)
     cells = drawn.hbar(
         y="middle",
         height=1,

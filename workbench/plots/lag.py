@@ -42,7 +42,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     if firsts.size < ranks:
         relative = np.fmax.reduceat(relative, firsts, axis=0)
     labels = [rows.rank_label(int(first), ranks) for first in firsts]
-    out = heat.cells(at, rows.spacing(at.astype(float), last), relative, labels)
+    out = heat.make_cells(at, rows.spacing(at.astype(float), last), relative, labels)
     if at.size:
         last = float(at[-1])
     return (thin(out) if cursor is None else out), (steps, last)
@@ -56,7 +56,7 @@ def thin(columns: Columns) -> Columns:
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="rank", height=260, marks="step")
-    mapper = heat.mapper(palette=heat.diverging(), low=-30, high=30)
+    mapper = heat.make_mapper(palette=heat.diverging_palette(), low=-30, high=30)
     tips = [("rank", "@label"), ("step", "@step{0}"), ("relative to the median", "@colour{+0.0} %")]
     heat.draw(source, drawn, mapper, tips, ticks=8)
     theme.add_colour_bar(drawn, mapper, log=False, format="+0")

@@ -29,7 +29,7 @@ def draw(
     where = ("step", "@step{0}")
     if x == "time":
         where = ("elapsed", "@time{00:00:00}")
-        theme.elapsed(drawn)
+        theme.format_elapsed_axis(drawn)
     names = [name.removeprefix(f"{prefix}_") for name in source.data if name.startswith(f"{prefix}_")]
     entries = (_band if "median" in names else _each)(
         drawn, source, names, prefix=prefix, x=x, number=number, where=where

@@ -100,7 +100,7 @@ def figure(source: ColumnDataSource) -> Figure:
         y="row", height=0.8, left="left", right="right", source=source, fill_color="colour", line_color=None
     )
     drawn.scatter("at", "row", source=source, marker="inverted_triangle", angle=math.pi / 2, size=10, color=theme.BAD)
-    theme.rank_rows(drawn, source, ticks=9)
+    theme.label_rank_rows(drawn, source, ticks=9)
     tips = [
         ("rank", "@rank{0}"),
         ("phase", "@phase"),

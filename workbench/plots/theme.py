@@ -170,7 +170,7 @@ def _add_marks(drawn: Any, x: str, *, above: bool) -> None:
     drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
 
 
-def elapsed(drawn: Any) -> None:
+def format_elapsed_axis(drawn: Any) -> None:
     """Format the x axis, in seconds, as h:mm:ss, with few ticks so that they fit on a phone."""
     from bokeh.models import AdaptiveTicker, NumeralTickFormatter
 
@@ -191,7 +191,7 @@ def add_spikes(drawn: Any, source: Any) -> Any:
     return spikes
 
 
-def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
+def label_rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
     """Label the rows of a figure with their ranks, from the columns ``row`` and ``rank`` of ``source``."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter
 

@@ -132,7 +132,7 @@ def figure(source: ColumnDataSource) -> Figure:
         line_alpha=0.5,
         line_width=0.5,
     )
-    theme.rank_rows(drawn, source, ticks=17)
+    theme.label_rank_rows(drawn, source, ticks=17)
     tips = [
         ("rank", "@rank{0}"),
         ("step", "@step{0}"),

@@ -30,7 +30,7 @@ return Number(value.toPrecision(3)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """step and one column per kind of collective: bytes per rank."""
-    raw, kinds, place, after = by_kind.since(store, cursor)
+    raw, kinds, place, after = by_kind.read_by_kind(store, cursor)
     steps, table = rows.table_of(raw["step"], place, raw["bytes"].astype(float), len(kinds))
     ranks = store.mesh.world_size
     out = {"step": steps.astype(float), **{kind: table[index] / ranks for index, kind in enumerate(kinds)}}

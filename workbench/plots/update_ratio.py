@@ -14,7 +14,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import layer_rows, until
+from workbench.plots.gradients import assign_layer_rows, cell_ends
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -34,7 +34,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """One cell per step and layer: step, until, row (position in the model), label (the layer), colour (the ratio)."""
     steps, places = cursor or (None, {})
     raw, steps = rows.whole_steps(store, "weights", steps)
-    places = layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
+    places = assign_layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
     row = np.array([places[str(name)] for name in raw["layer"]], dtype=int)
     width = len(places)
     at, update = rows.table_of(raw["step"], row, raw["update_sq"], width)
@@ -42,7 +42,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.sqrt(update / weight)
     ratio = np.where(ratio > 0, ratio, math.nan)
-    out = heat.cells(at.astype(float), until(at.astype(float), store), ratio, list(places))
+    out = heat.make_cells(at.astype(float), cell_ends(at.astype(float), store), ratio, list(places))
     return (thin(out) if cursor is None else out), (steps, places)
 
 
@@ -54,7 +54,7 @@ def thin(columns: Columns) -> Columns:
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=340, marks="step")
-    mapper = heat.mapper(log=True)
+    mapper = heat.make_mapper(log=True)
     heat.draw(source, drawn, mapper, [("layer", "@label"), ("step", "@step{0}"), ("ratio", "@colour{0.00e+0}")])
     theme.add_colour_bar(drawn, mapper, log=True)
     return theme.finish(drawn)

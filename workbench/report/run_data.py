@@ -6,6 +6,7 @@ Nothing here knows HTML. ``read(path)`` is the only function that touches the di
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
-from workbench.events.decode import is_number, is_rank, value_of
+from workbench.events.decode import as_number, decode, is_rank
 from workbench.report import gaps
 from workbench.rundir import directory as run_directory
 from workbench.rundir import environment
@@ -99,8 +100,8 @@ class RunFacts:
         """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
         for h in self.of_kind(EventKind.VALIDATION):
-            if is_number(h.value):
-                rows.setdefault(h.step, {"step": h.step})[h.name] = h.value
+            if isinstance(h.value, float) or not math.isnan(as_number(h.value)):
+                rows.setdefault(h.step, {"step": h.step})[h.name] = as_number(h.value)
         return [rows[step] for step in sorted(rows)]
 
     @property
@@ -233,7 +234,7 @@ def _events(store: Store) -> list[Happening]:
     for row in rows:
         event = dict(zip(names, row, strict=True))
         ranks = (event.pop("rank"),)
-        value, old = value_of(event.pop("value")), value_of(event.pop("old_value"))
+        value, old = decode(event.pop("value")), decode(event.pop("old_value"))
         found.append(Happening(ranks=ranks, value=value, old_value=old, **event))
     return found
 

@@ -210,7 +210,7 @@ def _events(facts: RunFacts, begin: float) -> list[dict[str, Any]]:
 
 
 def _verified(facts: RunFacts) -> list[tuple[str, str]]:
-    return [(f"{h.name} (step {h.step})", words.short(h.value)) for h in facts.of_kind("verify")]
+    return [(f"{h.name} (step {h.step})", words.short(h.value)) for h in facts.of_kind(EventKind.VERIFY)]
 
 
 def _options(facts: RunFacts) -> list[tuple[str, Any]]:

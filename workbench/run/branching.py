@@ -8,18 +8,17 @@ by the ``resume`` of its spec. ``workbench.run.api`` registers how a run is star
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from workbench.core import background
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError, WorkbenchError
-from workbench.events.command_results import reason_of
-from workbench.events.decode import fields_of, value_of
+from workbench.events.decode import of_kind
 from workbench.run import resolve
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
@@ -128,9 +127,8 @@ def branch(run: Parent, changes: dict[str, Any], open_run: Callable[[Path], Any]
 
 
 def _raise_if_refused(run: Parent) -> None:
-    events = run._events()
-    for i in ((events["kind"] == EventKind.REFUSED) & (events["name"] == "branch")).nonzero()[0]:
-        raise RunError(f"run {run.name!r} has no branch: {reason_of(value_of(events['value'][i]))}")
+    for event in of_kind(run._events(), EventKind.REFUSED, "branch"):
+        raise RunError(f"run {run.name!r} has no branch: {event.fields.get('reason', 'no reason is known')}")
 
 
 def _await_start(run: Parent, before: set[Path], open_run: Callable[[Path], Any]) -> Any:
@@ -157,23 +155,24 @@ def _resume_of(path: Path) -> str:
 
 def start_asked(run: Parent, changes: dict[str, Any], step: int) -> None:
     """Start the branch that was asked for, in a thread: the owner calls this when the run's ranks are free."""
-    threading.Thread(target=_start_here, args=(run, changes, step), name=f"branch-{run.name}", daemon=True).start()
+    background.thread(
+        lambda: _start_here(run, changes, step), name=f"branch-{run.name}", failed=lambda error: _fail(run, error)
+    ).start()
 
 
 def asked_branch(run: Parent) -> tuple[dict[str, Any], int] | None:
     """The changes and the step of the branch that all ranks agreed on; None when there is none."""
-    events = run._events()
-    found = ((events["kind"] == EventKind.CONTROL) & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
-    if not found.size:
-        return None
-    last = found[-1]
-    return fields_of(events["value"][last]), int(events["step"][last])
+    found = list(of_kind(run._events(), EventKind.CONTROL, "branch", rank=0))
+    return (found[-1].fields, found[-1].step) if found else None
 
 
 def _start_here(run: Parent, changes: dict[str, Any], step: int) -> None:
-    try:
-        new = _launch(options_for(run, changes, step))
-        started[new.path] = new
-    except (WorkbenchError, OSError) as error:
-        failures[run.path] = str(error)
-        print(f"the branch of run {run.name!r} did not start: {error}", file=sys.stderr)
+    new = _launch(options_for(run, changes, step))
+    started[new.path] = new
+
+
+def _fail(run: Parent, error: BaseException) -> None:
+    """Tell whoever waits for the branch of ``run``, and the notebook, why it did not start."""
+    why = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
+    failures[run.path] = why
+    print(f"the branch of run {run.name!r} did not start: {why}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.controls import Control
 from workbench.core.records import EventKind
-from workbench.events.decode import value_of
+from workbench.events.decode import decode, of_kind
 from workbench.events.settings import InForce, declared
 from workbench.rundir import checkpoints, state
 from workbench.rundir.directory import OUTPUT_FILE
@@ -142,14 +142,12 @@ class RunReader:
 
         frame = pd.DataFrame(self._events())
         for column in ("value", "old_value"):
-            frame[column] = [value_of(text) for text in frame[column]]
+            frame[column] = [decode(text) for text in frame[column]]
         return frame.sort_values("time", kind="stable", ignore_index=True)
 
     def samples(self) -> list[tuple[int, str]]:
         """What the model wrote at evaluations: (step, text)."""
-        events = self._events()
-        chosen = (events["kind"] == EventKind.SAMPLE).nonzero()[0]
-        return [(int(events["step"][i]), str(value_of(events["value"][i]))) for i in chosen]
+        return [(event.step, str(event.value)) for event in of_kind(self._events(), EventKind.SAMPLE)]
 
     def output(self, rank: int = 0) -> str:
         """What a rank printed while it trained."""

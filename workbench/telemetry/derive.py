@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
 from workbench.core.records import EventKind, Record
-from workbench.events.decode import fields_of, whole
+from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
 from workbench.telemetry.rollbacks import standing
 
@@ -53,10 +54,10 @@ def seconds_per_step(step: np.ndarray, time: np.ndarray, recent: int = 50) -> fl
 
 def batch_of(events: Columns) -> tuple[int, str]:
     """Samples of a global batch (0: not known yet), and what ``tps`` counts: "tokens" or "samples"."""
-    for i in ((events["kind"] == EventKind.DATA) & (events["name"] == "batch")).nonzero()[0]:
-        value = fields_of(events["value"][i])
-        if samples := whole(value.get("samples")):
-            return samples, str(value.get("unit", "tokens"))
+    for event in of_kind(events, EventKind.DATA, "batch"):
+        samples = as_number(event.fields.get("samples"))
+        if math.isfinite(samples) and "unit" in event.fields:
+            return int(samples), str(event.fields["unit"])
     return 0, "tokens"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.events.decode import fields_of, number, whole
+from workbench.events.decode import as_number, of_kind
 
 #: Dense peak in 10**12 operations per second, per precision of a run: NVIDIA's data sheets, without sparsity. "fp32" is
 #: what torch does by default (no TF32). A name matches the first entry it contains; longer names come first.
@@ -92,15 +92,16 @@ def cost_of(events: Columns, ranks: int) -> Cost:
     peaks: dict[int, float] = {}
     model = Cost()
     source = ""
-    for i in (events["kind"] == EventKind.PEAK).nonzero()[0]:
-        value = fields_of(events["value"][i])
-        if events["name"][i] == "flops":
-            peaks[int(events["rank"][i])] = number(value.get("flops_per_s"))
+    for event in of_kind(events, EventKind.PEAK):
+        value = event.fields
+        if event.name == "flops":
+            peaks[event.rank] = as_number(value.get("flops_per_s"))
             source = source or str(value.get("source", ""))
-        elif events["name"][i] == "model":
+        elif event.name == "model":
+            parameters = as_number(value.get("parameters"))
             model = Cost(
-                flops_per_token=number(value.get("flops_per_token")),
-                parameters=whole(value.get("parameters")),
+                flops_per_token=as_number(value.get("flops_per_token")),
+                parameters=int(parameters) if math.isfinite(parameters) else 0,
                 formula=str(value.get("formula", "")),
             )
     return replace(model, peak=sum(peaks.values()) if len(peaks) == ranks else math.nan, source=source)

@@ -14,7 +14,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.records import STEP_TABLES, EventKind
-from workbench.events.decode import fields_of, whole
+from workbench.events.decode import as_mapping, as_number, of_kind
 from workbench.telemetry.columns import GrowingTable
 
 #: a log may have been written by anybody
@@ -78,16 +78,12 @@ class Rollbacks:
 
     def take(self, events: Columns) -> Iterator[Rollback]:
         """The rollbacks among new events."""
-        for i in ((events["kind"] == EventKind.CHECKPOINT) & (events["name"] == "restored")).nonzero()[0]:
-            counts = fields_of(events["value"][i]).get("rows")
-            rows = (
-                {table: whole(counts[table]) for table in STEP_TABLES if table in counts}
-                if isinstance(counts, dict)
-                else {}
-            )
-            rank = int(events["rank"][i])
-            if rows and 0 <= rank < _MOST_RANKS:
-                back = Rollback(rank, float(events["time"][i]), int(events["step"][i]), rows)
+        for event in of_kind(events, EventKind.CHECKPOINT, "restored"):
+            told = as_mapping(event.fields.get("rows"))
+            counts = {table: as_number(told[table]) for table in STEP_TABLES if table in told}
+            rows = {table: int(count) for table, count in counts.items() if 0 <= count < 2**63}
+            if rows and 0 <= event.rank < _MOST_RANKS:
+                back = Rollback(event.rank, event.time, event.step, rows)
                 self.known.append(back)
                 yield back
 
@@ -106,5 +102,6 @@ class Rollbacks:
         """Which events tell of steps that were not taken back: a mask."""
         stands = np.ones(events["step"].size, dtype=bool)
         for back in self.known:
-            stands &= ~((events["rank"] == back.rank) & took_back(back.step, back.time, events["step"], events["time"]))
+            taken = took_back(back.step, back.time, events["step"], events["time"])
+            stands &= ~((events["rank"] == back.rank) & taken)
         return stands

@@ -16,7 +16,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.events.decode import fields_of, is_number, number, value_of
+from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Store
@@ -182,33 +182,24 @@ Marks = list[tuple[float, float]]
 
 def spikes(events: Columns, name: str) -> Marks:
     """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
-    chosen = np.flatnonzero((events["kind"] == EventKind.SPIKE) & (events["name"] == name))
-    found: Marks = []
-    for index in chosen:
-        value = number(fields_of(events["value"][index]).get("value"))
-        if not math.isnan(value):
-            found.append((float(events["step"][index]), value))
-    return found
+    found = ((e.step, as_number(e.fields.get("value"))) for e in of_kind(events, EventKind.SPIKE, name))
+    return [(float(step), value) for step, value in found if not math.isnan(value)]
 
 
 def validations(events: Columns, name: str) -> Marks:
     """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table."""
-    found: Marks = []
-    for index in np.flatnonzero((events["kind"] == EventKind.VALIDATION) & (events["name"] == name)):
-        value = value_of(events["value"][index])
-        if is_number(value):
-            found.append((float(events["step"][index]), number(value)))
-    return found
+    found = ((event.step, as_number(event.value)) for event in of_kind(events, EventKind.VALIDATION, name))
+    return [(float(step), value) for step, value in found if not math.isnan(value)]
 
 
 def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Marks]:
     """Marks (step, value) beside the rows of ``step``: columns of where and what, NaN where there is none, and those
     that wait for rows to come. A mark is on the row of its step or, where it comes too late, on a later one."""
     where, what, free = np.full(step.size, math.nan), np.full(step.size, math.nan), 0
-    for place, (at, value) in enumerate(marks):
+    for number, (at, value) in enumerate(marks):
         row = max(free, int(np.searchsorted(step, at)))
         if row >= step.size:
-            return where, what, marks[place:]
+            return where, what, marks[number:]
         where[row], what[row], free = at, value, row + 1
     return where, what, []
 

@@ -42,7 +42,7 @@ def test_words_are_split_as_a_shell_does_but_for_backslashes(line: str, name: st
             "-n two",
             "%dist_thing: argument -n/--nproc-per-node: invalid int value: 'two'; %dist_thing? explains them all",
         ),
-        ("a 'b", "a quote is opened and not closed in: a 'b"),
+        ("a 'b", "a quote is not closed in: a 'b"),
     ],
 )
 def test_what_is_wrong_is_one_line_that_says_where_to_look(line: str, said: str) -> None:

@@ -37,7 +37,7 @@ def test_a_home_that_cannot_be_written_or_is_full_is_named_before_any_rank_is_st
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(Session, "up", lambda n: pytest.fail("ranks were started"))
+    monkeypatch.setattr(Session, "up", lambda **_: pytest.fail("ranks were started"))
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(RunDirectoryError, match=rf"cannot make a run directory in {home}.*{word}.*WORKBENCH_HOME"):
         launch.train(OPTIONS)
@@ -45,7 +45,7 @@ def test_a_home_that_cannot_be_written_or_is_full_is_named_before_any_rank_is_st
 
 
 def test_a_disk_that_is_full_is_named_before_any_rank_is_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "up", lambda n: pytest.fail("ranks were started"))
+    monkeypatch.setattr(Session, "up", lambda **_: pytest.fail("ranks were started"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
     with pytest.raises(RunDirectoryError, match=rf"the disk of {home} is full \(1 MiB free\)"):
         launch.train(OPTIONS)
@@ -57,7 +57,7 @@ def test_warnings_about_the_ranks_are_said_once_without_file_and_line(
 ) -> None:
     ended = []
     session = SimpleNamespace(n=2, warnings=("2 ranks on 1 core: they take turns",), down=lambda: ended.append(1))
-    monkeypatch.setattr(Session, "up", lambda n: session)
+    monkeypatch.setattr(Session, "up", lambda **_: session)
 
     def fail(*_: object) -> None:
         raise ClusterError("enough")

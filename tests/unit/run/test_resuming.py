@@ -10,7 +10,7 @@ import pytest
 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError
-from workbench.run.resolve import resumed
+from workbench.run.resolve import resolve, resumed
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
 
@@ -57,8 +57,9 @@ def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
     assert cell == "model = 2" and options["resume"].endswith("@10"), "the newest is the one written last"
     spec = TrainSpec.from_options(options)
     assert (spec.plan.plugin, spec.plan.tp, spec.lr, spec.steps) == ("zero1", 1, 0.5, 60)
-    options, _ = resumed({"resume": "first@20", "pp": 2, "tp": 1}, None)
-    assert TrainSpec.from_options({**options, "accumulate": 1}).plan.pp == 2
+    options, cell = resumed({"resume": "first@20", "pp": 2, "tp": 1}, None)
+    plan = resolve({**options, "accumulate": 1}, ranks_up=2, default_ranks=2, cell=cell).plan
+    assert (plan.pp, plan.tp, plan.micro_batches) == (2, 1, 2)
 
 
 def test_without_resume_nothing_changes() -> None:

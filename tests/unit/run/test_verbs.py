@@ -18,7 +18,7 @@ from workbench.core.controls import CONTROLS
 from workbench.core.knobs import Knobs
 from workbench.core.records import Command
 from workbench.errors import ConfigError, RunDirectoryError, RunError
-from workbench.run import launch
+from workbench.run import branching
 from workbench.run.api import Run, newest_live
 from workbench.rundir import directory as run_directory
 from workbench.rundir.commands import CommandReader
@@ -158,7 +158,7 @@ def test_a_branch_of_a_run_that_has_ended_goes_on_from_its_newest_checkpoint(
         with RankLogWriter(path, rank) as log:
             log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr(launch, "train", started.append)
+    monkeypatch.setattr(branching, "_launchers", [started.append])
     Run(path).branch(lr=1e-4)
     Run(path).control("branch", "lr=1e-3 name=slower")
     assert started == [

@@ -1,4 +1,4 @@
-"""What a machine offers for training, and what is wrong with it: one small check each, in the order they are printed.
+"""The checks of ``workbench doctor``, in the order in which they are printed.
 
 A check returns findings; the thresholds are decided in pure functions. Nothing here imports torch: that is tried in a
 process of its own, and timed.
@@ -27,7 +27,7 @@ from workbench.rundir import directory as run_directory
 
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-#: of the frameworks that are installed, imported on every rank; compiled bytecode of these is what start-up hangs on
+#: imported on ranks of the frameworks that are installed; start-up time depends on their compiled bytecode
 _HEAVY = tuple(dict.fromkeys(package for found in usable() for package in found.packages))
 _PACKAGES = (*_HEAVY, "ipyparallel", "ipykernel", "jupyterlab", "bokeh", "anywidget", "numpy", "pyarrow")
 _SLOW_IMPORT_S = 15.0
@@ -38,7 +38,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do about it ("" when nothing)."""
+    """One line: what was checked, what was found, and what to do about it ("": nothing)."""
 
     level: Level
     what: str
@@ -89,7 +89,7 @@ def cores() -> list[Finding]:
     found = f"{usable} usable of {os.cpu_count()}, load {os.getloadavg()[0]:.1f}"
     if usable == 1:
         return [
-            Finding(level="warn", what="cores", found=found, advice="two ranks will share one core: expect half speed")
+            Finding(level="warn", what="cores", found=found, advice="two ranks share one core: expect half the speed")
         ]
     return [Finding(level="ok", what="cores", found=found)]
 
@@ -112,7 +112,7 @@ def judge_memory(available: int, total: int) -> Finding:
 
 
 def gpus() -> list[Finding]:
-    """By NVML alone, so that this process never touches CUDA."""
+    """GPUs as NVML sees them; this process never touches CUDA."""
     import pynvml
 
     try:
@@ -156,7 +156,7 @@ def shared_memory() -> list[Finding]:
 
 
 def disk() -> list[Finding]:
-    """Room where runs are kept."""
+    """Free space for run directories."""
     home = run_directory.home()
     existing = next(place for place in (home, *home.parents) if place.exists())
     free = shutil.disk_usage(existing).free

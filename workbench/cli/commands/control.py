@@ -1,6 +1,6 @@
-"""Steer a run that trains, from any terminal: pause, resume, step 5, set lr=1e-4 clip=1.0, checkpoint, rollback 100 ...
+"""Steer a running run from any terminal: pause, resume, step 5, set lr=1e-4 clip=1.0, checkpoint, rollback 100 ...
 
-The ranks apply it after the step they are in; with --wait the command returns when they have, and says what changed.
+The ranks apply the command after their current step. With --wait, this waits for that and prints what changed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from workbench.core import controls
 from workbench.core.records import EventKind
-from workbench.events.command_results import ANSWERS, reason_of
 
 if TYPE_CHECKING:
     from workbench.core.controls import Control
     from workbench.run.api import Run
 
 NAME = "control"
-HELP = "steer a run that trains"
+HELP = "steer a running run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_name", metavar="RUN", help="a run directory or a run's name")
     words = [*(control.name for control in controls.acts()), "set", "show"]
     parser.add_argument("act", metavar="ACT", choices=words, help=f"one of {', '.join(words)}")
-    parser.add_argument("values", metavar="VALUE", nargs="*", help="the act's value, or NAME=VALUE of set and branch")
-    parser.add_argument("--wait", action="store_true", help="wait until the ranks have applied it")
+    parser.add_argument(
+        "values", metavar="VALUE", nargs="*", help="the value of the act, or NAME=VALUE for set and branch"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait until the ranks have applied the command")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,18 +71,18 @@ def _line(control: Control, value: str = "") -> str:
 
 
 def _answered(run: Run, names: list[str], since: int) -> int:
-    """Print what became of the commands on rank 0; 1 when one was refused or the run ended before."""
+    """Print the outcome of the commands on rank 0. Returns 1 if one was refused or the run ended before."""
     left, code = set(names), 0
     while left:
         ended = run.ended()
         events = run.events().iloc[since:]
-        for event in events[(events["rank"] == 0) & events["kind"].isin(ANSWERS)].itertuples():
+        for event in events[(events["rank"] == 0) & events["kind"].isin(["control", "refused"])].itertuples():
             if event.name not in left:
                 continue
             left.discard(event.name)
             if event.kind == EventKind.REFUSED:
                 code = 1
-                print(f"{event.name} refused after step {event.step}: {reason_of(event.value)}")
+                print(f"{event.name} refused after step {event.step}: {event.value['reason']}")
             else:
                 value, old = json.dumps(event.value), json.dumps(event.old_value)
                 print(f"{event.name} = {value} after step {event.step}, was {old}")

@@ -1,11 +1,10 @@
-"""Executing a notebook without a browser, in a kernel of this very Python, with progress in the terminal."""
+"""Executes a notebook without a browser, in a kernel of the current Python, with progress in the terminal."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
+from workbench.core import background
 from workbench.errors import WorkbenchError
 
 TAG, INJECTED_TAG = "parameters", "injected-parameters"
@@ -58,7 +58,7 @@ def _assigned(source: str) -> set[str] | None:
 
 
 class _Interrupted(RuntimeError):
-    """Raised before a cell starts once the person pressed Ctrl-C."""
+    """Raised before a cell starts, after Ctrl-C."""
 
 
 class NotebookExecution:
@@ -73,7 +73,7 @@ class NotebookExecution:
     ) -> None:
         self._notebook = notebook
         self._cores = cores
-        self._worker = threading.Thread(target=self._work, name="notebook", daemon=True)
+        self._worker = background.thread(self._work, name="notebook", failed=self._fail)
         self._environment = {**os.environ, **environment, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         self._interrupted = False
         self._failure: BaseException | None = None
@@ -110,21 +110,22 @@ class NotebookExecution:
         self._worker.start()
 
     def over(self) -> bool:
-        """Whether the kernel has ended, one way or the other."""
+        """Whether the kernel has ended."""
         return not self._worker.is_alive()
 
     def finish(self) -> None:
-        """Say how it went, once it is ``over``: ``NotebookFailed`` names the cell and the error."""
+        """Once ``over``: raise ``NotebookFailed``, which names the cell and the error, if the notebook failed."""
         if self._failure is not None:
             raise NotebookFailed(_in_words(self._failure, self._notebook)) from self._failure
 
     def _work(self) -> None:
-        try:
-            if self._cores:
-                os.sched_setaffinity(0, self._cores)  # of this thread, and of the processes that it starts
-            asyncio.run(self._execute())
-        except BaseException as error:  # handed to the thread that waits
-            self._failure = error
+        if self._cores:
+            os.sched_setaffinity(0, self._cores)  # of this thread, and of the processes that it starts
+        asyncio.run(self._execute())
+
+    def _fail(self, error: BaseException) -> None:
+        """Hand an error to the thread that waits (``finish``)."""
+        self._failure = error
 
     async def _execute(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -155,7 +156,7 @@ class NotebookExecution:
             self._worker.join(PATIENCE_S)
 
     def _ask(self, what: Callable[[], Any]) -> None:
-        """Have something done in the kernel's event loop."""
+        """Run something in the event loop of the kernel."""
         loop = self._loop
         if loop is None or loop.is_closed() or not self._manager.has_kernel:
             return

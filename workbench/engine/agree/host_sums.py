@@ -1,8 +1,9 @@
-"""Sums over the ranks of several hosts, which share no memory: each rank asks rank 0, and rank 0 answers all.
+"""Sums over ranks on several hosts, which share no memory: every rank sends its terms to rank 0, which returns the
+sums.
 
-A reduction of a few bytes goes around the ring of ranks twice, in several messages; this is one message there and one
-back, and costs less (tests/benchmarks/agreement.py). What rank 0 has to tell goes back with the sums. They are added in
-the order of ranks, as those of ``shared_slots`` are: the same bits.
+An all-reduce of a few bytes passes several messages around a ring of ranks. This exchange takes one message per rank in
+each direction and is faster (tests/benchmarks/agreement.py). Rank 0 can attach two integers to its reply. The terms are
+added in the order of ranks, as in ``shared_slots``, so that both give bit-identical sums.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ _TO_RANK_0, _FROM_RANK_0 = 1, 2  # tags
 
 
 class Star:
-    """The ranks of a run around rank 0, in a gloo ``group`` that has all of them.
+    """Star-shaped exchange between rank 0 and all other ranks, over a gloo ``group`` of all ranks.
 
-    Messages are sent by the group itself, as ``torch.distributed.send`` does: what that one looks up before each takes
-    longer than the message.
+    Messages go directly through the group object, as the look-ups of ``torch.distributed.send`` take longer than such a
+    message.
     """
 
     def __init__(self, group: dist.ProcessGroup, rank: int, ranks: int) -> None:
@@ -26,8 +27,10 @@ class Star:
         self._others = range(1, ranks)
 
     def summed(self, first: float, second: float, told: tuple[int, int]) -> tuple[float, float, int, int]:
-        """Every rank: the sums of what the ranks pass, and what rank 0 passes as ``told``: whole numbers below 2**53,
-        as they travel as float64. Waits for all of them."""
+        """Return the sums of ``first`` and ``second`` over all ranks, and the two integers of rank 0's ``told``.
+
+        The integers must be below 2**53, as they are sent as float64. Collective; waits for all ranks.
+        """
         numbers = self._ask(first, second) if self._rank else self._answer(first, second, told)
         return numbers[0], numbers[1], int(numbers[2]), int(numbers[3])
 

@@ -171,7 +171,7 @@ class NonfiniteGuard(StepObserver):
         found: dict[int, int] = {}
         where = [self._strategy.mesh.coordinates(rank) for rank in range(len(findings))]
         for dp in {place.dp for place in where}:
-            ranks = [rank for rank, found in enumerate(findings) if found is not None and where[rank].dp == dp]
+            ranks = [rank for rank, finding in enumerate(findings) if finding is not None and where[rank].dp == dp]
             if ranks:
                 parts = [(where[rank].pp, where[rank].tp, Finding(**findings[rank])) for rank in ranks]  # type: ignore[arg-type]
                 found[dp] = ranks[find_origin(parts)]
@@ -205,7 +205,7 @@ class NonfiniteGuard(StepObserver):
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if self._weights_saved:
-            return "weights are saved for the first fault of a run only"
+            return "the weights were already saved with an earlier fault of this run"
         if size > MAX_WEIGHT_BYTES:
             return f"the weights take {size / 2**20:.0f} MiB; the limit is {MAX_WEIGHT_BYTES / 2**20:.0f} MiB"
         if size > shutil.disk_usage(directory).free / 2:

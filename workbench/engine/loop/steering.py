@@ -109,7 +109,7 @@ class Steering:
     def _refuse(self, command: Command, reason: str, step: int) -> None:
         self._event(EventKind.REFUSED, command, {"value": command.value, "reason": reason}, None, step)
 
-    def _event(self, kind: str, command: Command, value: Any, old: Any, step: int) -> None:
+    def _event(self, kind: EventKind, command: Command, value: Any, old: Any, step: int) -> None:
         self._log.append(
             Event(
                 time=time.time(),

@@ -60,7 +60,7 @@ def sampled(log: Log, seconds: float, **options) -> DeviceSampler:
 
 def more(log: Log, number: int = 1) -> None:
     """Wait until so many samples more were taken."""
-    wanted, deadline = len(log.records) + number, time.monotonic() + 20
+    wanted, deadline = len(log.records) + number, time.monotonic() + 60
     while len(log.records) < wanted:
         assert time.monotonic() < deadline, "no sample was taken"
         time.sleep(0.01)
@@ -160,33 +160,34 @@ def test_a_gpu_without_nvml_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> N
     assert log.records
 
 
-def test_no_thread_is_left_and_stop_is_quick(tmp_path: Path) -> None:
+def test_no_thread_is_left_and_stop_does_not_wait_for_the_next_sample(tmp_path: Path) -> None:
     before = threading.active_count()
     with RankLogWriter(tmp_path, 0) as log:
-        slow = DeviceSampler(log, rank=0, hz=0.01, device="cpu", progress=Progress())
+        slow = DeviceSampler(log, rank=0, hz=0.001, device="cpu", progress=Progress())
         slow.start()
-        started = time.monotonic()
+        slow.stop()  # though the next sample is due after 1000 s
         slow.stop()
-        slow.stop()
-        assert time.monotonic() - started < 10  # the next sample is due after 100 s
     assert threading.active_count() == before
 
 
-def test_a_sample_costs_less_than_two_milliseconds() -> None:
+def test_what_sampling_takes_is_counted() -> None:
+    """That it is little: ``tests/benchmarks/monitor.py``."""
     log = Log()
     with DeviceSampler(log, rank=3, hz=20, device="cpu", progress=Progress()) as device_sampler:
         more(log, 5)
-    assert 0 < device_sampler.progress.sampling_s / device_sampler.samples < 0.002, "at 2 Hz: 0.4 % of a core"
+    assert device_sampler.samples >= 5 and device_sampler.progress.sampling_s > 0
 
 
-def test_a_failure_of_the_system_ends_sampling_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), AttributeError("a counter of tomorrow")])
+def test_a_failure_ends_sampling_with_a_warning(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise OSError(24, "Too many open files")
+        raise error
 
     monkeypatch.setattr(sampler.psutil, "net_io_counters", fail)
     log = Log()
     sampled(log, 0.1)
-    assert [event[1] for event in log.events] == ["device_sampler_ended"]
+    ((kind, name, why, *_),) = log.events
+    assert (kind, name) == ("warning", "device_sampler_ended") and str(error) in why
 
 
 @pytest.mark.parametrize("module", [sampler, gpu_reader], ids=["sampler", "gpu_reader"])
