@@ -6,6 +6,7 @@ Nothing here knows HTML. ``read(path)`` is the only function that touches the di
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
-from workbench.events.decode import decode
+from workbench.events.decode import as_number, decode, is_rank
 from workbench.report import gaps
 from workbench.rundir import directory as run_directory
 from workbench.rundir import environment
@@ -99,8 +100,8 @@ class RunFacts:
         """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
         for h in self.of_kind(EventKind.VALIDATION):
-            if isinstance(h.value, (int, float)) and not isinstance(h.value, bool):
-                rows.setdefault(h.step, {"step": h.step})[h.name] = h.value
+            if isinstance(h.value, float) or not math.isnan(as_number(h.value)):
+                rows.setdefault(h.step, {"step": h.step})[h.name] = as_number(h.value)
         return [rows[step] for step in sorted(rows)]
 
     @property
@@ -159,7 +160,7 @@ def read(path: str | Path) -> RunFacts:
     present = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
     mesh = spec.plan.mesh if spec else Mesh(dp=max(present, default=0) + 1)
     if spec is None:  # figures ask the store for the plan: they are drawn on the guess
-        store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
+        store.assumed = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
     ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
@@ -264,12 +265,7 @@ def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
         if h.kind == EventKind.STATE:
             states.update(dict.fromkeys((rank for rank in h.ranks if rank != SESSION_RANK), h.name))
     for h in happenings:
-        if (
-            h.kind == EventKind.RANK
-            and h.name == "died"
-            and isinstance(h.value, dict)
-            and isinstance(h.value.get("rank"), int)
-        ):
+        if h.kind == EventKind.RANK and h.name == "died" and isinstance(h.value, dict) and is_rank(h.value.get("rank")):
             states[h.value["rank"]] = "died"
     return states
 

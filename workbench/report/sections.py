@@ -187,7 +187,7 @@ def _confusion(facts: RunFacts) -> dict[str, Any] | None:
         return None
     try:
         matrix = np.asarray(found[-1].value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if matrix.ndim != 2 or not matrix.size:
         return None

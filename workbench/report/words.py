@@ -13,6 +13,7 @@ from workbench.core.config import TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
 from workbench.errors import format_ranks
+from workbench.events.decode import as_number
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.report.run_data import Happening, RunFacts
 from workbench.telemetry.derive import batch_of
@@ -141,7 +142,8 @@ def first_failure(facts: RunFacts) -> FirstFailure | None:
 
 
 def _as_number(value: Any) -> float:
-    return value if isinstance(value, (int, float)) else 0.0
+    found = as_number(value)
+    return 0.0 if math.isnan(found) else found
 
 
 def who(happening: Happening) -> str:
