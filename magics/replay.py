@@ -6,8 +6,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from magics.words import parse
+from workbench.run.api import Run
 from workbench.run.replay import Replay
-from workbench.run.run import Run
 
 
 @magics_class

@@ -13,9 +13,9 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from magics.words import parse
-from widgets.save import save_notebook
+from widgets.page.save import save_notebook
 from workbench.errors import ConfigError
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 @magics_class

@@ -15,12 +15,12 @@ from IPython.core.magic_arguments import argument, argument_group, magic_argumen
 
 import widgets
 from magics.words import parse
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 from workbench.core import flags
 from workbench.errors import RunError
 from workbench.run import launch
-from workbench.run.request import request
-from workbench.run.run import Run
+from workbench.run.api import Run
+from workbench.run.resolve import request
 
 if TYPE_CHECKING:
     from widgets.panel.panel import Panel

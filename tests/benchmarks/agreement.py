@@ -34,8 +34,8 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
     import torch.distributed as dist
 
     from workbench.engine.agree.control import AgreedControl
+    from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.loop.steering import Boundary, Steering
-    from workbench.engine.process_group import joined
     from workbench.rundir.log import RankLogWriter
 
     (directory / "control.jsonl").touch()

@@ -31,8 +31,8 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, 
     from workbench.engine.agree.control import AgreedControl
     from workbench.engine.base.workload import Workload
     from workbench.engine.faults.nonfinite import NonfiniteGuard
+    from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
-    from workbench.engine.process_group import joined
     from workbench.rundir.directory import CONTROL_FILE
     from workbench.rundir.log import RankLogWriter
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from widgets import bundle
+from widgets.page import bundle
 from widgets.panel.feed import Feed
 from workbench.telemetry.store import Store
 

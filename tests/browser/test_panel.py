@@ -108,7 +108,7 @@ def test_two_panels_at_once(page: LabPage) -> None:
 
 
 WAIT = """
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 wait_serving_comms(lambda: run.status == "stopped")
 print("over")
 """

@@ -14,8 +14,8 @@ from tests.browser.lab import LabPage
 from tests.browser.test_watch import TAB, open_in_notebook
 from workbench.core import controls
 from workbench.core.records import Command
-from workbench.recipes.stdlib_llama import schedule
-from workbench.run.run import Run
+from workbench.recipes.stdlib_llama import learning_rate_factor
+from workbench.run.api import Run
 
 pytestmark = pytest.mark.browser
 
@@ -30,7 +30,7 @@ TRAIN = (
 WATCH_BRANCH = """
 import time
 from workbench.run import branching
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 while not branching.started: time.sleep(0.05)
 get_ipython().run_line_magic("dist_watch", "twig")
 (twig,) = branching.started.values()
@@ -206,7 +206,7 @@ def set_while_it_trains(panel: Pressed) -> None:
     halved, value, _ = panel.set("lr", "x0.5")
     assert value == 5e-5 and panel.at("lr", halved) == [1e-4] * 2 and panel.at("lr", halved + 1) == [5e-5] * 2
     back, _, old = panel.set("lr", "schedule")
-    assert old == 5e-5 and panel.at("lr", back + 1) == pytest.approx([3e-3 * schedule(back, STEPS)] * 2)
+    assert old == 5e-5 and panel.at("lr", back + 1) == pytest.approx([3e-3 * learning_rate_factor(back, STEPS)] * 2)
     rare = panel.set("log_every", 5)[0]
     panel.until(lambda: run.last_step > rare + 10, "steps")
     logged = run.metrics()["step"]
@@ -258,7 +258,7 @@ def branch(panel: Pressed) -> Pressed:
     assert run.checkpoints()[-1] == parted
     panel.page.page.locator(".dw").nth(1).wait_for(timeout=60_000)
     twig = open_run(panel.page, "twig")
-    assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * schedule(parted, STEPS)] * 2)
+    assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * learning_rate_factor(parted, STEPS)] * 2)
     assert twig.run.spec.resume == f"{run.path}@{parted}"
     lineage = panel.page.page.locator(".dw-title .dw-note")
     lineage.nth(0).filter(has_text=f"goes on in twig from step {parted}").wait_for(timeout=60_000)

@@ -12,8 +12,10 @@ import pytest
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import straggler
 from tests.fake_run import LiveFakeRun, make_fake_run
+from widgets.page import wire
 from workbench.core.records import SESSION_RANK, Event
 from workbench.events.outcome import failure
+from workbench.plots import throughput
 from workbench.rundir.log import RankLogWriter
 
 pytestmark = pytest.mark.browser
@@ -317,4 +319,35 @@ def test_only_the_tab_that_is_looked_at_is_fed(bare: Any, runs: dict[str, Path])
     panel.pump(timeout_s=1.5, fails=False)
     sent = {name for content, _ in panel.messages for name in content.get("columns", {})}
     assert sent == FIGURES["overview"] | {"spine"}
+    panel.close()
+
+
+def test_a_figure_that_fails_says_so_in_its_place(
+    bare: Any, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose module raises in the kernel, and one that Bokeh cannot draw in the page."""
+
+    def fails(*_: Any) -> Any:
+        raise KeyError("tokens of tomorrow")
+
+    def without_item(plot: Any, columns: Any) -> dict[str, Any]:
+        made = figure_item(plot, columns)
+        return {**made, "item": {}} if plot.NAME == "learning_rate" else made
+
+    figure_item = wire.figure_item
+    monkeypatch.setattr(throughput, "columns", fails)
+    monkeypatch.setattr(wire, "figure_item", without_item)
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    drawn = "() => [...document.querySelectorAll('.dw-figure')].filter((n) => n.dwPlot).map((n) => n.dataset.figure)"
+    panel.pump(lambda: set(bare.evaluate(drawn)) == {"loss", "grad_norm"}, 60)
+    panel.pump("() => document.querySelectorAll('.dw-figure[data-failed=true]').length === 2", 60)
+    texts = {
+        name: bare.locator(f".dw-figure[data-figure={name}]").inner_text() for name in ("throughput", "learning_rate")
+    }
+    assert texts["throughput"].split("\n") == [
+        throughput.TITLE,
+        "This figure cannot be drawn: KeyError: 'tokens of tomorrow'",
+    ]
+    assert "This figure cannot be drawn: " in texts["learning_rate"]
     panel.close()

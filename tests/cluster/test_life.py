@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.conftest import LIGHT, descendants, directories, gone_within, keep_threads
 from workbench.cluster import client
-from workbench.cluster import protocol as p
+from workbench.cluster.base import protocol as p
 from workbench.cluster.session import Session
 from workbench.errors import ClusterError, RankDiedError
 

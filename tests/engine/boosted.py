@@ -17,8 +17,8 @@ from workbench.core.config import TrainSpec
 from workbench.core.records import GradientStats, HistogramStats
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
-from workbench.engine.process_group import joined
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 
 

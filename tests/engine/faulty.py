@@ -19,9 +19,9 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.sources import DatasetSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir.log import RankLogWriter
 

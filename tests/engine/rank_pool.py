@@ -68,7 +68,7 @@ class RankPool:
 
 
 def _serve() -> None:
-    from workbench.engine.preload import load
+    from workbench.engine.frameworks.colossal.preload import load
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to stderr

@@ -15,8 +15,8 @@ import torch
 
 from tests.benchmarks.single_process import spec_of
 from workbench.core.recipe import recipe
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
-from workbench.engine.process_group import joined
 
 
 def train(rank: int, ranks: int, directory: Path, *, steps: int, name: str, plan: dict[str, Any]) -> dict[str, Any]:

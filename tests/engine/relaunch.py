@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from tests.engine import boosted, models
 from workbench.core.config import TrainSpec
-from workbench.engine.process_group import joined
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.errors import ClusterError
 
 

@@ -20,7 +20,6 @@ import pyarrow as pa
 import torch
 
 from tests.engine import models
-from workbench.core import controls
 from workbench.core.config import TrainSpec
 from workbench.core.records import Command
 from workbench.engine.agree.control import AgreedControl
@@ -29,9 +28,9 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Evaluation, Workload
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import CONTROL_FILE
@@ -135,15 +134,14 @@ def train(
     path = Path(directory) / run
     path.mkdir(exist_ok=True)
     (path / CONTROL_FILE).touch()
-    controls.knobs.clear()
-    for name, value in (knobs or {}).items():
-        controls.knob(name, value, low=0, high=10)
     watch = _Watch()
     with (
         joined(rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token),
         RankLogWriter(path, rank) as log,
     ):
         work = workload(model, steps)
+        for name, value in (knobs or {}).items():
+            work.knobs.knob(name, value, low=0, high=10)
         strategy = ColossalStrategy(spec, rank)
         ColossalStrategy.check(spec, work)
         strategy.prepare(work)

@@ -9,7 +9,7 @@ import sys
 _SCRIPT = """
 import json, os, sys, threading, time
 started = time.monotonic()
-from workbench.engine.preload import load
+from workbench.engine.frameworks.colossal.preload import load
 load()
 took = time.monotonic() - started
 import torch

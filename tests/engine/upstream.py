@@ -10,7 +10,7 @@ import torch
 from tests.engine import boosted, models
 from workbench.core.config import TrainSpec
 from workbench.engine.frameworks.colossal import repairs
-from workbench.engine.process_group import joined
+from workbench.engine.frameworks.colossal.ranks import joined
 
 
 def _leave_out(names: Sequence[str]) -> None:

@@ -18,9 +18,9 @@ from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal import plugins as plans
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import PhaseWatch
@@ -186,7 +186,7 @@ def train(
         observers: list[StepObserver] = []
         if watching:
             watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
-            observers = [watch, watch.last]
+            observers = [watch, watch.step_end]
             if gradients:
                 observers.insert(1, GradientWatch(spec, strategy, log, torch.device("cpu")))  # type: ignore[arg-type]
         try:

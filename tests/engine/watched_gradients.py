@@ -17,8 +17,8 @@ from tests.engine.steered import Script
 from workbench.core.config import TrainSpec
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.frameworks.colossal import plugins as plans
+from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.rundir.directory import CONTROL_FILE

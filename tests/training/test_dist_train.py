@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from workbench.cluster.session import Session
 from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
-from workbench.run.run import Run, newest_live
+from workbench.run.api import Run, newest_live
 from workbench.telemetry import progress
 
 LLAMA = "--recipe stdlib-llama -n 2 --batch-size 4 --steps 6 --eval-every 0 --grad-every 3 --quiet"

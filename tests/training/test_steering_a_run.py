@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from tests.training.test_dist_train import CELL, SLOW, train
 from workbench.cluster.session import Session
 from workbench.errors import ConfigError, RunError
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 KNOB = SLOW.replace("criterion", "unused").replace(
     "def loss_fn", "scale = knob('scale', 1.0, low=0, high=10)\ndef loss_fn"

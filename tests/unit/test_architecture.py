@@ -74,9 +74,9 @@ def test_there_is_something_to_check() -> None:
         ("workbench.plots", {"workbench.report", "workbench.cluster", "workbench.engine", "workbench.cluster.session"}),
         (
             "workbench.report",
-            {"workbench.cluster", "workbench.engine", "workbench.cluster.session", "workbench.run.launch"},
+            {"workbench.cluster", "workbench.engine", "workbench.cluster.session", "workbench.run.api"},
         ),
-        ("workbench.telemetry", {"workbench.plots", "workbench.run.run", "workbench.engine", "workbench.cluster"}),
+        ("workbench.telemetry", {"workbench.plots", "workbench.run.api", "workbench.engine", "workbench.cluster"}),
     ],
 )
 def test_imports_run_one_way(where: str, forbidden: set[str]) -> None:

@@ -11,45 +11,59 @@ function within({ low, high }) {
   return has(low) ? ` of at least ${plain(low)}` : has(high) ? ` of at most ${plain(high)}` : "";
 }
 
-// Buttons in the head of the panel. send(name, value)
+// Buttons in the head of the panel, as the controls declare them. Those of one place share a button, which does what the
+// run's state allows. send(name, value)
 export class Quick {
   constructor(parent, send) {
     this.send = send;
     this.node = make("div", "dw-quick", parent, { role: "group", "aria-label": "Controls" });
-    this.pause = this.button("Pause", "Pause training", () => this.send(this.paused ? "resume" : "pause", null));
-    this.step = this.button("Step", "Take one step, then pause", () => this.send("step", 1));
-    this.checkpoint = this.button("Checkpoint", "Write a checkpoint now", () => this.send("checkpoint", null));
-    this.stop = this.button("Stop", "Stop training", () => {
-      this.asked = true;
-      this.stop.disabled = true;
-      say(this.stop, "Stopping…");
-      this.send("stop", null);
-    });
-    this.stop.classList.add("dw-stop");
+    this.places = new Map();
   }
 
-  button(text, label, act) {
-    const node = make("button", "", this.node, { type: "button", "aria-label": label, title: label });
-    say(node, text);
-    node.addEventListener("click", act);
-    return node;
+  declare(controls) {
+    for (const control of controls) {
+      if (!control.button) continue;
+      const place = this.places.get(control.button.place) ?? this.place(control.button.place);
+      if (!place.controls.some(({ name }) => name === control.name)) place.controls.push(control);
+    }
+  }
+
+  place(name) {
+    const node = make("button", "", this.node, { type: "button" });
+    const place = { node, controls: [], control: null, asked: "" };
+    node.addEventListener("click", () => {
+      const { control } = place;
+      if (control.button.asked) {
+        place.asked = control.name;
+        node.disabled = true;
+        say(node, control.button.asked);
+      }
+      this.send(control.name, control.default);
+    });
+    this.places.set(name, place);
+    return place;
   }
 
   say(facts) {
     this.node.hidden = facts.controls === "none";
     const ended = facts.controls === "ended" || ENDED.includes(facts.status);
     const off = ended || Boolean(facts.cut);
-    this.paused = facts.status === "paused";
-    say(this.pause, this.paused ? "Resume" : "Pause");
-    this.pause.setAttribute("aria-label", this.paused ? "Resume training" : "Pause training");
-    for (const node of [this.pause, this.step, this.checkpoint]) node.disabled = off;
-    if (off) this.asked = false;
-    this.stop.disabled = off || this.asked;
-    say(this.stop, ended ? "Ended" : this.asked ? "Stopping…" : "Stop");
+    for (const place of this.places.values()) {
+      const able = place.controls.find(({ states }) => states.includes(facts.status));
+      place.control = able ?? place.controls[0];
+      const { button, ends, name } = place.control;
+      if (off) place.asked = "";
+      const asked = place.asked === name;
+      place.node.disabled = off || asked || !able;
+      place.node.classList.toggle("dw-stop", ends);
+      for (const attribute of ["aria-label", "title"]) place.node.setAttribute(attribute, button.title);
+      say(place.node, ended && button.over ? button.over : asked ? button.asked : button.text);
+    }
   }
 
-  refused() {
-    this.asked = false;
+  // The ranks, or the kernel, refused what was asked.
+  refused(name) {
+    for (const place of this.places.values()) if (place.asked === name) place.asked = "";
   }
 }
 
@@ -86,7 +100,7 @@ export class Controls {
   declare(controls) {
     for (const control of controls) {
       if (this.fields.has(control.name)) continue;
-      this.fields.set(control.name, control.kind === "button" ? this.plainAct(control) : this.field(control));
+      this.fields.set(control.name, control.widget === "button" ? this.plainAct(control) : this.field(control));
     }
     this.acts.append(this.actAnswer);
   }
@@ -124,14 +138,14 @@ export class Controls {
   }
 
   input(control, id, row) {
-    if (control.kind === "choice") {
+    if (control.widget === "choice") {
       const select = make("select", "", row, { id });
       for (const choice of control.choices ?? []) say(make("option", "", select, { value: String(choice) }), String(choice));
       return select;
     }
     const input = make("input", "", row, { id, type: "text" });
     input.placeholder = known(control.default) ? String(control.default) : control.hint;
-    if (control.kind === "number") {
+    if (control.widget === "number") {
       input.inputMode = "decimal";
       input.placeholder = within(control).replace(" of ", "").trim() || "number";
     }
@@ -142,7 +156,7 @@ export class Controls {
   act(field) {
     const { control, input } = field;
     let value = input ? input.value.trim() : null;
-    if (control.kind === "number") {
+    if (control.widget === "number") {
       const typed = value;
       value = typed === "" ? null : Number(typed);
       const low = control.low ?? -Infinity;
@@ -172,15 +186,13 @@ export class Controls {
 
   say(facts) {
     const off = facts.controls !== "ready" || Boolean(facts.cut);
-    for (const { input, button } of this.fields.values()) {
-      button.disabled = off;
-      if (input) input.disabled = off;
-    }
-    for (const [name, { now }] of this.fields) {
+    for (const [name, { control, input, button, now }] of this.fields) {
+      const unable = off || !control.states.includes(facts.status);
+      button.disabled = unable;
+      if (input) input.disabled = unable;
       if (!now) continue;
-      const text = name === "lr" ? (known(facts.lr) ? plain(facts.lr) : "") : facts.in_force?.[name] ?? "";
-      say(now, text);
-      now.title = text;
+      now.title = facts.in_force?.[name] ?? "";
+      say(now, now.title);
     }
   }
 

@@ -38,8 +38,20 @@ export class Figures {
         old.box.replaceWith(box);
         old.plot?.document?.clear();
       } else this.node.append(box);
-      await this.embed(entry);
+      if (about.failed) this.sayFailed(entry, about.failed);
+      else await this.embed(entry).catch((error) => this.sayFailed(entry, String(error)));
     }
+  }
+
+  // In the figure's place: why it is not there. The other figures go on.
+  sayFailed({ about, box }, why) {
+    console.error(`figure ${about.name}:`, why);
+    box.setAttribute("role", "note");
+    box.dataset.failed = "true";
+    const message = make("div", "dw-failed", null);
+    say(make("strong", "", message), about.title);
+    say(make("span", "", message), `This figure cannot be drawn: ${why}`);
+    box.replaceChildren(message);
   }
 
   async embed(entry) {

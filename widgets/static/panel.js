@@ -1,5 +1,5 @@
 // The live panel: asks the kernel for everything (BokehJS too), draws it, appends what comes. No network, no state kept
-// in the notebook. Messages: see widgets/wire.py.
+// in the notebook. Messages: see widgets/page/wire.py.
 import { State } from "./state.js";
 
 // anywidget hands initialize and render two different faces of one model: the panel's id tells that they are one

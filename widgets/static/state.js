@@ -82,7 +82,7 @@ export class State {
     else if (content.kind === "delta") return this.takeDelta(content, buffers, changes);
     else if (content.kind === "picture") this.watchForPicture(content);
     else if (content.kind === "answer") this.answered(content);
-    else if (content.kind === "trouble") this.trouble(content.text);
+    else if (content.kind === "trouble") this.trouble(content.text, content.detail);
     return false;
   }
 
@@ -173,15 +173,15 @@ export class State {
       if (view.number !== run) continue;
       view.controls.answered(name, error);
       if (error) {
-        view.quick.refused();
+        view.quick.refused(name);
         say(view.about, error);
         view.about.dataset.level = "error";
       }
     }
   }
 
-  trouble(text) {
-    console.error("panel:", text);
+  trouble(text, detail = "") {
+    console.error("panel:", text, detail);
     for (const view of this.views) {
       say(view.about, text);
       view.about.dataset.level = "error";

@@ -160,7 +160,7 @@ export class View {
   async fill() {
     const { run } = this;
     if (!run?.full) return;
-    this.controls.declare(run.full.controls);
+    this.declare(run.full.controls);
     this.say(run.facts);
     this.overview.list(run.events);
     this.console.show([...run.console.values()]);
@@ -172,6 +172,11 @@ export class View {
     this.name.hidden = names.length > 1; // the choice says it
     if (names.length > 1 && !this.runs.length) for (const name of names) say(make("option", "", this.runs), name);
     await this.draw();
+  }
+
+  declare(controls) {
+    this.quick.declare(controls);
+    this.controls.declare(controls);
   }
 
   async draw() {
@@ -196,8 +201,8 @@ export class View {
     if (extra.samples) this.samples.list(extra.samples);
     if (extra.controls) {
       run.full.controls = extra.controls;
-      this.controls.declare(extra.controls);
-      this.controls.say({ ...run.facts, cut: this.state.link.trouble });
+      this.declare(extra.controls);
+      this.say(run.facts);
     }
     if (extra.history) this.controls.history(extra.history);
     if (extra.marks) for (const { figures } of this.tabs.values()) figures?.markAll();

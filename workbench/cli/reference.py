@@ -32,8 +32,8 @@ _KINDS = {
 _HEAD = """\
 # Reference
 
-Made from the code by `python -m workbench.cli.reference > docs/reference.md`; a test holds it equal. For how things fit
-together, see the [README](../README.md).
+Made from the code by `python -m workbench.cli.reference > docs/reference.md`; a test holds it equal. The other pages,
+listed in the [README](../README.md#documentation), explain how to use what is listed here.
 """
 
 

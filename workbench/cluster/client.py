@@ -21,11 +21,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from workbench.cluster import protocol as p
-from workbench.cluster.server.processes import kill_group
+from workbench.cluster.base import protocol as p
+from workbench.cluster.base.processes import kill_group
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
 
-DEFAULT_PRELOAD = "workbench.engine.preload:load"
+DEFAULT_PRELOAD = framework(DEFAULT_FRAMEWORK).preload
 #: a Unix socket's path may have 107 bytes
 _LONGEST_SOCKET_PATH = 100
 _EVENTS = (p.Warmth, p.ControllerReady, p.ControllerExited, p.RankStarted, p.RankExited)

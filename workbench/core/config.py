@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, Capability, framework_if_usable, why_unavailable
 from workbench.core.mesh import Mesh
 from workbench.errors import ConfigError, SchemaError, nearest
 
 SPEC_VERSION = 1
 SPEC_FILE = "spec.toml"
-PLUGINS = ("ddp", "zero1", "zero2", "hybrid")
 PRECISIONS = ("fp32", "bf16", "fp16")
 MONITOR_LEVELS = ("off", "light", "full")
 ON_NONFINITE = ("stop", "skip", "go")
@@ -37,7 +37,9 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 #: options whose flag is not their name
 _FLAGS = {"ranks": "--nproc-per-node", "level": "--monitor", "budget": "--monitor-budget"}
-_WITHOUT_FLAG = ("strategy", "sample_hz")
+_WITHOUT_FLAG = ("sample_hz",)
+#: keys of spec files and checkpoints of earlier versions -> their names now
+_RENAMED = {"strategy": "framework"}
 
 
 def flag_of(option: str) -> str:
@@ -87,13 +89,16 @@ def _check_least(spec: Any, name: str, least: int) -> None:
 class ParallelPlan:
     """How one training is spread over ``ranks`` ranks.
 
-    ``strategy``: what trains, an entry point of the group ``dist_workbench.strategies``.
-    ``plugin``: Colossal-AI's ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor parallel times
-    ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    ``framework``: what trains, an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
+    framework's ways to spread a training; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid``
+    (``tp`` tensor parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+
+    The framework checks its options where it is installed. A plan of another one can be made, so that what it trained
+    is shown anywhere; ``workbench.core.frameworks.framework`` refuses it where it is to train.
     """
 
     ranks: int = 1
-    strategy: str = "colossal"
+    framework: str = DEFAULT_FRAMEWORK
     plugin: str = "ddp"
     tp: int = 1
     pp: int = 1
@@ -103,32 +108,20 @@ class ParallelPlan:
         _check_own_types(self)
         for name in ("ranks", "tp", "pp", "micro_batches"):
             _check_least(self, name, 1)
-        _check_known(self.plugin, PLUGINS, "--plugin", "plugin ")
-        if self.plugin != "hybrid":
-            for name in ("tp", "pp", "micro_batches"):
-                _check(
-                    getattr(self, name) == 1,
-                    f"--{name.replace('_', '-')}",
-                    f"--{name.replace('_', '-')} {getattr(self, name)} needs --plugin hybrid, not {self.plugin}",
-                )
+        known = framework_if_usable(self.framework)
+        if known is not None:
+            known.check_plan(self)
         _check(
             self.ranks % (self.tp * self.pp) == 0,
             "--tp",
             f"tp*pp = {self.tp * self.pp} does not divide {self.ranks} ranks: "
             f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
         )
-        _check(
-            self.micro_batches >= self.pp,
-            "--micro-batches",
-            f"1F1B over {self.pp} pipeline stages needs at least as many micro-batches, not {self.micro_batches}: "
-            f"pass --micro-batches {self.pp}",
-        )
-        _check(
-            self.pp > 1 or self.micro_batches == 1,
-            "--micro-batches",
-            f"--micro-batches {self.micro_batches} splits a batch over pipeline stages: pass --pp 2 or more, "
-            "or use --accumulate without a pipeline",
-        )
+
+    @classmethod
+    def recorded(cls, options: Mapping[str, Any]) -> ParallelPlan:
+        """From the options in a checkpoint, of this or an earlier version."""
+        return cls(**{_RENAMED.get(name, name): value for name, value in options.items()})
 
     @property
     def mesh(self) -> Mesh:
@@ -136,8 +129,13 @@ class ParallelPlan:
         return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
 
     def describe(self) -> str:
-        """For people: ``"hybrid: tp 2 on 2 ranks"``."""
-        return f"{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
+        """For people: ``"hybrid: tp 2 on 2 ranks"``, with the framework's name in front where it is no default."""
+        of = "" if self.framework == DEFAULT_FRAMEWORK else f"{self.framework} "
+        return f"{of}{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
+
+    def why_unavailable(self, capability: Capability) -> str:
+        """Why this plan cannot do something, in words; "" when it can."""
+        return why_unavailable(self.framework, self.plugin, capability)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +269,19 @@ class TrainSpec:
         return {"spec_version": SPEC_VERSION, **_without_none(dataclasses.asdict(self))}
 
 
+def check_capabilities(spec: TrainSpec) -> None:
+    """Refuse, before launch, what was asked for and the plan's plugin cannot do: ``ConfigError`` with the reason."""
+    for asked, flag, capability in (
+        (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
+        (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),
+        (bool(spec.monitor.grad_every), "--grad-every", Capability.WATCHABLE),
+        (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),
+        (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
+    ):
+        reason = spec.plan.why_unavailable(capability) if asked else ""
+        _check(not reason, flag, f"{flag}: {reason}: leave it out, or choose another --plugin or --framework")
+
+
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null: an option that is absent has its default."""
     return {
@@ -328,7 +339,8 @@ def read_spec_options(path: str | Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path}: unknown table [{table}]: {nearest(table, [*_TABLES, *_INFORMATION])}", field=table
             )
-        for name, entry in entries.items():
+        for key_in_file, entry in entries.items():
+            name = _RENAMED.get(key_in_file, key_in_file) if table == "plan" else key_in_file
             group = _group_of(name)
             if group != table:
                 place = f"table [{group}]" if group else "the top of the file"

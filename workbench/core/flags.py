@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PLUGINS, PRECISIONS, TrainSpec
+from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
+from workbench.core.frameworks import installed, usable
 from workbench.core.recipe import recipes
 
 
@@ -61,6 +62,11 @@ class Flag:
         return f" (default: {value}{or_else})"
 
 
+def _plugins_in_words() -> str:
+    """``"colossal: ddp, zero1; torch: ddp"``."""
+    return "; ".join(f"{each.name}: {', '.join(plugin.name for plugin in each.plugins)}" for each in usable())
+
+
 _DEFAULTS = TrainSpec().options()
 FLAGS = (
     Flag(names=("--recipe",), option="recipe", kind=str, group=TRAINED,
@@ -73,8 +79,11 @@ FLAGS = (
          default="the recipe's, or run"),
     Flag(names=("-n", "--nproc-per-node"), option="ranks", kind=int, group=SPREAD, metavar="N",
          help="how many ranks train", default="those that are up, else one per GPU or core"),
+    Flag(names=("--framework",), option="framework", kind=str, group=SPREAD,
+         help=f"what trains: {', '.join(installed())}"),
     Flag(names=("--plugin",), option="plugin", kind=str, group=SPREAD,
-         help=f"Colossal-AI plugin: {', '.join(PLUGINS)}", default="ddp; hybrid with --tp or --pp"),
+         help=f"how the framework spreads the training; {_plugins_in_words()}",
+         default="ddp; hybrid with --tp or --pp"),
     Flag(names=("--tp",), option="tp", kind=int, group=SPREAD, help="tensor parallel size"),
     Flag(names=("--pp",), option="pp", kind=int, group=SPREAD, help="pipeline parallel size (stages)"),
     Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",

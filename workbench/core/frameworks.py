@@ -1,17 +1,187 @@
-"""Names of training strategies: entry points of one group, found without importing any framework."""
+"""Training frameworks, as everything but a rank sees them: facts, found by entry point, that load no tensor library.
+
+A framework is an entry point of the group ``dist_workbench.frameworks`` whose object is a ``Framework``. The module
+that defines it imports neither the framework's library nor torch: the notebook and the command line load it to check
+plans. What runs on ranks is named by dotted names (``"package.module:name"``) and loaded there.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Protocol
 
 from workbench.errors import ConfigError, nearest
 
-STRATEGY_GROUP = "dist_workbench.strategies"
+GROUP = "dist_workbench.frameworks"
+#: the framework of a plan that names none
+DEFAULT_FRAMEWORK = "colossal"
 
 
-def strategy_point(name: str) -> EntryPoint:
-    """The entry point of a strategy; ``ConfigError`` with the nearest name when there is none."""
-    known = {point.name: point for point in entry_points(group=STRATEGY_GROUP)}
-    if name not in known:
-        raise ConfigError(f"unknown strategy {name!r}: {nearest(name, known)}", field="strategy")
-    return known[name]
+class Capability(StrEnum):
+    """What a strategy may be able to do beside training; the value is how people call it."""
+
+    WATCHABLE = "gradient statistics"
+    CHECKPOINTABLE = "checkpoints"
+    REPLAYABLE = "replay of a faulty step"
+    PIPELINED = "pipeline stages"
+    FREEZABLE = "freezing layers"
+    EVALUATING = "evaluation"
+
+
+class PlanOptions(Protocol):
+    """The part of a ``ParallelPlan`` that a framework checks and describes."""
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks train."""
+
+    @property
+    def plugin(self) -> str:
+        """Name of a plugin of the framework."""
+
+    @property
+    def tp(self) -> int:
+        """Tensor parallel size."""
+
+    @property
+    def pp(self) -> int:
+        """Pipeline stages."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Pieces that a pipeline cuts a batch into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """One way in which a framework spreads a training over ranks.
+
+    ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
+    of ``tp``, ``pp`` and ``micro_batches`` that it takes; without one it is always 1. ``capabilities``: what the
+    strategy can do. ``lacks``: why it cannot do the others, one reason for each.
+    """
+
+    name: str
+    summary: str
+    strategy: str
+    options: frozenset[str] = frozenset()
+    capabilities: frozenset[Capability]
+    lacks: Mapping[Capability, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        unexplained = set(Capability) - self.capabilities - set(self.lacks)
+        if unexplained or self.capabilities & set(self.lacks):
+            raise ValueError(
+                f"plugin {self.name}: each capability is either in capabilities or, with a reason, in lacks; "
+                f"wrong: {sorted(unexplained | self.capabilities & set(self.lacks))}"
+            )
+
+
+def _no_check(plan: PlanOptions) -> None:
+    """The options need no check beyond the plugin's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """What a training framework brings.
+
+    ``title``: its name in texts. ``plugins``: the first one is the default. ``preload``: dotted name of a function that
+    imports, in a process that then forks or becomes ranks, what a rank needs. ``joined``: dotted name of the context
+    manager that makes a process a rank (``workbench.engine.base.joined.Joined``). ``packages``: distributions whose
+    versions belong into a run's record. ``check`` raises ``ConfigError`` for options that exclude each other.
+    """
+
+    name: str
+    title: str
+    plugins: tuple[Plugin, ...]
+    preload: str
+    joined: str
+    packages: tuple[str, ...]
+    check: Callable[[PlanOptions], None] = _no_check
+
+    def plugin(self, name: str) -> Plugin:
+        """The plugin of that name; ``ConfigError`` with the nearest name when there is none."""
+        for plugin in self.plugins:
+            if plugin.name == name:
+                return plugin
+        known = [plugin.name for plugin in self.plugins]
+        others = [other for other in installed() if other != self.name and name in _plugin_names(other)]
+        elsewhere = f" (--framework {others[0]} has {name})" if others else ""
+        raise ConfigError(f"unknown plugin {name!r}: {nearest(name, known)}{elsewhere}", field="--plugin")
+
+    def plugin_with(self, options: Collection[str]) -> Plugin:
+        """The first plugin that takes all of these options; the default one where none does."""
+        return next((plugin for plugin in self.plugins if plugin.options.issuperset(options)), self.plugins[0])
+
+    def check_plan(self, plan: PlanOptions) -> None:
+        """Refuse, with ``ConfigError``, a plan that the framework cannot train."""
+        plugin = self.plugin(plan.plugin)
+        for option, value in (("tp", plan.tp), ("pp", plan.pp), ("micro_batches", plan.micro_batches)):
+            if value != 1 and option not in plugin.options:
+                flag = f"--{option.replace('_', '-')}"
+                able = [other.name for other in self.plugins if option in other.options]
+                needs = f"needs --plugin {' or '.join(able)}, not {plugin.name}"
+                cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
+                raise ConfigError(f"{flag} {value} {needs if able else cannot}", field=flag)
+        self.check(plan)
+
+
+@functools.cache
+def _points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def installed() -> list[str]:
+    """Names of the frameworks that are installed, the default one first."""
+    return sorted(_points(), key=lambda name: (name != DEFAULT_FRAMEWORK, name))
+
+
+@functools.cache
+def framework(name: str) -> Framework:
+    """The framework of that name. ``ConfigError``: none is installed (with the nearest name), or it is broken."""
+    point = _points().get(name)
+    if point is None:
+        raise ConfigError(f"unknown framework {name!r}: {nearest(name, installed())}", field="--framework")
+    try:
+        found = point.load()
+    except Exception as error:  # whatever a foreign package raises: it must not take the notebook with it
+        raise ConfigError(
+            f"framework {name!r} is installed but broken: {point.value}: {type(error).__name__}: {error}",
+            field="--framework",
+        ) from error
+    if not isinstance(found, Framework):
+        raise ConfigError(f"framework {name!r} is installed but broken: {point.value} is no Framework")
+    return found
+
+
+def framework_if_usable(name: str) -> Framework | None:
+    """The framework of that name, or None where it is not installed or broken: what a run of it did can be shown."""
+    try:
+        return framework(name)
+    except ConfigError:
+        return None
+
+
+def usable() -> list[Framework]:
+    """All frameworks that are installed and not broken, the default one first."""
+    return [found for found in map(framework_if_usable, installed()) if found is not None]
+
+
+def _plugin_names(name: str) -> list[str]:
+    found = framework_if_usable(name)
+    return [plugin.name for plugin in found.plugins] if found is not None else []
+
+
+def why_unavailable(name: str, plugin: str, capability: Capability) -> str:
+    """Why a plan cannot do something: ``"checkpoints: not available with NAME PLUGIN (reason)"``; "" when it can, or
+    when nothing is known about the framework."""
+    found = framework_if_usable(name)
+    known = next((each for each in found.plugins if each.name == plugin), None) if found is not None else None
+    if known is None or capability in known.capabilities:
+        return ""
+    return f"{capability.value}: not available with {name} {plugin} ({known.lacks[capability]})"

@@ -1,8 +1,8 @@
 """The vocabulary of a run: every typed record that crosses a process or a file.
 
-A rank appends these to one Arrow table per record type (``TABLES``). The page "Files of a run directory" in the
-README shows the same columns; a test keeps them equal. Times are seconds since the epoch on the host that wrote
-them. Steps count from 1; step 0 means "before the first step".
+A rank appends these to one Arrow table per record type (``TABLES``). ``docs/run-directory.md`` shows the same columns;
+a test keeps them equal. Times are seconds since the epoch on the host that wrote them. Steps count from 1; step 0 means
+"before the first step".
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,24 +19,23 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from workbench.core import controls
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.core.frameworks import strategy_point
+from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.device import rank_device
+from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.cell import workload_from_cell
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.process_group import joined
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
-from workbench.engine.watch.torch.batch_sizes import BatchFacts
+from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
-from workbench.engine.watch.torch.peak_flops import log_cost
-from workbench.engine.watch.torch.phases import watched
+from workbench.engine.watch.torch.peak_flops import log_peak_events
+from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints
@@ -68,7 +68,7 @@ def train(run: str) -> str:
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event("state", "starting", {"pid": os.getpid(), "device": device})
-        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, state=progress)
+        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)
@@ -94,12 +94,12 @@ def _train(
     *,
     failed: Callable[[BaseException], None],
 ) -> str:
-    with joined(rank, spec.plan.ranks, path, seed=spec.seed):
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed):
         strategy = load_strategy(spec)(spec, rank)
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
-            log_cost(log, workload, spec.precision, rank_device().type)
+            log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             control = AgreedControl(path, rank, spec.plan.ranks)
             observers = observers_of(spec, strategy, workload, log)
@@ -111,7 +111,7 @@ def _train(
                 log=log,
                 progress=progress,
                 observers=observers,
-                guard=NonfiniteGuard(path, strategy, log, control, workload.data),
+                guard=NonfiniteGuard(path, strategy, log, control, workload.data, knobs=workload.knobs),
                 run=path,
                 resume=_checkpoint(spec),
             )
@@ -135,16 +135,24 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
 
 def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    always = [BatchFacts(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
+    always = [BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()
-    return [*always, *watched(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)])]
+    return [
+        *always,
+        *add_phase_watch(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)]),
+    ]
+
+
+def joined_of(spec: TrainSpec) -> Joined:
+    """What makes a process a rank of the plan's framework."""
+    return pkgutil.resolve_name(framework(spec.plan.framework).joined)
 
 
 def load_strategy(spec: TrainSpec) -> type[Strategy]:
-    """The strategy class that the plan names, from the entry points of the group ``dist_workbench.strategies``."""
-    return strategy_point(spec.plan.strategy).load()
+    """The class that trains the plan, as its framework names it."""
+    return pkgutil.resolve_name(framework(spec.plan.framework).plugin(spec.plan.plugin).strategy)
 
 
 def build_workload(path: Path, spec: TrainSpec) -> Workload:
@@ -155,7 +163,6 @@ def build_workload(path: Path, spec: TrainSpec) -> Workload:
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
     """Build the workload; when one rank cannot, no rank starts."""
     failure: BaseException | None = None
-    controls.knobs.clear()  # those of a run before
     try:
         workload = build_workload(path, spec)
         strategy.check(spec, workload)

@@ -1,6 +1,7 @@
-"""Everything that a CPU rank needs, imported once, in a process that then forks ranks.
+"""What a rank needs, imported once in a process that then forks ranks (CPU) or becomes one (GPU).
 
-Forking is safe here only while this process has a single thread and never computed with more: ``load`` sees to it.
+Forking is safe only while the process has a single thread and never computed with more: ``load`` sees to it. It is
+called by each framework's own preload function, which names what that framework's ranks need.
 """
 
 from __future__ import annotations
@@ -10,44 +11,40 @@ import importlib
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from workbench.engine.frameworks.colossal.lean_import import lean_imports
 from workbench.errors import ClusterError, ConfigError
 
-#: after Colossal-AI: what the first step of a rank would otherwise import
-WARM = (
+#: needed by the first step of a rank of any framework that trains torch modules
+COMMON = (
     "workbench.engine.process_group",
-    "workbench.engine.frameworks.colossal.gloo_accelerator",
-    "workbench.engine.frameworks.colossal.repairs",
     "workbench.engine.watch.torch.gradient_statistics",
-    "workbench.engine.frameworks.colossal.strategy",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.vit.modeling_vit",
-    "colossalai.shardformer.modeling.llama",
-    "colossalai.shardformer.policies.llama",
-    "colossalai.shardformer.policies.gpt2",
-    "colossalai.shardformer.policies.vit",
     "torch._dynamo",  # the first optimizer that is made asks for it
     "torch.utils.data.distributed",
-    "rich.logging",  # Colossal-AI's logger
     "workbench.engine.entry",
 )
 
 
-def load() -> Callable[[], None]:
-    """Import torch (one thread), Colossal-AI's plugins and the models of the recipes. Starts no thread.
+def load(
+    modules: Sequence[str],
+    *,
+    title: str,
+    importing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    recipes: bool = False,
+) -> Callable[[], None]:
+    """Import torch (one thread), ``modules`` inside ``importing``, and what every rank needs. Starts no thread.
 
-    Returns what a rank calls first, when it has its own environment: it then computes with its share of the cores.
-    (Torch also makes its pool of threads anew there, after a fork; two threads that first did so at once would abort
-    the process, "Invalid thread pool!" in ParallelOpenMP.cpp.) Raises
-    ``ClusterError`` when the imports started a thread: its owner would not exist in a forked rank.
+    ``recipes``: also make the data of the recipes that ranks can share. Returns what a rank calls first, when it has
+    its own environment: it then computes with its share of the cores. (Torch also makes its pool of threads anew there,
+    after a fork; two threads that first did so at once would abort the process, "Invalid thread pool!" in
+    ParallelOpenMP.cpp.) Raises ``ClusterError`` when importing ``title`` started a thread: its owner would not exist in
+    a forked rank.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # transformers and Colossal-AI ask at import whether there is a GPU; NVML answers without touching CUDA, so that
-    # ranks forked from here could still use one.
+    # Libraries ask at import whether there is a GPU; NVML answers without touching CUDA, so that ranks forked from here
+    # could still use one.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive the fork
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # so would pyarrow's
@@ -57,15 +54,15 @@ def load() -> Callable[[], None]:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with lean_imports():
-            importlib.import_module("colossalai.booster.plugin")
-            for name in WARM:
+        with importing():
+            for name in (*modules, *COMMON):
                 importlib.import_module(name)
+        if recipes:
             _warm_recipes()
-            importlib.import_module("workbench.engine.watch.torch.peak_flops").cpu_peak_per_thread()
+        importlib.import_module("workbench.engine.watch.torch.peak_flops").measure_cpu_peak_per_thread()
     started = _threads() - before
     if started > 0:
-        raise ClusterError(f"importing Colossal-AI started {started} thread(s): ranks forked from here could hang")
+        raise ClusterError(f"importing {title} started {started} thread(s): ranks forked from here could hang")
     gc.collect()
     gc.freeze()  # a rank's collector then never walks, and so never copies, what it shares with this process
     return lambda: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -16,11 +16,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from workbench.engine.base.device import rank_device
-from workbench.engine.frameworks.colossal import repairs
 from workbench.errors import ClusterError
 
 RENDEZVOUS_FILE = "rendezvous.json"
@@ -34,58 +31,37 @@ def joined(
     world_size: int,
     rendezvous_dir: str | Path,
     *,
-    seed: int = 1024,
-    device_type: str | None = None,
+    backend: str,
     master_addr: str = "127.0.0.1",
     master_port: int = 0,
     token: str = "",
     join_timeout_s: float = 60.0,
     collective_timeout_s: float = 1800.0,
-) -> Iterator[torch.device]:
-    """While entered, this process is rank ``rank`` of ``world_size`` and Colossal-AI is set up; gives the device.
+) -> Iterator[None]:
+    """While entered, this process is rank ``rank`` of ``world_size`` in torch's default group over ``backend``.
 
     ``rendezvous_dir`` is a directory that all ranks see and that is used for one group only, or each group has its own
-    ``token`` (the same on all ranks). ``device_type`` is "cpu" (gloo) or "cuda" (NCCL, the process's first visible
-    device); None: "cuda" where there is one. ``master_addr`` is where rank 0 listens; ``master_port`` 0 lets the system
-    choose. All random seeds become ``seed``, as ``colossalai.launch`` does. Leaving, also by an error, destroys every
-    group; it never waits for peers. Raises ``ClusterError`` when peers don't come within ``join_timeout_s``, or the
-    port is taken.
+    ``token`` (the same on all ranks). ``master_addr`` is where rank 0 listens; ``master_port`` 0: the system chooses.
+    Leaving, also by an error, destroys every group; it never waits for peers. Raises ``ClusterError`` when peers don't
+    come within ``join_timeout_s``, or the port is taken.
     """
-    device = _select_device(device_type)
     if dist.is_initialized():
         raise ClusterError("this process is in a process group already: leave it before joining another")
-    repairs.apply(device.type)
-    repairs.forget_coordinator()
     path = Path(rendezvous_dir) / (f"rendezvous-{token}.json" if token else RENDEZVOUS_FILE)
     deadline = time.monotonic() + join_timeout_s
     try:
         store = _meet(rank, path, addr=master_addr, port=master_port, timeout_s=join_timeout_s)
         _await_peers(store, rank, world_size, timeout_s=join_timeout_s, deadline=deadline)
         dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
+            backend=backend,
             store=dist.PrefixStore("workbench", store),
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=collective_timeout_s),
         )
-        _seed(seed)
-        yield device
+        yield
     finally:
         _leave(rank, path)
-
-
-def _select_device(device_type: str | None) -> torch.device:
-    from colossalai.accelerator import set_accelerator
-
-    kind = device_type or rank_device().type
-    if kind == "cuda":
-        set_accelerator("cuda")
-        torch.cuda.set_device(0)
-        return torch.device("cuda", 0)
-    from workbench.engine.frameworks.colossal.gloo_accelerator import GlooAccelerator
-
-    set_accelerator(GlooAccelerator())
-    return torch.device("cpu")
 
 
 def _meet(rank: int, path: Path, *, addr: str, port: int, timeout_s: float) -> dist.TCPStore:
@@ -154,18 +130,11 @@ def _present(store: dist.TCPStore, key: str) -> bool:
         return False
 
 
-def _seed(seed: int) -> None:
-    from colossalai.utils import set_seed
-
-    set_seed(seed)
-
-
 def _leave(rank: int, rendezvous: Path) -> None:
     if rank == 0:
         rendezvous.unlink(missing_ok=True)
-    repairs.forget_coordinator()
     if dist.is_initialized():
-        world = dist.group.WORLD  # held until its users are collected: see ColossalStrategy.close
+        world = dist.group.WORLD  # held until its users are collected: a strategy's ``close`` says why
         # A peer that died leaves broken connections behind; what destroying says about them is of no use to anybody.
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()

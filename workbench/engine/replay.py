@@ -19,14 +19,13 @@ from safetensors.torch import load_file
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
 from workbench.engine.data.sources import split
-from workbench.engine.entry import build_workload, load_strategy
-from workbench.engine.faults.culprit import FaultWatch, Finding, first_of
+from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.nonfinite import fault_directory
-from workbench.engine.process_group import joined
-from workbench.engine.state.kept_step import load_moment
-from workbench.engine.state.randomness import Randomness, randomizers_of
+from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin
+from workbench.engine.state.batch_snapshot import load_batch_snapshot
+from workbench.engine.state.randomness import RandomGenerators
 from workbench.errors import RunDirectoryError
-from workbench.run.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
+from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
 
 
 def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
@@ -39,19 +38,20 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     spec = spec_of_replica(whole)
     directory = fault_directory(path, first + rank, step)
     about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
-    with joined(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
         strategy = load_strategy(spec)(spec, rank)
         workload = build_workload(path, spec)
+        workload.knobs.restore(about.get("knobs", {}))
         strategy.check(spec, workload)
         strategy.prepare(workload)
         try:
             load_weights(strategy.module, directory / WEIGHTS_FILE)
-            batch, random = load_moment(directory)
-            Randomness(randomizers_of(strategy.module)).restore(random)
-            with FaultWatch(strategy.module) as watch:
-                loss = strategy.rerun(split(batch, about["accumulate"]), watch.loss)
+            batch, random = load_batch_snapshot(directory)
+            RandomGenerators(strategy.generators()).restore(random)
+            with NonfiniteSearch(strategy.module) as search:
+                loss = strategy.rerun(split(batch, about["accumulate"]), search.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}
-            mine["finding"] = None if watch.found is None else asdict(watch.found)
+            mine["finding"] = None if search.found is None else asdict(search.found)
             found = _of_replica(mine, first, spec.plan.mesh)
         finally:
             strategy.close()
@@ -67,7 +67,7 @@ def _of_replica(mine: dict[str, Any], first: int, mesh: Mesh) -> dict[str, Any]:
         dist.all_gather_object(every, mine, group=dist.new_group(backend="gloo"))
     there = [rank for rank in range(size) if every[rank]["finding"] is not None]
     places = [(mesh.coordinates(rank).pp, mesh.coordinates(rank).tp, every[rank]["finding"]) for rank in there]
-    whose = there[first_of([(pp, tp, Finding(**found)) for pp, tp, found in places])] if there else None
+    whose = there[find_origin([(pp, tp, Finding(**found)) for pp, tp, found in places])] if there else None
     finding = None if whose is None else every[whose]["finding"] | {"rank": first + whose}
     return {"loss": every[-1]["loss"], "logged_loss": every[-1]["logged_loss"], "finding": finding}
 

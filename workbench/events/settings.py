@@ -10,8 +10,21 @@ import numpy as np
 
 from workbench.core import controls
 from workbench.core.columns import Columns
+from workbench.core.controls import Control
 
-_FREEZING = ("freeze", "unfreeze")
+
+def declared(events: Columns) -> list[Control]:
+    """The knobs that the training script declared, by rows of the table ``events``; one that cannot be read, of another
+    version, is left out."""
+    chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
+    found = {}
+    for text in events["value"][chosen]:
+        try:
+            control = Control.from_description(json.loads(text))
+        except (ValueError, TypeError):
+            continue
+        found[control.name] = control
+    return list(found.values())
 
 
 class InForce:
@@ -29,7 +42,11 @@ class InForce:
         """Rows of the table ``events``, in the order in which rank 0 wrote them."""
         told = np.isin(events["kind"], ("control", "settings", "monitor")) & (events["rank"] == 0)
         for i in told.nonzero()[0]:
-            kind, name, value = str(events["kind"][i]), str(events["name"][i]), json.loads(events["value"][i])
+            kind, name = str(events["kind"][i]), str(events["name"][i])
+            try:
+                value = json.loads(events["value"][i])
+            except ValueError:  # of another program, or another version
+                continue
             if kind == "settings" and isinstance(value, dict):
                 self.values |= value
                 self._lr_since = float(events["time"][i])
@@ -46,9 +63,10 @@ class InForce:
     def _set(self, name: str, value: Any, time: float) -> None:
         if name == "declared" and isinstance(value, dict):
             self.values[str(value.get("name"))] = value.get("value")
-        elif name in _FREEZING:
-            self.values["frozen"] = value
-        elif name in self.values or any(control.name == name for control in controls.SETTINGS):
-            self.values[name] = value
+            return
+        names = {control.name: control.in_force for control in controls.CONTROLS}
+        in_force = names.get(name, name if name in self.values else "")
+        if in_force:
+            self.values[in_force] = value
             if name == "lr":
                 self._lr_since = time

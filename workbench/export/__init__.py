@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import ConfigError, RunDirectoryError, nearest
 
 if TYPE_CHECKING:
-    from workbench.run.run import Run
+    from workbench.rundir.state import HasPath
 
 #: format -> its module and what it gives
 FORMATS = {
@@ -28,7 +28,7 @@ FOLDER = "exports"
 
 
 def export(
-    run: Run | str | Path, to: str, out: str | Path | None = None, *, steps: tuple[int, int] | None = None
+    run: HasPath | str | Path, to: str, out: str | Path | None = None, *, steps: tuple[int, int] | None = None
 ) -> Path:
     """Write a run in another tool's format and return the folder or file to open.
 
@@ -38,11 +38,11 @@ def export(
     cannot be read or a folder that cannot be written.
     """
     from workbench.export.source import Source
-    from workbench.history import retention as keeping
+    from workbench.rundir.state import directory_of
 
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}: {nearest(to, FORMATS)}", field="--to")
-    path = keeping.find(run) if isinstance(run, (str, Path)) else run.path
+    path = directory_of(run)
     source = Source(path, steps)
     folder = (Path(out).expanduser() if out is not None else path / FOLDER / to).absolute()
     write: Callable[..., Path] = importlib.import_module(f"workbench.export.{FORMATS[to][0]}").write

@@ -16,11 +16,11 @@ from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.errors import ConfigError, RunDirectoryError, nearest
 from workbench.history import logs
-from workbench.history import retention as keeping
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.history.tensorboard_file import Series, event_files, read_scalars
 from workbench.rundir import directory as run_directory
 from workbench.rundir.directory import CELL_FILE
+from workbench.rundir.state import find
 from workbench.telemetry.derive import batch_of, global_metrics
 
 #: what a curve can be drawn over
@@ -75,7 +75,7 @@ def load(name: str | Path, *, x: str = "step", tag: str = "") -> Subject:
     """
     path = Path(name).expanduser()
     try:
-        run = keeping.find(name)
+        run = find(name)
     except RunDirectoryError:
         if not path.exists():
             raise
@@ -278,7 +278,7 @@ def _is_validation(name: str) -> bool:
 
 def newest_two() -> list[Path]:
     """The two newest runs of the home: what is compared when nobody says what. ``RunDirectoryError`` below two."""
-    paths = run_directory.all_runs()
+    paths = run_directory.runs_with_spec()
     if len(paths) < 2:
         raise RunDirectoryError(f"a comparison takes two runs: {run_directory.home()} has {len(paths) or 'none'}")
     return paths[-2:]

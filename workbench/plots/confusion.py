@@ -1,4 +1,4 @@
-"""The last confusion matrix: true classes are rows, predicted ones columns; shaded by the share of the row."""
+"""The most recent confusion matrix: rows are true classes, columns predicted ones, colours the share of the row."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "confusion"
-TITLE = "Confusion matrix of the last evaluation"
+TITLE = "Confusion matrix of the latest evaluation"
 TAB = "samples"
 AXIS = ""
 REPLACE = True
-EMPTY = "No confusion matrix was measured (a recipe that classifies measures it)."
-#: classes whose counts are written into the cells
+EMPTY = "No confusion matrix: only the evaluation of a classification recipe measures one."
+#: largest number of classes for which counts are written into the cells
 _READABLE = 16
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A row per cell: true, predicted (class numbers), count, share (of the true class), text, ink, step."""
+    """One row per cell: true, predicted (class numbers), count, share (of the true class), text, ink (its colour),
+    step."""
     events, after = rows.told_since(store, cursor or 0)
     own = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "confusion_matrix"))
     matrix, step = np.empty((0, 0)), 0
@@ -36,7 +37,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
         step = int(events["step"][own[-1]])
         try:
             found = np.asarray(json.loads(events["value"][own[-1]]), dtype=float)
-        except (TypeError, ValueError):  # a recipe of somebody's, with something else under this name
+        except (TypeError, ValueError):  # a recipe that logs something else under this name
             found = np.empty((0, 0))
         matrix = found if found.ndim == 2 else matrix
     share = matrix / np.maximum(np.nansum(matrix, axis=1, keepdims=True), 1)
@@ -56,7 +57,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Shaded cells with their counts."""
+    """Draw shaded cells with their counts."""
     from bokeh.core.properties import value
     from bokeh.models import AdaptiveTicker, DataRange1d, HoverTool
 

@@ -1,4 +1,4 @@
-"""Magnitudes of one layer's gradient over steps: which share lies between two powers of two."""
+"""Distribution of the magnitudes of one layer's gradient over steps: the share between successive powers of two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "histogram"
-TITLE = "Magnitudes of the chosen layer's gradient"
+TITLE = "Gradient magnitudes of the selected layer"
 TAB = "gradients"
 AXIS = "step"
 WIDE = True
@@ -27,8 +27,8 @@ EMPTY = "No histograms were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> tuple[Columns, Cursor]:
-    """A cell per step and power of two: step, until, exponent (2**exponent and above), middle, share (of the
-    elements that are not zero), layer. ``chosen`` None: the first layer that was logged."""
+    """One cell per step and power of two: step, until, exponent (magnitudes from 2**exponent on), middle, share (of the
+    non-zero elements), layer. ``chosen`` None: the first layer that was logged."""
     steps, layer = cursor or (None, chosen)
     raw, steps = rows.whole_steps(store, "histograms", steps)
     if layer is None and raw["step"].size:
@@ -58,12 +58,12 @@ def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> t
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer steps, each standing for more."""
+    """Merge cells into fewer, wider steps."""
     return rows.thin_cells(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The heat map with its scale."""
+    """Draw the heat map with its colour bar."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step", marks_above=True)

@@ -1,6 +1,7 @@
-"""Size of the last update against the size of the weights, per layer over steps: a heat map on a log scale.
+"""Norm of the weight update divided by the norm of the weights, per layer over steps, as a heat map on a log scale.
 
-Around 1e-3 is healthy for most models; far above, a layer is thrown about, far below, it stands still.
+Around 1e-3 is healthy for most models. A much larger ratio means that the layer is unstable, a much smaller one that it
+hardly learns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "update_ratio"
-TITLE = "Update against weights per layer (ratio of L2 norms, log scale)"
+TITLE = "Update-to-weight ratio per layer (L2 norms, log scale)"
 TAB = "gradients"
 AXIS = "step"
 WIDE = True
@@ -30,7 +31,7 @@ EMPTY = "No weight statistics were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and layer: step, until, row (its place in the model), label (the layer), colour."""
+    """One cell per step and layer: step, until, row (position in the model), label (the layer), colour (the ratio)."""
     steps, places = cursor or (None, {})
     raw, steps = rows.whole_steps(store, "weights", steps)
     places = layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
@@ -46,12 +47,12 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer steps, each standing for more."""
+    """Merge cells into fewer, wider steps."""
     return rows.thin_cells(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The heat map with its scale."""
+    """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=340, marks="step")
     mapper = heat.mapper(log=True)
     heat.draw(source, drawn, mapper, [("layer", "@label"), ("step", "@step{0}"), ("ratio", "@colour{0.00e+0}")])

@@ -20,10 +20,10 @@ from workbench.core.mesh import Mesh
 from workbench.core.records import END_STATES, SESSION_RANK
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
 from workbench.report import gaps
-from workbench.run.run import ENDED, state_of
 from workbench.rundir import directory as run_directory
 from workbench.rundir import environment
 from workbench.rundir.directory import CELL_FILE
+from workbench.rundir.state import present_state, state_of
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Store
 
@@ -146,7 +146,7 @@ def _number(value: float) -> float | None:
 def read(path: str | Path) -> RunFacts:
     """Everything that a run directory tells. ``RunDirectoryError`` only when it is no run directory at all."""
     path = Path(path).expanduser().resolve()
-    if not path.is_dir() or not run_directory.was_a_run(path):
+    if not path.is_dir() or not run_directory.is_run(path):
         raise RunDirectoryError(
             f"{path} is no run directory (neither commands nor logs in it): `workbench runs` lists those here, "
             "`workbench train SPEC.toml` makes one"
@@ -161,9 +161,8 @@ def read(path: str | Path) -> RunFacts:
         store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
-    status = state_of(store.table("events"), mesh.world_size - len(gaps.silent(store.table("events"), mesh)))
-    if status not in ENDED and not run_directory.owner_is_alive(path):
-        status = "lost"
+    ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
+    status = present_state(state_of(store.table("events"), ranks), path)
     if status not in ("starting", "running", "paused"):
         store.absent = gaps.silent(store.table("steps"), mesh)
     metrics = global_metrics(store.table("steps"), mesh, len(store.absent))

@@ -34,6 +34,9 @@ _ARROW = {
 }
 _TABLE_OF = {kind: table for table, kind in TABLES.items()}
 SESSION_DIR = "session"
+#: touched by every writer of a run's logs, so that readers on other hosts see that it is alive
+HEARTBEAT_FILE = "heartbeat"
+HEARTBEAT_S = 10.0
 #: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
 _BATCH_ROWS = 65_536
 
@@ -274,9 +277,18 @@ class RankLogWriter:
         self.close()
 
     def _loop(self) -> None:
+        next_beat = 0.0
         while not self._wake.wait(self._flush_s):
             self.flush()
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + HEARTBEAT_S
+                self._beat()
             self.cost_s = time.thread_time()
+
+    def _beat(self) -> None:
+        """Touch the run's heartbeat. Where that fails, the files of the log show the same, if later."""
+        with contextlib.suppress(OSError):
+            (self.directory.parent / HEARTBEAT_FILE).touch(mode=0o600)
 
     def _write(self, taken: list[Record]) -> None:
         by_table: dict[str, list[Record]] = {}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.core.columns import Columns
@@ -89,24 +90,23 @@ class Cost:
 def cost_of(events: Columns, ranks: int) -> Cost:
     """The cost that ranks logged at their start (events ``peak``). Peaks are added over ranks: all or NaN."""
     peaks: dict[int, float] = {}
-    model: dict[str, Any] = {}
+    model = Cost()
     source = ""
     for i in (events["kind"] == "peak").nonzero()[0]:
-        value = json.loads(events["value"][i])
-        if events["name"][i] == "flops":
-            found = value["flops_per_s"]
-            peaks[int(events["rank"][i])] = math.nan if found is None else float(found)
-            source = source or value["source"]
-        elif events["name"][i] == "model":
-            model = value
-    per_token = model.get("flops_per_token")
-    return Cost(
-        flops_per_token=math.nan if per_token is None else float(per_token),
-        parameters=int(model.get("parameters", 0)),
-        formula=str(model.get("formula", "")),
-        peak=sum(peaks.values()) if len(peaks) == ranks else math.nan,
-        source=source,
-    )
+        with suppress(ValueError, TypeError, KeyError, AttributeError):  # a log may have been written by anybody
+            value = json.loads(events["value"][i])
+            if events["name"][i] == "flops":
+                found = value["flops_per_s"]
+                peaks[int(events["rank"][i])] = math.nan if found is None else float(found)
+                source = source or str(value["source"])
+            elif events["name"][i] == "model":
+                per_token = value["flops_per_token"]
+                model = Cost(
+                    flops_per_token=math.nan if per_token is None else float(per_token),
+                    parameters=int(value.get("parameters", 0)),
+                    formula=str(value.get("formula", "")),
+                )
+    return replace(model, peak=sum(peaks.values()) if len(peaks) == ranks else math.nan, source=source)
 
 
 def tflops_per_device(tokens_per_s_per_device: Any, cost: Cost) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.run.run import ENDED
+from workbench.rundir.state import ENDED
 from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
 from workbench.telemetry.store import Store
 

@@ -10,13 +10,13 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots.theme import MOST_LINES
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Store
@@ -29,6 +29,8 @@ CELLS = 6_000
 MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate
 BIN_S = 0.5
+#: ranks up to which a figure has a line for each; above, it shows the lowest, the median and the highest
+MOST_LINES = 32
 _KEPT = 48
 
 StepCursor = tuple[int, int]
@@ -181,7 +183,20 @@ Marks = list[tuple[float, float]]
 def spikes(events: Columns, name: str) -> Marks:
     """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
     chosen = np.flatnonzero((events["kind"] == "spike") & (events["name"] == name))
-    return [(float(events["step"][index]), float(json.loads(events["value"][index])["value"])) for index in chosen]
+    found: Marks = []
+    for index in chosen:
+        with suppress(ValueError, TypeError, KeyError):  # a log may have been written by anybody
+            found.append((float(events["step"][index]), float(json.loads(events["value"][index])["value"])))
+    return found
+
+
+def validations(events: Columns, name: str) -> Marks:
+    """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table."""
+    found: Marks = []
+    for index in np.flatnonzero((events["kind"] == "validation") & (events["name"] == name)):
+        with suppress(ValueError, TypeError):  # a log may have been written by anybody
+            found.append((float(events["step"][index]), float(json.loads(events["value"][index]))))
+    return found
 
 
 def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Marks]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from workbench.cli import checks as doctor
 from workbench.cli import main as cli
+from workbench.cli.commands import checks as doctor
 
 
 def test_this_machine_has_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +27,7 @@ def test_memory(free_gib: float, level: str) -> None:
     ],
 )
 def test_imports(code: int, out: str, err: str, seconds: float, level: str) -> None:
-    finding = doctor.judge_import(code, out, err, seconds)
+    finding = doctor.judge_import("Colossal-AI", code, out, err, seconds)
     assert finding.level == level and (level == "ok" or finding.advice)
 
 

@@ -17,7 +17,8 @@ from bokeh.models import ColumnDataSource
 
 from tests.fake_records import FakeRank
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
-from widgets import available, wire
+from widgets import available
+from widgets.page import wire
 from widgets.panel.feed import Feed
 from widgets.panel.stream import Stream
 from widgets.panel.summary import Facts

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 
 SETUP = """
 import time
 from comm import get_comm_manager
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 got = []
 def opened(comm, message):
     comm.on_msg(lambda m: got.append(m["content"]["data"]["number"]))

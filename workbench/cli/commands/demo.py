@@ -64,7 +64,7 @@ def check(source: Path, given: dict[str, Any]) -> None:
     import nbformat
 
     from workbench.cli.commands.execution import TAG
-    from workbench.run.planning import resolve
+    from workbench.run.resolve import resolve
 
     values: dict[str, Any] = {}
     for cell in nbformat.read(source, as_version=4).cells:

@@ -10,7 +10,7 @@ HELP = "what this machine offers, and what is wrong with it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench doctor``."""
-    parser.add_argument("--quick", action="store_true", help="leave out importing torch and Colossal-AI")
+    parser.add_argument("--quick", action="store_true", help="leave out importing the frameworks")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from workbench.cli.checks import checks
+    from workbench.cli.commands.checks import checks
 
     console = Console(soft_wrap=True, highlight=False)
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from workbench.export import export
-    from workbench.rundir import directory as run_directory
+    from workbench.rundir.state import find
 
-    given = arguments.run_name or run_directory.find(None)
+    given = arguments.run_name or find(None)
     path = export(given, arguments.to, arguments.out, steps=steps_of(arguments.steps))
     print(path)
     if arguments.to in NEXT:

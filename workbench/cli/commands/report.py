@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(render_notebook(names[0], arguments.out, **options))
         return 0
     from workbench.report import render
-    from workbench.rundir import directory as run_directory
+    from workbench.rundir.state import find
 
     # a directory that lost its spec is no run to `find`, and still has a report
-    paths = [Path(name) if name and Path(name).is_dir() else run_directory.find(name) for name in names or [None]]
+    paths = [Path(name) if name and Path(name).is_dir() else find(name) for name in names or [None]]
     print(render(paths, arguments.out, **options))
     return 0

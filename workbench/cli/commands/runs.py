@@ -144,10 +144,10 @@ def _print_table(rows: Sequence[RunRow]) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from workbench.history import listing
-    from workbench.history import retention as keeping
     from workbench.history.row import present_state, read_row
+    from workbench.rundir.state import find
 
-    path = keeping.find(arguments.runs[0])
+    path = find(arguments.runs[0])
     row = read_row(path)
     data = {**_plain(row), "state": present_state(row, path), "path": str(path)}
     if vars(arguments).get("json"):
@@ -177,9 +177,10 @@ def _agreed(question: str, yes: bool) -> bool:
 def _rm(arguments: argparse.Namespace) -> int:
     from workbench.history import listing
     from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
     # all are looked at before the first goes
-    found = {path: keeping.check_ended(path) for path in map(keeping.find, arguments.runs)}
+    found = {path: keeping.check_ended(path) for path in map(find, arguments.runs)}
     for path, row in found.items():
         print(f"{path} ({row.state}, {row.steps} steps, {listing.size(row.disk_bytes)})")
     if not _agreed(f"Remove {'it' if len(found) == 1 else f'these {len(found)} runs'} for good?", arguments.yes):
@@ -191,9 +192,9 @@ def _rm(arguments: argparse.Namespace) -> int:
 
 def _tag(arguments: argparse.Namespace) -> int:
     from workbench.history import labels
-    from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    path = keeping.find(arguments.runs[0])
+    path = find(arguments.runs[0])
     now = labels.tag(path, arguments.tags, arguments.remove)
     print(f"{path.name}: {', '.join(now.tags) or 'no tags'}")
     return 0
@@ -201,9 +202,9 @@ def _tag(arguments: argparse.Namespace) -> int:
 
 def _note(arguments: argparse.Namespace) -> int:
     from workbench.history import labels
-    from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    path = keeping.find(arguments.runs[0])
+    path = find(arguments.runs[0])
     now = labels.note(path, " ".join(arguments.text)) if arguments.text else labels.read(path)
     print(f"{path.name}: {now.note or 'no note'}")
     return 0
@@ -212,8 +213,9 @@ def _note(arguments: argparse.Namespace) -> int:
 def _archive(arguments: argparse.Namespace) -> int:
     from workbench.history import listing
     from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    for path in list(map(keeping.find, arguments.runs)):
+    for path in list(map(find, arguments.runs)):
         before = keeping.check_ended(path).disk_bytes
         packed = keeping.archive(path)
         print(f"{packed} ({listing.size(before)} -> {listing.size(packed.stat().st_size)})")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from workbench.core import flags
 
 if TYPE_CHECKING:
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
 NAME = "train"
 HELP = "train a spec file"
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train to the end and take the ranks down; returns the exit code."""
     from workbench.cluster.session import Session
     from workbench.run import launch
-    from workbench.run.request import request
+    from workbench.run.resolve import request
 
     options, cell = request(arguments.spec, flags.options_of(arguments))
     try:

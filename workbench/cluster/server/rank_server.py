@@ -21,11 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.cluster import protocol as p
-from workbench.cluster.hosts.machine import oom_kills
-from workbench.cluster.hosts.placement import CPU
-from workbench.cluster.server.controller import run_controller
-from workbench.cluster.server.processes import (
+from workbench.cluster.base import protocol as p
+from workbench.cluster.base.processes import (
     adopt_orphans,
     end_children,
     exit_reason,
@@ -35,6 +32,9 @@ from workbench.cluster.server.processes import (
     reap,
     wake_on_signals,
 )
+from workbench.cluster.hosts.machine import oom_kills
+from workbench.cluster.hosts.placement import CPU
+from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import rank_log, run_warm
 
 _TAIL_BYTES = 4000

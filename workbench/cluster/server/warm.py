@@ -16,9 +16,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from workbench.cluster.base.processes import fork, reap, wake_on_signals
+from workbench.cluster.base.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
 from workbench.cluster.hosts.placement import CPU
-from workbench.cluster.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
-from workbench.cluster.server.processes import fork, reap, wake_on_signals
 from workbench.cluster.server.rank import become_rank
 
 

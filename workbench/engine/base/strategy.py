@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.engine.state.layout import Held
+    from workbench.engine.state.randomness import ModuleGenerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,10 @@ class Strategy(ABC):
         """The user's model, or this rank's part of it, as the plan left it: modules have the user's names."""
 
     @abstractmethod
+    def generators(self) -> Mapping[str, ModuleGenerator]:
+        """Random generators that the framework keeps inside the model, by name."""
+
+    @abstractmethod
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """``forward_backward`` once more, without any effect on weights, gradients and buffers; returns the same loss.
 
@@ -195,12 +200,12 @@ class Strategy(ABC):
 
     def set_clip(self, clip: float) -> None:
         """From the next step on, clip the gradient to this global norm (0: any). ``ConfigError`` if it cannot."""
-        raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot change the gradient clip", field="clip")
+        raise ConfigError(f"framework {self.spec.plan.framework!r} cannot change the gradient clip", field="clip")
 
     def set_frozen(self, layers: Collection[str]) -> None:
         """From the next step on, exactly these layers keep weights and optimizer state as they are: their gradient
         counts for nothing. ``ConfigError`` if it cannot."""
-        raise ConfigError(f"strategy {self.spec.plan.strategy!r} cannot freeze layers", field="freeze")
+        raise ConfigError(f"framework {self.spec.plan.framework!r} cannot freeze layers", field="freeze")
 
     def layers(self) -> list[str]:
         """Qualified names of all modules of the user's model that own parameters, on every rank the same."""
@@ -208,7 +213,7 @@ class Strategy(ABC):
 
     def held(self) -> Held:
         """What a checkpoint keeps of this rank. ``ConfigError`` if the strategy cannot be checkpointed."""
-        raise ConfigError(f"strategy {self.spec.plan.strategy!r} has no checkpoints", field="checkpoint")
+        raise ConfigError(f"framework {self.spec.plan.framework!r} has no checkpoints", field="checkpoint")
 
     @abstractmethod
     def close(self) -> None:

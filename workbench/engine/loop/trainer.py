@@ -22,7 +22,8 @@ from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Batch, Workload
 from workbench.engine.data.sources import samples_in, split, tokens_in
 from workbench.engine.faults.nonfinite import GO, STOP, NonfiniteGuard
-from workbench.engine.loop.steering import Settings, Steering
+from workbench.engine.loop.settings import Settings
+from workbench.engine.loop.steering import Steering
 from workbench.engine.state.checkpoint import Checkpoints
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
@@ -98,7 +99,7 @@ class Trainer:
         self._ended_by_guard = False
         self.settings = Settings(spec, workload, strategy, self.observers)
         self.checkpoints = Checkpoints(run, strategy, control, log, spec.keep)
-        self.steering = Steering(settings=self.settings, acts=self, control=control, log=log, enter=self._enter)
+        self.steering = Steering(settings=self.settings, loop=self, control=control, log=log, enter=self._enter)
         self._resume = resume
         self._batches: Iterator[Batch] = iter(())
         self._consumed = 0

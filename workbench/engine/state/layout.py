@@ -1,7 +1,7 @@
 """What a rank holds of a training's state, in terms of the user's own model: names, whole shapes, and which elements.
 
-Nothing here depends on the plan that is read or written: a plan gives its ``Held``, a checkpoint writes it, and another
-plan's ``Held`` says which elements to read back.
+Nothing here depends on how a training is spread: a strategy gives its ``Held``, a checkpoint writes it, and another
+strategy's ``Held`` says which elements to read back.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from workbench.engine.frameworks.colossal.parameters import users_name
+from workbench.engine.frameworks.torch_common.parameters import users_name
+from workbench.engine.state.randomness import ModuleGenerator
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -95,40 +96,39 @@ class Slot:
         return like_key if not like_key.dim() or like_key.shape[0] == self.real else like_key[: self.real]
 
 
+class LossScaler(Protocol):
+    """What scales the loss in fp16, as ``torch.amp.GradScaler`` does."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state as plain numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo ``state_dict``."""
+
+
 @dataclass(kw_only=True)
 class Held:
     """Everything of a training's state on this rank, but random generators of the process and the data's position.
 
-    ``buffers``: persistent buffers of the model by name. ``randomizers``: module name -> Colossal-AI's ``Randomizer``.
-    ``scaler``: the loss scale's state as plain numbers, and how to set it.
+    ``buffers``: persistent buffers of the model by name; ``saves_buffers``: this rank is the one that saves them.
+    ``generators``: random generators that the framework keeps inside modules. ``scaler``: None without a loss scale.
     """
 
     slots: list[Slot]
     buffers: dict[str, Target] = field(default_factory=dict)
     saves_buffers: bool = False
     optimizer: torch.optim.Optimizer
-    randomizers: dict[str, Any] = field(default_factory=dict)
-    scaler: Any = None
+    generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
+    scaler: LossScaler | None = None
 
     def scaler_state(self) -> dict[str, Any]:
         """Plain numbers of the loss scaler; empty without one."""
-        if self.scaler is None:
-            return {}
-        if isinstance(self.scaler, torch.amp.GradScaler):
-            return dict(self.scaler.state_dict())
-        names = ("_growth_step", "_hysteresis_step")
-        return {"_scale": self.scaler.scale.item(), **{name: getattr(self.scaler, name) for name in names}}
+        return {} if self.scaler is None else dict(self.scaler.state_dict())
 
     def set_scaler_state(self, state: Mapping[str, Any]) -> None:
         """Undo ``scaler_state``."""
-        if self.scaler is None or not state:
-            return
-        if isinstance(self.scaler, torch.amp.GradScaler):
+        if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
-            return
-        self.scaler._scale.fill_(state["_scale"])
-        self.scaler._growth_step = state["_growth_step"]
-        self.scaler._hysteresis_step = state["_hysteresis_step"]
 
 
 class Originals:

@@ -1,11 +1,11 @@
-"""The random generators of a rank: torch, its GPU, Python, NumPy, and those that Colossal-AI keeps in modules."""
+"""Captures and restores the random generators of a rank: torch on CPU and GPU, Python, NumPy, and those in modules."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from workbench.engine.state.plain_state import from_plain, to_plain
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """States of all generators, as the generators give them: taken at every step and hardly ever looked at.
+    """States of all generators, in the form in which the generators return them, as one is captured at every step.
 
-    ``tensors``: those that are bytes, uint8 vectors by name. ``python``, ``numpy``: those that are numbers.
+    ``tensors``: states that are uint8 vectors, by name. ``python``, ``numpy``: states of these libraries' generators.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -25,48 +25,47 @@ class RandomState:
     numpy: Any
 
     def plain(self) -> dict[str, Any]:
-        """The numbers, as JSON knows them; ``tensors`` beside them is the rest."""
+        """The states of Python's and NumPy's generators as JSON types. ``tensors`` is stored separately."""
         return {"python": to_plain(self.python), "numpy": to_plain(self.numpy)}
 
     @classmethod
     def from_plain(cls, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> RandomState:
-        """Undo ``plain``."""
+        """Make a state from ``tensors`` and the result of ``plain``."""
         return cls(tensors, from_plain(numbers["python"]), from_plain(numbers["numpy"]))
 
 
-def randomizers_of(model: torch.nn.Module) -> dict[str, Any]:
-    """Colossal-AI's generators inside modules (dropout under tensor parallelism), by module and attribute."""
-    return {
-        f"{module_name}.{name}": value
-        for module_name, module in model.named_modules()
-        for name, value in vars(module).items()
-        if hasattr(value, "device_rng_state")
-    }
+class ModuleGenerator(Protocol):
+    """A random generator that a framework keeps inside a module of the model."""
+
+    def states(self) -> Mapping[str, torch.Tensor]:
+        """Its states by a name of the generator's own."""
+
+    def restore(self, states: Mapping[str, torch.Tensor]) -> None:
+        """Undo ``states``."""
 
 
-class Randomness:
-    """Takes and restores states. ``randomizers``: as ``randomizers_of`` found them."""
+class RandomGenerators:
+    """All random generators of the rank: those of the process, and ``generators`` inside the model, by name."""
 
-    def __init__(self, randomizers: Mapping[str, Any]) -> None:
-        self._randomizers = randomizers
+    def __init__(self, generators: Mapping[str, ModuleGenerator]) -> None:
+        self._generators = generators
 
-    def now(self) -> RandomState:
-        """The states of now: some 35 us on a CPU."""
+    def capture(self) -> RandomState:
+        """Capture the current states; takes about 35 us on a CPU."""
         tensors = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["cuda"] = torch.cuda.get_rng_state()
-        for name, randomizer in self._randomizers.items():  # each draw puts a new tensor there
-            tensors[f"{name}/device"] = randomizer.device_rng_state
-            tensors[f"{name}/cpu"] = randomizer.cpu_rng_state
+        for name, generator in self._generators.items():
+            tensors |= {f"{name}/{part}": state for part, state in generator.states().items()}
         return RandomState(tensors, random.getstate(), np.random.get_state())
 
     def restore(self, state: RandomState) -> None:
-        """Set every generator that there is a state for."""
+        """Restore every generator for which ``state`` has a state."""
         tensors = state.tensors
-        for name, randomizer in self._randomizers.items():
-            if f"{name}/device" in tensors:
-                randomizer.device_rng_state = tensors[f"{name}/device"]
-                randomizer.cpu_rng_state = tensors[f"{name}/cpu"]
+        for name, generator in self._generators.items():
+            parts = {part: tensors[f"{name}/{part}"] for part in generator.states() if f"{name}/{part}" in tensors}
+            if parts:
+                generator.restore(parts)
         random.setstate(state.python)
         np.random.set_state(state.numpy)
         if "cuda" in tensors and torch.cuda.is_available():

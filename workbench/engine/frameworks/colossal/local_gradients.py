@@ -1,4 +1,4 @@
-"""The moment at which a plan's gradients are complete on this rank and not reduced yet: one way in per framework."""
+"""Where low-level ZeRO and the pipeline have gradients that are complete on this rank and not reduced yet."""
 
 from __future__ import annotations
 
@@ -7,45 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from workbench.engine.base.strategy import BatchObserver, GradientPart
-from workbench.engine.frameworks.colossal.parameters import HeldParameter
-
-#: the gradients of these parameters, as they are now
-PartsOf = Callable[[Sequence[HeldParameter]], list[GradientPart]]
-
-
-@contextmanager
-def before_ddp_reduces(
-    items: Sequence[HeldParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool, is_last: Callable[[], bool]
-) -> Iterator[None]:
-    """Under torch's DDP every ``p.grad`` is still local in a callback queued by the first gradient of a backward pass:
-    DDP copies the reduced ones there in a callback of its own, which runs later. Where ``p.grad`` is None by then, DDP
-    makes a tensor for it: so a local gradient is kept by taking it away, without a copy."""
-    queued = False
-
-    def look() -> None:
-        nonlocal queued
-        queued = False
-        if is_last():
-            parts = parts_of(items)
-            show(parts)
-            for part in parts if keep else ():
-                part.source.parameter.grad = None
-
-    def first(parameter: torch.Tensor) -> None:
-        nonlocal queued
-        if not queued:
-            queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(look)
-
-    handles = [item.parameter.register_post_accumulate_grad_hook(first) for item in items]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
+from workbench.engine.frameworks.torch_common.parameters import HeldParameter
 
 
 @contextmanager

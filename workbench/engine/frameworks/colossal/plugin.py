@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,15 +15,16 @@ from workbench.core.config import TrainSpec
 from workbench.core.mesh import Coordinates
 from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
-from workbench.engine.frameworks.colossal.optimizer_state import moments_of
-from workbench.engine.frameworks.colossal.parameters import (
+from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
+from workbench.engine.frameworks.torch_common.held_state import RankState
+from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.parameters import (
     HeldParameter,
     ModelNames,
     held_parameters,
     share_of_replicas,
 )
-from workbench.engine.frameworks.colossal.rank_state import HeldStates
-from workbench.engine.state.layout import Held, Originals
+from workbench.engine.state.layout import Held, LossScaler, Originals
 
 #: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
 INITIAL_SCALE = 2.0**10
@@ -61,8 +62,13 @@ class Plan(ABC):
         self.model, self.optimizer, *_ = self.booster.boost(workload.model, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
         self.held = held_parameters(
-            self.module, names, tp=self.here.tp, tp_size=self.mesh.tp, foreign=self.foreign_parameters()
+            self.module,
+            names,
+            tp=self.here.tp,
+            is_sharded=is_sharded if self.mesh.tp > 1 else lambda parameter: False,
+            foreign=self.foreign_parameters(),
         )
+        self.generators = generators_of(self.module)
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
         self.mine = share_of_replicas(self.held, turns, self.mesh, self.here)
         self.shares = {(item.layer, item.sharded) for item in self.mine}
@@ -84,6 +90,20 @@ class Plan(ABC):
         """``batch`` as the model itself takes it (what the wrapper does to its inputs)."""
         convert = getattr(self.model, "convert_fn", None)
         return batch if convert is None else torch.utils._pytree.tree_map(convert, batch)
+
+    @contextmanager
+    def inputs_cast(self) -> Iterator[None]:
+        """While entered, the user's own module takes its inputs as the wrapper would hand them on."""
+        if getattr(self.model, "convert_fn", None) is None:
+            yield
+            return
+        handle = self.module.register_forward_pre_hook(
+            lambda module, args, kwargs: (self.cast(args), self.cast(kwargs)), with_kwargs=True, prepend=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Around pieces whose gradients are only accumulated."""
@@ -136,14 +156,23 @@ class Plan(ABC):
 
     def held_state(self) -> Held:
         """What a checkpoint keeps of this rank."""
-        return HeldStates(self).held()
+        state = RankState(
+            module=self.module,
+            originals=self.originals,
+            mesh=self.mesh,
+            here=self.here,
+            masters=self.masters(),
+            foreign={id(item.parameter) for item in self.held if item.foreign},
+        )
+        optimizer = getattr(self.optimizer, "optim", self.optimizer)
+        return state.held(optimizer, generators=self.generators, scaler=self.scaler_of())
 
     def masters(self) -> Mapping[Any, torch.Tensor]:
         """Parameter's id -> the fp32 tensor that the optimizer updates in its stead, shaped alike; empty: itself."""
         return {}
 
-    def scaler_of(self) -> Any:
-        """What holds the fp16 loss scale; None without one."""
+    def scaler_of(self) -> LossScaler | None:
+        """What holds the fp16 loss scale, for a checkpoint; None without one."""
         return None
 
     @abstractmethod

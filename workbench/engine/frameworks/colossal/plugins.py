@@ -13,12 +13,14 @@ from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPa
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import (
     before_buckets,
-    before_ddp_reduces,
     before_pipeline_sync,
 )
-from workbench.engine.frameworks.colossal.optimizer_state import moments_of
-from workbench.engine.frameworks.colossal.parameters import HeldParameter
+from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
+from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.parameters import HeldParameter
+from workbench.engine.state.layout import LossScaler
 
 
 class DdpPlan(Plan):
@@ -44,7 +46,7 @@ class DdpPlan(Plan):
     def loss_scale(self) -> float:
         return self.scaler.get_scale()
 
-    def scaler_of(self) -> Any:
+    def scaler_of(self) -> LossScaler | None:
         return self.scaler if self.scaler.is_enabled() else None
 
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
@@ -102,8 +104,10 @@ class ZeroPlan(Plan):
     def masters(self) -> Mapping[Any, torch.Tensor]:
         return self.optimizer.working_to_master_param
 
-    def scaler_of(self) -> Any:
-        return self.optimizer.mixed_precision_mixin.grad_scaler if self.spec.precision == "fp16" else None
+    def scaler_of(self) -> LossScaler | None:
+        if self.spec.precision != "fp16":
+            return None
+        return ScalerState(self.optimizer.mixed_precision_mixin.grad_scaler)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -220,8 +224,8 @@ class HybridPlan(Plan):
         found = getattr(self.optimizer, "working_to_master_map", {})
         return {id(parameter): master for parameter, master in found.items()}
 
-    def scaler_of(self) -> Any:
-        return self.optimizer.mixed_precision.grad_scaler if self.spec.precision == "fp16" else None
+    def scaler_of(self) -> LossScaler | None:
+        return ScalerState(self.optimizer.mixed_precision.grad_scaler) if self.spec.precision == "fp16" else None
 
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
         items = self.wanted(wanted)

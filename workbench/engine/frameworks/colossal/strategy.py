@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.device import rank_device
 from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, Strategy, WeightPart, unmarked
 from workbench.engine.base.workload import Batch, Workload
 from workbench.engine.frameworks.colossal import repairs
-from workbench.engine.frameworks.colossal.phase_marks import mark_stages, mark_what_follows
+from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_norms, check_split
-from workbench.engine.frameworks.colossal.rerun import rerun
+from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
+from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
+from workbench.engine.frameworks.torch_common.rerun import rerun, undone
 from workbench.engine.state.layout import Held
+from workbench.engine.state.randomness import ModuleGenerator
 from workbench.engine.watch.torch import tensor_statistics as figures
-from workbench.errors import ConfigError
-
-
-def call_model(model: Callable[..., Any], batch: Batch) -> Any:
-    """Outputs of a model that is trained with a ``criterion``.
-
-    A mapping is passed by name; of a tuple or list the last entry is the target, which the model does not see.
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch[:-1]) if len(batch) > 1 else model(*batch)
-    return model(batch)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` with its tensors on ``device``."""
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
 class ColossalStrategy(Strategy):
@@ -49,26 +33,8 @@ class ColossalStrategy(Strategy):
 
     @classmethod
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
-        if (workload.loss_fn is None) == (workload.criterion is None):
-            raise ConfigError("define one of loss_fn(model, batch) and criterion(outputs, batch)", field="loss_fn")
-        plan = spec.plan
-        if plan.pp > 1 and workload.criterion is None:
-            raise ConfigError(
-                f"--pp {plan.pp}: a pipeline has the whole model on no rank, so loss_fn(model, batch) cannot be "
-                "called: define criterion(outputs, batch), for a transformers model "
-                "criterion = lambda outputs, batch: outputs.loss",
-                field="loss_fn",
-            )
-        trainable = [p for p in workload.model.parameters() if p.requires_grad]
-        if not trainable:
-            raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")
-        known = {id(p) for p in trainable}
-        if not any(id(p) in known for group in workload.optimizer.param_groups for p in group["params"]):
-            raise ConfigError(
-                "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
-                field="optimizer",
-            )
-        if plan.plugin == "hybrid":
+        check_trainable(spec, workload)
+        if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
         check_norms(workload.model, spec, rank_device().type)
 
@@ -117,9 +83,23 @@ class ColossalStrategy(Strategy):
             return self._criterion(call_model(model, piece), piece)
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
-        return rerun(self, [to_device(piece, self.device) for piece in pieces], seen)
+        plan = self.plan
+        pieces = [to_device(piece, self.device) for piece in pieces]
+        if self.mesh.pp > 1:  # its schedule can only accumulate: the gradients are put aside meanwhile
+            with undone(plan.module):
+                losses = [self._rerun_pipeline(piece, len(pieces), seen) for piece in pieces]
+            found = [loss for loss in losses if loss is not None]
+            return torch.stack(found).sum() if found else None
+        with plan.inputs_cast():
+            return rerun(
+                plan.module,
+                pieces,
+                lambda piece: self.loss_of(plan.module, piece),
+                seen,
+                loss_scale=plan.loss_scale(),
+            )
 
-    def rerun_pipeline(self, piece: Batch, count: int, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+    def _rerun_pipeline(self, piece: Batch, count: int, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """The schedule once more, without the reductions that follow it."""
         plan = self._hybrid()
 
@@ -224,21 +204,11 @@ class ColossalStrategy(Strategy):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Any:
         batch = to_device(batch, self.device)
-        with self._evaluating(), self.plan.autocast():
+        with evaluating(self.plan.model), self.plan.autocast():
             if self.mesh.pp > 1:
                 plan = self._hybrid()
                 return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
             return call_model(self.plan.module, self.plan.cast(batch))
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.plan.model.modules()]
-        self.plan.model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def set_clip(self, clip: float) -> None:
         self.plan.set_clip(clip)
@@ -251,6 +221,9 @@ class ColossalStrategy(Strategy):
 
     def held(self) -> Held:
         return self.plan.held_state()
+
+    def generators(self) -> Mapping[str, ModuleGenerator]:
+        return self.plan.generators
 
     def close(self) -> None:
         if hasattr(self, "plan"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,14 +140,19 @@ class GradientWatch(StepObserver):
 
     @contextmanager
     def _looking(self, layers: Collection[str] | None) -> Iterator[None]:
-        looking = self._strategy.watch_batches(self._take, layers, keep=self._collector.keep)
+        """Watch the gradients of what runs inside. Only entering and leaving count as cost, and the strategy's context
+        manager is told of an exception that was raised inside."""
+        looking = ExitStack()
         with self._cost:
-            looking.__enter__()
-        try:
-            yield
-        finally:
+            looking.enter_context(self._strategy.watch_batches(self._take, layers, keep=self._collector.keep))
+
+        def leave(*raised: Any) -> bool | None:
             with self._cost:
-                looking.__exit__(None, None, None)
+                return looking.__exit__(*raised)
+
+        with ExitStack() as around:
+            around.push(leave)
+            yield
 
     def _take(self, parts: list[GradientPart]) -> None:
         with self._cost:

@@ -1,0 +1,65 @@
+"""Batches on their way into a torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.workload import Batch, Workload
+from workbench.errors import ConfigError
+
+
+def call_model(model: Callable[..., Any], batch: Batch) -> Any:
+    """Outputs of a model that is trained with a ``criterion``.
+
+    A mapping is passed by name; of a tuple or list the last entry is the target, which the model does not see.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch[:-1]) if len(batch) > 1 else model(*batch)
+    return model(batch)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with its tensors on ``device``."""
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_trainable(spec: TrainSpec, workload: Workload) -> None:
+    """Refuse, with ``ConfigError``, a workload that no plan trains: without a loss, a parameter or an optimizer."""
+    if (workload.loss_fn is None) == (workload.criterion is None):
+        raise ConfigError("define one of loss_fn(model, batch) and criterion(outputs, batch)", field="loss_fn")
+    if spec.plan.pp > 1 and workload.criterion is None:
+        raise ConfigError(
+            f"--pp {spec.plan.pp}: a pipeline has the whole model on no rank, so loss_fn(model, batch) cannot be "
+            "called: define criterion(outputs, batch), for a transformers model "
+            "criterion = lambda outputs, batch: outputs.loss",
+            field="loss_fn",
+        )
+    trainable = [p for p in workload.model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")
+    known = {id(p) for p in trainable}
+    if not any(id(p) in known for group in workload.optimizer.param_groups for p in group["params"]):
+        raise ConfigError(
+            "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
+            field="optimizer",
+        )

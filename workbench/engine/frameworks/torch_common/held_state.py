@@ -1,0 +1,82 @@
+"""What a rank holds of a torch training, as a checkpoint keeps it: parameters and masters by the user's names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workbench.core.mesh import Coordinates, Mesh
+from workbench.engine.state.layout import Held, Originals, Place, Slot, Target, persistent_buffers, place_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankState:
+    """Where the parts of a training's state are on this rank. Which rank saves a parameter goes round the replicas
+    that hold the same.
+
+    ``module``: the user's, as the framework left it; ``originals``: its names and shapes before. ``masters``:
+    parameter's id -> the fp32 tensor that the optimizer updates in its stead. ``foreign``: ids of parameters that
+    another rank saves.
+    """
+
+    module: torch.nn.Module
+    originals: Originals
+    mesh: Mesh
+    here: Coordinates
+    masters: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    foreign: Collection[int] = ()
+
+    def held(self, optimizer: torch.optim.Optimizer, **others: Any) -> Held:
+        """What this rank holds: parameters, buffers, optimizer states, each with its place in the user's model.
+        ``others``: the ``generators`` and the ``scaler`` of ``Held``."""
+        buffers = {
+            name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(self.module).items()
+        }
+        return Held(
+            slots=list(self._slots()),
+            buffers=buffers,
+            saves_buffers=self.here.dp == 0 and self.here.tp == 0,
+            optimizer=optimizer,
+            **others,
+        )
+
+    def _slots(self) -> Iterator[Slot]:
+        seen: set[int] = set()
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield self._slot(self.originals.name(name), parameter)
+
+    def _slot(self, name: str, parameter: torch.nn.Parameter) -> Slot:
+        place = place_of(parameter, self.originals.shapes[name], self.here.tp)
+        rows = sum(length for _, length in place.runs) if place.dim == 0 else None
+        working = Target(parameter.detach() if rows is None else parameter.detach()[:rows], place)
+        master = self.masters.get(id(parameter))
+        mine = self._is_mine(name, place, id(parameter) in self.foreign)
+        if master is None or master is parameter:
+            return Slot(name, working, (), parameter, _rows(parameter, rows), mine)
+        if master.shape == parameter.shape:
+            whole = master.detach() if rows is None else master.detach()[:rows]
+            return Slot(name, Target(whole, place), (working,), master, _rows(master, rows), mine)
+        return self._slice(name, working, master)
+
+    def _slice(self, name: str, working: Target, master: torch.Tensor) -> Slot:
+        """ZeRO: this rank updates its part of the flattened parameter, the last rank's part ends in padding."""
+        first = self.here.dp * master.numel()
+        real = max(0, min(master.numel(), working.tensor.numel() - first))
+        place = Place(working.place.shape, None, ((first, real),))
+        return Slot(name, Target(master.detach()[:real], place), (working,), master, real, real > 0)
+
+    def _is_mine(self, name: str, place: Place, foreign: bool) -> bool:
+        mesh, here = self.mesh, self.here
+        turn = self.originals.order[name]
+        if foreign or turn % mesh.dp != here.dp:
+            return False
+        return not place.is_whole or turn // mesh.dp % mesh.tp == here.tp
+
+
+def _rows(tensor: torch.Tensor, rows: int | None) -> int:
+    return rows if rows is not None else tensor.shape[0] if tensor.dim() else 1

@@ -1,0 +1,123 @@
+"""Parameters by the user's own names, whatever a framework did to the modules that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from workbench.core.mesh import Coordinates, Mesh
+
+#: what torch's wrappers put into the names of the modules that they wrap
+_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module"))
+
+
+def users_name(module_name: str) -> str:
+    """A module's name as the user gave it, without the prefixes of torch.compile and checkpoint wrappers."""
+    return ".".join(part for part in module_name.split(".") if part not in _WRAPPERS)
+
+
+class ModelNames:
+    """Names and shapes of a model's parameters before a framework touches it.
+
+    ``layers`` are the qualified names of the modules that own parameters, in the model's order. A tied parameter
+    belongs to the first module that has it. ``sizes``: layer -> how many trainable elements it owns.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._owner: dict[tuple[str, str], str] = {}
+        self._shape: dict[tuple[str, str], torch.Size] = {}
+        first: dict[int, str] = {}
+        self.sizes: dict[str, int] = {}
+        for module_name, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                is_new = id(parameter) not in first
+                owner = first.setdefault(id(parameter), users_name(module_name))
+                self._owner[module_name, name] = owner
+                self._shape[module_name, name] = parameter.shape
+                if is_new and parameter.requires_grad:
+                    self.sizes[owner] = self.sizes.get(owner, 0) + parameter.numel()
+        self.layers = list(dict.fromkeys(first.values()))
+
+    def owner(self, module_name: str, name: str) -> str:
+        """Qualified name of the module that owns a parameter in the user's model."""
+        return self._owner.get((module_name, name), users_name(module_name))
+
+    def shape(self, module_name: str, name: str) -> torch.Size | None:
+        """Shape of a parameter in the user's model; None where it is the framework's own."""
+        return self._shape.get((module_name, name))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldParameter:
+    """A trainable parameter, or the part of one, that this rank holds.
+
+    ``rows`` of dimension 0 count; the others are padding of the vocabulary. ``sharded`` is "" or "tp". ``foreign``: an
+    earlier pipeline stage holds the same (tied) parameter and counts it.
+    """
+
+    layer: str
+    parameter: torch.nn.Parameter
+    sharded: str
+    rows: int
+    foreign: bool
+
+    def real(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The part of ``gradient`` (shaped like the parameter) that is no padding."""
+        return gradient if not gradient.dim() or self.rows == gradient.shape[0] else gradient[: self.rows]
+
+
+def held_parameters(
+    model: torch.nn.Module,
+    names: ModelNames,
+    *,
+    tp: int = 0,
+    is_sharded: Callable[[torch.Tensor], bool] = lambda parameter: False,
+    foreign: Iterable[torch.Tensor] = (),
+) -> list[HeldParameter]:
+    """Trainable parameters of ``model`` (as the framework left it), each once, in the order of its modules.
+
+    ``is_sharded``: whether tensor-parallel ranks hold different parts of a parameter; this rank is number ``tp`` of
+    them. ``foreign``: parameters that another rank counts.
+    """
+    others = {id(parameter) for parameter in foreign}
+    held: dict[int, HeldParameter] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in held:
+                continue
+            sharded = "tp" if is_sharded(parameter) else ""
+            held[id(parameter)] = HeldParameter(
+                names.owner(module_name, name),
+                parameter,
+                sharded,
+                _rows(parameter.shape, names.shape(module_name, name), tp if sharded else 0),
+                id(parameter) in others,
+            )
+    return list(held.values())
+
+
+def _rows(now: torch.Size, original: torch.Size | None, tp: int) -> int:
+    if not now:
+        return 1
+    if original is None or now[0] == original[0]:
+        return now[0]
+    return max(0, min(now[0], original[0] - tp * now[0]))
+
+
+def share_of_replicas(
+    held: Iterable[HeldParameter], layers: Mapping[str, int], mesh: Mesh, here: Coordinates
+) -> list[HeldParameter]:
+    """Those parameters whose reduced gradient this rank reports, so that of all replicas exactly one does.
+
+    Layers go round the replicas: data-parallel ones, and tensor-parallel ones where a parameter is not split.
+    """
+    mine = []
+    for item in held:
+        turn = layers[item.layer]
+        if item.foreign or turn % mesh.dp != here.dp:
+            continue
+        if item.sharded or turn // mesh.dp % mesh.tp == here.tp:
+            mine.append(item)
+    return mine
