@@ -49,7 +49,7 @@ class Happening:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankFacts:
+class RankData:
     """The last that is known of a rank. ``pid`` and ``host`` are None where the log does not say."""
 
     rank: int
@@ -68,7 +68,7 @@ class RankFacts:
 
 
 @dataclass(kw_only=True)
-class RunFacts:
+class RunData:
     """A run as its directory tells it. ``notes`` say what is missing; ``spec`` is None when it cannot be read."""
 
     path: Path
@@ -84,7 +84,7 @@ class RunFacts:
     metrics: Columns
     status: str
     happenings: list[Happening]
-    ranks: list[RankFacts]
+    ranks: list[RankData]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -145,7 +145,7 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def read(path: str | Path) -> RunFacts:
+def read(path: str | Path) -> RunData:
     """Everything that a run directory tells. ``RunDirectoryError`` only when it is no run directory at all."""
     path = Path(path).expanduser().resolve()
     if not path.is_dir() or not run_directory.is_run(path):
@@ -170,7 +170,7 @@ def read(path: str | Path) -> RunFacts:
     metrics = global_metrics(store.table("steps"), mesh, len(store.absent))
     notes += gaps.notes_of(store, mesh, present, metrics, status)
     cell = path / CELL_FILE
-    return RunFacts(
+    return RunData(
         path=path,
         store=store,
         spec=spec,
@@ -184,7 +184,7 @@ def read(path: str | Path) -> RunFacts:
         metrics=metrics,
         status=status,
         happenings=happenings,
-        ranks=_rank_facts(store, mesh, raw),
+        ranks=_rank_data(store, mesh, raw),
         notes=notes,
     )
 
@@ -270,7 +270,7 @@ def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
     return states
 
 
-def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[RankFacts]:
+def _rank_data(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[RankData]:
     steps, devices = store.table("steps"), store.table("devices")
     states = states_of(happenings)
     details: dict[int, dict[str, Any]] = {}
@@ -294,7 +294,7 @@ def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[R
             }
         mine = steps["step"][steps["rank"] == rank]
         found.append(
-            RankFacts(
+            RankData(
                 rank=rank,
                 dp=at.dp,
                 pp=at.pp,
