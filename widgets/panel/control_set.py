@@ -32,7 +32,8 @@ _FORMS = {"none": "button", "float": "number", "int": "number", "choice": "choic
 def declared(store: Store) -> list[dict[str, Any]]:
     """The controls of a run, its training script's own knobs included: name, kind (button, number, text, choice), unit,
     low, high, choices, default, hint (what may be typed), help, whether the head of the panel has it, and whether it is
-    a setting or an act."""
+    a setting or an act. Where the run's framework cannot do it, ``unavailable``, and ``help`` says why."""
+    plan = store.spec.plan
     events = store.table("events")
     chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
     knobs = [Control.from_description(json.loads(text)) for text in events["value"][chosen]]
@@ -44,7 +45,8 @@ def declared(store: Store) -> list[dict[str, Any]]:
             "low": control.low,
             "high": control.high,
             "choices": list(control.choices),
-            "help": control.help,
+            "help": plan.why_control_unavailable(control.name) or control.help,
+            "unavailable": bool(plan.why_control_unavailable(control.name)),
             "head": control.name in HEAD,
             "setting": control.setting,
             "default": control.default,

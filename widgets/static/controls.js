@@ -172,9 +172,9 @@ export class Controls {
 
   say(facts) {
     const off = facts.controls !== "ready" || Boolean(facts.cut);
-    for (const { input, button } of this.fields.values()) {
-      button.disabled = off;
-      if (input) input.disabled = off;
+    for (const { control, input, button } of this.fields.values()) {
+      button.disabled = off || Boolean(control.unavailable);
+      if (input) input.disabled = button.disabled;
     }
     for (const [name, { now }] of this.fields) {
       if (!now) continue;

@@ -17,7 +17,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.frameworks import Capability
 from workbench.core.mesh import Mesh
+from workbench.engine.base.capabilities import Replayable, needed
 from workbench.engine.data.sources import split
 from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.culprit import FaultWatch, Finding, first_of
@@ -43,12 +45,13 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
         workload = build_workload(path, spec)
         strategy.check(spec, workload)
         strategy.prepare(workload)
+        replayable = needed(strategy, Replayable, Capability.REPLAYABLE)
         try:
-            load_weights(strategy.module, directory / WEIGHTS_FILE)
+            load_weights(replayable.module, directory / WEIGHTS_FILE)
             batch, random = load_moment(directory)
-            Randomness(strategy.generators()).restore(random)
-            with FaultWatch(strategy.module) as watch:
-                loss = strategy.rerun(split(batch, about["accumulate"]), watch.loss)
+            Randomness(replayable.generators()).restore(random)
+            with FaultWatch(replayable.module) as watch:
+                loss = replayable.rerun(split(batch, about["accumulate"]), watch.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}
             mine["finding"] = None if watch.found is None else asdict(watch.found)
             found = _of_replica(mine, first, spec.plan.mesh)

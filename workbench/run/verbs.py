@@ -158,6 +158,10 @@ class Verbs:
 
     def _check(self, values: dict[str, Any]) -> None:
         """What is wrong for this run although it would be right for another. ``ConfigError``."""
+        for name in values:
+            reason = self.spec.plan.why_control_unavailable(name)
+            if reason:
+                raise ConfigError(f"{name}: {reason}", field=name)
         pieces = values.get("accumulate")
         if pieces is not None and self.spec.recipe:  # a cell's own loader has a batch size of its own
             self.spec.replace(accumulate=pieces)

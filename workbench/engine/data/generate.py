@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.capabilities import Evaluating
 from workbench.engine.frameworks.torch_common.device import rank_device
 
 
@@ -32,7 +32,7 @@ def logits_of(outputs: Any) -> torch.Tensor | None:
     return outputs["logits"] if isinstance(outputs, dict) else outputs.logits
 
 
-def gather_rows(strategy: Strategy, rows: torch.Tensor | None, total: int, width: int) -> torch.Tensor:
+def gather_rows(strategy: Evaluating, rows: torch.Tensor | None, total: int, width: int) -> torch.Tensor:
     """Rows that each replica computed for its share, whole on every rank: [total, width], fp32, in replica order.
 
     ``rows``: [total / dp, width], the same on the tensor-parallel ranks of the last stage; None elsewhere. Collective.
@@ -43,7 +43,7 @@ def gather_rows(strategy: Strategy, rows: torch.Tensor | None, total: int, width
     return sum_over_ranks(gathered)
 
 
-def shares(total: int, strategy: Strategy) -> list[slice]:
+def shares(total: int, strategy: Evaluating) -> list[slice]:
     """Contiguous shares of ``total`` samples, one a replica, as equal as can be."""
     dp = strategy.mesh.dp
     edges = [total * index // dp for index in range(dp + 1)]
@@ -51,7 +51,7 @@ def shares(total: int, strategy: Strategy) -> list[slice]:
 
 
 @torch.no_grad()
-def token_loss(strategy: Strategy, tokens: torch.Tensor, *, vocabulary: int, rows: int) -> float:
+def token_loss(strategy: Evaluating, tokens: torch.Tensor, *, vocabulary: int, rows: int) -> float:
     """Mean cross entropy in nats of each token of ``tokens`` [sequences, length] given those before it.
 
     Each replica computes its share, ``rows`` sequences at a time; the value is the same on every rank. Collective.
@@ -81,7 +81,7 @@ def token_loss(strategy: Strategy, tokens: torch.Tensor, *, vocabulary: int, row
     return float((log_sums.logsumexp(0) - right.sum(0)).mean())
 
 
-def _slice_of(strategy: Strategy, width: int, vocabulary: int) -> tuple[int | None, int]:
+def _slice_of(strategy: Evaluating, width: int, vocabulary: int) -> tuple[int | None, int]:
     """Which slice of the vocabulary this rank answers for (None: another rank has the same), and where it begins."""
     tp = strategy.coordinates.tp
     if width >= vocabulary:
@@ -103,7 +103,7 @@ def _slice_terms(
 
 @torch.no_grad()
 def generate(
-    strategy: Strategy,
+    strategy: Evaluating,
     prompt: Sequence[int],
     *,
     tokens: int,
@@ -134,7 +134,7 @@ def generate(
     return buffer[0].tolist()
 
 
-def _scores(strategy: Strategy, logits: torch.Tensor | None, position: int, vocabulary: int) -> torch.Tensor:
+def _scores(strategy: Evaluating, logits: torch.Tensor | None, position: int, vocabulary: int) -> torch.Tensor:
     """This rank's part of the logits [vocabulary] at ``position`` of the first sequence; zeros where it has none."""
     scores = torch.zeros(vocabulary, device=rank_device())
     if logits is None:

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.capabilities import Replayable
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.workload import Batch
 from workbench.engine.data.sources import split
 from workbench.engine.faults.culprit import FaultWatch, Finding, as_json, first_of, nonfinite_in
 from workbench.engine.state.kept_step import save_moment, save_tensors
@@ -66,7 +67,8 @@ class NonfiniteGuard(StepObserver):
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
-        self._random = Randomness(strategy.generators())
+        self._replayable = strategy if isinstance(strategy, Replayable) else None
+        self._random = Randomness({} if self._replayable is None else self._replayable.generators())
         self._batch: Batch = None
         self._state = self._random.now()
         self._with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
@@ -85,13 +87,15 @@ class NonfiniteGuard(StepObserver):
         self._state = self._random.now()
         self.cost_ms += (time.perf_counter() - began) * 1e3
 
-    def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor) -> str:
-        """``GO``, ``SKIP`` (``Strategy.skip`` instead of ``step``) or ``STOP`` (skip, and end the run after it).
+    def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor | None) -> str:
+        """Judge a step by its loss and, where the strategy knows it, its share of the squared norm.
+
+        ``GO``, ``SKIP`` (``Strategy.skip`` instead of ``step``) or ``STOP`` (skip, and end the run after it).
 
         Reads both numbers on the host: free on a CPU, on a GPU the host waits for the step's gradients.
         """
         began = time.thread_time()  # of which waiting for a slower rank is no part
-        mine = 0.0 if loss is None else float(loss), float(grad_sq)
+        mine = tuple(0.0 if value is None else float(value) for value in (loss, grad_sq))
         self._strategy.mark("communication", -1)
         all_loss, all_sq = self._control.summed(*mine)
         self._strategy.mark("optimizer", -1)
@@ -123,17 +127,17 @@ class NonfiniteGuard(StepObserver):
     def _investigate(self, step: int, name: str, loss: torch.Tensor | None) -> None:
         """Find the source and log it, on the rank that has it. Collective; rare, so what it costs does not matter."""
         self._searches += 1
-        if self._searches > MOST_SEARCHES:
+        if self._searches > MOST_SEARCHES or self._replayable is None:
             if self._strategy.rank == 0:
                 self._log.event("nonfinite", name, {"step": step, "action": self._action}, step=step)
             return
-        finding, again = self._search()
+        finding, again = self._search(self._replayable)
         places = self._control.gathered(None if finding is None else asdict(finding))
         culprits = self._culprits(places)
         here = self._strategy.coordinates
         kept, why_not = "", ""
         if here.dp in culprits:
-            kept, why_not = self._keep(step, name, loss, culprits[here.dp], places)
+            kept, why_not = self._keep(step, name, loss, culprits[here.dp], places, module=self._replayable.module)
         value: dict[str, Any] = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
         if culprits.get(here.dp) == self._strategy.rank and finding is not None:
             value |= {"rank": self._strategy.rank, "loss": _number(loss), "loss_again": _number(again)}
@@ -143,12 +147,12 @@ class NonfiniteGuard(StepObserver):
             value["not_found"] = "the same batch gave finite numbers in every module: it came about in a reduction"
             self._log.event("nonfinite", name, value, step=step)
 
-    def _search(self) -> tuple[Finding | None, torch.Tensor | None]:
+    def _search(self, strategy: Replayable) -> tuple[Finding | None, torch.Tensor | None]:
         after = self._random.now()
         try:
             self._random.restore(self._state)
-            with FaultWatch(self._strategy.module) as watch:
-                again = self._strategy.rerun(split(self._batch, self.accumulate), watch.loss)
+            with FaultWatch(strategy.module) as watch:
+                again = strategy.rerun(split(self._batch, self.accumulate), watch.loss)
             return watch.found, again
         finally:
             self._random.restore(after)
@@ -165,14 +169,21 @@ class NonfiniteGuard(StepObserver):
         return found
 
     def _keep(
-        self, step: int, name: str, loss: torch.Tensor | None, culprit: int, places: list[dict[str, Any] | None]
+        self,
+        step: int,
+        name: str,
+        loss: torch.Tensor | None,
+        culprit: int,
+        places: list[dict[str, Any] | None],
+        *,
+        module: torch.nn.Module,
     ) -> tuple[str, str]:
         """Write what a replay needs, on every rank of the replica: where it is, or why it is not there."""
         directory = fault_directory(self._run, self._strategy.rank, step)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             save_moment(directory, self._batch, self._state)
-            weights = self._keep_weights(directory)
+            weights = self._keep_weights(directory, module)
             about = {"step": step, "name": name, "culprit": culprit, "loss": _exact(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": places[culprit], "indices": self._indices(step)}
             (directory / FAULT_FILE).write_text(json.dumps(about), encoding="utf-8")
@@ -181,9 +192,8 @@ class NonfiniteGuard(StepObserver):
             return "", str(error)
         return str(directory.relative_to(self._run)), weights
 
-    def _keep_weights(self, directory: Path) -> str:
+    def _keep_weights(self, directory: Path, module: torch.nn.Module) -> str:
         """Once in a run: the weights of a later fault are hardly worth a second copy. Why not, or ""."""
-        module = self._strategy.module
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if self._weights_kept:

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 from workbench.core import controls
 from workbench.core.config import TrainSpec
 from workbench.core.controls import Knob
+from workbench.core.frameworks import Capability
 from workbench.core.records import Command, Event
 from workbench.engine.agree.control import AgreedControl, BadLine
+from workbench.engine.base.capabilities import Freezable, Normed, needed
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
@@ -49,6 +51,8 @@ class Settings:
     @property
     def frozen(self) -> list[str]:
         """Layers that are not updated, in the model's order."""
+        if not isinstance(self._strategy, Freezable):
+            return []
         return [layer for layer in self._strategy.layers() if layer in self._frozen]
 
     def now(self, name: str) -> Any:
@@ -74,7 +78,7 @@ class Settings:
         if name == "lr":
             self.lr.set(value)
         elif name == "clip":
-            self._strategy.set_clip(value)
+            needed(self._strategy, Normed, Capability.NORMED).set_clip(value)
             self.clip = value
         elif name == "weight_decay":
             self._set_weight_decay(value)
@@ -97,7 +101,8 @@ class Settings:
         a checkpoint was restored. Whether the learning rate was laid over a schedule of the cell's own, as
         ``set lr=...`` does; one of a recipe begins with it, and ``LearningRate.restore`` goes on from there."""
         for name in ("clip", "accumulate"):
-            self.set(name, getattr(self._spec, name))
+            if self.now(name) != getattr(self._spec, name):
+                self.set(name, getattr(self._spec, name))
         rate = self._spec.lr
         if rate is None or self._spec.recipe or self._workload.lr_scheduler is None:
             return False
@@ -127,7 +132,8 @@ class Settings:
 
     def freeze(self, pattern: str, *, frozen: bool) -> list[str]:
         """Freeze, or update again, the layers in whose names ``pattern`` is found; which layers changed."""
-        layers = self._strategy.layers()
+        freezable = needed(self._strategy, Freezable, Capability.FREEZABLE)
+        layers = freezable.layers()
         matching = {layer for layer in layers if re.search(pattern, layer)}
         after = self._frozen | matching if frozen else self._frozen - matching
         if not matching:
@@ -135,7 +141,7 @@ class Settings:
         if len(after) == len(layers):
             raise ConfigError(f"{pattern!r} would freeze all {len(layers)} layers: nothing would be trained")
         changed = after ^ self._frozen
-        self._strategy.set_frozen(after)
+        freezable.set_frozen(after)
         self._frozen = frozenset(after)
         return [layer for layer in layers if layer in changed]
 
@@ -158,6 +164,8 @@ class Settings:
         for name, value in {**state["values"], **state["knobs"]}.items():
             if self.now(name) is not None and self.now(name) != value:
                 self.set(name, value)
+        if not isinstance(self._strategy, Freezable):
+            return
         known = set(self._strategy.layers())
         frozen = frozenset(layer for layer in state["frozen"] if layer in known)
         if frozen != self._frozen:

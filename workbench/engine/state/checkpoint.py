@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from workbench.core.config import ParallelPlan
+from workbench.core.frameworks import Capability
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import Held, Slot
@@ -43,6 +45,9 @@ class Checkpoints:
     @property
     def _plan(self) -> ParallelPlan:
         return self.strategy.spec.plan
+
+    def _held(self) -> Held:
+        return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).held()
 
     def save(self, step: int, state: dict[str, Any], *, asked: bool) -> bool:
         """Write the checkpoint after ``step``; ``state`` (plain) is what the trainer wants back. Whether it is there.
@@ -81,7 +86,7 @@ class Checkpoints:
         temporary.mkdir(mode=0o700, parents=True)
 
     def _write(self, temporary: Path) -> None:
-        held = self.strategy.held()
+        held = self._held()
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
         for slot in held.slots:
@@ -99,7 +104,7 @@ class Checkpoints:
     def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
         groups = [
             {name: to_plain(value) for name, value in group.items() if name != "params"}
-            for group in self.strategy.held().optimizer.param_groups
+            for group in self._held().optimizer.param_groups
         ]
         ranks = self.strategy.mesh.world_size
         document = {"trainer": state, "groups": groups}
@@ -113,7 +118,7 @@ class Checkpoints:
         ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or of
         another model. Random generators are those of then if the plan is; under another plan they go on.
         """
-        held = self.strategy.held()
+        held = self._held()
         reader: ShardReader | None = None
         reason = ""
         try:

@@ -17,9 +17,11 @@ from typing import Any
 
 from workbench.core.config import MonitorSpec
 from workbench.core.records import CollectiveRecord, PhaseRecord
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.capabilities import DdpReduced
 from workbench.engine.base.observer import StepObserver
-from workbench.engine.base.strategy import BatchObserver, Strategy
-from workbench.engine.base.workload import Batch
+from workbench.engine.base.parts import BatchObserver
+from workbench.engine.base.strategy import Strategy
 from workbench.engine.watch.host.clock import Clock, Reading, clock_for
 from workbench.engine.watch.host.phase_spans import NOWHERE, Place, Timeline, covered_ms, spans
 from workbench.engine.watch.torch.collectives import CollectiveTap, ReducerLog, records
@@ -89,7 +91,7 @@ class PhaseWatch(StepObserver):
         strategy = self._strategy
         strategy.mark = self._mark
         strategy.aside = self._aside
-        reducer = strategy.reducer()
+        reducer = strategy.reducer() if isinstance(strategy, DdpReduced) else None
         if reducer is not None and strategy.mesh.dp > 1:
             self._reducer = ReducerLog(reducer, strategy.mesh, on_host=self._on_host)
         self._tap.install()

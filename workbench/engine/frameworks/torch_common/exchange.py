@@ -1,4 +1,6 @@
-"""Sums over the ranks of several hosts, which share no memory: each rank asks rank 0, and rank 0 answers all.
+"""How the ranks of a torch run exchange a few numbers, also between hosts: over gloo, around rank 0.
+
+For sums each rank asks rank 0, and rank 0 answers all.
 
 A reduction of a few bytes goes around the ring of ranks twice, in several messages; this is one message there and one
 back, and costs less (tests/benchmarks/agreement.py). What rank 0 has to tell goes back with the sums. They are added in
@@ -7,28 +9,50 @@ the order of ranks, as those of ``shared_slots`` are: the same bits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
+
+from workbench.engine.agree.exchange import Alone, Exchange
 
 _TO_RANK_0, _FROM_RANK_0 = 1, 2  # tags
 
 
-class Star:
-    """The ranks of a run around rank 0, in a gloo ``group`` that has all of them.
+def exchange_of(rank: int, ranks: int) -> Exchange:
+    """The exchange of this rank with the others of torch's default process group. Collective."""
+    return Alone() if ranks == 1 else GlooExchange(dist.new_group(backend="gloo"), rank, ranks)
+
+
+class GlooExchange:
+    """An ``Exchange`` in a gloo ``group`` that has all ranks of a run.
 
     Messages are sent by the group itself, as ``torch.distributed.send`` does: what that one looks up before each takes
     longer than the message.
     """
 
     def __init__(self, group: dist.ProcessGroup, rank: int, ranks: int) -> None:
+        self.rank = rank
+        self.ranks = ranks
         self._group = group
-        self._rank = rank
         self._others = range(1, ranks)
+
+    def from_rank_0(self, data: bytes) -> bytes:
+        """As ``Exchange.from_rank_0``."""
+        tensor = torch.tensor(list(data), dtype=torch.uint8)
+        dist.broadcast(tensor, src=0, group=self._group)
+        return bytes(tensor.tolist())
+
+    def gathered(self, value: Any) -> list[Any]:
+        """As ``Exchange.gathered``."""
+        found: list[Any] = [None] * self.ranks
+        dist.all_gather_object(found, value, group=self._group)
+        return found
 
     def summed(self, first: float, second: float, told: tuple[int, int]) -> tuple[float, float, int, int]:
         """Every rank: the sums of what the ranks pass, and what rank 0 passes as ``told``: whole numbers below 2**53,
         as they travel as float64. Waits for all of them."""
-        numbers = self._ask(first, second) if self._rank else self._answer(first, second, told)
+        numbers = self._ask(first, second) if self.rank else self._answer(first, second, told)
         return numbers[0], numbers[1], int(numbers[2]), int(numbers[3])
 
     def _ask(self, first: float, second: float) -> list[float]:
