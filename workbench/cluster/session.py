@@ -21,12 +21,13 @@ from workbench.cluster import client as rank_servers
 from workbench.cluster import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
+from workbench.cluster.rank_kind import RankKind
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
 from workbench.run.occupant import Occupant, await_release
 
-#: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
+#: seconds for ranks to appear: covers a cold import of a large framework without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
 
 
@@ -50,7 +51,8 @@ class Session:
     _current: Session | None = None
     _lifecycle = threading.RLock()
 
-    def __init__(self, server: rank_servers.RankServer) -> None:
+    def __init__(self, server: rank_servers.RankServer, kind: RankKind) -> None:
+        self.kind = kind
         self.occupant: Occupant | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
@@ -74,13 +76,15 @@ class Session:
         *,
         master_port: int | None = None,
         devices: Sequence[str] | str | None = None,
-        preload: str = rank_servers.DEFAULT_PRELOAD,
+        framework: str | None = None,
+        python: str | None = None,
+        preload: str | None = None,
     ) -> Session:
         """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
-
-        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. Ranks that are up already and fit are kept;
-        others are ended first. Raises ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that
-        dies during start, with its last output), ``RanksBusyError``; nothing is left behind then.
+        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``framework``, ``python``, ``preload``: what the
+        ranks are made of, as in ``RankKind.asked``. Ranks that are up already and fit are kept; others are ended first.
+        Raises ``ConfigError``, ``ClusterError`` (port taken, server failed), ``RanksBusyError``, ``RankDiedError`` (a
+        rank that dies during start, with its last output); nothing is left behind then.
         """
         from workbench.cluster.hosts.machine import master_port as find_port
         from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks
@@ -88,14 +92,15 @@ class Session:
         with cls._lifecycle:
             placement = plan_ranks(n, devices)
             current = cls.current()
+            kind = RankKind.asked(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
-                if current._fits(placement, master_port):
+                if current._fits(placement, master_port, kind):
                     return current
                 if not current.dead:
                     current.check_free(range(current.n))
             port = find_port(MASTER_ADDR, master_port)
             server = current._hand_over() if current is not None else None
-            session = cls(server or rank_servers.take(preload=preload))
+            session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
             try:
                 session._start(placement, port)
             except BaseException:
@@ -169,9 +174,9 @@ class Session:
             Session._current = None
         self._lose_all("its session ended (by %dist_down, or with its kernel)")
 
-    def _fits(self, placement: Placement, master_port: int | None) -> bool:
-        same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
-        return same and not self.dead and self._server.alive
+    def _fits(self, placement: Placement, master_port: int | None, kind: RankKind) -> bool:
+        same = (placement.bindings, kind) == (self.placement.bindings, self.kind)
+        return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
     def _start(self, placement: Placement, port: int) -> None:
         from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
@@ -180,13 +185,9 @@ class Session:
         self.placement, self.master_port = placement, port
         self._wait(self._server.ensure_controller())
         self._engine_info = connection(self._server.profile_dir, "engine")
-        specs = rank_specs(
-            placement,
-            master_port=port,
-            profile_dir=self._server.profile_dir,
-            connection=json.dumps(self._engine_info),
-        )
-        started = self._server.start_ranks(specs)
+        connected = {"profile_dir": self._server.profile_dir, "connection": json.dumps(self._engine_info)}
+        kind = {"preload": self.kind.preload, "python": self.kind.python}
+        started = self._server.start_ranks(rank_specs(placement, master_port=port, **connected, **kind))
         self._client = connect(connection(self._server.profile_dir, "client"))
         self._wait(started)
         try:

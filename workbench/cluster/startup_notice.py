@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-STARTING = "the ranks are starting: torch and Colossal-AI are imported first, once per session"
+STARTING = "the ranks are starting: the framework that they train with is imported first, once per session"
 
 
 @contextlib.contextmanager

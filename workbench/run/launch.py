@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.cluster.cells import Submission
 from workbench.cluster.hosts.machine import describe_host
-from workbench.cluster.hosts.placement import default_ranks
+from workbench.cluster.hosts.placement import CPU, default_ranks
 from workbench.cluster.hosts.specs import plan_ranks
 from workbench.cluster.output import CellFailure
 from workbench.cluster.session import Session
@@ -49,15 +49,25 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     try:
         if session is None:
             with said_when_slow():
-                session = Session.up(spec.plan.ranks)
+                session = Session.up(spec.plan.ranks, framework=spec.plan.framework)
             for text in session.warnings:
                 print(f"warning: {text}", file=sys.stderr)
+        elif not session.kind.trains(spec.plan.framework):
+            session = _started_anew(session, spec.plan.framework)
         return _start(session, Run(path))
     except BaseException:
         if own and session is not None:
             session.down()
         shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+def _started_anew(session: Session, framework: str) -> Session:
+    """As many ranks on the same devices, from a warm process of the framework."""
+    print(f"the ranks are started anew for framework {framework}: names that cells defined on them are gone")
+    devices = [binding.device for binding in session.placement.bindings]
+    with said_when_slow():
+        return Session.up(session.n, devices=CPU if CPU in devices else devices, framework=framework)
 
 
 def _default_ranks() -> int:

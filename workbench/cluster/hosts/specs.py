@@ -30,8 +30,11 @@ def rank_specs(
     connection: str,
     first_rank: int = 0,
     extra_environment: dict[str, str] | None = None,
+    preload: str = "",
+    python: str = "",
 ) -> list[RankSpec]:
-    """What the rank server is told. ``first_rank``: engine id of the first (RANK still counts from 0)."""
+    """What the rank server is told. ``first_rank``: engine id of the first (RANK still counts from 0). ``preload``,
+    ``python``: from which warm process the ranks start."""
     world_size = len(placement.bindings)
     return [
         RankSpec(
@@ -45,6 +48,8 @@ def rank_specs(
             profile_dir=str(profile_dir),
             work_dir=os.getcwd(),
             connection=connection,
+            preload=preload,
+            python=python,
         )
         for binding in placement.bindings
     ]
