@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from workbench.run.run import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
+ROOT = Path(__file__).resolve().parents[2]
 COLOSSAL = "workbench.engine.frameworks.colossal.framework:COLOSSAL"
 BARE = "tests.unit.fake_frameworks:BARE"
 
@@ -183,3 +185,21 @@ class Data:
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[torch.Tensor]:
         while True:
             yield torch.ones(4, 2)
+
+
+def test_a_framework_stays_in_its_room() -> None:
+    sources = [path for room in ("workbench", "widgets", "magics") for path in (ROOT / room).rglob("*.py")]
+    named = [path for path in sources if "colossalai" in path.read_text(encoding="utf-8")]
+    assert named and {path.parent for path in named} == {ROOT / "workbench/engine/frameworks/colossal"}
+
+
+@pytest.mark.parametrize("room", ["base", "loop", "agree", "watch/host"])
+def test_rooms_of_ranks_that_know_no_tensor_library(room: str) -> None:
+    """No module of them imports torch itself when it is loaded, so that ranks of another library can use it."""
+    files = sorted((ROOT / "workbench/engine" / room).glob("*.py"))
+    assert files
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & {"torch", "transformers"}, path.name

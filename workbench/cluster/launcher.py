@@ -19,6 +19,7 @@ from workbench.cluster import protocol as p
 from workbench.cluster.engines import unregister
 from workbench.cluster.hosts import machine
 from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
+from workbench.cluster.rank_kind import RankKind
 
 
 class _ServerLauncher(BaseLauncher):
@@ -112,13 +113,12 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
         self._watch_end()
         specs = rank_specs(
             placement,
+            RankKind(framework="", preload=self.preload, python=self.python),
             master_port=port,
             profile_dir=Path(self.profile_dir).resolve(),
             connection=self._connection(),
             first_rank=self._first_rank,
             extra_environment=self.get_env(),
-            preload=self.preload,
-            python=self.python,
         )
         await asyncio.wrap_future(self.server.start_ranks(specs))
         self.notify_start({"pid": self.server.pid, "n": n})

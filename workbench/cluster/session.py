@@ -185,9 +185,9 @@ class Session:
         self.placement, self.master_port = placement, port
         self._wait(self._server.ensure_controller())
         self._engine_info = connection(self._server.profile_dir, "engine")
-        connected = {"profile_dir": self._server.profile_dir, "connection": json.dumps(self._engine_info)}
-        kind = {"preload": self.kind.preload, "python": self.kind.python}
-        started = self._server.start_ranks(rank_specs(placement, master_port=port, **connected, **kind))
+        server, how = self._server, json.dumps(self._engine_info)
+        specs = rank_specs(placement, self.kind, master_port=port, profile_dir=server.profile_dir, connection=how)
+        started = self._server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
         self._wait(started)
         try:

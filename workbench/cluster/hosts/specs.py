@@ -10,6 +10,7 @@ from pathlib import Path
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Placement, choose_devices, default_ranks, environment, place
 from workbench.cluster.protocol import RankSpec
+from workbench.cluster.rank_kind import RankKind
 
 #: ranks of one host meet on the loopback interface
 MASTER_ADDR = "127.0.0.1"
@@ -24,17 +25,15 @@ def plan_ranks(n: int | None, devices: Sequence[str] | str | None = None) -> Pla
 
 def rank_specs(
     placement: Placement,
+    kind: RankKind,
     *,
     master_port: int,
     profile_dir: Path,
     connection: str,
     first_rank: int = 0,
     extra_environment: dict[str, str] | None = None,
-    preload: str = "",
-    python: str = "",
 ) -> list[RankSpec]:
-    """What the rank server is told. ``first_rank``: engine id of the first (RANK still counts from 0). ``preload``,
-    ``python``: from which warm process the ranks start."""
+    """What the rank server is told. ``first_rank``: engine id of the first (RANK still counts from 0)."""
     world_size = len(placement.bindings)
     return [
         RankSpec(
@@ -48,8 +47,8 @@ def rank_specs(
             profile_dir=str(profile_dir),
             work_dir=os.getcwd(),
             connection=connection,
-            preload=preload,
-            python=python,
+            preload=kind.preload,
+            python=kind.python,
         )
         for binding in placement.bindings
     ]
