@@ -26,7 +26,8 @@ class RankSpec:
 
     ``device`` is ``"cpu"`` or the CUDA_VISIBLE_DEVICES entry of its GPU; ``cores`` are logical CPUs (empty: all).
     ``connection`` is the text of ipyparallel's engine connection file. ``preload``: the dotted ``module:function`` that
-    its warm process called ("": none); ``python``: the interpreter that it runs on ("": the server's own).
+    its warm process called ("": none; None: the one that the server called first). ``python``: the interpreter that it
+    runs on ("": the server's own).
     """
 
     rank: int
@@ -36,7 +37,7 @@ class RankSpec:
     profile_dir: str = ""
     work_dir: str = ""
     connection: str = ""
-    preload: str = ""
+    preload: str | None = None
     python: str = ""
 
 

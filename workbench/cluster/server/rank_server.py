@@ -223,7 +223,7 @@ class Server:
         self._starting[request.id] = {spec.rank for spec in request.ranks}
         for spec in request.ranks:
             rank_log(self._directory, spec.rank).unlink(missing_ok=True)
-            warm = self._pick(WarmSpec.of(spec))
+            warm = self._pick(WarmSpec.of(spec, self._first[0].preload))
             warm.wanted.append(spec)
             # A failing send means that it just ended: SIGCHLD tells, and answers the request.
             with contextlib.suppress(OSError):

@@ -44,10 +44,11 @@ class WarmSpec:
     python: str = ""
 
     @classmethod
-    def of(cls, rank: RankSpec) -> WarmSpec:
+    def of(cls, rank: RankSpec, first_preload: str) -> WarmSpec:
         """The kind of warm process that this rank starts from."""
+        preload = first_preload if rank.preload is None else rank.preload
         python = "" if rank.python == sys.executable else rank.python
-        return cls(device=rank.device, preload=rank.preload, python=python)
+        return cls(device=rank.device, preload=preload, python=python)
 
 
 def become_warm(spec: WarmSpec, channel: socket.socket, directory: Path) -> None:
