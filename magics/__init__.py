@@ -25,5 +25,5 @@ def load(shell: InteractiveShell) -> None:
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm()
-        except WorkbenchError as error:  # ranks may still come up later, and everything else works without
-            print(f"warning: nothing is warmed in the background: {error}", file=sys.stderr)
+        except WorkbenchError as error:  # ranks may still start later, and everything else works without it
+            print(f"warning: the rank server could not be started in the background: {error}", file=sys.stderr)

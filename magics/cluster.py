@@ -31,19 +31,19 @@ _PREVIEW_LINES = 40
 
 @magics_class
 class ClusterMagics(Magics):
-    """Ranks: bringing them up, cells on them, taking them down."""
+    """Start ranks, run cells on them, end them."""
 
     shell: InteractiveShell
 
     @magic_arguments()
-    @argument("-n", "--nproc-per-node", type=int, metavar="N", help="how many ranks (default: one per GPU or core)")
+    @argument("-n", "--nproc-per-node", type=int, metavar="N", help="number of ranks (default: one per GPU or core)")
     @argument("--master-port", type=int, metavar="PORT", help="MASTER_PORT of the ranks (default: a free one)")
     @argument("--devices", metavar="IDS", help="GPUs to use, such as 0,1; 'cpu' for none (default: all visible)")
     @argument("--framework", metavar="NAME", help="what the ranks are to train with (default: what is up, or colossal)")
     @argument("--python", metavar="PATH", help="Python that the ranks run on (default: this one)")
     @line_magic
     def dist_up(self, line: str) -> None:
-        """Bring ranks up, one process each, bound to a GPU or a share of the cores. Ranks that fit are kept."""
+        """Start ranks, one process each, bound to a GPU or a share of the cores. Ranks that fit already are kept."""
         arguments = parse(self.dist_up, line)
         devices = arguments.devices
         if devices is not None and devices != "cpu":
@@ -65,7 +65,7 @@ class ClusterMagics(Magics):
     @magic_arguments()
     @line_magic
     def dist_down(self, line: str) -> None:
-        """End all ranks, their controller and their server; nothing is left."""
+        """End all ranks, the controller and the rank server."""
         parse(self.dist_down, line)
         session = Session.current()
         if session is None:
@@ -78,7 +78,7 @@ class ClusterMagics(Magics):
     @magic_arguments()
     @line_magic
     def dist_status(self, line: str) -> StatusTable | None:
-        """Where each rank runs and what it does: pid, host, device, cores, memory, state, step."""
+        """Show where each rank runs and what it does: pid, host, device, cores, memory, state, step."""
         parse(self.dist_status, line)
         session = Session.current()
         if session is None:
@@ -90,7 +90,7 @@ class ClusterMagics(Magics):
     @_TARGETS
     @cell_magic
     def dist(self, line: str, cell: str) -> None:
-        """Run a cell on ranks and show what they gave: equal output once, with the ranks that had it."""
+        """Run a cell on ranks and show their output. Equal output is shown once, with its ranks."""
         session = _session()
         targets = parse_ranks(parse(self.dist, line).targets, session.n)
         preview = _Preview(live=hasattr(self.shell, "kernel"))
@@ -104,10 +104,10 @@ class ClusterMagics(Magics):
 
     @magic_arguments()
     @_TARGETS
-    @argument("names", nargs="+", help="names of the notebook to set on ranks")
+    @argument("names", nargs="+", help="variables of the notebook")
     @line_magic
     def dist_push(self, line: str) -> None:
-        """Copy variables of the notebook to ranks."""
+        """Copy variables from the notebook to ranks."""
         session = _session()
         arguments = parse(self.dist_push, line)
         missing = [name for name in arguments.names if name not in self.shell.user_ns]
@@ -118,10 +118,10 @@ class ClusterMagics(Magics):
 
     @magic_arguments()
     @_TARGETS
-    @argument("names", nargs="+", help="names to copy from ranks")
+    @argument("names", nargs="+", help="variables of the ranks")
     @line_magic
     def dist_pull(self, line: str) -> None:
-        """Copy variables of ranks to the notebook: a dict of rank and value; of one rank (-t 0), the value."""
+        """Copy variables from ranks to the notebook: a dict of values by rank; with one rank (-t 0), its value."""
         session = _session()
         arguments = parse(self.dist_pull, line)
         ranks = parse_ranks(arguments.targets, session.n)
@@ -139,7 +139,7 @@ def _session() -> Session:
 
 
 def show(outputs: Mapping[int, RankOutput]) -> None:
-    """Print and display what ranks gave, folded; errors that are not raised afterwards are named in a line each."""
+    """Print and display the output of ranks, equal output once; each error that is not raised later is one line."""
     for block in fold(outputs):
         print(format_ranks(block.ranks))
         for piece in block.pieces:
@@ -156,7 +156,7 @@ def show(outputs: Mapping[int, RankOutput]) -> None:
 
 
 def preview_text(blocks: Sequence[Block]) -> str:
-    """Text that blocks have printed so far, short."""
+    """The text that blocks have printed so far, shortened."""
     parts = []
     for block in blocks:
         text = "".join(str(piece.text) for piece in block.pieces if piece.kind in ("stdout", "stderr"))
@@ -165,7 +165,7 @@ def preview_text(blocks: Sequence[Block]) -> str:
 
 
 class _Preview:
-    """What a long cell printed so far, redrawn in place; only in a notebook."""
+    """The output of a running cell so far, redrawn in place; only in a notebook."""
 
     def __init__(self, *, live: bool) -> None:
         self._live = live
@@ -173,7 +173,7 @@ class _Preview:
         self._shown = -1
 
     def show(self, submission: Submission) -> None:
-        """Redraw, if there is something new."""
+        """Redraw if there is new output."""
         version = submission.version
         if not self._live or version in (0, self._shown) or time.monotonic() - self._started < _PREVIEW_AFTER_S:
             return
@@ -182,14 +182,14 @@ class _Preview:
         print(preview_text(fold(submission.outputs)))
 
     def clear(self) -> None:
-        """Make way for the whole output."""
+        """Remove the preview, before the whole output is shown."""
         if self._shown >= 0:
             clear_output(wait=True)
 
 
 @dataclass(frozen=True)
 class StatusTable:
-    """What ``%dist_status`` returns; shows itself as text and as HTML."""
+    """The result of ``%dist_status``; shows itself as text and as HTML."""
 
     ranks: tuple[RankStatus, ...]
     warnings: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class StatusTable:
     _HEADER = ("rank", "pid", "host", "device", "cores", "memory", "state", "step", "")
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Cells as text."""
+        """The cells of the table, as text."""
         return [
             (
                 str(each.rank),

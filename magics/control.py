@@ -1,5 +1,4 @@
-"""``%dist_pause``, ``%dist_set`` and the others: what can be asked of a run, one magic for each act declared in
-``workbench.core.controls``."""
+"""``%dist_set``, and one magic for each act that ``workbench.core.controls`` declares, such as ``%dist_pause``."""
 
 from __future__ import annotations
 
@@ -11,28 +10,42 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from magics.words import parse
 from workbench.core import controls
-from workbench.core.controls import ACTS, Control
+from workbench.core.controls import Control
 from workbench.core.flags import ASSIGNMENT
-from workbench.run.run import Run, newest_live
+from workbench.run.api import Run, newest_live
 
-_RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest that trains)")
-_CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="such as lr=1e-4")
-
-
-def _run(name: str | None) -> Run:
-    """The run of that name; else the newest that has not ended, else the newest."""
-    if name:
-        return Run(name)
-    return newest_live() or Run()
+_RUN = argument("--run", metavar="RUN", help="a run's name or directory (default: the newest running run)")
+_CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="for example lr=1e-4")
 
 
-def _magic(control: Control) -> Callable[..., Any]:
-    """The magic of one act: it parses, asks, and says so."""
+@magics_class
+class ControlMagics(Magics):
+    """Steer a run from a notebook: ``%dist_set``, and a magic for each declared act."""
 
-    def magic(self: Magics, line: str) -> Run | None:
+    def __init__(self, shell: Any = None, **options: Any) -> None:
+        super().__init__(shell, **options)
+        self.magics["line"] |= {f"dist_{control.name}": act_magic(control) for control in controls.acts()}
+
+    @magic_arguments()
+    @_RUN
+    @_CHANGES
+    @line_magic
+    def dist_set(self, line: str) -> None:
+        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own knobs."""
+        arguments = parse(self.dist_set, line)
+        run = _run(arguments.run)
+        changes = controls.assignments(arguments.changes)
+        run.set(**changes)
+        print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} after this step")
+
+
+def act_magic(control: Control) -> Callable[[str], Run | None]:
+    """The magic of one act: it parses, sends the command, and says so."""
+
+    def magic(line: str) -> Run | None:
         arguments = parse(magic, line)
         run = _run(arguments.run)
-        if control.kind == "changes":
+        if control.starts_run:
             return run.branch(**controls.assignments(arguments.changes))
         value = getattr(arguments, "value", None)
         run.ask(control.name, value or None)
@@ -42,37 +55,18 @@ def _magic(control: Control) -> Callable[..., Any]:
     magic.__name__ = magic.__qualname__ = f"dist_{control.name}"
     magic.__doc__ = f"{control.help[0].upper()}{control.help[1:]}."
     wrapped = _RUN(magic)
-    if control.kind == "changes":
+    if control.starts_run:
         wrapped = _CHANGES(wrapped)
     elif control.kind != "none":
         optional = {"nargs": "?"} if control.default is not None else {}
-        wrapped = argument("value", metavar=control.unit.upper() or "VALUE", help=control.allowed(), **optional)(
-            wrapped
-        )
+        value = argument("value", metavar=control.unit.upper() or "VALUE", help=control.allowed(), **optional)
+        wrapped = value(wrapped)
     magic = magic_arguments()(wrapped)
-    return line_magic(magic)
+    return magic
 
 
-def _set(self: Magics, line: str) -> None:
-    """Change settings of a run while it trains, such as lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own knobs."""
-    arguments = parse(_set_magic, line)
-    run = _run(arguments.run)
-    changes = controls.assignments(arguments.changes)
-    run.set(**changes)
-    print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} after this step")
-
-
-_set.__name__ = _set.__qualname__ = "dist_set"
-_set_magic = magic_arguments()(_RUN(_CHANGES(_set)))
-
-ControlMagics = magics_class(
-    type(
-        "ControlMagics",
-        (Magics,),
-        {
-            "__doc__": "Steering a run from a notebook.",
-            "dist_set": line_magic(_set_magic),
-            **{f"dist_{control.name}": _magic(control) for control in ACTS},
-        },
-    )
-)
+def _run(name: str | None) -> Run:
+    """The run of that name; else the newest that has not ended, else the newest."""
+    if name:
+        return Run(name)
+    return newest_live() or Run()

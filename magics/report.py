@@ -1,4 +1,4 @@
-"""``%dist_report``: runs, or the whole notebook, as one offline HTML file."""
+"""``%dist_report``: the report of runs, or of the whole notebook, as one HTML file."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from magics.words import parse
-from widgets.save import save_notebook
+from widgets.page.save import save_notebook
 from workbench.errors import ConfigError
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 @magics_class
 class ReportMagics(Magics):
-    """Reports from a notebook."""
+    """Write reports from a notebook."""
 
     @magic_arguments()
     @argument(
         "run",
         metavar="RUN",
         nargs="*",
-        help="run directories or names of runs, several are compared (default: the newest); with --notebook its file",
+        help="run directories or names; several are compared (default: the newest); with --notebook, the notebook file",
     )
-    @argument("--notebook", action="store_true", help="save the whole notebook and report it, with its runs")
+    @argument("--notebook", action="store_true", help="save the notebook and write its report, with its runs")
     @argument(
         "-o", "--out", metavar="FILE", help="where to write (default: in the run directory, or beside the notebook)"
     )
-    @argument("--pdf", action="store_true", help="print it with a chromium of this machine")
-    @argument("--light", action="store_true", help="still pictures only: a small file without scripts")
+    @argument("--pdf", action="store_true", help="also write a PDF, with the chromium of this machine")
+    @argument(
+        "--light", action="store_true", help="pictures instead of interactive figures: a small file without scripts"
+    )
     @line_magic
     def dist_report(self, line: str) -> Path:
         """Write a report as one HTML file that needs no network, show a link to it and return its path."""
@@ -58,14 +60,14 @@ def _notebook(names: list[str], out: str | None, options: dict[str, Any]) -> Pat
     notebook = Path(names[0]).expanduser() if names else current_notebook()
     now = not names and save_notebook(notebook)
     written = render_notebook(notebook, out, widgets=_live_widgets(), **options)
-    since = "" if names else " (what came since is not in it: save with Ctrl-S and run this again)"
+    since = "" if names else " (later changes are not in it: save with Ctrl-S and run this again)"
     state = "" if now else f" as saved at {saved_at(notebook)}{since}"
     display(_link(written, f" of {notebook.name}{state}"), raw=True)
     return written
 
 
 def _live_widgets() -> dict[str, Any]:
-    """States of this kernel's ordinary widgets: a notebook file need not hold them."""
+    """States of this kernel's widgets, which a notebook file need not contain."""
     from ipywidgets import Widget
 
     state: dict[str, Any] = Widget.get_manager_state(drop_defaults=False)["state"]
@@ -73,7 +75,7 @@ def _live_widgets() -> dict[str, Any]:
 
 
 def _link(report: Path, what: str = "") -> dict[str, str]:
-    """A link for a notebook (relative: JupyterLab opens it where it serves the folder), the path for a prompt."""
+    """A link for a notebook (relative, so that JupyterLab can open it), and the path for a terminal."""
     address = quote(os.path.relpath(report))
     shown, said = html.escape(str(report)), html.escape(what)
     return {

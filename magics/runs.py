@@ -1,4 +1,4 @@
-"""``%dist_runs`` and ``%dist_compare``: the runs that were kept, and some of them beside each other."""
+"""``%dist_runs`` and ``%dist_compare``: list the runs, and compare some of them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from workbench.history.row import RunRow
 
 @magics_class
 class RunsMagics(Magics):
-    """Runs that were kept."""
+    """List and compare runs."""
 
     shell: InteractiveShell
 
     @magic_arguments()
     @argument("--last", type=int, metavar="N", help="the newest N only")
     @argument("--sort", metavar="COLUMN", default="when", help="sort by a column (default: when)")
-    @argument("--reverse", action="store_true", help="largest, or newest, first")
-    @argument("--name", action="append", metavar="PATTERN", help="runs with such a name, such as sweep-*")
+    @argument("--reverse", action="store_true", help="reverse the order: largest or newest first")
+    @argument("--name", action="append", metavar="PATTERN", help="runs whose name matches, for example sweep-*")
     @argument("--state", action="append", metavar="STATE", help="runs in this state")
     @argument("--tag", action="append", metavar="TAG", help="runs with this tag")
-    @argument("--where", action="append", metavar="COND", help="a condition such as best_loss<2.5")
+    @argument("--where", action="append", metavar="COND", help="runs that meet a condition, for example best_loss<2.5")
     @line_magic
     def dist_runs(self, line: str) -> None:
         """Show the runs of $WORKBENCH_HOME (default: ./runs) in a live table.
 
-        A click on a head sorts, the field filters, a double click on tags or notes changes them, and the boxes choose
-        what to compare. In a terminal: a plain table. ``workbench.runs()`` gives the same as a DataFrame.
+        Click a column's head to sort, type in the field to filter, double-click tags or notes to edit them, and tick
+        boxes to choose runs to compare. In a terminal the table is plain text. ``workbench.runs()`` returns a
+        DataFrame.
         """
         given = parse(self.dist_runs, line)
 
@@ -65,16 +66,16 @@ class RunsMagics(Magics):
         "runs",
         metavar="RUN",
         nargs="*",
-        help="runs by name or directory, or TensorBoard files (default: the newest two runs)",
+        help="names or directories of runs, or TensorBoard files (default: the newest two runs)",
     )
-    @argument("--x", metavar="AXIS", default="step", help="lay curves over step (default), tokens, time or bytes")
+    @argument("--x", metavar="AXIS", default="step", help="axis of the curves: step (default), tokens, time or bytes")
     @argument("--tag", metavar="SCALAR", default="", help="the scalar of TensorBoard files that is the training loss")
     @line_magic
     def dist_compare(self, line: str) -> Comparison:
-        """Compare runs: curves laid over each other, what differs, speed-up, and whether it is more than seed noise.
+        """Compare runs: their curves, different options, speed-up, and whether a difference exceeds seed noise.
 
-        Returns a ``Comparison``, which shows itself as tables: ``.table()``, ``.curves()``, ``.differences_table()``,
-        ``.tests``, ``.scaling``. Repeats are runs of the same spec apart from ``--seed``.
+        Returns a ``Comparison``, which shows itself as tables and has ``.table()``, ``.curves()``,
+        ``.differences_table()``, ``.tests`` and ``.scaling``. Runs whose specs differ in ``--seed`` only are repeats.
         """
         given = parse(self.dist_compare, line)
         found = compare(given.runs or subject.newest_two(), given.x, tag=given.tag)

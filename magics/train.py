@@ -15,12 +15,12 @@ from IPython.core.magic_arguments import argument, argument_group, magic_argumen
 
 import widgets
 from magics.words import parse
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 from workbench.core import flags
 from workbench.errors import RunError
 from workbench.run import launch
-from workbench.run.request import request
-from workbench.run.run import Run
+from workbench.run.api import Run
+from workbench.run.resolve import request
 
 if TYPE_CHECKING:
     from widgets.panel.panel import Panel
@@ -36,19 +36,19 @@ def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @magics_class
 class TrainMagics(Magics):
-    """Training from a notebook."""
+    """Train from a notebook."""
 
     shell: InteractiveShell
 
     @magic_arguments()
-    @argument("--config", metavar="FILE", help="a spec file (TOML); flags given beside it win")
+    @argument("--config", metavar="FILE", help="a spec file (TOML); flags win over it")
     @_run_flags
     @argument_group("in the notebook")
-    @argument("--wait", action="store_true", help="wait for the end, with the panel alive; Ctrl-C stops the run")
+    @argument("--wait", action="store_true", help="wait for the end while the panel stays live; Ctrl-C stops the run")
     @argument("--quiet", action="store_true", help="no panel and no progress lines")
     @line_cell_magic
     def dist_train(self, line: str, cell: str | None = None) -> Run:
-        """Train a model across ranks and return its ``Run`` at once, while a panel shows how it goes.
+        """Train a model across ranks. Returns the ``Run`` at once and shows its live panel.
 
         Line form: ``%dist_train --recipe stdlib-llama -n 2`` or ``%dist_train --config spec.toml``. Cell form: the cell
         runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
@@ -83,7 +83,7 @@ def _shown_panel(run: Run) -> Panel:
 
 
 def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
-    """Wait for the run's end; Ctrl-C asks it to stop after its step and waits for that, a second one gives up."""
+    """Wait for the end of the run. Ctrl-C stops the run after its step; a second Ctrl-C does not wait for that."""
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:

@@ -12,12 +12,12 @@ from magics.words import parse
 
 @magics_class
 class WatchMagics(Magics):
-    """Looking at what goes on."""
+    """Show live panels."""
 
     shell: InteractiveShell
 
     @magic_arguments()
-    @argument("runs", metavar="RUN", nargs="*", help="one or two: run directories or names; none: the machine")
+    @argument("runs", metavar="RUN", nargs="*", help="one or two run directories or names; none: the machine")
     @line_magic
     def dist_watch(self, line: str) -> None:
         """Show the live panel of a run, of two runs side by side, or (without a run) of this machine and its ranks."""

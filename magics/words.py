@@ -1,4 +1,4 @@
-"""The words after a magic: split and parsed as a shell would, and answered when they are not understood."""
+"""Parse the arguments of a magic as a shell would; an argument that is not understood is an error that helps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from workbench.errors import ConfigError
 def parse(magic: Any, line: str) -> argparse.Namespace:
     """The arguments of ``magic`` (a method with ``magic_arguments``) on ``line``.
 
-    Quotes are taken off as in a shell, and what follows a lone ``#`` is a comment; a backslash stays, as it belongs to
-    a regular expression. ``ConfigError`` for a word or a value that the magic does not take, with the nearest one that
-    it does.
+    Quotes are removed as in a shell, and a lone ``#`` starts a comment. A backslash is kept: regular expressions need
+    it. Raises ``ConfigError`` for an argument or a value that the magic does not take, with a suggestion.
     """
     parser: argparse.ArgumentParser = magic.parser
     try:
@@ -35,5 +34,5 @@ def _split(line: str) -> list[str]:
     try:
         words = list(lexer)
     except ValueError as error:
-        raise ConfigError(f"a quote is opened and not closed in: {line.strip()}") from error
+        raise ConfigError(f"a quote is not closed in: {line.strip()}") from error
     return words[: words.index("#")] if "#" in words else words

@@ -1,11 +1,17 @@
-"""Options of the test run."""
+"""Options of the test run: which tests see a GPU, and how a run of several folders is spread over processes."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
+
+#: folders whose tests share something that is slow to start (JupyterLab and chromium, warm ranks): one process each
+TOGETHER = ("browser", "cluster", "engine", "gpu", "training")
+FOLDER = Path(__file__).parent
 
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -13,6 +19,28 @@ _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 def pytest_configure() -> None:
     # A shell starts background jobs with SIGINT ignored; Ctrl-C is what some tests are about.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers of a run of several folders: one a core, and one more where tests wait for ranks or a page.
+
+    None for files or one folder of tests: workers would take longer to start than they save.
+    """
+    paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    several = len(paths) > 1 or any(any(path.glob("*/test_*.py")) for path in paths)
+    if config.option.keyword or config.option.collectonly or not all(path.is_dir() for path in paths) or not several:
+        return 0
+    waits = any(not path.is_relative_to(FOLDER / "unit") for path in paths)
+    return min(4, (os.cpu_count() or 1) + waits)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "hypothesis" in sys.modules:  # it takes long to import, and most modules need none
+        sys.modules["hypothesis"].settings.register_profile("suite", deadline=None)  # a slow machine is no failure
+        sys.modules["hypothesis"].settings.load_profile("suite")
+    for item in items:
+        folder, *rest = item.path.relative_to(FOLDER).parts
+        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else "/".join([folder, *rest])))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,7 +21,7 @@ from workbench.core.records import (
     StepRecord,
     WeightStats,
 )
-from workbench.engine.watch.host.phase_spans import NOWHERE, Span, spans
+from workbench.engine.watch.host.phase_spans import NO_PHASE, Span, compute_spans
 from workbench.rundir.log import RankLogWriter
 
 STEP_S = 0.12
@@ -115,7 +115,7 @@ class FakeRank:
             visits.append(("communication", -1, max(0.2, left)))
         visits += [("optimizer", -1, 0.04 * step_ms), ("monitor", -1, 0.1)]
         starts = np.cumsum([0.0, *(max(0.01, length) for *_, length in visits)]).tolist()
-        rows = spans(starts, [*((name, micro) for name, micro, _ in visits), NOWHERE])
+        rows = compute_spans(starts, [*((name, micro) for name, micro, _ in visits), NO_PHASE])
         if self.mesh.pp == 1 and self.mesh.dp > 1:
             rows.append(Span("overlapped", -1, at - compute_ms / 3, compute_ms / 3))
         for row in rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from widgets.machine import MachinePanel
     from widgets.panel.panel import Panel
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
 
 def available() -> bool:
@@ -52,6 +52,6 @@ def describe(*runs: Run | str | Path) -> str:
 
 
 def _opened(runs: tuple[Run | str | Path, ...]) -> list[Run]:
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
     return [run if isinstance(run, Run) else Run(run) for run in runs]

@@ -16,9 +16,9 @@ import anywidget
 import psutil
 import traitlets
 
-from widgets import bundle
-from widgets.busy import Busy
-from widgets.pace import Pace
+from widgets.page import bundle
+from widgets.page.busy import Busy
+from widgets.page.pace import Pace
 from widgets.panel.panel import answer_in_the_senders_thread, publish, publish_widget, when_closed
 from workbench.cluster.session import Session
 from workbench.plots import theme

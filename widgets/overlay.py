@@ -13,7 +13,7 @@ from typing import Any
 
 import anywidget
 
-from widgets import bundle, wire
+from widgets.page import bundle, wire
 from workbench.plots import theme
 
 

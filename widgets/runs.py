@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import anywidget
 
-from widgets import bundle
+from widgets.page import bundle
 from workbench.errors import WorkbenchError
 from workbench.history import labels, listing
 from workbench.history.index import RunIndex

@@ -1,8 +1,8 @@
 """A Jupyter workbench for distributed training.
 
-``%load_ext workbench`` registers the ``%dist_`` magics and starts warming a rank server in the background;
-``c.Workbench.warm = False`` in IPython's configuration turns the warming off. The names below are the Python twins.
-Nothing here imports torch: that happens on the ranks.
+``%load_ext workbench`` registers the ``%dist_`` magics and starts a rank server with warm processes in the background;
+``c.Workbench.warm = False`` in IPython's configuration turns that off. The names below are the Python twins of the
+magics. Nothing here imports torch; the ranks do.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
     from workbench.history.compare import compare
     from workbench.history.index import runs
-    from workbench.run.launch import train
-    from workbench.run.run import Run
+    from workbench.run.api import Run, train
 
 __all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "compare", "runs", "train"]
 
 _HOMES = {
     "MonitorSpec": "workbench.core.config",
     "ParallelPlan": "workbench.core.config",
-    "Run": "workbench.run.run",
+    "Run": "workbench.run.api",
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
     "compare": "workbench.history.compare",
     "runs": "workbench.history.index",
-    "train": "workbench.run.launch",
+    "train": "workbench.run.api",
 }
 
 

@@ -1,7 +1,7 @@
 """What agreeing on commands costs a step: ``AgreedControl`` posted and taken, and ``Steering`` asked, over gloo ranks.
 
 The ranks sleep 50 ms where a step would compute; of each step the slowest rank's time in the calls counts. Beside it:
-what the calls take one after another, with nothing to hide behind.
+what the calls take one after another, with nothing to hide behind. Then what a rank takes of a core while it is paused.
 
 Ranks of several hosts are told with the sum that the guard makes in each step: in every second step it is made that
 way, in the others as a plain reduction, and what it takes longer counts as well.
@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 STEP_S = 0.05
 GOAL = 0.002
+PAUSE_S = 6.0
+PAUSED_GOAL = 0.01
 SUMS = ("agreed", "reduced")
 
 
@@ -78,6 +80,21 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
+def pause(rank: int, ranks: int, directory: Path, *, one_host: bool) -> float:
+    """On a rank: the share of a core that it used during a pause of ``PAUSE_S`` seconds."""
+    from workbench.engine.agree.control import HEARTBEAT_S, AgreedControl
+    from workbench.engine.process_group import joined
+
+    (directory / "control.jsonl").touch()
+    with joined(rank, ranks, directory, device_type="cpu"):
+        control = AgreedControl(directory, rank, ranks, one_host=one_host)
+        control.wait()
+        began, cpu = time.monotonic(), time.process_time()
+        for _ in range(round(PAUSE_S / HEARTBEAT_S)):
+            control.wait()
+        return (time.process_time() - cpu) / (time.monotonic() - began)
+
+
 def main() -> None:
     from tests.benchmarks.machine import describe_machine
     from tests.engine.rank_pool import RankPool
@@ -91,7 +108,10 @@ def main() -> None:
         for one_host in (True, False):
             options = {"steps": arguments.steps, "one_host": one_host}
             found = pool.run(arguments.ranks, "tests.benchmarks.agreement:measure", timeout_s=300, **options)
-            tell("one host" if one_host else "several hosts", found)
+            where = "one host" if one_host else "several hosts"
+            tell(where, found)
+            shares = pool.run(arguments.ranks, "tests.benchmarks.agreement:pause", one_host=one_host)
+            print(f"{where}: of a core while paused, busiest rank: {max(shares):.2%}, goal < {PAUSED_GOAL:.0%}")
 
 
 def tell(where: str, found: list[dict[str, list[float]]]) -> None:

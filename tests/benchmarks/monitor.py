@@ -143,7 +143,7 @@ class Way:
         self.sampling_ms = sampling_ms
         self.number = 0
         watch = next((one for one in trainer.observers if isinstance(one, PhaseWatch)), None)
-        self._wraps = dict(watch._tap._installed) if watch is not None else {}
+        self._wraps = dict(watch._collectives._installed) if watch is not None else {}
         self._told = trainer.strategy.mark, trainer.strategy.aside
         trainer.begin()
         self.leave()
@@ -233,7 +233,7 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
 def cost_of_sampling(hz: float) -> float:
     """Ms of CPU time a second of the device sampler's thread."""
     state = Progress()
-    with DeviceSampler(NoLog(), rank=0, hz=100, device="cpu", state=state) as sampler:  # type: ignore[arg-type]
+    with DeviceSampler(NoLog(), rank=0, hz=100, device="cpu", progress=state) as sampler:  # type: ignore[arg-type]
         while sampler.samples < 50:
             time.sleep(0.01)
     return state.sampling_s / sampler.samples * hz * 1e3

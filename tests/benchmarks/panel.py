@@ -23,8 +23,8 @@ from tests.browser.lab import BROWSER_FLAGS, find_browser
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import FakeRank
 from tests.fake_run import fake_spec, layer_names, write_spec
+from widgets.page.wire import bokeh_version
 from widgets.panel.feed import ALL_TABS, Feed
-from widgets.wire import bokeh_version
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 

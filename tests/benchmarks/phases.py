@@ -77,7 +77,7 @@ def rank_blocks(
 
         def watched_block() -> tuple[float, float]:
             watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
-            trainer.observers = [watch, watch.last]
+            trainer.observers = [watch, watch.step_end]
             before = len(log.records)
             try:
                 return block()
@@ -98,9 +98,9 @@ def rank_blocks(
 
 def alone() -> str:
     """One boundary."""
-    from workbench.engine.watch.torch.phases import _cost_of_a_boundary_ms, clock_for
+    from workbench.engine.watch.torch.phases import _measure_boundary_ms, make_clock
 
-    return f"a boundary between phases costs {_cost_of_a_boundary_ms(clock_for('cpu')) * 1e3:.2f} us"
+    return f"a boundary between phases costs {_measure_boundary_ms(make_clock('cpu')) * 1e3:.2f} us"
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ BROWSER_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_S = 60
+START_S = 180
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -138,8 +138,8 @@ class LabPage:
     def open(self, path: Path) -> None:
         """Open a notebook alone in the page and wait for its kernel."""
         self.page.goto(f"{self.lab.url}doc/tree/{path.relative_to(self.lab.root)}?token={self.lab.token}")
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-        self.page.wait_for_function(KERNEL_READY, timeout=60_000)
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        self.page.wait_for_function(KERNEL_READY, timeout=120_000)
 
     def command(self, name: str) -> None:
         """Execute a command of JupyterLab and not wait for its end."""
@@ -149,7 +149,7 @@ class LabPage:
         self.page.locator(".jp-CodeCell .jp-InputArea-prompt").first.click()
         self.command("notebook:run-all-cells")
 
-    def save(self, path: Path, wait_s: float = 10) -> Any:
+    def save(self, path: Path, wait_s: float = 120) -> Any:
         """Save and return the notebook as written."""
         before = path.stat().st_mtime_ns
         self.command("docmanager:save")
@@ -164,7 +164,7 @@ class LabPage:
         """How many points the loss curve in the panel has (0: no curve yet)."""
         return int(self.page.evaluate(POINTS))
 
-    def wait_for_points(self, more_than: int, timeout_s: float = 45) -> int:
+    def wait_for_points(self, more_than: int, timeout_s: float = 120) -> int:
         """Wait until the loss curve has more than so many points."""
         self.page.wait_for_function(f"() => ({POINTS})() > {more_than}", timeout=timeout_s * 1000)
         return self.points()

@@ -45,7 +45,7 @@ def main() -> None:
                 page = browser.new_page()
                 page.set_viewport_size({"width": width, "height": 1250})
                 panel = StaticPanel(page, run, other, dark=mode == "dark", on_control=lambda name, value: None)
-                panel.pump(READY, 60)
+                panel.pump(READY, 120)
                 for tab in given.tabs:
                     panel.open(tab)
                     panel.pump(timeout_s=1.2, fails=False)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from widgets import bundle
+from widgets.page import bundle
 from widgets.panel.feed import Feed
 from workbench.telemetry.store import Store
 
@@ -33,7 +33,7 @@ _START = """async (code) => {
     for (const act of callbacks) act(content, views);
   };
   module.default.initialize({ model });
-  module.default.render({ model, el: document.getElementById("panel") });
+  window.takeOutputAway = module.default.render({ model, el: document.getElementById("panel") });
 }"""
 
 
@@ -98,7 +98,7 @@ class StaticPanel:
             self._send({"kind": "answer", "run": place, "name": content["name"], "error": error}, [])
 
     def pump(
-        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 20, *, fails: bool = True
+        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 120, *, fails: bool = True
     ) -> None:
         """Deliver messages until a condition holds (JavaScript in the page, or Python here)."""
         deadline = time.monotonic() + timeout_s
@@ -114,13 +114,18 @@ class StaticPanel:
         for _ in range(count):
             self._out.get(timeout=10)
 
-    def _deliver(self) -> bool:
-        """Hand over what is waiting, all at once; False when nothing is."""
+    def waiting(self) -> list[tuple[dict[str, Any], list[str]]]:
+        """Messages that were not handed over yet, which the caller then hands over: contents, and buffers as base64."""
         batch = []
         while not self._out.empty():
             content, buffers = self._out.get()
             self.messages.append((content, len(json.dumps(content)) + sum(map(len, buffers))))
-            batch.append([content, [base64.b64encode(data).decode() for data in buffers]])
+            batch.append((content, [base64.b64encode(data).decode() for data in buffers]))
+        return batch
+
+    def _deliver(self) -> bool:
+        """Hand over what is waiting, all at once; False when nothing is."""
+        batch = self.waiting()
         if batch:
             self.page.evaluate("(batch) => batch.forEach(([content, buffers]) => fromKernel(content, buffers))", batch)
         return bool(batch)
@@ -128,7 +133,7 @@ class StaticPanel:
     def open(self, tab: str) -> None:
         """Choose a tab and wait until its figures are drawn."""
         self.page.locator(f".dw [role=tab][id$='-{tab}']").click()
-        self.pump(f"() => {_drawn(tab)}", timeout_s=60)
+        self.pump(f"() => {_drawn(tab)}", timeout_s=120)
         self.pump(timeout_s=0.4, fails=False)
 
     def close(self) -> None:

@@ -21,10 +21,10 @@ panel.show()
 """
 #: holds the kernel until the file is there: a page that is loaded again finds its widgets when the kernel is free
 GATE = """import os, time
-end = time.time() + 90
+end = time.time() + 300
 while not os.path.exists({name!r}) and time.time() < end: time.sleep(0.05)"""
 #: a cell that holds the kernel until the run has stopped
-HOLD = "import time\nend = time.time() + 60\nwhile run.status != 'stopped' and time.time() < end: time.sleep(0.05)"
+HOLD = "import time\nend = time.time() + 300\nwhile run.status != 'stopped' and time.time() < end: time.sleep(0.05)"
 
 
 CONNECTION = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
@@ -37,8 +37,13 @@ def start(page: LabPage, name: str, *more: str, steps: int = 2000) -> Path:
     return path
 
 
-def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 45) -> None:
+def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 120) -> None:
     page.page.locator(selector, has_text=text).first.wait_for(timeout=timeout_s * 1000)
+
+
+def wait_for_picture(page: LabPage) -> None:
+    """Wait until the run has ended, its output is a picture, and the live panel stands in the picture's place."""
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=120_000)
 
 
 def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
@@ -50,12 +55,12 @@ def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot
     page.save(path)
     page.page.reload()
     (page.lab.root / "moves.free").touch()
-    again = page.wait_for_points(third, timeout_s=60)
+    again = page.wait_for_points(third, timeout_s=120)
     assert page.wait_for_points(again) > again
     before = page.points()
     page.page.evaluate(f"() => {CONNECTION}.reconnect()")
-    page.page.wait_for_function(f"() => {CONNECTION}.connectionStatus === 'connected'", timeout=60_000)
-    assert page.wait_for_points(before + 40, timeout_s=60) > before, "the connection to the kernel broke"
+    page.page.wait_for_function(f"() => {CONNECTION}.connectionStatus === 'connected'", timeout=120_000)
+    assert page.wait_for_points(before + 40, timeout_s=120) > before, "the connection to the kernel broke"
     shoot(page, "panel_live")
     page.page.locator(".dw-stop").click()
     wait_for_text(page, ".dw-pill", "stopped")
@@ -74,7 +79,7 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
     wait_for_text(page, ".jp-OutputArea-output", "stop calls 1 stopped")
     assert stop.is_disabled()
     assert stop.inner_text() == "Ended"
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=45_000)
+    wait_for_picture(page)
     shoot(page, "panel_ended")
     saved = page.save(path)
     growth = path.stat().st_size - before
@@ -86,13 +91,13 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
 
 def test_notebook_of_a_kernel_that_is_gone_shows_the_picture(page: LabPage) -> None:
     path = start(page, "gone", steps=20)
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=45_000)
+    wait_for_picture(page)
     page.save(path)
     page.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
     time.sleep(1)
     page.page.reload()
     picture = page.page.locator(".jp-OutputArea-output img[src^='data:image/png']")
-    picture.wait_for(timeout=45_000)
+    picture.wait_for(timeout=120_000)
     assert picture.is_visible()
     assert page.page.locator(".dw").count() == 0
 
@@ -101,14 +106,14 @@ def test_two_panels_at_once(page: LabPage) -> None:
     start(page, "pair", START.format(name="pair2", steps=2000))
     page.page.wait_for_function(
         "() => [...document.querySelectorAll('.dw')].filter(p => Number(p.dataset.points) > 3).length === 2",
-        timeout=45_000,
+        timeout=120_000,
     )
     names = page.page.locator(".dw-name").all_inner_texts()
     assert sorted(names) == ["pair", "pair2"]
 
 
 WAIT = """
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 wait_serving_comms(lambda: run.status == "stopped")
 print("over")
 """
@@ -127,13 +132,14 @@ CHANGE_THEME = "(theme) => window.jupyterapp.commands.execute('apputils:change-t
 def test_it_follows_the_theme(page: LabPage, shoot: Callable[..., Path]) -> None:
     start(page, "dark", steps=60)
     wait_for_text(page, ".dw-pill", "finished")
+    wait_for_picture(page)  # the output is replaced meanwhile
     panel = page.page.locator(".dw").first
     assert panel.get_attribute("data-mode") == "light"
     page.page.evaluate(CHANGE_THEME, "JupyterLab Dark")
-    page.page.wait_for_selector(".dw[data-mode=dark]", timeout=30_000)
+    page.page.wait_for_selector(".dw[data-mode=dark]", timeout=120_000)
     shoot(page, "panel_dark")
     page.page.evaluate(CHANGE_THEME, "JupyterLab Light")
-    page.page.wait_for_selector(".dw[data-mode=light]", timeout=30_000)
+    page.page.wait_for_selector(".dw[data-mode=light]", timeout=120_000)
 
 
 RESTART = "() => window.jupyterapp.shell.currentWidget.context.sessionContext.restartKernel()"
@@ -154,21 +160,21 @@ def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
     watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n%load_ext workbench\n%dist_watch"
     start(page, "restarted", watch, "%dist_runs", KILL)
     page.wait_for_points(0)
-    page.page.locator(".dw-machine .dw-meter").first.wait_for(timeout=60_000)
-    page.page.locator(".dw-runs th").first.wait_for(timeout=60_000)
+    page.page.locator(".dw-machine .dw-meter").first.wait_for(timeout=120_000)
+    page.page.locator(".dw-runs th").first.wait_for(timeout=120_000)
     assert page.page.evaluate(ENABLED)
     page.page.evaluate(RESTART)
-    page.page.wait_for_function(f"() => {DEAD}", timeout=60_000)
+    page.page.wait_for_function(f"() => {DEAD}", timeout=120_000)
     assert page.page.locator(".dw-pill").first.inner_text() == "no kernel"
     assert not page.page.evaluate(ENABLED)
     about = page.page.locator(".dw-head .dw-about").first.inner_text()
-    assert about.startswith("The kernel behind this has ended or was restarted") and "%dist_watch restarted" in about
+    assert about.startswith("The kernel has ended or was restarted") and "%dist_watch restarted" in about
     for selector in (".dw-machine .dw-about", ".dw-runs-trouble"):
-        wait_for_text(page, selector, "The kernel behind this has ended or was restarted")
-    page.page.wait_for_function(KERNEL_READY, timeout=60_000)
+        wait_for_text(page, selector, "The kernel has ended or was restarted")
+    page.page.wait_for_function(KERNEL_READY, timeout=120_000)
     page.run_all()  # a new run in the new kernel
-    page.page.wait_for_function(f"() => {DEAD.replace('cut', 'running')}", timeout=60_000)
+    page.page.wait_for_function(f"() => {DEAD.replace('cut', 'running')}", timeout=120_000)
     page.wait_for_points(0)
     (page.lab.root / "kill").touch()
-    page.page.wait_for_function(f"() => {DEAD}", timeout=90_000)
+    page.page.wait_for_function(f"() => {DEAD}", timeout=120_000)
     assert not page.page.evaluate(ENABLED)

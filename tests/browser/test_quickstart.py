@@ -12,7 +12,7 @@ from tests.browser.lab import LabPage
 pytestmark = pytest.mark.browser
 
 TRAIN = "run = get_ipython().run_line_magic('dist_train', '--recipe stdlib-llama -n 2 --steps 2000 --name quickstart')"
-WAIT = "from widgets.serve import wait_serving_comms\nwait_serving_comms(run.ended)"
+WAIT = "from widgets.page.serve import wait_serving_comms\nwait_serving_comms(run.ended)"
 CELLS = ("%load_ext workbench", TRAIN, "import time; time.sleep(8)", WAIT)
 
 
@@ -27,8 +27,8 @@ def test_quickstart_is_seen_live_and_stopped(page: LabPage, shoot: Callable[...,
     assert third > second > first
     page.save(path)
     page.page.reload()
-    page.wait_for_points(third, timeout_s=60)
+    page.wait_for_points(third, timeout_s=120)
     shoot(page, "quickstart")
     page.page.get_by_role("button", name="Stop training").click()
-    page.page.locator(".dw-pill", has_text="stopped").wait_for(timeout=30_000)
+    page.page.locator(".dw-pill", has_text="stopped").wait_for(timeout=120_000)
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"

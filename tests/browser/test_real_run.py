@@ -14,8 +14,8 @@ from tests.browser.lab import LabPage
 from tests.browser.test_watch import TAB, open_in_notebook
 from workbench.core import controls
 from workbench.core.records import Command
-from workbench.recipes.stdlib_llama import schedule
-from workbench.run.run import Run
+from workbench.recipes.stdlib_llama import learning_rate_factor
+from workbench.run.api import Run
 
 pytestmark = pytest.mark.browser
 
@@ -30,7 +30,7 @@ TRAIN = (
 WATCH_BRANCH = """
 import time
 from workbench.run import branching
-from widgets.serve import wait_serving_comms
+from widgets.page.serve import wait_serving_comms
 while not branching.started: time.sleep(0.05)
 get_ipython().run_line_magic("dist_watch", "twig")
 (twig,) = branching.started.values()
@@ -63,7 +63,7 @@ class Pressed:
         self.page, self.run = page, run
         self.delays: dict[str, float] = {}
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
         """Wait for something in the logs; its value."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
@@ -116,7 +116,7 @@ class Pressed:
         """Wait until the form shows this value as the one in force."""
         row = self.page.page.locator(".dw").last.locator(".dw-control")
         row = row.filter(has=self.page.page.get_by_label(name, exact=True))
-        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for(timeout=60_000)
+        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for(timeout=120_000)
 
     def column(self, name: str, step: int) -> list[float]:
         """A figure of one step as each rank wrote it, once both have."""
@@ -130,7 +130,7 @@ class Pressed:
 def open_run(page: LabPage, name: str, tab: str = "controls") -> Pressed:
     """Wait for the run that a cell starts, and open a tab of its panel."""
     runs = page.lab.root.parent / "runs"
-    page.page.locator(".dw").last.wait_for(timeout=90_000)
+    page.page.locator(".dw").last.wait_for(timeout=120_000)
     page.wait_for_points(0, timeout_s=90)
     (path,) = runs.glob(f"*-{name}")
     pressed = Pressed(page, Run(path))
@@ -206,7 +206,7 @@ def set_while_it_trains(panel: Pressed) -> None:
     halved, value, _ = panel.set("lr", "x0.5")
     assert value == 5e-5 and panel.at("lr", halved) == [1e-4] * 2 and panel.at("lr", halved + 1) == [5e-5] * 2
     back, _, old = panel.set("lr", "schedule")
-    assert old == 5e-5 and panel.at("lr", back + 1) == pytest.approx([3e-3 * schedule(back, STEPS)] * 2)
+    assert old == 5e-5 and panel.at("lr", back + 1) == pytest.approx([3e-3 * learning_rate_factor(back, STEPS)] * 2)
     rare = panel.set("log_every", 5)[0]
     panel.until(lambda: run.last_step > rare + 10, "steps")
     logged = run.metrics()["step"]
@@ -240,13 +240,13 @@ def look_at_every_tab(panel: Pressed) -> None:
         page.locator(TAB.format(tab)).first.click()
         shown = f"document.querySelector(\".dw-tabpage[id$='-{tab}-page']\")"
         drawn = f"{shown}.querySelector('[data-figure={figure}]')?.dwPlot?.document.get_model_by_name('rows')"
-        page.wait_for_function(f"() => {drawn}?.get_length() > 0", timeout=60_000)
+        page.wait_for_function(f"() => {drawn}?.get_length() > 0", timeout=120_000)
     page.locator(TAB.format("samples")).first.click()
-    page.locator(".dw-said", has_text=panel.run.samples()[-1][1].split()[0]).first.wait_for(timeout=60_000)
+    page.locator(".dw-said", has_text=panel.run.samples()[-1][1].split()[0]).first.wait_for(timeout=120_000)
     page.locator(TAB.format("console")).first.click()
     page.locator(".dw-console").first.wait_for()
     page.locator(TAB.format("controls")).first.click()
-    page.locator(".dw-table td", has_text="rollback").first.wait_for(timeout=60_000)
+    page.locator(".dw-table td", has_text="rollback").first.wait_for(timeout=120_000)
 
 
 def branch(panel: Pressed) -> Pressed:
@@ -256,13 +256,13 @@ def branch(panel: Pressed) -> Pressed:
     assert value["lr"] == 2e-4
     panel.until(lambda: run.status == "stopped", "end of the trunk")
     assert run.checkpoints()[-1] == parted
-    panel.page.page.locator(".dw").nth(1).wait_for(timeout=60_000)
+    panel.page.page.locator(".dw").nth(1).wait_for(timeout=120_000)
     twig = open_run(panel.page, "twig")
-    assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * schedule(parted, STEPS)] * 2)
+    assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * learning_rate_factor(parted, STEPS)] * 2)
     assert twig.run.spec.resume == f"{run.path}@{parted}"
     lineage = panel.page.page.locator(".dw-title .dw-note")
-    lineage.nth(0).filter(has_text=f"goes on in twig from step {parted}").wait_for(timeout=60_000)
-    lineage.nth(1).filter(has_text=f"goes on from trunk, step {parted}").wait_for(timeout=60_000)
+    lineage.nth(0).filter(has_text=f"goes on in twig from step {parted}").wait_for(timeout=120_000)
+    lineage.nth(1).filter(has_text=f"goes on from trunk, step {parted}").wait_for(timeout=120_000)
     return twig
 
 

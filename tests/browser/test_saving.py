@@ -13,6 +13,8 @@ from tests.browser.test_watch import open_in_notebook
 pytestmark = pytest.mark.browser
 
 CELLS = (
+    # a page on a busy machine takes longer to save
+    "import widgets.save\nwidgets.save.WAIT_S = 120\n"
     "from magics.report import ReportMagics\nget_ipython().register_magics(ReportMagics)",
     "print('six times seven is', 6 * 7)",
     "%dist_report --notebook",
@@ -27,7 +29,7 @@ def test_the_report_of_an_unsaved_notebook_has_its_outputs(
     opened(page, path)
     page.run_all()
     said = page.page.locator(".jp-OutputArea-output", has_text="Report of")
-    said.wait_for(timeout=60_000)
+    said.wait_for(timeout=240_000)
     assert "as saved at" not in said.inner_text()
     report = path.with_suffix(".html").read_text(encoding="utf-8")
     assert "six times seven is 42" in report

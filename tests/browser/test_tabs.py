@@ -12,8 +12,10 @@ import pytest
 from tests.browser.static_page import StaticPanel
 from tests.fake_records import straggler
 from tests.fake_run import LiveFakeRun, make_fake_run
+from widgets.page import wire
 from workbench.core.records import SESSION_RANK, Event
 from workbench.events.outcome import failure
+from workbench.plots import throughput
 from workbench.rundir.log import RankLogWriter
 
 pytestmark = pytest.mark.browser
@@ -64,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def ready(panel: StaticPanel) -> None:
-    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 60)
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 120)
 
 
 def all_drawn(bare: Any, tab: str, figures: set[str]) -> Callable[[], bool]:
@@ -79,13 +81,13 @@ def test_every_tab_draws_its_figures_and_asks_for_nothing(bare: Any, runs: dict[
     ready(panel)
     for tab, figures in FIGURES.items():
         panel.open(tab)
-        panel.pump(all_drawn(bare, tab, figures), 60)
+        panel.pump(all_drawn(bare, tab, figures), 120)
         assert bare.evaluate("document.documentElement.scrollWidth") <= 900
         cut = bare.evaluate(CUT, tab)
         assert not cut, cut
     assert bare.locator(".dw").get_attribute("data-mode") == ("dark" if name == "many" else "light")
     bare.evaluate("() => document.body.classList.add('vscode-dark')")  # the front end changes its theme
-    panel.pump("() => document.querySelector('.dw').dataset.mode === 'dark'", 5)
+    panel.pump("() => document.querySelector('.dw').dataset.mode === 'dark'", 120)
     assert panel.errors == []
     assert [url for url in panel.requests if not url.startswith(("about:", "blob:", "data:"))] == []
     panel.close()
@@ -117,7 +119,7 @@ def test_a_brush_in_one_figure_is_the_range_of_all(bare: Any, runs: dict[str, Pa
     bare.mouse.move(box["x"] + box["width"] * 0.6, y, steps=4)
     bare.mouse.up()
     chip = bare.locator(".dw-chip")
-    panel.pump("() => !document.querySelector('.dw-chip').hidden", 5)
+    panel.pump("() => !document.querySelector('.dw-chip').hidden", 120)
     first, last = (float(word) for word in chip.inner_text().replace("steps", "").replace("✕", "").split("to"))
     assert 1 < first < last < 48
     ranges = bare.evaluate(RANGES)
@@ -126,10 +128,10 @@ def test_a_brush_in_one_figure_is_the_range_of_all(bare: Any, runs: dict[str, Pa
     low, high = ranges["utilisation"]
     assert 0 < low < high < 4.5  # the same steps, in seconds
     chip.click()
-    panel.pump(f"() => ({RANGES})().throughput[1] > 45", 5)
+    panel.pump(f"() => ({RANGES})().throughput[1] > 45", 120)
     assert chip.is_hidden()
     panel.open("ranks")
-    panel.pump(f"() => ({RANGES})().utilisation[1] > 4.5", 5)
+    panel.pump(f"() => ({RANGES})().utilisation[1] > 4.5", 120)
     panel.close()
 
 
@@ -138,9 +140,9 @@ def test_tabs_are_reached_by_keyboard(bare: Any, runs: dict[str, Path]) -> None:
     ready(panel)
     bare.get_by_role("tab", name="Overview").focus()
     bare.keyboard.press("ArrowRight")
-    panel.pump("() => document.querySelector('.dw').dataset.tab === 'ranks'", 5)
+    panel.pump("() => document.querySelector('.dw').dataset.tab === 'ranks'", 120)
     assert bare.get_by_role("tab", name="Ranks").get_attribute("aria-selected") == "true"
-    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2", 10)
+    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2", 120)
     listbox = bare.get_by_role("listbox", name="Ranks")
     listbox.focus()
     bare.keyboard.press("ArrowRight")
@@ -152,7 +154,7 @@ def test_the_straggler_is_marked(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
     panel.open("ranks")
-    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 10)
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 120)
     assert bare.locator(".dw-rank[data-slow=true] .dw-rank-name").inner_text() == f"rank {straggler(2)}"
     panel.close()
 
@@ -164,8 +166,8 @@ def test_one_of_many_ranks_is_chosen_by_a_click(bare: Any, runs: dict[str, Path]
     bare.locator(".dw-square").nth(17).click()
     chosen = "() => document.querySelector('.dw-figure[data-figure=utilisation]').dwPlot.document"
     chosen += ".get_model_by_name('rows').data.cpu_chosen.some((value) => value > 0)"
-    panel.pump(chosen, 10)
-    panel.pump("() => document.querySelector('.dw-chosen').innerText.startsWith('rank 17 on cpu')", 10)
+    panel.pump(chosen, 120)
+    panel.pump("() => document.querySelector('.dw-chosen').innerText.startsWith('rank 17 on cpu')", 120)
     panel.close()
 
 
@@ -177,7 +179,7 @@ def test_another_layer_has_another_histogram(bare: Any, runs: dict[str, Path]) -
     layer += ".get_model_by_name('rows').data.layer[0]"
     assert bare.evaluate(layer) == "model.embed_tokens"
     bare.get_by_label("Layer of the histogram").select_option("lm_head")
-    panel.pump(f"() => ({layer})() === 'lm_head'", 10)
+    panel.pump(f"() => ({layer})() === 'lm_head'", 120)
     panel.close()
 
 
@@ -210,7 +212,7 @@ def test_console_folds_filters_and_searches(bare: Any, runs: dict[str, Path]) ->
     panel = StaticPanel(bare, runs["many"])
     ready(panel)
     panel.open("console")
-    panel.pump("() => document.querySelectorAll('.dw-line').length > 3", 10)
+    panel.pump("() => document.querySelectorAll('.dw-line').length > 3", 120)
     first = bare.locator(".dw-line").first
     assert first.inner_text().split("\n")[0] == "0-63"
     visible = "() => [...document.querySelectorAll('.dw-line:not([hidden])')].map((line) => line.innerText)"
@@ -243,9 +245,9 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
     bare.get_by_label("clip", exact=True).fill("2")
     bare.get_by_role("button", name="Set clip").click()
     bare.get_by_role("button", name="evaluate").click()
-    panel.pump(lambda: len(asked) == 4, 5)
+    panel.pump(lambda: len(asked) == 4, 120)
     assert asked == [("pause", None), ("lr", "x0.5"), ("clip", 2), ("evaluate", None)]
-    panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')", 5)
+    panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')", 120)
     unnamed = "() => [...document.querySelectorAll('.dw button, .dw input, .dw select')].filter((node) =>"
     unnamed += " node.offsetParent && !(node.getAttribute('aria-label') || node.innerText.trim()"
     unnamed += " || node.labels?.length)).length"
@@ -256,11 +258,11 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
 def test_two_runs_side_by_side(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"], runs["failed"])
     ready(panel)
-    panel.pump("() => !document.querySelector(\".dw-tab[id$='-compare']\").hidden", 10)
+    panel.pump("() => !document.querySelector(\".dw-tab[id$='-compare']\").hidden", 120)
     panel.open("compare")
     length = "(run) => document.querySelector('.dw-figure[data-figure=compare_loss]').dwPlot.document"
     length += ".get_model_by_name(run).get_length()"
-    panel.pump(f"() => ({length})('run0') === 48 && ({length})('run1') === 24", 10)
+    panel.pump(f"() => ({length})('run0') === 48 && ({length})('run1') === 24", 120)
     bare.get_by_label("Align runs by").select_option("tokens")
     axis = "() => document.querySelector('.dw-figure[data-figure=compare_loss]').dwPlot.below[0].axis_label"
     assert bare.evaluate(axis) == "tokens (all ranks)"
@@ -269,9 +271,9 @@ def test_two_runs_side_by_side(bare: Any, runs: dict[str, Path]) -> None:
     units = axis.replace("compare_loss", "compare_tps").replace("below", "left")
     assert bare.evaluate(units) == "tokens / s / device"
     bare.get_by_label("Run that is shown").select_option("failed")
-    panel.pump("() => document.querySelector('.dw-name').innerText === 'failed'", 10)
+    panel.pump("() => document.querySelector('.dw-name').innerText === 'failed'", 120)
     panel.open("overview")
-    panel.pump("() => Number(document.querySelector('.dw').dataset.points) === 24", 10)
+    panel.pump("() => Number(document.querySelector('.dw').dataset.points) === 24", 120)
     assert panel.errors == []
     panel.close()
 
@@ -283,12 +285,12 @@ def test_after_a_lost_message_everything_comes_anew(bare: Any, tmp_path: Path) -
     panel.lose(1)
     steps = "() => document.querySelector('.dw-figure[data-figure=loss]')?.dwPlot?.document"
     steps += "?.get_model_by_name('rows').data.step"
-    panel.pump(lambda: [content["kind"] for content, _ in panel.messages].count("full") == 2, 20)
-    panel.pump(f"() => ({steps})()?.length > 60", 30)
+    panel.pump(lambda: [content["kind"] for content, _ in panel.messages].count("full") == 2, 120)
+    panel.pump(f"() => ({steps})()?.length > 60", 120)
     shown = bare.evaluate(steps)
     assert shown == list(range(1, len(shown) + 1))
     run.stop()
-    run.wait(10)
+    run.wait(60)
     panel.close()
 
 
@@ -301,13 +303,13 @@ def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bar
     assert [button.is_enabled() for button in buttons.all()] == [True] * 4
     bare.clock.run_for(30_000)  # nothing is delivered meanwhile
     assert bare.locator(".dw-pill").inner_text() == "no kernel"
-    assert "No word from the kernel" in bare.locator(".dw-head .dw-about").inner_text()
+    assert "The kernel does not respond" in bare.locator(".dw-head .dw-about").inner_text()
     assert [button.is_enabled() for button in buttons.all()] == [False] * 4
-    panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 20)
+    panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 120)
     assert [button.is_enabled() for button in buttons.all()] == [True] * 4
     assert panel.errors == []
     run.stop()
-    run.wait(10)
+    run.wait(60)
     panel.close()
 
 
@@ -317,4 +319,35 @@ def test_only_the_tab_that_is_looked_at_is_fed(bare: Any, runs: dict[str, Path])
     panel.pump(timeout_s=1.5, fails=False)
     sent = {name for content, _ in panel.messages for name in content.get("columns", {})}
     assert sent == FIGURES["overview"] | {"spine"}
+    panel.close()
+
+
+def test_a_figure_that_fails_says_so_in_its_place(
+    bare: Any, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose module raises in the kernel, and one that Bokeh cannot draw in the page."""
+
+    def fails(*_: Any) -> Any:
+        raise KeyError("tokens of tomorrow")
+
+    def without_item(plot: Any, columns: Any) -> dict[str, Any]:
+        made = figure_item(plot, columns)
+        return {**made, "item": {}} if plot.NAME == "learning_rate" else made
+
+    figure_item = wire.figure_item
+    monkeypatch.setattr(throughput, "columns", fails)
+    monkeypatch.setattr(wire, "figure_item", without_item)
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    drawn = "() => [...document.querySelectorAll('.dw-figure')].filter((n) => n.dwPlot).map((n) => n.dataset.figure)"
+    panel.pump(lambda: set(bare.evaluate(drawn)) == {"loss", "grad_norm"}, 60)
+    panel.pump("() => document.querySelectorAll('.dw-figure[data-failed=true]').length === 2", 60)
+    texts = {
+        name: bare.locator(f".dw-figure[data-figure={name}]").inner_text() for name in ("throughput", "learning_rate")
+    }
+    assert texts["throughput"].split("\n") == [
+        throughput.TITLE,
+        "This figure cannot be drawn: KeyError: 'tokens of tomorrow'",
+    ]
+    assert "This figure cannot be drawn: " in texts["learning_rate"]
     panel.close()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 
 def light() -> None:
@@ -11,6 +12,12 @@ def light() -> None:
 def marked() -> None:
     """Next to nothing: a mark by which ranks know their warm process."""
     os.environ["WARMED_BY"] = "marked"
+
+
+def gated() -> None:
+    """Loads once the test has made a file."""
+    while not os.path.exists(os.environ["WORKBENCH_TEST_GATE"]):
+        time.sleep(0.02)
 
 
 def broken() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.conftest import LIGHT, descendants, directories, gone_within, keep_threads
+from tests.cluster.conftest import LIGHT, descendants, directories, keep_threads, still_there
 from workbench.cluster import client
-from workbench.cluster import protocol as p
+from workbench.cluster.base import protocol as p
 from workbench.cluster.session import Session
 from workbench.errors import ClusterError, RankDiedError
 
@@ -27,28 +27,28 @@ time.sleep(600)
 """
 
 
-def test_up_is_quick_after_warming_and_down_is_quick(fresh):
+def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
     server = client.warm(preload=LIGHT)
-    server.ensure_controller().result(20)
+    server.ensure_controller().result(60)
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
-    started = time.monotonic()
+    warm = {each.pid for each in psutil.Process(server.pid).children()}
     session = fresh(4)
-    seconds_up = time.monotonic() - started
     assert session.server_pid == server.pid
+    assert {psutil.Process(pid).ppid() for pid in session.pids.values()} <= warm, "forked by the warm process"
     processes = descendants()
-    started = time.monotonic()
     session.down()
-    seconds_down = time.monotonic() - started
-    assert not gone_within(0.5, processes)
-    print(f"4 ranks: up {seconds_up:.2f} s, down {seconds_down:.2f} s")
-    assert seconds_down < 3.0
+    assert not still_there(processes)
 
 
-def test_warming_returns_at_once():
-    started = time.monotonic()
-    client.warm(preload=LIGHT).ensure_controller()
-    assert time.monotonic() - started < 2  # 5 ms on an idle machine
+def test_warming_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_TEST_GATE", str(tmp_path / "gate"))
+    server = client.warm(preload="tests.cluster.preloads:gated")
+    server.ensure_controller()
+    assert not any(each.state == "warm" for each in server.warmth.values()), "it waits for the file"
+    (tmp_path / "gate").touch()
+    while not any(each.state == "warm" for each in server.warmth.values()):
+        time.sleep(0.02)
     client.cool()
 
 
@@ -62,9 +62,7 @@ def test_kill_of_the_owner_leaves_nothing():
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    started = time.monotonic()
-    assert not gone_within(10, processes)
-    print(f"all gone {time.monotonic() - started:.2f} s after kill -9 of the owner")
+    assert not still_there(processes)
     assert not directory.exists() and directories() <= before
 
 
@@ -72,11 +70,11 @@ def test_kill_of_the_server_leaves_nothing(fresh):
     session = fresh(2)
     session.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
     directory, processes = session._server.directory, descendants()
-    submission = session.submit("import time; time.sleep(60)")
+    submission = session.submit("import time; time.sleep(600)")
     os.kill(session.server_pid, signal.SIGKILL)
     with pytest.raises(RankDiedError, match="the rank server ended with -9"):
-        session.wait(submission, 10)
-    assert not gone_within(10, processes)
+        session.wait(submission, 60)
+    assert not still_there(processes)
     session.down()
     assert not directory.exists()
     assert fresh(2).execute("1").ok
@@ -88,20 +86,19 @@ def test_kill_of_the_controller_leaves_nothing(fresh):
     candidates = psutil.Process(session.server_pid).children()
     rank_parent = {psutil.Process(pid).ppid() for pid in session.pids.values()}
     controller = next(each for each in candidates if each.pid not in rank_parent)
-    submission = session.submit("import time; time.sleep(60)")
+    submission = session.submit("import time; time.sleep(600)")
     controller.kill()
     with pytest.raises(RankDiedError, match="the controller ended"):
-        session.wait(submission, 10)
-    assert not gone_within(10, processes)
+        session.wait(submission, 60)
+    assert not still_there(processes)
 
 
 def test_kill_of_the_warm_process_ends_its_ranks_and_is_told(fresh):
     session = fresh(2)
     os.kill(psutil.Process(session.pids[0]).ppid(), signal.SIGKILL)
     with pytest.raises(RankDiedError):
-        session.execute("import time; time.sleep(60)")
-    started = time.monotonic()
-    while len(session.dead) < 2 and time.monotonic() - started < 2:
+        session.execute("import time; time.sleep(600)")
+    while len(session.dead) < 2:
         time.sleep(0.01)
     assert set(session.dead) == {0, 1}
 
@@ -134,7 +131,7 @@ def test_a_taken_port_is_an_error_before_anything_starts(fresh):
 def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
     with pytest.raises(RankDiedError, match=r"(?s)rank 1 ended.*exit code 3.*rank one has no luck"):
         fresh(2, preload="tests.cluster.preloads:deadly")
-    assert Session.current() is None and not gone_within(1, descendants())
+    assert Session.current() is None and not still_there(descendants())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +144,7 @@ def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
 def test_a_failing_preload_is_an_error(fresh, preload, words):
     with pytest.raises(ClusterError, match=f"preload '{preload}' failed: .*{words}"):
         fresh(2, preload=preload)
-    assert not gone_within(1, descendants())
+    assert not still_there(descendants())
 
 
 def test_ranks_with_devices_come_from_spares_bound_at_birth():
@@ -156,7 +153,7 @@ def test_ranks_with_devices_come_from_spares_bound_at_birth():
     events = []
     server.on_event(events.append)
     try:
-        server.ensure_controller().result(20)
+        server.ensure_controller().result(60)
         while len({each.device for each in server.warmth.values() if each.state == "warm"}) < 2:
             time.sleep(0.02)
         spares = {each.pid for each in psutil.Process(server.pid).children()}
@@ -164,7 +161,7 @@ def test_ranks_with_devices_come_from_spares_bound_at_birth():
             p.RankSpec(rank=rank, device=device, profile_dir=str(server.profile_dir), connection="{}")
             for rank, device in enumerate(["7", "8", "7"])  # more ranks than devices: the third is started cold
         ]
-        server.start_ranks(specs).result(20)
+        server.start_ranks(specs).result(60)
         started = {event.rank: event.pid for event in events if isinstance(event, p.RankStarted)}
         assert {started[0], started[1]} <= spares and started[2] not in spares
         while sum(isinstance(event, p.RankExited) for event in events) < 3:  # "{}" is no connection: they give up
@@ -194,14 +191,14 @@ def test_ipyparallel_alone(tmp_path, monkeypatch):
     try:
         view = view_client[:]
         assert view.apply_sync(lambda: __import__("os").environ["RANK"]) == ["0", "1"]
-        task = view.apply_async(lambda: __import__("time").sleep(60))
+        task = view.apply_async(lambda: __import__("time").sleep(600))
         time.sleep(0.2)
         os.kill(psutil.Process(cluster.engine_set.server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
         with pytest.raises(ipyparallel.error.RemoteError, match="died while running"):
-            task.get(timeout=10, return_when="FIRST_EXCEPTION")
+            task.get(timeout=60, return_when="FIRST_EXCEPTION")
     finally:
         processes = descendants()
         cluster.stop_cluster_sync()
         view_client.close()
         keep_threads()
-    assert not gone_within(3, processes)
+    assert not still_there(processes)

@@ -89,7 +89,7 @@ def test_submit_returns_at_once_and_calls_back(ranks):
     assert submission.ready_ranks() == [0] and not submission.done()
     assert submission.error(0).ename == "ZeroDivisionError"
     assert [each.state for each in ranks.status()] == ["idle", "running cell"]
-    assert told.wait(20.0) and submission.done() and submission.error(1) is None
+    assert told.wait(60.0) and submission.done() and submission.error(1) is None
 
 
 def test_busy_ranks_refuse_at_once(ranks):
@@ -110,9 +110,7 @@ def test_ranks_of_a_run_that_has_ended_are_waited_for(ranks):
 
 def test_interrupt_of_a_sleeping_cell(ranks):
     threading.Timer(0.3, ranks.interrupt).start()
-    started = time.monotonic()
-    result = ranks.execute("import time; time.sleep(30)")
-    assert time.monotonic() - started < 15
+    result = ranks.execute("import time; time.sleep(600)")
     assert {each.error.ename for each in result.outputs.values()} == {"KeyboardInterrupt"}
     assert ranks.execute("print('after')")[1].stdout == "after\n"
 
@@ -122,25 +120,24 @@ def test_ctrl_c_reaches_the_ranks(ranks):
 
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        ranks.execute("import time; time.sleep(30)")
-    assert time.monotonic() - started < 15
+        ranks.execute("import time; time.sleep(600)")
     assert ranks.execute("print('after')")[0].stdout == "after\n"
 
 
 def test_timeout_says_who(ranks):
-    with pytest.raises(ClusterError, match=r"rank 1 did not finish within 0\.3 s"):
-        ranks.execute("import os, time; time.sleep(float(os.environ['RANK']))", timeout=0.3)
-    time.sleep(1.0)
+    with pytest.raises(ClusterError, match=r"rank 1 did not finish within 2 s"):
+        ranks.execute("import os, time; time.sleep(600 * float(os.environ['RANK']))", timeout=2)
+    assert [each.state for each in ranks.status()] == ["idle", "running cell"]
+    ranks.interrupt()
+    while ranks.status()[1].state != "idle":
+        time.sleep(0.01)
     assert ranks.execute("1").ok
 
 
 def test_a_flood_of_lines(ranks):
-    started = time.monotonic()
     result = ranks.execute("for number in range(100_000): print(number)")
     assert result[1].stdout.count("\n") == 100_000 and result[0].stdout.endswith("99999\n")
-    assert time.monotonic() - started < 15
 
 
 def test_status_shows_processes(ranks):
@@ -160,11 +157,9 @@ def test_a_rank_killed_in_a_cell_is_told_at_once(fresh):
     deaths = queue.SimpleQueue()
     session.on_rank_died(lambda rank, reason: deaths.put((rank, reason)))
     threading.Timer(0.3, lambda: os.kill(session.pids[1], 9)).start()
-    started = time.monotonic()
     with pytest.raises(RankDiedError, match=r"rank 1 ended: killed by signal 9 \(SIGKILL\)"):
-        session.execute("import time; time.sleep(30)")
-    assert time.monotonic() - started < 5  # 0.04 s after its end on an idle machine; its peer would sleep for 30 s
-    assert deaths.get(timeout=1.0) == (1, "killed by signal 9 (SIGKILL)")
+        session.execute("import time; time.sleep(600)")  # its peer goes on sleeping
+    assert deaths.get(timeout=60.0) == (1, "killed by signal 9 (SIGKILL)")
     assert [each.state for each in session.status()] == ["running cell", "dead"]
     session.interrupt([0])
     with pytest.raises(RankDiedError, match="run %dist_up"):
@@ -178,9 +173,7 @@ def test_the_others_can_go_on(fresh):
     while 0 not in session.dead:
         time.sleep(0.01)
     assert session.execute("6 * 7", ranks=[1])[1].result == "42"
-    started = time.monotonic()
     session.down()
-    assert time.monotonic() - started < 15
 
 
 def test_down_ends_everything_whatever_a_listener_does(fresh):

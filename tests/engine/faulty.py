@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.store import Store
 
 TRIGGER_TOKEN = 256  # in the vocabulary, and in no batch of the models'
 TRIGGER_INPUT = 60.0
@@ -173,21 +173,24 @@ def plain(rank: int, ranks: int, directory: Path, *, steps: int, without: int) -
     return {"losses": losses, "weights": before}
 
 
-class _KillAfter(StepObserver):
-    """Kills its process after so many seconds of training, and leaves word of when and at which step."""
+class _KillOnceOnDisk(StepObserver):
+    """Kills its process once a step can be read from the log, and leaves word of how far training and the log are."""
 
-    def __init__(self, seconds: float, word: Path) -> None:
-        self.at = time.time() + seconds
-        self.word = word
+    def __init__(self, run: Path, wanted: int) -> None:
+        self._store = Store(run)
+        self._wanted = wanted
+        self._word = run / "word.json"
 
     def ends(self, step: int) -> None:
-        if time.time() > self.at:
-            self.word.write_text(json.dumps({"step": step, "time": time.time()}))
+        self._store.refresh()
+        on_disk = int(self._store.table("steps")["step"].max(initial=0))
+        if on_disk >= self._wanted:
+            self._word.write_text(json.dumps({"step": step, "on_disk": on_disk}))
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed(rank: int, ranks: int, directory: Path, *, run: str, seconds: float) -> None:
-    """Train alone until killed in the middle."""
+def killed(rank: int, ranks: int, directory: Path, *, run: str, step: int) -> None:
+    """Train alone until killed in the middle, once ``step`` is on the disk."""
     spec = TrainSpec.from_options({"ranks": 1, "batch_size": models.BATCH, "steps": 10**6, "eval_every": 0})
     path = Path(run)
     (path / "control.jsonl").touch()
@@ -205,5 +208,5 @@ def killed(rank: int, ranks: int, directory: Path, *, run: str, seconds: float) 
             control=AgreedControl(path, exchange_of(rank, ranks)),
             log=log,
             progress=Progress(),
-            observers=[_KillAfter(seconds, path / "word.json")],
+            observers=[_KillOnceOnDisk(path, step)],
         ).run()

@@ -52,12 +52,12 @@ class RankPool:
     def __exit__(self, *exc: object) -> None:
         self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def run(self, ranks: int, function: str, *, timeout_s: float = 60.0, lost: tuple[int, ...] = (), **arguments: Any):
+    def run(self, ranks: int, function: str, *, timeout_s: float = 180.0, lost: tuple[int, ...] = (), **arguments: Any):
         """Results of all ranks in order; None for those in ``lost``, which may die. ``RankFailed`` with a traceback."""
         request = {"ranks": ranks, "function": function, "arguments": arguments, "timeout": timeout_s, "lost": lost}
         self._process.stdin.write(json.dumps(request) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,17 +11,15 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import torch
 
 from tests.engine import models
-from workbench.core import controls
 from workbench.core.config import TrainSpec
 from workbench.core.records import Command
 from workbench.engine.agree.control import AgreedControl
@@ -34,6 +33,7 @@ from workbench.engine.frameworks.torch_common.exchange import GlooExchange, exch
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir import checkpoints
+from workbench.rundir.commands import CommandReader
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter, rank_directory
 from workbench.telemetry.store import Store
@@ -129,16 +129,13 @@ def train(
     one_host: bool = True,
     guarded: bool = False,
 ) -> dict[str, Any]:
-    """This rank's step rows and events, and what its processor time was while paused."""
+    """This rank's step rows and events, and what it did while it was paused."""
     options = {"eval_every": 0, **options}
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "steps": steps, **options})
     path = Path(directory) / run
     path.mkdir(exist_ok=True)
     (path / CONTROL_FILE).touch()
-    controls.knobs.clear()
-    for name, value in (knobs or {}).items():
-        controls.knob(name, value, low=0, high=10)
-    watch = _Watch()
+    pauses = PauseCounter()
     with (
         joined_of(spec)(
             rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token
@@ -146,6 +143,8 @@ def train(
         RankLogWriter(path, rank) as log,
     ):
         work = workload(model, steps)
+        for name, value in (knobs or {}).items():
+            work.knobs.knob(name, value, low=0, high=10)
         strategy = load_strategy(spec)(spec, rank)
         strategy.check(spec, work)
         strategy.prepare(work)
@@ -163,7 +162,7 @@ def train(
                 log=log,
                 progress=Progress(),
                 run=path,
-                observers=[Script(path, rank, dict(script or {}), (slow or {}).get(str(rank), 0.0)), watch],
+                observers=[Script(path, rank, dict(script or {}), (slow or {}).get(str(rank), 0.0)), pauses],
                 resume=checkpoints.find(directory / resume.partition("@")[0], checkpoints.split(resume)[1])
                 if resume
                 else None,
@@ -177,7 +176,7 @@ def train(
             strategy.close()
     return {
         "outcome": outcome,
-        "paused_cpu": watch.paused_cpu,
+        "pause": pauses.counts,
         "shared": trainer.control.is_shared,
         **_read(path, rank),
     }
@@ -208,27 +207,46 @@ def _read(path: Path, rank: int) -> dict[str, Any]:
     return {"rows": rows, "events": found}
 
 
-class _Watch(StepObserver):
-    """Share of a core that this process used in its longest pause."""
+class PauseCounter(StepObserver):
+    """Counts what the training thread does in the last pause.
 
-    paused_cpu = 0.0
-    _began: tuple[float, float] | None = None
+    ``counts``: how long the pause was (``seconds``), the lengths asked of each ``time.sleep`` (``sleeps``), the looks
+    at the size of the control file (``looks``) and how often the ranks agreed (``agreements``).
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Any] = {}
+        self._patches: contextlib.ExitStack | None = None
+        self._began = 0.0
 
     def phase(self, name: str) -> None:
-        if self._began is not None:
-            began, now = self._began, _used()
-            self.paused_cpu = (now[1] - began[1]) / (now[0] - began[0])
-        self._began = None
+        if self._patches is not None:
+            self._patches.close()
+            self._patches = None
+            self.counts["seconds"] = time.monotonic() - self._began
         if name == "paused":
-            threading.Timer(1.0, self._begin).start()  # what came before is on the disk by then
+            self._began = time.monotonic()
+            self.counts = {"sleeps": [], "looks": 0, "agreements": 0}
+            self._patches = contextlib.ExitStack()
+            self._replace(time, "sleep", self.counts["sleeps"].append)
+            self._replace(CommandReader, "size", lambda *_: self._count("looks"))
+            self._replace(AgreedControl, "take", lambda *_, **__: self._count("agreements"))
 
-    def _begin(self) -> None:
-        self._began = _used()
+    def _count(self, name: str) -> None:
+        self.counts[name] += 1
 
+    def _replace(self, owner: Any, name: str, note: Callable[..., None]) -> None:
+        """Have ``note`` called before each call that the training thread makes of ``owner.name``."""
+        original, thread = getattr(owner, name), threading.get_ident()
 
-def _used() -> tuple[float, float]:
-    """Seconds of the clock, and of this process' processor time."""
-    return time.monotonic(), sum(psutil.Process().cpu_times()[:2])
+        def noted(*arguments: Any, **options: Any) -> Any:
+            if threading.get_ident() == thread:
+                note(*arguments, **options)
+            return original(*arguments, **options)
+
+        assert self._patches is not None
+        self._patches.callback(setattr, owner, name, original)
+        setattr(owner, name, noted)
 
 
 def _fill_disk(trainer: Trainer, step: int) -> None:

@@ -103,7 +103,7 @@ def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model
 def test_a_rank_killed_while_it_writes_leaves_the_previous_one(pool):
     options = DDP | {"save_every": 2}
     arguments = {"model": "plain", "options": options, "steps": 9}
-    found = pool.run(2, "tests.engine.steered:killed_writer", lost=(1,), timeout_s=30, **arguments)[0]
+    found = pool.run(2, "tests.engine.steered:killed_writer", lost=(1,), **arguments)[0]
     assert found["failed"], "the peer notices"
     assert found["steps"] == [2, 4], "the third was not finished"
     assert found["left"] == ["step-000006.tmp"]

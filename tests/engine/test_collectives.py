@@ -12,7 +12,7 @@ import pytest
 
 from tests.engine.frames import columns
 from workbench.core.mesh import Mesh
-from workbench.engine.watch.torch.collectives import axis_of
+from workbench.engine.watch.torch.collectives import describe_group
 from workbench.telemetry.phases import collectives_frame
 
 L, H, B, T, FP32 = 4, 32, 8, 16, 4
@@ -107,10 +107,10 @@ def test_durations_are_those_of_the_step(pool) -> None:
 
 def test_names_of_groups() -> None:
     mesh = Mesh(dp=2, pp=2, tp=2)
-    assert axis_of([0, 1], mesh) == ("tp", 2)
-    assert axis_of([1, 3], mesh) == ("pp", 2)
-    assert axis_of([0, 4], mesh) == ("dp", 2)
-    assert axis_of([0, 1, 4, 5], mesh) == ("dp+tp", 4)
-    assert axis_of(list(range(8)), mesh) == ("world", 8)
-    assert axis_of([0, 1, 2], Mesh(dp=3)) == ("dp", 3)
-    assert axis_of([0, 2], Mesh(pp=3)) == ("pp", 3), "neighbours of a longer pipeline"
+    assert describe_group([0, 1], mesh) == ("tp", 2)
+    assert describe_group([1, 3], mesh) == ("pp", 2)
+    assert describe_group([0, 4], mesh) == ("dp", 2)
+    assert describe_group([0, 1, 4, 5], mesh) == ("dp+tp", 4)
+    assert describe_group(list(range(8)), mesh) == ("world", 8)
+    assert describe_group([0, 1, 2], Mesh(dp=3)) == ("dp", 3)
+    assert describe_group([0, 2], Mesh(pp=3)) == ("pp", 3), "neighbours of a longer pipeline"

@@ -255,7 +255,7 @@ class TestCollector:
         values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
         parts = [GradientPart("a", values[:7001], ""), GradientPart("b", values[7001:], "")]
         whole = self._records(*parts)
-        monkeypatch.setattr("workbench.engine.watch.torch.gradient_statistics.PIECE", 1000)
+        monkeypatch.setattr("workbench.engine.watch.torch.gradient_statistics.CHUNK_ELEMENTS", 1000)
         for one, other in zip(self._records(*parts), whole, strict=True):
             assert one.underflow_count == other.underflow_count == 0
             assert getattr(one, "counts", 0) == getattr(other, "counts", 0)

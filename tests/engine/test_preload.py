@@ -7,11 +7,9 @@ import subprocess
 import sys
 
 _SCRIPT = """
-import json, os, sys, threading, time
-started = time.monotonic()
+import json, os, sys, threading
 from workbench.engine.frameworks.colossal.preload import load
 load()
-took = time.monotonic() - started
 import torch
 kept = [name for name in ("peft", "bitsandbytes", "sklearn", "pandas") if name in sys.modules]
 tasks, python_threads = len(os.listdir("/proc/self/task")), threading.active_count()
@@ -24,7 +22,7 @@ class Wrapped(torch.nn.Module):
         self.inner = torch.nn.Linear(4, 4)
 lora = get_peft_model(Wrapped(), LoraConfig(target_modules=["inner"]))
 print(json.dumps({
-    "seconds": took, "kept": kept, "tasks": tasks, "threads": python_threads, "torch_threads": torch.get_num_threads(),
+    "kept": kept, "tasks": tasks, "threads": python_threads, "torch_threads": torch.get_num_threads(),
     "cuda": torch.cuda.is_initialized(), "peft": PeftModel.__module__,
     "isinstance": [isinstance(lora, late), isinstance(torch.nn.Linear(1, 1), late)],
 }))
@@ -35,10 +33,8 @@ def test_preload():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", _SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    print(f"imports took {found['seconds']:.1f} s")
     assert found["kept"] == []
     assert (found["tasks"], found["threads"], found["torch_threads"]) == (1, 1, 1)
     assert not found["cuda"]
     assert found["peft"] == "peft.peft_model"
     assert found["isinstance"] == [True, False], "Colossal-AI knows the user's LoRA model for what it is"
-    assert found["seconds"] < 60, "a machine that needs this long compiles bytecode at each import"

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from workbench.engine.agree.control import HEARTBEAT_S, POLL_S
+
 TRAIN = "tests.engine.steered:train"
 DDP = {"plugin": "ddp"}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
@@ -162,13 +164,18 @@ def test_pause_longer_than_the_timeout_step_and_resume(pool):
 
 
 @pytest.mark.parametrize("one_host", [True, False], ids=["one host", "several hosts"])
-def test_ranks_hardly_work_while_paused(pool, one_host: bool):
-    script = {"1": [["pause", None], {"after": 6, "command": ["resume", None]}]}
+def test_paused_ranks_look_and_agree_a_few_times_a_second(pool, one_host: bool):
+    """What this costs of a core: ``tests/benchmarks/agreement.py``."""
+    script = {"1": [["pause", None], {"after": 2, "command": ["resume", None]}]}
     arguments = {"model": "plain", "options": {"plugin": "hybrid"}, "steps": 3, "script": script}
-    found = pool.run(2, TRAIN, one_host=one_host, **arguments)
-    shares = [rank["paused_cpu"] for rank in found]
-    print("share of a core while paused:", shares)
-    assert max(shares) < 0.01
+    first, second = (rank["pause"] for rank in pool.run(2, TRAIN, one_host=one_host, **arguments))
+    for pause in (first, second):
+        assert 2 <= pause["agreements"] <= pause["seconds"] / HEARTBEAT_S + 3
+        assert all(slept >= POLL_S for slept in pause["sleeps"])
+        assert len(pause["sleeps"]) <= pause["seconds"] / POLL_S + 1
+    assert 0 < first["looks"] <= len(first["sleeps"]) + 2 * first["agreements"] + 1  # that of the next step
+    assert second["looks"] == 0, "rank 0 alone looks at the control file"
+    assert bool(second["sleeps"]) is one_host, "between hosts a rank waits for the message of rank 0"
 
 
 def test_stop_now_or_after_a_checkpoint_and_what_comes_too_late(pool):

@@ -186,7 +186,7 @@ def train(
         observers: list[StepObserver] = []
         if watching:
             watch = PhaseWatch(spec.monitor, strategy, log)  # type: ignore[arg-type]
-            observers = [watch, watch.last]
+            observers = [watch, watch.step_end]
             if gradients:
                 observers.insert(1, GradientWatch(spec, strategy, log, torch.device("cpu")))  # type: ignore[arg-type]
         try:

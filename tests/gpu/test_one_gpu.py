@@ -73,4 +73,4 @@ def test_events_time_a_step_as_the_host_does() -> None:
     torch.cuda.synchronize()
     ended = host.now()
     assert device.ready(last)
-    assert device.ms(first, last) == pytest.approx(host.ms(began, ended), rel=0.2)
+    assert device.elapsed_ms(first, last) == pytest.approx(host.elapsed_ms(began, ended), rel=0.2)

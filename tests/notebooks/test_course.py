@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 
 from workbench.cli.commands import notebooks
 from workbench.report.notebook.exporter import render_notebook
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 @pytest.fixture
@@ -57,7 +57,8 @@ def test_four_faults_are_found_by_looking(execute) -> None:
     assert slow.straggler is not None and (slow.straggler.rank, slow.straggler.phase) == (1, "data")
     each = runs["slow-rank"].phases().groupby(["step", "rank", "phase"])["duration_ms"].sum()
     spent = each.unstack("phase").groupby("rank").median()
-    assert spent.loc[1, "data"] > 15 and spent.loc[0, "data"] < 5 and spent.loc[0, "communication"] > 10
+    assert spent.loc[1, "data"] > 15, "its data set sleeps for each sample"
+    assert spent.loc[0, "data"] < spent.loc[1, "data"] and spent.loc[0, "communication"] > spent.loc[1, "communication"]
 
     cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
     for cell in ("gradients-08", "gradients-11", "gradients-14", "gradients-18"):

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 
 from workbench.cli.commands import demo, notebooks
 from workbench.report.notebook.exporter import render_notebook
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 BOOKS = sorted(notebooks.folder().glob("*.ipynb"))
 

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 
 from workbench.cli.commands import notebooks
 from workbench.report.notebook.exporter import render_notebook
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 def test_the_course_on_reports_and_its_own_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from workbench.cluster.session import Session
 from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
-from workbench.run.run import Run, newest_live
+from workbench.run.api import Run, newest_live
 from workbench.telemetry import progress
 
 LLAMA = "--recipe stdlib-llama -n 2 --batch-size 4 --steps 6 --eval-every 0 --grad-every 3 --quiet"
@@ -168,11 +168,11 @@ def test_a_cell_that_fails_on_one_rank_names_it_with_the_line(shell: Interactive
     cell = CELL + "import os\nif os.environ['RANK'] == '1':\n    raise KeyError('only here')\n"
     run = train(shell, "-n 2 --steps 5 --quiet", cell)
     with pytest.raises(RunError, match="on rank 1: KeyError") as caught:
-        run.wait(timeout=30)
+        run.wait(timeout=60)
     first, *rest = caught.value.traceback.splitlines()[1:]
     assert first.endswith('cell.py", line 10, in <module>') and run.name in first  # nothing of ours comes before it
     assert "raise KeyError('only here')" in rest[0]
-    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
+    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status == "finished"
 
 
 def test_a_loss_that_raises_in_the_middle_on_one_rank_ends_both(shell: InteractiveShell, two_ranks: Session) -> None:
@@ -180,8 +180,8 @@ def test_a_loss_that_raises_in_the_middle_on_one_rank_ends_both(shell: Interacti
     cell = "import os\nseen = []\ndef spec_steps():\n    seen.append(1)\n    return len(seen) > 3\n" + cell
     run = train(shell, "-n 2 --steps 50 --quiet", cell)
     with pytest.raises(RunError, match="on rank 1: AssertionError: planted"):
-        run.wait(timeout=30)
-    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=30).status == "finished"
+        run.wait(timeout=60)
+    assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status == "finished"
 
 
 def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_ranks: Session, runs: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_dataloaders_batch_is_the_global_batch_and_told_as_it_is(shell: Intera
 
 
 def test_what_the_cell_prints_is_kept(shell: InteractiveShell, two_ranks: Session) -> None:
-    run = train(shell, "-n 2 --steps 2 --quiet", CELL + "print('built', model[0].in_features)\n").wait(timeout=30)
+    run = train(shell, "-n 2 --steps 2 --quiet", CELL + "print('built', model[0].in_features)\n").wait(timeout=60)
     assert run.output(0) == run.output(1) == "built 8\n"
 
 
@@ -248,6 +248,6 @@ def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
         time.sleep(0.02)
     os.kill(next(status.pid for status in two_ranks.status() if status.rank == 1), signal.SIGKILL)
     with pytest.raises(RunError, match=r"on rank 1: .*9"):
-        run.wait(timeout=20)
+        run.wait(timeout=60)
     shell.run_line_magic("dist_up", "-n 2")
     assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status == "finished"

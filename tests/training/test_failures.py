@@ -41,7 +41,7 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
     monkeypatch.setattr(peers, "ALONE_S", 1.0)
     failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
     with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
-        failed.wait(timeout=30)
+        failed.wait(timeout=60)
     monkeypatch.undo()
     assert not two_ranks.dead and again(shell) == "finished"
 
@@ -60,7 +60,7 @@ def test_a_peer_that_hangs_in_a_collective_is_ended_and_the_way_on_is_said(
     with pytest.raises(
         RunError, match=r"rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
     ):
-        run.wait(timeout=30)
+        run.wait(timeout=60)
     with pytest.raises(RankDiedError, match=r"rank 0 ended: ended by the session.*run %dist_up"):
         train(shell, "-n 2 --steps 2 --quiet", CELL)
     assert Session.up(2) is not two_ranks and again(shell) == "finished"

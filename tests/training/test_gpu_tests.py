@@ -10,7 +10,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.gpu import test_one_gpu, test_watching
-from tests.unit.engine_data.test_gpu_reader import RichNvml
+from tests.unit.engine.watch.test_gpu_reader import RichNvml
 
 #: what an nvidia-smi of the machine of ``RichNvml`` says, by query
 SAID = {"power.draw": 321.5, "temperature.gpu": 61, "clocks.sm": 1980, "clocks.mem": 2619, "memory.used": 0}

@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from tests.training.test_dist_train import CELL, train
 from workbench.cluster.session import Session
 from workbench.errors import RunDirectoryError
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 #: one sample makes the argument of a logarithm negative; dropout, so that the random state matters
 POISONED = """

@@ -13,7 +13,7 @@ from workbench.cluster.session import Session
 from workbench.core import run_files
 from workbench.core.config import read_spec_options
 from workbench.run import starter
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 ROOT = str(Path(__file__).parents[2])
 

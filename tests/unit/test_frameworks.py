@@ -31,7 +31,7 @@ from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
 from workbench.history.row import read_row
-from workbench.run import planning
+from workbench.run import resolve as planning
 from workbench.run.run import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store

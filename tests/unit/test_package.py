@@ -12,7 +12,7 @@ def test_public_names_are_there() -> None:
 
 def test_the_kernels_side_never_imports_torch() -> None:
     code = (
-        "import sys, workbench, workbench.run.launch, workbench.run.run\n"
+        "import sys, workbench, workbench.run.api\n"
         "import workbench.telemetry.progress, workbench.cluster.session\n"
         "for name in workbench.__all__: getattr(workbench, name)\n"
         "heavy = {'torch', 'colossalai', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)\n"

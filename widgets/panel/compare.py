@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from widgets import wire
+from widgets.page import wire
 from workbench.plots import theme
 from workbench.rundir.directory import run_name
 

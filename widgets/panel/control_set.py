@@ -2,70 +2,69 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from workbench.core import controls
 from workbench.core.columns import Columns
-from workbench.core.controls import AUTOMATIC, CONTROLS, Control
+from workbench.core.controls import AUTOMATIC, Control
 from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, answered
+from workbench.events.decode import decode
+from workbench.events.settings import declared as knobs_of
 from workbench.events.words import short
-from workbench.rundir.directory import CONTROL_FILE
+from workbench.rundir.commands import CommandReader
 from workbench.telemetry.store import Store
 
-#: those that the head of every panel has
-HEAD = ("pause", "resume", "step", "checkpoint", "stop")
-#: how a control of a kind is asked for; the rest is typed as text, and checked where it arrives
-_HINTS = {
-    "lr": "1e-4, or x0.5",
-    "interval": "steps, or auto",
-    "regex": "part of a name",
-    "changes": "lr=1e-4 name=b",
-}
-_FORMS = {"none": "button", "float": "number", "int": "number", "choice": "choice"}
+#: values in force that are shown under the names of the controls that set or alter them
+_NOT_SHOWN = ("interval", "frozen")
 
 
 def declared(store: Store) -> list[dict[str, Any]]:
-    """The controls of a run, its training script's own knobs included: name, kind (button, number, text, choice), unit,
-    low, high, choices, default, hint (what may be typed), help, whether the head of the panel has it, and whether it is
-    a setting or an act. Where the run's framework cannot do it, ``unavailable``, and ``help`` says why."""
+    """The controls of a run, its training script's own knobs included, as JSON values: ``control_of`` of each."""
+    own = {control.name: control for control in knobs_of(store.table("events"))}
     plan = store.spec.plan
-    events = store.table("events")
-    chosen = (events["kind"] == "control") & (events["name"] == "declared") & (events["rank"] == 0)
-    knobs = [Control.from_description(json.loads(text)) for text in events["value"][chosen]]
     return [
-        {
-            "name": control.name,
-            "kind": _FORMS.get(control.kind, "text"),
-            "unit": control.unit,
-            "low": control.low,
-            "high": control.high,
-            "choices": list(control.choices),
-            "help": plan.why_control_unavailable(control.name) or control.help,
-            "unavailable": bool(plan.why_control_unavailable(control.name)),
-            "head": control.name in HEAD,
-            "setting": control.setting,
-            "default": control.default,
-            "hint": _HINTS.get(control.kind, ""),
-        }
-        for control in (*CONTROLS, *{knob.name: knob for knob in knobs}.values())
+        control_of(control, plan.why_control_unavailable(control.name))
+        for control in (*controls.CONTROLS, *own.values())
     ]
 
 
+def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:
+    """What the page needs of a control: ``widget`` (button, number, text, choice), ``button`` in the head of the panel
+    (or None), ``states`` of a run in which it can be done, and the declaration's fields of the same names.
+    ``unavailable``: why the run's framework cannot do it, which stands in place of the help."""
+    return {
+        "name": control.name,
+        "widget": control.widget,
+        "unit": control.unit,
+        "low": control.low,
+        "high": control.high,
+        "choices": list(control.choices),
+        "help": unavailable or control.help,
+        "setting": control.setting,
+        "default": control.default,
+        "hint": control.hint,
+        "states": [] if unavailable else list(control.states),
+        "ends": control.ends,
+        "button": None if control.button is None else asdict(control.button),
+    }
+
+
 def in_force_words(values: Mapping[str, Any]) -> dict[str, str]:
-    """What stands beside each control of the form: the value in force, as short as it is typed. The learning rate
-    changes with every step and is a fact of its own."""
-    found = {name: short(value) for name, value in values.items() if name not in ("lr", "interval", "frozen")}
-    if "frozen" in values:
-        found["freeze"] = found["unfreeze"] = short(values["frozen"]) or "none is frozen"
-    if found.get("grad_layers") == "":
-        found["grad_layers"] = "all"
-    if values.get("grad_every") == AUTOMATIC and "interval" in values:
-        found["grad_every"] = f"auto: {short(values['interval'])}"
+    """What the form shows beside each control: the value in force, as short as it is typed."""
+    found = {name: short(value) for name, value in values.items() if name not in _NOT_SHOWN}
+    for control in controls.CONTROLS:
+        if control.in_force not in values:
+            continue
+        value = values[control.in_force]
+        found[control.name] = short(value) or control.when_empty
+        if control.kind == "interval" and value == AUTOMATIC and "interval" in values:
+            found[control.name] = f"{AUTOMATIC}: {short(values['interval'])}"
     return found
 
 
@@ -73,8 +72,7 @@ class History:
     """Commands as they were asked (``control.jsonl``), and what ranks did (``workbench.events.command_results``)."""
 
     def __init__(self, run: Path) -> None:
-        self._file = run / CONTROL_FILE
-        self._offset = 0
+        self._reader = CommandReader(run)
         self._asked: list[Command] = []
         self._answers: dict[tuple[Any, ...], Answer] = {}
         self._changed = True
@@ -91,8 +89,8 @@ class History:
                 step=int(step),
                 kind=str(events["kind"][index]),
                 name=str(name),
-                value=json.loads(value),
-                old_value=json.loads(events["old_value"][index]),
+                value=decode(value),
+                old_value=decode(events["old_value"][index]),
                 who=str(events["who"][index]),
                 command=int(command),
             )
@@ -113,19 +111,6 @@ class History:
         return [{key: getattr(row, name) for key, name in {**names, "refused": "refused"}.items()} for row in shown]
 
     def _read_asked(self) -> None:
-        try:
-            if self._file.stat().st_size == self._offset:
-                return
-            with self._file.open("rb") as stream:
-                stream.seek(self._offset)
-                data = stream.read()
-        except OSError:
-            return  # a run that nobody could control
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.decode("utf-8", "replace").splitlines():
-            try:
-                self._asked.append(Command.from_line(line))
-            except (ValueError, TypeError):
-                continue  # another version's: the ranks do not read it either
-        self._changed = self._changed or bool(whole)
+        lines = self._reader.read()
+        self._asked += [line for line in lines if isinstance(line, Command)]  # ranks do not read the others either
+        self._changed = self._changed or bool(lines)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from widgets.panel.fold import Folded
 from workbench.core.columns import Columns
+from workbench.events.decode import decode
 from workbench.events.words import words
 from workbench.plots.event_lines import Marks
 
@@ -37,7 +37,7 @@ class Happenings:
             kind, name = str(events["kind"][index]), str(events["name"][index])
             if kind in _QUIET:
                 continue
-            value, old = json.loads(events["value"][index]), json.loads(events["old_value"][index])
+            value, old = decode(events["value"][index]), decode(events["old_value"][index])
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
             text = words(kind, name, value, old, units=self._marks.units)
             shown = {"step": step, "time": time - begin, "kind": kind, "name": name, "text": text}

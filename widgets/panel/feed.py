@@ -1,7 +1,8 @@
 """The feed: a thread that reads a run's store and sends what is new to the panel in the browser.
 
-It ends with the run, with ``close``, or with the kernel. ``widgets.pace`` says how often; only figures of the tab that
-is looked at are fed. After a page reload the front end says hello and gets everything again.
+It ends with the run, with ``close``, or with the kernel. ``widgets.page.pace`` says how often; only figures of the tab
+that is looked at are fed. After a page reload the front end says hello and gets everything again. A round that fails is
+told to the page, and the next one sends everything anew.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from widgets import wire
-from widgets.pace import Pace
+from widgets.page import wire
+from widgets.page.pace import Pace
 from widgets.panel import compare, control_set
 from widgets.panel.stream import Spine, Stream
 from widgets.panel.summary import JUDGE_EVERY_S, Facts
 from widgets.panel.tab_content import Extras
+from workbench.core import background
 from workbench.errors import WorkbenchError
 from workbench.plots import theme
 from workbench.plots.base import TABS
 from workbench.run.branching import START_TIMEOUT_S
-from workbench.run.run import ENDED
+from workbench.rundir.state import ENDED
 from workbench.telemetry.row_views import has_ended
 from workbench.telemetry.store import Store
 
@@ -34,6 +36,8 @@ RANKS_EVERY_S = 1.0
 HEARTBEAT_S = 4.0
 #: after something was asked: for how long the answer is looked for, and how often
 EAGER_FOR_S, EAGER_PERIOD_S = 1.5, 0.15
+#: the least time to the next round after one that failed
+RETRY_S = 2.0
 ALL_TABS = frozenset({*TABS, "console", "controls", "compare"})
 DEFAULT_TAB = "overview"
 
@@ -84,8 +88,10 @@ class Feed:
         self._wake = threading.Event()
         self._eager_until = 0.0
         self._closing = False
+        self._over = False
+        self._rounds = background.Rounds(self._tell_failure)
         self.ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name=f"panel-{store.run.name}", daemon=True)
+        self._thread = background.thread(self._loop, name=f"panel-{store.run.name}", failed=self._end_by)
 
     def start(self) -> None:
         """Begin to send, from a thread of its own."""
@@ -101,9 +107,10 @@ class Feed:
         with self._lock:
             self._heard = True
             self._pace.heard(time.monotonic(), self._pace.sent)
-            if have != wire.bokeh_version():
-                self._send_bokeh()
             self._full = True
+            with self._rounds:
+                if have != wire.bokeh_version():
+                    self._send_bokeh()
             self._now_or_soon()
 
     def look(self, views: list[dict[str, Any]], seq: int | None = None) -> None:
@@ -136,7 +143,8 @@ class Feed:
         if self._thread.is_alive() and not self.ended.is_set():
             self._wake.set()
         elif self._epoch or self._full:
-            self._tick(time.monotonic())
+            with self._rounds:
+                self._tick(time.monotonic())
 
     def _loop(self) -> None:
         began = time.monotonic()
@@ -144,51 +152,75 @@ class Feed:
         unasked = list(UNASKED_AFTER_S)
         while not self._closing:
             clock, cost = time.monotonic(), time.thread_time()
-            try:
-                with self._lock:
-                    if not self._heard and unasked and clock - began > unasked[0]:
-                        unasked.pop(0)
-                        self._send_bokeh()
-                        self._full = True
-                    self._once = self._full
-                    new_rows, over = self._tick(clock)
-            except WorkbenchError as error:
-                self._send({"kind": "trouble", "text": str(error)}, [])
-                return
+            new_rows = 0
+            with self._lock, self._rounds:
+                if not self._heard and unasked and clock - began > unasked[0]:
+                    unasked.pop(0)
+                    self._send_bokeh()
+                    self._full = True
+                self._once = self._full
+                new_rows = self._tick(clock)
             if not self._once:
                 self._pace.spent(time.thread_time() - cost)
-            if over:
+            if self._over:
                 ended_at = ended_at or clock
-                if (new_rows == 0 and has_ended(self._store)) or time.monotonic() - ended_at > LAST_ROWS_S:
+                has_all = new_rows == 0 and not self._rounds.failing and has_ended(self._store)
+                if has_all or time.monotonic() - ended_at > LAST_ROWS_S:
                     break
-            period = self._pace.period_s(time.monotonic(), self._busy())
-            if time.monotonic() < self._eager_until:
-                period = min(period, EAGER_PERIOD_S)
-            due = clock + (min(period, 0.5) if over or not self._heard else period)
-            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.wait(max(0.0, clock + self._period_s() - time.monotonic()))
             self._wake.clear()
         if not self._closing:
             self._finish()
             self._wait_for_branch()
+
+    def _period_s(self) -> float:
+        """Seconds from the begin of this round to that of the next."""
+        now = time.monotonic()
+        period = self._pace.period_s(now, self._busy())
+        if now < self._eager_until:
+            period = min(period, EAGER_PERIOD_S)
+        if self._over or not self._heard:
+            period = min(period, 0.5)
+        return max(period, RETRY_S) if self._rounds.failing else period
+
+    def _tell_failure(self, error: Exception) -> None:
+        """Say in the page that a round failed."""
+        if isinstance(error, WorkbenchError):
+            text = str(error)
+        else:
+            text = f"The panel could not be updated ({background.described(error)}). It tries again; training goes on."
+        self._send({"kind": "trouble", "text": text, "detail": background.traceback_of(error)}, [])
+
+    def _end_by(self, error: BaseException) -> None:
+        """The thread cannot go on: say so, and let nobody wait for it."""
+        self.ended.set()
+        text = f"The panel is no longer updated ({background.described(error)}): %dist_watch shows the run again"
+        self._send({"kind": "trouble", "text": text, "detail": background.traceback_of(error)}, [])
 
     def _wait_for_branch(self) -> None:
         """A run that ended for a branch says which one it is, once that is there."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._closing and self._facts.awaits_branch and time.monotonic() < deadline:
             self._wake.wait(JUDGE_EVERY_S)
-            with self._lock:
+            with self._lock, self._rounds:
                 self._tick(time.monotonic())
 
     def _finish(self) -> None:
         """The last word: everything that a page needs is sent before ``ended`` is set."""
         with self._lock:
-            self._tick(time.monotonic(), last=True)
-            if self._on_end is not None:
-                self._on_end(self._store, dict(self._shown))
+            with self._rounds:
+                self._tick(time.monotonic(), last=True)
+            with self._rounds:
+                if self._on_end is not None:
+                    self._on_end(self._store, dict(self._shown))
             self.ended.set()
 
-    def _tick(self, clock: float, *, last: bool = False) -> tuple[int, bool]:
-        """Read, send what is new; returns the rows read and whether the run is over."""
+    def _tick(self, clock: float, *, last: bool = False) -> int:
+        """Read, send what is new; returns the number of rows read. Afterwards ``_over`` says whether the run is."""
+        known = self._status() if self._status else None
+        self._over = known in ENDED
+        if self._rounds.failing:  # what the failed round took and did not send is not in the page
+            self._full = self._full or self._epoch > 0
         read = self._store.refresh()
         if len(self._store.rollbacks.known) != self._rollbacks:
             self._rollbacks = len(self._store.rollbacks.known)
@@ -197,16 +229,17 @@ class Feed:
             self._facts.rolled_back()
         events = self._facts.update(clock)
         self._extras.take(events)
-        status = self._status() if self._status else self._facts.logged_state
+        status = known or self._facts.logged_state
+        self._over = status in ENDED
         facts = self._facts.now(status=status, can_control=self._can_control, clock=time.time())
         if self._full:
-            self._full = False
             self._send_full(facts, clock)
+            self._full = False
             self._send_delta(facts, clock)
         elif self._epoch and (last or self.ended.is_set() or self._pace.ready(clock)):
             self._send_delta(facts, clock)
         self._shown = facts if not self._epoch else self._shown
-        return read, status in ENDED
+        return read
 
     def _send_full(self, facts: dict[str, Any], clock: float) -> None:
         self._epoch += 1

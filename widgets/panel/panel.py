@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import anywidget
 import traitlets
 
-from widgets import bundle
-from widgets.busy import Busy
+from widgets.page import bundle
+from widgets.page.busy import Busy
+from widgets.page.wire import bokeh_version
 from widgets.panel.feed import Feed
-from widgets.wire import bokeh_version
 from workbench.errors import WorkbenchError
 from workbench.plots.picture import SIZE_INCHES, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
@@ -33,7 +33,7 @@ MOST_RUNS = 2
 
 
 class RunLike(Protocol):
-    """What the panel asks of a run; where it has ``control(name, value)``, it can be steered as well as stopped."""
+    """What the panel asks of a run."""
 
     path: Path
 
@@ -41,8 +41,8 @@ class RunLike(Protocol):
     def status(self) -> str:
         """The run's state, as ``Run.status``."""
 
-    def stop(self) -> Any:
-        """Ask the run to stop."""
+    def control(self, name: str, value: Any = None) -> Any:
+        """Ask for a control of the run; ``value`` as it was typed. Raises ``WorkbenchError`` when it cannot be."""
 
 
 class PanelWidget(anywidget.AnyWidget):
@@ -149,17 +149,12 @@ class Panel:
     def _control(self, place: int, name: str, value: Any) -> None:
         """Ask the run; the page is told at once whether it could be asked."""
         run = self.runs[place]
-        control = getattr(run, "control", None)
         error: str | None = None
         try:
             if run is None:
                 error = "this panel only shows the run's files: open it with %dist_watch RUN to steer it"
-            elif control is not None:
-                control(name, value)
-            elif name == "stop":
-                run.stop()
             else:
-                error = f"this run takes no {name!r}"
+                run.control(name, value)
         except (WorkbenchError, ValueError, OSError) as problem:  # a wrong value, a run that ended, its directory gone
             error = str(problem)
         self.widget.send({"kind": "answer", "run": place, "name": name, "error": error})

@@ -1,7 +1,8 @@
 """Rows of figures on their way to a page: what is new, what is too much, what a page has by now.
 
 A figure is fed only while somebody looks at its tab. What was sent is kept, thinned as it grows, so that a page that is
-loaded again, or a figure that has too many rows, gets the same thing at no cost to the log.
+loaded again, or a figure that has too many rows, gets the same thing at no cost to the log. A plot module that raises
+an exception has a message in its figure's place, and is tried again now and then; all other figures go on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from widgets import wire
+from widgets.page import wire
+from workbench.core.background import described
 from workbench.core.columns import Columns
 from workbench.plots import plots
 from workbench.plots.base import Plot
@@ -21,6 +23,8 @@ from workbench.telemetry.store import Store
 
 #: thinned when it has so many times the rows that a figure begins with
 _TOO_MANY = 1.5
+#: seconds until a figure that failed is tried again
+RETRY_S = 10.0
 
 
 @dataclass
@@ -33,6 +37,12 @@ class News:
 
     def __bool__(self) -> bool:
         return bool(self.columns or self.figures)
+
+    def drop(self, name: str) -> None:
+        """Take back what was to be sent of one figure."""
+        self.columns.pop(name, None)
+        self.replace = [other for other in self.replace if other != name]
+        self.figures = [figure for figure in self.figures if figure["name"] != name]
 
 
 class _Sent:
@@ -59,8 +69,19 @@ class _Sent:
         return self.parts[0]
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a figure could not be made, and until when it is left alone."""
+
+    text: str
+    until: float
+
+
 class Stream:
-    """The figures of one run. ``take(tabs, clock)`` gives what is new in those tabs."""
+    """The figures of one run. ``take(tabs, clock)`` gives what is new in those tabs.
+
+    ``drawn=False``: columns without a figure, which has no place for a message: what a plot raises is raised.
+    """
 
     def __init__(self, store: Store, sections: list[Plot] | None = None, *, drawn: bool = True) -> None:
         self._store = store
@@ -69,21 +90,27 @@ class Stream:
         self._sent: dict[str, _Sent] = {}
         self._chosen: dict[str, Any] = {"rank": None, "layer": None}
         self._renew: set[str] = set()
+        self._failed: dict[str, _Failure] = {}
 
     def choose(self, what: str, value: Any) -> None:
         """Look at one rank or one layer (None: at none); its figures are filled anew."""
         if self._chosen.get(what) != value:
             self._chosen[what] = value
-            self._renew |= {plot.NAME for plot in self._plots if getattr(plot, "CHOICE", "") == what}
+            chosen = {plot.NAME for plot in self._plots if getattr(plot, "CHOICE", "") == what}
+            self._renew |= chosen
+            for name in chosen:
+                self._failed.pop(name, None)
 
     def forget(self) -> None:
         """The page has nothing: figures are sent anew when they are looked at, with the rows that are kept."""
         for sent in self._sent.values():
             sent.due = -1.0
+        self._failed.clear()
 
     def renew(self) -> None:
         """What was sent counts no more: all figures are filled anew when they are looked at."""
         self._renew |= self._sent.keys()
+        self._failed.clear()
 
     def kept(self, name: str) -> Columns:
         """All rows of a figure that a page has by now; the figure is read from its begin if it was not yet."""
@@ -95,26 +122,46 @@ class Stream:
         """What the page lacks of the figures in these tabs."""
         news = News()
         for plot in self._plots:
-            if plot.TAB not in tabs:
+            failed = self._failed.get(plot.NAME)
+            if plot.TAB not in tabs or (failed and clock < failed.until):
                 continue
-            sent = self._sent.get(plot.NAME)
-            if sent is None or plot.NAME in self._renew:
-                self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
-            elif sent.due < 0:
-                self._go_on(plot, sent, News())  # what is kept, up to now
-                self._draw(plot, self._sent[plot.NAME], news)
-            elif clock >= sent.due:
-                self._go_on(plot, sent, news)
-            else:
-                continue
-            self._sent[plot.NAME].due = clock + getattr(plot, "PERIOD_S", 0.0)
+            try:
+                self._take(plot, clock, news)
+                self._failed.pop(plot.NAME, None)
+            except Exception as error:  # a plot of anybody's, on any data: the page is told in the figure's place
+                if not self._drawn:
+                    raise
+                self._fail(plot, described(error), clock, news)
         return news
+
+    def _take(self, plot: Plot, clock: float, news: News) -> None:
+        sent = self._sent.get(plot.NAME)
+        if sent is None or plot.NAME in self._renew:
+            self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
+        elif sent.due < 0:
+            self._go_on(plot, sent, News())  # what is kept, up to now
+            self._draw(plot, self._sent[plot.NAME], news)
+        elif clock >= sent.due:
+            self._go_on(plot, sent, news)
+        else:
+            return
+        self._sent[plot.NAME].due = clock + getattr(plot, "PERIOD_S", 0.0)
+
+    def _fail(self, plot: Plot, text: str, clock: float, news: News) -> None:
+        """Forget what the page has of the figure, and put a message in its place; next time it begins anew."""
+        before = self._failed.get(plot.NAME)
+        self._failed[plot.NAME] = _Failure(text, clock + RETRY_S)
+        self._sent.pop(plot.NAME, None)
+        news.drop(plot.NAME)
+        if before is None or before.text != text:
+            news.figures.append(wire.failed_item(plot, text))
 
     def _columns(self, plot: Plot, cursor: Any) -> tuple[Columns, Any]:
         chosen = self._chosen.get(getattr(plot, "CHOICE", ""))
-        if chosen is None:
-            return plot.columns(self._store, cursor)
-        return plot.columns(self._store, cursor, chosen)  # type: ignore[call-arg]
+        more = () if chosen is None else (chosen,)
+        columns, cursor = plot.columns(self._store, cursor, *more)
+        wire.check(columns)
+        return columns, cursor
 
     def _begin(self, plot: Plot, news: News, *, drawn: bool) -> None:
         columns, cursor = self._columns(plot, None)

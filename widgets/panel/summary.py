@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from typing import Any
@@ -12,12 +11,15 @@ import numpy as np
 from widgets.panel.control_set import in_force_words
 from widgets.panel.rank_table import RankTable
 from widgets.panel.verdict import Judge, Judgement
+from workbench.core import controls
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import decode
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
-from workbench.run.run import ENDED
 from workbench.rundir.lineage import Branches, parent
+from workbench.rundir.state import ENDED
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.row_views import StepCursor, metrics_since
 from workbench.telemetry.store import Store
@@ -146,19 +148,19 @@ class Facts:
 
     def _take_event(self, event: dict[str, Any]) -> None:
         kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])
-        if kind == "state" and rank >= 0:
-            self._take_state(rank, name, step, float(event["time"]), json.loads(event["value"]))
-        elif kind == "validation" and name in ("loss", "accuracy"):
-            value = {"step": step, "value": _number(json.loads(event["value"]))}
+        if kind == EventKind.STATE and rank >= 0:
+            self._take_state(rank, name, step, float(event["time"]), decode(event["value"]))
+        elif kind == EventKind.VALIDATION and name in ("loss", "accuracy"):
+            value = {"step": step, "value": _number(decode(event["value"]))}
             self._known["validation" if name == "loss" else name] = value
-        elif kind == "sample":
-            self.samples.append({"step": step, "text": str(json.loads(event["value"]))[:LONGEST_TEXT]})
-        elif kind == "control" and name == "branch":
+        elif kind == EventKind.SAMPLE:
+            self.samples.append({"step": step, "text": str(decode(event["value"]))[:LONGEST_TEXT]})
+        elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
-        elif kind == "warning" and not self._known["failure"]:
-            self._known["notice"] = {"level": "warning", "text": words(kind, name, json.loads(event["value"]))}
-        elif kind == "rank" and name == "died":
-            self._take_death(json.loads(event["value"]))
+        elif kind == EventKind.WARNING and not self._known["failure"]:
+            self._known["notice"] = {"level": "warning", "text": words(kind, name, decode(event["value"]))}
+        elif kind == EventKind.RANK and name == "died":
+            self._take_death(decode(event["value"]))
 
     def _take_death(self, value: Any) -> None:
         if isinstance(value, dict) and isinstance(value.get("rank"), int):

@@ -13,6 +13,7 @@ from widgets.panel.control_set import History, declared
 from widgets.panel.event_list import Happenings
 from widgets.panel.summary import Facts
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
 from workbench.telemetry.store import Store
 
 
@@ -33,7 +34,7 @@ class Extras:
         """Take in new rows of the ``events`` table."""
         self._happenings.take(events, self._facts.began)
         self._history.take(events)
-        self._declared |= bool(((events["kind"] == "control") & (events["name"] == "declared")).any())
+        self._declared |= bool(((events["kind"] == EventKind.CONTROL) & (events["name"] == "declared")).any())
 
     def news(self, tabs: Collection[str]) -> dict[str, Any]:
         """Parts that changed, of the tabs that are looked at."""

@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from workbench.core.columns import Columns
-from workbench.plots.lag import OWN_WORK, against_median
-from workbench.plots.phase_bars import mean_by_phase
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.flops import Cost, cost_of, mfu_percent
 from workbench.telemetry.phases import posting_time
 from workbench.telemetry.store import Store
+from workbench.telemetry.stragglers import own_work_by_rank
 from workbench.telemetry.verdict import RECORDED, WARM_UP, verdict
 
 STEPS = 20
@@ -82,6 +81,4 @@ class Judge:
         return share if math.isfinite(share) else None
 
     def _lag(self, phases: Columns) -> np.ndarray:
-        names, table = mean_by_phase(phases, self._store.mesh.world_size)
-        own = table[:, [place for place, name in enumerate(names) if name in OWN_WORK]].sum(axis=1)
-        return against_median(own[:, None], self._store)[:, 0]
+        return own_work_by_rank(phases, self._store.mesh)

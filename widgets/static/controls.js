@@ -1,55 +1,69 @@
-// Everything that can be set while it trains: the declared controls, and what was set so far.
+// The controls of a run: buttons in the head of the panel, and the Controls tab with its form and history.
 import { duration, ENDED, known, make, plain, say, whole } from "./text.js";
 
 const ANSWER_MS = 8000;
 let ids = 0;
 
-// The bounds of a number in words.
+// Describes the bounds of a number.
 function within({ low, high }) {
   const has = (bound) => (bound ?? null) !== null;
   if (has(low) && has(high)) return ` from ${plain(low)} to ${plain(high)}`;
   return has(low) ? ` of at least ${plain(low)}` : has(high) ? ` of at most ${plain(high)}` : "";
 }
 
-// Buttons in the head of the panel. send(name, value)
+// Buttons in the head of the panel, as the controls declare them. Those of one place share a button, which does what the
+// run's state allows. send(name, value)
 export class Quick {
   constructor(parent, send) {
     this.send = send;
     this.node = make("div", "dw-quick", parent, { role: "group", "aria-label": "Controls" });
-    this.pause = this.button("Pause", "Pause training", () => this.send(this.paused ? "resume" : "pause", null));
-    this.step = this.button("Step", "Take one step, then pause", () => this.send("step", 1));
-    this.checkpoint = this.button("Checkpoint", "Write a checkpoint now", () => this.send("checkpoint", null));
-    this.stop = this.button("Stop", "Stop training", () => {
-      this.asked = true;
-      this.stop.disabled = true;
-      say(this.stop, "Stopping…");
-      this.send("stop", null);
-    });
-    this.stop.classList.add("dw-stop");
+    this.places = new Map();
   }
 
-  button(text, label, act) {
-    const node = make("button", "", this.node, { type: "button", "aria-label": label, title: label });
-    say(node, text);
-    node.addEventListener("click", act);
-    return node;
+  declare(controls) {
+    for (const control of controls) {
+      if (!control.button) continue;
+      const place = this.places.get(control.button.place) ?? this.place(control.button.place);
+      if (!place.controls.some(({ name }) => name === control.name)) place.controls.push(control);
+    }
+  }
+
+  place(name) {
+    const node = make("button", "", this.node, { type: "button" });
+    const place = { node, controls: [], control: null, asked: "" };
+    node.addEventListener("click", () => {
+      const { control } = place;
+      if (control.button.asked) {
+        place.asked = control.name;
+        node.disabled = true;
+        say(node, control.button.asked);
+      }
+      this.send(control.name, control.default);
+    });
+    this.places.set(name, place);
+    return place;
   }
 
   say(facts) {
     this.node.hidden = facts.controls === "none";
     const ended = facts.controls === "ended" || ENDED.includes(facts.status);
     const off = ended || Boolean(facts.cut);
-    this.paused = facts.status === "paused";
-    say(this.pause, this.paused ? "Resume" : "Pause");
-    this.pause.setAttribute("aria-label", this.paused ? "Resume training" : "Pause training");
-    for (const node of [this.pause, this.step, this.checkpoint]) node.disabled = off;
-    if (off) this.asked = false;
-    this.stop.disabled = off || this.asked;
-    say(this.stop, ended ? "Ended" : this.asked ? "Stopping…" : "Stop");
+    for (const place of this.places.values()) {
+      const able = place.controls.find(({ states }) => states.includes(facts.status));
+      place.control = able ?? place.controls[0];
+      const { button, ends, name } = place.control;
+      if (off) place.asked = "";
+      const asked = place.asked === name;
+      place.node.disabled = off || asked || !able;
+      place.node.classList.toggle("dw-stop", ends);
+      for (const attribute of ["aria-label", "title"]) place.node.setAttribute(attribute, button.title);
+      say(place.node, ended && button.over ? button.over : asked ? button.asked : button.text);
+    }
   }
 
-  refused() {
-    this.asked = false;
+  // The ranks, or the kernel, refused what was asked.
+  refused(name) {
+    for (const place of this.places.values()) if (place.asked === name) place.asked = "";
   }
 }
 
@@ -57,15 +71,15 @@ export class Controls {
   constructor(send) {
     this.send = send;
     this.node = make("div", "dw-page dw-controls");
-    this.acts = make("div", "dw-acts", this.node, { role: "group", "aria-label": "Acts" });
+    this.acts = make("div", "dw-acts", this.node, { role: "group", "aria-label": "Actions" });
     this.actAnswer = make("span", "dw-answer", null, { role: "status" });
     this.settings = this.part("Settings", "setting");
-    this.more = this.part("Acts with a value", "act");
+    this.more = this.part("Actions with a value", "action");
     say(make("div", "dw-label dw-above", this.node), "History");
     const scroll = make("div", "dw-scroll", this.node, { tabindex: "0", "aria-label": "History of controls" });
     const table = make("table", "dw-table", scroll);
     const head = make("tr", "", make("thead", "", table));
-    for (const title of ["asked at", "by", "what", "old value", "new value", "effect after step"]) {
+    for (const title of ["time", "user", "control", "old value", "new value", "applied after step"]) {
       say(make("th", "", head, { scope: "col" }), title);
     }
     this.body = make("tbody", "", table);
@@ -73,11 +87,11 @@ export class Controls {
     this.history([]);
   }
 
-  // Rows of one kind under a line of titles.
+  // A group of rows under a line of column titles.
   part(label, title) {
     const node = make("div", "dw-form", this.node, { role: "group", "aria-label": label });
     const titles = make("div", "dw-control dw-titles", node, { "aria-hidden": "true" });
-    for (const [name, text] of [["control-name", title], ["now", "in force"], ["new", title === "setting" ? "new value" : "value"]]) {
+    for (const [name, text] of [["control-name", title], ["now", "current value"], ["new", title === "setting" ? "new value" : "value"]]) {
       if (name !== "now" || title === "setting") say(make("span", `dw-${name}`, titles), text);
     }
     return node;
@@ -86,12 +100,12 @@ export class Controls {
   declare(controls) {
     for (const control of controls) {
       if (this.fields.has(control.name)) continue;
-      this.fields.set(control.name, control.kind === "button" ? this.plainAct(control) : this.field(control));
+      this.fields.set(control.name, control.widget === "button" ? this.plainAct(control) : this.field(control));
     }
     this.acts.append(this.actAnswer);
   }
 
-  // A button alone; its help is what the mouse and a screen reader find.
+  // A control without a value: one button, whose tooltip is the control's help.
   plainAct(control) {
     const button = make("button", "", this.acts, { type: "button", title: control.help });
     say(button, control.name);
@@ -124,25 +138,25 @@ export class Controls {
   }
 
   input(control, id, row) {
-    if (control.kind === "choice") {
+    if (control.widget === "choice") {
       const select = make("select", "", row, { id });
       for (const choice of control.choices ?? []) say(make("option", "", select, { value: String(choice) }), String(choice));
       return select;
     }
     const input = make("input", "", row, { id, type: "text" });
     input.placeholder = known(control.default) ? String(control.default) : control.hint;
-    if (control.kind === "number") {
+    if (control.widget === "number") {
       input.inputMode = "decimal";
       input.placeholder = within(control).replace(" of ", "").trim() || "number";
     }
     return input;
   }
 
-  // A wrong value is refused where it is typed, before it is sent.
+  // Sends the value of a field. An invalid number is rejected here, before it is sent.
   act(field) {
     const { control, input } = field;
     let value = input ? input.value.trim() : null;
-    if (control.kind === "number") {
+    if (control.widget === "number") {
       const typed = value;
       value = typed === "" ? null : Number(typed);
       const low = control.low ?? -Infinity;
@@ -152,16 +166,16 @@ export class Controls {
         return;
       }
     }
-    this.reply(field, "asked…");
+    this.reply(field, "sending…");
     this.send(control.name, value);
   }
 
   answered(name, error) {
     const field = this.fields.get(name);
-    if (field) this.reply(field, error ?? `${name} is asked; the ranks apply it at their next step`, error ? "error" : "");
+    if (field) this.reply(field, error ?? `${name} was sent: the ranks apply it at their next step`, error ? "error" : "");
   }
 
-  // In the place of the help: what is well for some seconds, what is wrong until it is typed anew.
+  // Shows a reply in place of the help: success for some seconds, an error until the field is edited.
   reply(field, text, level = "") {
     const { answer } = field;
     answer.dataset.level = level;
@@ -172,15 +186,13 @@ export class Controls {
 
   say(facts) {
     const off = facts.controls !== "ready" || Boolean(facts.cut);
-    for (const { control, input, button } of this.fields.values()) {
-      button.disabled = off || Boolean(control.unavailable);
-      if (input) input.disabled = button.disabled;
-    }
-    for (const [name, { now }] of this.fields) {
+    for (const [name, { control, input, button, now }] of this.fields) {
+      const unable = off || !control.states.includes(facts.status);
+      button.disabled = unable;
+      if (input) input.disabled = unable;
       if (!now) continue;
-      const text = name === "lr" ? (known(facts.lr) ? plain(facts.lr) : "") : facts.in_force?.[name] ?? "";
-      say(now, text);
-      now.title = text;
+      now.title = facts.in_force?.[name] ?? "";
+      say(now, now.title);
     }
   }
 
@@ -194,6 +206,6 @@ export class Controls {
         say(make("td", "", line), text);
       }
     }
-    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "Nothing was set yet.");
+    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "No commands yet.");
   }
 }

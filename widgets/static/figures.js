@@ -1,12 +1,12 @@
-// The figures of one tab: drawn by BokehJS when the tab is first looked at, then fed. All figures of a view share one
-// range of steps: a brush in one is the range of all, figures over time included.
+// The figures of one tab. BokehJS draws them when the tab is first opened; new rows are then streamed to them. All
+// figures of a view share one range of steps: selecting a range in one sets it in all, including figures over time.
 import { make, say } from "./text.js";
 import { bokehOfPage, carryOver, paint, rowsOf } from "./page.js";
 
 const WAITING = "Waiting for the kernel…";
 
 export class Figures {
-  // run(): what is known of the run that is shown; window: the view's shared range of steps
+  // run(): the state of the run that is shown; window: the view's shared range of steps
   constructor(tab, run, window) {
     this.tab = tab;
     this.run = run;
@@ -17,12 +17,12 @@ export class Figures {
     say(this.waiting, WAITING);
   }
 
-  // The kernel is gone ("" : it is there): figures that were not drawn by now do not come.
+  // Says why figures are missing when the kernel is gone; trouble "": the kernel responds.
   cut(trouble) {
-    say(this.waiting, trouble ? "These figures were not drawn before the kernel was gone." : WAITING);
+    say(this.waiting, trouble ? "The kernel ended before these figures were drawn." : WAITING);
   }
 
-  // Draw the figures that are not drawn yet, in the order in which the kernel named them.
+  // Draws the figures that are not drawn yet, in the order given by the kernel.
   async draw() {
     if (!bokehOfPage.api) return;
     for (const about of this.run().items.values()) {
@@ -38,18 +38,30 @@ export class Figures {
         old.box.replaceWith(box);
         old.plot?.document?.clear();
       } else this.node.append(box);
-      await this.embed(entry);
+      if (about.failed) this.sayFailed(entry, about.failed);
+      else await this.embed(entry).catch((error) => this.sayFailed(entry, String(error)));
     }
+  }
+
+  // In the figure's place: why it is not there. The other figures go on.
+  sayFailed({ about, box }, why) {
+    console.error(`figure ${about.name}:`, why);
+    box.setAttribute("role", "note");
+    box.dataset.failed = "true";
+    const message = make("div", "dw-failed", null);
+    say(make("strong", "", message), about.title);
+    say(make("span", "", message), `This figure cannot be drawn: ${why}`);
+    box.replaceChildren(message);
   }
 
   async embed(entry) {
     const views = await bokehOfPage.api.embed.embed_item(structuredClone(entry.about.item), entry.box);
     if (this.boxes.get(entry.about.name) !== entry) return;
     entry.plot = [...views.roots][0].model;
-    entry.box.dwPlot = entry.plot; // for a reader's console, and for tests
+    entry.box.dwPlot = entry.plot; // for the browser's console and for tests
     entry.source = entry.plot.document.get_model_by_name("rows");
     entry.empty = make("div", "dw-empty", entry.box);
-    entry.plot.subscribed_events = new Set(["rangesupdate"]); // those that its document hears
+    entry.plot.subscribed_events = new Set(["rangesupdate"]); // the events that the plot passes to its document
     entry.plot.document.on_event("rangesupdate", () => this.brushed(entry));
     this.fill(entry);
     this.mark(entry);
@@ -59,7 +71,7 @@ export class Figures {
 
   fill(entry) {
     const rows = this.run().rows[entry.about.name];
-    if (entry.source && rowsOf(rows)) entry.source.data = structuredClone(rows); // Bokeh trips over no rows
+    if (entry.source && rowsOf(rows)) entry.source.data = structuredClone(rows); // Bokeh fails on columns without rows
     else if (entry.source && entry.source.get_length()) entry.source.clear();
     this.sayEmpty(entry);
   }
@@ -68,7 +80,7 @@ export class Figures {
     if (entry.empty) say(entry.empty, entry.source?.get_length() ? "" : entry.about.empty);
   }
 
-  // News of the run: rows to append, and figures whose content is another.
+  // Appends new rows, and replaces the content of the figures named in ``replaced``.
   feed(news, replaced) {
     for (const entry of this.boxes.values()) {
       const { name } = entry.about;
@@ -93,7 +105,7 @@ export class Figures {
     source.data = { step: marks.map((m) => m.step), time: marks.map((m) => m.time), label: marks.map((m) => m.label) };
   }
 
-  // A person chose a range in one figure (or gave it up): steps for all.
+  // The user selected or reset the range of one figure: apply it to all, in steps.
   brushed(entry) {
     const { axis } = entry.about;
     if (!axis) return;
@@ -115,7 +127,7 @@ export class Figures {
     if (!this.window.steps) {
       if (range.have_updated_interactively) {
         range.reset();
-        entry.source.change.emit(); // ranges follow the data when these change
+        entry.source.change.emit(); // makes Bokeh recompute the range from the data
       }
       return;
     }
@@ -124,7 +136,7 @@ export class Figures {
     if (range.start !== start || range.end !== end) range.setv({ start, end });
   }
 
-  // The tab is seen again: ranges that were given up meanwhile are found anew, which Bokeh does only for what is seen.
+  // The tab became visible: recompute ranges that were reset meanwhile, as Bokeh does so for visible figures only.
   seenAgain() {
     for (const entry of this.boxes.values()) if (entry.about.axis && !this.window.steps) entry.source?.change.emit();
   }
@@ -150,7 +162,7 @@ export class Figures {
   }
 }
 
-// The range of steps that all figures of a view share; null: each shows all it has.
+// The range of steps that all figures of a view share; null: every figure shows all its data.
 export class Window {
   constructor(changed) {
     this.steps = null;

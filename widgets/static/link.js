@@ -1,15 +1,16 @@
-// Whether the kernel behind a widget is still there. A front end says so where it knows (a restart); otherwise silence
-// does, since the kernel's side sends something every few seconds for as long as it has anything to show.
+// Detects whether the kernel of a widget still responds. The front end reports a restart; otherwise the kernel counts as
+// gone after a period of silence, as it sends a message every few seconds while a run is live.
 
 const LOOK_EVERY_MS = 1000;
 const ASK_AFTER_MS = 5000;
 const SILENT_AFTER_MS = 20_000;
 
-export const GONE = "The kernel behind this has ended or was restarted: what is drawn stays as it was";
-export const SILENT = "No word from the kernel: it is gone, or very busy";
+export const GONE = "The kernel has ended or was restarted, so this is no longer updated";
+export const SILENT = "The kernel does not respond: it has ended or is busy";
 
 export class Link {
-  // due(): whether messages are to be expected; ask(): send the kernel anything; changed(trouble): "" when all is well
+  // due(): whether messages are expected; ask(): sends the kernel a message that it answers; changed(trouble): called
+  // with a description of the problem, "" when the kernel responds
   constructor(model, { due, ask, changed }) {
     Object.assign(this, { model, due, ask, changed, trouble: "", heardAt: Date.now(), lookedAt: Date.now() });
     this.onGone = () => this.say(GONE);
@@ -23,7 +24,7 @@ export class Link {
   }
 
   look(now = Date.now()) {
-    const slept = now - this.lookedAt > 5 * LOOK_EVERY_MS; // the machine, or a page in the background
+    const slept = now - this.lookedAt > 5 * LOOK_EVERY_MS; // the machine slept, or the page was in the background
     this.lookedAt = now;
     if (slept || !this.due() || this.trouble) {
       if (!this.trouble) this.heardAt = now;
@@ -34,7 +35,7 @@ export class Link {
     else if (silence > ASK_AFTER_MS) this.send(this.ask);
   }
 
-  // What is sent to a kernel that was shut down is refused by the front end.
+  // Calls act(), which sends a message. The front end throws if the kernel was shut down.
   send(act) {
     try {
       act();

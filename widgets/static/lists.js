@@ -1,4 +1,4 @@
-// Tabs that are mostly text: samples, and what ranks print.
+// The tabs Samples (texts sampled from the model) and Console (output of the ranks).
 import { make, ranksMeet, ranksOf, say, whole } from "./text.js";
 
 export class Samples {
@@ -6,7 +6,7 @@ export class Samples {
     this.node = make("div", "dw-page");
     const head = make("div", "dw-tools", this.node);
     const label = make("label", "", head);
-    label.append("What the model says at ");
+    label.append("Sampled text of ");
     this.select = make("select", "", label, { "aria-label": "Step of the sample" });
     this.select.addEventListener("change", () => this.show());
     this.text = make("pre", "dw-text dw-said", this.node, { tabindex: "0", "aria-label": "Text sampled from the model" });
@@ -29,7 +29,7 @@ export class Samples {
 
   show() {
     const sample = this.samples[Math.max(0, this.select.selectedIndex)];
-    say(this.text, sample?.text ?? "No sample yet. A recipe that generates text samples at every evaluation.");
+    say(this.text, sample?.text ?? "No sample yet. Recipes that generate text take a sample at every evaluation.");
   }
 }
 
@@ -97,13 +97,13 @@ export class Console {
 
   sayCount() {
     const shown = [...this.entries.values()].filter((line) => !line.node.hidden).length;
-    say(this.count, `${whole(shown)} of ${whole(this.entries.size)} lines; what ranks say alike is shown once`);
+    say(this.count, `${whole(shown)} of ${whole(this.entries.size)} lines; equal lines of several ranks are shown once`);
   }
 
   clear() {
     this.entries.clear();
     this.lines.replaceChildren();
     this.nothing = make("div", "dw-note", this.lines);
-    say(this.nothing, "The ranks have printed nothing.");
+    say(this.nothing, "The ranks have not printed anything.");
   }
 }

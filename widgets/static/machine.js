@@ -1,4 +1,4 @@
-// The panel of the machine: cores, memory, GPUs and ranks, with the last two minutes of each.
+// The panel of this machine: cores, memory, GPUs and ranks, with the last two minutes of each.
 import { fixed, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
 import { Link } from "./link.js";
@@ -6,7 +6,7 @@ import { Link } from "./link.js";
 const MOST_POINTS = 120;
 const gibOf = (bytes) => (bytes / 2 ** 30).toFixed(1);
 
-// A bar with a line of the last values behind it.
+// A value with an area chart of its latest values, in percent.
 class Meter {
   constructor(parent, label) {
     this.node = make("div", "dw-meter", parent, { role: "listitem" });
@@ -77,7 +77,7 @@ class MachineView {
     this.list(seen);
   }
 
-  // The kernel is gone; "": it answers again, and what it says next stands here.
+  // Shows that the kernel is gone; trouble "": it responds again.
   cut(trouble) {
     this.about.dataset.level = trouble ? "error" : "";
     if (trouble) say(this.about, `${trouble}. %dist_watch shows the machine again`);
@@ -95,7 +95,7 @@ class MachineView {
       }
       line.firstChild.style.borderLeft = `4px solid ${seen.theme.ranks[rank.rank % seen.theme.ranks.length]}`;
     }
-    if (!seen.ranks.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "7" }), "No ranks are up: %dist_up brings them up.");
+    if (!seen.ranks.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "7" }), "No ranks are up: %dist_up starts them.");
   }
 
   repaint() {

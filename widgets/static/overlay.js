@@ -1,5 +1,5 @@
-// Figures that do not change: asks the kernel for BokehJS (once per page) and the figures, draws them. No network.
-// Messages: see widgets/overlay.py. Text from a run is only ever set as textContent.
+// Static figures: requests BokehJS (once per page) and the figures from the kernel and draws them, without a network.
+// Messages: see widgets/overlay.py. Text from a run is set as textContent only.
 
 import { bokehOfPage, isDark, loadBokeh, paint } from "./page.js";
 

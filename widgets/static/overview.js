@@ -1,14 +1,14 @@
-// The first tab: what went wrong, the numbers, the verdict, four figures, and what happened.
+// The Overview tab: failure, tiles with numbers, verdict, four figures, and the list of events.
 import { duration, fixed, known, make, NONE, number, percent, plain, ranksOf, say, whole } from "./text.js";
 
 const TILES = [
   ["loss", "Loss", (f) => [number(f.loss), `step ${whole(f.step)}`]],
   ["validation", "Validation", (f) => [number(f.validation?.value), validationNote(f)]],
   ["lr", "Learning rate", (f) => [known(f.lr) ? plain(Number(f.lr.toPrecision(3))) : NONE, f.precision]],
-  ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clip"]],
-  ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s by all ranks`]],
+  ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clipping"]],
+  ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s of all ranks`]],
   ["time", "Step time", (f) => [known(f.step_time_ms) ? `${fixed(f.step_time_ms, 1)} ms` : "–", "slowest rank"]],
-  ["mfu", "MFU", (f) => [percent(f.mfu), known(f.mfu) ? "of the peak" : "peak not known"]],
+  ["mfu", "MFU", (f) => [percent(f.mfu), known(f.mfu) ? "of peak FLOPS" : "peak unknown"]],
   ["ranks", "Ranks", (f) => [whole(f.world), statesNote(f)]],
 ];
 
@@ -49,7 +49,7 @@ export class Overview {
       say(this.tiles[key].note, note);
       this.tiles[key].note.title = more;
     }
-    say(this.verdict, facts.verdict || "No verdict yet: no phases were recorded.");
+    say(this.verdict, facts.verdict || "No verdict: no phases have been recorded.");
     this.verdict.title = this.verdict.textContent;
     this.failure.hidden = !facts.failure;
     if (facts.failure) {
@@ -64,14 +64,14 @@ export class Overview {
   }
 }
 
-// What happened, newest first; entries with the same id take each other's place.
+// The list of events, newest first; an entry replaces an earlier one with the same id.
 class EventList {
   constructor(parent) {
-    say(make("div", "dw-label dw-above", parent), "What happened");
-    this.node = make("ol", "dw-events", parent, { tabindex: "0", "aria-label": "What happened, newest first" });
+    say(make("div", "dw-label dw-above", parent), "Events");
+    this.node = make("ol", "dw-events", parent, { tabindex: "0", "aria-label": "Events, newest first" });
     this.lines = new Map();
     this.nothing = make("li", "dw-note", this.node);
-    say(this.nothing, "Nothing yet.");
+    say(this.nothing, "No events yet.");
   }
 
   show(entries) {

@@ -1,4 +1,4 @@
-// What a page needs once: BokehJS, numbers out of buffers, and whether it is light or dark.
+// Shared by all widgets of a page: loading BokehJS, decoding columns from buffers, and the page's light or dark theme.
 import { known } from "./text.js";
 
 export const bokehOfPage = (globalThis.__distWorkbenchBokeh ??= { version: null, api: null });
@@ -8,7 +8,7 @@ export async function loadBokeh(version, view) {
   const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
   const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const code = await new Response(unzipped).text();
-  const root = {}; // BokehJS puts itself on `this`: ours, so that another version in the page stays as it is
+  const root = {}; // BokehJS assigns itself to `this`; a separate object leaves another version in the page untouched
   new Function("define", "module", "exports", code).call(root);
   bokehOfPage.api = root.Bokeh ?? globalThis.Bokeh;
   bokehOfPage.version = version;
@@ -59,7 +59,7 @@ export function paint(plot, colours) {
   for (const part of plot.center) if ("grid_line_color" in part && part.dimension === 1) part.grid_line_color = colours.grid;
 }
 
-// Where x lies in a column that ascends, taken over to another column of the same rows.
+// Converts x, a position in the ascending column ``from``, to the column ``to`` of the same rows by linear interpolation.
 export function carryOver(x, from, to) {
   if (!from?.length) return x;
   let [low, high] = [0, from.length - 1];

@@ -1,8 +1,8 @@
-// The live panel: asks the kernel for everything (BokehJS too), draws it, appends what comes. No network, no state kept
-// in the notebook. Messages: see widgets/wire.py.
+// The live panel: requests everything from the kernel (including BokehJS), draws it, and appends new data. It needs no
+// network and stores no state in the notebook. Messages: see widgets/page/wire.py.
 import { State } from "./state.js";
 
-// anywidget hands initialize and render two different faces of one model: the panel's id tells that they are one
+// anywidget passes two different proxies of one model to initialize and render; the panel's id identifies the model
 const states = new Map();
 
 function stateOf(model) {

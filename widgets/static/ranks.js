@@ -1,4 +1,4 @@
-// The Ranks tab: a tile per rank (a small square above 32), one of them chosen, and the figures.
+// The Ranks tab: one tile per rank (a small square with more than 32 ranks), of which one can be selected, and figures.
 import { fixed, gib, known, make, say, whole } from "./text.js";
 
 const STATES = ["finished", "starting", "running", "paused", "stopped", "failed", "died"];
@@ -49,13 +49,13 @@ export class Ranks {
     parts.push(`step ${whole(t.step[rank])}`, `${t.gpu[rank] ? "GPU" : "CPU"} ${fixed(t.busy[rank], 0)} %`);
     parts.push(gib(t.memory[rank]));
     if (t.throttle[rank]) parts.push(`slowed by ${t.throttle[rank]}`);
-    if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work against the median`);
+    if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work time relative to the median`);
     return parts.join(" · ") + (slow ? " · straggler" : "");
   }
 
   sayChosen() {
     const many = this.tiles.length > MOST_TILES;
-    const hint = many ? "Bands show the lowest to the highest rank: choose a rank above to see it alone." : "";
+    const hint = many ? "Bands span all ranks, from lowest to highest: select a rank above to add its line." : "";
     say(this.about, this.chosen === null || !this.table ? hint : this.words(this.chosen, this.straggler === this.chosen));
   }
 
@@ -85,7 +85,7 @@ export class Ranks {
     this.chosen = rank;
     this.tiles[rank]?.node.setAttribute("aria-selected", "true");
     this.tiles[rank]?.node.scrollIntoView({ block: "nearest" });
-    this.sayChosen(); // now: of a run that has ended no table comes any more
+    this.sayChosen(); // immediately, as a run that has ended sends no further table
     this.choose(rank);
   }
 

@@ -1,5 +1,5 @@
-// The table of runs: sorted, filtered and labelled in the page; rows come from the kernel. Messages: widgets/runs.py.
-// Text from a run is only ever set as textContent.
+// The table of runs: rows come from the kernel; the page sorts and filters them and edits tags and notes. Messages: see
+// widgets/runs.py. Text from a run is set as textContent only.
 
 import { Link } from "./link.js";
 
@@ -17,7 +17,7 @@ const text = (row, column) => row.cells[column.at];
 
 function order(a, b, column, descending) {
   const [x, y] = [a.keys[column.name], b.keys[column.name]];
-  if (x === null || y === null) return (x === null) - (y === null); // what is not known stays last
+  if (x === null || y === null) return (x === null) - (y === null); // unknown values come last
   const sign = typeof x === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
   return descending ? -sign : sign;
 }
@@ -31,7 +31,7 @@ class Table {
     this.chosen = new Set();
     this.root = make("section", "dw-runs", el, { "aria-label": "Runs", "data-lm-suppress-shortcuts": "true" });
     const bar = make("div", "dw-runs-bar", this.root);
-    this.filter = make("input", "", bar, { type: "search", placeholder: "filter, such as llama finished", "aria-label": "Filter" });
+    this.filter = make("input", "", bar, { type: "search", placeholder: "filter, for example: llama finished", "aria-label": "Filter" });
     this.filter.addEventListener("input", () => this.draw());
     this.state = make("select", "", bar, { "aria-label": "State" });
     this.state.addEventListener("change", () => this.draw());
@@ -43,7 +43,7 @@ class Table {
     this.line = make("code", "dw-runs-line", this.root);
     this.trouble = make("div", "dw-runs-trouble", this.root, { role: "alert" });
     this.link = new Link(model, {
-      due: () => false, // rows come when something changes
+      due: () => false, // rows come only when something changes, so silence means nothing
       ask: () => model.send({ kind: "here" }),
       changed: (trouble) => (this.trouble.textContent = trouble && `${trouble}. %dist_runs shows the table again`),
     });
@@ -69,7 +69,7 @@ class Table {
     this.rows = content.rows;
     const states = ["", ...new Set(this.rows.map((row) => row.keys.state))].sort();
     const now = this.state.value;
-    this.state.replaceChildren(...states.map((state) => new Option(state || "every state", state, false, state === now)));
+    this.state.replaceChildren(...states.map((state) => new Option(state || "all states", state, false, state === now)));
     this.draw();
   }
 
@@ -98,7 +98,7 @@ class Table {
   }
 
   draw() {
-    if (this.editing) return; // a row that is being written in is not pulled away
+    if (this.editing) return; // redrawing would remove the row that is being edited
     const shown = this.visible();
     for (const { name, cell } of this.columns) {
       const mine = name === this.sort.name;
@@ -132,7 +132,7 @@ class Table {
   editable(cell, row, name) {
     cell.classList.add("dw-edit");
     cell.tabIndex = 0;
-    cell.setAttribute("aria-label", `${name} of ${row.keys.directory}: press Enter to change`);
+    cell.setAttribute("aria-label", `${name} of ${row.keys.directory}: press Enter to edit`);
     const begin = () => {
       if (this.editing || this.link.trouble) return;
       this.editing = true;

@@ -1,4 +1,4 @@
-// What a page knows of a panel: its runs, the messages that come, and the views that show them.
+// The state of a panel in a page: its runs, the queue of messages, and the views that show them.
 import { ENDED, say } from "./text.js";
 import { appendRows, bokehOfPage, loadBokeh, unpack } from "./page.js";
 import { Link } from "./link.js";
@@ -26,6 +26,8 @@ export class State {
     });
     this.onMessage = (content, buffers) => {
       this.link.heard();
+      // at once: the output that becomes this picture may be gone before what else has come is drawn
+      if (content.kind === "picture") return this.watchForPicture(content);
       this.queue.push([content, buffers ?? []]);
       if (this.queue.length === 1) this.later(() => this.drain());
     };
@@ -45,13 +47,13 @@ export class State {
     this.tell({ kind: "hello", have: bokehOfPage.version });
   }
 
-  // Work is done in order; what goes wrong is said, and the next thing is done all the same.
+  // Runs act() after all earlier work. An error is shown and does not stop later work.
   later(act) {
     this.work = this.work.then(act).catch((error) => this.trouble(error?.stack ?? String(error)));
     return this.work;
   }
 
-  // All messages that have come by now, drawn once: a slow page is not slower for having fallen behind.
+  // Takes all queued messages and draws once, so that a slow page catches up.
   async drain() {
     const changes = new Map();
     const seen = new Map();
@@ -73,16 +75,15 @@ export class State {
   acknowledge(run, seq) {
     const tell = () => this.tell({ kind: "ack", run, seq, views: this.looks() });
     if (document.hidden) setTimeout(tell, 0);
-    else requestAnimationFrame(() => setTimeout(tell, 0)); // once it is drawn
+    else requestAnimationFrame(() => setTimeout(tell, 0)); // after the page has been drawn
   }
 
   async take(content, buffers, changes) {
     if (content.kind === "bokeh") await loadBokeh(content.version, buffers[0]);
     else if (content.kind === "full") return this.takeFull(content, buffers);
     else if (content.kind === "delta") return this.takeDelta(content, buffers, changes);
-    else if (content.kind === "picture") this.watchForPicture(content);
     else if (content.kind === "answer") this.answered(content);
-    else if (content.kind === "trouble") this.trouble(content.text);
+    else if (content.kind === "trouble") this.trouble(content.text, content.detail);
     return false;
   }
 
@@ -104,7 +105,7 @@ export class State {
         view.console.clear();
         await view.fill();
       }
-      if (view.tab === "compare") view.fillCompare(); // it shows the other run, too
+      if (view.tab === "compare") view.fillCompare(); // this tab shows all runs
     }
     return true;
   }
@@ -113,7 +114,7 @@ export class State {
     const run = this.runs[content.run];
     if (content.epoch !== run?.full?.epoch || run.lost) return false;
     if (content.seq !== run.seq + 1) {
-      run.lost = true; // messages went lost with the connection: everything anew
+      run.lost = true; // messages were lost with the connection: request the full state
       this.hello();
       return false;
     }
@@ -128,7 +129,7 @@ export class State {
         change.replaced.add(name);
       } else {
         appendRows((run.rows[name] ??= {}), columns);
-        if (change.replaced.has(name)) continue; // the whole is filled in anyway
+        if (change.replaced.has(name)) continue; // the complete content is filled in anyway
         appendRows((change.news[name] ??= {}), columns);
       }
     }
@@ -173,15 +174,15 @@ export class State {
       if (view.number !== run) continue;
       view.controls.answered(name, error);
       if (error) {
-        view.quick.refused();
+        view.quick.refused(name);
         say(view.about, error);
         view.about.dataset.level = "error";
       }
     }
   }
 
-  trouble(text) {
-    console.error("panel:", text);
+  trouble(text, detail = "") {
+    console.error("panel:", text, detail);
     for (const view of this.views) {
       say(view.about, text);
       view.about.dataset.level = "error";
@@ -199,7 +200,7 @@ export class State {
     const view = this.add(new View(this));
     element.append(view.root);
     return () => {
-      if (this.picture) this.orphans.push(view); // its output becomes the picture: kept to be put back there
+      if (this.picture) this.orphans.push(view); // its output was replaced by the picture; adopt() puts it back
       else this.drop(view);
     };
   }
@@ -210,7 +211,7 @@ export class State {
     this.looked();
   }
 
-  // The run has ended: outputs that are now its picture show the live panel instead, for as long as this page lives.
+  // The run has ended and its outputs become pictures: show the live panel in their place while this page is open.
   watchForPicture(picture) {
     if (this.picture) return;
     this.picture = picture;

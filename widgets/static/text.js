@@ -1,6 +1,6 @@
-// Numbers and elements. Text from a run is only ever set as textContent.
+// Formatting of numbers, and creation of elements. Text from a run is set as textContent only.
 
-export const ENDED = ["finished", "stopped", "failed", "lost"]; // states of a run after which nothing more happens
+export const ENDED = ["finished", "stopped", "failed", "lost"]; // the final states of a run
 export const NONE = "–";
 export const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
 export const fixed = (value, digits) => (known(value) ? value.toFixed(digits) : NONE);
@@ -23,7 +23,7 @@ export function duration(seconds) {
   return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
 }
 
-// A value of a control or an event, short.
+// Formats the value of a control or an event.
 export function plain(value) {
   if (!known(value)) return NONE;
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(6)));
@@ -45,7 +45,7 @@ export function say(node, text) {
 // "0" -> "rank 0", "0-3" -> "ranks 0-3"
 export const ranksOf = (text) => `${/[-,]/.test(text) ? "ranks" : "rank"} ${text}`;
 
-// Whether a list of ranks as people write it ("0-3,7"; empty: all) holds any of another ("2-5").
+// Whether two lists of ranks ("0-3,7" and "2-5") overlap; an empty ``wanted`` stands for all ranks.
 export function ranksMeet(wanted, own) {
   if (!wanted.trim()) return true;
   const parts = (text) =>

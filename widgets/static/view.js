@@ -1,4 +1,4 @@
-// One panel as it is seen: its head, tabs and pages.
+// One visible copy of a panel: its head, tabs and pages.
 import { duration, ENDED, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
 import { Figures, Window } from "./figures.js";
@@ -79,7 +79,7 @@ export class View {
     }
     list.addEventListener("keydown", (event) => this.moveTab(event));
     this.tabs.get("compare").button.hidden = true;
-    this.chip = make("button", "dw-chip", line, { type: "button", title: "Show all steps again" });
+    this.chip = make("button", "dw-chip", line, { type: "button", title: "Show all steps" });
     this.chip.addEventListener("click", () => this.window.set(null));
     this.chip.hidden = true;
   }
@@ -156,11 +156,11 @@ export class View {
     this.state.later(() => this.fill());
   }
 
-  // Everything anew: the page or the kernel's epoch is new.
+  // Draws everything, after the page was loaded or the kernel sent its full state.
   async fill() {
     const { run } = this;
     if (!run?.full) return;
-    this.controls.declare(run.full.controls);
+    this.declare(run.full.controls);
     this.say(run.facts);
     this.overview.list(run.events);
     this.console.show([...run.console.values()]);
@@ -169,9 +169,14 @@ export class View {
     phaseLegend(this.timelineLegend, run.theme);
     const names = this.state.runs[0].full?.runs ?? [];
     this.tabs.get("compare").button.hidden = this.runs.hidden = names.length < 2;
-    this.name.hidden = names.length > 1; // the choice says it
+    this.name.hidden = names.length > 1; // the selection shows the name
     if (names.length > 1 && !this.runs.length) for (const name of names) say(make("option", "", this.runs), name);
     await this.draw();
+  }
+
+  declare(controls) {
+    this.quick.declare(controls);
+    this.controls.declare(controls);
   }
 
   async draw() {
@@ -185,7 +190,7 @@ export class View {
     if (this.tab === "gradients") this.listLayers();
   }
 
-  // What came of the run that is shown: rows, replaced figures, changed facts, and the rest.
+  // Takes changes of the run that is shown: rows, replaced figures, changed facts, events and other lists.
   async take({ news, replaced, drawn, extra }) {
     const { run } = this;
     this.say(run.facts);
@@ -196,8 +201,8 @@ export class View {
     if (extra.samples) this.samples.list(extra.samples);
     if (extra.controls) {
       run.full.controls = extra.controls;
-      this.controls.declare(extra.controls);
-      this.controls.say({ ...run.facts, cut: this.state.link.trouble });
+      this.declare(extra.controls);
+      this.say(run.facts);
     }
     if (extra.history) this.controls.history(extra.history);
     if (extra.marks) for (const { figures } of this.tabs.values()) figures?.markAll();
@@ -213,7 +218,7 @@ export class View {
     this.root.dataset.step = rows.at(-1) ?? 0;
   }
 
-  // The kernel is gone, or answers again.
+  // Shows that the kernel is gone, or that it responds again.
   cut() {
     for (const { figures } of this.tabs.values()) figures?.cut(this.state.link.trouble);
     if (this.run?.facts) this.say(this.run.facts);
@@ -249,7 +254,7 @@ export class View {
   listLayers() {
     const { layer = [], row = [] } = this.run.rows.gradients ?? {};
     const places = new Map(layer.map((name, place) => [name, row[place]]));
-    const names = [...places.keys()].sort((a, b) => places.get(a) - places.get(b)); // as in the model
+    const names = [...places.keys()].sort((a, b) => places.get(a) - places.get(b)); // in model order
     if (names.length === this.layer.length) return;
     const before = this.layer.value || this.run.rows.histogram?.layer?.[0];
     this.layer.replaceChildren();
@@ -264,7 +269,7 @@ export class View {
     for (const { figures } of this.tabs.values()) figures?.showAll(from);
   }
 
-  // Sources named run0, run1 of the figures that show several runs.
+  // Fills the sources run0, run1, ... of the figures that compare runs.
   fillCompare() {
     const units = [...new Set(this.state.runs.map(({ facts }) => facts?.unit).filter(Boolean))].join(" or ");
     for (const { plot, about } of this.tabs.get("compare").figures.boxes.values()) {

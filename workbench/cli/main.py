@@ -1,7 +1,7 @@
 """``workbench COMMAND``: one module of ``workbench.cli.commands`` per subcommand.
 
-Exit codes: 0 all of it happened, 1 it failed, 2 it was asked wrongly, 3 the run was stopped before its end, 130 Ctrl-C.
-Nothing here imports torch.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the run was stopped before its end, 130 Ctrl-C. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code; an error of ours is one line, not a traceback."""
+    """Run one subcommand and return its exit code. A ``WorkbenchError`` is printed as one line, without a traceback."""
     spelt = [_spelt(word) for word in (sys.argv[1:] if words is None else words)]
     arguments, unknown = parser().parse_known_args(spelt)
     if unknown:
@@ -60,7 +60,7 @@ def _spelt(word: str) -> str:
 
 
 def _as_interrupt(*_: object) -> NoReturn:
-    """A polite end by SIGTERM cleans up as Ctrl-C does."""
+    """SIGTERM cleans up as Ctrl-C does."""
     raise KeyboardInterrupt
 
 

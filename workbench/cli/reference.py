@@ -32,8 +32,8 @@ _KINDS = {
 _HEAD = """\
 # Reference
 
-Made from the code by `python -m workbench.cli.reference > docs/reference.md`; a test holds it equal. For how things fit
-together, see the [README](../README.md).
+Made from the code by `python -m workbench.cli.reference > docs/reference.md`; a test holds it equal. The other pages,
+listed in the [README](../README.md#documentation), explain how to use what is listed here.
 """
 
 
@@ -144,9 +144,9 @@ def _command(title: str, sub: argparse.ArgumentParser, level: int) -> Iterator[s
 def spec_file() -> Iterator[str]:
     """Every key of a spec file."""
     yield (
-        "## Spec file\n\nTOML. Flags of `%dist_train` and `workbench train` are the same names flat, and win over it. "
-        "`spec.toml` of a run directory has further tables (`[versions]`, `[machine]`), which are for people and "
-        "ignored when it is read back."
+        "## Spec file\n\nTOML. Flags of `%dist_train` and `workbench train` set the same keys and win over the file. "
+        "`spec.toml` of a run directory has further tables (`[versions]`, `[machine]`), which record the "
+        "environment and are ignored when the file is read."
     )
     known = {flag.option: flag for flag in FLAGS}
     for title, kind in (("Top of the file", TrainSpec), ("`[plan]`", ParallelPlan), ("`[monitor]`", MonitorSpec)):
@@ -239,7 +239,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def error_tree() -> Iterator[str]:
     """Every exception with its base."""
-    yield "## Errors\n\nAll are in `workbench.errors`; a message says what happened, with the values, and what to do."
+    yield "## Errors\n\nAll are in `workbench.errors`. Each says what happened, with the values, and what to do next."
     rows = [
         (f"`{name}`", f"`{'`, `'.join(base.__name__ for base in found.__bases__)}`", first_sentences(found.__doc__))
         for name, found in vars(errors).items()

@@ -21,8 +21,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from workbench.cluster import protocol as p
-from workbench.cluster.server.processes import kill_group
+from workbench.cluster.base import protocol as p
+from workbench.cluster.base.processes import kill_group
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
 

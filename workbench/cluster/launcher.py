@@ -15,7 +15,7 @@ from ipyparallel.cluster.launcher import BaseLauncher, ControllerLauncher, Engin
 from traitlets import Dict, Integer, Unicode, default
 
 from workbench.cluster import client as rank_servers
-from workbench.cluster import protocol as p
+from workbench.cluster.base import protocol as p
 from workbench.cluster.engines import unregister
 from workbench.cluster.hosts import machine
 from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs

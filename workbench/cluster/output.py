@@ -1,4 +1,4 @@
-"""What ranks printed, shown once: collect within bounds, fold what is equal, elide the middle of what is long."""
+"""Output of ranks: collects it within bounds, groups equal output, and shortens long output in the middle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOW_LAST = 150
 
 
 class BoundedText:
-    """Text that grows by pieces and keeps its first and last ``keep`` characters, and how many lines fell out."""
+    """Text that grows piece by piece. Keeps its first and last ``keep`` characters and counts the dropped lines."""
 
     def __init__(self, keep: int = KEEP_CHARACTERS) -> None:
         self._keep = keep
@@ -84,13 +84,13 @@ class Piece:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def key(self) -> tuple[str, str]:
-        """Equal keys look equal."""
+        """A key that is equal for pieces that look equal."""
         return self.kind, str(self.text) if self.kind in ("stdout", "stderr") else repr(sorted(self.data.items()))
 
 
 @dataclass
 class RankOutput:
-    """Everything one rank gave for one cell."""
+    """The output of one rank for one cell."""
 
     rank: int
     pieces: list[Piece] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Block:
 def fold(outputs: Mapping[int, RankOutput]) -> list[Block]:
     """Group ranks with identical output, in the order of their first rank; ranks without any are left out.
 
-    A rank with a rich display (a figure) is a group of its own: those are looked at rank by rank.
+    A rank with a rich display (a figure) is a group of its own.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for rank in sorted(outputs):

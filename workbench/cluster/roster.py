@@ -1,4 +1,4 @@
-"""Which ranks of a session live, which ended, and why."""
+"""Records which ranks of a session are alive, which have ended, and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workbench.errors import RankDiedError
 
 
 class Roster:
-    """Fed with what the rank server says, in its reading thread; read by anybody.
+    """The ranks of a session. The thread that reads from the rank server updates it; any thread may read it.
 
     ``pids``: process id of each rank. ``dead``: ranks that ended, and why.
     """
@@ -20,11 +20,11 @@ class Roster:
         self._ending: dict[int, str] = {}
 
     def will_end(self, ranks: Iterable[int], why: str) -> None:
-        """These ranks are about to be ended by us: ``why`` explains their end better than the signal does."""
+        """Announces that the session ends these ranks; ``why`` replaces the signal as the reason of their end."""
         self._ending.update(dict.fromkeys(ranks, why))
 
     def lost(self, rank: int, reason: str, last_output: str = "") -> bool:
-        """A rank ended; False when that is known already."""
+        """Records that a rank ended; False if that is known already."""
         if rank in self.dead:
             return False
         self.dead[rank] = self._ending.get(rank, reason)
@@ -36,7 +36,7 @@ class Roster:
         return [rank for rank in ranks if rank not in self.dead]
 
     def error(self, rank: int, advice: str) -> RankDiedError:
-        """What to raise about a rank that ended: why, what to do, and its last output."""
+        """The error for a rank that ended: the reason, what to do, and its last output."""
         tail = self._last_output.get(rank, "").strip()
         return RankDiedError(rank, f"{self.dead[rank]}; {advice}" + (f"\nIts last output:\n{tail}" if tail else ""))
 

@@ -15,20 +15,38 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from workbench.cluster import client as rank_servers
-from workbench.cluster import protocol as p
+from workbench.cluster.base import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.rank_kind import RankKind
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
-from workbench.run.occupant import Occupant, await_release
 
 #: seconds for ranks to appear: covers a cold import of a large framework without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
+
+
+#: seconds for the ranks of a run that ended to be free: peers of a failed rank are ended after 5 s
+_RELEASE_TIMEOUT_S = 15.0
+
+
+class Occupant(Protocol):
+    """What trains on the ranks of a session, as the session sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, so that its ranks are free in a moment."""
+
+    def step_of(self, rank: int) -> int | None:
+        """The last step that a rank finished; None before its first."""
 
 
 def warm() -> None:
@@ -79,18 +97,20 @@ class Session:
         framework: str | None = None,
         python: str | None = None,
         preload: str | None = None,
+        placement: Placement | None = None,
     ) -> Session:
         """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
-        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``framework``, ``python``, ``preload``: what the
-        ranks are made of, as in ``RankKind.asked``. Ranks that are up already and fit are kept; others are ended first.
-        Raises ``ConfigError``, ``ClusterError`` (port taken, server failed), ``RanksBusyError``, ``RankDiedError`` (a
-        rank that dies during start, with its last output); nothing is left behind then.
+        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``; ``placement``: where each rank runs, instead of
+        both. ``framework``, ``python``, ``preload``: what ranks are made of, as in ``RankKind.asked``. Ranks that are
+        up already and fit are kept; others are ended first. Raises ``ConfigError``, ``ClusterError`` (port taken,
+        server failed), ``RanksBusyError``, ``RankDiedError`` (a rank that dies during start, with its last output);
+        nothing is left behind then.
         """
         from workbench.cluster.hosts.machine import master_port as find_port
         from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks
 
         with cls._lifecycle:
-            placement = plan_ranks(n, devices)
+            placement = placement or plan_ranks(n, devices)
             current = cls.current()
             kind = RankKind.asked(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
@@ -359,7 +379,7 @@ class Session:
 
     def check_free(self, ranks: Sequence[int]) -> None:
         """``RanksBusyError`` while a run trains (one that ended is waited for), or a rank of these runs a cell."""
-        await_release(self)
+        self._await_release()
         if self.busy is not None:
             raise RanksBusyError(
                 f"run {self.busy!r} is training on these ranks: wait for it (run.wait()), or stop it (%dist_stop) first"
@@ -370,6 +390,13 @@ class Session:
                 f"{format_ranks(occupied)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
                 "or start again with %dist_down and %dist_up"
             )
+
+    def _await_release(self) -> None:
+        """Wait a moment for a run that has ended by its log: its ranks answer and are free then, if they still can."""
+        occupant, deadline = self.occupant, time.monotonic() + _RELEASE_TIMEOUT_S
+        if occupant is not None and occupant.is_over:
+            while self.occupant is occupant and time.monotonic() < deadline:
+                time.sleep(0.02)
 
     def _occupied(self) -> set[int]:
         return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.ready_ranks()}

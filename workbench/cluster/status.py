@@ -1,4 +1,4 @@
-"""One rank's line of ``%dist_status``."""
+"""One row of ``%dist_status``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RankStatus:
 
 
 def measure(binding: Binding, *, pid: int, host: str, state: str, step: int | None, dead: str | None) -> RankStatus:
-    """Look at the process of a rank, from outside."""
+    """Measures the process of a rank from outside, without asking the rank."""
     memory, warning = 0, dead.splitlines()[0] if dead else ""
     if dead is None:
         try:
@@ -35,7 +35,7 @@ def measure(binding: Binding, *, pid: int, host: str, state: str, step: int | No
             if process.status() == psutil.STATUS_STOPPED:
                 warning = "stopped by a signal"
         except psutil.Error:
-            warning = "its process cannot be seen"
+            warning = "its process cannot be inspected"
     return RankStatus(
         rank=binding.rank,
         pid=pid,

@@ -1,9 +1,8 @@
-"""What can be changed while a run trains, declared once: buttons, magics, ``Run`` and the command line follow.
+"""What can be changed while a run trains, declared once. The panel, the magics, ``Run`` and the command line follow.
 
-A ``Control`` says its name, type, bounds, unit and who applies it; ``parse`` turns what a person typed into a value or
-a ``ConfigError`` that says what is allowed. A training script adds one of its own in a line::
-
-    temperature = knob("temperature", 1.0, low=0, high=10)    # then: logits / temperature
+A ``Control`` says its name, what values it takes, who carries it out, and how it is shown. ``parse`` turns what a
+person typed into a value, or raises a ``ConfigError`` that says what is allowed. What a control does on the ranks
+stands under its name in ``workbench.engine.loop.settings`` or ``workbench.engine.loop.acts``.
 
 No torch here: the kernel and the command line read this as well as the ranks.
 """
@@ -11,7 +10,6 @@ No torch here: the kernel and the command line read this as well as the ranks.
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,10 +17,11 @@ from typing import Any
 
 from workbench.errors import ConfigError, nearest
 
-#: who carries a command out: the training loop, the parallel plan, what watches the steps, the cell, or the session
+#: who carries a control out: the training loop, the strategy, what watches the steps, the cell, or the session
 APPLIERS = ("trainer", "strategy", "observer", "cell", "session")
-KINDS = ("none", "float", "int", "choice", "regex", "lr", "interval", "checkpoint", "changes")
-WIDGETS = ("button", "number", "log_number", "choice", "text")
+WIDGETS = ("button", "number", "choice", "text")
+#: states of a run that can be steered
+LIVE = ("starting", "running", "paused")
 #: ``set lr=schedule``: back to what the schedule says
 SCHEDULE = "schedule"
 AUTOMATIC = "auto"
@@ -30,12 +29,28 @@ NEWEST = "newest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Button:
+    """A button in the head of the panel. Controls with the same ``place`` share one: it does what the state allows.
+
+    ``asked``: its text once it was pressed, until the ranks refuse. ``over``: its text when the run has ended.
+    """
+
+    text: str
+    title: str
+    place: str
+    asked: str = ""
+    over: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
     """One thing that can be changed. ``setting``: it has a value that stays (``set name=value``); otherwise an act.
 
-    ``kind``: none (no value), float, int, choice, regex, lr (number, ``x0.5`` or ``schedule``), interval (steps, or
-    ``auto``), checkpoint (a step, or ``newest``), changes (options of a run). ``low`` and ``high`` are inclusive.
-    ``default``: the value where none is given; None: one has to be given, unless ``kind`` is none.
+    ``kind``: one of ``KINDS``. ``low`` and ``high`` are inclusive. ``default``: the value where none is given; None:
+    one has to be given, unless ``kind`` is none. ``option``: the option of the spec that a setting begins with;
+    checkpoints keep such settings. ``alters``: the value in force that an act alters ("": none). ``when_empty``: what
+    an empty value in force means. ``states``: the states of a run in which it can be done. ``ends``: the run ends when
+    it is done. ``button``: in the head of the panel, beside its place in the form.
     """
 
     name: str
@@ -48,7 +63,32 @@ class Control:
     high: float | None = None
     choices: tuple[str, ...] = ()
     default: Any = None
-    widget: str = "button"
+    option: str = ""
+    alters: str = ""
+    when_empty: str = ""
+    states: tuple[str, ...] = LIVE
+    ends: bool = False
+    button: Button | None = None
+
+    @property
+    def widget(self) -> str:
+        """What a form asks for the value with: one of ``WIDGETS``."""
+        return KINDS[self.kind].widget
+
+    @property
+    def hint(self) -> str:
+        """An example of what may be typed, for an empty field."""
+        return KINDS[self.kind].hint
+
+    @property
+    def starts_run(self) -> bool:
+        """Whether it ends the run and goes on as a new one."""
+        return self.kind == "changes"
+
+    @property
+    def in_force(self) -> str:
+        """The name of the value in force that it sets or alters; "" when there is none."""
+        return self.name if self.setting else self.alters
 
     def parse(self, value: Any = None) -> Any:
         """The value to apply. ``ConfigError`` says what is allowed."""
@@ -57,9 +97,13 @@ class Control:
                 return None
             if self.default is not None:
                 value = self.default
-            elif value is None or not (self.kind == "regex" and self.setting):
+            elif value is None or not (self.setting and self.when_empty):
                 raise self._refusal(value)
-        return _PARSERS[self.kind](self, value)
+        return KINDS[self.kind].parse(self, value)
+
+    def parse_text(self, text: str) -> Any:
+        """``parse`` of what was typed into one field; options of a run are typed as ``lr=1e-4 name=slower``."""
+        return self.parse(assignments(text.split()) if self.kind == "changes" else text)
 
     def allowed(self) -> str:
         """What may be given, for people: "a number of at least 0"."""
@@ -69,15 +113,7 @@ class Control:
             if self.low is not None and self.high is not None:
                 return f"{what} from {low} to {high}"
             return what + (f" of at least {low}" if low else f" of at most {high}" if high else "")
-        return {
-            "none": "no value",
-            "choice": " or ".join(self.choices),
-            "regex": "a regular expression that layer names are searched for",
-            "lr": "a number above 0, a factor such as x0.5, or schedule",
-            "interval": "a whole number of steps (0: never), or auto",
-            "checkpoint": "the step of a checkpoint, or newest",
-            "changes": "options of a run, such as lr=1e-4",
-        }[self.kind]
+        return " or ".join(self.choices) if self.kind == "choice" else KINDS[self.kind].allowed
 
     def describe(self) -> dict[str, Any]:
         """The declaration as plain values, for an event; ``from_description`` reads it."""
@@ -85,9 +121,18 @@ class Control:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> Control:
-        """Undo ``describe``; fields of a newer version are left out."""
+        """Undo ``describe``; fields of a newer version are left out. ``ValueError`` for what describes no control."""
         known = {name: described[name] for name in cls.__dataclass_fields__ if name in described}
-        return cls(**{**known, "choices": tuple(known.get("choices", ()))})
+        known |= {name: tuple(known[name]) for name in ("choices", "states") if name in known}
+        try:
+            if known.get("button") is not None:
+                known["button"] = Button(**known["button"])
+            control = cls(**known)
+        except TypeError as error:
+            raise ValueError(f"no description of a control: {error}") from error
+        if control.kind not in KINDS:
+            raise ValueError(f"control {control.name!r} is of an unknown kind: {control.kind!r}")
+        return control
 
     def _refusal(self, value: Any) -> ConfigError:
         given = "nothing was given" if value is None or value == "" else f"not {value!r}"
@@ -164,55 +209,74 @@ def _changes(control: Control, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-_PARSERS: dict[str, Callable[[Control, Any], Any]] = {
-    "none": _none,
-    "float": _float,
-    "int": _int,
-    "choice": _choice,
-    "regex": _regex,
-    "lr": _lr,
-    "interval": _interval,
-    "checkpoint": _checkpoint,
-    "changes": _changes,
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What values controls of this kind take: how they are read, what is allowed, and how a form asks for one."""
+
+    parse: Callable[[Control, Any], Any]
+    allowed: str
+    widget: str
+    hint: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    "none": Kind(_none, "no value", "button"),
+    "float": Kind(_float, "a number", "number"),
+    "int": Kind(_int, "a whole number", "number"),
+    "choice": Kind(_choice, "one of its choices", "choice"),
+    "regex": Kind(_regex, "a regular expression that layer names are searched for", "text", "part of a name"),
+    "lr": Kind(_lr, "a number above 0, a factor such as x0.5, or schedule", "text", "1e-4, or x0.5"),
+    "interval": Kind(_interval, "a whole number of steps (0: never), or auto", "text", "steps, or auto"),
+    "checkpoint": Kind(_checkpoint, "the step of a checkpoint, or newest", "text"),
+    "changes": Kind(_changes, "options of a run, such as lr=1e-4", "text", "lr=1e-4 name=b"),
 }
 
 CONTROLS: tuple[Control, ...] = (
-    Control(name="pause", kind="none", help="hold all ranks after this step"),
-    Control(name="resume", kind="none", help="go on after a pause"),
+    Control(name="pause", kind="none", states=("starting", "running"), help="hold all ranks after this step",
+            button=Button(text="Pause", title="Pause training", place="pause")),
+    Control(name="resume", kind="none", states=("paused",), help="go on after a pause",
+            button=Button(text="Resume", title="Resume training", place="pause")),
     Control(name="step", kind="int", low=1, default=1, unit="steps", help="train some steps, then pause",
-            widget="number"),
-    Control(name="stop", kind="choice", choices=("step", "checkpoint"), default="step",
-            help="end the run after this step, or after writing a checkpoint", widget="choice"),
-    Control(name="lr", kind="lr", setting=True, applies="strategy", low=0, widget="log_number",
+            button=Button(text="Step", title="Take one step, then pause", place="step")),
+    Control(name="checkpoint", kind="none", help="write a checkpoint now",
+            button=Button(text="Checkpoint", title="Write a checkpoint now", place="checkpoint")),
+    Control(name="stop", kind="choice", choices=("step", "checkpoint"), default="step", ends=True,
+            help="end the run after this step, or after writing a checkpoint",
+            button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…", over="Ended")),
+    Control(name="lr", kind="lr", setting=True, applies="strategy", low=0,
             help="learning rate: a number, a factor (x0.5), or schedule"),
-    Control(name="clip", kind="float", setting=True, applies="strategy", low=0, widget="number",
-            help="largest global norm of the gradient (0: any)"),
-    Control(name="weight_decay", kind="float", setting=True, applies="strategy", low=0, widget="log_number",
+    Control(name="clip", kind="float", setting=True, applies="strategy", low=0, option="clip",
+            help="largest global norm of the gradient (0: no clipping)"),
+    Control(name="weight_decay", kind="float", setting=True, applies="strategy", low=0,
             help="weight decay of the parameter groups that have one"),
-    Control(name="accumulate", kind="int", setting=True, low=1, unit="pieces", widget="number",
-            help="pieces that a rank cuts its share of the batch into"),
-    Control(name="log_every", kind="int", setting=True, low=1, unit="steps", widget="number",
-            help="steps between step records"),
+    Control(name="accumulate", kind="int", setting=True, low=1, option="accumulate",
+            help="gradient accumulation steps: the parts that a rank splits its share of the batch into"),
+    Control(name="log_every", kind="int", setting=True, low=1, unit="steps", help="steps between step records"),
     Control(name="grad_every", kind="interval", setting=True, applies="observer", low=0, unit="steps",
-            widget="number", help="steps between gradient statistics (0: never)"),
-    Control(name="grad_layers", kind="regex", setting=True, applies="observer", widget="text",
+            help="steps between gradient statistics (0: never)"),
+    Control(name="grad_layers", kind="regex", setting=True, applies="observer", when_empty="all",
             help="watch only layers with such names (empty: all)"),
     Control(name="evaluate", kind="none", help="evaluate now"),
     Control(name="sample", kind="none", help="let the model write a sample now"),
-    Control(name="checkpoint", kind="none", help="write a checkpoint now"),
-    Control(name="rollback", kind="checkpoint", low=0, default=NEWEST, unit="step", widget="number",
+    Control(name="rollback", kind="checkpoint", low=0, default=NEWEST, unit="step",
             help="go back to a checkpoint: weights, optimizer, schedule, random numbers, data, settings"),
-    Control(name="branch", kind="changes", applies="session", widget="text",
+    Control(name="branch", kind="changes", applies="session", ends=True,
             help="stop here with a checkpoint and go on as a new run with changed options"),
-    Control(name="freeze", kind="regex", applies="strategy", widget="text",
+    Control(name="freeze", kind="regex", applies="strategy", alters="frozen", when_empty="none is frozen",
             help="no longer update layers with such names"),
-    Control(name="unfreeze", kind="regex", applies="strategy", default=".", widget="text",
-            help="update frozen layers with such names again"),
+    Control(name="unfreeze", kind="regex", applies="strategy", default=".", alters="frozen",
+            when_empty="none is frozen", help="update frozen layers with such names again"),
 )  # fmt: skip
 
-#: acts have a verb of their own; settings are set
-ACTS = tuple(control for control in CONTROLS if not control.setting)
-SETTINGS = tuple(control for control in CONTROLS if control.setting)
+
+def acts() -> list[Control]:
+    """Controls that have a verb of their own."""
+    return [control for control in CONTROLS if not control.setting]
+
+
+def settings() -> list[Control]:
+    """Controls that are set: ``set name=value``."""
+    return [control for control in CONTROLS if control.setting]
 
 
 def find(name: str, declared: Iterable[Control] = ()) -> Control:
@@ -223,10 +287,10 @@ def find(name: str, declared: Iterable[Control] = ()) -> Control:
     return known[name]
 
 
-def settings(changes: Mapping[str, Any], declared: Iterable[Control] = ()) -> dict[str, Any]:
+def checked_settings(changes: Mapping[str, Any], declared: Iterable[Control] = ()) -> dict[str, Any]:
     """Checked values of ``set lr=1e-4 clip=1``; ``ConfigError`` for an act, an unknown name or a wrong value."""
     if not changes:
-        names = ", ".join(control.name for control in (*SETTINGS, *declared))
+        names = ", ".join(control.name for control in (*settings(), *declared))
         raise ConfigError(f"set what? name=value, where name is one of {names}")
     found = {}
     for name, value in changes.items():
@@ -248,73 +312,4 @@ def assignments(words: Iterable[str]) -> dict[str, str]:
         if name in found:
             raise ConfigError(f"{name} is given twice: {found[name]} and {value}", field=name)
         found[name] = value
-    return found
-
-
-class Knob:
-    """A number of a training script that can be turned while it trains; behaves as its present value does.
-
-    ``value`` is that value, the same on every rank in every step. Arithmetic and comparisons take the value.
-    """
-
-    def __init__(self, control: Control, value: float) -> None:
-        self.control = control
-        self.value = value
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-    def __repr__(self) -> str:
-        return f"<knob {self.control.name} = {self.value:g}>"
-
-
-def _reading(operation: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Knob, Any], Any]:
-    def method(self: Knob, other: Any) -> Any:
-        other = other.value if isinstance(other, Knob) else other
-        return operation(other, self.value) if swapped else operation(self.value, other)
-
-    return method
-
-
-for _name in ("add", "sub", "mul", "truediv", "pow"):
-    setattr(Knob, f"__{_name}__", _reading(getattr(operator, _name), swapped=False))
-    setattr(Knob, f"__r{_name}__", _reading(getattr(operator, _name), swapped=True))
-for _name in ("lt", "le", "gt", "ge"):
-    setattr(Knob, f"__{_name}__", _reading(getattr(operator, _name), swapped=False))
-
-
-#: the knobs of the run that this process trains, by name
-knobs: dict[str, Knob] = {}
-
-
-def knob(
-    name: str,
-    value: float,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    unit: str = "",
-    help: str = "",
-) -> Knob:
-    """Declare a knob of a training script and return it. Called again with the same name, it is the same knob.
-
-    ``low`` and ``high`` bound what ``set name=value`` accepts. ``ConfigError`` for a name that is taken or no
-    identifier, and for a first value out of bounds.
-    """
-    if not name.isidentifier() or name in {control.name for control in CONTROLS}:
-        raise ConfigError(f"knob {name!r}: use a Python identifier that is no control of its own", field=name)
-    control = Control(
-        name=name,
-        kind="float",
-        setting=True,
-        applies="cell",
-        low=low,
-        high=high,
-        unit=unit,
-        help=help or f"{name}, declared by the training script",
-        widget="number",
-    )
-    found = knobs.get(name)
-    if found is None or found.control != control:
-        found = knobs[name] = Knob(control, control.parse(value))
     return found

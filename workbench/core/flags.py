@@ -32,8 +32,8 @@ OF_RECIPES = ("steps", "batch_size", "lr", "clip", "shuffle", "eval_every")
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One option: its spellings, the option of ``TrainSpec`` it sets, its type, what it does and the group of the help
-    that it stands in. ``default``: what holds without it, in words, where that is not the value in ``TrainSpec``.
+    """One option: its spellings, the option of ``TrainSpec`` that it sets, its type, its help text and the group of the
+    help that lists it. ``default``: the default in words, where it is not the value in ``TrainSpec``.
 
     ``kind`` None: a switch without a value.
     """
@@ -74,7 +74,7 @@ FLAGS = (
     Flag(names=("--size",), option="size", kind=str, group=TRAINED, help="size of the recipe's model",
          default="the smallest, tiny"),
     Flag(names=("--resume",), option="resume", kind=str, group=TRAINED, metavar="RUN[@STEP]",
-         help="go on from a checkpoint", default=""),
+         help="continue from a checkpoint", default=""),
     Flag(names=("--name",), option="name", kind=str, group=TRAINED, help="name of the run",
          default="the recipe's, or run"),
     Flag(names=("-n", "--nproc-per-node"), option="ranks", kind=int, group=SPREAD, metavar="N",
@@ -87,8 +87,9 @@ FLAGS = (
     Flag(names=("--tp",), option="tp", kind=int, group=SPREAD, help="tensor parallel size"),
     Flag(names=("--pp",), option="pp", kind=int, group=SPREAD, help="pipeline parallel size (stages)"),
     Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",
-         help="pieces a pipeline cuts a batch into", default="--pp"),
-    Flag(names=("--precision",), option="precision", kind=str, group=SPREAD, help=f"{', '.join(PRECISIONS)}"),
+         help="micro-batches of a pipeline step", default="--pp"),
+    Flag(names=("--precision",), option="precision", kind=str, group=SPREAD,
+         help=f"precision of the training: {', '.join(PRECISIONS)}"),
     Flag(names=("--steps",), option="steps", kind=int, group=LEARNT, help="optimizer steps"),
     Flag(names=("--batch-size",), option="batch_size", kind=int, group=LEARNT, metavar="B",
          help="global batch: samples per step over all ranks"),
@@ -96,25 +97,25 @@ FLAGS = (
          default="that of the cell's optimizer"),
     Flag(names=("--seed",), option="seed", kind=int, group=LEARNT, help="seed of weights and data order"),
     Flag(names=("--accumulate",), option="accumulate", kind=int, group=LEARNT, metavar="A",
-         help="pieces a rank cuts its share of the batch into, one after another"),
+         help="gradient accumulation steps"),
     Flag(names=("--clip",), option="clip", kind=float, group=LEARNT, metavar="NORM",
-         help="largest global gradient norm; 0: any", default="0"),
+         help="gradient clipping: the largest global norm; 0: off", default="0"),
     Flag(names=("--shuffle",), option="shuffle", kind=None, group=LEARNT,
          help="read the dataset in a seeded random order (recipes do)"),
     Flag(names=("--eval-every",), option="eval_every", kind=int, group=WATCHED, metavar="STEPS",
-         help="steps between evaluations; 0: none"),
+         help="steps between evaluations; 0: off"),
     Flag(names=("--monitor",), option="level", kind=str, group=WATCHED, metavar="LEVEL",
-         help=f"what is watched: {', '.join(MONITOR_LEVELS)}"),
+         help=f"how much the monitor records: {', '.join(MONITOR_LEVELS)}"),
     Flag(names=("--monitor-budget",), option="budget", kind=share, group=WATCHED, metavar="SHARE",
-         help="what watching may cost of the step time", default="1%%"),
+         help="share of the step time that the monitor may cost", default="1%%"),
     Flag(names=("--grad-every",), option="grad_every", kind=int, group=WATCHED, metavar="STEPS",
          help="steps between gradient statistics; 0: never", default="chosen to stay within the budget"),
     Flag(names=("--grad-layers",), option="grad_layers", kind=str, group=WATCHED, metavar="REGEX",
-         help="watch only layers with such names", default="all"),
+         help="record gradients of layers whose name matches only", default="all"),
     Flag(names=("--on-nonfinite",), option="on_nonfinite", kind=str, group=WATCHED, metavar="WHAT",
-         help=f"what a NaN or infinity does: {', '.join(ON_NONFINITE)}"),
+         help=f"what happens at a loss or gradient that is NaN or infinite: {', '.join(ON_NONFINITE)}"),
     Flag(names=("--save-every",), option="save_every", kind=int, group=WATCHED, metavar="STEPS",
-         help="steps between checkpoints; 0: none"),
+         help="steps between checkpoints; 0: off"),
     Flag(names=("--keep",), option="keep", kind=int, group=WATCHED, metavar="K",
          help="how many checkpoints to keep; 0: all"),
 )  # fmt: skip
@@ -143,9 +144,9 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {flag.option: values[flag.option] for flag in FLAGS if values.get(flag.option) is not None}
 
 
-#: how a command that changes settings names its words
+#: metavar of arguments that change settings
 ASSIGNMENT = "NAME=VALUE"
-#: flags of other tools whose name is not near ours
+#: flags of other tools whose spelling is not close to ours
 _ELSEWHERE = {
     "--learning-rate": "--lr",
     "--max-steps": "--steps",
@@ -164,7 +165,7 @@ _ELSEWHERE = {
 
 
 def not_understood(words: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Of words that a parser did not take, what was probably meant by the first."""
+    """Suggests a correction for the first unrecognised argument."""
     word, known = words[0], parser._option_string_actions
     name, _, value = word.partition("=")
     if name.startswith("-"):

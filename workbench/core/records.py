@@ -1,8 +1,8 @@
 """The vocabulary of a run: every typed record that crosses a process or a file.
 
-A rank appends these to one Arrow table per record type (``TABLES``). The page "Files of a run directory" in the
-README shows the same columns; a test keeps them equal. Times are seconds since the epoch on the host that wrote
-them. Steps count from 1; step 0 means "before the first step".
+A rank appends these to one Arrow table per record type (``TABLES``). ``docs/run-directory.md`` shows the same columns;
+a test keeps them equal. Times are seconds since the epoch on the host that wrote them. Steps count from 1; step 0 means
+"before the first step".
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 SCHEMA_VERSION = 2
@@ -219,6 +220,29 @@ class CollectiveRecord:
     duration_ms: float
     exposed_ms: float
     post_ms: float = math.nan
+
+
+class EventKind(StrEnum):
+    """What an event is about: see ``Event``."""
+
+    STATE = "state"
+    CONTROL = "control"
+    REFUSED = "refused"
+    SETTINGS = "settings"
+    VALIDATION = "validation"
+    SAMPLE = "sample"
+    WARNING = "warning"
+    LOG = "log"
+    RANK = "rank"
+    DATA = "data"
+    NONFINITE = "nonfinite"
+    SPIKE = "spike"
+    MONITOR = "monitor"
+    LOSS_SCALE = "loss_scale"
+    CHECKPOINT = "checkpoint"
+    GPU = "gpu"
+    PEAK = "peak"
+    VERIFY = "verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

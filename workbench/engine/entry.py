@@ -19,10 +19,10 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from workbench.core import controls
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.base.capabilities import Watchable
@@ -36,10 +36,10 @@ from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
-from workbench.engine.watch.torch.batch_sizes import BatchFacts
+from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
-from workbench.engine.watch.torch.peak_flops import log_cost
-from workbench.engine.watch.torch.phases import watched
+from workbench.engine.watch.torch.peak_flops import log_peak_events
+from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints
@@ -66,17 +66,17 @@ def train(run: str) -> str:
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         if not told:
             told.update(_failure(error, path / CELL_FILE))
-            log.event("state", "failed", told, step=progress.step)
+            log.event(EventKind.STATE, "failed", told, step=progress.step)
             log.flush()
 
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event("state", "starting", {"pid": os.getpid(), "device": device})
-        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, state=progress)
+        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
+        sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
             state = _train(path, spec, rank, log, progress, failed=failed)
-            log.event("state", state, step=progress.step)
+            log.event(EventKind.STATE, state, step=progress.step)
         except BaseException as error:
             state = "failed"
             failed(error)
@@ -103,7 +103,7 @@ def _train(
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
-            log_cost(log, workload, spec.precision, rank_device().type)
+            log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             control = AgreedControl(path, exchange_of(rank, spec.plan.ranks))
             observers = observers_of(spec, strategy, workload, log)
@@ -115,7 +115,7 @@ def _train(
                 log=log,
                 progress=progress,
                 observers=observers,
-                guard=NonfiniteGuard(path, strategy, log, control, workload.data),
+                guard=NonfiniteGuard(path, strategy, log, control, workload.data, knobs=workload.knobs),
                 run=path,
                 resume=_checkpoint(spec),
                 on_host=rank_device().type == "cpu",
@@ -140,14 +140,14 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
 
 def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    always = [BatchFacts(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
+    always = [BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()
     gradients: list[StepObserver] = (
         [GradientWatch(spec, strategy, log, device)] if isinstance(strategy, Watchable) else []
     )
-    return [*always, *watched(spec.monitor, strategy, log, device.type, gradients)]
+    return [*always, *add_phase_watch(spec.monitor, strategy, log, device.type, gradients)]
 
 
 def joined_of(spec: TrainSpec) -> Joined:
@@ -168,7 +168,6 @@ def build_workload(path: Path, spec: TrainSpec) -> Workload:
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:
     """Build the workload; when one rank cannot, no rank starts."""
     failure: BaseException | None = None
-    controls.knobs.clear()  # those of a run before
     try:
         workload = build_workload(path, spec)
         strategy.check(spec, workload)

@@ -59,7 +59,7 @@ def load(
                 importlib.import_module(name)
         if recipes:
             _warm_recipes()
-        importlib.import_module("workbench.engine.watch.torch.peak_flops").cpu_peak_per_thread()
+        importlib.import_module("workbench.engine.watch.torch.peak_flops").measure_cpu_peak_per_thread()
     started = _threads() - before
     if started > 0:
         raise ClusterError(f"importing {title} started {started} thread(s): ranks forked from here could hang")

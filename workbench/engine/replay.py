@@ -22,12 +22,12 @@ from workbench.core.mesh import Mesh
 from workbench.engine.base.capabilities import Replayable, needed
 from workbench.engine.data.sources import split
 from workbench.engine.entry import build_workload, joined_of, load_strategy
-from workbench.engine.faults.culprit import FaultWatch, Finding, first_of
 from workbench.engine.faults.nonfinite import fault_directory
-from workbench.engine.state.kept_step import load_moment
-from workbench.engine.state.randomness import Randomness
+from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin
+from workbench.engine.state.batch_snapshot import load_batch_snapshot
+from workbench.engine.state.randomness import RandomGenerators
 from workbench.errors import RunDirectoryError
-from workbench.run.replay import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
+from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
 
 
 def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
@@ -43,17 +43,18 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
         strategy = load_strategy(spec)(spec, rank)
         workload = build_workload(path, spec)
+        workload.knobs.restore(about.get("knobs", {}))
         strategy.check(spec, workload)
         strategy.prepare(workload)
         replayable = needed(strategy, Replayable, Capability.REPLAYABLE)
         try:
             load_weights(replayable.module, directory / WEIGHTS_FILE)
-            batch, random = load_moment(directory)
-            Randomness(replayable.generators()).restore(random)
-            with FaultWatch(replayable.module) as watch:
-                loss = replayable.rerun(split(batch, about["accumulate"]), watch.loss)
+            batch, random = load_batch_snapshot(directory)
+            RandomGenerators(replayable.generators()).restore(random)
+            with NonfiniteSearch(replayable.module) as search:
+                loss = replayable.rerun(split(batch, about["accumulate"]), search.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}
-            mine["finding"] = None if watch.found is None else asdict(watch.found)
+            mine["finding"] = None if search.found is None else asdict(search.found)
             found = _of_replica(mine, first, spec.plan.mesh)
         finally:
             strategy.close()
@@ -69,7 +70,7 @@ def _of_replica(mine: dict[str, Any], first: int, mesh: Mesh) -> dict[str, Any]:
         dist.all_gather_object(every, mine, group=dist.new_group(backend="gloo"))
     there = [rank for rank in range(size) if every[rank]["finding"] is not None]
     places = [(mesh.coordinates(rank).pp, mesh.coordinates(rank).tp, every[rank]["finding"]) for rank in there]
-    whose = there[first_of([(pp, tp, Finding(**found)) for pp, tp, found in places])] if there else None
+    whose = there[find_origin([(pp, tp, Finding(**found)) for pp, tp, found in places])] if there else None
     finding = None if whose is None else every[whose]["finding"] | {"rank": first + whose}
     return {"loss": every[-1]["loss"], "logged_loss": every[-1]["logged_loss"], "finding": finding}
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.core.records import Command
+from workbench.core.records import Command, EventKind
 
 #: kinds of events that answer a command
-ANSWERS = ("control", "refused")
+ANSWERS = (EventKind.CONTROL, EventKind.REFUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def _answered(command: Command | None, answer: Answer | None) -> Answered:
     if answer is None:
         return Answered(time=asked.time, who=asked.who, name=asked.name, value=asked.value)
     value, refused = answer.value, ""
-    if answer.kind == "refused":
+    if answer.kind == EventKind.REFUSED:
         told = value if isinstance(value, dict) else {}
         value, refused = told.get("value"), str(told.get("reason", "no reason is known"))
     return Answered(

@@ -7,7 +7,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from workbench.core.records import EventKind
 from workbench.errors import format_ranks
+from workbench.events.decode import of_kind
 
 if TYPE_CHECKING:
     from workbench.core.columns import Columns
@@ -79,32 +81,19 @@ def failure_of(events: Columns) -> FirstFailure | None:
     failure that is not about a peer.
     """
     deaths = []
-    for i in ((events["kind"] == "rank") & (events["name"] == "died")).nonzero()[0]:
-        value = _decoded(events["value"][i])
-        if isinstance(value.get("rank"), int):
-            deaths.append((value["rank"], str(value.get("reason", "the reason is not known")), int(events["step"][i])))
+    for event in of_kind(events, EventKind.RANK, "died"):
+        rank = event.fields.get("rank")
+        if isinstance(rank, int):
+            deaths.append((rank, str(event.fields.get("reason", "the reason is not known")), event.step))
     if deaths:
         _, reason, step = deaths[0]
         return FirstFailure(sorted({rank for rank, why, _ in deaths if why == reason}), reason, step=step)
-    failures = []
-    for i in ((events["kind"] == "state") & (events["name"] == "failed")).nonzero()[0]:
-        value = _decoded(events["value"][i])
-        failures.append((bool(value.get("peer")), float(events["time"][i]), int(events["rank"][i]), i, value))
+    failures = list(of_kind(events, EventKind.STATE, "failed"))
     if not failures:
         return None
-    failures.sort(key=lambda found: found[:2])
-    *_, index, first = failures[0]
-    same = {rank for _, _, rank, _, value in failures if rank >= 0 and _what(value) == _what(first)}
-    return FirstFailure(sorted(same), _what(first), str(first.get("traceback", "")), int(events["step"][index]))
-
-
-def _decoded(text: str) -> dict[str, Any]:
-    """An event's value; empty for anything but an object, as a log may have been written by anybody."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    first = min(failures, key=lambda event: (bool(event.fields.get("peer")), event.time))
+    same = {event.rank for event in failures if event.rank >= 0 and _what(event.fields) == _what(first.fields)}
+    return FirstFailure(sorted(same), _what(first.fields), str(first.fields.get("traceback", "")), first.step)
 
 
 def _what(value: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,8 +9,22 @@ import numpy as np
 
 from workbench.core import controls
 from workbench.core.columns import Columns
+from workbench.core.controls import Control
+from workbench.core.records import EventKind
+from workbench.events.decode import decoded_row, of_kind
 
-_FREEZING = ("freeze", "unfreeze")
+
+def declared(events: Columns) -> list[Control]:
+    """The knobs that the training script declared, by rows of the table ``events``; one that cannot be read, of another
+    version, is left out."""
+    found = {}
+    for event in of_kind(events, EventKind.CONTROL, "declared", rank=0):
+        try:
+            control = Control.from_description(event.fields)
+        except (ValueError, TypeError):
+            continue
+        found[control.name] = control
+    return list(found.values())
 
 
 class InForce:
@@ -27,16 +40,16 @@ class InForce:
 
     def take(self, events: Columns) -> None:
         """Rows of the table ``events``, in the order in which rank 0 wrote them."""
-        told = np.isin(events["kind"], ("control", "settings", "monitor")) & (events["rank"] == 0)
-        for i in told.nonzero()[0]:
-            kind, name, value = str(events["kind"][i]), str(events["name"][i]), json.loads(events["value"][i])
-            if kind == "settings" and isinstance(value, dict):
-                self.values |= value
-                self._lr_since = float(events["time"][i])
-            elif kind == "monitor" and name == "interval":
-                self.values["interval"] = value
-            elif kind == "control":
-                self._set(name, value, float(events["time"][i]))
+        told = np.isin(events["kind"], (EventKind.CONTROL, EventKind.SETTINGS, EventKind.MONITOR))
+        for row in (told & (events["rank"] == 0)).nonzero()[0]:
+            event = decoded_row(events, int(row))
+            if event.kind == EventKind.SETTINGS:
+                self.values |= event.fields
+                self._lr_since = event.time
+            elif event.kind == EventKind.CONTROL:
+                self._set(event.name, event.value, event.time)
+            elif event.name == "interval":
+                self.values["interval"] = event.value
 
     def take_lr(self, lr: float, time: float) -> None:
         """The learning rate of the newest step that is known, and when it ended: schedules change it, too."""
@@ -46,9 +59,10 @@ class InForce:
     def _set(self, name: str, value: Any, time: float) -> None:
         if name == "declared" and isinstance(value, dict):
             self.values[str(value.get("name"))] = value.get("value")
-        elif name in _FREEZING:
-            self.values["frozen"] = value
-        elif name in self.values or any(control.name == name for control in controls.SETTINGS):
-            self.values[name] = value
+            return
+        names = {control.name: control.in_force for control in controls.CONTROLS}
+        in_force = names.get(name, name if name in self.values else "")
+        if in_force:
+            self.values[in_force] = value
             if name == "lr":
                 self._lr_since = time

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from workbench.core.controls import AUTOMATIC, find
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 
 LONGEST = 300
@@ -56,7 +57,7 @@ def setting(name: str, value: Any, unit: str = "") -> str:
 
 def words(kind: str, name: str, value: Any = None, old: Any = None, *, units: Mapping[str, str] | None = None) -> str:
     """One line for people. ``value`` and ``old`` are decoded; ``units`` of knobs that the training script declared."""
-    if kind == "control":
+    if kind == EventKind.CONTROL:
         text = _control(name, value, old, units or {})
     else:
         known = _EVENTS.get((kind, name)) or _KINDS.get(kind)

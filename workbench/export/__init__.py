@@ -1,6 +1,6 @@
-"""A run in the formats of other tools: ``export(run, to)``. One module per format, named in ``FORMATS``.
+"""Writes a run in the formats of other tools: ``export(run, to)``. ``FORMATS`` names one module per format.
 
-A format module has ``write(source, out)``, which writes into the folder ``out`` and returns what a person opens.
+A format module has ``write(source, out)``, which writes into the folder ``out`` and returns the file or folder to open.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 from workbench.errors import ConfigError, RunDirectoryError, nearest
 
 if TYPE_CHECKING:
-    from workbench.run.run import Run
+    from workbench.rundir.state import HasPath
 
-#: format -> its module and what it gives
+#: format -> its module and its description
 FORMATS = {
-    "csv": ("tables", "one CSV file per table, and the metrics of the whole run"),
-    "parquet": ("tables", "one Parquet file per table, and the metrics of the whole run"),
+    "csv": ("tables", "one CSV file per table, and one with the metrics of the run"),
+    "parquet": ("tables", "one Parquet file per table, and one with the metrics of the run"),
     "tensorboard": ("tensorboard", "TensorBoard event files: scalars, histograms of gradients, text samples"),
-    "trace": ("trace", "a timeline for Perfetto or chrome://tracing (JSON): phases and collectives of every rank"),
-    "wandb": ("to_wandb", "a Weights & Biases run, through its own client"),
-    "mlflow": ("to_mlflow", "an MLflow run, through its own client"),
+    "trace": ("trace", "a timeline (JSON) for Perfetto or chrome://tracing, with phases and collectives of every rank"),
+    "wandb": ("to_wandb", "a Weights & Biases run, written by its client"),
+    "mlflow": ("to_mlflow", "an MLflow run, written by its client"),
 }
 FOLDER = "exports"
 
 
 def export(
-    run: Run | str | Path, to: str, out: str | Path | None = None, *, steps: tuple[int, int] | None = None
+    run: HasPath | str | Path, to: str, out: str | Path | None = None, *, steps: tuple[int, int] | None = None
 ) -> Path:
     """Write a run in another tool's format and return the folder or file to open.
 
@@ -38,11 +38,11 @@ def export(
     cannot be read or a folder that cannot be written.
     """
     from workbench.export.source import Source
-    from workbench.history import retention as keeping
+    from workbench.rundir.state import directory_of
 
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}: {nearest(to, FORMATS)}", field="--to")
-    path = keeping.find(run) if isinstance(run, (str, Path)) else run.path
+    path = directory_of(run)
     source = Source(path, steps)
     folder = (Path(out).expanduser() if out is not None else path / FOLDER / to).absolute()
     write: Callable[..., Path] = importlib.import_module(f"workbench.export.{FORMATS[to][0]}").write

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import pyarrow.compute as pc
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import AXES, Mesh
+from workbench.core.records import EventKind
+from workbench.events.decode import decode
 from workbench.history import logs
 from workbench.rundir.directory import CELL_FILE
 from workbench.telemetry.derive import metrics_frame
@@ -66,7 +67,7 @@ class Source:
         """Events in order of time, values decoded."""
         rows = self.arrow("events").to_pylist()
         for row in rows:
-            row["value"], row["old_value"] = decoded(row["value"]), decoded(row["old_value"])
+            row["value"], row["old_value"] = decode(row["value"]), decode(row["old_value"])
         return sorted(rows, key=lambda row: row["time"])
 
     def validation(self) -> list[tuple[float, int, str, float]]:
@@ -74,14 +75,14 @@ class Source:
         return [
             (row["time"], row["step"], row["name"], float(row["value"]))
             for row in self.events
-            if row["kind"] == "validation"
+            if row["kind"] == EventKind.VALIDATION
             and isinstance(row["value"], (int, float))
             and not isinstance(row["value"], bool)
         ]
 
     def samples(self) -> list[tuple[float, int, str]]:
         """What the model wrote: time, step, text."""
-        return [(row["time"], row["step"], str(row["value"])) for row in self.events if row["kind"] == "sample"]
+        return [(row["time"], row["step"], str(row["value"])) for row in self.events if row["kind"] == EventKind.SAMPLE]
 
     @cached_property
     def time_of_step(self) -> dict[int, float]:
@@ -139,14 +140,6 @@ class Source:
             counts = [buckets.get(e, 0) for e in range(first, max(buckets, default=first - 1) + 1)]
             out.append((key[0], key[1], first, [zeros[key], *counts]))
         return out
-
-
-def decoded(text: str) -> Any:
-    """A JSON value, or the text itself where it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def bucket_sums(first_exponent: int, counts: list[int]) -> tuple[list[float], float, float]:

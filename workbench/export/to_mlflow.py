@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.config import SPEC_FILE
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 from workbench.export.source import Source
 from workbench.export.tensorboard import SCALARS
@@ -84,7 +85,7 @@ def _fill(client: Any, entities: Any, experiment: str, source: Source) -> None:
 
 
 def _status(source: Source) -> str:
-    names = {row["name"] for row in source.events if row["kind"] == "state"}
+    names = {row["name"] for row in source.events if row["kind"] == EventKind.STATE}
     if "failed" in names:
         return "FAILED"
     return "FINISHED" if "finished" in names else "KILLED"

@@ -5,131 +5,35 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.errors import ConfigError, nearest
-from workbench.history import statistics
+from workbench.history import show, statistics
+from workbench.history.findings import Difference, Figures, Findings, Group, NoiseTest, Scaling
 from workbench.history.sources import AXES, Subject, load
-from workbench.history.statistics import Amdahl, Permutation, Welch
+from workbench.history.statistics import Permutation, Welch
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.run.run import Run
+    from workbench.rundir.state import HasPath
 
 #: options that do not make another experiment: repeats differ in them
 REPEAT_OPTIONS = ("seed", "name")
 #: the share of a curve, from its common end back, over which its loss is averaged
 FINAL_SHARE = 0.1
-SIGNIFICANT = 0.05
 _LONGEST_DIFF = 400
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """One run in numbers: NaN where it has none.
-
-    ``loss``: mean training loss over the last tenth of what all runs reached. ``validation``: the last validation loss
-    up to there. ``tps``: tokens per second per device, median without the first step. ``seconds``: of training.
-    """
-
-    loss: float
-    best_loss: float
-    validation: float
-    tps: float
-    seconds: float
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Repeats: runs whose spec and cell are the same apart from seed and name. ``seeds``: one per member."""
-
-    label: str
-    members: tuple[int, ...]
-    seeds: tuple[Any, ...]
-
-    def repeats(self, metric: str, figures: Sequence[Figures]) -> list[float]:
-        """The independent values of a metric. Losses of one seed come out alike: its runs are one repeat, with their
-        mean. Throughput is measured anew in each run."""
-        values = [getattr(figures[index], metric) for index in self.members]
-        if metric == "tps":
-            return values
-        by_seed: dict[Any, list[float]] = {}
-        for seed, value in zip(self.seeds, values, strict=True):
-            by_seed.setdefault(seed, []).append(value)
-        return [float(np.mean(alike)) for alike in by_seed.values()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One setting that is not the same in all runs. ``section``: spec, environment or code."""
-
-    section: str
-    name: str
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseTest:
-    """Whether ``metric`` of two groups (indices) differs by more than seeds make it. ``p``: Welch's, after Holm."""
-
-    metric: str
-    a: int
-    b: int
-    welch: Welch
-    permutation: Permutation
-    p: float
-
-    @property
-    def exceeds(self) -> bool:
-        """Whether the difference is larger than seed noise explains."""
-        return self.p < SIGNIFICANT
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scaling:
-    """Throughput over ranks: ``total`` tokens per second of all ranks, ``speed_up`` and ``efficiency`` over the fewest.
-
-    ``fit`` is Amdahl's law on the time per token; None for weak scaling (``weak``: the global batch is not the same).
-    """
-
-    ranks: tuple[int, ...]
-    total: tuple[float, ...]
-    speed_up: tuple[float, ...]
-    efficiency: tuple[float, ...]
-    fit: Amdahl | None
-    weak: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Runs beside each other; shows itself as tables. Indices in groups and tests are those of ``subjects``/groups."""
-
-    subjects: tuple[Subject, ...]
-    x: str
-    common: float
-    figures: tuple[Figures, ...]
-    groups: tuple[Group, ...]
-    differences: tuple[Difference, ...]
-    code_diffs: dict[str, str]
-    tests: tuple[NoiseTest, ...]
-    scaling: Scaling | None
-
-    @property
-    def counts(self) -> str:
-        """What throughput counts: tokens, samples, or "samples or tokens" where runs differ in it."""
-        return " or ".join(sorted({subject.counts for subject in self.subjects}))
+class Comparison(Findings):
+    """Runs beside each other. It shows itself as tables, in a notebook as HTML."""
 
     def table(self) -> pd.DataFrame:
         """One row per run: plan, ranks, state and the numbers of ``Figures``."""
-        from workbench.history.show import figures_frame
-
-        return figures_frame(self)
+        return show.figures_frame(self)
 
     def curves(self) -> pd.DataFrame:
         """All curves, long: run, the axis, step and loss."""
@@ -150,22 +54,16 @@ class Comparison:
 
     def words(self) -> list[str]:
         """The findings in sentences."""
-        from workbench.history.show import words
-
-        return words(self)
+        return show.words(self)
 
     def __repr__(self) -> str:
-        from workbench.history.show import text
-
-        return text(self)
+        return show.text(self)
 
     def _repr_html_(self) -> str:
-        from workbench.history.show import html
-
-        return html(self)
+        return show.html(self)
 
 
-def compare(runs: Sequence[Run | str | Path], x: str = "step", *, tag: str = "") -> Comparison:
+def compare(runs: Sequence[HasPath | str | Path], x: str = "step", *, tag: str = "") -> Comparison:
     """Compare two or more runs: ``Run`` objects, names, directories, or paths of TensorBoard files.
 
     ``x``: the axis over which curves are laid and ends are matched: step, tokens, time or bytes. ``tag``: the scalar

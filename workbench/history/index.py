@@ -20,7 +20,6 @@ from workbench.core.config import SPEC_FILE
 from workbench.history.labels import LABELS_FILE
 from workbench.history.row import RunRow, present_state, read_row
 from workbench.rundir import directory as run_directory
-from workbench.rundir.directory import CONTROL_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +40,7 @@ class RunIndex:
         """A row per run directory, oldest first; directories that are no whole run have a ``problem``."""
         known = self._load() if self._known is None else self._known
         current: dict[str, tuple[str, RunRow]] = {}
-        for path in run_paths(self.home):
+        for path in run_directory.run_directories(self.home):
             mark = fingerprint(path)
             kept = known.get(path.name)
             current[path.name] = kept if kept is not None and kept[0] == mark else (mark, read_row(path))
@@ -79,22 +78,6 @@ class RunIndex:
             beside.replace(self.home / INDEX_FILE)
         except OSError:
             beside.unlink(missing_ok=True)  # a home that cannot be written is listed all the same, only slower
-
-
-def run_paths(home: Path) -> list[Path]:
-    """Directories of ``home`` that are runs or were: those with a spec, a rank's log or a control file."""
-    try:
-        with os.scandir(home) as entries:
-            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=True))
-    except OSError:
-        return []
-    return [home / name for name in names if _looks_like_a_run(home / name)]
-
-
-def _looks_like_a_run(path: Path) -> bool:
-    if (path / SPEC_FILE).exists() or (path / CONTROL_FILE).exists():
-        return True
-    return any(path.glob("rank-*"))
 
 
 def fingerprint(run: Path) -> str:

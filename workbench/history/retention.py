@@ -17,42 +17,21 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from workbench.errors import ConfigError, RunDirectoryError, RunError, nearest
+from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.history import logs
-from workbench.history.index import run_paths
 from workbench.history.row import BROKEN, EVENT_COLUMNS, RunRow, present_state, read_row
-from workbench.run.run import ENDED, state_of
 from workbench.rundir import directory as run_directory
+from workbench.rundir.state import ENDED, owner_is_alive, state_of
 
 KEEP_TAG = "keep"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-
-
-def find(name: str | Path) -> Path:
-    """A run directory of the home by its name or the run's name (the newest of that name), or by path, whole or not.
-
-    A path counts only when a run was there: a project that merely holds a spec is none. Raises ``RunDirectoryError``
-    when there is no such run.
-    """
-    home = run_directory.home()
-    here = {path.name: path for path in run_paths(home)}
-    if str(name) in here:
-        return here[str(name)]
-    named = [path for path in here.values() if run_directory.run_name(path) == str(name)]
-    if named:
-        return named[-1]
-    direct = Path(name).expanduser().absolute()
-    if direct in here.values() or run_directory.was_a_run(direct):
-        return direct
-    known = {*here, *(run_directory.run_name(path) for path in here.values())}
-    raise RunDirectoryError(f"no run {str(name)!r} in {home}: {nearest(str(name), known or ['none'])}")
 
 
 def check_ended(run: Path) -> RunRow:
     """The row of a run that nothing writes to any more; ``RunError`` for one that still trains."""
     row = read_row(run)
     state = present_state(row, run)
-    if state == BROKEN and run_directory.owner_is_alive(run):
+    if state == BROKEN and owner_is_alive(run):
         # the logs may still tell that it is over; where they cannot, its living owner may be writing
         found = logs.read(run, {"events": EVENT_COLUMNS})
         state = state_of(found.tables["events"], max(1, len(found.ranks)))
@@ -110,7 +89,7 @@ def restore(packed: Path, home: Path | None = None) -> Path:
                 for member in tar:
                     tar.extract(member, beside, filter="data")  # refuses what would leave the folder
             found = list(beside.iterdir())
-            if len(found) != 1 or found[0] not in run_paths(beside):
+            if len(found) != 1 or found[0] not in run_directory.run_directories(beside):
                 raise RunDirectoryError(f"{packed} is no archive of a run")
             path = target / found[0].name
             if path.exists():

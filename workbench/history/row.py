@@ -13,12 +13,13 @@ import numpy as np
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
-from workbench.core.records import columns_of
+from workbench.core.records import EventKind, columns_of
 from workbench.errors import WorkbenchError, format_ranks
+from workbench.events.decode import as_number, decode
 from workbench.history import labels as run_labels
 from workbench.history import logs
-from workbench.run.run import ENDED, state_of
-from workbench.rundir.directory import owner_is_alive, run_name
+from workbench.rundir import state
+from workbench.rundir.directory import run_name
 from workbench.telemetry.derive import global_metrics
 
 #: the state of a directory whose spec or logs cannot be read
@@ -75,8 +76,8 @@ def read_row(run: Path) -> RunRow:
         problems.insert(0, str(error) if (run / SPEC_FILE).exists() else f"no {SPEC_FILE}")
     mesh = spec.plan.mesh if spec else Mesh(dp=max(found.ranks, default=0) + 1)
     steps, events = found.tables["steps"], found.tables["events"]
-    state = state_of(events, mesh.world_size)
-    problems += _gaps(found, mesh, state)
+    logged = state.state_of(events, mesh.world_size)
+    problems += _gaps(found, mesh, logged)
     broken = spec is None or bool(found.problems)
     labels = run_labels.read(run)
     metrics = global_metrics(steps, mesh)
@@ -93,7 +94,7 @@ def read_row(run: Path) -> RunRow:
         best_loss=lowest(metrics["loss"]),
         best_validation=lowest(_validation(events)),
         tps=float(np.median(tps)) if tps.size and np.isfinite(np.median(tps)) else None,
-        state=BROKEN if broken else state,
+        state=BROKEN if broken else logged,
         tags=labels.tags,
         notes=labels.note,
         disk_bytes=disk_use(run),
@@ -108,8 +109,8 @@ def lowest(values: np.ndarray) -> float | None:
 
 
 def present_state(row: RunRow, run: Path) -> str:
-    """The state of now: a run that has not ended is ``lost`` once its owner is gone."""
-    return row.state if row.state in (*ENDED, BROKEN) or owner_is_alive(run) else "lost"
+    """The state of now: ``rundir.state.present_state``, or ``broken``."""
+    return BROKEN if row.state == BROKEN else state.present_state(row.state, run)
 
 
 def disk_use(run: Path) -> int:
@@ -150,11 +151,5 @@ def _begun(run: Path, events: dict[str, np.ndarray]) -> float:
 
 
 def _validation(events: dict[str, np.ndarray]) -> np.ndarray:
-    chosen = (events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null")
-    values = []
-    for text in events["value"][chosen]:
-        try:
-            values.append(float(text))
-        except ValueError:
-            continue  # a value of a user's own making that is no number
-    return np.asarray(values, dtype=float)
+    chosen = (events["kind"] == EventKind.VALIDATION) & (events["name"] == "loss")
+    return np.asarray([as_number(decode(text)) for text in events["value"][chosen]], dtype=float)

@@ -15,7 +15,7 @@ from workbench.history.sources import AXES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.history.compare import Comparison, Figures, NoiseTest, Scaling
+    from workbench.history.findings import Figures, Findings, NoiseTest, Scaling
     from workbench.history.sources import Subject
 
 #: places on the axis at which a terminal shows the curves
@@ -34,12 +34,12 @@ def number(value: float | None) -> str:
     return "\N{EN DASH}" if value is None or math.isnan(value) else short(value)
 
 
-def _name(metric: str, found: Comparison) -> str:
+def _name(metric: str, found: Findings) -> str:
     names = {"loss": "training loss", "validation": "validation loss"}
     return names.get(metric, f"{found.counts} per second per device")
 
 
-def figures_frame(found: Comparison) -> pd.DataFrame:
+def figures_frame(found: Findings) -> pd.DataFrame:
     """One row per run."""
     import pandas as pd
 
@@ -61,7 +61,7 @@ def figures_frame(found: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def words(found: Comparison) -> list[str]:
+def words(found: Findings) -> list[str]:
     """The findings, the most important first."""
     sentences = [*_best(found), *(_test(found, test) for test in found.tests)]
     alone = [group.label for group in found.groups if len(group.repeats("loss", found.figures)) < 2]
@@ -80,7 +80,7 @@ def words(found: Comparison) -> list[str]:
     return sentences + [f"{s.label}: {s.problem}" for s in found.subjects if s.problem]
 
 
-def _best(found: Comparison) -> list[str]:
+def _best(found: Findings) -> list[str]:
     """Which run came lowest, and which was the fastest: of each figure that two runs have and differ in."""
     sentences = []
     for metric, better in (("validation", min), ("loss", min), ("tps", max)):
@@ -92,11 +92,11 @@ def _best(found: Comparison) -> list[str]:
     return sentences
 
 
-def _pairs(found: Comparison) -> list[tuple[Subject, Figures]]:
+def _pairs(found: Findings) -> list[tuple[Subject, Figures]]:
     return list(zip(found.subjects, found.figures, strict=True))
 
 
-def _repeats(found: Comparison) -> str:
+def _repeats(found: Findings) -> str:
     losses = found.groups[0].repeats("loss", found.figures)
     count = len(found.subjects)
     if len(losses) > 1:
@@ -112,7 +112,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{short(float(np.mean(values)))} \N{PLUS-MINUS SIGN} {short(float(np.std(values, ddof=1)))}"
 
 
-def _test(found: Comparison, test: NoiseTest) -> str:
+def _test(found: Findings, test: NoiseTest) -> str:
     a, b = found.groups[test.a], found.groups[test.b]
     values = [group.repeats(test.metric, found.figures) for group in (a, b)]
     of = "runs" if test.metric == "tps" else "seeds"
@@ -144,7 +144,7 @@ def _scaling(scaling: Scaling, counts: str) -> list[str]:
     return out
 
 
-def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
+def curve_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     """Losses at a few places of the axis that all runs reached: heads and rows of text."""
     places = np.linspace(found.common / _PLACES, found.common, _PLACES)
     if found.x in ("step", "tokens"):
@@ -158,7 +158,7 @@ def curve_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     return [f"loss at {AXES[found.x]}", *(short(float(p)) for p in places)], rows
 
 
-def _figure_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
+def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation"]
     heads += [f"{found.counts}/s/device", "seconds"]
     rows = [
@@ -169,7 +169,7 @@ def _figure_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _difference_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
+def _difference_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["what differs", "", *(s.label for s in found.subjects)]
     return heads, [
         [d.section, d.name, *("\N{EN DASH}" if v is None else _short_text(v) for v in d.values)]
@@ -193,7 +193,7 @@ def _scaling_rows(scaling: Scaling, counts: str) -> tuple[list[str], list[list[s
     return heads, rows
 
 
-def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(found: Findings) -> list[tuple[str, list[str], list[list[str]]]]:
     """What text and pages show: title, heads and rows of text; one row per run in the first."""
     shown = [("Runs", *_figure_rows(found)), ("Curves", *curve_table(found))]
     if found.differences:
@@ -203,7 +203,7 @@ def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     return shown
 
 
-def text(found: Comparison) -> str:
+def text(found: Findings) -> str:
     """For a terminal."""
     parts = ["\n".join(words(found))] if words(found) else []
     parts += [_plain(heads, rows) for _, heads, rows in tables(found)]
@@ -216,7 +216,7 @@ def _plain(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def html(found: Comparison) -> str:
+def html(found: Findings) -> str:
     """For a notebook: findings, tables, and the diffs of the cells, folded."""
     parts = [_STYLE, '<div class="dw-cmp">']
     if words(found):

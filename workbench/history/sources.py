@@ -14,13 +14,15 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunDirectoryError, nearest
+from workbench.events.decode import as_number, decode
 from workbench.history import logs
-from workbench.history import retention as keeping
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.history.tensorboard_file import Series, event_files, read_scalars
 from workbench.rundir import directory as run_directory
 from workbench.rundir.directory import CELL_FILE
+from workbench.rundir.state import find
 from workbench.telemetry.derive import batch_of, global_metrics
 
 #: what a curve can be drawn over
@@ -75,7 +77,7 @@ def load(name: str | Path, *, x: str = "step", tag: str = "") -> Subject:
     """
     path = Path(name).expanduser()
     try:
-        run = keeping.find(name)
+        run = find(name)
     except RunDirectoryError:
         if not path.exists():
             raise
@@ -179,12 +181,12 @@ def _bytes(metrics: Columns, tables: dict[str, Columns]) -> np.ndarray:
 
 
 def _validation(events: Columns) -> tuple[np.ndarray, np.ndarray]:
-    chosen = (events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null")
     found: dict[int, float] = {}
+    chosen = (events["kind"] == EventKind.VALIDATION) & (events["name"] == "loss")
     for step, text in zip(events["step"][chosen], events["value"][chosen], strict=True):
-        value = json.loads(text)
-        if isinstance(value, (int, float)):
-            found[int(step)] = float(value)
+        value = as_number(decode(text))
+        if not math.isnan(value):
+            found[int(step)] = value
     steps = sorted(found)
     return np.array(steps, dtype=float), np.array([found[step] for step in steps], dtype=float)
 
@@ -278,7 +280,7 @@ def _is_validation(name: str) -> bool:
 
 def newest_two() -> list[Path]:
     """The two newest runs of the home: what is compared when nobody says what. ``RunDirectoryError`` below two."""
-    paths = run_directory.all_runs()
+    paths = run_directory.runs_with_spec()
     if len(paths) < 2:
         raise RunDirectoryError(f"a comparison takes two runs: {run_directory.home()} has {len(paths) or 'none'}")
     return paths[-2:]

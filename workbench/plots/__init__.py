@@ -1,7 +1,7 @@
-"""Figures: one module per figure, shown alike by the live panel and the report.
+"""Figures: one module per figure, used by both the live panel and the report.
 
-``ALL`` lists their module names in the order of the panel; ``plots()`` imports them (Bokeh costs half a second, so
-nothing here imports it before it is needed). To add a figure, write one module as ``base`` says and name it in ``ALL``.
+``ALL`` lists the module names in the order of the panel. Importing Bokeh takes half a second, so figure modules import
+it only when they draw. To add a figure, write a module that fulfils ``base.Plot`` and add its name to ``ALL``.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ ALL = (
 
 
 def plots() -> list[Plot]:
-    """The figure modules, in the order of the panel."""
+    """Import and return the figure modules, in the order of the panel."""
     return [cast(Plot, importlib.import_module(f"{__name__}.{name}")) for name in ALL]

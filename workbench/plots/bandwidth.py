@@ -1,4 +1,7 @@
-"""Bus bandwidth of collectives by kind: comparable over kinds and numbers of ranks (nccl-tests, PERFORMANCE.md)."""
+"""Bus bandwidth of collectives by kind.
+
+Unlike bytes per second it can be compared between kinds and numbers of ranks (nccl-tests, doc/PERFORMANCE.md).
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ EMPTY = "No collectives were recorded."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step and a column per kind: bus bandwidth in GB/s, all its bytes over all its time."""
-    raw, kinds, place, after = by_kind.since(store, cursor)
+    """step and one column per kind: bus bandwidth in GB/s, the sum of its bytes over the sum of its time."""
+    raw, kinds, place, after = by_kind.read_by_kind(store, cursor)
     moved = raw["bytes"] * by_kind.bus_factor(raw["kind"], raw["group_size"])
     steps, moved_of = rows.table_of(raw["step"], place, moved, len(kinds))
     _, time_of = rows.table_of(raw["step"], place, raw["duration_ms"], len(kinds))
@@ -39,6 +42,6 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line per kind, on a log scale."""
+    """One line per kind, on a log scale."""
     drawn = theme.new_figure(TITLE, x_label="step", y_label="GB/s", height=400, y_axis_type="log", marks="step")
     return by_kind.draw(source, drawn, "{0.000} GB/s")

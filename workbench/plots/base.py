@@ -1,22 +1,23 @@
-"""What a figure is: one module per figure, used by the live panel and by the report alike.
+"""The interface of a figure module, which the live panel and the report both use.
 
-A figure module has ``NAME`` (an identifier), ``TITLE`` (for people), ``TAB`` (one of ``TABS``), ``AXIS`` (what its x
-is: "step", "time" in seconds since the first device sample, or ""), ``columns(store, cursor)`` and ``figure(source)``:
+A figure module defines
 
-- ``columns`` returns the new rows since ``cursor`` (None: all) as plain columns of one length, and the cursor after
-  them. The panel streams them into the source in the browser; the report calls it once. A run may lack the table that
-  the figure shows: then there are no rows.
-- ``figure`` draws a Bokeh figure on a ``ColumnDataSource`` with the columns of ``columns`` (maybe of no rows yet).
-  Whatever the figure derives from its data (ranges, factors), it derives in the browser, so that streaming suffices.
+- ``NAME``: its identifier. ``TITLE``: the heading that users see. ``TAB``: one of ``TABS``. - ``AXIS``: the meaning of
+x: "step", "time" (seconds since the first device sample), or "" for anything else. - ``columns(store, cursor)``:
+returns the rows that are new since ``cursor`` (None: all rows) as columns of equal length,
+  and the next cursor. The panel streams the rows to the data source in the browser; the report calls it once. If the
+  run has no such data, the columns have no rows.
+- ``figure(source)``: draws a Bokeh figure for a ``ColumnDataSource`` that has the columns of ``columns``, possibly
+  without rows. Ranges and factors are computed in the browser, so that new rows need nothing but streaming.
 
-And it may have
+It may also define
 
-- ``WIDE = True``: takes the whole width. ``EMPTY``: what to say while there are no rows.
-- ``height(columns)``: the height in pixels that these rows need, where the page can give each figure its own.
-- ``REPLACE = True``: ``columns`` returns the whole content anew when it changed, and no rows when it did not.
-- ``PERIOD_S``: the least time between two updates in the panel (default: none).
-- ``CHOICE``: "rank" or "layer": ``columns`` takes a third argument ``chosen``: a rank, or a layer's name, or None.
-- ``thin(columns)``: fewer of the rows that ``columns`` gave, when they have become too many (default: ``rows.thin``).
+- ``WIDE = True``: the figure takes the full width. ``EMPTY``: the text that is shown while there are no rows. -
+``height(columns)``: the height in pixels that these rows need; used where figures may differ in height. - ``REPLACE =
+True``: ``columns`` returns the complete content when it has changed, and no rows otherwise. - ``PERIOD_S``: minimum
+number of seconds between two updates in the panel (default: none). - ``CHOICE``: "rank" or "layer". ``columns`` then
+takes a third argument ``chosen``, the selected rank or layer, or None. - ``thin(columns)``: returns fewer rows when
+there are too many to draw (default: ``row_views.thin``).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Cursor = Any
 
-#: tabs of the panel that have figures, and their titles
+#: tabs of the panel that have figures, with their titles
 TABS = {
     "overview": "Overview",
     "ranks": "Ranks",
@@ -44,7 +45,7 @@ TABS = {
 
 
 class Plot(Protocol):
-    """A figure module."""
+    """A figure module, as described above."""
 
     NAME: str
     TITLE: str
@@ -52,7 +53,7 @@ class Plot(Protocol):
     AXIS: str
 
     def columns(self, store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-        """New rows since ``cursor``, and the cursor after them."""
+        """Return the rows since ``cursor`` and the next cursor."""
 
     def figure(self, source: ColumnDataSource) -> Figure:
-        """A Bokeh figure on such columns."""
+        """Draw the figure for a source with these columns."""

@@ -1,4 +1,4 @@
-"""Collectives summed per step and kind: what traffic and bandwidth share."""
+"""Sums collectives per step and kind; shared by the figures ``traffic`` and ``bandwidth``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from workbench.plots import theme
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
-#: of a bus bandwidth: bytes that cross the slowest link per byte of a collective over n ranks (nccl-tests,
-#: doc/PERFORMANCE.md)
+#: factor from bytes per second to bus bandwidth for n ranks: bytes that cross the slowest link per byte of payload
+#: (nccl-tests, doc/PERFORMANCE.md)
 _RING = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_gather": lambda n: (n - 1) / n,
     "all_to_all": lambda n: (n - 1) / n,
 }
-#: order and colour of the kinds, the same in both figures
+#: the kinds in their order, with their colours in both figures
 KINDS = {
     "all_reduce": "#0077bb",
     "reduce_scatter": "#ee7733",
@@ -32,8 +32,9 @@ KINDS = {
 OTHER = "other"
 
 
-def since(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, Any]:
-    """Rows of ``collectives`` of whole steps since the cursor, all kinds seen so far, each row's kind, the cursor."""
+def read_by_kind(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, Any]:
+    """Rows of ``collectives`` of completed steps since ``cursor``, the kinds seen so far, the index of each row's kind
+    among them, and the next cursor."""
     steps, known = cursor or (None, ())
     raw, steps = rows.whole_steps(store, "collectives", steps)
     seen = {str(kind) if kind in KINDS else OTHER for kind in np.unique(raw["kind"].astype(str))}
@@ -43,7 +44,7 @@ def since(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, An
 
 
 def bus_factor(kind: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Bus bandwidth over bytes per second, for each collective."""
+    """Factor from bytes per second to bus bandwidth for each collective; ``size``: ranks in its group."""
     factor = np.ones(kind.size)
     for name, of_ranks in _RING.items():
         own = kind == name
@@ -52,7 +53,7 @@ def bus_factor(kind: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def draw(source: Any, drawn: Any, number: str) -> Any:
-    """A line per kind."""
+    """Draw one line per kind on the figure ``drawn``; ``number``: Bokeh's format of a value, with its unit."""
     from bokeh.models import HoverTool
 
     entries = []
@@ -61,7 +62,7 @@ def draw(source: Any, drawn: Any, number: str) -> Any:
             continue
         colour = KINDS.get(name, theme.COLOURS["light"]["muted"])
         label = name.replace("_", "-")
-        dash = "dashed" if name == "recv" else "solid"  # what is sent is received: one line lies on the other
+        dash = "dashed" if name == "recv" else "solid"  # the lines of send and recv often coincide
         line = drawn.line("step", name, source=source, color=colour, line_width=1.8, line_dash=dash)
         entries.append((label, [line]))
         tips = [("collective", label), ("step", "@step{0}"), ("value", f"@{name}{number}")]

@@ -1,13 +1,14 @@
-"""The last confusion matrix: true classes are rows, predicted ones columns; shaded by the share of the row."""
+"""The most recent confusion matrix: rows are true classes, columns predicted ones, colours the share of the row."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import of_kind
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
@@ -18,25 +19,26 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "confusion"
-TITLE = "Confusion matrix of the last evaluation"
+TITLE = "Confusion matrix of the latest evaluation"
 TAB = "samples"
 AXIS = ""
 REPLACE = True
-EMPTY = "No confusion matrix was measured (a recipe that classifies measures it)."
-#: classes whose counts are written into the cells
+EMPTY = "No confusion matrix: only the evaluation of a classification recipe measures one."
+#: largest number of classes for which counts are written into the cells
 _READABLE = 16
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A row per cell: true, predicted (class numbers), count, share (of the true class), text, ink, step."""
+    """One row per cell: true, predicted (class numbers), count, share (of the true class), text, ink (its colour),
+    step."""
     events, after = rows.told_since(store, cursor or 0)
-    own = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "confusion_matrix"))
+    own = list(of_kind(events, EventKind.VALIDATION, "confusion_matrix"))
     matrix, step = np.empty((0, 0)), 0
-    if own.size:
-        step = int(events["step"][own[-1]])
+    if own:
+        step = own[-1].step
         try:
-            found = np.asarray(json.loads(events["value"][own[-1]]), dtype=float)
-        except (TypeError, ValueError):  # a recipe of somebody's, with something else under this name
+            found = np.asarray(own[-1].value, dtype=float)
+        except (TypeError, ValueError):  # a recipe that logs something else under this name
             found = np.empty((0, 0))
         matrix = found if found.ndim == 2 else matrix
     share = matrix / np.maximum(np.nansum(matrix, axis=1, keepdims=True), 1)
@@ -56,7 +58,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Shaded cells with their counts."""
+    """Draw shaded cells with their counts."""
     from bokeh.core.properties import value
     from bokeh.models import AdaptiveTicker, DataRange1d, HoverTool
 
@@ -69,7 +71,7 @@ def figure(source: ColumnDataSource) -> Figure:
         x_range=DataRange1d(range_padding=0),
         y_range=DataRange1d(range_padding=0, flipped=True),
     )
-    mapper = heat.mapper(low=0, high=1)
+    mapper = heat.make_mapper(low=0, high=1)
     shade = {"field": "share", "transform": mapper}
     cells = drawn.rect("predicted", "true", 1, 1, source=source, fill_color=shade, line_color=None)
     drawn.text(

@@ -1,7 +1,8 @@
-"""How well each data-parallel replica's gradient agrees with the averaged one: the cosine of the angle between them.
+"""Cosine of the angle between each data-parallel replica's own gradient and the averaged one, over steps.
 
-Plotted against what ``telemetry.gradients.combine`` says of layers: ``cosine``, how it was had (``cosine_kind``), and
-norms. Low on one rank alone: look at its data; low on all: the batch is small for this model now.
+It is computed from the layers' cosines and norms of ``telemetry.gradients.combine``; ``cosine_kind`` says how a cosine
+was obtained. A low cosine on a single rank points to its data; low cosines on all ranks mean that the batch is too
+small for the current gradient noise.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "cosine"
-TITLE = "Cosine with the mean (circled: estimated)"
+TITLE = "Cosine to the mean (circled: estimated)"
 TAB = "gradients"
 AXIS = "step"
 CHOICE = "rank"
-EMPTY = "The cosine needs two data-parallel ranks, and a plan that knows their own gradients."
-#: what ``cosine_kind`` means, from the best to the poorest
-KINDS = {"exact": "exact", "norms": "from the norms", "slice": "estimated from own slices"}
+EMPTY = "The cosine needs at least two data-parallel ranks and a plan that gives access to each rank's own gradient."
+#: meaning of ``cosine_kind``, from the most to the least accurate
+KINDS = {"exact": "exact", "norms": "computed from norms", "slice": "estimated from each rank's slice"}
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
-    """step, a column ``cosine_<rank>`` per data-parallel replica (its first rank), or a band of them, and how they were
-    had: ``how`` in words, ``estimated`` (1 or 0)."""
+    """step, a column ``cosine_<rank>`` per data-parallel replica (named by its first rank) or a band over them, ``how``
+    (how the cosines were obtained, in words) and ``estimated`` (1 or 0)."""
     table, _, after = rows.combined(store, cursor)
     steps, cosines, kinds = replica_cosines(table, store.mesh)
     size = store.mesh.tp * store.mesh.pp
     replica = None if chosen is None else chosen // size
-    band = store.mesh.world_size > theme.MOST_LINES
+    band = store.mesh.world_size > rows.MOST_LINES
     out = {"step": steps.astype(float), **rows.lines(cosines, "cosine", replica, band=band)}
     if not band:
         out = {f"cosine_{int(name[7:]) * size}" if name != "step" else name: values for name, values in out.items()}
@@ -48,15 +49,16 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with the extremes of the cosines; how they were had is no line."""
+    """Keep fewer rows, including the extremes of the cosines."""
     return rows.thin(columns, of=[name for name in columns if name.startswith("cosine_")])
 
 
 def replica_cosines(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of ``combine_columns`` -> steps, a table (replica, step) of cosines, NaN where they are unknown, and of each
-    step the poorest ``cosine_kind`` among its layers.
+    """Compute the cosines of whole gradients from the rows of ``combine_columns``.
 
-    cos = sum(dot) / (|local| |reduced|), over layers whose cosine is known; a layer's dot is its cosine times norms.
+    Returns the steps, a table (replica, step) of cosines, NaN where unknown, and for each step the least accurate
+    ``cosine_kind`` among its layers. cos = sum(dot) / (|local| |reduced|) over the layers whose cosine is known, where
+    a layer's dot is its cosine times both norms.
     """
     known = np.flatnonzero((table["scope"] == "local") & ~np.isnan(table["cosine"]))
     if mesh.dp < 2 or not known.size:
@@ -71,12 +73,12 @@ def replica_cosines(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray,
         (steps, dot), (_, own_sq), (_, mean_sq) = (rows.table_of(step, replica, each, mesh.dp) for each in products)
         cosines = dot / np.sqrt(own_sq * mean_sq)
     order = {kind: place for place, kind in enumerate(KINDS)}
-    poorest = np.array([order[kind] for kind in table["cosine_kind"][known]])
-    return steps, cosines, [list(KINDS)[poorest[step == at].max()] for at in steps]
+    accuracy = np.array([order[kind] for kind in table["cosine_kind"][known]])
+    return steps, cosines, [list(KINDS)[accuracy[step == at].max()] for at in steps]
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line per replica; what is an estimate is circled."""
+    """Draw one line per replica; estimated values are circled."""
     drawn: Any = per_rank.draw(
         source, TITLE, prefix="cosine", y_label="cosine", number="{0.000} (@how)", x="step", start=None
     )

@@ -1,4 +1,4 @@
-"""Share of the step in which compute waits for communication: what overlapping did not hide."""
+"""Share of the step in which computation waits for communication, because no computation overlaps it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EMPTY = "No collectives were recorded."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, and of the ranks' shares of their step time in percent: lowest, median, highest; hidden (percent of
-    communication time that ran behind compute, over all ranks)."""
+    """step; lowest, median and highest share of the step over the ranks, in percent; hidden (percent of the
+    communication time, over all ranks, that ran while the rank computed)."""
     raw, after = rows.whole_steps(store, "collectives", cursor[0] if cursor else None)
     times, seen = _step_times(store, raw, cursor[1] if cursor else (None, {}))
     ranks = store.mesh.world_size
@@ -42,14 +42,14 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with the extremes of what each step gave."""
+    """Keep fewer rows, including the extremes."""
     return rows.thin(columns, of=["lowest", "highest", "hidden"])
 
 
 def _step_times(
     store: Store, raw: Columns, cursor: tuple[rows.StepCursor | None, dict[int, float]]
 ) -> tuple[dict[int, float], tuple[rows.StepCursor | None, dict[int, float]]]:
-    """Milliseconds of each step (of its slowest rank), kept until its collectives are whole."""
+    """Milliseconds of each step (of its slowest rank), kept until all collectives of the step are known."""
     metrics, steps = rows.metrics_since(store, cursor[0])
     known = cursor[1] | dict(zip(metrics["step"].tolist(), metrics["step_time_ms"].tolist(), strict=True))
     last = int(raw["step"].max()) if raw["step"].size else 0
@@ -57,7 +57,7 @@ def _step_times(
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The band of ranks with its median."""
+    """Draw the band of all ranks and their median."""
     from bokeh.models import DataRange1d, HoverTool
 
     y_range = DataRange1d(start=0, range_padding=0.1)
@@ -70,7 +70,7 @@ def figure(source: ColumnDataSource) -> Figure:
         ("lowest", "@lowest{0.0} %"),
         ("median", "@median{0.0} %"),
         ("highest", "@highest{0.0} %"),
-        ("of communication hidden", "@hidden{0} %"),
+        ("communication hidden", "@hidden{0} %"),
     ]
     drawn.add_tools(HoverTool(renderers=[median], tooltips=tips, mode="vline"))
     return theme.finish(drawn)

@@ -1,4 +1,4 @@
-"""Global gradient norm before clipping over steps, on a log scale, with the clip that is in force and spikes."""
+"""Global gradient norm before clipping over steps, on a log scale, with the clipping threshold and spikes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, norm (NaN where a log scale has no place for it), clip (NaN: none), and spikes: spike_at, spike."""
+    """step, norm (NaN where it is not positive), clip (clipping threshold, NaN: off), spike_at and spike (step and norm
+    of spikes)."""
     steps, event_row, waiting = cursor or (None, 0, [])
     row = steps[0] if steps else 0
     metrics, steps = rows.metrics_since(store, steps)
@@ -37,12 +38,12 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with every spike."""
+    """Keep fewer rows, including every spike."""
     return rows.thin(columns, of=["norm"], keep=~np.isnan(columns["spike"]))
 
 
 def _clip(store: Store, row: int, step: np.ndarray) -> np.ndarray:
-    """The largest norm in force at each step; NaN where there is none."""
+    """Clipping threshold at each step; NaN where clipping is off."""
     raw, _ = rows.since(store, "steps", row)
     order = np.argsort(raw["step"], kind="stable")
     if not step.size:
@@ -53,7 +54,7 @@ def _clip(store: Store, row: int, step: np.ndarray) -> np.ndarray:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line over steps."""
+    """Draw norm and threshold as lines over steps, with spikes."""
     from bokeh.models import HoverTool
 
     drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="norm", y_axis_type="log", marks="step")

@@ -1,4 +1,5 @@
-"""Norm of the reduced gradient per layer over steps: a heat map, layers in model order, colours on a log scale."""
+"""Norm of the reduced gradient per layer over steps, as a heat map with layers in model order and a log colour
+scale."""
 
 from __future__ import annotations
 
@@ -21,25 +22,25 @@ NAME = "gradients"
 TITLE = "Gradient norm per layer (L2, reduced over ranks, log scale)"
 TAB = "gradients"
 AXIS = "step"
-EMPTY = "No gradient statistics yet: --grad-every N asks for them."
+EMPTY = "No gradient statistics yet: --grad-every N takes them every N steps."
 WIDE = True
 HEIGHT = 380
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and layer: step, until (where the next one begins), layer, label (the same), row (its place in
-    the model, from 0), norm, colour (the norm, NaN where a log scale has no place for it), max_abs, mean,
-    zeros (fraction), bad (non-finite elements), mark (1 if there are any)."""
+    """One cell per step and layer: step, until (where the next cell begins), layer, label (the same), row (position in
+    the model, from 0), norm, colour (the norm, NaN where it is not positive), max_abs, mean, zeros (fraction), bad
+    (count of non-finite elements), mark (1 if there are any)."""
     steps, places = cursor or (None, {})
     table, full, steps = rows.combined(store, steps)
     for scope in ("local", "reduced"):
-        places = layer_rows(full, full["scope"] == scope, places, store)
+        places = assign_layer_rows(full, full["scope"] == scope, places, store)
     out = _cells(table, store, places)
     return (thin(out) if cursor is None else out), (steps, places)
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer steps, each standing for more."""
+    """Merge cells into fewer, wider steps."""
     return rows.thin_cells(columns)
 
 
@@ -50,7 +51,7 @@ def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
     row = np.array([places[name] for name in layer], dtype=float)
     return {
         "step": steps,
-        "until": until(steps, store),
+        "until": cell_ends(steps, store),
         "layer": layer,
         "label": layer,
         "row": row,
@@ -64,24 +65,24 @@ def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
     }
 
 
-def until(steps: np.ndarray, store: Store) -> np.ndarray:
-    """Where the cell of a step ends: at the next one that the interval asks for."""
+def cell_ends(steps: np.ndarray, store: Store) -> np.ndarray:
+    """Compute where each step's cell ends: at the next step for which the interval asks for statistics."""
     every = max(1, store.spec.monitor.grad_every or _interval(steps))
     return np.where(steps % every == 0, steps + every, np.ceil(steps / every) * every)
 
 
 def _interval(steps: np.ndarray) -> int:
-    """The smallest distance between steps that have statistics; the governor chose it."""
+    """The smallest distance between steps with statistics, for runs whose governor chose the interval."""
     gaps = np.diff(np.unique(steps))
     return int(gaps.min()) if gaps.size else 20
 
 
-def layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Store) -> dict[str, int]:
-    """Row of each layer in the rows marked in ``own``: pipeline stage, then the order in which a rank logs its layers;
-    newcomers come after those that are known.
+def assign_layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Store) -> dict[str, int]:
+    """Assign a row to each layer in the rows of ``raw`` selected by ``own``, and return ``known`` with the new layers.
 
-    Of gradients the local ones are asked for first: a rank has those of all its layers, while ranks share out the
-    reduced ones.
+    Layers are ordered by pipeline stage, then by the order in which a rank logs them; new layers follow the known ones.
+    Call it with local gradients first: a rank logs these for all its layers, while each reduced gradient is logged by
+    one rank only.
     """
     index = np.flatnonzero(own)
     if not index.size:
@@ -94,9 +95,9 @@ def layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Stor
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The heat map with its colour bar."""
+    """Draw the heat map with its colour bar; crosses mark non-finite elements."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=HEIGHT, marks="step")
-    mapper = heat.mapper(log=True)
+    mapper = heat.make_mapper(log=True)
     tips = [
         ("layer", "@layer"),
         ("step", "@step{0}"),
@@ -104,7 +105,7 @@ def figure(source: ColumnDataSource) -> Figure:
         ("max |g|", "@max_abs{0.000e+0}"),
         ("mean", "@mean{0.000e+0}"),
         ("zeros", "@zeros{0.0 %}"),
-        ("not finite", "@bad{0}"),
+        ("non-finite", "@bad{0}"),
     ]
     heat.draw(source, drawn, mapper, tips)
     drawn.scatter("step", "row", source=source, marker="x", size=9, line_width=2, color=theme.BAD, alpha="mark")

@@ -1,4 +1,4 @@
-"""Heat maps: cells from ``x`` to ``until``, in ``row``, coloured by ``colour``."""
+"""Heat maps: cells that reach from ``x`` to ``until`` in row ``row``, coloured by ``colour``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.plots import theme
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
 
-#: in the browser: the label of a row, from whatever rows the source has by now
+#: runs in the browser: the label of a row, from the rows that the source has at the time
 _LABEL_OF_ROW = """
 const { row, label } = source.data;
 const place = row.indexOf(tick);
@@ -23,10 +23,10 @@ return text.length > most ? "…" + text.slice(1 - most) : text;
 """
 
 
-def cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str], name: str = "step") -> Columns:
-    """A table (row, place) as cells, column by column; cells that are NaN are left out.
+def make_cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str], name: str = "step") -> Columns:
+    """Make cells from a table ``values`` (row, column), column by column; NaN values are left out.
 
-    ``x`` and ``until``: where each place begins and ends; ``labels``: one per row.
+    ``x`` and ``until``: where each column begins and ends. ``labels``: one per row. ``name``: name of the x column.
     """
     place, row = np.nonzero(~np.isnan(values.T))
     label = np.array(labels, dtype=object)[row] if row.size else np.empty(0, dtype=object)
@@ -39,16 +39,16 @@ def cells(x: np.ndarray, until: np.ndarray, values: np.ndarray, labels: list[str
     }
 
 
-def mapper(*, log: bool = False, low: float | None = None, high: float | None = None, palette: Any = None) -> Any:
-    """A colour scale (default: Viridis, over the data); cells of NaN are grey."""
+def make_mapper(*, log: bool = False, low: float | None = None, high: float | None = None, palette: Any = None) -> Any:
+    """Make a colour scale (default: Viridis over the range of the data); NaN cells are grey."""
     from bokeh.models import LinearColorMapper, LogColorMapper
 
     kind = LogColorMapper if log else LinearColorMapper
     return kind(palette=palette or "Viridis256", low=low, high=high, nan_color=theme.COLOURS["light"]["line"])
 
 
-def diverging() -> list[str]:
-    """Blue over grey to orange: less, the same, more."""
+def diverging_palette() -> list[str]:
+    """Make a diverging palette from blue (lowest) through grey (middle) to orange (highest), 255 colours."""
     ends, middle = ((0x00, 0x77, 0xBB), (0xEE, 0x77, 0x33)), (0xDD, 0xDD, 0xDD)
 
     def mixed(share: float) -> str:
@@ -61,7 +61,10 @@ def diverging() -> list[str]:
 def draw(
     source: ColumnDataSource, drawn: Any, mapper: Any, tips: list[tuple[str, str]], *, x: str = "step", ticks: int = 18
 ) -> Any:
-    """Cells of ``source`` on a new figure; returns the renderer."""
+    """Draw the cells of ``source`` on the figure ``drawn`` and return the renderer.
+
+    ``tips``: tooltips. ``x``: name of the x column. ``ticks``: approximate number of labelled rows.
+    """
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
     colour = {"field": "colour", "transform": mapper}
@@ -72,7 +75,7 @@ def draw(
         right="until",
         source=source,
         fill_color=colour,
-        line_color=colour,  # no seams between cells
+        line_color=colour,  # hides the gaps between cells
         line_width=1,
     )
     drawn.x_range.range_padding = 0
@@ -86,7 +89,7 @@ def draw(
 
 
 def new_figure(title: str, *, x_label: str, y_label: str, height: int, marks: str) -> Any:
-    """An empty figure whose rows run from top to bottom."""
+    """Make an empty figure whose rows are numbered from top to bottom."""
     from bokeh.models import DataRange1d
 
     y_range = DataRange1d(flipped=True, range_padding=0)

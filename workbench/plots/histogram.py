@@ -1,4 +1,4 @@
-"""Magnitudes of one layer's gradient over steps: which share lies between two powers of two."""
+"""Distribution of the magnitudes of one layer's gradient over steps: the share between successive powers of two."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import until
+from workbench.plots.gradients import cell_ends
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "histogram"
-TITLE = "Magnitudes of the chosen layer's gradient"
+TITLE = "Gradient magnitudes of the selected layer"
 TAB = "gradients"
 AXIS = "step"
 WIDE = True
@@ -27,8 +27,8 @@ EMPTY = "No histograms were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> tuple[Columns, Cursor]:
-    """A cell per step and power of two: step, until, exponent (2**exponent and above), middle, share (of the
-    elements that are not zero), layer. ``chosen`` None: the first layer that was logged."""
+    """One cell per step and power of two: step, until, exponent (magnitudes from 2**exponent on), middle, share (of the
+    non-zero elements), layer. ``chosen`` None: the first layer that was logged."""
     steps, layer = cursor or (None, chosen)
     raw, steps = rows.whole_steps(store, "histograms", steps)
     if layer is None and raw["step"].size:
@@ -48,7 +48,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> t
     total = np.bincount(at, weights=count, minlength=places.size) if count.size else np.empty(0)
     out = {
         "step": keys[:, 0],
-        "until": until(keys[:, 0], store),
+        "until": cell_ends(keys[:, 0], store),
         "exponent": keys[:, 1],
         "middle": keys[:, 1] + 0.5,
         "share": count / total[at] if count.size else count,
@@ -58,16 +58,16 @@ def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> t
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer steps, each standing for more."""
+    """Merge cells into fewer, wider steps."""
     return rows.thin_cells(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The heat map with its scale."""
+    """Draw the heat map with its colour bar."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step", marks_above=True)
-    mapper = heat.mapper(log=True, low=1e-4, high=1.0)
+    mapper = heat.make_mapper(log=True, low=1e-4, high=1.0)
     cells = drawn.hbar(
         y="middle",
         height=1,

@@ -1,4 +1,4 @@
-"""Learning rate over steps, as the schedule and the people at the controls set it."""
+"""Learning rate over steps, as set by the schedule and the user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line over steps, from zero."""
+    """Draw a line over steps; y starts at zero."""
     from bokeh.models import BasicTickFormatter, DataRange1d, HoverTool
 
     y_range = DataRange1d(start=0, range_padding=0.1)

@@ -1,4 +1,4 @@
-"""Training loss (each step, smoothed, and its spikes) and validation loss over steps."""
+"""Training loss (each step, smoothed, and spikes) and validation loss over steps."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, loss, smooth (moving average), validation (the last one known), where it was measured: at, measured, and
-    spikes: spike_at, spike.
+    """step, loss, smooth (moving average), validation (the latest known), at and measured (step and value of a
+    validation), spike_at and spike (step and loss of a spike).
 
-    A validation that arrives after its step was given rides on the next row, or on a repeat of the last row.
+    A validation that arrives after the row of its step was returned is put on a later row, or on a repeated last row.
     """
     steps, event_row, before, known, last, waiting = cursor or (None, 0, math.nan, math.nan, None, [])
     metrics, steps = rows.metrics_since(store, steps)
     events, event_row = rows.told_since(store, event_row)
     step, loss = metrics["step"].astype(float), metrics["loss"].astype(float)
     average = rows.smooth(loss, before)
-    validated = _validations(events)
+    validated = rows.validations(events, NAME)
     extra = max(0, len(validated) - step.size)
     if extra and (step.size or last):
         repeat: Any = (step[-1], loss[-1], average[-1]) if step.size else last
@@ -53,17 +53,12 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with every validation and spike."""
+    """Keep fewer rows, including every validation and spike."""
     return rows.thin(columns, of=["loss"], keep=~np.isnan(columns["measured"]) | ~np.isnan(columns["spike"]))
 
 
-def _validations(events: Columns) -> list[tuple[float, float]]:
-    chosen = np.flatnonzero((events["kind"] == "validation") & (events["name"] == "loss") & (events["value"] != "null"))
-    return [(float(events["step"][index]), float(events["value"][index])) for index in chosen]
-
-
 def _places(step: np.ndarray, validated: list[tuple[float, float]]) -> list[tuple[int, tuple[float, float]]]:
-    """A row for each validation: its own step's, or the nearest later one that is free."""
+    """Choose a row for each validation: that of its step, or the nearest later row without one."""
     places: list[tuple[int, tuple[float, float]]] = []
     free = 0
     for left, (where, value) in zip(range(len(validated) - 1, -1, -1), validated, strict=True):
@@ -75,16 +70,16 @@ def _places(step: np.ndarray, validated: list[tuple[float, float]]) -> list[tupl
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Lines over steps."""
+    """Draw the losses as lines over steps, with points for validations and spikes."""
     from bokeh.models import HoverTool
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="loss", marks="step")
     each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.55, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
-    held = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
+    latest = drawn.step("step", "validation", source=source, color=theme.VALIDATION, mode="after", alpha=0.6)
     points = drawn.scatter("at", "measured", source=source, color=theme.VALIDATION, size=8, line_color=None)
     spikes = theme.add_spikes(drawn, source)
-    legend = [("each step", [each]), ("smoothed", [average]), ("validation", [held, points]), ("spike", [spikes])]
+    legend = [("each step", [each]), ("smoothed", [average]), ("validation", [latest, points]), ("spike", [spikes])]
     theme.add_legend(drawn, legend)
     train: list[Any] = [("step", "@step{0}"), ("loss", "@loss{0.0000}"), ("smoothed", "@smooth{0.0000}")]
     drawn.add_tools(

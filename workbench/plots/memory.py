@@ -1,4 +1,4 @@
-"""Memory per rank over time: of its GPU where it has one, else of its process."""
+"""Memory per rank over time: of its GPU, or resident memory of its process without a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line per rank."""
+    """Draw one line per rank, or a band over many ranks."""
     prefix = "device" if any(name.startswith("device_") for name in source.data) else "resident"
     label = "GPU memory (GiB)" if prefix == "device" else "resident memory (GiB)"
     return per_rank.draw(source, TITLE, prefix=prefix, y_label=label, number="{0.00} GiB")

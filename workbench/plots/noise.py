@@ -1,8 +1,9 @@
-"""Gradient noise scale over steps: how large a batch still pays.
+"""Gradient noise scale over steps: the batch size up to which a larger batch makes training more efficient.
 
-From the squared norms at two batch sizes (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training",
-appendix A.1): with b samples per replica and B in all, |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B - b) and
-S = (|G_b|^2 - |G_B|^2) / (1/b - 1/B); the noise scale is S / |G|^2, each averaged over steps first.
+It is computed from squared gradient norms at two batch sizes (McCandlish et al. 2018, "An Empirical Model of
+Large-Batch Training", appendix A.1): with b samples per replica and B in total, |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B -
+b) and S = (|G_b|^2 - |G_B|^2) / (1/b - 1/B). The noise scale is S / |G|^2; both are averaged over steps before the
+division.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ NAME = "noise"
 TITLE = "Gradient noise scale"
 TAB = "gradients"
 AXIS = "step"
-EMPTY = "The noise scale needs two data-parallel ranks or more."
+EMPTY = "The noise scale needs at least two data-parallel ranks."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, noise (samples, smoothed; NaN where it is not positive), batch (the run's batch size)."""
+    """step, noise (in samples, smoothed; NaN where it is not positive), batch (the run's global batch size)."""
     steps, before_g, before_s = cursor or (None, math.nan, math.nan)
     table, _, steps = rows.combined(store, steps)
     at, small, big = squared_norms(table, store.mesh)
@@ -48,13 +49,15 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with the extremes of what each step gave."""
+    """Keep fewer rows, including the extremes."""
     return rows.thin(columns, of=["noise"])
 
 
 def squared_norms(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of ``combine_columns`` -> steps with both, the mean over replicas of |local|^2, and |reduced|^2, over all
-    layers."""
+    """Squared gradient norms over all layers, from the rows of ``combine_columns``.
+
+    Returns the steps that have both norms, the mean over replicas of |local|^2, and |reduced|^2.
+    """
     none = np.empty(0)
     if mesh.dp < 2 or not table["step"].size:
         return none, none, none
@@ -74,20 +77,23 @@ def squared_norms(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, n
 
 
 def unbiased(small: np.ndarray, big: np.ndarray, b: float, batch: float) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of |G|^2 and of the trace of the gradient's covariance, from squared norms at batches b and B."""
+    """Unbiased estimates of |G|^2 and of S, the trace of the per-sample gradient covariance (see the module).
+
+    ``small`` and ``big``: squared norms at the batch sizes ``b`` and ``batch``. NaN if b is not below ``batch``.
+    """
     if b >= batch:
         return np.full(small.size, math.nan), np.full(small.size, math.nan)
     return (batch * big - b * small) / (batch - b), (small - big) / (1 / b - 1 / batch)
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line over steps, and the batch size beside it."""
+    """Draw noise scale and batch size as lines over steps."""
     from bokeh.models import HoverTool
 
     drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="samples", y_axis_type="log", marks="step")
     noise = drawn.line("step", "noise", source=source, color=theme.LOSS, line_width=2)
     batch = drawn.line("step", "batch", source=source, color=theme.VALIDATION, line_width=1.5, line_dash="dashed")
-    dots = drawn.scatter("step", "noise", source=source, color=theme.LOSS, size=4)  # the first of them is no line yet
+    dots = drawn.scatter("step", "noise", source=source, color=theme.LOSS, size=4)  # a single point gives no line
     theme.add_legend(drawn, [("noise scale, smoothed", [noise, dots]), ("batch size", [batch])])
     tips = [("step", "@step{0}"), ("noise scale", "@noise{0.0} samples"), ("batch size", "@batch{0}")]
     drawn.add_tools(HoverTool(renderers=[noise], tooltips=tips, mode="vline"))

@@ -1,4 +1,4 @@
-"""Drawing a quantity per rank over time or steps: what utilisation, memory and the cosine share."""
+"""Draws a quantity per rank over time or steps; shared by the figures ``utilisation``, ``memory`` and ``cosine``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def draw(
     source: ColumnDataSource, title: str, *, prefix: str, y_label: str, number: str, x: str = "time", start: Any = 0
 ) -> Figure:
-    """One line per column ``<prefix>_<rank>`` of ``source``, or the band of lowest to highest rank with its median.
+    """Draw one line per column ``<prefix>_<rank>`` of ``source``, or the band of all ranks with its median.
 
-    ``number``: Bokeh's format of a value, with its unit. ``x``: "time" or "step". ``start``: the lowest y, None: free.
+    ``number``: Bokeh's format of a value, with its unit. ``x``: "time" or "step". ``start``: lower end of the y axis,
+    None: automatic.
     """
     from bokeh.models import DataRange1d
 
@@ -28,7 +29,7 @@ def draw(
     where = ("step", "@step{0}")
     if x == "time":
         where = ("elapsed", "@time{00:00:00}")
-        theme.elapsed(drawn)
+        theme.format_elapsed_axis(drawn)
     names = [name.removeprefix(f"{prefix}_") for name in source.data if name.startswith(f"{prefix}_")]
     entries = (_band if "median" in names else _each)(
         drawn, source, names, prefix=prefix, x=x, number=number, where=where
@@ -58,8 +59,8 @@ def _band(
     entries = [("lowest to highest rank", [band]), ("median", middle)]
     if "chosen" in names:
         chosen = drawn.line(x, f"{prefix}_chosen", source=source, color=theme.CHOSEN, line_width=2)
-        entries.append(("chosen rank", [chosen]))
-        tips.append(("chosen", f"@{prefix}_chosen{number}"))
+        entries.append(("selected rank", [chosen]))
+        tips.append(("selected", f"@{prefix}_chosen{number}"))
     drawn.add_tools(HoverTool(renderers=[median], tooltips=tips, mode="vline"))
     return entries
 
@@ -82,7 +83,7 @@ def _each(
             name=f"rank {rank}",
         )
         shown = [line]
-        if x == "step":  # some steps only: also the first of them, alone, is seen
+        if x == "step":  # few steps have a value; a single point gives no line
             shown.append(drawn.scatter(x, f"{prefix}_{rank}", source=source, color=theme.rank_colour(rank), size=4))
         entries.append((f"rank {rank}" if not entries else str(rank), shown))
         tips = [("rank", str(rank)), where, ("value", f"@{prefix}_{rank}{number}")]

@@ -1,4 +1,4 @@
-"""Where each rank's step time goes: phases as stacked bars, mean of the newest steps, a straggler marked."""
+"""Step time of each rank by phase: stacked bars of the mean over the latest steps, with the straggler marked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
-from workbench.plots.lag import OWN_WORK, STRAGGLER, against_median
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
+from workbench.telemetry.stragglers import STRAGGLER, mean_by_phase, own_work_by_rank
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
@@ -28,13 +27,13 @@ REPLACE = True
 PERIOD_S = 2.0
 STEPS = 20
 MOST_BARS = 64
-#: hidden behind compute, or made of other phases: no part of the step's length
+#: phases that run beside others, so they are no part of the step's length
 _BESIDE = ("overlapped", "monitor")
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A row per rank and phase: rank, row (its place), left, right (ms from the step's begin), phase,
-    colour, share (of the step), slow (percent above the median rank, NaN unless a straggler), at (where to mark it)."""
+    """One row per rank and phase: rank, row (vertical position), left, right (ms from the start of the step), phase,
+    colour, share (of the step), slow (percent above the median rank, NaN unless a straggler), at (x of its mark)."""
     steps, kept = cursor or (None, None)
     phases, steps = rows.whole_steps(store, "phases", steps)
     if not phases["step"].size:
@@ -47,26 +46,13 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     return _bars(kept, store), (steps, kept)
 
 
-def mean_by_phase(phases: Columns, ranks: int) -> tuple[list[str], np.ndarray]:
-    """Phase names in the order of a step, and a table (rank, phase) of milliseconds per step."""
-    code, names = pd.factorize(phases["phase"])
-    known = [name for name in theme.PHASES if name in set(names)]
-    steps = max(1, np.unique(phases["step"]).size)
-    place = np.array([known.index(name) if name in known else -1 for name in names], dtype=np.intp)[code]
-    own = (place >= 0) & (phases["rank"] < ranks)
-    cell = phases["rank"][own] * len(known) + place[own]
-    sums = np.bincount(cell, phases["duration_ms"][own], ranks * len(known))
-    return known, sums.reshape(ranks, len(known)) / steps
-
-
 def _bars(phases: Columns, store: Store) -> Columns:
     ranks = store.mesh.world_size
     names, table = mean_by_phase(phases, ranks)
-    own = table[:, [place for place, name in enumerate(names) if name in OWN_WORK]].sum(axis=1)
-    relative = against_median(own[:, None], store)[:, 0]
+    relative = own_work_by_rank(phases, store.mesh)
     shown = [place for place, name in enumerate(names) if name not in _BESIDE]
     chosen = np.arange(ranks)
-    if ranks > MOST_BARS:  # the slowest, the fastest, and some between
+    if ranks > MOST_BARS:  # the slowest, the fastest, and some in between
         order = np.argsort(-relative, kind="stable")
         chosen = order[np.unique(np.linspace(0, ranks - 1, MOST_BARS).astype(int))]
     table, relative = table[chosen][:, shown], relative[chosen]
@@ -99,7 +85,7 @@ def _empty() -> Columns:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A bar per rank."""
+    """Draw one stacked bar per rank."""
     from bokeh.models import DataRange1d, HoverTool
 
     drawn = theme.new_figure(
@@ -114,7 +100,7 @@ def figure(source: ColumnDataSource) -> Figure:
         y="row", height=0.8, left="left", right="right", source=source, fill_color="colour", line_color=None
     )
     drawn.scatter("at", "row", source=source, marker="inverted_triangle", angle=math.pi / 2, size=10, color=theme.BAD)
-    theme.rank_rows(drawn, source, ticks=9)
+    theme.label_rank_rows(drawn, source, ticks=9)
     tips = [
         ("rank", "@rank{0}"),
         ("phase", "@phase"),

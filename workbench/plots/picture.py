@@ -1,4 +1,5 @@
-"""A run's state as a small PNG, for viewers where widgets can't run (a code host, a saved notebook, an e-mail)."""
+"""Draws a run's state as a small PNG, for viewers that cannot run widgets (a code host, a saved notebook, an
+e-mail)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ _TITLE_WIDTH = 90  # characters a line
 
 
 def picture(store: Store, *, title: str = "") -> bytes:
-    """PNG of loss, throughput, utilisation and gradient norms; under 100 kB, drawn by matplotlib without a display."""
+    """PNG of loss, throughput, utilisation and gradient norms, below 100 kB, drawn by matplotlib without a display.
+
+    ``title``: heading (default: the run's name and plan).
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,7 +48,8 @@ def picture(store: Store, *, title: str = "") -> bytes:
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> bytes:
-    """PNG of horizontal bars, from above: name, share of the whole (0 to 1, NaN: no bar), and what stands beside it."""
+    """PNG of horizontal bars. ``rows``, from top to bottom: name, share of the whole (0 to 1, NaN: no bar), text beside
+    the bar."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,8 +61,8 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> bytes:
     shares = np.array([share for _, share, _ in rows], dtype=float).clip(0, 1)
     pane.barh(places, np.where(np.isnan(shares), 0, 1), height=0.6, color=COLOURS["grid"])
     pane.barh(places, np.nan_to_num(shares), height=0.6, color=theme.RANK_COLOURS[0])
-    for place, (_, _, said) in enumerate(rows):
-        pane.text(1.02, place, _plain(said), va="center", fontsize=8, color=COLOURS["text"])
+    for place, (_, _, text) in enumerate(rows):
+        pane.text(1.02, place, _plain(text), va="center", fontsize=8, color=COLOURS["text"])
     pane.set_yticks(places, [_plain(_short(name)) for name, _, _ in rows], fontsize=8)
     pane.set_xlim(0, 1.5)
     pane.set_xticks([])
@@ -69,7 +74,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> bytes:
 
 
 def _small_png(drawn: Any) -> bytes:
-    """PNG with a palette: a third of the size of one in full colour."""
+    """PNG with a palette, which takes a third of the size of a full-colour PNG."""
     from PIL import Image
 
     canvas = drawn.canvas
@@ -160,12 +165,12 @@ def _short(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
+    """Escape ``text`` so that matplotlib does not parse it as mathematics."""
     return text.replace("$", r"\$")
 
 
 def stacked(pictures: Sequence[bytes]) -> bytes:
-    """PNGs of the same width, one below the other, as one PNG."""
+    """Stack PNGs of equal width vertically into one PNG."""
     if len(pictures) == 1:
         return pictures[0]
     from PIL import Image
@@ -177,5 +182,5 @@ def stacked(pictures: Sequence[bytes]) -> bytes:
         whole.paste(part, (0, top))
         top += part.height
     file = io.BytesIO()
-    whole.quantize(64).save(file, "PNG")  # few colours: a saved notebook stays small
+    whole.quantize(64).save(file, "PNG")  # few colours keep a saved notebook small
     return file.getvalue()

@@ -1,21 +1,19 @@
-"""One look for all figures: colours that people who see colours differently can tell apart, light and dark.
+"""Common look of all figures: light and dark colours that people with colour vision deficiencies can tell apart.
 
-A rank has the same colour in every figure, tile and picture. Figures are drawn transparent; ``apply`` colours their
-text, axes and grid for a page, and the live panel does the same in the browser with the same ``COLOURS``.
+A rank has the same colour in every figure, tile and picture. Figures have a transparent background; ``apply`` sets the
+colours of text, axes and grid for a light or dark page. The live panel does the same in the browser with ``COLOURS``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Paul Tol's "vibrant" scheme and two of his "muted" one: distinct for the common colour vision deficiencies, and
-#: visible on white and on near-black
+#: Paul Tol's "vibrant" scheme and two colours of his "muted" scheme: distinct under the common colour vision
+#: deficiencies, and visible on white and on near-black
 RANK_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#8844ee", "#cc3311")
 
-#: beyond the colours a rank is told by its dash as well; above this many ranks figures show the lowest, median and
-#: highest rank, and the one that is chosen
+#: beyond the colours a rank is told by its dash as well: enough for ``telemetry.row_views.MOST_LINES`` ranks
 DASHES = ("solid", "dashed", "dotted", "dotdash")
-MOST_LINES = len(RANK_COLOURS) * len(DASHES)
 #: a legend of more entries than this says less than it hides
 MOST_ENTRIES = len(RANK_COLOURS)
 
@@ -27,7 +25,7 @@ BAD = "#ee3377"
 CHOSEN = "#ee7733"
 MARK = "#aa4499"
 
-#: what a rank does within a step, in the order of a step, each with its colour everywhere; waiting is grey
+#: the phases of a step in their order, with their colours in all figures; waiting is grey
 PHASES = {
     "data": "#8844ee",
     "transfer": "#ddcc77",
@@ -42,7 +40,7 @@ PHASES = {
     "monitor": "#ee3377",
     "paused": "#777777",
 }
-#: tag of a formatter that writes a tick n as two to the power of n
+#: tag of a formatter that shows a tick n as two to the power of n
 POWER_OF_TWO = "power of two"
 #: label of an axis of seconds since the first device sample
 ELAPSED = "elapsed (h:mm:ss)"
@@ -55,12 +53,12 @@ COLOURS = {
 
 
 def rank_colour(rank: int) -> str:
-    """Colour of a rank; after eight they repeat with another dash."""
+    """Colour of a rank. Colours repeat after eight ranks, with another dash."""
     return RANK_COLOURS[rank % len(RANK_COLOURS)]
 
 
 def rank_dash(rank: int) -> str:
-    """Dash of a rank's lines."""
+    """Dash pattern of a rank's lines."""
     return DASHES[rank // len(RANK_COLOURS) % len(DASHES)]
 
 
@@ -75,11 +73,11 @@ def new_figure(
     brush: bool = True,
     **options: Any,
 ) -> Any:
-    """An empty figure in the common look: transparent, as wide as its place, with brush, pan, zoom, reset and save.
+    """Make an empty figure in the common look: transparent, full width, with brush, pan, zoom, reset and save tools.
 
-    ``marks``: "step" or "time", the column of the source named "marks" (step, time, label: what was done to the run)
-    at which upright lines stand. It has no rows: whoever shows the figure fills it. ``marks_above``: the lines lie over
-    what is drawn, as cells of a heat map would hide them. ``brush``: a drag chooses a range of x alone.
+    ``marks``: "step" or "time" adds vertical lines at this column of an empty source named "marks" (columns step, time,
+    label), which the panel or the report fills with user actions (``event_lines``). ``marks_above``: draw the lines
+    over the data, as the cells of a heat map would hide them. ``brush``: dragging selects a range of x only.
     """
     from bokeh.plotting import figure
 
@@ -100,7 +98,7 @@ def new_figure(
     drawn.toolbar.autohide = True
     drawn.toolbar_location = "above"
     drawn.background_fill_color = drawn.border_fill_color = drawn.outline_line_color = None
-    drawn.min_border_left, drawn.min_border_right = 72, 12  # plots above each other begin at the same place
+    drawn.min_border_left, drawn.min_border_right = 72, 12  # aligns the x axes of figures above each other
     drawn.title.text_font = FONT
     drawn.title.text_font_size = "13px"
     drawn.title.text_font_style = "bold"
@@ -122,7 +120,7 @@ def new_figure(
     return apply(drawn, "light")
 
 
-#: Bokeh's own ticks of a log axis are those of a linear one below two decades, and leave its lower part without any
+#: replaces Bokeh's log ticker, which below two decades uses linear ticks and leaves the lower part of the axis empty
 _LOG_TICKS = """
 const { start, end } = cb_data;
 const decades = Math.log10(end / start);
@@ -150,7 +148,7 @@ def _log_ticker() -> Any:
 
 
 def _plain_numbers() -> Any:
-    """Ticks of a log scale: 0.001, 20, 5e-5."""
+    """Formatter for the ticks of a log scale: 0.001, 20, 5e-5."""
     from bokeh.models import CustomJSTickFormatter
 
     return CustomJSTickFormatter(
@@ -160,20 +158,20 @@ def _plain_numbers() -> Any:
 
 
 def _add_marks(drawn: Any, x: str, *, above: bool) -> None:
-    """Upright lines where somebody set something, with what it was."""
+    """Add vertical lines that mark user actions, with a tooltip that says which."""
     from bokeh.models import ColumnDataSource, HoverTool, VSpan
 
     source = ColumnDataSource({"step": [], "time": [], "label": []}, name="marks")
-    if above:  # a bright seam on which the line is seen over any colour
-        seam = drawn.add_glyph(source, VSpan(x=x, line_color="#ffffff", line_alpha=0.7, line_width=3))
-        seam.level = "glyph"
+    if above:  # a bright outline makes the line visible on any colour
+        outline = drawn.add_glyph(source, VSpan(x=x, line_color="#ffffff", line_alpha=0.7, line_width=3))
+        outline.level = "glyph"
     lines = drawn.add_glyph(source, VSpan(x=x, line_color=MARK, line_alpha=0.7, line_width=1.5, line_dash="dashed"))
-    lines.level = "glyph" if above else "underlay"  # an overlay would not end with the frame
+    lines.level = "glyph" if above else "underlay"  # level "overlay" would extend beyond the frame
     drawn.add_tools(HoverTool(renderers=[lines], tooltips="@label", visible=False))
 
 
-def elapsed(drawn: Any) -> None:
-    """An x axis of seconds as hours, minutes and seconds; few ticks, so that they fit on a phone."""
+def format_elapsed_axis(drawn: Any) -> None:
+    """Format the x axis, in seconds, as h:mm:ss, with few ticks so that they fit on a phone."""
     from bokeh.models import AdaptiveTicker, NumeralTickFormatter
 
     mantissas = [1, 2, 5, 10, 15, 30]
@@ -184,7 +182,7 @@ def elapsed(drawn: Any) -> None:
 
 
 def add_spikes(drawn: Any, source: Any) -> Any:
-    """Triangles at columns ``spike_at`` and ``spike`` of a source: what stands out."""
+    """Draw spikes as triangles at the columns ``spike_at`` and ``spike`` of ``source``; returns the renderer."""
     from bokeh.models import HoverTool
 
     look = {"marker": "triangle", "size": 9, "color": BAD, "line_color": None}
@@ -193,8 +191,8 @@ def add_spikes(drawn: Any, source: Any) -> Any:
     return spikes
 
 
-def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
-    """Name the rows of a figure by the ranks they stand for: columns ``row`` and ``rank`` of ``source``."""
+def label_rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
+    """Label the rows of a figure with their ranks, from the columns ``row`` and ``rank`` of ``source``."""
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter
 
     drawn.yaxis.ticker = AdaptiveTicker(min_interval=1, desired_num_ticks=ticks, num_minor_ticks=0)
@@ -206,8 +204,8 @@ def rank_rows(drawn: Any, source: Any, *, ticks: int) -> None:
 
 
 def finish(drawn: Any) -> Any:
-    """The last word of a figure: ranges follow its data, not its marks, which are drawn last of their level; colours
-    for a light page."""
+    """Complete a figure: its ranges follow the data and ignore the marks, marks are drawn after the data of their
+    level, and colours are those of a light page."""
     shown = [renderer for renderer in drawn.renderers if renderer.data_source.name != "marks"]
     drawn.renderers = [*shown, *(renderer for renderer in drawn.renderers if renderer not in shown)]
     for axis_range in (drawn.x_range, drawn.y_range):
@@ -217,7 +215,7 @@ def finish(drawn: Any) -> Any:
 
 
 def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", format: str = "") -> Any:
-    """The scale of a heat map, at its right."""
+    """Add the colour scale of a heat map on its right side."""
     from bokeh.models import BasicTicker, LogTicker, NumeralTickFormatter
     from bokeh.models.annotations import ColorBar
 
@@ -238,7 +236,7 @@ def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", forma
 
 
 def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
-    """A one-line legend above the plot; a click on an entry hides or shows it."""
+    """Add a one-line legend above the plot; a click on an entry hides or shows its renderers."""
     from bokeh.models.annotations import Legend, LegendItem
 
     legend: Any = Legend(items=[LegendItem(label=label, renderers=renderers) for label, renderers in items])
@@ -250,7 +248,7 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     legend.label_text_font_size = "11px"
     legend.padding = legend.margin = 0
     legend.label_width = 0
-    legend.spacing = 10 if len(items) <= 6 else 8  # eight fit half of a page of 900 px
+    legend.spacing = 10 if len(items) <= 6 else 8  # eight entries fit into half of a page of 900 px
     legend.glyph_width = 14
     legend.label_standoff = 4
     drawn.add_layout(legend, "above")
@@ -258,7 +256,7 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
 
 
 def apply(drawn: Any, mode: str) -> Any:
-    """Colour a figure's text, axes and grid for a light or a dark page."""
+    """Set the colours of a figure's text, axes and grid; ``mode``: "light" or "dark"."""
     from bokeh.models.annotations import ColorBar, Legend
 
     colours = COLOURS[mode]

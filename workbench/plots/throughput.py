@@ -1,4 +1,4 @@
-"""Tokens (where a sample has none: samples) per second and device over steps."""
+"""Tokens per second and device over steps; samples per second if the run's samples have no tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AXIS = "step"
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, tokens or samples (per second and device), smooth (moving average), step_time_ms, data_wait_ms."""
+    """step, tokens or samples (per second and device), smooth (its moving average), step_time_ms, data_wait_ms."""
     steps, before = cursor or (None, math.nan)
     metrics, steps = rows.metrics_since(store, steps)
     named = {"step": "step", rows.unit(store): "tps", "step_time_ms": "step_time_ms", "data_wait_ms": "data_wait_ms"}
@@ -35,17 +35,17 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer rows, with the extremes of what each step gave."""
+    """Keep fewer rows, including the extremes."""
     return rows.thin(columns, of=[unit_of(columns)])
 
 
 def unit_of(columns: Mapping[str, Any]) -> str:
-    """What these columns count: "tokens" or "samples"."""
+    """The unit that these columns count: "tokens" or "samples"."""
     return "samples" if "samples" in columns else "tokens"
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line over steps, from zero."""
+    """Draw a line over steps; y starts at zero."""
     from bokeh.models import DataRange1d, HoverTool, NumeralTickFormatter
 
     unit = unit_of(source.data)

@@ -1,7 +1,7 @@
-"""The last steps as they ran: phases as bars per rank, so that bubbles and waiting are seen.
+"""Timeline of the latest steps: one bar per phase and rank, which shows pipeline bubbles and waiting.
 
-Waiting within a phase is drawn after its work: a forward pass that is interrupted by communication is one bar, and what
-it waited the next.
+Waiting within a phase is drawn after the phase's work: a forward pass that communication interrupts is one bar,
+followed by one bar for the communication.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "timeline"
-TITLE = "The last steps, phase by phase"
+TITLE = "Phases of the latest steps"
 TAB = "timeline"
 AXIS = ""
 WIDE = True
@@ -34,14 +34,17 @@ EMPTY = "No phases were recorded: train with --monitor light or full."
 STEPS = 3
 HEIGHT = 680
 MOST_RANKS = 64
-#: bars that are sent at once; of more, fewer steps are shown
+#: largest number of bars; fewer steps are shown if they would have more
 MOST_BARS = 1000
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
-    """A bar per phase: rank, row, y, height, start, end (ms since the first of the steps began), step, phase,
-    colour, micro (micro-batch, -1: of the whole step). Of more than ``MOST_RANKS`` ranks: the chosen one
-    with its replica, the slowest, and some between."""
+    """One bar per phase: rank, row, y, height, start, end (ms since the first shown step began), step, phase, colour,
+    micro (micro-batch, -1: whole step).
+
+    If there are more than ``MOST_RANKS`` ranks, the selected one with its replica, the slowest, and a sample of the
+    others are shown.
+    """
     steps, kept = cursor or (None, None)
     phases, steps = rows.whole_steps(store, "phases", steps)
     if not phases["step"].size:
@@ -58,7 +61,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
 
 
 def _shown_ranks(phases: Columns, store: Store, chosen: int | None) -> np.ndarray:
-    """Ranks with a row, ascending."""
+    """The ranks that are shown, in ascending order."""
     ranks = store.mesh.world_size
     if ranks <= MOST_RANKS:
         return np.arange(ranks)
@@ -73,21 +76,23 @@ def _shown_ranks(phases: Columns, store: Store, chosen: int | None) -> np.ndarra
 
 
 def height(columns: Columns) -> int:
-    """A row of the same height per rank, up to the figure's own height."""
+    """Height in pixels: a fixed height per rank, at most ``HEIGHT``."""
     return min(HEIGHT, 90 + 56 * np.unique(columns["row"]).size)
 
 
 def bars(phases: Columns, shown: np.ndarray) -> Columns:
-    """Phases of the ranks ``shown`` (ascending) as the columns of this figure: steps one after the other, each begins
-    when the longest rank of the one before has ended. Bars of a step and rank do not overlap, but for the thin ones:
-    waiting within a phase is drawn after its work."""
+    """Make this figure's columns from the phases of the ranks ``shown`` (ascending).
+
+    A step begins where the slowest rank of the previous step has ended. Bars of a rank do not overlap, except the thin
+    bars of phases that run beside others. Waiting within a phase is drawn after its work.
+    """
     steps, place = np.unique(phases["step"], return_inverse=True)
     starts, ends = in_turn(phases)
     length = np.zeros(steps.size)
     np.maximum.at(length, place, ends)
     begin = np.concatenate([[0.0], np.cumsum(length)[:-1]])[place] if steps.size else np.empty(0)
     row = np.searchsorted(shown, phases["rank"]).astype(float)
-    thin = np.isin(phases["phase"], (*ASIDE, *HIDDEN))  # they run beside the others: a thin bar below
+    thin = np.isin(phases["phase"], (*ASIDE, *HIDDEN))  # phases that run beside others get a thin bar below
     phase = phases["phase"].astype(object)
     grey = theme.COLOURS["light"]["muted"]
     return {
@@ -105,12 +110,12 @@ def bars(phases: Columns, shown: np.ndarray) -> Columns:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Bars per rank over milliseconds."""
+    """Draw the bars, one row per rank, over milliseconds."""
     from bokeh.models import DataRange1d, HoverTool
 
     drawn = theme.new_figure(
         TITLE,
-        x_label="ms since the first of these steps began",
+        x_label="ms since the start of the first shown step",
         y_label="rank",
         height=HEIGHT,
         x_range=DataRange1d(start=0, range_padding=0.01),
@@ -127,7 +132,7 @@ def figure(source: ColumnDataSource) -> Figure:
         line_alpha=0.5,
         line_width=0.5,
     )
-    theme.rank_rows(drawn, source, ticks=17)
+    theme.label_rank_rows(drawn, source, ticks=17)
     tips = [
         ("rank", "@rank{0}"),
         ("step", "@step{0}"),
@@ -135,7 +140,7 @@ def figure(source: ColumnDataSource) -> Figure:
         ("micro-batch", "@micro{0}"),
         ("from", "@start{0.00} ms"),
         ("to", "@end{0.00} ms"),
-        ("order", "waiting within a phase is drawn after its work"),
+        ("note", "waiting within a phase is drawn after its work"),
     ]
     drawn.add_tools(HoverTool(renderers=[shown], tooltips=tips))
     return theme.finish(drawn)

@@ -1,4 +1,4 @@
-"""Bytes that a rank gives to collectives per step, by kind (mean over ranks)."""
+"""Bytes that a rank passes to collectives per step, by kind of collective (mean over ranks)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "traffic"
-TITLE = "Bytes per rank and step"
+TITLE = "Bytes in collectives per rank and step"
 HEIGHT = 320
 TAB = "communication"
 AXIS = "step"
 EMPTY = "No collectives were recorded."
-#: in the browser: 20 kB, 1.5 MB
+#: runs in the browser: formats a tick as 20 kB, 1.5 MB
 _BYTES = """
 let [value, unit] = [tick, 0];
 while (value >= 1000 && unit < 5) [value, unit] = [value / 1000, unit + 1];
@@ -29,8 +29,8 @@ return Number(value.toPrecision(3)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step and a column per kind of collective: bytes per rank."""
-    raw, kinds, place, after = by_kind.since(store, cursor)
+    """step and one column per kind of collective: bytes per rank."""
+    raw, kinds, place, after = by_kind.read_by_kind(store, cursor)
     steps, table = rows.table_of(raw["step"], place, raw["bytes"].astype(float), len(kinds))
     ranks = store.mesh.world_size
     out = {"step": steps.astype(float), **{kind: table[index] / ranks for index, kind in enumerate(kinds)}}
@@ -38,7 +38,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line per kind, on a log scale."""
+    """Draw one line per kind, on a log scale."""
     from bokeh.models import CustomJSTickFormatter
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="bytes", height=HEIGHT, y_axis_type="log", marks="step")

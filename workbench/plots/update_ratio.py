@@ -1,6 +1,7 @@
-"""Size of the last update against the size of the weights, per layer over steps: a heat map on a log scale.
+"""Norm of the weight update divided by the norm of the weights, per layer over steps, as a heat map on a log scale.
 
-Around 1e-3 is healthy for most models; far above, a layer is thrown about, far below, it stands still.
+Around 1e-3 is healthy for most models. A much larger ratio means that the layer is unstable, a much smaller one that it
+hardly learns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import heat, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import layer_rows, until
+from workbench.plots.gradients import assign_layer_rows, cell_ends
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "update_ratio"
-TITLE = "Update against weights per layer (ratio of L2 norms, log scale)"
+TITLE = "Update-to-weight ratio per layer (L2 norms, log scale)"
 TAB = "gradients"
 AXIS = "step"
 WIDE = True
@@ -30,10 +31,10 @@ EMPTY = "No weight statistics were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """A cell per step and layer: step, until, row (its place in the model), label (the layer), colour."""
+    """One cell per step and layer: step, until, row (position in the model), label (the layer), colour (the ratio)."""
     steps, places = cursor or (None, {})
     raw, steps = rows.whole_steps(store, "weights", steps)
-    places = layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
+    places = assign_layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
     row = np.array([places[str(name)] for name in raw["layer"]], dtype=int)
     width = len(places)
     at, update = rows.table_of(raw["step"], row, raw["update_sq"], width)
@@ -41,19 +42,19 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.sqrt(update / weight)
     ratio = np.where(ratio > 0, ratio, math.nan)
-    out = heat.cells(at.astype(float), until(at.astype(float), store), ratio, list(places))
+    out = heat.make_cells(at.astype(float), cell_ends(at.astype(float), store), ratio, list(places))
     return (thin(out) if cursor is None else out), (steps, places)
 
 
 def thin(columns: Columns) -> Columns:
-    """Fewer steps, each standing for more."""
+    """Merge cells into fewer, wider steps."""
     return rows.thin_cells(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """The heat map with its scale."""
+    """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=340, marks="step")
-    mapper = heat.mapper(log=True)
+    mapper = heat.make_mapper(log=True)
     heat.draw(source, drawn, mapper, [("layer", "@label"), ("step", "@step{0}"), ("ratio", "@colour{0.00e+0}")])
     theme.add_colour_bar(drawn, mapper, log=True)
     return theme.finish(drawn)

@@ -1,4 +1,4 @@
-"""How busy each rank's device was over time: its GPU where it has one, else its process' share of a CPU core."""
+"""Utilisation of each rank's device over time: of its GPU, or the CPU usage of its process without a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """A line per rank."""
+    """Draw one line per rank, or a band over many ranks."""
     prefix = "gpu" if any(name.startswith("gpu_") for name in source.data) else "cpu"
-    label = "GPU busy (%)" if prefix == "gpu" else "CPU (% of a core)"
+    label = "GPU utilisation (%)" if prefix == "gpu" else "CPU (% of a core)"
     return per_rank.draw(source, TITLE, prefix=prefix, y_label=label, number="{0.0} %")

@@ -1,4 +1,4 @@
-"""What evaluations measured besides the loss: accuracy in percent."""
+"""Accuracy on the validation set, in percent, over steps."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ NAME = "validation"
 TITLE = "Accuracy on the validation set"
 TAB = "samples"
 AXIS = "step"
-EMPTY = "No accuracy was measured (a recipe that classifies measures it)."
+EMPTY = "No accuracy: only the evaluation of a classification recipe measures it."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """step, accuracy (percent)."""
     events, after = rows.told_since(store, cursor or 0)
-    own = (events["kind"] == "validation") & (events["name"] == "accuracy") & (events["value"] != "null")
-    out = {"step": events["step"][own].astype(float), "accuracy": 100 * events["value"][own].astype(float)}
-    if not own.any():
-        out = {"step": np.empty(0), "accuracy": np.empty(0)}
+    found = np.array(rows.validations(events, "accuracy"), dtype=float).reshape(-1, 2)
+    out = {"step": found[:, 0], "accuracy": 100 * found[:, 1]}
     return (rows.thin(out) if cursor is None else out), after
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Points on a line."""
+    """Draw the evaluations as points on a line."""
     from bokeh.models import DataRange1d, HoverTool
 
     y_range = DataRange1d(range_padding=0.15)

@@ -1,4 +1,4 @@
-"""``digits-vit``: a small vision transformer that reads handwritten digits (scikit-learn's bundled images)."""
+"""``digits-vit``: a small vision transformer that classifies handwritten digits (images bundled with scikit-learn)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from workbench.engine.base.workload import Evaluation, Workload
 
 CLASSES = 10
-_IMAGE_SIZE = 8  # pixels a side; brightness 0 .. 16
+_IMAGE_SIZE = 8  # pixels per side; brightness 0 .. 16
 _PATCH_SIZE = 2
-_VALIDATION = 360  # of 1,797 images
-_INTERMEDIATE = 2  # times the hidden size
+_VALIDATION_IMAGES = 360  # of 1,797 images
+_INTERMEDIATE_FACTOR = 2  # times the hidden size
 
-#: ``vocabulary`` are the classes; a sequence is one token a patch and the class token
+#: ``vocabulary``: the classes; a sequence has one token per patch and the class token
 _SHAPES = {
     "tiny": ModelShape(layers=4, hidden=64, heads=4, kv_heads=4, vocabulary=CLASSES, sequence_length=17),
     "small": ModelShape(layers=8, hidden=256, heads=8, kv_heads=8, vocabulary=CLASSES, sequence_length=17),
 }
 
 
-def data_file() -> Path:
-    """scikit-learn's file of digits, found without importing scikit-learn; ``ConfigError`` when it is not there."""
+def find_data_file() -> Path:
+    """Find scikit-learn's file of digits without importing scikit-learn. Raises ``ConfigError`` if it is missing."""
     try:
         file = Path(str(importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data")))
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            "digits-vit reads the images that scikit-learn brings, which is not installed: pip install scikit-learn",
+            "digits-vit uses the images bundled with scikit-learn, which is not installed: pip install scikit-learn",
             field="--recipe",
         ) from error
     file /= "digits.csv.gz"
@@ -47,23 +47,23 @@ def data_file() -> Path:
 
 
 def check_data() -> None:
-    """``ConfigError`` when the images are not on this machine."""
-    data_file()
+    """Raise ``ConfigError`` if the images are not on this machine."""
+    find_data_file()
 
 
-def load() -> tuple[torch.Tensor, torch.Tensor]:
-    """All images [1797, 1, 8, 8] in -1 .. 1, and their digits [1797] int64, in the order of the file."""
+def load_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Load all images, float32 [1797, 1, 8, 8] in -1 .. 1, and their digits, int64 [1797], in the file's order."""
     import numpy as np
     import torch
 
-    with gzip.open(data_file(), "rt", encoding="ascii") as lines:
+    with gzip.open(find_data_file(), "rt", encoding="ascii") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.float32))
     images = table[:, :-1].reshape(-1, 1, _IMAGE_SIZE, _IMAGE_SIZE) / 8 - 1
     return images, table[:, -1].long()
 
 
-def configuration(size: str) -> Any:
-    """transformers' configuration of a size."""
+def make_config(size: str) -> Any:
+    """Make the ``ViTConfig`` of a size ("tiny", "small")."""
     from transformers import ViTConfig
 
     shape = _SHAPES[size]
@@ -72,7 +72,7 @@ def configuration(size: str) -> Any:
         patch_size=_PATCH_SIZE,
         num_channels=1,
         hidden_size=shape.hidden,
-        intermediate_size=_INTERMEDIATE * shape.hidden,
+        intermediate_size=_INTERMEDIATE_FACTOR * shape.hidden,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_labels=CLASSES,
@@ -81,8 +81,9 @@ def configuration(size: str) -> Any:
     )
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over a tenth of the steps, then a cosine down to zero."""
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Learning rate at ``step`` relative to its peak: linear warm-up over a tenth of the steps, then cosine decay to
+    0."""
     warm_up = max(1, min(50, steps // 10))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -90,7 +91,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def build(spec: TrainSpec) -> Workload:
-    """Model, data and evaluation for ``spec.size``; the same on every rank."""
+    """Build model, data and evaluation for ``spec.size``; equal on every rank."""
     import torch
     from torch.utils.data import TensorDataset
 
@@ -99,10 +100,10 @@ def build(spec: TrainSpec) -> Workload:
     from workbench.recipes.models import seeded_model
 
     size = spec.size or RECIPE.default_size
-    images, digits = load()
+    images, digits = load_digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, validation = order[_VALIDATION:], order[:_VALIDATION]
-    model = seeded_model("ViTForImageClassification", configuration(size), spec.seed)
+    train, validation = order[_VALIDATION_IMAGES:], order[:_VALIDATION_IMAGES]
+    model = seeded_model("ViTForImageClassification", make_config(size), spec.seed)
     lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     return Workload(
@@ -113,15 +114,15 @@ def build(spec: TrainSpec) -> Workload:
             spec.batch_size,
             seed=spec.seed,
             shuffle=spec.shuffle,
-            collate_fn=_batch,
+            collate_fn=_collate,
         ),
         criterion=_loss,
-        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, spec.steps)),
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, spec.steps)),
         evaluate=_Evaluator(images[validation], digits[validation]),
     )
 
 
-def _batch(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
     import torch
 
     images, digits = zip(*samples, strict=True)
@@ -133,7 +134,7 @@ def _loss(outputs: Any, _batch: Any) -> torch.Tensor:
 
 
 class _Evaluator:
-    """Loss, accuracy and confusion matrix (rows: the digit, columns: what the model says) on the validation images."""
+    """Loss, accuracy and confusion matrix (rows: true digit, columns: predicted digit) on the validation images."""
 
     def __init__(self, images: torch.Tensor, digits: torch.Tensor) -> None:
         self.images = images
@@ -149,12 +150,12 @@ class _Evaluator:
         own = shares(len(self.images), strategy)[strategy.coordinates.dp]
         logits = logits_of(strategy.forward({"pixel_values": self.images[own].to(rank_device())}))
         scores = gather_rows(strategy, logits, len(self.images), CLASSES).cpu()
-        guesses = scores.argmax(-1)
-        confusion = torch.bincount(self.digits * CLASSES + guesses, minlength=CLASSES**2).view(CLASSES, CLASSES)
+        predictions = scores.argmax(-1)
+        confusion = torch.bincount(self.digits * CLASSES + predictions, minlength=CLASSES**2).view(CLASSES, CLASSES)
         return Evaluation(
             values={
                 "loss": float(torch.nn.functional.cross_entropy(scores, self.digits)),
-                "accuracy": float((guesses == self.digits).float().mean()),
+                "accuracy": float((predictions == self.digits).float().mean()),
                 "confusion_matrix": confusion.tolist(),
             }
         )
@@ -162,7 +163,7 @@ class _Evaluator:
 
 RECIPE = Recipe(
     name="digits-vit",
-    title="A small vision transformer that reads handwritten digits",
+    title="A small vision transformer that classifies handwritten digits",
     sizes=_SHAPES,
     default_size="tiny",
     defaults={

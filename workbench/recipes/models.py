@@ -1,4 +1,4 @@
-"""Models of the transformers library with random weights that depend on the seed alone."""
+"""Creates models of the transformers library with random weights that depend on the seed only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ if TYPE_CHECKING:
 
 
 def seeded_model(class_name: str, config: Any, seed: int) -> torch.nn.Module:
-    """A model of that class of transformers, the same on every rank; torch's generators are left as they were.
+    """Create a model of the transformers class ``class_name``, with equal weights on every rank.
 
-    It is made on the rank's device, where a large one takes a moment instead of a minute.
+    Torch's random generators keep their state. The model is created on the rank's device, which for a large model takes
+    a second instead of a minute on the CPU.
     """
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""``stdlib-llama``: a small Llama that learns Python from the standard library's source files."""
+"""``stdlib-llama``: a small Llama that learns Python from the source files of the standard library."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from workbench.engine.base.capabilities import Evaluating
     from workbench.engine.base.workload import Evaluation, Workload
 
-PROMPT = "import os\n\n\ndef"  # no space at the end: a word holds the space before it
+PROMPT = "import os\n\n\ndef"  # no trailing space: in this vocabulary a word includes the space before it
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Size:
-    """What a size is made of: its shape, and what a plan does not need to know. ``sample_tokens``: text to sample."""
+    """A size of the model and its data.
+
+    ``intermediate``: hidden size of the MLP. ``text_bytes``: amount of source text that is read.
+    ``validation_windows``: sequences per evaluation. ``sample_tokens``: length of a sampled text.
+    """
 
     shape: ModelShape
     intermediate: int
@@ -60,8 +64,8 @@ _SIZES = {
 }
 
 
-def configuration(size: str) -> Any:
-    """transformers' configuration of a size."""
+def make_config(size: str) -> Any:
+    """Make the ``LlamaConfig`` of a size ("tiny", "small", "1b")."""
     from transformers import LlamaConfig
 
     chosen = _SIZES[size]
@@ -84,8 +88,9 @@ def configuration(size: str) -> Any:
     )
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over a twentieth of the steps, then a cosine down to a tenth."""
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Learning rate at ``step`` relative to its peak: linear warm-up over a twentieth of the steps, then cosine decay
+    to a tenth."""
     warm_up = max(1, min(100, steps // 20))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -94,7 +99,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def build(spec: TrainSpec) -> Workload:
-    """Model, data and evaluation for ``spec.size``; the same on every rank."""
+    """Build model, data and evaluation for ``spec.size``; equal on every rank."""
     import torch
 
     from workbench.engine.base.workload import Workload
@@ -103,18 +108,18 @@ def build(spec: TrainSpec) -> Workload:
 
     size = spec.size or RECIPE.default_size
     length = RECIPE.shape(size).sequence_length
-    corpus = _corpus(size)
-    model = seeded_model("LlamaForCausalLM", configuration(size), spec.seed)
-    _balance(model)
+    corpus = _load_corpus(size)
+    model = seeded_model("LlamaForCausalLM", make_config(size), spec.seed)
+    _rescale_initial_weights(model)
     evaluator = _Evaluator(size, corpus.vocabulary, corpus.validation)
     lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
     return Workload(
         model=model,
         optimizer=optimizer,
-        data=DatasetSource(corpus.train, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle, collate_fn=_batch),
+        data=DatasetSource(corpus.train, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle, collate_fn=_collate),
         criterion=_loss,
-        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, spec.steps)),
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, spec.steps)),
         tokens_per_sample=length,
         evaluate=evaluator,
         sample=evaluator.sample,
@@ -123,7 +128,7 @@ def build(spec: TrainSpec) -> Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class _Corpus:
-    """The vocabulary and the text in its tokens: windows [windows, sequence length] int64."""
+    """The vocabulary and the encoded text: int64 [windows, sequence length] for training and validation."""
 
     vocabulary: stdlib_text.Vocabulary
     train: torch.Tensor
@@ -131,10 +136,10 @@ class _Corpus:
 
 
 @functools.cache
-def _corpus(size: str) -> _Corpus:
-    """Made once a process; a rank server makes that of the default size before it forks ranks."""
+def _load_corpus(size: str) -> _Corpus:
+    """Load and encode the text, once per process; a rank server does so for the default size before it forks ranks."""
     shape = RECIPE.shape(size)
-    text = stdlib_text.read(stdlib_text.root(), _SIZES[size].text_bytes)
+    text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), _SIZES[size].text_bytes)
     vocabulary = stdlib_text.Vocabulary(text.train, shape.vocabulary)
     length = shape.sequence_length
     return _Corpus(
@@ -144,21 +149,24 @@ def _corpus(size: str) -> _Corpus:
     )
 
 
-def _balance(model: Any) -> None:
-    """Rescale the initial weights so that learning starts at once: residual branches begin small (GPT-2's 1/sqrt(2 x
-    layers)), embeddings are large beside them, and the first scores are nearly equal."""
+def _rescale_initial_weights(model: Any) -> None:
+    """Rescale the initial weights so that the loss falls from the first steps on.
+
+    Output projections of residual branches are divided by sqrt(2 x layers) as in GPT-2 (Radford et al. 2019, section
+    2.3), embeddings get the standard deviation 0.5, and the output layer gets 0.02, so that initial logits are small.
+    """
     import torch
 
-    spread = model.config.initializer_range
+    std = model.config.initializer_range
     with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(0.5 / spread)
-        model.lm_head.weight.mul_(0.02 / spread)
+        model.model.embed_tokens.weight.mul_(0.5 / std)
+        model.lm_head.weight.mul_(0.02 / std)
         for layer in model.model.layers:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 projection.weight.div_(math.sqrt(2 * model.config.num_hidden_layers))
 
 
-def _batch(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     import torch
 
     tokens = torch.stack(samples)
@@ -166,12 +174,12 @@ def _batch(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _loss(outputs: Any, _batch: Any) -> torch.Tensor:
-    """The loss that the model computed: right also where its logits are split over tensor-parallel ranks."""
+    """The loss computed by the model, which is also correct when its logits are sharded over tensor-parallel ranks."""
     return outputs.loss
 
 
 class _Evaluator:
-    """Validation loss over a fixed sample of windows, and a continuation of a fixed prompt."""
+    """Computes the validation loss over a fixed sample of windows, and samples a continuation of a fixed prompt."""
 
     def __init__(self, size: str, vocabulary: stdlib_text.Vocabulary, windows: torch.Tensor) -> None:
         import torch
@@ -180,7 +188,7 @@ class _Evaluator:
         self.vocabulary = vocabulary
         order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
         self.windows = windows[order[: self.size.validation_windows]]
-        self.bytes_per_token = stdlib_text.bytes_per_token(vocabulary, self.windows)
+        self.bytes_per_token = stdlib_text.measure_bytes_per_token(vocabulary, self.windows)
 
     def __call__(self, strategy: Evaluating) -> Evaluation:
         from workbench.engine.base.workload import Evaluation
@@ -193,7 +201,7 @@ class _Evaluator:
         )
 
     def sample(self, strategy: Evaluating) -> list[str]:
-        """A continuation of the prompt."""
+        """Sample a continuation of ``PROMPT``."""
         from workbench.engine.data.generate import generate
 
         prompt = self.vocabulary.encode(PROMPT)
@@ -205,7 +213,7 @@ class _Evaluator:
 
 RECIPE: Recipe = Recipe(
     name="stdlib-llama",
-    title="A small Llama that learns Python from the standard library's source files",
+    title="A small Llama that learns Python from the source files of the standard library",
     sizes={name: size.shape for name, size in _SIZES.items()},
     default_size="tiny",
     defaults={
@@ -214,7 +222,7 @@ RECIPE: Recipe = Recipe(
         "1b": {"steps": 500, "batch_size": 16, "lr": 3e-4, "eval_every": 100, "shuffle": True, "clip": 1.0},
     },
     plugins=("ddp", "zero1", "zero2", "hybrid"),
-    check_data=lambda: stdlib_text.check_sources(stdlib_text.root()),
+    check_data=lambda: stdlib_text.check_sources(stdlib_text.stdlib_directory()),
     build=build,
-    warm=lambda: _corpus("tiny"),
+    warm=lambda: _load_corpus("tiny"),
 )

@@ -1,6 +1,7 @@
-"""The text of ``stdlib-llama``: source files of the standard library of the Python that runs it.
+"""The text of ``stdlib-llama``: the source files of the running Python's standard library.
 
-Order, split and vocabulary depend on the files alone, so every rank makes the same; nothing is written to disk.
+Order, validation split and vocabulary depend on the files only, so every rank computes the same; nothing is written to
+disk.
 """
 
 from __future__ import annotations
@@ -19,43 +20,42 @@ from workbench.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-#: installed packages, tests and tables: not the standard library's own prose
+#: directories that are skipped: installed packages, tests, and generated tables
 _SKIPPED = {
     "__pycache__", "dist-packages", "site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data",
     "lib2to3", "idlelib", "turtledemo", "ensurepip",
 }  # fmt: skip
-_LEAST_BYTES = 500_000
-_ONE_IN = 16  # files kept for validation
+_MIN_BYTES = 500_000
+_VALIDATION_ONE_IN = 16  # one file in so many is for validation
 FILE_TOKEN = "<|file|>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Training and validation files (contents), in an order that mixes packages."""
+    """Contents of the training and the validation files, in an order that mixes packages."""
 
     train: Sequence[str]
     validation: Sequence[str]
 
 
-def root() -> Path:
+def stdlib_directory() -> Path:
     """Directory of the standard library of this Python."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def check_sources(directory: Path) -> None:
-    """``ConfigError`` when the directory does not hold the sources of a standard library."""
-    found = sum((directory / name).stat().st_size for name in source_files(directory))
-    if found < _LEAST_BYTES:
+    """Raise ``ConfigError`` if ``directory`` does not hold the sources of a standard library."""
+    found = sum((directory / name).stat().st_size for name in list_source_files(directory))
+    if found < _MIN_BYTES:
         raise ConfigError(
-            f"stdlib-llama learns from the standard library's source files, but {directory} of {sys.executable} has "
-            f"only {found} bytes of them: run with a Python that has them (uv python install), or use --recipe "
-            "digits-vit",
+            f"stdlib-llama needs the source files of the standard library, but {directory} of {sys.executable} has "
+            f"only {found} bytes of them: use a Python that includes them (uv python install), or --recipe digits-vit",
             field="--recipe",
         )
 
 
-def source_files(directory: Path) -> list[str]:
-    """Relative paths (with ``/``) of the files, in the order of a hash of the path."""
+def list_source_files(directory: Path) -> list[str]:
+    """Relative paths (with ``/``) of the source files, ordered by a hash of the path."""
     found = []
     for folder, below, names in os.walk(directory):
         below[:] = [name for name in below if name not in _SKIPPED]
@@ -63,17 +63,17 @@ def source_files(directory: Path) -> list[str]:
     return sorted(found, key=_hash)
 
 
-def read(directory: Path, most_bytes: int) -> Text:
-    """Read files up to about ``most_bytes``; one file in 16 is for validation, chosen by the hash of its path."""
+def read_sources(directory: Path, max_bytes: int) -> Text:
+    """Read files until they hold ``max_bytes``; one file in 16, chosen by the hash of its path, is for validation."""
     train: list[str] = []
     validation: list[str] = []
     size = 0
-    for name in source_files(directory):
-        if size >= most_bytes:
+    for name in list_source_files(directory):
+        if size >= max_bytes:
             break
         content = (directory / name).read_text(encoding="utf-8", errors="replace")
         size += len(content)
-        (validation if _hash(name) % _ONE_IN == 0 else train).append(content)
+        (validation if _hash(name) % _VALIDATION_ONE_IN == 0 else train).append(content)
     return Text(train=train, validation=validation)
 
 
@@ -82,12 +82,12 @@ def _hash(name: str) -> int:
 
 
 class Vocabulary:
-    """A byte-pair encoding trained on ``texts``: ``size`` tokens, of which 0 begins a file and 256 are single bytes."""
+    """A byte-pair encoding with ``size`` tokens, trained on ``texts``. Token 0 starts a file; 256 are single bytes."""
 
     def __init__(self, texts: Sequence[str], size: int) -> None:
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-        # a newline with the indentation after it, a word with the space before it, or a run of signs
+        # a newline with the indentation after it, a word with the space before it, or a run of punctuation
         pieces = Regex(r"\n *| ?[A-Za-z_]+| ?[0-9]+| ?[^\sA-Za-z0-9_]+|\s+")
         tokenizer: Any = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,15 +108,15 @@ class Vocabulary:
         self.size = size
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a file that begins with ``text``."""
+        """Encode ``text`` as the beginning of a file."""
         return [0, *self._tokenizer.encode(text).ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, without file beginnings."""
+        """Decode tokens to text; tokens that start a file are left out."""
         return self._tokenizer.decode(list(tokens))
 
     def windows(self, texts: Sequence[str], length: int) -> torch.Tensor:
-        """All files one after another, cut into windows: [windows, length] int64."""
+        """Encode all files, concatenate them and split them into windows, int64 [windows, length]."""
         import numpy as np
         import torch
 
@@ -128,7 +128,7 @@ class Vocabulary:
         return tokens[: count * length].view(count, length)
 
 
-def bytes_per_token(vocabulary: Vocabulary, windows: torch.Tensor) -> float:
-    """Mean number of bytes of text that a token of ``windows`` stands for."""
+def measure_bytes_per_token(vocabulary: Vocabulary, windows: torch.Tensor) -> float:
+    """Mean number of bytes of text per token of ``windows``."""
     text = vocabulary.decode(windows.flatten().tolist())
     return len(text.encode()) / windows.numel()

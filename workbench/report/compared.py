@@ -1,4 +1,4 @@
-"""Several runs side by side in a report: ``workbench.history.compare`` of what their directories told."""
+"""Compares several runs for a report, with ``workbench.history.compare``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from workbench.report.run_data import RunFacts
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """``labels``: what the runs are called, in order; ``tables``: (title, heads, rows), a row per run in the first;
-    ``diffs``: label -> how its cell differs from the first; ``figures``: the runs' curves over each other."""
+    """A comparison of runs.
+
+    ``labels``: names of the runs, in order. ``words``: sentences of the result. ``tables``: (title, column heads,
+    rows); the first has one row per run. ``diffs``: label -> difference of the run's cell to that of the first run.
+    ``figures``: figures in which the runs' curves are overlaid.
+    """
 
     labels: list[str]
     words: list[str]
@@ -26,8 +30,10 @@ class Compared:
 
 
 def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = (), *, prefix: str = "") -> Compared:
-    """Compare runs; the interactive curves go onto ``sheet``, with ids that begin with ``prefix``. ``labels``: what to
-    call the runs (default: their names)."""
+    """Compare runs. The interactive figures are added to ``sheet``, with ids that begin with ``prefix``.
+
+    ``labels``: names for the runs (default: their own names).
+    """
     labels = list(labels) or names_of(runs)
     found = compare.of_subjects([_subject(facts, label) for facts, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(found)]
@@ -41,7 +47,7 @@ def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = (
 
 
 def names_of(runs: Sequence[RunFacts]) -> list[str]:
-    """The runs' names; those that share one are numbered."""
+    """The runs' names; equal names get a number."""
     names = [facts.name for facts in runs]
     seen: Counter[str] = Counter()
     out = []

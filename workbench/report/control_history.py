@@ -1,16 +1,19 @@
-"""What people asked of a run, and when all ranks did it: ``control.jsonl`` beside the ranks' answers."""
+"""Lists the commands that users gave to a run and their results: ``control.jsonl`` matched with the ranks' events."""
 
 from __future__ import annotations
 
 from workbench.core.records import Command
 from workbench.events.command_results import ANSWERS, Answer, Answered, answered
 from workbench.report.run_data import RunFacts
+from workbench.rundir.commands import CommandReader
 from workbench.rundir.directory import CONTROL_FILE
 
 
 def controls(facts: RunFacts) -> list[Answered]:
-    """Every command in order of time, with the step at which it took effect or why it was refused; lines that cannot be
-    read become a note of the facts."""
+    """All commands in order of time, each with the step at which it took effect or the reason why it was refused.
+
+    Unreadable lines of ``control.jsonl`` are counted in ``facts.notes``.
+    """
     answers = [
         Answer(time=h.time, step=h.step, kind=h.kind, name=h.name, value=h.value, old_value=h.old_value, who=h.who,
                command=h.command)
@@ -20,16 +23,8 @@ def controls(facts: RunFacts) -> list[Answered]:
 
 
 def _asked(facts: RunFacts) -> list[Command]:
-    try:
-        lines = (facts.path / CONTROL_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    asked, unread = [], 0
-    for line in filter(str.strip, lines):
-        try:
-            asked.append(Command.from_line(line))
-        except (ValueError, TypeError):
-            unread += 1
-    if unread:
-        facts.notes.append(f"{unread} of {len(lines)} lines of {CONTROL_FILE} could not be read.")
+    lines = CommandReader(facts.path).read()
+    asked = [line for line in lines if isinstance(line, Command)]
+    if len(asked) < len(lines):
+        facts.notes.append(f"{len(lines) - len(asked)} of {len(lines)} lines of {CONTROL_FILE} could not be read.")
     return asked

@@ -21,8 +21,7 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource, DataRange1d
 
 from workbench.core.columns import Columns
-from workbench.plots import event_lines as marked
-from workbench.plots import theme
+from workbench.plots import event_lines, theme
 from workbench.plots.base import Plot
 from workbench.report.still import Still, still
 from workbench.telemetry.store import Store
@@ -65,7 +64,7 @@ class Sheet:
 
         Figures whose x is the same quantity share its range: a zoom in one is the zoom of all.
         """
-        marks = marked.of(store)
+        marks = event_lines.make_marks(store)
         pairs = [self._draw(store, plot, prefix, marks) for plot in plots]
         figures = [(drawn, figure) for drawn, figure in pairs if figure is not None]
         if self.light or not figures:
@@ -98,7 +97,7 @@ class Sheet:
                 return Drawn(**{**vars(nothing), "empty": str(getattr(plot, "EMPTY", ""))}), None
             data = {name: list_or_array(values) for name, values in columns.items()}
             figure = plot.figure(ColumnDataSource(data))
-            marked.fill(figure, marks)
+            event_lines.add_marks(figure, marks)
             if hasattr(plot, "height"):
                 figure.height = plot.height(columns)
             wide = bool(getattr(plot, "WIDE", False))

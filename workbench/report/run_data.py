@@ -17,13 +17,14 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.mesh import Mesh
-from workbench.core.records import END_STATES, SESSION_RANK
+from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
+from workbench.events.decode import decode
 from workbench.report import gaps
-from workbench.run.run import ENDED, state_of
 from workbench.rundir import directory as run_directory
 from workbench.rundir import environment
 from workbench.rundir.directory import CELL_FILE
+from workbench.rundir.state import present_state, state_of
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Store
 
@@ -97,7 +98,7 @@ class RunFacts:
     def validation(self) -> list[dict[str, Any]]:
         """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
-        for h in self.of_kind("validation"):
+        for h in self.of_kind(EventKind.VALIDATION):
             if isinstance(h.value, (int, float)) and not isinstance(h.value, bool):
                 rows.setdefault(h.step, {"step": h.step})[h.name] = h.value
         return [rows[step] for step in sorted(rows)]
@@ -105,11 +106,11 @@ class RunFacts:
     @property
     def seconds(self) -> float:
         """From the first to the last sign of training; 0.0 when nothing was trained."""
-        begun = [h.time for h in self.of_kind("state", "running")]
+        begun = [h.time for h in self.of_kind(EventKind.STATE, "running")]
         steps = self.store.table("steps")
         if steps["time"].size:
             begun.append(float(steps["time"][0]) - float(steps["step_time_ms"][0]) / 1e3)
-        ended = [h.time for kind in END_STATES for h in self.of_kind("state", kind)]
+        ended = [h.time for kind in END_STATES for h in self.of_kind(EventKind.STATE, kind)]
         ended = ended or [float(steps["time"].max())] if steps["time"].size else ended
         return max(0.0, max(ended) - min(begun)) if begun and ended else 0.0
 
@@ -146,7 +147,7 @@ def _number(value: float) -> float | None:
 def read(path: str | Path) -> RunFacts:
     """Everything that a run directory tells. ``RunDirectoryError`` only when it is no run directory at all."""
     path = Path(path).expanduser().resolve()
-    if not path.is_dir() or not run_directory.was_a_run(path):
+    if not path.is_dir() or not run_directory.is_run(path):
         raise RunDirectoryError(
             f"{path} is no run directory (neither commands nor logs in it): `workbench runs` lists those here, "
             "`workbench train SPEC.toml` makes one"
@@ -161,9 +162,8 @@ def read(path: str | Path) -> RunFacts:
         store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
-    status = state_of(store.table("events"), mesh.world_size - len(gaps.silent(store.table("events"), mesh)))
-    if status not in ENDED and not run_directory.owner_is_alive(path):
-        status = "lost"
+    ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
+    status = present_state(state_of(store.table("events"), ranks), path)
     if status not in ("starting", "running", "paused"):
         store.absent = gaps.silent(store.table("steps"), mesh)
     metrics = global_metrics(store.table("steps"), mesh, len(store.absent))
@@ -225,13 +225,6 @@ def _json_file(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _decode(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _events(store: Store) -> list[Happening]:
     columns = store.table("events")
     rows = zip(*(columns[name].tolist() for name in columns), strict=True)
@@ -240,7 +233,7 @@ def _events(store: Store) -> list[Happening]:
     for row in rows:
         event = dict(zip(names, row, strict=True))
         ranks = (event.pop("rank"),)
-        value, old = _decode(event.pop("value")), _decode(event.pop("old_value"))
+        value, old = decode(event.pop("value")), decode(event.pop("old_value"))
         found.append(Happening(ranks=ranks, value=value, old_value=old, **event))
     return found
 
@@ -268,10 +261,15 @@ def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
     """Rank -> its last state; a rank that the session saw dying is ``died``."""
     states: dict[int, str] = {}
     for h in happenings:
-        if h.kind == "state":
+        if h.kind == EventKind.STATE:
             states.update(dict.fromkeys((rank for rank in h.ranks if rank != SESSION_RANK), h.name))
     for h in happenings:
-        if h.kind == "rank" and h.name == "died" and isinstance(h.value, dict) and isinstance(h.value.get("rank"), int):
+        if (
+            h.kind == EventKind.RANK
+            and h.name == "died"
+            and isinstance(h.value, dict)
+            and isinstance(h.value.get("rank"), int)
+        ):
             states[h.value["rank"]] = "died"
     return states
 
@@ -281,7 +279,7 @@ def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[R
     states = states_of(happenings)
     details: dict[int, dict[str, Any]] = {}
     for h in happenings:
-        if h.kind == "state" and isinstance(h.value, dict):
+        if h.kind == EventKind.STATE and isinstance(h.value, dict):
             for rank in h.ranks:
                 details.setdefault(rank, {}).update({k: v for k, v in h.value.items() if k in ("pid", "host")})
     found = []

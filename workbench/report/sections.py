@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.records import EventKind
 from workbench.plots.base import Plot
 from workbench.report import mesh_diagram as plan
 from workbench.report import timeline, words
@@ -108,7 +109,7 @@ def section_of(
         groups=_grouped(drawn),
         validation=facts.validation(),
         confusion=_confusion(facts),
-        texts=[(h.step, words.short(h.value, _TEXT_LENGTH)) for h in facts.of_kind("sample")][-_TEXTS_SHOWN:],
+        texts=[(h.step, words.short(h.value, _TEXT_LENGTH)) for h in facts.of_kind(EventKind.SAMPLE)][-_TEXTS_SHOWN:],
         events=_events(facts, begin),
         events_left_out=max(0, len(_told(facts)) - _EVENTS_SHOWN),
         controls=[{"after": words.duration(max(0.0, c.time - begin)), "control": c} for c in commands],
@@ -181,7 +182,7 @@ def _failure(facts: RunFacts) -> dict[str, Any] | None:
 
 def _confusion(facts: RunFacts) -> dict[str, Any] | None:
     """The last confusion matrix: rows are true classes, each cell with its share of the row (for its shade)."""
-    found = facts.of_kind("validation", "confusion_matrix")
+    found = facts.of_kind(EventKind.VALIDATION, "confusion_matrix")
     if not found:
         return None
     try:
@@ -209,7 +210,7 @@ def _events(facts: RunFacts, begin: float) -> list[dict[str, Any]]:
 
 
 def _verified(facts: RunFacts) -> list[tuple[str, str]]:
-    return [(f"{h.name} (step {h.step})", words.short(h.value)) for h in facts.of_kind("verify")]
+    return [(f"{h.name} (step {h.step})", words.short(h.value)) for h in facts.of_kind(EventKind.VERIFY)]
 
 
 def _options(facts: RunFacts) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The timeline of chosen steps: a usual one and the slowest, drawn as the panel's timeline draws the last ones."""
+"""Timeline of two steps for the report, a typical one and the slowest, drawn like the panel's timeline."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from workbench.report.run_data import RunFacts
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenStep:
-    """A step, and why it is shown."""
+    """A step and the reason why it is shown."""
 
     step: int
     why: str
 
 
 def chosen_steps(facts: RunFacts) -> list[ChosenStep]:
-    """Of the steps whose phases were logged: the one nearest to the median time, and the slowest (the first aside)."""
+    """Choose the step nearest to the median time and the slowest step among those with logged phases.
+
+    The first step is left out, as it includes start-up costs.
+    """
     logged = np.unique(facts.store.table("phases")["step"])
     steps, times = facts.metrics["step"], facts.metrics["step_time_ms"]
     known = np.isin(steps, logged)
@@ -29,16 +32,16 @@ def chosen_steps(facts: RunFacts) -> list[ChosenStep]:
     if not steps.size:
         return []
     later = np.arange(1, steps.size) if steps.size > 2 else np.arange(steps.size)
-    usual = later[np.argmin(np.abs(times[later] - np.median(times[later])))]
+    typical = later[np.argmin(np.abs(times[later] - np.median(times[later])))]
     slowest = later[np.argmax(times[later])]
-    found = [ChosenStep(step=int(steps[usual]), why=f"a usual step, {times[usual]:.1f} ms")]
-    if slowest != usual:
+    found = [ChosenStep(step=int(steps[typical]), why=f"a typical step, {times[typical]:.1f} ms")]
+    if slowest != typical:
         found.append(ChosenStep(step=int(steps[slowest]), why=f"the slowest step, {times[slowest]:.1f} ms"))
     return found
 
 
 def columns(facts: RunFacts, step: int) -> Columns:
-    """The bars of one step, of the first ranks that a figure has room for."""
+    """The bars of one step, for the first ``timeline.MOST_RANKS`` ranks."""
     phases = facts.store.table("phases")
     taken = (phases["step"] == step) & (phases["rank"] < timeline.MOST_RANKS)
     own = {name: values[taken] for name, values in phases.items()}
@@ -46,11 +49,11 @@ def columns(facts: RunFacts, step: int) -> Columns:
 
 
 def figure(bars: Columns) -> Any:
-    """A Bokeh figure of ``columns``: time within the step across, a row per rank, a bar per phase."""
+    """Draw ``columns`` as a Bokeh figure: time within the step on x, one row per rank, one bar per phase."""
     from bokeh.models import ColumnDataSource
 
     source = ColumnDataSource({n: v.tolist() if v.dtype == object else v for n, v in bars.items()})
     drawn = timeline.figure(source)
     drawn.height = timeline.height(bars)
-    drawn.xaxis.axis_label = "ms since the step began"
+    drawn.xaxis.axis_label = "ms since the start of the step"
     return drawn

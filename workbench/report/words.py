@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.core.config import TrainSpec
 from workbench.core.flags import FLAGS
-from workbench.core.records import SESSION_RANK
+from workbench.core.records import SESSION_RANK, EventKind
 from workbench.errors import format_ranks
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.report.run_data import Happening, RunFacts
@@ -126,10 +126,10 @@ def _end(facts: RunFacts) -> str:
     failed = first_failure(facts)
     if failed:
         text = f"It failed on {failed.who}: {short(failed.message)}."
-    for died in facts.of_kind("rank", "died"):
+    for died in facts.of_kind(EventKind.RANK, "died"):
         if isinstance(died.value, dict) and died.value.get("rank") not in (failed.ranks if failed else ()):
             text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
-    dropped = facts.of_kind("log", "dropped")
+    dropped = facts.of_kind(EventKind.LOG, "dropped")
     if dropped:
         text += f" {number(sum(_as_number(h.value) for h in dropped))} records did not fit into the logs."
     return text

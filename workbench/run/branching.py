@@ -1,82 +1,121 @@
-"""Branching: a run writes a checkpoint and stops, and the session that owns its ranks starts a new one from there.
+"""Branching: a run writes a checkpoint and stops, and the process that owns its ranks starts a new one from there.
 
 A branch is a command like the others, so a button, a magic, ``Run.branch`` and another terminal ask for it alike. The
-ranks answer by stopping; the owner then starts the new run from a thread of its own (``start_asked``), and whoever
-asked finds it by the ``resume`` of its spec.
+ranks answer by stopping. The owner then starts the new run in a thread (``start_asked``), and whoever asked finds it
+by the ``resume`` of its spec. ``workbench.run.api`` registers how a run is started: nothing here launches by itself.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
-from workbench.core.config import SPEC_FILE, read_spec_options
-from workbench.core.flags import FLAGS
+from workbench.core.columns import Columns
+from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.events.decode import of_kind
+from workbench.run import resolve
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
-
-if TYPE_CHECKING:
-    from workbench.run.run import Run
+from workbench.rundir.state import ENDED
 
 #: seconds for the parent to reach its boundary, write a checkpoint and end, and for the new run's directory to appear
 STOP_TIMEOUT_S = 600.0
 START_TIMEOUT_S = 200.0
 
 
-def options_for(run: Run, changes: dict[str, Any], step: int) -> dict[str, Any]:
-    """Options of the new run; checked, ``ConfigError``."""
-    return {"name": f"{run.name[:57]}-branch", **typed(changes), "resume": f"{run.path}@{step}"}
+class Parent(Protocol):
+    """The run that is branched; ``workbench.Run`` is one."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def spec(self) -> TrainSpec:
+        """Its spec."""
+
+    @property
+    def status(self) -> str:
+        """Its state."""
+
+    @property
+    def last_step(self) -> int:
+        """The last step that it finished."""
+
+    def ended(self) -> bool:
+        """Whether it is over and its ranks are free."""
+
+    def ask(self, name: str, value: Any = None) -> None:
+        """Write a command."""
+
+    def settings(self) -> dict[str, Any]:
+        """The values in force."""
+
+    def _events(self) -> Columns:
+        """Its events."""
 
 
-def typed(changes: dict[str, Any]) -> dict[str, Any]:
-    """Texts as the flags of the same name read them. ``ConfigError`` for one that is no such value."""
-    kinds = {flag.option: flag.kind or (lambda text: {"true": True, "false": False}[text.lower()]) for flag in FLAGS}
-    found = {}
-    for name, value in changes.items():
-        try:
-            found[name] = kinds[name](value) if isinstance(value, str) and name in kinds else value
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"{name}={value!r} is no value for --{name.replace('_', '-')}", field=name) from error
-    return found
+#: starts a run with these options (those of ``TrainSpec``, flat) and returns it
+Launcher = Callable[[dict[str, Any]], Any]
+
+_launchers: list[Launcher] = []
+#: new runs that this process started, by directory, and why branches of a run did not start
+started: dict[Path, Any] = {}
+failures: dict[Path, str] = {}
 
 
-def check(run: Run, changes: dict[str, Any]) -> None:
-    """Refuse what the new run could not have. ``ConfigError``."""
+def register(launcher: Launcher) -> None:
+    """Say how a run is started in this process."""
+    _launchers[:] = [launcher]
+
+
+def _launch(options: dict[str, Any]) -> Any:
+    if not _launchers:
+        raise RunError("nothing here can start a run: import Run from workbench")
+    return _launchers[0](options)
+
+
+def options_for(run: Parent, changes: dict[str, Any], step: int) -> dict[str, Any]:
+    """Options of the new run, from checked changes."""
+    return {"name": f"{run.name[:57]}-branch", **changes, "resume": f"{run.path}@{step}"}
+
+
+def check(run: Parent, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes with texts read as the flags of their names read them. ``ConfigError`` for what no new run could have."""
     for name in ("resume", "recipe"):
         if name in changes:
             raise ConfigError(f"a branch goes on with the same model from here: {name} cannot be changed", field=name)
-    spec = run.spec.replace(**changes)
+    typed = resolve.typed(changes)
+    spec = resolve.changed(run.spec, run.settings(), typed)
     if spec.steps <= run.last_step:
         raise ConfigError(f"steps={spec.steps} are done already at step {run.last_step}: pass more", field="steps")
+    return typed
 
 
-def request(run: Run, changes: dict[str, Any]) -> None:
-    """Ask for a branch and return at once, as a button does; the session that owns the ranks starts it."""
-    from workbench.run.run import ENDED
-
-    changes = typed(changes)
-    check(run, changes)
+def request(run: Parent, changes: dict[str, Any]) -> None:
+    """Ask for a branch and return at once, as a button does; the owner of the ranks starts it."""
+    typed = check(run, changes)
     if run.status in ENDED:
-        _start(options_for(run, changes, checkpoints.step_of(checkpoints.find(run.path))))
+        _launch(options_for(run, typed, checkpoints.step_of(checkpoints.find(run.path))))
     else:
-        run.ask("branch", changes)
+        run.ask("branch", typed)
 
 
-def branch(run: Run, changes: dict[str, Any]) -> Run:
-    """What ``Run.branch`` does."""
-    from workbench.run.run import ENDED
-
-    changes = typed(changes)
-    check(run, changes)
+def branch(run: Parent, changes: dict[str, Any], open_run: Callable[[Path], Any]) -> Any:
+    """Ask for a branch, wait until it has started, and return it; ``open_run`` opens one that another process owns."""
+    typed = check(run, changes)
     if run.status in ENDED:
-        step = checkpoints.step_of(checkpoints.find(run.path))
-        return _start(options_for(run, changes, step))
-    before = set(run_directory.all_runs())
-    run.ask("branch", changes)
+        return _launch(options_for(run, typed, checkpoints.step_of(checkpoints.find(run.path))))
+    before = set(run_directory.run_directories())
+    run.ask("branch", typed)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while not run.ended():
         _raise_if_refused(run)
@@ -84,24 +123,20 @@ def branch(run: Run, changes: dict[str, Any]) -> Run:
             raise RunError(f"run {run.name!r} did not stop within {STOP_TIMEOUT_S:.0f} s, so it has no branch yet")
         time.sleep(0.05)
     _raise_if_refused(run)
-    return _found(run, before)
+    return _await_start(run, before, open_run)
 
 
-def _raise_if_refused(run: Run) -> None:
-    events = run._events()
-    for i in ((events["kind"] == "refused") & (events["name"] == "branch")).nonzero()[0]:
-        raise RunError(f"run {run.name!r} has no branch: {json.loads(events['value'][i])['reason']}")
+def _raise_if_refused(run: Parent) -> None:
+    for event in of_kind(run._events(), EventKind.REFUSED, "branch"):
+        raise RunError(f"run {run.name!r} has no branch: {event.fields.get('reason', 'no reason is known')}")
 
 
-def _found(run: Run, before: set[Any]) -> Run:
-    from workbench.run.run import Run as OpenedRun
-
-    wanted = f"{run.path}@"
+def _await_start(run: Parent, before: set[Path], open_run: Callable[[Path], Any]) -> Any:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        for path in set(run_directory.all_runs()) - before:
-            if _resume_of(path).startswith(wanted):
-                return started.get(path) or OpenedRun(path)
+        for path in set(run_directory.run_directories()) - before:
+            if _resume_of(path).startswith(f"{run.path}@"):
+                return started.get(path) or open_run(path)
         if run.path in failures:
             raise RunError(f"the branch of run {run.name!r} did not start: {failures.pop(run.path)}")
         time.sleep(0.05)
@@ -111,43 +146,28 @@ def _found(run: Run, before: set[Any]) -> Run:
     )
 
 
-def _resume_of(path: Any) -> str:
+def _resume_of(path: Path) -> str:
     try:
         return str(read_spec_options(path / SPEC_FILE).get("resume", ""))
     except WorkbenchError:
         return ""  # its spec is still being written
 
 
-#: new runs that this process started, by directory, and why branches of a run did not start
-started: dict[Any, Run] = {}
-failures: dict[Any, str] = {}
-
-
-def start_asked(run: Run, changes: dict[str, Any], step: int) -> None:
-    """Called by the session when a run's ranks are free: start the branch that was asked for, in a thread."""
+def start_asked(run: Parent, changes: dict[str, Any], step: int) -> None:
+    """Start the branch that was asked for, in a thread: the owner calls this when the run's ranks are free."""
     threading.Thread(target=_start_here, args=(run, changes, step), name=f"branch-{run.name}", daemon=True).start()
 
 
-def asked_branch(run: Run) -> tuple[dict[str, Any], int] | None:
+def asked_branch(run: Parent) -> tuple[dict[str, Any], int] | None:
     """The changes and the step of the branch that all ranks agreed on; None when there is none."""
-    events = run._events()
-    found = ((events["kind"] == "control") & (events["name"] == "branch") & (events["rank"] == 0)).nonzero()[0]
-    if not found.size:
-        return None
-    last = found[-1]
-    return json.loads(events["value"][last]), int(events["step"][last])
+    found = list(of_kind(run._events(), EventKind.CONTROL, "branch", rank=0))
+    return (found[-1].fields, found[-1].step) if found else None
 
 
-def _start_here(run: Run, changes: dict[str, Any], step: int) -> None:
+def _start_here(run: Parent, changes: dict[str, Any], step: int) -> None:
     try:
-        new = _start(options_for(run, changes, step))
+        new = _launch(options_for(run, changes, step))
         started[new.path] = new
     except (WorkbenchError, OSError) as error:
         failures[run.path] = str(error)
         print(f"the branch of run {run.name!r} did not start: {error}", file=sys.stderr)
-
-
-def _start(options: dict[str, Any]) -> Run:
-    from workbench.run import launch
-
-    return launch.train(options)

@@ -14,11 +14,10 @@ from workbench.cluster.output import CellFailure
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import said_when_slow
 from workbench.events.outcome import Outcome, failure
-from workbench.run import planning
 from workbench.run.branching import start_asked
-from workbench.run.occupant import Occupant
+from workbench.run.occupant import RunOccupant
 from workbench.run.peer_watch import PeerWatch
-from workbench.run.resuming import resumed
+from workbench.run.resolve import check_cell, check_ranks, resolve, resumed
 from workbench.run.run import Run
 from workbench.rundir import directory as run_directory
 
@@ -36,20 +35,20 @@ def train(options: dict[str, Any], *, cell: str | None = None) -> Run:
     options, cell = resumed(options, cell)
     session = Session.current()
     ranks_up = session.n if session is not None else 0
-    spec = planning.resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
+    spec = resolve(options, ranks_up=ranks_up, default_ranks=_default_ranks(), cell=cell)
     if session is not None:
         session.check_free(range(spec.plan.ranks))
-    planning.check_ranks(spec, ranks_up=ranks_up)
+    check_ranks(spec, ranks_up=ranks_up)
     if cell is not None:
-        planning.check_cell(cell)
-    if session is None:
-        plan_ranks(spec.plan.ranks)  # refuses more ranks than GPUs before anything is made
+        check_cell(cell)
+    # refuses more ranks than GPUs before anything is made
+    placement = plan_ranks(spec.plan.ranks) if session is None else None
     path = run_directory.create(spec, cell)
     own = session is None
     try:
         if session is None:
             with said_when_slow():
-                session = Session.up(spec.plan.ranks, framework=spec.plan.framework)
+                session = Session.up(placement=placement, framework=spec.plan.framework)
             for text in session.warnings:
                 print(f"warning: {text}", file=sys.stderr)
         elif not session.kind.trains(spec.plan.framework):
@@ -77,7 +76,7 @@ def _default_ranks() -> int:
 def _start(session: Session, run: Run) -> Run:
     run.attach()
     submission = session.submit(_TRAIN.format(path=str(run.path)), ranks=range(run.plan.ranks))
-    session.occupant = occupant = Occupant(run)
+    session.occupant = occupant = RunOccupant(run)
     session.on_rank_died(run.rank_died)
 
     def ended(submission: Submission) -> None:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from workbench.core.records import END_STATES
 from workbench.errors import RunDirectoryError
 from workbench.events.outcome import Outcome
 from workbench.run.branching import asked_branch
-
-if TYPE_CHECKING:
-    from workbench.run.run import Run
+from workbench.run.run import Run
 
 _Found = TypeVar("_Found")
 
-#: seconds for the ranks of a run that ended to be free: peers of a failed rank are ended after 5 s
-RELEASE_TIMEOUT_S = 15.0
 
-
-class Occupant:
+class RunOccupant:
     """A run, for the session whose ranks it trains on. The session has to watch and to free them whatever became of
     the run's directory: where it was deleted, or cannot be read, it is as if the run had said nothing."""
 
@@ -46,9 +40,9 @@ class Occupant:
         """The last step that a rank finished; None before its first."""
         return self._said(lambda: self.run.step_of(rank), None)
 
-    def failed_ranks(self) -> set[int]:
+    def failed_ranks(self) -> frozenset[int]:
         """Ranks that say in their log that they failed."""
-        return self._said(lambda: self.run.ranks_that_say(("failed",)), set())
+        return self._said(lambda: self.run.ranks_that_say(("failed",)), frozenset())
 
     def asked_branch(self) -> tuple[dict[str, Any], int] | None:
         """The branch that all its ranks agreed on: see ``branching.asked_branch``."""
@@ -56,7 +50,7 @@ class Occupant:
 
     def free(self, answers: dict[int, Outcome | None]) -> None:
         """When the ranks are free or gone; ``answers``: what each said about its end."""
-        self.run.detach(answers, logged=self._said(lambda: self.run.ranks_that_say(END_STATES), set()))
+        self.run.detach(answers, logged=self._said(lambda: self.run.ranks_that_say(END_STATES), frozenset()))
 
     @staticmethod
     def _said(read: Callable[[], _Found], nothing: _Found) -> _Found:
@@ -64,17 +58,3 @@ class Occupant:
             return read()
         except RunDirectoryError:
             return nothing
-
-
-class Occupied(Protocol):
-    """What has an occupant, or None; ``workbench.Session`` is one."""
-
-    occupant: Occupant | None
-
-
-def await_release(session: Occupied) -> None:
-    """Wait a moment for a run that has ended by its log: its ranks answer and are free then, if they still can."""
-    occupant, deadline = session.occupant, time.monotonic() + RELEASE_TIMEOUT_S
-    if occupant is not None and occupant.is_over:
-        while session.occupant is occupant and time.monotonic() < deadline:
-            time.sleep(0.02)

@@ -11,15 +11,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.cluster.cells import Submission
+from workbench.cluster.session import Session
 from workbench.errors import ClusterError, format_ranks
 from workbench.events.outcome import Outcome
-
-if TYPE_CHECKING:
-    from workbench.cluster.session import Session
-    from workbench.run.occupant import Occupant
+from workbench.run.occupant import RunOccupant
 
 #: seconds after the first failure is seen: peers end by themselves; after the interrupt
 ALONE_S = 5.0
@@ -39,7 +36,7 @@ def next_act(since_s: float | None, *, interrupted: bool) -> str:
 class PeerWatch:
     """Watches the ranks of one run from a thread, until all have ended."""
 
-    def __init__(self, session: Session, occupant: Occupant, submission: Submission) -> None:
+    def __init__(self, session: Session, occupant: RunOccupant, submission: Submission) -> None:
         self._session = session
         self._occupant = occupant
         self._run = occupant.run

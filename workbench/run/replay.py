@@ -10,8 +10,8 @@ from typing import Any
 
 from workbench.core.config import TrainSpec
 from workbench.errors import RunDirectoryError
+from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, find_kept
 
-FAULT_FILE, WEIGHTS_FILE, REPLAY_FILE = "fault.json", "weights.safetensors", "replay.json"
 _REPLAY = "from workbench.engine.replay import replay as _replay; _replay({run!r}, {step}, {first}, {rank}, {token!r})"
 
 
@@ -78,30 +78,6 @@ def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None
         )
     _run_on(session, run, about["step"], first, size)
     return _result(directory, about, asked)
-
-
-def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Path:
-    """The directory of a kept step. ``RunDirectoryError`` names those that there are."""
-    kept = sorted(run.glob(f"rank-*/nonfinite-step-*/{FAULT_FILE}"), key=lambda file: (file.parent.name, str(file)))
-    if not kept:
-        raise RunDirectoryError(
-            f"{run} keeps no step to replay: no loss or gradient was found that is not finite "
-            "(--on-nonfinite says what is done about one)"
-        )
-    chosen = []
-    for file in kept:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        here = int(file.parent.parent.name.removeprefix("rank-"))
-        wanted = about["culprit"] if rank is None else rank
-        if here == wanted and (about["step"] == step if step is not None else about["weights"] == "kept"):
-            chosen.append((file.parent, about))
-    if not chosen:
-        there = ", ".join(f"step {int(file.parent.name[-6:])} on {file.parent.parent.name}" for file in kept)
-        raise RunDirectoryError(f"step {step} of rank {rank} was not kept in {run}: there are {there}")
-    directory, about = chosen[0]
-    if about["weights"] != "kept":
-        raise RunDirectoryError(f"step {about['step']} cannot be replayed: {about['weights']}")
-    return directory
 
 
 def _run_on(session: Any, run: Path, step: int, first: int, size: int) -> None:

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import shutil
 import time
 from datetime import datetime
@@ -17,9 +16,9 @@ from typing import Any
 import psutil
 import tomli_w
 
-from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.config import SPEC_FILE, TrainSpec
 from workbench.core.frameworks import framework_if_usable
-from workbench.errors import ConfigError, RunDirectoryError, SchemaError, nearest
+from workbench.errors import RunDirectoryError
 from workbench.rundir import environment
 
 CELL_FILE = "cell.py"
@@ -85,79 +84,46 @@ def _make(parent: Path, stem: str) -> Path:
     raise AssertionError("there is always another number")
 
 
-def find(name: str | Path | None = None) -> Path:
-    """A run directory by path, by directory name, or by run name (the newest of that name); None: the newest run.
+def run_directories(home_directory: Path | None = None) -> list[Path]:
+    """Directories of ``home()`` that are runs or were, oldest first: those with a spec, commands or a rank's log."""
+    parent = home_directory or home()
+    try:
+        with os.scandir(parent) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=True)]
+    except OSError:
+        return []
+    return sorted((parent / name for name in names if _looks_like_a_run(parent / name)), key=_when)
 
-    ``RunDirectoryError`` when there is none; a folder with a spec that was never trained is none.
+
+def runs_with_spec() -> list[Path]:
+    """Run directories of ``home()`` that have a spec, oldest first."""
+    return [run for run in run_directories() if (run / SPEC_FILE).is_file()]
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run, whole or not: it has an owner or commands before it has a spec, and then logs.
+
+    A project that merely holds a spec is none.
     """
-    runs = all_runs()
-    if name is None:
-        if not runs:
-            raise RunDirectoryError(f"there is no run in {home()}: start one with %dist_train, or set WORKBENCH_HOME")
-        return runs[-1]
-    direct = Path(name).expanduser()
-    has_spec = (direct / SPEC_FILE).is_file()
-    if has_spec and was_a_run(direct):
-        return direct.absolute()
-    text = str(name)
-    for path in reversed(runs):
-        if path.name == text or _is_called(path, text):
-            return path
-    if has_spec:
-        raise RunDirectoryError(f"{direct} has a spec and no run: workbench train {direct / SPEC_FILE} makes one")
-    raise RunDirectoryError(
-        f"no run {text!r} in {home()}: {nearest(text, [run_name(path) for path in runs] or ['none'])}"
-    )
-
-
-def was_a_run(path: Path) -> bool:
-    """Whether a folder is a run, whole or not: it has an owner or commands before it has a spec, and then logs. A
-    project that merely holds a spec is none."""
     return any((path / mark).is_file() for mark in (CONTROL_FILE, OWNER_FILE)) or any(path.glob("rank-*"))
 
 
-def all_runs() -> list[Path]:
-    """Run directories of ``home()``, oldest first."""
-    parent = home()
-    specs = sorted(parent.glob(f"*/{SPEC_FILE}"), key=_when) if parent.is_dir() else []
-    return [spec.parent for spec in specs]
+def _looks_like_a_run(path: Path) -> bool:
+    return (path / SPEC_FILE).exists() or (path / CONTROL_FILE).exists() or any(path.glob("rank-*"))
 
 
-def _when(spec: Path) -> tuple[str, int, str]:
-    """By the second in the directory's name; within one second by when the spec was written."""
+def _when(run: Path) -> tuple[str, int, str]:
+    """Sorts by the second in the directory's name; within one second by when the spec was written."""
     try:
-        written = spec.stat().st_mtime_ns
-    except OSError:  # removed meanwhile
+        written = (run / SPEC_FILE).stat().st_mtime_ns
+    except OSError:  # it has no spec, or was removed meanwhile
         written = 0
-    return spec.parent.name[: len("2026-05-01-120000")], written, spec.parent.name
+    return run.name[: len("2026-05-01-120000")], written, run.name
 
 
 def run_name(path: Path) -> str:
     """``2026-05-01-120000-first`` -> ``first``."""
     return "-".join(path.name.split("-")[4:]) or path.name
-
-
-def _is_called(path: Path, name: str) -> bool:
-    """Whether a run has that name; the second of a name within one second has a number after it."""
-    found = run_name(path)
-    if found == name:
-        return True
-    if not re.fullmatch(re.escape(name) + r"-\d+", found):
-        return False
-    try:
-        return read_spec_options(path / SPEC_FILE).get("name") == name
-    except (ConfigError, SchemaError):
-        return False
-
-
-def owner_is_alive(path: Path) -> bool:
-    """Whether the process that started the run still lives (on this host)."""
-    try:
-        owner = json.loads((path / OWNER_FILE).read_text(encoding="utf-8"))
-        same_host = owner["host"] == platform.node()
-        return same_host and abs(psutil.Process(owner["pid"]).create_time() - owner["created"]) < 1.0
-    except (OSError, ValueError, KeyError, psutil.Error):
-        return False
 
 
 def versions(framework: str) -> dict[str, str]:
@@ -183,6 +149,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def boot_id() -> str:
+    """Identifies this running system, so that two hosts of the same name differ. Empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def _this_process() -> dict[str, Any]:
     me = psutil.Process()
-    return {"host": platform.node(), "pid": me.pid, "created": me.create_time()}
+    owner = {"host": platform.node(), "pid": me.pid, "created": me.create_time()}
+    return {**owner, "boot": boot_id()}

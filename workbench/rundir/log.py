@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, Record, columns_of
+from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, EventKind, Record, columns_of
 from workbench.errors import RunDirectoryError
 
 _ARROW = {
@@ -34,6 +34,9 @@ _ARROW = {
 }
 _TABLE_OF = {kind: table for table, kind in TABLES.items()}
 SESSION_DIR = "session"
+#: touched by every writer of a run's logs, so that readers on other hosts see that it is alive
+HEARTBEAT_FILE = "heartbeat"
+HEARTBEAT_S = 10.0
 #: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
 _BATCH_ROWS = 65_536
 
@@ -226,7 +229,12 @@ class RankLogWriter:
                 self._reported = dropped
                 taken.append(
                     Event(
-                        time=time.time(), step=0, rank=self.rank, kind="log", name="dropped", value=json.dumps(dropped)
+                        time=time.time(),
+                        step=0,
+                        rank=self.rank,
+                        kind=EventKind.LOG,
+                        name="dropped",
+                        value=json.dumps(dropped),
                     )
                 )
             if not taken:
@@ -247,7 +255,7 @@ class RankLogWriter:
             self.dropped += len(lost)
         with contextlib.suppress(OSError):  # the events may still fit, or be on a file that is not at its limit
             why = json.dumps(str(error))
-            self._write([Event(time=time.time(), step=0, rank=self.rank, kind="log", name="failed", value=why)])
+            self._write([Event(time=time.time(), step=0, rank=self.rank, kind=EventKind.LOG, name="failed", value=why)])
         if self._on_failure is not None:
             self._on_failure(error)
 
@@ -274,9 +282,18 @@ class RankLogWriter:
         self.close()
 
     def _loop(self) -> None:
+        next_beat = 0.0
         while not self._wake.wait(self._flush_s):
             self.flush()
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + HEARTBEAT_S
+                self._beat()
             self.cost_s = time.thread_time()
+
+    def _beat(self) -> None:
+        """Touch the run's heartbeat. Where that fails, the files of the log show the same, if later."""
+        with contextlib.suppress(OSError):
+            (self.directory.parent / HEARTBEAT_FILE).touch(mode=0o600)
 
     def _write(self, taken: list[Record]) -> None:
         by_table: dict[str, list[Record]] = {}

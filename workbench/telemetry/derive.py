@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
-from workbench.core.records import Record
+from workbench.core.records import EventKind, Record
+from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def seconds_per_step(step: np.ndarray, time: np.ndarray, recent: int = 50) -> fl
 
 def batch_of(events: Columns) -> tuple[int, str]:
     """Samples of a global batch (0: not known yet), and what ``tps`` counts: "tokens" or "samples"."""
-    for i in ((events["kind"] == "data") & (events["name"] == "batch")).nonzero()[0]:
-        with suppress(ValueError, TypeError, KeyError):  # a log may have been written by anybody
-            value = json.loads(events["value"][i])
-            return int(value["samples"]), str(value["unit"])
+    for event in of_kind(events, EventKind.DATA, "batch"):
+        samples = as_number(event.fields.get("samples"))
+        if math.isfinite(samples) and "unit" in event.fields:
+            return int(samples), str(event.fields["unit"])
     return 0, "tokens"
 
 

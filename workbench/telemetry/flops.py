@@ -5,12 +5,13 @@ Everything here is arithmetic on numbers that a rank logs once, in events of the
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
+from workbench.events.decode import as_number, of_kind
 
 #: Dense peak in 10**12 operations per second, per precision of a run: NVIDIA's data sheets, without sparsity. "fp32" is
 #: what torch does by default (no TF32). A name matches the first entry it contains; longer names come first.
@@ -89,24 +90,21 @@ class Cost:
 def cost_of(events: Columns, ranks: int) -> Cost:
     """The cost that ranks logged at their start (events ``peak``). Peaks are added over ranks: all or NaN."""
     peaks: dict[int, float] = {}
-    model: dict[str, Any] = {}
+    model = Cost()
     source = ""
-    for i in (events["kind"] == "peak").nonzero()[0]:
-        value = json.loads(events["value"][i])
-        if events["name"][i] == "flops":
-            found = value["flops_per_s"]
-            peaks[int(events["rank"][i])] = math.nan if found is None else float(found)
-            source = source or value["source"]
-        elif events["name"][i] == "model":
-            model = value
-    per_token = model.get("flops_per_token")
-    return Cost(
-        flops_per_token=math.nan if per_token is None else float(per_token),
-        parameters=int(model.get("parameters", 0)),
-        formula=str(model.get("formula", "")),
-        peak=sum(peaks.values()) if len(peaks) == ranks else math.nan,
-        source=source,
-    )
+    for event in of_kind(events, EventKind.PEAK):
+        value = event.fields
+        if event.name == "flops":
+            peaks[event.rank] = as_number(value.get("flops_per_s"))
+            source = source or str(value.get("source", ""))
+        elif event.name == "model":
+            parameters = as_number(value.get("parameters"))
+            model = Cost(
+                flops_per_token=as_number(value.get("flops_per_token")),
+                parameters=int(parameters) if math.isfinite(parameters) else 0,
+                formula=str(value.get("formula", "")),
+            )
+    return replace(model, peak=sum(peaks.values()) if len(peaks) == ranks else math.nan, source=source)
 
 
 def tflops_per_device(tokens_per_s_per_device: Any, cost: Cost) -> Any:

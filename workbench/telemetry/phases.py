@@ -19,6 +19,8 @@ ASIDE = ("monitor",)
 BETWEEN = ("evaluate", "checkpoint", "paused")
 #: hidden behind other phases: not part of a step's time
 HIDDEN = ("overlapped",)
+#: all phases, in the order in which a step enters them; figures draw them in it
+PHASE_ORDER = (*DATA, *COMPUTE, "communication", *HIDDEN, "bubble", "evaluate", "checkpoint", *ASIDE, "paused")
 
 
 def phases_frame(rows: Columns) -> pd.DataFrame:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.run.run import ENDED
+from workbench.core.records import EventKind
+from workbench.events.decode import as_number, of_kind
+from workbench.rundir.state import ENDED
 from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
 from workbench.telemetry.store import Store
 
@@ -61,8 +62,8 @@ def snapshot(store: Store) -> Snapshot:
 def last_value(store: Store, name: str) -> float:
     """The newest validation value of that name; NaN when there is none."""
     events = store.table("events")
-    found = ((events["kind"] == "validation") & (events["name"] == name)).nonzero()[0]
-    return float(json.loads(events["value"][found[-1]])) if found.size else float("nan")
+    values = [as_number(event.value) for event in of_kind(events, EventKind.VALIDATION, name)]
+    return values[-1] if values else float("nan")
 
 
 def line(run_name: str, state: str, now: Snapshot) -> str:

@@ -6,15 +6,15 @@ many rows of each table it had logged by then (``checkpoint`` event ``restored``
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.core.records import STEP_TABLES
+from workbench.core.records import STEP_TABLES, EventKind
+from workbench.events.decode import as_mapping, as_number, of_kind
 from workbench.telemetry.columns import GrowingTable
 
 #: a log may have been written by anybody
@@ -57,14 +57,13 @@ class Rollbacks:
 
     def take(self, events: Columns) -> Iterator[Rollback]:
         """The rollbacks among new events."""
-        for i in ((events["kind"] == "checkpoint") & (events["name"] == "restored")).nonzero()[0]:
-            with suppress(ValueError, TypeError, KeyError, AttributeError):
-                rows = {str(table): int(count) for table, count in json.loads(events["value"][i])["rows"].items()}
-                rank = int(events["rank"][i])
-                if rows and 0 <= rank < _MOST_RANKS:
-                    back = Rollback(rank, float(events["time"][i]), int(events["step"][i]), rows)
-                    self.known.append(back)
-                    yield back
+        for event in of_kind(events, EventKind.CHECKPOINT, "restored"):
+            counts = {str(t): as_number(count) for t, count in as_mapping(event.fields.get("rows")).items()}
+            rows = {table: int(count) for table, count in counts.items() if math.isfinite(count)}
+            if rows and 0 <= event.rank < _MOST_RANKS:
+                back = Rollback(event.rank, event.time, event.step, rows)
+                self.known.append(back)
+                yield back
 
     def apply(self, back: Rollback, table: str, held: GrowingTable) -> None:
         """Let go of the rows of a table that were read before it was known that they were taken back."""

@@ -6,7 +6,6 @@ comes later is sent whole. Figures of one tick read the same news: what was read
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,7 +15,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots.theme import MOST_LINES
+from workbench.core.records import EventKind
+from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.store import Store
@@ -29,6 +29,8 @@ CELLS = 6_000
 MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate
 BIN_S = 0.5
+#: ranks up to which a figure has a line for each; above, it shows the lowest, the median and the highest
+MOST_LINES = 32
 _KEPT = 48
 
 StepCursor = tuple[int, int]
@@ -77,9 +79,9 @@ class _Progress:
             np.maximum.at(self.furthest, steps["rank"][known], steps["step"][known])
         if store.rows("events") != self._events:
             events, self._events = since(store, "events", self._events)
-            over = (events["kind"] == "state") & np.isin(events["name"], ("finished", "stopped", "failed"))
+            over = (events["kind"] == EventKind.STATE) & np.isin(events["name"], ("finished", "stopped", "failed"))
             self.ended |= {int(rank) for rank in events["rank"][over]}
-            if not self.unit and (events["kind"] == "data").any():
+            if not self.unit and (events["kind"] == EventKind.DATA).any():
                 self.unit = batch_of(events)[1]
         if math.isnan(self.begin) and store.rows("devices"):
             first, _ = store.since("devices", 0)
@@ -180,8 +182,14 @@ Marks = list[tuple[float, float]]
 
 def spikes(events: Columns, name: str) -> Marks:
     """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
-    chosen = np.flatnonzero((events["kind"] == "spike") & (events["name"] == name))
-    return [(float(events["step"][index]), float(json.loads(events["value"][index])["value"])) for index in chosen]
+    found = ((e.step, as_number(e.fields.get("value"))) for e in of_kind(events, EventKind.SPIKE, name))
+    return [(float(step), value) for step, value in found if not math.isnan(value)]
+
+
+def validations(events: Columns, name: str) -> Marks:
+    """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table."""
+    found = ((event.step, as_number(event.value)) for event in of_kind(events, EventKind.VALIDATION, name))
+    return [(float(step), value) for step, value in found if not math.isnan(value)]
 
 
 def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Marks]:

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from workbench.errors import WorkbenchError
-from workbench.run.run import ENDED, Run, state_of
+from workbench.run.api import Run
+from workbench.rundir.state import ENDED, state_of
 from workbench.telemetry import progress
 from workbench.telemetry.store import Store
 

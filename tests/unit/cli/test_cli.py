@@ -10,7 +10,7 @@ from tests.fake_run import make_fake_run
 from workbench.cli import main as cli
 from workbench.cli.commands import demo, lab, notebooks
 from workbench.core import flags
-from workbench.run.request import request
+from workbench.run.resolve import request
 
 
 @pytest.fixture

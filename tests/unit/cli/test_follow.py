@@ -51,7 +51,7 @@ def test_a_prompt_gets_lines_and_a_failure_once(tmp_path: Path, capsys: pytest.C
     follow_in_background(Ended(make_fake_run(tmp_path / "run", steps=20)))
     for thread in threading.enumerate():
         if thread.name == "progress-fake":
-            thread.join(10)
+            thread.join(60)
     out = capsys.readouterr().out
     assert out.count("step 20/20") == 1 and out.count("line 3 of the cell") == 1
 

@@ -9,7 +9,7 @@ import pytest
 
 from workbench.cli import main as cli
 from workbench.core.config import TrainSpec, read_spec_options
-from workbench.run import planning
+from workbench.run import resolve as planning
 
 
 def test_a_project_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """Output of ranks: bounded, folded, elided."""
 
-import time
-
 from workbench.cluster.output import BoundedText, CellFailure, RankOutput, elide, fold, fold_errors, overwrite, table
 
 
@@ -63,13 +61,11 @@ def test_a_flood_is_bounded_in_memory():
     assert len(kept) < 2200 and kept.startswith("0\n1\n") and kept.endswith("99999\n") and "lines not kept" in kept
 
 
-def test_a_hundred_thousand_lines_of_eight_ranks_fold_fast():
-    started = time.perf_counter()
+def test_a_hundred_thousand_lines_of_eight_ranks_fold_into_one_block():
     flood = "".join(f"step {number} loss 0.123\n" for number in range(100_000))
     blocks = fold({rank: said(rank, flood) for rank in range(8)})
     shown = elide(str(blocks[0].pieces[0].text))
     assert len(blocks) == 1 and len(shown.splitlines()) == 401
-    assert time.perf_counter() - started < 2.0
 
 
 def test_progress_bars_are_one_line():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.cluster.server.processes import exit_reason
+from workbench.cluster.base.processes import exit_reason
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from workbench.cluster import protocol as p
+from workbench.cluster.base import protocol as p
 
 SPEC = p.RankSpec(rank=1, device="0", cores=[2, 3], environment={"RANK": "1"}, connection='{"key": "x"}')
 

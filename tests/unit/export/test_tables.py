@@ -17,7 +17,7 @@ from workbench.core.records import TABLES, columns_of
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history.logs import read_table
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 def test_csv_is_read_by_pandas(run: Path, tmp_path: Path) -> None:

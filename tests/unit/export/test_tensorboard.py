@@ -18,7 +18,7 @@ from tests.unit.export.conftest import BEGAN, HOSTILE, NORMS, SAMPLE, STEP_S, ST
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history import tensorboard_file as events_file
-from workbench.run.run import Run
+from workbench.run.api import Run
 
 
 def accumulated(folder: Path) -> EventAccumulator:

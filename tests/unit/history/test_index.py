@@ -15,7 +15,7 @@ from tests.fake_run import make_fake_run
 from workbench.history import index, labels
 from workbench.history.index import INDEX_FILE, RunIndex
 from workbench.history.row import RunRow
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir.directory import OWNER_FILE, _this_process
 
 

@@ -19,6 +19,7 @@ from workbench.history import retention as keeping
 from workbench.history.row import RunRow, read_row
 from workbench.run import starter
 from workbench.rundir.directory import OWNER_FILE, _this_process
+from workbench.rundir.state import find
 
 DAY = 86400.0
 
@@ -35,13 +36,13 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def test_a_run_is_found_by_directory_path_and_name(home: Path) -> None:
     old, new = (make_fake_run(home / f"2026-05-0{day}-120000-fake", steps=5) for day in (1, 2))
-    assert keeping.find("fake") == new and keeping.find(old.name) == keeping.find(old) == old
+    assert find("fake") == new and find(old.name) == find(old) == old
     (old / "spec.toml").unlink()
-    assert keeping.find(old.name) == old
+    assert find(old.name) == old
     with pytest.raises(RunDirectoryError, match="did you mean 'fake'"):
-        keeping.find("fak")
+        find("fak")
     with pytest.raises(RunDirectoryError, match="no run"):
-        keeping.find(home.parent)
+        find(home.parent)
 
 
 def test_a_run_that_trains_is_refused(home: Path) -> None:
@@ -69,9 +70,9 @@ def test_a_project_of_the_same_name_is_no_run(home: Path, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     for name in ("fresh", "./fresh", tmp_path / "fresh"):
         with pytest.raises(RunDirectoryError, match="no run"):
-            keeping.find(name)
+            find(name)
     run = make_fake_run(home / "2026-05-01-120000-fresh", steps=5)
-    assert keeping.find("fresh") == run and (tmp_path / "fresh" / "cell.py").exists()
+    assert find("fresh") == run and (tmp_path / "fresh" / "cell.py").exists()
 
 
 def test_an_archive_gives_back_every_byte(home: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_list_for_scripts_and_people(home: Path, capsys: pytest.CaptureFixture[s
     assert data[0]["best_loss"] > 1 and data[0]["tags"] == [] and data[1]["best_validation"] > 1
     assert told(capsys, "--last", "1", "list", "--json") == told(capsys, "list", "--json", "--last", "1")
     assert "first" not in told(capsys, "--state", "failed") and "2 runs, " in told(capsys)
-    assert "no runs in" in told(capsys, "--tag", "none") and "that fit" in told(capsys, "--tag", "none")
+    assert "no runs in" in told(capsys, "--tag", "none") and "that match" in told(capsys, "--tag", "none")
     assert "unknown column" in told(capsys, "--sort", "x", code=2)
 
 

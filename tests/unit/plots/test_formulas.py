@@ -32,6 +32,7 @@ from workbench.plots import (
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
+from workbench.telemetry.stragglers import against_median
 
 
 def opened(path: Path) -> Store:
@@ -107,7 +108,7 @@ def test_cosine_is_that_of_the_whole_vectors(tmp_path: Path, tp: int, dp: int) -
     assert columns["how"].tolist() == ["exact"] and columns["estimated"].tolist() == [0]
 
 
-@pytest.mark.parametrize(("dp", "how"), [(2, "from the norms"), (3, "estimated from own slices")])
+@pytest.mark.parametrize(("dp", "how"), [(2, "computed from norms"), (3, "estimated from each rank's slice")])
 def test_a_cosine_says_how_it_was_had(tmp_path: Path, dp: int, how: str) -> None:
     """ZeRO-2: of two replicas it follows from norms, of more it is estimated over each rank's own slice, and shown."""
     write_spec(tmp_path, fake_spec(ranks=dp, plugin="zero2"))
@@ -332,4 +333,4 @@ def test_a_straggler_in_one_stage_is_not_lost_among_the_others(tmp_path: Path) -
     """Stages have different work by design: a rank is compared with its own stage."""
     store = opened(make_fake_run(tmp_path / "run", ranks=4, plugin="hybrid", pp=2, micro_batches=2, steps=4))
     table = np.array([[10.0], [30.0], [10.0], [36.0]])
-    np.testing.assert_allclose(lag.against_median(table, store)[:, 0], [0, -1 / 11, 0, 1 / 11], atol=1e-12)
+    np.testing.assert_allclose(against_median(table, store.mesh)[:, 0], [0, -1 / 11, 0, 1 / 11], atol=1e-12)

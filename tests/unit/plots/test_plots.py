@@ -15,8 +15,7 @@ from bokeh.models import ColumnDataSource, HBar, HoverTool, VSpan
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
 from workbench.core.columns import Columns
 from workbench.core.records import GradientStats, StepRecord
-from workbench.plots import ALL, gradients, loss, plots, theme, throughput, utilisation
-from workbench.plots import event_lines as marked
+from workbench.plots import ALL, event_lines, gradients, loss, plots, theme, throughput, utilisation
 from workbench.plots.base import TABS, Plot
 from workbench.plots.picture import picture
 from workbench.rundir.log import RankLogWriter
@@ -300,7 +299,7 @@ def test_what_was_done_is_marked_in_every_figure_over_steps_or_time(plot: Plot, 
     store = opened(run)
     columns, _ = plot.columns(store, None)
     drawn = plot.figure(ColumnDataSource(dict(columns)))
-    marked.fill(drawn, marked.of(store))
+    event_lines.add_marks(drawn, event_lines.make_marks(store))
     lines = [each for each in drawn.renderers if isinstance(each.glyph, VSpan)]
     assert lines[-1].glyph.x == plot.AXIS
     is_heat_map = any(isinstance(each.glyph, HBar) for each in drawn.renderers)

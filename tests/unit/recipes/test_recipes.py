@@ -22,7 +22,7 @@ EVERY_SIZE = [(name, size) for name, found in recipes().items() for size in foun
 @pytest.mark.parametrize(("name", "size"), EVERY_SIZE)
 def test_the_declared_shape_is_the_model_s(name: str, size: str) -> None:
     module = importlib.import_module(f"workbench.recipes.{name.replace('-', '_')}")
-    config = module.configuration(size)
+    config = module.make_config(size)
     shape = recipe(name).shape(size)
     kind = transformers.LlamaForCausalLM if name == "stdlib-llama" else transformers.ViTForImageClassification
     with torch.device("meta"):
@@ -46,7 +46,7 @@ def test_sizes_are_what_their_names_say() -> None:
     counts = {}
     for size in recipe("stdlib-llama").sizes:
         with torch.device("meta"):
-            model = transformers.LlamaForCausalLM(stdlib_llama.configuration(size))
+            model = transformers.LlamaForCausalLM(stdlib_llama.make_config(size))
         counts[size] = sum(p.numel() for p in model.parameters())
     assert counts["tiny"] < 3e6 < counts["small"] < 1e8
     assert 0.95e9 < counts["1b"] < 1.1e9
@@ -75,7 +75,7 @@ def test_the_same_weights_and_data_each_time_and_no_global_state() -> None:
 
 def test_another_process_makes_the_same_vocabulary() -> None:
     program = (
-        "from workbench.recipes import stdlib_text as s; t = s.read(s.root(), 300_000); "
+        "from workbench.recipes import stdlib_text as s; t = s.read_sources(s.stdlib_directory(), 300_000); "
         "v = s.Vocabulary(t.train, 1024); print(hash(tuple(v.encode(t.train[0]))))"
     )
     found = {subprocess.check_output([sys.executable, "-c", program], timeout=60) for _ in range(3)}
@@ -83,7 +83,7 @@ def test_another_process_makes_the_same_vocabulary() -> None:
 
 
 def test_text_comes_back_from_tokens() -> None:
-    text = stdlib_text.read(stdlib_text.root(), 200_000)
+    text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), 200_000)
     vocabulary = stdlib_text.Vocabulary(text.train, 1024)
     sample = 'class Größe:\n    def add(self, x=1):\n        return "€" + x\n'
     tokens = vocabulary.encode(sample)
@@ -91,11 +91,11 @@ def test_text_comes_back_from_tokens() -> None:
     assert max(tokens) < 1024
     windows = vocabulary.windows(text.train, 64)
     assert windows.shape[1] == 64
-    assert 1.5 < stdlib_text.bytes_per_token(vocabulary, windows[:100]) < 5
+    assert 1.5 < stdlib_text.measure_bytes_per_token(vocabulary, windows[:100]) < 5
 
 
 def test_validation_files_are_others_than_training_files() -> None:
-    text = stdlib_text.read(stdlib_text.root(), 3_000_000)
+    text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), 3_000_000)
     assert not {t for t in text.train if t} & {t for t in text.validation if t}
     share = sum(map(len, text.validation)) / sum(map(len, text.train))
     assert 0.01 < share < 0.25
@@ -105,7 +105,7 @@ def test_files_are_few_kinds_and_in_a_fixed_order(tmp_path: Path) -> None:
     for name in ("a.py", "json/b.py", "site-packages/c.py", "test/d.py", "e.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
-    assert sorted(stdlib_text.source_files(tmp_path)) == ["a.py", "json/b.py"]
+    assert sorted(stdlib_text.list_source_files(tmp_path)) == ["a.py", "json/b.py"]
 
 
 def test_a_standard_library_without_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,16 +126,16 @@ def test_digits_without_scikit_learn_are_named(tmp_path: Path, monkeypatch: pyte
 def test_digits_are_scikit_learn_s() -> None:
     from sklearn.datasets import load_digits
 
-    images, digits = digits_vit.load()
+    images, digits = digits_vit.load_digits()
     expected = load_digits()
     assert torch.equal((images.view(-1, 8, 8) + 1) * 8, torch.tensor(expected.images, dtype=torch.float32))
     assert digits.tolist() == expected.target.tolist()
 
 
-@pytest.mark.parametrize("schedule", [stdlib_llama.schedule, digits_vit.schedule])
+@pytest.mark.parametrize("learning_rate_factor", [stdlib_llama.learning_rate_factor, digits_vit.learning_rate_factor])
 @pytest.mark.parametrize("steps", [1, 2, 20, 500])
-def test_the_learning_rate_rises_then_falls(schedule, steps: int) -> None:
-    values = [schedule(step, steps) for step in range(steps + 1)]
+def test_the_learning_rate_rises_then_falls(learning_rate_factor, steps: int) -> None:
+    values = [learning_rate_factor(step, steps) for step in range(steps + 1)]
     peak = values.index(max(values))
     assert all(0 <= value <= 1 for value in values)
     assert values[0] > 0

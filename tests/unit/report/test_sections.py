@@ -26,7 +26,7 @@ from workbench.report import run_data as facts
 from workbench.report.compared import comparison
 from workbench.report.control_history import controls
 from workbench.report.figures import Sheet, packed
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir import environment
 from workbench.rundir.log import RankLogWriter
 

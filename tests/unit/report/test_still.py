@@ -10,8 +10,7 @@ import pytest
 from bokeh.models import ColumnDataSource, LogColorMapper
 from bokeh.plotting import figure
 
-from workbench.plots import event_lines as marked
-from workbench.plots import theme
+from workbench.plots import event_lines, theme
 from workbench.report import marks
 from workbench.report.scales import Scale, elapsed, mapped_index, plain, round_numbers
 from workbench.report.still import still
@@ -49,7 +48,7 @@ def test_a_line_lies_where_its_numbers_say() -> None:
 def test_what_was_done_to_a_run_stands_upright_at_its_step() -> None:
     drawn = theme.new_figure("T", x_label="step", y_label="loss", marks="step")
     drawn.line("x", "y", source=ColumnDataSource({"x": [0.0, 10.0], "y": [1.0, 2.0]}), color="#123456")
-    marked.fill(drawn, [{"step": step, "time": 0.0, "label": ""} for step in (0, 10)])
+    event_lines.add_marks(drawn, [{"step": step, "time": 0.0, "label": ""} for step in (0, 10)])
     line, upright = (
         next(e for e in parsed(drawn).iter(f"{SVG}path") if e.get("stroke") == colour).get("d", "")
         for colour in ("#123456", theme.MARK)
@@ -181,7 +180,7 @@ def test_whole_numbers_powers_and_shares_are_written_as_such() -> None:
     rows = {"step": [0.0, 0.0], "until": [1.0, 1.0], "row": [0.0, 1.0], "colour": [1.0, 100.0]}
     drawn = heat.new_figure("", x_label="step", y_label="rank", height=200, marks="step")
     source = ColumnDataSource({**rows, "rank": np.array([4, 7], dtype=np.float32)})
-    heat.draw(source, drawn, mapper := heat.mapper(log=True), [])
+    heat.draw(source, drawn, mapper := heat.make_mapper(log=True), [])
     theme.add_colour_bar(drawn, mapper, log=True)
     shown = texts_of(drawn)
     assert {"4", "7", "1", "10", "100"} <= set(shown) and not [text for text in shown if "%" in text]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.engine import models
 from workbench.core.mesh import Mesh
 from workbench.core.records import columns_of
-from workbench.engine.watch.torch.peak_flops import cpu_peak_per_thread, device_peak, model_flops
+from workbench.engine.watch.torch.peak_flops import count_model_flops, find_device_peak, measure_cpu_peak_per_thread
 from workbench.telemetry.derive import metrics_frame
 from workbench.telemetry.flops import Cost, cost_of, gpu_peak, mfu_percent, transformer_flops_per_token
 from workbench.telemetry.store import empty
@@ -34,14 +34,14 @@ def counted(kind: str) -> int:
 )
 def test_the_formula_is_what_a_transformer_does(kind: str, tokens: int, tolerance: float) -> None:
     """Norms and biases are no matrices, and an image's head sees one token of many: the formula is a little high."""
-    per_token, parameters, formula = model_flops(models.model(kind), tokens)
+    per_token, parameters, formula = count_model_flops(models.model(kind), tokens)
     assert parameters == sum(p.numel() for p in models.model(kind).parameters())
     assert "PaLM" in formula
     assert per_token * tokens * models.BATCH == pytest.approx(counted(kind), rel=tolerance)
 
 
 def test_a_plain_model_takes_six_per_parameter() -> None:
-    per_sample, parameters, formula = model_flops(models.model("plain"), 1)
+    per_sample, parameters, formula = count_model_flops(models.model("plain"), 1)
     assert (per_sample, formula) == (6 * parameters, "6 N")
     first_input = 2 * 17 * 32 * models.BATCH  # no gradient goes to the data
     biases = 6 * (32 + 3) * models.BATCH
@@ -49,7 +49,7 @@ def test_a_plain_model_takes_six_per_parameter() -> None:
 
 
 def test_a_model_whose_use_of_parameters_is_not_known_says_so() -> None:
-    per_sample, _, formula = model_flops(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten()), 1)
+    per_sample, _, formula = count_model_flops(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten()), 1)
     assert math.isnan(per_sample) and formula.startswith("unknown")
 
 
@@ -89,9 +89,9 @@ def test_what_is_not_known_is_nan() -> None:
 
 
 def test_the_peak_of_a_cpu_is_measured_once() -> None:
-    peak, source = device_peak("cpu", "bf16")
+    peak, source = find_device_peak("cpu", "bf16")
     assert 1e8 < peak < 1e14 and source.startswith("measured: fp32")
-    assert cpu_peak_per_thread() * torch.get_num_threads() == peak, "the same again"
+    assert measure_cpu_peak_per_thread() * torch.get_num_threads() == peak, "the same again"
 
 
 def events(*values: tuple[int, str, object]) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.fake_records import straggler
 from tests.fake_run import fake_spec, make_fake_run, write_spec
-from widgets import bundle
-from widgets.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
+from widgets.page import bundle
+from widgets.page.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
 from widgets.panel import compare, control_set
 from widgets.panel.console import MOST_NEW, Console
 from widgets.panel.control_set import History
@@ -23,9 +23,10 @@ from widgets.panel.fold import Folded, ranges
 from widgets.panel.rank_table import RankTable
 from widgets.panel.summary import Facts
 from widgets.panel.verdict import Judge
+from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
-from workbench.run.run import Run
+from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
@@ -284,9 +285,42 @@ def test_scripts_and_styles_stay_readable() -> None:
 
 def test_controls_have_what_a_form_needs(tmp_path: Path) -> None:
     declared = control_set.declared(opened(make_fake_run(tmp_path / "run", steps=2)))
-    assert set(control_set.HEAD) <= {control["name"] for control in declared}
-    assert {control["kind"] for control in declared} <= {"button", "number", "text", "choice"}
+    assert {control["widget"] for control in declared} == {"button", "number", "text", "choice"}
+    assert all(control["states"] and control["help"] for control in declared)
     json.dumps(declared)
+
+
+def test_the_head_of_the_panel_has_a_button_for_each_state(tmp_path: Path) -> None:
+    declared = control_set.declared(opened(make_fake_run(tmp_path / "run", steps=2)))
+    buttons = [control for control in declared if control["button"]]
+    places = dict.fromkeys(control["button"]["place"] for control in buttons)
+    assert list(places) == ["pause", "step", "checkpoint", "stop"]
+    for state in controls.LIVE:
+        able = [control["button"]["place"] for control in buttons if state in control["states"]]
+        assert sorted(able) == sorted(places), f"one control of each place can be done while {state}"
+    assert all(control["setting"] is False for control in buttons), "a button has no value to set"
+
+
+def test_values_in_force_stand_beside_the_controls_that_set_or_alter_them() -> None:
+    values = {
+        "lr": 0.00123456,
+        "clip": 0.0,
+        "grad_every": "auto",
+        "interval": 20,
+        "grad_layers": "",
+        "temperature": 2.0,
+    }
+    assert control_set.in_force_words(values | {"frozen": []}) == {
+        "lr": "0.001235",
+        "clip": "0",
+        "grad_every": "auto: 20",
+        "grad_layers": "all",
+        "temperature": "2",
+        "freeze": "none is frozen",
+        "unfreeze": "none is frozen",
+    }
+    shown = control_set.in_force_words({"grad_every": 5, "interval": 20, "frozen": ["a", "b"]})
+    assert shown == {"grad_every": "5", "freeze": "a, b", "unfreeze": "a, b"}
 
 
 def test_compared_runs_have_a_source_each() -> None:

@@ -55,7 +55,7 @@ def table(home: Path, published: list[dict[str, Any]]) -> Iterator[tuple[RunsTab
     shown.close()
 
 
-def until(true: Any, seconds: float = 10) -> None:
+def until(true: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -94,7 +94,7 @@ def test_nobody_looks(table: tuple[RunsTable, list[dict[str, Any]]], monkeypatch
     thread = shown._thread
     assert thread is not None
     monkeypatch.setattr("widgets.runs.PATIENCE_S", 0.0)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     monkeypatch.setattr("widgets.runs.PATIENCE_S", 60.0)
     shown._on_message(shown.widget, {"kind": "here"}, [])

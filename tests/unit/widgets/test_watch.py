@@ -61,10 +61,10 @@ def test_the_machine_is_looked_at_once_a_second_until_it_is_closed(home: Path, m
 
     monkeypatch.setattr(panel.widget, "send", send)
     panel._on_message(panel.widget, {"kind": "hello"}, [])
-    assert came.wait(10)
+    assert came.wait(60)
     panel.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(60)
     assert not set(threading.enumerate()) - before
     assert told[0]["kind"] == "machine"
     (first, _), (last, is_update) = published  # what a viewer without widgets shows: as it began, then as it ended

@@ -1,6 +1,6 @@
-"""Steer a run that trains, from any terminal: pause, resume, step 5, set lr=1e-4 clip=1.0, checkpoint, rollback 100 ...
+"""Steer a running run from any terminal: pause, resume, step 5, set lr=1e-4 clip=1.0, checkpoint, rollback 100 ...
 
-The ranks apply it after the step they are in; with --wait the command returns when they have, and says what changed.
+The ranks apply the command after their current step. With --wait, this waits for that and prints what changed.
 """
 
 from __future__ import annotations
@@ -10,47 +10,52 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from workbench.core.controls import ACTS, SETTINGS
+from workbench.core import controls
+from workbench.core.records import EventKind
 
 if TYPE_CHECKING:
-    from workbench.run.run import Run
+    from workbench.core.controls import Control
+    from workbench.run.api import Run
 
 NAME = "control"
-HELP = "steer a run that trains"
+HELP = "steer a running run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench control``; its help lists every act and setting."""
-    lines = [f"  {control.name:12} {control.help} ({control.allowed()})" for control in ACTS]
-    names = [f"  {control.name:12} {control.help} ({control.allowed()})" for control in SETTINGS]
+    acts, settings = ([f"  {_line(control)}" for control in group] for group in (controls.acts(), controls.settings()))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(["acts:", *lines, "", "set NAME=VALUE ..., where NAME is:", *names]).replace("%", "%%")
+    parser.epilog = "\n".join(["acts:", *acts, "", "set NAME=VALUE ..., where NAME is:", *settings]).replace("%", "%%")
     parser.add_argument("run_name", metavar="RUN", help="a run directory or a run's name")
-    acts = [*(control.name for control in ACTS), "set", "show"]
-    parser.add_argument("act", metavar="ACT", choices=acts, help=f"one of {', '.join(acts)}")
-    parser.add_argument("values", metavar="VALUE", nargs="*", help="the act's value, or NAME=VALUE of set and branch")
-    parser.add_argument("--wait", action="store_true", help="wait until the ranks have applied it")
+    words = [*(control.name for control in controls.acts()), "set", "show"]
+    parser.add_argument("act", metavar="ACT", choices=words, help=f"one of {', '.join(words)}")
+    parser.add_argument(
+        "values", metavar="VALUE", nargs="*", help="the value of the act, or NAME=VALUE for set and branch"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait until the ranks have applied the command")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the command and write it; returns the exit code."""
-    from workbench.core import controls
     from workbench.errors import ConfigError
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
     chosen = Run(arguments.run_name)
     if arguments.act == "show":
         settings = chosen.settings()
         for control in chosen.controls():
             value = settings.get(control.name, "")
-            print(f"{control.name:12} {value!s:12} {control.help} ({control.allowed()})")
+            print(_line(control, f"{value!s:12} "))
         return 0
     since = len(chosen.events())
-    if arguments.act == "branch":
+    names = [arguments.act]
+    if arguments.act == "set":
+        changes = controls.assignments(arguments.values)
+        chosen.set(**changes)
+        names = list(changes)
+    elif controls.find(arguments.act).starts_run:
         print(chosen.branch(**controls.assignments(arguments.values)).path)
         return 0
-    if arguments.act == "set":
-        chosen.set(**controls.assignments(arguments.values))
     elif len(arguments.values) > 1:
         raise ConfigError(f"{arguments.act} takes one value at most, not {' '.join(arguments.values)}")
     else:
@@ -58,12 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.wait:
         print(f"asked {chosen.name}: {arguments.act} {' '.join(arguments.values)}".rstrip())
         return 0
-    names = list(controls.assignments(arguments.values)) if arguments.act == "set" else [arguments.act]
     return _answered(chosen, names, since)
 
 
+def _line(control: Control, value: str = "") -> str:
+    return f"{control.name:12} {value}{control.help} ({control.allowed()})"
+
+
 def _answered(run: Run, names: list[str], since: int) -> int:
-    """Print what became of the commands on rank 0; 1 when one was refused or the run ended before."""
+    """Print the outcome of the commands on rank 0. Returns 1 if one was refused or the run ended before."""
     left, code = set(names), 0
     while left:
         ended = run.ended()
@@ -72,7 +80,7 @@ def _answered(run: Run, names: list[str], since: int) -> int:
             if event.name not in left:
                 continue
             left.discard(event.name)
-            if event.kind == "refused":
+            if event.kind == EventKind.REFUSED:
                 code = 1
                 print(f"{event.name} refused after step {event.step}: {event.value['reason']}")
             else:

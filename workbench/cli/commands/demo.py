@@ -1,7 +1,7 @@
-"""Run the first notebook without a browser, and keep what it made: the notebook, summary.json and report.html.
+"""Run the quickstart notebook without a browser and write the executed notebook, summary.json and report.html.
 
-The flags replace the notebook's own parameters. Exit code 0 only if the notebook ran to its end, its run finished, and
-all three files were written. Ctrl-C ends the notebook's kernel and its ranks.
+The flags replace the parameters of the notebook. The exit code is 0 only if the notebook ran to its end, its run
+finished, and all three files were written. Ctrl-C ends the kernel of the notebook and its ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workbench.core import flags
 from workbench.rundir.directory import REPORT_FILE
 
 NAME = "demo"
-HELP = "run the first notebook without a browser and report it"
+HELP = "run the quickstart notebook without a browser and write its report"
 RUN_NAME = "quickstart"
 #: option -> parameter of the notebook, as the cell tagged `parameters` names it
 PARAMETERS = {"recipe": "recipe", "ranks": "n", "plugin": "plugin", "tp": "tp", "pp": "pp", "steps": "steps"}
@@ -29,7 +29,9 @@ SUMMARY_FILE = "summary.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench demo``."""
     flags.add_to(parser, PARAMETERS)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: ./demo-<date>-<time>)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: ./demo-<date>-<time>)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,7 +66,7 @@ def check(source: Path, given: dict[str, Any]) -> None:
     import nbformat
 
     from workbench.cli.commands.execution import TAG
-    from workbench.run.planning import resolve
+    from workbench.run.resolve import resolve
 
     values: dict[str, Any] = {}
     for cell in nbformat.read(source, as_version=4).cells:

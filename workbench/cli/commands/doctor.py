@@ -1,11 +1,11 @@
-"""Say what this machine offers and what is wrong with it, one line each, with what to do. Exit code 1 on a failure."""
+"""Report what this machine offers and what is wrong with it, with advice. The exit code is 1 if a check fails."""
 
 from __future__ import annotations
 
 import argparse
 
 NAME = "doctor"
-HELP = "what this machine offers, and what is wrong with it"
+HELP = "report what this machine offers and what is wrong with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from workbench.cli.checks import checks
+    from workbench.cli.commands.checks import checks
 
     console = Console(soft_wrap=True, highlight=False)
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}

@@ -1,4 +1,4 @@
-"""Executing a notebook without a browser, in a kernel of this very Python, with progress in the terminal."""
+"""Executes a notebook without a browser, in a kernel of the current Python, with progress in the terminal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _assigned(source: str) -> set[str] | None:
 
 
 class _Interrupted(RuntimeError):
-    """Raised before a cell starts once the person pressed Ctrl-C."""
+    """Raised before a cell starts, after Ctrl-C."""
 
 
 class NotebookExecution:
@@ -110,11 +110,11 @@ class NotebookExecution:
         self._worker.start()
 
     def over(self) -> bool:
-        """Whether the kernel has ended, one way or the other."""
+        """Whether the kernel has ended."""
         return not self._worker.is_alive()
 
     def finish(self) -> None:
-        """Say how it went, once it is ``over``: ``NotebookFailed`` names the cell and the error."""
+        """Once ``over``: raise ``NotebookFailed``, which names the cell and the error, if the notebook failed."""
         if self._failure is not None:
             raise NotebookFailed(_in_words(self._failure, self._notebook)) from self._failure
 
@@ -155,7 +155,7 @@ class NotebookExecution:
             self._worker.join(PATIENCE_S)
 
     def _ask(self, what: Callable[[], Any]) -> None:
-        """Have something done in the kernel's event loop."""
+        """Run something in the event loop of the kernel."""
         loop = self._loop
         if loop is None or loop.is_closed() or not self._manager.has_kernel:
             return

@@ -1,4 +1,4 @@
-"""Write a run in the format of another tool: tables, TensorBoard, a Perfetto timeline, Weights & Biases, MLflow."""
+"""Write a run in the format of another tool: CSV, Parquet, TensorBoard, Perfetto, Weights & Biases or MLflow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 NAME = "export"
-HELP = "write a run in another tool's format"
-#: what to do with what was written
+HELP = "write a run in the format of another tool"
+#: how to open what was written
 NEXT = {
     "tensorboard": "tensorboard --logdir {path}",
     "trace": "open https://ui.perfetto.dev and drop {path} there (it stays on your machine)",
@@ -27,15 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="where to write (default: exports/FORMAT in the run directory)"
     )
-    parser.add_argument("--steps", metavar="A-B", help="steps A to B only, such as 100-120 (default: all)")
+    parser.add_argument("--steps", metavar="A-B", help="steps A to B only, for example 100-120 (default: all)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from workbench.export import export
-    from workbench.rundir import directory as run_directory
+    from workbench.rundir.state import find
 
-    given = arguments.run_name or run_directory.find(None)
+    given = arguments.run_name or find(None)
     path = export(given, arguments.to, arguments.out, steps=steps_of(arguments.steps))
     print(path)
     if arguments.to in NEXT:

@@ -1,4 +1,4 @@
-"""Open JupyterLab on the notebooks. Where they cannot be written (an installed package), on a copy in ./notebooks."""
+"""Open JupyterLab on the tutorial notebooks, or on a copy in ./notebooks if they are read-only (installed package)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 NAME = "lab"
-HELP = "open JupyterLab on the notebooks"
+HELP = "open JupyterLab on the tutorial notebooks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench lab``."""
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="a folder for a copy of the notebooks, to work in")
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="copy the notebooks into this folder and open it")
     parser.add_argument("jupyter", nargs="*", metavar="-- ARG", help="arguments for jupyter lab, after --")
 
 
@@ -28,7 +28,7 @@ def place(wanted: Path | None) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Become JupyterLab; does not return."""
+    """Replace this process by JupyterLab; does not return."""
     folder = place(arguments.dir)
     print(f"JupyterLab on {folder}; open 01_quickstart.ipynb there", flush=True)
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", *arguments.jupyter]

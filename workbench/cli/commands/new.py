@@ -1,4 +1,4 @@
-"""Make a starter project: a spec, a notebook and a model file that train at once. Nothing is ever overwritten."""
+"""Make a starter project: a spec file, a notebook and a model file, ready to train. Never overwrites a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HELP = "make a starter project"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench new``."""
-    parser.add_argument("name", type=Path, metavar="NAME", help="the folder to make; its name becomes that of the runs")
+    parser.add_argument("name", type=Path, metavar="NAME", help="the folder to make; its runs get the same name")
 
 
 def run(arguments: argparse.Namespace) -> int:

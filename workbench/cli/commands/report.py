@@ -1,4 +1,4 @@
-"""Write the report of runs, or of a notebook: one HTML file that needs no network. Several runs are compared."""
+"""Write the report of runs or of a notebook as one HTML file that needs no network. Several runs are compared."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directories or names of runs (default: the newest), or one notebook file (.ipynb)",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where to write (default: in the run directory)")
-    parser.add_argument("--pdf", action="store_true", help="print it with a chromium of this machine")
-    parser.add_argument("--light", action="store_true", help="still pictures only: a small file without scripts")
+    parser.add_argument("--pdf", action="store_true", help="also write a PDF, with the chromium of this machine")
+    parser.add_argument(
+        "--light", action="store_true", help="pictures instead of interactive figures: a small file without scripts"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,16 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"pdf": arguments.pdf, "light": arguments.light}
     notebooks = [name for name in names if name.endswith(".ipynb")]
     if notebooks and len(names) > 1:
-        raise ConfigError(f"a report is of one notebook or of runs, not of {', '.join(names)}", field="RUN")
+        raise ConfigError(f"a report covers one notebook or several runs, not {', '.join(names)}", field="RUN")
     if notebooks:
         from workbench.report.notebook.exporter import render_notebook
 
         print(render_notebook(names[0], arguments.out, **options))
         return 0
     from workbench.report import render
-    from workbench.rundir import directory as run_directory
+    from workbench.rundir.state import find
 
     # a directory that lost its spec is no run to `find`, and still has a report
-    paths = [Path(name) if name and Path(name).is_dir() else run_directory.find(name) for name in names or [None]]
+    paths = [Path(name) if name and Path(name).is_dir() else find(name) for name in names or [None]]
     print(render(paths, arguments.out, **options))
     return 0

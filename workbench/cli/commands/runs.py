@@ -1,4 +1,4 @@
-"""List, label and put away the runs of $WORKBENCH_HOME (default: ./runs). Without an action: list them, newest last."""
+"""List, label, archive and remove the runs of $WORKBENCH_HOME (default: ./runs). Without an action, list them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 NAME = "runs"
 HELP = "list, label, archive and remove runs"
-RUN = "a run directory, its name, or a run's name (the newest of that name)"
+RUN = "a run directory, or the name of a run (the newest with that name)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the list, and an action each for the rest."""
+    """Flags of the list, and a subparser for each action."""
     _list_flags(parser)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     for name, help_text in (
-        ("list", "list runs (the default)"),
+        ("list", "list runs, newest last (the default)"),
         ("show", "everything about one run"),
-        ("rm", "remove runs for good"),
+        ("rm", "remove runs permanently"),
         ("tag", "add or remove tags"),
         ("note", "write, show or remove a note"),
         ("archive", "pack runs into one file each, and remove their directories"),
@@ -41,11 +41,21 @@ def _list_flags(parser: argparse.ArgumentParser) -> None:
     add("--last", type=int, metavar="N", help="the newest N only")
     add("--json", action="store_true", help="a JSON list, for scripts")
     add("--sort", metavar="COLUMN", help="sort by a column (default: when)")
-    add("--reverse", action="store_true", help="largest, or newest, first")
-    add("--name", action="append", metavar="PATTERN", help="runs with such a name, such as 'sweep-*'; may be repeated")
+    add("--reverse", action="store_true", help="reverse the order: largest or newest first")
+    add(
+        "--name",
+        action="append",
+        metavar="PATTERN",
+        help="runs whose name matches, for example 'sweep-*'; may be repeated",
+    )
     add("--state", action="append", metavar="STATE", help="runs in this state; may be repeated")
     add("--tag", action="append", metavar="TAG", help="runs with this tag; may be repeated")
-    add("--where", action="append", metavar="COND", help="a condition such as 'best_loss<2.5'; may be repeated")
+    add(
+        "--where",
+        action="append",
+        metavar="COND",
+        help="runs that meet a condition, for example 'best_loss<2.5'; may be repeated",
+    )
 
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +88,9 @@ def _restore_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep", type=int, metavar="N", help="the newest N stay, whatever their age")
-    parser.add_argument("--older-than", metavar="AGE", help="only runs that began longer ago: 30d, 12h, 2w")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--keep", type=int, metavar="N", help="keep the newest N, whatever their age")
+    parser.add_argument("--older-than", metavar="AGE", help="only runs that started longer ago: 30d, 12h, 2w")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -108,7 +118,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if given.get("json"):
         print(json.dumps([_plain(row) for row in rows], indent=1))
     elif not rows:
-        print(f"no runs in {index.home}" + (" that fit" if set(given) & {"name", "state", "tag", "where"} else ""))
+        print(f"no runs in {index.home}" + (" that match" if set(given) & {"name", "state", "tag", "where"} else ""))
     else:
         _print_table(rows)
         total = listing.size(sum(row.disk_bytes for row in rows))
@@ -144,10 +154,10 @@ def _print_table(rows: Sequence[RunRow]) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from workbench.history import listing
-    from workbench.history import retention as keeping
     from workbench.history.row import present_state, read_row
+    from workbench.rundir.state import find
 
-    path = keeping.find(arguments.runs[0])
+    path = find(arguments.runs[0])
     row = read_row(path)
     data = {**_plain(row), "state": present_state(row, path), "path": str(path)}
     if vars(arguments).get("json"):
@@ -169,7 +179,7 @@ def _agreed(question: str, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        print(f"{question} nobody can be asked here: pass --yes", file=sys.stderr)
+        print(f"{question} There is no terminal to ask: pass --yes", file=sys.stderr)
         return False
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
@@ -177,12 +187,13 @@ def _agreed(question: str, yes: bool) -> bool:
 def _rm(arguments: argparse.Namespace) -> int:
     from workbench.history import listing
     from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    # all are looked at before the first goes
-    found = {path: keeping.check_ended(path) for path in map(keeping.find, arguments.runs)}
+    # check all before the first is removed
+    found = {path: keeping.check_ended(path) for path in map(find, arguments.runs)}
     for path, row in found.items():
         print(f"{path} ({row.state}, {row.steps} steps, {listing.size(row.disk_bytes)})")
-    if not _agreed(f"Remove {'it' if len(found) == 1 else f'these {len(found)} runs'} for good?", arguments.yes):
+    if not _agreed(f"Remove {'it' if len(found) == 1 else f'these {len(found)} runs'} permanently?", arguments.yes):
         return 1
     freed = sum(keeping.remove(path) for path in found)
     print(f"removed {len(found)} run{'s' if len(found) != 1 else ''}, {listing.size(freed)} freed")
@@ -191,9 +202,9 @@ def _rm(arguments: argparse.Namespace) -> int:
 
 def _tag(arguments: argparse.Namespace) -> int:
     from workbench.history import labels
-    from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    path = keeping.find(arguments.runs[0])
+    path = find(arguments.runs[0])
     now = labels.tag(path, arguments.tags, arguments.remove)
     print(f"{path.name}: {', '.join(now.tags) or 'no tags'}")
     return 0
@@ -201,9 +212,9 @@ def _tag(arguments: argparse.Namespace) -> int:
 
 def _note(arguments: argparse.Namespace) -> int:
     from workbench.history import labels
-    from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    path = keeping.find(arguments.runs[0])
+    path = find(arguments.runs[0])
     now = labels.note(path, " ".join(arguments.text)) if arguments.text else labels.read(path)
     print(f"{path.name}: {now.note or 'no note'}")
     return 0
@@ -212,8 +223,9 @@ def _note(arguments: argparse.Namespace) -> int:
 def _archive(arguments: argparse.Namespace) -> int:
     from workbench.history import listing
     from workbench.history import retention as keeping
+    from workbench.rundir.state import find
 
-    for path in list(map(keeping.find, arguments.runs)):
+    for path in list(map(find, arguments.runs)):
         before = keeping.check_ended(path).disk_bytes
         packed = keeping.archive(path)
         print(f"{packed} ({listing.size(before)} -> {listing.size(packed.stat().st_size)})")
@@ -244,7 +256,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"would remove {len(going)} runs, {total}")
         return 0
-    if not _agreed(f"Remove these {len(going)} runs ({total}) for good?", arguments.yes):
+    if not _agreed(f"Remove these {len(going)} runs ({total}) permanently?", arguments.yes):
         return 1
     for row in going:
         keeping.remove(index.home / row.directory)

@@ -1,9 +1,9 @@
 """Run a notebook for every combination of parameters, each in a kernel of its own, and compare the runs in a report.
 
-The values replace those of the cell tagged `parameters`, as in papermill. Written to --out: a folder per combination
-(notebook and runs), sweep.json and report.html. Each runs in the notebook's own folder, so that it finds what lies
-beside it. With --parallel K so many run side by side, each on its share of the cores (or GPUs). Exit code 0 only if
-every notebook ran to its end.
+The values replace those of the cell tagged `parameters`, as in papermill. The folder --out receives sweep.json,
+report.html and a folder per combination with its notebook and runs. Every notebook runs in the folder of the original,
+so that it finds the files beside it. With --parallel K, K notebooks run at a time, each on its share of the cores or
+GPUs. The exit code is 0 only if every notebook ran to its end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_POINTS = 200
 
 @dataclass(kw_only=True)
 class Point:
-    """One combination: its values, its folder, and what became of it (``problem`` "" : it ran to its end)."""
+    """One combination: its values, its folder, and what went wrong (``problem`` "": it ran to its end)."""
 
     values: dict[str, Any]
     label: str
@@ -53,11 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar=("NAME", "VALUE"),
-        help="a parameter and its values; several make a grid",
+        help="a parameter and its values; may be repeated for a grid",
     )
-    parser.add_argument("--parallel", type=int, default=1, metavar="K", help="how many at a time (default: 1)")
-    parser.add_argument("--run-name", metavar="NAME", help="which run of the notebook is compared (default: its first)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: ./sweep-<date>-<time>)")
+    parser.add_argument(
+        "--parallel", type=int, default=1, metavar="K", help="number of notebooks at a time (default: 1)"
+    )
+    parser.add_argument(
+        "--run-name", metavar="NAME", help="the run of each notebook that is compared (default: the first)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: ./sweep-<date>-<time>)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -144,7 +150,7 @@ class Place:
 
 
 def places_of(parallel: int) -> list[Place]:
-    """This machine shared out among kernels that run side by side. ``ConfigError`` for more kernels than GPUs."""
+    """Divides this machine among kernels that run at a time. ``ConfigError`` for more kernels than GPUs."""
     from workbench.cluster.hosts.machine import visible_device_ids
     from workbench.errors import ConfigError
 
@@ -165,8 +171,8 @@ def places_of(parallel: int) -> list[Place]:
 
 
 def execute(points: Sequence[Point], places: Sequence[Place], source: Path) -> None:
-    """Run the notebooks in the folder of ``source``, as many at once as there are places; each point then knows how it
-    went. Ctrl-C ends all."""
+    """Run the notebooks in the folder of ``source``, as many at a time as there are places. Each point then holds its
+    outcome. Ctrl-C ends all."""
     import nbformat
 
     from workbench.terminal.follow import follow
@@ -175,7 +181,7 @@ def execute(points: Sequence[Point], places: Sequence[Place], source: Path) -> N
     running: dict[int, Point] = {}
 
     def turn() -> bool:
-        """Take what is over, start what has a place; True when nothing is left."""
+        """Collect notebooks that have ended and start those that have a place; True when none is left."""
         for slot, place in enumerate(places):
             point = running.get(slot)
             if point is not None and point.execution.over():
@@ -208,7 +214,7 @@ def _start(point: Point, place: Place, folder: Path) -> None:
     if place.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = place.gpus
     point.execution = NotebookExecution(point.notebook, folder=folder, environment=environment, cores=place.cores)
-    print(f"{point.label}: begins", flush=True)
+    print(f"{point.label}: started", flush=True)
     point.execution.start()
 
 

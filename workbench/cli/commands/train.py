@@ -1,7 +1,7 @@
-"""Train a spec file (TOML) without a notebook: what %dist_train --config does. Flags given beside it win.
+"""Train a spec file (TOML) without a notebook, as %dist_train --config does. Flags win over the file.
 
-A spec.toml of a run directory trains that run again, with the cell that defined its model. Ctrl-C stops the run after
-its step. Exit code: 0 finished, 1 failed, 2 asked wrongly, 3 stopped by somebody else, 130 Ctrl-C.
+The spec.toml of a run directory trains that run again, with the cell that defined its model. Ctrl-C stops the run after
+its step. Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 stopped from elsewhere, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from workbench.core import flags
 
 if TYPE_CHECKING:
-    from workbench.run.run import Run
+    from workbench.run.api import Run
 
 NAME = "train"
 HELP = "train a spec file"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", type=Path, metavar="SPEC.toml", help="the spec file")
     flags.add_to(parser)
     parser.add_argument(
-        "--every", type=int, default=0, metavar="N", help="print a line every N steps where there is no terminal"
+        "--every", type=int, default=0, metavar="N", help="without a terminal, print a line every N steps"
     )
 
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train to the end and take the ranks down; returns the exit code."""
     from workbench.cluster.session import Session
     from workbench.run import launch
-    from workbench.run.request import request
+    from workbench.run.resolve import request
 
     options, cell = request(arguments.spec, flags.options_of(arguments))
     try:
@@ -56,7 +56,7 @@ def _until_ended(started: Run, every: int) -> int:
         follow(lambda: [started.path], started.ended, every=every)
     except KeyboardInterrupt:
         interrupted = True
-        print("stopping after this step; Ctrl-C again gives up on it", flush=True)
+        print("stopping after this step; press Ctrl-C again to quit at once", flush=True)
         with suppress(RunError):  # it ended at this very moment
             started.stop()
         follow(lambda: [started.path], started.ended, every=every)

@@ -1,4 +1,4 @@
-"""Looks at this host: cores, cgroup limits, GPUs by NVML, free ports. Never touches CUDA."""
+"""Describes this host: cores, cgroup limits, GPUs (by NVML), free ports. Never touches CUDA."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _gpus() -> list[Device]:
 
 
 def _gpu(nvml: Any, index: int) -> Device | None:
-    """One GPU; None when it does not answer, as one that fell off the bus: no rank could use it either."""
+    """One GPU; None when it does not answer, for example because it fell off the bus."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         name = nvml.nvmlDeviceGetName(handle)
@@ -75,7 +75,7 @@ def _gpu(nvml: Any, index: int) -> Device | None:
 
 
 def _computing(nvml: Any, handle: Any) -> tuple[int, ...]:
-    """Pids of other people's processes on a device; children of this process are ours."""
+    """Pids of processes on a device that are neither this process nor its children."""
     try:
         pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except nvml.NVMLError:
@@ -85,7 +85,7 @@ def _computing(nvml: Any, handle: Any) -> tuple[int, ...]:
 
 
 def _cpu_limit() -> float | None:
-    """Cores' worth of time that the cgroup allows (v2 ``cpu.max``, v1 quota and period), or None."""
+    """The CPU limit of the cgroup in cores (v2 ``cpu.max``, v1 quota and period), or None."""
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()[:2]
     except (OSError, ValueError):
@@ -98,7 +98,7 @@ def _cpu_limit() -> float | None:
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer struck in this process' cgroup (0 where nothing tells)."""
+    """How often the out-of-memory killer ended a process of this cgroup (0 if unknown)."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -123,7 +123,9 @@ def oom_kills() -> int:
 def master_port(address: str, wanted: int | None) -> int:
     """A free TCP port for the users' own process groups; ``ClusterError`` when the one wanted is taken."""
     if wanted is not None and not 1 <= wanted <= 65535:
-        raise ClusterError(f"--master-port {wanted} is no port: use 1024 to 65535, or leave it out for a free one")
+        raise ClusterError(
+            f"--master-port {wanted} is not a port: use 1024 to 65535, or leave the flag out for a free one"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -132,7 +134,7 @@ def master_port(address: str, wanted: int | None) -> int:
         except OSError as error:
             raise ClusterError(
                 f"--master-port {wanted} on {address} cannot be used ({error.strerror}){_holder(wanted)}: "
-                "pass another one, or leave it out for a free one"
+                "pass another one, or leave the flag out for a free one"
             ) from error
 
 

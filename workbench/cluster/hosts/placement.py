@@ -1,6 +1,6 @@
-"""Which rank gets which device and cores: pure decisions over a described host.
+"""Decides which rank gets which device and cores, from the description of a host. Pure functions.
 
-``machine.describe_host`` looks at the real one.
+``machine.describe_host`` describes this host.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Host:
 
     @property
     def usable_cores(self) -> int:
-        """How many cores' worth of time there is."""
+        """The number of cores whose time may be used."""
         limit = len(self.cores) if self.cpu_limit is None else int(self.cpu_limit)
         return max(1, min(len(self.cores), limit))
 
@@ -55,7 +55,7 @@ class Binding:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Bindings of all ranks and what a person should know about them."""
+    """The bindings of all ranks, and warnings about them."""
 
     bindings: tuple[Binding, ...]
     warnings: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ def visible_devices(setting: str | None, found: Sequence[Device]) -> tuple[Devic
 
 
 def default_ranks(host: Host) -> int:
-    """How many ranks when nobody says: one per GPU, else one per physical core, at least 2, at most 4."""
+    """The default number of ranks: one per GPU, else one per physical core, at least 2 and at most 4."""
     if host.devices:
         return len(host.devices)
     return max(2, min(4, host.physical, host.usable_cores))
@@ -97,7 +97,7 @@ def choose_devices(host: Host, wanted: Sequence[str] | str | None) -> tuple[Devi
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(
-            f"no device {', '.join(unknown)} here: visible are {', '.join(known) or 'none'}; "
+            f"unknown device {', '.join(unknown)}: visible are {', '.join(known) or 'none'}; "
             "change devices, or CUDA_VISIBLE_DEVICES before the kernel starts",
             field="devices",
         )
@@ -107,14 +107,14 @@ def choose_devices(host: Host, wanted: Sequence[str] | str | None) -> tuple[Devi
 def place(n: int, host: Host, devices: Sequence[Device] | None = None) -> Placement:
     """Bind ``n`` ranks to the host's devices (or those given), else to a fair share of its cores."""
     if n < 1:
-        raise ConfigError(f"-n {n}: at least one rank is needed", field="--nproc-per-node")
+        raise ConfigError(f"-n {n}: at least one rank is required", field="--nproc-per-node")
     chosen = host.devices if devices is None else tuple(devices)
     if chosen and n > len(chosen):
         gpus = "1 GPU is" if len(chosen) == 1 else f"{len(chosen)} GPUs are"
         ids = ", ".join(device.id for device in chosen)
         raise ConfigError(
-            f"{n} ranks, but {gpus} to be used ({ids}), and NCCL refuses two ranks on one device: pass "
-            f"-n {len(chosen)}, or run ranks on the processor (%dist_up -n {n} --devices cpu, "
+            f"{n} ranks, but {gpus} available ({ids}), and NCCL allows one rank per device: pass "
+            f"-n {len(chosen)}, or run the ranks on CPU cores (%dist_up -n {n} --devices cpu, "
             'Session.up(..., devices="cpu"), or an empty CUDA_VISIBLE_DEVICES)',
             field="--nproc-per-node",
         )
@@ -146,13 +146,13 @@ def _warnings(n: int, host: Host, chosen: Sequence[Device]) -> list[str]:
         if device.used_by:
             pids = ", ".join(map(str, device.used_by))
             said.append(
-                f"device {device.id} ({device.name}) is in use by process {pids}: rank {rank} shares its memory and "
-                "time with it"
+                f"device {device.id} ({device.name}) is in use by process {pids}: rank {rank} shares its memory "
+                "and time with it"
             )
     if not chosen and n > host.usable_cores:
         said.append(
-            f"{n} ranks on {host.usable_cores} core{'s' if host.usable_cores != 1 else ''}: they take turns, one "
-            f"thread each and not pinned, so steps are slower than with -n {host.usable_cores}"
+            f"{n} ranks on {host.usable_cores} core{'s' if host.usable_cores != 1 else ''}: they share "
+            f"cores, one thread each and not pinned, so steps are slower than with -n {host.usable_cores}"
         )
     return said
 
@@ -182,7 +182,9 @@ def parse_ranks(text: str, n: int) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ConfigError(f"-t {text!r} names no ranks: write -t 0,2 or -t 0-{n - 1} or -t all", field="--targets")
+            raise ConfigError(
+                f"-t {text!r} is not a list of ranks: write -t 0,2 or -t 0-{n - 1} or -t all", field="--targets"
+            )
         ranks.update(range(int(first), int(last if dash else first) + 1))
     outside = sorted(rank for rank in ranks if rank >= n)
     if outside:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from workbench.cluster.base.protocol import RankSpec
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Placement, choose_devices, default_ranks, environment, place
-from workbench.cluster.protocol import RankSpec
 from workbench.cluster.rank_kind import RankKind
 
 #: ranks of one host meet on the loopback interface

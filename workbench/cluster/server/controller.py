@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from workbench.cluster.protocol import ControllerReady, StartController, encode
-from workbench.cluster.server.processes import die_with
+from workbench.cluster.base.processes import die_with
+from workbench.cluster.base.protocol import ControllerReady, StartController, encode
 
 #: An engine counts as connected at the second heartbeat, so this decides how fast ranks come up.
 HEARTBEAT_MS = 100

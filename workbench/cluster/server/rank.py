@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from workbench.cluster.protocol import RankSpec
+from workbench.cluster.base.protocol import RankSpec
 
 #: seconds an engine waits for the controller's answer
 _REGISTRATION_TIMEOUT_S = 60.0

@@ -23,11 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.cluster import protocol as p
-from workbench.cluster.hosts.machine import oom_kills
-from workbench.cluster.hosts.placement import CPU
-from workbench.cluster.server.controller import run_controller
-from workbench.cluster.server.processes import (
+from workbench.cluster.base import protocol as p
+from workbench.cluster.base.processes import (
     adopt_orphans,
     end_children,
     exit_reason,
@@ -37,6 +34,9 @@ from workbench.cluster.server.processes import (
     reap,
     wake_on_signals,
 )
+from workbench.cluster.hosts.machine import oom_kills
+from workbench.cluster.hosts.placement import CPU
+from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, become_warm, rank_log
 
 _TAIL_BYTES = 4000

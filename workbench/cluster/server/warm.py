@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.cluster.base.processes import fork, reap, wake_on_signals
+from workbench.cluster.base.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
 from workbench.cluster.hosts.placement import CPU
-from workbench.cluster.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
-from workbench.cluster.server.processes import fork, reap, wake_on_signals
 from workbench.cluster.server.rank import become_rank
 
 

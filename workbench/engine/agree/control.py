@@ -12,79 +12,22 @@ so that no rank waits long enough to time out. The other ranks sleep meanwhile.
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.core.records import Command
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import SharedSlots
-from workbench.rundir.directory import CONTROL_FILE
+from workbench.rundir.commands import BadLine, CommandReader
 
 #: in the run directory while a run starts
 SLOTS_FILE = "agreement.slots"
 #: while paused: seconds between looks at the file, and most between what is told
 POLL_S = 0.1
 HEARTBEAT_S = 0.5
-#: seconds that a rank waits for bytes that rank 0 has seen (a network file system may show them later)
-_VISIBLE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line of the control file that is no command, and why; it was written by hand or by another version."""
-
-    text: str
-    reason: str
-
-
-class ControlReader:
-    """Reads whole lines of a growing ``control.jsonl`` up to a given byte."""
-
-    def __init__(self, run: str | Path) -> None:
-        self.path = Path(run) / CONTROL_FILE
-        self.offset = 0
-        self._name = str(self.path)
-        self._rest = b""
-
-    def size(self) -> int:
-        """Bytes there are now; those read already when the file is gone."""
-        try:
-            return os.stat(self._name).st_size
-        except OSError:
-            return self.offset
-
-    def read(self, end: int) -> list[Command | BadLine]:
-        """What the lines between the last call and byte ``end`` say; a line without its end waits for it."""
-        if end <= self.offset:
-            return []
-        *lines, self._rest = (self._rest + self._bytes(end)).split(b"\n")
-        return [_parsed(line.decode(errors="replace")) for line in lines if line.strip()]
-
-    def _bytes(self, end: int) -> bytes:
-        deadline = time.monotonic() + _VISIBLE_S
-        while True:
-            try:
-                with self.path.open("rb") as file:
-                    file.seek(self.offset)
-                    found = file.read(end - self.offset)
-            except OSError:
-                found = b""
-            if len(found) == end - self.offset or time.monotonic() > deadline:
-                self.offset = end
-                return found
-            time.sleep(0.005)
-
-
-def _parsed(line: str) -> Command | BadLine:
-    try:
-        return Command.from_line(line)
-    except (ValueError, TypeError, AttributeError) as error:
-        return BadLine(line[:200], str(error)[:200])
 
 
 class AgreedControl:
@@ -93,7 +36,7 @@ class AgreedControl:
     ``one_host``: the ranks may be on one host, and agree through a file if they are."""
 
     def __init__(self, run: str | Path, exchange: Exchange, *, one_host: bool = True) -> None:
-        self._reader = ControlReader(run)
+        self._reader = CommandReader(run)
         self._exchange = exchange
         self._rank = exchange.rank
         self._told = (0, 0)

@@ -1,17 +1,18 @@
-"""What the ranks of one host tell each other at every step, through a file that all of them have mapped.
+"""Messages and sums between the ranks of one host, through a memory-mapped file.
 
-A broadcast or reduction of a few bytes costs some hundred microseconds of each rank's step (threads, sockets); this
-costs a few.
+A broadcast or an all-reduce of a few bytes takes hundreds of microseconds of each rank's step (threads, sockets); this
+takes a few.
 
-Messages: rank 0 writes message ``n`` into slot ``n`` of a ring, each other rank reads the messages in order, waiting
-where one is not there yet: so all ranks get the same ``n``-th message, however far they are apart.
+Messages: rank 0 writes message ``n`` into slot ``n`` of a ring buffer. Every other rank reads the messages in order and
+waits for one that has not been written yet, so all ranks get the same ``n``-th message even if they are several steps
+apart.
 
-Sums: each rank writes what it has to add into a cell of its own, and waits until all others have as often. Odd and even
-sums have cells apart: a rank that is through with sum ``n`` may go on to ``n + 1`` while another still reads, but no
-further, as that one has not written again.
+Sums: each rank writes its terms of sum ``n`` into a slot of its own and waits until all others have written theirs. Odd
+and even sums use separate slots. A rank that has finished sum ``n`` may write its terms of sum ``n + 1`` while another
+one still reads sum ``n``; it cannot start sum ``n + 2`` before the other one has written its terms of ``n + 1``.
 
-What is written carries a sum over its contents, so that what is half written is not taken for whole, whatever the order
-in which the processor stores.
+Every entry carries a checksum, so that a partly written entry is never taken for a complete one, whatever the order in
+which the processor stores its parts.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from pathlib import Path
 
 SLOTS = 64
 _HEAD = struct.Struct("<q")  # the nonce
-_SLOT = struct.Struct("<qqqq")  # number of the message, first value, second value, sum
-_CELL = struct.Struct("<q")  # how many messages a rank has read
-_PROCESS = struct.Struct("<q")  # of a rank
+_SLOT = struct.Struct("<qqqq")  # number of the message or sum, first value, second value, checksum
+_CELL = struct.Struct("<q")  # number of messages that a rank has read
+_PROCESS = struct.Struct("<q")  # process id of a rank
 _NUMBERS, _BITS = struct.Struct("<dd"), struct.Struct("<qq")
 _MASK = (1 << 62) - 1
-#: seconds between looks: while a message is expected any moment, and after a while without one
+#: seconds between two reads while waiting for a message: at first, later, and when "later" begins
 _SHORT_S, _LONG_S, _LONG_AFTER_S = 0.0001, 0.1, 0.1
 _ALIVE_EVERY_S = 1.0
-#: a rank's part of a sum is missing: looks at once, seconds between looks then, and between later ones
+#: waiting for the terms of a sum: number of reads without a pause, then seconds between two reads at first and later,
+#: and when "later" begins
 _LOOKS, _SUM_SHORT_S, _SUM_LONG_S, _SUM_LONG_AFTER_S = 20, 0.00005, 0.001, 0.02
-#: as for any collective: a rank that has not come by then will not
+#: seconds after which a missing rank is an error, as for other collectives
 _TIMEOUT_S = 1800.0
 
 
@@ -47,7 +49,8 @@ def _check(number: int, first: int, second: int) -> int:
 
 
 class SharedSlots:
-    """The ring. Rank 0 makes the file (``create``) before the others open it; ``nonce`` tells one from an older one."""
+    """The mapped file. Rank 0 creates it (``create``) before the others open it; ``nonce`` identifies this run's
+    file."""
 
     def __init__(self, path: Path, rank: int, ranks: int) -> None:
         self._rank = rank
@@ -62,12 +65,12 @@ class SharedSlots:
 
     @staticmethod
     def size(ranks: int) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return _HEAD.size + SLOTS * _SLOT.size + ranks * (_CELL.size + _PROCESS.size + 2 * _SLOT.size)
 
     @classmethod
     def create(cls, path: Path, ranks: int, nonce: int) -> None:
-        """Make the file anew, for rank 0's process."""
+        """Create the file, replacing an older one. Called in rank 0's process."""
         path.unlink(missing_ok=True)
         with path.open("xb") as file:
             file.write(_HEAD.pack(nonce).ljust(cls.size(ranks), b"\0"))
@@ -75,7 +78,7 @@ class SharedSlots:
             file.write(_PROCESS.pack(os.getpid()))
 
     def send(self, first: int, second: int) -> None:
-        """Rank 0: the next message. Waits only if a rank is 64 messages behind."""
+        """Send the next message, on rank 0. Waits only if a rank is ``SLOTS`` messages behind."""
         self._count += 1
         if self._count > SLOTS:
             self._wait_for_readers(self._count - SLOTS)
@@ -83,9 +86,10 @@ class SharedSlots:
         _SLOT.pack_into(self._map, self._at(self._count), self._count, first, second, check)
 
     def receive(self, *, patient: bool = False) -> tuple[int, int]:
-        """Another rank: the next message, as soon as it is there. ``PeerLostError`` when rank 0 has ended.
+        """Wait for the next message and return its two values, on any rank but 0.
 
-        ``patient``: it may take long, so look seldom and use next to no processor time.
+        ``patient``: the message may take long, so read rarely and use hardly any CPU time. Raises ``PeerLostError``
+        when rank 0 has ended.
         """
         self._count += 1
         began = looked = time.monotonic()
@@ -102,9 +106,9 @@ class SharedSlots:
             time.sleep(_LONG_S if patient or now - began > _LONG_AFTER_S else _SHORT_S)
 
     def summed(self, first: float, second: float) -> tuple[float, float]:
-        """Every rank: the sums of what the ranks pass, added in their order. Waits for all of them.
+        """Return the sums of ``first`` and ``second`` over all ranks, added in the order of ranks. Collective.
 
-        ``PeerLostError`` when one has ended, or does not come.
+        Raises ``PeerLostError`` when a rank has ended, or does not arrive within 30 minutes.
         """
         self._sums += 1
         mine = _BITS.unpack(_NUMBERS.pack(first, second))
@@ -131,7 +135,7 @@ class SharedSlots:
         return first, second
 
     def _read(self, rank: int) -> tuple[float, float] | None:
-        """A rank's part of the sum that is under way; None while it is not there."""
+        """A rank's terms of the current sum; None before they are written."""
         number, first, second, check = _SLOT.unpack_from(self._map, self._part(rank))
         if number != self._sums or check != _check(number, first, second):
             return None
@@ -148,7 +152,7 @@ class SharedSlots:
             )
 
     def lives(self, rank: int) -> bool:
-        """Whether a rank's process is seen from here and alive."""
+        """Whether a rank's process is visible from this one and alive."""
         (process,) = _PROCESS.unpack_from(self._map, self._process(rank))
         return Path(f"/proc/{process}").exists()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workbench.core.knobs import Knobs
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
 
@@ -49,7 +50,8 @@ class Workload:
     Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
-    values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only.
+    values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
+    that the training script or the recipe declares, now or later; its parts read their present values.
     """
 
     model: torch.nn.Module
@@ -61,3 +63,4 @@ class Workload:
     tokens_per_sample: int | None = 1
     evaluate: Callable[[Evaluating], Evaluation] | None = None
     sample: Callable[[Evaluating], Sequence[str]] | None = None
+    knobs: Knobs = field(default_factory=Knobs)

@@ -1,4 +1,4 @@
-"""The cell form: what the user's cell defined becomes a workload."""
+"""Builds a workload from a cell of the notebook: runs its code and takes the names that it defines."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from typing import Any
 from torch.utils.data import DistributedSampler
 
 from workbench.core.config import TrainSpec
-from workbench.core.controls import knob
+from workbench.core.knobs import Knobs
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.errors import ConfigError
 
 
 def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
-    """Run the cell in a copy of the rank's namespace, so that names pushed or defined by ``%%dist`` cells are there.
+    """Run the cell in ``file`` and build its workload.
 
-    The cell also sees ``spec`` and ``knob`` (``workbench.core.controls``). Its errors are raised as they are, with the
-    lines of the cell in the traceback.
+    The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
+    It also sees ``spec`` and ``knob``, a method of the workload's own ``Knobs``. Errors of the cell are raised
+    unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
-    before = {**_interactive_namespace(), "spec": spec, "knob": knob, "__name__": "__main__"}
+    knobs = Knobs()
+    before = {**_interactive_namespace(), "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
-    # a name that only an earlier cell left on the rank is not part of this one
+    # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
-    return _workload(defined, spec)
+    return _workload(defined, spec, knobs)
 
 
-def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
+def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
     if spec.lr is not None and scheduler is None:
         for group in optimizer.param_groups:
             group["lr"] = spec.lr
-    elif spec.lr is not None and not spec.resume:  # in a run that goes on it is laid over the schedule
+    elif spec.lr is not None and not spec.resume:  # in a resumed run --lr overrides the schedule
         raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
     loader = names.get("dataloader")
     if loader is not None:
@@ -47,8 +49,8 @@ def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
         data: BatchSource = LoaderSource(loader, seed=spec.seed)
     elif spec.batch_size == 0:
         raise ConfigError(
-            "the cell's dataloader is None, and how many samples of the dataset a step takes was left to it: leave the "
-            "name dataloader out of the cell, or make one",
+            "the cell's dataloader is None, but the batch size was to come from it: define a dataloader, or remove the "
+            "name dataloader from the cell",
             field="dataloader",
         )
     else:
@@ -63,12 +65,13 @@ def _workload(names: dict[str, Any], spec: TrainSpec) -> Workload:
         criterion=_on_pairs(criterion) if criterion is not None else None,
         lr_scheduler=scheduler,
         tokens_per_sample=None,
+        knobs=knobs,
     )
 
 
 def _on_pairs(criterion: Any) -> Any:
-    """``criterion(outputs, target)`` for batches that are (input, target) pairs, as torch's losses are called;
-    ``criterion(outputs, batch)`` for any other batch."""
+    """Wrap ``criterion`` so that it takes (outputs, batch): a batch that is an (input, target) pair passes its target,
+    as torch's loss functions expect; any other batch is passed whole."""
 
     def adapted(outputs: Any, batch: Any) -> Any:
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
@@ -78,8 +81,10 @@ def _on_pairs(criterion: Any) -> Any:
 
 
 def _check_loader(loader: Any, spec: TrainSpec) -> None:
-    """``ConfigError`` when the plan cannot cut the loader's own batch into equal pieces. A loader without a
-    ``batch_size`` (a batch sampler, any iterable) is found out at its first batch."""
+    """Raise ``ConfigError`` when the loader's batch size cannot be divided as the plan needs it.
+
+    A loader without a ``batch_size`` (a batch sampler, any iterable) is checked at its first batch instead.
+    """
     size = getattr(loader, "batch_size", None)
     if not isinstance(size, int):
         return
@@ -89,15 +94,15 @@ def _check_loader(loader: Any, spec: TrainSpec) -> None:
     pieces = dp * spec.accumulate * plan.micro_batches
     if size % pieces:
         raise ConfigError(
-            f"the dataloader's batches of {size} samples cannot be cut into dp {dp} x accumulate {spec.accumulate} x "
-            f"micro-batches {plan.micro_batches} = {pieces} equal pieces: make it with "
-            f"batch_size={max(1, round(size / pieces)) * pieces} (--batch-size is for a dataset)",
+            f"the dataloader's batches of {size} samples cannot be split into dp {dp} x accumulate {spec.accumulate} x "
+            f"micro-batches {plan.micro_batches} = {pieces} equal parts: give the dataloader "
+            f"batch_size={max(1, round(size / pieces)) * pieces} (--batch-size applies to a dataset only)",
             field="dataloader",
         )
 
 
 def _interactive_namespace() -> dict[str, Any]:
-    """The namespace of the engine's shell; empty outside of one."""
+    """A copy of the namespace of the engine's IPython shell; empty without a shell."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()

@@ -1,10 +1,10 @@
-"""What happens at a loss or gradient that is not finite: all ranks decide alike, find its source, and keep the step.
+"""Handles a non-finite loss or gradient: all ranks take the same decision, find its origin, and save the step.
 
-Whether a rank sees one is a local matter (its loss, its share of the reduced gradient), so before each optimizer step
-both are summed over all ranks: where one is not finite, neither is the sum. Ranks have just met in the reduction of the
-gradients, so what this costs is one small message's latency (tests/benchmarks/guard.py). So rank 0 knows the global
-loss and norm of each step, and logs what stands out of the steps before: kind ``spike``. All this is part of training
-and not of watching: ``--monitor off`` leaves it on.
+Each rank sees only its own loss and its own share of the reduced gradient. Both are therefore summed over all ranks
+before each optimizer step: if one term is non-finite, so is the sum. The ranks have just synchronised in the gradient
+reduction, so this costs the latency of one small message (tests/benchmarks/guard.py). From the sums rank 0 also knows
+the global loss and gradient norm of every step and logs outliers as events of kind ``spike``. This guard is part of
+training, not of monitoring: ``--monitor off`` does not turn it off.
 """
 
 from __future__ import annotations
@@ -19,37 +19,43 @@ from typing import Any
 
 import torch
 
+from workbench.core.knobs import Knobs
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Replayable
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.data.sources import split
-from workbench.engine.faults.culprit import FaultWatch, Finding, as_json, first_of, nonfinite_in
-from workbench.engine.state.kept_step import save_moment, save_tensors
-from workbench.engine.state.randomness import Randomness
-from workbench.run.replay import FAULT_FILE, WEIGHTS_FILE
-from workbench.rundir.log import RankLogWriter, rank_directory
+from workbench.engine.faults.nonfinite_search import (
+    Finding,
+    NonfiniteSearch,
+    count_nonfinite_values,
+    find_origin,
+    to_json_number,
+)
+from workbench.engine.state.batch_snapshot import save_batch_snapshot, save_tensors
+from workbench.engine.state.randomness import RandomGenerators
+from workbench.rundir.kept_steps import FAULT_FILE, WEIGHTS_FILE, fault_directory
+from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
 
 GO, SKIP, STOP = "go", "skip", "stop"
-#: in fp16 a gradient that overflows is the loss scaler's daily business; so many in a row are not
+#: fp16 gradients overflow now and then, and the loss scaler handles that; so many overflows in a row are a fault
 ROUTINE_OVERFLOWS = 8
-#: faults of a run whose source is looked for (each costs a step or two) and whose batch is kept
-MOST_SEARCHES = 5
-#: largest part of the model, on one rank, that is kept with a fault
-MOST_WEIGHT_BYTES = 2**30
-
-
-def fault_directory(run: str | Path, rank: int, step: int) -> Path:
-    """Where a rank keeps what is needed to replay its part of a step."""
-    return rank_directory(run, rank) / f"nonfinite-step-{step:06d}"
+#: number of faults per run whose origin is searched (a search costs a step or two) and whose batch is saved
+MAX_SEARCHES = 5
+#: largest size of the weights, on one rank, that are saved with a fault
+MAX_WEIGHT_BYTES = 2**30
 
 
 class NonfiniteGuard(StepObserver):
-    """Decides before every optimizer step. ``decide`` is collective; it answers the same on all ranks.
+    """Checks loss and gradient before every optimizer step. ``decide`` is collective and agrees on all ranks.
 
-    ``accumulate``: into how many pieces a share is cut now. ``data``: asked for the dataset indices of a batch."""
+    ``accumulate``: current number of gradient accumulation steps. ``data``: the batch source; if it has a method
+    ``indices``, the dataset indices of a faulty batch are logged. ``knobs``: those of the training script; their
+    values are saved with the step for a replay.
+    """
 
     def __init__(
         self,
@@ -58,25 +64,28 @@ class NonfiniteGuard(StepObserver):
         log: RankLogWriter,
         control: AgreedControl,
         data: Any = None,
+        *,
+        knobs: Knobs | None = None,
     ) -> None:
         self._run = run
         self._spec = spec = strategy.spec
         self._strategy = strategy
         self._log = log
         self._data = data
+        self._knobs = knobs
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
         self._replayable = strategy if isinstance(strategy, Replayable) else None
-        self._random = Randomness({} if self._replayable is None else self._replayable.generators())
+        self._generators = RandomGenerators({} if self._replayable is None else self._replayable.generators())
         self._batch: Batch = None
-        self._state = self._random.now()
-        self._with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
+        self._random_state = self._generators.capture()
+        self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
         self._spikes = SpikeFinder()
-        self._overflows = 0
-        self._streak = 0
+        self._overflow_steps = 0
+        self._nonfinite_steps = 0
         self._searches = 0
-        self._weights_kept = False
+        self._weights_saved = False
 
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
@@ -84,126 +93,135 @@ class NonfiniteGuard(StepObserver):
     def batch(self, step: int, batch: Batch) -> None:
         began = time.perf_counter()
         self._batch = batch
-        self._state = self._random.now()
+        self._random_state = self._generators.capture()
         self.cost_ms += (time.perf_counter() - began) * 1e3
 
     def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor | None) -> str:
-        """Judge a step by its loss and, where the strategy knows it, its share of the squared norm.
+        """Return ``GO``, ``SKIP`` (call ``Strategy.skip`` instead of ``step``) or ``STOP`` (skip, then end the run).
 
-        ``GO``, ``SKIP`` (``Strategy.skip`` instead of ``step``) or ``STOP`` (skip, and end the run after it).
-
-        Reads both numbers on the host: free on a CPU, on a GPU the host waits for the step's gradients.
+        ``loss``: this rank's loss, None on ranks without one; ``grad_sq``: this rank's share of the squared gradient
+        norm. Both are read on the host; on a GPU the host waits for the step's gradients.
         """
-        began = time.thread_time()  # of which waiting for a slower rank is no part
-        mine = tuple(0.0 if value is None else float(value) for value in (loss, grad_sq))
+        began = time.thread_time()  # CPU time: waiting for a slower rank does not count
+        own = tuple(0.0 if value is None else float(value) for value in (loss, grad_sq))
         self._strategy.mark("communication", -1)
-        all_loss, all_sq = self._control.summed(*mine)
+        all_loss, all_sq = self._control.summed(*own)
         self._strategy.mark("optimizer", -1)
-        bad_loss = not math.isfinite(all_loss)
-        bad = bad_loss or not math.isfinite(all_sq)
+        loss_is_nonfinite = not math.isfinite(all_loss)
+        is_finite = not loss_is_nonfinite and math.isfinite(all_sq)
         if self._strategy.rank == 0:
-            self._tell_spikes(step, all_loss / self._with_loss, math.sqrt(all_sq))
+            self._log_spikes(step, all_loss / self._ranks_with_loss, math.sqrt(all_sq))
         self.cost_ms += (time.thread_time() - began) * 1e3
-        if not bad:
-            self._overflows = self._streak = 0
+        if is_finite:
+            self._overflow_steps = self._nonfinite_steps = 0
             return GO
-        if not bad_loss and self._spec.precision == "fp16":
-            self._overflows += 1
-            if self._overflows < ROUTINE_OVERFLOWS:
-                return GO  # the loss scaler drops this step and lowers its scale
-        self._streak += 1
-        if self._streak == 1:
-            self._investigate(step, "loss" if bad_loss else "gradient", loss)
+        if not loss_is_nonfinite and self._spec.precision == "fp16":
+            self._overflow_steps += 1
+            if self._overflow_steps < ROUTINE_OVERFLOWS:
+                return GO  # the loss scaler skips this step and lowers its scale
+        self._nonfinite_steps += 1
+        if self._nonfinite_steps == 1:
+            self._investigate(step, "loss" if loss_is_nonfinite else "gradient", loss)
         return self._action
 
-    def _tell_spikes(self, step: int, loss: float, grad_norm: float) -> None:
+    def _log_spikes(self, step: int, loss: float, grad_norm: float) -> None:
         for spike in self._spikes.look(step, loss=loss, grad_norm=grad_norm):
             value = {"value": spike.value, "usual": spike.usual, "score": spike.score}
-            self._log.event("spike", spike.name, value, step=step)
+            self._log.event(EventKind.SPIKE, spike.name, value, step=step)
 
     def rolled_back(self, step: int) -> None:
         self._spikes.rolled_back(step)
 
     def _investigate(self, step: int, name: str, loss: torch.Tensor | None) -> None:
-        """Find the source and log it, on the rank that has it. Collective; rare, so what it costs does not matter."""
+        """Find the origin, log it on the rank where it lies, and save the step. Collective."""
         self._searches += 1
-        if self._searches > MOST_SEARCHES or self._replayable is None:
+        if self._searches > MAX_SEARCHES or self._replayable is None:
             if self._strategy.rank == 0:
-                self._log.event("nonfinite", name, {"step": step, "action": self._action}, step=step)
+                self._log.event(EventKind.NONFINITE, name, {"step": step, "action": self._action}, step=step)
             return
         finding, again = self._search(self._replayable)
-        places = self._control.gathered(None if finding is None else asdict(finding))
-        culprits = self._culprits(places)
+        findings = self._control.gathered(None if finding is None else asdict(finding))
+        origins = self._find_origins(findings)
         here = self._strategy.coordinates
         kept, why_not = "", ""
-        if here.dp in culprits:
-            kept, why_not = self._keep(step, name, loss, culprits[here.dp], places, module=self._replayable.module)
+        if here.dp in origins:
+            kept, why_not = self._save_for_replay(
+                step, name, loss, origins[here.dp], findings, module=self._replayable.module
+            )
         value: dict[str, Any] = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
-        if culprits.get(here.dp) == self._strategy.rank and finding is not None:
-            value |= {"rank": self._strategy.rank, "loss": _number(loss), "loss_again": _number(again)}
-            value |= asdict(finding) | {"batch_nonfinite": nonfinite_in(self._batch), "indices": self._indices(step)}
-            self._log.event("nonfinite", name, value, step=step)
-        elif not culprits and self._strategy.rank == 0:
-            value["not_found"] = "the same batch gave finite numbers in every module: it came about in a reduction"
-            self._log.event("nonfinite", name, value, step=step)
+        if origins.get(here.dp) == self._strategy.rank and finding is not None:
+            value |= {"rank": self._strategy.rank, "loss": _number_or_name(loss), "loss_again": _number_or_name(again)}
+            value |= asdict(finding) | {
+                "batch_nonfinite": count_nonfinite_values(self._batch),
+                "indices": self._indices(step),
+            }
+            self._log.event(EventKind.NONFINITE, name, value, step=step)
+        elif not origins and self._strategy.rank == 0:
+            value["not_found"] = "repeating the batch gave finite values in every module: a reduction caused the fault"
+            self._log.event(EventKind.NONFINITE, name, value, step=step)
 
     def _search(self, strategy: Replayable) -> tuple[Finding | None, torch.Tensor | None]:
-        after = self._random.now()
+        after = self._generators.capture()
         try:
-            self._random.restore(self._state)
-            with FaultWatch(strategy.module) as watch:
-                again = strategy.rerun(split(self._batch, self.accumulate), watch.loss)
-            return watch.found, again
+            self._generators.restore(self._random_state)
+            with NonfiniteSearch(strategy.module) as search:
+                again = strategy.rerun(split(self._batch, self.accumulate), search.loss)
+            return search.found, again
         finally:
-            self._random.restore(after)
+            self._generators.restore(after)
 
-    def _culprits(self, places: list[dict[str, Any] | None]) -> dict[int, int]:
-        """Data-parallel replica -> the rank of it where the fault began; only replicas that have one."""
+    def _find_origins(self, findings: list[dict[str, Any] | None]) -> dict[int, int]:
+        """Map each data-parallel replica that has a fault to the rank on which it began."""
         found: dict[int, int] = {}
-        where = [self._strategy.mesh.coordinates(rank) for rank in range(len(places))]
+        where = [self._strategy.mesh.coordinates(rank) for rank in range(len(findings))]
         for dp in {place.dp for place in where}:
-            ranks = [rank for rank, place in enumerate(places) if place is not None and where[rank].dp == dp]
+            ranks = [rank for rank, finding in enumerate(findings) if finding is not None and where[rank].dp == dp]
             if ranks:
-                parts = [(where[rank].pp, where[rank].tp, Finding(**places[rank])) for rank in ranks]  # type: ignore[arg-type]
-                found[dp] = ranks[first_of(parts)]
+                parts = [(where[rank].pp, where[rank].tp, Finding(**findings[rank])) for rank in ranks]  # type: ignore[arg-type]
+                found[dp] = ranks[find_origin(parts)]
         return found
 
-    def _keep(
+    def _save_for_replay(
         self,
         step: int,
         name: str,
         loss: torch.Tensor | None,
-        culprit: int,
-        places: list[dict[str, Any] | None],
+        origin: int,
+        findings: list[dict[str, Any] | None],
         *,
         module: torch.nn.Module,
     ) -> tuple[str, str]:
-        """Write what a replay needs, on every rank of the replica: where it is, or why it is not there."""
+        """Save what a replay needs, on every rank of the replica.
+
+        Returns the directory relative to the run ("" when saving failed) and the reason why anything was not saved.
+        """
         directory = fault_directory(self._run, self._strategy.rank, step)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_moment(directory, self._batch, self._state)
-            weights = self._keep_weights(directory, module)
-            about = {"step": step, "name": name, "culprit": culprit, "loss": _exact(loss), "weights": weights or "kept"}
-            about |= {"accumulate": self.accumulate, "finding": places[culprit], "indices": self._indices(step)}
+            save_batch_snapshot(directory, self._batch, self._random_state)
+            weights = self._save_weights(directory, module)
+            about = {"step": step, "name": name, "culprit": origin, "loss": _to_hex(loss), "weights": weights or "kept"}
+            about |= {"accumulate": self.accumulate, "finding": findings[origin], "indices": self._indices(step)}
+            about["knobs"] = {} if self._knobs is None else self._knobs.values()
+            # "culprit" is the file format's name for the rank of the origin
             (directory / FAULT_FILE).write_text(json.dumps(about), encoding="utf-8")
         except (OSError, TypeError) as error:
             shutil.rmtree(directory, ignore_errors=True)
             return "", str(error)
         return str(directory.relative_to(self._run)), weights
 
-    def _keep_weights(self, directory: Path, module: torch.nn.Module) -> str:
-        """Once in a run: the weights of a later fault are hardly worth a second copy. Why not, or ""."""
+    def _save_weights(self, directory: Path, module: torch.nn.Module) -> str:
+        """Save the weights, for the first fault of a run only. Returns the reason when they are not saved, else ""."""
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if self._weights_kept:
-            return "an earlier fault of this run has the weights of its step"
-        if size > MOST_WEIGHT_BYTES:
-            return f"{size / 2**20:.0f} MiB of weights are more than the {MOST_WEIGHT_BYTES / 2**20:.0f} MiB kept"
+        if self._weights_saved:
+            return "the weights were already saved with an earlier fault of this run"
+        if size > MAX_WEIGHT_BYTES:
+            return f"the weights take {size / 2**20:.0f} MiB; the limit is {MAX_WEIGHT_BYTES / 2**20:.0f} MiB"
         if size > shutil.disk_usage(directory).free / 2:
-            return f"{size / 2**20:.0f} MiB of weights are more than half of the free disk"
+            return f"the weights take {size / 2**20:.0f} MiB, more than half of the free disk space"
         save_tensors(tensors, directory / WEIGHTS_FILE)
-        self._weights_kept = True
+        self._weights_saved = True
         return ""
 
     def _indices(self, step: int) -> list[int] | None:
@@ -212,10 +230,10 @@ class NonfiniteGuard(StepObserver):
         return None if ask is None else ask(step - 1, here.dp, self._strategy.mesh.dp)
 
 
-def _number(loss: torch.Tensor | None) -> float | str | None:
-    return None if loss is None else as_json(float(loss))
+def _number_or_name(loss: torch.Tensor | None) -> float | str | None:
+    return None if loss is None else to_json_number(float(loss))
 
 
-def _exact(loss: torch.Tensor | None) -> str | None:
-    """Every bit of a loss, as text."""
+def _to_hex(loss: torch.Tensor | None) -> str | None:
+    """The loss as hexadecimal text, which is exact."""
     return None if loss is None else float(loss).hex()

@@ -15,7 +15,7 @@ from typing import Any
 
 from workbench.core.config import TrainSpec
 from workbench.core.frameworks import Capability
-from workbench.core.records import StepRecord
+from workbench.core.records import EventKind, StepRecord
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import (
@@ -32,7 +32,8 @@ from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.sources import samples_in, split, tokens_in
 from workbench.engine.faults.nonfinite import GO, STOP, NonfiniteGuard
-from workbench.engine.loop.steering import Settings, Steering
+from workbench.engine.loop.settings import Settings
+from workbench.engine.loop.steering import Steering
 from workbench.engine.state.checkpoint import Checkpoints
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
@@ -117,7 +118,7 @@ class Trainer:
         self._scaled = strategy if isinstance(strategy, LossScaled) else None
         self._pipelined = strategy if isinstance(strategy, Pipelined) else None
         self._evaluates = bool(spec.eval_every and workload.evaluate is not None and isinstance(strategy, Evaluating))
-        self.steering = Steering(settings=self.settings, acts=self, control=control, log=log, enter=self._enter)
+        self.steering = Steering(settings=self.settings, loop=self, control=control, log=log, enter=self._enter)
         self._resume = resume
         self._batches: Iterator[Batch] = iter(())
         self._consumed = 0
@@ -131,7 +132,7 @@ class Trainer:
     def run(self) -> str:
         """Train to the last step, or until somebody stops it."""
         step = self.begin()
-        self.log.event("state", "running", step=step)
+        self.log.event(EventKind.STATE, "running", step=step)
         self.steering.declare_knobs(step)
         self.steering.tell_in_force(step)
         outcome = "finished"
@@ -161,7 +162,7 @@ class Trainer:
             step = self._restore(self._resume)
             before = self.settings.lr.now
             if self.settings.follow_spec():
-                self.log.event("control", "lr", self.settings.lr.now, step=step, old_value=before)
+                self.log.event(EventKind.CONTROL, "lr", self.settings.lr.now, step=step, old_value=before)
             return step
         self._batches = self._batches_from(0)
         return 0
@@ -256,7 +257,7 @@ class Trainer:
         """The loss scale in force (1: none); a change is an event."""
         scale = self._scaled.loss_scale() if self._scaled is not None else 1.0
         if self._scale not in (None, scale):
-            self.log.event("loss_scale", "changed", scale, step=step, old_value=self._scale)
+            self.log.event(EventKind.LOSS_SCALE, "changed", scale, step=step, old_value=self._scale)
         self._scale = scale
         return scale
 
@@ -288,7 +289,7 @@ class Trainer:
             self._unlogged = record
         if not self._warned_nonfinite and self._has_bad_loss(record):
             self._warned_nonfinite = True
-            self.log.event("warning", "nonfinite_loss", str(record.loss), step=record.step)
+            self.log.event(EventKind.WARNING, "nonfinite_loss", str(record.loss), step=record.step)
 
     def _has_bad_loss(self, record: StepRecord) -> bool:
         has_loss = self._pipelined is None or self._pipelined.has_loss()
@@ -304,9 +305,9 @@ class Trainer:
         found = self.workload.evaluate(self._evaluating())
         if self.strategy.rank == 0:
             for name, value in found.values.items():
-                self.log.event("validation", name, value, step=step)
+                self.log.event(EventKind.VALIDATION, name, value, step=step)
             for text in found.texts:
-                self.log.event("sample", "text", text, step=step)
+                self.log.event(EventKind.SAMPLE, "text", text, step=step)
 
     def _evaluating(self) -> Evaluating:
         return needed(self.strategy, Evaluating, Capability.EVALUATING)
@@ -322,7 +323,7 @@ class Trainer:
             texts = self.workload.evaluate(self._evaluating()).texts  # type: ignore[misc]
         if self.strategy.rank == 0:
             for text in texts:
-                self.log.event("sample", "text", text, step=step)
+                self.log.event(EventKind.SAMPLE, "text", text, step=step)
 
     def checkpoints(self) -> Checkpoints:
         """What writes and reads them. ``ConfigError`` where the strategy has none."""
@@ -337,7 +338,7 @@ class Trainer:
         settings, left_out = self.settings.state()
         if left_out and not self._warned_schedule:
             self._warned_schedule = True
-            self.log.event("warning", "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
+            self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
         state = {"step": step, "batches": self._consumed, "settings": settings}
         return files.save(step, state, asked=asked)
 
@@ -356,7 +357,7 @@ class Trainer:
         self._unlogged = None
         for observer in self.observers:
             observer.rolled_back(step)
-        self.log.event("checkpoint", "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
+        self.log.event(EventKind.CHECKPOINT, "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
         return step
 
     def _prepare(self, batches: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints, from a rank's side: all ranks write theirs, one makes them a whole, and any plan reads them back."""
+"""Saves and restores checkpoints: every rank writes its shards, rank 0 writes the index, and any plan can read them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ import torch
 
 from workbench.core.config import ParallelPlan
 from workbench.core.frameworks import Capability
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import Held, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
-from workbench.engine.state.randomness import Randomness, RandomState
+from workbench.engine.state.randomness import RandomGenerators, RandomState
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.rundir import checkpoints
 from workbench.rundir.checkpoints import TEMPORARY
 from workbench.rundir.log import RankLogWriter
 
-#: in a rank's plain optimizer state: the tensor is in that rank's own file
-_OWN = {"file": "own"}
+#: marks, in a rank's plain optimizer state, a tensor that is stored in the rank's own file
+_IN_RANK_FILE = {"file": "own"}
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Writes and reads the checkpoints of one run, on every rank at the same step.
+    """Saves and restores the checkpoints of one run. Both methods are collective.
 
-    A checkpoint that cannot be written (a full disk) is an event, and training goes on. One that cannot be read changes
-    nothing: it is checked on all ranks before any of them changes a weight.
+    A checkpoint that cannot be written (for example on a full disk) is logged as an event, and training continues. A
+    checkpoint that cannot be read changes nothing, as all ranks check it before any of them changes a weight. ``keep``:
+    number of automatic checkpoints that are kept (0: all).
     """
 
     run: Path
@@ -50,28 +52,36 @@ class Checkpoints:
         return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).held()
 
     def save(self, step: int, state: dict[str, Any], *, asked: bool) -> bool:
-        """Write the checkpoint after ``step``; ``state`` (plain) is what the trainer wants back. Whether it is there.
+        """Save the checkpoint of ``step`` and return whether that succeeded.
 
-        ``asked``: somebody asked for it, so that ``keep`` does not remove it.
+        ``state``: the trainer's state as JSON types, which ``restore`` returns. ``asked``: the user requested this
+        checkpoint, so ``keep`` never removes it.
         """
         path = checkpoints.directory(self.run, step)
         temporary = path.with_name(path.name + TEMPORARY)
-        reason = self._attempt(lambda: self._make(temporary), first_only=True)
-        reason = reason or self._attempt(lambda: self._write(temporary))
-        reason = reason or self._attempt(lambda: self._publish(path, temporary, step, state, asked), first_only=True)
+        reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
+        reason = reason or self._run_and_agree(lambda: self._write_shards(temporary))
+        reason = reason or self._run_and_agree(
+            lambda: self._publish(path, temporary, step, state, asked), first_only=True
+        )
         if reason:
             if self.strategy.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-            self.log.event("checkpoint", "failed", reason, step=step)
+            self.log.event(EventKind.CHECKPOINT, "failed", reason, step=step)
             return False
-        self.log.event("checkpoint", "saved", path.name, step=step)
+        self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
         if self.strategy.rank == 0:
             for removed in checkpoints.remove_old(self.run, self.keep):
-                self.log.event("checkpoint", "removed", checkpoints.directory(self.run, removed).name, step=step)
+                self.log.event(
+                    EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step
+                )
         return True
 
-    def _attempt(self, work: Any, *, first_only: bool = False) -> str:
-        """Do it on all ranks (or rank 0) and agree on the outcome: why it failed, "" when it went well everywhere."""
+    def _run_and_agree(self, work: Any, *, first_only: bool = False) -> str:
+        """Run ``work`` on all ranks (or rank 0 only) and agree on the outcome.
+
+        Returns "" if it succeeded everywhere, else the reason. Collective.
+        """
         reason = ""
         if not first_only or self.strategy.rank == 0:
             try:
@@ -81,22 +91,22 @@ class Checkpoints:
         went_well = self.control.all_can(not reason)
         return "" if went_well else reason or "another rank failed"
 
-    def _make(self, temporary: Path) -> None:
+    def _make_directory(self, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700, parents=True)
 
-    def _write(self, temporary: Path) -> None:
+    def _write_shards(self, temporary: Path) -> None:
         held = self._held()
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
         for slot in held.slots:
             if slot.mine:
                 writer.add(f"weights/{slot.name}", slot.saved.tensor, slot.saved.place)
-            plain.update(_add_state(writer, slot, held.optimizer))
+            plain.update(_add_optimizer_state(writer, slot, held.optimizer))
         if held.saves_buffers:
             for name, buffer in held.buffers.items():
                 writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
-        random = Randomness(held.generators).now()
+        random = RandomGenerators(held.generators).capture()
         for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
         writer.write({"random": random.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
@@ -112,11 +122,12 @@ class Checkpoints:
         checkpoints.publish(path)
 
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Load a checkpoint into this training and return the trainer's state of then.
+        """Load a checkpoint into this training and return the trainer's state that was saved with it.
 
-        ``prepare`` is given that state before random generators are set: it may draw from them (to skip data). Raises
-        ``RunError`` on every rank, before anything is changed, when one of them finds it damaged, incomplete or of
-        another model. Random generators are those of then if the plan is; under another plan they go on.
+        ``prepare`` is called with that state before the random generators are restored, as skipping data may draw
+        random numbers. The generators and the loss scaler are restored when the plan is unchanged; under another plan
+        they continue from their current state, and a warning is logged. Raises ``RunError`` on every rank, before
+        anything is changed, when any rank finds the checkpoint damaged, incomplete or made for another model.
         """
         held = self._held()
         reader: ShardReader | None = None
@@ -124,40 +135,45 @@ class Checkpoints:
         try:
             reader = ShardReader(path)
             reader.verify(self.strategy.rank, self.strategy.mesh.world_size)
-            _check(reader, held)
+            _check_matches(reader, held)
         except (WorkbenchError, OSError) as error:
             reason = str(error)
         if not self.control.all_can(not reason) or reader is None:
-            raise RunError(f"cannot restore {path}: {reason or 'another rank found it damaged or of another model'}")
-        _load(reader, held)
+            raise RunError(
+                f"cannot restore {path}: {reason or 'another rank found it damaged or made for another model'}"
+            )
+        _load_tensors(reader, held)
         state: dict[str, Any] = reader.index["state"]["trainer"]
         prepare(state)
         was = ParallelPlan.recorded(reader.index["plan"])
         if was == self._plan:
-            self._load_own(reader, held)
+            self._load_rank_state(reader, held)
         else:
             self.log.event(
-                "warning", "plan_changed", f"random generators are not those of the checkpoint ({was.describe()})"
+                EventKind.WARNING,
+                "plan_changed",
+                f"random generators were not restored: the checkpoint is of {was.describe()}",
             )
         return state
 
-    def _load_own(self, reader: ShardReader, held: Held) -> None:
+    def _load_rank_state(self, reader: ShardReader, held: Held) -> None:
         state, tensors = reader.own(self.strategy.rank)
         held.set_scaler_state(from_plain(state["scaler"]))
         for slot in held.slots:
             for name, value in state["optimizer"].get(slot.name, {}).items():
-                is_own = value == _OWN
+                is_own = value == _IN_RANK_FILE
                 stored = tensors.get_tensor(f"own/{slot.name}/{name}") if is_own else from_plain(value)
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
         names: list[str] = [*tensors.keys()]
         states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
-        Randomness(held.generators).restore(RandomState.from_plain(states, state["random"]))
+        RandomGenerators(held.generators).restore(RandomState.from_plain(states, state["random"]))
 
 
-def _add_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Add what the optimizer keeps for a parameter; what is no tensor is returned, plain, under its name.
+def _add_optimizer_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Add the optimizer's state of a parameter to ``writer``; return the entries that are no tensors, as JSON types.
 
-    A tensor of another shape than the parameter (a factored moment) means something to this plan only.
+    A tensor whose shape differs from the parameter's (for example a factored moment) is usable under this plan only, so
+    it goes to the rank's own file.
     """
     plain: dict[str, Any] = {}
     for name, value in optimizer.state.get(slot.key, {}).items():
@@ -171,11 +187,11 @@ def _add_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer
                 writer.add(f"optimizer/{slot.name}/{name}", value, slot.saved.place.whole(()))
         else:
             writer.add(f"own/{slot.name}/{name}", value)
-            plain[name] = _OWN
+            plain[name] = _IN_RANK_FILE
     return {slot.name: plain} if plain else {}
 
 
-def _check(reader: ShardReader, held: Held) -> None:
+def _check_matches(reader: ShardReader, held: Held) -> None:
     for slot in held.slots:
         reader.expect(f"weights/{slot.name}", slot.saved.place.shape)
     groups = reader.index["state"]["groups"]
@@ -187,12 +203,12 @@ def _check(reader: ShardReader, held: Held) -> None:
 
 
 @torch.no_grad()
-def _load(reader: ShardReader, held: Held) -> None:
+def _load_tensors(reader: ShardReader, held: Held) -> None:
     groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
     for slot in held.slots:
         for target in (slot.saved, *slot.copies):
             target.tensor.copy_(reader.part(f"weights/{slot.name}", target.place))
-        _load_state(reader, held.optimizer.state, slot, groups.get(id(slot.key), {}))
+        _load_optimizer_state(reader, held.optimizer.state, slot, groups.get(id(slot.key), {}))
     for name, buffer in held.buffers.items():
         if f"buffers/{name}" in reader.tensors:
             buffer.tensor.copy_(reader.part(f"buffers/{name}", buffer.place))
@@ -204,8 +220,8 @@ def _load(reader: ShardReader, held: Held) -> None:
                 group[name] = from_plain(value)
 
 
-def _load_state(reader: ShardReader, states: dict[Any, Any], slot: Slot, group: dict[str, Any]) -> None:
-    """The optimizer's state of one parameter: exactly what the checkpoint has, shaped as this rank needs it."""
+def _load_optimizer_state(reader: ShardReader, states: dict[Any, Any], slot: Slot, group: dict[str, Any]) -> None:
+    """Replace the optimizer's state of one parameter by that of the checkpoint, cut to this rank's shard."""
     states.pop(slot.key, None)
     for name in reader.optimizer_states(slot.name):
         key = f"optimizer/{slot.name}/{name}"
@@ -216,6 +232,6 @@ def _load_state(reader: ShardReader, states: dict[Any, Any], slot: Slot, group: 
             slot.part(state).copy_(part)
         else:
             state = reader.part(key, slot.saved.place.whole(())).reshape(())
-            if group.get("capturable") or group.get("fused"):  # as torch does: counters stay on the host otherwise
+            if group.get("capturable") or group.get("fused"):  # as in torch, step counters otherwise stay on the host
                 state = state.to(slot.key.device)
         states[slot.key][name] = state

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: sharded safetensors written and read by name, place and checksum; no pickle."""
+"""Reads and writes the files of a checkpoint: sharded safetensors, an index of shards, and checksums; no pickle."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from workbench.errors import ConfigError, RunDirectoryError
 from workbench.rundir import checkpoints
 from workbench.rundir.checkpoints import FORMAT, INDEX_FILE
 
-#: what writing a checkpoint can fail with: the disk, or safetensors' name for it
+#: errors that writing a checkpoint can raise; safetensors wraps disk errors in its own type
 WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def rank_file(rank: int, kind: str) -> str:
-    """``rank-00000.safetensors`` or ``rank-00000.json``."""
+    """Name of a rank's file, such as ``rank-00000.safetensors``; ``kind``: "safetensors" or "json"."""
     return f"rank-{rank:05d}.{kind}"
 
 
 class ShardWriter:
-    """One rank's share: ``add`` tensors, then ``write`` both files."""
+    """Writes one rank's shards: ``add`` tensors, then ``write`` the tensor file and its JSON description."""
 
     def __init__(self, directory: Path, rank: int) -> None:
         self._directory = directory
@@ -38,14 +38,14 @@ class ShardWriter:
         self._entries: dict[str, Any] = {}
 
     def add(self, name: str, tensor: torch.Tensor, place: Place | None = None) -> None:
-        """``tensor`` is the part at ``place`` of the whole; None: it is this rank's own affair."""
+        """Add ``tensor``, the shard at ``place`` of the whole tensor ``name``; None: private to this rank."""
         self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if place is not None:
             dtype = str(tensor.dtype).removeprefix("torch.")
             self._entries[name] = {"dtype": dtype, **asdict(place)}
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write and flush; ``state`` is plain. Raises one of ``WRITE_ERRORS``."""
+        """Write both files and flush them to disk. ``state``: JSON types. Raises one of ``WRITE_ERRORS``."""
         tensors = self._directory / rank_file(self._rank, "safetensors")
         save_file(self._tensors, tensors)
         checkpoints.sync(tensors)
@@ -61,7 +61,7 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
 def write_index(
     directory: Path, *, step: int, ranks: int, plan: ParallelPlan, state: dict[str, Any], asked: bool
 ) -> None:
-    """Put the ranks' shards together: what every tensor is made of, and a checksum per file."""
+    """Write the index of a checkpoint: the shards of every tensor, and a checksum per file."""
     tensors: dict[str, Any] = {}
     for rank in range(ranks):
         shards = json.loads((directory / rank_file(rank, "json")).read_text(encoding="utf-8"))["tensors"]
@@ -88,7 +88,7 @@ def write_index(
 
 
 class ShardReader:
-    """Reads a checkpoint by names and places, whatever plan wrote it. Check it with ``verify`` first."""
+    """Reads any part of any tensor of a checkpoint, whatever plan wrote it. Call ``verify`` first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,15 +102,21 @@ class ShardReader:
                 self._states[parameter].append(key)
 
     def verify(self, turn: int, turns: int) -> None:
-        """Check this reader's share of the files (each ``turns``-th). ``RunDirectoryError`` names a damaged one."""
+        """Check the checksums of every ``turns``-th file, beginning with number ``turn``.
+
+        Raises ``RunDirectoryError`` that names a damaged file.
+        """
         checkpoints.verify(self.path, sorted(self.index["files"])[turn::turns])
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        """``ConfigError`` unless the checkpoint has all of a tensor of this name and shape."""
+        """Raise ``ConfigError`` unless the checkpoint has a tensor of this name and shape, and ``RunDirectoryError``
+        unless all of its elements are there."""
         entry = self.tensors.get(name)
         kind, _, parameter = name.partition("/")
         if entry is None:
-            raise ConfigError(f"the checkpoint {self.path} has no {parameter} in its {kind}: it is of another model")
+            raise ConfigError(
+                f"the checkpoint {self.path} has no {parameter} in its {kind}: it was made for another model"
+            )
         if tuple(entry["shape"]) != shape:
             raise ConfigError(
                 f"{parameter} is {tuple(entry['shape'])} in the checkpoint {self.path} and {shape} in this model"
@@ -122,11 +128,11 @@ class ShardReader:
                 raise RunDirectoryError(f"{self.path} holds {found} of the {wanted} elements of {parameter}")
 
     def optimizer_states(self, parameter: str) -> list[str]:
-        """Names of the tensors that the optimizer keeps for a parameter."""
+        """Names of the optimizer's state tensors of a parameter, such as "exp_avg"."""
         return self._states.get(parameter, [])
 
     def part(self, name: str, place: Place) -> torch.Tensor:
-        """The elements at ``place`` of a tensor: read as they are where they were written so, else put together."""
+        """Return the elements at ``place`` of a tensor: directly if one shard has this place, else from all shards."""
         entry = self.tensors[name]
         for shard in entry["shards"]:
             if self._place(entry, shard) == place:
@@ -145,7 +151,7 @@ class ShardReader:
         return Place(tuple(entry["shape"]), shard["dim"], runs)
 
     def own(self, rank: int) -> tuple[dict[str, Any], Any]:
-        """A rank's plain state, and its opened tensors (``get_tensor(name)``, ``keys()``)."""
+        """A rank's private state as JSON types, and its open tensor file (``get_tensor(name)``, ``keys()``)."""
         document = json.loads((self.path / rank_file(rank, "json")).read_text(encoding="utf-8"))
         return document["state"], self._open(rank_file(rank, "safetensors"))
 

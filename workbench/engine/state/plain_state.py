@@ -1,6 +1,8 @@
-"""Python values as JSON and back, without pickle: numbers, texts, tuples, dictionaries of any key, NumPy arrays.
+"""Converts Python values to JSON types and back, without pickle.
 
-Floats come back bit by bit (JSON text of a Python float is its shortest exact form; NaN and infinities are spelt).
+Supported: numbers, texts, lists, tuples, sets, deques, dictionaries with keys of any supported type, NumPy arrays and
+tensors. Floats are restored exactly: JSON holds the shortest text that identifies the float, and NaN and infinities are
+stored by name.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ _TAG = "__kind__"
 
 
 class NotPlainError(TypeError):
-    """A value that has no form here, such as a function."""
+    """The value cannot be converted, for example a function."""
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` in what JSON knows. ``NotPlainError`` for what has no such form."""
+    """Convert ``value`` to JSON types. Raises ``NotPlainError`` for an unsupported type."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | str | float):
@@ -66,7 +68,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 def from_plain(value: Any) -> Any:
-    """Undo ``to_plain``."""
+    """Restore a value that ``to_plain`` converted."""
     if isinstance(value, list):
         return [from_plain(item) for item in value]
     if not isinstance(value, dict):
@@ -81,8 +83,8 @@ def from_plain(value: Any) -> Any:
     return _KINDS[kind](inner)
 
 
-def plain_parts(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """``to_plain`` of each entry, and the names of those that have no such form."""
+def to_plain_where_possible(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Apply ``to_plain`` to each entry; return the converted entries and the names of those that are unsupported."""
     found, left_out = {}, []
     for name, value in values.items():
         try:

@@ -1,4 +1,4 @@
-"""The random generators of a rank: torch, its GPU, Python, NumPy, and those that a framework keeps in modules."""
+"""Captures and restores the random generators of a rank: torch on CPU and GPU, Python, NumPy, and those in modules."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from workbench.engine.state.plain_state import from_plain, to_plain
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """States of all generators, as the generators give them: taken at every step and hardly ever looked at.
+    """States of all generators, in the form in which the generators return them, as one is captured at every step.
 
-    ``tensors``: those that are bytes, uint8 vectors by name. ``python``, ``numpy``: those that are numbers.
+    ``tensors``: states that are uint8 vectors, by name. ``python``, ``numpy``: states of these libraries' generators.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -25,12 +25,12 @@ class RandomState:
     numpy: Any
 
     def plain(self) -> dict[str, Any]:
-        """The numbers, as JSON knows them; ``tensors`` beside them is the rest."""
+        """The states of Python's and NumPy's generators as JSON types. ``tensors`` is stored separately."""
         return {"python": to_plain(self.python), "numpy": to_plain(self.numpy)}
 
     @classmethod
     def from_plain(cls, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> RandomState:
-        """Undo ``plain``."""
+        """Make a state from ``tensors`` and the result of ``plain``."""
         return cls(tensors, from_plain(numbers["python"]), from_plain(numbers["numpy"]))
 
 
@@ -44,14 +44,14 @@ class ModuleGenerator(Protocol):
         """Undo ``states``."""
 
 
-class Randomness:
-    """Takes and restores the states of the process's generators and of ``generators`` inside the model, by name."""
+class RandomGenerators:
+    """All random generators of the rank: those of the process, and ``generators`` inside the model, by name."""
 
     def __init__(self, generators: Mapping[str, ModuleGenerator]) -> None:
         self._generators = generators
 
-    def now(self) -> RandomState:
-        """The states of now: some 35 us on a CPU."""
+    def capture(self) -> RandomState:
+        """Capture the current states; takes about 35 us on a CPU."""
         tensors = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["cuda"] = torch.cuda.get_rng_state()
@@ -60,7 +60,7 @@ class Randomness:
         return RandomState(tensors, random.getstate(), np.random.get_state())
 
     def restore(self, state: RandomState) -> None:
-        """Set every generator that there is a state for."""
+        """Restore every generator for which ``state`` has a state."""
         tensors = state.tensors
         for name, generator in self._generators.items():
             parts = {part: tensors[f"{name}/{part}"] for part in generator.states() if f"{name}/{part}" in tensors}

@@ -200,7 +200,7 @@ class _Runs:
 
 def _is_run(place: Path) -> bool:
     try:
-        return place.is_absolute() and place.is_dir() and run_directory.was_a_run(place)
+        return place.is_absolute() and place.is_dir() and run_directory.is_run(place)
     except (OSError, RunDirectoryError):
         return False
 

@@ -2,9 +2,9 @@
 
 For sums each rank asks rank 0, and rank 0 answers all.
 
-A reduction of a few bytes goes around the ring of ranks twice, in several messages; this is one message there and one
-back, and costs less (tests/benchmarks/agreement.py). What rank 0 has to tell goes back with the sums. They are added in
-the order of ranks, as those of ``shared_slots`` are: the same bits.
+An all-reduce of a few bytes passes several messages around a ring of ranks. This exchange takes one message per rank in
+each direction and is faster (tests/benchmarks/agreement.py). Rank 0 can attach two integers to its reply. The terms are
+added in the order of ranks, as in ``shared_slots``, so that both give bit-identical sums.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def exchange_of(rank: int, ranks: int) -> Exchange:
 
 
 class GlooExchange:
-    """An ``Exchange`` in a gloo ``group`` that has all ranks of a run.
+    """Star-shaped exchange between rank 0 and all other ranks, over a gloo ``group`` of all ranks.
 
-    Messages are sent by the group itself, as ``torch.distributed.send`` does: what that one looks up before each takes
-    longer than the message.
+    Messages go directly through the group object, as the look-ups of ``torch.distributed.send`` take longer than such a
+    message.
     """
 
     def __init__(self, group: dist.ProcessGroup, rank: int, ranks: int) -> None:
@@ -50,8 +50,10 @@ class GlooExchange:
         return found
 
     def summed(self, first: float, second: float, told: tuple[int, int]) -> tuple[float, float, int, int]:
-        """Every rank: the sums of what the ranks pass, and what rank 0 passes as ``told``: whole numbers below 2**53,
-        as they travel as float64. Waits for all of them."""
+        """Return the sums of ``first`` and ``second`` over all ranks, and the two integers of rank 0's ``told``.
+
+        The integers must be below 2**53, as they are sent as float64. Collective; waits for all ranks.
+        """
         numbers = self._ask(first, second) if self.rank else self._answer(first, second, told)
         return numbers[0], numbers[1], int(numbers[2]), int(numbers[3])
 

@@ -1,7 +1,7 @@
-"""Reading the time between two places of a training step, on the device that does the work.
+"""Clocks that measure the time between two points of a training step, on the device that does the work.
 
-On a CPU a reading is ``perf_counter``. On a GPU the host runs ahead of the device, so a reading is a CUDA event in the
-current stream; nothing waits for it: it is looked at a step later, when it has long happened.
+On a CPU a reading is ``time.perf_counter``. A GPU runs behind the host, so there a reading is a CUDA event recorded on
+the current stream. Nothing waits for the event: it is evaluated one step later, when the device has passed it.
 """
 
 from __future__ import annotations
@@ -10,53 +10,53 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-#: what ``Clock.now`` returns; only the clock that made it can read it
+#: what ``Clock.now`` returns; only the clock that made it can evaluate it
 Reading = Any
 
 
 class Clock(Protocol):
-    """``now`` is called at every boundary and must be cheap; ``ms`` may be called only when both are ``ready``."""
+    """``now`` is called at every phase boundary and must be cheap. ``elapsed_ms`` needs readings that are ``ready``."""
 
     def now(self) -> Reading:
-        """Read the clock; waits for nothing."""
+        """Read the clock without waiting."""
 
     def ready(self, reading: Reading) -> bool:
-        """Whether a reading has been reached by the device."""
+        """Whether the device has reached the reading."""
 
-    def ms(self, earlier: Reading, later: Reading) -> float:
+    def elapsed_ms(self, earlier: Reading, later: Reading) -> float:
         """Milliseconds between two readings that are ready."""
 
     def recycle(self, readings: list[Reading]) -> None:
-        """Give readings back that nobody needs any more."""
+        """Return readings that are no longer needed, so that the clock can reuse them."""
 
 
 class HostClock:
-    """The host's monotonic clock."""
+    """The monotonic clock of the host. Its readings are seconds as floats."""
 
     def __init__(self) -> None:
         self.now: Callable[[], float] = time.perf_counter
 
     def ready(self, reading: Reading) -> bool:
-        """Always: the host has no queue."""
+        """Always true: a host reading is complete when it is taken."""
         return True
 
-    def ms(self, earlier: Reading, later: Reading) -> float:
+    def elapsed_ms(self, earlier: Reading, later: Reading) -> float:
         """Milliseconds between two readings."""
         return (later - earlier) * 1e3
 
     def recycle(self, readings: list[Reading]) -> None:
-        """Numbers need no giving back."""
+        """Does nothing: a float needs no reuse."""
         return
 
 
 class EventClock:
-    """Events of a device's current stream. ``make`` makes one that measures time (default: torch's CUDA event).
+    """Reads a device by events on its current stream. ``make`` creates a timing event (default: a CUDA event).
 
-    Events that were read are used again: making one costs more than recording it.
+    Events are reused, as creating one costs more than recording it.
     """
 
     def __init__(self, make: Callable[[], Any] | None = None) -> None:
-        self._make = make or _cuda_event
+        self._make = make or _make_cuda_event
         self._free: list[Any] = []
 
     def now(self) -> Reading:
@@ -69,21 +69,21 @@ class EventClock:
         """Whether the device has passed the event."""
         return bool(reading.query())
 
-    def ms(self, earlier: Reading, later: Reading) -> float:
+    def elapsed_ms(self, earlier: Reading, later: Reading) -> float:
         """Milliseconds between two events that are ready."""
         return float(earlier.elapsed_time(later))
 
     def recycle(self, readings: list[Reading]) -> None:
-        """Keep events for later readings."""
+        """Keep the events for later readings."""
         self._free.extend(readings)
 
 
-def _cuda_event() -> Any:
+def _make_cuda_event() -> Any:
     import torch
 
     return torch.cuda.Event(enable_timing=True)
 
 
-def clock_for(device_type: str) -> Clock:
-    """The clock of a device: "cpu" or "cuda"."""
+def make_clock(device_type: str) -> Clock:
+    """Create the clock for a device type: "cuda" gives an ``EventClock``, any other a ``HostClock``."""
     return EventClock() if device_type == "cuda" else HostClock()

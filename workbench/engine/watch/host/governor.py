@@ -1,140 +1,148 @@
-"""Decides what to watch so that watching keeps within its budget: data in, a decision out, no clock.
+"""Decides which gradient statistics to take in each step so that monitoring stays within its budget.
 
-Every step earns ``budget`` of its time; what watching cost is paid from that. Two purses, so that neither starves the
-other: one for the full set (all layers), one for a single group of layers, in turn. A purse buys when it owes nothing,
-and is then in debt until the following steps have paid it back: so the long-run cost is the budget, whatever a step or
-a set costs. Earnings that nothing needs are not hoarded, so that no burst follows a long pause.
+The decisions are pure functions of the data given; no clock is read. The scheme is a token bucket: every step earns the
+share ``budget`` of its own duration, and the measured cost of the statistics is paid from these earnings. Two accounts
+share the earnings, so that neither sort of statistics starves the other: one pays for the full set (all layers), one
+for a single group of layers at a time. An account may go into debt by one measurement and then waits until later steps
+have paid the debt. The long-run cost is therefore the budget, whatever a step or a measurement costs. An account's
+credit is limited, so that a long pause is not followed by a burst of measurements.
 
-What else watching costs (phases, the log's thread, device samples, the guard) cannot be chosen, so it is paid first:
-the purses get what it leaves of the budget, and ``LEAST_SHARE`` of the budget in any case.
+Other monitoring costs (phases, the log's writer thread, device samples, the guard against non-finite numbers) cannot be
+chosen. They are paid first: the accounts get what remains of the budget, and at least ``MIN_SHARE`` of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: choices; group ``k`` of the layers is ``FIRST_GROUP + k``
 NOTHING, FULL, FIRST_GROUP = 0, 1, 2
-#: bits of the agreed number that are the governor's
+#: the bits of the number agreed between ranks that hold the governor's choice
 MASK = 0xFFFF
-#: the groups' part of the earnings
+#: share of the earnings that goes to the groups of layers
 GROUP_SHARE = 0.3
-#: the part of the budget that gradient statistics have, whatever all the rest costs
-LEAST_SHARE = 0.25
-#: what the rest costs is remembered for so many steps' budgets: a costly start is paid back, not for ever
-_REMEMBERED = 100
-#: weight of a new measurement in the running averages
+#: smallest share of the budget that gradient statistics get, whatever other monitoring costs
+MIN_SHARE = 0.25
+#: other costs are carried over up to so many steps' budgets, so that a slow start is not paid off for ever
+_MAX_OWED_STEPS = 100
+#: weights of a new measurement in the fast and the slow running average
 _WEIGHT = 0.3
 _SLOW_WEIGHT = 0.02
-#: a purse holds at most so many times what it pays for
-_PURSE_LIMIT = 1.5
+#: limit of an account's credit, as a multiple of what one measurement costs
+_CREDIT_LIMIT = 1.5
 
 
 @dataclass(slots=True)
-class _Purse:
-    """Milliseconds earned and not spent, and what one purchase costs (None: not known yet)."""
+class _Account:
+    """Pays for one sort of measurement. ``share``: of the earnings; ``credit_ms``: earned and not spent (negative:
+    debt); ``cost_ms``: running average of one measurement's cost, None before the first."""
 
     share: float
-    credit: float = 0.0
-    price: float | None = None
-    bought: int = 0
+    credit_ms: float = 0.0
+    cost_ms: float | None = None
+    measurements: int = 0
 
     def earn(self, ms: float) -> None:
-        self.credit += ms * self.share
-        if self.price is not None:
-            self.credit = min(self.credit, max(_PURSE_LIMIT * self.price, ms * self.share))
+        self.credit_ms += ms * self.share
+        if self.cost_ms is not None:
+            self.credit_ms = min(self.credit_ms, max(_CREDIT_LIMIT * self.cost_ms, ms * self.share))
 
     def pay(self, ms: float) -> None:
-        self.credit -= ms
-        self.bought += 1
-        if self.price is None or self.bought == 2:  # the first of a process costs more than all that follow
-            self.price = ms
+        self.credit_ms -= ms
+        self.measurements += 1
+        if self.cost_ms is None or self.measurements == 2:  # the first one in a process costs more than later ones
+            self.cost_ms = ms
         else:
-            self.price = (1 - _WEIGHT) * self.price + _WEIGHT * ms
+            self.cost_ms = (1 - _WEIGHT) * self.cost_ms + _WEIGHT * ms
 
-    def affords(self, ordered: int) -> bool:
-        """Whether nothing will be owed once what was ``ordered`` is paid."""
-        if self.price is None:
-            return self.credit > 0 and not ordered
-        return self.credit - ordered * self.price > 0
+    def can_afford_another(self, pending: int) -> bool:
+        """Whether credit remains after paying for the ``pending`` measurements that were chosen and not paid yet."""
+        if self.cost_ms is None:
+            return self.credit_ms > 0 and not pending
+        return self.credit_ms - pending * self.cost_ms > 0
 
 
 class Governor:
-    """``choose`` what to watch in the next step, ``account`` for the step that ended.
+    """``choose`` says, one step ahead, what to measure; ``account`` books the cost of the step that ended.
 
-    ``budget``: share of the step time (0.01: 1 %). ``groups``: into how many groups the layers are divided; 0 for none.
-    Choices are numbers, so that they can be agreed between ranks: 0 nothing, 1 the full set, 2 + k group k.
+    ``budget``: share of the step time (0.01: 1 %). ``groups``: number of groups that the layers are divided into; 0
+    turns groups off. Choices are integers, so that ranks can agree on them: ``NOTHING``, ``FULL``, ``FIRST_GROUP + k``.
+    ``spent_ms`` and ``passed_ms`` are the cost of monitoring and the time of all steps so far.
     """
 
     def __init__(self, *, budget: float, groups: int) -> None:
         self.budget = budget
         self.groups = groups
         share = GROUP_SHARE if groups else 0.0
-        self._full = _Purse(1 - share)
-        self._group = _Purse(share)
+        self._full = _Account(1 - share)
+        self._group = _Account(share)
         self._next_group = 0
-        self._committed: list[int] = []  # chosen, and not accounted for yet
+        self._pending: list[int] = []  # chosen, and not accounted for yet
         self._step_ms: float | None = None
         self._owed_ms = 0.0
-        self._taken_ms = 0.0
+        self._other_ms = 0.0
         self.spent_ms = 0.0
         self.passed_ms = 0.0
 
     def choose(self) -> int:
-        """What to watch next, decided a step ahead."""
+        """Choose what to measure in a step, one step ahead of it."""
         choice = NOTHING
-        if self._full.affords(self._committed.count(FULL)):
+        if self._full.can_afford_another(self._pending.count(FULL)):
             choice = FULL
-        elif self.groups and self._group.affords(sum(code >= FIRST_GROUP for code in self._committed)):
+        elif self.groups and self._group.can_afford_another(sum(code >= FIRST_GROUP for code in self._pending)):
             choice = FIRST_GROUP + self._next_group
             self._next_group = (self._next_group + 1) % self.groups
-        self._committed.append(choice)
+        self._pending.append(choice)
         return choice
 
-    def account(self, choice: int, cost_ms: float, step_ms: float, rest_ms: float = 0.0) -> None:
-        """A step watched as ``choice`` says has ended after ``step_ms``, of which that cost ``cost_ms``, and all else
-        that watches ``rest_ms``."""
-        if choice in self._committed:
-            self._committed.remove(choice)
-        self.spent_ms += cost_ms + rest_ms
+    def account(self, choice: int, cost_ms: float, step_ms: float, other_ms: float = 0.0) -> None:
+        """Book a step that took ``step_ms``: ``cost_ms`` of it for the measurement ``choice``, ``other_ms`` for all
+        other monitoring."""
+        if choice in self._pending:
+            self._pending.remove(choice)
+        self.spent_ms += cost_ms + other_ms
         self.passed_ms += step_ms
         own_ms = max(0.0, step_ms - cost_ms)
         self._step_ms = own_ms if self._step_ms is None else (1 - _WEIGHT) * self._step_ms + _WEIGHT * own_ms
-        left_ms = self._left_by(rest_ms, self.budget * step_ms)
-        self._full.earn(left_ms)
-        self._group.earn(left_ms)
+        remaining_ms = self._pay_other_costs(other_ms, self.budget * step_ms)
+        self._full.earn(remaining_ms)
+        self._group.earn(remaining_ms)
         if choice >= FIRST_GROUP:
             self._group.pay(cost_ms)
         elif choice == FULL:
             self._full.pay(cost_ms)
         else:
-            self._full.credit -= cost_ms  # what is left over of an earlier step
+            self._full.credit_ms -= cost_ms  # cost of an earlier measurement that arrived late
 
-    def _left_by(self, rest_ms: float, budget_ms: float) -> float:
-        """What of the budget of a step is left once the rest is paid, which comes in lumps: the log's thread writes
-        some times a second."""
-        self._owed_ms = min(self._owed_ms + rest_ms, _REMEMBERED * budget_ms)
-        taken_ms = min(self._owed_ms, (1 - LEAST_SHARE) * budget_ms)
-        self._owed_ms -= taken_ms
-        self._taken_ms += _SLOW_WEIGHT * (taken_ms - self._taken_ms)
-        return budget_ms - taken_ms
+    def _pay_other_costs(self, other_ms: float, budget_ms: float) -> float:
+        """Pay other monitoring from a step's budget and return what remains. The costs are spread over steps, as they
+        come in bursts: the log's thread writes a few times per second."""
+        self._owed_ms = min(self._owed_ms + other_ms, _MAX_OWED_STEPS * budget_ms)
+        paid_ms = min(self._owed_ms, (1 - MIN_SHARE) * budget_ms)
+        self._owed_ms -= paid_ms
+        self._other_ms += _SLOW_WEIGHT * (paid_ms - self._other_ms)
+        return budget_ms - paid_ms
 
     @property
     def cost(self) -> float:
-        """Share of the time so far that watching cost."""
+        """Share of all steps' time so far that monitoring cost (0.01: 1 %)."""
         return self.spent_ms / self.passed_ms if self.passed_ms else 0.0
 
     @property
     def interval(self) -> int | None:
-        """Steps between full sets that the budget pays for, as far as known."""
-        if self._full.price is None or not self._step_ms:
+        """Steps between full sets that the budget pays for; None before the first full set."""
+        if self._full.cost_ms is None or not self._step_ms:
             return None
-        left_ms = max(self.budget * self._step_ms - self._taken_ms, LEAST_SHARE * self.budget * self._step_ms)
-        earned = left_ms * self._full.share
-        return max(1, -int(-self._full.price // earned))
+        remaining_ms = max(self.budget * self._step_ms - self._other_ms, MIN_SHARE * self.budget * self._step_ms)
+        earned_ms = remaining_ms * self._full.share
+        return max(1, -int(-self._full.cost_ms // earned_ms))
 
 
 def balanced_groups(sizes: dict[str, int], most: int = 48) -> list[list[str]]:
-    """Layers divided into at most ``most`` groups of about equal size, the largest first: the same on every rank."""
+    """Divide layers into at most ``most`` groups with about the same number of elements.
+
+    ``sizes``: elements per layer. The result depends on ``sizes`` alone, so that all ranks get the same groups.
+    """
     groups: list[list[str]] = [[] for _ in range(min(most, len(sizes)))]
     totals = [0] * len(groups)
     for layer in sorted(sizes, key=lambda name: (-sizes[name], name)):

@@ -1,4 +1,4 @@
-"""Reading one GPU through NVML: no torch, no CUDA context, and nothing raised for what a device does not have."""
+"""Reads one GPU through NVML, without torch and without a CUDA context. Values that a device lacks are NaN."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ _ALL_LINKS = 0xFFFFFFFF
 
 
 class GpuReading(NamedTuple):
-    """Utilisation in percent, memory in use on the device in bytes, power in watts, temperature in degrees Celsius,
-    clocks in MHz; NaN where it cannot be read. ``throttle``: NVML's bit mask of reasons (``telemetry.throttle``).
-    PCIe in bytes per second, NVLink in bytes since the reader was opened."""
+    """One reading of a GPU; NaN for what cannot be read.
+
+    ``percent``: utilisation. ``memory_bytes``: memory in use on the whole device. ``throttle``: NVML's bit mask of
+    reasons for reduced clocks (``telemetry.throttle``). NVLink bytes count from when the reader was opened.
+    """
 
     percent: float = math.nan
     memory_bytes: float = math.nan
@@ -29,111 +31,114 @@ class GpuReading(NamedTuple):
     clock_mhz: float = math.nan
     memory_clock_mhz: float = math.nan
     throttle: int = 0
-    pcie_sent: float = math.nan
-    pcie_received: float = math.nan
-    nvlink_sent: float = math.nan
-    nvlink_received: float = math.nan
+    pcie_sent_bytes_per_s: float = math.nan
+    pcie_received_bytes_per_s: float = math.nan
+    nvlink_sent_bytes: float = math.nan
+    nvlink_received_bytes: float = math.nan
 
 
 class GpuUnavailableError(Exception):
-    """The GPU cannot be found or read; the message says why."""
+    """The GPU cannot be found, or no longer answers; the message says why."""
 
 
 class GpuReader(Protocol):
-    """Reads one GPU. ``read`` raises ``GpuUnavailableError`` when the device no longer answers."""
+    """What the device sampler needs from a GPU. ``name``: the product name of the device."""
 
     name: str
 
     def read(self) -> GpuReading:
-        """What the device does now; ``GpuUnavailableError`` once it is gone."""
+        """Read the device. Raises ``GpuUnavailableError`` when it no longer answers."""
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Release the device. Raises ``GpuUnavailableError`` when it no longer answers."""
 
 
 class NvmlGpu:
-    """One NVIDIA GPU, read through NVML. ``handle`` is NVML's; ``nvml`` the module ``pynvml`` or a stand-in."""
+    """One NVIDIA GPU. ``nvml``: the module ``pynvml`` or a replacement for tests; ``handle``: NVML's device handle."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
         self._handle = handle
-        absent = (
+        unsupported = (
             getattr(nvml, f"NVMLError_{name}", None) for name in ("NotSupported", "FunctionNotFound", "NoPermission")
         )
-        self._absent = tuple(error for error in absent if error is not None)
+        self._unsupported = tuple(error for error in unsupported if error is not None)
         name = nvml.nvmlDeviceGetName(handle)
         self.name: str = name.decode() if isinstance(name, bytes) else name
-        self._nvlink_first = self._nvlink()
+        self._nvlink_at_start = self._read_nvlink()
 
     @classmethod
     def open(cls, device: str, environ: Mapping[str, str], nvml: Any = None) -> NvmlGpu:
-        """The GPU that torch calls ``device`` ("cuda", "cuda:1") under ``CUDA_VISIBLE_DEVICES`` of ``environ``.
+        """Open the GPU that torch calls ``device`` ("cuda", "cuda:1"), given ``CUDA_VISIBLE_DEVICES`` in ``environ``.
 
-        Raises ``GpuUnavailableError`` without NVML or without that device.
+        Raises ``GpuUnavailableError`` when NVML or the device is missing.
         """
-        if nvml is None:  # without a driver the module is there, and nvmlInit raises
+        if nvml is None:  # pynvml can be imported without a driver; nvmlInit then raises
             nvml = importlib.import_module("pynvml")
         index = int(device.partition(":")[2] or 0)
         try:
             nvml.nvmlInit()
-            return cls(nvml, _handle(nvml, index, environ.get("CUDA_VISIBLE_DEVICES")))
+            return cls(nvml, _find_handle(nvml, index, environ.get("CUDA_VISIBLE_DEVICES")))
         except nvml.NVMLError as error:
             raise GpuUnavailableError(f"NVML cannot find {device}: {error}") from error
 
     def read(self) -> GpuReading:
-        """Raises ``GpuUnavailableError`` when the device has gone."""
-        sent, received = self._nvlink()
+        """Read the device. Raises ``GpuUnavailableError`` when it no longer answers."""
+        sent, received = self._read_nvlink()
         return GpuReading(
-            percent=self._value("nvmlDeviceGetUtilizationRates", take=lambda rates: rates.gpu),
-            memory_bytes=self._value("nvmlDeviceGetMemoryInfo", take=lambda memory: memory.used),
-            power_watts=self._value("nvmlDeviceGetPowerUsage") / 1000,
-            temperature_c=self._value("nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
-            clock_mhz=self._value("nvmlDeviceGetClockInfo", _CLOCK_SM),
-            memory_clock_mhz=self._value("nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
-            throttle=self._throttle(),
-            pcie_sent=self._value("nvmlDeviceGetPcieThroughput", _PCIE_SENT) * 1000,
-            pcie_received=self._value("nvmlDeviceGetPcieThroughput", _PCIE_RECEIVED) * 1000,
-            nvlink_sent=sent - self._nvlink_first[0],
-            nvlink_received=received - self._nvlink_first[1],
+            percent=self._query("nvmlDeviceGetUtilizationRates", convert=lambda rates: rates.gpu),
+            memory_bytes=self._query("nvmlDeviceGetMemoryInfo", convert=lambda memory: memory.used),
+            power_watts=self._query("nvmlDeviceGetPowerUsage") / 1000,
+            temperature_c=self._query("nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
+            clock_mhz=self._query("nvmlDeviceGetClockInfo", _CLOCK_SM),
+            memory_clock_mhz=self._query("nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
+            throttle=self._read_throttle_reasons(),
+            pcie_sent_bytes_per_s=self._query("nvmlDeviceGetPcieThroughput", _PCIE_SENT) * 1000,
+            pcie_received_bytes_per_s=self._query("nvmlDeviceGetPcieThroughput", _PCIE_RECEIVED) * 1000,
+            nvlink_sent_bytes=sent - self._nvlink_at_start[0],
+            nvlink_received_bytes=received - self._nvlink_at_start[1],
         )
 
-    def _throttle(self) -> int:
+    def _read_throttle_reasons(self) -> int:
         newer = "nvmlDeviceGetCurrentClocksEventReasons"
         name = newer if hasattr(self._nvml, newer) else "nvmlDeviceGetCurrentClocksThrottleReasons"
-        mask = self._value(name)
+        mask = self._query(name)
         return 0 if math.isnan(mask) else int(mask)
 
-    def _nvlink(self) -> tuple[float, float]:
-        """Bytes of data that all NVLinks sent and received; NaN without NVLink."""
+    def _read_nvlink(self) -> tuple[float, float]:
+        """Bytes sent and received over all NVLinks; NaN without NVLink."""
         fields = [(number, _ALL_LINKS) for number in (_NVLINK_SENT, _NVLINK_RECEIVED)]
-        values = self._value("nvmlDeviceGetFieldValues", fields, take=lambda found: found)
+        values = self._query("nvmlDeviceGetFieldValues", fields, convert=lambda found: found)
         if not isinstance(values, list | tuple) and not hasattr(values, "__len__"):
             return math.nan, math.nan
         kib = [float(v.value.ullVal) if v.nvmlReturn == 0 else math.nan for v in values]
         return kib[0] * 1024, kib[1] * 1024
 
-    def _value(self, function: str, *arguments: Any, take: Callable[[Any], Any] = float) -> Any:
-        """What an NVML function says of the device; NaN where driver, library or device do not have it."""
+    def _query(self, function: str, *arguments: Any, convert: Callable[[Any], Any] = float) -> Any:
+        """Call an NVML function on the device; NaN when driver, library or device do not support it."""
         call = getattr(self._nvml, function, None)
         if call is None:
             return math.nan
         try:
-            return take(call(self._handle, *arguments))
-        except self._absent:
+            return convert(call(self._handle, *arguments))
+        except self._unsupported:
             return math.nan
         except self._nvml.NVMLError as error:
             raise GpuUnavailableError(f"{self.name}: {error}") from error
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Shut NVML down. Raises ``GpuUnavailableError`` when it no longer answers."""
         try:
             self._nvml.nvmlShutdown()
         except self._nvml.NVMLError as error:
             raise GpuUnavailableError(f"{self.name}: {error}") from error
 
 
-def _handle(nvml: Any, index: int, visible: str | None) -> Any:
-    """NVML's handle of the ``index``-th visible device. Entries are numbers (PCI order) or UUIDs, maybe short."""
+def _find_handle(nvml: Any, index: int, visible: str | None) -> Any:
+    """NVML's handle of the ``index``-th visible device.
+
+    ``visible``: value of ``CUDA_VISIBLE_DEVICES``; its entries are numbers (in PCI order) or UUIDs, possibly shortened.
+    """
     chosen = entries(visible)
     if chosen is None:
         return nvml.nvmlDeviceGetHandleByIndex(index)

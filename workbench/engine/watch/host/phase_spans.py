@@ -1,6 +1,7 @@
-"""The phases of a step as a row of boundaries: entering a phase ends the one before.
+"""Records when a step changes from one phase to the next, and computes the phases' durations from that.
 
-A boundary costs a reading of the clock and a tuple. What they mean is worked out when the step is over.
+During a step only the boundaries are recorded: entering a phase ends the previous one and costs one clock reading.
+The durations are computed when the step has ended.
 """
 
 from __future__ import annotations
@@ -10,21 +11,19 @@ from typing import Any, NamedTuple
 
 from workbench.engine.watch.host.clock import Clock, Reading
 
-#: a phase and the micro-batch it is of (-1: of the whole step)
-Place = tuple[str, int]
+#: name of a phase and its micro-batch (-1: the phase belongs to the whole step)
+PhaseKey = tuple[str, int]
 
-#: between the steps, and in a step what nobody named
-NOWHERE: Place = ("", -1)
-#: phases in which the rank does work of its own: a collective called there makes it wait
-WORKING = frozenset({"data", "transfer", "forward", "backward", "optimizer"})
-
-
-#: what watching costs: of no phase of training
-ASIDE = "monitor"
+#: time between steps, and time within a step that belongs to no named phase
+NO_PHASE: PhaseKey = ("", -1)
+#: phases in which the rank computes or loads data; a collective called during one of them makes the rank wait
+WORK_PHASES = frozenset({"data", "transfer", "forward", "backward", "optimizer"})
+#: the phase that holds the cost of monitoring itself
+MONITOR = "monitor"
 
 
 class Span(NamedTuple):
-    """A phase of a step: ``start_ms`` from the step's beginning; one that was entered several times is summed."""
+    """One phase of a step. ``start_ms`` counts from the start of the step; repeated entries add to ``duration_ms``."""
 
     phase: str
     micro_batch: int
@@ -32,64 +31,64 @@ class Span(NamedTuple):
     duration_ms: float
 
 
-class Timeline:
-    """Boundaries of the step that runs. ``here`` is where it is now."""
+class PhaseRecorder:
+    """Records the phase boundaries of the running step. ``current`` is the phase that the step is in."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.here: Place = NOWHERE
-        self.boundaries: list[tuple[Reading, Place]] = []
+        self.current: PhaseKey = NO_PHASE
+        self.boundaries: list[tuple[Reading, PhaseKey]] = []
 
     def enter(self, phase: str, micro_batch: int = -1) -> Reading:
-        """A phase begins, now."""
-        return self.go((phase, micro_batch))
+        """Start ``phase`` now and return the clock reading."""
+        return self.resume((phase, micro_batch))
 
-    def go(self, place: Place) -> Reading:
-        """``enter`` for a place that was left before."""
-        self.here = place
+    def resume(self, key: PhaseKey) -> Reading:
+        """Start the phase ``key`` now, for example the one that a collective interrupted; return the clock reading."""
+        self.current = key
         now = self.clock.now()
-        self.boundaries.append((now, place))
+        self.boundaries.append((now, key))
         return now
 
-    def take(self) -> list[tuple[Reading, Place]]:
-        """The boundaries so far; the timeline starts anew."""
+    def take(self) -> list[tuple[Reading, PhaseKey]]:
+        """Return the boundaries recorded so far and start with an empty list."""
         taken, self.boundaries = self.boundaries, []
         return taken
 
 
-def spans(starts_ms: Sequence[float], places: Sequence[Place]) -> list[Span]:
-    """Phases between boundaries, in the order in which they were first entered.
+def compute_spans(starts_ms: Sequence[float], keys: Sequence[PhaseKey]) -> list[Span]:
+    """Compute the spans between boundaries, in the order in which the phases were first entered.
 
-    What works, and "monitor", is one per (phase, micro-batch). What waits is one per (phase, micro-batch) and phase of
-    work that it interrupts or follows: communication in the forward pass, in the backward pass and in the optimizer
-    are three, each with its own start.
+    ``starts_ms[i]`` is when ``keys[i]`` was entered; the last key only ends the previous one. ``NO_PHASE`` is left out,
+    so the durations add up to the time from the first to the last boundary minus the time in ``NO_PHASE``.
 
-    ``starts_ms[i]`` is when ``places[i]`` was entered; the last place only ends the one before it, and ``NOWHERE`` is
-    left out. So the durations add up to the time from the first to the last boundary, less what was nowhere.
+    Work phases and "monitor" give one span per (phase, micro-batch). Phases of waiting give one span per (phase,
+    micro-batch) and work phase that they interrupt or follow: communication during the forward pass, during the
+    backward pass and during the optimizer step are three spans, each with its own start.
     """
     first: dict[tuple[Any, ...], float] = {}
     total: dict[tuple[Any, ...], float] = {}
-    key: tuple[Any, ...]  # a place; of what waits also the place of the work
-    work = NOWHERE
-    for place, start, end in zip(places, starts_ms, starts_ms[1:], strict=False):
-        phase = place[0]
-        if phase in WORKING:
-            key = work = place
-        elif phase == ASIDE:
-            key = place
+    group: tuple[Any, ...]  # a phase key; for waiting, followed by the key of the work phase
+    work = NO_PHASE
+    for key, start, end in zip(keys, starts_ms, starts_ms[1:], strict=False):
+        phase = key[0]
+        if phase in WORK_PHASES:
+            group = work = key
+        elif phase == MONITOR:
+            group = key
         elif phase:
-            key = (*place, work)
+            group = (*key, work)
         else:
             continue
-        if key in total:
-            total[key] += end - start
+        if group in total:
+            total[group] += end - start
         else:
-            first[key], total[key] = start, end - start
-    return [Span(key[0], key[1], first[key], duration) for key, duration in total.items()]
+            first[group], total[group] = start, end - start
+    return [Span(group[0], group[1], first[group], duration) for group, duration in total.items()]
 
 
-def covered_ms(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals (begin, end): time in which at least one of them was under way."""
+def compute_union_ms(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length in ms of the union of the intervals (begin, end): the time covered by at least one of them."""
     length, reached = 0.0, float("-inf")
     for begin, end in sorted(intervals):
         if end > reached:

@@ -1,6 +1,6 @@
-"""What a rank uses, sampled by a thread: processor, memory, network, disk, and its GPU where there is one.
+"""Samples the resources that a rank uses, in a thread: CPU, memory, network, disk, and its GPU if it has one.
 
-Nothing here imports torch; a sample costs well under a millisecond of one core.
+This module does not import torch. One sample takes less than a millisecond of one core.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from typing import Any
 
 import psutil
 
-from workbench.core.records import DeviceSample
+from workbench.core.records import DeviceSample, EventKind
 from workbench.engine.watch.host.gpu_reader import GpuReader, GpuReading, GpuUnavailableError, NvmlGpu
 from workbench.rundir.log import RankLogWriter
 
-#: processor ticks are 10 ms, so a share of less time than this says nothing
+#: the kernel counts CPU time in ticks of 10 ms, so CPU usage over a shorter time than this is meaningless
 FIRST_SAMPLE_S = 0.1
 
 
 class Progress:
-    """Where training is; the trainer sets it, the sampler reads it, and says what processor time it has used in
-    ``sampling_s``. Assigning an attribute is atomic."""
+    """Shared between the trainer and the sampler's thread; assigning an attribute is atomic.
+
+    The trainer sets ``step`` and ``phase``. The sampler sets ``sampling_s``, the CPU seconds that it has used so far.
+    """
 
     __slots__ = ("phase", "sampling_s", "step")
 
@@ -38,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class _Counters:
-    """Byte counters: the host's network, this process' disk traffic. Zeros where the system has none."""
+    """Byte counters of the host's network and of this process's disk traffic; zeros where the system has none."""
 
     net_sent: int
     net_received: int
@@ -46,7 +48,7 @@ class _Counters:
     disk_write: int
 
     @classmethod
-    def now(cls, process: psutil.Process) -> _Counters:
+    def read(cls, process: psutil.Process) -> _Counters:
         net = psutil.net_io_counters()
         disk = process.io_counters() if hasattr(process, "io_counters") else None
         return cls(
@@ -57,8 +59,8 @@ class _Counters:
         )
 
 
-class Collections:
-    """Counts what Python's garbage collector does, and how long training stands still for it."""
+class GarbageCollections:
+    """Counts the runs of Python's garbage collector (``count``) and the milliseconds that they took (``ms``)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -66,15 +68,15 @@ class Collections:
         self._began = 0.0
 
     def start(self) -> None:
-        """Begin to count."""
-        gc.callbacks.append(self._heard)
+        """Start counting."""
+        gc.callbacks.append(self._on_collection)
 
     def stop(self) -> None:
-        """Count no more."""
-        if self._heard in gc.callbacks:
-            gc.callbacks.remove(self._heard)
+        """Stop counting; may be called without ``start``."""
+        if self._on_collection in gc.callbacks:
+            gc.callbacks.remove(self._on_collection)
 
-    def _heard(self, phase: str, info: dict[str, int]) -> None:
+    def _on_collection(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._began = time.perf_counter()
         elif self._began:
@@ -82,15 +84,17 @@ class Collections:
             self.ms += (time.perf_counter() - self._began) * 1e3
 
 
-def torch_memory() -> tuple[float, float, float]:
-    """Bytes that torch's caching allocator has given out, holds, and had given out at most; NaN where this process has
-    not initialised CUDA (asking would)."""
+def read_allocator_memory() -> tuple[float, float, float]:
+    """Bytes of torch's caching allocator: allocated now, reserved now, allocated at peak.
+
+    NaN when this process has not initialised CUDA; reading them would initialise it.
+    """
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return math.nan, math.nan, math.nan
     try:
         memory = torch.cuda.memory_stats()
-    except RuntimeError:  # the device has gone: NVML, or training, says so
+    except RuntimeError:  # the device is lost; NVML or the training itself reports that
         return math.nan, math.nan, math.nan
     names = ("allocated_bytes.all.current", "reserved_bytes.all.current", "allocated_bytes.all.peak")
     allocated, reserved, peak = (float(memory.get(name, math.nan)) for name in names)
@@ -98,11 +102,11 @@ def torch_memory() -> tuple[float, float, float]:
 
 
 class DeviceSampler:
-    """Appends a ``DeviceSample`` to ``log`` at ``hz`` per second from ``start()`` to ``stop()``.
+    """Appends a ``DeviceSample`` to ``log`` ``hz`` times per second, from ``start()`` to ``stop()``.
 
-    ``device`` is torch's name of the rank's device ("cpu", "cuda", "cuda:1"). ``gpu`` reads it (default: NVML). A GPU
-    that cannot be found is one ``warning`` event, one that no longer answers an event ``gpu lost``, and its columns are
-    NaN from then on.
+    ``device``: torch's name of the rank's device ("cpu", "cuda", "cuda:1"). ``gpu``: reads it (default: NVML). A GPU
+    that cannot be found is logged as the event ``warning gpu_unavailable``, one that stops answering as ``gpu lost``;
+    from then on the GPU's columns are NaN.
     """
 
     def __init__(
@@ -112,29 +116,29 @@ class DeviceSampler:
         rank: int,
         hz: float,
         device: str,
-        state: Progress,
+        progress: Progress,
         gpu: GpuReader | None = None,
     ) -> None:
         self.log = log
         self.rank = rank
         self.period_s = 1 / hz
         self.device = device
-        self.state = state
+        self.progress = progress
         self.samples = 0
         self._gpu = gpu
-        self._collections = Collections()
-        self._ended = threading.Event()
+        self._collections = GarbageCollections()
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin sampling in a daemon thread; the first sample comes after ``FIRST_SAMPLE_S``."""
-        self._ended.clear()
+        """Start sampling in a daemon thread; the first sample is taken after at most ``FIRST_SAMPLE_S`` seconds."""
+        self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name=f"device-sampler-{self.rank}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it; may be called twice, or without ``start``."""
-        self._ended.set()
+        """Stop the thread and wait for it; may be called twice, or without ``start``."""
+        self._stopping.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -150,37 +154,37 @@ class DeviceSampler:
         self._open_gpu()
         self._collections.start()
         try:
-            self._sample_until_ended()
-        except (OSError, psutil.Error) as error:  # no more descriptors, no /proc: the run goes on without samples
-            self.log.event("warning", "device_sampler_ended", str(error), step=self.state.step)
+            self._sample_until_stopped()
+        except (OSError, psutil.Error) as error:  # no file descriptors left, no /proc: training continues unsampled
+            self.log.event(EventKind.WARNING, "device_sampler_ended", str(error), step=self.progress.step)
         finally:
             self._collections.stop()
             self._close_gpu()
 
-    def _sample_until_ended(self) -> None:
+    def _sample_until_stopped(self) -> None:
         process = psutil.Process(os.getpid())
-        process.cpu_percent()  # the first call only sets the beginning of the interval
-        first = _Counters.now(process)
+        process.cpu_percent()  # the first call only starts the interval
+        first = _Counters.read(process)
         due = time.monotonic() + min(FIRST_SAMPLE_S, self.period_s)
-        self._ended.wait(due - time.monotonic())
-        while not self._ended.is_set():
+        self._stopping.wait(due - time.monotonic())
+        while not self._stopping.is_set():
             self.log.append(self._sample(process, first))
             self.samples += 1
-            self.state.sampling_s = time.thread_time()
+            self.progress.sampling_s = time.thread_time()
             due = max(due + self.period_s, time.monotonic())
-            self._ended.wait(due - time.monotonic())
+            self._stopping.wait(due - time.monotonic())
 
     def _sample(self, process: psutil.Process, first: _Counters) -> DeviceSample:
         with process.oneshot():
-            counters = _Counters.now(process)
+            counters = _Counters.read(process)
             cpu_percent, memory, threads = process.cpu_percent(), process.memory_info(), process.num_threads()
         gpu = self._read_gpu()
-        allocated, reserved, peak = torch_memory()
+        allocated, reserved, peak = read_allocator_memory()
         return DeviceSample(
             time=time.time(),
             rank=self.rank,
-            step=self.state.step,
-            phase=self.state.phase,
+            step=self.progress.step,
+            phase=self.progress.phase,
             cpu_percent=cpu_percent,
             rss_bytes=memory.rss,
             threads=threads,
@@ -202,10 +206,10 @@ class DeviceSampler:
             gpu_clock_mhz=gpu.clock_mhz,
             gpu_memory_clock_mhz=gpu.memory_clock_mhz,
             gpu_throttle=gpu.throttle,
-            gpu_pcie_sent_bytes_per_s=gpu.pcie_sent,
-            gpu_pcie_received_bytes_per_s=gpu.pcie_received,
-            gpu_nvlink_sent_bytes=gpu.nvlink_sent,
-            gpu_nvlink_received_bytes=gpu.nvlink_received,
+            gpu_pcie_sent_bytes_per_s=gpu.pcie_sent_bytes_per_s,
+            gpu_pcie_received_bytes_per_s=gpu.pcie_received_bytes_per_s,
+            gpu_nvlink_sent_bytes=gpu.nvlink_sent_bytes,
+            gpu_nvlink_received_bytes=gpu.nvlink_received_bytes,
         )
 
     def _open_gpu(self) -> None:
@@ -223,7 +227,7 @@ class DeviceSampler:
         try:
             return self._gpu.read()
         except GpuUnavailableError as error:
-            self.log.event("gpu", "lost", str(error), step=self.state.step)
+            self.log.event(EventKind.GPU, "lost", str(error), step=self.progress.step)
             self._gpu = None
             return GpuReading()
 
@@ -237,4 +241,4 @@ class DeviceSampler:
             self._warn(error)
 
     def _warn(self, error: GpuUnavailableError) -> None:
-        self.log.event("warning", "gpu_unavailable", str(error), step=self.state.step)
+        self.log.event(EventKind.WARNING, "gpu_unavailable", str(error), step=self.progress.step)

@@ -1,7 +1,8 @@
-"""What a run's batches are, said once: how many samples a global batch has, and what its throughput counts."""
+"""Logs the size of the global batch once per run, and whether throughput counts tokens or samples."""
 
 from __future__ import annotations
 
+from workbench.core.records import EventKind
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -9,19 +10,19 @@ from workbench.engine.data.sources import counts_tokens, samples_in
 from workbench.rundir.log import RankLogWriter
 
 
-class BatchFacts(StepObserver):
+class BatchSizeLogger(StepObserver):
     """Rank 0 logs the event ``data batch`` with the first batch of the run."""
 
     def __init__(self, strategy: Strategy, log: RankLogWriter, *, tokens_per_sample: int | None) -> None:
         self._strategy = strategy
         self._log = log
         self._tokens_per_sample = tokens_per_sample
-        self._said = strategy.rank != 0
+        self._done = strategy.rank != 0
 
     def batch(self, step: int, batch: Batch) -> None:
-        if self._said:
+        if self._done:
             return
-        self._said = True
+        self._done = True
         unit = "tokens" if counts_tokens(batch, self._tokens_per_sample) else "samples"
         samples = samples_in(batch) * self._strategy.mesh.dp
-        self._log.event("data", "batch", {"samples": samples, "unit": unit}, step=step)
+        self._log.event(EventKind.DATA, "batch", {"samples": samples, "unit": unit}, step=step)

@@ -1,8 +1,8 @@
-"""What ranks say to each other: every collective and message that passes through ``torch.distributed``'s functions.
+"""Records the communication of a rank: collectives and point-to-point messages through ``torch.distributed``.
 
-While installed, those functions are wrapped: the time a rank waits for one is a phase of the step, and in the steps
-that are recorded each call is a ``CollectiveRecord``. The gradients that torch's DDP reduces never pass through Python;
-their figures are those that its reducer keeps (``ReducerLog``).
+``CollectiveRecorder`` wraps the functions of ``torch.distributed``. The time that a rank waits for a call is the phase
+"communication" of the step; in recorded steps each call also gives a ``CollectiveRecord``. The gradient reduction of
+torch's DDP does not pass through Python; its times come from DDP's own reducer (``DdpReducerReader``).
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from torch.distributed import distributed_c10d
 from workbench.core.mesh import AXES, Mesh
 from workbench.core.records import CollectiveRecord
 from workbench.engine.watch.host.clock import Reading
-from workbench.engine.watch.host.phase_spans import WORKING, Timeline
+from workbench.engine.watch.host.phase_spans import WORK_PHASES, PhaseRecorder
 
 
-class _Function(NamedTuple):
-    """A function of ``torch.distributed``: positions of the tensors that count, of the group, and of the peer."""
+class _Signature(NamedTuple):
+    """A function of ``torch.distributed``: the collective's name and the positions of its arguments.
+
+    ``tensors``: the argument whose bytes are counted; ``group``: the process group; ``peer``: the other rank of a
+    message.
+    """
 
     kind: str
     tensors: int | None
@@ -33,30 +37,33 @@ class _Function(NamedTuple):
     peer: int | None = None
 
 
-FUNCTIONS = {
-    "all_reduce": _Function("all_reduce", 0, 2),
-    "all_reduce_coalesced": _Function("all_reduce", 0, 2),
-    "broadcast": _Function("broadcast", 0, 2),
-    "_broadcast_coalesced": _Function("broadcast", 1, 0),  # DDP: buffers, before a forward pass
-    "reduce": _Function("reduce", 0, 3),
-    "all_gather": _Function("all_gather", 0, 2),
-    "all_gather_into_tensor": _Function("all_gather", 0, 2),
-    "reduce_scatter": _Function("reduce_scatter", 1, 3),
-    "reduce_scatter_tensor": _Function("reduce_scatter", 1, 3),
-    "all_to_all": _Function("all_to_all", 1, 2),
-    "all_to_all_single": _Function("all_to_all", 1, 4),
-    "gather": _Function("gather", 0, 3),
-    "scatter": _Function("scatter", 0, 3),
-    "barrier": _Function("barrier", None, 0),
-    "send": _Function("send", 0, 2, 1),
-    "recv": _Function("recv", 0, 2, 1),
+RECORDED_FUNCTIONS = {
+    "all_reduce": _Signature("all_reduce", 0, 2),
+    "all_reduce_coalesced": _Signature("all_reduce", 0, 2),
+    "broadcast": _Signature("broadcast", 0, 2),
+    "_broadcast_coalesced": _Signature("broadcast", 1, 0),  # DDP: buffers, before a forward pass
+    "reduce": _Signature("reduce", 0, 3),
+    "all_gather": _Signature("all_gather", 0, 2),
+    "all_gather_into_tensor": _Signature("all_gather", 0, 2),
+    "reduce_scatter": _Signature("reduce_scatter", 1, 3),
+    "reduce_scatter_tensor": _Signature("reduce_scatter", 1, 3),
+    "all_to_all": _Signature("all_to_all", 1, 2),
+    "all_to_all_single": _Signature("all_to_all", 1, 4),
+    "gather": _Signature("gather", 0, 3),
+    "scatter": _Signature("scatter", 0, 3),
+    "barrier": _Signature("barrier", None, 0),
+    "send": _Signature("send", 0, 2, 1),
+    "recv": _Signature("recv", 0, 2, 1),
 }
-#: on gloo a blocking call can be handed over first and waited for then, which tells the two apart
-_SPLIT = frozenset(FUNCTIONS) - {"send", "recv", "_broadcast_coalesced"}
+#: with gloo a blocking call can be posted asynchronously and then awaited, so that both times are known
+_POSTED_THEN_AWAITED = frozenset(RECORDED_FUNCTIONS) - {"send", "recv", "_broadcast_coalesced"}
 
 
 @dataclass(slots=True)
 class _Call:
+    """Readings of one call: ``posted`` when the backend took it over (None: unknown), ``done`` when it was complete
+    (None: unknown), ``waits`` the intervals in which the rank waited for it."""
+
     kind: str
     group: str
     group_size: int
@@ -67,152 +74,156 @@ class _Call:
     waits: list[tuple[Reading, Reading]] = field(default_factory=list)
 
 
-class _Handle:
-    """Stands for the ``Work`` of an asynchronous call; knows when somebody waits for it."""
+class _RecordedWork:
+    """Replaces the ``Work`` of an asynchronous call and records how long the caller waits for it."""
 
-    def __init__(self, tap: CollectiveTap, work: Any, calls: list[_Call]) -> None:
-        self._tap = tap
+    def __init__(self, collectives: CollectiveRecorder, work: Any, calls: list[_Call]) -> None:
+        self._collectives = collectives
         self._work = work
         self._calls = calls
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
-        return self._tap.wait(self._work, self._calls, args, kwargs)
+        return self._collectives.wait(self._work, self._calls, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._work, name)
 
 
-class CollectiveTap:
-    """Wraps the functions from ``install`` to ``remove``. ``recording``: make records of the calls of this step."""
+class CollectiveRecorder:
+    """Wraps the functions of ``torch.distributed`` between ``install`` and ``remove``.
 
-    def __init__(self, timeline: Timeline, mesh: Mesh, rank: int, *, split: bool) -> None:
+    ``recorder`` gets the phase "communication" in every step. ``recording``: whether the calls of the current step are
+    recorded one by one. ``split``: post blocking calls asynchronously and await them (possible with gloo).
+    """
+
+    def __init__(self, recorder: PhaseRecorder, mesh: Mesh, rank: int, *, split: bool) -> None:
         self.recording = False
         self.calls: list[_Call] = []
-        self._timeline = timeline
+        self._recorder = recorder
         self._mesh = mesh
         self._rank = rank
         self._split = split
-        self._axes: dict[tuple[int, ...], tuple[str, int]] = {}
+        self._groups: dict[tuple[int, ...], tuple[str, int]] = {}
         self._installed: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
     def install(self) -> None:
-        """Wrap the functions, once."""
-        for name, function in FUNCTIONS.items():
+        """Wrap the functions; a second call does nothing."""
+        for name, function in RECORDED_FUNCTIONS.items():
             original = getattr(dist, name, None)
             if original is not None:
-                self._place(name, original, self._wrapped(name, original, function))
-        self._place("batch_isend_irecv", dist.batch_isend_irecv, self._wrapped_batch(dist.batch_isend_irecv))
+                self._replace_function(name, original, self._wrap(name, original, function))
+        self._replace_function("batch_isend_irecv", dist.batch_isend_irecv, self._wrap_batch(dist.batch_isend_irecv))
 
     def remove(self) -> None:
-        """Put the functions back, except one that somebody else has replaced since."""
+        """Restore the original functions, except those that other code has replaced since."""
         for name, (original, wrapper) in self._installed.items():
             if getattr(dist, name) is wrapper:
                 setattr(dist, name, original)
         self._installed.clear()
 
-    def _place(self, name: str, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
+    def _replace_function(self, name: str, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
         if name not in self._installed:
             self._installed[name] = (original, wrapper)
             setattr(dist, name, wrapper)
 
-    def _wrapped(self, name: str, original: Callable[..., Any], function: _Function) -> Callable[..., Any]:
-        names = _parameter_names(getattr(distributed_c10d, name, original))
-        split = self._split and name in _SPLIT and _takes_async_op(original)
+    def _wrap(self, name: str, original: Callable[..., Any], function: _Signature) -> Callable[..., Any]:
+        names = _get_parameter_names(getattr(distributed_c10d, name, original))
+        split = self._split and name in _POSTED_THEN_AWAITED and _takes_async_op(original)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            timeline = self._timeline
-            before = timeline.here
-            if before[0] not in WORKING or torch.compiler.is_compiling():
+            recorder = self._recorder
+            before = recorder.current
+            if before[0] not in WORK_PHASES or torch.compiler.is_compiling():
                 return original(*args, **kwargs)
-            started = timeline.enter("communication", before[1])
-            calls = self._call(function, names, args, kwargs, started) if self.recording else []
+            started = recorder.enter("communication", before[1])
+            calls = self._record_call(function, names, args, kwargs, started) if self.recording else []
             blocks = split and not _argument(args, kwargs, names, "async_op")
             if blocks:
-                args, kwargs = _made_async(args, kwargs, names)
+                args, kwargs = _with_async_op(args, kwargs, names)
             try:
                 result = original(*args, **kwargs)
-                now = self._posted(calls)
+                now = self._mark_posted(calls)
                 if not isinstance(result, dist.Work):
-                    self._finished(calls, started, now)
+                    self._mark_done(calls, started, now)
                 elif blocks:
                     result.wait()
-                    self._finished(calls, started, timeline.clock.now() if calls else None)
+                    self._mark_done(calls, started, recorder.clock.now() if calls else None)
                     result = None
                 else:
-                    self._follow(result, calls)
-                    result = _Handle(self, result, calls)
+                    self._record_completion(result, calls)
+                    result = _RecordedWork(self, result, calls)
             finally:
-                timeline.go(before)
+                recorder.resume(before)
             return result
 
         return wrapper
 
-    def _wrapped_batch(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_batch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(operations: list[Any]) -> list[Any]:
-            timeline = self._timeline
-            before = timeline.here
-            in_step = before[0] in WORKING or before[0] in ("bubble", "communication")
+            recorder = self._recorder
+            before = recorder.current
+            in_step = before[0] in WORK_PHASES or before[0] in ("bubble", "communication")
             if not in_step or torch.compiler.is_compiling():
                 return original(operations)
-            calls = [self._message(item) for item in operations] if self.recording else []
+            calls = [self._record_message(item) for item in operations] if self.recording else []
             works = original(operations)
-            self._posted(calls)
+            self._mark_posted(calls)
             if len(works) == len(calls):
-                return [_Handle(self, work, [call]) for work, call in zip(works, calls, strict=True)]
-            return [_Handle(self, work, calls) for work in works]  # NCCL: one for all
+                return [_RecordedWork(self, work, [call]) for work, call in zip(works, calls, strict=True)]
+            return [_RecordedWork(self, work, calls) for work in works]  # NCCL returns one Work for all
 
         return wrapper
 
     def wait(self, work: Any, calls: list[_Call], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Wait for an asynchronous call: the part of it that compute did not hide."""
-        timeline = self._timeline
-        before = timeline.here
-        works = before[0] in WORKING
+        """Wait for an asynchronous call and record the wait, which is the part that computation did not hide."""
+        recorder = self._recorder
+        before = recorder.current
+        works = before[0] in WORK_PHASES
         if not works and not calls:
             return work.wait(*args, **kwargs)
-        began = timeline.enter("communication", before[1]) if works else timeline.clock.now()
+        began = recorder.enter("communication", before[1]) if works else recorder.clock.now()
         result = work.wait(*args, **kwargs)
-        ended = timeline.go(before) if works else timeline.clock.now()
+        ended = recorder.resume(before) if works else recorder.clock.now()
         for call in calls:
             call.waits.append((began, ended))
         return result
 
-    def _posted(self, calls: list[_Call]) -> Reading:
-        """The backend has the calls. Until now the rank could do nothing else, so it is exposed time."""
+    def _mark_posted(self, calls: list[_Call]) -> Reading:
+        """Record that the backend has taken the calls over. The rank was blocked until now, so this time is exposed."""
         if not calls:
             return None
-        now = self._timeline.clock.now()
+        now = self._recorder.clock.now()
         for call in calls:
             call.posted = now
             call.waits.append((call.started, now))
         return now
 
-    def _finished(self, calls: list[_Call], started: Reading, now: Reading) -> None:
-        """A blocking call has returned."""
+    def _mark_done(self, calls: list[_Call], started: Reading, now: Reading) -> None:
+        """Record that a blocking call has returned."""
         for call in calls:
             if call.posted is now:
-                call.posted = None  # it blocked from its call on: who took how long of it, nobody knows
+                call.posted = None  # one blocking call: posting and waiting cannot be told apart
             call.done = now
             call.waits[:] = [(started, now)]
 
-    def _follow(self, work: Any, calls: list[_Call]) -> None:
-        """Let gloo tell when an operation is complete, which may be long before somebody waits for it."""
+    def _record_completion(self, work: Any, calls: list[_Call]) -> None:
+        """Record when gloo completes an operation, which may be long before the caller waits for it."""
         if not calls or not self._split:
             return
-        clock, call = self._timeline.clock, calls[0]
+        clock, call = self._recorder.clock, calls[0]
 
         def complete(_: Any) -> None:
             if call.done is None:
                 call.done = clock.now()
 
-        # not every operation of gloo has a future; such a one counts as complete when somebody has waited for it
+        # some gloo operations have no future; those count as complete when the caller has waited for them
         with contextlib.suppress(RuntimeError):
             work.get_future().add_done_callback(complete)
 
-    def _call(
-        self, function: _Function, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], now: Reading
+    def _record_call(
+        self, function: _Signature, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], now: Reading
     ) -> list[_Call]:
         def argument(index: int | None) -> Any:
             if index is None:
@@ -226,34 +237,35 @@ class CollectiveTap:
         if function.peer is not None and argument(function.peer) is not None:
             ranks = [self._rank, argument(function.peer)]
         if len(ranks) == 1:
-            return []  # nobody to talk to
-        call = _Call(function.kind, *self._axis(ranks), _bytes(argument(function.tensors)), now)
+            return []  # no other rank takes part
+        call = _Call(function.kind, *self._group_of(ranks), _count_bytes(argument(function.tensors)), now)
         self.calls.append(call)
         return [call]
 
-    def _message(self, operation: Any) -> _Call:
+    def _record_message(self, operation: Any) -> _Call:
         kind = "send" if operation.op.__name__ == "isend" else "recv"
-        name, size = self._axis([self._rank, operation.peer])
-        call = _Call(kind, name, size, _bytes(operation.tensor), self._timeline.clock.now())
+        name, size = self._group_of([self._rank, operation.peer])
+        call = _Call(kind, name, size, _count_bytes(operation.tensor), self._recorder.clock.now())
         self.calls.append(call)
         return call
 
-    def _axis(self, ranks: list[int]) -> tuple[str, int]:
+    def _group_of(self, ranks: list[int]) -> tuple[str, int]:
         key = tuple(sorted(ranks))
-        if key not in self._axes:
-            self._axes[key] = axis_of(list(key), self._mesh)
-        return self._axes[key]
+        if key not in self._groups:
+            self._groups[key] = describe_group(list(key), self._mesh)
+        return self._groups[key]
 
     def take(self) -> list[_Call]:
-        """The calls of the step; the list starts anew."""
+        """Return the calls of the step and start with an empty list."""
         taken, self.calls = self.calls, []
         return taken
 
 
-def axis_of(ranks: list[int], mesh: Mesh) -> tuple[str, int]:
-    """Name and size of the group of ``ranks``: the mesh axes along which they differ ("dp", "dp+tp").
+def describe_group(ranks: list[int], mesh: Mesh) -> tuple[str, int]:
+    """Name and size of the group that ``ranks`` belong to: the mesh axes along which they differ ("dp", "dp+tp").
 
-    "world" for all ranks of a mesh with several axes. Two ranks that exchange messages along an axis are of its group.
+    The name is "world" for all ranks of a mesh with several axes, and "self" for a single rank. Two ranks that exchange
+    a message along an axis belong to the group of that axis, so the size is the axis's size.
     """
     places = [mesh.coordinates(rank) for rank in ranks if rank < mesh.world_size]
     axes = [axis for axis in AXES if len({getattr(place, axis) for place in places}) > 1]
@@ -265,9 +277,12 @@ def axis_of(ranks: list[int], mesh: Mesh) -> tuple[str, int]:
     return "+".join(axes) or "self", max(size, 1)
 
 
-def records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank: int) -> list[CollectiveRecord]:
-    """The calls of a step that began at ``begin``. One that nobody waited for is taken as complete when it was handed
-    over, unless the backend told."""
+def make_records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank: int) -> list[CollectiveRecord]:
+    """Make the records of the calls of a step that began at the reading ``begin``.
+
+    A call without a completion time (nobody waited, and the backend reported none) counts as complete when it was
+    posted.
+    """
     found = []
     for call in calls:
         done = call.done or (call.waits[-1][1] if call.waits else call.posted)
@@ -279,42 +294,42 @@ def records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank: int
                 group=call.group,
                 group_size=call.group_size,
                 bytes=call.bytes,
-                start_ms=clock.ms(begin, call.started),
-                duration_ms=clock.ms(call.started, done),
-                exposed_ms=sum(clock.ms(began, ended) for began, ended in call.waits),
-                post_ms=math.nan if call.posted is None else clock.ms(call.started, call.posted),
+                start_ms=clock.elapsed_ms(begin, call.started),
+                duration_ms=clock.elapsed_ms(call.started, done),
+                exposed_ms=sum(clock.elapsed_ms(began, ended) for began, ended in call.waits),
+                post_ms=math.nan if call.posted is None else clock.elapsed_ms(call.started, call.posted),
             )
         )
     return found
 
 
-class ReducerLog:
-    """What torch's DDP knows of its own buckets: they go from C++ to the backend, all during one backward pass.
+class DdpReducerReader:
+    """Reads the times that torch's DDP keeps of its gradient buckets, which C++ code reduces during the backward pass.
 
-    Its figures of a step appear at the forward pass of the next one. On a GPU they are kept every hundredth step only,
-    as the reducer has to synchronise for them.
+    The times of a step become available in the forward pass of the next step. On a GPU, DDP measures every hundredth
+    step only, as measuring synchronises the device.
     """
 
     def __init__(self, module: Any, mesh: Mesh, *, on_host: bool) -> None:
         self._module = module
-        self.group, self.group_size = axis_of(dist.get_process_group_ranks(module.process_group), mesh)
+        self.group, self.group_size = describe_group(dist.get_process_group_ranks(module.process_group), mesh)
         self._seen: tuple[int, int] = (0, 0)
         if on_host:
             module._set_ddp_runtime_logging_sample_rate(1)
 
     def read(self, step: int, rank: int, computed_ms: float) -> CollectiveRecord | None:
-        """The reduction of the previous step, ``step``, in which compute was done after ``computed_ms``.
+        """Return the gradient reduction of ``step``, the previous step, or None when DDP did not measure that step.
 
-        All buckets are one row: from the first that was handed over until the last was back. None where the reducer
-        has no figures of that step.
+        All buckets form one record, from the first posted bucket to the last completed one. ``computed_ms``: when the
+        step's backward computation had ended, in ms from the start of the step.
         """
-        told = self._module._get_ddp_logging_data()
-        taken = told.get("backward_comm_time", 0), told.get("backward_compute_time", 0)
+        data = self._module._get_ddp_logging_data()
+        taken = data.get("backward_comm_time", 0), data.get("backward_compute_time", 0)
         if taken == self._seen or not taken[0]:
             return None
         self._seen = taken
-        sizes = told.get("rebuilt_bucket_sizes") or told["bucket_sizes"]
-        hidden_ms = told.get("backward_compute_comm_overlap_time", 0) / 1e6
+        sizes = data.get("rebuilt_bucket_sizes") or data["bucket_sizes"]
+        hidden_ms = data.get("backward_compute_comm_overlap_time", 0) / 1e6
         return CollectiveRecord(
             step=step,
             rank=rank,
@@ -328,15 +343,15 @@ class ReducerLog:
         )
 
 
-def _parameter_names(function: Callable[..., Any]) -> list[str]:
+def _get_parameter_names(function: Callable[..., Any]) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)
-    except ValueError:  # built in: called by position only
+    except ValueError:  # a built-in function without a signature, called by position only
         return []
 
 
 def _takes_async_op(function: Callable[..., Any]) -> bool:
-    """Also somebody's own wrapper that passes on what it gets."""
+    """Whether a function accepts ``async_op``; a wrapper with ``**kwargs`` counts too."""
     parameters = inspect.signature(function).parameters.values()
     return any(p.name == "async_op" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
@@ -346,7 +361,7 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str], n
     return args[place] if place < len(args) else kwargs.get(name)
 
 
-def _made_async(
+def _with_async_op(
     args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     place = names.index("async_op")
@@ -355,7 +370,7 @@ def _made_async(
     return args, {**kwargs, "async_op": True}
 
 
-def _bytes(tensors: Any) -> int:
+def _count_bytes(tensors: Any) -> int:
     if isinstance(tensors, torch.Tensor):
         return tensors.numel() * tensors.element_size()
-    return sum(_bytes(tensor) for tensor in tensors) if isinstance(tensors, list | tuple) else 0
+    return sum(_count_bytes(tensor) for tensor in tensors) if isinstance(tensors, list | tuple) else 0

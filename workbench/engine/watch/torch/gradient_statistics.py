@@ -1,7 +1,7 @@
-"""Statistics of gradients, as they pass by: sums that a reader can combine exactly.
+"""Computes statistics of gradients during a step, as sums that can be added exactly over parts, layers and ranks.
 
-A ``GradientCollector`` takes the figures of one scope of one step on the device; ``finish`` sends them to the host and
-gives ``PendingRecords``, which become records once they have arrived.
+A ``GradientCollector`` computes the statistics of one scope (local or reduced gradients) of one step on the device.
+``finish`` starts their copy to the host and returns ``PendingRecords``, which become records once the copy is complete.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from workbench.core.records import GradientSketch, GradientStats, HistogramStats
 from workbench.engine.base.parts import Comparison, GradientPart
-from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.engine.watch.torch import tensor_statistics as statistics
 from workbench.engine.watch.torch.host_copy import HostCopy
 from workbench.engine.watch.torch.sketch import Sketcher
 from workbench.engine.watch.torch.tensor_statistics import BIAS, MAX_ABS, NORM, SUM, ZEROS
 
-#: exponent of the smallest normal number of a precision
+#: exponent of the smallest normal number of each precision
 SMALLEST_NORMAL = {"fp32": -126, "bf16": -126, "fp16": -14}
-#: in a count: it was not taken
+#: value of a count that was not taken
 NOT_COUNTED = -1
-#: elements that are worked on at a time
-PIECE = 2**24
+#: largest number of elements processed at a time
+CHUNK_ELEMENTS = 2**24
 
 
 @dataclass(slots=True)
 class PendingRecords:
-    """Figures of one scope of one step on their way to the host; ``records`` once ``ready``."""
+    """Statistics of one scope of one step that are being copied to the host; call ``records`` once ``ready`` is
+    true."""
 
     step: int
     rank: int
@@ -47,18 +48,21 @@ class PendingRecords:
     reports: Callable[[str, str], bool] | None = None
 
     def ready(self) -> bool:
-        """Whether the figures have arrived on the host."""
+        """Whether the statistics have arrived on the host."""
         return self.copy.ready()
 
     def records(self) -> list[GradientStats | HistogramStats | GradientSketch]:
-        """A record per layer and kind of sharding in the order they were seen, then their histograms; then, with
-        ``reports``, those that also say what the reduced gradient is."""
+        """Make one record per layer and kind of sharding, in the order they were seen, then their histograms or
+        sketches.
+
+        With ``reports`` (one replica), copies of the records follow that describe the reduced gradient.
+        """
         if not self.keys:
             return []
         own = self._own_records()
         if self.sketched:
             return [*own, *self._sketches(self.copy.arrays()[-1])]
-        return [*own] if self.reports is None else [*own, *as_reduced(own, self.reports)]
+        return [*own] if self.reports is None else [*own, *copy_as_reduced(own, self.reports)]
 
     def _sketches(self, values: np.ndarray) -> list[GradientSketch]:
         joined: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -141,7 +145,8 @@ class PendingRecords:
     def _slices(
         self, keys: list[tuple[str, str]], numel: np.ndarray, squares: np.ndarray, dots: np.ndarray
     ) -> list[GradientStats]:
-        """The local gradient over this rank's own slice, where its product with the reduced one is known."""
+        """Records of the local gradient over this rank's own slice, for which the product with the reduced gradient is
+        known."""
         whole = self._norms(keys, numel, squares)
         return [
             replace(row, scope="slice", sharded="dp", dot=float(dots[place]), dot_kind="slice")
@@ -154,9 +159,9 @@ class PendingRecords:
 
     def _histogram(self, layer: str, sharded: str, spread: np.ndarray, zeros: int, shift: int) -> HistogramStats:
         inside = spread[:-1].copy()
-        inside[0] -= zeros  # what is left are numbers below 2**-126
-        held = np.flatnonzero(inside)
-        first, last = (int(held[0]), int(held[-1])) if held.size else (BIAS, BIAS - 1)
+        inside[0] -= zeros  # non-zero magnitudes below 2**-126 remain
+        filled = np.flatnonzero(inside)
+        first, last = (int(filled[0]), int(filled[-1])) if filled.size else (BIAS, BIAS - 1)
         return HistogramStats(
             step=self.step,
             rank=self.rank,
@@ -171,11 +176,13 @@ class PendingRecords:
         )
 
 
-def as_reduced(
+def copy_as_reduced(
     records: Iterable[GradientStats | HistogramStats], reports: Callable[[str, str], bool]
 ) -> list[GradientStats | HistogramStats]:
-    """The reduced gradient's records where there is one replica, so that it is the local one: those that this rank is
-    to report."""
+    """Copy records of the local gradient as records of the reduced one; with one replica the two are equal.
+
+    ``reports(layer, sharded)``: whether this rank reports that layer's reduced gradient.
+    """
     made: list[GradientStats | HistogramStats] = []
     for row in records:
         if not reports(row.layer, row.sharded):
@@ -188,11 +195,12 @@ def as_reduced(
 
 
 class GradientCollector:
-    """Takes the figures of one scope of one step: give ``take`` to ``Strategy.watch_batches``.
+    """Computes the statistics of one scope of one step. Pass ``take`` to ``Strategy.watch_batches``.
 
-    ``full``: everything; otherwise L2 norms alone. ``keep``: holds the gradients until ``finish``, for ``compare``.
-    ``sketcher`` takes a sketch as well. Figures are of finite elements, in single precision on a CPU (relative error
-    below 1e-6) and in double on a GPU; neither fp16 nor bf16 with its loss scale overflows.
+    ``full``: all statistics; otherwise L2 norms only. ``keep``: keep the gradients until ``finish``, for ``compare``.
+    ``precision``: of the training, for underflow counts. ``sketcher``: takes a sketch of each gradient as well.
+    Statistics cover the finite elements, in single precision on a CPU (relative error below 1e-6) and in double
+    precision on a GPU. They do not overflow for fp16 or bf16 gradients that carry a loss scale.
     """
 
     def __init__(
@@ -217,7 +225,7 @@ class GradientCollector:
         self._seen: dict[str, int] = {}
 
     def take(self, parts: Sequence[GradientPart]) -> None:
-        """Take the figures of these now: what reduces them may overwrite them afterwards."""
+        """Compute the statistics of ``parts`` now, as the reduction may overwrite the gradients afterwards."""
         parts = [part for part in parts if part.tensor.numel()]
         if self.keep:
             self.parts += parts
@@ -228,10 +236,10 @@ class GradientCollector:
         for chunk in _chunks(parts):
             tensors = [tensor for _, tensor in chunk]
             if self.full:
-                found, counts = figures.full_set(tensors)
+                found, counts = statistics.full_set(tensors)
                 self._counts.append(counts)
             else:
-                found = figures.norms(tensors)
+                found = statistics.norms(tensors)
             self._figures.append(found)
             for part, tensor in chunk:
                 self._keys.append((part.layer, part.sharded))
@@ -239,25 +247,28 @@ class GradientCollector:
                 self._scales.append(part.scale)
 
     def compare(self, comparison: Comparison | None) -> None:
-        """Take the inner products of ``parts`` with the reduced gradients."""
+        """Compute the inner products of the kept ``parts`` with the reduced gradients."""
         if comparison is None or not comparison.pairs:
             return
-        products = figures.dots(comparison.pairs)
+        products = statistics.dots(comparison.pairs)
         sizes = torch.tensor([sum(mine.numel() for mine, _ in pairs) for pairs in comparison.pairs])
         lengths = torch.zeros_like(products)
         if comparison.kind == "slice":
-            lengths = figures.norms([mine for pairs in comparison.pairs for mine, _ in pairs])
+            lengths = statistics.norms([mine for pairs in comparison.pairs for mine, _ in pairs])
         self._comparison = (comparison.kind, [products, lengths, sizes])
 
     def equals_reduced(self) -> None:
-        """There is one replica: every local gradient is the reduced one."""
+        """Declare that there is one replica, so that every local gradient equals the reduced one."""
         self._comparison = ("same", [])
 
     def finish(
         self, step: int, rank: int, scope: str, reports: Callable[[str, str], bool] | None = None
     ) -> PendingRecords:
-        """Send the figures to the host; the collector is empty afterwards. ``reports``: there is one replica, so these
-        are the figures of the reduced gradient too, and this says which of them the rank is to report."""
+        """Start the copy of the statistics to the host and empty the collector.
+
+        ``reports(layer, sharded)``: with one replica these statistics describe the reduced gradient too; whether this
+        rank reports that of a layer. None with several replicas.
+        """
         tensors = [torch.cat(self._figures)] if self._figures else [torch.zeros(0)]
         kind, compared = self._comparison
         keys = [(part.layer, part.sharded) for part in self.parts] if compared else []
@@ -265,8 +276,8 @@ class GradientCollector:
             if kind == "same":
                 squares = tensors[0][:, NORM].square()
                 keys, kind, compared = self._keys, "exact", [squares, squares, squares]
-            nothing = torch.zeros(0)
-            tensors += [torch.cat(self._counts), *(compared or [nothing, nothing, nothing])]
+            empty = torch.zeros(0)
+            tensors += [torch.cat(self._counts), *(compared or [empty, empty, empty])]
             if self._sketches:
                 tensors.append(torch.cat(self._sketches))
         pending = PendingRecords(
@@ -289,23 +300,23 @@ class GradientCollector:
 
 
 def _chunks(parts: Sequence[GradientPart]) -> Iterator[list[tuple[GradientPart, torch.Tensor]]]:
-    """The gradients in chunks of at most ``PIECE`` elements, larger ones cut up: what is computed from a chunk needs
-    temporary copies of it."""
+    """The gradients in chunks of at most ``CHUNK_ELEMENTS`` elements, larger ones cut up: what is computed from a chunk
+    needs temporary copies of it."""
     chunk: list[tuple[GradientPart, torch.Tensor]] = []
-    held = 0
+    elements = 0
     for part in parts:
-        for piece in part.tensor.detach().reshape(-1).split(PIECE):
-            if chunk and held + piece.numel() > PIECE:
+        for piece in part.tensor.detach().reshape(-1).split(CHUNK_ELEMENTS):
+            if chunk and elements + piece.numel() > CHUNK_ELEMENTS:
                 yield chunk
-                chunk, held = [], 0
+                chunk, elements = [], 0
             chunk.append((part, piece))
-            held += piece.numel()
+            elements += piece.numel()
     if chunk:
         yield chunk
 
 
 def _totals(index: np.ndarray, values: np.ndarray, size: int = 0) -> np.ndarray:
-    """Sums of ``values`` (rows) by ``index``."""
+    """Sum the rows of ``values`` by ``index``; ``size``: number of sums (0: as many as ``index`` needs)."""
     total = np.zeros((size or int(index.max()) + 1, *values.shape[1:]), dtype=values.dtype)
     np.add.at(total, index, values)
     return total

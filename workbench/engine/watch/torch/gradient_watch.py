@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
 from workbench.core.frameworks import Capability
+from workbench.core.records import EventKind
 from workbench.engine.base.capabilities import NormReporting, Watchable, needed
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import GradientPart
@@ -145,14 +146,19 @@ class GradientWatch(StepObserver):
 
     @contextmanager
     def _looking(self, layers: Collection[str] | None) -> Iterator[None]:
-        looking = self._watchable.watch_batches(self._take, layers, keep=self._collector.keep)
+        """Watch the gradients of what runs inside. Only entering and leaving count as cost, and the strategy's context
+        manager is told of an exception that was raised inside."""
+        looking = ExitStack()
         with self._cost:
-            looking.__enter__()
-        try:
-            yield
-        finally:
+            looking.enter_context(self._strategy.watch_batches(self._take, layers, keep=self._collector.keep))
+
+        def leave(*raised: Any) -> bool | None:
             with self._cost:
-                looking.__exit__(None, None, None)
+                return looking.__exit__(*raised)
+
+        with ExitStack() as around:
+            around.push(leave)
+            yield
 
     def _take(self, parts: list[GradientPart]) -> None:
         with self._cost:
@@ -237,14 +243,14 @@ class GradientWatch(StepObserver):
         interval = self._governor.interval if self._every is None else self._every
         told = self._told_interval
         if interval and (told is None or abs(interval - told) > _TELL_CHANGE * told) and self._strategy.rank == 0:
-            self._log.event("monitor", "interval", interval, step=step, old_value=told)
+            self._log.event(EventKind.MONITOR, "interval", interval, step=step, old_value=told)
             self._told_interval = interval
         if self._full_sets % _TELL_COST_EVERY == 1:
             self._tell_cost(step)
 
     def _tell_cost(self, step: int) -> None:
         if self._governor.passed_ms:
-            self._log.event("monitor", "cost", round(self._governor.cost, 6), step=step)
+            self._log.event(EventKind.MONITOR, "cost", round(self._governor.cost, 6), step=step)
 
     def _may_keep(self) -> bool:
         """Whether local gradients can be held until the reduced ones are there. On a GPU not before it is known how

@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host, without anybody waiting for them."""
+"""Copies small tensors from the device to the host, and measures costs on both, without blocking either."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 
 
 class HostCopy:
-    """Copies of a few small tensors. On a CPU they are there at once; from a GPU they are copied to pinned memory
-    behind the work that makes them, and ``ready`` says when."""
+    """Copies of a few small tensors on the host.
+
+    CPU tensors are available immediately. GPU tensors are copied asynchronously to pinned memory, on the stream that
+    computes them; ``ready`` says when the copy is complete.
+    """
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
@@ -25,19 +28,21 @@ class HostCopy:
         self._event.record()
 
     def ready(self) -> bool:
-        """Whether ``arrays`` would not wait."""
+        """Whether ``arrays`` returns without waiting."""
         return self._event is None or self._event.query()
 
     def arrays(self) -> list[np.ndarray]:
-        """The numbers; waits for the device if it has to."""
+        """Return the values as NumPy arrays; waits for the device when they are not ready."""
         if self._event is not None:
             self._event.synchronize()
         return [tensor.numpy() for tensor in self._host]
 
 
 class Stopwatch:
-    """Adds up what something costs: time of this thread, and on a GPU the time that the device worked for it, whichever
-    is longer. ``with watch:`` around the parts; ``take`` gives the milliseconds of what has been measured by now."""
+    """Adds up the cost of code sections, measured by ``with stopwatch:`` (sections may nest).
+
+    A section costs its time on the host or, on a GPU, its time on the device, whichever is longer.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -68,11 +73,11 @@ class Stopwatch:
             self._host_ms += spent
 
     def add(self, ms: float) -> None:
-        """Count something that was not measured here."""
+        """Add ``ms`` that were measured elsewhere."""
         self._host_ms += ms
 
     def take(self) -> float:
-        """Milliseconds since the last call; of a GPU those parts that are over, the others count in a later call."""
+        """Milliseconds measured since the last call. Sections that a GPU has not finished count in a later call."""
         total, self._host_ms = self._host_ms, 0.0
         while self._events and self._events[0][1].query():
             start, end, spent = self._events.pop(0)

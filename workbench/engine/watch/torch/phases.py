@@ -1,11 +1,13 @@
-"""What a rank spends its steps on: phases of every step, and of some the single collectives.
+"""Logs how a rank spends its steps: the phases of every step, and the individual collectives of some steps.
 
-``PhaseWatch`` is the first of a rank's observers and its ``last`` the last, so that what the others cost is a phase of
-its own ("monitor"). A boundary between phases costs a reading of the clock; records are made when a step is over, on a
-GPU one step later. The clocks of ranks are never compared: each phase counts from its own rank's step.
+``PhaseWatch`` is the first of a rank's observers and its ``step_end`` the last, so that the cost of the observers
+between them is a phase of its own ("monitor"). Phase boundaries are recorded during the step; records are made when the
+step is over, on a GPU one step later. Times count from the start of the rank's own step; clocks of different ranks are
+never compared.
 
-Where steps are so short that this exceeds its part of the budget, phases are those of every second step, every fourth
-and so on: each rank chooses by what it costs there, and the steps of one are among those of another.
+When steps are so short that recording exceeds its share of the budget, phases are recorded in every second, fourth,
+eighth ... step only. Each rank chooses this interval by its own cost; all intervals are powers of two, so the recorded
+steps of a rank with a longer interval are a subset of those of the others.
 """
 
 from __future__ import annotations
@@ -16,48 +18,48 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.core.config import MonitorSpec
-from workbench.core.records import CollectiveRecord, PhaseRecord
+from workbench.core.records import CollectiveRecord, EventKind, PhaseRecord
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import DdpReduced
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.watch.host.clock import Clock, Reading, clock_for
-from workbench.engine.watch.host.phase_spans import NOWHERE, Place, Timeline, covered_ms, spans
-from workbench.engine.watch.torch.collectives import CollectiveTap, ReducerLog, records
+from workbench.engine.watch.host.clock import Clock, Reading, make_clock
+from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
+from workbench.engine.watch.torch.collectives import CollectiveRecorder, DdpReducerReader, make_records
 from workbench.rundir.log import RankLogWriter
 
-#: collectives are recorded in the first steps, and then in every tenth or, where that costs too much, more rarely
+#: collectives are recorded in the first steps and then in every tenth step, or more rarely where that costs too much
 FIRST_STEPS = 3
-EVERY = 10
-#: shares of the monitor's budget that recording collectives, and phases, may take
-SHARE_OF_BUDGET = 0.1
+COLLECTIVES_EVERY = 10
+#: shares of the monitor's budget for recording collectives and for recording phases
+COLLECTIVES_SHARE = 0.1
 PHASES_SHARE = 0.4
-#: phases are those of every so many steps at least
-MOST_RARELY = 64
-#: what writing a row costs the log's thread, of what making it costs here
-_WRITING = 0.6
+#: longest interval, in steps, between steps whose phases are recorded
+MAX_PHASES_EVERY = 64
+#: cost of writing a record in the log's thread, relative to the cost of making it here
+_WRITE_COST = 0.6
 #: weight of a new measurement in a running average
 _WEIGHT = 0.2
-_OF_A_STEP = frozenset({"data", "forward_backward", "optimizer"})
-#: what a step begins with under the trainer's own name for it
-_FIRST = {"forward_backward": "transfer"}
+_STEP_PHASES = frozenset({"data", "forward_backward", "optimizer"})
+#: the phase that begins when the trainer enters one of its own parts of a step
+_FIRST_PART = {"forward_backward": "transfer"}
 
 
 @dataclass
 class _Step:
-    """A step whose readings are not looked at yet."""
+    """A step whose clock readings have not been evaluated yet. ``recorded``: its collectives are recorded too."""
 
     step: int
     begin: Reading
-    boundaries: list[tuple[Reading, Place]] = field(default_factory=list)
+    boundaries: list[tuple[Reading, PhaseKey]] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     recorded: bool = False
 
 
 class PhaseWatch(StepObserver):
-    """Logs ``PhaseRecord`` of every step (or every ``phases_every``-th), and ``CollectiveRecord`` of those that are
-    due. ``clock``: for tests."""
+    """Logs a ``PhaseRecord`` per phase of every ``phases_every``-th step, and a ``CollectiveRecord`` per call of the
+    first ``FIRST_STEPS`` steps and of every ``collectives_every``-th. ``clock``: a replacement for tests."""
 
     def __init__(
         self,
@@ -68,58 +70,58 @@ class PhaseWatch(StepObserver):
         device: str = "cpu",
         clock: Clock | None = None,
     ) -> None:
-        self.last = _Last(self)
-        self.every = EVERY
+        self.step_end = _StepEnd(self)
+        self.collectives_every = COLLECTIVES_EVERY
         self.phases_every = 1
-        self._usual_ms: float | None = None
+        self._average_cost_ms: float | None = None
         self._spec = spec
         self._strategy = strategy
         self._log = log
         self._on_host = device == "cpu"
-        self._clock = clock or clock_for(device)
-        self._timeline = Timeline(self._clock)
-        self._tap = CollectiveTap(self._timeline, strategy.mesh, strategy.rank, split=self._on_host)
+        self._clock = clock or make_clock(device)
+        self._recorder = PhaseRecorder(self._clock)
+        self._collectives = CollectiveRecorder(self._recorder, strategy.mesh, strategy.rank, split=self._on_host)
         self._now = _Step(step=0, begin=self._clock.now())
         self._in_step = False
         self._unread: deque[_Step] = deque()
-        self._reducer: ReducerLog | None = None
+        self._reducer: DdpReducerReader | None = None
         self._awaits_reducer: tuple[int, float] | None = None
-        self._boundary_ms = _cost_of_a_boundary_ms(self._clock)
-        self._open()
+        self._boundary_ms = _measure_boundary_ms(self._clock)
+        self._attach()
 
-    def _open(self) -> None:
+    def _attach(self) -> None:
         strategy = self._strategy
         strategy.mark = self._mark
         strategy.aside = self._aside
         reducer = strategy.reducer() if isinstance(strategy, DdpReduced) else None
         if reducer is not None and strategy.mesh.dp > 1:
-            self._reducer = ReducerLog(reducer, strategy.mesh, on_host=self._on_host)
-        self._tap.install()
+            self._reducer = DdpReducerReader(reducer, strategy.mesh, on_host=self._on_host)
+        self._collectives.install()
 
     def close(self) -> None:
-        """Undo every wrap, and write what is left."""
-        self._tap.remove()
+        """Restore the wrapped functions and write the remaining records."""
+        self._collectives.remove()
         self._finish_step()
-        self._resolve(wait=True)
+        self._write_ready(wait=True)
 
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
         self._finish_step()
-        self._resolve()
+        self._write_ready()
         recorded = self._is_due(step)
         self._in_step = recorded or step % self.phases_every == 0
-        begin = self._timeline.enter("monitor") if self._in_step else self._timeline.go(NOWHERE)
+        begin = self._recorder.enter("monitor") if self._in_step else self._recorder.resume(NO_PHASE)
         self._now = _Step(step=step, begin=begin, recorded=recorded)
-        self._tap.recording = recorded
+        self._collectives.recording = recorded
         self._began_s = time.perf_counter()
 
     def phase(self, name: str) -> None:
         if name == "idle":
-            self._timeline.go(NOWHERE)
+            self._recorder.resume(NO_PHASE)
             self._finish_step()
-            self._resolve()
-        elif self._in_step or name not in _OF_A_STEP:
-            self._timeline.enter(_FIRST.get(name, name))
+            self._write_ready()
+        elif self._in_step or name not in _STEP_PHASES:
+            self._recorder.enter(_FIRST_PART.get(name, name))
 
     def batch(self, step: int, batch: Batch) -> None:
         self._enter_in_step("monitor")
@@ -131,89 +133,96 @@ class PhaseWatch(StepObserver):
         self._enter_in_step("monitor")
 
     def rolled_back(self, step: int) -> None:
-        """What goes on, restoring, counts to the step that training is at again."""
+        """Count the restoring, which is still going on, to the step that training has returned to."""
         self._finish_step()
-        self._resolve(wait=True)
+        self._write_ready(wait=True)
         self._awaits_reducer = None
-        self._now = _Step(step=step, begin=self._timeline.enter("checkpoint"))
+        self._now = _Step(step=step, begin=self._recorder.enter("checkpoint"))
 
     def _enter_in_step(self, phase: str) -> None:
         if self._in_step:
-            self._timeline.enter(phase)
+            self._recorder.enter(phase)
 
-    def _ended(self) -> None:
-        """The step is over, for all observers. What comes before the next one is still counted from its beginning."""
+    def _end_step(self) -> None:
+        """End the step after all observers. Phases between this step and the next are timed from this step's start."""
         if not self._in_step:
             return
-        end = self._timeline.go(NOWHERE)
+        end = self._recorder.resume(NO_PHASE)
         step_ms = (time.perf_counter() - self._began_s) * 1e3
         began = time.thread_time()
-        self._in_step = self._tap.recording = False
+        self._in_step = self._collectives.recording = False
         now = self._now
-        now.boundaries, now.calls = self._timeline.take(), self._tap.take()
+        now.boundaries, now.calls = self._recorder.take(), self._collectives.take()
         self._unread.append(now)
         self._now = _Step(step=now.step, begin=now.begin)
-        self._timeline.boundaries.append((end, NOWHERE))
-        self._resolve()
+        self._recorder.boundaries.append((end, NO_PHASE))
+        self._write_ready()
         self.cost_ms = (time.thread_time() - began) * 1e3 + self._boundary_ms * len(now.boundaries)
         if now.recorded:
             if self._on_host:
-                self._choose_interval(step_ms)
+                self._adapt_collectives_interval(step_ms)
         else:
-            self._choose_phases(now.step, step_ms)
+            self._adapt_phases_interval(now.step, step_ms)
 
     def _is_due(self, step: int) -> bool:
-        return step <= FIRST_STEPS or step % self.every == 0
+        return step <= FIRST_STEPS or step % self.collectives_every == 0
 
-    def _choose_interval(self, step_ms: float) -> None:
-        """Twice as rarely, until the cost of a recorded step, spread over the steps between, keeps to its share."""
-        while self.cost_ms > SHARE_OF_BUDGET * self._spec.budget * step_ms * self.every and self.every < 1280:
-            self.every *= 2
+    def _adapt_collectives_interval(self, step_ms: float) -> None:
+        """Double the interval until the cost of a recorded step, spread over the interval, is within its share."""
+        while (
+            self.cost_ms > COLLECTIVES_SHARE * self._spec.budget * step_ms * self.collectives_every
+            and self.collectives_every < 1280
+        ):
+            self.collectives_every *= 2
 
-    def _choose_phases(self, step: int, step_ms: float) -> None:
-        """Of every step, every second, every fourth: as often as their share of the budget pays for."""
-        cost_ms = self.cost_ms * (1 + _WRITING)
-        usual = cost_ms if self._usual_ms is None else self._usual_ms + _WEIGHT * (cost_ms - self._usual_ms)
-        self._usual_ms, before = usual, self.phases_every
+    def _adapt_phases_interval(self, step: int, step_ms: float) -> None:
+        """Double or halve the interval between steps whose phases are recorded, to match their share of the budget."""
+        cost_ms = self.cost_ms * (1 + _WRITE_COST)
+        average = (
+            cost_ms
+            if self._average_cost_ms is None
+            else self._average_cost_ms + _WEIGHT * (cost_ms - self._average_cost_ms)
+        )
+        self._average_cost_ms, before = average, self.phases_every
         paid_ms = PHASES_SHARE * self._spec.budget * step_ms
-        if usual > paid_ms * before and before < MOST_RARELY:
+        if average > paid_ms * before and before < MAX_PHASES_EVERY:
             self.phases_every *= 2
-        elif usual < paid_ms * before / 4 and before > 1:
+        elif average < paid_ms * before / 4 and before > 1:
             self.phases_every //= 2
         if self.phases_every != before and self._strategy.rank == 0:
-            self._log.event("monitor", "phases", self.phases_every, step=step, old_value=before)
+            self._log.event(EventKind.MONITOR, "phases", self.phases_every, step=step, old_value=before)
 
     def _mark(self, phase: str, micro_batch: int) -> None:
         if self._in_step:
-            self._timeline.enter(phase, micro_batch)
+            self._recorder.enter(phase, micro_batch)
         if phase == "backward" and self._awaits_reducer is not None:
             self._read_reducer()
 
     def _aside(self, observer: BatchObserver) -> BatchObserver:
-        timeline = self._timeline
+        recorder = self._recorder
 
         def timed(parts: Any) -> None:
-            before = timeline.here
-            timeline.enter("monitor")
+            before = recorder.current
+            recorder.enter("monitor")
             observer(parts)
-            timeline.go(before)
+            recorder.resume(before)
 
         return timed
 
     def _finish_step(self) -> None:
-        """What happened after the last step: an evaluation, a checkpoint, a pause."""
+        """Store the phases that followed the last step: an evaluation, a checkpoint, a pause."""
         now = self._now
-        if len(self._timeline.boundaries) > 1:
-            self._timeline.go(NOWHERE)
-            now.boundaries = self._timeline.take()
+        if len(self._recorder.boundaries) > 1:
+            self._recorder.resume(NO_PHASE)
+            now.boundaries = self._recorder.take()
             self._unread.append(now)
             self._now = _Step(step=now.step, begin=now.begin)
         else:
-            self._timeline.take()
-            self._timeline.here = NOWHERE
+            self._recorder.take()
+            self._recorder.current = NO_PHASE
 
-    def _resolve(self, *, wait: bool = False) -> None:
-        """Make records of the steps whose readings can be looked at; ``wait``: of all that ever will."""
+    def _write_ready(self, *, wait: bool = False) -> None:
+        """Write the records of the steps whose readings are ready; ``wait``: drop the others."""
         while self._unread and self._clock.ready(self._unread[0].boundaries[-1][0]):
             self._write(self._unread.popleft())
         if wait:
@@ -221,41 +230,47 @@ class PhaseWatch(StepObserver):
 
     def _write(self, done: _Step) -> None:
         clock, rank = self._clock, self._strategy.rank
-        starts = [clock.ms(done.begin, reading) for reading, _ in done.boundaries]
-        for span in spans(starts, [place for _, place in done.boundaries]):
+        starts = [clock.elapsed_ms(done.begin, reading) for reading, _ in done.boundaries]
+        for span in compute_spans(starts, [place for _, place in done.boundaries]):
             self._log.append(PhaseRecord(step=done.step, rank=rank, **span._asdict()))
         if done.recorded:
-            rows = records(done.calls, done.begin, clock, done.step, rank)
+            rows = make_records(done.calls, done.begin, clock, done.step, rank)
             for row in rows:
                 self._log.append(row)
-            waits = [(clock.ms(done.begin, a), clock.ms(done.begin, b)) for call in done.calls for a, b in call.waits]
-            self._write_overlapped(done.step, rows, covered_ms(waits))
+            waits = [
+                (clock.elapsed_ms(done.begin, a), clock.elapsed_ms(done.begin, b))
+                for call in done.calls
+                for a, b in call.waits
+            ]
+            self._write_overlapped(done.step, rows, compute_union_ms(waits))
             if self._reducer is not None:
-                self._awaits_reducer = done.step, _computed_ms(starts, done.boundaries)
-        clock.recycle([reading for reading, _ in done.boundaries[1:-1]])  # the outer ones are others' too
+                self._awaits_reducer = done.step, _find_compute_end_ms(starts, done.boundaries)
+        clock.recycle(
+            [reading for reading, _ in done.boundaries[1:-1]]
+        )  # the outer readings are shared with neighbours
 
     def _read_reducer(self) -> None:
         assert self._reducer is not None and self._awaits_reducer is not None
         (step, computed_ms), self._awaits_reducer = self._awaits_reducer, None
         if self._now.step != step + 1:
-            return  # read too late: the figures are of another step
+            return  # read too late: DDP's times belong to another step
         row = self._reducer.read(step, self._strategy.rank, computed_ms)
         if row is not None:
             self._log.append(row)
             self._write_overlapped(step, [row], row.exposed_ms)
 
     def _write_overlapped(self, step: int, rows: list[CollectiveRecord], exposed_ms: float) -> None:
-        """Communication that compute hid: calls were under way and nobody waited for one."""
+        """Log the communication hidden by computation: time in which calls were active and the rank waited for none."""
         under_way = [(row.start_ms, row.start_ms + row.duration_ms) for row in rows]
-        hidden_ms = covered_ms(under_way) - exposed_ms
+        hidden_ms = compute_union_ms(under_way) - exposed_ms
         if under_way and hidden_ms > 0:
             start_ms = min(begin for begin, _ in under_way)
             place = {"step": step, "rank": self._strategy.rank, "phase": "overlapped", "micro_batch": -1}
             self._log.append(PhaseRecord(**place, start_ms=start_ms, duration_ms=hidden_ms))  # type: ignore[arg-type]
 
 
-class _Last(StepObserver):
-    """Comes after all other observers: what follows is training again."""
+class _StepEnd(StepObserver):
+    """The last observer: ends the phase "monitor" after the update, and ends the step."""
 
     def __init__(self, watch: PhaseWatch) -> None:
         self._watch = watch
@@ -264,11 +279,11 @@ class _Last(StepObserver):
         self._watch._enter_in_step("optimizer")
 
     def ends(self, step: int) -> None:
-        self._watch._ended()
+        self._watch._end_step()
 
 
-def _computed_ms(starts: list[float], boundaries: list[tuple[Reading, Place]]) -> float:
-    """When the last backward of a step had all its gradients: the boundary from backward to waiting."""
+def _find_compute_end_ms(starts: list[float], boundaries: list[tuple[Reading, PhaseKey]]) -> float:
+    """When the step's backward computation ended, in ms: the last boundary from the backward pass to communication."""
     found = [
         start
         for start, (_, place), (_, before) in zip(starts[1:], boundaries[1:], boundaries, strict=False)
@@ -277,20 +292,20 @@ def _computed_ms(starts: list[float], boundaries: list[tuple[Reading, Place]]) -
     return found[-1] if found else starts[-1]
 
 
-def _cost_of_a_boundary_ms(clock: Clock) -> float:
-    """Milliseconds of the host that one boundary costs, measured."""
-    timeline, count = Timeline(clock), 64
+def _measure_boundary_ms(clock: Clock) -> float:
+    """Measure the host time in ms that one phase boundary costs."""
+    recorder, count = PhaseRecorder(clock), 64
     began = time.perf_counter()
     for _ in range(count):
-        timeline.enter("forward")
+        recorder.enter("forward")
     cost_ms = (time.perf_counter() - began) * 1e3 / count
-    clock.recycle([reading for reading, _ in timeline.take()])
+    clock.recycle([reading for reading, _ in recorder.take()])
     return cost_ms
 
 
-def watched(
+def add_phase_watch(
     spec: MonitorSpec, strategy: Strategy, log: RankLogWriter, device: str, others: list[StepObserver]
 ) -> list[StepObserver]:
-    """``others`` with a ``PhaseWatch`` around them."""
+    """Return ``others`` between a ``PhaseWatch`` and its ``step_end``."""
     watch = PhaseWatch(spec, strategy, log, device=device)
-    return [watch, *others, watch.last]
+    return [watch, *others, watch.step_end]

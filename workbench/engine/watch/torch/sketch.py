@@ -1,4 +1,4 @@
-"""A few elements of each gradient, at the same places on every replica: enough to compare any two of them."""
+"""Samples a few elements of each gradient, at the same indices on every replica, so that any two can be compared."""
 
 from __future__ import annotations
 
@@ -11,37 +11,44 @@ from workbench.engine.base.parts import GradientPart
 
 #: elements taken of each part of a layer
 SAMPLES = 64
-#: with fewer replicas every pair follows from norms and products with the mean
+#: fewest replicas for which sketches are taken; with fewer, norms and products with the mean determine every pair
 REPLICAS = 4
 
 
 class Sketcher:
-    """Draws the places once; they depend on the part's layer, its number in that layer and its size alone."""
+    """Draws the sampled indices once per part of a layer.
+
+    The indices depend only on the layer's name, the part's number within the layer, and its size.
+    """
 
     def __init__(self) -> None:
-        self._places: dict[tuple[str, int, int], torch.Tensor] = {}
+        self._indices: dict[tuple[str, int, int], torch.Tensor] = {}
 
     @torch.no_grad()
     def take(self, parts: Sequence[GradientPart], seen: dict[str, int]) -> tuple[list[tuple[str, str]], torch.Tensor]:
-        """Keys and float32 ``(parts, SAMPLES)`` values, loss scale removed; of a smaller part the rest is zero.
-        ``seen`` counts the parts of each layer so far in this step."""
+        """Return the parts' keys and their sampled values, float32 [parts, SAMPLES], without the loss scale.
+
+        Values are scaled by sqrt(elements / samples), so that their norm estimates the part's norm. Rows of parts with
+        fewer than ``SAMPLES`` elements are padded with zeros. ``seen`` counts the parts of each layer in this step; it
+        is updated.
+        """
         rows = []
         for part in parts:
             number = seen.get(part.layer, 0)
             seen[part.layer] = number + 1
             flat = part.tensor.detach().reshape(-1)
-            places = self._of(part.layer, number, flat)
-            values = flat.index_select(0, places).float() * (math.sqrt(flat.numel() / places.numel()) / part.scale)
+            indices = self._indices_of(part.layer, number, flat)
+            values = flat.index_select(0, indices).float() * (math.sqrt(flat.numel() / indices.numel()) / part.scale)
             rows.append(torch.nn.functional.pad(values, (0, SAMPLES - values.numel())))
         return [(part.layer, part.sharded) for part in parts], torch.stack(rows)
 
-    def _of(self, layer: str, number: int, flat: torch.Tensor) -> torch.Tensor:
+    def _indices_of(self, layer: str, number: int, flat: torch.Tensor) -> torch.Tensor:
         key = layer, number, flat.numel()
-        if key not in self._places:
+        if key not in self._indices:
             if flat.numel() <= SAMPLES:
-                places = torch.arange(flat.numel())
+                indices = torch.arange(flat.numel())
             else:
                 random = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
-                places = torch.randint(0, flat.numel(), (SAMPLES,), generator=random)
-            self._places[key] = places.to(flat.device)
-        return self._places[key]
+                indices = torch.randint(0, flat.numel(), (SAMPLES,), generator=random)
+            self._indices[key] = indices.to(flat.device)
+        return self._indices[key]

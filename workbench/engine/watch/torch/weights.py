@@ -1,4 +1,5 @@
-"""Weights, their updates and the optimizer's moments: sums of squares per layer, around one optimizer step."""
+"""Computes sums of squares per layer of weights, their updates, and the optimizer's moments, over one optimizer
+step."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from workbench.core.records import WeightStats
 from workbench.engine.base.parts import WeightPart
-from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.engine.watch.torch import tensor_statistics as statistics
 from workbench.engine.watch.torch.host_copy import HostCopy
 
 
 @dataclass(slots=True)
 class PendingWeights:
-    """Sums of squares on their way to the host; ``records`` once ``ready``."""
+    """Norms that are being copied to the host; call ``records`` once ``ready`` is true."""
 
     step: int
     rank: int
@@ -27,11 +28,11 @@ class PendingWeights:
     copy: HostCopy
 
     def ready(self) -> bool:
-        """Whether the figures have arrived on the host."""
+        """Whether the values have arrived on the host."""
         return self.copy.ready()
 
     def records(self) -> list[WeightStats]:
-        """A record per layer and kind of sharding."""
+        """One record per layer and kind of sharding."""
         (found,) = self.copy.arrays()
         squares = found.reshape(4, -1) ** 2
         totals: dict[tuple[str, str], np.ndarray] = {}
@@ -58,25 +59,25 @@ class PendingWeights:
 
 
 class WeightCollector:
-    """``before`` the optimizer steps and ``after`` it. Between them the old weights are held in memory."""
+    """Call ``before`` and ``after`` around an optimizer step. In between a copy of the old weights stays in memory."""
 
     def __init__(self) -> None:
         self._old: list[torch.Tensor] = []
 
     @torch.no_grad()
     def before(self, parts: Sequence[WeightPart]) -> None:
-        """Remember these weights."""
+        """Copy these weights."""
         self._old = [part.weight.clone() for part in parts if part.weight.numel()]
 
     @torch.no_grad()
     def after(self, parts: Sequence[WeightPart], step: int, rank: int) -> PendingWeights | None:
-        """Figures of the same parts, as they are now; None when there are none."""
+        """Compute the sums for the same parts after the step; None when ``before`` saw none or other parts."""
         parts = [part for part in parts if part.weight.numel()]
         old, self._old = self._old, []
         if not parts or len(old) != len(parts):
             return None
         new = [part.weight for part in parts]
-        weights = figures.norms(new)
+        weights = statistics.norms(new)
         torch._foreach_sub_(old, new)
         moments = [_norms_of([part.moments[which] for part in parts], weights) for which in (0, 1)]
         return PendingWeights(
@@ -85,14 +86,14 @@ class WeightCollector:
             keys=[(part.layer, part.sharded) for part in parts],
             numel=[part.weight.numel() for part in parts],
             has_moment=[(part.moments[0] is not None, part.moments[1] is not None) for part in parts],
-            copy=HostCopy([torch.cat([weights, figures.norms(old), *moments])]),
+            copy=HostCopy([torch.cat([weights, statistics.norms(old), *moments])]),
         )
 
 
 def _norms_of(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
-    """Their L2 norms, zero for those that are not there; dtype and device as ``like``."""
+    """L2 norms of ``tensors``, zero where one is None; dtype, device and shape as ``like``."""
     norms = torch.zeros_like(like)
-    there = [(place, tensor) for place, tensor in enumerate(tensors) if tensor is not None]
-    if there:
-        norms[[place for place, _ in there]] = figures.norms([tensor for _, tensor in there])
+    present = [(index, tensor) for index, tensor in enumerate(tensors) if tensor is not None]
+    if present:
+        norms[[index for index, _ in present]] = statistics.norms([tensor for _, tensor in present])
     return norms

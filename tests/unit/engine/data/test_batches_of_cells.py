@@ -1,0 +1,110 @@
+"""What a cell's own batches are: how many tokens they hold, and whether a plan can cut them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.engine.data.cell import workload_from_cell
+from workbench.engine.data.sources import counts_tokens, samples_in, tokens_in
+from workbench.errors import ConfigError
+from workbench.telemetry.derive import batch_of
+
+
+@pytest.mark.parametrize(
+    ("batch", "per_sample", "tokens", "counted"),
+    [
+        ({"input_ids": torch.zeros(4, 7)}, None, 28, True),
+        ({"input_ids": torch.zeros(4), "labels": torch.zeros(4)}, None, 4, False),
+        ((torch.zeros(4, 7), torch.zeros(4)), None, 4, False),
+        (torch.zeros(4, 7), None, 4, False),
+        ({"pixel_values": torch.zeros(4, 1, 8, 8)}, 1, 4, False),
+        ({"input_ids": torch.zeros(4, 7)}, 7, 28, True),
+    ],
+)
+def test_tokens_are_counted_in_the_batch(batch: Any, per_sample: int | None, tokens: int, counted: bool) -> None:
+    assert (tokens_in(batch, per_sample), counts_tokens(batch, per_sample)) == (tokens, counted)
+
+
+class Counted(Dataset):
+    """A dataset that is expensive to read."""
+
+    reads: list[int] = []
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.reads.append(index)
+        return {"input_ids": torch.zeros(5, dtype=torch.long)}
+
+
+HEAD = """
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+criterion = torch.nn.MSELoss()
+"""
+
+
+def build(tmp_path: Path, tail: str, **options: Any) -> Any:
+    file = tmp_path / "cell.py"
+    file.write_text(HEAD + tail)
+    return workload_from_cell(file, TrainSpec.from_options({"batch_size": 0, **options}))
+
+
+def test_a_dataset_is_not_read_before_its_first_batch_and_then_once(tmp_path: Path) -> None:
+    Counted.reads.clear()
+    tail = "from tests.unit.engine.data.test_batches_of_cells import Counted\ndataset = Counted()\n"
+    work = build(tmp_path, tail, batch_size=4)
+    assert Counted.reads == []
+    assert tokens_in(next(work.data.batches(0, 1)), work.tokens_per_sample) == 20
+    assert Counted.reads == [0, 1, 2, 3]
+
+
+LOADER = "dataloader = DataLoader(TensorDataset(torch.zeros(64, 1)), batch_size={size}, sampler={sampler})\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "plan", "accumulate"),
+    [
+        (8, ParallelPlan(ranks=4), 2),
+        (8, ParallelPlan(ranks=2, plugin="hybrid", pp=2, micro_batches=4), 2),
+    ],
+)
+def test_a_loaders_batch_that_can_be_cut(tmp_path: Path, size: int, plan: ParallelPlan, accumulate: int) -> None:
+    options = {"ranks": plan.ranks, "plugin": plan.plugin, "pp": plan.pp, "micro_batches": plan.micro_batches}
+    work = build(tmp_path, LOADER.format(size=size, sampler=None), accumulate=accumulate, **options)
+    replicas = plan.ranks // plan.pp
+    shares = [samples_in(next(work.data.batches(rank, replicas))) for rank in range(replicas)]
+    assert shares == [size // replicas] * replicas
+
+
+def test_a_loaders_batch_that_cannot_be_cut_says_which_size_can(tmp_path: Path) -> None:
+    words = r"batches of 6 samples .* dp 2 x accumulate 2 .* = 4 .* batch_size=8"
+    with pytest.raises(ConfigError, match=words) as caught:
+        build(tmp_path, LOADER.format(size=6, sampler=None), ranks=2, accumulate=2)
+    assert caught.value.field == "dataloader"
+    sampler = "DistributedSampler(TensorDataset(torch.zeros(64, 1)), num_replicas=2, rank=0)"
+    build(tmp_path, LOADER.format(size=6, sampler=sampler), ranks=2, accumulate=2)  # each replica has its own batches
+    with pytest.raises(ConfigError, match="dp 1 x accumulate 4"):
+        build(tmp_path, LOADER.format(size=6, sampler=sampler), ranks=2, accumulate=4)
+
+
+def test_a_loader_that_is_none_after_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dataloader is None"):
+        build(tmp_path, "dataset = TensorDataset(torch.zeros(64, 1))\ndataloader = None\n")
+
+
+def test_what_a_log_says_of_its_batches_is_read_without_trust() -> None:
+    def events(*values: str) -> dict[str, np.ndarray]:
+        columns = {"kind": ["data"] * len(values), "name": ["batch"] * len(values), "value": values}
+        return {name: np.array(column, dtype=object) for name, column in columns.items()}
+
+    assert batch_of(events()) == (0, "tokens")
+    assert batch_of(events("[]", "broken", '{"samples": 32, "unit": "samples"}')) == (32, "samples")

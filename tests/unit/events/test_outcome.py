@@ -1,0 +1,141 @@
+"""What a rank answers about its end, and which failure explains the others."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.core.columns import Columns
+from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.errors import RunDirectoryError, RunError
+from workbench.events.outcome import Outcome, failure, failure_of
+from workbench.run.api import Run
+from workbench.run.occupant import RunOccupant
+from workbench.run.peer_watch import ALONE_S, INTERRUPTED_S, next_act
+from workbench.rundir import directory as run_directory
+from workbench.rundir.log import RankLogWriter
+
+
+def events(*rows: tuple[float, int, str, str, object]) -> Columns:
+    """Columns from (time, rank, kind, name, value)."""
+    time, rank, kind, name, value = zip(*rows, strict=True) if rows else ((),) * 5
+    text = [each if isinstance(each, str) else json.dumps(each) for each in value]
+    columns = {"time": np.array(time, dtype=float), "step": np.full(len(time), 7), "rank": np.array(rank, dtype=int)}
+    return {**columns, **{k: np.array(v, dtype=object) for k, v in (("kind", kind), ("name", name), ("value", text))}}
+
+
+def test_an_answer_survives_its_way_through_a_cells_result() -> None:
+    said = Outcome(state="failed", step=3, failure=failure("E", 'it\'s "quoted"\nand long' * 50, "trace\n"))
+    assert Outcome.from_result(repr(said.to_text())) == said
+
+
+@pytest.mark.parametrize("result", [None, "", "None", "'text'", "{broken", "'[1]'", repr(json.dumps({"odd": 1}))])
+def test_any_other_result_is_no_answer(result: str | None) -> None:
+    assert Outcome.from_result(result) is None
+
+
+def test_no_failure() -> None:
+    assert failure_of(events()) is None
+    assert failure_of(events((1, 0, "state", "finished", None))) is None
+
+
+def test_the_earliest_failure_that_is_about_no_peer_counts_with_all_that_had_it() -> None:
+    first = failure_of(
+        events(
+            (1, 0, "state", "failed", failure("DistError", "closed", peer=True)),
+            (2, 2, "state", "failed", failure("ValueError", "bad", "line 3")),
+            (3, 1, "state", "failed", failure("ValueError", "bad", "line 3")),
+            (4, 3, "state", "failed", failure("OSError", "other")),
+        )
+    )
+    assert first is not None and (first.ranks, first.message, first.traceback) == ([1, 2], "ValueError: bad", "line 3")
+    assert str(first) == "ranks 1-2: ValueError: bad\nline 3" and first.step == 7
+
+
+def test_a_death_explains_what_others_saw_and_hostile_values_harm_nothing() -> None:
+    first = failure_of(
+        events(
+            (1, 0, "state", "failed", failure("ValueError", "bad")),
+            (2, -1, "rank", "died", "no json"),
+            (3, -1, "rank", "died", {"rank": 1, "reason": "killed by signal 9"}),
+        )
+    )
+    assert first is not None and str(first) == "rank 1: killed by signal 9"
+    down = [(each, -1, "rank", "died", {"rank": each, "reason": "its session ended"}) for each in range(3)]
+    assert str(failure_of(events(*down))) == "ranks 0-2: its session ended"
+    assert failure_of(events((1, 0, "state", "failed", "[]"))) is not None
+
+
+def test_peers_are_left_alone_then_interrupted_once_then_killed() -> None:
+    assert next_act(None, interrupted=False) == ""
+    assert next_act(ALONE_S - 0.1, interrupted=False) == ""
+    assert next_act(ALONE_S + 0.1, interrupted=False) == "interrupt"
+    assert next_act(ALONE_S + 0.2, interrupted=True) == ""
+    assert next_act(ALONE_S + INTERRUPTED_S, interrupted=True) == "kill"
+    assert ALONE_S + INTERRUPTED_S < 10
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    run = Run(run_directory.create(TrainSpec(name="full", plan=ParallelPlan(ranks=2), steps=9)))
+    run.attach()
+    return run
+
+
+LOST = Outcome(state="finished", step=9, log_failure="No space left on device (disk of /data)")
+
+
+def test_logs_that_could_not_be_written_are_named_also_to_other_readers(run: Run) -> None:
+    RunOccupant(run).free({0: LOST, 1: LOST})
+    for reader in (run, Run(run.path)):
+        with pytest.raises(RunError, match=r"on ranks 0-1: LogLost: it finished after step 9.*No space left on device"):
+            reader.wait(timeout=1)
+        assert reader.status == "failed"
+
+
+def test_even_when_the_sessions_own_log_has_no_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RankLogWriter, taken: list) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RankLogWriter, "_write", full)
+    RunOccupant(run).free({0: LOST, 1: Outcome(state="failed", step=4, failure=failure("ValueError", "bad", "line 3"))})
+    monkeypatch.undo()
+    assert run.status == "failed" and Run(run.path).status == "starting"
+    with pytest.raises(RunError, match="No space left on device"):
+        run.wait(timeout=1)
+    assert run.events()["rank"].tolist() == [0, 1]
+
+
+def test_a_rank_that_logged_its_end_is_not_told_of_again(run: Run) -> None:
+    for rank in (0, 1):
+        with RankLogWriter(run.path, rank) as log:
+            log.event("state", "finished", step=9)
+    RunOccupant(run).free({rank: Outcome(state="finished", step=9) for rank in (0, 1)})
+    assert run.wait(timeout=1).events()["name"].tolist() == ["finished", "finished"]
+
+
+def test_ranks_that_were_ended_do_not_explain_the_failure(run: Run) -> None:
+    with RankLogWriter(run.path, 1) as log:
+        log.event("state", "failed", failure("KeyError", "'x'"))
+    run.ranks_ended([0], "ended by the session")
+    run.rank_died(0, "killed by signal 9 (SIGKILL)")
+    RunOccupant(run).free({0: None, 1: Outcome(state="failed", step=1)})
+    with pytest.raises(RunError, match=r"on rank 1: KeyError: 'x'; rank 0 waited for it and was ended: run %dist_up"):
+        run.wait(timeout=1)
+
+
+def test_the_session_of_a_deleted_run_goes_on_as_if_it_had_said_nothing(run: Run) -> None:
+    occupant = RunOccupant(run)
+    with RankLogWriter(run.path, 1) as log:
+        log.event("state", "failed", failure("KeyError", "'x'"))
+    assert occupant.failed_ranks() == {1} and occupant.is_over and not occupant.is_deleted
+    shutil.rmtree(run.path)
+    assert occupant.is_deleted and occupant.is_over
+    assert occupant.step_of(0) is None and occupant.failed_ranks() == set() and occupant.asked_branch() is None
+    occupant.free({0: LOST, 1: None})
+    with pytest.raises(RunDirectoryError, match="Was it moved or deleted"):
+        run.wait(timeout=1)
+    assert not run.path.exists()

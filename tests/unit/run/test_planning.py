@@ -1,0 +1,110 @@
+import pytest
+
+from workbench.core.config import TrainSpec
+from workbench.errors import ConfigError
+from workbench.run import resolve as planning
+
+CELL = """
+import torch
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+dataset = [(torch.zeros(2), torch.zeros(1))]
+criterion = torch.nn.MSELoss()
+"""
+
+
+def resolve(**options: object) -> TrainSpec:
+    return planning.resolve(options, ranks_up=0, default_ranks=2)
+
+
+def test_default_ranks_can_cut_the_default_batch() -> None:
+    spec = planning.resolve({"recipe": "stdlib-llama"}, ranks_up=0, default_ranks=3)
+    assert spec.plan.ranks == 2 and spec.batch_size == 8
+
+
+def test_ranks_follow_what_is_up_else_the_plan() -> None:
+    assert planning.resolve({"recipe": "stdlib-llama"}, ranks_up=4, default_ranks=2).plan.ranks == 4
+    assert resolve(recipe="stdlib-llama").plan.ranks == 2
+    spec = resolve(recipe="stdlib-llama", tp=2, pp=2)
+    assert (spec.plan.ranks, spec.plan.plugin, spec.plan.micro_batches) == (4, "hybrid", 2)
+
+
+def test_flags_win_over_the_recipes_defaults() -> None:
+    assert resolve(recipe="stdlib-llama").lr is not None
+    assert resolve(recipe="stdlib-llama", lr=0.5).lr == 0.5
+    assert resolve(recipe="stdlib-llama", lr=None).lr == resolve(recipe="stdlib-llama").lr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "what to train"),
+        ({"recipe": "stdlib-lama"}, "did you mean 'stdlib-llama'"),
+        ({"recipe": "stdlib-llama", "size": "tny"}, "did you mean 'tiny'"),
+        ({"recipe": "stdlib-llama", "ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 3}, "does not divide the"),
+        ({"recipe": "stdlib-llama", "tp": "2"}, "--tp must be a whole number, not '2'"),
+        ({"recipe": "stdlib-llama", "accumulate": "two"}, "--accumulate must be a whole number"),
+        ({"recipe": 3}, "--recipe must be a text, not 3"),
+        ({"recipe": "stdlib-llama", "framework": "colosal"}, "unknown framework 'colosal': did you mean 'colossal'"),
+        ({"recipe": "digits-vit", "pp": 3, "batch_size": 6}, "--pp 3 does not divide the 4 layers"),
+    ],
+)
+def test_wrong_options(options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(**options)
+
+
+def test_more_ranks_than_are_up_names_both_ways_out() -> None:
+    spec = resolve(recipe="stdlib-llama", ranks=4, batch_size=8)
+    with pytest.raises(ConfigError, match=r"ranks 0-1 are up: run %dist_up -n 4 first, or pass -n 2"):
+        planning.check_ranks(spec, ranks_up=2)
+    planning.check_ranks(spec, ranks_up=8)
+
+
+def test_a_cell_that_defines_everything() -> None:
+    planning.check_cell(CELL)
+    planning.check_cell("from mine import *")
+    planning.check_cell(CELL.replace("criterion = ", "def loss_fn(model, batch):\n    return 0\nx = "))
+    planning.check_cell(CELL.replace("model =", "if True:\n    model ="))
+    planning.check_cell(CELL.replace("criterion =", "loss_fn = criterion ="))  # a loss_fn may call a criterion
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("optimizer =", "optimiser =", r"does not define optimizer \(optimiser\?\):"),
+        ("dataset =", "data =", "does not define dataset or dataloader"),
+        ("criterion =", "loss =", "does not define loss_fn or criterion"),
+        ("model =", "def build():\n    model =", "does not define model"),
+    ],
+)
+def test_a_cell_that_lacks_a_name(old: str, new: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planning.check_cell(CELL.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("import torch\nmodel = = 1", r"line 2 of the cell is no Python: invalid syntax\n  model = = 1\n          \^$"),
+        ("model = (", r"line 1 of the cell is no Python: '\(' was never closed\n  model = \(\n          \^$"),
+    ],
+)
+def test_a_cell_with_a_syntax_error_is_shown_where(cell: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planning.check_cell(cell)
+
+
+def test_a_recipe_and_a_cell_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="leave --recipe out"):
+        planning.resolve({"recipe": "stdlib-llama"}, ranks_up=2, default_ranks=2, cell=CELL)
+
+
+def test_a_dataloader_has_its_own_batch_size_which_is_neither_recorded_nor_checked_here() -> None:
+    loader = CELL + "dataloader = torch.utils.data.DataLoader(dataset)"
+    for options in ({"batch_size": 7, "ranks": 2}, {"ranks": 2}, {}):
+        assert planning.resolve(options, ranks_up=2, default_ranks=2, cell=loader).batch_size == 0
+    assert planning.resolve({"batch_size": 6}, ranks_up=2, default_ranks=2, cell=CELL).batch_size == 6
+    for options, cell in (({"batch_size": 0}, CELL), ({"batch_size": 0, "recipe": "stdlib-llama"}, None)):
+        with pytest.raises(ConfigError, match="--batch-size must be a whole number of at least 1, not 0"):
+            planning.resolve(options, ranks_up=2, default_ranks=2, cell=cell)

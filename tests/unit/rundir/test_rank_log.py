@@ -1,0 +1,271 @@
+"""The log written by one writer, read by the store and, for independence, by pyarrow alone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from workbench.core.records import (
+    SCHEMA_VERSION,
+    TABLES,
+    CollectiveRecord,
+    DeviceSample,
+    Event,
+    GradientSketch,
+    GradientStats,
+    HistogramStats,
+    PhaseRecord,
+    StepRecord,
+    WeightStats,
+)
+from workbench.errors import RunDirectoryError, SchemaError
+from workbench.rundir.log import _ARROW, RankLogWriter, _array, rank_directory, schema
+from workbench.telemetry.store import Store
+
+
+def step(number: int, rank: int = 0) -> StepRecord:
+    return StepRecord(time=float(number), step=number, rank=rank, loss=1 / number, lr=0.1, grad_sq=4.0, tokens=8,
+                      step_time_ms=50.0, data_wait_ms=1.0)  # fmt: skip
+
+
+def test_every_record_type_comes_back(tmp_path: Path) -> None:
+    records = [
+        step(1),
+        DeviceSample(time=1.0, rank=0, step=1, phase="data", cpu_percent=99.0, rss_bytes=5, threads=3, net_sent_bytes=1,
+                     net_received_bytes=2, disk_read_bytes=3, disk_write_bytes=4, device="cpu"),
+        GradientStats(step=1, rank=0, layer="a.<b>", scope="local", sharded="tp", numel=4, sum=1.0, sum_sq=2.0,
+                      max_abs=1.5, zero_count=1, nonfinite_count=0),
+        HistogramStats(step=1, rank=0, layer="a", scope="local", sharded="", first_exponent=-20, counts=[1, 0, 3],
+                       zero_count=1, nonfinite_count=0, underflow_count=2),
+        GradientSketch(step=1, rank=0, layer="a", sharded="", values=[0.5, -2.0]),
+        WeightStats(step=1, rank=0, layer="a", sharded="", numel=4, weight_sq=1.0, update_sq=0.1, moment1_sq=0.2,
+                    moment2_sq=0.3),
+        PhaseRecord(step=1, rank=0, phase="forward", micro_batch=-1, start_ms=0.5, duration_ms=4.0),
+        CollectiveRecord(step=1, rank=0, kind="all_reduce", group="dp", group_size=2, bytes=64, start_ms=1.0,
+                         duration_ms=2.0, exposed_ms=1.0),
+        Event(time=1.0, step=1, rank=0, kind="sample", name="text", value=json.dumps("é\n")),
+    ]  # fmt: skip
+    with RankLogWriter(tmp_path, 0) as log:
+        for record in records:
+            log.append(record)
+    store = Store(tmp_path)
+    assert store.refresh() == len(TABLES)
+    for record, table in zip(records, TABLES, strict=True):
+        row = {name: values[0] for name, values in store.table(table).items()}
+        expected = {name: getattr(record, name) for name in row}
+        np.testing.assert_equal(row, expected)
+
+
+def test_columns_are_those_that_pyarrow_makes(tmp_path: Path) -> None:
+    texts = ("", "é\n", "a" * 300, "layer.<0>")
+    for kind, values in (
+        ("U", texts), ("f8", (0.5, float("inf"), -1e300)), ("i8", (2**62, -1, 0)), ("?", (True, False) * 9),
+        ("L", ([1, 2], [], [3])),
+    ):  # fmt: skip
+        made = _array(values, kind)
+        made.validate(full=True)
+        assert made.equals(pa.array(values, _ARROW[kind]))
+
+
+def test_a_log_is_written_without_pandas(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tests.unit.rundir.test_rank_log import step; from workbench.rundir.log import RankLogWriter\n"
+        "with RankLogWriter(sys.argv[1], 0) as log: log.append(step(1))\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path.cwd(), check=True)
+
+
+def test_pyarrow_alone_reads_the_file(tmp_path: Path) -> None:
+    with RankLogWriter(tmp_path, 3) as log:
+        for number in range(1, 101):
+            log.append(step(number, rank=3))
+    with pa.ipc.open_stream(rank_directory(tmp_path, 3) / "steps.arrow") as reader:
+        table = reader.read_all()
+    assert table["step"].to_pylist() == list(range(1, 101))
+    assert table.schema.metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
+
+
+def test_the_store_follows_a_growing_log_and_each_row_comes_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.refresh() == 0
+    cursor, seen = 0, []
+    with RankLogWriter(tmp_path, 0, flush_s=60) as log:
+        for number in range(1, 11):
+            log.append(step(number))
+            if number % 3 == 0:
+                log.flush()
+                store.refresh()
+                columns, cursor = store.since("steps", cursor)
+                seen += columns["step"].tolist()
+    store.refresh()
+    columns, cursor = store.since("steps", cursor)
+    assert seen + columns["step"].tolist() == list(range(1, 11)) == store.table("steps")["step"].tolist()
+    assert store.since("steps", 4)[0]["step"].tolist() == list(range(5, 11))
+
+
+@pytest.mark.parametrize("cut", [1, 40, 200])
+def test_a_truncated_tail_is_read_up_to_the_last_whole_batch(tmp_path: Path, cut: int) -> None:
+    with RankLogWriter(tmp_path, 0, flush_s=60) as log:
+        for number in (1, 2):
+            log.append(step(number))
+            log.flush()
+        file = log.directory / "steps.arrow"
+        whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1]
+    file.write_bytes(whole)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1, 2]
+
+
+def test_a_killed_writer_loses_at_most_the_last_flush(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom tests.unit.rundir.test_rank_log import step\n"
+        "from workbench.rundir.log import RankLogWriter\n"
+        "log = RankLogWriter(sys.argv[1], 0)\n"
+        "for number in range(1, 6): log.append(step(number))\n"
+        "log.flush(); print('written', flush=True); log.append(step(6)); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path.cwd())
+    assert child.stdout is not None and child.stdout.readline() == b"written\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist()[:5] == [1, 2, 3, 4, 5]
+
+
+def test_what_does_not_fit_is_dropped_counted_and_told(tmp_path: Path) -> None:
+    with RankLogWriter(tmp_path, 0, flush_s=60, capacity=5) as log:
+        for number in range(1, 9):
+            log.append(step(number))
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1, 2, 3, 4, 5]
+    events = store.table("events")
+    assert (events["kind"][0], events["name"][0], json.loads(events["value"][0])) == ("log", "dropped", 3)
+
+
+def test_a_full_disk_stops_logging_and_not_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "rank-00000").mkdir()
+    (tmp_path / "rank-00000" / "steps.arrow").symlink_to("/dev/full")
+    with RankLogWriter(tmp_path, 0, flush_s=60) as log:
+        log.append(step(1))
+        log.flush()
+        assert log.failure is not None and log.failure.strerror == "No space left on device"
+        log.append(step(2))
+        assert log.dropped == 2
+
+
+def test_a_stream_whose_first_batch_did_not_fit_is_empty_or_begins_with_its_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when a table is begun; its end mark would fit then, and an event in the same file."""
+    real, refused = os.write, []
+
+    def full_at_first(descriptor: int, data: memoryview) -> int:
+        if descriptor not in refused:
+            refused.append(descriptor)
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full_at_first)
+    for run, record in ((tmp_path / "a", step(1)), (tmp_path / "b", Event(time=1, step=1, rank=0, kind="k", name="n"))):
+        refused.clear()
+        with RankLogWriter(run, 0, flush_s=60) as log:
+            log.append(record)
+        store = Store(run)
+        store.refresh()
+        assert store.rows("steps") == 0 and store.rows("events") == (run.name == "b")
+        assert (run / "rank-00000" / "steps.arrow").exists() == (run.name == "a")
+
+
+FULL = """
+import resource, signal, sys
+from tests.unit.rundir.test_rank_log import step
+from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.store import Store
+told = []
+log = RankLogWriter(sys.argv[1], 0, flush_s=60, on_failure=told.append)
+if sys.argv[2] != "tmpfs":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+written = 0
+while log.failure is None and written < 10_000:
+    for _ in range(10):
+        written += 1
+        log.append(step(written))
+    log.flush()
+log.append(step(1))
+log.close()
+store = Store(sys.argv[1])
+store.refresh()
+steps, events = store.table("steps")["step"].tolist(), store.table("events")
+print(log.failure.strerror, told == [log.failure], log.dropped == written + 1 - len(steps),
+      len(steps) > 10 and steps == list(range(1, len(steps) + 1)), events["name"].tolist(), sep="|")
+"""
+
+
+def full_disk(where: Path, limit: str, *before: str) -> list[str]:
+    """A child process logs until no more fits: why, whether it was told once, whether all is counted and whole."""
+    child = [*before, sys.executable, "-c", FULL, str(where), limit]
+    done = subprocess.run(child, capture_output=True, text=True, cwd=Path.cwd(), check=True)
+    return done.stdout.strip().split("|")
+
+
+def test_a_disk_that_fills_up_leaves_whole_batches_and_is_told_once(tmp_path: Path) -> None:
+    """A real file system of 64 kB where one can be mounted (in a namespace of the child's own)."""
+    mount = f'mount -t tmpfs -o size=64k none {tmp_path} && exec "$@"'
+    namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
+    can_mount = (
+        shutil.which("unshare")
+        and not subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode
+    )
+    if can_mount:
+        assert full_disk(tmp_path, "tmpfs", *namespace)[:4] == ["No space left on device", "True", "True", "True"]
+    else:
+        assert full_disk(tmp_path, "file size")[1:4] == ["True", "True", "True"]
+
+
+def test_a_file_at_its_limit_ends_the_log_with_an_event_where_it_still_fits(tmp_path: Path) -> None:
+    assert full_disk(tmp_path, "file size") == ["File too large", "True", "True", "True", "['failed']"]
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rank-00000").write_text("in the way")
+    with pytest.raises(RunDirectoryError, match="rank-00000"):
+        RankLogWriter(tmp_path, 0)
+
+
+def test_a_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "rank-00000"
+    directory.mkdir()
+    newer = schema("steps").with_metadata({"schema_version": "99"})
+    with pa.ipc.new_stream(directory / "steps.arrow", newer):
+        pass
+    with pytest.raises(SchemaError, match="version 99"):
+        Store(tmp_path).refresh()
+
+
+def test_the_thread_writes_by_itself_and_ends(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0, flush_s=0.02) as log:
+        log.append(step(1))
+        deadline = time.monotonic() + 60
+        while not store.refresh() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert store.rows("steps") == 1
+        thread = log._thread
+    assert not thread.is_alive()

@@ -1,0 +1,197 @@
+"""What a run's directory tells: its spec, its tables as data frames, its verdict, settings, output, exports."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.core import controls
+from workbench.core.columns import Columns
+from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.core.controls import Control
+from workbench.core.records import EventKind
+from workbench.events.decode import decode, of_kind
+from workbench.events.settings import InForce, declared
+from workbench.rundir import checkpoints, state
+from workbench.rundir.directory import OUTPUT_FILE
+from workbench.telemetry.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.telemetry.verdict import Verdict
+
+
+class RunReader:
+    """Reads one run. ``name`` is a run directory, a run's name, or None for the newest run.
+
+    Raises ``RunDirectoryError`` when there is no such run, ``SchemaError`` when a newer version wrote it.
+    """
+
+    def __init__(self, name: str | Path | None = None) -> None:
+        self.path = state.find(name)
+        self.store = Store(self.path)
+        self._lock = threading.RLock()
+
+    @property
+    def spec(self) -> TrainSpec:
+        """What was asked: the spec in its directory."""
+        return self.store.spec
+
+    @property
+    def plan(self) -> ParallelPlan:
+        """How it is spread over ranks."""
+        return self.spec.plan
+
+    @property
+    def name(self) -> str:
+        """Its name, as given with ``--name``."""
+        return self.spec.name
+
+    @property
+    def last_step(self) -> int:
+        """The step that was finished last by any rank; 0 before the first. It falls when training is rolled back."""
+        steps = self._table("steps")
+        return int(steps["step"][steps["time"].argmax()]) if steps["step"].size else 0
+
+    def step_of(self, rank: int) -> int | None:
+        """The last step that one rank finished; None before its first."""
+        steps = self._table("steps")
+        own = steps["step"][steps["rank"] == rank]
+        return int(own[-1]) if own.size else None
+
+    def metrics(self, *, per_rank: bool = False) -> pd.DataFrame:
+        """One row per step that all ranks finished: step, loss, lr, grad_norm, tps, step_time_ms and more.
+
+        Values are global (``telemetry.derive.global_metrics``); ``tps`` is tokens per second per device. With
+        ``per_rank`` a column ``rank`` is added and each step has a row per rank as well, with that rank's own loss, lr,
+        step_time_ms, data_wait_ms and tps; the global rows have rank -1. ``tokens_per_s`` is the total of all devices,
+        ``tflops`` 10**12 model operations per second and device, ``mfu`` their share of the device's peak in percent.
+        """
+        from workbench.telemetry.derive import metrics_frame
+        from workbench.telemetry.flops import cost_of
+
+        cost = cost_of(self._events(), self.plan.ranks)
+        return metrics_frame(self._table("steps"), self.plan.mesh, per_rank=per_rank, cost=cost)
+
+    def devices(self) -> pd.DataFrame:
+        """Device samples: time, rank, cpu_percent, rss_bytes, GPU columns, network and disk bytes, phase, step."""
+        from workbench.telemetry.derive import devices_frame
+
+        return devices_frame(self._table("devices"))
+
+    def gradients(self) -> pd.DataFrame:
+        """Gradient statistics per step, rank, layer and scope: see ``telemetry.gradients.combine``."""
+        from workbench.telemetry.gradients import combine
+
+        return combine(self._table("gradients"), self.plan.mesh)
+
+    def histograms(self) -> pd.DataFrame:
+        """How gradients' magnitudes are spread over powers of two: ``telemetry.gradients.combine_histograms``."""
+        from workbench.telemetry.gradients import combine_histograms
+
+        return combine_histograms(self._table("histograms"), self.plan.mesh)
+
+    def weights(self) -> pd.DataFrame:
+        """Norms of weights, updates and moments per step and layer: see ``telemetry.gradients.combine_weights``."""
+        from workbench.telemetry.gradients import combine_weights
+
+        return combine_weights(self._table("weights"), self.plan.mesh)
+
+    def noise_scale(self, *, window: int | None = None) -> pd.DataFrame:
+        """Gradient noise scale, averaged over the last ``window`` full sets: see ``telemetry.noise.noise_scale``."""
+        from workbench.telemetry.noise import noise_scale
+
+        return noise_scale(self._table("gradients"), self.plan.mesh, self._batch_size(), window=window)
+
+    def _batch_size(self) -> int:
+        """Samples of a global batch; a dataloader of the cell's own knows its batch, the spec does not."""
+        from workbench.telemetry.derive import batch_of
+
+        return self.spec.batch_size or batch_of(self._table("events"))[0]
+
+    def similarity(self, step: int | None = None, layer: str | None = None) -> pd.DataFrame:
+        """Cosines between the replicas' own gradients, a square frame: see ``telemetry.noise.similarity``."""
+        from workbench.telemetry.noise import similarity
+
+        return similarity(self._table("gradients"), self._table("sketches"), self.plan.mesh, step, layer)
+
+    def phases(self) -> pd.DataFrame:
+        """What each step of each rank was spent on: step, rank, phase, micro_batch, start_ms, duration_ms."""
+        from workbench.telemetry.phases import phases_frame
+
+        return phases_frame(self._table("phases"))
+
+    def collectives(self) -> pd.DataFrame:
+        """Collectives and messages of the steps that were recorded, with algorithm and bus bandwidth."""
+        from workbench.telemetry.phases import collectives_frame
+
+        return collectives_frame(self._table("collectives"))
+
+    def verdict(self) -> Verdict:
+        """What limits the run, in a sentence (``print`` it) and in figures: see ``telemetry.verdict.Verdict``."""
+        from workbench.telemetry.phases import posting_time
+        from workbench.telemetry.verdict import verdict
+
+        return verdict(self._table("phases"), self.plan.mesh, posting_time(self._table("collectives")))
+
+    def events(self) -> pd.DataFrame:
+        """Events: time, step, rank, kind, name, value, old_value, who (values decoded)."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self._events())
+        for column in ("value", "old_value"):
+            frame[column] = [decode(text) for text in frame[column]]
+        return frame.sort_values("time", kind="stable", ignore_index=True)
+
+    def samples(self) -> list[tuple[int, str]]:
+        """What the model wrote at evaluations: (step, text)."""
+        return [(event.step, str(event.value)) for event in of_kind(self._events(), EventKind.SAMPLE)]
+
+    def output(self, rank: int = 0) -> str:
+        """What a rank printed while it trained."""
+        file = self.path / f"rank-{rank:05d}" / OUTPUT_FILE
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+    def report(self, out: str | Path | None = None, *, light: bool = False, pdf: bool = False) -> Path:
+        """Write the run's report (default: ``report.html`` in its directory) and return its path: see ``render``."""
+        from workbench.report import render
+
+        return render(self.path, out, light=light, pdf=pdf)
+
+    def export(self, to: str, out: str | Path | None = None) -> Path:
+        """Write the run as csv, parquet, tensorboard, trace, wandb or mlflow: see ``workbench.export.export``."""
+        from workbench.export import export
+
+        return export(self, to, out)
+
+    def settings(self) -> dict[str, Any]:
+        """The values in force: name -> value of all settings and knobs, and ``frozen``: layers that are not updated."""
+        found = InForce()
+        found.take(self._events())
+        steps = self._table("steps")
+        if steps["time"].size:
+            newest = steps["time"].argmax()
+            found.take_lr(float(steps["lr"][newest]), float(steps["time"][newest]))
+        return {name: value for name, value in found.values.items() if name != "interval"}
+
+    def declared(self) -> list[Control]:
+        """Knobs that the training script declared."""
+        return declared(self._events())
+
+    def checkpoints(self) -> list[int]:
+        """Steps that have a checkpoint."""
+        return checkpoints.steps(self.path)
+
+    def controls(self) -> list[Control]:
+        """Everything that can be asked of this run, its training script's own knobs included."""
+        return [*controls.CONTROLS, *self.declared()]
+
+    def _table(self, table: str) -> Columns:
+        with self._lock:
+            self.store.refresh()
+            return self.store.table(table)
+
+    def _events(self) -> Columns:
+        return self._table("events")

@@ -1,0 +1,41 @@
+"""Steps that a run keeps because a loss or a gradient was not finite: where they are, and which can be replayed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from workbench.errors import RunDirectoryError
+from workbench.rundir.log import rank_directory
+
+#: what the training found; the model's weights; what a replay found
+FAULT_FILE, WEIGHTS_FILE, REPLAY_FILE = "fault.json", "weights.safetensors", "replay.json"
+
+
+def fault_directory(run: str | Path, rank: int, step: int) -> Path:
+    """Directory in which a rank saves what a replay of its part of a step needs."""
+    return rank_directory(run, rank) / f"nonfinite-step-{step:06d}"
+
+
+def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Path:
+    """The directory of a kept step. ``RunDirectoryError`` names those that there are."""
+    kept = sorted(run.glob(f"rank-*/nonfinite-step-*/{FAULT_FILE}"), key=lambda file: (file.parent.name, str(file)))
+    if not kept:
+        raise RunDirectoryError(
+            f"{run} keeps no step to replay: no loss or gradient was found that is not finite "
+            "(--on-nonfinite says what is done about one)"
+        )
+    chosen = []
+    for file in kept:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        here = int(file.parent.parent.name.removeprefix("rank-"))
+        wanted = about["culprit"] if rank is None else rank
+        if here == wanted and (about["step"] == step if step is not None else about["weights"] == "kept"):
+            chosen.append((file.parent, about))
+    if not chosen:
+        there = ", ".join(f"step {int(file.parent.name[-6:])} on {file.parent.parent.name}" for file in kept)
+        raise RunDirectoryError(f"step {step} of rank {rank} was not kept in {run}: there are {there}")
+    directory, about = chosen[0]
+    if about["weights"] != "kept":
+        raise RunDirectoryError(f"step {about['step']} cannot be replayed: {about['weights']}")
+    return directory
