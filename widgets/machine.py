@@ -21,6 +21,7 @@ from widgets.page.busy import Busy
 from widgets.page.pace import Pace
 from widgets.panel.panel import answer_in_the_senders_thread, publish, publish_widget, when_closed
 from workbench.cluster.session import Session
+from workbench.core import background
 from workbench.plots import theme
 from workbench.plots.picture import bars
 
@@ -51,7 +52,8 @@ class MachinePanel:
         self._seen: dict[str, Any] | None = None
         self._closing = threading.Event()
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="panel-machine", daemon=True)
+        self._rounds = background.Rounds(self._tell_failure)
+        self._thread = background.thread(self._loop, name="panel-machine", failed=self._tell_failure)
 
     def show(self) -> None:
         """Display the panel and start its thread."""
@@ -89,11 +91,16 @@ class MachinePanel:
             clock = time.monotonic()
             busy = self._busy()
             if self._pace.ready(clock) and self._pace.state(clock, busy) != "hidden":
-                self._seen = look()
-                self.widget.send({"kind": "machine", "seq": self._pace.sending(clock), **self._seen})
-                self._pace.spent(time.monotonic() - clock)
+                with self._rounds:
+                    self._seen = look()
+                    self.widget.send({"kind": "machine", "seq": self._pace.sending(clock), **self._seen})
+                    self._pace.spent(time.monotonic() - clock)
             self._wake.wait(max(PERIOD_S, self._pace.period_s(clock, busy)))
             self._wake.clear()
+
+    def _tell_failure(self, error: BaseException) -> None:
+        text = f"The machine could not be looked at ({background.described(error)}); this is tried again."
+        self.widget.send({"kind": "trouble", "text": text})
 
 
 def still(seen: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import anywidget
 
 from widgets.page import bundle
+from workbench.core import background
 from workbench.errors import WorkbenchError
 from workbench.history import labels, listing
 from workbench.history.index import RunIndex
@@ -53,6 +54,7 @@ class RunsTable:
         self._ended = threading.Event()
         self._looked = time.monotonic()
         self._thread: threading.Thread | None = None
+        self._rounds = background.Rounds(self._tell_failure)
         self.widget = RunsWidget()
         self.widget.on_msg(self._on_message)
 
@@ -95,12 +97,22 @@ class RunsTable:
     def _follow(self) -> None:
         if self._ended.is_set() or (self._thread is not None and self._thread.is_alive()):
             return
-        self._thread = threading.Thread(target=self._loop, name="runs-table", daemon=True)
+        self._thread = background.thread(self._loop, name="runs-table", failed=self._tell_failure)
         self._thread.start()
 
     def _loop(self) -> None:
         while not self._ended.wait(self._interval_s) and time.monotonic() - self._looked < PATIENCE_S:
-            self.refresh()
+            failed_before = self._rounds.failing
+            with self._rounds:
+                self.refresh()
+            if failed_before and not self._rounds.failing:
+                self._tell("")
+
+    def _tell_failure(self, error: BaseException) -> None:
+        self._tell(f"The runs could not be read ({background.described(error)}); this is tried again.")
+
+    def _tell(self, trouble: str) -> None:
+        self.widget.send({"kind": "trouble", "text": trouble})
 
     def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:
         kind = content.get("kind") if isinstance(content, dict) else None
@@ -124,7 +136,7 @@ class RunsTable:
             else:
                 labels.note(path, text)
         except WorkbenchError as error:
-            self.widget.send({"kind": "trouble", "text": f"{row.directory}: {error}"})
+            self._tell(f"{row.directory}: {error}")
         self.refresh()
         with self._lock:
             self._send()  # also what was refused: the page shows what is

@@ -124,6 +124,8 @@ def test_waiting_cell_takes_the_stop_button(page: LabPage) -> None:
     page.wait_for_points(0)
     page.page.locator(".dw-stop").click()
     wait_for_text(page, ".jp-OutputArea-output", "over")
+    wait_for_text(page, ".dw-pill", "stopped")
+    assert page.page.get_by_role("button", name="Stop training").inner_text() == "Ended"
 
 
 CHANGE_THEME = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"

@@ -95,6 +95,8 @@ get_ipython().run_line_magic("load_ext", "workbench")
         ".get_model_by_name('run1').get_length() === 40",
         timeout=120_000,
     )
+    shown = panel.locator(".dw-names select option").all_inner_texts()
+    assert shown == ["2026-01-01-120000-one", "2026-01-01-120001-two"]
     shoot(page, "compared")
     shoot(page, "machine", ".dw-machine")
 

@@ -79,6 +79,7 @@ def test_watching_a_billion_parameters(tmp_path: Path, monkeypatch: pytest.Monke
         times = compared(shell, "--size 1b --batch-size 4 --steps 80", rounds=2)
     finally:
         shell.run_line_magic("dist_down", "")
+    assert {level: len(found) for level, found in times.items()} == dict.fromkeys(times, 2), "all runs were trained"
     for level in ("light", "full"):
         ratios = [one / bare for one, bare in zip(times[level], times["off"], strict=True)]
         print(f"{level}: {statistics.median(ratios):.3f}x of {statistics.median(times['off']):.1f} ms, goal <= 1.01x")
@@ -93,6 +94,8 @@ def compared(shell: InteractiveShell, options: str, *, rounds: int) -> dict[str,
             run = shell.run_line_magic("dist_train", f"{line} --monitor {level}").wait(timeout=900)
             when = run.metrics()["time"].to_numpy()
             found.append(float((when[-1] - when[19]) / (len(when) - 20) * 1e3))
+            assert run.last_step == len(run.metrics())
+            assert run.gradients().empty is (level == "off") and run.histograms().empty is (level != "full")
             if level == "full":
                 _check(run)
     return times

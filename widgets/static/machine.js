@@ -59,6 +59,7 @@ class MachineView {
   say(seen) {
     say(this.name, seen.host);
     const load = seen.load.map((value) => value.toFixed(2)).join(", ");
+    this.about.dataset.level = "";
     say(this.about, seen.warnings[0] ?? `load ${load} · ${seen.run ? `training ${seen.run}` : "no training"}`);
     const mean = seen.cores.reduce((sum, value) => sum + value, 0) / seen.cores.length;
     this.meter("cpu", `CPU, ${seen.cores.length} cores`).say(mean, `${fixed(mean, 0)} %`);
@@ -81,6 +82,12 @@ class MachineView {
   cut(trouble) {
     this.about.dataset.level = trouble ? "error" : "";
     if (trouble) say(this.about, `${trouble}. %dist_watch shows the machine again`);
+  }
+
+  // The kernel could not look; what it says next stands here.
+  trouble(text) {
+    this.about.dataset.level = "error";
+    say(this.about, text);
   }
 
   list(seen) {
@@ -113,8 +120,9 @@ class MachineState {
       changed: (trouble) => this.views.forEach((view) => view.cut(trouble)),
     });
     this.onMessage = (content) => {
-      if (content.kind !== "machine") return;
       this.link.heard();
+      if (content.kind === "trouble") this.views.forEach((view) => view.trouble(content.text));
+      if (content.kind !== "machine") return;
       this.seen = content;
       for (const view of this.views) view.say(content);
       const tell = () => this.tell({ kind: "ack", seq: content.seq, views: this.looks() });

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.cluster.output import CellFailure, RankOutput, fold_errors
+from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
 
 #: seconds to wait for output still on its way after a rank's reply
@@ -161,8 +162,8 @@ class Submission:
         """All have replied and only output is missing: if its last message is lost, callbacks come all the same."""
         with self._changed:
             if self._callbacks and self._timer is None and len(self._replied) == len(self.ranks):
-                self._timer = threading.Timer(_OUTPUT_GRACE_S + 0.1, self._tell)
-                self._timer.daemon = True
+                failed = background.warner("what waited for the end of a cell failed")
+                self._timer = background.timer(_OUTPUT_GRACE_S + 0.1, self._tell, failed=failed)
                 self._timer.start()
 
     def _tell(self) -> None:

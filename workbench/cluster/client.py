@@ -23,6 +23,7 @@ from typing import Any
 
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.processes import kill_group
+from workbench.core import background
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
 
@@ -83,6 +84,14 @@ def _copy_outcome(source: Future[None], target: Future[None]) -> None:
     source.add_done_callback(copy)
 
 
+def _call(callback: Callable[[Any], None], told: Any) -> None:
+    """Call a listener. What it raises is said and stops neither the other listeners nor the reader."""
+    try:
+        callback(told)
+    except Exception as error:
+        background.warner("a listener to the rank server failed")(error)
+
+
 class RankServer:
     """A running rank server that this process owns.
 
@@ -110,7 +119,7 @@ class RankServer:
         except OSError as error:
             shutil.rmtree(self.directory, ignore_errors=True)
             raise ClusterError(f"cannot start the rank server: {error}") from error
-        self._reader = threading.Thread(target=self._read, name="rank-server-reader", daemon=True)
+        self._reader = background.thread(self._read, name="rank-server-reader", failed=self._end_by)
         self._reader.start()
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -252,6 +261,12 @@ class RankServer:
                 self._hear(message)
         self._end()
 
+    def _end_by(self, error: BaseException) -> None:
+        """The reader cannot go on: the server is ended, as nobody would hear of its ranks, and all waits fail."""
+        background.warner("the rank server is ended, as its answers cannot be read")(error)
+        self._process.kill()
+        self._end(f"ended, as its answers could not be read: {background.described(error)}")
+
     def _hear(self, message: Any) -> None:
         if isinstance(message, p.Reply):
             with self._lock:
@@ -271,9 +286,9 @@ class RankServer:
             case p.RankExited():
                 self._rank_pids.discard(message.pid)
         for callback in list(self._on_event):
-            callback(message)
+            _call(callback, message)
 
-    def _end(self) -> None:
+    def _end(self, why: str = "") -> None:
         """The connection ended: so do all waits, and what a killed server left behind."""
         self._connection.close()
         try:
@@ -283,7 +298,7 @@ class RankServer:
             status = self._process.wait()
         for pid in self._rank_pids:  # ranks died with it, but not what they had started
             kill_group(pid)
-        reason = "closed" if self._asked_to_end else f"ended with {status}{self._last_words()}"
+        reason = why or ("closed" if self._asked_to_end else f"ended with {status}{self._last_words()}")
         shutil.rmtree(self.directory, ignore_errors=True)
         with self._lock:
             self._ended = reason
@@ -292,7 +307,7 @@ class RankServer:
         for future in waiting.values():
             future.set_exception(ClusterError(f"the rank server is gone: {reason}"))
         for callback in callbacks:
-            callback(reason)
+            _call(callback, reason)
 
     def _last_words(self) -> str:
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
+
+from workbench.core import background
 
 STARTING = "the ranks are starting: the framework that they train with is imported first, once per session"
 
@@ -12,8 +13,8 @@ STARTING = "the ranks are starting: the framework that they train with is import
 @contextlib.contextmanager
 def said_when_slow(text: str = STARTING, *, after_s: float = 3.0) -> Iterator[None]:
     """Print ``text`` when what is done inside takes longer than ``after_s`` seconds."""
-    timer = threading.Timer(after_s, print, [text], {"flush": True})
-    timer.daemon = True
+    failed = background.warner("a notice could not be printed")
+    timer = background.timer(after_s, lambda: print(text, flush=True), failed=failed)
     timer.start()
     try:
         yield

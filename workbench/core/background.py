@@ -5,6 +5,7 @@ Every thread of the workbench is made here (``tests/unit/test_background.py`` ho
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,15 @@ def described(error: BaseException) -> str:
 def traceback_of(error: BaseException) -> str:
     """The traceback of an exception as text, for whoever looks for its cause."""
     return "".join(traceback.format_exception(error))
+
+
+def warner(what: str) -> Callable[[BaseException], None]:
+    """For ``failed``: prints, where the notebook or the terminal shows it, that ``what`` came of the exception."""
+
+    def warn(error: BaseException) -> None:
+        print(f"warning: {what} ({described(error)})", file=sys.stderr, flush=True)
+
+    return warn
 
 
 def thread(work: Callable[[], object], *, name: str, failed: Callable[[BaseException], object]) -> threading.Thread:

@@ -8,12 +8,12 @@ by the ``resume`` of its spec. ``workbench.run.api`` registers how a run is star
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from workbench.core import background
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.records import EventKind
@@ -155,7 +155,9 @@ def _resume_of(path: Path) -> str:
 
 def start_asked(run: Parent, changes: dict[str, Any], step: int) -> None:
     """Start the branch that was asked for, in a thread: the owner calls this when the run's ranks are free."""
-    threading.Thread(target=_start_here, args=(run, changes, step), name=f"branch-{run.name}", daemon=True).start()
+    background.thread(
+        lambda: _start_here(run, changes, step), name=f"branch-{run.name}", failed=lambda error: _fail(run, error)
+    ).start()
 
 
 def asked_branch(run: Parent) -> tuple[dict[str, Any], int] | None:
@@ -165,9 +167,12 @@ def asked_branch(run: Parent) -> tuple[dict[str, Any], int] | None:
 
 
 def _start_here(run: Parent, changes: dict[str, Any], step: int) -> None:
-    try:
-        new = _launch(options_for(run, changes, step))
-        started[new.path] = new
-    except (WorkbenchError, OSError) as error:
-        failures[run.path] = str(error)
-        print(f"the branch of run {run.name!r} did not start: {error}", file=sys.stderr)
+    new = _launch(options_for(run, changes, step))
+    started[new.path] = new
+
+
+def _fail(run: Parent, error: BaseException) -> None:
+    """Tell whoever waits for the branch of ``run``, and the notebook, why it did not start."""
+    why = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
+    failures[run.path] = why
+    print(f"the branch of run {run.name!r} did not start: {why}", file=sys.stderr, flush=True)

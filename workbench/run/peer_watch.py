@@ -14,7 +14,8 @@ from pathlib import Path
 
 from workbench.cluster.cells import Submission
 from workbench.cluster.session import Session
-from workbench.errors import ClusterError, format_ranks
+from workbench.core import background
+from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
 from workbench.run.occupant import RunOccupant
 
@@ -45,34 +46,46 @@ class PeerWatch:
         self._log_sizes: dict[Path, int] = {}
         self._failed: set[int] = set()
         submission.add_done_callback(lambda _: self._over.set())
-        threading.Thread(target=self._watch, name=f"peers-{occupant.name}", daemon=True).start()
+        self._first_failure: float | None = None
+        self._interrupted = False
+        self._told = False
+        tell = background.warner(
+            f"the ranks of run {self._run.name!r} could not be watched or ended; this is tried again"
+        )
+        self._rounds = background.Rounds(tell)
+        background.thread(self._watch, name=f"peers-{occupant.name}", failed=tell).start()
 
     def _watch(self) -> None:
-        first, interrupted = None, False
         while not self._over.wait(_LOOK_EVERY_S):
-            failed, gone = self._who_failed(), self._occupant.is_deleted
-            if not failed and not gone:
-                continue
-            if first is None:
-                first = time.monotonic()
-                if gone:
-                    first -= ALONE_S
-                    print(f"warning: {self._run.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
-            left = [rank for rank in self._submission.ranks if rank not in self._submission.ready_ranks()]
-            try:
-                match next_act(time.monotonic() - first, interrupted=interrupted):
-                    case "interrupt":
-                        interrupted = True
-                        self._session.interrupt(left)
-                    case "kill":
-                        after = "the run was deleted" if gone else f"{format_ranks(failed)} failed"
-                        why = f"ended by the session: it did not end {ALONE_S + INTERRUPTED_S:g} s after {after}"
-                        why += "; run %dist_up to start again"
-                        self._run.ranks_ended(left, why)
-                        self._session.end_ranks(left, why)
-                        return
-            except (ClusterError, TimeoutError):
-                return  # the rank server is gone, and its ranks with it
+            with self._rounds:  # a server that is slow to answer is asked again; the ranks of one that is gone are over
+                if self._look():
+                    return
+
+    def _look(self) -> bool:
+        """Do what is due with ranks whose peer failed; whether nothing is left to do."""
+        failed, gone = self._who_failed(), self._occupant.is_deleted
+        if not failed and not gone:
+            return False
+        if self._first_failure is None:
+            self._first_failure = time.monotonic()
+            if gone:
+                self._first_failure -= ALONE_S
+                print(f"warning: {self._run.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
+        left = [rank for rank in self._submission.ranks if rank not in self._submission.ready_ranks()]
+        match next_act(time.monotonic() - self._first_failure, interrupted=self._interrupted):
+            case "interrupt":
+                self._session.interrupt(left)
+                self._interrupted = True
+            case "kill":
+                after = "the run was deleted" if gone else f"{format_ranks(failed)} failed"
+                why = f"ended by the session: it did not end {ALONE_S + INTERRUPTED_S:g} s after {after}"
+                why += "; run %dist_up to start again"
+                if not self._told:
+                    self._told = True
+                    self._run.ranks_ended(left, why)
+                self._session.end_ranks(left, why)
+                return True
+        return False
 
     def _who_failed(self) -> set[int]:
         """Ranks that died, that answered that they failed, or that say so in their log."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from workbench.core import background
 from workbench.core.records import SCHEMA_VERSION, STEP_TABLES, TABLES, Event, EventKind, Record, columns_of
 from workbench.errors import RunDirectoryError
 
@@ -69,7 +70,10 @@ def _array(values: tuple[Any, ...], kind: str) -> pa.Array:
             return pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(bits)])
         case _:
             flat_type = pa.float32() if kind == "f4" else _ARROW[kind]
-            return pa.Array.from_buffers(flat_type, count, [None, pa.py_buffer(np.array(values, dtype=kind))])
+            numbers = np.array(values, dtype=kind)
+            if numbers.ndim != 1:
+                raise TypeError(f"a number is expected, not {values[0]!r}")
+            return pa.Array.from_buffers(flat_type, count, [None, pa.py_buffer(numbers)])
 
 
 def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
@@ -94,13 +98,35 @@ class _TableFile:
         """A stream whose first bytes, the schema, are pending."""
         return pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
 
-    def append(self, rows: list[Record]) -> None:
-        """Write ``rows`` as batches. ``OSError`` when the disk takes no more; the file then ends where it ended."""
+    def append(self, rows: list[Record]) -> list[str]:
+        """Write ``rows`` as batches; returns, for each row that was left out, what its columns do not take of it.
+        ``OSError`` when the disk takes no more; the file then ends where it ended."""
+        refused: list[str] = []
         for first in range(0, len(rows), _BATCH_ROWS):
-            columns = zip(*map(self._row, rows[first : first + _BATCH_ROWS]), strict=True)
-            arrays = [_array(values, kind) for values, kind in zip(columns, self._kinds, strict=True)]
-            self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-            self._write()
+            chunk = rows[first : first + _BATCH_ROWS]
+            try:
+                batch = self._batch(chunk)
+            except Exception:  # of anybody's record: the others are written
+                found = [(row, self._fault_of(row)) for row in chunk]
+                refused += [why for _, why in found if why]
+                chunk = [row for row, why in found if not why]
+                batch = self._batch(chunk) if chunk else None
+            if batch is not None:
+                self._stream.write_batch(batch)
+                self._write()
+        return refused
+
+    def _batch(self, rows: Sequence[Record]) -> pa.RecordBatch:
+        columns = zip(*map(self._row, rows), strict=True)
+        arrays = [_array(values, kind) for values, kind in zip(columns, self._kinds, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _fault_of(self, row: Record) -> str:
+        try:
+            self._batch([row])
+        except Exception as error:  # told in the log
+            return background.described(error)
+        return ""
 
     def close(self) -> None:
         """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
@@ -186,7 +212,8 @@ class RankLogWriter:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(f"cannot make {self.directory}: {error.strerror}") from error
-        self._thread = threading.Thread(target=self._loop, name=f"rank-log-{rank}", daemon=True)
+        self._refusing: set[str] = set()  # tables of which the log says that records were left out
+        self._thread = background.thread(self._loop, name=f"rank-log-{rank}", failed=self._end_by)
         self._thread.start()
 
     def append(self, record: Record) -> None:
@@ -259,6 +286,10 @@ class RankLogWriter:
         if self._on_failure is not None:
             self._on_failure(error)
 
+    def _end_by(self, error: BaseException) -> None:
+        """The writing thread cannot go on."""
+        self._stop(OSError(background.described(error)), [])
+
     def close(self) -> None:
         """Write the rest and end the streams."""
         if self.closed:
@@ -303,4 +334,18 @@ class RankLogWriter:
             file = self._files.get(table)
             if file is None:
                 file = self._files[table] = _TableFile(self.directory / f"{table}.arrow", table)
-            file.append(rows)
+            refused = file.append(rows)
+            if refused:
+                self._tell_refused(table, refused)
+
+    def _tell_refused(self, table: str, refused: list[str]) -> None:
+        with self._lock:
+            self.dropped += len(refused)
+            self._reported = self.dropped
+        if table not in self._refusing:
+            self._refusing.add(table)
+            text = f"records of the table {table!r} could not be written and are missing: {refused[0]}"
+            self._write(
+                [Event(time=time.time(), step=0, rank=self.rank, kind="warning", name="record_refused",
+                       value=json.dumps(text))]
+            )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from workbench.core import background
 from workbench.errors import WorkbenchError
 from workbench.run.api import Run
 from workbench.rundir.state import ENDED, state_of
@@ -76,7 +76,8 @@ def follow_in_background(run: Run) -> None:
         except WorkbenchError as error:
             print(*error._render_traceback_(), sep="\n", flush=True)
 
-    threading.Thread(target=work, name=f"progress-{run.name}", daemon=True).start()
+    failed = background.warner(f"the progress of run {run.name!r} is no longer shown, which goes on: see run.status")
+    background.thread(work, name=f"progress-{run.name}", failed=failed).start()
 
 
 def _show(one: _Followed, bars: Progress, every: int, *, ended: bool, named: Callable[[Path, str], str]) -> None:

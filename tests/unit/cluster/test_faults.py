@@ -112,7 +112,9 @@ class EndsAtOnce:
 
 
 def test_ctrl_c_when_a_run_has_just_ended_is_no_error():
-    _wait(EndsAtOnce(), None, lines=False)
+    run = EndsAtOnce()
+    _wait(run, None, lines=False)
+    assert run.looked > 1, "the interrupt came, and the run's end was seen after it"
 
 
 def test_ctrl_c_in_the_terminal_when_a_run_has_just_ended(monkeypatch, capsys):

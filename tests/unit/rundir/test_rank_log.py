@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +83,11 @@ def test_a_log_is_written_without_pandas(tmp_path: Path) -> None:
         "with RankLogWriter(sys.argv[1], 0) as log: log.append(step(1))\n"
         "assert 'pandas' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path.cwd(), check=True)
+    written = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path.cwd(), check=False)
+    assert written.returncode == 0
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1]
 
 
 def test_pyarrow_alone_reads_the_file(tmp_path: Path) -> None:
@@ -269,3 +275,42 @@ def test_the_thread_writes_by_itself_and_ends(tmp_path: Path) -> None:
         assert store.rows("steps") == 1
         thread = log._thread
     assert not thread.is_alive()
+
+
+def test_a_record_that_no_column_takes_is_left_out_and_told_once(tmp_path: Path) -> None:
+    """Whoever made it: the records beside it, and those after it, are in the log."""
+    odd = replace(step(2), tokens="many")
+    with RankLogWriter(tmp_path, 0, flush_s=60.0) as log:
+        for record in (step(1), odd, step(3)):
+            log.append(record)
+        log.flush()
+        log.append(replace(step(4), lr=[0.1]))
+        log.append(step(5))
+    assert log.dropped == 2 and log.failure is None
+    store = Store(tmp_path)
+    store.refresh()
+    assert store.table("steps")["step"].tolist() == [1, 3, 5]
+    events = store.table("events")
+    assert list(zip(events["kind"], events["name"], strict=True)) == [("warning", "record_refused")]
+    assert "records of the table 'steps' could not be written and are missing: " in json.loads(events["value"][0])
+
+
+def test_a_writer_that_cannot_go_on_ends_the_log_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[OSError] = []
+    came = threading.Event()
+
+    def tell(error: OSError) -> None:
+        told.append(error)
+        came.set()
+
+    def fails() -> None:
+        raise SystemError("an interpreter's own fault")
+
+    log = RankLogWriter(tmp_path, 0, flush_s=0.01, on_failure=tell)
+    monkeypatch.setattr(log, "flush", fails)
+    assert came.wait(60)
+    monkeypatch.undo()
+    log.append(step(1))
+    log.close()
+    assert [str(error) for error in told] == ["SystemError: an interpreter's own fault"]
+    assert log.failure is told[0] and log.dropped == 1

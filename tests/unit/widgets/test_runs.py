@@ -194,3 +194,22 @@ def test_hostile_labels_are_no_markup_in_tooltips_and_pictures(home: Path) -> No
 def test_a_path_without_a_run_is_said(home: Path, shell: InteractiveShell) -> None:
     with pytest.raises(ConfigError, match="takes two runs"):
         workbench.compare(["first"])
+
+
+def test_runs_that_cannot_be_read_are_told_until_they_can(
+    table: tuple[RunsTable, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, sent = table
+
+    def fails() -> Any:
+        raise AttributeError("a column of tomorrow")
+
+    def troubles() -> list[str]:
+        return [content["text"] for content in list(sent) if content["kind"] == "trouble"]
+
+    monkeypatch.setattr(shown.index, "rows", fails)
+    until(lambda: len(troubles()) == 1, 60)
+    assert troubles() == ["The runs could not be read (AttributeError: a column of tomorrow); this is tried again."]
+    monkeypatch.undo()
+    until(lambda: len(troubles()) == 2, 60)
+    assert troubles()[1] == "", "and the message is taken away"

@@ -102,3 +102,33 @@ def test_without_a_notebook_the_magic_prints(home: Path, capsys: pytest.CaptureF
     assert [line.split(" at ")[0] for line in lines] == ["<Run 'fake' finished", "<Run 'fake' finished"]
     shell.run_line_magic("dist_watch", "")
     assert f"{psutil.cpu_count()} cores" in capsys.readouterr().out
+
+
+def test_a_look_that_fails_is_told_in_the_panel_and_the_next_one_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PERIOD_S", 0.01)
+    panel = MachinePanel()
+    told: list[dict[str, Any]] = []
+    shown = threading.Event()
+    faults = [AttributeError("a counter of tomorrow")] * 2
+    look = machine.look
+
+    def fails_twice() -> dict[str, Any]:
+        if faults:
+            raise faults.pop()
+        return look()
+
+    def send(content: dict[str, Any], buffers: Any = None) -> None:
+        told.append(content)
+        if content["kind"] == "machine":
+            shown.set()
+
+    monkeypatch.setattr(panel.widget, "send", send)
+    monkeypatch.setattr(machine, "look", fails_twice)
+    panel._thread.start()
+    assert shown.wait(60)
+    panel._closing.set()
+    panel._wake.set()
+    panel._thread.join(60)
+    panel.close()
+    text = "The machine could not be looked at (AttributeError: a counter of tomorrow); this is tried again."
+    assert [content.get("text") for content in told[:2]] == [text, None], "told once, and then it is looked at"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
+from workbench.core import background
 from workbench.errors import WorkbenchError
 
 TAG, INJECTED_TAG = "parameters", "injected-parameters"
@@ -73,7 +73,7 @@ class NotebookExecution:
     ) -> None:
         self._notebook = notebook
         self._cores = cores
-        self._worker = threading.Thread(target=self._work, name="notebook", daemon=True)
+        self._worker = background.thread(self._work, name="notebook", failed=self._fail)
         self._environment = {**os.environ, **environment, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         self._interrupted = False
         self._failure: BaseException | None = None
@@ -119,12 +119,13 @@ class NotebookExecution:
             raise NotebookFailed(_in_words(self._failure, self._notebook)) from self._failure
 
     def _work(self) -> None:
-        try:
-            if self._cores:
-                os.sched_setaffinity(0, self._cores)  # of this thread, and of the processes that it starts
-            asyncio.run(self._execute())
-        except BaseException as error:  # handed to the thread that waits
-            self._failure = error
+        if self._cores:
+            os.sched_setaffinity(0, self._cores)  # of this thread, and of the processes that it starts
+        asyncio.run(self._execute())
+
+    def _fail(self, error: BaseException) -> None:
+        """Hand an error to the thread that waits (``finish``)."""
+        self._failure = error
 
     async def _execute(self) -> None:
         self._loop = asyncio.get_running_loop()

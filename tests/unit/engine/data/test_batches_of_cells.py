@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.engine.data.cell import workload_from_cell
-from workbench.engine.data.sources import counts_tokens, samples_in, tokens_in
+from workbench.engine.data.sources import counts_tokens, tokens_in
 from workbench.errors import ConfigError
 from workbench.telemetry.derive import batch_of
 
@@ -80,9 +80,10 @@ LOADER = "dataloader = DataLoader(TensorDataset(torch.zeros(64, 1)), batch_size=
 def test_a_loaders_batch_that_can_be_cut(tmp_path: Path, size: int, plan: ParallelPlan, accumulate: int) -> None:
     options = {"ranks": plan.ranks, "plugin": plan.plugin, "pp": plan.pp, "micro_batches": plan.micro_batches}
     work = build(tmp_path, LOADER.format(size=size, sampler=None), accumulate=accumulate, **options)
-    replicas = plan.ranks // plan.pp
-    shares = [samples_in(next(work.data.batches(rank, replicas))) for rank in range(replicas)]
-    assert shares == [size // replicas] * replicas
+    dp = plan.mesh.dp
+    shares = [next(work.data.batches(replica, dp))[0] for replica in range(dp)]
+    assert [len(share) for share in shares] == [size // dp] * dp
+    assert size // dp % (accumulate * plan.micro_batches) == 0, "each share can be cut into equal pieces"
 
 
 def test_a_loaders_batch_that_cannot_be_cut_says_which_size_can(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from workbench.core import background
 from workbench.core.records import DeviceSample, EventKind
 from workbench.engine.watch.host.gpu_reader import GpuReader, GpuReading, GpuUnavailableError, NvmlGpu
 from workbench.rundir.log import RankLogWriter
@@ -133,7 +134,7 @@ class DeviceSampler:
     def start(self) -> None:
         """Start sampling in a daemon thread; the first sample is taken after at most ``FIRST_SAMPLE_S`` seconds."""
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name=f"device-sampler-{self.rank}", daemon=True)
+        self._thread = background.thread(self._run, name=f"device-sampler-{self.rank}", failed=self._tell_end)
         self._thread.start()
 
     def stop(self) -> None:
@@ -155,11 +156,13 @@ class DeviceSampler:
         self._collections.start()
         try:
             self._sample_until_stopped()
-        except (OSError, psutil.Error) as error:  # no file descriptors left, no /proc: training continues unsampled
-            self.log.event(EventKind.WARNING, "device_sampler_ended", str(error), step=self.progress.step)
         finally:
             self._collections.stop()
             self._close_gpu()
+
+    def _tell_end(self, error: BaseException) -> None:
+        """No file descriptors left, no /proc, a reader's own fault: training continues unsampled."""
+        self.log.event("warning", "device_sampler_ended", background.described(error), step=self.progress.step)
 
     def _sample_until_stopped(self) -> None:
         process = psutil.Process(os.getpid())

@@ -150,7 +150,7 @@ class GradientWatch(StepObserver):
         manager is told of an exception that was raised inside."""
         looking = ExitStack()
         with self._cost:
-            looking.enter_context(self._strategy.watch_batches(self._take, layers, keep=self._collector.keep))
+            looking.enter_context(self._watchable.watch_batches(self._take, layers, keep=self._collector.keep))
 
         def leave(*raised: Any) -> bool | None:
             with self._cost:

@@ -1,0 +1,224 @@
+"""No thread ends unheard: what goes wrong in one is told where the user looks, and what waits for it fails."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from workbench.cluster import client
+from workbench.cluster.base import protocol as p
+from workbench.core import background
+from workbench.core.background import Rounds, described, thread, timer
+from workbench.errors import ClusterError
+from workbench.run import branching, peer_watch
+from workbench.run.peer_watch import PeerWatch
+from workbench.terminal import follow
+
+ROOT = Path(__file__).parents[2]
+
+
+def calls_in(path: Path) -> Iterator[str]:
+    """What is called in a file, as it is written."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+def test_every_thread_is_made_here() -> None:
+    files = [file for room in ("workbench", "widgets", "magics") for file in (ROOT / room).rglob("*.py")]
+    made = {"threading.Thread", "threading.Timer", "Thread", "Timer"}
+    own = {str(file.relative_to(ROOT)) for file in files if not made.isdisjoint(calls_in(file))}
+    assert own == {"workbench/core/background.py"}
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise ValueError("nobody thought of this")
+
+
+def test_what_leaves_a_thread_or_a_timer_is_given_on() -> None:
+    seen: list[BaseException] = []
+    for made in (thread(fails, name="x", failed=seen.append), timer(0.0, fails, failed=seen.append)):
+        assert made.daemon
+        made.start()
+        made.join(60)
+    assert [described(error) for error in seen] == ["ValueError: nobody thought of this"] * 2
+    assert "in fails" in background.traceback_of(seen[0]) and described(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_rounds_go_on_and_tell_once() -> None:
+    told: list[str] = []
+    rounds = Rounds(lambda error: told.append(str(error)))
+    for text in ("a", "a", "b", "", "b"):
+        with rounds:
+            if text:
+                raise ValueError(text)
+        assert rounds.failing is bool(text)
+    assert told == ["a", "b", "b"]
+    with pytest.raises(KeyboardInterrupt), rounds:
+        raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------------------------ the server's client
+
+
+class Process:
+    """A server's process that ends when it is told to."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def wait(self, timeout: float | None = None) -> int:
+        return -9 if self.killed else 0
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[client.RankServer, socket.socket, Process]]:
+    """A client whose server is this test: the socket's other end, and a process that is none."""
+    ours, theirs = socket.socketpair()
+    process = Process()
+    monkeypatch.setattr(client.RankServer, "_start", lambda self: (process, theirs))
+    server = client.RankServer()
+    yield server, ours, process
+    ours.close()
+    server._reader.join(60)
+
+
+def test_an_answer_that_cannot_be_read_fails_what_waits(
+    served: tuple[client.RankServer, socket.socket, Process], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server, ours, process = served
+    ends: list[str] = []
+    server.on_end(ends.append)
+    waiting = server.signal([0], 2)
+    ours.sendall(b"no message of ours\n")
+    with pytest.raises(ClusterError, match="its answers could not be read"):
+        waiting.result(60)
+    server._reader.join(60)
+    assert process.killed and not server.alive and len(ends) == 1
+    assert "warning: the rank server is ended, as its answers cannot be read" in capfd.readouterr().err
+
+
+def test_a_listener_that_fails_stops_neither_the_others_nor_the_reader(
+    served: tuple[client.RankServer, socket.socket, Process], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server, ours, _ = served
+    heard: list[Any] = []
+    server.on_event(fails)
+    server.on_event(heard.append)
+    server.on_end(fails)
+    server.on_end(heard.append)
+    waiting: Future[None] = server.signal([0], 2)
+    ours.sendall(p.encode(p.ControllerReady(pid=7)) + p.encode(p.Reply(id=1)))
+    assert waiting.result(60) is None
+    ours.shutdown(socket.SHUT_RDWR)
+    server._reader.join(60)
+    assert heard == [p.ControllerReady(pid=7), server._ended]
+    assert capfd.readouterr().err.count("a listener to the rank server failed (ValueError: nobody thought") == 2
+
+
+# ----------------------------------------------------------------------------------------------------- the peer watch
+
+
+class Ranks:
+    """A run of two ranks of which rank 1 failed, in a session that answers as ``answers`` say, one after another."""
+
+    def __init__(self, answers: list[Exception | None], path: Path) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.ends: list[Any] = []
+        self.path, self.name = path, "fake"
+        self.ranks = (0, 1)
+        self.outputs = {1: SimpleNamespace(result=None)}
+        self.is_deleted = False
+        self.run = self
+        self.over = threading.Event()
+
+    def _answer(self, what: str) -> None:
+        self.asked.append(what)
+        answer = self.answers.pop(0) if self.answers else None
+        if answer is not None:
+            raise answer
+
+    def interrupt(self, ranks: Any) -> None:
+        self._answer("interrupt")
+
+    def end_ranks(self, ranks: Any, why: str) -> None:
+        self._answer("kill")
+        self.over.set()
+
+    def ranks_ended(self, ranks: Any, why: str) -> None:
+        self.ends.append(list(ranks))
+
+    def add_done_callback(self, callback: Any) -> None: ...
+
+    def dead_ranks(self) -> dict[int, str]:
+        return {1: "died"}
+
+    def ready_ranks(self) -> list[int]:
+        return []
+
+    def failed_ranks(self) -> set[int]:
+        return set()
+
+
+def test_a_server_that_answers_late_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(peer_watch, "ALONE_S", 0.0)
+    monkeypatch.setattr(peer_watch, "INTERRUPTED_S", 1.0)
+    late = [TimeoutError(), TimeoutError(), None, OSError("no descriptors"), ClusterError("busy")]
+    ranks = Ranks(late, tmp_path)
+    PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
+    assert ranks.over.wait(60)
+    assert ranks.asked == ["interrupt"] * 3 + ["kill"] * 3 and ranks.ends == [[0, 1]], "the log says so once"
+    said = capfd.readouterr().err
+    assert said.count("could not be watched or ended; this is tried again") == 3
+    assert all(text in said for text in ("(TimeoutError)", "(OSError: no descriptors)", "(ClusterError: busy)"))
+
+
+# ------------------------------------------------------------------------------------------- branches, progress, timers
+
+
+def test_a_branch_that_cannot_start_is_told_to_whoever_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = SimpleNamespace(path=tmp_path / "run", name="trunk")
+    monkeypatch.setattr(branching, "options_for", fails)
+    branching.start_asked(cast(Any, run), {}, 3)
+    for made in threading.enumerate():
+        if made.name == "branch-trunk":
+            made.join(60)
+    assert branching.failures.pop(run.path) == "ValueError: nobody thought of this"
+    assert "the branch of run 'trunk' did not start: ValueError: nobody" in capfd.readouterr().err
+
+
+def test_progress_that_can_no_longer_be_shown_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "follow_lines", fails)
+    follow.follow_in_background(cast(Any, SimpleNamespace(name="fake")))
+    for made in threading.enumerate():
+        if made.name == "progress-fake":
+            made.join(60)
+    assert "the progress of run 'fake' is no longer shown, which goes on: see run.status" in capfd.readouterr().err
+
+
+def test_this_room_costs_nothing_to_import() -> None:
+    code = "import sys, workbench.core.background; assert not {'torch', 'numpy', 'IPython'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
