@@ -131,7 +131,7 @@ def test_what_a_plugin_lacks_is_said_by_the_panel_and_refused_by_the_verbs(tmp_p
                 run.ask(name, value)
         shown = {control["name"]: control for control in control_set.declared(Store(run.path))}
         assert "freezing layers: not available with bare solo (it only trains)" in shown["freeze"]["help"]
-        assert shown["freeze"]["unavailable"] and not shown["lr"]["unavailable"]
+        assert shown["freeze"]["states"] == [] and shown["lr"]["states"], "in no state of the run can it be asked for"
         assert not (run.path / "control.jsonl").exists(), "nothing was asked of the ranks"
 
 

@@ -15,12 +15,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
+from workbench.cluster.occupant import Occupant, await_release
 from workbench.cluster.rank_kind import RankKind
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
@@ -28,25 +29,6 @@ from workbench.errors import ClusterError, RanksBusyError, format_ranks
 
 #: seconds for ranks to appear: covers a cold import of a large framework without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
-
-
-#: seconds for the ranks of a run that ended to be free: peers of a failed rank are ended after 5 s
-_RELEASE_TIMEOUT_S = 15.0
-
-
-class Occupant(Protocol):
-    """What trains on the ranks of a session, as the session sees it."""
-
-    @property
-    def name(self) -> str:
-        """Its name, for messages."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, so that its ranks are free in a moment."""
-
-    def step_of(self, rank: int) -> int | None:
-        """The last step that a rank finished; None before its first."""
 
 
 def warm() -> None:
@@ -78,8 +60,7 @@ class Session:
         self._client: Any = None
         self._engine_info: dict[str, Any] = {}
         self._roster = Roster()
-        self._stopping = False
-        self._down = False
+        self._stopping = self._down = False
         self._submissions: list[Submission] = []
         self._on_died: list[Callable[[int, str], None]] = []
         server.on_event(self._hear)
@@ -100,11 +81,11 @@ class Session:
         placement: Placement | None = None,
     ) -> Session:
         """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
-        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``; ``placement``: where each rank runs, instead of
-        both. ``framework``, ``python``, ``preload``: what ranks are made of, as in ``RankKind.asked``. Ranks that are
-        up already and fit are kept; others are ended first. Raises ``ConfigError``, ``ClusterError`` (port taken,
-        server failed), ``RanksBusyError``, ``RankDiedError`` (a rank that dies during start, with its last output);
-        nothing is left behind then.
+
+        ``devices``: CUDA_VISIBLE_DEVICES entries, or ``"cpu"``; ``placement``: where each rank runs, instead of both.
+        ``framework``, ``python``, ``preload``: as in ``RankKind.asked``. Ranks that fit are kept, others ended. Raises
+        ``ConfigError``, ``ClusterError`` (port taken, server failed), ``RanksBusyError``, ``RankDiedError`` (with the
+        last output of a rank that died while it started); nothing is left behind then.
         """
         from workbench.cluster.hosts.machine import master_port as find_port
         from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks
@@ -207,7 +188,7 @@ class Session:
         self._engine_info = connection(self._server.profile_dir, "engine")
         server, how = self._server, json.dumps(self._engine_info)
         specs = rank_specs(placement, self.kind, master_port=port, profile_dir=server.profile_dir, connection=how)
-        started = self._server.start_ranks(specs)
+        started = server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
         self._wait(started)
         try:
@@ -379,7 +360,7 @@ class Session:
 
     def check_free(self, ranks: Sequence[int]) -> None:
         """``RanksBusyError`` while a run trains (one that ended is waited for), or a rank of these runs a cell."""
-        self._await_release()
+        await_release(lambda: self.occupant)
         if self.busy is not None:
             raise RanksBusyError(
                 f"run {self.busy!r} is training on these ranks: wait for it (run.wait()), or stop it (%dist_stop) first"
@@ -391,13 +372,6 @@ class Session:
                 "or start again with %dist_down and %dist_up"
             )
 
-    def _await_release(self) -> None:
-        """Wait a moment for a run that has ended by its log: its ranks answer and are free then, if they still can."""
-        occupant, deadline = self.occupant, time.monotonic() + _RELEASE_TIMEOUT_S
-        if occupant is not None and occupant.is_over:
-            while self.occupant is occupant and time.monotonic() < deadline:
-                time.sleep(0.02)
-
     def _occupied(self) -> set[int]:
         return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.ready_ranks()}
 
@@ -405,8 +379,7 @@ class Session:
 
     def status(self) -> list[RankStatus]:
         """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
-        occupied, host, found = self._occupied(), socket.gethostname(), []
-        occupant = self.occupant
+        occupied, host, found, occupant = self._occupied(), socket.gethostname(), [], self.occupant
         for binding in self.placement.bindings:
             rank = binding.rank
             state = "training" if occupant is not None else "running cell" if rank in occupied else "idle"
