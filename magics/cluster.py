@@ -39,6 +39,8 @@ class ClusterMagics(Magics):
     @argument("-n", "--nproc-per-node", type=int, metavar="N", help="number of ranks (default: one per GPU or core)")
     @argument("--master-port", type=int, metavar="PORT", help="MASTER_PORT of the ranks (default: a free one)")
     @argument("--devices", metavar="IDS", help="GPUs to use, such as 0,1; 'cpu' for none (default: all visible)")
+    @argument("--framework", metavar="NAME", help="what the ranks are to train with (default: what is up, or colossal)")
+    @argument("--python", metavar="PATH", help="Python that the ranks run on (default: this one)")
     @line_magic
     def dist_up(self, line: str) -> None:
         """Start ranks, one process each, bound to a GPU or a share of the cores. Ranks that fit already are kept."""
@@ -48,7 +50,13 @@ class ClusterMagics(Magics):
             devices = [entry.strip() for entry in devices.split(",")]
         started = time.monotonic()
         with notice_when_slow():
-            session = Session.up(arguments.nproc_per_node, master_port=arguments.master_port, devices=devices)
+            session = Session.up(
+                arguments.nproc_per_node,
+                master_port=arguments.master_port,
+                devices=devices,
+                framework=arguments.framework,
+                python=arguments.python,
+            )
         for warning in session.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         ranks = "1 rank is" if session.n == 1 else f"{session.n} ranks are"

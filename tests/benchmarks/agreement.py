@@ -37,6 +37,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
 
     from workbench.engine.agree.control import AgreedControl
     from workbench.engine.frameworks.colossal.ranks import joined
+    from workbench.engine.frameworks.torch_common.exchange import exchange_of
     from workbench.engine.loop.steering import Boundary, Steering
     from workbench.rundir.log import RankLogWriter
 
@@ -53,7 +54,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
         found[f"{name}, cpu"].append(time.process_time() - cpu)
 
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
-        control = AgreedControl(directory, rank, ranks, one_host=one_host)
+        control = AgreedControl(directory, exchange_of(rank, ranks), one_host=one_host)
         nothing: Any = None
         steering = Steering(settings=nothing, acts=nothing, control=control, log=log, enter=lambda phase: None)
         both, others = torch.zeros(2, dtype=torch.float64), dist.new_group(backend="gloo")

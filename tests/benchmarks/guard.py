@@ -33,6 +33,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, 
     from workbench.engine.faults.nonfinite import NonfiniteGuard
     from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+    from workbench.engine.frameworks.torch_common.exchange import exchange_of
     from workbench.rundir.directory import CONTROL_FILE
     from workbench.rundir.log import RankLogWriter
 
@@ -44,7 +45,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int) -> dict[str, 
         strategy = ColossalStrategy(spec, rank)
         strategy.prepare(work)
         (directory / CONTROL_FILE).touch()
-        control = AgreedControl(directory, rank, ranks)
+        control = AgreedControl(directory, exchange_of(rank, ranks))
         guard = NonfiniteGuard(directory, strategy, log, control, work.data)
         batches, guard_ms = work.data.batches(rank, ranks), []
         step_ms: dict[bool, list[float]] = {True: [], False: []}

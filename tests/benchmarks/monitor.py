@@ -36,6 +36,7 @@ from workbench.engine.entry import observers_of
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.governor import FIRST_GROUP
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
@@ -213,7 +214,7 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
         is_ours = name not in others
         spec = strategy.spec.replace(level=name if is_ours else "off")
         log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
-        control = AgreedControl(directory, strategy.rank, spec.plan.ranks)
+        control = AgreedControl(directory, exchange_of(strategy.rank, spec.plan.ranks))
         trainer = Trainer(
             run=directory,
             spec=spec,

@@ -38,6 +38,7 @@ def rank_blocks(
     from workbench.engine.base.strategy import unmarked
     from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+    from workbench.engine.frameworks.torch_common.exchange import exchange_of
     from workbench.engine.loop.trainer import Trainer
     from workbench.engine.watch.host.sampler import Progress
     from workbench.engine.watch.torch.phases import PhaseWatch
@@ -56,7 +57,7 @@ def rank_blocks(
             spec=spec,
             workload=workload,
             strategy=strategy,
-            control=AgreedControl(directory, rank, ranks),
+            control=AgreedControl(directory, exchange_of(rank, ranks)),
             log=log,  # type: ignore[arg-type]
             progress=Progress(),
         )

@@ -19,8 +19,10 @@ import torch
 
 from workbench.core.config import TrainSpec
 from workbench.core.recipe import recipe
-from workbench.engine.base.strategy import BatchObserver, GradientPart, Strategy
-from workbench.engine.base.workload import Batch, Evaluation, Workload
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.parts import BatchObserver, GradientPart
+from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.workload import Evaluation, Workload
 from workbench.engine.data.sources import split
 
 

@@ -9,6 +9,11 @@ def light() -> None:
     """Nothing."""
 
 
+def marked() -> None:
+    """Next to nothing: a mark by which ranks know their warm process."""
+    os.environ["WARMED_BY"] = "marked"
+
+
 def gated() -> None:
     """Loads once the test has made a file."""
     while not os.path.exists(os.environ["WORKBENCH_TEST_GATE"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,10 +16,9 @@ import torch.distributed as dist
 from tests.engine import models
 from workbench.core.config import TrainSpec
 from workbench.core.records import GradientStats, HistogramStats
+from workbench.engine.base.capabilities import PROTOCOLS
 from workbench.engine.base.workload import Workload
-from workbench.engine.frameworks.colossal import repairs
-from workbench.engine.frameworks.colossal.ranks import joined
-from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 
 
@@ -38,15 +38,15 @@ def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Workload
     )
 
 
-def prepared(rank: int, spec: TrainSpec, kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> ColossalStrategy:
+def prepared(rank: int, spec: TrainSpec, kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Any:
     work = workload(kind, by_loss_fn=by_loss_fn, wrap=wrap)
-    ColossalStrategy.check(spec, work)
-    strategy = ColossalStrategy(spec, rank)
+    strategy = load_strategy(spec)(spec, rank)
+    strategy.check(spec, work)
     strategy.prepare(work)
     return strategy
 
 
-def pieces(strategy: ColossalStrategy, kind: str, step: int) -> list[Any]:
+def pieces(strategy: Any, kind: str, step: int) -> list[Any]:
     share = models.part(models.batch(kind, step), strategy.coordinates.dp, strategy.mesh.dp)
     return [models.part(share, index, strategy.spec.accumulate) for index in range(strategy.spec.accumulate)]
 
@@ -65,10 +65,13 @@ def train(
     by_loss_fn: bool = False,
 ) -> dict[str, Any]:
     """Losses and norms, global, of each step. ``without`` names repairs to leave out."""
-    repairs.REPAIRS = tuple(repair for repair in repairs.REPAIRS if repair.name not in without)
+    if without:
+        from workbench.engine.frameworks.colossal import repairs
+
+        repairs.REPAIRS = tuple(repair for repair in repairs.REPAIRS if repair.name not in without)
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
     losses, norms = [], []
-    with joined(rank, ranks, directory, device_type="cpu", token=token):
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=token):
         strategy = prepared(rank, spec, model, by_loss_fn=by_loss_fn)
         try:
             for step in range(steps):
@@ -89,19 +92,19 @@ def _mean_over_ranks(loss: torch.Tensor | None) -> float:
     return (found[0] / found[1]).item()
 
 
-def _norm(strategy: ColossalStrategy) -> float:
+def _norm(strategy: Any) -> float:
     total = strategy.grad_sq().clone()
     dist.all_reduce(total)
     return math.sqrt(total.item())
 
 
-def _evaluate(strategy: ColossalStrategy, kind: str) -> None:
+def _evaluate(strategy: Any, kind: str) -> None:
     """A smaller batch than the ones of training, in evaluation mode, must leave training as it was."""
     few = models.part(models.batch(kind, 0), 0, 4)
     found = strategy.forward(few)
     is_last = strategy.coordinates.pp == strategy.mesh.pp - 1
     assert (found is not None) == is_last
-    assert strategy.plan.model.training
+    assert strategy.module.training
     if is_last and kind.startswith(("llama", "gpt2", "tied")):
         assert found.logits.shape == (2, 16, strategy.workload.model.config.vocab_size), "whole logits"
         assert math.isfinite(found.loss.item())
@@ -121,7 +124,7 @@ def gradients(
 ) -> dict[str, Any]:
     """The records of the first step, as they would be logged, and this rank's share of the squared norm."""
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
-    with joined(rank, ranks, directory, device_type="cpu", token=token):
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=token):
         strategy = prepared(rank, spec, model, wrap=wrap)
         try:
             collector = GradientCollector(keep=True, precision=spec.precision)
@@ -149,3 +152,21 @@ def gradients(
 def several_gradients(rank: int, ranks: int, directory: Path, *, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """``gradients`` of each case, one after the other in the same process."""
     return [gradients(rank, ranks, directory, token=str(number), **case) for number, case in enumerate(cases)]
+
+
+def capabilities(rank: int, ranks: int, directory: Path, *, plans: list[dict[str, Any]]) -> list[list[str]]:
+    """What the strategy of each plan implements, of what a strategy may be capable of."""
+    found = []
+    for number, options in enumerate(plans):
+        spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
+        with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=str(number)):
+            strategy = prepared(rank, spec, "plain")
+            found.append([name.value for name, protocol in PROTOCOLS.items() if isinstance(strategy, protocol)])
+            strategy.close()
+    return found
+
+
+def modules_after_training(rank: int, ranks: int, directory: Path, **arguments: Any) -> list[str]:
+    """Packages that a rank has loaded when it has trained."""
+    train(rank, ranks, directory, **arguments)
+    return sorted({name.partition(".")[0] for name in sys.modules})

@@ -18,6 +18,13 @@ def pool() -> Iterator[RankPool]:
 
 
 @pytest.fixture(scope="session")
+def torch_pool() -> Iterator[RankPool]:
+    """Ranks whose warm process knows plain torch only."""
+    with RankPool("torch") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def plain_loop(pool: RankPool) -> Callable[..., dict[str, Any]]:
     """``plain_loop(model, **options)``: losses and gradient norms of one process without any framework."""
 

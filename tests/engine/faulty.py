@@ -17,9 +17,9 @@ from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.sources import DatasetSource
+from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.faults.nonfinite import NonfiniteGuard
-from workbench.engine.frameworks.colossal.ranks import joined
-from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir.log import RankLogWriter
@@ -129,14 +129,14 @@ def train(
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
     path = Path(run)
     (path / "control.jsonl").touch()
-    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:
         armed = faulty_rank in (None, rank)
         place = place or PLACES[model]
         work = workload(model, spec, where=where, place=place, armed_here=armed, poisoned=poisoned)
-        strategy = ColossalStrategy(spec, rank)
+        strategy = load_strategy(spec)(spec, rank)
         strategy.prepare(work)
         try:
-            control = AgreedControl(path, rank, ranks)
+            control = AgreedControl(path, exchange_of(rank, ranks))
             trainer = Trainer(
                 run=path,
                 spec=spec,
@@ -194,18 +194,18 @@ def killed(rank: int, ranks: int, directory: Path, *, run: str, step: int) -> No
     spec = TrainSpec.from_options({"ranks": 1, "batch_size": models.BATCH, "steps": 10**6, "eval_every": 0})
     path = Path(run)
     (path / "control.jsonl").touch()
-    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:
         network = models.model("plain")
         data = DatasetSource(samples("plain", 1, 0), spec.batch_size, seed=0, shuffle=False)
         work = Workload(model=network, optimizer=models.optimizer(network), data=data, criterion=models.criterion)
-        strategy = ColossalStrategy(spec, rank)
+        strategy = load_strategy(spec)(spec, rank)
         strategy.prepare(work)
         Trainer(
             run=path,
             spec=spec,
             workload=work,
             strategy=strategy,
-            control=AgreedControl(path, rank, ranks),
+            control=AgreedControl(path, exchange_of(rank, ranks)),
             log=log,
             progress=Progress(),
             observers=[_KillOnceOnDisk(path, step)],

@@ -1,8 +1,8 @@
 """Ranks for tests, fast: a process that imported everything once forks as many as a test asks for.
 
-``python -m tests.engine.rank_pool`` is that process; it takes one JSON request a line and answers with one. A request
-names a function ``module:name``; each rank calls it as ``function(rank, ranks, directory, **arguments)`` and what it
-returns (JSON) comes back, rank by rank.
+``python -m tests.engine.rank_pool FRAMEWORK`` is that process; it takes one JSON request a line and answers with one. A
+request names a function ``module:name``; each rank calls it as ``function(rank, ranks, directory, **arguments)`` and
+what it returns (JSON) comes back, rank by rank.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import faulthandler
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -32,11 +33,14 @@ class RankFailed(AssertionError):
 
 
 class RankPool:
-    """The client: starts the process on entry, ends it on exit."""
+    """The client: starts the process on entry, ends it on exit. ``framework``: whose ranks it keeps warm."""
+
+    def __init__(self, framework: str = "colossal") -> None:
+        self._framework = framework
 
     def __enter__(self) -> RankPool:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.engine.rank_pool"],
+            [sys.executable, "-W", "ignore", "-m", "tests.engine.rank_pool", self._framework],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -68,11 +72,11 @@ class RankPool:
 
 
 def _serve() -> None:
-    from workbench.engine.frameworks.colossal.preload import load
+    from workbench.core.frameworks import framework
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to stderr
-    settle = load()
+    settle = pkgutil.resolve_name(framework(sys.argv[1]).preload)()
     for line in sys.stdin:
         request = json.loads(line)
         _import(request["function"])

@@ -15,17 +15,16 @@ import torch
 
 from tests.benchmarks.single_process import spec_of
 from workbench.core.recipe import recipe
-from workbench.engine.frameworks.colossal.ranks import joined
-from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.entry import joined_of, load_strategy
 
 
 def train(rank: int, ranks: int, directory: Path, *, steps: int, name: str, plan: dict[str, Any]) -> dict[str, Any]:
     """Losses (NaN where this rank has none), the evaluation's values and texts, and seconds of training and of it."""
     spec = spec_of(name, steps=steps, ranks=ranks, **plan)
-    strategy = ColossalStrategy(spec, rank)
-    with joined(rank, ranks, directory):
+    strategy = load_strategy(spec)(spec, rank)
+    with joined_of(spec)(rank, ranks, directory):
         workload = recipe(name).build(spec)
-        ColossalStrategy.check(spec, workload)
+        strategy.check(spec, workload)
         strategy.prepare(workload)
         batches = workload.data.batches(strategy.coordinates.dp, strategy.mesh.dp)
         losses = []

@@ -23,13 +23,13 @@ from tests.engine import models
 from workbench.core.config import TrainSpec
 from workbench.core.records import Command
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.agree.host_sums import Star
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Evaluation, Workload
+from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.ranks import joined
-from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.frameworks.torch_common.exchange import GlooExchange, exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir import checkpoints
@@ -137,19 +137,21 @@ def train(
     (path / CONTROL_FILE).touch()
     pauses = PauseCounter()
     with (
-        joined(rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token),
+        joined_of(spec)(
+            rank, ranks, path, seed=7, device_type="cpu", collective_timeout_s=collective_timeout_s, token=token
+        ),
         RankLogWriter(path, rank) as log,
     ):
         work = workload(model, steps)
         for name, value in (knobs or {}).items():
             work.knobs.knob(name, value, low=0, high=10)
-        strategy = ColossalStrategy(spec, rank)
-        ColossalStrategy.check(spec, work)
+        strategy = load_strategy(spec)(spec, rank)
+        strategy.check(spec, work)
         strategy.prepare(work)
         if model.startswith("nois"):  # data-parallel replicas need not draw the same
             for seed in (torch.manual_seed, random.seed, np.random.seed):
                 seed(7 + rank)
-        control = AgreedControl(path, rank, ranks, one_host=one_host)
+        control = AgreedControl(path, exchange_of(rank, ranks), one_host=one_host)
         try:
             trainer = Trainer(
                 spec=spec,
@@ -373,8 +375,8 @@ def last_norm(
     steps = 4
     repairs.REPAIRS = tuple(repair for repair in repairs.REPAIRS if repair.name not in without)
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
-    with joined(rank, ranks, directory, device_type="cpu"):
-        strategy = ColossalStrategy(spec, rank)
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
+        strategy = load_strategy(spec)(spec, rank)
         strategy.prepare(workload(model, steps))
         for step in range(steps):
             strategy.forward_backward([models.batch(model, step)])
@@ -390,14 +392,14 @@ def ride(rank: int, ranks: int, directory: Path, *, rounds: int) -> dict[str, An
     (directory / CONTROL_FILE).touch()
     met, heard, sums = [], [], []
     with joined(rank, ranks, directory, device_type="cpu"):
-        control = AgreedControl(directory, rank, ranks, one_host=False)
-        original = Star.summed
-        Star.summed = lambda star, *values: met.append(1) or original(star, *values)
+        control = AgreedControl(directory, exchange_of(rank, ranks), one_host=False)
+        original = GlooExchange.summed
+        GlooExchange.summed = lambda exchange, *values: met.append(1) or original(exchange, *values)
         for number in range(rounds):
             control.post(2**40 + number if rank == 0 else 7)
             if number % 2:
                 sums.append(control.summed(0.1 * rank, math.nan if number == 5 and rank == 1 else 1e300 * rank))
             control.take()
             heard.append(control.rider)
-        Star.summed = original
+        GlooExchange.summed = original
     return {"heard": heard, "sums": sums, "met": len(met)}

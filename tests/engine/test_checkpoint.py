@@ -8,10 +8,13 @@ import pytest
 
 from tests.engine.test_steering import DDP, PP, TP, TRAIN, ZERO, column, done
 
+TORCH = {"framework": "torch", "plugin": "ddp"}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
     "ddp-noisy": ("noise", DDP),
     "ddp-fp16": ("plain", DDP | {"precision": "fp16"}),
+    "torch-noisy": ("noise", TORCH),
+    "torch-fp16": ("plain", TORCH | {"precision": "fp16"}),
     "zero1": ("gpt2-drop", ZERO | {"clip": 0.5}),
     "zero1-noisy": ("noisy", ZERO),
     "zero1-bf16": ("llama", ZERO | {"precision": "bf16"}),
@@ -44,7 +47,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
 
-@pytest.mark.parametrize("plan", ["ddp-noisy", "zero1", "tp2", "pp2"])
+@pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "zero1", "tp2", "pp2"])
 def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
     model, options = PLANS[plan]
     found = pool.run(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
@@ -54,7 +57,14 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
 
 @pytest.mark.parametrize(
     ("model", "first", "second"),
-    [("gpt2", TP, ZERO), ("gpt2", PP, TP), ("tied", ZERO, TP), ("tied", DDP, PP), ("tied", PP, ZERO)],
+    [
+        ("gpt2", TP, ZERO),
+        ("gpt2", PP, TP),
+        ("tied", ZERO, TP),
+        ("tied", DDP, PP),
+        ("tied", PP, ZERO),
+        ("tied", ZERO, TORCH),
+    ],
     ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),
 )
 def test_another_plan_reads_it(pool, model: str, first: dict[str, Any], second: dict[str, Any]):

@@ -1,10 +1,13 @@
-"""The one test that every strategy and plugin passes: it trains as one process with the global batch does."""
+"""The one test that every framework and plugin passes: it trains as one process with the global batch does, and can do
+what its table says."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
+from workbench.core.frameworks import usable
 
 #: largest difference of the loss over 20 steps while it falls by 0.6 to 1.0.
 #: fp32: the order of additions differs. fp16 and bf16 with fp32 master weights: activations are rounded to 11 and 8
@@ -16,12 +19,15 @@ BF16_LOSS = 5e-2
 
 
 def case(ranks: int, model: str, tolerance: float = FP32, **options: Any):
-    words = [f"{key}={value}" for key, value in options.items() if key != "plugin"]
-    return pytest.param((ranks, model, options, tolerance), id="-".join([str(ranks), options["plugin"], model, *words]))
+    words = [f"{key}={value}" for key, value in options.items() if key not in ("framework", "plugin")]
+    of = [options["framework"]] if "framework" in options else []
+    name = "-".join([str(ranks), *of, options["plugin"], model, *words])
+    return pytest.param((ranks, model, options, tolerance), id=name)
 
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+TORCH = {"framework": "torch", "plugin": "ddp"}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -65,6 +71,11 @@ CASES = [
     ],
     case(2, "plain", plugin="ddp", precision="fp16", accumulate=2, tolerance=FP16),
     case(2, "plain", plugin="zero2", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16),
+    *[case(2, model, **TORCH) for model in ("llama", "gpt2", "plain", "tied", "vit")],
+    case(2, "gpt2", accumulate=2, clip=0.5, **TORCH),
+    case(4, "plain", accumulate=2, clip=0.5, **TORCH),
+    case(2, "gpt2", precision="bf16", tolerance=BF16, **TORCH),
+    case(2, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **TORCH),
 ]
 
 
@@ -83,7 +94,21 @@ def test_trains_as_one_process(pool, plain_loop, case):
 
 
 def test_loss_fn_instead_of_criterion(pool, plain_loop):
-    for plugin in ("ddp", "zero1", "hybrid"):
-        options = {"plugin": plugin}
+    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH):
         found = pool.run(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
+
+
+@pytest.mark.parametrize("framework", usable(), ids=lambda framework: framework.name)
+def test_a_strategy_has_what_the_table_of_its_framework_says(pool, framework):
+    plans = [{"framework": framework.name, "plugin": plugin.name} for plugin in framework.plugins]
+    found = pool.run(1, "tests.engine.boosted:capabilities", plans=plans)[0]
+    for plugin, implemented in zip(framework.plugins, found, strict=True):
+        assert set(plugin.capabilities) <= set(implemented), plugin.name
+
+
+def test_ranks_of_plain_torch_know_no_other_framework(torch_pool):
+    options = {**TORCH, "clip": 0.5}
+    for loaded in torch_pool.run(2, "tests.engine.boosted:modules_after_training", model="plain", options=options):
+        assert "torch" in loaded
+        assert not {"colossalai", "transformers"} & set(loaded)

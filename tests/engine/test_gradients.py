@@ -12,7 +12,7 @@ import torch
 
 from tests.engine.models import BATCH
 from workbench.core.config import TrainSpec
-from workbench.engine.base.strategy import GradientPart
+from workbench.engine.base.parts import GradientPart
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 from workbench.telemetry.gradients import combine, combine_histograms
 from workbench.telemetry.noise import noise_scale

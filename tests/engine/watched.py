@@ -17,9 +17,9 @@ from workbench.core.records import Record
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
+from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.frameworks.colossal import plugins as plans
-from workbench.engine.frameworks.colossal.ranks import joined
-from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
+from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
@@ -160,8 +160,8 @@ def train(
     before = {name: getattr(dist, name) for name in dir(dist)}
     log = Log(rank)
     buckets = Buckets(buckets_s) if buckets_s else None
-    with joined(rank, ranks, directory, device_type="cpu"):
-        strategy = ColossalStrategy(spec, rank)
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
+        strategy = load_strategy(spec)(spec, rank)
         strategy.prepare(workload)
         if rank == slow_rank and where in ("hook", "then"):
             module = strategy.reducer()
@@ -195,7 +195,7 @@ def train(
                 spec=spec,
                 workload=workload,
                 strategy=strategy,
-                control=AgreedControl(directory, rank, ranks),
+                control=AgreedControl(directory, exchange_of(rank, ranks)),
                 log=log,  # type: ignore[arg-type]
                 progress=Progress(),
                 observers=observers,

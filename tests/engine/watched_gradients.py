@@ -18,6 +18,7 @@ from workbench.core.config import TrainSpec
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.frameworks.colossal import plugins as plans
 from workbench.engine.frameworks.colossal.ranks import joined
+from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
@@ -65,7 +66,7 @@ def train(
                 spec=spec,
                 workload=strategy.workload,
                 strategy=strategy,
-                control=AgreedControl(directory, rank, ranks),
+                control=AgreedControl(directory, exchange_of(rank, ranks)),
                 log=log,
                 progress=Progress(),
                 observers=[

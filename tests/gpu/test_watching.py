@@ -15,7 +15,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 from workbench.core.records import GradientStats, HistogramStats
-from workbench.engine.base.strategy import Comparison, GradientPart
+from workbench.engine.base.parts import Comparison, GradientPart
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 from workbench.engine.watch.torch.sketch import Sketcher
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
+import torch
 
+from tests.fake_run import make_fake_run
 from tests.unit.fake_frameworks import NO_HOOKS, installed
+from widgets.panel import control_set
 from workbench.core import frameworks
 from workbench.core.config import ParallelPlan, TrainSpec, check_capabilities, read_spec_options
 from workbench.core.frameworks import Capability, Plugin
+from workbench.engine.agree.control import AgreedControl
+from workbench.engine.agree.exchange import Alone
+from workbench.engine.base.capabilities import PROTOCOLS
+from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.workload import Workload
+from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.loop.trainer import Trainer
+from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
 from workbench.history.row import read_row
 from workbench.run.resolve import resolve
 
 CELL = "model = optimizer = dataset = criterion = 1\n"
+from workbench.run.run import Run
+from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.store import Store
 
+ROOT = Path(__file__).resolve().parents[2]
 COLOSSAL = "workbench.engine.frameworks.colossal.framework:COLOSSAL"
 BARE = "tests.unit.fake_frameworks:BARE"
 
@@ -99,3 +119,89 @@ def test_frameworks_are_described_without_any_tensor_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_plugin_lacks_is_said_by_the_panel_and_refused_by_the_verbs(tmp_path: Path) -> None:
+    with installed(bare=BARE):
+        spec = TrainSpec(name="bare", plan=ParallelPlan(framework="bare", plugin="solo"))
+        run = Run(make_fake_run(tmp_path / "run", steps=2))
+        (run.path / "spec.toml").write_text(tomli_w.dumps(spec.to_toml()))
+        run = Run(run.path)
+        asked = {"checkpoint": None, "freeze": "fc", "clip": 1.0, "grad_every": 2, "evaluate": None}
+        for name, value in asked.items():
+            with pytest.raises(ConfigError, match=rf"{name}: .*not available with bare solo \(it"):
+                run.ask(name, value)
+        shown = {control["name"]: control for control in control_set.declared(Store(run.path))}
+        assert "freezing layers: not available with bare solo (it only trains)" in shown["freeze"]["help"]
+        assert shown["freeze"]["states"] == [] and shown["lr"]["states"], "in no state of the run can it be asked for"
+        assert not (run.path / "control.jsonl").exists(), "nothing was asked of the ranks"
+
+
+class OnlyTrains(Strategy):
+    """A strategy with the core alone."""
+
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None: ...
+
+    def prepare(self, workload: Workload) -> None: ...
+
+    def forward_backward(self, pieces: Sequence[Any]) -> float:
+        return 1.0 / len(pieces)
+
+    def step(self) -> bool:
+        return True
+
+    def skip(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_strategy_that_only_trains_is_trained_and_nothing_is_made_up(tmp_path: Path) -> None:
+    with installed(bare=BARE):
+        plan = ParallelPlan(framework="bare", plugin="solo")
+        spec = TrainSpec(name="bare", plan=plan, steps=3, batch_size=4)
+        work = Workload(model=None, optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]), data=Data())  # type: ignore[arg-type]
+        (tmp_path / "control.jsonl").touch()
+        strategy = OnlyTrains(spec, 0)
+        assert not [name for name, protocol in PROTOCOLS.items() if isinstance(strategy, protocol)]
+        with RankLogWriter(tmp_path, 0) as log:
+            control = AgreedControl(tmp_path, Alone())
+            trainer = Trainer(
+                spec=spec, workload=work, strategy=strategy, control=control, log=log, progress=Progress(),
+                run=tmp_path, guard=NonfiniteGuard(tmp_path, strategy, log, control),
+            )  # fmt: skip
+            assert trainer.run() == "finished"
+            for act in (lambda: trainer.save(3, asked=True), lambda: trainer.settings.freeze("a", frozen=True)):
+                with pytest.raises(ConfigError, match="not available with bare solo"):
+                    act()
+        store = Store(tmp_path)
+        store.refresh()
+        steps = store.table("steps")
+        assert steps["loss"].tolist() == [1.0] * 3
+        assert np.isnan(steps["grad_sq"]).all(), "no norm is known, and none is told"
+
+
+class Data:
+    """Batches of ones."""
+
+    def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[torch.Tensor]:
+        while True:
+            yield torch.ones(4, 2)
+
+
+def test_a_framework_stays_in_its_room() -> None:
+    sources = [path for room in ("workbench", "widgets", "magics") for path in (ROOT / room).rglob("*.py")]
+    named = [path for path in sources if "colossalai" in path.read_text(encoding="utf-8")]
+    assert named and {path.parent for path in named} == {ROOT / "workbench/engine/frameworks/colossal"}
+
+
+@pytest.mark.parametrize("room", ["base", "loop", "agree", "watch/host"])
+def test_rooms_of_ranks_that_know_no_tensor_library(room: str) -> None:
+    """No module of them imports torch itself when it is loaded, so that ranks of another library can use it."""
+    files = sorted((ROOT / "workbench/engine" / room).glob("*.py"))
+    assert files
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & {"torch", "transformers"}, path.name

@@ -22,6 +22,7 @@ from workbench.core.config import TrainSpec
 from workbench.core.controls import Button, Control
 from workbench.core.records import Command
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.agree.exchange import Alone
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop import acts, settings
@@ -187,5 +188,5 @@ class _Posted(AgreedControl):
     """The control file of a run of one rank, read up to its end."""
 
     def __init__(self, run: Path) -> None:
-        super().__init__(run, 0, 1)
+        super().__init__(run, Alone())
         self.post()

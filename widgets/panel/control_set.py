@@ -27,12 +27,17 @@ _NOT_SHOWN = ("interval", "frozen")
 def declared(store: Store) -> list[dict[str, Any]]:
     """The controls of a run, its training script's own knobs included, as JSON values: ``control_of`` of each."""
     own = {control.name: control for control in knobs_of(store.table("events"))}
-    return [control_of(control) for control in (*controls.CONTROLS, *own.values())]
+    plan = store.spec.plan
+    return [
+        control_of(control, plan.why_control_unavailable(control.name))
+        for control in (*controls.CONTROLS, *own.values())
+    ]
 
 
-def control_of(control: Control) -> dict[str, Any]:
+def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:
     """What the page needs of a control: ``widget`` (button, number, text, choice), ``button`` in the head of the panel
-    (or None), ``states`` of a run in which it can be done, and the declaration's fields of the same names."""
+    (or None), ``states`` of a run in which it can be done, and the declaration's fields of the same names.
+    ``unavailable``: why the run's framework cannot do it, which stands in place of the help."""
     return {
         "name": control.name,
         "widget": control.widget,
@@ -40,11 +45,11 @@ def control_of(control: Control) -> dict[str, Any]:
         "low": control.low,
         "high": control.high,
         "choices": list(control.choices),
-        "help": control.help,
+        "help": unavailable or control.help,
         "setting": control.setting,
         "default": control.default,
         "hint": control.hint,
-        "states": list(control.states),
+        "states": [] if unavailable else list(control.states),
         "ends": control.ends,
         "button": None if control.button is None else asdict(control.button),
     }

@@ -27,10 +27,14 @@ from workbench.core import background
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
 
-DEFAULT_PRELOAD = framework(DEFAULT_FRAMEWORK).preload
 #: a Unix socket's path may have 107 bytes
 _LONGEST_SOCKET_PATH = 100
 _EVENTS = (p.Warmth, p.ControllerReady, p.ControllerExited, p.RankStarted, p.RankExited)
+
+
+def preload_of(name: str = DEFAULT_FRAMEWORK) -> str:
+    """The preload function of a framework's ranks; ``ConfigError`` when the framework cannot be used."""
+    return framework(name).preload
 
 
 def _private_directory() -> Path:
@@ -113,9 +117,10 @@ class RankServer:
     the server is gone, asked or not.
     """
 
-    def __init__(self, *, preload: str = DEFAULT_PRELOAD, devices: Sequence[str] = ()) -> None:
+    def __init__(self, *, preload: str | None = None, devices: Sequence[str] = (), python: str = "") -> None:
         self.directory = _private_directory()
-        self.preload = preload
+        self.preload = preload_of() if preload is None else preload
+        self.python = python
         self.devices = tuple(devices)
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
@@ -147,6 +152,7 @@ class RankServer:
                     *(sys.executable, "-P", "-m", "workbench.cluster.server.rank_server"),
                     *("--listen-fd", str(listener.fileno()), "--owner-pid", str(os.getpid())),
                     *("--directory", str(self.directory), "--preload", self.preload),
+                    *("--python", self.python),
                     *("--devices", ",".join(self.devices)),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -175,7 +181,8 @@ class RankServer:
 
     @property
     def warmth(self) -> dict[str, p.Warmth]:
-        """Last word about the warm process of each device."""
+        """Last word about each warm process, by device; by device, preload and Python where those are not the
+        server's first ones."""
         return dict(self._warmth)
 
     def on_event(self, callback: Callable[[Any], None]) -> None:
@@ -289,7 +296,9 @@ class RankServer:
             return
         match message:
             case p.Warmth():
-                self._warmth[message.device] = message
+                is_first = (message.preload, message.python) == (self.preload, self.python)
+                kind = message.device if is_first else f"{message.device} {message.preload} {message.python}"
+                self._warmth[kind] = message
             case p.RankStarted():
                 self._rank_pids.add(message.pid)
             case p.RankExited():
@@ -330,23 +339,25 @@ _waiting: list[RankServer] = []  # at most one: warm, and nobody's yet
 _waiting_lock = threading.Lock()
 
 
-def warm(*, preload: str = DEFAULT_PRELOAD, devices: Sequence[str] | None = None) -> RankServer:
+def warm(*, preload: str | None = None, devices: Sequence[str] | None = None) -> RankServer:
     """Start a rank server for a later ``take``; the one that waits already if there is one. Returns at once."""
     with _waiting_lock:
         if not (_waiting and _waiting[0].alive):
-            _waiting[:] = [_new(preload, devices)]
+            _waiting[:] = [_new(preload, devices, "")]
         return _waiting[0]
 
 
-def take(*, preload: str = DEFAULT_PRELOAD, devices: Sequence[str] | None = None) -> RankServer:
-    """The server that ``warm`` started, now the caller's alone, or a fresh one."""
+def take(*, preload: str | None = None, devices: Sequence[str] | None = None, python: str = "") -> RankServer:
+    """The server that ``warm`` started, now the caller's alone, or a fresh one where that warmed up something else."""
+    preload = preload_of() if preload is None else preload
     with _waiting_lock:
         found, _waiting[:] = list(_waiting), []
     for server in found:
-        if server.alive and server.preload == preload and (devices is None or tuple(devices) == server.devices):
+        fits = (server.preload, server.python) == (preload, python)
+        if server.alive and fits and (devices is None or tuple(devices) == server.devices):
             return server
         server.close()
-    return _new(preload, devices)
+    return _new(preload, devices, python)
 
 
 def cool() -> None:
@@ -357,7 +368,7 @@ def cool() -> None:
         server.close()
 
 
-def _new(preload: str, devices: Sequence[str] | None) -> RankServer:
+def _new(preload: str | None, devices: Sequence[str] | None, python: str) -> RankServer:
     from workbench.cluster.hosts.machine import visible_device_ids
 
-    return RankServer(preload=preload, devices=visible_device_ids() if devices is None else devices)
+    return RankServer(preload=preload, devices=visible_device_ids() if devices is None else devices, python=python)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ipyparallel.cluster.launcher import BaseLauncher, ControllerLauncher, EngineLauncher, NotRunning
-from traitlets import Dict, Integer, Unicode
+from traitlets import Dict, Integer, Unicode, default
 
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
 from workbench.cluster.engines import unregister
 from workbench.cluster.hosts import machine
 from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
+from workbench.cluster.rank_kind import RankKind
 
 
 class _ServerLauncher(BaseLauncher):
@@ -81,10 +82,16 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
     """Warm ranks, bound to GPUs or cores, with the variables that torchrun sets."""
 
     preload = Unicode(
-        rank_servers.DEFAULT_PRELOAD,
-        help="Dotted 'module:function' that imports what ranks need, before they are forked. Empty: nothing.",
+        help="Dotted 'module:function' that imports what ranks need, before they are forked. Empty: nothing. "
+        "Default: that of the default framework.",
     ).tag(config=True)
+    python = Unicode(help="Python interpreter that ranks run on. Empty: this one.").tag(config=True)
     master_port = Integer(0, help="MASTER_PORT of the ranks; 0: a free one.").tag(config=True)
+
+    @default("preload")
+    def _default_preload(self) -> str:
+        return rank_servers.preload_of()
+
     exits = Dict(help="Rank -> why its process ended, for those that did.")
     _first_rank = 0  # decided once: other sets may end while this one runs
 
@@ -101,11 +108,12 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
         for warning in placement.warnings:
             self.log.warning(warning)
         port = machine.master_port(MASTER_ADDR, self.master_port or None)
-        self.server = rank_servers.take(preload=self.preload)
+        self.server = rank_servers.take(preload=self.preload, python=self.python)
         self.server.on_event(self._hear)
         self._watch_end()
         specs = rank_specs(
             placement,
+            RankKind(framework="", preload=self.preload, python=self.python),
             master_port=port,
             profile_dir=Path(self.profile_dir).resolve(),
             connection=self._connection(),

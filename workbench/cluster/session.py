@@ -22,11 +22,12 @@ from workbench.cluster.base import protocol as p
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
+from workbench.cluster.rank_kind import RankKind
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
 
-#: seconds for ranks to appear: covers a cold import of Colossal-AI without bytecode on a slow disk
+#: seconds for ranks to appear: covers a cold import of a large framework without bytecode on a slow disk
 _START_TIMEOUT_S = 180.0
 
 
@@ -50,7 +51,8 @@ class Session:
     _current: Session | None = None
     _lifecycle = threading.RLock()
 
-    def __init__(self, server: rank_servers.RankServer) -> None:
+    def __init__(self, server: rank_servers.RankServer, kind: RankKind) -> None:
+        self.kind = kind
         self.job: Job | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
@@ -58,8 +60,7 @@ class Session:
         self._client: Any = None
         self._engine_info: dict[str, Any] = {}
         self._roster = Roster()
-        self._stopping = False
-        self._down = False
+        self._stopping = self._down = False
         self._submissions: list[Submission] = []
         self._on_died: list[Callable[[int, str], None]] = []
         server.on_event(self._hear)
@@ -74,21 +75,31 @@ class Session:
         *,
         master_port: int | None = None,
         devices: Sequence[str] | str | None = None,
-        preload: str = rank_servers.DEFAULT_PRELOAD,
+        framework: str | None = None,
+        python: str | None = None,
+        preload: str | None = None,
     ) -> Session:
         """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
 
-        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. Ranks that are up already and fit are kept;
-        others are ended first. Raises ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that
-        dies during start, with its last output), ``RanksBusyError``; nothing is left behind then.
+        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``framework``, ``python``, ``preload``: as in
+        ``RankKind.asked``. Ranks that are up already and fit are kept; others are ended first. Raises ``ConfigError``,
+        ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that dies during start, with its last
+        output), ``RanksBusyError``; nothing is left behind then.
         """
         from workbench.cluster.hosts.specs import plan_ranks
 
-        return cls.start(plan_ranks(n, devices), master_port=master_port, preload=preload)
+        placement = plan_ranks(n, devices)
+        return cls.start(placement, master_port=master_port, framework=framework, python=python, preload=preload)
 
     @classmethod
     def start(
-        cls, placement: Placement, *, master_port: int | None = None, preload: str = rank_servers.DEFAULT_PRELOAD
+        cls,
+        placement: Placement,
+        *,
+        master_port: int | None = None,
+        framework: str | None = None,
+        python: str | None = None,
+        preload: str | None = None,
     ) -> Session:
         """Bring ranks up where ``placement`` says; otherwise as ``up``."""
         from workbench.cluster.hosts.machine import master_port as find_port
@@ -96,14 +107,15 @@ class Session:
 
         with cls._lifecycle:
             current = cls.current()
+            kind = RankKind.asked(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
-                if current._fits(placement, master_port):
+                if current._fits(placement, master_port, kind):
                     return current
                 if not current.dead:
                     current.check_free(range(current.n))
             port = find_port(MASTER_ADDR, master_port)
             server = current._hand_over() if current is not None else None
-            session = cls(server or rank_servers.take(preload=preload))
+            session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
             try:
                 session._start_ranks(placement, port)
             except BaseException:
@@ -177,9 +189,9 @@ class Session:
             Session._current = None
         self._lose_all("its session ended (by %dist_down, or with its kernel)")
 
-    def _fits(self, placement: Placement, master_port: int | None) -> bool:
-        same = placement.bindings == self.placement.bindings and master_port in (None, self.master_port)
-        return same and not self.dead and self._server.alive
+    def _fits(self, placement: Placement, master_port: int | None, kind: RankKind) -> bool:
+        same = (placement.bindings, kind) == (self.placement.bindings, self.kind)
+        return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
     def _start_ranks(self, placement: Placement, port: int) -> None:
         from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
@@ -188,13 +200,9 @@ class Session:
         self.placement, self.master_port = placement, port
         rank_servers.wait_ready(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
         self._engine_info = connection(self._server.profile_dir, "engine")
-        specs = rank_specs(
-            placement,
-            master_port=port,
-            profile_dir=self._server.profile_dir,
-            connection=json.dumps(self._engine_info),
-        )
-        started = self._server.start_ranks(specs)
+        server, how = self._server, json.dumps(self._engine_info)
+        specs = rank_specs(placement, self.kind, master_port=port, profile_dir=server.profile_dir, connection=how)
+        started = server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
         rank_servers.wait_ready(started, _START_TIMEOUT_S, self._check_alive)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from workbench.core import background
 
-STARTING = "the ranks are starting: torch and Colossal-AI are imported first, once per session"
+STARTING = "the ranks are starting: the framework that they train with is imported first, once per session"
 
 
 @contextlib.contextmanager

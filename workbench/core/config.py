@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, Capability, framework_if_usable, why_unavailable
+from workbench.core.frameworks import (
+    DEFAULT_FRAMEWORK,
+    NEEDED_BY_CONTROL,
+    Capability,
+    framework_if_usable,
+    why_unavailable,
+)
 from workbench.core.mesh import Mesh
 from workbench.errors import ConfigError, SchemaError, nearest
 
@@ -136,6 +142,11 @@ class ParallelPlan:
     def why_unavailable(self, capability: Capability) -> str:
         """Why this plan cannot do something, in words; "" when it can."""
         return why_unavailable(self.framework, self.plugin, capability)
+
+    def why_control_unavailable(self, control: str) -> str:
+        """Why a control has no effect on a run of this plan, in words; "" when it has one."""
+        needed = NEEDED_BY_CONTROL.get(control)
+        return "" if needed is None else self.why_unavailable(needed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +283,7 @@ class TrainSpec:
 def check_capabilities(spec: TrainSpec) -> None:
     """Refuse, before launch, what was asked for and the plan's plugin cannot do: ``ConfigError`` with the reason."""
     for asked, flag, capability in (
+        (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
         (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),
         (bool(spec.monitor.grad_every), "--grad-every", Capability.WATCHABLE),

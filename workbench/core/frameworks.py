@@ -25,12 +25,30 @@ DEFAULT_FRAMEWORK = "colossal"
 class Capability(StrEnum):
     """What a strategy may be able to do beside training; the value is how people call it."""
 
+    NORMED = "the gradient's norm and clipping"
     WATCHABLE = "gradient statistics"
     CHECKPOINTABLE = "checkpoints"
     REPLAYABLE = "replay of a faulty step"
     PIPELINED = "pipeline stages"
     FREEZABLE = "freezing layers"
     EVALUATING = "evaluation"
+
+
+#: the capability that a control of a run (``workbench.core.controls``) needs; the others need none
+NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
+    {
+        "clip": Capability.NORMED,
+        "grad_every": Capability.WATCHABLE,
+        "grad_layers": Capability.WATCHABLE,
+        "freeze": Capability.FREEZABLE,
+        "unfreeze": Capability.FREEZABLE,
+        "checkpoint": Capability.CHECKPOINTABLE,
+        "rollback": Capability.CHECKPOINTABLE,
+        "branch": Capability.CHECKPOINTABLE,
+        "evaluate": Capability.EVALUATING,
+        "sample": Capability.EVALUATING,
+    }
+)
 
 
 class PlanOptions(Protocol):

@@ -24,6 +24,8 @@ from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.agree.shared_slots import PeerLostError
+from workbench.engine.base.capabilities import Watchable
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -31,6 +33,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.cell import workload_from_cell
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
@@ -102,7 +105,7 @@ def _train(
             workload = _agreed_workload(path, spec, strategy)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
-            control = AgreedControl(path, rank, spec.plan.ranks)
+            control = AgreedControl(path, exchange_of(rank, spec.plan.ranks))
             observers = observers_of(spec, strategy, workload, log)
             trainer = Trainer(
                 spec=spec,
@@ -115,6 +118,7 @@ def _train(
                 guard=NonfiniteGuard(path, strategy, log, control, workload.data, knobs=workload.knobs),
                 run=path,
                 resume=_checkpoint(spec),
+                on_host=rank_device().type == "cpu",
             )
             return trainer.run()
         except BaseException as error:
@@ -140,10 +144,10 @@ def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: R
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()
-    return [
-        *always,
-        *add_phase_watch(spec.monitor, strategy, log, device.type, [GradientWatch(spec, strategy, log, device)]),
-    ]
+    gradients: list[StepObserver] = (
+        [GradientWatch(spec, strategy, log, device)] if isinstance(strategy, Watchable) else []
+    )
+    return [*always, *add_phase_watch(spec.monitor, strategy, log, device.type, gradients)]
 
 
 def joined_of(spec: TrainSpec) -> Joined:
@@ -192,7 +196,7 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
 
 def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
     """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
-    is_peers = isinstance(error, PeerFailed | dist.DistError | KeyboardInterrupt)
+    is_peers = isinstance(error, PeerFailed | PeerLostError | dist.DistError | KeyboardInterrupt)
     return failure(type(error).__name__, str(error), _traceback_of_user(error, cell), peer=is_peers)
 
 

@@ -17,7 +17,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.frameworks import Capability
 from workbench.core.mesh import Mesh
+from workbench.engine.base.capabilities import Replayable, needed
 from workbench.engine.data.sources import split
 from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.nonfinite import fault_directory
@@ -44,12 +46,13 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
         workload.knobs.restore(about.get("knobs", {}))
         strategy.check(spec, workload)
         strategy.prepare(workload)
+        replayable = needed(strategy, Replayable, Capability.REPLAYABLE)
         try:
-            load_weights(strategy.module, directory / WEIGHTS_FILE)
+            load_weights(replayable.module, directory / WEIGHTS_FILE)
             batch, random = load_batch_snapshot(directory)
-            RandomGenerators(strategy.generators()).restore(random)
-            with NonfiniteSearch(strategy.module) as search:
-                loss = strategy.rerun(split(batch, about["accumulate"]), search.loss)
+            RandomGenerators(replayable.generators()).restore(random)
+            with NonfiniteSearch(replayable.module) as search:
+                loss = replayable.rerun(split(batch, about["accumulate"]), search.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}
             mine["finding"] = None if search.found is None else asdict(search.found)
             found = _of_replica(mine, first, spec.plan.mesh)

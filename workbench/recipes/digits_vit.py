@@ -15,7 +15,7 @@ from workbench.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engine.base.strategy import Strategy
+    from workbench.engine.base.capabilities import Evaluating
     from workbench.engine.base.workload import Evaluation, Workload
 
 CLASSES = 10
@@ -140,7 +140,7 @@ class _Evaluator:
         self.images = images
         self.digits = digits
 
-    def __call__(self, strategy: Strategy) -> Evaluation:
+    def __call__(self, strategy: Evaluating) -> Evaluation:
         import torch
 
         from workbench.engine.base.workload import Evaluation

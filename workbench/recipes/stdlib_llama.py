@@ -14,7 +14,7 @@ from workbench.recipes import stdlib_text
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engine.base.strategy import Strategy
+    from workbench.engine.base.capabilities import Evaluating
     from workbench.engine.base.workload import Evaluation, Workload
 
 PROMPT = "import os\n\n\ndef"  # no trailing space: in this vocabulary a word includes the space before it
@@ -190,7 +190,7 @@ class _Evaluator:
         self.windows = windows[order[: self.size.validation_windows]]
         self.bytes_per_token = stdlib_text.measure_bytes_per_token(vocabulary, self.windows)
 
-    def __call__(self, strategy: Strategy) -> Evaluation:
+    def __call__(self, strategy: Evaluating) -> Evaluation:
         from workbench.engine.base.workload import Evaluation
         from workbench.engine.data.generate import token_loss
 
@@ -200,7 +200,7 @@ class _Evaluator:
             texts=self.sample(strategy),
         )
 
-    def sample(self, strategy: Strategy) -> list[str]:
+    def sample(self, strategy: Evaluating) -> list[str]:
         """Sample a continuation of ``PROMPT``."""
         from workbench.engine.data.generate import generate
 

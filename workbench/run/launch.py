@@ -41,12 +41,21 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
         undo.callback(shutil.rmtree, path, ignore_errors=True)
         if session is None:
             with notice_when_slow():
-                session = Session.start(placement)
+                session = Session.start(placement, framework=request.spec.plan.framework)
             undo.callback(session.down)
             for text in session.warnings:
                 print(f"warning: {text}", file=sys.stderr)
+        elif not session.kind.trains(request.spec.plan.framework):
+            session = _started_anew(session, request.spec.plan.framework)
         job = TrainingJob(Run(path))
         submission = job.start(session)
         PeerWatch(session, job, submission)
         undo.pop_all()
     return job.run
+
+
+def _started_anew(session: Session, framework: str) -> Session:
+    """As many ranks in the same places, from a warm process of the framework."""
+    print(f"the ranks are started anew for framework {framework}: names that cells defined on them are gone")
+    with notice_when_slow():
+        return Session.start(session.placement, framework=framework)

@@ -205,9 +205,9 @@ def _over_recipe(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _spec(asked: dict[str, Any], default_ranks: int) -> TrainSpec:
     """The spec with the defaults of its plan: the plugin, micro-batches and the number of ranks."""
+    chosen = framework(asked.get("framework", DEFAULT_FRAMEWORK))
     if "plugin" not in asked:
-        split = [option for option in _SPLIT if asked.get(option, 1) > 1]
-        asked["plugin"] = framework(asked.get("framework", DEFAULT_FRAMEWORK)).plugin_with(split).name
+        asked["plugin"] = chosen.plugin_with([option for option in _SPLIT if asked.get(option, 1) > 1]).name
     if asked.get("pp", 1) > 1:
         asked.setdefault("micro_batches", asked["pp"])
     if "ranks" not in asked:

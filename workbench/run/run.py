@@ -189,6 +189,10 @@ class Run(RunReader):
 
     def _check(self, values: dict[str, Any]) -> None:
         """Refuse values that this run cannot take although another could. ``ConfigError``."""
+        for name in values:
+            reason = self.spec.plan.why_control_unavailable(name)
+            if reason:
+                raise ConfigError(f"{name}: {reason}", field=name)
         for name, value in values.items():
             control = controls.find(name, self.declared())
             if control.option and self.spec.recipe:  # a cell's own loader has a batch size of its own

@@ -31,6 +31,18 @@ class HookedStrategy:
     def layer_sizes(self) -> dict[str, int]:
         return {"": 4}
 
+    def reduced_gradients(self, layers: Any = None, *, all_held: bool = False) -> list[Any]:
+        return []
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        return True
+
+    def compare(self, parts: Any) -> None:
+        return None
+
+    def weights(self, layers: Any = None) -> list[Any]:
+        return []
+
     @contextmanager
     def watch_batches(self, observer: Any, layers: Any = None, *, keep: bool = False) -> Iterator[None]:
         handle = self.module.weight.register_hook(lambda gradient: None)

@@ -25,7 +25,9 @@ class RankSpec:
     """One rank to start: its number, what it is bound to, its environment, and how its engine finds the controller.
 
     ``device`` is ``"cpu"`` or the CUDA_VISIBLE_DEVICES entry of its GPU; ``cores`` are logical CPUs (empty: all).
-    ``connection`` is the text of ipyparallel's engine connection file.
+    ``connection`` is the text of ipyparallel's engine connection file. ``preload``: the dotted ``module:function`` that
+    its warm process called ("": none; None: the one that the server called first). ``python``: the interpreter that it
+    runs on ("": the server's own).
     """
 
     rank: int
@@ -35,6 +37,8 @@ class RankSpec:
     profile_dir: str = ""
     work_dir: str = ""
     connection: str = ""
+    preload: str | None = None
+    python: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +94,14 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Warmth:
-    """State of a warm process: ``warming``, ``warm`` (after ``seconds``) or ``failed`` (``detail``: why)."""
+    """State of a warm process: ``warming``, ``warm`` (after ``seconds``) or ``failed`` (``detail``: why).
+
+    ``preload`` and ``python``: of the ranks that it serves, as in ``RankSpec``."""
 
     device: str
     state: str
+    preload: str = ""
+    python: str = ""
     seconds: float = 0.0
     detail: str = ""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from workbench.cluster.base.protocol import RankSpec
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Placement, choose_devices, default_ranks, environment, place
+from workbench.cluster.rank_kind import RankKind
 
 #: ranks of one host meet on the loopback interface
 MASTER_ADDR = "127.0.0.1"
@@ -24,6 +25,7 @@ def plan_ranks(n: int | None, devices: Sequence[str] | str | None = None) -> Pla
 
 def rank_specs(
     placement: Placement,
+    kind: RankKind,
     *,
     master_port: int,
     profile_dir: Path,
@@ -45,6 +47,8 @@ def rank_specs(
             profile_dir=str(profile_dir),
             work_dir=os.getcwd(),
             connection=connection,
+            preload=kind.preload,
+            python=kind.python,
         )
         for binding in placement.bindings
     ]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
 import os
 import selectors
 import shutil
@@ -35,7 +37,7 @@ from workbench.cluster.base.processes import (
 from workbench.cluster.hosts.machine import oom_kills
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.controller import run_controller
-from workbench.cluster.server.warm import rank_log, run_warm
+from workbench.cluster.server.warm import WarmSpec, become_warm, rank_log
 
 _TAIL_BYTES = 4000
 
@@ -45,7 +47,8 @@ class _Warm:
     """A warm process, or one still warming. ``wanted``: ranks it was told and has not started yet."""
 
     pid: int
-    device: str
+    spec: WarmSpec
+    log: str
     channel: socket.socket
     buffer: p.LineBuffer = field(default_factory=p.LineBuffer)
     wanted: list[p.RankSpec] = field(default_factory=list)
@@ -62,11 +65,10 @@ class _Rank:
 class Server:
     """State and loop of the rank server. Only the main thread of its process uses it."""
 
-    def __init__(self, owner: socket.socket, owner_pid: int, directory: Path, preload: str, devices: list[str]) -> None:
+    def __init__(self, owner: socket.socket, owner_pid: int, directory: Path, first: list[WarmSpec]) -> None:
         self._owner_pidfd = os.pidfd_open(owner_pid)
         self._owner = owner
         self._directory = directory
-        self._preload = preload
         self._buffer = p.LineBuffer()
         self._selector = selectors.DefaultSelector()
         self._warm: dict[int, _Warm] = {}  # by pid
@@ -77,7 +79,8 @@ class Server:
         self._stopping: list[tuple[int, float]] = []  # (request id, when to kill)
         self._leaving = False
         self._wakeup = wake_on_signals(signal.SIGCHLD, signal.SIGTERM)
-        self._devices = devices
+        self._first = first
+        self._logs = itertools.count(1)
         self._watch(self._wakeup, self._on_signal)
         self._watch(self._owner_pidfd, self._leave)
         self._watch(owner, self._on_request)
@@ -87,8 +90,8 @@ class Server:
     def run(self) -> None:
         """Serve until the owner leaves or asks to end; then end everything."""
         try:
-            for device in self._devices or [CPU]:
-                self._warm_up(device)
+            for spec in self._first:
+                self._warm_up(spec)
             while not self._leaving:
                 for key, _ in self._selector.select(self._timeout()):
                     key.data()
@@ -146,16 +149,16 @@ class Server:
 
     # --- warm processes
 
-    def _warm_up(self, device: str) -> _Warm:
+    def _warm_up(self, spec: WarmSpec) -> _Warm:
         ours, theirs = socket.socketpair()
-
-        def body() -> None:
-            run_warm(device, self._preload, theirs, self._directory)
-
-        log = self._directory / f"warm-{device.replace('/', '_')}.log"
-        pid = fork(body, log=log, keep=[theirs.fileno()])
+        log = f"warm-{next(self._logs)}"
+        pid = fork(
+            lambda: become_warm(spec, theirs, self._directory),
+            log=self._directory / f"{log}.log",
+            keep=[theirs.fileno()],
+        )
         theirs.close()
-        warm = self._warm[pid] = _Warm(pid=pid, device=device, channel=ours)
+        warm = self._warm[pid] = _Warm(pid=pid, spec=spec, log=log, channel=ours)
         self._watch(ours, lambda: self._on_warm(warm))
         return warm
 
@@ -203,12 +206,12 @@ class Server:
                 del self._starting[request]
                 self._say(p.Reply(id=request, error=detail))
 
-    def _pick(self, device: str) -> _Warm:
-        """A warm process for ``device``: the forking one, or a spare that has no rank yet."""
+    def _pick(self, spec: WarmSpec) -> _Warm:
+        """A warm process of this kind: the forking one, or a spare that has no rank yet; a new one if there is none."""
         for warm in self._warm.values():
-            if warm.device == device and (device == CPU or not (warm.wanted or warm.started)):
+            if warm.spec == spec and (spec.device == CPU or not (warm.wanted or warm.started)):
                 return warm
-        return self._warm_up(device)
+        return self._warm_up(spec)
 
     # --- ranks
 
@@ -220,7 +223,7 @@ class Server:
         self._starting[request.id] = {spec.rank for spec in request.ranks}
         for spec in request.ranks:
             rank_log(self._directory, spec.rank).unlink(missing_ok=True)
-            warm = self._pick(spec.device)
+            warm = self._pick(WarmSpec.of(spec, self._first[0].preload))
             warm.wanted.append(spec)
             # A failing send means that it just ended: SIGCHLD tells, and answers the request.
             with contextlib.suppress(OSError):
@@ -235,9 +238,9 @@ class Server:
             if not ranks:
                 del self._starting[request]
                 self._say(p.Reply(id=request))
-        if warm.device != CPU:
+        if warm.spec.device != CPU:
             warm.started.append(message.rank)
-            self._warm_up(warm.device)
+            self._warm_up(warm.spec)
 
     def _signal(self, ranks: list[int], signum: int) -> None:
         for rank in self._ranks.values():
@@ -276,10 +279,9 @@ class Server:
         elif pid in self._warm:
             warm = self._warm.pop(pid)
             self._close_channel(warm)
-            name = "warm-" + warm.device.replace("/", "_")
-            detail = f"the process that keeps ranks warm ended ({exit_reason(status)})\n{self._tail(name)}"
+            detail = f"the process that keeps ranks warm ended ({exit_reason(status)})\n{self._tail(warm.log)}"
             self._fail_wanted(warm, detail)
-            self._say(p.Warmth(device=warm.device, state="failed", detail=detail))
+            self._say(p.Warmth(**dataclasses.asdict(warm.spec), state="failed", detail=detail))
         elif pid == self._controller:
             self._on_controller_end(status)
 
@@ -358,6 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--owner-pid", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--preload", default="")
+    parser.add_argument("--python", default="")
     parser.add_argument("--devices", default="")
     options = parser.parse_args(arguments)
     os.setsid()  # Ctrl-C in the owner's terminal is not for ranks
@@ -378,8 +381,9 @@ def _serve(options: argparse.Namespace) -> None:
     import ipyparallel.controller.heartmonitor
     import ipyparallel.engine.app  # noqa: F401
 
-    devices = [name for name in options.devices.split(",") if name]
-    Server(owner, options.owner_pid, options.directory, options.preload, devices).run()
+    devices = [name for name in options.devices.split(",") if name] or [CPU]
+    first = [WarmSpec(device=device, preload=options.preload, python=options.python) for device in devices]
+    Server(owner, options.owner_pid, options.directory, first).run()
 
 
 if __name__ == "__main__":

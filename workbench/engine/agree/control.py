@@ -4,7 +4,7 @@ Rank 0 looks at the size of ``control.jsonl`` (a ``stat``) when a step begins an
 read when it ends. Every rank then reads the same bytes, hence the same commands, before the same step. A number of
 rank 0's rides along: what the next step's watching is, so that all ranks watch the same steps. Ranks of one host are
 told through a mapped file (``shared_slots``). Between hosts what is told comes with the sum that ranks make in each
-step anyway (of losses and gradient norms, ``star``), and so costs nothing more; where none was made, it makes its own.
+step anyway (of losses and gradient norms), and so costs nothing more; where none was made, it makes its own.
 
 A pause is the same without a step around it: rank 0 polls the file and tells when it grew, and twice a second anyway,
 so that no rank waits long enough to time out. The other ranks sleep meanwhile.
@@ -18,11 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from workbench.core.records import Command
-from workbench.engine.agree.host_sums import Star
+from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import SharedSlots
 from workbench.rundir.commands import BadLine, CommandReader
 
@@ -38,34 +35,33 @@ class AgreedControl:
 
     ``one_host``: the ranks may be on one host, and agree through a file if they are."""
 
-    def __init__(self, run: str | Path, rank: int, world_size: int, *, one_host: bool = True) -> None:
+    def __init__(self, run: str | Path, exchange: Exchange, *, one_host: bool = True) -> None:
         self._reader = CommandReader(run)
-        self._rank = rank
+        self._exchange = exchange
+        self._rank = exchange.rank
         self._told = (0, 0)
         self._is_told = True
-        self._group = dist.new_group(backend="gloo") if world_size > 1 else None
-        self._star = None if self._group is None else Star(self._group, rank, world_size)
-        self._slots = None
-        if self._group is not None and one_host:
-            self._slots = self._shared(Path(run) / SLOTS_FILE, world_size)
+        self._slots: SharedSlots | None = None
+        if exchange.ranks > 1 and one_host:
+            self._slots = self._shared(Path(run) / SLOTS_FILE)
 
-    def _shared(self, path: Path, world_size: int) -> SharedSlots | None:
+    def _shared(self, path: Path) -> SharedSlots | None:
         """The mapped file, where every rank runs on rank 0's host and sees it; else None on all of them."""
-        nonce = torch.tensor([secrets.randbits(62)], dtype=torch.int64)
+        nonce = secrets.randbits(62)
+        ranks = self._exchange.ranks
         able = True
         try:
             if self._rank == 0:
-                SharedSlots.create(path, world_size, int(nonce))
+                SharedSlots.create(path, ranks, nonce)
         except OSError:
             able = False
-        hosts = torch.tensor(list(socket.gethostname().encode().ljust(64, b"\0")[:64]) + list(_boot_id()))
-        first = hosts.clone()
-        dist.broadcast(nonce, src=0, group=self._group)
-        dist.broadcast(first, src=0, group=self._group)
+        host = socket.gethostname().encode().ljust(64, b"\0")[:64] + _boot_id()
+        told = self._exchange.from_rank_0(nonce.to_bytes(8, "little") + host)
         slots = None
         try:
-            slots = SharedSlots(path, self._rank, world_size)
-            able = able and slots.nonce == int(nonce) and slots.lives(0) and torch.equal(first, hosts)
+            slots = SharedSlots(path, self._rank, ranks)
+            is_this_runs = slots.nonce == int.from_bytes(told[:8], "little")
+            able = able and is_this_runs and slots.lives(0) and told[8:] == host
         except (OSError, ValueError):
             able = False
         agreed = self.all_can(able)
@@ -110,9 +106,8 @@ class AgreedControl:
         moment, and wait for the last."""
         if self._slots is not None:
             return self._slots.summed(first, second)
-        if self._star is not None:
-            first, second, *told = self._star.summed(first, second, self._told)
-            self._told = (told[0], told[1])
+        first, second, *told = self._exchange.summed(first, second, self._told)
+        self._told = (told[0], told[1])
         self._is_told = True
         return first, second
 
@@ -123,11 +118,7 @@ class AgreedControl:
 
     def gathered(self, value: Any) -> list[Any]:
         """What every rank passes, by rank; rare, for what is small and can be pickled."""
-        if self._group is None:
-            return [value]
-        found: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(found, value, group=self._group)
-        return found
+        return self._exchange.gathered(value)
 
     @property
     def is_shared(self) -> bool:

@@ -23,8 +23,6 @@ import struct
 import time
 from pathlib import Path
 
-from torch.distributed import DistError
-
 SLOTS = 64
 _HEAD = struct.Struct("<q")  # the nonce
 _SLOT = struct.Struct("<qqqq")  # number of the message or sum, first value, second value, checksum
@@ -42,8 +40,8 @@ _LOOKS, _SUM_SHORT_S, _SUM_LONG_S, _SUM_LONG_AFTER_S = 20, 0.00005, 0.001, 0.02
 _TIMEOUT_S = 1800.0
 
 
-class PeerLostError(DistError):
-    """A rank ended while another one waited for it."""
+class PeerLostError(RuntimeError):
+    """A rank ended, or did not come, while another one waited for what it would say."""
 
 
 def _check(number: int, first: int, second: int) -> int:
@@ -110,7 +108,7 @@ class SharedSlots:
     def summed(self, first: float, second: float) -> tuple[float, float]:
         """Return the sums of ``first`` and ``second`` over all ranks, added in the order of ranks. Collective.
 
-        Raises ``PeerLostError`` when a rank has ended, and ``DistError`` when one does not arrive within 30 minutes.
+        Raises ``PeerLostError`` when a rank has ended, or does not arrive within 30 minutes.
         """
         self._sums += 1
         mine = _BITS.unpack(_NUMBERS.pack(first, second))
@@ -148,8 +146,10 @@ class SharedSlots:
             if not self.lives(rank):
                 raise PeerLostError(f"rank {rank} has ended while others waited for it at the end of a step")
         if waited_s > _TIMEOUT_S:
-            raise DistError(f"rank(s) {', '.join(map(str, missing))} did not come to the end of a step that others "
-                            f"reached {waited_s:.0f} s ago")  # fmt: skip
+            late = ", ".join(map(str, missing))
+            raise PeerLostError(
+                f"rank(s) {late} did not come to the end of a step that others reached {waited_s:.0f} s ago"
+            )
 
     def lives(self, rank: int) -> bool:
         """Whether a rank's process is visible from this one and alive."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from workbench.engine.base.workload import Batch
+from workbench.engine.base.batch import Batch
 
 
 class StepObserver:

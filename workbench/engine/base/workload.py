@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.core.knobs import Knobs
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.capabilities import Evaluating
 
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engine.base.strategy import Strategy
-
-Batch = Any  # a tensor, or a dict, list or tuple of tensors whose dim 0 are the samples
 
 #: criterion(outputs, batch) -> mean loss over the batch; the only form a pipeline can use
 Criterion = Callable[[Any, Batch], "torch.Tensor"]
@@ -62,6 +61,6 @@ class Workload:
     criterion: Criterion | None = None
     lr_scheduler: Any = None
     tokens_per_sample: int | None = 1
-    evaluate: Callable[[Strategy], Evaluation] | None = None
-    sample: Callable[[Strategy], Sequence[str]] | None = None
+    evaluate: Callable[[Evaluating], Evaluation] | None = None
+    sample: Callable[[Evaluating], Sequence[str]] | None = None
     knobs: Knobs = field(default_factory=Knobs)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.capabilities import Evaluating
 from workbench.engine.frameworks.torch_common.device import rank_device
 
 
@@ -32,7 +32,7 @@ def logits_of(outputs: Any) -> torch.Tensor | None:
     return outputs["logits"] if isinstance(outputs, dict) else outputs.logits
 
 
-def gather_rows(strategy: Strategy, rows: torch.Tensor | None, total: int, width: int) -> torch.Tensor:
+def gather_rows(strategy: Evaluating, rows: torch.Tensor | None, total: int, width: int) -> torch.Tensor:
     """Gather the rows that each replica computed: returns [total, width], fp32, in replica order, on every rank.
 
     ``rows``: [total / dp, width], equal on the tensor-parallel ranks of the last stage; None on other stages.
@@ -44,7 +44,7 @@ def gather_rows(strategy: Strategy, rows: torch.Tensor | None, total: int, width
     return sum_over_ranks(gathered)
 
 
-def shares(total: int, strategy: Strategy) -> list[slice]:
+def shares(total: int, strategy: Evaluating) -> list[slice]:
     """Divide ``total`` samples into contiguous shares of nearly equal size, one per data-parallel replica."""
     dp = strategy.mesh.dp
     edges = [total * index // dp for index in range(dp + 1)]
@@ -52,7 +52,7 @@ def shares(total: int, strategy: Strategy) -> list[slice]:
 
 
 @torch.no_grad()
-def token_loss(strategy: Strategy, tokens: torch.Tensor, *, vocabulary: int, rows: int) -> float:
+def token_loss(strategy: Evaluating, tokens: torch.Tensor, *, vocabulary: int, rows: int) -> float:
     """Mean cross entropy in nats per token of ``tokens`` [sequences, length], each predicted from those before it.
 
     Each replica computes its share, ``rows`` sequences at a time; the result is the same on every rank. Collective.
@@ -82,7 +82,7 @@ def token_loss(strategy: Strategy, tokens: torch.Tensor, *, vocabulary: int, row
     return float((log_sums.logsumexp(0) - targets.sum(0)).mean())
 
 
-def _vocabulary_slice(strategy: Strategy, width: int, vocabulary: int) -> tuple[int | None, int]:
+def _vocabulary_slice(strategy: Evaluating, width: int, vocabulary: int) -> tuple[int | None, int]:
     """Index and offset of the vocabulary slice that this rank contributes; index None: another rank contributes it."""
     tp = strategy.coordinates.tp
     if width >= vocabulary:
@@ -104,7 +104,7 @@ def _slice_terms(
 
 @torch.no_grad()
 def generate(
-    strategy: Strategy,
+    strategy: Evaluating,
     prompt: Sequence[int],
     *,
     tokens: int,
@@ -135,7 +135,7 @@ def generate(
     return buffer[0].tolist()
 
 
-def _scores(strategy: Strategy, logits: torch.Tensor | None, position: int, vocabulary: int) -> torch.Tensor:
+def _scores(strategy: Evaluating, logits: torch.Tensor | None, position: int, vocabulary: int) -> torch.Tensor:
     """This rank's part of the logits [vocabulary] at ``position`` of the first sequence; zeros elsewhere."""
     scores = torch.zeros(vocabulary, device=rank_device())
     if logits is None:

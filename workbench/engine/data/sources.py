@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, default_collate
 
-from workbench.engine.base.workload import Batch
+from workbench.engine.base.batch import Batch
 from workbench.errors import ConfigError
 
 Collate = Callable[[list[Any]], Batch]

@@ -22,9 +22,10 @@ import torch
 from workbench.core.knobs import Knobs
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.capabilities import Replayable
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.workload import Batch
 from workbench.engine.data.sources import split
 from workbench.engine.faults.nonfinite_search import (
     Finding,
@@ -75,7 +76,8 @@ class NonfiniteGuard(StepObserver):
         self.accumulate = spec.accumulate
         self._action = spec.monitor.on_nonfinite
         self._control = control
-        self._generators = RandomGenerators(strategy.generators())
+        self._replayable = strategy if isinstance(strategy, Replayable) else None
+        self._generators = RandomGenerators({} if self._replayable is None else self._replayable.generators())
         self._batch: Batch = None
         self._random_state = self._generators.capture()
         self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
@@ -94,14 +96,14 @@ class NonfiniteGuard(StepObserver):
         self._random_state = self._generators.capture()
         self.cost_ms += (time.perf_counter() - began) * 1e3
 
-    def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor) -> str:
+    def decide(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor | None) -> str:
         """Return ``GO``, ``SKIP`` (call ``Strategy.skip`` instead of ``step``) or ``STOP`` (skip, then end the run).
 
         ``loss``: this rank's loss, None on ranks without one; ``grad_sq``: this rank's share of the squared gradient
         norm. Both are read on the host; on a GPU the host waits for the step's gradients.
         """
         began = time.thread_time()  # CPU time: waiting for a slower rank does not count
-        own = 0.0 if loss is None else float(loss), float(grad_sq)
+        own = tuple(0.0 if value is None else float(value) for value in (loss, grad_sq))
         self._strategy.mark("communication", -1)
         all_loss, all_sq = self._control.summed(*own)
         self._strategy.mark("optimizer", -1)
@@ -133,17 +135,19 @@ class NonfiniteGuard(StepObserver):
     def _investigate(self, step: int, name: str, loss: torch.Tensor | None) -> None:
         """Find the origin, log it on the rank where it lies, and save the step. Collective."""
         self._searches += 1
-        if self._searches > MAX_SEARCHES:
+        if self._searches > MAX_SEARCHES or self._replayable is None:
             if self._strategy.rank == 0:
                 self._log.event(EventKind.NONFINITE, name, {"step": step, "action": self._action}, step=step)
             return
-        finding, again = self._search()
+        finding, again = self._search(self._replayable)
         findings = self._control.gathered(None if finding is None else asdict(finding))
         origins = self._find_origins(findings)
         here = self._strategy.coordinates
         kept, why_not = "", ""
         if here.dp in origins:
-            kept, why_not = self._save_for_replay(step, name, loss, origins[here.dp], findings)
+            kept, why_not = self._save_for_replay(
+                step, name, loss, origins[here.dp], findings, module=self._replayable.module
+            )
         value: dict[str, Any] = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
         if origins.get(here.dp) == self._strategy.rank and finding is not None:
             value |= {"rank": self._strategy.rank, "loss": _number_or_name(loss), "loss_again": _number_or_name(again)}
@@ -156,12 +160,12 @@ class NonfiniteGuard(StepObserver):
             value["not_found"] = "repeating the batch gave finite values in every module: a reduction caused the fault"
             self._log.event(EventKind.NONFINITE, name, value, step=step)
 
-    def _search(self) -> tuple[Finding | None, torch.Tensor | None]:
+    def _search(self, strategy: Replayable) -> tuple[Finding | None, torch.Tensor | None]:
         after = self._generators.capture()
         try:
             self._generators.restore(self._random_state)
-            with NonfiniteSearch(self._strategy.module) as search:
-                again = self._strategy.rerun(split(self._batch, self.accumulate), search.loss)
+            with NonfiniteSearch(strategy.module) as search:
+                again = strategy.rerun(split(self._batch, self.accumulate), search.loss)
             return search.found, again
         finally:
             self._generators.restore(after)
@@ -178,7 +182,14 @@ class NonfiniteGuard(StepObserver):
         return found
 
     def _save_for_replay(
-        self, step: int, name: str, loss: torch.Tensor | None, origin: int, findings: list[dict[str, Any] | None]
+        self,
+        step: int,
+        name: str,
+        loss: torch.Tensor | None,
+        origin: int,
+        findings: list[dict[str, Any] | None],
+        *,
+        module: torch.nn.Module,
     ) -> tuple[str, str]:
         """Save what a replay needs, on every rank of the replica.
 
@@ -188,7 +199,7 @@ class NonfiniteGuard(StepObserver):
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             save_batch_snapshot(directory, self._batch, self._random_state)
-            weights = self._save_weights(directory)
+            weights = self._save_weights(directory, module)
             about = {"step": step, "name": name, "culprit": origin, "loss": _to_hex(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": findings[origin], "indices": self._indices(step)}
             about["knobs"] = {} if self._knobs is None else self._knobs.values()
@@ -199,9 +210,8 @@ class NonfiniteGuard(StepObserver):
             return "", str(error)
         return str(directory.relative_to(self._run)), weights
 
-    def _save_weights(self, directory: Path) -> str:
+    def _save_weights(self, directory: Path, module: torch.nn.Module) -> str:
         """Save the weights, for the first fault of a run only. Returns the reason when they are not saved, else ""."""
-        module = self._strategy.module
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if self._weights_saved:

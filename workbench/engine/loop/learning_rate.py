@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from workbench.core.controls import SCHEDULE
 
 
@@ -16,7 +14,7 @@ class LearningRate:
     nobody turns anything, the optimizer's groups are not touched.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._base = [_number(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
@@ -64,10 +62,10 @@ class LearningRate:
 
     def _write(self, values: list[float]) -> None:
         for group, value in zip(self._optimizer.param_groups, values, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(value)
-            else:
+            if isinstance(group["lr"], int | float):
                 group["lr"] = value
+            else:  # a tensor that a captured graph reads
+                group["lr"].fill_(value)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; the scheduler's own state is not in it."""

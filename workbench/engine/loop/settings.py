@@ -9,7 +9,9 @@ from typing import Any
 
 from workbench.core import controls
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import Capability
 from workbench.core.knobs import Knobs
+from workbench.engine.base.capabilities import Freezable, Normed, needed
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
@@ -47,6 +49,8 @@ class Settings:
     @property
     def frozen(self) -> list[str]:
         """Layers that are not updated, in the model's order."""
+        if not isinstance(self.strategy, Freezable):
+            return []
         return [layer for layer in self.strategy.layers() if layer in self._frozen]
 
     def now(self, name: str) -> Any:
@@ -75,7 +79,9 @@ class Settings:
         ``set lr=...`` does; a recipe's schedule begins with the rate, and ``LearningRate.restore`` goes on from there.
         """
         for control in _begun_by_spec():
-            self.set(control.name, getattr(self.spec, control.option))
+            value = getattr(self.spec, control.option)
+            if self.now(control.name) != value:
+                self.set(control.name, value)
         rate = self.spec.lr
         if rate is None or self.spec.recipe or self.workload.lr_scheduler is None:
             return False
@@ -85,7 +91,8 @@ class Settings:
     def freeze(self, pattern: str, *, frozen: bool) -> list[str]:
         """Freeze the layers in whose names ``pattern`` is found, or update them again; returns those that changed.
         ``ConfigError`` when there is no such layer, or none would be left to train."""
-        layers = self.strategy.layers()
+        freezable = needed(self.strategy, Freezable, Capability.FREEZABLE)
+        layers = freezable.layers()
         matching = {layer for layer in layers if re.search(pattern, layer)}
         after = self._frozen | matching if frozen else self._frozen - matching
         if not matching:
@@ -93,7 +100,7 @@ class Settings:
         if len(after) == len(layers):
             raise ConfigError(f"{pattern!r} would freeze all {len(layers)} layers: nothing would be trained")
         changed = after ^ self._frozen
-        self.strategy.set_frozen(after)
+        freezable.set_frozen(after)
         self._frozen = frozenset(after)
         return [layer for layer in layers if layer in changed]
 
@@ -117,6 +124,8 @@ class Settings:
         for name, value in state["values"].items():
             if self.now(name) is not None and self.now(name) != value:
                 self.set(name, value)
+        if not isinstance(self.strategy, Freezable):
+            return
         known = set(self.strategy.layers())
         frozen = frozenset(layer for layer in state["frozen"] if layer in known)
         if frozen != self._frozen:
@@ -138,7 +147,7 @@ class Setting:
 
 
 def _set_clip(settings: Settings, norm: float) -> None:
-    settings.strategy.set_clip(norm)
+    needed(settings.strategy, Normed, Capability.NORMED).set_clip(norm)
     settings.clip = norm
 
 

@@ -11,15 +11,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind, StepRecord
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.capabilities import (
+    Checkpointable,
+    Evaluating,
+    LossScaled,
+    Normed,
+    NormReporting,
+    Pipelined,
+    needed,
+)
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.workload import Batch, Workload
+from workbench.engine.base.workload import Workload
 from workbench.engine.data.sources import samples_in, split, tokens_in
 from workbench.engine.faults.nonfinite import GO, STOP, NonfiniteGuard
 from workbench.engine.loop.settings import Settings
@@ -33,11 +43,12 @@ from workbench.rundir.log import RankLogWriter
 
 @dataclass(slots=True)
 class _Measured:
-    """A finished step whose tensors are not on the host yet."""
+    """A finished step whose loss and squared norm (scalars of the framework; None: it has none) may still be on their
+    way to the host."""
 
     step: int
-    loss: torch.Tensor | None
-    grad_sq: torch.Tensor
+    loss: Any
+    grad_sq: Any
     lr: float
     tokens: int
     step_time_ms: float
@@ -55,7 +66,7 @@ class _Measured:
             rank=rank,
             loss=math.nan if self.loss is None else float(self.loss),
             lr=self.lr,
-            grad_sq=float(self.grad_sq),
+            grad_sq=math.nan if self.grad_sq is None else float(self.grad_sq),
             tokens=self.tokens,
             step_time_ms=self.step_time_ms,
             data_wait_ms=self.data_wait_ms,
@@ -71,7 +82,8 @@ class Trainer:
     """Trains a prepared strategy for ``spec.steps`` steps, or until a stop is agreed.
 
     ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a
-    checkpoint to begin from, of this run or another; then the first step is the one after it.
+    checkpoint to begin from, of this run or another; then the first step is the one after it. ``on_host``: losses and
+    norms can be read at once; otherwise (on a GPU) a step's are read a step later, and nothing waits for them.
     """
 
     def __init__(
@@ -87,6 +99,7 @@ class Trainer:
         observers: Sequence[StepObserver] = (),
         guard: NonfiniteGuard | None = None,
         resume: Path | None = None,
+        on_host: bool = True,
     ) -> None:
         self.spec = spec
         self.workload = workload
@@ -98,7 +111,13 @@ class Trainer:
         self.guard = guard
         self._ended_by_guard = False
         self.settings = Settings(spec, workload, strategy, self.observers)
-        self.checkpoints = Checkpoints(run, strategy, control, log, spec.keep)
+        self._run = run
+        self._on_host = on_host
+        self._normed = strategy if isinstance(strategy, Normed) else None
+        self._reporting = strategy if isinstance(strategy, NormReporting) else None
+        self._scaled = strategy if isinstance(strategy, LossScaled) else None
+        self._pipelined = strategy if isinstance(strategy, Pipelined) else None
+        self._evaluates = bool(spec.eval_every and workload.evaluate is not None and isinstance(strategy, Evaluating))
         self.steering = Steering(settings=self.settings, loop=self, control=control, log=log, enter=self._enter)
         self._resume = resume
         self._batches: Iterator[Batch] = iter(())
@@ -155,10 +174,6 @@ class Trainer:
             return self.workload.data.batches(here.dp, mesh.dp)
         return self.workload.data.batches(here.dp, mesh.dp, number)
 
-    @property
-    def _evaluates(self) -> bool:
-        return bool(self.spec.eval_every) and self.workload.evaluate is not None
-
     def _scheduled(self, step: int) -> bool:
         """Evaluate and save when they are due; whether it was evaluated."""
         due = self._evaluates and (step == self.spec.steps or step % self.spec.eval_every == 0)
@@ -176,7 +191,7 @@ class Trainer:
         self._step(step, watch)
 
     def _step(self, step: int, watch: int) -> None:
-        """One optimizer step; its record is written now on a CPU, a step later on a GPU (no synchronisation)."""
+        """One optimizer step; its record is written now, or a step later where reading it would wait for the device."""
         started = time.perf_counter()
         for observer in self.observers:
             observer.begins(step, watch)
@@ -196,7 +211,7 @@ class Trainer:
         for observer in self.observers:
             observer.reduced(step)
         began = time.perf_counter()
-        grad_sq = self.strategy.grad_sq()
+        grad_sq = self._normed.grad_sq() if self._normed is not None else None
         norm_ms = (time.perf_counter() - began) * 1e3
         lr = self.settings.lr.now
         loss_scale = self._loss_scale(step)
@@ -224,10 +239,10 @@ class Trainer:
             skipped=not updated,
             loss_scale=loss_scale,
             clip=self.settings.clip,
-            framework_norm=self.strategy.framework_norm(),
+            framework_norm=self._reporting.framework_norm() if self._reporting is not None else math.nan,
             monitor_ms=cost_ms,
         )
-        if grad_sq.device.type == "cpu":
+        if self._on_host:
             self._write_in_flight()
 
     def _cost_ms(self, own_ms: float) -> float:
@@ -239,14 +254,14 @@ class Trainer:
         return own_ms + (self._threads_s - before) * 1e3 + watching_ms
 
     def _loss_scale(self, step: int) -> float:
-        """The loss scale in force; a change is an event."""
-        scale = self.strategy.loss_scale()
+        """The loss scale in force (1: none); a change is an event."""
+        scale = self._scaled.loss_scale() if self._scaled is not None else 1.0
         if self._scale not in (None, scale):
             self.log.event(EventKind.LOSS_SCALE, "changed", scale, step=step, old_value=self._scale)
         self._scale = scale
         return scale
 
-    def _judged(self, step: int, loss: torch.Tensor | None, grad_sq: torch.Tensor) -> str:
+    def _judged(self, step: int, loss: Any, grad_sq: Any) -> str:
         assert self.guard is not None
         self.guard.accumulate = self.settings.accumulate
         return self.guard.decide(step, loss, grad_sq)
@@ -277,8 +292,8 @@ class Trainer:
             self.log.event(EventKind.WARNING, "nonfinite_loss", str(record.loss), step=record.step)
 
     def _has_bad_loss(self, record: StepRecord) -> bool:
-        holds_loss = self.strategy.coordinates.pp == self.strategy.mesh.pp - 1
-        return holds_loss and not math.isfinite(record.loss)
+        has_loss = self._pipelined is None or self._pipelined.has_loss()
+        return has_loss and not math.isfinite(record.loss)
 
     def evaluate(self, step: int) -> None:
         """Evaluate, on all ranks; rank 0 logs what was found. ``ConfigError`` when there is nothing to do it with."""
@@ -287,12 +302,15 @@ class Trainer:
                 "this training has nothing to evaluate with: recipes bring an evaluation, a cell has none"
             )
         self._enter("evaluate")
-        found = self.workload.evaluate(self.strategy)
+        found = self.workload.evaluate(self._evaluating())
         if self.strategy.rank == 0:
             for name, value in found.values.items():
                 self.log.event(EventKind.VALIDATION, name, value, step=step)
             for text in found.texts:
                 self.log.event(EventKind.SAMPLE, "text", text, step=step)
+
+    def _evaluating(self) -> Evaluating:
+        return needed(self.strategy, Evaluating, Capability.EVALUATING)
 
     def sample(self, step: int) -> None:
         """Let the model write, on all ranks; rank 0 logs it. ``ConfigError`` when it writes nothing."""
@@ -300,15 +318,21 @@ class Trainer:
             raise ConfigError("this training has no samples: its workload has neither sample nor evaluate")
         self._enter("evaluate")
         if self.workload.sample is not None:
-            texts = self.workload.sample(self.strategy)
+            texts = self.workload.sample(self._evaluating())
         else:
-            texts = self.workload.evaluate(self.strategy).texts  # type: ignore[misc]
+            texts = self.workload.evaluate(self._evaluating()).texts  # type: ignore[misc]
         if self.strategy.rank == 0:
             for text in texts:
                 self.log.event(EventKind.SAMPLE, "text", text, step=step)
 
+    def checkpoints(self) -> Checkpoints:
+        """What writes and reads them. ``ConfigError`` where the strategy has none."""
+        needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE)
+        return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep)
+
     def save(self, step: int, *, asked: bool) -> bool:
         """Write a checkpoint; whether it is there."""
+        files = self.checkpoints()
         self._enter("checkpoint")
         self._write_in_flight()
         settings, left_out = self.settings.state()
@@ -316,17 +340,17 @@ class Trainer:
             self._warned_schedule = True
             self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
         state = {"step": step, "batches": self._consumed, "settings": settings}
-        return self.checkpoints.save(step, state, asked=asked)
+        return files.save(step, state, asked=asked)
 
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
-        path = checkpoints.find(self.checkpoints.run, target)
+        path = checkpoints.find(self._run, target)
         self._enter("checkpoint")
         self._write_in_flight()
         return self._restore(path)
 
     def _restore(self, path: Path) -> int:
-        state = self.checkpoints.restore(path, prepare=lambda found: self._prepare(found["batches"]))
+        state = self.checkpoints().restore(path, prepare=lambda found: self._prepare(found["batches"]))
         self.settings.restore(state["settings"])
         step = int(state["step"])
         self.progress.step = step

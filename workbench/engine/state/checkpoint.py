@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from workbench.core.config import ParallelPlan
+from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import Held, Slot
@@ -45,6 +47,9 @@ class Checkpoints:
     @property
     def _plan(self) -> ParallelPlan:
         return self.strategy.spec.plan
+
+    def _held(self) -> Held:
+        return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).held()
 
     def save(self, step: int, state: dict[str, Any], *, asked: bool) -> bool:
         """Save the checkpoint of ``step`` and return whether that succeeded.
@@ -91,7 +96,7 @@ class Checkpoints:
         temporary.mkdir(mode=0o700, parents=True)
 
     def _write_shards(self, temporary: Path) -> None:
-        held = self.strategy.held()
+        held = self._held()
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
         for slot in held.slots:
@@ -109,7 +114,7 @@ class Checkpoints:
     def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
         groups = [
             {name: to_plain(value) for name, value in group.items() if name != "params"}
-            for group in self.strategy.held().optimizer.param_groups
+            for group in self._held().optimizer.param_groups
         ]
         ranks = self.strategy.mesh.world_size
         document = {"trainer": state, "groups": groups}
@@ -124,7 +129,7 @@ class Checkpoints:
         they continue from their current state, and a warning is logged. Raises ``RunError`` on every rank, before
         anything is changed, when any rank finds the checkpoint damaged, incomplete or made for another model.
         """
-        held = self.strategy.held()
+        held = self._held()
         reader: ShardReader | None = None
         reason = ""
         try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from workbench.engine.base.strategy import BatchObserver, GradientPart
+from workbench.engine.base.parts import BatchObserver, GradientPart
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
 from workbench.engine.frameworks.torch_common.parameters import HeldParameter
 

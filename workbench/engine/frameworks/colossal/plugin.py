@@ -13,7 +13,7 @@ from colossalai.booster import Booster
 
 from workbench.core.config import TrainSpec
 from workbench.core.mesh import Coordinates
-from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
 from workbench.engine.frameworks.torch_common.held_state import RankState

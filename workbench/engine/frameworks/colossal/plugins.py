@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import (
     before_buckets,

@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.strategy import BatchObserver, Comparison, GradientPart, Strategy, WeightPart, unmarked
-from workbench.engine.base.workload import Batch, Workload
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.strategy import Strategy, unmarked
+from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
@@ -114,6 +116,9 @@ class ColossalStrategy(Strategy):
             )
         loss = result["loss"]
         return None if loss is None else loss.detach().float()
+
+    def has_loss(self) -> bool:
+        return self.coordinates.pp == self.mesh.pp - 1
 
     def skip(self) -> None:
         self._grad_sq = None

@@ -10,7 +10,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.workload import Batch, Workload
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.workload import Workload
 from workbench.errors import ConfigError
 
 

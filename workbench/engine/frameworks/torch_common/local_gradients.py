@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from workbench.engine.base.strategy import BatchObserver, GradientPart
+from workbench.engine.base.parts import BatchObserver, GradientPart
 from workbench.engine.frameworks.torch_common.parameters import HeldParameter
 
 #: the gradients of these parameters, as they are now

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from workbench.engine.base.workload import Batch
+from workbench.engine.base.batch import Batch
 
 
 def rerun(

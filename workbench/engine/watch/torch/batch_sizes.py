@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workbench.core.records import EventKind
+from workbench.engine.base.batch import Batch
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.workload import Batch
 from workbench.engine.data.sources import counts_tokens, samples_in
 from workbench.rundir.log import RankLogWriter
 

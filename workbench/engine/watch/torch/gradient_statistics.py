@@ -14,7 +14,7 @@ import numpy as np
 
 import torch
 from workbench.core.records import GradientSketch, GradientStats, HistogramStats
-from workbench.engine.base.strategy import Comparison, GradientPart
+from workbench.engine.base.parts import Comparison, GradientPart
 from workbench.engine.watch.torch import tensor_statistics as statistics
 from workbench.engine.watch.torch.host_copy import HostCopy
 from workbench.engine.watch.torch.sketch import Sketcher

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
+from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
+from workbench.engine.base.capabilities import NormReporting, Watchable, needed
 from workbench.engine.base.observer import StepObserver
-from workbench.engine.base.strategy import GradientPart, Strategy
+from workbench.engine.base.parts import GradientPart
+from workbench.engine.base.strategy import Strategy
 from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, MASK, NOTHING, Governor, balanced_groups
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector, PendingRecords
 from workbench.engine.watch.torch.host_copy import Stopwatch
@@ -52,6 +55,8 @@ class GradientWatch(StepObserver):
         monitor = spec.monitor
         self._every = monitor.grad_every
         self._strategy = strategy
+        self._watchable = needed(strategy, Watchable, Capability.WATCHABLE)
+        self._reporting = strategy if isinstance(strategy, NormReporting) else None
         self._log = log
         self._device = device
         self._one_replica = strategy.mesh.dp == 1
@@ -76,7 +81,7 @@ class GradientWatch(StepObserver):
     def _choose(self, pattern: str) -> None:
         """Watch the layers in whose names ``pattern`` is found ("": all)."""
         self._pattern = pattern
-        sizes = self._strategy.layer_sizes()
+        sizes = self._watchable.layer_sizes()
         chosen = {name: size for name, size in sizes.items() if re.search(pattern, name)}
         self._layers = frozenset(chosen) if pattern else None
         self._elements = sum(chosen.values()) / (self._strategy.mesh.tp * self._strategy.mesh.pp)
@@ -116,8 +121,8 @@ class GradientWatch(StepObserver):
             self._collector = GradientCollector(
                 full=self._now.full, keep=keep, precision=self._precision, sketcher=self._sketcher
             )
-            if self._code == FULL and self._clips:
-                self._strategy.watch_framework_norm(True)
+            if self._code == FULL and self._clips and self._reporting is not None:
+                self._reporting.watch_framework_norm(True)
 
     def _code_of(self, step: int, watch: int) -> int:
         if self._nothing_there:
@@ -145,7 +150,7 @@ class GradientWatch(StepObserver):
         manager is told of an exception that was raised inside."""
         looking = ExitStack()
         with self._cost:
-            looking.enter_context(self._strategy.watch_batches(self._take, layers, keep=self._collector.keep))
+            looking.enter_context(self._watchable.watch_batches(self._take, layers, keep=self._collector.keep))
 
         def leave(*raised: Any) -> bool | None:
             with self._cost:
@@ -165,30 +170,30 @@ class GradientWatch(StepObserver):
         with self._cost:
             rank, layers = self._strategy.rank, self._now.layers
             if self._one_replica:
-                self._collector.take(self._strategy.reduced_gradients(layers, all_held=True))
+                self._collector.take(self._watchable.reduced_gradients(layers, all_held=True))
                 self._collector.equals_reduced()
-                self._pending.append(self._collector.finish(step, rank, "local", reports=self._strategy.reports))
+                self._pending.append(self._collector.finish(step, rank, "local", reports=self._watchable.reports))
             else:
                 if self._collector.keep:
-                    self._collector.compare(self._strategy.compare(self._collector.parts))
+                    self._collector.compare(self._watchable.compare(self._collector.parts))
                 self._pending.append(self._collector.finish(step, rank, "local"))
                 averaged = GradientCollector(full=self._now.full, precision=self._precision)
-                averaged.take(self._strategy.reduced_gradients(layers))
+                averaged.take(self._watchable.reduced_gradients(layers))
                 self._pending.append(averaged.finish(step, rank, "reduced"))
             if self._now.full:
                 self._weight_layers = self._fitting(layers)
-                self._weights.before(self._strategy.weights(self._weight_layers))
+                self._weights.before(self._watchable.weights(self._weight_layers))
 
     def updated(self, step: int, skipped: bool) -> None:
         if self._now is None:
             return
         with self._cost:
             if self._now.full:
-                found = self._weights.after(self._strategy.weights(self._weight_layers), step, self._strategy.rank)
+                found = self._weights.after(self._watchable.weights(self._weight_layers), step, self._strategy.rank)
                 if found is not None:
                     self._pending.append(found)
-            if self._code == FULL and self._clips:
-                self._strategy.watch_framework_norm(False)
+            if self._code == FULL and self._clips and self._reporting is not None:
+                self._reporting.watch_framework_norm(False)
 
     def ends(self, step: int) -> None:
         if self._pending:
@@ -267,7 +272,7 @@ class GradientWatch(StepObserver):
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         room = _ROOM * (free + unused) / 4
         sizes = [
-            (name, size) for name, size in self._strategy.layer_sizes().items() if layers is None or name in layers
+            (name, size) for name, size in self._watchable.layer_sizes().items() if layers is None or name in layers
         ]
         if sum(size for _, size in sizes) <= room:
             return layers

@@ -19,9 +19,11 @@ from typing import Any
 
 from workbench.core.config import MonitorSpec
 from workbench.core.records import CollectiveRecord, EventKind, PhaseRecord
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.capabilities import DdpReduced
 from workbench.engine.base.observer import StepObserver
-from workbench.engine.base.strategy import BatchObserver, Strategy
-from workbench.engine.base.workload import Batch
+from workbench.engine.base.parts import BatchObserver
+from workbench.engine.base.strategy import Strategy
 from workbench.engine.watch.host.clock import Clock, Reading, make_clock
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
 from workbench.engine.watch.torch.collectives import CollectiveRecorder, DdpReducerReader, make_records
@@ -91,7 +93,7 @@ class PhaseWatch(StepObserver):
         strategy = self._strategy
         strategy.mark = self._mark
         strategy.aside = self._aside
-        reducer = strategy.reducer()
+        reducer = strategy.reducer() if isinstance(strategy, DdpReduced) else None
         if reducer is not None and strategy.mesh.dp > 1:
             self._reducer = DdpReducerReader(reducer, strategy.mesh, on_host=self._on_host)
         self._collectives.install()

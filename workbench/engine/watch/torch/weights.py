@@ -11,7 +11,7 @@ import numpy as np
 
 import torch
 from workbench.core.records import WeightStats
-from workbench.engine.base.strategy import WeightPart
+from workbench.engine.base.parts import WeightPart
 from workbench.engine.watch.torch import tensor_statistics as statistics
 from workbench.engine.watch.torch.host_copy import HostCopy
 

@@ -1,0 +1,187 @@
+"""What a strategy may be able to do beside training: one protocol each, asked for with ``isinstance``.
+
+A strategy that has no method for something cannot do it; none returns a stand-in. Where a person asked for it, the
+framework's table (``workbench.core.frameworks``) says before launch why it is not available; ``needed`` says it later.
+
+The order of calls in a step is::
+
+    strategy.forward_backward(pieces)   # gradients accumulated and reduced; raw local ones shown to the observer
+    strategy.reduced_gradients()        # Watchable: on steps whose gradients are watched
+    strategy.grad_sq()                  # Normed: this rank's share of the squared global norm
+    strategy.step()                     # clip and update (or skip: loss scaling); or, instead, strategy.skip()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from workbench.core.frameworks import Capability
+from workbench.core.mesh import Coordinates, Mesh
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.engine.state.layout import Held
+    from workbench.engine.state.randomness import ModuleGenerator
+
+
+@runtime_checkable
+class Normed(Protocol):
+    """Knows the global norm of the gradient, and clips to it."""
+
+    def grad_sq(self) -> torch.Tensor:
+        """This rank's share of the squared L2 norm of the reduced gradient, before clipping, loss scale removed.
+
+        fp32 scalar on the device; the sum over all ranks is the squared global norm, each element counted once.
+        Between ``forward_backward`` and ``step``; no communication.
+        """
+
+    def set_clip(self, clip: float) -> None:
+        """From the next step on, clip the gradient to this global norm (0: any)."""
+
+
+@runtime_checkable
+class LossScaled(Protocol):
+    """May multiply the loss, so that small gradients survive fp16."""
+
+    def loss_scale(self) -> float:
+        """What the gradients of this step are multiplied by (1: no loss scaling)."""
+
+
+@runtime_checkable
+class NormReporting(Protocol):
+    """Its framework computes a global gradient norm of its own."""
+
+    def framework_norm(self) -> float:
+        """The norm that the framework computed in the last ``step``, loss scale removed; NaN where it computed none."""
+
+    def watch_framework_norm(self, watch: bool) -> None:
+        """Whether the next ``step`` is to let the framework compute its norm even where ours replaces it. The same on
+        all ranks."""
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """Shows gradients, local and reduced, and the weights that they change."""
+
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        """While entered, ``forward_backward`` shows ``observer`` every local gradient once, complete, unreduced: those
+        that are reduced together in one call. Only of ``layers``, if given, and of none that is frozen. ``keep``: what
+        was shown stays as it is until ``step``, so that ``compare`` can be asked; it costs a gradient's memory and no
+        copy where that can be avoided."""
+
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        """The reduced gradients this rank holds, of ``layers`` if given; where replicas hold the same, each gives a
+        share of the layers, so that every layer comes from one rank at least (``all_held``: all of them instead).
+        Between ``forward_backward`` and ``step``; no communication."""
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """Whether this rank's share of the reduced gradients holds that part of a layer."""
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
+        """Local gradients that ``watch_batches(keep=True)`` showed, beside their reduced values; None where the plan
+        has no two of them at once. Between ``forward_backward`` and ``step``; no communication."""
+
+    def layer_sizes(self) -> dict[str, int]:
+        """Elements of every layer of the user's model that has trainable parameters, in its order: the same on all
+        ranks, whatever part of the model they hold."""
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """Weights and moments this rank holds, shared out like ``reduced_gradients``; no communication."""
+
+
+@runtime_checkable
+class DdpReduced(Protocol):
+    """May leave the reduction of gradients to torch's ``DistributedDataParallel``, out of Python's sight."""
+
+    def reducer(self) -> Any:
+        """The ``DistributedDataParallel`` module; None where this plan has none."""
+
+
+@runtime_checkable
+class Checkpointable(Protocol):
+    """Its state can be written and read back."""
+
+    def held(self) -> Held:
+        """What a checkpoint keeps of this rank."""
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """A step can be run once more without any effect, to find where a number that is not finite came from."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The user's model, or this rank's part of it, as the plan left it: modules have the user's names."""
+
+    def generators(self) -> Mapping[str, ModuleGenerator]:
+        """Random generators that the framework keeps inside the model, by name."""
+
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        """``forward_backward`` once more, without any effect on weights, gradients and buffers; returns the same loss.
+
+        ``seen`` is given each loss before its backward pass. Collective over a replica's ranks (tp, pp); it reduces
+        nothing over data-parallel ones. Random generators are the caller's business."""
+
+
+@runtime_checkable
+class Freezable(Protocol):
+    """Single layers can be left as they are."""
+
+    def layers(self) -> list[str]:
+        """Qualified names of all modules of the user's model that own parameters, on every rank the same."""
+
+    def set_frozen(self, layers: Collection[str]) -> None:
+        """From the next step on, exactly these layers keep weights and optimizer state as they are: their gradient
+        counts for nothing."""
+
+
+@runtime_checkable
+class Evaluating(Protocol):
+    """The model can be asked for outputs between two steps."""
+
+    rank: int
+    mesh: Mesh
+    coordinates: Coordinates
+
+    def forward(self, batch: Batch) -> Any:
+        """Outputs of the model for ``batch`` without gradients, in evaluation mode. Collective over a replica's ranks
+        (tp, pp); None on pipeline stages that are not the last."""
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """May cut the model into stages: then ``forward_backward`` has a loss on the last one only."""
+
+    def has_loss(self) -> bool:
+        """Whether ``forward_backward`` returns a loss on this rank."""
+
+
+#: what a strategy has to have, for a plugin to be said to be capable of it
+PROTOCOLS: Mapping[Capability, type] = {
+    Capability.NORMED: Normed,
+    Capability.WATCHABLE: Watchable,
+    Capability.CHECKPOINTABLE: Checkpointable,
+    Capability.REPLAYABLE: Replayable,
+    Capability.PIPELINED: Pipelined,
+    Capability.FREEZABLE: Freezable,
+    Capability.EVALUATING: Evaluating,
+}
+
+Wanted = TypeVar("Wanted")
+
+
+def needed(strategy: Any, protocol: type[Wanted], capability: Capability) -> Wanted:
+    """``strategy`` as what can do it. ``ConfigError`` with the framework's reason when it cannot."""
+    if not isinstance(strategy, protocol):
+        plan = strategy.spec.plan
+        reason = plan.why_unavailable(capability)
+        raise ConfigError(reason or f"{capability.value}: not available with {plan.framework} {plan.plugin}")
+    return strategy

@@ -1,0 +1,51 @@
+"""Gradients and weights on their way from a strategy to those that watch them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class GradientPart:
+    """One parameter's gradient, or this rank's part of it.
+
+    ``layer`` is the qualified name of the owning module in the user's model. ``tensor`` holds exactly the elements that
+    count (no padding, loss scale still inside). ``sharded`` as in ``records.GradientStats``. ``scale``: divide by it.
+    ``source`` is for the strategy: what the gradient is of.
+    """
+
+    layer: str
+    tensor: torch.Tensor
+    sharded: str
+    scale: float = 1.0
+    source: Any = None
+
+
+#: called while backward runs with the local gradients that are about to be reduced together
+BatchObserver = Callable[[list[GradientPart]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Local gradients beside the reduced ones. ``pairs[i]`` belongs to the i-th part: (local, reduced) tensors over the
+    same elements, which are the whole part where ``kind`` is "exact", and this rank's slice where it is "slice"."""
+
+    kind: str
+    pairs: list[list[tuple[torch.Tensor, torch.Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPart:
+    """One parameter, or this rank's part of it, as the optimizer updates it (the fp32 master where there is one).
+
+    ``moments``: the optimizer's first and second, None where it has none (yet)."""
+
+    layer: str
+    weight: torch.Tensor
+    sharded: str
+    moments: tuple[torch.Tensor | None, torch.Tensor | None]

@@ -1,0 +1,1 @@
+"""torch's own distributed training, without any other framework."""

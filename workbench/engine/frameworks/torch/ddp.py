@@ -1,0 +1,249 @@
+"""torch's ``DistributedDataParallel``: each rank holds the whole model, and gradients are averaged over the ranks.
+
+Mixed precision is torch's autocast over fp32 weights, in fp16 with a gradient scaler.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.strategy import Strategy, unmarked
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
+from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.held_state import RankState
+from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
+from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.parameters import (
+    HeldParameter,
+    ModelNames,
+    held_parameters,
+    share_of_replicas,
+)
+from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
+from workbench.engine.frameworks.torch_common.rerun import rerun
+from workbench.engine.state.layout import Held, Originals
+from workbench.engine.state.randomness import ModuleGenerator
+from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.errors import ConfigError
+
+_AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: first loss scale in fp16; torch's 2**16 skips so many steps that short runs learn less
+_FIRST_SCALE = 2.0**10
+
+
+class DdpStrategy(Strategy):
+    """Loss, gradients and updates are those of one process with the global batch."""
+
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None:
+        check_trainable(spec, workload)
+        for name, module in workload.model.named_modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and spec.plan.ranks > 1:
+                raise ConfigError(
+                    f"{name} is a {type(module).__name__}: each rank would normalise by its own share of the batch, so "
+                    "training depends on the number of ranks. Use GroupNorm or LayerNorm in the model",
+                    field="model",
+                )
+
+    def prepare(self, workload: Workload) -> None:
+        self.workload = workload
+        self.device = rank_device()
+        self.originals = Originals(workload.model)
+        self._module = workload.model.to(self.device)
+        self._optimizer = workload.optimizer
+        self._names = ModelNames(self._module)
+        self._held = held_parameters(self._module, self._names)
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
+        self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
+        self._shares = {(item.layer, item.sharded) for item in self._mine}
+        self.model = DistributedDataParallel(self._module)
+        self.model.train()
+        is_fp16 = self.spec.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
+        self._clip = self.spec.clip
+        self._frozen: frozenset[str] = frozenset()
+        self._grad_sq: torch.Tensor | None = None
+
+    def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
+        self._grad_sq = None
+        losses = []
+        for index, piece in enumerate(pieces):
+            is_last = index == len(pieces) - 1
+            number = index if len(pieces) > 1 else -1
+            self.mark("transfer", number)
+            with nullcontext() if is_last else self.model.no_sync():
+                losses.append(self._piece(to_device(piece, self.device), len(pieces), number, is_last))
+        for item in self._held if self._frozen else ():
+            if item.layer in self._frozen:
+                item.parameter.grad = None
+        return torch.stack(losses).sum()
+
+    def _piece(self, piece: Batch, count: int, number: int, is_last: bool) -> torch.Tensor:
+        self.mark("forward", number)
+        loss = self._loss_of(self.model, piece) / count
+        self.mark("backward", number)
+        if is_last and self.mark is not unmarked:
+            mark_what_follows(loss, self.mark, number)
+        self._scaler.scale(loss).backward()
+        return loss.detach().float()
+
+    def _loss_of(self, model: torch.nn.Module, piece: Batch) -> torch.Tensor:
+        with self._autocast():
+            if self.workload.loss_fn is not None:
+                return self.workload.loss_fn(model, piece)
+            assert self.workload.criterion is not None  # check refused a workload without
+            return self.workload.criterion(call_model(model, piece), piece)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = _AUTOCAST_TYPES.get(self.spec.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+    def step(self) -> bool:
+        norm = self._global_norm() if self._clip > 0 else 0.0
+        self._grad_sq = None
+        self._scaler.unscale_(self._optimizer)
+        if self._clip > 0 and norm > self._clip:
+            gradients = [item.parameter.grad for item in self._held if item.parameter.grad is not None]
+            torch._foreach_mul_(gradients, self._clip / (norm + 1e-6))
+        before = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        return self._scaler.get_scale() >= before
+
+    def _global_norm(self) -> float:
+        total = self.grad_sq().clone()
+        dist.all_reduce(total)
+        return math.sqrt(total.item())
+
+    def skip(self) -> None:
+        self._grad_sq = None
+        self._optimizer.zero_grad()
+
+    def grad_sq(self) -> torch.Tensor:
+        """As ``Normed.grad_sq``: every rank has the whole gradient, and gives the layers whose turn it is."""
+        if self._grad_sq is None:
+            tensors = [part.tensor for part in self._parts(self._mine)]
+            squares = figures.sum_of_squares(tensors) if tensors else torch.zeros((), device=self.device)
+            self._grad_sq = (squares / self.loss_scale() ** 2).float()
+        return self._grad_sq
+
+    def set_clip(self, clip: float) -> None:
+        """As ``Normed.set_clip``."""
+        self._clip = clip
+
+    def loss_scale(self) -> float:
+        """As ``LossScaled.loss_scale``."""
+        return self._scaler.get_scale()
+
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        """As ``Watchable.watch_batches``."""
+        items = [item for item in self._chosen(self._held, layers) if item.layer not in self._frozen]
+        return before_ddp_reduces(
+            items,
+            self._parts,
+            self.aside(observer),
+            keep=keep,
+            is_last=lambda: bool(self.model.require_backward_grad_sync),
+        )
+
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        """As ``Watchable.reduced_gradients``."""
+        return self._parts(self._chosen(self._held if all_held else self._mine, layers))
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """As ``Watchable.reports``."""
+        return (layer, sharded) in self._shares
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+        """As ``Watchable.compare``: by now ``p.grad`` is the reduced gradient."""
+        return Comparison("exact", [[(part.tensor, part.source.parameter.grad)] for part in parts])
+
+    def layer_sizes(self) -> dict[str, int]:
+        """As ``Watchable.layer_sizes``."""
+        return self._names.sizes
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
+        return [
+            WeightPart(item.layer, item.parameter.detach(), "", moments_of(self._optimizer, item.parameter))
+            for item in self._chosen(self._mine, layers)
+        ]
+
+    @staticmethod
+    def _chosen(items: Sequence[HeldParameter], layers: Collection[str] | None) -> list[HeldParameter]:
+        return [item for item in items if layers is None or item.layer in layers]
+
+    def _parts(self, items: Sequence[HeldParameter]) -> list[GradientPart]:
+        scale = self.loss_scale()
+        return [
+            GradientPart(item.layer, item.parameter.grad, "", scale, item)
+            for item in items
+            if item.parameter.grad is not None
+        ]
+
+    def reducer(self) -> DistributedDataParallel:
+        """As ``DdpReduced.reducer``."""
+        return self.model
+
+    def held(self) -> Held:
+        """As ``Checkpointable.held``."""
+        state = RankState(module=self._module, originals=self.originals, mesh=self.mesh, here=self.coordinates)
+        return state.held(self._optimizer, scaler=self._scaler if self._scaler.is_enabled() else None)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """As ``Replayable.module``."""
+        return self._module
+
+    def generators(self) -> Mapping[str, ModuleGenerator]:
+        """As ``Replayable.generators``: torch keeps none in modules."""
+        return {}
+
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """As ``Replayable.rerun``."""
+        on_device = [to_device(piece, self.device) for piece in pieces]
+        return rerun(
+            self._module,
+            on_device,
+            lambda piece: self._loss_of(self._module, piece),
+            seen,
+            loss_scale=self.loss_scale(),
+        )
+
+    def layers(self) -> list[str]:
+        """As ``Freezable.layers``."""
+        return self._names.layers
+
+    def set_frozen(self, layers: Collection[str]) -> None:
+        """As ``Freezable.set_frozen``."""
+        self._frozen = frozenset(layers)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Any:
+        """As ``Evaluating.forward``."""
+        with evaluating(self._module), self._autocast():
+            return call_model(self._module, to_device(batch, self.device))
+
+    def close(self) -> None:
+        if hasattr(self, "model"):
+            # Held until DDP's reducer is gone: were its reference the last one, the group would end while this thread
+            # has the interpreter lock, and wait for a gloo thread that waits for the lock.
+            group = self.model.process_group
+            del self.model
+            gc.collect()
+            del group

@@ -1,0 +1,22 @@
+"""torch native, as the notebook sees it: its plugins and what each can do. Imports no tensor library."""
+
+from __future__ import annotations
+
+from workbench.core.frameworks import Capability, Framework, Plugin
+
+TORCH = Framework(
+    name="torch",
+    title="torch",
+    plugins=(
+        Plugin(
+            name="ddp",
+            summary="each rank holds the whole model; DistributedDataParallel averages the gradients",
+            strategy="workbench.engine.frameworks.torch.ddp:DdpStrategy",
+            capabilities=frozenset(Capability) - {Capability.PIPELINED},
+            lacks={Capability.PIPELINED: "every rank holds all layers"},
+        ),
+    ),
+    preload="workbench.engine.frameworks.torch.ranks:load",
+    joined="workbench.engine.frameworks.torch.ranks:joined",
+    packages=("torch",),
+)
