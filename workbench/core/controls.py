@@ -101,10 +101,6 @@ class Control:
                 raise self._refusal(value)
         return KINDS[self.kind].parse(self, value)
 
-    def parse_text(self, text: str) -> Any:
-        """``parse`` of what was typed into one field; options of a run are typed as ``lr=1e-4 name=slower``."""
-        return self.parse(assignments(text.split()) if self.kind == "changes" else text)
-
     def allowed(self) -> str:
         """What may be given, for people: "a number of at least 0"."""
         if self.kind in ("float", "int"):
