@@ -11,7 +11,7 @@ import pytest
 
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
-from workbench.run.occupant import Occupant
+from workbench.run.occupant import RunOccupant
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_submit_returns_at_once_and_calls_back(ranks):
 
 
 def test_busy_ranks_refuse_at_once(ranks):
-    ranks.occupant = Occupant(RunThatIs("running"))
+    ranks.occupant = RunOccupant(RunThatIs("running"))
     try:
         with pytest.raises(RanksBusyError, match="'first' is training on these ranks"):
             ranks.execute("1")
@@ -103,7 +103,7 @@ def test_busy_ranks_refuse_at_once(ranks):
 
 
 def test_ranks_of_a_run_that_has_ended_are_waited_for(ranks):
-    ranks.occupant = Occupant(RunThatIs("finished"))
+    ranks.occupant = RunOccupant(RunThatIs("finished"))
     threading.Timer(0.3, setattr, (ranks, "occupant", None)).start()
     assert ranks.execute("1").ok and ranks.occupant is None
 
