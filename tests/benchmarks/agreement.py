@@ -38,7 +38,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
     from workbench.engine.agree.control import AgreedControl
     from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.frameworks.torch_common.exchange import exchange_of
-    from workbench.engine.loop.steering import Boundary, Steering
+    from workbench.engine.loop.steering import Steering
     from workbench.rundir.log import RankLogWriter
 
     (directory / "control.jsonl").touch()
@@ -56,7 +56,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
         control = AgreedControl(directory, exchange_of(rank, ranks), one_host=one_host)
         nothing: Any = None
-        steering = Steering(settings=nothing, acts=nothing, control=control, log=log, enter=lambda phase: None)
+        steering = Steering(settings=nothing, loop=nothing, control=control, log=log, enter=lambda phase: None)
         both, others = torch.zeros(2, dtype=torch.float64), dist.new_group(backend="gloo")
         for number in range(steps):
             began = time.perf_counter()
@@ -68,7 +68,7 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
             worked = time.perf_counter()
             here = steering.boundary(number)
             found["inside"].append(posted - began + time.perf_counter() - worked)
-            assert here == Boundary(number)
+            assert (here.step, here.stop) == (number, False)
             if not one_host:
                 time.sleep(STEP_S)
                 took("reduced", lambda: dist.all_reduce(both, group=others))
@@ -83,11 +83,12 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
 def pause(rank: int, ranks: int, directory: Path, *, one_host: bool) -> float:
     """On a rank: the share of a core that it used during a pause of ``PAUSE_S`` seconds."""
     from workbench.engine.agree.control import HEARTBEAT_S, AgreedControl
-    from workbench.engine.process_group import joined
+    from workbench.engine.frameworks.colossal.ranks import joined
+    from workbench.engine.frameworks.torch_common.exchange import exchange_of
 
     (directory / "control.jsonl").touch()
     with joined(rank, ranks, directory, device_type="cpu"):
-        control = AgreedControl(directory, rank, ranks, one_host=one_host)
+        control = AgreedControl(directory, exchange_of(rank, ranks), one_host=one_host)
         control.wait()
         began, cpu = time.monotonic(), time.process_time()
         for _ in range(round(PAUSE_S / HEARTBEAT_S)):
