@@ -32,12 +32,11 @@ from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
 from workbench.history.row import read_row
 from workbench.run.resolve import resolve
-
-CELL = "model = optimizer = dataset = criterion = 1\n"
 from workbench.run.run import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
+CELL = "model = optimizer = dataset = criterion = 1\n"
 ROOT = Path(__file__).resolve().parents[2]
 COLOSSAL = "workbench.engine.frameworks.colossal.framework:COLOSSAL"
 BARE = "tests.unit.fake_frameworks:BARE"

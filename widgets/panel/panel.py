@@ -24,7 +24,7 @@ from widgets.page.busy import Busy
 from widgets.page.wire import bokeh_version
 from widgets.panel.feed import Feed
 from workbench.errors import WorkbenchError
-from workbench.plots.picture import PICTURE_WIDTH, picture, stacked
+from workbench.plots.still.run_picture import PICTURE_WIDTH, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 
 _PART = 96

@@ -19,10 +19,10 @@ from typing import Any
 
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
-from workbench.cluster.rank_kind import RankKind
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
