@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 
-from workbench.core import frameworks
+from workbench.core import registry
 from workbench.core.frameworks import GROUP, Capability, Framework, Plugin
 
 NO_HOOKS = "its library shows no gradients"
@@ -32,12 +32,12 @@ BARE = Framework(
 @contextmanager
 def installed(**values: str) -> Iterator[None]:
     """While entered, exactly these frameworks are installed: name -> ``module:attribute`` of the entry point."""
-    before = frameworks._points
+    before = registry.entries
     points = {name: EntryPoint(name=name, value=value, group=GROUP) for name, value in values.items()}
-    frameworks._points = lambda: points
-    frameworks.framework.cache_clear()
+    registry.entries = lambda group: points if group == GROUP else before(group)
+    registry.load.cache_clear()
     try:
         yield
     finally:
-        frameworks._points = before
-        frameworks.framework.cache_clear()
+        registry.entries = before
+        registry.load.cache_clear()

@@ -7,14 +7,13 @@ plans. What runs on ranks is named by dotted names (``"package.module:name"``) a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Protocol
 
+from workbench.core import registry
 from workbench.errors import ConfigError, nearest
 
 GROUP = "dist_workbench.frameworks"
@@ -149,31 +148,14 @@ class Framework:
         self.check(plan)
 
 
-@functools.cache
-def _points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def installed() -> list[str]:
     """Names of the frameworks that are installed, the default one first."""
-    return sorted(_points(), key=lambda name: (name != DEFAULT_FRAMEWORK, name))
+    return sorted(registry.entries(GROUP), key=lambda name: (name != DEFAULT_FRAMEWORK, name))
 
 
-@functools.cache
 def framework(name: str) -> Framework:
     """The framework of that name. ``ConfigError``: none is installed (with the nearest name), or it is broken."""
-    point = _points().get(name)
-    if point is None:
-        raise ConfigError(f"unknown framework {name!r}: {nearest(name, installed())}", field="--framework")
-    try:
-        found = point.load()
-    except Exception as error:  # whatever a foreign package raises: it must not take the notebook with it
-        raise ConfigError(
-            f"framework {name!r} is installed but broken: {point.value}: {type(error).__name__}: {error}",
-            field="--framework",
-        ) from error
-    if not isinstance(found, Framework):
-        raise ConfigError(f"framework {name!r} is installed but broken: {point.value} is no Framework")
+    found: Framework = registry.load(GROUP, name, what="framework", kind=Framework, field="--framework")
     return found
 
 
