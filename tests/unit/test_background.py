@@ -180,7 +180,7 @@ def test_a_server_that_answers_late_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(peer_watch, "ALONE_S", 0.0)
+    monkeypatch.setattr(peer_watch, "GRACE_S", 0.0)
     monkeypatch.setattr(peer_watch, "INTERRUPTED_S", 1.0)
     late = [TimeoutError(), TimeoutError(), None, OSError("no descriptors"), ClusterError("busy")]
     ranks = Ranks(late, tmp_path)
@@ -198,14 +198,14 @@ def test_a_server_that_answers_late_is_asked_again(
 def test_a_branch_that_cannot_start_is_told_to_whoever_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = SimpleNamespace(path=tmp_path / "run", name="trunk")
-    monkeypatch.setattr(branching, "options_for", fails)
-    branching.start_asked(cast(Any, run), {}, 3)
+    run = tmp_path / "run"
+    monkeypatch.setattr(branching, "_launchers", [fails])
+    branching.launch_in_thread(run, {"resume": f"{run}@3"})
     for made in threading.enumerate():
-        if made.name == "branch-trunk":
+        if made.name.startswith("branch-"):
             made.join(60)
-    assert branching.failures.pop(run.path) == "ValueError: nobody thought of this"
-    assert "the branch of run 'trunk' did not start: ValueError: nobody" in capfd.readouterr().err
+    assert branching._failures.pop(run) == "ValueError: nobody thought of this"
+    assert "did not start: ValueError: nobody" in capfd.readouterr().err
 
 
 def test_progress_that_can_no_longer_be_shown_says_so(

@@ -42,10 +42,18 @@ def classes() -> dict[str, ast.ClassDef]:
     return {node.name: node for path in SOURCES for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)}
 
 
+@cache
+def capabilities() -> list[str]:
+    """The protocols of what a strategy may do, which a strategy need not name as its bases."""
+    path = ROOT / "workbench" / "engine" / "base" / "capabilities.py"
+    return [node.name for node in parsed(path).body if isinstance(node, ast.ClassDef)]
+
+
 def is_inherited(kind: ast.ClassDef, method: str) -> bool:
-    """Whether a base class of ours defines a method."""
-    for base in kind.bases:
-        found = classes().get(ast.unparse(base).partition("[")[0].rpartition(".")[2])
+    """Whether a base class of ours, or of a strategy the protocol of a capability, defines a method."""
+    bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in kind.bases]
+    for base in [*bases, *(capabilities() if "Strategy" in bases else [])]:
+        found = classes().get(base)
         if found is None or found is kind:
             continue
         if any(isinstance(n, Definition) and n.name == method for n in found.body) or is_inherited(found, method):

@@ -184,8 +184,8 @@ def test_a_branch_that_does_not_start_is_said_to_who_waits_for_it(
 
 
 def test_importing_run_from_the_package_says_how_branches_are_started() -> None:
-    code = "from workbench import Run; from workbench.run import branching; assert len(branching._launchers) == 1"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "from workbench import Run; from workbench.run import branching; print(len(branching._launchers))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "1\n"
 
 
 def test_without_a_launcher_the_import_to_make_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,18 @@ criterion = torch.nn.MSELoss()
 """
 
 
-def test_a_cell_that_defines_everything() -> None:
-    check_cell(CELL)
-    check_cell("from mine import *")
-    check_cell(CELL.replace("criterion = ", "def loss_fn(model, batch):\n    return 0\nx = "))
-    check_cell(CELL.replace("model =", "if True:\n    model ="))
-    check_cell(CELL.replace("criterion =", "loss_fn = criterion ="))  # a loss_fn may call a criterion
+@pytest.mark.parametrize(
+    "cell",
+    [
+        CELL,
+        "from mine import *",
+        CELL.replace("criterion = ", "def loss_fn(model, batch):\n    return 0\nx = "),
+        CELL.replace("model =", "if True:\n    model ="),
+        CELL.replace("criterion =", "loss_fn = criterion ="),  # a loss_fn may call a criterion
+    ],
+)
+def test_a_cell_that_defines_everything(cell: str) -> None:
+    assert check_cell(cell) is None, "it is not refused"
 
 
 @pytest.mark.parametrize(
