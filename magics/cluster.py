@@ -19,7 +19,7 @@ from workbench.cluster.cells import Submission
 from workbench.cluster.hosts.placement import parse_ranks
 from workbench.cluster.output import Block, RankOutput, elide, fold, fold_errors, overwrite, table
 from workbench.cluster.session import Session, cool
-from workbench.cluster.startup_notice import said_when_slow
+from workbench.cluster.startup_notice import notice_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.errors import ClusterError, ConfigError, format_ranks
 
@@ -49,7 +49,7 @@ class ClusterMagics(Magics):
         if devices is not None and devices != "cpu":
             devices = [entry.strip() for entry in devices.split(",")]
         started = time.monotonic()
-        with said_when_slow():
+        with notice_when_slow():
             session = Session.up(
                 arguments.nproc_per_node,
                 master_port=arguments.master_port,

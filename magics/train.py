@@ -18,9 +18,8 @@ from magics.words import parse
 from widgets.page.serve import wait_serving_comms
 from workbench.core import flags
 from workbench.errors import RunError
-from workbench.run import launch
+from workbench.run import api
 from workbench.run.api import Run
-from workbench.run.resolve import request
 
 if TYPE_CHECKING:
     from widgets.panel.panel import Panel
@@ -56,8 +55,7 @@ class TrainMagics(Magics):
         """
         arguments = parse(self.dist_train, line)
         source = None if cell is None else self.shell.transform_cell(cell)
-        options, source = request(arguments.config, flags.options_of(arguments), cell=source)
-        run = launch.train(options, cell=source)
+        run = api.train(flags.options_of(arguments), config=arguments.config, cell=source)
         panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
         lines = panel is None and not arguments.quiet
         if arguments.wait:

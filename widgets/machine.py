@@ -23,7 +23,7 @@ from widgets.panel.panel import answer_in_the_senders_thread, publish, publish_w
 from workbench.cluster.session import Session
 from workbench.core import background
 from workbench.plots import theme
-from workbench.plots.picture import bars
+from workbench.plots.still.run_picture import bars
 
 PERIOD_S = 1.0
 #: cores that the picture shows one by one

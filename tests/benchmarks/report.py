@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.benchmarks.machine import describe_machine
 from tests.fake_run import make_fake_run
 from workbench.plots import plots
-from workbench.report import run_data as run_facts
+from workbench.report import run_data
 from workbench.report.document import render
 from workbench.report.figures import Sheet
 
@@ -55,7 +55,7 @@ def main() -> None:
             light = render(run, Path(folder) / "light.html", light=True)
             light_seconds.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        found = run_facts.read(run)
+        found = run_data.read(run)
         reading = time.perf_counter() - begin
         begin = time.perf_counter()
         Sheet(light=True).draw(found.store, plots())

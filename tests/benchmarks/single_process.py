@@ -23,7 +23,7 @@ from workbench.engine.base.batch import Batch
 from workbench.engine.base.parts import BatchObserver, GradientPart
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Evaluation, Workload
-from workbench.engine.data.sources import split
+from workbench.engine.data.batches import split
 
 
 class PlainStrategy(Strategy):

@@ -46,6 +46,7 @@ def page(browser: Any, lab: Lab) -> Iterator[LabPage]:
     opened.set_viewport_size({"width": 1100, "height": 1700})
     yield LabPage(opened, lab)
     opened.close()
+    lab.end_kernels()
 
 
 @pytest.fixture

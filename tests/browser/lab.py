@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import nbformat
 
@@ -52,6 +53,16 @@ class Lab:
         path = self.root / name
         nbformat.write(notebook, path)
         return path
+
+    def end_kernels(self) -> None:
+        """End all kernels, so that what a test left running takes nothing from the next."""
+        for kernel in json.loads(self._request("GET", "api/kernels")):
+            self._request("DELETE", f"api/kernels/{kernel['id']}")
+
+    def _request(self, method: str, path: str) -> bytes:
+        headers = {"Authorization": f"token {self.token}"}
+        with urlopen(Request(self.url + path, method=method, headers=headers), timeout=120) as answer:
+            return bytes(answer.read())
 
 
 @contextmanager

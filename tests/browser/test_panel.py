@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 START = """
 from tests.fake_run import LiveFakeRun
-from widgets.panel import Panel
+from widgets.panel.panel import Panel
 run = LiveFakeRun({name!r}, steps={steps}, step_s=0.05, grad_every=10)
 panel = Panel(run)
 panel.show()
@@ -27,10 +27,12 @@ while not os.path.exists({name!r}) and time.time() < end: time.sleep(0.05)"""
 HOLD = "import time\nend = time.time() + 300\nwhile run.status != 'stopped' and time.time() < end: time.sleep(0.05)"
 
 
+#: steps of a run that lasts as long as its kernel, however slow the page is
+ENDLESS = 40_000
 CONNECTION = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
 
 
-def start(page: LabPage, name: str, *more: str, steps: int = 2000) -> Path:
+def start(page: LabPage, name: str, *more: str, steps: int = ENDLESS) -> Path:
     path = page.lab.write_notebook(f"{name}.ipynb", [START.format(name=name, steps=steps), *more])
     page.open(path)
     page.run_all()
@@ -103,7 +105,7 @@ def test_notebook_of_a_kernel_that_is_gone_shows_the_picture(page: LabPage) -> N
 
 
 def test_two_panels_at_once(page: LabPage) -> None:
-    start(page, "pair", START.format(name="pair2", steps=2000))
+    start(page, "pair", START.format(name="pair2", steps=ENDLESS))
     page.page.wait_for_function(
         "() => [...document.querySelectorAll('.dw')].filter(p => Number(p.dataset.points) > 3).length === 2",
         timeout=120_000,

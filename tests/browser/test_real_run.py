@@ -29,11 +29,10 @@ TRAIN = (
 #: the branch is started by the session behind the panel; its own panel is asked for
 WATCH_BRANCH = """
 import time
-from workbench.run import branching
+from workbench.run.api import newest_live
 from widgets.page.serve import wait_serving_comms
-while not branching.started: time.sleep(0.05)
+while (twig := newest_live()) is None or twig.name != "twig": time.sleep(0.05)
 get_ipython().run_line_magic("dist_watch", "twig")
-(twig,) = branching.started.values()
 wait_serving_comms(twig.ended)
 """
 DOWN = "%dist_down"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.lab import LabPage
-from tests.browser.test_panel import GATE, HOLD, start, wait_for_text
+from tests.browser.test_panel import ENDLESS, GATE, HOLD, START, start, wait_for_text
 
 pytestmark = pytest.mark.browser
 
@@ -102,9 +102,7 @@ get_ipython().run_line_magic("load_ext", "workbench")
 
 
 def start_source(name: str) -> str:
-    from tests.browser.test_panel import START
-
-    return START.format(name=name, steps=2000)
+    return START.format(name=name, steps=ENDLESS)
 
 
 def open_in_notebook(page: LabPage, path: Path) -> None:

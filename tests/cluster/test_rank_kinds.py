@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import LIGHT
-from workbench.cluster.rank_kind import RankKind
+from workbench.cluster.base.rank_kind import RankKind
 from workbench.core.frameworks import framework
 from workbench.errors import ClusterError, ConfigError
 

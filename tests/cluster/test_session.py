@@ -11,14 +11,13 @@ import pytest
 
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
-from workbench.run.occupant import RunOccupant
 
 
 @dataclass(frozen=True)
-class RunThatIs:
-    """A run in this state."""
+class JobThatIs:
+    """A job that trains, or is over."""
 
-    status: str
+    is_over: bool
     name: str = "first"
 
     def step_of(self, rank: int) -> int:
@@ -93,19 +92,19 @@ def test_submit_returns_at_once_and_calls_back(ranks):
 
 
 def test_busy_ranks_refuse_at_once(ranks):
-    ranks.occupant = RunOccupant(RunThatIs("running"))
+    ranks.job = JobThatIs(is_over=False)
     try:
         with pytest.raises(RanksBusyError, match="'first' is training on these ranks"):
             ranks.execute("1")
         assert [(each.state, each.step) for each in ranks.status()] == [("training", 40), ("training", 41)]
     finally:
-        ranks.occupant = None
+        ranks.job = None
 
 
 def test_ranks_of_a_run_that_has_ended_are_waited_for(ranks):
-    ranks.occupant = RunOccupant(RunThatIs("finished"))
-    threading.Timer(0.3, setattr, (ranks, "occupant", None)).start()
-    assert ranks.execute("1").ok and ranks.occupant is None
+    ranks.job = JobThatIs(is_over=True)
+    threading.Timer(0.3, setattr, (ranks, "job", None)).start()
+    assert ranks.execute("1").ok and ranks.job is None
 
 
 def test_interrupt_of_a_sleeping_cell(ranks):

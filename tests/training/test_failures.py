@@ -19,7 +19,7 @@ from workbench.rundir import directory as run_directory
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "ALONE_S", 1.0)
+    monkeypatch.setattr(peers, "GRACE_S", 1.0)
     monkeypatch.setattr(peers, "INTERRUPTED_S", 1.0)
 
 
@@ -38,7 +38,7 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
         return path
 
     monkeypatch.setattr(run_directory, "create", blocked)
-    monkeypatch.setattr(peers, "ALONE_S", 1.0)
+    monkeypatch.setattr(peers, "GRACE_S", 1.0)
     failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
     with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
         failed.wait(timeout=60)

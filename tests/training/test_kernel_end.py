@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from jupyter_client import KernelManager
 
-from tests.cluster.conftest import descendants, directories, gone_within
+from tests.cluster.conftest import descendants, still_there
 
 SHOW = """
 import threading
@@ -36,10 +39,17 @@ def execute(client: Any, source: str) -> None:
     assert reply["content"]["status"] == "ok", "\n".join(reply["content"].get("traceback", []))
 
 
-def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path) -> None:
-    kept = directories()
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory for temporary files that no other test uses; its path is short, as sockets lie there."""
+    with tempfile.TemporaryDirectory(prefix="wb-") as path:
+        yield Path(path)
+
+
+def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> None:
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, "WORKBENCH_HOME": str(tmp_path / "runs")})
+    own = {"WORKBENCH_HOME": str(tmp_path / "runs"), "TMPDIR": str(temporary)}
+    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, **own})
     client = manager.client()
     client.start_channels()
     try:
@@ -48,14 +58,15 @@ def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path) -> Non
         execute(client, LIVE)
         kernel = manager.provisioner.process
         processes = [psutil.Process(kernel.pid), *descendants(kernel.pid)]
+        assert list(temporary.glob("workbench-*")) != []
         assert len(processes) >= 6  # the kernel, its rank server, controller, warm process, two ranks
         client.shutdown()
         deadline = time.monotonic() + PATIENCE_S
         while kernel.poll() is None and time.monotonic() < deadline:  # nobody kills it: it has to end by itself
             time.sleep(0.05)
         assert kernel.poll() == 0
-        assert not gone_within(30, processes)
-        assert directories() <= kept
+        assert not still_there(processes)
+        assert list(temporary.glob("workbench-*")) == []
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

@@ -1,120 +1,179 @@
-"""The architecture, executable: which package may import which, and how long a file may grow."""
+"""The architecture, executable: which room may import which, that nothing runs in circles, what a room may hold.
+
+``docs/architecture.md`` has the picture. All imports count, those within functions and ``if TYPE_CHECKING`` too.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
+import re
+from collections import Counter
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("workbench", "widgets", "magics")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = {"torch", "colossalai", "transformers"}
-LONGEST = 400
+from tests.unit.imports import ROOT, circles, graph, imported, reached, room, sources, tree, within
+
+DATA = ("core", "events", "rundir", "telemetry")
+BELOW_RUN = (*DATA, "plots", "history", "export", "report", "cluster")
+#: room of ``workbench`` -> the other rooms that it may import
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "core": (),
+    "events": ("core",),
+    "rundir": ("core", "events"),
+    "telemetry": ("core", "events", "rundir"),
+    "plots": DATA,
+    "history": (*DATA, "plots"),
+    "export": (*DATA, "history"),
+    "report": (*DATA, "plots", "history"),
+    "cluster": ("core",),
+    "engine": DATA,
+    "recipes": ("core", "engine"),
+    "run": BELOW_RUN,
+    "terminal": (*BELOW_RUN, "run"),
+    "cli": (*BELOW_RUN, "run", "terminal", "workbench"),  # its reference lists the public names
+}
+#: tensor libraries and frameworks: imported on ranks only
+FRAMEWORKS = ("torch", "colossalai", "transformers", "tensorflow", "oneflow", "deepspeed", "megatron")
+#: rooms of the engine that start on ranks of any framework
+WITHOUT_TENSORS = ("base", "loop", "agree", "watch.host")
+MOST_FILES = 20
+#: one module per figure: a room that grows with what is drawn
+ROOMS_OF_MANY = {"workbench.plots"}
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imports(path: Path, *, inside_functions: bool) -> Iterator[str]:
-    """Dotted names that a file imports; ``if TYPE_CHECKING`` blocks import nothing."""
-    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
-
-    def walk(node: ast.AST) -> Iterator[str]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                yield from (alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                up = package.split(".")[: len(package.split(".")) - child.level + 1] if child.level else []
-                base = ".".join([*up, *filter(None, [child.module])])
-                yield base
-                yield from (f"{base}.{alias.name}" for alias in child.names)
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                for other in child.orelse:
-                    yield from walk(other)
-            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not inside_functions:
-                continue
-            else:
-                yield from walk(child)
-
-    return walk(parsed(path))
-
-
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(f"{package}.")
-
-
-def offences(where: str, forbidden: set[str], *, inside_functions: bool = True) -> list[str]:
-    """``file imports name`` for each import of a forbidden package by a module in ``where``."""
-    return [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in SOURCES
-        if within(module_of(path), where)
-        for name in imports(path, inside_functions=inside_functions)
-        if any(within(name, package) for package in forbidden)
-    ]
+def top(module: str) -> str:
+    """``workbench.engine.loop.trainer`` -> ``engine``; ``widgets``, ``magics`` and ``workbench`` are themselves."""
+    first, *rest = module.split(".")
+    return rest[0] if first == "workbench" and rest else first
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(SOURCES) > 30
-    assert "torch" in set(imports(ROOT / "workbench/engine/frameworks/torch_common/device.py", inside_functions=False))
+    assert len(sources()) > 200
+    assert "torch" in imported("workbench.engine.watch.torch.tensor_statistics", at_module_level=True)
+    assert "workbench.core.mesh" in imported("workbench.core.config")
 
 
-@pytest.mark.parametrize(
-    ("where", "forbidden"),
-    [
-        ("workbench", {"widgets"}),
-        ("widgets", {"magics"}),
-        ("workbench.cluster", {"workbench.engine", "widgets", "magics"}),
-        ("workbench.engine", {"workbench.cluster", "workbench.cluster.session", "widgets", "magics", "ipyparallel"}),
-        ("workbench.plots", {"workbench.report", "workbench.cluster", "workbench.engine", "workbench.cluster.session"}),
-        (
-            "workbench.report",
-            {"workbench.cluster", "workbench.engine", "workbench.cluster.session", "workbench.run.api"},
-        ),
-        ("workbench.telemetry", {"workbench.plots", "workbench.run.api", "workbench.engine", "workbench.cluster"}),
-    ],
-)
-def test_imports_run_one_way(where: str, forbidden: set[str]) -> None:
-    assert offences(where, forbidden) == []
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(graph()) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, others in graph().items():
+        rooms.setdefault(room(module), set()).update(room(other) for other in others if room(other) != room(module))
+    del rooms["workbench"]  # the public names: nothing imports them from there
+    assert circles(rooms) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a", "d"], "d": []}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("where", MAY_IMPORT)
+def test_a_room_imports_only_those_below_it(where: str) -> None:
+    allowed = {where, "errors", *MAY_IMPORT[where]}
+    offences = [
+        f"{module} imports {other}"
+        for module, others in graph().items()
+        if top(module) == where
+        for other in others
+        if top(other) not in allowed
+    ]
+    assert offences == []
+
+
+def test_every_room_has_its_rule() -> None:
+    assert {top(module) for module in sources()} - {"workbench", "widgets", "magics"} == set(MAY_IMPORT)
+
+
+def test_widgets_know_no_magics_and_no_ranks() -> None:
+    offences = [
+        f"{module} imports {other}"
+        for module, others in graph().items()
+        if top(module) == "widgets"
+        for other in others
+        if top(other) in ("magics", "cli", "engine", "recipes")
+    ]
+    assert offences == []
 
 
 def test_only_load_ipython_extension_reaches_the_magics() -> None:
-    assert offences("workbench", {"magics"}, inside_functions=False) == []
-    assert {line.split()[0] for line in offences("workbench", {"magics"})} <= {"workbench/__init__.py"}
+    reaching = {module for module, others in graph().items() if any(top(other) == "magics" for other in others)}
+    assert {module for module in reaching if top(module) != "magics"} == {"workbench"}
+    assert not any(within(name, "magics") for name in imported("workbench", at_module_level=True))
 
 
-def test_only_the_engine_imports_the_frameworks_at_module_level() -> None:
-    found = [line for package in PACKAGES for line in offences(package, HEAVY, inside_functions=False)]
-    assert [line for line in found if not line.startswith("workbench/engine/")] == []
+def test_only_ranks_import_frameworks() -> None:
+    offences = [
+        f"{module} imports {name}"
+        for module in sources()
+        if top(module) not in ("engine", "recipes")
+        for name in imported(module)
+        if name.partition(".")[0] in FRAMEWORKS
+    ]
+    assert offences == []
 
 
-def test_only_the_engine_and_the_recipes_import_them_at_all() -> None:
-    found = [line for package in PACKAGES for line in offences(package, HEAVY)]
-    assert [line for line in found if not line.startswith(("workbench/engine/", "workbench/recipes/"))] == []
+@pytest.mark.parametrize("where", WITHOUT_TENSORS)
+def test_rooms_of_every_framework_load_no_tensor_library(where: str) -> None:
+    """Ranks of TensorFlow and OneFlow start without torch: neither these rooms nor what they import load it."""
+    edges = graph(at_module_level=True)
+    offences = [
+        f"{module} loads {name} ({other})"
+        for module in sources()
+        if within(module, f"workbench.engine.{where}")
+        for other in reached(module, edges)
+        for name in imported(other, at_module_level=True)
+        if name.partition(".")[0] in FRAMEWORKS
+    ]
+    assert offences == []
 
 
-def test_records_config_and_mesh_stand_alone() -> None:
-    for name in ("core.records", "core.mesh", "errors"):
-        assert offences(f"workbench.{name}", {"workbench"}) == []
-    assert {line.split()[-1].split(".")[1] for line in offences("workbench.core.config", {"workbench"})} <= {
-        "errors",
-        "core",
+def test_colossalai_stands_in_its_own_room() -> None:
+    """The package's name: prose may say Colossal-AI, code that needs it is in ``frameworks/colossal``."""
+    word = re.compile(r"\bcolossalai\b")
+    found = [
+        module
+        for module, path in sources().items()
+        if not within(module, "workbench.engine.frameworks.colossal") and word.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_a_room_holds_at_most_twenty_files() -> None:
+    files = Counter(room(module) for module, path in sources().items() if path.name != "__init__.py")
+    assert {name: count for name, count in files.items() if count > MOST_FILES and name not in ROOMS_OF_MANY} == {}
+
+
+def test_the_top_of_the_package_is_public_names_and_errors() -> None:
+    loose = {path.name for path in (ROOT / "workbench").glob("*.py")}
+    assert loose == {"__init__.py", "errors.py"}
+
+
+@pytest.mark.parametrize("module", ["workbench.core.records", "workbench.core.mesh", "workbench.errors"])
+def test_the_vocabulary_stands_alone(module: str) -> None:
+    assert graph()[module] == set()
+
+
+def test_no_module_is_imported_by_a_hidden_name() -> None:
+    """``importlib`` would draw an arrow that the tests above do not see: where it is used, it is for a plug-in."""
+    users = {
+        module
+        for module in sources()
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
     }
+    assert users <= PLUGIN_LOADERS
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_a_file_stays_readable(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST, f"{path.relative_to(ROOT)} has {lines} lines: it has two reasons to change, split it there"
+#: what imports modules by name: public names, plug-ins, warm processes, and libraries that may be absent
+PLUGIN_LOADERS = {
+    "workbench",
+    "workbench.cluster.server.warm",
+    "workbench.engine.frameworks.colossal.lean_import",
+    "workbench.engine.preload",
+    "workbench.engine.watch.host.gpu_reader",
+    "workbench.export",
+    "workbench.plots",
+}

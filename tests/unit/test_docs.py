@@ -215,7 +215,8 @@ def test_lines_that_run_workbench_are_understood(page: str) -> None:
         for line in text.splitlines():
             words = shlex.split(line, comments=True) if "uv run workbench" in line else []
             if words:
-                parser().parse_args(words[words.index("workbench") + 1 :])
+                asked = parser().parse_args(words[words.index("workbench") + 1 :])
+                assert callable(asked.run), line
 
 
 # --------------------------------------------------------------------------------------------------- tables of one page

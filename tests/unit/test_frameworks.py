@@ -31,11 +31,12 @@ from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
 from workbench.history.row import read_row
-from workbench.run import resolve as planning
+from workbench.run.resolve import resolve
 from workbench.run.run import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
+CELL = "model = optimizer = dataset = criterion = 1\n"
 ROOT = Path(__file__).resolve().parents[2]
 COLOSSAL = "workbench.engine.frameworks.colossal.framework:COLOSSAL"
 BARE = "tests.unit.fake_frameworks:BARE"
@@ -58,7 +59,7 @@ def test_a_framework_that_is_not_installed_can_be_shown_and_not_trained(tmp_path
     assert (row.name, row.plan) == ("foreign", "colosal warp: dp 2 on 2 ranks")
     assert row.state != "broken"
     with pytest.raises(ConfigError, match="unknown framework 'colosal': did you mean 'colossal'"):
-        planning.resolve({**spec.options(), "recipe": "digits-vit"}, ranks_up=2, default_ranks=2)
+        resolve({**spec.options(), "recipe": "digits-vit"}, default_ranks=2)
 
 
 def test_a_broken_framework_stops_nothing_but_its_own_training() -> None:
@@ -82,7 +83,7 @@ def test_a_plan_is_checked_by_its_own_framework() -> None:
         assert caught.value.field == "--tp"
         with pytest.raises(ConfigError, match=r"unknown plugin 'solo': .* \(--framework bare has solo\)"):
             ParallelPlan(plugin="solo")
-        found = planning.resolve({"framework": "bare", "grad_every": 0}, ranks_up=2, default_ranks=2, cell="model = 1")
+        found = resolve({"framework": "bare", "grad_every": 0}, default_ranks=2, cell=CELL).spec
         assert found.plan.plugin == "solo", "the framework's default plugin"
 
 

@@ -24,7 +24,7 @@ from widgets.page.busy import Busy
 from widgets.page.wire import bokeh_version
 from widgets.panel.feed import Feed
 from workbench.errors import WorkbenchError
-from workbench.plots.picture import SIZE_INCHES, picture, stacked
+from workbench.plots.still.run_picture import PICTURE_WIDTH, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 
 _PART = 96
@@ -176,7 +176,7 @@ class Panel:
         self._picture = {"kind": "picture", "length": len(png), "at": at, "part": png[at : at + _PART]}
         self.widget.send(self._picture)
         shown = {"image/png": png, "text/plain": "\n\n".join(text for _, text in ends)}
-        publish(shown, self._display_id, self.paths, update=True, width=int(SIZE_INCHES[0] * 100))
+        publish(shown, self._display_id, self.paths, update=True, width=PICTURE_WIDTH)
 
 
 def publish_widget(

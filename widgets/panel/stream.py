@@ -19,6 +19,7 @@ from workbench.core.columns import Columns
 from workbench.plots import plots
 from workbench.plots.base import Plot
 from workbench.telemetry import row_views as rows
+from workbench.telemetry.derive import cumulative_tokens
 from workbench.telemetry.store import Store
 
 #: thinned when it has so many times the rows that a figure begins with
@@ -217,9 +218,7 @@ class Spine:
         if begin is None and metrics["step"].size:
             begin = rows.progress(store).begin
             begin = float(metrics["time"][0]) if np.isnan(begin) else begin
-        times = metrics["step_time_ms"].astype(float) / 1e3
-        each = np.nan_to_num(metrics["tps"].astype(float) * times * store.mesh.world_size)
-        total = tokens + np.cumsum(each)
+        total = cumulative_tokens(metrics, store.mesh.world_size, before=tokens)
         out = {
             "step": metrics["step"].astype(float),
             "time": metrics["time"].astype(float) - (begin or 0.0),

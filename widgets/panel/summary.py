@@ -14,7 +14,7 @@ from widgets.panel.verdict import Judge, Judgement
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.events.decode import decode
+from workbench.events.decode import as_number, decode, is_rank
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
@@ -163,7 +163,7 @@ class Facts:
             self._take_death(decode(event["value"]))
 
     def _take_death(self, value: Any) -> None:
-        if isinstance(value, dict) and isinstance(value.get("rank"), int):
+        if isinstance(value, dict) and is_rank(value.get("rank")):
             self.ranks.take_state(value["rank"], "died", 0)
 
     def _take_state(self, rank: int, state: str, step: int, time: float, value: Any) -> None:
@@ -191,10 +191,5 @@ class Facts:
 
 def _number(value: Any) -> float | None:
     """A finite number for JSON, of six digits, else None."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
+    number = as_number(value)
     return float(f"{number:.6g}") if math.isfinite(number) else None

@@ -84,6 +84,24 @@ def _copy_outcome(source: Future[None], target: Future[None]) -> None:
     source.add_done_callback(copy)
 
 
+def wait_ready(done: Future[None], timeout_s: float, check: Callable[[], None]) -> None:
+    """Wait until a server has done what it was asked; ``check`` raises when waiting is in vain. ``ClusterError`` after
+    ``timeout_s`` seconds, or as the server answers."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        check()
+        try:
+            done.result(0.1)
+            return
+        except TimeoutError:
+            if done.done():
+                raise
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the rank server did not get ready within {timeout_s:.0f} s: run %dist_up again"
+                ) from None
+
+
 def _call(callback: Callable[[Any], None], told: Any) -> None:
     """Call a listener. What it raises is said and stops neither the other listeners nor the reader."""
     try:

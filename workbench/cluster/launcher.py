@@ -16,10 +16,10 @@ from traitlets import Dict, Integer, Unicode, default
 
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.engines import unregister
 from workbench.cluster.hosts import machine
 from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
-from workbench.cluster.rank_kind import RankKind
 
 
 class _ServerLauncher(BaseLauncher):

@@ -19,10 +19,10 @@ from typing import Any
 
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
-from workbench.cluster.occupant import Occupant, await_release
-from workbench.cluster.rank_kind import RankKind
+from workbench.cluster.job import Job, wait_for_release
 from workbench.cluster.roster import Roster
 from workbench.cluster.status import RankStatus, measure
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
@@ -44,7 +44,7 @@ def cool() -> None:
 class Session:
     """Ranks that are up. Make one with ``Session.up``; ``Session.current()`` finds it again.
 
-    ``occupant`` is the run that trains on the ranks, or None, and belongs to whoever trains; while it is set,
+    ``job`` is the training that holds the ranks, or None. Whoever trains sets it and takes it away; while it is set,
     ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError`` at once.
     """
 
@@ -53,7 +53,7 @@ class Session:
 
     def __init__(self, server: rank_servers.RankServer, kind: RankKind) -> None:
         self.kind = kind
-        self.occupant: Occupant | None = None
+        self.job: Job | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
         self._server = server
@@ -78,20 +78,34 @@ class Session:
         framework: str | None = None,
         python: str | None = None,
         preload: str | None = None,
-        placement: Placement | None = None,
     ) -> Session:
         """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
 
-        ``devices``: CUDA_VISIBLE_DEVICES entries, or ``"cpu"``; ``placement``: where each rank runs, instead of both.
-        ``framework``, ``python``, ``preload``: as in ``RankKind.asked``. Ranks that fit are kept, others ended. Raises
-        ``ConfigError``, ``ClusterError`` (port taken, server failed), ``RanksBusyError``, ``RankDiedError`` (with the
-        last output of a rank that died while it started); nothing is left behind then.
+        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``framework``, ``python``, ``preload``: as in
+        ``RankKind.asked``. Ranks that are up already and fit are kept; others are ended first. Raises ``ConfigError``,
+        ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that dies during start, with its last
+        output), ``RanksBusyError``; nothing is left behind then.
         """
+        from workbench.cluster.hosts.specs import plan_ranks
+
+        placement = plan_ranks(n, devices)
+        return cls.start(placement, master_port=master_port, framework=framework, python=python, preload=preload)
+
+    @classmethod
+    def start(
+        cls,
+        placement: Placement,
+        *,
+        master_port: int | None = None,
+        framework: str | None = None,
+        python: str | None = None,
+        preload: str | None = None,
+    ) -> Session:
+        """Bring ranks up where ``placement`` says; otherwise as ``up``."""
         from workbench.cluster.hosts.machine import master_port as find_port
-        from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks
+        from workbench.cluster.hosts.specs import MASTER_ADDR
 
         with cls._lifecycle:
-            placement = placement or plan_ranks(n, devices)
             current = cls.current()
             kind = RankKind.asked(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
@@ -103,7 +117,7 @@ class Session:
             server = current._hand_over() if current is not None else None
             session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
             try:
-                session._start(placement, port)
+                session._start_ranks(placement, port)
             except BaseException:
                 session.down()
                 raise
@@ -179,39 +193,23 @@ class Session:
         same = (placement.bindings, kind) == (self.placement.bindings, self.kind)
         return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
-    def _start(self, placement: Placement, port: int) -> None:
+    def _start_ranks(self, placement: Placement, port: int) -> None:
         from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
         from workbench.cluster.hosts.specs import rank_specs
 
         self.placement, self.master_port = placement, port
-        self._wait(self._server.ensure_controller())
+        rank_servers.wait_ready(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
         self._engine_info = connection(self._server.profile_dir, "engine")
         server, how = self._server, json.dumps(self._engine_info)
         specs = rank_specs(placement, self.kind, master_port=port, profile_dir=server.profile_dir, connection=how)
         started = server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
-        self._wait(started)
+        rank_servers.wait_ready(started, _START_TIMEOUT_S, self._check_alive)
         try:
             wait_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
             wait_heard(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
         except TimeoutError as error:
             raise ClusterError(f"{error}: run %dist_down and try again with fewer ranks") from error
-
-    def _wait(self, future: Any) -> None:
-        """Wait for the server, looking now and then whether a rank died."""
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            self._check_alive()
-            try:
-                future.result(0.1)
-                return
-            except TimeoutError:
-                if future.done():
-                    raise
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"the rank server did not get ready within {_START_TIMEOUT_S:.0f} s: run %dist_up again"
-                    ) from None
 
     def _check_alive(self) -> None:
         self._roster.check(range(self.n), "no rank is up now; run %dist_up to try again")
@@ -356,34 +354,35 @@ class Session:
     @property
     def busy(self) -> str | None:
         """The name of the run that trains on the ranks, or None."""
-        return None if self.occupant is None else self.occupant.name
+        return None if self.job is None else self.job.name
 
     def check_free(self, ranks: Sequence[int]) -> None:
         """``RanksBusyError`` while a run trains (one that ended is waited for), or a rank of these runs a cell."""
-        await_release(lambda: self.occupant)
+        wait_for_release(lambda: self.job)
         if self.busy is not None:
             raise RanksBusyError(
                 f"run {self.busy!r} is training on these ranks: wait for it (run.wait()), or stop it (%dist_stop) first"
             )
-        occupied = sorted(self._occupied() & set(ranks))
-        if occupied:
+        running = sorted(self._ranks_with_cells() & set(ranks))
+        if running:
             raise RanksBusyError(
-                f"{format_ranks(occupied)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
+                f"{format_ranks(running)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
                 "or start again with %dist_down and %dist_up"
             )
 
-    def _occupied(self) -> set[int]:
+    def _ranks_with_cells(self) -> set[int]:
         return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.ready_ranks()}
 
     # --- status
 
     def status(self) -> list[RankStatus]:
         """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
-        occupied, host, found, occupant = self._occupied(), socket.gethostname(), [], self.occupant
+        running, host, found = self._ranks_with_cells(), socket.gethostname(), []
+        job = self.job
         for binding in self.placement.bindings:
             rank = binding.rank
-            state = "training" if occupant is not None else "running cell" if rank in occupied else "idle"
-            step = occupant.step_of(rank) if occupant is not None else None
+            state = "training" if job is not None else "running cell" if rank in running else "idle"
+            step = job.step_of(rank) if job is not None else None
             pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
             found.append(measure(binding, pid=pid, host=host, state=state, step=step, dead=dead))
         return found

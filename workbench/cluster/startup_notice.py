@@ -1,4 +1,4 @@
-"""A word for who waits."""
+"""A line for a person who waits for ranks to start."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ STARTING = "the ranks are starting: the framework that they train with is import
 
 
 @contextlib.contextmanager
-def said_when_slow(text: str = STARTING, *, after_s: float = 3.0) -> Iterator[None]:
-    """Print ``text`` when what is done inside takes longer than ``after_s`` seconds."""
+def notice_when_slow(text: str = STARTING, *, after_s: float = 3.0) -> Iterator[None]:
+    """Print ``text`` when the body takes longer than ``after_s`` seconds."""
     failed = background.warner("a notice could not be printed")
     timer = background.timer(after_s, lambda: print(text, flush=True), failed=failed)
     timer.start()

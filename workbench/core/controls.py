@@ -101,10 +101,6 @@ class Control:
                 raise self._refusal(value)
         return KINDS[self.kind].parse(self, value)
 
-    def parse_text(self, text: str) -> Any:
-        """``parse`` of what was typed into one field; options of a run are typed as ``lr=1e-4 name=slower``."""
-        return self.parse(assignments(text.split()) if self.kind == "changes" else text)
-
     def allowed(self) -> str:
         """What may be given, for people: "a number of at least 0"."""
         if self.kind in ("float", "int"):
@@ -232,9 +228,9 @@ KINDS: dict[str, Kind] = {
 }
 
 CONTROLS: tuple[Control, ...] = (
-    Control(name="pause", kind="none", states=("starting", "running"), help="hold all ranks after this step",
+    Control(name="pause", kind="none", states=("starting", "running"), help="pause all ranks after this step",
             button=Button(text="Pause", title="Pause training", place="pause")),
-    Control(name="resume", kind="none", states=("paused",), help="go on after a pause",
+    Control(name="resume", kind="none", states=("paused",), help="continue after a pause",
             button=Button(text="Resume", title="Resume training", place="pause")),
     Control(name="step", kind="int", low=1, default=1, unit="steps", help="train some steps, then pause",
             button=Button(text="Step", title="Take one step, then pause", place="step")),
@@ -255,17 +251,17 @@ CONTROLS: tuple[Control, ...] = (
     Control(name="grad_every", kind="interval", setting=True, applies="observer", low=0, unit="steps",
             help="steps between gradient statistics (0: never)"),
     Control(name="grad_layers", kind="regex", setting=True, applies="observer", when_empty="all",
-            help="watch only layers with such names (empty: all)"),
+            help="record gradients only of layers whose names match (empty: all)"),
     Control(name="evaluate", kind="none", help="evaluate now"),
     Control(name="sample", kind="none", help="let the model write a sample now"),
     Control(name="rollback", kind="checkpoint", low=0, default=NEWEST, unit="step",
-            help="go back to a checkpoint: weights, optimizer, schedule, random numbers, data, settings"),
+            help="return to a checkpoint: weights, optimizer, schedule, random generators, data, settings"),
     Control(name="branch", kind="changes", applies="session", ends=True,
-            help="stop here with a checkpoint and go on as a new run with changed options"),
+            help="stop this run with a checkpoint and continue from it as a new run with changed options"),
     Control(name="freeze", kind="regex", applies="strategy", alters="frozen", when_empty="none is frozen",
-            help="no longer update layers with such names"),
+            help="stop updating the layers whose names match"),
     Control(name="unfreeze", kind="regex", applies="strategy", default=".", alters="frozen",
-            when_empty="none is frozen", help="update frozen layers with such names again"),
+            when_empty="none is frozen", help="update frozen layers whose names match again"),
 )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ FLAGS = (
     Flag(names=("--grad-every",), option="grad_every", kind=int, group=WATCHED, metavar="STEPS",
          help="steps between gradient statistics; 0: never", default="chosen to stay within the budget"),
     Flag(names=("--grad-layers",), option="grad_layers", kind=str, group=WATCHED, metavar="REGEX",
-         help="record gradients of layers whose name matches only", default="all"),
+         help="record gradients only of layers whose names match", default="all"),
     Flag(names=("--on-nonfinite",), option="on_nonfinite", kind=str, group=WATCHED, metavar="WHAT",
          help=f"what happens at a loss or gradient that is NaN or infinite: {', '.join(ON_NONFINITE)}"),
     Flag(names=("--save-every",), option="save_every", kind=int, group=WATCHED, metavar="STEPS",

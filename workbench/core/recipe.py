@@ -1,21 +1,21 @@
-"""What a recipe is. The kernel reads the facts (to check a plan before a rank does anything); ranks call ``build``.
+"""What a recipe is. The notebook reads its facts to check a plan; ranks call ``build``.
 
-A recipe is one file in this package: it declares ``RECIPE`` and imports torch only inside functions.
+A recipe is one module that declares ``RECIPE`` and imports torch inside functions only; an entry point names it.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from workbench.core import registry
 from workbench.core.config import TrainSpec
 from workbench.errors import ConfigError, nearest
 
-if TYPE_CHECKING:
-    from workbench.engine.base.workload import Workload
+#: entry points whose objects are ``Recipe``
+GROUP = "dist_workbench.recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Recipe:
     """A ready model with real data.
 
     ``defaults``: size -> options (``steps``, ``batch_size``, ``lr`` ...) used where the user gave none. ``plugins``:
-    those that can train it. ``check_data()`` raises ``ConfigError`` naming what is missing. ``build(spec)`` runs on a
-    rank after the process group exists, returns the same initial weights on every rank, and touches no global state.
-    ``warm()`` does, once, what forked ranks can share; single-threaded.
+    those that can train it. ``check_data()`` raises ``ConfigError`` that names what is missing. ``build(spec)`` runs on
+    a rank after the process group exists and returns an ``engine.base.workload.Workload`` with the same initial weights
+    on every rank; it touches no global state. ``warm()`` does, once, what forked ranks can share; single-threaded.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Recipe:
     defaults: Mapping[str, Mapping[str, Any]]
     plugins: tuple[str, ...]
     check_data: Callable[[], None]
-    build: Callable[[TrainSpec], Workload]
+    build: Callable[[TrainSpec], Any]
     warm: Callable[[], object] = lambda: None
 
     def shape(self, size: str) -> ModelShape:
@@ -59,24 +59,18 @@ class Recipe:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes of this package by name."""
-    import workbench.recipes as package
-
+    """All recipes that are installed and can be loaded, by name."""
     found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        recipe = getattr(module, "RECIPE", None)
-        if recipe is not None:
-            found[recipe.name] = recipe
+    for name in registry.entries(GROUP):
+        with suppress(ConfigError):  # ``recipe`` says what is wrong with it
+            found[name] = recipe(name)
     return found
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; ``ConfigError`` with the nearest name when there is none."""
-    known = recipes()
-    if name not in known:
-        raise ConfigError(f"unknown recipe {name!r}: {nearest(name, known)}", field="--recipe")
-    return known[name]
+    """The recipe of that name; ``ConfigError`` with the nearest name when there is none, or when it is broken."""
+    found: Recipe = registry.load(GROUP, name, what="recipe", kind=Recipe, field="--recipe")
+    return found
 
 
 def check_plan(spec: TrainSpec) -> None:

@@ -18,23 +18,23 @@ class RunFile:
 
 FILES = (
     RunFile(pattern="spec.toml", what="everything needed to run it again, with versions and machine"),
-    RunFile(pattern="cell.py", what="the cell, for the cell form"),
-    RunFile(pattern="environment.json", what="packages, command line, git commit and what was not committed"),
+    RunFile(pattern="cell.py", what="the source of the cell, if a cell defined the model"),
+    RunFile(pattern="environment.json", what="packages, command line, git commit and uncommitted changes"),
     RunFile(
         pattern="rank-?????/*.arrow",
         what="that rank's log: an Arrow IPC stream per record type, readable up to the last whole batch",
     ),
-    RunFile(pattern="rank-?????/*.txt", what="what it printed (`output.txt`)"),
-    RunFile(pattern="rank-?????/nonfinite-step-*", what="a step that went non-finite, kept for `%dist_replay`"),
-    RunFile(pattern="session/*.arrow", what="what the notebook's side saw, such as a rank that died"),
+    RunFile(pattern="rank-?????/*.txt", what="what the rank printed (`output.txt`)"),
+    RunFile(
+        pattern="rank-?????/nonfinite-step-*", what="a step whose loss or gradient was not finite, for `%dist_replay`"
+    ),
+    RunFile(pattern="session/*.arrow", what="events seen by the notebook, such as the death of a rank"),
     RunFile(pattern="control.jsonl", what="commands, in order, one JSON object a line"),
     RunFile(pattern="owner.json", what="the process that started the run"),
     RunFile(pattern="heartbeat", what="touched every 10 s while the run is alive: other hosts look at it"),
     RunFile(pattern="labels.json", what="tags and note of `workbench runs tag` and `note`"),
     RunFile(pattern="checkpoints/*", what="checkpoints, a folder `step-000100` each: safetensors and an index"),
-    RunFile(
-        pattern="nonfinite/*", what="the batch and random state of a step that went non-finite, for `%dist_replay`"
-    ),
+    RunFile(pattern="nonfinite/*", what="the same, in run directories of older versions"),
     RunFile(pattern="exports/*", what="what `workbench export` wrote, a folder per format"),
     RunFile(pattern="report.html", what="the report, once written"),
 )

@@ -20,7 +20,7 @@ from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability
 from workbench.core.mesh import Mesh
 from workbench.engine.base.capabilities import Replayable, needed
-from workbench.engine.data.sources import split
+from workbench.engine.data.batches import split
 from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.nonfinite import fault_directory
 from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin

@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from workbench.core.columns import Columns
 
 #: columns that a list of runs does not read
 _SOMETIMES = ("old_value", "who", "command")
+#: values that are nested deeper stay text, so that no reader meets Python's limit of recursion
+MOST_NESTED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +69,27 @@ def decoded_row(events: Columns, row: int) -> DecodedEvent:
 
 
 def decode(text: Any) -> Any:
-    """The value of a JSON text; the text itself where it is no JSON."""
+    """The value of a JSON text.
+
+    The text itself where it is no JSON, is nested deeper than ``MOST_NESTED``, or holds half of a surrogate pair, which
+    no file can take.
+    """
     try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError):
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError
         return text
+    many = text.count("[") + text.count("{") > MOST_NESTED
+    return text if many and _is_nested_deeper(value, MOST_NESTED) else value
+
+
+def _is_nested_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        groups = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [part for group in groups for part in group]
+    return any(isinstance(part, (dict, list)) for part in level)
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
@@ -87,3 +105,8 @@ def as_number(value: Any) -> float:
         except OverflowError:  # an integer of hundreds of digits
             return math.inf if value > 0 else -math.inf
     return math.nan
+
+
+def is_rank(value: Any) -> TypeGuard[int]:
+    """Whether ``value`` is the number of a rank."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31

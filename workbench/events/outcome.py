@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workbench.core.records import EventKind
 from workbench.errors import format_ranks
-from workbench.events.decode import of_kind
+from workbench.events.decode import is_rank, of_kind
 
 if TYPE_CHECKING:
     from workbench.core.columns import Columns
@@ -83,7 +83,7 @@ def failure_of(events: Columns) -> FirstFailure | None:
     deaths = []
     for event in of_kind(events, EventKind.RANK, "died"):
         rank = event.fields.get("rank")
-        if isinstance(rank, int):
+        if is_rank(rank):
             deaths.append((rank, str(event.fields.get("reason", "the reason is not known")), event.step))
     if deaths:
         _, reason, step = deaths[0]

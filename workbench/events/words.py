@@ -134,7 +134,7 @@ def _nonfinite(name: str, value: Any, old: Any) -> str:
         what += f": it began in {layer or 'the model itself'}{kind}{way}"
     elif told.get("not_found"):
         what += f": {told['not_found']}"
-    action = _ACTIONS.get(told.get("action", ""))
+    action = _ACTIONS.get(str(told.get("action")))
     return f"{what}; {action}" if action else what
 
 
@@ -179,33 +179,39 @@ def _phases(name: str, value: Any, old: Any) -> str:
 
 
 _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
-    "state": _state,
-    "refused": _refused,
-    "nonfinite": _nonfinite,
-    "spike": _spike,
-    "warning": lambda name, value, old: name.replace("_", " ") if value is None else short(value),
+    EventKind.STATE: _state,
+    EventKind.REFUSED: _refused,
+    EventKind.NONFINITE: _nonfinite,
+    EventKind.SPIKE: _spike,
+    EventKind.WARNING: lambda name, value, old: name.replace("_", " ") if value is None else short(value),
 }
 _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
-    ("rank", "died"): _died,
-    ("checkpoint", "saved"): _saved,
-    ("checkpoint", "restored"): lambda name, value, old: f"training goes on from checkpoint {_checkpoint_name(value)}",
-    ("checkpoint", "removed"): lambda name, value, old: (
+    (EventKind.RANK, "died"): _died,
+    (EventKind.CHECKPOINT, "saved"): _saved,
+    (EventKind.CHECKPOINT, "restored"): lambda name, value, old: (
+        f"training goes on from checkpoint {_checkpoint_name(value)}"
+    ),
+    (EventKind.CHECKPOINT, "removed"): lambda name, value, old: (
         f"checkpoint {_checkpoint_name(value)} was removed: newer ones are kept"
     ),
-    ("checkpoint", "failed"): lambda name, value, old: f"the checkpoint could not be written: {short(value)}",
-    ("data", "batch"): _batch,
-    ("gpu", "lost"): lambda name, value, old: f"the GPU can no longer be read: {short(value)}",
-    ("log", "dropped"): lambda name, value, old: f"{short(value)} records did not fit into the log and are missing",
-    ("log", "failed"): lambda name, value, old: f"the log can no longer be written: {short(value)}",
-    ("loss_scale", "changed"): lambda name, value, old: _plain("loss scale", value, old),
-    ("monitor", "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
-    ("monitor", "cost"): _cost,
-    ("monitor", "phases"): _phases,
-    ("warning", "bad_command"): _bad_command,
-    ("warning", "nonfinite_loss"): lambda name, value, old: f"the loss is {short(value)}",
-    ("warning", "schedule_not_saved"): lambda name, value, old: (
+    (EventKind.CHECKPOINT, "failed"): lambda name, value, old: f"the checkpoint could not be written: {short(value)}",
+    (EventKind.DATA, "batch"): _batch,
+    (EventKind.GPU, "lost"): lambda name, value, old: f"the GPU can no longer be read: {short(value)}",
+    (EventKind.LOG, "dropped"): lambda name, value, old: (
+        f"{short(value)} records did not fit into the log and are missing"
+    ),
+    (EventKind.LOG, "failed"): lambda name, value, old: f"the log can no longer be written: {short(value)}",
+    (EventKind.LOSS_SCALE, "changed"): lambda name, value, old: _plain("loss scale", value, old),
+    (EventKind.MONITOR, "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
+    (EventKind.MONITOR, "cost"): _cost,
+    (EventKind.MONITOR, "phases"): _phases,
+    (EventKind.WARNING, "bad_command"): _bad_command,
+    (EventKind.WARNING, "nonfinite_loss"): lambda name, value, old: f"the loss is {short(value)}",
+    (EventKind.WARNING, "schedule_not_saved"): lambda name, value, old: (
         f"checkpoints lack a part of the schedule: {short(value)}"
     ),
-    ("warning", "gpu_unavailable"): lambda name, value, old: f"the GPU cannot be read: {short(value)}",
-    ("warning", "device_sampler_ended"): lambda name, value, old: f"devices are no longer sampled: {short(value)}",
+    (EventKind.WARNING, "gpu_unavailable"): lambda name, value, old: f"the GPU cannot be read: {short(value)}",
+    (EventKind.WARNING, "device_sampler_ended"): lambda name, value, old: (
+        f"devices are no longer sampled: {short(value)}"
+    ),
 }

@@ -14,10 +14,10 @@ from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import AXES, Mesh
 from workbench.core.records import EventKind
-from workbench.events.decode import decode
+from workbench.events.decode import as_number, decode
 from workbench.history import logs
 from workbench.rundir.directory import CELL_FILE
-from workbench.telemetry.derive import metrics_frame
+from workbench.telemetry.derive import cumulative_tokens, metrics_frame
 from workbench.telemetry.flops import cost_of
 
 
@@ -59,8 +59,7 @@ class Source:
         cost = cost_of(self.columns("events"), self.mesh.world_size)
         frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost)
         found = {name: frame[name].to_numpy() for name in frame}
-        each = np.nan_to_num(found["tps"] * found["step_time_ms"] / 1e3 * self.mesh.world_size)
-        return {**found, "tokens": np.round(np.cumsum(each))}
+        return {**found, "tokens": cumulative_tokens(found, self.mesh.world_size)}
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -73,7 +72,7 @@ class Source:
     def validation(self) -> list[tuple[float, int, str, float]]:
         """Validation values that are numbers: time, step, name, value."""
         return [
-            (row["time"], row["step"], row["name"], float(row["value"]))
+            (row["time"], row["step"], row["name"], as_number(row["value"]))
             for row in self.events
             if row["kind"] == EventKind.VALIDATION
             and isinstance(row["value"], (int, float))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _WIDEST_LABEL = 40
-_SIZE_INCHES = (9.0, 3.6)
 
 
 def figures(found: Comparison) -> list[Any]:
@@ -119,23 +117,8 @@ def _scaling(scaling: Scaling) -> Any:
 
 
 def picture(found: Comparison) -> bytes:
-    """PNG of loss and throughput, drawn by matplotlib without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """PNG of loss and throughput, for viewers without scripts."""
+    from workbench.plots.still.png import Pane, side_by_side
 
-    drawn = Figure(figsize=_SIZE_INCHES, dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(drawn)
-    panes = drawn.subplots(1, 2)
-    for pane, column, title in ((panes[0], "loss", "Loss"), (panes[1], "tps", "Tokens / s / device")):
-        for index, (subject, line) in enumerate(zip(found.subjects, lines(found, column), strict=True)):
-            # matplotlib reads $ as mathematics, and leaves labels that begin with _ out
-            label = " " + short_label(subject.label).replace("$", r"\$")
-            pane.plot(line["x"], line["smooth"], color=colour(index), linewidth=1.6, label=label)
-        pane.set_title(title, fontsize=9, loc="left")
-        pane.set_xlabel(AXES[found.x], fontsize=8)
-        pane.tick_params(labelsize=8)
-        pane.spines[["top", "right"]].set_visible(False)
-    panes[0].legend(fontsize=7, frameon=False)
-    file = io.BytesIO()
-    drawn.savefig(file, format="png")
-    return file.getvalue()
+    shown = [_loss(found), _throughput(found)]
+    return side_by_side([Pane(figure=figure, title=str(figure.title.text)) for figure in shown], height=340)

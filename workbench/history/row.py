@@ -13,14 +13,14 @@ import numpy as np
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
-from workbench.core.records import EventKind, columns_of
+from workbench.core.records import columns_of
 from workbench.errors import WorkbenchError, format_ranks
-from workbench.events.decode import as_number, decode
 from workbench.history import labels as run_labels
 from workbench.history import logs
 from workbench.rundir import state
 from workbench.rundir.directory import run_name
 from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.row_views import validations
 
 #: the state of a directory whose spec or logs cannot be read
 BROKEN = "broken"
@@ -151,5 +151,4 @@ def _begun(run: Path, events: dict[str, np.ndarray]) -> float:
 
 
 def _validation(events: dict[str, np.ndarray]) -> np.ndarray:
-    chosen = (events["kind"] == EventKind.VALIDATION) & (events["name"] == "loss")
-    return np.asarray([as_number(decode(text)) for text in events["value"][chosen]], dtype=float)
+    return np.array([value for _, value in validations(events, "loss")], dtype=float)

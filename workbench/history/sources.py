@@ -14,16 +14,15 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunDirectoryError, nearest
-from workbench.events.decode import as_number, decode
 from workbench.history import logs
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.history.tensorboard_file import Series, event_files, read_scalars
 from workbench.rundir import directory as run_directory
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
-from workbench.telemetry.derive import batch_of, global_metrics
+from workbench.telemetry.derive import batch_of, cumulative_tokens, global_metrics
+from workbench.telemetry.row_views import validations
 
 #: what a curve can be drawn over
 AXES = {
@@ -146,11 +145,11 @@ def from_logs(
 def _curve(metrics: Columns, ranks: int) -> Columns:
     size = metrics["step"].size
     begun = metrics["time"][0] - metrics["step_time_ms"][0] / 1e3 if size else 0.0
-    tokens = np.cumsum(np.nan_to_num(metrics["tps"] * metrics["step_time_ms"] / 1e3 * ranks))
+    tokens = cumulative_tokens(metrics, ranks)
     return {
         "step": metrics["step"].astype(float),
         "time": metrics["time"] - begun,
-        "tokens": np.round(tokens),
+        "tokens": tokens,
         "loss": metrics["loss"],
         "tps": metrics["tps"],
         "grad_norm": metrics["grad_norm"],
@@ -181,12 +180,7 @@ def _bytes(metrics: Columns, tables: dict[str, Columns]) -> np.ndarray:
 
 
 def _validation(events: Columns) -> tuple[np.ndarray, np.ndarray]:
-    found: dict[int, float] = {}
-    chosen = (events["kind"] == EventKind.VALIDATION) & (events["name"] == "loss")
-    for step, text in zip(events["step"][chosen], events["value"][chosen], strict=True):
-        value = as_number(decode(text))
-        if not math.isnan(value):
-            found[int(step)] = value
+    found = {int(step): value for step, value in validations(events, "loss")}
     steps = sorted(found)
     return np.array(steps, dtype=float), np.array([found[step] for step in steps], dtype=float)
 

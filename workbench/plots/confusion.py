@@ -38,7 +38,7 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
         step = own[-1].step
         try:
             found = np.asarray(own[-1].value, dtype=float)
-        except (TypeError, ValueError):  # a recipe that logs something else under this name
+        except (TypeError, ValueError, OverflowError):  # a recipe that logs something else under this name
             found = np.empty((0, 0))
         matrix = found if found.ndim == 2 else matrix
     share = matrix / np.maximum(np.nansum(matrix, axis=1, keepdims=True), 1)

@@ -11,6 +11,7 @@ from workbench.core.records import EventKind
 from workbench.events.decode import decode
 from workbench.events.words import words
 from workbench.telemetry import row_views as rows
+from workbench.telemetry.rollbacks import took_back
 from workbench.telemetry.store import Store
 
 #: largest number of marks in a figure
@@ -56,7 +57,7 @@ class Marks:
         undone = [
             key
             for key, mark in self._found.items()
-            if any(mark["step"] > step and mark["time"] <= time for step, time in self._rollbacks.items())
+            if any(took_back(step, time, mark["step"], mark["time"]) for step, time in self._rollbacks.items())
         ]
         for key in undone:
             del self._found[key]

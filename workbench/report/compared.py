@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from workbench.history import compare, curves, show
 from workbench.history import sources as subject
 from workbench.report.figures import Drawn, Sheet
-from workbench.report.run_data import RunFacts
+from workbench.report.run_data import RunData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class Compared:
     figures: list[Drawn]
 
 
-def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = (), *, prefix: str = "") -> Compared:
+def comparison(runs: Sequence[RunData], sheet: Sheet, labels: Sequence[str] = (), *, prefix: str = "") -> Compared:
     """Compare runs. The interactive figures are added to ``sheet``, with ids that begin with ``prefix``.
 
     ``labels``: names for the runs (default: their own names).
     """
     labels = list(labels) or names_of(runs)
-    found = compare.of_subjects([_subject(facts, label) for facts, label in zip(runs, labels, strict=True)])
+    found = compare.of_subjects([_subject(run, label) for run, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(found)]
     return Compared(
         labels=labels,
@@ -46,9 +46,9 @@ def comparison(runs: Sequence[RunFacts], sheet: Sheet, labels: Sequence[str] = (
     )
 
 
-def names_of(runs: Sequence[RunFacts]) -> list[str]:
+def names_of(runs: Sequence[RunData]) -> list[str]:
     """The runs' names; equal names get a number."""
-    names = [facts.name for facts in runs]
+    names = [run.name for run in runs]
     seen: Counter[str] = Counter()
     out = []
     for name in names:
@@ -57,17 +57,17 @@ def names_of(runs: Sequence[RunFacts]) -> list[str]:
     return out
 
 
-def _subject(facts: RunFacts, label: str) -> subject.Subject:
+def _subject(run: RunData, label: str) -> subject.Subject:
     return subject.from_logs(
-        facts.path,
-        facts.metrics,
-        facts.store.table("events"),
+        run.path,
+        run.metrics,
+        run.store.table("events"),
         label=label,
-        state=facts.status,
-        ranks=facts.mesh.world_size,
-        spec=facts.spec,
-        cell=facts.cell,
-        problem=" ".join(facts.notes),
+        state=run.status,
+        ranks=run.mesh.world_size,
+        spec=run.spec,
+        cell=run.cell,
+        problem=" ".join(run.notes),
     )
 
 

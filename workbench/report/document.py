@@ -15,11 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from workbench.errors import RunDirectoryError
 from workbench.plots import plots, theme
 from workbench.plots.base import Plot
-from workbench.report import run_data as run_facts
-from workbench.report import words
+from workbench.report import run_data, words
 from workbench.report.compared import comparison
 from workbench.report.figures import Sheet, library, script_safe
-from workbench.report.run_data import RunFacts
+from workbench.report.run_data import RunData
 from workbench.report.sections import section_of
 from workbench.rundir.directory import REPORT_FILE
 
@@ -47,7 +46,7 @@ def render(
     names = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not names:
         raise RunDirectoryError("there is no run to report: name one, `workbench runs` lists them")
-    found = [run_facts.read(name) for name in names]
+    found = [run_data.read(name) for name in names]
     html = page(found, plots() if figures is None else list(figures), light=light or pdf, title=title, labels=labels)
     return write(html, target_of(out, found[0].path / REPORT_FILE, pdf=pdf), pdf=pdf)
 
@@ -81,7 +80,7 @@ def write(html: str, target: Path, *, pdf: bool = False) -> Path:
 
 
 def page(
-    runs: Sequence[RunFacts],
+    runs: Sequence[RunData],
     figures: Sequence[Plot],
     *,
     light: bool = False,
@@ -92,8 +91,8 @@ def page(
     sheet = Sheet(light=light)
     several = len(runs) > 1
     sections = [
-        section_of(facts, sheet, figures, prefix=f"run{number}-" if several else "", level=3 if several else 2)
-        for number, facts in enumerate(runs, 1)
+        section_of(run, sheet, figures, prefix=f"run{number}-" if several else "", level=3 if several else 2)
+        for number, run in enumerate(runs, 1)
     ]
     compared = comparison(runs, sheet, labels) if several else None
     return (

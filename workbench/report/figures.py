@@ -23,7 +23,7 @@ from bokeh.models import ColumnDataSource, DataRange1d
 from workbench.core.columns import Columns
 from workbench.plots import event_lines, theme
 from workbench.plots.base import Plot
-from workbench.report.still import Still, still
+from workbench.plots.still.picture import Still, still
 from workbench.telemetry.store import Store
 
 #: tabs of figures that name none of their own, by figure

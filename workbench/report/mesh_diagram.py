@@ -10,7 +10,7 @@ import pandas as pd
 from workbench.core.mesh import Mesh
 from workbench.errors import format_ranks
 from workbench.plots import theme
-from workbench.report.run_data import RunFacts
+from workbench.report.run_data import RunData
 
 #: a mesh of more ranks is told in words
 MOST_DRAWN = 256
@@ -84,10 +84,10 @@ def _box(x: float, y: float, rank: int, slice_: int | None) -> str:
     )
 
 
-def holdings(facts: RunFacts) -> list[Holding]:
+def holdings(run: RunData) -> list[Holding]:
     """Who holds what, from the gradients that each rank logged of its own: ranks that hold the same layers in the same
     way are one line. Empty when no statistics were kept."""
-    rows = facts.store.table("gradients")
+    rows = run.store.table("gradients")
     own = pd.DataFrame({name: rows[name] for name in ("rank", "layer", "sharded", "numel")})[rows["scope"] == "local"]
     parts: dict[int, dict[tuple[str, str], int]] = {}
     for rank, layer, sharded, numel in own.drop_duplicates(["rank", "layer", "sharded"]).itertuples(index=False):

@@ -6,6 +6,7 @@ Nothing here knows HTML. ``read(path)`` is the only function that touches the di
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
-from workbench.events.decode import decode
+from workbench.events.decode import as_number, decode, is_rank
 from workbench.report import gaps
 from workbench.rundir import directory as run_directory
 from workbench.rundir import environment
@@ -48,7 +49,7 @@ class Happening:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankFacts:
+class RankData:
     """The last that is known of a rank. ``pid`` and ``host`` are None where the log does not say."""
 
     rank: int
@@ -67,7 +68,7 @@ class RankFacts:
 
 
 @dataclass(kw_only=True)
-class RunFacts:
+class RunData:
     """A run as its directory tells it. ``notes`` say what is missing; ``spec`` is None when it cannot be read."""
 
     path: Path
@@ -83,7 +84,7 @@ class RunFacts:
     metrics: Columns
     status: str
     happenings: list[Happening]
-    ranks: list[RankFacts]
+    ranks: list[RankData]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -99,8 +100,8 @@ class RunFacts:
         """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
         for h in self.of_kind(EventKind.VALIDATION):
-            if isinstance(h.value, (int, float)) and not isinstance(h.value, bool):
-                rows.setdefault(h.step, {"step": h.step})[h.name] = h.value
+            if isinstance(h.value, float) or not math.isnan(as_number(h.value)):
+                rows.setdefault(h.step, {"step": h.step})[h.name] = as_number(h.value)
         return [rows[step] for step in sorted(rows)]
 
     @property
@@ -144,7 +145,7 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def read(path: str | Path) -> RunFacts:
+def read(path: str | Path) -> RunData:
     """Everything that a run directory tells. ``RunDirectoryError`` only when it is no run directory at all."""
     path = Path(path).expanduser().resolve()
     if not path.is_dir() or not run_directory.is_run(path):
@@ -159,7 +160,7 @@ def read(path: str | Path) -> RunFacts:
     present = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
     mesh = spec.plan.mesh if spec else Mesh(dp=max(present, default=0) + 1)
     if spec is None:  # figures ask the store for the plan: they are drawn on the guess
-        store.spec = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
+        store.assumed = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
     happenings = fold(raw)
     ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
@@ -169,7 +170,7 @@ def read(path: str | Path) -> RunFacts:
     metrics = global_metrics(store.table("steps"), mesh, len(store.absent))
     notes += gaps.notes_of(store, mesh, present, metrics, status)
     cell = path / CELL_FILE
-    return RunFacts(
+    return RunData(
         path=path,
         store=store,
         spec=spec,
@@ -183,7 +184,7 @@ def read(path: str | Path) -> RunFacts:
         metrics=metrics,
         status=status,
         happenings=happenings,
-        ranks=_rank_facts(store, mesh, raw),
+        ranks=_rank_data(store, mesh, raw),
         notes=notes,
     )
 
@@ -264,17 +265,12 @@ def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
         if h.kind == EventKind.STATE:
             states.update(dict.fromkeys((rank for rank in h.ranks if rank != SESSION_RANK), h.name))
     for h in happenings:
-        if (
-            h.kind == EventKind.RANK
-            and h.name == "died"
-            and isinstance(h.value, dict)
-            and isinstance(h.value.get("rank"), int)
-        ):
+        if h.kind == EventKind.RANK and h.name == "died" and isinstance(h.value, dict) and is_rank(h.value.get("rank")):
             states[h.value["rank"]] = "died"
     return states
 
 
-def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[RankFacts]:
+def _rank_data(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[RankData]:
     steps, devices = store.table("steps"), store.table("devices")
     states = states_of(happenings)
     details: dict[int, dict[str, Any]] = {}
@@ -298,7 +294,7 @@ def _rank_facts(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[R
             }
         mine = steps["step"][steps["rank"] == rank]
         found.append(
-            RankFacts(
+            RankData(
                 rank=rank,
                 dp=at.dp,
                 pp=at.pp,

@@ -1,4 +1,4 @@
-"""What a template needs to show one run: ``section_of(facts, sheet, ...)``; the run report, a notebook report's
+"""What a template needs to show one run: ``section_of(run, sheet, ...)``; the run report, a notebook report's
 appendix and the frozen panels all take their content from here."""
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import numpy as np
 
 from workbench.core.records import EventKind
 from workbench.plots.base import Plot
-from workbench.report import mesh_diagram as plan
-from workbench.report import timeline, words
+from workbench.report import mesh_diagram, timeline, words
 from workbench.report.control_history import controls
 from workbench.report.figures import Drawn, Sheet
-from workbench.report.run_data import Happening, RunFacts
+from workbench.report.run_data import Happening, RunData
 from workbench.telemetry.derive import batch_of
 
 #: events that the table shows; the rest is counted
@@ -48,7 +47,7 @@ class Group:
 class RunSection:
     """One run, ready for a template. ``prefix`` goes before every id; ``level`` is that of its section headings."""
 
-    facts: RunFacts
+    run: RunData
     prefix: str
     level: int
     summary: list[str]
@@ -63,7 +62,7 @@ class RunSection:
     controls: list[dict[str, Any]]
     mesh: str
     mesh_words: str
-    holdings: list[plan.Holding]
+    holdings: list[mesh_diagram.Holding]
     options: list[tuple[str, Any]]
     environment: list[tuple[str, str]]
     packages: list[tuple[str, str]]
@@ -91,46 +90,44 @@ class RunSection:
         return group == "ranks" or (group == "samples" and bool(self.validation or self.texts or self.confusion))
 
 
-def section_of(
-    facts: RunFacts, sheet: Sheet, figures: Iterable[Plot], *, prefix: str = "", level: int = 2
-) -> RunSection:
+def section_of(run: RunData, sheet: Sheet, figures: Iterable[Plot], *, prefix: str = "", level: int = 2) -> RunSection:
     """Everything there is to show about one run; interactive figures go onto ``sheet``."""
-    drawn = sheet.draw(facts.store, figures, prefix)
-    drawn += _timelines(facts, sheet, prefix)
-    commands = controls(facts)
-    begin = facts.happenings[0].time if facts.happenings else 0.0
+    drawn = sheet.draw(run.store, figures, prefix)
+    drawn += _timelines(run, sheet, prefix)
+    commands = controls(run)
+    begin = run.happenings[0].time if run.happenings else 0.0
     return RunSection(
-        facts=facts,
+        run=run,
         prefix=prefix,
         level=level,
-        summary=words.summary(facts),
-        tiles=tiles(facts),
-        failure=_failure(facts),
+        summary=words.summary(run),
+        tiles=tiles(run),
+        failure=_failure(run),
         groups=_grouped(drawn),
-        validation=facts.validation(),
-        confusion=_confusion(facts),
-        texts=[(h.step, words.short(h.value, _TEXT_LENGTH)) for h in facts.of_kind(EventKind.SAMPLE)][-_TEXTS_SHOWN:],
-        events=_events(facts, begin),
-        events_left_out=max(0, len(_told(facts)) - _EVENTS_SHOWN),
+        validation=run.validation(),
+        confusion=_confusion(run),
+        texts=[(h.step, words.short(h.value, _TEXT_LENGTH)) for h in run.of_kind(EventKind.SAMPLE)][-_TEXTS_SHOWN:],
+        events=_events(run, begin),
+        events_left_out=max(0, len(_told(run)) - _EVENTS_SHOWN),
         controls=[{"after": words.duration(max(0.0, c.time - begin)), "control": c} for c in commands],
-        mesh=plan.drawing(facts.mesh),
-        mesh_words=plan.describe(facts.mesh),
-        holdings=plan.holdings(facts),
-        options=_options(facts),
-        environment=_environment(facts),
-        packages=_packages(facts),
-        diff=words.short(_code(facts).get("diff"), _DIFF_LENGTH),
-        untracked=_names(_code(facts).get("untracked")),
-        verification=_flat(facts.verification) + _verified(facts),
-        rerun=words.rerun(facts),
+        mesh=mesh_diagram.drawing(run.mesh),
+        mesh_words=mesh_diagram.describe(run.mesh),
+        holdings=mesh_diagram.holdings(run),
+        options=_options(run),
+        environment=_environment(run),
+        packages=_packages(run),
+        diff=words.short(_code(run).get("diff"), _DIFF_LENGTH),
+        untracked=_names(_code(run).get("untracked")),
+        verification=_flat(run.verification) + _verified(run),
+        rerun=words.rerun(run),
     )
 
 
-def _timelines(facts: RunFacts, sheet: Sheet, prefix: str) -> list[Drawn]:
+def _timelines(run: RunData, sheet: Sheet, prefix: str) -> list[Drawn]:
     found = []
-    for chosen in timeline.chosen_steps(facts):
+    for chosen in timeline.chosen_steps(run):
         title = f"Step {chosen.step}: {chosen.why}"
-        bars = timeline.columns(facts, chosen.step)
+        bars = timeline.columns(run, chosen.step)
         place = f"{prefix}timeline-{chosen.step}"
         found.append(sheet.add(title, place, timeline.figure(bars), tab="timeline", columns=bars))
     return found
@@ -148,46 +145,46 @@ def _grouped(drawn: list[Drawn]) -> list[Group]:
     return groups
 
 
-def tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
+def tiles(run: RunData) -> list[tuple[str, str, str]]:
     """The figures at the top: (label, value, unit)."""
-    figure = facts.summary()
+    figure = run.summary()
     steps = f"{figure['steps']:,}"
-    found = [("Steps", steps, f"of {facts.spec.steps:,}" if facts.spec else "")]
-    counted = batch_of(facts.store.table("events"))[1].capitalize()
+    found = [("Steps", steps, f"of {run.spec.steps:,}" if run.spec else "")]
+    counted = batch_of(run.store.table("events"))[1].capitalize()
     for label, key, unit in (
         ("Training loss", "last_loss", f"from {words.number(figure['first_loss'])}"),
         ("Validation loss", "validation_loss", ""),
         (
             f"{counted} per second",
             "tokens_per_second",
-            f"on {facts.mesh.world_size} rank{'s' if facts.mesh.world_size > 1 else ''}",
+            f"on {run.mesh.world_size} rank{'s' if run.mesh.world_size > 1 else ''}",
         ),
     ):
         if figure[key] is not None:
             found.append((label, words.number(figure[key]), unit))
-    accuracy = [row["accuracy"] for row in facts.validation() if "accuracy" in row]
+    accuracy = [row["accuracy"] for row in run.validation() if "accuracy" in row]
     if accuracy:
         found.append(("Accuracy", f"{100 * accuracy[-1]:.1f}", "%"))
-    if facts.seconds:
-        found.append(("Time", words.duration(facts.seconds), ""))
+    if run.seconds:
+        found.append(("Time", words.duration(run.seconds), ""))
     return found
 
 
-def _failure(facts: RunFacts) -> dict[str, Any] | None:
-    failed = words.first_failure(facts)
+def _failure(run: RunData) -> dict[str, Any] | None:
+    failed = words.first_failure(run)
     if failed is None:
         return None
     return {"who": failed.who, "step": failed.step, "text": failed.traceback or failed.message}
 
 
-def _confusion(facts: RunFacts) -> dict[str, Any] | None:
+def _confusion(run: RunData) -> dict[str, Any] | None:
     """The last confusion matrix: rows are true classes, each cell with its share of the row (for its shade)."""
-    found = facts.of_kind(EventKind.VALIDATION, "confusion_matrix")
+    found = run.of_kind(EventKind.VALIDATION, "confusion_matrix")
     if not found:
         return None
     try:
         matrix = np.asarray(found[-1].value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if matrix.ndim != 2 or not matrix.size:
         return None
@@ -199,42 +196,42 @@ def _confusion(facts: RunFacts) -> dict[str, Any] | None:
     return {"step": found[-1].step, "rows": rows}
 
 
-def _told(facts: RunFacts) -> list[Happening]:
+def _told(run: RunData) -> list[Happening]:
     """Events that have no place of their own in the report."""
-    return [h for h in facts.happenings if h.kind not in ("sample", "validation", "control", "settings", "verify")]
+    return [h for h in run.happenings if h.kind not in ("sample", "validation", "control", "settings", "verify")]
 
 
-def _events(facts: RunFacts, begin: float) -> list[dict[str, Any]]:
-    told = _told(facts)[:_EVENTS_SHOWN]
+def _events(run: RunData, begin: float) -> list[dict[str, Any]]:
+    told = _told(run)[:_EVENTS_SHOWN]
     return [{"after": words.duration(max(0.0, h.time - begin)), "event": h} for h in told]
 
 
-def _verified(facts: RunFacts) -> list[tuple[str, str]]:
-    return [(f"{h.name} (step {h.step})", words.short(h.value)) for h in facts.of_kind(EventKind.VERIFY)]
+def _verified(run: RunData) -> list[tuple[str, str]]:
+    return [(f"{h.name} (step {h.step})", words.short(h.value)) for h in run.of_kind(EventKind.VERIFY)]
 
 
-def _options(facts: RunFacts) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in facts.spec.options().items() if value != ""] if facts.spec else []
+def _options(run: RunData) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in run.spec.options().items() if value != ""] if run.spec else []
 
 
-def _environment(facts: RunFacts) -> list[tuple[str, str]]:
+def _environment(run: RunData) -> list[tuple[str, str]]:
     """Machine, devices, seed, command line and code, as rows."""
-    found = [(name, words.short(value)) for name, value in facts.machine.items()]
-    known = facts.environment
-    devices = sorted({rank.device for rank in facts.ranks if rank.device})
+    found = [(name, words.short(value)) for name, value in run.machine.items()]
+    known = run.environment
+    devices = sorted({rank.device for rank in run.ranks if rank.device})
     if known.get("processor"):
         found.append(("processor", words.short(known["processor"])))
     if devices:
         found.append(("devices of the ranks", ", ".join(devices)))
-    if facts.spec:
-        found.append(("seed", str(facts.spec.seed)))
+    if run.spec:
+        found.append(("seed", str(run.spec.seed)))
     command = known.get("command")
     if isinstance(command, list):
         found.append(("command line", " ".join(map(str, command))))
     for key in ("notebook", "directory", "executable"):
         if known.get(key):
             found.append((key, words.short(known[key])))
-    code = _code(facts)
+    code = _code(run)
     found += [(f"git {key}", words.short(code[key])) for key in ("commit", "branch", "remote") if code.get(key)]
     if code.get("commit"):
         found.append(
@@ -243,8 +240,8 @@ def _environment(facts: RunFacts) -> list[tuple[str, str]]:
     return found
 
 
-def _code(facts: RunFacts) -> dict[str, Any]:
-    code = facts.environment.get("git")
+def _code(run: RunData) -> dict[str, Any]:
+    code = run.environment.get("git")
     return code if isinstance(code, dict) else {}
 
 
@@ -252,8 +249,8 @@ def _names(found: Any) -> list[str]:
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
-def _packages(facts: RunFacts) -> list[tuple[str, str]]:
-    every = facts.environment.get("packages")
+def _packages(run: RunData) -> list[tuple[str, str]]:
+    every = run.environment.get("packages")
     return [(str(name), words.short(version)) for name, version in every.items()] if isinstance(every, dict) else []
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.plots import timeline
-from workbench.report.run_data import RunFacts
+from workbench.report.run_data import RunData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,13 @@ class ChosenStep:
     why: str
 
 
-def chosen_steps(facts: RunFacts) -> list[ChosenStep]:
+def chosen_steps(run: RunData) -> list[ChosenStep]:
     """Choose the step nearest to the median time and the slowest step among those with logged phases.
 
     The first step is left out, as it includes start-up costs.
     """
-    logged = np.unique(facts.store.table("phases")["step"])
-    steps, times = facts.metrics["step"], facts.metrics["step_time_ms"]
+    logged = np.unique(run.store.table("phases")["step"])
+    steps, times = run.metrics["step"], run.metrics["step_time_ms"]
     known = np.isin(steps, logged)
     steps, times = steps[known], times[known]
     if not steps.size:
@@ -40,9 +40,9 @@ def chosen_steps(facts: RunFacts) -> list[ChosenStep]:
     return found
 
 
-def columns(facts: RunFacts, step: int) -> Columns:
+def columns(run: RunData, step: int) -> Columns:
     """The bars of one step, for the first ``timeline.MOST_RANKS`` ranks."""
-    phases = facts.store.table("phases")
+    phases = run.store.table("phases")
     taken = (phases["step"] == step) & (phases["rank"] < timeline.MOST_RANKS)
     own = {name: values[taken] for name, values in phases.items()}
     return timeline.bars(own, np.unique(own["rank"]))

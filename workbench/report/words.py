@@ -1,4 +1,4 @@
-"""A run in words: sentences and formatted figures. Pure functions of the facts."""
+"""A run in words: sentences and formatted figures. Pure functions of the run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from workbench.core.config import TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
 from workbench.errors import format_ranks
+from workbench.events.decode import as_number
 from workbench.events.outcome import FirstFailure, failure_of
-from workbench.report.run_data import Happening, RunFacts
+from workbench.report.run_data import Happening, RunData
 from workbench.telemetry.derive import batch_of
 from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict
@@ -61,87 +62,88 @@ def moment(time: float) -> str:
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def summary(facts: RunFacts) -> list[str]:
+def summary(run: RunData) -> list[str]:
     """The run in a few sentences: what was trained, on what, how fast, what limited it, how it ended."""
-    return [text for text in (_what(facts), _learned(facts), _speed(facts), limits(facts), _end(facts)) if text]
+    return [text for text in (_what(run), _learned(run), _speed(run), limits(run), _end(run)) if text]
 
 
-def limits(facts: RunFacts) -> str:
+def limits(run: RunData) -> str:
     """What limited the run, and who was slow; "" when no phases were logged, or not by every rank."""
-    phases = facts.store.table("phases")
-    if not phases["step"].size or facts.store.absent:
+    phases = run.store.table("phases")
+    if not phases["step"].size or run.store.absent:
         return ""
-    return verdict(phases, facts.mesh, posting_time(facts.store.table("collectives"))).sentence
+    return verdict(phases, run.mesh, posting_time(run.store.table("collectives"))).sentence
 
 
-def _what(facts: RunFacts) -> str:
-    spec = facts.spec
+def _what(run: RunData) -> str:
+    spec = run.spec
     if spec is None:
-        return f"A run on {facts.mesh.world_size} ranks whose spec could not be read."
+        return f"A run on {run.mesh.world_size} ranks whose spec could not be read."
     what = (
         f"The recipe {spec.recipe}{f' (size {spec.size})' if spec.size else ''}"
         if spec.recipe
         else "A model of its own"
     )
-    batch = spec.batch_size or batch_of(facts.store.table("events"))[0]
+    batch = spec.batch_size or batch_of(run.store.table("events"))[0]
     samples = f"{batch:,} samples a step" if batch else "in batches of the cell's own dataloader"
-    done = int(facts.metrics["step"][-1]) if facts.metrics["step"].size else 0
+    done = int(run.metrics["step"][-1]) if run.metrics["step"].size else 0
     trained = f"was trained for {done:,} of {spec.steps:,} steps"
     if not done:
         trained = f"was to be trained for {spec.steps:,} steps and did not finish one"
     return f"{what} {trained}, with plan {spec.plan.describe()}, in {spec.precision}, {samples}."
 
 
-def _learned(facts: RunFacts) -> str:
-    figures = facts.summary()
+def _learned(run: RunData) -> str:
+    figures = run.summary()
     first, last = figures["first_loss"], figures["last_loss"]
     if first is None or last is None:
-        losses = facts.metrics["loss"]
+        losses = run.metrics["loss"]
         return "The loss was not a finite number." if losses.size and not np.isfinite(losses).any() else ""
     verb = "fell" if last < first else "rose" if last > first else "stayed"
     text = f"The training loss {verb} from {first:.4f} to {last:.4f}."
-    validation = facts.validation()
+    validation = run.validation()
     if validation:
         values = ", ".join(f"{key} {number(value)}" for key, value in validation[-1].items() if key != "step")
         text += f" Validation at step {validation[-1]['step']:,}: {values}."
     return text
 
 
-def _speed(facts: RunFacts) -> str:
-    tps = facts.summary()["tokens_per_second"]
+def _speed(run: RunData) -> str:
+    tps = run.summary()["tokens_per_second"]
     if tps is None:
         return ""
-    times = facts.metrics["step_time_ms"]
+    times = run.metrics["step_time_ms"]
     step_ms = float(np.median(times[1:] if times.size > 1 else times))
-    unit = batch_of(facts.store.table("events"))[1]
-    per_device = tps / facts.mesh.world_size
+    unit = batch_of(run.store.table("events"))[1]
+    per_device = tps / run.mesh.world_size
     return (
-        f"Training took {duration(facts.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} {unit} a "
+        f"Training took {duration(run.seconds)}: {number(step_ms, 3)} ms a step (median), {number(tps)} {unit} a "
         f"second, which is {number(per_device)} per device."
     )
 
 
-def _end(facts: RunFacts) -> str:
-    text = STATUS[facts.status]
-    failed = first_failure(facts)
+def _end(run: RunData) -> str:
+    text = STATUS[run.status]
+    failed = first_failure(run)
     if failed:
         text = f"It failed on {failed.who}: {short(failed.message)}."
-    for died in facts.of_kind(EventKind.RANK, "died"):
+    for died in run.of_kind(EventKind.RANK, "died"):
         if isinstance(died.value, dict) and died.value.get("rank") not in (failed.ranks if failed else ()):
             text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
-    dropped = facts.of_kind(EventKind.LOG, "dropped")
+    dropped = run.of_kind(EventKind.LOG, "dropped")
     if dropped:
         text += f" {number(sum(_as_number(h.value) for h in dropped))} records did not fit into the logs."
     return text
 
 
-def first_failure(facts: RunFacts) -> FirstFailure | None:
+def first_failure(run: RunData) -> FirstFailure | None:
     """The failure that explains the others."""
-    return failure_of(facts.store.table("events"))
+    return failure_of(run.store.table("events"))
 
 
 def _as_number(value: Any) -> float:
-    return value if isinstance(value, (int, float)) else 0.0
+    found = as_number(value)
+    return 0.0 if math.isnan(found) else found
 
 
 def who(happening: Happening) -> str:
@@ -179,16 +181,16 @@ def flags(spec: TrainSpec) -> list[str]:
     return words
 
 
-def rerun(facts: RunFacts) -> list[tuple[str, str]]:
+def rerun(run: RunData) -> list[tuple[str, str]]:
     """How to run it again: (where, what to type)."""
-    if facts.spec is None:
+    if run.spec is None:
         return []
-    spec_file = shlex.quote(str(facts.path / "spec.toml"))
-    if not facts.spec.recipe:
-        line = shlex.join(flags(facts.spec))
-        return [("In a notebook", f"%%dist_train {line}\n{facts.cell or '# the cell was not kept'}")]
+    spec_file = shlex.quote(str(run.path / "spec.toml"))
+    if not run.spec.recipe:
+        line = shlex.join(flags(run.spec))
+        return [("In a notebook", f"%%dist_train {line}\n{run.cell or '# the cell was not kept'}")]
     return [
         ("In a terminal", f"workbench train {spec_file}"),
         ("In a notebook", f"%dist_train --config {spec_file}"),
-        ("Without its file", f"%dist_train {shlex.join(flags(facts.spec))}"),
+        ("Without its file", f"%dist_train {shlex.join(flags(run.spec))}"),
     ]

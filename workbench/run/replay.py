@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.cluster.session import Session
 from workbench.core.config import TrainSpec
 from workbench.errors import RunDirectoryError
 from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, find_kept
@@ -64,8 +66,6 @@ def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None
     live session's ranks, or brings up as many as a replica has. Raises ``RunDirectoryError`` when nothing was kept,
     ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails.
     """
-    from workbench.cluster.session import Session
-
     directory = find_kept(run, step, rank)
     about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
     size = spec.plan.mesh.tp * spec.plan.mesh.pp
@@ -80,10 +80,8 @@ def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None
     return _result(directory, about, asked)
 
 
-def _run_on(session: Any, run: Path, step: int, first: int, size: int) -> None:
+def _run_on(session: Session, run: Path, step: int, first: int, size: int) -> None:
     """Tell each rank its place; wait, and raise what a rank raised."""
-    import time
-
     token = f"replay-{time.time_ns()}"
     submissions = []
     for rank in range(size):

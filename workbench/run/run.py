@@ -1,14 +1,15 @@
-"""A run and its verbs. Any process can open one: ``Run("runs/...")``.
+"""A run, and what can be asked of it. Any process can open one: ``Run("runs/...")``.
 
-A verb checks its value here, writes one line of ``control.jsonl``, and returns. The ranks apply it after the step they
-are in and say so in an event (``Run.events()``: kind ``control``, or ``refused`` and why). Every verb raises
+What is asked is checked here and written as a line of ``control.jsonl``. The ranks apply it after the step they are in
+and answer with an event (``Run.events()``: kind ``control``, or ``refused`` with the reason). All such methods raise
 ``RunError`` when the run has ended, and ``ConfigError`` for a wrong value.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from workbench.core.columns import Columns
 from workbench.core.controls import NEWEST
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError
-from workbench.events.outcome import FirstFailure, Outcome, failure_of
+from workbench.events.outcome import FirstFailure, failure_of
 from workbench.run import branching
-from workbench.run.owned import OwnedRun
 from workbench.run.reader import RunReader
+from workbench.run.session_log import log_of
 from workbench.rundir import checkpoints, state
-from workbench.rundir import directory as run_directory
 from workbench.rundir.commands import new_command, write_commands
+from workbench.rundir.directory import run_directories
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
@@ -37,17 +38,15 @@ class Run(RunReader):
     Raises ``RunDirectoryError`` when there is no such run, ``SchemaError`` when a newer version wrote it.
     """
 
-    #: what only the process that started the run knows; None elsewhere
-    _handle: OwnedRun | None = None
-
     @property
     def status(self) -> str:
         """``starting``, ``running``, ``paused``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
-        released = self._handle is not None and self._handle.released.is_set()  # asked before the logs are read
+        session_log = log_of(self.path)
+        free = session_log is not None and session_log.ranks_are_free.is_set()  # asked before the logs are read
         logged = state.state_of(self._events(), self.plan.ranks)
-        if released and not state.ended(logged):
+        if free and not state.ended(logged):
             return "failed"  # the ranks are free again and could not say how it ended
-        return logged if self._handle is not None else state.present_state(logged, self.path)
+        return logged if session_log is not None else state.present_state(logged, self.path)
 
     def wait(self, timeout: float | None = None) -> Run:
         """Wait until the run ended; returns the run.
@@ -67,14 +66,16 @@ class Run(RunReader):
 
     def ended(self) -> bool:
         """Whether the run is over and its ranks are free again."""
-        return self.status in state.ENDED and (self._handle is None or self._handle.released.is_set())
+        session_log = log_of(self.path)
+        return state.ended(self.status) and (session_log is None or session_log.ranks_are_free.is_set())
 
     def raise_if_failed(self) -> None:
         """``RunError`` when the run failed or was lost."""
         status = self.status
         if status == "failed":
             first = failure_of(self._events()) or FirstFailure([], "no rank said why")
-            advice = f"; {self._handle.advice}" if self._handle is not None and self._handle.advice else ""
+            session_log = log_of(self.path)
+            advice = f"; {session_log.advice}" if session_log is not None and session_log.advice else ""
             raise RunError(
                 f"run {self.name!r} failed at step {self.last_step} on {first.who}: {first.message}{advice}",
                 traceback=first.traceback,
@@ -87,7 +88,7 @@ class Run(RunReader):
     def refuse_if_ended(self, what: str) -> None:
         """``RunError`` when the run can no longer take what is asked."""
         status = self.status
-        if status in state.ENDED:
+        if state.ended(status):
             raise RunError(
                 f"run {self.name!r} has ended ({status} at step {self.last_step}): there is nothing to {what}"
             )
@@ -97,7 +98,7 @@ class Run(RunReader):
         self.ask("pause")
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """Continue after a pause."""
         self.ask("resume")
 
     def step(self, n: int = 1) -> None:
@@ -142,14 +143,32 @@ class Run(RunReader):
         self.ask("unfreeze", layers)
 
     def branch(self, **changes: Any) -> Run:
-        """Go on from here as a new run with changed options (``lr=1e-4, name="slower"``), and return it.
+        """Continue from here as a new run with changed options (``lr=1e-4, name="slower"``), and return that.
 
-        This run writes a checkpoint and stops, as the new one needs its ranks; it is kept, and can be gone on with
+        This run writes a checkpoint and stops, as the new one needs its ranks; it is kept, and can be resumed
         (``--resume``). A run that has ended is branched at its newest checkpoint. Raises ``ConfigError`` for options
         that cannot be, ``RunError`` when the run could not be stopped or the new one did not start.
         """
-        found: Run = branching.branch(self, changes, Run)
-        return found
+        before = run_directories()
+        started = self._ask_for_branch(changes)
+        if started is None:
+            branching.wait_until_stopped(self.name, self.ended, self._events)
+            started = branching.wait_for_branch(self.path, before)
+        return Run(started)
+
+    def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
+        """Ask the ranks to stop for a branch. Of a run that has ended: start it, and return its directory."""
+        typed = branching.check(self.spec, self.settings(), self.last_step, changes)
+        if not state.ended(self.status):
+            self.ask("branch", typed)
+            return None
+        step = checkpoints.step_of(checkpoints.find(self.path))
+        return branching.launch(branching.options_for(self.path, self.name, typed, step))
+
+    def agreed_branch(self) -> dict[str, Any] | None:
+        """Options of the branch for which the ranks have agreed to stop; None when there is none."""
+        agreed = branching.agreed(self._events())
+        return None if agreed is None else branching.options_for(self.path, self.name, *agreed)
 
     def ask(self, name: str, value: Any = None) -> None:
         """Ask for one act or setting by its name, as the command line and buttons do; ``value`` may be text."""
@@ -164,12 +183,12 @@ class Run(RunReader):
     def control(self, name: str, value: Any = None) -> None:
         """What a form does: ``ask`` with the value as it was typed; options of a new run as ``lr=1e-4 name=slower``."""
         if controls.find(name, self.declared()).starts_run:
-            branching.request(self, controls.assignments(str(value or "").split()))
+            self._ask_for_branch(controls.assignments(str(value or "").split()))
         else:
             self.ask(name, value)
 
     def _check(self, values: dict[str, Any]) -> None:
-        """What is wrong for this run although it would be right for another. ``ConfigError``."""
+        """Refuse values that this run cannot take although another could. ``ConfigError``."""
         for name in values:
             reason = self.spec.plan.why_control_unavailable(name)
             if reason:
@@ -187,44 +206,15 @@ class Run(RunReader):
 
         return replay(self.path, self.spec, step, rank)
 
-    def attach(self) -> None:
-        """Called by the session that starts the run, before any rank hears of it."""
-        self._handle = OwnedRun(self.path)
-
-    def rank_died(self, rank: int, reason: str) -> None:
-        """Called by the session: a rank ended while this run needed it. Written where every reader sees it."""
-        if self._handle is not None and rank < self.plan.ranks:
-            self._handle.rank_died(rank, reason)
-
-    def ranks_that_say(self, states: Sequence[str]) -> frozenset[int]:
-        """Ranks in whose log one of these states stands: ``failed``, say."""
+    def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
+        """Ranks that have logged one of these states: ``failed``, say."""
         events = self._events()
-        said = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
-        return frozenset(int(rank) for rank in events["rank"][said])
-
-    def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
-        """Called by the session before it ends ranks that wait for one that failed."""
-        if self._handle is not None:
-            self._handle.ranks_ended(ranks, why)
-
-    def detach(self, answers: dict[int, Outcome | None], *, logged: Collection[int]) -> None:
-        """Called by the session when the ranks are free or gone; ``answers``: what each said about its end, ``logged``:
-        those whose log says it."""
-        if self._handle is not None:
-            self._handle.end(answers, logged=logged)
+        found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
+        return frozenset(int(rank) for rank in events["rank"][found])
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.status} at step {self.last_step}/{self.spec.steps}: {self.plan.describe()}>"
 
     def _events(self) -> Columns:
-        events = self._table("events")
-        return events if self._handle is None else with_rows(events, self._handle.unwritten)
-
-
-def newest_live() -> Run | None:
-    """The newest run that has not ended; None when all have."""
-    for path in reversed(run_directory.runs_with_spec()):
-        run = Run(path)
-        if run.status not in state.ENDED:
-            return run
-    return None
+        events, session_log = self._table("events"), log_of(self.path)
+        return events if session_log is None else with_rows(events, session_log.unwritten)

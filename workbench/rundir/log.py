@@ -346,6 +346,6 @@ class RankLogWriter:
             self._refusing.add(table)
             text = f"records of the table {table!r} could not be written and are missing: {refused[0]}"
             self._write(
-                [Event(time=time.time(), step=0, rank=self.rank, kind="warning", name="record_refused",
+                [Event(time=time.time(), step=0, rank=self.rank, kind=EventKind.WARNING, name="record_refused",
                        value=json.dumps(text))]
             )  # fmt: skip

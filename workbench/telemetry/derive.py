@@ -13,6 +13,7 @@ from workbench.core.mesh import Mesh
 from workbench.core.records import EventKind, Record
 from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
+from workbench.telemetry.rollbacks import standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,22 +59,6 @@ def batch_of(events: Columns) -> tuple[int, str]:
         if math.isfinite(samples) and "unit" in event.fields:
             return int(samples), str(event.fields["unit"])
     return 0, "tokens"
-
-
-def standing(steps: Columns) -> Columns:
-    """Rows of steps that still count. A rollback makes a rank train some steps again, or never: a row counts unless a
-    later row of the same rank has the same or an earlier step. Rows of a rank are in the order they were written."""
-    step, rank = steps["step"], steps["rank"]
-    order = np.argsort(rank, kind="stable")
-    # one number that grows over ranks and, within a rank, over steps: the smallest that follows has to be larger
-    key = rank[order].astype(np.int64) * (int(step.max(initial=0)) + 1) + step[order]
-    later = np.minimum.accumulate(key[::-1])[::-1]
-    stands = np.ones(key.size, dtype=bool)
-    stands[:-1] = key[:-1] < later[1:]
-    if stands.all():
-        return steps
-    kept = np.sort(order[stands])
-    return {name: values[kept] for name, values in steps.items()}
 
 
 def global_metrics(steps: Columns, mesh: Mesh, absent: int = 0) -> Columns:
@@ -130,6 +115,16 @@ def global_metrics(steps: Columns, mesh: Mesh, absent: int = 0) -> Columns:
     }
     columns["framework_norm"] = np.where(np.isneginf(columns["framework_norm"]), np.nan, columns["framework_norm"])
     return {name: values[complete] for name, values in columns.items()}
+
+
+def cumulative_tokens(metrics: Columns, ranks: int, *, before: float = 0.0) -> np.ndarray:
+    """Tokens (samples, where a model has none) that all replicas consumed up to each row of ``global_metrics``.
+
+    ``before``: those of the steps before the first row. A step of unknown speed counts none.
+    """
+    with np.errstate(invalid="ignore"):
+        each = metrics["tps"].astype(float) * (metrics["step_time_ms"].astype(float) / 1e3) * ranks
+    return before + np.cumsum(np.round(np.nan_to_num(each, posinf=0.0)))
 
 
 def clipped(norm: np.ndarray, clip: np.ndarray) -> np.ndarray:

@@ -6,9 +6,9 @@ many rows of each table it had logged by then (``checkpoint`` event ``restored``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +29,27 @@ class Rollback:
     time: float
     step: int
     rows: dict[str, int]
+
+
+def took_back(step: int, time: float, steps: Any, times: Any) -> Any:
+    """Whether a return to ``step`` at ``time`` took back what was told at ``times`` of ``steps``: numbers or arrays."""
+    return (steps > step) & (times <= time)
+
+
+def standing(steps: Columns) -> Columns:
+    """Rows of steps that still count. A rollback makes a rank train some steps again, or never: a row counts unless a
+    later row of the same rank has the same or an earlier step. Rows of a rank are in the order they were written."""
+    step, rank = steps["step"], steps["rank"]
+    order = np.argsort(rank, kind="stable")
+    # one number that grows over ranks and, within a rank, over steps: the smallest that follows has to be larger
+    key = rank[order].astype(np.int64) * (int(step.max(initial=0)) + 1) + step[order]
+    later = np.minimum.accumulate(key[::-1])[::-1]
+    stands = np.ones(key.size, dtype=bool)
+    stands[:-1] = key[:-1] < later[1:]
+    if stands.all():
+        return steps
+    kept = np.sort(order[stands])
+    return {name: values[kept] for name, values in steps.items()}
 
 
 class Rollbacks:
@@ -58,8 +79,9 @@ class Rollbacks:
     def take(self, events: Columns) -> Iterator[Rollback]:
         """The rollbacks among new events."""
         for event in of_kind(events, EventKind.CHECKPOINT, "restored"):
-            counts = {str(t): as_number(count) for t, count in as_mapping(event.fields.get("rows")).items()}
-            rows = {table: int(count) for table, count in counts.items() if math.isfinite(count)}
+            told = as_mapping(event.fields.get("rows"))
+            counts = {table: as_number(told[table]) for table in STEP_TABLES if table in told}
+            rows = {table: int(count) for table, count in counts.items() if 0 <= count < 2**63}
             if rows and 0 <= event.rank < _MOST_RANKS:
                 back = Rollback(event.rank, event.time, event.step, rows)
                 self.known.append(back)
@@ -80,5 +102,6 @@ class Rollbacks:
         """Which events tell of steps that were not taken back: a mask."""
         stands = np.ones(events["step"].size, dtype=bool)
         for back in self.known:
-            stands &= ~((events["rank"] == back.rank) & (events["time"] <= back.time) & (events["step"] > back.step))
+            taken = took_back(back.step, back.time, events["step"], events["time"])
+            stands &= ~((events["rank"] == back.rank) & taken)
         return stands

@@ -21,7 +21,7 @@ from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
 from workbench.core.records import STEP_TABLES, TABLES
-from workbench.errors import RunDirectoryError, SchemaError
+from workbench.errors import RunDirectoryError, SchemaError, WorkbenchError
 from workbench.rundir.log import SESSION_DIR
 from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import DISPLAY_ROWS, GrowingTable, empty
@@ -61,6 +61,7 @@ class Store:
 
     ``spare``: a file that cannot be read does not end the reading of the others; ``problems`` says what is wrong with
     it. ``absent``: ranks whose steps will never come, set by who knows; without them a step is whole.
+    ``assumed``: the spec to go by where the run's own cannot be read, set by who knows; one that can be read wins.
 
     ``rollbacks``: returns of ranks to a checkpoint. After one, what was made of rows read before may be of steps that
     count no more.
@@ -70,6 +71,7 @@ class Store:
         self.run = Path(run)
         self.problems: dict[str, str] = {}
         self.absent: frozenset[int] = frozenset()
+        self.assumed: TrainSpec | None = None
         self._spare = spare
         if not self.run.is_dir():
             raise RunDirectoryError(f"{self.run} is no run directory")
@@ -184,9 +186,18 @@ class Store:
         """Logs of which no more was read than up to some place within them, and that have no other problem."""
         return [Path(tail.path) for tail in self._unspared() if tail.offset < os.stat(tail.path).st_size]
 
-    @cached_property
+    @property
     def spec(self) -> TrainSpec:
-        """The run's spec, from ``spec.toml``. ``ConfigError`` when it cannot be read."""
+        """The run's spec, from ``spec.toml``. Where that cannot be read: ``assumed``, else ``ConfigError``."""
+        try:
+            return self._read_spec
+        except (WorkbenchError, TypeError):
+            if self.assumed is None:
+                raise
+            return self.assumed
+
+    @cached_property
+    def _read_spec(self) -> TrainSpec:
         return TrainSpec.from_options(read_spec_options(self.run / SPEC_FILE))
 
     @property

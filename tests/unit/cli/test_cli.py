@@ -9,8 +9,6 @@ import pytest
 from tests.fake_run import make_fake_run
 from workbench.cli import main as cli
 from workbench.cli.commands import demo, lab, notebooks
-from workbench.core import flags
-from workbench.run.resolve import request
 
 
 @pytest.fixture
@@ -77,18 +75,6 @@ def test_errors_are_one_line(
 def test_underscores_are_accepted_and_values_left_alone() -> None:
     arguments = cli.parser().parse_args([cli._spelt(w) for w in ["train", "a_b.toml", "--batch_size=4", "--name=a_b"]])
     assert (arguments.batch_size, arguments.name, str(arguments.spec)) == (4, "a_b", "a_b.toml")
-
-
-def test_train_reads_the_spec_flags_win_and_the_cell_is_found(tmp_path: Path) -> None:
-    spec = tmp_path / "spec.toml"
-    spec.write_text('recipe = "stdlib-llama"\nsteps = 5\n')
-    arguments = cli.parser().parse_args(["train", str(spec), "--steps", "7"])
-    assert request(arguments.spec, flags.options_of(arguments)) == ({"recipe": "stdlib-llama", "steps": 7}, None)
-    spec.write_text("steps = 5\n")
-    (tmp_path / "cell.py").write_text("model = 1")
-    assert request(spec, {}) == ({"steps": 5}, "model = 1")
-    assert request(spec, {}, cell="model = 2") == ({"steps": 5}, "model = 2")
-    assert request(spec, {"recipe": "digits-vit"}) == ({"steps": 5, "recipe": "digits-vit"}, None)
 
 
 def test_a_plan_that_cannot_work_ends_before_any_rank(

@@ -9,7 +9,7 @@ import pytest
 
 from workbench.cli import main as cli
 from workbench.core.config import TrainSpec, read_spec_options
-from workbench.run import resolve as planning
+from workbench.run.cell_source import check_cell
 
 
 def test_a_project_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,7 +19,7 @@ def test_a_project_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert sorted(path.name for path in folder.iterdir()) == ["cell.py", "notebook.ipynb", "spec.toml"]
     spec = TrainSpec.from_options(read_spec_options(folder / "spec.toml"))
     assert spec.name == "my-model" and spec.plan.ranks == 2
-    planning.check_cell((folder / "cell.py").read_text())
+    check_cell((folder / "cell.py").read_text())
     book = nbformat.read(folder / "notebook.ipynb", as_version=4)
     nbformat.validate(book)
     assert [cell.metadata.get("tags") for cell in book.cells].count(["parameters"]) == 1

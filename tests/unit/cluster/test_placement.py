@@ -48,9 +48,9 @@ def test_one_device_per_rank_and_none_left_for_cpu_ranks():
     assert place(2, host(8, GPUS), devices=()).bindings[0].device == "cpu"
 
 
-def test_more_ranks_than_devices_are_refused_unless_they_run_on_the_processor():
+def test_more_ranks_than_devices_are_refused_unless_they_run_on_cpu_cores():
     with pytest.raises(
-        ConfigError, match=r"6 ranks, but 4 GPUs are to be used \(0, 1, 2, 3\).*pass -n 4.*cpu"
+        ConfigError, match=r"6 ranks, but 4 GPUs are available \(0, 1, 2, 3\).*pass -n 4.*cpu"
     ) as caught:
         place(6, host(8, GPUS))
     assert caught.value.field == "--nproc-per-node"

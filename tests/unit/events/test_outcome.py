@@ -1,7 +1,10 @@
 """What a rank answers about its end, and which failure explains the others."""
 
 import json
+import queue
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,12 @@ import pytest
 
 from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
-from workbench.errors import RunDirectoryError, RunError
+from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.events.outcome import Outcome, failure, failure_of
+from workbench.run import branching, session_log
 from workbench.run.api import Run
-from workbench.run.occupant import RunOccupant
-from workbench.run.peer_watch import ALONE_S, INTERRUPTED_S, next_act
+from workbench.run.job import TrainingJob
+from workbench.run.peer_watch import GRACE_S, INTERRUPTED_S, next_action
 from workbench.rundir import directory as run_directory
 from workbench.rundir.log import RankLogWriter
 
@@ -69,73 +73,122 @@ def test_a_death_explains_what_others_saw_and_hostile_values_harm_nothing() -> N
 
 
 def test_peers_are_left_alone_then_interrupted_once_then_killed() -> None:
-    assert next_act(None, interrupted=False) == ""
-    assert next_act(ALONE_S - 0.1, interrupted=False) == ""
-    assert next_act(ALONE_S + 0.1, interrupted=False) == "interrupt"
-    assert next_act(ALONE_S + 0.2, interrupted=True) == ""
-    assert next_act(ALONE_S + INTERRUPTED_S, interrupted=True) == "kill"
-    assert ALONE_S + INTERRUPTED_S < 10
+    assert next_action(None, interrupted=False) == ""
+    assert next_action(GRACE_S - 0.1, interrupted=False) == ""
+    assert next_action(GRACE_S + 0.1, interrupted=False) == "interrupt"
+    assert next_action(GRACE_S + 0.2, interrupted=True) == ""
+    assert next_action(GRACE_S + INTERRUPTED_S, interrupted=True) == "kill"
+    assert GRACE_S + INTERRUPTED_S < 10
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-    run = Run(run_directory.create(TrainSpec(name="full", plan=ParallelPlan(ranks=2), steps=9)))
-    run.attach()
-    return run
+    return Run(run_directory.create(TrainSpec(name="full", plan=ParallelPlan(ranks=2), steps=9)))
+
+
+@pytest.fixture
+def job(run: Run) -> TrainingJob:
+    return TrainingJob(run)
 
 
 LOST = Outcome(state="finished", step=9, log_failure="No space left on device (disk of /data)")
 
 
-def test_logs_that_could_not_be_written_are_named_also_to_other_readers(run: Run) -> None:
-    RunOccupant(run).free({0: LOST, 1: LOST})
+def test_logs_that_could_not_be_written_are_named_also_to_other_readers(run: Run, job: TrainingJob) -> None:
+    job.end({0: LOST, 1: LOST}, {})
     for reader in (run, Run(run.path)):
         with pytest.raises(RunError, match=r"on ranks 0-1: LogLost: it finished after step 9.*No space left on device"):
             reader.wait(timeout=1)
         assert reader.status == "failed"
 
 
-def test_even_when_the_sessions_own_log_has_no_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_even_when_the_sessions_own_log_has_no_room(
+    run: Run, job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: RankLogWriter, taken: list) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RankLogWriter, "_write", full)
-    RunOccupant(run).free({0: LOST, 1: Outcome(state="failed", step=4, failure=failure("ValueError", "bad", "line 3"))})
+    job.end({0: LOST, 1: Outcome(state="failed", step=4, failure=failure("ValueError", "bad", "line 3"))}, {})
     monkeypatch.undo()
-    assert run.status == "failed" and Run(run.path).status == "starting"
+    assert run.status == "failed"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(session_log, "_logs", {})
+        assert Run(run.path).status == "starting", "another process knows only what was written"
     with pytest.raises(RunError, match="No space left on device"):
         run.wait(timeout=1)
     assert run.events()["rank"].tolist() == [0, 1]
 
 
-def test_a_rank_that_logged_its_end_is_not_told_of_again(run: Run) -> None:
+def test_a_rank_that_logged_its_end_is_not_told_of_again(run: Run, job: TrainingJob) -> None:
     for rank in (0, 1):
         with RankLogWriter(run.path, rank) as log:
             log.event("state", "finished", step=9)
-    RunOccupant(run).free({rank: Outcome(state="finished", step=9) for rank in (0, 1)})
+    job.end({rank: Outcome(state="finished", step=9) for rank in (0, 1)}, {})
     assert run.wait(timeout=1).events()["name"].tolist() == ["finished", "finished"]
 
 
-def test_ranks_that_were_ended_do_not_explain_the_failure(run: Run) -> None:
+def test_ranks_that_were_ended_do_not_explain_the_failure(run: Run, job: TrainingJob) -> None:
     with RankLogWriter(run.path, 1) as log:
         log.event("state", "failed", failure("KeyError", "'x'"))
-    run.ranks_ended([0], "ended by the session")
-    run.rank_died(0, "killed by signal 9 (SIGKILL)")
-    RunOccupant(run).free({0: None, 1: Outcome(state="failed", step=1)})
+    job.ranks_ended([0], "ended by the session")
+    job.end({0: None, 1: Outcome(state="failed", step=1)}, {0: "killed by signal 9 (SIGKILL)"})
     with pytest.raises(RunError, match=r"on rank 1: KeyError: 'x'; rank 0 waited for it and was ended: run %dist_up"):
         run.wait(timeout=1)
 
 
-def test_the_session_of_a_deleted_run_goes_on_as_if_it_had_said_nothing(run: Run) -> None:
-    occupant = RunOccupant(run)
+def test_the_job_of_a_deleted_run_counts_as_one_that_logged_nothing(run: Run, job: TrainingJob) -> None:
     with RankLogWriter(run.path, 1) as log:
         log.event("state", "failed", failure("KeyError", "'x'"))
-    assert occupant.failed_ranks() == {1} and occupant.is_over and not occupant.is_deleted
+    assert job.failed_ranks() == {1} and job.is_over and not job.is_deleted
     shutil.rmtree(run.path)
-    assert occupant.is_deleted and occupant.is_over
-    assert occupant.step_of(0) is None and occupant.failed_ranks() == set() and occupant.asked_branch() is None
-    occupant.free({0: LOST, 1: None})
+    assert job.is_deleted and job.is_over
+    assert job.step_of(0) is None and job.failed_ranks() == set()
+    job.end({0: LOST, 1: None}, {})
     with pytest.raises(RunDirectoryError, match="Was it moved or deleted"):
         run.wait(timeout=1)
     assert not run.path.exists()
+
+
+def test_a_run_that_stopped_for_a_branch_starts_it_when_its_ranks_are_free(
+    run: Run, job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: queue.Queue[dict] = queue.Queue()
+
+    def start(options: dict) -> Path:
+        assert session_log.log_of(run.path).ranks_are_free.is_set()
+        asked.put(options)
+        return run.path
+
+    monkeypatch.setattr(branching, "_launchers", [start])
+    for rank in (0, 1):
+        with RankLogWriter(run.path, rank) as log:
+            log.event("control", "branch", {"lr": 1e-4}, step=7)
+            log.event("state", "stopped", step=7)
+    job.end({rank: Outcome(state="stopped", step=7) for rank in (0, 1)}, {})
+    assert asked.get(timeout=60) == {"name": "full-branch", "lr": 1e-4, "resume": f"{run.path}@7"}
+
+
+def test_a_branch_that_does_not_start_is_said_to_who_waits_for_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(options: dict) -> Path:
+        raise ConfigError("no such plan")
+
+    monkeypatch.setattr(branching, "_launchers", [start])
+    branching.launch_in_thread(run.path, {})
+    with pytest.raises(RunError, match=r"the branch of .* did not start: no such plan"):
+        branching.wait_for_branch(run.path, [run.path])
+    assert "did not start: no such plan" in capsys.readouterr().err
+
+
+def test_importing_run_from_the_package_says_how_branches_are_started() -> None:
+    code = "from workbench import Run; from workbench.run import branching; assert len(branching._launchers) == 1"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_launcher_the_import_to_make_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branching, "_launchers", [])
+    with pytest.raises(RuntimeError, match="take Run from workbench"):
+        branching.launch({})

@@ -17,7 +17,7 @@ from workbench.core.columns import Columns
 from workbench.core.records import GradientStats, StepRecord
 from workbench.plots import ALL, event_lines, gradients, loss, plots, theme, throughput, utilisation
 from workbench.plots.base import TABS, Plot
-from workbench.plots.picture import picture
+from workbench.plots.still.run_picture import picture
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import global_metrics

@@ -96,7 +96,7 @@ def test_every_ordinary_output(tmp_path: Path) -> None:
     assert page.find("pre", class_="error").text == f"Traceback {HOSTILE}"
 
 
-def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path) -> None:
+def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few_figures: None) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=40)
     picture = shown({"image/png": "iVBORw==", "text/plain": "first: finished"}, dist_workbench={"runs": [str(run)]})
     live = shown({"text/plain": "Live panel of x", "application/vnd.jupyter.widget-view+json": {"model_id": "gone"}})
@@ -117,7 +117,7 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path) -> 
     assert len(ids) == len(set(ids)) and all(a.startswith(("data:", "#")) for a in loads(page))
 
 
-def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_path: Path) -> None:
+def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_path: Path, few_figures: None) -> None:
     run = make_fake_run(tmp_path / "elsewhere" / "2026-05-01-120000-first", steps=10)
     picture = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     notebook = written(tmp_path, code("x", picture))
@@ -129,7 +129,7 @@ def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_p
     assert page.find("img", class_="output-picture") and not page.find(id="runs")
 
 
-def test_a_panel_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_panel_says_what_it_shows(tmp_path: Path, few_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the panel publishes, live and at the end, is what the report knows again."""
     from widgets.panel.panel import Panel
     from workbench.report.notebook.cells import PANEL_KEY
@@ -177,7 +177,7 @@ def test_attachments_and_missing_ones(tmp_path: Path) -> None:
     assert page.find("img")["src"] == "data:image/png;base64,iVBORw==" and "picture lost is missing" in page.get_text()
 
 
-def test_a_light_one_has_no_script(tmp_path: Path) -> None:
+def test_a_light_one_has_no_script(tmp_path: Path, few_figures: None) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
     shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     drawn = figure(width=300, height=200, title="own figure")

@@ -108,7 +108,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert html.count("y" * 100) and len(html) < 3e6
 
 
-def test_a_hostile_name_of_a_run_stays_text(tmp_path: Path) -> None:
+def test_a_hostile_name_of_a_run_stays_text(tmp_path: Path, few_figures: None) -> None:
     name = HOSTILE.replace("/", "") + "z" * 100
     run = make_fake_run(tmp_path / name, steps=10)
     (run / "spec.toml").write_text(f"recipe = {json.dumps(HOSTILE)}\nsurprise = 1")  # so the directory's name stands

@@ -20,9 +20,7 @@ from tests.fake_run import make_fake_run
 from workbench.core.mesh import Mesh
 from workbench.core.records import Command, Event, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
-from workbench.report import mesh_diagram as plan
-from workbench.report import render, timeline, words
-from workbench.report import run_data as facts
+from workbench.report import mesh_diagram, render, run_data, timeline, words
 from workbench.report.compared import comparison
 from workbench.report.control_history import controls
 from workbench.report.figures import Sheet, packed
@@ -84,7 +82,7 @@ def test_commands_meet_their_steps(tmp_path: Path) -> None:
         for kind, name, value, step, command in given:
             event = Event(time=time.time(), step=step, rank=-1, kind=kind, name=name, value=json.dumps(value))
             log.append(replace(event, command=command, old_value="0.003" if step == 7 else "null"))
-    found = facts.read(run)
+    found = run_data.read(run)
     table = controls(found)
     assert [(c.name, c.who, c.value, c.old_value, c.step, c.refused) for c in table] == [
         ("lr", "ann", 0.1, 0.003, 7, ""),
@@ -100,15 +98,15 @@ def test_commands_meet_their_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 1, 1), (4, 1, 1), (2, 2, 2), (16, 4, 4)])
 def test_the_mesh_shows_every_rank_once(dp: int, pp: int, tp: int) -> None:
     mesh = Mesh(dp=dp, pp=pp, tp=tp)
-    svg = BeautifulSoup(plan.drawing(mesh), "html.parser")
+    svg = BeautifulSoup(mesh_diagram.drawing(mesh), "html.parser")
     assert sorted(int(text.text) for text in svg.find_all("text", class_="r")) == list(range(mesh.world_size))
-    assert plan.drawing(Mesh(dp=1000)) == "" and "1000 ranks" in plan.describe(Mesh(dp=1000))
+    assert mesh_diagram.drawing(Mesh(dp=1000)) == "" and "1000 ranks" in mesh_diagram.describe(Mesh(dp=1000))
 
 
 def test_who_holds_what(tmp_path: Path) -> None:
     names = [f"layer{number}" for number in range(6)]
     run = make_fake_run(tmp_path / "run", ranks=4, steps=40, plugin="hybrid", pp=2, names=names)
-    held = plan.holdings(facts.read(run))
+    held = mesh_diagram.holdings(run_data.read(run))
     assert [(h.ranks, h.layers, h.first, h.last) for h in held] == [
         ("ranks 0, 2", 3, "layer0", "layer2"),
         ("ranks 1, 3", 3, "layer3", "layer5"),
@@ -126,7 +124,9 @@ def test_who_holds_what_is_not_who_wrote_it_down(tmp_path: Path) -> None:
             log.append(gradient(rank, "ab"[rank], "reduced"))
         log_of = tmp_path / "other" / f"rank-{rank:05d}" / "gradients.arrow"
         shutil.move(log_of, run / f"rank-{rank:05d}" / "gradients.arrow")
-    assert [(h.ranks, h.layers, h.elements) for h in plan.holdings(facts.read(run))] == [("ranks 0-1", 2, 20)]
+    assert [(h.ranks, h.layers, h.elements) for h in mesh_diagram.holdings(run_data.read(run))] == [
+        ("ranks 0-1", 2, 20)
+    ]
 
 
 def gradient(rank: int, layer: str, scope: str) -> GradientStats:
@@ -138,14 +138,14 @@ def gradient(rank: int, layer: str, scope: str) -> GradientStats:
 
 def test_what_limited_it_is_the_verdict(phased: tuple[Path, BeautifulSoup]) -> None:
     run, page = phased
-    found = facts.read(run)
+    found = run_data.read(run)
     assert words.limits(found) == Run(run).verdict().sentence and "50%" in words.limits(found)
     assert words.limits(found) in page.find(id="summary").get_text()
 
 
 def test_the_chosen_steps_are_a_usual_one_and_the_slowest(phased: tuple[Path, BeautifulSoup]) -> None:
     run, page = phased
-    found = facts.read(run)
+    found = run_data.read(run)
     chosen = timeline.chosen_steps(found)
     steps, times = found.metrics["step"], found.metrics["step_time_ms"]
     later = (steps >= 7) & (steps <= 14)  # the first logged one is left out
@@ -198,7 +198,7 @@ def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
         "git": {"commit": "abc", "diff": HOSTILE, "untracked": 7},
     }
     (run / environment.ENVIRONMENT_FILE).write_text(json.dumps(about))
-    (run / facts.VERIFICATION_FILE).write_text(json.dumps({"same": True, HOSTILE: {"largest": 1e-6}}))
+    (run / run_data.VERIFICATION_FILE).write_text(json.dumps({"same": True, HOSTILE: {"largest": 1e-6}}))
     page = text_page(run)
     text = page.find(id="environment").get_text()
     assert "abc" in text and "numpy==1" in text and text.count(HOSTILE) == 2
@@ -221,10 +221,10 @@ def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) ->
     assert "has schema version 99" in page.get_text() and page.find("h1")
 
 
-def test_several_runs_are_compared(tmp_path: Path) -> None:
+def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
     first = make_fake_run(tmp_path / "a", steps=40)
     second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
-    found = comparison([facts.read(first), facts.read(second)], Sheet(light=True))
+    found = comparison([run_data.read(first), run_data.read(second)], Sheet(light=True))
     tables = {title: rows for title, _, rows in found.tables}
     assert found.labels == [row[0] for row in tables["Runs"]] == ["fake (1)", "fake (2)"]
     assert {name: values for section, name, *values in tables["What differs"] if section == "spec"} == {
@@ -232,7 +232,9 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
         "batch_size": ["16", "32"], "eval_every": ["20", "30"],
     }  # fmt: skip
     other = workbench.compare([first, second])
-    assert comparison([facts.read(first), facts.read(second)], Sheet(light=True), ["a", "b"]).tables == tables_of(other)
+    assert comparison([run_data.read(first), run_data.read(second)], Sheet(light=True), ["a", "b"]).tables == tables_of(
+        other
+    )
     page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
     ids = [e["id"] for e in page.find_all(id=True)]
     assert len(ids) == len(set(ids)) and {"run1-figure-loss", "run2-figure-loss", "compared-loss"} <= set(ids)

@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_more_ranks_than_gpus_are_refused_before_anything_is_made(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_gpus", lambda: [Device(id="0", name="H100")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(ConfigError, match=r"2 ranks, but 1 GPU is to be used .* pass -n 1"):
+    with pytest.raises(ConfigError, match=r"2 ranks, but 1 GPU is available .* pass -n 1"):
         launch.train(OPTIONS)
     assert not home.exists()
 
@@ -37,7 +37,7 @@ def test_a_home_that_cannot_be_written_or_is_full_is_named_before_any_rank_is_st
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(Session, "up", lambda **_: pytest.fail("ranks were started"))
+    monkeypatch.setattr(Session, "start", lambda placement: pytest.fail("ranks were started"))
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(RunDirectoryError, match=rf"cannot make a run directory in {home}.*{word}.*WORKBENCH_HOME"):
         launch.train(OPTIONS)
@@ -45,7 +45,7 @@ def test_a_home_that_cannot_be_written_or_is_full_is_named_before_any_rank_is_st
 
 
 def test_a_disk_that_is_full_is_named_before_any_rank_is_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "up", lambda **_: pytest.fail("ranks were started"))
+    monkeypatch.setattr(Session, "start", lambda placement: pytest.fail("ranks were started"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
     with pytest.raises(RunDirectoryError, match=rf"the disk of {home} is full \(1 MiB free\)"):
         launch.train(OPTIONS)
@@ -57,12 +57,12 @@ def test_warnings_about_the_ranks_are_said_once_without_file_and_line(
 ) -> None:
     ended = []
     session = SimpleNamespace(n=2, warnings=("2 ranks on 1 core: they take turns",), down=lambda: ended.append(1))
-    monkeypatch.setattr(Session, "up", lambda **_: session)
+    monkeypatch.setattr(Session, "start", lambda placement: session)
 
     def fail(*_: object) -> None:
         raise ClusterError("enough")
 
-    monkeypatch.setattr(launch, "_start", fail)
+    monkeypatch.setattr(launch.TrainingJob, "start", fail)
     with pytest.raises(ClusterError, match="enough"):
         launch.train(OPTIONS)
     assert capsys.readouterr().err == "warning: 2 ranks on 1 core: they take turns\n"

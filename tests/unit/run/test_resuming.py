@@ -10,9 +10,12 @@ import pytest
 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError
-from workbench.run.resolve import resolve, resumed
+from workbench.run.resolve import resolve
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
+
+CELL = "model = optimizer = dataset = criterion = 1\n"
+OTHER_CELL = CELL + "# another\n"
 
 
 def write_checkpoint(run: Path, step: int, *, saved_at: float, asked: bool = False, **values: Any) -> Path:
@@ -32,38 +35,29 @@ def write_checkpoint(run: Path, step: int, *, saved_at: float, asked: bool = Fal
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
     plan = ParallelPlan(ranks=2, plugin="hybrid", tp=2)
-    path = run_directory.create(TrainSpec(name="first", plan=plan, steps=50, lr=0.1, seed=3), cell="model = 1")
+    path = run_directory.create(TrainSpec(name="first", plan=plan, steps=50, lr=0.1, seed=3), cell=CELL)
     write_checkpoint(path, 20, saved_at=2.0, clip=1.0, accumulate=2)
     write_checkpoint(path, 10, saved_at=3.0, clip=0.5, accumulate=1)
     return path
 
 
 def test_options_and_cell_come_from_the_run(run: Path) -> None:
-    options, cell = resumed({"resume": "first@20", "steps": None}, None)
-    assert cell == "model = 1" and options["resume"] == f"{run}@20"
-    assert {name: options[name] for name in ("steps", "seed", "tp", "clip", "accumulate", "name")} == {
-        "steps": 50,
-        "seed": 3,
-        "tp": 2,
-        "clip": 1.0,
-        "accumulate": 2,
-        "name": "first",
-    }
-    assert TrainSpec.from_options(options).plan.tp == 2 and "recipe" not in options
+    asked = resolve({"resume": "first@20", "steps": None}, default_ranks=2)
+    spec = asked.spec
+    assert asked.cell == CELL and spec.resume == f"{run}@20" and spec.recipe == ""
+    assert (spec.steps, spec.seed, spec.plan.tp, spec.name) == (50, 3, 2, "first")
+    assert (spec.clip, spec.accumulate) == (1.0, 2), "as they were set when the checkpoint was written"
+    assert spec.lr is None, "the rate of a cell's optimizer is in its checkpoint"
 
 
 def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
-    options, cell = resumed({"resume": str(run), "plugin": "zero1", "lr": 0.5, "steps": 60}, "model = 2")
-    assert cell == "model = 2" and options["resume"].endswith("@10"), "the newest is the one written last"
-    spec = TrainSpec.from_options(options)
+    wishes = {"resume": str(run), "plugin": "zero1", "lr": 0.5, "steps": 60}
+    asked = resolve(wishes, cell=OTHER_CELL, default_ranks=2)
+    assert asked.cell == OTHER_CELL and asked.spec.resume.endswith("@10"), "the newest is the one written last"
+    spec = asked.spec
     assert (spec.plan.plugin, spec.plan.tp, spec.lr, spec.steps) == ("zero1", 1, 0.5, 60)
-    options, cell = resumed({"resume": "first@20", "pp": 2, "tp": 1}, None)
-    plan = resolve({**options, "accumulate": 1}, ranks_up=2, default_ranks=2, cell=cell).plan
-    assert (plan.pp, plan.tp, plan.micro_batches) == (2, 1, 2)
-
-
-def test_without_resume_nothing_changes() -> None:
-    assert resumed({"lr": 1.0}, "cell") == ({"lr": 1.0}, "cell")
+    other = resolve({"resume": "first@20", "pp": 2, "tp": 1, "accumulate": 1}, default_ranks=2).spec.plan
+    assert (other.pp, other.tp, other.micro_batches) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +69,15 @@ def test_without_resume_nothing_changes() -> None:
         ({"resume": "first@20", "steps": 20}, "more than 20"),
     ],
 )
-def test_what_cannot_be_gone_on_from(run: Path, options: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_resumed(run: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        resumed(options, None)
+        resolve(options, default_ranks=2)
 
 
 def test_a_run_without_a_checkpoint(run: Path) -> None:
     run_directory.create(TrainSpec(name="bare"))
     with pytest.raises(ConfigError, match="--save-every"):
-        resumed({"resume": "bare"}, None)
+        resolve({"resume": "bare"}, default_ranks=2)
 
 
 def test_unfinished_and_replaced_checkpoints(run: Path) -> None:

@@ -158,7 +158,12 @@ def test_a_branch_of_a_run_that_has_ended_goes_on_from_its_newest_checkpoint(
         with RankLogWriter(path, rank) as log:
             log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr(branching, "_launchers", [started.append])
+
+    def start(options: dict[str, Any]) -> Path:
+        started.append(options)
+        return path
+
+    monkeypatch.setattr(branching, "_launchers", [start])
     Run(path).branch(lr=1e-4)
     Run(path).control("branch", "lr=1e-3 name=slower")
     assert started == [

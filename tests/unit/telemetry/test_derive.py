@@ -3,7 +3,8 @@ import pytest
 
 from workbench.core.mesh import Mesh
 from workbench.core.records import columns_of
-from workbench.telemetry.derive import devices_frame, global_metrics, metrics_frame, standing
+from workbench.telemetry.derive import devices_frame, global_metrics, metrics_frame
+from workbench.telemetry.rollbacks import standing
 from workbench.telemetry.store import empty
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.fake_run import make_fake_run
+from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.records import DeviceSample, Event, HistogramStats, StepRecord
-from workbench.errors import RunDirectoryError, SchemaError
+from workbench.errors import ConfigError, RunDirectoryError, SchemaError
 from workbench.rundir.log import RankLogWriter, _TableFile, rank_directory, schema
 from workbench.telemetry import stream
 from workbench.telemetry.store import Store
@@ -214,3 +216,18 @@ def test_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
     os.rmdir(tmp_path)
     with pytest.raises(RunDirectoryError, match="moved or deleted"):
         store.refresh()
+
+
+def test_a_spec_is_assumed_only_where_none_can_be_read(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=5, layers=1)
+    store = Store(run)
+    store.assumed = TrainSpec(plan=ParallelPlan(ranks=1), batch_size=1)
+    assert store.spec.name == "fake", "a spec that can be read wins"
+    (run / SPEC_FILE).write_text("no spec", encoding="utf-8")
+    damaged = Store(run)
+    with pytest.raises(ConfigError):
+        damaged.spec  # noqa: B018  (reading it raises)
+    damaged.assumed = store.assumed
+    assert damaged.spec is store.assumed
+    (run / SPEC_FILE).unlink()
+    assert Store(run).assumed is None

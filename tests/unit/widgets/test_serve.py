@@ -76,18 +76,29 @@ def test_messages_of_widgets_are_handled_while_the_cell_waits_and_cells_keep_the
     assert evaluate(client, "order") == "[('waited', [0, 1, 2]), 0, 1, 2]"
 
 
-def test_a_page_that_comes_back_is_answered_while_the_cell_waits(client: Any) -> None:
-    waiting = client.execute("got.clear(); wait_serving_comms(lambda: bool(got))")
-    time.sleep(0.3)
+def execute_until_it_waits(client: Any, condition: str, waits: Path) -> str:
+    """Execute a cell that waits for ``condition``; returns its message's id once it looks at that."""
+    code = (
+        f"import pathlib; got.clear()\nwait_serving_comms(lambda: pathlib.Path({str(waits)!r}).touch() or {condition})"
+    )
+    waiting = client.execute(code)
+    deadline = time.monotonic() + 60
+    while not waits.exists():
+        assert time.monotonic() < deadline, "the cell does not wait"
+        time.sleep(0.01)
+    return str(waiting)
+
+
+def test_a_page_that_comes_back_is_answered_while_the_cell_waits(client: Any, tmp_path: Path) -> None:
+    waiting = execute_until_it_waits(client, "bool(got)", tmp_path / "waits")
     assert reply_to(client, client.kernel_info())["msg_type"] == "kernel_info_reply"
     assert reply_to(client, client.comm_info())["msg_type"] == "comm_info_reply"
     send(client, "comm_msg", {"comm_id": "c1", "data": {"number": 9}})
     assert reply_to(client, waiting)["content"]["status"] == "ok"
 
 
-def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any) -> None:
-    waiting = client.execute("wait_serving_comms(lambda: False)")
-    time.sleep(0.5)
+def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any, tmp_path: Path) -> None:
+    waiting = execute_until_it_waits(client, "False", tmp_path / "waits")
     client.control_channel.send(client.session.msg("interrupt_request", {}))
     reply = reply_to(client, waiting)
     assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")

@@ -76,7 +76,7 @@ def check(source: Path, given: dict[str, Any]) -> None:
                     values[line.targets[0].id] = ast.literal_eval(line.value)
     values |= given
     options = {option: values[name] for option, name in PARAMETERS.items() if name in values}
-    resolve(options, ranks_up=0, default_ranks=1)
+    resolve(options, default_ranks=1)
 
 
 def execute(source: Path, parameters: dict[str, Any], out: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import workbench
+from workbench import errors
 from workbench.errors import WorkbenchError
 
 QUICKSTART = "01_quickstart.ipynb"
@@ -13,7 +13,7 @@ QUICKSTART = "01_quickstart.ipynb"
 
 def folder() -> Path:
     """The folder of the notebooks; ``WorkbenchError`` when this installation has none."""
-    package = Path(workbench.__file__).resolve().parent
+    package = Path(errors.__file__).resolve().parent
     for place in (package.parent / "notebooks", package / "notebooks"):
         if (place / QUICKSTART).is_file():
             return place

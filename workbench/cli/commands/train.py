@@ -33,12 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train to the end and take the ranks down; returns the exit code."""
     from workbench.cluster.session import Session
-    from workbench.run import launch
-    from workbench.run.resolve import request
+    from workbench.run import api
 
-    options, cell = request(arguments.spec, flags.options_of(arguments))
     try:
-        started = launch.train(options, cell=cell)
+        started = api.train(flags.options_of(arguments), config=arguments.spec)
         print(f"run directory: {started.path}", flush=True)
         return _until_ended(started, arguments.every)
     finally:

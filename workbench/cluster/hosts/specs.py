@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.cluster.base.protocol import RankSpec
+from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Placement, choose_devices, default_ranks, environment, place
-from workbench.cluster.rank_kind import RankKind
 
 #: ranks of one host meet on the loopback interface
 MASTER_ADDR = "127.0.0.1"

@@ -20,14 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from workbench.core.frameworks import Capability
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.batch import Batch
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-
-    from workbench.engine.state.layout import Held
-    from workbench.engine.state.randomness import ModuleGenerator
 
 
 @runtime_checkable
@@ -109,8 +107,8 @@ class DdpReduced(Protocol):
 class Checkpointable(Protocol):
     """Its state can be written and read back."""
 
-    def held(self) -> Held:
-        """What a checkpoint keeps of this rank."""
+    def rank_state(self) -> Any:
+        """What a checkpoint keeps of this rank: an ``engine.state.layout.RankState``."""
 
 
 @runtime_checkable

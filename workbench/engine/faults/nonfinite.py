@@ -24,9 +24,10 @@ from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Replayable
+from workbench.engine.base.decision import GO
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.data.sources import split
+from workbench.engine.data.batches import split
 from workbench.engine.faults.nonfinite_search import (
     Finding,
     NonfiniteSearch,
@@ -40,7 +41,6 @@ from workbench.rundir.kept_steps import FAULT_FILE, WEIGHTS_FILE, fault_director
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
 
-GO, SKIP, STOP = "go", "skip", "stop"
 #: fp16 gradients overflow now and then, and the loss scaler handles that; so many overflows in a row are a fault
 ROUTINE_OVERFLOWS = 8
 #: number of faults per run whose origin is searched (a search costs a step or two) and whose batch is saved

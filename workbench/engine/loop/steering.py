@@ -95,7 +95,7 @@ class Steering:
             except (ConfigError, RunError) as error:
                 self._refuse(command, str(error), here.step)
             else:
-                self._event("control", command, change.value, change.old, here.step)
+                self._event(EventKind.CONTROL, command, change.value, change.old, here.step)
                 if change.restored:
                     self.tell_in_force(here.step)
 
@@ -107,9 +107,9 @@ class Steering:
         return Change(self._settings.now(control.name), old)
 
     def _refuse(self, command: Command, reason: str, step: int) -> None:
-        self._event("refused", command, {"value": command.value, "reason": reason}, None, step)
+        self._event(EventKind.REFUSED, command, {"value": command.value, "reason": reason}, None, step)
 
-    def _event(self, kind: str, command: Command, value: Any, old: Any, step: int) -> None:
+    def _event(self, kind: EventKind, command: Command, value: Any, old: Any, step: int) -> None:
         self._log.append(
             Event(
                 time=time.time(),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.config import TrainSpec
 from workbench.core.frameworks import Capability
@@ -27,18 +27,21 @@ from workbench.engine.base.capabilities import (
     Pipelined,
     needed,
 )
+from workbench.engine.base.decision import GO, STOP
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
-from workbench.engine.data.sources import samples_in, split, tokens_in
-from workbench.engine.faults.nonfinite import GO, STOP, NonfiniteGuard
+from workbench.engine.data.batches import samples_in, split, tokens_in
 from workbench.engine.loop.settings import Settings
 from workbench.engine.loop.steering import Steering
-from workbench.engine.state.checkpoint import Checkpoints
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
 from workbench.rundir import checkpoints
 from workbench.rundir.log import RankLogWriter
+
+if TYPE_CHECKING:
+    from workbench.engine.faults.nonfinite import NonfiniteGuard
+    from workbench.engine.state.checkpoint import Checkpoints
 
 
 @dataclass(slots=True)
@@ -327,6 +330,8 @@ class Trainer:
 
     def checkpoints(self) -> Checkpoints:
         """What writes and reads them. ``ConfigError`` where the strategy has none."""
+        from workbench.engine.state.checkpoint import Checkpoints
+
         needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE)
         return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep)
 

@@ -17,7 +17,7 @@ from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
-from workbench.engine.state.layout import Held, Slot
+from workbench.engine.state.layout import RankState, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
 from workbench.engine.state.randomness import RandomGenerators, RandomState
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -48,8 +48,8 @@ class Checkpoints:
     def _plan(self) -> ParallelPlan:
         return self.strategy.spec.plan
 
-    def _held(self) -> Held:
-        return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).held()
+    def _held(self) -> RankState:
+        return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).rank_state()
 
     def save(self, step: int, state: dict[str, Any], *, asked: bool) -> bool:
         """Save the checkpoint of ``step`` and return whether that succeeded.
@@ -156,7 +156,7 @@ class Checkpoints:
             )
         return state
 
-    def _load_rank_state(self, reader: ShardReader, held: Held) -> None:
+    def _load_rank_state(self, reader: ShardReader, held: RankState) -> None:
         state, tensors = reader.own(self.strategy.rank)
         held.set_scaler_state(from_plain(state["scaler"]))
         for slot in held.slots:
@@ -191,7 +191,7 @@ def _add_optimizer_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim
     return {slot.name: plain} if plain else {}
 
 
-def _check_matches(reader: ShardReader, held: Held) -> None:
+def _check_matches(reader: ShardReader, held: RankState) -> None:
     for slot in held.slots:
         reader.expect(f"weights/{slot.name}", slot.saved.place.shape)
     groups = reader.index["state"]["groups"]
@@ -203,7 +203,7 @@ def _check_matches(reader: ShardReader, held: Held) -> None:
 
 
 @torch.no_grad()
-def _load_tensors(reader: ShardReader, held: Held) -> None:
+def _load_tensors(reader: ShardReader, held: RankState) -> None:
     groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
     for slot in held.slots:
         for target in (slot.saved, *slot.copies):

@@ -1,7 +1,7 @@
 """What a rank holds of a training's state, in terms of the user's own model: names, whole shapes, and which elements.
 
-Nothing here depends on how a training is spread: a strategy gives its ``Held``, a checkpoint writes it, and another
-strategy's ``Held`` says which elements to read back.
+Nothing here depends on how a training is spread: a strategy gives its ``RankState``, a checkpoint writes it, and
+another strategy's ``RankState`` says which elements to read back.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from workbench.engine.frameworks.torch_common.parameters import users_name
-from workbench.engine.state.randomness import ModuleGenerator
+from workbench.engine.base.generators import ModuleGenerator
+from workbench.engine.base.names import users_name
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -107,7 +107,7 @@ class LossScaler(Protocol):
 
 
 @dataclass(kw_only=True)
-class Held:
+class RankState:
     """Everything of a training's state on this rank, but random generators of the process and the data's position.
 
     ``buffers``: persistent buffers of the model by name; ``saves_buffers``: this rank is the one that saves them.

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
+
+from workbench.engine.base.tensor import is_tensor
 
 _TAG = "__kind__"
 
@@ -36,7 +37,7 @@ def to_plain(value: Any) -> Any:
         return {_TAG: kind, "value": [to_plain(item) for item in value]}
     if isinstance(value, dict):
         return _mapping(value)
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if isinstance(value, np.ndarray) or is_tensor(value):
         return _array(value)
     raise NotPlainError(f"a {type(value).__name__}")
 
@@ -48,7 +49,7 @@ def _mapping(value: dict[Any, Any]) -> dict[str, Any]:
     return {_TAG: kind, "value": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
 
 
-def _array(value: np.ndarray | torch.Tensor) -> dict[str, Any]:
+def _array(value: Any) -> dict[str, Any]:
     kind = "array" if isinstance(value, np.ndarray) else "tensor"
     array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
     if array.dtype.kind not in "biuf":
@@ -79,7 +80,7 @@ def from_plain(value: Any) -> Any:
     inner = from_plain(value["value"])
     if kind in ("array", "tensor"):
         array = np.array(inner, dtype=value["dtype"])
-        return array if kind == "array" else torch.from_numpy(array)
+        return array if kind == "array" else _as_tensor(array)
     return _KINDS[kind](inner)
 
 
@@ -92,3 +93,9 @@ def to_plain_where_possible(values: dict[str, Any]) -> tuple[dict[str, Any], lis
         except NotPlainError:
             left_out.append(name)
     return found, left_out
+
+
+def _as_tensor(array: np.ndarray) -> Any:
+    import torch  # a rank that saved a tensor has it
+
+    return torch.from_numpy(array)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.state.plain_state import from_plain, to_plain
 
 
@@ -32,16 +33,6 @@ class RandomState:
     def from_plain(cls, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> RandomState:
         """Make a state from ``tensors`` and the result of ``plain``."""
         return cls(tensors, from_plain(numbers["python"]), from_plain(numbers["numpy"]))
-
-
-class ModuleGenerator(Protocol):
-    """A random generator that a framework keeps inside a module of the model."""
-
-    def states(self) -> Mapping[str, torch.Tensor]:
-        """Its states by a name of the generator's own."""
-
-    def restore(self, states: Mapping[str, torch.Tensor]) -> None:
-        """Undo ``states``."""
 
 
 class RandomGenerators:

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from workbench.plots.still.picture import still
 from workbench.report.figures import packed
-from workbench.report.still import still
 
 _DOCUMENTS = "docs_json = "
 _NOT_HERE = "an interactive Bokeh output is not in a report without scripts: the interactive report shows it"

@@ -21,7 +21,7 @@ from nbconvert.exporters.exporter import Exporter
 
 from workbench.errors import ReportError, RunDirectoryError
 from workbench.plots import plots
-from workbench.report import run_data as run_facts
+from workbench.report import run_data
 from workbench.report.compared import comparison
 from workbench.report.document import scripts, target_of, templates, write
 from workbench.report.figures import Sheet, script_safe
@@ -155,7 +155,7 @@ class _Runs:
     def __init__(self, folder: Path, sheet: Sheet) -> None:
         self._folder = folder
         self._sheet = sheet
-        self._known: dict[Path, tuple[int, run_facts.RunFacts]] = {}
+        self._known: dict[Path, tuple[int, run_data.RunData]] = {}
         self._panels = 0
 
     def panel(self, about: Mapping[str, Any]) -> Markup | None:
@@ -163,29 +163,29 @@ class _Runs:
         paths = [path for name in about.get("runs", []) if (path := self._find(str(name))) is not None]
         if not paths:
             return None
-        facts = [self._read(path) for path in paths]
+        runs = [self._read(path) for path in paths]
         compared = None
-        if len(facts) > 1:
+        if len(runs) > 1:
             self._panels += 1
-            compared = comparison(facts, self._sheet, prefix=f"panel{self._panels}-")
-        panels = Markup("").join(self._frozen(path, one) for path, one in zip(paths, facts, strict=True))
+            compared = comparison(runs, self._sheet, prefix=f"panel{self._panels}-")
+        panels = Markup("").join(self._frozen(path, one) for path, one in zip(paths, runs, strict=True))
         return Markup(templates().get_template("panels.html").render(panels=panels, comparison=compared))
 
-    def _read(self, path: Path) -> run_facts.RunFacts:
+    def _read(self, path: Path) -> run_data.RunData:
         if path not in self._known:
-            self._known[path] = (len(self._known) + 1, run_facts.read(path))
+            self._known[path] = (len(self._known) + 1, run_data.read(path))
         return self._known[path][1]
 
-    def _frozen(self, path: Path, facts: run_facts.RunFacts) -> Markup:
+    def _frozen(self, path: Path, run: run_data.RunData) -> Markup:
         self._panels += 1
-        section = section_of(facts, self._sheet, plots(), prefix=f"panel{self._panels}-", level=4)
+        section = section_of(run, self._sheet, plots(), prefix=f"panel{self._panels}-", level=4)
         number, _ = self._known[path]
         return Markup(templates().get_template("panel.html").render(r=section, appendix=f"run{number}-run"))
 
     def appendix(self) -> list[RunSection]:
         """Everything about the runs but their figures, which stand where the panels were."""
         light = Sheet(light=True)
-        return [section_of(facts, light, [], prefix=f"run{number}-", level=4) for number, facts in self._known.values()]
+        return [section_of(run, light, [], prefix=f"run{number}-", level=4) for number, run in self._known.values()]
 
     def _find(self, named: str) -> Path | None:
         """A run directory: where it was, else beside the notebook, else under the home of runs."""

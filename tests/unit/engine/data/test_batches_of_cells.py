@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.engine.data.batches import counts_tokens, tokens_in
 from workbench.engine.data.cell import workload_from_cell
-from workbench.engine.data.sources import counts_tokens, tokens_in
 from workbench.errors import ConfigError
 from workbench.telemetry.derive import batch_of
 

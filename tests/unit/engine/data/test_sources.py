@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from workbench.engine.data.sources import DatasetSource, LoaderSource, samples_in, split
+from workbench.engine.data.batches import samples_in, split
+from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.errors import ConfigError
 
 SAMPLES = [{"x": torch.tensor([float(i), -float(i)]), "y": torch.tensor(i)} for i in range(22)]

@@ -9,13 +9,13 @@ from typing import Any
 
 from workbench.engine.base.parts import BatchObserver, GradientPart
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
-from workbench.engine.frameworks.torch_common.parameters import HeldParameter
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
 
 
 @contextmanager
 def before_buckets(
     stores: Sequence[Any],
-    items: Sequence[HeldParameter],
+    items: Sequence[RankParameter],
     parts_of: PartsOf,
     show: BatchObserver,
     is_last_piece: Callable[[], bool],
@@ -56,7 +56,7 @@ def before_buckets(
 
 @contextmanager
 def before_pipeline_sync(
-    model: Any, items: Sequence[HeldParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
+    model: Any, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
 ) -> Iterator[None]:
     """A pipeline reduces after all micro-batches, tied parameters across stages first, then across replicas, in place:
     there a local gradient is kept by a copy."""

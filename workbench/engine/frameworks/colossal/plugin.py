@@ -16,15 +16,15 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
-from workbench.engine.frameworks.torch_common.held_state import RankState
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import (
-    HeldParameter,
     ModelNames,
-    held_parameters,
+    RankParameter,
+    rank_parameters,
     share_of_replicas,
 )
-from workbench.engine.state.layout import Held, LossScaler, Originals
+from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.state.layout import LossScaler, Originals, RankState
 
 #: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
 INITIAL_SCALE = 2.0**10
@@ -61,7 +61,7 @@ class Plan(ABC):
         self.booster = Booster(plugin=self.plugin)
         self.model, self.optimizer, *_ = self.booster.boost(workload.model, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
-        self.held = held_parameters(
+        self.held = rank_parameters(
             self.module,
             names,
             tp=self.here.tp,
@@ -154,9 +154,9 @@ class Plan(ABC):
             if item.layer in layers:
                 item.parameter.grad = None
 
-    def held_state(self) -> Held:
+    def rank_state(self) -> RankState:
         """What a checkpoint keeps of this rank."""
-        state = RankState(
+        state = StateLocator(
             module=self.module,
             originals=self.originals,
             mesh=self.mesh,
@@ -165,7 +165,7 @@ class Plan(ABC):
             foreign={id(item.parameter) for item in self.held if item.foreign},
         )
         optimizer = getattr(self.optimizer, "optim", self.optimizer)
-        return state.held(optimizer, generators=self.generators, scaler=self.scaler_of())
+        return state.rank_state(optimizer, generators=self.generators, scaler=self.scaler_of())
 
     def masters(self) -> Mapping[Any, torch.Tensor]:
         """Parameter's id -> the fp32 tensor that the optimizer updates in its stead, shaped alike; empty: itself."""
@@ -187,11 +187,11 @@ class Plan(ABC):
         """Destroy them."""
         return
 
-    def wanted(self, layers: Wanted) -> list[HeldParameter]:
+    def wanted(self, layers: Wanted) -> list[RankParameter]:
         """The held parameters of ``layers``."""
         return [item for item in self.held if is_in(item.layer, layers)]
 
-    def parts(self, items: Sequence[HeldParameter]) -> list[GradientPart]:
+    def parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
         """Their gradients as they are now, those left out that another rank counts."""
         scale = self.loss_scale()
         return [

@@ -11,15 +11,12 @@ import torch
 
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
-from workbench.engine.frameworks.colossal.local_gradients import (
-    before_buckets,
-    before_pipeline_sync,
-)
+from workbench.engine.frameworks.colossal.local_gradients import before_buckets, before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
-from workbench.engine.frameworks.torch_common.parameters import HeldParameter
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.engine.state.layout import LossScaler
 
 
@@ -164,7 +161,7 @@ class ZeroPlan(Plan):
             found.append(WeightPart(item.layer, weight, "dp" if self.mesh.dp > 1 else "", (first, second)))
         return found
 
-    def _real(self, item: HeldParameter, slice_: torch.Tensor) -> torch.Tensor:
+    def _real(self, item: RankParameter, slice_: torch.Tensor) -> torch.Tensor:
         """This rank's flat slice of a parameter without the padding that makes slices equal."""
         return slice_[: max(0, item.parameter.numel() - self.here.dp * slice_.numel())]
 

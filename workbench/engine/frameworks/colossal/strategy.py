@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
@@ -25,8 +26,7 @@ from workbench.engine.frameworks.torch_common.batches import call_model, check_t
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
-from workbench.engine.state.layout import Held
-from workbench.engine.state.randomness import ModuleGenerator
+from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 
 
@@ -242,9 +242,9 @@ class ColossalStrategy(Strategy):
         """As ``Freezable.layers``."""
         return self.plan.names.layers
 
-    def held(self) -> Held:
-        """As ``Checkpointable.held``."""
-        return self.plan.held_state()
+    def rank_state(self) -> RankState:
+        """As ``Checkpointable.rank_state``."""
+        return self.plan.rank_state()
 
     def generators(self) -> Mapping[str, ModuleGenerator]:
         """As ``Replayable.generators``."""
@@ -252,7 +252,7 @@ class ColossalStrategy(Strategy):
 
     def close(self) -> None:
         if hasattr(self, "plan"):
-            # Held until DDP's reducer is gone: were its reference the last one, the group would end while this thread
+            # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             groups = self.plan.groups()
             self.plan.close()

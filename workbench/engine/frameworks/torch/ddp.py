@@ -17,24 +17,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
-from workbench.engine.frameworks.torch_common.held_state import RankState
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import (
-    HeldParameter,
     ModelNames,
-    held_parameters,
+    RankParameter,
+    rank_parameters,
     share_of_replicas,
 )
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun
-from workbench.engine.state.layout import Held, Originals
-from workbench.engine.state.randomness import ModuleGenerator
+from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
 
@@ -64,7 +64,7 @@ class DdpStrategy(Strategy):
         self._module = workload.model.to(self.device)
         self._optimizer = workload.optimizer
         self._names = ModelNames(self._module)
-        self._held = held_parameters(self._module, self._names)
+        self._held = rank_parameters(self._module, self._names)
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
@@ -185,10 +185,10 @@ class DdpStrategy(Strategy):
         ]
 
     @staticmethod
-    def _chosen(items: Sequence[HeldParameter], layers: Collection[str] | None) -> list[HeldParameter]:
+    def _chosen(items: Sequence[RankParameter], layers: Collection[str] | None) -> list[RankParameter]:
         return [item for item in items if layers is None or item.layer in layers]
 
-    def _parts(self, items: Sequence[HeldParameter]) -> list[GradientPart]:
+    def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
         scale = self.loss_scale()
         return [
             GradientPart(item.layer, item.parameter.grad, "", scale, item)
@@ -200,10 +200,10 @@ class DdpStrategy(Strategy):
         """As ``DdpReduced.reducer``."""
         return self.model
 
-    def held(self) -> Held:
+    def rank_state(self) -> RankState:
         """As ``Checkpointable.held``."""
-        state = RankState(module=self._module, originals=self.originals, mesh=self.mesh, here=self.coordinates)
-        return state.held(self._optimizer, scaler=self._scaler if self._scaler.is_enabled() else None)
+        state = StateLocator(module=self._module, originals=self.originals, mesh=self.mesh, here=self.coordinates)
+        return state.rank_state(self._optimizer, scaler=self._scaler if self._scaler.is_enabled() else None)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -241,7 +241,7 @@ class DdpStrategy(Strategy):
 
     def close(self) -> None:
         if hasattr(self, "model"):
-            # Held until DDP's reducer is gone: were its reference the last one, the group would end while this thread
+            # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             group = self.model.process_group
             del self.model

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import torch
 
 from workbench.engine.base.parts import BatchObserver, GradientPart
-from workbench.engine.frameworks.torch_common.parameters import HeldParameter
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
 
 #: the gradients of these parameters, as they are now
-PartsOf = Callable[[Sequence[HeldParameter]], list[GradientPart]]
+PartsOf = Callable[[Sequence[RankParameter]], list[GradientPart]]
 
 
 @contextmanager
 def before_ddp_reduces(
-    items: Sequence[HeldParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool, is_last: Callable[[], bool]
+    items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool, is_last: Callable[[], bool]
 ) -> Iterator[None]:
     """Under torch's DDP every ``p.grad`` is still local in a callback queued by the first gradient of a backward pass:
     DDP copies the reduced ones there in a callback of its own, which runs later. Where ``p.grad`` is None by then, DDP

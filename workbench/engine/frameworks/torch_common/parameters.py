@@ -8,14 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from workbench.core.mesh import Coordinates, Mesh
-
-#: what torch's wrappers put into the names of the modules that they wrap
-_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module"))
-
-
-def users_name(module_name: str) -> str:
-    """A module's name as the user gave it, without the prefixes of torch.compile and checkpoint wrappers."""
-    return ".".join(part for part in module_name.split(".") if part not in _WRAPPERS)
+from workbench.engine.base.names import users_name
 
 
 class ModelNames:
@@ -50,7 +43,7 @@ class ModelNames:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldParameter:
+class RankParameter:
     """A trainable parameter, or the part of one, that this rank holds.
 
     ``rows`` of dimension 0 count; the others are padding of the vocabulary. ``sharded`` is "" or "tp". ``foreign``: an
@@ -68,27 +61,27 @@ class HeldParameter:
         return gradient if not gradient.dim() or self.rows == gradient.shape[0] else gradient[: self.rows]
 
 
-def held_parameters(
+def rank_parameters(
     model: torch.nn.Module,
     names: ModelNames,
     *,
     tp: int = 0,
     is_sharded: Callable[[torch.Tensor], bool] = lambda parameter: False,
     foreign: Iterable[torch.Tensor] = (),
-) -> list[HeldParameter]:
+) -> list[RankParameter]:
     """Trainable parameters of ``model`` (as the framework left it), each once, in the order of its modules.
 
     ``is_sharded``: whether tensor-parallel ranks hold different parts of a parameter; this rank is number ``tp`` of
     them. ``foreign``: parameters that another rank counts.
     """
     others = {id(parameter) for parameter in foreign}
-    held: dict[int, HeldParameter] = {}
+    held: dict[int, RankParameter] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in held:
                 continue
             sharded = "tp" if is_sharded(parameter) else ""
-            held[id(parameter)] = HeldParameter(
+            held[id(parameter)] = RankParameter(
                 names.owner(module_name, name),
                 parameter,
                 sharded,
@@ -107,8 +100,8 @@ def _rows(now: torch.Size, original: torch.Size | None, tp: int) -> int:
 
 
 def share_of_replicas(
-    held: Iterable[HeldParameter], layers: Mapping[str, int], mesh: Mesh, here: Coordinates
-) -> list[HeldParameter]:
+    held: Iterable[RankParameter], layers: Mapping[str, int], mesh: Mesh, here: Coordinates
+) -> list[RankParameter]:
     """Those parameters whose reduced gradient this rank reports, so that of all replicas exactly one does.
 
     Layers go round the replicas: data-parallel ones, and tensor-parallel ones where a parameter is not split.

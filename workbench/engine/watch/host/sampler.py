@@ -162,7 +162,7 @@ class DeviceSampler:
 
     def _tell_end(self, error: BaseException) -> None:
         """No file descriptors left, no /proc, a reader's own fault: training continues unsampled."""
-        self.log.event("warning", "device_sampler_ended", background.described(error), step=self.progress.step)
+        self.log.event(EventKind.WARNING, "device_sampler_ended", background.described(error), step=self.progress.step)
 
     def _sample_until_stopped(self) -> None:
         process = psutil.Process(os.getpid())

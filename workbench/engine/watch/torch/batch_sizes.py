@@ -6,7 +6,7 @@ from workbench.core.records import EventKind
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.data.sources import counts_tokens, samples_in
+from workbench.engine.data.batches import counts_tokens, samples_in
 from workbench.rundir.log import RankLogWriter
 
 

@@ -10,13 +10,12 @@ import pytest
 from tests.fake_run import make_fake_run
 from workbench.errors import RunDirectoryError
 from workbench.plots import plots
-from workbench.report import run_data as facts
-from workbench.report import words
+from workbench.report import run_data, words
 from workbench.rundir.log import RankLogWriter
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
-    found = facts.read(make_fake_run(tmp_path, ranks=4, steps=60, plugin="hybrid", tp=2))
+    found = run_data.read(make_fake_run(tmp_path, ranks=4, steps=60, plugin="hybrid", tp=2))
     assert found.status == "finished" and found.notes == []
     figures = found.summary()
     assert (figures["recipe"], figures["plugin"], figures["ranks"], figures["steps"]) == (
@@ -34,7 +33,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 
 def test_an_event_of_all_ranks_is_one(tmp_path: Path) -> None:
-    found = facts.read(make_fake_run(tmp_path, ranks=3, steps=5))
+    found = run_data.read(make_fake_run(tmp_path, ranks=3, steps=5))
     assert [(h.name, h.ranks) for h in found.of_kind("state")] == [
         ("starting", (0, 1, 2)),
         ("running", (0, 1, 2)),
@@ -43,7 +42,7 @@ def test_an_event_of_all_ranks_is_one(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_owner_is_gone_is_lost(tmp_path: Path) -> None:
-    found = facts.read(make_fake_run(tmp_path, steps=10, state="running"))
+    found = run_data.read(make_fake_run(tmp_path, steps=10, state="running"))
     assert found.status == "lost"
     assert "never reported an end" in " ".join(words.summary(found))
 
@@ -51,7 +50,7 @@ def test_a_run_whose_owner_is_gone_is_lost(tmp_path: Path) -> None:
 def test_a_truncated_log_is_read_and_said(tmp_path: Path) -> None:
     log = make_fake_run(tmp_path, steps=40, grad_every=5) / "rank-00001" / "devices.arrow"
     log.write_bytes(log.read_bytes()[:-20])
-    found = facts.read(tmp_path)
+    found = run_data.read(tmp_path)
     assert found.summary()["steps"] == 40
     assert any("log of rank 1 was not closed" in note for note in found.notes)
 
@@ -60,7 +59,7 @@ def test_a_missing_rank_is_said(tmp_path: Path) -> None:
     make_fake_run(tmp_path, ranks=3, steps=10)
     for file in (tmp_path / "rank-00001").iterdir():
         file.unlink()
-    found = facts.read(tmp_path)
+    found = run_data.read(tmp_path)
     notes = " ".join(found.notes)
     assert "No log of rank 1 of 3." in notes and "No step of rank 1 is known" in notes
     assert found.status == "finished" and [rank.state for rank in found.ranks] == ["finished", "no log", "finished"]
@@ -80,7 +79,7 @@ def test_a_spec_that_cannot_be_read_leaves_the_rest(tmp_path: Path, spec: str | 
     file.unlink()
     if spec is not None:
         file.write_text(spec)
-    found = facts.read(tmp_path)
+    found = run_data.read(tmp_path)
     assert found.spec is None and found.summary()["steps"] == 10 and len(found.ranks) == 2
     assert any("spec could not be read" in note for note in found.notes)
 
@@ -111,9 +110,9 @@ def struck(data: bytes) -> bytes:
 @pytest.mark.parametrize("table", ["steps", "gradients", "events", "devices"])
 def test_one_bad_log_leaves_the_others(tmp_path: Path, damage: Any, said: str, some_is_left: bool, table: str) -> None:
     log = make_fake_run(tmp_path, steps=40, grad_every=5) / "rank-00001" / f"{table}.arrow"
-    whole = facts.read(tmp_path)
+    whole = run_data.read(tmp_path)
     log.write_bytes(damage(log.read_bytes()))
-    found = facts.read(tmp_path)
+    found = run_data.read(tmp_path)
     assert any(said.format(table) in note for note in found.notes)
     for name in ("steps", "gradients", "events", "devices", "phases"):
         rank, before = found.store.table(name)["rank"], whole.store.table(name)["rank"]
@@ -130,14 +129,14 @@ def test_a_death_of_several_ranks_is_told_once(tmp_path: Path) -> None:
     with RankLogWriter(path, -1) as log:
         for rank, reason in ((2, "ended by signal 9 (killed)"), (1, "ended by signal 9 (killed)"), (0, "exit code 3")):
             log.event("rank", "died", {"rank": rank, "reason": reason})
-    told = words.summary(facts.read(path))[-1]
+    told = words.summary(run_data.read(path))[-1]
     assert told == "It failed on ranks 1-2: ended by signal 9 (killed). Rank 0 died: exit code 3."
 
 
 def test_what_is_no_run_directory(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(RunDirectoryError, match="no run directory"):
-            facts.read(path)
+            run_data.read(path)
 
 
 def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
 
     from workbench.core import flags
 
-    spec = facts.read(make_fake_run(tmp_path, ranks=4, steps=10, plugin="hybrid", tp=2, pp=2, micro_batches=2)).spec
+    spec = run_data.read(make_fake_run(tmp_path, ranks=4, steps=10, plugin="hybrid", tp=2, pp=2, micro_batches=2)).spec
     parser = argparse.ArgumentParser()
     flags.add_to(parser)
     assert spec is not None

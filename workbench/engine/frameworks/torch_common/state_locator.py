@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from workbench.core.mesh import Coordinates, Mesh
-from workbench.engine.state.layout import Held, Originals, Place, Slot, Target, persistent_buffers, place_of
+from workbench.engine.state.layout import Originals, Place, RankState, Slot, Target, persistent_buffers, place_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankState:
+class StateLocator:
     """Where the parts of a training's state are on this rank. Which rank saves a parameter goes round the replicas
     that hold the same.
 
@@ -29,13 +29,13 @@ class RankState:
     masters: Mapping[int, torch.Tensor] = field(default_factory=dict)
     foreign: Collection[int] = ()
 
-    def held(self, optimizer: torch.optim.Optimizer, **others: Any) -> Held:
+    def rank_state(self, optimizer: torch.optim.Optimizer, **others: Any) -> RankState:
         """What this rank holds: parameters, buffers, optimizer states, each with its place in the user's model.
-        ``others``: the ``generators`` and the ``scaler`` of ``Held``."""
+        ``others``: the ``generators`` and the ``scaler`` of ``RankState``."""
         buffers = {
             name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(self.module).items()
         }
-        return Held(
+        return RankState(
             slots=list(self._slots()),
             buffers=buffers,
             saves_buffers=self.here.dp == 0 and self.here.tp == 0,

@@ -1,0 +1,19 @@
+"""Random generators that a framework keeps inside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ModuleGenerator(Protocol):
+    """A random generator that a framework keeps inside a module of the model."""
+
+    def states(self) -> Mapping[str, torch.Tensor]:
+        """Its states by a name of the generator's own."""
+
+    def restore(self, states: Mapping[str, torch.Tensor]) -> None:
+        """Undo ``states``."""

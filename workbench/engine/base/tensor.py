@@ -1,0 +1,12 @@
+"""Tensors of whichever tensor library a rank has loaded; none is loaded here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether ``value`` is a torch tensor. Without torch in the process it is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)

@@ -1,0 +1,59 @@
+"""The source of a ``%%dist_train`` cell, read without running it: which names it defines, and which are missing."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+
+from workbench.errors import ConfigError
+
+#: a cell has to define one name of each entry
+REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
+
+
+def check_cell(source: str) -> None:
+    """Refuse a cell that cannot train. ``ConfigError`` names what is missing, or the line that is no Python.
+
+    A cell with a star import may define anything, so nothing is missing there.
+    """
+    names = names_of(source)
+    if "*" in names:
+        return
+    missing = [_missing(choice, names) for choice in REQUIRED_NAMES if not names.intersection(choice)]
+    if missing:
+        raise ConfigError(
+            f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model, optimizer, dataset or "
+            "dataloader, and loss_fn(model, batch) or criterion",
+            field="cell",
+        )
+
+
+def _missing(choice: tuple[str, ...], names: set[str]) -> str:
+    """``"optimizer (optimiser?)"``: the missing name, and a defined name that is nearly the same."""
+    near = [found for name in choice for found in difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.75)]
+    return " or ".join(choice) + (f" ({near[0]}?)" if near else "")
+
+
+def names_of(source: str) -> set[str]:
+    """Names that a cell defines at its top level; ``ConfigError`` shows the line that is no Python."""
+    try:
+        return set(_defined_names(ast.parse(source)))
+    except SyntaxError as error:
+        line = (error.text or "").rstrip()
+        place = f"\n  {line}\n  {' ' * max(0, (error.offset or 1) - 1)}^" if line else ""
+        raise ConfigError(f"line {error.lineno} of the cell is no Python: {error.msg}{place}", field="cell") from error
+
+
+def _defined_names(node: ast.AST) -> Iterator[str]:
+    """Names that a module defines at its top level when it runs; ``"*"`` for a star import."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield child.name
+        elif isinstance(child, (ast.Import, ast.ImportFrom)):
+            for alias in child.names:
+                yield (alias.asname or alias.name).split(".")[0]
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        elif not isinstance(child, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            yield from _defined_names(child)

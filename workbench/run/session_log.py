@@ -1,0 +1,87 @@
+"""What the process that started a run records about its ranks: deaths, and ends that ranks could not log themselves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from workbench.core.records import SESSION_RANK, Event, EventKind
+from workbench.errors import format_ranks
+from workbench.events.outcome import Outcome, failure
+from workbench.rundir.log import RankLogWriter
+
+
+class SessionLog:
+    """The log ``session/`` of a run, written by the process that owns its ranks. Methods may be called by any thread.
+
+    ``ranks_are_free`` is set when the ranks have finished with the run. ``unwritten``: events for which the disk had no
+    room. ``advice``: what a person has to do before the ranks can be used again ("": nothing).
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.ranks_are_free = threading.Event()
+        self.unwritten: list[Event] = []
+        self.advice = ""
+        self._log = RankLogWriter(run, SESSION_RANK)
+        self._dead: set[int] = set()
+
+    def rank_died(self, rank: int, reason: str) -> None:
+        """Record that the process of a rank ended while the run needed it."""
+        if rank not in self._dead:
+            self._dead.add(rank)
+            self._write([Event(time=time.time(), step=0, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
+                               value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
+
+    def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
+        """Record that the session ends ranks that waited for a failed one. Such an end explains no failure."""
+        self._dead.update(ranks)
+        self.advice = (
+            f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up"
+        )
+        because = failure("PeerFailed", why, peer=True)
+        self._write([_state(rank, "failed", because) for rank in ranks])
+
+    def end(self, outcomes: Mapping[int, Outcome | None], *, logged: Collection[int]) -> None:
+        """Record what the ranks' own logs lack, and close.
+
+        ``outcomes``: how each rank says it ended (None: it did not say). ``logged``: ranks whose log says it.
+        """
+        self._write(
+            [
+                _state(rank, *outcome.what_the_log_lacks(), step=outcome.step)
+                for rank, outcome in outcomes.items()
+                if outcome is not None and (rank not in logged or outcome.log_failure)
+            ]
+        )
+        self._log.close()
+        self.ranks_are_free.set()
+
+    def _write(self, events: list[Event]) -> None:
+        for event in events:
+            self._log.append(event)
+        self._log.flush()
+        if self._log.failure is not None:
+            self.unwritten += events
+
+
+def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
+    """The state of a rank, recorded on its behalf."""
+    return Event(time=time.time(), step=step, rank=rank, kind=EventKind.STATE, name=name, value=json.dumps(value))
+
+
+#: the logs of runs that this process started, by run directory
+_logs: dict[Path, SessionLog] = {}
+
+
+def open_log(run: Path) -> SessionLog:
+    """Begin the log of a run that this process starts; ``log_of`` finds it from then on."""
+    log = _logs[run] = SessionLog(run)
+    return log
+
+
+def log_of(run: Path) -> SessionLog | None:
+    """The log of a run that this process started; None for a run of another process."""
+    return _logs.get(run)
