@@ -1,6 +1,6 @@
 """Seconds until a framework's warm process is ready, each in turn, and how many times one takes the other's.
 
-python -m tests.benchmarks.warm [--rounds 3]
+    python tests/benchmarks/warm.py [--rounds 3]
 
 Each round starts a rank server of its own for each framework, so that none finds another's imports in memory; the first
 round fills the page cache and is not counted. Beside them: a bare ``import torch, torch._dynamo``.

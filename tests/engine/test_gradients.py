@@ -19,6 +19,7 @@ from workbench.telemetry.noise import noise_scale
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+TORCH = {"framework": "torch", "plugin": "ddp"}
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
 FP32, FP16, BF16 = 2e-5, 2e-2, 1e-1
 
@@ -38,6 +39,9 @@ CASES = [
     ],
     (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),  # which reduces every piece: it has no ``no_sync``
     (2, "gpt2", {"plugin": "zero2", "precision": "bf16"}, BF16),
+    *[(2, model, TORCH, FP32) for model in ("gpt2", "plain")],
+    (4, "plain", {**TORCH, "accumulate": 2}, FP32),
+    (2, "gpt2", {**TORCH, "precision": "fp16"}, FP16),
 ]
 
 

@@ -57,7 +57,7 @@ def test_warnings_about_the_ranks_are_said_once_without_file_and_line(
 ) -> None:
     ended = []
     session = SimpleNamespace(n=2, warnings=("2 ranks on 1 core: they take turns",), down=lambda: ended.append(1))
-    monkeypatch.setattr(Session, "start", lambda placement: session)
+    monkeypatch.setattr(Session, "start", lambda placement, framework: session)
 
     def fail(*_: object) -> None:
         raise ClusterError("enough")

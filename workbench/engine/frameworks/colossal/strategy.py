@@ -85,6 +85,7 @@ class ColossalStrategy(Strategy):
             return self._criterion(call_model(model, piece), piece)
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+        """As ``Replayable.rerun``."""
         plan = self.plan
         pieces = [to_device(piece, self.device) for piece in pieces]
         if self.mesh.pp > 1:  # its schedule can only accumulate: the gradients are put aside meanwhile
@@ -118,6 +119,7 @@ class ColossalStrategy(Strategy):
         return None if loss is None else loss.detach().float()
 
     def has_loss(self) -> bool:
+        """As ``Pipelined.has_loss``."""
         return self.coordinates.pp == self.mesh.pp - 1
 
     def skip(self) -> None:
@@ -126,6 +128,7 @@ class ColossalStrategy(Strategy):
 
     @property
     def module(self) -> torch.nn.Module:
+        """As ``Replayable.module``."""
         return self.plan.module
 
     def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
@@ -152,6 +155,7 @@ class ColossalStrategy(Strategy):
         return self.plan
 
     def grad_sq(self) -> torch.Tensor:
+        """As ``Normed.grad_sq``."""
         if self._grad_sq is None:
             parts = self.plan.reduced()
             if parts:
@@ -174,40 +178,51 @@ class ColossalStrategy(Strategy):
     def watch_batches(
         self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
     ) -> AbstractContextManager[None]:
-        if self._frozen:  # their gradients are dropped: there is nothing to compare with
+        """As ``Watchable.watch_batches``; of frozen layers nothing is shown, as their gradients are dropped."""
+        if self._frozen:
             layers = frozenset(self.layers() if layers is None else layers) - self._frozen
         return self.plan.watching(self.aside(observer), layers, keep)
 
     def reducer(self) -> Any:
+        """As ``DdpReduced.reducer``."""
         module = self.plan.model.module
         return module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else None
 
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        """As ``Watchable.reduced_gradients``."""
         return self.plan.reduced(layers, all_held=all_held)
 
     def reports(self, layer: str, sharded: str) -> bool:
+        """As ``Watchable.reports``."""
         return self.plan.reports(layer, sharded)
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
+        """As ``Watchable.compare``."""
         return self.plan.compare(parts)
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
         return self.plan.weights(layers)
 
     def layer_sizes(self) -> dict[str, int]:
+        """As ``Watchable.layer_sizes``."""
         return self.plan.sizes
 
     def loss_scale(self) -> float:
+        """As ``LossScaled.loss_scale``."""
         return self.plan.loss_scale()
 
     def framework_norm(self) -> float:
+        """As ``NormReporting.framework_norm``."""
         return self.plan.framework_norm
 
     def watch_framework_norm(self, watch: bool) -> None:
+        """As ``NormReporting.watch_framework_norm``."""
         self.plan.watch_framework_norm = watch
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Any:
+        """As ``Evaluating.forward``."""
         batch = to_device(batch, self.device)
         with evaluating(self.plan.model), self.plan.autocast():
             if self.mesh.pp > 1:
@@ -216,18 +231,23 @@ class ColossalStrategy(Strategy):
             return call_model(self.plan.module, self.plan.cast(batch))
 
     def set_clip(self, clip: float) -> None:
+        """As ``Normed.set_clip``."""
         self.plan.set_clip(clip)
 
     def set_frozen(self, layers: Collection[str]) -> None:
+        """As ``Freezable.set_frozen``."""
         self._frozen = frozenset(layers)
 
     def layers(self) -> list[str]:
+        """As ``Freezable.layers``."""
         return self.plan.names.layers
 
     def rank_state(self) -> RankState:
+        """As ``Checkpointable.rank_state``."""
         return self.plan.rank_state()
 
     def generators(self) -> Mapping[str, ModuleGenerator]:
+        """As ``Replayable.generators``."""
         return self.plan.generators
 
     def close(self) -> None:
