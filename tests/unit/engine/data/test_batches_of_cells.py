@@ -105,7 +105,8 @@ def test_a_loader_that_is_none_after_all(tmp_path: Path) -> None:
 def test_what_a_log_says_of_its_batches_is_read_without_trust() -> None:
     def events(*values: str) -> dict[str, np.ndarray]:
         columns = {"kind": ["data"] * len(values), "name": ["batch"] * len(values), "value": values}
-        return {name: np.array(column, dtype=object) for name, column in columns.items()}
+        found = {name: np.array(column, dtype=object) for name, column in columns.items()}
+        return found | {name: np.zeros(len(values)) for name in ("time", "step", "rank")}
 
     assert batch_of(events()) == (0, "tokens")
     assert batch_of(events("[]", "broken", '{"samples": 32, "unit": "samples"}')) == (32, "samples")
