@@ -147,7 +147,7 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
 
 def test_time_has_whole_minutes() -> None:
     drawn = theme.new_figure("T", x_label=theme.ELAPSED, y_label="y")
-    theme.elapsed(drawn)
+    theme.format_elapsed_axis(drawn)
     drawn.line([0.0, 1000.0], [1.0, 2.0])
     assert {"0:00:00", "0:05:00", "0:10:00", "0:15:00"} <= set(texts_of(drawn))
 

@@ -57,6 +57,13 @@ def send(client: Any, kind: str, content: dict[str, Any]) -> None:
     client.shell_channel.send(client.session.msg(kind, content))
 
 
+def opened_comm(client: Any, comm_id: str) -> str:
+    """A comm that appends the numbers it is sent to ``got``; open when this returns."""
+    send(client, "comm_open", {"comm_id": comm_id, "target_name": "test", "data": {}})
+    evaluate(client, "1")  # messages are handled in their order
+    return comm_id
+
+
 def reply_to(client: Any, message_id: str) -> Any:
     while True:
         reply = client.get_shell_msg(timeout=60)
@@ -90,14 +97,16 @@ def execute_until_it_waits(client: Any, condition: str, waits: Path) -> str:
 
 
 def test_a_page_that_comes_back_is_answered_while_the_cell_waits(client: Any, tmp_path: Path) -> None:
+    comm = opened_comm(client, "c2")
     waiting = execute_until_it_waits(client, "bool(got)", tmp_path / "waits")
     assert reply_to(client, client.kernel_info())["msg_type"] == "kernel_info_reply"
     assert reply_to(client, client.comm_info())["msg_type"] == "comm_info_reply"
-    send(client, "comm_msg", {"comm_id": "c1", "data": {"number": 9}})
+    send(client, "comm_msg", {"comm_id": comm, "data": {"number": 9}})
     assert reply_to(client, waiting)["content"]["status"] == "ok"
 
 
 def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any, tmp_path: Path) -> None:
+    comm = opened_comm(client, "c3")
     waiting = execute_until_it_waits(client, "False", tmp_path / "waits")
     client.control_channel.send(client.session.msg("interrupt_request", {}))
     reply = reply_to(client, waiting)
@@ -106,7 +115,7 @@ def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any, tmp_path: P
     while reply_to(client, client.execute("1"))["content"]["status"] != "ok":  # cells sent too soon are dropped with it
         assert time.monotonic() < deadline, "the kernel runs no cell any more"
     assert evaluate(client, "1 + 1") == "2"
-    send(client, "comm_msg", {"comm_id": "c1", "data": {"number": 7}})
+    send(client, "comm_msg", {"comm_id": comm, "data": {"number": 7}})
     assert evaluate(client, "got[-1]") == "7"  # messages outside a wait are handled as ever
 
 
