@@ -24,7 +24,7 @@ from workbench.history.index import RunIndex
 from workbench.history.row import RunRow
 
 #: without a sign of anybody who looks, the table stops asking the disk
-PATIENCE_S = 600.0
+UNSEEN_TIMEOUT_S = 600.0
 _SHOWN_PLAIN = 50
 
 
@@ -101,7 +101,7 @@ class RunsTable:
         self._thread.start()
 
     def _loop(self) -> None:
-        while not self._ended.wait(self._interval_s) and time.monotonic() - self._looked < PATIENCE_S:
+        while not self._ended.wait(self._interval_s) and time.monotonic() - self._looked < UNSEEN_TIMEOUT_S:
             failed_before = self._rounds.failing
             with self._rounds:
                 self.refresh()

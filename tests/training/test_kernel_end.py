@@ -30,12 +30,12 @@ while run.last_step < 2:
 threads = {thread.name.split("-")[0]: thread.daemon for thread in threading.enumerate()}
 assert {"panel", "runs"} <= set(threads) and threads["panel"] and threads["runs"], threads
 """
-PATIENCE_S = 120
+WAIT_S = 120
 
 
 def execute(client: Any, source: str) -> None:
     """Run a cell and wait for it; an error of its is one here."""
-    reply = client.execute_interactive(source, timeout=PATIENCE_S, output_hook=lambda _message: None)
+    reply = client.execute_interactive(source, timeout=WAIT_S, output_hook=lambda _message: None)
     assert reply["content"]["status"] == "ok", "\n".join(reply["content"].get("traceback", []))
 
 
@@ -53,7 +53,7 @@ def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path, tempor
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(PATIENCE_S)
+        client.wait_for_ready(WAIT_S)
         execute(client, SHOW)
         execute(client, LIVE)
         kernel = manager.provisioner.process
@@ -61,7 +61,7 @@ def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path, tempor
         assert list(temporary.glob("workbench-*")) != []
         assert len(processes) >= 6  # the kernel, its rank server, controller, warm process, two ranks
         client.shutdown()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + WAIT_S
         while kernel.poll() is None and time.monotonic() < deadline:  # nobody kills it: it has to end by itself
             time.sleep(0.05)
         assert kernel.poll() == 0

@@ -16,7 +16,7 @@ HIDDEN_PERIOD_S = 5.0
 SHARE = 0.025
 SLOWEST_S = 5.0
 #: how long a message may remain without an answer before the next is sent all the same
-PATIENCE_S = 1.0
+ACK_TIMEOUT_S = 1.0
 #: without a word for so long the page is gone, if the kernel could have heard it
 GONE_S = 12.0
 
@@ -52,7 +52,7 @@ class Pace:
 
     def state(self, clock: float, busy: bool) -> str:
         """ "open", "hidden", "blind" (it cannot be heard, a cell runs) or "gone"."""
-        silent = self.acked < self.sent and clock - self.heard_at > PATIENCE_S
+        silent = self.acked < self.sent and clock - self.heard_at > ACK_TIMEOUT_S
         if silent and busy:
             return "blind"
         if silent and clock - self.heard_at > GONE_S:
@@ -67,4 +67,4 @@ class Pace:
 
     def ready(self, clock: float) -> bool:
         """Whether the page has drawn what it got, or had its time for it."""
-        return self.acked >= self.sent or clock - self.sent_at >= PATIENCE_S
+        return self.acked >= self.sent or clock - self.sent_at >= ACK_TIMEOUT_S

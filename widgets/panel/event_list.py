@@ -23,7 +23,7 @@ def level_of(kind: str, name: str) -> str:
     return "warning" if kind in _NOTICED else "info"
 
 
-class Happenings:
+class EventList:
     """Events of a run, read on from where it stood. Times are seconds since ``begin`` (epoch)."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from widgets.page.pace import Pace
 from widgets.panel import compare, control_set
 from widgets.panel.stream import Spine, Stream
 from widgets.panel.summary import JUDGE_EVERY_S, Facts
-from widgets.panel.tab_content import Extras
+from widgets.panel.tab_content import TabContent
 from workbench.core import background
 from workbench.errors import WorkbenchError
 from workbench.plots import theme
@@ -72,7 +72,7 @@ class Feed:
         self._run = run
         self._names = names or [store.run.name]
         self._facts = Facts(store)
-        self._extras = Extras(store, self._facts)
+        self._tab_content = TabContent(store, self._facts)
         self._stream = Stream(store)
         self._spine = Stream(store, [Spine()], drawn=False)
         self._pace = Pace()
@@ -228,7 +228,7 @@ class Feed:
             self._spine.renew()
             self._facts.rolled_back()
         events = self._facts.update(clock)
-        self._extras.take(events)
+        self._tab_content.take(events)
         status = known or self._facts.logged_state
         self._over = status in ENDED
         facts = self._facts.now(status=status, can_control=self._can_control, clock=time.time())
@@ -251,7 +251,7 @@ class Feed:
             "theme": {"colours": theme.COLOURS, "ranks": theme.RANK_COLOURS, "phases": theme.PHASES},
             "facts": facts,
             "columns": described,
-            "extra": self._extras.all(),
+            "extra": self._tab_content.all(),
             "controls": control_set.declared(self._store),
             "compare": compare.figures(self._names) if len(self._names) > 1 and self._run == 0 else [],
         }
@@ -272,7 +272,7 @@ class Feed:
             news.columns["rank_table"] = self._facts.ranks.columns()
             news.replace.append("rank_table")
         changed = {name: value for name, value in facts.items() if self._shown.get(name) != value}
-        extra = self._extras.news(tabs)
+        extra = self._tab_content.news(tabs)
         self._shown = facts
         if not (news or changed or extra) and clock - self._pace.sent_at < HEARTBEAT_S:
             return

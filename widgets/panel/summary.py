@@ -10,7 +10,7 @@ import numpy as np
 
 from widgets.panel.control_set import in_force_words
 from widgets.panel.rank_table import RankTable
-from widgets.panel.verdict import Judge, Judgement
+from widgets.panel.verdict import SpeedVerdict, VerdictTracker
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
@@ -46,8 +46,8 @@ class Facts:
         self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
         self._began: float | None = None
         self._ended: float | None = None
-        self._judge = Judge(store)
-        self._judged: Judgement = Judgement()
+        self._judge = VerdictTracker(store)
+        self._judged: SpeedVerdict = SpeedVerdict()
         self._judged_at = -math.inf
         self._in_force = InForce()
         self._branches = Branches(store.run)
@@ -81,7 +81,7 @@ class Facts:
         """Training went back: what was taken in of its steps is taken in anew."""
         self._metrics = None
         self._recent.clear()
-        self._judge = Judge(self._store)
+        self._judge = VerdictTracker(self._store)
         self._judged_at = -math.inf
 
     @property

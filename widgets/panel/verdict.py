@@ -22,7 +22,7 @@ _COLUMNS = ("step", "rank", "phase", "micro_batch", "start_ms", "duration_ms")
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SpeedVerdict:
     """``sentence`` for people ("": nothing is known yet), ``straggler`` (rank or None), ``lag`` (each rank's own work
     against the median, 0.1: 10 % more; None: unknown), ``mfu`` (share of the peak, None: unknown)."""
 
@@ -32,7 +32,7 @@ class Judgement:
     mfu: float | None = None
 
 
-class Judge:
+class VerdictTracker:
     """Reads phases and collectives on from where it stood; ``judge`` is about the newest ``STEPS`` steps that have
     phases."""
 
@@ -43,9 +43,9 @@ class Judge:
         self._calls_cursor: Any = None
         self._posted: pd.Series | None = None
         self._cost = Cost()
-        self._judged = Judgement()
+        self._judged = SpeedVerdict()
 
-    def judge(self, tokens_per_second: float | None) -> Judgement:
+    def judge(self, tokens_per_second: float | None) -> SpeedVerdict:
         """``tokens_per_second``: of all ranks together."""
         phases, self._cursor = rows.whole_steps(self._store, "phases", self._cursor)
         if phases["step"].size:
@@ -57,7 +57,7 @@ class Judge:
         if self._kept is not None and (posted or phases["step"].size):
             found = verdict(self._kept, self._store.mesh, self._posted, window=STEPS)
             straggler = None if found.straggler is None else found.straggler.rank
-            self._judged = Judgement(found.sentence, straggler, self._lag(self._kept))
+            self._judged = SpeedVerdict(found.sentence, straggler, self._lag(self._kept))
         return replace(self._judged, mfu=self._mfu(tokens_per_second))
 
     def _read_collectives(self) -> bool:

@@ -34,7 +34,7 @@ VERIFICATION_FILE = "verification.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Happening:
+class LoggedEvent:
     """One event, folded over the ranks that logged the same. ``value`` is decoded JSON."""
 
     time: float
@@ -83,7 +83,7 @@ class RunData:
     mesh: Mesh
     metrics: Columns
     status: str
-    happenings: list[Happening]
+    logged_events: list[LoggedEvent]
     ranks: list[RankData]
     notes: list[str] = field(default_factory=list)
 
@@ -92,9 +92,9 @@ class RunData:
         """The run's name; the directory's where the spec cannot be read."""
         return self.spec.name if self.spec else self.path.name
 
-    def of_kind(self, kind: str, name: str | None = None) -> list[Happening]:
-        """Happenings of a kind, in order of time."""
-        return [h for h in self.happenings if h.kind == kind and name in (None, h.name)]
+    def of_kind(self, kind: str, name: str | None = None) -> list[LoggedEvent]:
+        """Events of a kind, in order of time."""
+        return [h for h in self.logged_events if h.kind == kind and name in (None, h.name)]
 
     def validation(self) -> list[dict[str, Any]]:
         """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
@@ -162,7 +162,7 @@ def read(path: str | Path) -> RunData:
     if spec is None:  # figures ask the store for the plan: they are drawn on the guess
         store.assumed = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
     raw = _events(store)
-    happenings = fold(raw)
+    logged_events = fold(raw)
     ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
     status = present_state(state_of(store.table("events"), ranks), path)
     if status not in ("starting", "running", "paused"):
@@ -183,7 +183,7 @@ def read(path: str | Path) -> RunData:
         mesh=mesh,
         metrics=metrics,
         status=status,
-        happenings=happenings,
+        logged_events=logged_events,
         ranks=_rank_data(store, mesh, raw),
         notes=notes,
     )
@@ -226,7 +226,7 @@ def _json_file(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _events(store: Store) -> list[Happening]:
+def _events(store: Store) -> list[LoggedEvent]:
     columns = store.table("events")
     rows = zip(*(columns[name].tolist() for name in columns), strict=True)
     names = list(columns)
@@ -235,14 +235,14 @@ def _events(store: Store) -> list[Happening]:
         event = dict(zip(names, row, strict=True))
         ranks = (event.pop("rank"),)
         value, old = decode(event.pop("value")), decode(event.pop("old_value"))
-        found.append(Happening(ranks=ranks, value=value, old_value=old, **event))
+        found.append(LoggedEvent(ranks=ranks, value=value, old_value=old, **event))
     return found
 
 
-def fold(happenings: Iterable[Happening]) -> list[Happening]:
+def fold(logged_events: Iterable[LoggedEvent]) -> list[LoggedEvent]:
     """What several ranks logged alike (same step, kind, name and values; pids aside) becomes one, at its first time."""
-    groups: dict[tuple[Any, ...], list[Happening]] = {}
-    for logged in happenings:
+    groups: dict[tuple[Any, ...], list[LoggedEvent]] = {}
+    for logged in logged_events:
         value = logged.value
         if isinstance(value, dict):
             value = {key: entry for key, entry in value.items() if key != "pid"}
@@ -258,23 +258,23 @@ def fold(happenings: Iterable[Happening]) -> list[Happening]:
     return sorted(folded, key=lambda h: h.time)
 
 
-def states_of(happenings: Iterable[Happening]) -> dict[int, str]:
+def states_of(logged_events: Iterable[LoggedEvent]) -> dict[int, str]:
     """Rank -> its last state; a rank that the session saw dying is ``died``."""
     states: dict[int, str] = {}
-    for h in happenings:
+    for h in logged_events:
         if h.kind == EventKind.STATE:
             states.update(dict.fromkeys((rank for rank in h.ranks if rank != SESSION_RANK), h.name))
-    for h in happenings:
+    for h in logged_events:
         if h.kind == EventKind.RANK and h.name == "died" and isinstance(h.value, dict) and is_rank(h.value.get("rank")):
             states[h.value["rank"]] = "died"
     return states
 
 
-def _rank_data(store: Store, mesh: Mesh, happenings: list[Happening]) -> list[RankData]:
+def _rank_data(store: Store, mesh: Mesh, logged_events: list[LoggedEvent]) -> list[RankData]:
     steps, devices = store.table("steps"), store.table("devices")
-    states = states_of(happenings)
+    states = states_of(logged_events)
     details: dict[int, dict[str, Any]] = {}
-    for h in happenings:
+    for h in logged_events:
         if h.kind == EventKind.STATE and isinstance(h.value, dict):
             for rank in h.ranks:
                 details.setdefault(rank, {}).update({k: v for k, v in h.value.items() if k in ("pid", "host")})

@@ -14,7 +14,7 @@ from workbench.plots.base import Plot
 from workbench.report import mesh_diagram, timeline, words
 from workbench.report.control_history import controls
 from workbench.report.figures import Drawn, Sheet
-from workbench.report.run_data import Happening, RunData
+from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
 
 #: events that the table shows; the rest is counted
@@ -95,7 +95,7 @@ def section_of(run: RunData, sheet: Sheet, figures: Iterable[Plot], *, prefix: s
     drawn = sheet.draw(run.store, figures, prefix)
     drawn += _timelines(run, sheet, prefix)
     commands = controls(run)
-    begin = run.happenings[0].time if run.happenings else 0.0
+    begin = run.logged_events[0].time if run.logged_events else 0.0
     return RunSection(
         run=run,
         prefix=prefix,
@@ -196,9 +196,9 @@ def _confusion(run: RunData) -> dict[str, Any] | None:
     return {"step": found[-1].step, "rows": rows}
 
 
-def _told(run: RunData) -> list[Happening]:
+def _told(run: RunData) -> list[LoggedEvent]:
     """Events that have no place of their own in the report."""
-    return [h for h in run.happenings if h.kind not in ("sample", "validation", "control", "settings", "verify")]
+    return [h for h in run.logged_events if h.kind not in ("sample", "validation", "control", "settings", "verify")]
 
 
 def _events(run: RunData, begin: float) -> list[dict[str, Any]]:

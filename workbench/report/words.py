@@ -15,7 +15,7 @@ from workbench.core.records import SESSION_RANK, EventKind
 from workbench.errors import format_ranks
 from workbench.events.decode import as_number
 from workbench.events.outcome import FirstFailure, failure_of
-from workbench.report.run_data import Happening, RunData
+from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
 from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict
@@ -146,11 +146,11 @@ def _as_number(value: Any) -> float:
     return 0.0 if math.isnan(found) else found
 
 
-def who(happening: Happening) -> str:
+def who(logged_event: LoggedEvent) -> str:
     """``ranks 0-3``, or ``notebook`` for what its side wrote."""
-    if happening.ranks == (SESSION_RANK,):
+    if logged_event.ranks == (SESSION_RANK,):
         return "notebook"
-    return format_ranks(rank for rank in happening.ranks if rank != SESSION_RANK)
+    return format_ranks(rank for rank in logged_event.ranks if rank != SESSION_RANK)
 
 
 def short(value: Any, limit: int = 400) -> str:

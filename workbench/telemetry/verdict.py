@@ -79,7 +79,7 @@ class Verdict:
 
 
 def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, window: int = WINDOW) -> Verdict:
-    """Judge the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` of those given.
+    """VerdictTracker the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` of those given.
 
     ``posted``: ``phases.posting_time`` of the collectives; without it a slow network shows in no rank.
     """

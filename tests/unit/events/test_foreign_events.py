@@ -12,7 +12,7 @@ import pytest
 import workbench
 from tests.fake_run import make_fake_run
 from widgets.panel.control_set import History
-from widgets.panel.event_list import Happenings
+from widgets.panel.event_list import EventList
 from widgets.panel.summary import Facts
 from workbench.core.records import Event, EventKind
 from workbench.events.decode import MOST_NESTED, as_mapping, as_number, decode, is_rank
@@ -81,14 +81,14 @@ def test_the_panel_shows_a_run_with_foreign_events(run: Path) -> None:
     store = Store(run)
     store.refresh()
     events = store.table("events")
-    summary, happenings, history = Facts(store), Happenings(), History(run)
+    summary, logged_events, history = Facts(store), EventList(), History(run)
     summary.update()
-    happenings.take(events, 0.0)
+    logged_events.take(events, 0.0)
     history.take(events)
     facts = summary.now(status="running", can_control=True, clock=time.time())
-    json.dumps([facts, happenings.all(), happenings.marks(anew=True), history.rows(anew=True)]).encode()
+    json.dumps([facts, logged_events.all(), logged_events.marks(anew=True), history.rows(anew=True)]).encode()
     assert facts["step"] > 0
-    assert happenings.all()
+    assert logged_events.all()
     for plot in plots():
         columns, _ = plot.columns(store, None)
         assert len({values.shape[0] for values in columns.values()}) <= 1, plot.NAME

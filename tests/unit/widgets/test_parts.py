@@ -1,4 +1,4 @@
-"""Parts of the panel in the kernel, each on its own: pace, folding, console, happenings, history, judgement, bundle."""
+"""Parts of the panel in the kernel, each on its own: pace, folding, console, events, history, verdict, bundle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 from tests.fake_records import straggler
 from tests.fake_run import fake_spec, make_fake_run, write_spec
 from widgets.page import bundle
-from widgets.page.pace import GONE_S, HIDDEN_PERIOD_S, PATIENCE_S, PERIOD_S, SHARE, Pace
+from widgets.page.pace import ACK_TIMEOUT_S, GONE_S, HIDDEN_PERIOD_S, PERIOD_S, SHARE, Pace
 from widgets.panel import compare, control_set
 from widgets.panel.console import MOST_NEW, Console
 from widgets.panel.control_set import History
-from widgets.panel.event_list import Happenings
+from widgets.panel.event_list import EventList
 from widgets.panel.fold import Folded, ranges
 from widgets.panel.rank_table import RankTable
 from widgets.panel.summary import Facts
-from widgets.panel.verdict import Judge
+from widgets.panel.verdict import VerdictTracker
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
@@ -45,8 +45,8 @@ def test_a_message_waits_until_the_last_one_is_drawn() -> None:
     pace.heard(0.6, first)
     assert pace.ready(0.6)
     pace.sending(1.0)
-    assert not pace.ready(1.0 + PATIENCE_S / 2)
-    assert pace.ready(1.0 + PATIENCE_S)  # it may be a kernel that cannot hear
+    assert not pace.ready(1.0 + ACK_TIMEOUT_S / 2)
+    assert pace.ready(1.0 + ACK_TIMEOUT_S)  # it may be a kernel that cannot hear
 
 
 def test_the_rate_falls_where_nobody_looks_or_nobody_can_be_heard() -> None:
@@ -56,9 +56,9 @@ def test_the_rate_falls_where_nobody_looks_or_nobody_can_be_heard() -> None:
     assert (pace.state(0.0, False), pace.period_s(0.0, False)) == ("hidden", HIDDEN_PERIOD_S)
     pace.heard(0.0, visible=True)
     pace.sending(0.0)
-    assert pace.state(PATIENCE_S / 2, True) == "open"
-    assert pace.state(2 * PATIENCE_S, True) == "blind"
-    assert PERIOD_S < pace.period_s(2 * PATIENCE_S, True) <= 2.0  # figures still move
+    assert pace.state(ACK_TIMEOUT_S / 2, True) == "open"
+    assert pace.state(2 * ACK_TIMEOUT_S, True) == "blind"
+    assert PERIOD_S < pace.period_s(2 * ACK_TIMEOUT_S, True) <= 2.0  # figures still move
     assert pace.state(GONE_S + 1, False) == "gone"
 
 
@@ -153,17 +153,17 @@ def event(
 
 
 def test_happenings_fold_ranks_and_mark_what_was_set() -> None:
-    happenings = Happenings()
-    happenings.take(events(*(event("control", "lr", 0.1, 0.2, rank=rank) for rank in range(4))), 90.0)
-    happenings.take(events(event("sample", "text", "quiet")), 90.0)
-    assert [(e["ranks"], e["text"]) for e in happenings.news()] == [("0-3", "learning rate 0.2 → 0.1")]
-    assert happenings.marks() == [{"step": 5, "time": 10.0, "label": "step 5: learning rate 0.2 → 0.1"}]
-    assert happenings.marks() is None
+    logged_events = EventList()
+    logged_events.take(events(*(event("control", "lr", 0.1, 0.2, rank=rank) for rank in range(4))), 90.0)
+    logged_events.take(events(event("sample", "text", "quiet")), 90.0)
+    assert [(e["ranks"], e["text"]) for e in logged_events.news()] == [("0-3", "learning rate 0.2 → 0.1")]
+    assert logged_events.marks() == [{"step": 5, "time": 10.0, "label": "step 5: learning rate 0.2 → 0.1"}]
+    assert logged_events.marks() is None
 
 
 def test_what_was_set_in_steps_that_were_taken_back_has_no_mark() -> None:
     """Rank 1's events come after rank 0's, as two files are read one after the other."""
-    happenings = Happenings()
+    logged_events = EventList()
     for rank in range(2):
         told = [
             event("control", "clip", 1.0, 0.0, rank=rank, step=3),
@@ -172,8 +172,8 @@ def test_what_was_set_in_steps_that_were_taken_back_has_no_mark() -> None:
         back = event("control", "rollback", 4, 9, rank=rank, step=4)
         again = event("control", "lr", 0.3, 0.2, rank=rank, step=9)
         later = [replace(each, time=each.time + after) for after, each in ((5.0, back), (9.0, again))]
-        happenings.take(events(*told, *later), 90.0)
-    labels = [mark["label"] for mark in happenings.marks() or []]
+        logged_events.take(events(*told, *later), 90.0)
+    labels = [mark["label"] for mark in logged_events.marks() or []]
     assert labels == [
         "step 3: gradient clip no limit → 1",
         "step 4: rolled back to step 4, from 9",
@@ -223,7 +223,7 @@ def test_mfu_is_the_models_operations_over_what_the_devices_can_do(tmp_path: Pat
         with RankLogWriter(tmp_path, rank) as writer:
             writer.event("peak", "flops", {"flops_per_s": 1e6, "precision": "fp32", "source": "told"})
             writer.event("peak", "model", {"flops_per_token": 9000, "parameters": 1500, "formula": "6 N"})
-    mfu = Judge(opened(tmp_path)).judge(tokens_per_second=40.0).mfu
+    mfu = VerdictTracker(opened(tmp_path)).judge(tokens_per_second=40.0).mfu
     assert mfu == pytest.approx(9000 * 40 / (2 * 1e6))
 
 
@@ -231,7 +231,7 @@ def test_phases_and_collectives_sum_up_to_the_runs_own_sentence(tmp_path: Path) 
     """The panel reads on as the log grows; the run reads it whole."""
     write_spec(tmp_path, fake_spec(ranks=2))
     store = opened(tmp_path)
-    judge, seen = Judge(store), []
+    judge, seen = VerdictTracker(store), []
     about = {"loss": 1.0, "lr": 0.1, "grad_sq": 1.0, "tokens": 1, "step_time_ms": 100.0, "data_wait_ms": 1.0}
     parts = {"data": 10.0, "forward": 30.0, "backward": 35.0, "communication": 20.0, "optimizer": 5.0}
     call = {"kind": "all_reduce", "group": "dp", "group_size": 2, "bytes": 4, "start_ms": 75.0, "duration_ms": 20.0}

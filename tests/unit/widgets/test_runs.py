@@ -93,10 +93,10 @@ def test_nobody_looks(table: tuple[RunsTable, list[dict[str, Any]]], monkeypatch
     shown, _ = table
     thread = shown._thread
     assert thread is not None
-    monkeypatch.setattr("widgets.runs.PATIENCE_S", 0.0)
+    monkeypatch.setattr("widgets.runs.UNSEEN_TIMEOUT_S", 0.0)
     thread.join(60)
     assert not thread.is_alive()
-    monkeypatch.setattr("widgets.runs.PATIENCE_S", 60.0)
+    monkeypatch.setattr("widgets.runs.UNSEEN_TIMEOUT_S", 60.0)
     shown._on_message(shown.widget, {"kind": "here"}, [])
     assert shown._thread is not None and shown._thread.is_alive()
 

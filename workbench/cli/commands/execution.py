@@ -22,7 +22,7 @@ from workbench.errors import WorkbenchError
 
 TAG, INJECTED_TAG = "parameters", "injected-parameters"
 #: how long a kernel may take to end its ranks after Ctrl-C, before it is killed (its ranks die with it)
-PATIENCE_S = 20.0
+KERNEL_TIMEOUT_S = 20.0
 
 
 class NotebookFailed(WorkbenchError):
@@ -148,19 +148,19 @@ class NotebookExecution:
         self._interrupted = True
         try:
             self._ask(self._manager.interrupt_kernel)
-            self._worker.join(PATIENCE_S)
+            self._worker.join(KERNEL_TIMEOUT_S)
         except KeyboardInterrupt:
             print("killing the kernel", flush=True)
         if self._worker.is_alive():
             self._ask(lambda: self._manager.shutdown_kernel(now=True))
-            self._worker.join(PATIENCE_S)
+            self._worker.join(KERNEL_TIMEOUT_S)
 
     def _ask(self, what: Callable[[], Any]) -> None:
         """Run something in the event loop of the kernel."""
         loop = self._loop
         if loop is None or loop.is_closed() or not self._manager.has_kernel:
             return
-        asyncio.run_coroutine_threadsafe(ensure_async(what()), loop).result(PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(ensure_async(what()), loop).result(KERNEL_TIMEOUT_S)
 
 
 def _in_words(error: BaseException, notebook: NotebookNode) -> str:
