@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 CELLS = (
     # a page on a busy machine takes longer to save
-    "import widgets.save\nwidgets.save.WAIT_S = 120\n"
+    "import widgets.page.save\nwidgets.page.save.WAIT_S = 120\n"
     "from magics.report import ReportMagics\nget_ipython().register_magics(ReportMagics)",
     "print('six times seven is', 6 * 7)",
     "%dist_report --notebook",

@@ -49,7 +49,7 @@ def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
     page.page.get_by_role("button", name="Write a checkpoint now").click()
     page.page.get_by_role("button", name="Stop training").click()
     wait_for_text(page, ".dw-pill", "stopped")
-    names = "[('lr', 0.0001), ('pause', None), ('step', 1), ('resume', None), ('checkpoint', None), ('stop', None)]"
+    names = "[('lr', 0.0001), ('pause', None), ('step', 1), ('resume', None), ('checkpoint', None), ('stop', 'step')]"
     wait_for_text(page, ".jp-OutputArea-output", f"asked {names}")
     wait_for_text(page, ".jp-OutputArea-output", "('lr', '0.0001', 0), ('lr', '0.0001', 1)")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
