@@ -67,8 +67,12 @@ def test_a_peer_that_hangs_in_a_collective_is_ended_and_the_way_on_is_said(
 
 
 def test_a_run_whose_directory_is_deleted_is_ended_and_leaves_the_session_usable(
-    shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
+    shell: InteractiveShell,
+    two_ranks: Session,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(peers, "INTERRUPTED_S", 60.0)  # a busy machine takes longer to end a step
     run = train(shell, "-n 2 --steps 5000 --quiet --name gone", SLOW)
     while run.last_step < 3:
         time.sleep(0.02)
