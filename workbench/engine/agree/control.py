@@ -22,6 +22,7 @@ from workbench.core.records import Command
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import SharedSlots
 from workbench.rundir.commands import BadLine, CommandReader
+from workbench.rundir.directory import boot_id
 
 #: in the run directory while a run starts
 SLOTS_FILE = "agreement.slots"
@@ -55,7 +56,7 @@ class AgreedControl:
                 SharedSlots.create(path, ranks, nonce)
         except OSError:
             able = False
-        host = socket.gethostname().encode().ljust(64, b"\0")[:64] + _boot_id()
+        host = socket.gethostname().encode().ljust(64, b"\0")[:64] + boot_id().encode().ljust(64, b"\0")[:64]
         told = self._exchange.from_rank_0(nonce.to_bytes(8, "little") + host)
         slots = None
         try:
@@ -129,12 +130,3 @@ class AgreedControl:
     def rider(self) -> int:
         """The number that rank 0 gave to the last ``post``."""
         return self._told[1]
-
-
-def _boot_id() -> bytes:
-    """What tells one running system from another of the same name; 64 bytes."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-    except OSError:
-        text = b""
-    return text.ljust(64, b"\0")[:64]
