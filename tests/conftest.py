@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -43,7 +44,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else "/".join([folder, *rest])))
 
 
+def _left_by_another_folder() -> list[str]:
+    """What tests of one folder share and must end with it: ranks, a shell, a browser's event loop."""
+    session = sys.modules.get("workbench.cluster.session")
+    shell = sys.modules.get("IPython.core.interactiveshell")
+    found = {
+        "ranks that are up": session is not None and session.Session.current() is not None,
+        "an IPython shell": shell is not None and shell.InteractiveShell.initialized(),
+        "an event loop that runs": asyncio._get_running_loop() is not None,
+    }
+    return [name for name, is_there in found.items() if is_there]
+
+
+_last_folder: list[str] = []
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    folder = item.path.relative_to(FOLDER).parts[0]
+    if _last_folder and _last_folder[-1] != folder:
+        left = _left_by_another_folder()
+        assert not left, f"tests/{_last_folder[-1]} left {', '.join(left)}"
+    _last_folder[:] = [folder]
     # Two ranks cannot share the one GPU that a machine may have: only what is about GPUs sees any.
     if item.get_closest_marker("gpu") is None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -3,20 +3,19 @@
 import threading
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 
 from magics.cluster import ClusterMagics, StatusTable
 from tests.cluster.conftest import LIGHT
+from tests.shell import bare_shell
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, ConfigError, RankDiedError
 
 
 @pytest.fixture
 def shell():
-    # The history saves from a thread; off, so that the check of threads sees only ours.
-    shell = InteractiveShell.instance(history_length=0)
-    shell.register_magics(ClusterMagics)
-    return shell
+    with bare_shell() as shell:
+        shell.register_magics(ClusterMagics)
+        yield shell
 
 
 @pytest.fixture(autouse=True)

@@ -11,20 +11,20 @@ import pytest
 from tests.engine.rank_pool import RankPool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pool() -> Iterator[RankPool]:
     with RankPool() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def torch_pool() -> Iterator[RankPool]:
     """Ranks whose warm process knows plain torch only."""
     with RankPool("torch") as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plain_loop(pool: RankPool) -> Callable[..., dict[str, Any]]:
     """``plain_loop(model, **options)``: losses and gradient norms of one process without any framework."""
 

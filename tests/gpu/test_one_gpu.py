@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 
+from tests.shell import notebook_shell
 from workbench.cluster.session import Session
 from workbench.core.visible_devices import entries
 
@@ -18,9 +18,7 @@ pytestmark = pytest.mark.gpu
 
 def test_a_rank_trains_on_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-    shell = InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "workbench")
-    try:
+    with notebook_shell() as shell:
         line = "--recipe stdlib-llama -n 1 --plugin zero1 --precision bf16 --steps 50 --quiet"
         run = shell.run_line_magic("dist_train", line).wait(timeout=300)
         losses = run.metrics()["loss"]
@@ -29,8 +27,6 @@ def test_a_rank_trains_on_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert session is not None and "cuda" in session.status()[0].device
         devices = run.devices().dropna(subset=["gpu_memory_bytes"])
         assert len(devices) and (devices["gpu_power_watts"] > 0).all()
-    finally:
-        shell.run_line_magic("dist_down", "")
 
 
 #: what nvidia-smi calls it, what a reading calls it, nvidia-smi's unit, and by how much two looks may differ

@@ -14,6 +14,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
+from tests.shell import notebook_shell
 from workbench.core.records import GradientStats, HistogramStats
 from workbench.engine.base.parts import Comparison, GradientPart
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
@@ -73,12 +74,8 @@ def test_nothing_waits_for_the_device() -> None:
 
 def test_watching_a_billion_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-    shell = InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "workbench")
-    try:
+    with notebook_shell() as shell:
         times = compared(shell, "--size 1b --batch-size 4 --steps 80", rounds=2)
-    finally:
-        shell.run_line_magic("dist_down", "")
     assert {level: len(found) for level, found in times.items()} == dict.fromkeys(times, 2), "all runs were trained"
     for level in ("light", "full"):
         ratios = [one / bare for one, bare in zip(times[level], times["off"], strict=True)]

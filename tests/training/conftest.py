@@ -1,4 +1,4 @@
-"""One IPython shell with the extension loaded and two ranks up, for all tests of a module."""
+"""One IPython shell with the extension loaded, and its ranks, for all tests of this directory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from pathlib import Path
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from tests.shell import notebook_shell
 from workbench.cluster.session import Session
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("runs")))
-    patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-    shell = InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "workbench")
-    yield shell
-    shell.run_line_magic("dist_down", "")
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        with notebook_shell() as shell:
+            yield shell
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
         return rank_servers.preload_of()
 
     exits = Dict(help="Rank -> why its process ended, for those that did.")
+    _port: socket.socket | None = None  # keeps MASTER_PORT free for the ranks
     _first_rank = 0  # decided once: other sets may end while this one runs
 
     def _base_rank(self) -> int:
@@ -107,14 +109,14 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
         placement = plan_ranks(n)
         for warning in placement.warnings:
             self.log.warning(warning)
-        port = machine.master_port(MASTER_ADDR, self.master_port or None)
+        self._port = machine.reserve_master_port(MASTER_ADDR, self.master_port or None)
         self.server = rank_servers.take(preload=self.preload, python=self.python)
         self.server.on_event(self._hear)
         self._watch_end()
         specs = rank_specs(
             placement,
             RankKind(framework="", preload=self.preload, python=self.python),
-            master_port=port,
+            master_port=self._port.getsockname()[1],
             profile_dir=Path(self.profile_dir).resolve(),
             connection=self._connection(),
             first_rank=self._first_rank,
@@ -126,6 +128,12 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
     def _connection(self) -> str:
         text = self.environment.get("IPP_CONNECTION_INFO") or os.environ.get("IPP_CONNECTION_INFO")
         return text or Path(self.connection_files["engine"]).read_text()
+
+    async def stop(self) -> None:
+        """End the ranks and their server."""
+        await super().stop()
+        if self._port is not None:
+            self._port.close()
 
     def signal(self, sig: int) -> None:
         """Send a signal to every rank."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import signal as signals
@@ -56,6 +57,7 @@ class Session:
         self.job: Job | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
+        self._port: socket.socket | None = None  # keeps the port free for the ranks
         self._server = server
         self._client: Any = None
         self._engine_info: dict[str, Any] = {}
@@ -102,7 +104,7 @@ class Session:
         preload: str | None = None,
     ) -> Session:
         """Bring ranks up where ``placement`` says; otherwise as ``up``."""
-        from workbench.cluster.hosts.machine import master_port as find_port
+        from workbench.cluster.hosts.machine import reserve_master_port
         from workbench.cluster.hosts.specs import MASTER_ADDR
 
         with cls._lifecycle:
@@ -113,14 +115,13 @@ class Session:
                     return current
                 if not current.dead:
                     current.check_free(range(current.n))
-            port = find_port(MASTER_ADDR, master_port)
-            server = current._hand_over() if current is not None else None
-            session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
-            try:
+            with contextlib.ExitStack() as undo:
+                port = undo.enter_context(reserve_master_port(MASTER_ADDR, master_port))
+                server = current._hand_over() if current is not None else None
+                session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
+                undo.callback(session.down)
                 session._start_ranks(placement, port)
-            except BaseException:
-                session.down()
-                raise
+                undo.pop_all()
             cls._current = session
             return session
 
@@ -188,20 +189,24 @@ class Session:
         if Session._current is self:
             Session._current = None
         self._lose_all("its session ended (by %dist_down, or with its kernel)")
+        if self._port is not None:
+            self._port.close()
 
     def _fits(self, placement: Placement, master_port: int | None, kind: RankKind) -> bool:
         same = (placement.bindings, kind) == (self.placement.bindings, self.kind)
         return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
-    def _start_ranks(self, placement: Placement, port: int) -> None:
+    def _start_ranks(self, placement: Placement, port: socket.socket) -> None:
         from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
         from workbench.cluster.hosts.specs import rank_specs
 
-        self.placement, self.master_port = placement, port
+        self.placement, self._port, self.master_port = placement, port, port.getsockname()[1]
         rank_servers.wait_ready(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
         self._engine_info = connection(self._server.profile_dir, "engine")
         server, how = self._server, json.dumps(self._engine_info)
-        specs = rank_specs(placement, self.kind, master_port=port, profile_dir=server.profile_dir, connection=how)
+        specs = rank_specs(
+            placement, self.kind, master_port=self.master_port, profile_dir=server.profile_dir, connection=how
+        )
         started = server.start_ranks(specs)
         self._client = connect(connection(self._server.profile_dir, "client"))
         rank_servers.wait_ready(started, _START_TIMEOUT_S, self._check_alive)

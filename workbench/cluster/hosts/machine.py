@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from workbench.cluster.base.ports import reserve
 from workbench.cluster.hosts.placement import Device, Host, visible_devices
 from workbench.errors import ClusterError
 
@@ -120,22 +121,22 @@ def oom_kills() -> int:
     return total
 
 
-def master_port(address: str, wanted: int | None) -> int:
-    """A free TCP port for the users' own process groups; ``ClusterError`` when the one wanted is taken."""
+def reserve_master_port(address: str, wanted: int | None) -> socket.socket:
+    """Reserve a TCP port for the users' own process groups (see ``ports.reserve``): the one wanted, else a free one.
+
+    ``ClusterError`` when the one wanted is taken.
+    """
     if wanted is not None and not 1 <= wanted <= 65535:
         raise ClusterError(
             f"--master-port {wanted} is not a port: use 1024 to 65535, or leave the flag out for a free one"
         )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, wanted or 0))
-            return probe.getsockname()[1]
-        except OSError as error:
-            raise ClusterError(
-                f"--master-port {wanted} on {address} cannot be used ({error.strerror}){_holder(wanted)}: "
-                "pass another one, or leave the flag out for a free one"
-            ) from error
+    try:
+        return reserve(address, wanted or 0)
+    except OSError as error:
+        raise ClusterError(
+            f"--master-port {wanted} on {address} cannot be used ({error.strerror}){_holder(wanted)}: "
+            "pass another one, or leave the flag out for a free one"
+        ) from error
 
 
 def _holder(port: int | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 
+from workbench.cluster.base.ports import reserve
 from workbench.cluster.base.processes import die_with
 from workbench.cluster.base.protocol import ControllerReady, StartController, encode
 
@@ -20,7 +22,21 @@ def run_controller(request: StartController, ready: int) -> None:
     me = os.getpid()
     os.register_at_fork(after_in_child=lambda: die_with(me))  # its schedulers and heart monitor
 
+    reserved: list[socket.socket] = []  # until this process ends: the threads and the process that bind them start late
+
     class Controller(IPController):
+        def next_port(self, pool_name: str = "common") -> int:
+            """A port of the configured pools, else a reserved one.
+
+            ipyparallel 9.2 notes a port that is free and binds it later, in a thread; when another process took it in
+            between, that thread alone ends, and no output of any rank (or no registration) ever arrives.
+            """
+            pool: list[int] = self.ports
+            if self.port_index >= len(pool):
+                reserved.append(reserve())
+                self.set_trait("ports", [*pool, reserved[-1].getsockname()[1]])
+            return super().next_port(pool_name)
+
         def init_signal(self) -> None:
             """Called last before the loop, when all sockets are bound."""
             super().init_signal()
