@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.hosts.machine import describe_host
-from workbench.cluster.hosts.placement import default_ranks, place
+from workbench.cluster.hosts.placement import Placement, default_ranks, place
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import notice_when_slow
 from workbench.run.job import TrainingJob
@@ -39,14 +39,12 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
     with contextlib.ExitStack() as undo:
         path = run_directory.create(request.spec, request.cell)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
-        if session is None:
-            with notice_when_slow():
-                session = Session.start(placement, framework=request.spec.plan.framework)
-            undo.callback(session.down)
-            for text in session.warnings:
-                print(f"warning: {text}", file=sys.stderr)
-        elif not session.kind.trains(request.spec.plan.framework):
-            session = _started_anew(session, request.spec.plan.framework)
+        framework = request.spec.plan.framework
+        if session is None or not session.kind.trains(framework):
+            started = _start_ranks(placement, framework, again=session is not None)
+            if session is None:
+                undo.callback(started.down)
+            session = started
         job = TrainingJob(Run(path))
         submission = job.start(session)
         PeerWatch(session, job, submission)
@@ -54,8 +52,13 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
     return job.run
 
 
-def _started_anew(session: Session, framework: str) -> Session:
-    """As many ranks in the same places, from a warm process of the framework."""
-    print(f"the ranks are started anew for framework {framework}: names that cells defined on them are gone")
+def _start_ranks(placement: Placement, framework: str, *, again: bool) -> Session:
+    """Start ranks, or as many again in the same places from a warm process of another framework; says so."""
+    if again:
+        print(f"the ranks are started again for framework {framework}: names that cells defined on them are gone")
     with notice_when_slow():
-        return Session.start(session.placement, framework=framework)
+        session = Session.start(placement, framework=framework)
+    if not again:
+        for text in session.warnings:
+            print(f"warning: {text}", file=sys.stderr)
+    return session
