@@ -46,7 +46,9 @@ def test_runs_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["runs", "--last", "1"]) == 0 and "first" not in capsys.readouterr().out
 
 
-def test_a_report_by_name_and_by_directory(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_by_name_and_by_directory(
+    home: Path, tmp_path: Path, few_figures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_fake_run(home / "2026-05-01-120000-fake", steps=10)
     assert cli.main(["report", "fake", "-o", str(tmp_path / "r.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "r.html") and (tmp_path / "r.html").exists()

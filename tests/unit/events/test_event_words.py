@@ -62,8 +62,9 @@ def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) 
 
 def logged() -> Iterator[tuple[str, str]]:
     """Kind and name of each ``log.event(EventKind.KIND, "name", ...)`` in the source whose both are written out."""
-    for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    sources = (path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py"))
+    for source in sources:
+        for node in ast.walk(ast.parse(source)) if ".event(" in source else ():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
                 kind, name, *_ = [*node.args, None, None]
                 if isinstance(kind, ast.Attribute) and isinstance(name, ast.Constant):

@@ -117,7 +117,7 @@ def test_exports_read_a_run_with_foreign_events(run: Path, to: str, tmp_path: Pa
     assert export(run, to, tmp_path / f"out-{to}").exists()
 
 
-def test_the_report_shows_a_run_with_foreign_events(run: Path, tmp_path: Path) -> None:
+def test_the_report_shows_a_run_with_foreign_events(run: Path, tmp_path: Path, few_figures: None) -> None:
     written = render(run, tmp_path / "report.html", light=True)
     assert "from_the_future" in written.read_text()
 

@@ -11,7 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.unit.export.conftest import HOSTILE, PHASES, SAMPLE, STEPS
+from tests.rich_run import HOSTILE, PHASES, SAMPLE, STEPS
 from workbench.cli import main as cli
 from workbench.core.records import TABLES, columns_of
 from workbench.errors import ConfigError, RunDirectoryError

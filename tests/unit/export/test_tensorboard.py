@@ -14,7 +14,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.util import tensor_util
 
 import workbench
-from tests.unit.export.conftest import BEGAN, HOSTILE, NORMS, SAMPLE, STEP_S, STEPS
+from tests.rich_run import BEGAN, HOSTILE, NORMS, SAMPLE, STEP_S, STEPS
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history import tensorboard_file as events_file

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.export.conftest import PHASES, STEP_S, STEPS
+from tests.rich_run import PHASES, STEP_S, STEPS
 from workbench.export import export
 
 REQUIRED = {

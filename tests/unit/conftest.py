@@ -1,4 +1,4 @@
-"""What tests of reports share."""
+"""What tests of several rooms share."""
 
 from __future__ import annotations
 

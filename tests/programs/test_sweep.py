@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.unit.cli.test_execution import ROOT
+from tests.programs.test_execution import ROOT
 from workbench.cli.commands.sweep import grid_of, places_of, value_of
 from workbench.cli.main import main
 from workbench.errors import ConfigError

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.unit.export.conftest import NORMS, SAMPLE, STEPS
+from tests.rich_run import NORMS, SAMPLE, STEPS
 from workbench.errors import ConfigError
 from workbench.export import export
 from workbench.export.to_mlflow import _name
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def exported(run: Path, to: str, out: Path, **more: str) -> str:

@@ -16,7 +16,7 @@ from workbench.cli.commands import demo
 from workbench.cli.commands.execution import NotebookFailed, inject
 from workbench.errors import RunDirectoryError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 MAKES_A_RUN = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
