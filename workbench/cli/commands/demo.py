@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import flags
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.rundir.directory import REPORT_FILE
 
 NAME = "demo"
@@ -54,7 +55,8 @@ def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
     block = given.get("tp", 1) * given.get("pp", 1)
     if block > 1:
-        given.setdefault("plugin", "hybrid")
+        split = [option for option in ("tp", "pp") if given.get(option, 1) > 1]
+        given.setdefault("plugin", framework(DEFAULT_FRAMEWORK).plugin_with(split).name)
         given.setdefault("n", block)
     elif len(visible_device_ids()) == 1:
         given.setdefault("n", 1)  # the notebook's two ranks would need two GPUs
