@@ -83,9 +83,9 @@ def test_submit_returns_at_once_and_calls_back(ranks):
     assert not submission.done()
     with pytest.raises(RanksBusyError, match="still runs an earlier cell"):
         ranks.execute("1")
-    while not submission.ready_ranks():
+    while not submission.finished_ranks():
         time.sleep(0.01)
-    assert submission.ready_ranks() == [0] and not submission.done()
+    assert submission.finished_ranks() == [0] and not submission.done()
     assert submission.error(0).ename == "ZeroDivisionError"
     assert [each.state for each in ranks.status()] == ["idle", "running cell"]
     assert told.wait(60.0) and submission.done() and submission.error(1) is None
@@ -147,7 +147,7 @@ def test_status_shows_processes(ranks):
 
 def test_same_request_keeps_ranks_and_wrong_ones_are_named(ranks):
     assert Session.up(2, preload="tests.cluster.preloads:light") is ranks
-    with pytest.raises(ClusterError, match="rank 5: 2 ranks are up, 0 to 1"):
+    with pytest.raises(ClusterError, match="rank 5: 2 ranks are up; use ranks 0 to 1"):
         ranks.execute("1", ranks=[5])
 
 

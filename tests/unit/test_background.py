@@ -169,7 +169,7 @@ class Ranks:
     def dead_ranks(self) -> dict[int, str]:
         return {1: "died"}
 
-    def ready_ranks(self) -> list[int]:
+    def finished_ranks(self) -> list[int]:
         return []
 
     def failed_ranks(self) -> set[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import default_ranks, place
 from workbench.cluster.session import Session
-from workbench.cluster.startup_notice import notice_when_slow
+from workbench.cluster.startup_notice import print_when_slow
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
 from workbench.run.resolve import resolve
@@ -40,7 +40,7 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
         path = run_directory.create(request.spec, request.cell)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
         if session is None:
-            with notice_when_slow():
+            with print_when_slow():
                 session = Session.start(placement, framework=request.spec.plan.framework)
             undo.callback(session.down)
             for text in session.warnings:
@@ -57,5 +57,5 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
 def _started_anew(session: Session, framework: str) -> Session:
     """As many ranks in the same places, from a warm process of the framework."""
     print(f"the ranks are started anew for framework {framework}: names that cells defined on them are gone")
-    with notice_when_slow():
+    with print_when_slow():
         return Session.start(session.placement, framework=framework)

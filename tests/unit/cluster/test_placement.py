@@ -7,9 +7,9 @@ from workbench.cluster.hosts.placement import (
     Host,
     choose_devices,
     default_ranks,
-    environment,
     parse_ranks,
     place,
+    rank_environment,
     visible_devices,
 )
 from workbench.errors import ConfigError
@@ -18,7 +18,7 @@ GPUS = tuple(Device(id=str(index), name="H100", memory_bytes=80 << 30) for index
 
 
 def host(cores=8, devices=(), limit=None):
-    return Host(cores=tuple(range(cores)), physical=cores, cpu_limit=limit, devices=devices)
+    return Host(cores=tuple(range(cores)), physical_cores=cores, cpu_limit=limit, devices=devices)
 
 
 def test_cores_are_shared_without_overlap():
@@ -62,7 +62,10 @@ def test_more_ranks_than_devices_are_refused_unless_they_run_on_cpu_cores():
 def test_a_device_in_use_is_said_with_the_rank_that_shares_it():
     used = (*GPUS[:1], Device(id="1", name="H100", used_by=(77,)))
     (said,) = place(2, host(8, used)).warnings
-    assert said == "device 1 (H100) is in use by process 77: rank 1 shares its memory and time with it"
+    assert (
+        said
+        == "device 1 (H100) is also used by process 77: rank 1 shares the memory and compute time of the device with it"
+    )
     assert place(1, host(8, used)).warnings == ()
 
 
@@ -84,7 +87,7 @@ def test_a_users_cuda_visible_devices_is_respected(setting, ids):
 
 
 def test_unknown_device_is_named():
-    with pytest.raises(ConfigError, match="unknown device 7: visible are 0, 1, 2, 3"):
+    with pytest.raises(ConfigError, match="unknown device 7: the visible devices are 0, 1, 2, 3"):
         choose_devices(host(2, GPUS), ["7"])
     assert [device.id for device in choose_devices(host(2, GPUS), ["3", "1"])] == ["3", "1"]
     assert choose_devices(host(2, GPUS), "cpu") == ()
@@ -99,7 +102,7 @@ def test_default_number_of_ranks(cores, devices, n):
 
 def test_environment_is_torchruns():
     second = place(2, host(4)).bindings[1]
-    variables = environment(second, world_size=2, master_addr="127.0.0.1", master_port=1234)
+    variables = rank_environment(second, world_size=2, master_addr="127.0.0.1", master_port=1234)
     assert variables["RANK"] == variables["LOCAL_RANK"] == "1"
     assert variables["WORLD_SIZE"] == variables["LOCAL_WORLD_SIZE"] == "2"
     assert (variables["MASTER_ADDR"], variables["MASTER_PORT"]) == ("127.0.0.1", "1234")

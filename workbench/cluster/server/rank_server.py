@@ -34,7 +34,7 @@ from workbench.cluster.base.processes import (
     reap,
     wake_on_signals,
 )
-from workbench.cluster.hosts.machine import oom_kills
+from workbench.cluster.hosts.machine import count_oom_kills
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, become_warm, rank_log
@@ -231,7 +231,7 @@ class Server:
 
     def _on_forked(self, warm: _Warm, message: p.Forked) -> None:
         warm.wanted = [spec for spec in warm.wanted if spec.rank != message.rank]
-        self._ranks[message.pid] = _Rank(pid=message.pid, rank=message.rank, oom_kills=oom_kills())
+        self._ranks[message.pid] = _Rank(pid=message.pid, rank=message.rank, oom_kills=count_oom_kills())
         self._say(p.RankStarted(rank=message.rank, pid=message.pid))
         for request, ranks in list(self._starting.items()):
             ranks.discard(message.rank)
@@ -269,7 +269,7 @@ class Server:
         if pid in self._ranks:
             rank = self._ranks.pop(pid)
             self._warm.pop(pid, None)
-            reason = exit_reason(status, oom_kills=oom_kills() - rank.oom_kills)
+            reason = exit_reason(status, oom_kills=count_oom_kills() - rank.oom_kills)
             self._say(
                 p.RankExited(
                     rank=rank.rank, pid=pid, status=status, reason=reason, tail=self._tail(f"rank-{rank.rank:05d}")
