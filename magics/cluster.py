@@ -26,7 +26,7 @@ from workbench.cluster.output import (
     group_errors,
     group_output,
 )
-from workbench.cluster.session import Session, cool
+from workbench.cluster.session import Session, close_spare_server
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.errors import ClusterError, ConfigError, format_ranks
@@ -77,7 +77,7 @@ class ClusterMagics(Magics):
         parse(self.dist_down, line)
         session = Session.current()
         if session is None:
-            cool()
+            close_spare_server()
             print("no ranks are up")
             return
         session.down()

@@ -28,7 +28,7 @@ time.sleep(600)
 
 
 def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
-    server = client.warm(preload=LIGHT)
+    server = client.start_spare(preload=LIGHT)
     server.ensure_controller().result(60)
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
@@ -43,13 +43,13 @@ def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
 
 def test_warming_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_TEST_GATE", str(tmp_path / "gate"))
-    server = client.warm(preload="tests.cluster.preloads:gated")
+    server = client.start_spare(preload="tests.cluster.preloads:gated")
     server.ensure_controller()
     assert not any(each.state == "warm" for each in server.warmth.values()), "it waits for the file"
     (tmp_path / "gate").touch()
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
-    client.cool()
+    client.close_spare()
 
 
 def test_kill_of_the_owner_leaves_nothing():
@@ -72,7 +72,7 @@ def test_kill_of_the_server_leaves_nothing(fresh):
     directory, processes = session._server.directory, descendants()
     submission = session.submit("import time; time.sleep(600)")
     os.kill(session.server_pid, signal.SIGKILL)
-    with pytest.raises(RankDiedError, match="the rank server ended with -9"):
+    with pytest.raises(RankDiedError, match="the rank server ended with exit code -9"):
         session.wait(submission, 60)
     assert not still_there(processes)
     session.down()

@@ -60,13 +60,13 @@ def test_ranks_start_from_the_warm_process_of_their_preload(fresh) -> None:
 
 
 def test_what_is_left_out_is_that_of_the_ranks_that_are_up() -> None:
-    default = RankKind.asked(None, None, None, None)
+    default = RankKind.resolve(None, None, None, None)
     assert default == RankKind(framework="colossal", preload=framework("colossal").preload)
     now = RankKind(framework="torch", preload=framework("torch").preload, python="/x/python")
-    assert RankKind.asked(now, None, None, None) == now
-    assert RankKind.asked(now, "colossal", None, None).python == "/x/python"
-    assert RankKind.asked(now, None, "", LIGHT) == RankKind(framework="", preload=LIGHT)
-    assert now.trains("torch") and not now.trains("colossal")
-    assert RankKind.asked(now, None, None, LIGHT).trains("colossal"), "a preload of one's own is for any framework"
+    assert RankKind.resolve(now, None, None, None) == now
+    assert RankKind.resolve(now, "colossal", None, None).python == "/x/python"
+    assert RankKind.resolve(now, None, "", LIGHT) == RankKind(framework="", preload=LIGHT)
+    assert now.can_train("torch") and not now.can_train("colossal")
+    assert RankKind.resolve(now, None, None, LIGHT).can_train("colossal"), "a preload of one's own is for any framework"
     with pytest.raises(ConfigError, match="unknown framework 'troch': did you mean 'torch'"):
-        RankKind.asked(now, "troch", None, None)
+        RankKind.resolve(now, "troch", None, None)

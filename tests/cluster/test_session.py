@@ -189,5 +189,5 @@ def test_down_ends_everything_whatever_a_listener_does(fresh):
 
 def test_a_rank_that_exits_by_itself(fresh):
     session = fresh(2)
-    with pytest.raises(RankDiedError, match="rank 0 ended: its process left with exit code 7"):
+    with pytest.raises(RankDiedError, match="rank 0 ended: its process ended with exit code 7"):
         session.execute("import os\nif os.environ['RANK'] == '0': os._exit(7)")

@@ -32,14 +32,14 @@ from workbench.errors import ClusterError, RanksBusyError, format_ranks
 _START_TIMEOUT_S = 180.0
 
 
-def warm() -> None:
+def warm_up() -> None:
     """Starts a rank server, its controller and its warm processes in the background. Returns immediately."""
-    rank_servers.warm().ensure_controller()
+    rank_servers.start_spare().ensure_controller()
 
 
-def cool() -> None:
-    """Ends the rank server that ``warm`` started, unless a session uses it."""
-    rank_servers.cool()
+def close_spare_server() -> None:
+    """Ends the rank server that ``warm_up`` started, unless a session uses it."""
+    rank_servers.close_spare()
 
 
 class Session:
@@ -115,7 +115,7 @@ class Session:
 
         with cls._lifecycle:
             current = cls.current()
-            kind = RankKind.asked(current.kind if current is not None else None, framework, python, preload)
+            kind = RankKind.resolve(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
                 if current._matches(placement, master_port, kind):
                     return current
@@ -124,7 +124,7 @@ class Session:
             with contextlib.ExitStack() as undo:
                 port = undo.enter_context(reserve_master_port(MASTER_ADDR, master_port))
                 server = current._end_ranks_only() if current is not None else None
-                session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
+                session = cls(server or rank_servers.take_server(preload=kind.preload, python=kind.python), kind)
                 undo.callback(session.down)
                 session._start_ranks(placement, port)
                 undo.pop_all()
@@ -185,7 +185,7 @@ class Session:
         except (ClusterError, TimeoutError):
             self.down()
             return None
-        self._server.forget_listeners()
+        self._server.remove_callbacks()
         self._mark_down()
         self._client.close(linger=0)
         return self._server
@@ -207,7 +207,7 @@ class Session:
         from workbench.cluster.hosts.specs import rank_specs
 
         self.placement, self._port, self.master_port = placement, port, port.getsockname()[1]
-        rank_servers.wait_ready(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
+        rank_servers.wait_for_reply(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
         self._engine_info = read_connection_file(self._server.profile_dir, "engine")
         server = self._server
         specs = rank_specs(
@@ -219,7 +219,7 @@ class Session:
         )
         started = server.start_ranks(specs)
         self._client = connect(read_connection_file(self._server.profile_dir, "client"))
-        rank_servers.wait_ready(started, _START_TIMEOUT_S, self._check_alive)
+        rank_servers.wait_for_reply(started, _START_TIMEOUT_S, self._check_alive)
         try:
             wait_until_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
             wait_for_output(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
@@ -422,7 +422,7 @@ def _end_at_exit() -> None:
     session = Session.current()
     if session is not None:
         session.down()
-    cool()
+    close_spare_server()
 
 
 os.register_at_fork(after_in_child=lambda: atexit.unregister(_end_at_exit))  # a forked child does not own the ranks

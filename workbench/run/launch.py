@@ -45,7 +45,7 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
             undo.callback(session.down)
             for text in session.warnings:
                 print(f"warning: {text}", file=sys.stderr)
-        elif not session.kind.trains(request.spec.plan.framework):
+        elif not session.kind.can_train(request.spec.plan.framework):
             session = _started_anew(session, request.spec.plan.framework)
         job = TrainingJob(Run(path))
         submission = job.start(session)

@@ -6,7 +6,7 @@ import os
 import socket
 
 from workbench.cluster.base.ports import reserve
-from workbench.cluster.base.processes import die_with
+from workbench.cluster.base.processes import die_with_parent
 from workbench.cluster.base.protocol import ControllerReady, StartController, encode
 
 #: An engine counts as connected at the second heartbeat, so this decides how fast ranks come up.
@@ -20,7 +20,7 @@ def run_controller(request: StartController, ready: int) -> None:
     from ipyparallel.controller.app import IPController
 
     me = os.getpid()
-    os.register_at_fork(after_in_child=lambda: die_with(me))  # its schedulers and heart monitor
+    os.register_at_fork(after_in_child=lambda: die_with_parent(me))  # its schedulers and heart monitor
 
     reserved: list[socket.socket] = []  # until this process ends: the threads and the process that bind them start late
 

@@ -26,13 +26,13 @@ from typing import Any
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.processes import (
     adopt_orphans,
+    describe_exit,
     end_children,
-    exit_reason,
-    exit_status,
+    exit_code,
     fork,
     kill_group,
+    open_signal_pipe,
     reap,
-    wake_on_signals,
 )
 from workbench.cluster.hosts.machine import count_oom_kills
 from workbench.cluster.hosts.placement import CPU
@@ -78,7 +78,7 @@ class Server:
         self._starting: dict[int, set[int]] = {}  # request id -> ranks not yet forked
         self._stopping: list[tuple[int, float]] = []  # (request id, when to kill)
         self._leaving = False
-        self._wakeup = wake_on_signals(signal.SIGCHLD, signal.SIGTERM)
+        self._wakeup = open_signal_pipe(signal.SIGCHLD, signal.SIGTERM)
         self._first = first
         self._logs = itertools.count(1)
         self._watch(self._wakeup, self._on_signal)
@@ -119,7 +119,7 @@ class Server:
             self._leaving = True
         for pid, wait_status in reap():
             self._hear_last_words(pid)
-            self._on_child_end(pid, exit_status(wait_status))
+            self._on_child_end(pid, exit_code(wait_status))
 
     def _on_request(self) -> None:
         try:
@@ -182,7 +182,7 @@ class Server:
                 case p.Forked():
                     self._on_forked(warm, message)
                 case p.Reaped():
-                    self._on_child_end(message.pid, exit_status(message.wait_status))
+                    self._on_child_end(message.pid, exit_code(message.wait_status))
         return True
 
     def _close_channel(self, warm: _Warm) -> None:
@@ -269,7 +269,7 @@ class Server:
         if pid in self._ranks:
             rank = self._ranks.pop(pid)
             self._warm.pop(pid, None)
-            reason = exit_reason(status, oom_kills=count_oom_kills() - rank.oom_kills)
+            reason = describe_exit(status, oom_kills=count_oom_kills() - rank.oom_kills)
             self._say(
                 p.RankExited(
                     rank=rank.rank, pid=pid, status=status, reason=reason, tail=self._tail(f"rank-{rank.rank:05d}")
@@ -279,7 +279,7 @@ class Server:
         elif pid in self._warm:
             warm = self._warm.pop(pid)
             self._close_channel(warm)
-            detail = f"the process that keeps ranks warm ended ({exit_reason(status)})\n{self._tail(warm.log)}"
+            detail = f"the process that keeps ranks warm ended ({describe_exit(status)})\n{self._tail(warm.log)}"
             self._fail_wanted(warm, detail)
             self._say(p.Warmth(**dataclasses.asdict(warm.spec), state="failed", detail=detail))
         elif pid == self._controller:
@@ -318,7 +318,7 @@ class Server:
 
     def _on_controller_end(self, status: int) -> None:
         pid, self._controller = self._controller, 0
-        reason = exit_reason(status)
+        reason = describe_exit(status)
         if self._controller_asked:
             error = f"the controller did not start ({reason})\n{self._tail('controller')}"
             self._say(p.Reply(id=self._controller_asked, error=error))
@@ -344,7 +344,7 @@ class Server:
             end = time.monotonic() + 0.5
             while self._controller and time.monotonic() < end:
                 for pid, wait_status in reap():
-                    self._on_child_end(pid, exit_status(wait_status))
+                    self._on_child_end(pid, exit_code(wait_status))
                 time.sleep(0.01)
             if self._controller:
                 kill_group(self._controller)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.cluster.base.processes import fork, reap, wake_on_signals
+from workbench.cluster.base.processes import fork, open_signal_pipe, reap
 from workbench.cluster.base.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.rank import become_rank
@@ -98,7 +98,7 @@ def rank_log(directory: Path, rank: int) -> Path:
 
 
 def _fork_ranks(channel: socket.socket, directory: Path, after_start: Callable[[], object] | None) -> None:
-    wakeup = wake_on_signals(signal.SIGCHLD)
+    wakeup = open_signal_pipe(signal.SIGCHLD)
     buffer = LineBuffer()
     while True:
         ready, _, _ = select.select([channel.fileno(), wakeup], [], [])
