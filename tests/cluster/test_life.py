@@ -142,7 +142,7 @@ def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
     ],
 )
 def test_a_failing_preload_is_an_error(fresh, preload, words):
-    with pytest.raises(ClusterError, match=f"preload '{preload}' failed: .*{words}"):
+    with pytest.raises(ClusterError, match=f"preload function '{preload}' failed: .*{words}"):
         fresh(2, preload=preload)
     assert not still_there(descendants())
 

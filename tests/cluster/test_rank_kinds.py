@@ -41,7 +41,7 @@ def test_a_rank_runs_on_the_python_that_it_names(fresh, other_python: Path) -> N
 
 
 def test_a_python_that_is_not_there_is_an_error(fresh, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"(?s)keeps ranks warm ended.*FileNotFoundError.*/no/such/python"):
+    with pytest.raises(ClusterError, match=r"(?s)the warm process ended.*FileNotFoundError.*/no/such/python"):
         fresh(2, python="/no/such/python")
 
 
