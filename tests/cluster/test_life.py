@@ -1,4 +1,4 @@
-"""Nothing outlives its owner, whoever is killed."""
+"""No process, file or thread of a session survives its owner, whichever process is killed."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ time.sleep(600)
 """
 
 
-def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
+def test_the_warm_process_forks_ranks_and_down_ends_them(fresh):
     server = client.start_spare(preload=LIGHT)
     server.ensure_controller().result(60)
     while not any(each.state == "warm" for each in server.warmth.values()):
@@ -41,7 +41,7 @@ def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
     assert not still_there(processes)
 
 
-def test_warming_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
+def test_start_spare_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_TEST_GATE", str(tmp_path / "gate"))
     server = client.start_spare(preload="tests.cluster.preloads:gated")
     server.ensure_controller()
@@ -52,7 +52,7 @@ def test_warming_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
     client.close_spare()
 
 
-def test_kill_of_the_owner_leaves_nothing():
+def test_no_process_survives_a_killed_owner():
     before = directories()
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
@@ -66,7 +66,7 @@ def test_kill_of_the_owner_leaves_nothing():
     assert not directory.exists() and directories() <= before
 
 
-def test_kill_of_the_server_leaves_nothing(fresh):
+def test_no_process_survives_a_killed_server(fresh):
     session = fresh(2)
     session.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
     directory, processes = session._server.directory, descendants()
@@ -80,7 +80,7 @@ def test_kill_of_the_server_leaves_nothing(fresh):
     assert fresh(2).execute("1").ok
 
 
-def test_kill_of_the_controller_leaves_nothing(fresh):
+def test_no_process_survives_a_killed_controller(fresh):
     session = fresh(2)
     processes = descendants()
     candidates = psutil.Process(session.server_pid).children()
@@ -93,7 +93,7 @@ def test_kill_of_the_controller_leaves_nothing(fresh):
     assert not still_there(processes)
 
 
-def test_kill_of_the_warm_process_ends_its_ranks_and_is_told(fresh):
+def test_killing_the_warm_process_ends_its_ranks_and_is_reported(fresh):
     session = fresh(2)
     os.kill(psutil.Process(session.pids[0]).ppid(), signal.SIGKILL)
     with pytest.raises(RankDiedError):
@@ -103,7 +103,7 @@ def test_kill_of_the_warm_process_ends_its_ranks_and_is_told(fresh):
     assert set(session.dead) == {0, 1}
 
 
-def test_another_number_of_ranks_keeps_the_server(fresh):
+def test_the_server_is_reused_for_another_number_of_ranks(fresh):
     first = fresh(2)
     first.execute("kept = 1")
     pids = set(first.pids.values())
@@ -117,7 +117,7 @@ def test_another_number_of_ranks_keeps_the_server(fresh):
     assert third.server_pid == first.server_pid and third.execute("1").ranks == (0, 1, 2)
 
 
-def test_a_taken_port_is_an_error_before_anything_starts(fresh):
+def test_a_port_in_use_is_an_error_before_ranks_start(fresh):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -128,7 +128,7 @@ def test_a_taken_port_is_an_error_before_anything_starts(fresh):
     assert fresh(2, master_port=port).execute("import os; os.environ['MASTER_PORT']")[1].result == f"'{port}'"
 
 
-def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
+def test_a_rank_that_dies_during_the_start_is_reported_with_its_output(fresh):
     with pytest.raises(RankDiedError, match=r"(?s)rank 1 ended.*exit code 3.*rank one has no luck"):
         fresh(2, preload="tests.cluster.preloads:deadly")
     assert Session.current() is None and not still_there(descendants())
@@ -147,7 +147,7 @@ def test_a_failing_preload_is_an_error(fresh, preload, words):
     assert not still_there(descendants())
 
 
-def test_ranks_with_devices_come_from_spares_bound_at_birth():
+def test_each_rank_on_a_gpu_starts_from_a_warm_process_of_that_gpu():
     """The GPU way on a machine without one: the device list is a fake, CUDA_VISIBLE_DEVICES is real."""
     server = client.RankServer(preload=LIGHT, devices=["7", "8"])
     events = []
@@ -172,7 +172,7 @@ def test_ranks_with_devices_come_from_spares_bound_at_birth():
         server.close()
 
 
-def test_ipyparallel_alone(tmp_path, monkeypatch):
+def test_ipyparallel_cluster_without_the_magics(tmp_path, monkeypatch):
     """``ipp.Cluster(engines="workbench")``, without our magics."""
     import ipyparallel
     from traitlets.config import Config

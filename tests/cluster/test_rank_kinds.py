@@ -1,4 +1,4 @@
-"""One server keeps warm processes of several kinds, and each rank starts from the one that it names."""
+"""A server keeps warm processes of several kinds, and each rank starts from the one of its kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def other_python(tmp_path: Path) -> Path:
     return root / "bin" / "python"
 
 
-def test_a_rank_runs_on_the_python_that_it_names(fresh, other_python: Path) -> None:
+def test_ranks_run_on_the_requested_interpreter(fresh, other_python: Path) -> None:
     session = fresh(2, python=str(other_python))
     session.execute(WHERE)
     assert set(session.pull("executable").values()) == {str(other_python)}
@@ -40,7 +40,7 @@ def test_a_rank_runs_on_the_python_that_it_names(fresh, other_python: Path) -> N
     assert session.server_pid == server, "one server has both warm"
 
 
-def test_a_python_that_is_not_there_is_an_error(fresh, tmp_path: Path) -> None:
+def test_a_missing_interpreter_is_an_error(fresh, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"(?s)the warm process ended.*FileNotFoundError.*/no/such/python"):
         fresh(2, python="/no/such/python")
 
@@ -59,7 +59,7 @@ def test_ranks_start_from_the_warm_process_of_their_preload(fresh) -> None:
     assert sorted(key.split() for key in warm) == [["cpu"], ["cpu", MARKED]], "none was made twice"
 
 
-def test_what_is_left_out_is_that_of_the_ranks_that_are_up() -> None:
+def test_omitted_options_default_to_those_of_the_current_ranks() -> None:
     default = RankKind.resolve(None, None, None, None)
     assert default == RankKind(framework="colossal", preload=framework("colossal").preload)
     now = RankKind(framework="torch", preload=framework("torch").preload, python="/x/python")

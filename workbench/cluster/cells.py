@@ -65,12 +65,12 @@ class Submission:
         self.version = 0
 
     def done(self) -> bool:
-        """Whether every rank has finished the cell or died."""
-        return all(self._finished(rank) for rank in self.ranks)
+        """Returns whether every rank has finished the cell or died."""
+        return all(self._is_finished(rank) for rank in self.ranks)
 
     def finished_ranks(self) -> list[int]:
         """Returns the ranks that have finished the cell or died."""
-        return [rank for rank in self.ranks if self._finished(rank)]
+        return [rank for rank in self.ranks if self._is_finished(rank)]
 
     def ranks_with_complete_output(self) -> set[int]:
         """Returns the ranks whose output has arrived in full."""
@@ -116,7 +116,7 @@ class Submission:
 
     # --- updates, from the thread that receives messages
 
-    def _finished(self, rank: int) -> bool:
+    def _is_finished(self, rank: int) -> bool:
         if rank in self._dead:
             return True
         reply_time = self._reply_times.get(rank)
@@ -126,7 +126,7 @@ class Submission:
 
     def mark_dead(self, rank: int, reason: str) -> None:
         """Records that the process of ``rank`` ended."""
-        if rank in self.outputs and not self._finished(rank):
+        if rank in self.outputs and not self._is_finished(rank):
             with self._changed:
                 self._dead[rank] = reason
             self._notify()

@@ -43,7 +43,7 @@ def get_preload(framework_name: str = DEFAULT_FRAMEWORK) -> str:
 def _make_private_directory() -> Path:
     """Creates a temporary directory of mode 0700, with a path that is short enough for a socket in it.
 
-    Raises ``ClusterError`` when that is not possible.
+    Raises ``ClusterError`` when no directory can be created, or its path is too long.
     """
     try:
         parent = tempfile.gettempdir()
@@ -117,7 +117,7 @@ def wait_for_reply(done: Future[None], timeout_s: float, check: Callable[[], Non
                 ) from None
 
 
-def _call(callback: Callable[[Any], None], argument: Any) -> None:
+def _call_safely(callback: Callable[[Any], None], argument: Any) -> None:
     """Calls a callback. Prints an exception that it raises, so that other callbacks and the reader thread continue."""
     try:
         callback(argument)
@@ -331,7 +331,7 @@ class RankServer:
             case p.RankExited():
                 self._rank_pids.discard(message.pid)
         for callback in list(self._event_callbacks):
-            _call(callback, message)
+            _call_safely(callback, message)
 
     def _end(self, failure: str = "") -> None:
         """Cleans up after the server, which has ended or is ending: fails pending requests and calls end callbacks."""
@@ -354,7 +354,7 @@ class RankServer:
         for future in pending.values():
             future.set_exception(ClusterError(_describe_end(reason)))
         for callback in callbacks:
-            _call(callback, reason)
+            _call_safely(callback, reason)
 
     def _read_log_tail(self) -> str:
         try:

@@ -86,7 +86,8 @@ class Session:
         ``devices``: the CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``master_port``: MASTER_PORT of the ranks
         (default: a free port). ``framework``: the framework that the ranks train with. ``python``: the interpreter
         that they run on. ``preload``: a ``module:function`` to call before the ranks start, in place of the
-        framework's. The last three default to those of the current session.
+        framework's. Of these three, an omitted one keeps its value of the current session; without a session it is the
+        default framework, the kernel's interpreter, and the preload function of the framework.
 
         If the current session already matches the request, it is returned; otherwise its ranks are ended first.
 
@@ -175,7 +176,7 @@ class Session:
                 self._server.close()
 
     def _end_ranks_only(self) -> rank_servers.RankServer | None:
-        """Ends the ranks and returns the rank server for reuse, or None when it could not be kept and was ended too."""
+        """Ends the ranks and returns the rank server for reuse. If that fails, ends the server too and returns None."""
         from workbench.cluster.engines import unregister_and_wait
 
         self._stopping = True
@@ -287,7 +288,7 @@ class Session:
 
     def submit(self, code: str, ranks: Sequence[int] | None = None) -> Submission:
         """Starts a cell on ranks (default: all) without waiting. Raises ``RankDiedError`` and ``RanksBusyError``."""
-        targets = self._targets(ranks)
+        targets = self._check_targets(ranks)
         self.check_free(targets)
         submission = Submission(code, targets)
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
@@ -344,7 +345,7 @@ class Session:
     def _transfer(self, action: Callable[[Any], Any], ranks: Sequence[int] | None) -> tuple[list[int], Any]:
         from workbench.cluster.engines import get_value
 
-        targets = self._targets(ranks)
+        targets = self._check_targets(ranks)
         self.check_free(targets)
         result = action(self._client.direct_view(targets))
         while not result.wait(0.1):
@@ -364,7 +365,7 @@ class Session:
         self._roster.announce_end(ranks, why)
         self.signal(signals.SIGKILL, ranks)
 
-    def _targets(self, ranks: Sequence[int] | None) -> list[int]:
+    def _check_targets(self, ranks: Sequence[int] | None) -> list[int]:
         if self._down:
             raise ClusterError(
                 "this session has ended (by %dist_down, or replaced by another): run %dist_up, or use Session.current()"
@@ -406,15 +407,15 @@ class Session:
     def status(self) -> list[RankStatus]:
         """Returns the status of each rank: where it runs and what it does. Does not query the ranks, so it also works
         while they train."""
-        running, host, found = self._ranks_with_cells(), socket.gethostname(), []
+        running, host, rows = self._ranks_with_cells(), socket.gethostname(), []
         job = self.job
         for binding in self.placement.bindings:
             rank = binding.rank
             state = "training" if job is not None else "running cell" if rank in running else "idle"
             step = job.step_of(rank) if job is not None else None
             pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
-            found.append(measure_rank(binding, pid=pid, host=host, state=state, step=step, dead=dead))
-        return found
+            rows.append(measure_rank(binding, pid=pid, host=host, state=state, step=step, dead=dead))
+        return rows
 
 
 @atexit.register

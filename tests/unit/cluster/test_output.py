@@ -82,5 +82,5 @@ def test_a_progress_bar_becomes_one_line():
     assert apply_carriage_returns("dos\r\nline") == "dos\nline"
 
 
-def test_table():
+def test_format_table():
     assert format_table([("1", "long cell"), ("22", "")], ("a", "b")) == "a   b\n1   long cell\n22"

@@ -83,9 +83,9 @@ def _redirect_output(log: Path) -> None:
 
 
 def _close_descriptors_except(keep: Iterable[int]) -> None:
-    kept = {0, 1, 2, *keep}
+    kept_descriptors = {0, 1, 2, *keep}
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in kept:
+        if int(name) not in kept_descriptors:
             with contextlib.suppress(OSError):
                 os.close(int(name))
 
