@@ -16,7 +16,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.runs import RunsMagics
     from magics.train import TrainMagics
     from magics.watch import WatchMagics
-    from workbench.cluster.session import warm
+    from workbench.cluster.session import warm_up
     from workbench.errors import WorkbenchError
 
     shell.register_magics(
@@ -24,6 +24,6 @@ def load(shell: InteractiveShell) -> None:
     )
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
-            warm()
+            warm_up()
         except WorkbenchError as error:  # ranks may still start later, and everything else works without it
             print(f"warning: the rank server could not be started in the background: {error}", file=sys.stderr)

@@ -17,9 +17,17 @@ from IPython.display import clear_output, publish_display_data
 from magics.words import parse
 from workbench.cluster.cells import Submission
 from workbench.cluster.hosts.placement import parse_ranks
-from workbench.cluster.output import Block, RankOutput, elide, fold, fold_errors, overwrite, table
-from workbench.cluster.session import Session, cool
-from workbench.cluster.startup_notice import notice_when_slow
+from workbench.cluster.output import (
+    Block,
+    RankOutput,
+    apply_carriage_returns,
+    elide,
+    format_table,
+    group_errors,
+    group_output,
+)
+from workbench.cluster.session import Session, close_spare_server
+from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.errors import ClusterError, ConfigError, format_ranks
 
@@ -49,7 +57,7 @@ class ClusterMagics(Magics):
         if devices is not None and devices != "cpu":
             devices = [entry.strip() for entry in devices.split(",")]
         started = time.monotonic()
-        with notice_when_slow():
+        with print_when_slow():
             session = Session.up(
                 arguments.nproc_per_node,
                 master_port=arguments.master_port,
@@ -69,7 +77,7 @@ class ClusterMagics(Magics):
         parse(self.dist_down, line)
         session = Session.current()
         if session is None:
-            cool()
+            close_spare_server()
             print("no ranks are up")
             return
         session.down()
@@ -140,17 +148,17 @@ def _session() -> Session:
 
 def show(outputs: Mapping[int, RankOutput]) -> None:
     """Print and display the output of ranks, equal output once; each error that is not raised later is one line."""
-    for block in fold(outputs):
+    for block in group_output(outputs):
         print(format_ranks(block.ranks))
         for piece in block.pieces:
             if piece.kind in ("stdout", "stderr"):
                 stream = sys.stdout if piece.kind == "stdout" else sys.stderr
-                print(elide(overwrite(str(piece.text))).rstrip("\n"), file=stream)
+                print(elide(apply_carriage_returns(str(piece.text))).rstrip("\n"), file=stream)
             elif set(piece.data) == {"text/plain"}:
                 print(piece.data["text/plain"])
             else:
                 publish_display_data(piece.data, piece.metadata)
-    errors = sorted(fold_errors(outputs), key=lambda found: -len(found[0]))
+    errors = sorted(group_errors(outputs), key=lambda found: -len(found[0]))
     for ranks, error in errors[1:]:
         print(f"{format_ranks(ranks)}: {error.ename}: {error.evalue}", file=sys.stderr)
 
@@ -160,7 +168,9 @@ def preview_text(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         text = "".join(str(piece.text) for piece in block.pieces if piece.kind in ("stdout", "stderr"))
-        parts.append(f"{format_ranks(block.ranks)}\n{elide(overwrite(text), lines=_PREVIEW_LINES, last=30)}")
+        parts.append(
+            f"{format_ranks(block.ranks)}\n{elide(apply_carriage_returns(text), lines=_PREVIEW_LINES, last=30)}"
+        )
     return "\n".join(parts)
 
 
@@ -179,7 +189,7 @@ class _Preview:
             return
         self._shown = version
         clear_output(wait=True)
-        print(preview_text(fold(submission.outputs)))
+        print(preview_text(group_output(submission.outputs)))
 
     def clear(self) -> None:
         """Remove the preview, before the whole output is shown."""
@@ -214,7 +224,9 @@ class StatusTable:
         ]
 
     def __repr__(self) -> str:
-        return "\n".join([table(self.rows(), self._HEADER), *(f"warning: {warning}" for warning in self.warnings)])
+        return "\n".join(
+            [format_table(self.rows(), self._HEADER), *(f"warning: {warning}" for warning in self.warnings)]
+        )
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Sequence[Any]) -> str:

@@ -1,17 +1,17 @@
-"""Every exception that this project raises on purpose.
+"""The exceptions of this project.
 
 ::
 
     WorkbenchError
-    ├── ConfigError          a value that cannot work, found before anything started (also a ValueError)
-    ├── ClusterError         ranks could not be brought up, reached or ended
-    │   ├── RankDiedError    a rank ended while it was needed
-    │   └── RanksBusyError   the ranks train a run, so they cannot take this now
-    ├── CellError            a cell failed on ranks: one traceback and the ranks that had it
-    ├── RunError             a training run failed, or can no longer take what was asked
-    ├── ReportError          a report that cannot be made here (no browser to print it, no notebook to report)
-    └── RunDirectoryError    a run directory that cannot be made, written or read
-        └── SchemaError      written by a newer version of this project
+    ├── ConfigError          an option has an invalid value; raised before anything starts (also a ValueError)
+    ├── ClusterError         ranks could not be started, reached or stopped
+    │   ├── RankDiedError    the process of a rank ended while it was in use
+    │   └── RanksBusyError   the ranks are training a run or running a cell
+    ├── CellError            a cell failed on ranks; carries one traceback and the ranks that raised it
+    ├── RunError             a run failed, or is in a state that does not allow the request
+    ├── ReportError          a report cannot be written (no browser to print a PDF, no notebook to export)
+    └── RunDirectoryError    a run directory cannot be created, written or read
+        └── SchemaError      a file was written by a newer version of this project
 
 Each message says what happened, with the values, and what to do next.
 """
@@ -23,15 +23,15 @@ from collections.abc import Iterable, Sequence
 
 
 class WorkbenchError(Exception):
-    """Base of every error of this project; its message is meant for the person at the notebook."""
+    """Base class of all exceptions of this project. The message is written for the user of the notebook."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython prints instead of a traceback of our own frames: the message is what helps."""
+        """Returns the lines that IPython prints in place of a traceback: only the error name and the message."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(WorkbenchError, ValueError):
-    """A value that cannot work. ``field`` is the name as the user typed it (a flag, a spec key)."""
+    """An option has an invalid value. ``field``: the option as the user wrote it (a flag or a spec key), or None."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -39,11 +39,11 @@ class ConfigError(WorkbenchError, ValueError):
 
 
 class ClusterError(WorkbenchError):
-    """Ranks could not be brought up, reached or ended."""
+    """Ranks could not be started, reached or stopped."""
 
 
 class RankDiedError(ClusterError):
-    """A rank ended while it was needed; ``rank`` and a readable ``reason``."""
+    """The process of ``rank`` ended while it was in use. ``reason``: why, as text for the user."""
 
     def __init__(self, rank: int, reason: str) -> None:
         super().__init__(f"rank {rank} ended: {reason}")
@@ -52,13 +52,14 @@ class RankDiedError(ClusterError):
 
 
 class RanksBusyError(ClusterError):
-    """The ranks train a run, so they cannot take this now."""
+    """The ranks are training a run or running a cell, so they cannot accept the request."""
 
 
 class CellError(WorkbenchError):
     """A cell failed on ranks.
 
-    ``ranks`` had the same error ``ename: evalue``; ``traceback`` (text) is the first of them.
+    ``ranks``: the ranks that raised the same exception. ``ename``, ``evalue``: its class name and message.
+    ``traceback``: the traceback of the lowest of these ranks, as text.
     """
 
     def __init__(self, ranks: Sequence[int], ename: str, evalue: str, traceback: str) -> None:
@@ -73,7 +74,10 @@ class CellError(WorkbenchError):
 
 
 class RunError(WorkbenchError):
-    """A training run failed, or can no longer take what was asked; ``traceback`` is that of the first failed rank."""
+    """A run failed, or is in a state that does not allow the request.
+
+    ``traceback``: the traceback of the first failed rank, or "" when there is none.
+    """
 
     def __init__(self, message: str, *, traceback: str = "") -> None:
         super().__init__(message)
@@ -84,19 +88,19 @@ class RunError(WorkbenchError):
 
 
 class ReportError(WorkbenchError):
-    """A report that cannot be made here: there is no browser to print it, or no notebook to report."""
+    """A report cannot be written: no browser to print a PDF, or no notebook to export."""
 
 
 class RunDirectoryError(WorkbenchError):
-    """A run directory that cannot be made, written or read."""
+    """A run directory cannot be created, written or read."""
 
 
 class SchemaError(RunDirectoryError):
-    """A file written by a newer version of this project."""
+    """A file was written by a newer version of this project."""
 
 
 def format_ranks(ranks: Iterable[int]) -> str:
-    """``[0, 1, 2, 5]`` -> ``"ranks 0-2, 5"``; a single one -> ``"rank 3"``."""
+    """Formats ranks for a message: ``[0, 1, 2, 5]`` -> ``"ranks 0-2, 5"``, ``[3]`` -> ``"rank 3"``."""
     ordered = sorted(set(ranks))
     spans: list[list[int]] = []
     for rank in ordered:
@@ -109,7 +113,7 @@ def format_ranks(ranks: Iterable[int]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A clause for an error message: the nearest known name, or all of them."""
+    """Returns a clause for an error message: the known name that resembles ``word``, or the list of all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

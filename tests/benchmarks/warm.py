@@ -15,7 +15,7 @@ import sys
 import time
 
 from tests.benchmarks.machine import describe_machine
-from workbench.cluster.client import RankServer, preload_of
+from workbench.cluster.client import RankServer, get_preload
 from workbench.core.frameworks import installed
 
 BARE = "import torch"
@@ -27,7 +27,7 @@ def warm_s(name: str) -> float:
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", "import torch, torch._dynamo"], check=True)
         return time.monotonic() - began
-    server = RankServer(preload=preload_of(name), devices=[])
+    server = RankServer(preload=get_preload(name), devices=[])
     try:
         while not (known := server.warmth.get("cpu")) or known.state != "warm":
             if known is not None and known.state == "failed":

@@ -51,7 +51,7 @@ def nothing_left():
     session = Session.current()
     if session is not None and session is not _shared.get("session"):
         session.down()
-    client.cool()
+    client.close_spare()
     left = [each for each in descendants() if each.pid not in before and not _is_shared(each)]
     assert not still_there(left)
     ours = {path for path in directories() - kept if path != _shared_directory()}

@@ -1,4 +1,4 @@
-"""Nothing outlives its owner, whoever is killed."""
+"""No process, file or thread of a session survives its owner, whichever process is killed."""
 
 import os
 import signal
@@ -27,8 +27,8 @@ time.sleep(600)
 """
 
 
-def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
-    server = client.warm(preload=LIGHT)
+def test_the_warm_process_forks_ranks_and_down_ends_them(fresh):
+    server = client.start_spare(preload=LIGHT)
     server.ensure_controller().result(60)
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
@@ -41,18 +41,18 @@ def test_ranks_are_forked_by_the_warm_process_and_end_with_down(fresh):
     assert not still_there(processes)
 
 
-def test_warming_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
+def test_start_spare_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_TEST_GATE", str(tmp_path / "gate"))
-    server = client.warm(preload="tests.cluster.preloads:gated")
+    server = client.start_spare(preload="tests.cluster.preloads:gated")
     server.ensure_controller()
     assert not any(each.state == "warm" for each in server.warmth.values()), "it waits for the file"
     (tmp_path / "gate").touch()
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
-    client.cool()
+    client.close_spare()
 
 
-def test_kill_of_the_owner_leaves_nothing():
+def test_no_process_survives_a_killed_owner():
     before = directories()
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
@@ -66,13 +66,13 @@ def test_kill_of_the_owner_leaves_nothing():
     assert not directory.exists() and directories() <= before
 
 
-def test_kill_of_the_server_leaves_nothing(fresh):
+def test_no_process_survives_a_killed_server(fresh):
     session = fresh(2)
     session.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
     directory, processes = session._server.directory, descendants()
     submission = session.submit("import time; time.sleep(600)")
     os.kill(session.server_pid, signal.SIGKILL)
-    with pytest.raises(RankDiedError, match="the rank server ended with -9"):
+    with pytest.raises(RankDiedError, match="the rank server ended with exit code -9"):
         session.wait(submission, 60)
     assert not still_there(processes)
     session.down()
@@ -80,7 +80,7 @@ def test_kill_of_the_server_leaves_nothing(fresh):
     assert fresh(2).execute("1").ok
 
 
-def test_kill_of_the_controller_leaves_nothing(fresh):
+def test_no_process_survives_a_killed_controller(fresh):
     session = fresh(2)
     processes = descendants()
     candidates = psutil.Process(session.server_pid).children()
@@ -93,7 +93,7 @@ def test_kill_of_the_controller_leaves_nothing(fresh):
     assert not still_there(processes)
 
 
-def test_kill_of_the_warm_process_ends_its_ranks_and_is_told(fresh):
+def test_killing_the_warm_process_ends_its_ranks_and_is_reported(fresh):
     session = fresh(2)
     os.kill(psutil.Process(session.pids[0]).ppid(), signal.SIGKILL)
     with pytest.raises(RankDiedError):
@@ -103,21 +103,21 @@ def test_kill_of_the_warm_process_ends_its_ranks_and_is_told(fresh):
     assert set(session.dead) == {0, 1}
 
 
-def test_another_number_of_ranks_keeps_the_server(fresh):
+def test_the_server_is_reused_for_another_number_of_ranks(fresh):
     first = fresh(2)
     first.execute("kept = 1")
     pids = set(first.pids.values())
     second = fresh(4)
     assert second.server_pid == first.server_pid and second.n == 4 and not pids & set(second.pids.values())
     assert [each.result for each in second.execute("'kept' in dir()").outputs.values()] == ["False"] * 4
-    with pytest.raises(ClusterError, match="taken down"):
+    with pytest.raises(ClusterError, match="this session has ended"):
         first.execute("1")
     os.kill(second.pids[3], signal.SIGKILL)
     third = fresh(3)
     assert third.server_pid == first.server_pid and third.execute("1").ranks == (0, 1, 2)
 
 
-def test_a_taken_port_is_an_error_before_anything_starts(fresh):
+def test_a_port_in_use_is_an_error_before_ranks_start(fresh):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -125,10 +125,14 @@ def test_a_taken_port_is_an_error_before_anything_starts(fresh):
         with pytest.raises(ClusterError, match=f"--master-port {port} .*Address already in use.*process {os.getpid()}"):
             fresh(2, master_port=port)
     assert not descendants()
-    assert fresh(2, master_port=port).execute("import os; os.environ['MASTER_PORT']")[1].result == f"'{port}'"
+    session = fresh(2, master_port=port)
+    assert session.execute("import os; os.environ['MASTER_PORT']")[1].result == f"'{port}'"
+    listen = f"import socket; listener = socket.create_server(('127.0.0.1', {port})); listener.getsockname()[1]"
+    assert session.execute(listen, ranks=[0])[0].result == str(port)
+    assert fresh(1, master_port=port).execute(listen)[0].result == str(port), "new ranks take over the port of the old"
 
 
-def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
+def test_a_rank_that_dies_during_the_start_is_reported_with_its_output(fresh):
     with pytest.raises(RankDiedError, match=r"(?s)rank 1 ended.*exit code 3.*rank one has no luck"):
         fresh(2, preload="tests.cluster.preloads:deadly")
     assert Session.current() is None and not still_there(descendants())
@@ -142,12 +146,12 @@ def test_a_rank_that_dies_during_start_gives_its_reason(fresh):
     ],
 )
 def test_a_failing_preload_is_an_error(fresh, preload, words):
-    with pytest.raises(ClusterError, match=f"preload '{preload}' failed: .*{words}"):
+    with pytest.raises(ClusterError, match=f"preload function '{preload}' failed: .*{words}"):
         fresh(2, preload=preload)
     assert not still_there(descendants())
 
 
-def test_ranks_with_devices_come_from_spares_bound_at_birth():
+def test_each_rank_on_a_gpu_starts_from_a_warm_process_of_that_gpu():
     """The GPU way on a machine without one: the device list is a fake, CUDA_VISIBLE_DEVICES is real."""
     server = client.RankServer(preload=LIGHT, devices=["7", "8"])
     events = []
@@ -172,7 +176,7 @@ def test_ranks_with_devices_come_from_spares_bound_at_birth():
         server.close()
 
 
-def test_ipyparallel_alone(tmp_path, monkeypatch):
+def test_ipyparallel_cluster_without_the_magics(tmp_path, monkeypatch):
     """``ipp.Cluster(engines="workbench")``, without our magics."""
     import ipyparallel
     from traitlets.config import Config

@@ -52,13 +52,13 @@ def test_an_error_is_raised_once_with_its_ranks(ranks, shell, capsys):
     assert shown.count("Traceback") == 1 and "session.py" not in shown
 
 
-def test_a_flood_is_elided(ranks, shell, capsys):
+def test_long_output_is_shortened(ranks, shell, capsys):
     shell.run_cell_magic("dist", "", "for number in range(100_000): print(number)")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 402 and "... 99,600 lines left out ..." in lines and lines[-1] == "99999"
 
 
-def test_values_go_there_and_back(ranks, shell):
+def test_push_and_pull_copy_values(ranks, shell):
     shell.user_ns["number"] = 20
     shell.run_line_magic("dist_push", "number")
     shell.run_cell_magic("dist", "", "import os; number += int(os.environ['RANK'])")

@@ -1,4 +1,4 @@
-"""One server keeps warm processes of several kinds, and each rank starts from the one that it names."""
+"""A server keeps warm processes of several kinds, and each rank starts from the one of its kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def other_python(tmp_path: Path) -> Path:
     return root / "bin" / "python"
 
 
-def test_a_rank_runs_on_the_python_that_it_names(fresh, other_python: Path) -> None:
+def test_ranks_run_on_the_requested_interpreter(fresh, other_python: Path) -> None:
     session = fresh(2, python=str(other_python))
     session.execute(WHERE)
     assert set(session.pull("executable").values()) == {str(other_python)}
@@ -40,8 +40,8 @@ def test_a_rank_runs_on_the_python_that_it_names(fresh, other_python: Path) -> N
     assert session.server_pid == server, "one server has both warm"
 
 
-def test_a_python_that_is_not_there_is_an_error(fresh, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"(?s)keeps ranks warm ended.*FileNotFoundError.*/no/such/python"):
+def test_a_missing_interpreter_is_an_error(fresh, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"(?s)the warm process ended.*FileNotFoundError.*/no/such/python"):
         fresh(2, python="/no/such/python")
 
 
@@ -59,14 +59,14 @@ def test_ranks_start_from_the_warm_process_of_their_preload(fresh) -> None:
     assert sorted(key.split() for key in warm) == [["cpu"], ["cpu", MARKED]], "none was made twice"
 
 
-def test_what_is_left_out_is_that_of_the_ranks_that_are_up() -> None:
-    default = RankKind.asked(None, None, None, None)
+def test_omitted_options_default_to_those_of_the_current_ranks() -> None:
+    default = RankKind.resolve(None, None, None, None)
     assert default == RankKind(framework="colossal", preload=framework("colossal").preload)
     now = RankKind(framework="torch", preload=framework("torch").preload, python="/x/python")
-    assert RankKind.asked(now, None, None, None) == now
-    assert RankKind.asked(now, "colossal", None, None).python == "/x/python"
-    assert RankKind.asked(now, None, "", LIGHT) == RankKind(framework="", preload=LIGHT)
-    assert now.trains("torch") and not now.trains("colossal")
-    assert RankKind.asked(now, None, None, LIGHT).trains("colossal"), "a preload of one's own is for any framework"
+    assert RankKind.resolve(now, None, None, None) == now
+    assert RankKind.resolve(now, "colossal", None, None).python == "/x/python"
+    assert RankKind.resolve(now, None, "", LIGHT) == RankKind(framework="", preload=LIGHT)
+    assert now.can_train("torch") and not now.can_train("colossal")
+    assert RankKind.resolve(now, None, None, LIGHT).can_train("colossal"), "a preload of one's own is for any framework"
     with pytest.raises(ConfigError, match="unknown framework 'troch': did you mean 'torch'"):
-        RankKind.asked(now, "troch", None, None)
+        RankKind.resolve(now, "troch", None, None)

@@ -24,7 +24,7 @@ class JobThatIs:
         return 40 + rank
 
 
-def test_ranks_know_who_they_are(ranks):
+def test_ranks_have_the_variables_of_torchrun(ranks):
     names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"]
     ranks.execute(f"import os; found = [os.environ[name] for name in {names}] + [os.getpid(), os.getcwd()]")
     found = ranks.pull("found")
@@ -55,7 +55,7 @@ def test_outputs_are_collected_by_rank(ranks):
     assert result[1].displays[0]["text/html"] == "<b>x</b>"
 
 
-def test_errors_name_ranks_and_line(ranks):
+def test_an_error_names_the_ranks_and_the_line(ranks):
     result = ranks.execute("import os\nvalue = {'0': 1}[os.environ['RANK']]")
     assert result[0].error is None and result[1].error.ename == "KeyError"
     with pytest.raises(CellError, match="rank 1: KeyError: '1'") as caught:
@@ -74,7 +74,7 @@ def test_push_and_pull_arrays(ranks):
         ranks.pull("nowhere", [1])
 
 
-def test_submit_returns_at_once_and_calls_back(ranks):
+def test_submit_does_not_wait_and_calls_the_done_callback(ranks):
     told = threading.Event()
     submission = ranks.submit(
         "import os, time\nif os.environ['RANK'] == '1': time.sleep(1.5)\n1 / int(os.environ['RANK'])"
@@ -83,15 +83,15 @@ def test_submit_returns_at_once_and_calls_back(ranks):
     assert not submission.done()
     with pytest.raises(RanksBusyError, match="still runs an earlier cell"):
         ranks.execute("1")
-    while not submission.ready_ranks():
+    while not submission.finished_ranks():
         time.sleep(0.01)
-    assert submission.ready_ranks() == [0] and not submission.done()
+    assert submission.finished_ranks() == [0] and not submission.done()
     assert submission.error(0).ename == "ZeroDivisionError"
     assert [each.state for each in ranks.status()] == ["idle", "running cell"]
     assert told.wait(60.0) and submission.done() and submission.error(1) is None
 
 
-def test_busy_ranks_refuse_at_once(ranks):
+def test_busy_ranks_refuse_a_cell(ranks):
     ranks.job = JobThatIs(is_over=False)
     try:
         with pytest.raises(RanksBusyError, match="'first' is training on these ranks"):
@@ -101,7 +101,7 @@ def test_busy_ranks_refuse_at_once(ranks):
         ranks.job = None
 
 
-def test_ranks_of_a_run_that_has_ended_are_waited_for(ranks):
+def test_a_cell_waits_until_an_ended_run_releases_the_ranks(ranks):
     ranks.job = JobThatIs(is_over=True)
     threading.Timer(0.3, setattr, (ranks, "job", None)).start()
     assert ranks.execute("1").ok and ranks.job is None
@@ -124,7 +124,7 @@ def test_ctrl_c_reaches_the_ranks(ranks):
     assert ranks.execute("print('after')")[0].stdout == "after\n"
 
 
-def test_timeout_says_who(ranks):
+def test_a_timeout_names_the_ranks(ranks):
     with pytest.raises(ClusterError, match=r"rank 1 did not finish within 2 s"):
         ranks.execute("import os, time; time.sleep(600 * float(os.environ['RANK']))", timeout=2)
     assert [each.state for each in ranks.status()] == ["idle", "running cell"]
@@ -134,7 +134,7 @@ def test_timeout_says_who(ranks):
     assert ranks.execute("1").ok
 
 
-def test_a_flood_of_lines(ranks):
+def test_long_output_arrives_in_full(ranks):
     result = ranks.execute("for number in range(100_000): print(number)")
     assert result[1].stdout.count("\n") == 100_000 and result[0].stdout.endswith("99999\n")
 
@@ -145,13 +145,13 @@ def test_status_shows_processes(ranks):
     assert all(each.memory_bytes > 10 << 20 and each.device == "cpu" for each in status)
 
 
-def test_same_request_keeps_ranks_and_wrong_ones_are_named(ranks):
+def test_up_keeps_matching_ranks_and_an_unknown_rank_is_an_error(ranks):
     assert Session.up(2, preload="tests.cluster.preloads:light") is ranks
-    with pytest.raises(ClusterError, match="rank 5: 2 ranks are up, 0 to 1"):
+    with pytest.raises(ClusterError, match="rank 5: 2 ranks are up; use ranks 0 to 1"):
         ranks.execute("1", ranks=[5])
 
 
-def test_a_rank_killed_in_a_cell_is_told_at_once(fresh):
+def test_a_rank_killed_in_a_cell_is_reported_at_once(fresh):
     session = fresh(2)
     deaths = queue.SimpleQueue()
     session.on_rank_died(lambda rank, reason: deaths.put((rank, reason)))
@@ -166,7 +166,7 @@ def test_a_rank_killed_in_a_cell_is_told_at_once(fresh):
     assert fresh(2).execute("1").ok  # replaced, as it was not whole
 
 
-def test_the_others_can_go_on(fresh):
+def test_ranks_that_are_alive_can_be_used(fresh):
     session = fresh(2)
     os.kill(session.pids[0], 9)
     while 0 not in session.dead:
@@ -175,7 +175,7 @@ def test_the_others_can_go_on(fresh):
     session.down()
 
 
-def test_down_ends_everything_whatever_a_listener_does(fresh):
+def test_down_ends_all_processes_when_a_callback_raises(fresh):
     session = fresh(2)
 
     def broken(rank: int, reason: str) -> None:
@@ -189,5 +189,5 @@ def test_down_ends_everything_whatever_a_listener_does(fresh):
 
 def test_a_rank_that_exits_by_itself(fresh):
     session = fresh(2)
-    with pytest.raises(RankDiedError, match="rank 0 ended: its process left with exit code 7"):
+    with pytest.raises(RankDiedError, match="rank 0 ended: its process ended with exit code 7"):
         session.execute("import os\nif os.environ['RANK'] == '0': os._exit(7)")

@@ -106,11 +106,11 @@ def test_an_answer_that_cannot_be_read_fails_what_waits(
     server.on_end(ends.append)
     waiting = server.signal([0], 2)
     ours.sendall(b"no message of ours\n")
-    with pytest.raises(ClusterError, match="its answers could not be read"):
+    with pytest.raises(ClusterError, match="its messages could not be read"):
         waiting.result(60)
     server._reader.join(60)
     assert process.killed and not server.alive and len(ends) == 1
-    assert "warning: the rank server is ended, as its answers cannot be read" in capfd.readouterr().err
+    assert "warning: the rank server was ended because its messages could not be read" in capfd.readouterr().err
 
 
 def test_a_listener_that_fails_stops_neither_the_others_nor_the_reader(
@@ -127,8 +127,10 @@ def test_a_listener_that_fails_stops_neither_the_others_nor_the_reader(
     assert waiting.result(60) is None
     ours.shutdown(socket.SHUT_RDWR)
     server._reader.join(60)
-    assert heard == [p.ControllerReady(pid=7), server._ended]
-    assert capfd.readouterr().err.count("a listener to the rank server failed (ValueError: nobody thought") == 2
+    assert heard == [p.ControllerReady(pid=7), server._end_reason]
+    assert (
+        capfd.readouterr().err.count("a callback for events of the rank server failed (ValueError: nobody thought") == 2
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- the peer watch
@@ -169,7 +171,7 @@ class Ranks:
     def dead_ranks(self) -> dict[int, str]:
         return {1: "died"}
 
-    def ready_ranks(self) -> list[int]:
+    def finished_ranks(self) -> list[int]:
         return []
 
     def failed_ranks(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""A cell on ranks: sent as text, its outputs collected as they arrive, its end told rank by rank."""
+"""Cells on ranks: sends the source of a cell, collects its output as it arrives, and tracks which ranks finished."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.cluster.output import CellFailure, RankOutput, fold_errors
+from workbench.cluster.output import CellFailure, RankOutput, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
 
-#: seconds to wait for output still on its way after a rank's reply
-_OUTPUT_GRACE_S = 2.0
+#: seconds to wait for the remaining output of a rank after its reply
+_OUTPUT_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """Outputs of a cell, by rank."""
+    """The result of a cell. ``outputs``: output and error by rank; ``result[rank]`` is the output of one rank."""
 
     outputs: dict[int, RankOutput]
 
@@ -27,106 +27,117 @@ class CellResult:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Ranks that ran the cell, ascending."""
+        """The ranks that ran the cell, in ascending order."""
         return tuple(sorted(self.outputs))
 
     @property
     def ok(self) -> bool:
-        """Whether no rank failed."""
+        """Whether the cell succeeded on all ranks."""
         return all(output.error is None for output in self.outputs.values())
 
     def raise_on_error(self) -> CellResult:
-        """Raise ``CellError`` for the error that most ranks had (each one has the same, as a rule); else itself."""
-        errors = fold_errors(self.outputs)
-        if errors:
-            ranks, error = max(errors, key=lambda found: len(found[0]))
+        """Raises ``CellError`` if the cell failed, for the error that most ranks raised. Otherwise returns itself."""
+        groups = group_errors(self.outputs)
+        if groups:
+            ranks, error = max(groups, key=lambda group: len(group[0]))
             raise CellError(ranks, error.ename, error.evalue, error.traceback)
         return self
 
 
 class Submission:
-    """A cell that runs on ranks. Callbacks are called in the thread that receives, and must not block."""
+    """A cell that was sent to ranks.
+
+    Done callbacks are usually called in the thread that receives messages, so they must not block. ``version`` grows
+    with every output.
+    """
 
     def __init__(self, code: str, ranks: Sequence[int]) -> None:
         self.code = code
         self.ranks = tuple(ranks)
         self.outputs = {rank: RankOutput(rank) for rank in ranks}
         self._changed = threading.Condition()
-        self._replied: dict[int, float] = {}
-        self._idle: set[int] = set()
+        self._reply_times: dict[int, float] = {}  # rank -> monotonic seconds
+        self._complete_outputs: set[int] = set()
         self._dead: dict[int, str] = {}
-        self._told = False
+        self._callbacks_called = False
         self._timer: threading.Timer | None = None
         self._callbacks: list[Callable[[Submission], None]] = []
-        self.version = 0  # grows with every output
+        self.version = 0
 
     def done(self) -> bool:
-        """Whether every rank has finished the cell or died."""
-        return all(self._finished(rank) for rank in self.ranks)
+        """Returns whether every rank has finished the cell or died."""
+        return all(self._is_finished(rank) for rank in self.ranks)
 
-    def ready_ranks(self) -> list[int]:
-        """Ranks that have finished the cell or died."""
-        return [rank for rank in self.ranks if self._finished(rank)]
+    def finished_ranks(self) -> list[int]:
+        """Returns the ranks that have finished the cell or died."""
+        return [rank for rank in self.ranks if self._is_finished(rank)]
 
-    def heard_ranks(self) -> set[int]:
-        """Ranks whose last output has arrived."""
-        return set(self._idle)
+    def ranks_with_complete_output(self) -> set[int]:
+        """Returns the ranks whose output has arrived in full."""
+        return set(self._complete_outputs)
 
     def error(self, rank: int) -> CellFailure | RankDiedError | None:
-        """Why a rank did not succeed; None while it runs and when it did."""
+        """Returns the error of a rank, or None while the rank runs the cell and when it succeeded."""
         if rank in self._dead:
             return RankDiedError(rank, self._dead[rank])
         return self.outputs[rank].error
 
     def dead_ranks(self) -> dict[int, str]:
-        """Ranks that died before they had finished, and why."""
+        """Returns the ranks that died before they finished the cell, with the reason for each."""
         return dict(self._dead)
 
     def result(self) -> CellResult:
-        """Outputs so far."""
+        """Returns the result, with the output that has arrived so far."""
         return CellResult(self.outputs)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until every rank has finished or one died; False when ``timeout`` seconds passed before."""
+        """Waits until every rank has finished or one has died. Returns False after ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not (self.done() or self._dead):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False
-                # All have replied: only output is missing, and that wait has an end.
-                pending = _OUTPUT_GRACE_S if len(self._replied) == len(self.ranks) else None
-                self._changed.wait(min((value for value in (left, pending) if value is not None), default=None))
+                # All ranks have replied and only output is missing, which is waited for only for a limited time.
+                output_timeout = _OUTPUT_TIMEOUT_S if self._is_only_output_missing() else None
+                self._changed.wait(min((value for value in (left, output_timeout) if value is not None), default=None))
         return True
 
     def add_done_callback(self, callback: Callable[[Submission], None]) -> None:
-        """Call ``callback(submission)`` once, when every rank has finished or died; at once if they have."""
+        """Calls ``callback(submission)`` once, when every rank has finished or died; at once if they already have."""
         with self._changed:
-            told = self._told
-            if not told:
+            called = self._callbacks_called
+            if not called:
                 self._callbacks.append(callback)
-        if told:
+        if called:
             callback(self)
         else:
-            self._limit_wait()
+            self._start_output_timer()
 
-    # --- fed by the session
+    # --- updates, from the thread that receives messages
 
-    def _finished(self, rank: int) -> bool:
+    def _is_finished(self, rank: int) -> bool:
         if rank in self._dead:
             return True
-        replied = self._replied.get(rank)
-        return replied is not None and (rank in self._idle or time.monotonic() - replied > _OUTPUT_GRACE_S)
+        reply_time = self._reply_times.get(rank)
+        if reply_time is None:
+            return False
+        return rank in self._complete_outputs or time.monotonic() - reply_time > _OUTPUT_TIMEOUT_S
 
-    def rank_died(self, rank: int, reason: str) -> None:
-        """The process of ``rank`` ended."""
-        if rank in self.outputs and not self._finished(rank):
+    def _is_only_output_missing(self) -> bool:
+        """Whether every rank has replied or died, so that nothing but output can still arrive."""
+        return self._reply_times.keys() | self._dead.keys() >= set(self.ranks)
+
+    def mark_dead(self, rank: int, reason: str) -> None:
+        """Records that the process of ``rank`` ended."""
+        if rank in self.outputs and not self._is_finished(rank):
             with self._changed:
                 self._dead[rank] = reason
-            self._tell()
+            self._notify()
+            self._start_output_timer()
 
-    def hear(self, rank: int, message: dict[str, Any]) -> None:
-        """An IOPub message of ``rank``."""
+    def add_output(self, rank: int, message: dict[str, Any]) -> None:
+        """Adds the output in an IOPub message of ``rank``. Ignores messages that are not output."""
         content = message["content"]
         output = self.outputs[rank]
         with self._changed:
@@ -141,37 +152,37 @@ class Submission:
                     return
             self.version += 1
 
-    def all_heard(self, rank: int) -> None:
-        """No more output of ``rank`` will come."""
+    def mark_output_complete(self, rank: int) -> None:
+        """Records that the output of ``rank`` has arrived in full."""
         with self._changed:
-            self._idle.add(rank)
-        self._tell()
+            self._complete_outputs.add(rank)
+        self._notify()
 
-    def replied(self, rank: int, reply: Any) -> None:
-        """The execute reply of ``rank``: ipyparallel's ``ExecuteReply``, or an error object."""
+    def add_reply(self, rank: int, reply: Any) -> None:
+        """Records the execute reply of ``rank``: ipyparallel's ``ExecuteReply``, or the exception of a failed cell."""
         with self._changed:
             if isinstance(reply, Exception):
                 self.outputs[rank].error = _failure(reply)
                 if not getattr(reply, "engine_info", None):
-                    self._idle.add(rank)  # it never ran there, so no output comes
-            self._replied[rank] = time.monotonic()
-        self._tell()
-        self._limit_wait()
+                    self._complete_outputs.add(rank)  # the cell did not run on the rank, so it has no output
+            self._reply_times[rank] = time.monotonic()
+        self._notify()
+        self._start_output_timer()
 
-    def _limit_wait(self) -> None:
-        """All have replied and only output is missing: if its last message is lost, callbacks come all the same."""
+    def _start_output_timer(self) -> None:
+        """When every living rank has replied, makes sure that callbacks are called even if output is lost."""
         with self._changed:
-            if self._callbacks and self._timer is None and len(self._replied) == len(self.ranks):
-                failed = background.warner("what waited for the end of a cell failed")
-                self._timer = background.timer(_OUTPUT_GRACE_S + 0.1, self._tell, failed=failed)
+            if self._callbacks and self._timer is None and self._is_only_output_missing():
+                failed = background.warner("a done callback of a cell failed")
+                self._timer = background.timer(_OUTPUT_TIMEOUT_S + 0.1, self._notify, failed=failed)
                 self._timer.start()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
-            if self._told or not (self.done() or len(self._dead) == len(self.ranks)):
+            if self._callbacks_called or not (self.done() or len(self._dead) == len(self.ranks)):
                 return
-            self._told = True
+            self._callbacks_called = True
             if self._timer is not None:
                 self._timer.cancel()
             callbacks, self._callbacks = self._callbacks, []
@@ -180,7 +191,7 @@ class Submission:
 
 
 def _failure(error: Exception) -> CellFailure:
-    """From ipyparallel's ``RemoteError`` (ename, evalue, traceback) or one of its own errors."""
+    """Converts an exception of ipyparallel: a ``RemoteError`` of the cell, or an error of ipyparallel itself."""
     ename = getattr(error, "ename", type(error).__name__)
     evalue = getattr(error, "evalue", str(error))
     traceback = getattr(error, "traceback", "") or f"{ename}: {evalue}"
@@ -188,23 +199,29 @@ def _failure(error: Exception) -> CellFailure:
 
 
 def send(client: Any, submission: Submission) -> None:
-    """Send a submission's code to its ranks, which are engine ids of an ipyparallel client."""
+    """Sends the code of a submission to its ranks. ``client``: an ipyparallel client, whose engine ids are the ranks.
+
+    Raises ``ClusterError`` when a rank is not connected to the controller.
+    """
     for rank in submission.ranks:
         engine = client._engines.get(rank)
         if engine is None:
-            raise ClusterError(f"rank {rank} is not connected: run %dist_status, then %dist_up again")
+            raise ClusterError(
+                f"rank {rank} is not connected to the controller: check %dist_status, and restart the ranks with "
+                "%dist_down and %dist_up"
+            )
 
-        def listen(future: Any, rank: int = rank) -> None:
-            def hear(message: dict[str, Any]) -> None:
-                submission.hear(rank, message)
-                kept = client.metadata.get(future.msg_id)
-                if kept is not None:  # the submission holds the output, once
-                    kept.update(stdout="", stderr="", outputs=[])
+        def add_callbacks(future: Any, rank: int = rank) -> None:
+            def add_output(message: dict[str, Any]) -> None:
+                submission.add_output(rank, message)
+                metadata = client.metadata.get(future.msg_id)
+                if metadata is not None:  # the client keeps no second copy of the output
+                    metadata.update(stdout="", stderr="", outputs=[])
 
-            future.iopub_callbacks.append(hear)
-            future.output.add_done_callback(lambda _: submission.all_heard(rank))
-            future.add_done_callback(lambda done: submission.replied(rank, done.result()))
+            future.iopub_callbacks.append(add_output)
+            future.output.add_done_callback(lambda _: submission.mark_output_complete(rank))
+            future.add_done_callback(lambda done: submission.add_reply(rank, done.result()))
 
         client.send_execute_request(
-            client._mux_socket, submission.code, silent=False, ident=engine.encode(), message_future_hook=listen
+            client._mux_socket, submission.code, silent=False, ident=engine.encode(), message_future_hook=add_callbacks
         )

@@ -1,6 +1,7 @@
-"""The owner's side of a rank server: start it, ask it, hear what happens.
+"""Client of a rank server: starts its process, sends requests, and receives events.
 
-Safe to use from several threads. One thread reads; it ends with the server.
+The process that starts a rank server owns it. All methods may be called from any thread. One reader thread per server
+receives its messages, until the server ends.
 """
 
 from __future__ import annotations
@@ -27,52 +28,63 @@ from workbench.core import background
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
 
-#: a Unix socket's path may have 107 bytes
-_LONGEST_SOCKET_PATH = 100
-_EVENTS = (p.Warmth, p.ControllerReady, p.ControllerExited, p.RankStarted, p.RankExited)
+#: characters; Linux allows 107 bytes for the path of a Unix socket
+_MAX_SOCKET_PATH = 100
 
 
-def preload_of(name: str = DEFAULT_FRAMEWORK) -> str:
-    """The preload function of a framework's ranks; ``ConfigError`` when the framework cannot be used."""
-    return framework(name).preload
+def get_preload(framework_name: str = DEFAULT_FRAMEWORK) -> str:
+    """Returns the preload function of a framework, as ``module:function``.
+
+    Raises ``ConfigError`` when the framework is unknown or not installed.
+    """
+    return framework(framework_name).preload
 
 
-def _private_directory() -> Path:
-    """A fresh directory of mode 0700 with a path short enough for a socket."""
+def _make_private_directory() -> Path:
+    """Creates a temporary directory of mode 0700, with a path that is short enough for a socket in it.
+
+    Raises ``ClusterError`` when no directory can be created, or its path is too long.
+    """
     try:
         parent = tempfile.gettempdir()
         directory = Path(tempfile.mkdtemp(prefix="workbench-", dir=parent if len(parent) < 60 else "/tmp"))
     except OSError as error:
-        raise ClusterError(f"no temporary directory can be made ({error}): set TMPDIR to one that can") from error
-    if len(str(directory)) + 12 > _LONGEST_SOCKET_PATH:
-        raise ClusterError(f"{directory} is too long for a socket: set TMPDIR to a shorter path")
+        raise ClusterError(
+            f"cannot create a temporary directory ({error}): set TMPDIR to a writable directory"
+        ) from error
+    if len(str(directory)) + 12 > _MAX_SOCKET_PATH:
+        raise ClusterError(f"the path {directory} is too long for a Unix socket: set TMPDIR to a shorter path")
     return directory
 
 
 def _environment() -> dict[str, str]:
-    """Of the server and thus of all ranks: one thread until a rank knows its share, and allocators that can fork."""
-    here = str(Path(__file__).resolve().parents[2])
+    """Returns the environment of the rank server, which all ranks inherit.
+
+    Numerical libraries use one thread until a rank sets its own number. Allocators start no background thread, because
+    threads do not survive a fork.
+    """
+    package_root = str(Path(__file__).resolve().parents[2])
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*paths, here])),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*paths, package_root])),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
-        # Freed memory is kept for the next step: giving it back costs a training step thousands of page faults.
+        # Keep freed memory for the next step: returning it to the kernel costs thousands of page faults per step.
         "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
         "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures become outputs
-    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML counts
+    environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures become rich displays
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does
     return environment
 
 
 def _copy_outcome(source: Future[None], target: Future[None]) -> None:
-    """Have ``target`` end as ``source`` does."""
+    """Gives ``target`` the result or the exception of ``source`` when that is done."""
 
     def copy(done: Future[None]) -> None:
         error = done.exception()
@@ -84,9 +96,12 @@ def _copy_outcome(source: Future[None], target: Future[None]) -> None:
     source.add_done_callback(copy)
 
 
-def wait_ready(done: Future[None], timeout_s: float, check: Callable[[], None]) -> None:
-    """Wait until a server has done what it was asked; ``check`` raises when waiting is in vain. ``ClusterError`` after
-    ``timeout_s`` seconds, or as the server answers."""
+def wait_for_reply(done: Future[None], timeout_s: float, check: Callable[[], None]) -> None:
+    """Waits until a rank server has carried out a request.
+
+    ``done``: the future that the request returned. ``check()`` is called repeatedly and raises when a rank has died.
+    Raises ``ClusterError`` when the server reports a failure, or after ``timeout_s`` seconds.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         check()
@@ -98,46 +113,53 @@ def wait_ready(done: Future[None], timeout_s: float, check: Callable[[], None]) 
                 raise
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"the rank server did not get ready within {timeout_s:.0f} s: run %dist_up again"
+                    f"the rank server did not answer a request within {timeout_s:.0f} s: run %dist_up again"
                 ) from None
 
 
-def _call(callback: Callable[[Any], None], told: Any) -> None:
-    """Call a listener. What it raises is said and stops neither the other listeners nor the reader."""
+def _call_safely(callback: Callable[[Any], None], argument: Any) -> None:
+    """Calls a callback. Prints an exception that it raises, so that other callbacks and the reader thread continue."""
     try:
-        callback(told)
+        callback(argument)
     except Exception as error:
-        background.warner("a listener to the rank server failed")(error)
+        background.warner("a callback for events of the rank server failed")(error)
 
 
 class RankServer:
     """A running rank server that this process owns.
 
-    ``on_event(message)`` callbacks are called in the reading thread and must not block; ``on_end(reason)`` once, when
-    the server is gone, asked or not.
+    The constructor starts the server with one warm process for each of ``devices`` (without devices: one for the CPU).
+    ``preload``: the ``module:function`` that warm processes call (default: that of the default framework; "": none).
+    ``python``: the interpreter of the ranks ("": that of the server). Raises ``ClusterError`` when the server cannot be
+    started.
+
+    Callbacks run in the reader thread and must not block.
     """
 
     def __init__(self, *, preload: str | None = None, devices: Sequence[str] = (), python: str = "") -> None:
-        self.directory = _private_directory()
-        self.preload = preload_of() if preload is None else preload
+        self.directory = _make_private_directory()
+        self.preload = get_preload() if preload is None else preload
         self.python = python
         self.devices = tuple(devices)
         self._lock = threading.Lock()
+        self._send_lock = threading.Lock()  # the bytes of two requests must not mix
         self._ids = itertools.count(1)
-        self._waiting: dict[int, Future[None]] = {}
-        self._on_event: list[Callable[[Any], None]] = []
-        self._on_end: list[Callable[[str], None]] = []
+        self._pending_requests: dict[int, Future[None]] = {}  # by request id
+        self._event_callbacks: list[Callable[[Any], None]] = []
+        self._end_callbacks: list[Callable[[str], None]] = []
         self._warmth: dict[str, p.Warmth] = {}
         self._rank_pids: set[int] = set()
         self._controller: Future[None] | None = None
-        self._ended: str | None = None
-        self._asked_to_end = False
+        self._end_reason: str | None = None
+        self._is_closing = False
         try:
             self._process, self._connection = self._start()
         except OSError as error:
             shutil.rmtree(self.directory, ignore_errors=True)
-            raise ClusterError(f"cannot start the rank server: {error}") from error
-        self._reader = background.thread(self._read, name="rank-server-reader", failed=self._end_by)
+            raise ClusterError(
+                f"cannot start the rank server: {error}; check free memory, processes and file descriptors (ulimit -a)"
+            ) from error
+        self._reader = background.thread(self._read, name="rank-server-reader", failed=self._handle_reader_failure)
         self._reader.start()
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -161,108 +183,115 @@ class RankServer:
                 env=_environment(),
                 pass_fds=[listener.fileno()],
             )
-        path.unlink()  # the one connection exists
+        path.unlink()  # the owner is connected; nobody else may connect
         return process, connection
 
     @property
     def pid(self) -> int:
-        """Process id of the server."""
+        """The process id of the server."""
         return self._process.pid
 
     @property
     def profile_dir(self) -> Path:
-        """IPython profile of the controller that ``ensure_controller`` starts, and of ranks that use it."""
+        """The IPython profile directory of the controller that ``ensure_controller`` starts, and of its ranks."""
         return self.directory / "profile"
 
     @property
     def alive(self) -> bool:
-        """Whether it still answers."""
-        return self._ended is None
+        """Whether the server is running."""
+        return self._end_reason is None
 
     @property
     def warmth(self) -> dict[str, p.Warmth]:
-        """Last word about each warm process, by device; by device, preload and Python where those are not the
-        server's first ones."""
+        """The last reported state of each warm process.
+
+        Keys are devices; for warm processes with another preload function or interpreter than the server's own they are
+        ``"<device> <preload> <python>"``.
+        """
         return dict(self._warmth)
 
     def on_event(self, callback: Callable[[Any], None]) -> None:
-        """Call ``callback`` with every event of the server from now on."""
-        self._on_event.append(callback)
+        """Calls ``callback(message)`` for every event of the server from now on."""
+        self._event_callbacks.append(callback)
 
     def on_end(self, callback: Callable[[str], None]) -> None:
-        """Call ``callback(reason)`` once the server is gone; at once if it is."""
+        """Calls ``callback(reason)`` once, when the server has ended for any reason; immediately if it has ended."""
         with self._lock:
-            if self._ended is None:
-                self._on_end.append(callback)
+            if self._end_reason is None:
+                self._end_callbacks.append(callback)
                 return
-        callback(self._ended)
+        callback(self._end_reason)
 
-    def forget_listeners(self) -> None:
-        """Drop all callbacks, before somebody else uses the server."""
+    def remove_callbacks(self) -> None:
+        """Removes all callbacks, so that another session can take over the server."""
         with self._lock:
-            self._on_event, self._on_end = [], []
+            self._event_callbacks, self._end_callbacks = [], []
 
-    # --- requests; each returns a future that holds None, or raises ClusterError
+    # --- requests: each returns a future, whose result is None or a ClusterError
 
     def ensure_controller(self) -> Future[None]:
-        """Start a controller in the private directory, once; done when it listens."""
+        """Starts a controller with ``profile_dir``, unless that was done before. Done when the controller listens."""
         with self._lock:
             if self._controller is not None:
                 return self._controller
             ready = self._controller = Future()
         try:
             self.profile_dir.mkdir(mode=0o700)
-        except OSError as error:  # the server just ended, and its directory with it
-            ready.set_exception(ClusterError(f"the rank server is gone: {error}"))
+        except OSError as error:  # the server has just ended and removed its directory
+            ready.set_exception(ClusterError(f"the rank server has ended: {error}; run %dist_up to start another"))
             return ready
         _copy_outcome(self.start_controller(self.profile_dir), ready)
         return ready
 
     def start_controller(self, profile_dir: Path, cluster_id: str = "", arguments: Iterable[str] = ()) -> Future[None]:
-        """Done when the controller listens and its connection files are written."""
-        return self._ask(
+        """Starts a controller. Done when it listens and its connection files are written."""
+        return self._send_request(
             p.StartController(
                 id=next(self._ids), profile_dir=str(profile_dir), cluster_id=cluster_id, arguments=list(arguments)
             )
         )
 
     def start_ranks(self, ranks: Sequence[p.RankSpec]) -> Future[None]:
-        """Done when every rank's process exists (it registers with the controller a little later)."""
-        return self._ask(p.StartRanks(id=next(self._ids), ranks=list(ranks)))
+        """Starts ranks. Done when the process of every rank exists; the ranks register with the controller later."""
+        return self._send_request(p.StartRanks(id=next(self._ids), ranks=list(ranks)))
 
     def signal(self, ranks: Iterable[int], signum: int) -> Future[None]:
-        """Send a signal to ranks."""
-        return self._ask(p.SignalRanks(id=next(self._ids), ranks=list(ranks), signum=int(signum)))
+        """Sends a signal to ranks. Done when it is sent."""
+        return self._send_request(p.SignalRanks(id=next(self._ids), ranks=list(ranks), signum=int(signum)))
 
     def stop_ranks(self, grace_s: float = 0.5) -> Future[None]:
-        """Done when no rank is left."""
-        return self._ask(p.StopRanks(id=next(self._ids), grace_s=grace_s))
+        """Ends all ranks with SIGTERM, and SIGKILL after ``grace_s`` seconds. Done when no rank is left."""
+        return self._send_request(p.StopRanks(id=next(self._ids), grace_s=grace_s))
 
     def close(self, *, grace_s: float = 0.3, timeout_s: float = 2.5) -> None:
-        """End ranks, controller and server; returns when they are gone, after ``timeout_s`` at the latest."""
-        self._asked_to_end = True
+        """Ends the ranks, the controller and the server, and waits until they have ended.
+
+        Ranks get SIGKILL ``grace_s`` seconds after SIGTERM; the server gets SIGKILL after ``timeout_s`` seconds.
+        """
+        self._is_closing = True
         if self.alive:
-            with contextlib.suppress(OSError):  # it just ended by itself
+            with self._send_lock, contextlib.suppress(OSError):  # the server has just ended by itself
                 self._connection.sendall(p.encode(p.Shutdown(grace_s=grace_s)))
         deadline = time.monotonic() + timeout_s
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGKILL)  # its children die with it
+            self._process.send_signal(signal.SIGKILL)  # its children receive SIGKILL when it ends
             self._process.wait(1.0)
         if threading.current_thread() is not self._reader:
             self._reader.join(max(0.2, deadline - time.monotonic()))
 
-    # --- inside
+    # --- messages
 
-    def _ask(self, request: Any) -> Future[None]:
+    def _send_request(self, request: Any) -> Future[None]:
         future: Future[None] = Future()
         with self._lock:
-            if self._ended is not None:
-                future.set_exception(ClusterError(f"the rank server is gone: {self._ended}"))
+            if self._end_reason is not None:
+                future.set_exception(ClusterError(_describe_end(self._end_reason)))
                 return future
-            self._waiting[request.id] = future
-        with contextlib.suppress(OSError):  # the reader sees the end and fails the future
+            self._pending_requests[request.id] = future
+        # When the server has ended, the reader thread notices it and sets an exception.
+        with self._send_lock, contextlib.suppress(OSError):
             self._connection.sendall(p.encode(request))
         return future
 
@@ -276,19 +305,19 @@ class RankServer:
             if not data:
                 break
             for message in buffer.feed(data):
-                self._hear(message)
+                self._handle_message(message)
         self._end()
 
-    def _end_by(self, error: BaseException) -> None:
-        """The reader cannot go on: the server is ended, as nobody would hear of its ranks, and all waits fail."""
-        background.warner("the rank server is ended, as its answers cannot be read")(error)
+    def _handle_reader_failure(self, error: BaseException) -> None:
+        """Ends the server when a message could not be read, because later events would be lost too."""
+        background.warner("the rank server was ended because its messages could not be read")(error)
         self._process.kill()
-        self._end(f"ended, as its answers could not be read: {background.described(error)}")
+        self._end(f"was ended because its messages could not be read: {background.described(error)}")
 
-    def _hear(self, message: Any) -> None:
+    def _handle_message(self, message: Any) -> None:
         if isinstance(message, p.Reply):
             with self._lock:
-                future = self._waiting.pop(message.id, None)
+                future = self._pending_requests.pop(message.id, None)
             if future is not None and message.error:
                 future.set_exception(ClusterError(message.error))
             elif future is not None:
@@ -296,38 +325,40 @@ class RankServer:
             return
         match message:
             case p.Warmth():
-                is_first = (message.preload, message.python) == (self.preload, self.python)
-                kind = message.device if is_first else f"{message.device} {message.preload} {message.python}"
-                self._warmth[kind] = message
+                is_default = (message.preload, message.python) == (self.preload, self.python)
+                key = message.device if is_default else f"{message.device} {message.preload} {message.python}"
+                self._warmth[key] = message
             case p.RankStarted():
                 self._rank_pids.add(message.pid)
             case p.RankExited():
                 self._rank_pids.discard(message.pid)
-        for callback in list(self._on_event):
-            _call(callback, message)
+        for callback in list(self._event_callbacks):
+            _call_safely(callback, message)
 
-    def _end(self, why: str = "") -> None:
-        """The connection ended: so do all waits, and what a killed server left behind."""
+    def _end(self, failure: str = "") -> None:
+        """Cleans up after the server, which has ended or is ending: fails pending requests and calls end callbacks."""
         self._connection.close()
         try:
             status = self._process.wait(3.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        for pid in self._rank_pids:  # ranks died with it, but not what they had started
+        for pid in self._rank_pids:  # a killed server's ranks die with it, but not the processes that they started
             kill_group(pid)
-        reason = why or ("closed" if self._asked_to_end else f"ended with {status}{self._last_words()}")
+        reason = failure or (
+            "was closed" if self._is_closing else f"ended with exit code {status}{self._read_log_tail()}"
+        )
         shutil.rmtree(self.directory, ignore_errors=True)
         with self._lock:
-            self._ended = reason
-            waiting, self._waiting = self._waiting, {}
-            callbacks, self._on_end = self._on_end, []
-        for future in waiting.values():
-            future.set_exception(ClusterError(f"the rank server is gone: {reason}"))
+            self._end_reason = reason
+            pending, self._pending_requests = self._pending_requests, {}
+            callbacks, self._end_callbacks = self._end_callbacks, []
+        for future in pending.values():
+            future.set_exception(ClusterError(_describe_end(reason)))
         for callback in callbacks:
-            _call(callback, reason)
+            _call_safely(callback, reason)
 
-    def _last_words(self) -> str:
+    def _read_log_tail(self) -> str:
         try:
             text = (self.directory / "server.log").read_text(errors="replace").strip()
         except OSError:
@@ -335,40 +366,50 @@ class RankServer:
         return f": {text[-2000:]}" if text else ""
 
 
-_waiting: list[RankServer] = []  # at most one: warm, and nobody's yet
-_waiting_lock = threading.Lock()
+def _describe_end(reason: str) -> str:
+    return f"the rank server {reason}; run %dist_up to start another"
 
 
-def warm(*, preload: str | None = None, devices: Sequence[str] | None = None) -> RankServer:
-    """Start a rank server for a later ``take``; the one that waits already if there is one. Returns at once."""
-    with _waiting_lock:
-        if not (_waiting and _waiting[0].alive):
-            _waiting[:] = [_new(preload, devices, "")]
-        return _waiting[0]
+_spare: list[RankServer] = []  # at most one server, started ahead of time and not used by a session yet
+_spare_lock = threading.Lock()
 
 
-def take(*, preload: str | None = None, devices: Sequence[str] | None = None, python: str = "") -> RankServer:
-    """The server that ``warm`` started, now the caller's alone, or a fresh one where that warmed up something else."""
-    preload = preload_of() if preload is None else preload
-    with _waiting_lock:
-        found, _waiting[:] = list(_waiting), []
-    for server in found:
-        fits = (server.preload, server.python) == (preload, python)
-        if server.alive and fits and (devices is None or tuple(devices) == server.devices):
+def start_spare(*, preload: str | None = None, devices: Sequence[str] | None = None) -> RankServer:
+    """Starts a spare rank server for a later ``take_server`` and returns it without waiting until it is warm.
+
+    Returns the existing spare server if there is one.
+    """
+    with _spare_lock:
+        if not (_spare and _spare[0].alive):
+            _spare[:] = [_start_server(preload, devices, "")]
+        return _spare[0]
+
+
+def take_server(*, preload: str | None = None, devices: Sequence[str] | None = None, python: str = "") -> RankServer:
+    """Returns a rank server for the caller alone: the spare server if it matches the arguments, else a new one.
+
+    Ends a spare server that does not match. Raises ``ClusterError`` when no server can be started.
+    """
+    preload = get_preload() if preload is None else preload
+    with _spare_lock:
+        spares, _spare[:] = list(_spare), []
+    for server in spares:
+        matches = (server.preload, server.python) == (preload, python)
+        if server.alive and matches and (devices is None or tuple(devices) == server.devices):
             return server
         server.close()
-    return _new(preload, devices, python)
+    return _start_server(preload, devices, python)
 
 
-def cool() -> None:
-    """End a warm server that nobody took."""
-    with _waiting_lock:
-        found, _waiting[:] = list(_waiting), []
-    for server in found:
+def close_spare() -> None:
+    """Ends the spare rank server, if there is one."""
+    with _spare_lock:
+        spares, _spare[:] = list(_spare), []
+    for server in spares:
         server.close()
 
 
-def _new(preload: str | None, devices: Sequence[str] | None, python: str) -> RankServer:
+def _start_server(preload: str | None, devices: Sequence[str] | None, python: str) -> RankServer:
     from workbench.cluster.hosts.machine import visible_device_ids
 
     return RankServer(preload=preload, devices=visible_device_ids() if devices is None else devices, python=python)

@@ -1,4 +1,4 @@
-"""The ipyparallel side of a session: a controller's connection, a client, and engines that register with it."""
+"""ipyparallel for a session: connection files of the controller, a client, and the registration of engines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from workbench.cluster.cells import Submission, send
 from workbench.errors import CellError, format_ranks
 
-_ASK_EVERY_S = 0.25
+_RETRY_INTERVAL_S = 0.25
 
 
-def connection(profile_dir: Path, kind: str, cluster_id: str = "") -> dict[str, Any]:
-    """The connection file of a controller; ``kind`` is ``"client"`` or ``"engine"``."""
+def read_connection_file(profile_dir: Path, kind: str, cluster_id: str = "") -> dict[str, Any]:
+    """Reads a connection file that the controller wrote. ``kind``: ``"client"`` or ``"engine"``."""
     name = f"ipcontroller-{cluster_id}-{kind}.json" if cluster_id else f"ipcontroller-{kind}.json"
     return json.loads((profile_dir / "security" / name).read_text())
 
 
 def connect(info: dict[str, Any]) -> Any:
-    """An ipyparallel client for a session: see ``_client_class``."""
+    """Connects to a controller. ``info``: its connection file for clients. Returns an ipyparallel client."""
     return _client_class()(info, timeout=10)
 
 
@@ -31,14 +31,16 @@ def _client_class() -> Any:
     import ipyparallel
 
     class RankClient(ipyparallel.Client):
-        """A client that leaves the shell's magics alone and never misses a reply.
+        """A client that does not register ipyparallel's magics and does not miss replies.
 
-        ipyparallel 9.2 reads a socket through its ZMQStream and sends on the raw socket. A send takes the wake-up of a
-        reply that has just come (ZMQ's descriptor is edge-triggered), and then no reply is read ever again. Sending
-        through the stream looks for such replies.
+        ipyparallel 9.2 reads from a ZMQStream but sends on the raw socket. ZMQ's file descriptor is edge-triggered, so
+        a send on the raw socket can consume the notification of a reply that has just arrived; no reply is read after
+        that. A send through the stream checks for such replies.
         """
 
-        def activate(self, targets: Any = "all", suffix: str = "") -> Any:  # called at birth in an IPython shell
+        def activate(
+            self, targets: Any = "all", suffix: str = ""
+        ) -> Any:  # called by the constructor in an IPython shell
             return None
 
         def _send(self, socket: Any, *args: Any, **kwargs: Any) -> Any:
@@ -51,51 +53,54 @@ def _client_class() -> Any:
     return RankClient
 
 
-def wait_registered(client: Any, n: int, *, timeout_s: float, check: Callable[[], None]) -> None:
-    """Wait until ``n`` engines are registered. ``check`` raises when waiting is in vain; ``TimeoutError`` else.
+def wait_until_registered(client: Any, n: int, *, timeout_s: float, check: Callable[[], None]) -> None:
+    """Waits until ``n`` engines are registered with the controller.
 
-    The client hears of registrations by subscription, and those before its subscription took effect are lost; so the
-    hub is also asked now and then.
+    ``check()`` is called repeatedly and raises when an engine has died. Raises ``TimeoutError`` after ``timeout_s``.
+
+    The client learns of registrations through a subscription and misses those made before the subscription took
+    effect. The list of engines is therefore also requested every 0.25 s.
     """
     deadline = time.monotonic() + timeout_s
-    ask_next = time.monotonic() + _ASK_EVERY_S
+    next_request = time.monotonic() + _RETRY_INTERVAL_S
     while len(client._ids) < n:
         check()
         now = time.monotonic()
         if now > deadline:
             raise TimeoutError(f"{len(client._ids)} of {n} engines registered within {timeout_s:.0f} s")
-        if now > ask_next:
-            ask_next = now + _ASK_EVERY_S
-            answer = client._send(client._query_socket, "connection_request")
-            answer.add_done_callback(lambda done: client._update_engines(done.result()["content"]["engines"]))
+        if now > next_request:
+            next_request = now + _RETRY_INTERVAL_S
+            reply = client._send(client._query_socket, "connection_request")
+            reply.add_done_callback(lambda done: client._update_engines(done.result()["content"]["engines"]))
         time.sleep(0.005)
 
 
-def wait_heard(client: Any, n: int, *, timeout_s: float, check: Callable[[], None]) -> None:
-    """Wait until output of each of the engines ``0 .. n - 1`` is heard; what they said before that was lost.
+def wait_for_output(client: Any, n: int, *, timeout_s: float, check: Callable[[], None]) -> None:
+    """Waits until the client receives output of each of the engines ``0 .. n - 1``; earlier output is lost.
 
-    ``check`` raises when waiting is in vain; ``TimeoutError`` when an engine is not heard.
+    Sends empty cells until the end-of-output message of one has arrived from every engine. ``check()`` is called
+    repeatedly and raises when an engine has died. Raises ``TimeoutError`` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     silent = set(range(n))
     while silent:
         probe = Submission("", sorted(silent))
         send(client, probe)
-        again = time.monotonic() + _ASK_EVERY_S
-        while silent and time.monotonic() < again:
+        retry_at = time.monotonic() + _RETRY_INTERVAL_S
+        while silent and time.monotonic() < retry_at:
             check()
-            silent -= probe.heard_ranks()
+            silent -= probe.ranks_with_complete_output()
             time.sleep(0.002)
         if time.monotonic() > deadline:
             raise TimeoutError(f"no output of {format_ranks(silent)} arrived within {timeout_s:.0f} s")
 
 
-def value_of(answer: Any) -> Any:
-    """The value of an ``AsyncResult`` that is ready; ``CellError`` with the ranks that failed."""
+def get_value(result: Any) -> Any:
+    """Returns the value of a completed ``AsyncResult``. Raises ``CellError`` with the ranks that failed."""
     from ipyparallel.error import CompositeError, RemoteError
 
     try:
-        return answer.get()
+        return result.get()
     except CompositeError as error:
         ename, evalue, traceback, _ = error.elist[0]
         raise CellError([engine["engine_id"] for *_, engine in error.elist], ename, evalue, traceback) from None
@@ -104,7 +109,10 @@ def value_of(answer: Any) -> Any:
 
 
 def unregister(engine_info: dict[str, Any], ranks: Iterable[int]) -> None:
-    """Tell a controller that engines are gone, so that it tells its clients now and not after missed heartbeats."""
+    """Unregisters engines that have ended, so that clients learn of it now and not after missed heartbeats.
+
+    ``engine_info``: the controller's connection file for engines.
+    """
     import zmq
     from jupyter_client.session import Session
 
@@ -122,8 +130,11 @@ def unregister(engine_info: dict[str, Any], ranks: Iterable[int]) -> None:
             session.send(socket, "unregistration_request", content={"id": rank})
 
 
-def release(client: Any, engine_info: dict[str, Any], ranks: Iterable[int], *, timeout_s: float) -> None:
-    """Unregister engines and wait until the controller says that none is left; ``TimeoutError`` else."""
+def unregister_and_wait(client: Any, engine_info: dict[str, Any], ranks: Iterable[int], *, timeout_s: float) -> None:
+    """Unregisters engines and waits until the client sees no engine any more.
+
+    Raises ``TimeoutError`` after ``timeout_s``.
+    """
     unregister(engine_info, ranks)
     deadline = time.monotonic() + timeout_s
     while client._ids:

@@ -1,4 +1,4 @@
-"""What a session knows of the training that holds its ranks."""
+"""The training run that uses the ranks of a session, as the session sees it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-#: seconds for the ranks of a job that is over to be free; ranks that wait for a failed one are ended before that
+#: seconds to wait for the ranks of a job that is over; longer than it takes to kill ranks that wait for a failed one
 RELEASE_TIMEOUT_S = 15.0
 
 
 class Job(Protocol):
-    """A training on the ranks of a session. Whoever starts it sets it as ``Session.job`` and takes it away at the end.
+    """A training run on the ranks of a session.
 
-    Its methods may be called at any time and by any thread.
+    The code that starts it assigns it to ``Session.job``, and resets that to None when the run has ended. All methods
+    may be called at any time and from any thread.
     """
 
     @property
     def name(self) -> str:
-        """Its name, for messages."""
+        """The name of the run, for messages."""
 
     @property
     def is_over(self) -> bool:
-        """Whether training has ended, so that the ranks will be free in a moment."""
+        """Whether the training has ended; the ranks are released shortly after."""
 
     def step_of(self, rank: int) -> int | None:
-        """The last step that a rank finished; None before its first."""
+        """Returns the last step that a rank finished, or None before its first."""
 
 
 def wait_for_release(current: Callable[[], Job | None]) -> None:
-    """If the ``current`` job is over, wait until it no longer holds the ranks, for ``RELEASE_TIMEOUT_S`` at most."""
+    """Waits until a job that is over has released the ranks, for ``RELEASE_TIMEOUT_S`` seconds at most.
+
+    ``current()`` returns the job that uses the ranks, or None. Returns immediately when there is no job, or when it is
+    still training.
+    """
     job, deadline = current(), time.monotonic() + RELEASE_TIMEOUT_S
     if job is not None and job.is_over:
         while current() is job and time.monotonic() < deadline:

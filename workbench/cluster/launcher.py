@@ -1,6 +1,7 @@
-"""ipyparallel launchers: ``ipp.Cluster(engines="workbench", n=4)`` brings warm, bound ranks up without our magics.
+"""Launchers for ipyparallel: ``ipp.Cluster(engines="workbench", n=4)`` starts ranks without the magics.
 
-Each launcher owns a rank server, so that nothing outlives the process that made the cluster.
+The ranks are forked from warm processes and bound to GPUs or cores, as in a session. Each launcher owns a rank server,
+so that no process outlives the one that created the cluster.
 """
 
 from __future__ import annotations
@@ -24,54 +25,54 @@ from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
 
 
 class _ServerLauncher(BaseLauncher):
-    """What both launchers share: a server, its end, and that neither can be found again from another process."""
+    """Base class of the launchers: owns a rank server and reports its end. Cannot be restored from another process."""
 
     server: Any = None
     _stopping = False
 
     @classmethod
     def from_dict(cls, d: dict[str, Any], **kwargs: Any) -> Any:
-        raise NotRunning("ranks of a rank server end with the process that started them")
+        raise NotRunning("the ranks have ended with the process that started them: start a new cluster")
 
     def find_args(self) -> list[str]:
         return ["workbench.cluster.server.rank_server"]
 
     def poll(self) -> int | None:
-        """None while it runs."""
+        """Returns None while the server runs, then 1."""
         return None if self.server is not None and self.server.alive else 1
 
     async def join(self, timeout: float | None = None) -> None:
-        """Wait until it has stopped; ``TimeoutError`` after ``timeout`` seconds."""
+        """Waits until the launcher has stopped. Raises ``TimeoutError`` after ``timeout`` seconds."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         while self.state != "after":
             if deadline is not None and asyncio.get_running_loop().time() > deadline:
-                raise TimeoutError(f"{type(self).__name__} still runs after {timeout} s")
+                raise TimeoutError(f"{type(self).__name__} did not stop within {timeout} s: call stop() to end it")
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """End the server and all it owns."""
+        """Ends the server and all processes that it owns."""
         self._stopping = True
         if self.server is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.server.close)
         if self.state != "after":
             self.notify_stop({"exit_code": 0, "identifier": self.identifier})
 
-    def _watch_end(self) -> None:
-        def ended(reason: str) -> None:
+    def _report_end(self) -> None:
+        def notify(reason: str) -> None:
             if not self._stopping:
                 data = {"exit_code": 1, "identifier": self.identifier, "reason": reason}
                 self.loop.add_callback(self.notify_stop, data)
 
-        self.server.on_end(ended)
+        self.server.on_end(notify)
 
 
 class WorkbenchControllerLauncher(_ServerLauncher, ControllerLauncher):
-    """The controller as a child of a rank server: all of it ends with the process that made the cluster."""
+    """Runs the controller as a child of a rank server, so that it ends with the process that created the cluster."""
 
     async def start(self) -> None:
-        """Start the controller; ``get_connection_info`` waits for it."""
+        """Starts the controller and waits until it listens."""
         self.server = rank_servers.RankServer(preload="")
-        self._watch_end()
+        self._report_end()
         started = self.server.start_controller(
             Path(self.profile_dir).resolve(), self.cluster_id, [*self.cluster_args, *self.controller_args]
         )
@@ -80,72 +81,76 @@ class WorkbenchControllerLauncher(_ServerLauncher, ControllerLauncher):
 
 
 class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
-    """Warm ranks, bound to GPUs or cores, with the variables that torchrun sets."""
+    """Runs ranks that are bound to GPUs or cores and have the environment variables that torchrun sets."""
 
     preload = Unicode(
-        help="Dotted 'module:function' that imports what ranks need, before they are forked. Empty: nothing. "
-        "Default: that of the default framework.",
+        help="Function 'module:function' that a warm process calls before ranks start, to import what they need. "
+        "Empty: none. Default: that of the default framework.",
     ).tag(config=True)
-    python = Unicode(help="Python interpreter that ranks run on. Empty: this one.").tag(config=True)
-    master_port = Integer(0, help="MASTER_PORT of the ranks; 0: a free one.").tag(config=True)
+    python = Unicode(help="Python interpreter of the ranks. Empty: the current one.").tag(config=True)
+    master_port = Integer(0, help="MASTER_PORT of the ranks. 0: a free port.").tag(config=True)
 
     @default("preload")
     def _default_preload(self) -> str:
-        return rank_servers.preload_of()
+        return rank_servers.get_preload()
 
-    exits = Dict(help="Rank -> why its process ended, for those that did.")
-    _port: socket.socket | None = None  # keeps MASTER_PORT free for the ranks
-    _first_rank = 0  # decided once: other sets may end while this one runs
+    exits = Dict(help="Reason of the end of each rank that has ended, by rank.")
+    _port: socket.socket | None = None  # reserves MASTER_PORT for the ranks
+    _first_rank = 0  # fixed at the start: other engine sets may end while this one runs
 
-    def _base_rank(self) -> int:
-        """Engine sets after the first of a cluster count on."""
+    def _count_earlier_ranks(self) -> int:
+        """Returns the number of engines in the other engine sets of the cluster, whose ids come before this set's."""
         sets = getattr(self.parent, "engines", None) or {}
         return sum(each.n for each in sets.values() if each is not self and each.state != "before")
 
     async def start(self, n: int) -> None:
-        """Start ``n`` ranks; returns when their processes exist."""
+        """Starts ``n`` ranks and waits until their processes exist.
+
+        Raises ``ConfigError`` when there are fewer GPUs than ranks, and ``ClusterError`` when the port is taken or the
+        rank server fails.
+        """
         self.n = n
-        self._first_rank = self._base_rank()
+        self._first_rank = self._count_earlier_ranks()
         placement = plan_ranks(n)
         for warning in placement.warnings:
             self.log.warning(warning)
         self._port = machine.reserve_master_port(MASTER_ADDR, self.master_port or None)
-        self.server = rank_servers.take(preload=self.preload, python=self.python)
-        self.server.on_event(self._hear)
-        self._watch_end()
+        self.server = rank_servers.take_server(preload=self.preload, python=self.python)
+        self.server.on_event(self._handle_event)
+        self._report_end()
         specs = rank_specs(
             placement,
             RankKind(framework="", preload=self.preload, python=self.python),
             master_port=self._port.getsockname()[1],
             profile_dir=Path(self.profile_dir).resolve(),
-            connection=self._connection(),
+            connection=self._read_connection(),
             first_rank=self._first_rank,
             extra_environment=self.get_env(),
         )
         await asyncio.wrap_future(self.server.start_ranks(specs))
         self.notify_start({"pid": self.server.pid, "n": n})
 
-    def _connection(self) -> str:
+    def _read_connection(self) -> str:
         text = self.environment.get("IPP_CONNECTION_INFO") or os.environ.get("IPP_CONNECTION_INFO")
         return text or Path(self.connection_files["engine"]).read_text()
 
     async def stop(self) -> None:
-        """End the ranks and their server."""
+        """Ends the ranks and their server."""
         await super().stop()
         if self._port is not None:
             self._port.close()
 
     def signal(self, sig: int) -> None:
-        """Send a signal to every rank."""
+        """Sends a signal to every rank."""
         self.server.signal(range(self._first_rank, self._first_rank + self.n), sig).result(2.0)
 
-    def _hear(self, message: Any) -> None:
-        """In the thread that reads from the server."""
+    def _handle_event(self, message: Any) -> None:
+        """Handles an event of the rank server, in its reader thread."""
         if isinstance(message, p.RankExited) and not self._stopping:
             exits: Any = {**self.exits, message.rank: message.reason}
             self.exits = exits
             self.log.warning("rank %s ended: %s\n%s", message.rank, message.reason, message.tail)
-            unregister(json.loads(self._connection()), [message.rank])
+            unregister(json.loads(self._read_connection()), [message.rank])
             if len(exits) == self.n:
                 data = {"exit_code": 1, "identifier": self.identifier, "engines": exits}
                 self.loop.add_callback(self.notify_stop, data)

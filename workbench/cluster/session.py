@@ -1,7 +1,7 @@
-"""Session: the ranks of a notebook, from the notebook's side.
+"""Session: the ranks that a notebook has started, and the connection to them.
 
->>> session = Session.up(4)          # one process per GPU, or per share of the cores
->>> session.execute("print(rank)")   # a cell on every rank
+>>> session = Session.up(4)          # 4 ranks, each bound to a GPU or to a share of the CPU cores
+>>> session.execute("print(1)")      # runs a cell on every rank
 >>> session.down()
 """
 
@@ -25,28 +25,28 @@ from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
 from workbench.cluster.roster import Roster
-from workbench.cluster.status import RankStatus, measure
+from workbench.cluster.status import RankStatus, measure_rank
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
 
-#: seconds for ranks to appear: covers a cold import of a large framework without bytecode on a slow disk
+#: seconds that ranks have to start: enough to import a large framework, uncompiled, from a slow disk
 _START_TIMEOUT_S = 180.0
 
 
-def warm() -> None:
-    """Start a rank server, its controller and its warm processes in the background; returns at once."""
-    rank_servers.warm().ensure_controller()
+def warm_up() -> None:
+    """Starts a rank server, its controller and its warm processes in the background. Returns immediately."""
+    rank_servers.start_spare().ensure_controller()
 
 
-def cool() -> None:
-    """End what ``warm`` started, if no session took it."""
-    rank_servers.cool()
+def close_spare_server() -> None:
+    """Ends the rank server that ``warm_up`` started, unless a session uses it."""
+    rank_servers.close_spare()
 
 
 class Session:
-    """Ranks that are up. Make one with ``Session.up``; ``Session.current()`` finds it again.
+    """The ranks of a notebook. ``Session.up`` starts them; ``Session.current()`` returns the session that is up.
 
-    ``job`` is the training that holds the ranks, or None. Whoever trains sets it and takes it away; while it is set,
-    ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError`` at once.
+    ``job``: the training run that uses the ranks, or None. The code that starts a run sets it and resets it to None
+    when the run has ended. While it is set, ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError``.
     """
 
     _current: Session | None = None
@@ -57,18 +57,18 @@ class Session:
         self.job: Job | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
-        self._port: socket.socket | None = None  # keeps the port free for the ranks
+        self._port: socket.socket | None = None  # reserves MASTER_PORT for the ranks
         self._server = server
         self._client: Any = None
         self._engine_info: dict[str, Any] = {}
         self._roster = Roster()
         self._stopping = self._down = False
         self._submissions: list[Submission] = []
-        self._on_died: list[Callable[[int, str], None]] = []
-        server.on_event(self._hear)
-        server.on_end(self._server_ended)
+        self._death_callbacks: list[Callable[[int, str], None]] = []
+        server.on_event(self._handle_event)
+        server.on_end(self._handle_server_end)
 
-    # --- life
+    # --- start and end
 
     @classmethod
     def up(
@@ -81,12 +81,19 @@ class Session:
         python: str | None = None,
         preload: str | None = None,
     ) -> Session:
-        """Bring ``n`` ranks up (default: one per GPU, else one per core, 2 to 4) and return the session.
+        """Starts ``n`` ranks and returns the session. Default: one per GPU, or one per physical core (2 to 4).
 
-        ``devices``: CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``framework``, ``python``, ``preload``: as in
-        ``RankKind.asked``. Ranks that are up already and fit are kept; others are ended first. Raises ``ConfigError``,
-        ``ClusterError`` (port taken, server failed), ``RankDiedError`` (a rank that dies during start, with its last
-        output), ``RanksBusyError``; nothing is left behind then.
+        ``devices``: the CUDA_VISIBLE_DEVICES entries to use, or ``"cpu"``. ``master_port``: MASTER_PORT of the ranks
+        (default: a free port). ``framework``: the framework that the ranks train with. ``python``: the interpreter
+        that they run on. ``preload``: a ``module:function`` to call before the ranks start, in place of the
+        framework's. Of these three, an omitted one keeps its value of the current session; without a session it is the
+        default framework, the kernel's interpreter, and the preload function of the framework.
+
+        If the current session already matches the request, it is returned; otherwise its ranks are ended first.
+
+        Raises ``ConfigError`` for an invalid argument, ``ClusterError`` when the port is taken or the rank server
+        fails, ``RankDiedError`` (with the last output) when a rank ends during the start, and ``RanksBusyError`` when
+        the current ranks are in use. After an error no new rank is left running.
         """
         from workbench.cluster.hosts.specs import plan_ranks
 
@@ -103,22 +110,25 @@ class Session:
         python: str | None = None,
         preload: str | None = None,
     ) -> Session:
-        """Bring ranks up where ``placement`` says; otherwise as ``up``."""
+        """Starts ranks with the bindings of ``placement``. Other arguments and errors: see ``up``."""
         from workbench.cluster.hosts.machine import reserve_master_port
         from workbench.cluster.hosts.specs import MASTER_ADDR
 
         with cls._lifecycle:
             current = cls.current()
-            kind = RankKind.asked(current.kind if current is not None else None, framework, python, preload)
+            kind = RankKind.resolve(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
-                if current._fits(placement, master_port, kind):
+                if current._matches(placement, master_port, kind):
                     return current
                 if not current.dead:
                     current.check_free(range(current.n))
             with contextlib.ExitStack() as undo:
-                port = undo.enter_context(reserve_master_port(MASTER_ADDR, master_port))
-                server = current._hand_over() if current is not None else None
-                session = cls(server or rank_servers.take(preload=kind.preload, python=kind.python), kind)
+                if current is not None and current._port is not None and current.master_port == master_port:
+                    port = undo.enter_context(current._port.dup())  # the ranks that end now may listen on it
+                else:
+                    port = undo.enter_context(reserve_master_port(MASTER_ADDR, master_port))
+                server = current._end_ranks_only() if current is not None else None
+                session = cls(server or rank_servers.take_server(preload=kind.preload, python=kind.python), kind)
                 undo.callback(session.down)
                 session._start_ranks(placement, port)
                 undo.pop_all()
@@ -127,126 +137,130 @@ class Session:
 
     @classmethod
     def current(cls) -> Session | None:
-        """The session that is up, or None. A session whose ranks all died is still up, until ``down``."""
+        """Returns the session that is up, or None. It stays up until ``down``, even when all its ranks have died."""
         session = cls._current
         return session if session is not None and not session._down else None
 
     @property
     def n(self) -> int:
-        """How many ranks."""
+        """The number of ranks."""
         return len(self.placement.bindings)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know about where the ranks run."""
+        """Warnings about the placement of the ranks: shared GPUs, or more ranks than cores."""
         return self.placement.warnings
 
     @property
     def dead(self) -> dict[int, str]:
-        """Ranks that ended, and why."""
+        """The ranks whose process has ended, with the reason for each."""
         return dict(self._roster.dead)
 
     @property
     def server_pid(self) -> int:
-        """Process id of the rank server of this host."""
+        """The process id of the rank server."""
         return self._server.pid
 
     @property
     def pids(self) -> dict[int, int]:
-        """Process id of each rank."""
+        """The process id of each rank."""
         return dict(self._roster.pids)
 
     def down(self) -> None:
-        """End ranks, controller and server, within 3 s; nothing is left. Works however many of them died before."""
+        """Ends the ranks, the controller and the rank server within 3 s. Also works when some of them have died."""
         with self._lifecycle:
             if self._down:
                 return
             try:
-                self._leave()
-            finally:  # whatever a listener makes of it
+                self._mark_down()
+            finally:  # also when a callback raises
                 if self._client is not None:
                     self._client.close(linger=0)
                 self._server.close()
 
-    def _hand_over(self) -> rank_servers.RankServer | None:
-        """End the ranks and keep what is slow to start, for the next session; None when it cannot be kept."""
-        from workbench.cluster.engines import release
+    def _end_ranks_only(self) -> rank_servers.RankServer | None:
+        """Ends the ranks and returns the rank server for reuse. If that fails, ends the server too and returns None."""
+        from workbench.cluster.engines import unregister_and_wait
 
         self._stopping = True
         try:
             self._server.stop_ranks().result(2.0)
-            release(self._client, self._engine_info, range(self.n), timeout_s=2.0)
+            unregister_and_wait(self._client, self._engine_info, range(self.n), timeout_s=2.0)
         except (ClusterError, TimeoutError):
             self.down()
             return None
-        self._server.forget_listeners()
-        self._leave()
+        self._server.remove_callbacks()
+        self._mark_down()
         self._client.close(linger=0)
         return self._server
 
-    def _leave(self) -> None:
+    def _mark_down(self) -> None:
         self._stopping = self._down = True
         if Session._current is self:
             Session._current = None
-        self._lose_all("its session ended (by %dist_down, or with its kernel)")
+        self._mark_all_dead("its session ended, by %dist_down or with the kernel")
         if self._port is not None:
             self._port.close()
 
-    def _fits(self, placement: Placement, master_port: int | None, kind: RankKind) -> bool:
+    def _matches(self, placement: Placement, master_port: int | None, kind: RankKind) -> bool:
         same = (placement.bindings, kind) == (self.placement.bindings, self.kind)
         return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
     def _start_ranks(self, placement: Placement, port: socket.socket) -> None:
-        from workbench.cluster.engines import connect, connection, wait_heard, wait_registered
+        from workbench.cluster.engines import connect, read_connection_file, wait_for_output, wait_until_registered
         from workbench.cluster.hosts.specs import rank_specs
 
         self.placement, self._port, self.master_port = placement, port, port.getsockname()[1]
-        rank_servers.wait_ready(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
-        self._engine_info = connection(self._server.profile_dir, "engine")
-        server, how = self._server, json.dumps(self._engine_info)
+        rank_servers.wait_for_reply(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
+        self._engine_info = read_connection_file(self._server.profile_dir, "engine")
+        server = self._server
         specs = rank_specs(
-            placement, self.kind, master_port=self.master_port, profile_dir=server.profile_dir, connection=how
+            placement,
+            self.kind,
+            master_port=self.master_port,
+            profile_dir=server.profile_dir,
+            connection=json.dumps(self._engine_info),
         )
         started = server.start_ranks(specs)
-        self._client = connect(connection(self._server.profile_dir, "client"))
-        rank_servers.wait_ready(started, _START_TIMEOUT_S, self._check_alive)
+        self._client = connect(read_connection_file(self._server.profile_dir, "client"))
+        rank_servers.wait_for_reply(started, _START_TIMEOUT_S, self._check_alive)
         try:
-            wait_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
-            wait_heard(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
+            wait_until_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
+            wait_for_output(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
         except TimeoutError as error:
-            raise ClusterError(f"{error}: run %dist_down and try again with fewer ranks") from error
+            raise ClusterError(f"{error}: run %dist_up again, with fewer ranks if the machine is overloaded") from error
 
     def _check_alive(self) -> None:
-        self._roster.check(range(self.n), "no rank is up now; run %dist_up to try again")
+        self._roster.raise_if_dead(range(self.n), "the other ranks were stopped too; run %dist_up to try again")
 
-    # --- events of the server (in its reading thread)
+    # --- events of the rank server (called in its reader thread)
 
-    def _hear(self, message: Any) -> None:
+    def _handle_event(self, message: Any) -> None:
         match message:
             case p.RankStarted():
                 self._roster.pids[message.rank] = message.pid
             case p.RankExited() if not self._stopping:
-                self._lose(message.rank, message.reason, message.tail)
+                self._mark_dead(message.rank, message.reason, message.tail)
             case p.ControllerExited() if not self._stopping:
-                self._lose_all(f"the controller ended ({message.reason}), so no rank can be reached")
+                self._mark_all_dead(f"the controller ended ({message.reason}), so the ranks cannot be reached")
 
-    def _server_ended(self, reason: str) -> None:
+    def _handle_server_end(self, reason: str) -> None:
         if not self._stopping:
-            self._lose_all(f"the rank server {reason}, and its ranks with it")
+            self._mark_all_dead(f"the rank server {reason}; its ranks ended with it")
 
-    def _lose_all(self, reason: str) -> None:
+    def _mark_all_dead(self, reason: str) -> None:
         for rank in range(self.n):
-            self._lose(rank, reason)
+            self._mark_dead(rank, reason)
 
-    def _lose(self, rank: int, reason: str, last_output: str = "") -> None:
-        if not self._roster.lost(rank, reason, last_output):
+    def _mark_dead(self, rank: int, reason: str, last_output: str = "") -> None:
+        if not self._roster.mark_dead(rank, reason, last_output):
             return
         reason = self._roster.dead[rank]
         for submission in list(self._submissions):
-            submission.rank_died(rank, reason)
+            submission.mark_dead(rank, reason)
         if self._stopping:
             return
-        for callback in list(self._on_died):
+        for callback in list(self._death_callbacks):
             callback(rank, reason)
         if self._server.alive and self._engine_info:
             from workbench.cluster.engines import unregister
@@ -254,34 +268,36 @@ class Session:
             unregister(self._engine_info, [rank])
 
     def on_rank_died(self, callback: Callable[[int, str], None]) -> None:
-        """Call ``callback(rank, reason)`` when a rank ends unasked; in another thread, must not block."""
-        self._on_died.append(callback)
+        """Registers ``callback(rank, reason)`` for ranks that end unexpectedly. It runs in another thread and must not
+        block."""
+        self._death_callbacks.append(callback)
 
     def forget_rank_died(self, callback: Callable[[int, str], None]) -> None:
-        """Undo ``on_rank_died``."""
-        self._on_died.remove(callback)
+        """Removes a callback that ``on_rank_died`` registered."""
+        self._death_callbacks.remove(callback)
 
     # --- cells
 
     def execute(self, code: str, ranks: Sequence[int] | None = None, timeout: float | None = None) -> CellResult:
-        """Run a cell on ranks (default: all) and wait. Errors of the cell are in the result (``raise_on_error``).
+        """Runs a cell on ranks (default: all) and waits for it. The result holds output and errors of the cell.
 
-        Raises ``RankDiedError`` as soon as one of them ends, ``RanksBusyError`` while they are busy, ``ClusterError``
-        after ``timeout`` seconds (the cell runs on). Ctrl-C interrupts the ranks.
+        To raise an error of the cell, call ``raise_on_error()`` of the result. Raises ``RankDiedError`` as soon as one
+        of the ranks ends, ``RanksBusyError`` when they are in use, and ``ClusterError`` after ``timeout`` seconds (the
+        cell keeps running). Ctrl-C interrupts the cell on the ranks.
         """
         submission = self.submit(code, ranks)
         self.wait(submission, timeout)
         return submission.result()
 
     def submit(self, code: str, ranks: Sequence[int] | None = None) -> Submission:
-        """Start a cell on ranks (default: all) and return at once."""
-        targets = self._targets(ranks)
+        """Starts a cell on ranks (default: all) without waiting. Raises ``RankDiedError`` and ``RanksBusyError``."""
+        targets = self._check_targets(ranks)
         self.check_free(targets)
         submission = Submission(code, targets)
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         send(self._client, submission)
-        for rank in set(targets) & set(self.dead):  # one that died in between
-            submission.rank_died(rank, self.dead[rank])
+        for rank in set(targets) & set(self.dead):  # ranks that died since the check
+            submission.mark_dead(rank, self.dead[rank])
         return submission
 
     def wait(
@@ -291,7 +307,7 @@ class Session:
         *,
         while_waiting: Callable[[Submission], None] | None = None,
     ) -> None:
-        """Wait for a submission as ``execute`` does; ``while_waiting(submission)`` is called twice a second."""
+        """Waits for a submission; ``while_waiting(submission)`` is called every 0.5 s. Errors: see ``execute``."""
         deadline = None if timeout is None else time.monotonic() + timeout
         finished = False
         try:
@@ -304,19 +320,25 @@ class Session:
             self.interrupt(submission.ranks)
             submission.wait(2.0)
             raise
-        self._roster.check(submission.dead_ranks(), "its peers may wait for it: run %dist_up to start again")
+        self._roster.raise_if_dead(
+            submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
+        )
         if not finished:
-            left = [rank for rank in submission.ranks if rank not in submission.ready_ranks()]
+            left = [rank for rank in submission.ranks if rank not in submission.finished_ranks()]
             raise ClusterError(
-                f"{format_ranks(left)} did not finish within {timeout:g} s and runs on: interrupt it, or wait"
+                f"{format_ranks(left)} did not finish within {timeout:g} s and still runs the cell: "
+                "wait longer (session.wait(submission)), or interrupt it (session.interrupt())"
             )
 
     def push(self, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
-        """Set names in the ranks' namespace."""
+        """Sets variables in the namespace of ranks (default: all)."""
         self._transfer(lambda view: view.push(dict(values), block=False), ranks)
 
     def pull(self, names: str | Sequence[str], ranks: Sequence[int] | None = None) -> dict[int, Any]:
-        """Values of a name by rank; of several names, a dict of values by rank. ``CellError`` for a missing name."""
+        """Returns the value of a variable by rank; for a sequence of names, a dict from name to value by rank.
+
+        Raises ``CellError`` when a rank has no variable of that name.
+        """
         several = names if isinstance(names, str) else list(names)
         targets, values = self._transfer(lambda view: view.pull(several, block=False), ranks)
         if isinstance(names, str):
@@ -324,45 +346,50 @@ class Session:
         return {rank: dict(zip(several, row, strict=True)) for rank, row in zip(targets, values, strict=True)}
 
     def _transfer(self, action: Callable[[Any], Any], ranks: Sequence[int] | None) -> tuple[list[int], Any]:
-        from workbench.cluster.engines import value_of
+        from workbench.cluster.engines import get_value
 
-        targets = self._targets(ranks)
+        targets = self._check_targets(ranks)
         self.check_free(targets)
-        answer = action(self._client.direct_view(targets))
-        while not answer.wait(0.1):
-            self._roster.check(targets, "run %dist_up to start again")
-        return targets, value_of(answer)
+        result = action(self._client.direct_view(targets))
+        while not result.wait(0.1):
+            self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
+        return targets, get_value(result)
 
     def interrupt(self, ranks: Sequence[int] | None = None) -> None:
-        """SIGINT to ranks: KeyboardInterrupt in the cell they run, nothing when they run none."""
+        """Interrupts the cell that ranks run with SIGINT (KeyboardInterrupt). Idle ranks ignore it."""
         self.signal(signals.SIGINT, ranks)
 
     def signal(self, signum: int, ranks: Sequence[int] | None = None) -> None:
-        """Send a signal to the processes of ranks (default: all that live)."""
-        self._server.signal(self._roster.alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
+        """Sends a signal to the processes of ranks (default: all that are alive)."""
+        self._server.signal(self._roster.select_alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
 
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
-        """SIGKILL to ranks that cannot end by themselves; they are dead then, because of ``why``."""
-        self._roster.will_end(ranks, why)
+        """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""
+        self._roster.announce_end(ranks, why)
         self.signal(signals.SIGKILL, ranks)
 
-    def _targets(self, ranks: Sequence[int] | None) -> list[int]:
+    def _check_targets(self, ranks: Sequence[int] | None) -> list[int]:
         if self._down:
-            raise ClusterError("these ranks were taken down: run %dist_up")
+            raise ClusterError(
+                "this session has ended (by %dist_down, or replaced by another): run %dist_up, or use Session.current()"
+            )
         targets = list(range(self.n)) if ranks is None else sorted(set(ranks))
         outside = [rank for rank in targets if not 0 <= rank < self.n]
         if outside:
-            raise ClusterError(f"{format_ranks(outside)}: {self.n} ranks are up, 0 to {self.n - 1}")
-        self._roster.check(targets, "run %dist_up to start again, or name other ranks")
+            raise ClusterError(f"{format_ranks(outside)}: {self.n} ranks are up; use ranks 0 to {self.n - 1}")
+        self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks, or choose other ranks")
         return targets
 
     @property
     def busy(self) -> str | None:
-        """The name of the run that trains on the ranks, or None."""
+        """The name of the run that is training on the ranks, or None."""
         return None if self.job is None else self.job.name
 
     def check_free(self, ranks: Sequence[int]) -> None:
-        """``RanksBusyError`` while a run trains (one that ended is waited for), or a rank of these runs a cell."""
+        """Raises ``RanksBusyError`` while a run is training, or one of ``ranks`` is running a cell.
+
+        When the run has just ended, waits until it has released the ranks.
+        """
         wait_for_release(lambda: self.job)
         if self.busy is not None:
             raise RanksBusyError(
@@ -371,34 +398,35 @@ class Session:
         running = sorted(self._ranks_with_cells() & set(ranks))
         if running:
             raise RanksBusyError(
-                f"{format_ranks(running)} still runs an earlier cell: wait, interrupt it (session.interrupt()), "
-                "or start again with %dist_down and %dist_up"
+                f"{format_ranks(running)} still runs an earlier cell: wait for it, interrupt it (session.interrupt()), "
+                "or restart the ranks with %dist_down and %dist_up"
             )
 
     def _ranks_with_cells(self) -> set[int]:
-        return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.ready_ranks()}
+        return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.finished_ranks()}
 
     # --- status
 
     def status(self) -> list[RankStatus]:
-        """Where each rank runs and what it does. Never asks the ranks, so it answers while they train."""
-        running, host, found = self._ranks_with_cells(), socket.gethostname(), []
+        """Returns the status of each rank: where it runs and what it does. Does not query the ranks, so it also works
+        while they train."""
+        running, host, rows = self._ranks_with_cells(), socket.gethostname(), []
         job = self.job
         for binding in self.placement.bindings:
             rank = binding.rank
             state = "training" if job is not None else "running cell" if rank in running else "idle"
             step = job.step_of(rank) if job is not None else None
             pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
-            found.append(measure(binding, pid=pid, host=host, state=state, step=step, dead=dead))
-        return found
+            rows.append(measure_rank(binding, pid=pid, host=host, state=state, step=step, dead=dead))
+        return rows
 
 
 @atexit.register
-def _end_all() -> None:
+def _end_at_exit() -> None:
     session = Session.current()
     if session is not None:
         session.down()
-    cool()
+    close_spare_server()
 
 
-os.register_at_fork(after_in_child=lambda: atexit.unregister(_end_all))  # the ranks are not the child's
+os.register_at_fork(after_in_child=lambda: atexit.unregister(_end_at_exit))  # a forked child does not own the ranks

@@ -1,4 +1,4 @@
-"""One row of ``%dist_status``."""
+"""The status of one rank: a row of ``%dist_status``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from workbench.cluster.hosts.placement import CPU, Binding
 
 @dataclass(frozen=True, kw_only=True)
 class RankStatus:
-    """Where a rank runs and what it does. ``memory_bytes``: resident memory of its process. ``state``: idle, running
-    cell, training or dead. ``step``: of the run that trains. ``cores`` empty: not pinned. ``warning``: readable."""
+    """Where a rank runs and what it does.
+
+    ``device``: ``"cpu"`` or ``"cuda:<id>"``. ``cores``: logical CPUs that it is pinned to (empty: not pinned).
+    ``memory_bytes``: resident memory of its process. ``state``: ``idle``, ``running cell``, ``training`` or ``dead``.
+    ``step``: the last step that it finished of the current run, or None. ``warning``: text for the user, or "".
+    """
 
     rank: int
     pid: int
@@ -25,17 +29,19 @@ class RankStatus:
     warning: str = ""
 
 
-def measure(binding: Binding, *, pid: int, host: str, state: str, step: int | None, dead: str | None) -> RankStatus:
-    """Measures the process of a rank from outside, without asking the rank."""
+def measure_rank(
+    binding: Binding, *, pid: int, host: str, state: str, step: int | None, dead: str | None
+) -> RankStatus:
+    """Returns the status of a rank, measured from outside its process. ``dead``: why the rank ended, or None."""
     memory, warning = 0, dead.splitlines()[0] if dead else ""
     if dead is None:
         try:
             process = psutil.Process(pid)
             memory = process.memory_info().rss
             if process.status() == psutil.STATUS_STOPPED:
-                warning = "stopped by a signal"
+                warning = "its process is stopped by a signal: continue it with SIGCONT"
         except psutil.Error:
-            warning = "its process cannot be inspected"
+            warning = "its process cannot be inspected: it has ended or belongs to another user"
     return RankStatus(
         rank=binding.rank,
         pid=pid,

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Placement, default_ranks, place
 from workbench.cluster.session import Session
-from workbench.cluster.startup_notice import notice_when_slow
+from workbench.cluster.startup_notice import print_when_slow
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
 from workbench.run.resolve import resolve
@@ -40,7 +40,7 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
         path = run_directory.create(request.spec, request.cell)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
         framework = request.spec.plan.framework
-        if session is None or not session.kind.trains(framework):
+        if session is None or not session.kind.can_train(framework):
             started = _start_ranks(placement, framework, again=session is not None)
             if session is None:
                 undo.callback(started.down)
@@ -56,7 +56,7 @@ def _start_ranks(placement: Placement, framework: str, *, again: bool) -> Sessio
     """Start ranks, or as many again in the same places from a warm process of another framework; says so."""
     if again:
         print(f"the ranks are started again for framework {framework}: names that cells defined on them are gone")
-    with notice_when_slow():
+    with print_when_slow():
         session = Session.start(placement, framework=framework)
     if not again:
         for text in session.warnings:

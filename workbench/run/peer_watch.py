@@ -71,7 +71,7 @@ class PeerWatch:
             if gone:
                 self._first_failure -= GRACE_S
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
-        left = [rank for rank in self._submission.ranks if rank not in self._submission.ready_ranks()]
+        left = [rank for rank in self._submission.ranks if rank not in self._submission.finished_ranks()]
         match next_action(time.monotonic() - self._first_failure, interrupted=self._interrupted):
             case "interrupt":
                 self._session.interrupt(left)
@@ -91,7 +91,7 @@ class PeerWatch:
         """Ranks that died, that answered that they failed, or that say so in their log."""
         submission = self._submission
         failed = set(submission.dead_ranks())
-        for rank in submission.ready_ranks():
+        for rank in submission.finished_ranks():
             outcome = Outcome.from_result(submission.outputs[rank].result)
             if submission.error(rank) is not None or (outcome is not None and outcome.state == "failed"):
                 failed.add(rank)

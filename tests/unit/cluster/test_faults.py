@@ -1,4 +1,4 @@
-"""What a host lacks is an error of ours, or none at all, before any rank is there."""
+"""Faults of the host before ranks start: broken GPUs, no temporary directory; Ctrl-C as a run ends."""
 
 import tempfile
 from types import SimpleNamespace
@@ -40,13 +40,13 @@ class Nvml:
         raise NvmlError("not supported")
 
 
-def test_a_gpu_that_does_not_answer_is_left_out(monkeypatch):
+def test_a_gpu_with_an_nvml_error_is_omitted(monkeypatch):
     monkeypatch.setattr(machine, "_nvml", Nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert machine.visible_device_ids() == ["1"]
 
 
-def test_a_driver_that_does_not_answer_leaves_the_processor(monkeypatch):
+def test_a_driver_error_means_no_gpus(monkeypatch):
     broken = Nvml()
     monkeypatch.setattr(broken, "nvmlDeviceGetCount", lambda: broken.nvmlDeviceGetHandleByIndex(0), raising=False)
     monkeypatch.setattr(machine, "_nvml", lambda: broken)
@@ -62,7 +62,7 @@ class Shell:
         self.registered = kinds
 
 
-def test_the_extension_loads_where_no_temporary_directory_can_be_made(monkeypatch, capsys):
+def test_the_extension_loads_without_a_temporary_directory(monkeypatch, capsys):
     def refuse(**_):
         raise PermissionError(13, "Permission denied", "/nowhere")
 
@@ -75,7 +75,7 @@ def test_the_extension_loads_where_no_temporary_directory_can_be_made(monkeypatc
 
 
 @pytest.mark.parametrize("visible", [None, "1"])
-def test_gpus_are_numbered_as_nvml_does_also_where_the_user_chose_some(monkeypatch, visible):
+def test_cuda_numbers_gpus_in_pci_bus_order(monkeypatch, visible):
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -84,7 +84,7 @@ def test_gpus_are_numbered_as_nvml_does_also_where_the_user_chose_some(monkeypat
     assert client._environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_signals_go_to_the_ranks_that_were_started_also_when_another_set_has_ended():
+def test_an_engine_set_signals_its_own_ranks_after_another_set_has_ended():
     sent = []
     server = SimpleNamespace(signal=lambda ranks, number: sent.append(list(ranks)) or SimpleNamespace(result=float))
     launcher = WorkbenchEngineSetLauncher()

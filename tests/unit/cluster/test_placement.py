@@ -7,9 +7,9 @@ from workbench.cluster.hosts.placement import (
     Host,
     choose_devices,
     default_ranks,
-    environment,
     parse_ranks,
     place,
+    rank_environment,
     visible_devices,
 )
 from workbench.errors import ConfigError
@@ -18,7 +18,7 @@ GPUS = tuple(Device(id=str(index), name="H100", memory_bytes=80 << 30) for index
 
 
 def host(cores=8, devices=(), limit=None):
-    return Host(cores=tuple(range(cores)), physical=cores, cpu_limit=limit, devices=devices)
+    return Host(cores=tuple(range(cores)), physical_cores=cores, cpu_limit=limit, devices=devices)
 
 
 def test_cores_are_shared_without_overlap():
@@ -29,20 +29,20 @@ def test_cores_are_shared_without_overlap():
     assert not placement.warnings
 
 
-def test_more_ranks_than_cores_is_said_and_not_pinned():
+def test_more_ranks_than_cores_warns_and_does_not_pin():
     placement = place(4, host(2))
     assert [binding.cores for binding in placement.bindings] == [()] * 4
     assert [binding.threads for binding in placement.bindings] == [1] * 4
     assert "4 ranks on 2 cores" in placement.warnings[0] and "-n 2" in placement.warnings[0]
 
 
-def test_a_cgroup_limit_counts_as_cores():
+def test_a_cgroup_limit_reduces_the_usable_cores():
     placement = place(4, host(64, limit=8.0))
     assert {binding.cores for binding in placement.bindings} == {()}
     assert {binding.threads for binding in placement.bindings} == {2}
 
 
-def test_one_device_per_rank_and_none_left_for_cpu_ranks():
+def test_each_rank_gets_one_device_and_cpu_ranks_get_none():
     placement = place(4, host(8, GPUS))
     assert [binding.device for binding in placement.bindings] == ["0", "1", "2", "3"]
     assert place(2, host(8, GPUS), devices=()).bindings[0].device == "cpu"
@@ -59,10 +59,13 @@ def test_more_ranks_than_devices_are_refused_unless_they_run_on_cpu_cores():
     assert {binding.device for binding in place(6, host(8, GPUS), devices=()).bindings} == {"cpu"}
 
 
-def test_a_device_in_use_is_said_with_the_rank_that_shares_it():
+def test_a_device_in_use_gives_a_warning_that_names_the_rank():
     used = (*GPUS[:1], Device(id="1", name="H100", used_by=(77,)))
     (said,) = place(2, host(8, used)).warnings
-    assert said == "device 1 (H100) is in use by process 77: rank 1 shares its memory and time with it"
+    assert (
+        said
+        == "device 1 (H100) is also used by process 77: rank 1 shares the memory and compute time of the device with it"
+    )
     assert place(1, host(8, used)).warnings == ()
 
 
@@ -79,12 +82,12 @@ def test_a_device_in_use_is_said_with_the_rank_that_shares_it():
         (" 3 , MIG-x ", ["3", "MIG-x"]),
     ],
 )
-def test_a_users_cuda_visible_devices_is_respected(setting, ids):
+def test_cuda_visible_devices_of_the_user_is_respected(setting, ids):
     assert [device.id for device in visible_devices(setting, GPUS)] == ids
 
 
-def test_unknown_device_is_named():
-    with pytest.raises(ConfigError, match="unknown device 7: visible are 0, 1, 2, 3"):
+def test_an_unknown_device_is_named_in_the_error():
+    with pytest.raises(ConfigError, match="unknown device 7: the visible devices are 0, 1, 2, 3"):
         choose_devices(host(2, GPUS), ["7"])
     assert [device.id for device in choose_devices(host(2, GPUS), ["3", "1"])] == ["3", "1"]
     assert choose_devices(host(2, GPUS), "cpu") == ()
@@ -97,9 +100,9 @@ def test_default_number_of_ranks(cores, devices, n):
     assert default_ranks(host(cores, devices)) == n
 
 
-def test_environment_is_torchruns():
+def test_environment_has_the_variables_of_torchrun():
     second = place(2, host(4)).bindings[1]
-    variables = environment(second, world_size=2, master_addr="127.0.0.1", master_port=1234)
+    variables = rank_environment(second, world_size=2, master_addr="127.0.0.1", master_port=1234)
     assert variables["RANK"] == variables["LOCAL_RANK"] == "1"
     assert variables["WORLD_SIZE"] == variables["LOCAL_WORLD_SIZE"] == "2"
     assert (variables["MASTER_ADDR"], variables["MASTER_PORT"]) == ("127.0.0.1", "1234")
@@ -109,21 +112,21 @@ def test_environment_is_torchruns():
 @pytest.mark.parametrize(
     ("text", "ranks"), [("all", [0, 1, 2, 3]), ("0,2", [0, 2]), ("1-3", [1, 2, 3]), ("3, 0-1", [0, 1, 3])]
 )
-def test_targets(text, ranks):
+def test_parse_ranks(text, ranks):
     assert parse_ranks(text, 4) == ranks
 
 
 @pytest.mark.parametrize("text", ["", "a", "2-1", "1-", "-1", "1:3"])
-def test_targets_that_name_nothing(text):
+def test_parse_ranks_refuses_text_that_is_not_a_list_of_ranks(text):
     with pytest.raises(ConfigError, match="is not a list of ranks"):
         parse_ranks(text, 4)
 
 
-def test_targets_outside():
+def test_parse_ranks_refuses_ranks_that_are_not_up():
     with pytest.raises(ConfigError, match="ranks 4-5 in -t '3-5', but 4 ranks are up"):
         parse_ranks("3-5", 4)
 
 
-def test_no_ranks():
+def test_zero_ranks_are_refused():
     with pytest.raises(ConfigError, match="-n 0"):
         place(0, host())

@@ -1,4 +1,4 @@
-"""A reserved port is refused to everybody but the process it was reserved for, also in the controller."""
+"""A reserved port cannot be taken by another process before its user listens on it."""
 
 import json
 import socket
@@ -15,11 +15,11 @@ from workbench.errors import ClusterError
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1"])
-def test_a_reserved_port_is_free_for_zeromq_and_for_nobody_else(address: str):
+def test_only_zeromq_can_listen_on_a_reserved_port(address: str):
     with reserve() as reserved:
         port = reserved.getsockname()[1]
-        with socket.socket() as thief, pytest.raises(OSError, match="Address already in use"):
-            thief.bind((address, port))
+        with socket.socket() as intruder, pytest.raises(OSError, match="Address already in use"):
+            intruder.bind((address, port))
         with zmq.Context() as context, context.socket(zmq.PUB) as owner:
             owner.bind(f"tcp://127.0.0.1:{port}")
             with pytest.raises(OSError, match="Address already in use"):
@@ -28,7 +28,7 @@ def test_a_reserved_port_is_free_for_zeromq_and_for_nobody_else(address: str):
         next_one.bind((address, port))
 
 
-def test_nobody_who_asks_for_any_port_is_given_a_reserved_one():
+def test_a_reserved_port_is_never_chosen_as_a_free_port():
     reserved = [reserve() for _ in range(200)]
     others = [socket.socket() for _ in range(400)]
     try:
@@ -40,13 +40,13 @@ def test_nobody_who_asks_for_any_port_is_given_a_reserved_one():
             each.close()
 
 
-def test_the_port_of_the_ranks_is_reserved_for_pytorch():
+def test_pytorch_can_listen_on_a_reserved_master_port():
     from torch.distributed import TCPStore
 
     with reserve_master_port("127.0.0.1", None) as reserved:
         port = reserved.getsockname()[1]
-        with socket.socket() as thief, pytest.raises(OSError, match="Address already in use"):
-            thief.bind(("127.0.0.1", port))
+        with socket.socket() as intruder, pytest.raises(OSError, match="Address already in use"):
+            intruder.bind(("127.0.0.1", port))
         store = TCPStore("127.0.0.1", port, 1, is_master=True)
         store.set("key", "value")
         assert store.get("key") == b"value"
@@ -65,8 +65,8 @@ outcomes, setup = [], ThreadMonitoredQueue._setup_sockets
 def steal_first(queue):
     for address in (*queue._in_binds, *queue._out_binds):
         try:
-            thief = socket.socket()
-            thief.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+            intruder = socket.socket()
+            intruder.bind(("127.0.0.1", int(address.rpartition(":")[2])))
             outcomes.append("stolen")
         except OSError as error:
             outcomes.append(error.strerror)
@@ -80,7 +80,7 @@ run_controller(StartController(id=1, profile_dir=sys.argv[1]), os.open(os.devnul
 """
 
 
-def test_the_ports_of_a_controller_cannot_be_taken_before_its_threads_bind_them(tmp_path: Path):
+def test_no_process_can_take_a_port_of_the_controller_before_it_is_bound(tmp_path: Path):
     command = [sys.executable, "-c", _CONTROLLER, str(tmp_path)]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert ended.stdout, ended.stderr

@@ -1,4 +1,4 @@
-"""Messages survive the wire; what is no message says why."""
+"""Messages are encoded and decoded without loss; an invalid line is refused with a reason."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_round_trip(message):
     assert p.decode(line) == message
 
 
-def test_stream_is_cut_into_messages_wherever_it_breaks():
+def test_a_stream_is_split_into_messages_wherever_it_breaks():
     stream = b"".join(p.encode(p.Reply(id=number)) for number in range(5))
     buffer, found = p.LineBuffer(), []
     for start in range(0, len(stream), 7):
@@ -38,13 +38,13 @@ def test_stream_is_cut_into_messages_wherever_it_breaks():
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b"hello\n", "not a JSON line"),
+        (b"hello\n", "not a line of JSON"),
         (json.dumps({"v": 2, "type": "Reply", "id": 1}).encode(), "not a message of protocol version 1"),
         (json.dumps({"v": 1, "type": "Explode"}).encode(), "unknown message type"),
-        (json.dumps({"v": 1, "type": "Reply", "id": 1, "more": 2}).encode(), "fields of Reply do not fit"),
+        (json.dumps({"v": 1, "type": "Reply", "id": 1, "more": 2}).encode(), "wrong fields for message Reply"),
         (b"[]", "not a message of protocol version 1"),
     ],
 )
-def test_what_is_no_message(line, complaint):
+def test_an_invalid_line_is_refused(line, complaint):
     with pytest.raises(p.ProtocolError, match=complaint):
         p.decode(line)

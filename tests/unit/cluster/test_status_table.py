@@ -4,7 +4,7 @@ from magics.cluster import StatusTable
 from workbench.cluster.status import RankStatus
 
 
-def test_text_and_html_show_the_same_and_escape():
+def test_text_and_html_show_the_same_values_and_html_is_escaped():
     ranks = (
         RankStatus(
             rank=0, pid=12, host="h", device="cpu", cores=(0, 1), memory_bytes=3 << 29, state="training", step=7

@@ -1,4 +1,4 @@
-"""TCP ports that stay free until the process that was promised one listens on it."""
+"""Reserves TCP ports until the process that needs them listens on them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import socket
 
 
 def reserve(address: str = "", port: int = 0) -> socket.socket:
-    """Reserve a TCP port: a socket that is bound to ``port`` of ``address`` (0: a free one) and never listens.
+    """Reserves a TCP port and returns a socket that is bound to it and does not listen.
 
-    While it is open, the kernel gives the port to nobody who asks for any free one, and refuses it to whoever asks for
-    this one without ``SO_REUSEADDR``. ZeroMQ and PyTorch's ``TCPStore`` set that option, so they can listen on it at
-    once. To find a free port, close it and bind it later leaves a gap in which another process can take it.
-    ``OSError`` when somebody listens on ``port``, or this user may not.
+    ``port``: 0 for a free port. Close the socket to release the port.
+
+    While the socket is open, the kernel does not choose the port for a process that binds to any free port, and a
+    process that binds to this port without ``SO_REUSEADDR`` gets an error. ZeroMQ and PyTorch's ``TCPStore`` set that
+    option, so they can listen on the port while it is reserved. The usual alternative, to bind to a free port, close
+    the socket and bind again later, lets another process take the port in between.
+
+    Raises ``OSError`` when another process listens on ``port``, or this user may not bind to it.
     """
     reserved = socket.socket()
     try:

@@ -1,4 +1,4 @@
-"""Forking without leaving anything behind: children that die with their parent, reaping with their whole group."""
+"""Child processes that end with their parent, and whose process group is killed when they end."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel send SIGKILL to this process when ``parent``, which forked it, ends."""
+def die_with_parent(parent: int) -> None:
+    """Makes the kernel send SIGKILL to this process when ``parent`` ends, the process that forked it."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, so that none escapes."""
+    """Makes this process the new parent of every descendant whose own parent ends, so that it can end them all."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def fork(body: Callable[[], None], *, log: Path, keep: Iterable[int] | None = None) -> int:
-    """Fork a child that runs ``body`` in its own session, dies with this process, and writes raw output to ``log``.
+    """Forks a child that runs ``body`` in a session of its own and ends with this process. Returns its pid.
 
-    ``keep``: descriptors the child keeps besides 0 to 2; None keeps all. Call from the main thread only: the parent
-    death signal is tied to the thread that forks. Returns the child's pid; the child never returns.
+    ``log``: the file that receives stdout and stderr of the child. ``keep``: file descriptors that the child keeps
+    besides 0 to 2 (None: all). The exit code is 0 when ``body`` returns, that of ``SystemExit``, or 1.
+
+    Call it from the main thread only: the kernel sends the signal of ``die_with_parent`` when the forking thread ends.
     """
     parent = os.getpid()
     pid = os.fork()
@@ -41,20 +43,20 @@ def fork(body: Callable[[], None], *, log: Path, keep: Iterable[int] | None = No
         return pid
     status = 1
     try:
-        die_with(parent)
+        die_with_parent(parent)
         os.setsid()
-        _plain_signals()
-        _redirect(log)
+        _reset_signals()
+        _redirect_output(log)
         if keep is not None:
-            _close_all_but(keep)
+            _close_descriptors_except(keep)
         body()
         status = 0
-    except SystemExit as leaving:
-        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
     finally:
-        # No interpreter shutdown: the stack below belongs to the parent.
+        # Skip the interpreter's shutdown: the frames below this one belong to the parent.
         for stream in (sys.__stdout__, sys.__stderr__):
             if stream is not None:
                 with contextlib.suppress(OSError, ValueError):
@@ -62,7 +64,7 @@ def fork(body: Callable[[], None], *, log: Path, keep: Iterable[int] | None = No
         os._exit(status)
 
 
-def _plain_signals() -> None:
+def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGCHLD):
@@ -70,7 +72,7 @@ def _plain_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _redirect(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(null, 0)
@@ -80,16 +82,16 @@ def _redirect(log: Path) -> None:
     os.close(out)
 
 
-def _close_all_but(keep: Iterable[int]) -> None:
-    kept = {0, 1, 2, *keep}
+def _close_descriptors_except(keep: Iterable[int]) -> None:
+    kept_descriptors = {0, 1, 2, *keep}
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in kept:
+        if int(name) not in kept_descriptors:
             with contextlib.suppress(OSError):
                 os.close(int(name))
 
 
 def reap() -> Iterator[tuple[int, int]]:
-    """(pid, wait status) of every child that has ended; what is left of its process group is killed first."""
+    """Reaps children that have ended: yields the pid and raw wait status of each. Kills their process groups first."""
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -97,21 +99,24 @@ def reap() -> Iterator[tuple[int, int]]:
             return
         if ended is None:
             return
-        kill_group(ended.si_pid)  # not reaped yet, so the number is still this child's
+        kill_group(ended.si_pid)  # before the child is reaped, because its pid cannot be reused until then
         yield os.waitpid(ended.si_pid, 0)
 
 
 def kill_group(leader: int) -> None:
-    """SIGKILL to a process group that ``fork`` made; nothing when it is gone."""
+    """Sends SIGKILL to the process group of a child of ``fork``. Does nothing when the group has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
 
 def end_children(timeout_s: float) -> None:
-    """Kill children and reap them until none is left; after ``adopt_orphans`` that ends every descendant."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    """Kills and reaps children until none is left, for at most ``timeout_s`` seconds.
+
+    After ``adopt_orphans`` this ends every descendant.
+    """
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
     deadline = time.monotonic() + timeout_s
-    while (pids := [int(pid) for pid in listed.read_text().split()]) and time.monotonic() < deadline:
+    while (pids := [int(pid) for pid in children.read_text().split()]) and time.monotonic() < deadline:
         for pid in pids:
             kill_group(pid)
             with contextlib.suppress(ProcessLookupError):
@@ -121,8 +126,11 @@ def end_children(timeout_s: float) -> None:
         time.sleep(0.01)
 
 
-def wake_on_signals(*numbers: signal.Signals) -> int:
-    """A non-blocking descriptor on which one byte, the number, appears for each such signal. SIGINT is ignored."""
+def open_signal_pipe(*numbers: signal.Signals) -> int:
+    """Returns a non-blocking file descriptor that receives one byte, the signal number, for each of these signals.
+
+    SIGINT is ignored from then on.
+    """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -131,15 +139,18 @@ def wake_on_signals(*numbers: signal.Signals) -> int:
     return reader
 
 
-def exit_status(wait_status: int) -> int:
-    """Exit code of a raw wait status, negative for a signal."""
+def exit_code(wait_status: int) -> int:
+    """Converts a raw wait status to an exit code, which is negative for a signal."""
     return os.waitstatus_to_exitcode(wait_status)
 
 
-def exit_reason(status: int, *, oom_kills: int = 0) -> str:
-    """Readable reason for an exit status; ``oom_kills``: how often the out-of-memory killer struck meanwhile."""
+def describe_exit(status: int, *, oom_kills: int = 0) -> str:
+    """Describes an exit code (negative: a signal) for the user.
+
+    ``oom_kills``: how many processes of the cgroup the out-of-memory killer ended while the process ran.
+    """
     if status >= 0:
-        return f"its process left with exit code {status}"
+        return f"its process ended with exit code {status}"
     number = -status
     try:
         name = signal.Signals(number).name
@@ -147,12 +158,12 @@ def exit_reason(status: int, *, oom_kills: int = 0) -> str:
         name = "unknown"
     reason = f"killed by signal {number} ({name})"
     hints = {
-        signal.SIGSEGV: "a crash in native code",
-        signal.SIGBUS: "a memory map beyond its file, often a full /dev/shm",
-        signal.SIGABRT: "native code gave up, often after an error from NCCL, gloo or CUDA",
+        signal.SIGSEGV: "invalid memory access in native code",
+        signal.SIGBUS: "access to mapped memory that has no backing, often because /dev/shm is full",
+        signal.SIGABRT: "native code aborted, often after an error of NCCL, gloo or CUDA",
     }
     if number == signal.SIGKILL and oom_kills > 0:
-        return f"{reason}: out of memory, the kernel's out-of-memory killer struck: use a smaller batch or fewer ranks"
+        return f"{reason}: the host ran out of memory (out-of-memory killer): use a smaller batch or fewer ranks"
     if number in hints:
         return f"{reason}: {hints[signal.Signals(number)]}"
     return reason

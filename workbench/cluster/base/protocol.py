@@ -1,7 +1,8 @@
-"""What the notebook's side and a rank server say to each other: typed messages, one JSON line each.
+"""The protocol between a rank server, its owner and its warm processes: typed messages, one JSON object per line.
 
-A line is ``{"v": 1, "type": "StartRanks", ...}``. Requests carry an ``id`` that their ``Reply`` repeats; events come
-unasked. The same messages go between the server and its warm processes.
+A line is ``{"v": 1, "type": "StartRanks", ...}``. The owner (the notebook's kernel) sends requests; the server answers
+each with a ``Reply`` of the same ``id``, and sends events at any time. Between the server and its warm processes,
+``RankSpec`` goes to the warm process; ``Warmth``, ``Forked`` and ``Reaped`` come back.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from typing import Any
 from workbench.errors import ClusterError
 
 VERSION = 1
+_RESTART = "; restart the kernel if dist-workbench was updated while it ran"
 
 
 class ProtocolError(ClusterError):
-    """A line that is no message of this version."""
+    """A line is not a valid message of this protocol version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankSpec:
-    """One rank to start: its number, what it is bound to, its environment, and how its engine finds the controller.
+    """A rank to start.
 
-    ``device`` is ``"cpu"`` or the CUDA_VISIBLE_DEVICES entry of its GPU; ``cores`` are logical CPUs (empty: all).
-    ``connection`` is the text of ipyparallel's engine connection file. ``preload``: the dotted ``module:function`` that
-    its warm process called ("": none; None: the one that the server called first). ``python``: the interpreter that it
-    runs on ("": the server's own).
+    ``rank``: its engine id. ``device``: ``"cpu"`` or the CUDA_VISIBLE_DEVICES entry of its GPU. ``cores``: the logical
+    CPUs that it is pinned to (empty: not pinned). ``environment``: variables that are added to those of the server.
+    ``profile_dir``: IPython profile directory of the controller. ``work_dir``: working directory ("": unchanged).
+    ``connection``: text of ipyparallel's connection file for engines. ``preload``: the ``module:function`` that its
+    warm process called ("": none; None: the server's own). ``python``: its interpreter ("": that of the server).
     """
 
     rank: int
@@ -43,7 +46,7 @@ class RankSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StartController:
-    """Start the controller of ipyparallel; answered when its connection files are written and it listens."""
+    """Request: start ipyparallel's controller. The reply comes when it listens and its connection files are written."""
 
     id: int = 0
     profile_dir: str
@@ -53,7 +56,7 @@ class StartController:
 
 @dataclass(frozen=True, kw_only=True)
 class StartRanks:
-    """Start ranks, as soon as the warm processes are ready; answered when every one has a pid."""
+    """Request: start ranks as soon as their warm processes are warm. The reply comes when every rank has a process."""
 
     id: int = 0
     ranks: list[RankSpec]
@@ -61,7 +64,7 @@ class StartRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalRanks:
-    """Send a signal to ranks (not to their children)."""
+    """Request: send a signal to ranks, but not to their children."""
 
     id: int = 0
     ranks: list[int]
@@ -70,7 +73,7 @@ class SignalRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class StopRanks:
-    """End all ranks: SIGTERM, SIGKILL after ``grace_s``; answered when none is left."""
+    """Request: end all ranks with SIGTERM, and SIGKILL after ``grace_s`` seconds. The reply comes when none is left."""
 
     id: int = 0
     grace_s: float = 0.5
@@ -78,7 +81,10 @@ class StopRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown:
-    """End ranks, controller, warm processes and the server itself; the connection's end is the answer."""
+    """Request: end the ranks (as ``StopRanks``), controller, warm processes and server.
+
+    Instead of a reply, the server closes the connection.
+    """
 
     id: int = 0
     grace_s: float = 0.5
@@ -86,7 +92,7 @@ class Shutdown:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """Answer to the request ``id``; ``error`` is empty when it was done, else readable."""
+    """The reply to the request ``id``. ``error``: "" on success, otherwise a message for the user."""
 
     id: int
     error: str = ""
@@ -94,9 +100,11 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Warmth:
-    """State of a warm process: ``warming``, ``warm`` (after ``seconds``) or ``failed`` (``detail``: why).
+    """Event: the state of a warm process.
 
-    ``preload`` and ``python``: of the ranks that it serves, as in ``RankSpec``."""
+    ``state``: ``warm`` (ready, after ``seconds``) or ``failed`` (``detail``: why). ``device``, ``preload`` and
+    ``python``: those of the ranks that start from it, as in ``RankSpec``.
+    """
 
     device: str
     state: str
@@ -108,7 +116,7 @@ class Warmth:
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerReady:
-    """The controller listens; ``detail`` is empty, or why it never will."""
+    """Event: the controller listens. ``detail`` is not used."""
 
     pid: int
     detail: str = ""
@@ -116,7 +124,7 @@ class ControllerReady:
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerExited:
-    """The controller ended without being asked."""
+    """Event: the controller ended unexpectedly."""
 
     pid: int
     reason: str
@@ -124,7 +132,7 @@ class ControllerExited:
 
 @dataclass(frozen=True, kw_only=True)
 class RankStarted:
-    """A rank's process exists."""
+    """Event: the process of a rank exists."""
 
     rank: int
     pid: int
@@ -132,7 +140,10 @@ class RankStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class RankExited:
-    """A rank's process ended. ``status`` is its exit code, negative for a signal; ``tail`` its last raw output."""
+    """Event: the process of a rank ended.
+
+    ``status``: exit code, negative for a signal. ``reason``: description for the user. ``tail``: end of its raw output.
+    """
 
     rank: int
     pid: int
@@ -143,7 +154,7 @@ class RankExited:
 
 @dataclass(frozen=True, kw_only=True)
 class Forked:
-    """From a warm process to its server: it became, or forked, this rank."""
+    """From a warm process to the server: it has forked, or is about to become, this rank."""
 
     rank: int
     pid: int
@@ -151,7 +162,7 @@ class Forked:
 
 @dataclass(frozen=True, kw_only=True)
 class Reaped:
-    """From a forking warm process to its server: a child of it ended with this raw wait status."""
+    """From a forking warm process to the server: a rank that it forked ended with this raw wait status."""
 
     pid: int
     wait_status: int
@@ -159,7 +170,7 @@ class Reaped:
 
 Request = StartController | StartRanks | SignalRanks | StopRanks | Shutdown
 Message = Request | Reply | Warmth | ControllerReady | ControllerExited | RankStarted | RankExited
-Internal = RankSpec | Warmth | Forked | Reaped
+WarmProcessMessage = RankSpec | Warmth | Forked | Reaped
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
@@ -170,37 +181,40 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def encode(message: Message | Internal) -> bytes:
-    """One line, newline included."""
+def encode(message: Message | WarmProcessMessage) -> bytes:
+    """Encodes a message as one line, including the newline."""
     return json.dumps({"v": VERSION, "type": type(message).__name__, **dataclasses.asdict(message)}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:
-    """The message of one line; ``ProtocolError`` says what is wrong with it."""
+    """Decodes one line. Raises ``ProtocolError`` when it is not a valid message."""
     try:
         data = json.loads(line)
     except ValueError as error:
-        raise ProtocolError(f"not a JSON line: {line[:80]!r}") from error
+        raise ProtocolError(f"not a line of JSON: {line[:80]!r}{_RESTART}") from error
     if not isinstance(data, dict) or data.pop("v", None) != VERSION:
-        raise ProtocolError(f"not a message of protocol version {VERSION}: {line[:80]!r}")
+        raise ProtocolError(f"not a message of protocol version {VERSION}: {line[:80]!r}{_RESTART}")
     kind = _TYPES.get(data.pop("type", ""))
     if kind is None:
-        raise ProtocolError(f"unknown message type: {line[:80]!r}")
+        raise ProtocolError(f"unknown message type: {line[:80]!r}{_RESTART}")
     if kind is StartRanks:
         data["ranks"] = [RankSpec(**spec) for spec in data.get("ranks", [])]
     try:
         return kind(**data)
     except TypeError as error:
-        raise ProtocolError(f"fields of {kind.__name__} do not fit: {error}") from error
+        raise ProtocolError(f"wrong fields for message {kind.__name__}: {error}{_RESTART}") from error
 
 
 class LineBuffer:
-    """Cuts a byte stream into messages."""
+    """Splits a byte stream into messages."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Any]:
-        """Whole messages of what arrived so far; the rest waits."""
+        """Adds received bytes and returns the messages that are complete. Keeps an incomplete line for the next call.
+
+        Raises ``ProtocolError`` for an invalid line.
+        """
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [decode(line) for line in lines if line]

@@ -1,4 +1,4 @@
-"""What ranks are made of: the framework that is imported before they start, and the Python that they run on."""
+"""The kind of ranks: the framework that is imported before they start, and their Python interpreter."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 
 @dataclass(frozen=True, kw_only=True)
 class RankKind:
-    """``preload`` is the dotted function that a warm process called; ``framework`` is "" where that is not a
-    framework's own, so that ranks may train with any; ``python`` "" is the server's own interpreter."""
+    """What distinguishes ranks that start from different warm processes.
+
+    ``framework``: the framework that was imported; "" when the user passed ``preload``, so that any framework is
+    allowed. ``preload``: the ``module:function`` that the warm process called. ``python``: the interpreter ("": that of
+    the server).
+    """
 
     framework: str
     preload: str
     python: str = ""
 
     @classmethod
-    def asked(
-        cls, now: RankKind | None, framework_name: str | None, python: str | None, preload: str | None
+    def resolve(
+        cls, current: RankKind | None, framework_name: str | None, python: str | None, preload: str | None
     ) -> RankKind:
-        """From what a person asked for; what is None is that of the ranks that are up ``now``, else the default.
+        """Returns the kind of ranks that the user requested.
 
-        ``framework_name``: what the ranks are to train with; it is imported before they start. ``python``: their
-        interpreter, of an environment that has dist-workbench. ``preload``: a ``module:function`` to call in place of
-        the framework's. ``ConfigError`` for a framework that cannot be used.
+        Arguments that are None take their value from ``current``, the kind of the ranks that are up, or the default.
+        ``framework_name``: the framework to train with, which is imported before the ranks start. ``python``: the
+        interpreter, whose environment must contain dist-workbench. ``preload``: a ``module:function`` to call in place
+        of the framework's. Raises ``ConfigError`` when the framework is unknown or not installed.
         """
         if python is None:
-            python = now.python if now is not None else ""
+            python = current.python if current is not None else ""
         if preload is not None:
             return cls(framework="", preload=preload, python=python)
-        if framework_name is None and now is not None:
-            return cls(framework=now.framework, preload=now.preload, python=python)
+        if framework_name is None and current is not None:
+            return cls(framework=current.framework, preload=current.preload, python=python)
         name = framework_name or DEFAULT_FRAMEWORK
         return cls(framework=name, preload=framework(name).preload, python=python)
 
-    def trains(self, framework_name: str) -> bool:
-        """Whether ranks of this kind can train with a framework."""
+    def can_train(self, framework_name: str) -> bool:
+        """Returns whether ranks of this kind can train with a framework."""
         return self.framework in ("", framework_name)

@@ -1,4 +1,5 @@
-"""Describes this host: cores, cgroup limits, GPUs (by NVML), free ports. Never touches CUDA."""
+"""Describes this host: CPU cores, cgroup limits, GPUs and TCP ports. Reads GPUs through NVML and never initialises
+CUDA."""
 
 from __future__ import annotations
 
@@ -19,24 +20,25 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def describe_host() -> Host:
-    """This host as ``placement`` wants it; a CUDA_VISIBLE_DEVICES of this process is respected."""
+    """Returns the cores, CPU limit and GPUs that this process may use. GPUs are those in CUDA_VISIBLE_DEVICES, if it
+    is set."""
     cores = tuple(sorted(os.sched_getaffinity(0)))
     return Host(
         cores=cores,
-        physical=min(psutil.cpu_count(logical=False) or len(cores), len(cores)),
+        physical_cores=min(psutil.cpu_count(logical=False) or len(cores), len(cores)),
         cpu_limit=_cpu_limit(),
         devices=visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus()),
     )
 
 
 def visible_device_ids() -> list[str]:
-    """CUDA_VISIBLE_DEVICES entries to keep warm processes for; none without GPUs."""
+    """Returns the CUDA_VISIBLE_DEVICES entries of the GPUs that this process may use; empty without GPUs."""
     return [device.id for device in visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus())]
 
 
 @functools.cache
 def _nvml() -> Any:
-    """The initialised NVML module, or None where there is no driver."""
+    """Returns the initialised NVML module, or None when pynvml or the NVIDIA driver is missing."""
     try:
         import pynvml
     except ImportError:
@@ -60,7 +62,7 @@ def _gpus() -> list[Device]:
 
 
 def _gpu(nvml: Any, index: int) -> Device | None:
-    """One GPU; None when it does not answer, for example because it fell off the bus."""
+    """Describes one GPU. Returns None when NVML reports an error for it, for example because it fell off the bus."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         name = nvml.nvmlDeviceGetName(handle)
@@ -71,12 +73,12 @@ def _gpu(nvml: Any, index: int) -> Device | None:
         id=str(index),
         name=name if isinstance(name, str) else name.decode(),
         memory_bytes=memory,
-        used_by=_computing(nvml, handle),
+        used_by=_find_other_processes(nvml, handle),
     )
 
 
-def _computing(nvml: Any, handle: Any) -> tuple[int, ...]:
-    """Pids of processes on a device that are neither this process nor its children."""
+def _find_other_processes(nvml: Any, handle: Any) -> tuple[int, ...]:
+    """Returns the pids of processes that compute on a GPU, other than this process and its descendants."""
     try:
         pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except nvml.NVMLError:
@@ -86,7 +88,7 @@ def _computing(nvml: Any, handle: Any) -> tuple[int, ...]:
 
 
 def _cpu_limit() -> float | None:
-    """The CPU limit of the cgroup in cores (v2 ``cpu.max``, v1 quota and period), or None."""
+    """Returns the CPU limit of the cgroup in cores (v2: ``cpu.max``; v1: quota and period), or None when unlimited."""
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()[:2]
     except (OSError, ValueError):
@@ -98,8 +100,8 @@ def _cpu_limit() -> float | None:
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
-def oom_kills() -> int:
-    """How often the out-of-memory killer ended a process of this cgroup (0 if unknown)."""
+def count_oom_kills() -> int:
+    """Returns how many processes of this cgroup the kernel's out-of-memory killer has ended; 0 if unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -121,26 +123,26 @@ def oom_kills() -> int:
     return total
 
 
-def reserve_master_port(address: str, wanted: int | None) -> socket.socket:
-    """Reserve a TCP port for the users' own process groups (see ``ports.reserve``): the one wanted, else a free one.
+def reserve_master_port(address: str, port: int | None) -> socket.socket:
+    """Reserves a TCP port as MASTER_PORT of the ranks (see ``ports.reserve``). ``port``: None for a free port.
 
-    ``ClusterError`` when the one wanted is taken.
+    Raises ``ClusterError`` when ``port`` is not a port number or cannot be bound.
     """
-    if wanted is not None and not 1 <= wanted <= 65535:
+    if port is not None and not 1 <= port <= 65535:
         raise ClusterError(
-            f"--master-port {wanted} is not a port: use 1024 to 65535, or leave the flag out for a free one"
+            f"--master-port {port} is not a port number: use 1024 to 65535, or omit the flag to use a free port"
         )
     try:
-        return reserve(address, wanted or 0)
+        return reserve(address, port or 0)
     except OSError as error:
         raise ClusterError(
-            f"--master-port {wanted} on {address} cannot be used ({error.strerror}){_holder(wanted)}: "
-            "pass another one, or leave the flag out for a free one"
+            f"--master-port {port} on {address} cannot be used ({error.strerror}){_describe_listener(port)}: "
+            "pass another port, or omit the flag to use a free port"
         ) from error
 
 
-def _holder(port: int | None) -> str:
-    """`` , held by process 123 (python)`` where that can be seen."""
+def _describe_listener(port: int | None) -> str:
+    """Returns ", used by process 123 (python)" for the process that listens on a port, or "" if it is unknown."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.Error:
@@ -149,5 +151,5 @@ def _holder(port: int | None) -> str:
         if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
             if connection.pid is None:
                 return ""
-            return f", held by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+            return f", used by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

@@ -1,6 +1,6 @@
-"""Decides which rank gets which device and cores, from the description of a host. Pure functions.
+"""Assigns devices and cores of a host to ranks.
 
-``machine.describe_host`` describes this host.
+Pure functions of a ``Host``, which ``machine.describe_host`` creates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ CPU = "cpu"
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One GPU: ``id`` is its CUDA_VISIBLE_DEVICES entry; ``used_by`` are pids of processes that compute on it."""
+    """A GPU.
+
+    ``id``: its entry in CUDA_VISIBLE_DEVICES. ``used_by``: pids of other processes that compute on it.
+    """
 
     id: str
     name: str = "GPU"
@@ -27,24 +30,31 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What a host offers: logical ``cores`` this process may use, how many ``physical``, a cgroup's ``cpu_limit``
-    in cores (None: no limit), and its ``devices``, already narrowed to what the user made visible."""
+    """The cores and GPUs of a host that this process may use.
+
+    ``cores``: numbers of the logical CPUs. ``physical_cores``: the number of physical cores. ``cpu_limit``: CPU time
+    limit of the cgroup, in cores (None: no limit). ``devices``: the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+    """
 
     cores: tuple[int, ...]
-    physical: int
+    physical_cores: int
     cpu_limit: float | None = None
     devices: tuple[Device, ...] = ()
 
     @property
     def usable_cores(self) -> int:
-        """The number of cores whose time may be used."""
+        """The number of cores that can be used in full: the logical CPUs, limited by ``cpu_limit``; at least 1."""
         limit = len(self.cores) if self.cpu_limit is None else int(self.cpu_limit)
         return max(1, min(len(self.cores), limit))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """What one rank is bound to. ``cores`` empty: not pinned. ``threads`` goes into OMP_NUM_THREADS."""
+    """The device and cores of one rank.
+
+    ``device``: a CUDA_VISIBLE_DEVICES entry or ``"cpu"``. ``cores``: the logical CPUs that the rank is pinned to
+    (empty: not pinned). ``threads``: the value of OMP_NUM_THREADS.
+    """
 
     rank: int
     local_rank: int
@@ -55,39 +65,43 @@ class Binding:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The bindings of all ranks, and warnings about them."""
+    """The bindings of all ranks, and warnings for the user about them."""
 
     bindings: tuple[Binding, ...]
     warnings: tuple[str, ...] = ()
 
 
-def visible_devices(setting: str | None, found: Sequence[Device]) -> tuple[Device, ...]:
-    """The devices that a CUDA_VISIBLE_DEVICES setting (None: unset) leaves visible, in its order.
+def visible_devices(setting: str | None, present: Sequence[Device]) -> tuple[Device, ...]:
+    """Returns the devices that a value of CUDA_VISIBLE_DEVICES (None: unset) makes visible, in its order.
 
-    Reading ends at the first entry that names no device. Entries that are UUIDs stay as the user wrote them.
+    As in CUDA, the first entry that matches no device ends the list. Entries that are UUIDs are kept unchanged and not
+    checked.
     """
     chosen = entries(setting)
     if chosen is None:
-        return tuple(found)
-    by_id = {device.id: device for device in found}
-    taken: list[Device] = []
+        return tuple(present)
+    by_id = {device.id: device for device in present}
+    visible: list[Device] = []
     for entry in chosen:
         device = Device(id=entry) if is_uuid(entry) else by_id.get(str(int(entry)))
         if device is None:
             break
-        taken.append(dataclasses.replace(device, id=entry))
-    return tuple(taken)
+        visible.append(dataclasses.replace(device, id=entry))
+    return tuple(visible)
 
 
 def default_ranks(host: Host) -> int:
-    """The default number of ranks: one per GPU, else one per physical core, at least 2 and at most 4."""
+    """Returns the default number of ranks: one per GPU; without GPUs one per physical core, at least 2, at most 4."""
     if host.devices:
         return len(host.devices)
-    return max(2, min(4, host.physical, host.usable_cores))
+    return max(2, min(4, host.physical_cores, host.usable_cores))
 
 
 def choose_devices(host: Host, wanted: Sequence[str] | str | None) -> tuple[Device, ...]:
-    """The devices to bind to: all (None), none (``"cpu"``), or those named; ``ConfigError`` for an unknown one."""
+    """Returns the devices to bind ranks to.
+
+    ``wanted``: None for all, ``"cpu"`` for none, or the ids of devices. Raises ``ConfigError`` for an unknown id.
+    """
     if wanted is None:
         return host.devices
     if wanted == CPU:
@@ -97,17 +111,21 @@ def choose_devices(host: Host, wanted: Sequence[str] | str | None) -> tuple[Devi
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(
-            f"unknown device {', '.join(unknown)}: visible are {', '.join(known) or 'none'}; "
-            "change devices, or CUDA_VISIBLE_DEVICES before the kernel starts",
+            f"unknown device {', '.join(unknown)}: the visible devices are {', '.join(known) or 'none'}; "
+            "choose among these, or set CUDA_VISIBLE_DEVICES before the kernel starts",
             field="devices",
         )
     return tuple(known[name] for name in names)
 
 
 def place(n: int, host: Host, devices: Sequence[Device] | None = None) -> Placement:
-    """Bind ``n`` ranks to the host's devices (or those given), else to a fair share of its cores."""
+    """Binds each of ``n`` ranks to a device and to an equal share of the host's cores.
+
+    ``devices``: the devices to use (default: those of the host); empty: none, the ranks compute on the CPU. Raises
+    ``ConfigError`` when ``n`` is less than 1 or exceeds the number of devices.
+    """
     if n < 1:
-        raise ConfigError(f"-n {n}: at least one rank is required", field="--nproc-per-node")
+        raise ConfigError(f"-n {n}: at least one rank is required, pass -n 1 or more", field="--nproc-per-node")
     chosen = host.devices if devices is None else tuple(devices)
     if chosen and n > len(chosen):
         gpus = "1 GPU is" if len(chosen) == 1 else f"{len(chosen)} GPUs are"
@@ -129,37 +147,41 @@ def place(n: int, host: Host, devices: Sequence[Device] | None = None) -> Placem
         )
         for rank in range(n)
     )
-    return Placement(bindings=bindings, warnings=tuple(_warnings(n, host, chosen)))
+    return Placement(bindings=bindings, warnings=tuple(_collect_warnings(n, host, chosen)))
 
 
 def _share_cores(n: int, host: Host) -> list[tuple[int, ...]]:
-    """Contiguous equal shares; none is pinned when there are too few cores or a cgroup limits time, not cores."""
+    """Divides the cores into equal contiguous shares.
+
+    All shares are empty (ranks are not pinned) when there are fewer cores than ranks, or when a cgroup limits CPU time
+    below the number of cores.
+    """
     count = len(host.cores)
     if n > count or host.usable_cores < count:
         return [()] * n
     return [host.cores[rank * count // n : (rank + 1) * count // n] for rank in range(n)]
 
 
-def _warnings(n: int, host: Host, chosen: Sequence[Device]) -> list[str]:
-    said: list[str] = []
+def _collect_warnings(n: int, host: Host, chosen: Sequence[Device]) -> list[str]:
+    warnings: list[str] = []
     for rank, device in enumerate(chosen[:n]):
         if device.used_by:
             pids = ", ".join(map(str, device.used_by))
-            said.append(
-                f"device {device.id} ({device.name}) is in use by process {pids}: rank {rank} shares its memory "
-                "and time with it"
+            warnings.append(
+                f"device {device.id} ({device.name}) is also used by process {pids}: rank {rank} shares the memory and "
+                "compute time of the device with it"
             )
     if not chosen and n > host.usable_cores:
-        said.append(
-            f"{n} ranks on {host.usable_cores} core{'s' if host.usable_cores != 1 else ''}: they share "
-            f"cores, one thread each and not pinned, so steps are slower than with -n {host.usable_cores}"
+        warnings.append(
+            f"{n} ranks on {host.usable_cores} core{'s' if host.usable_cores != 1 else ''}: the ranks share cores "
+            f"and are not pinned, with one thread each; steps are slower than with -n {host.usable_cores}"
         )
-    return said
+    return warnings
 
 
-def environment(binding: Binding, *, world_size: int, master_addr: str, master_port: int) -> dict[str, str]:
-    """The variables of one rank, as torchrun names them, plus its share of cores and its device."""
-    shared = str(binding.threads)
+def rank_environment(binding: Binding, *, world_size: int, master_addr: str, master_port: int) -> dict[str, str]:
+    """Returns the environment variables of a rank: those of torchrun, the number of threads, and its device."""
+    threads = str(binding.threads)
     return {
         "RANK": str(binding.rank),
         "LOCAL_RANK": str(binding.local_rank),
@@ -167,15 +189,18 @@ def environment(binding: Binding, *, world_size: int, master_addr: str, master_p
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": master_addr,
         "MASTER_PORT": str(master_port),
-        "OMP_NUM_THREADS": shared,
-        "MKL_NUM_THREADS": shared,
-        "OPENBLAS_NUM_THREADS": shared,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
         "CUDA_VISIBLE_DEVICES": "" if binding.device == CPU else binding.device,
     }
 
 
 def parse_ranks(text: str, n: int) -> list[int]:
-    """``"0,2"``, ``"0-3"``, ``"1,4-6"``, ``"all"`` -> ranks, ascending; ``ConfigError`` outside ``0 .. n - 1``."""
+    """Parses a list of ranks: ``"0,2"``, ``"0-3"``, ``"1,4-6"`` or ``"all"``. Returns them in ascending order.
+
+    Raises ``ConfigError`` when the text is not a list of ranks, or a rank is not in ``0 .. n - 1``.
+    """
     if text.strip().lower() == "all":
         return list(range(n))
     ranks: set[int] = set()
@@ -183,12 +208,13 @@ def parse_ranks(text: str, n: int) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ConfigError(
-                f"-t {text!r} is not a list of ranks: write -t 0,2 or -t 0-{n - 1} or -t all", field="--targets"
+                f"-t {text!r} is not a list of ranks: pass for example -t 0,2 or -t 0-{n - 1} or -t all",
+                field="--targets",
             )
         ranks.update(range(int(first), int(last if dash else first) + 1))
     outside = sorted(rank for rank in ranks if rank >= n)
     if outside:
         raise ConfigError(
-            f"{format_ranks(outside)} in -t {text!r}, but {n} ranks are up: 0 to {n - 1}", field="--targets"
+            f"{format_ranks(outside)} in -t {text!r}, but {n} ranks are up: use ranks 0 to {n - 1}", field="--targets"
         )
     return sorted(ranks)

@@ -1,4 +1,4 @@
-"""From a wish (how many ranks, on which devices) to what a rank server is told, on this host."""
+"""Places ranks on this host and creates the specs that a rank server starts them from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 from workbench.cluster.base.protocol import RankSpec
 from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.hosts.machine import describe_host
-from workbench.cluster.hosts.placement import Placement, choose_devices, default_ranks, environment, place
+from workbench.cluster.hosts.placement import Placement, choose_devices, default_ranks, place, rank_environment
 
-#: ranks of one host meet on the loopback interface
+#: all ranks are on this host, so they connect through the loopback interface
 MASTER_ADDR = "127.0.0.1"
 
 
 def plan_ranks(n: int | None, devices: Sequence[str] | str | None = None) -> Placement:
-    """Where ``n`` ranks (None: a fitting number) go; ``devices`` as in ``Session.up``."""
+    """Places ``n`` ranks (None: ``default_ranks``) on this host. ``devices``: as in ``Session.up``.
+
+    Raises ``ConfigError`` for an unknown device, or more ranks than devices.
+    """
     host = describe_host()
     host = dataclasses.replace(host, devices=choose_devices(host, devices))
     return place(default_ranks(host) if n is None else n, host)
@@ -33,7 +36,11 @@ def rank_specs(
     first_rank: int = 0,
     extra_environment: dict[str, str] | None = None,
 ) -> list[RankSpec]:
-    """What the rank server is told. ``first_rank``: engine id of the first (RANK still counts from 0)."""
+    """Creates the spec of each rank of a placement.
+
+    ``connection``: text of the controller's connection file for engines. ``first_rank``: engine id of the first rank
+    (RANK always counts from 0). ``extra_environment``: further variables; those of the placement take precedence.
+    """
     world_size = len(placement.bindings)
     return [
         RankSpec(
@@ -42,7 +49,7 @@ def rank_specs(
             cores=list(binding.cores),
             environment={
                 **(extra_environment or {}),
-                **environment(binding, world_size=world_size, master_addr=MASTER_ADDR, master_port=master_port),
+                **rank_environment(binding, world_size=world_size, master_addr=MASTER_ADDR, master_port=master_port),
             },
             profile_dir=str(profile_dir),
             work_dir=os.getcwd(),

@@ -1,4 +1,4 @@
-"""ipyparallel's controller as a child of the rank server."""
+"""Runs ipyparallel's controller in a child process of the rank server."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import os
 import socket
 
 from workbench.cluster.base.ports import reserve
-from workbench.cluster.base.processes import die_with
+from workbench.cluster.base.processes import die_with_parent
 from workbench.cluster.base.protocol import ControllerReady, StartController, encode
 
-#: An engine counts as connected at the second heartbeat, so this decides how fast ranks come up.
+#: An engine counts as connected after its second heartbeat, so a short period makes ranks start faster.
 HEARTBEAT_MS = 100
-#: The rank server reports deaths at once; heartbeats only have to survive a machine that is busy for a while.
+#: Large, so that a busy machine does not look dead. The rank server reports the end of a rank without heartbeats.
 HEARTBEAT_MISSES = 600
 
 
 def run_controller(request: StartController, ready: int) -> None:
-    """Run the controller; one ``ControllerReady`` line goes to the descriptor ``ready`` when it listens."""
+    """Runs the controller until it is told to stop.
+
+    ``ready``: a file descriptor that receives one ``ControllerReady`` line when the controller listens.
+    """
     from ipyparallel.controller.app import IPController
 
-    me = os.getpid()
-    os.register_at_fork(after_in_child=lambda: die_with(me))  # its schedulers and heart monitor
+    pid = os.getpid()
+    os.register_at_fork(after_in_child=lambda: die_with_parent(pid))  # for its schedulers and heart monitor
 
-    reserved: list[socket.socket] = []  # until this process ends: the threads and the process that bind them start late
+    reserved: list[socket.socket] = []  # never closed: the threads and processes that bind these ports start later
 
     class Controller(IPController):
         def next_port(self, pool_name: str = "common") -> int:
-            """A port of the configured pools, else a reserved one.
+            """Returns a port of the configured pools, or reserves a free one.
 
-            ipyparallel 9.2 notes a port that is free and binds it later, in a thread; when another process took it in
-            between, that thread alone ends, and no output of any rank (or no registration) ever arrives.
+            ipyparallel 9.2 chooses a free port and binds it later, in a thread. When another process takes the port in
+            between, only that thread ends, and output or registrations of ranks never arrive.
             """
             pool: list[int] = self.ports
             if self.port_index >= len(pool):
@@ -38,9 +41,9 @@ def run_controller(request: StartController, ready: int) -> None:
             return super().next_port(pool_name)
 
         def init_signal(self) -> None:
-            """Called last before the loop, when all sockets are bound."""
+            """Reports that the controller is ready: ipyparallel calls this after it has bound all sockets."""
             super().init_signal()
-            os.write(ready, encode(ControllerReady(pid=me)))
+            os.write(ready, encode(ControllerReady(pid=pid)))
             os.close(ready)
 
     app = Controller.instance()

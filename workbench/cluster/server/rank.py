@@ -1,4 +1,4 @@
-"""What a warm process does to become a rank: bind itself, then run ipyparallel's engine in this very process."""
+"""Turns a process into a rank: applies its binding and environment, then runs ipyparallel's engine in it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from collections.abc import Callable
 
 from workbench.cluster.base.protocol import RankSpec
 
-#: seconds an engine waits for the controller's answer
+#: seconds that an engine waits for the controller to accept its registration
 _REGISTRATION_TIMEOUT_S = 60.0
 
 
 def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> None:
-    """Run the engine of ``spec`` until it is told to stop.
+    """Runs this process as the rank of ``spec`` until its engine is told to stop.
 
-    ``after_start`` is what the preload returned, if that was callable: it runs here, after the environment of the
-    rank is set and before any cell (to apply its share of threads).
+    ``after_start``: the function that the preload function returned, or None. It is called after the environment of the
+    rank is set and before any cell, for example to set the number of threads.
     """
     os.environ.update(spec.environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a notebook started in the background ignores it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a server started by a background job inherits an ignored SIGINT
     if spec.cores:
         os.sched_setaffinity(0, spec.cores)
     if spec.work_dir:
@@ -37,11 +39,11 @@ def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> Non
             f"--work-dir={os.getcwd()}",
             f"--IPEngine.id={spec.rank}",
             f"--IPEngine.timeout={_REGISTRATION_TIMEOUT_S}",
-            "--IPEngine.enable_nanny=False",  # the rank server watches instead
-            "--IPEngine.max_heartbeat_misses=0",  # its life is tied to the rank server's
+            "--IPEngine.enable_nanny=False",  # the rank server watches the process
+            "--IPEngine.max_heartbeat_misses=0",  # the rank ends with the rank server
             "--log-level=ERROR",
         ]
     )
-    del os.environ["IPP_CONNECTION_INFO"]  # holds the key that signs messages
+    del os.environ["IPP_CONNECTION_INFO"]  # it contains the key that signs messages
     app.start()
     sys.stdout.flush()

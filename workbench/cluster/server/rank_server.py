@@ -1,9 +1,9 @@
-"""The rank server: one process per host that owns ranks, controller and warm processes, and outlives none of them.
+"""The rank server: a process that owns the ranks, the controller and the warm processes of one notebook.
 
-Started by ``client.RankServer`` as ``python -m workbench.cluster.server.rank_server``. It is single-threaded and
-imports no training framework, so it answers at once whatever its children do. Everything it starts dies with it
-(parent-death signal); it ends, and removes its directory, when its owner closes the connection or dies (two watches:
-the connection and the owner's pid).
+``client.RankServer`` starts it as ``python -m workbench.cluster.server.rank_server``. It is single-threaded and imports
+no training framework, so it answers quickly whatever its children do. Its children get SIGKILL when it ends
+(parent-death signal). It ends and removes its directory when its owner closes the connection or ends; it watches both
+the connection and the process of the owner.
 """
 
 from __future__ import annotations
@@ -26,100 +26,113 @@ from typing import Any
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.processes import (
     adopt_orphans,
+    describe_exit,
     end_children,
-    exit_reason,
-    exit_status,
+    exit_code,
     fork,
     kill_group,
+    open_signal_pipe,
     reap,
-    wake_on_signals,
 )
-from workbench.cluster.hosts.machine import oom_kills
+from workbench.cluster.hosts.machine import count_oom_kills
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.controller import run_controller
-from workbench.cluster.server.warm import WarmSpec, become_warm, rank_log
+from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
+from workbench.errors import format_ranks
 
-_TAIL_BYTES = 4000
+_LOG_TAIL_BYTES = 4000
 
 
 @dataclass
-class _Warm:
-    """A warm process, or one still warming. ``wanted``: ranks it was told and has not started yet."""
+class _WarmProcess:
+    """A warm process, or one that is still warming up.
+
+    ``log``: name of its log file, without suffix. ``channel``: connection to it.
+    ``assigned``: ranks that it must start and has not started yet. ``started``: for a GPU, the rank that it became.
+    """
 
     pid: int
     spec: WarmSpec
     log: str
     channel: socket.socket
     buffer: p.LineBuffer = field(default_factory=p.LineBuffer)
-    wanted: list[p.RankSpec] = field(default_factory=list)
+    assigned: list[p.RankSpec] = field(default_factory=list)
     started: list[int] = field(default_factory=list)
 
 
 @dataclass
 class _Rank:
+    """A running rank. ``oom_kills``: out-of-memory kills of the cgroup, counted when the rank started."""
+
     pid: int
     rank: int
     oom_kills: int
 
 
 class Server:
-    """State and loop of the rank server. Only the main thread of its process uses it."""
+    """The state and the event loop of the rank server. Used by the main thread only.
 
-    def __init__(self, owner: socket.socket, owner_pid: int, directory: Path, first: list[WarmSpec]) -> None:
+    ``owner``: connection to the owner. ``directory``: for logs. ``initial``: warm processes to start at once; the
+    preload function of the first is the server's own.
+    """
+
+    def __init__(self, owner: socket.socket, owner_pid: int, directory: Path, initial: list[WarmSpec]) -> None:
         self._owner_pidfd = os.pidfd_open(owner_pid)
         self._owner = owner
         self._directory = directory
         self._buffer = p.LineBuffer()
         self._selector = selectors.DefaultSelector()
-        self._warm: dict[int, _Warm] = {}  # by pid
+        self._warm: dict[int, _WarmProcess] = {}  # by pid
         self._ranks: dict[int, _Rank] = {}  # by pid
-        self._controller = 0
-        self._controller_asked = 0  # id of the request that waits for it
-        self._starting: dict[int, set[int]] = {}  # request id -> ranks not yet forked
-        self._stopping: list[tuple[int, float]] = []  # (request id, when to kill)
-        self._leaving = False
-        self._wakeup = wake_on_signals(signal.SIGCHLD, signal.SIGTERM)
-        self._first = first
-        self._logs = itertools.count(1)
+        self._controller = 0  # pid; 0: none
+        self._controller_request = 0  # id of the request that waits for the controller; 0: none
+        self._pending_ranks: dict[int, set[int]] = {}  # request id -> ranks that have no process yet
+        self._stop_requests: list[tuple[int, float]] = []  # (request id, monotonic time to send SIGKILL)
+        self._is_ending = False
+        self._wakeup = open_signal_pipe(signal.SIGCHLD, signal.SIGTERM)
+        self._initial = initial
+        self._log_numbers = itertools.count(1)
         self._watch(self._wakeup, self._on_signal)
-        self._watch(self._owner_pidfd, self._leave)
+        self._watch(self._owner_pidfd, self._request_end)
         self._watch(owner, self._on_request)
 
-    # --- the loop
+    # --- event loop
 
     def run(self) -> None:
-        """Serve until the owner leaves or asks to end; then end everything."""
+        """Serves requests until the owner ends or sends ``Shutdown``; then ends all children."""
         try:
-            for spec in self._first:
-                self._warm_up(spec)
-            while not self._leaving:
+            for spec in self._initial:
+                self._start_warm_process(spec)
+            while not self._is_ending:
                 for key, _ in self._selector.select(self._timeout()):
                     key.data()
-                self._kill_late()
+                self._kill_overdue_ranks()
         finally:
             self._end_all()
 
-    def _watch(self, file: Any, answer: Callable[[], object]) -> None:
-        self._selector.register(file, selectors.EVENT_READ, answer)
+    def _watch(self, file: Any, handler: Callable[[], object]) -> None:
+        self._selector.register(file, selectors.EVENT_READ, handler)
 
     def _timeout(self) -> float | None:
-        return max(0.0, min(when for _, when in self._stopping) - time.monotonic()) if self._stopping else None
+        return (
+            max(0.0, min(when for _, when in self._stop_requests) - time.monotonic()) if self._stop_requests else None
+        )
 
-    def _leave(self) -> None:
-        self._leaving = True
+    def _request_end(self) -> None:
+        self._is_ending = True
 
-    def _say(self, message: p.Message) -> None:
+    def _send(self, message: p.Message) -> None:
         try:
             self._owner.sendall(p.encode(message))
         except OSError:
-            self._leaving = True
+            self._is_ending = True
 
     def _on_signal(self) -> None:
         if signal.SIGTERM in os.read(self._wakeup, 4096):
-            self._leaving = True
+            self._is_ending = True
         for pid, wait_status in reap():
-            self._hear_last_words(pid)
-            self._on_child_end(pid, exit_status(wait_status))
+            self._handle_last_messages(pid)
+            self._on_child_end(pid, exit_code(wait_status))
 
     def _on_request(self) -> None:
         try:
@@ -127,7 +140,7 @@ class Server:
         except OSError:
             data = b""
         if not data:
-            self._leaving = True
+            self._is_ending = True
             return
         for request in self._buffer.feed(data):
             match request:
@@ -137,131 +150,134 @@ class Server:
                     self._start_ranks(request)
                 case p.SignalRanks():
                     self._signal(request.ranks, request.signum)
-                    self._say(p.Reply(id=request.id))
+                    self._send(p.Reply(id=request.id))
                 case p.StopRanks():
                     self._stop_ranks(request)
                 case p.Shutdown():
                     self._signal([rank.rank for rank in self._ranks.values()], signal.SIGTERM)
                     self._wait_ranks(request.grace_s)
-                    self._leaving = True
+                    self._is_ending = True
                 case _:
-                    self._say(p.Reply(id=getattr(request, "id", 0), error=f"unexpected {type(request).__name__}"))
+                    self._send(p.Reply(id=getattr(request, "id", 0), error=f"unexpected {type(request).__name__}"))
 
     # --- warm processes
 
-    def _warm_up(self, spec: WarmSpec) -> _Warm:
+    def _start_warm_process(self, spec: WarmSpec) -> _WarmProcess:
         ours, theirs = socket.socketpair()
-        log = f"warm-{next(self._logs)}"
+        log = f"warm-{next(self._log_numbers)}"
         pid = fork(
-            lambda: become_warm(spec, theirs, self._directory),
+            lambda: start_warm_process(spec, theirs, self._directory),
             log=self._directory / f"{log}.log",
             keep=[theirs.fileno()],
         )
         theirs.close()
-        warm = self._warm[pid] = _Warm(pid=pid, spec=spec, log=log, channel=ours)
-        self._watch(ours, lambda: self._on_warm(warm))
+        warm = self._warm[pid] = _WarmProcess(pid=pid, spec=spec, log=log, channel=ours)
+        self._watch(ours, lambda: self._on_warm_process(warm))
         return warm
 
-    def _on_warm(self, warm: _Warm) -> bool:
-        """Hear what a warm process says; whether there was anything."""
+    def _on_warm_process(self, warm: _WarmProcess) -> bool:
+        """Handles received messages of a warm process. Returns whether there were any."""
         try:
             data = warm.channel.recv(1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
             data = b""
-        if not data:  # the end, which SIGCHLD tells, or a spare that became a rank
+        if not data:  # it has ended, which SIGCHLD reports, or it has become a rank
             self._close_channel(warm)
             return False
         for message in warm.buffer.feed(data):
             match message:
                 case p.Warmth():
                     if message.state == "failed":
-                        self._fail_wanted(warm, message.detail)
-                    self._say(message)
+                        self._fail_assigned_ranks(warm, message.detail)
+                    self._send(message)
                 case p.Forked():
                     self._on_forked(warm, message)
                 case p.Reaped():
-                    self._on_child_end(message.pid, exit_status(message.wait_status))
+                    self._on_child_end(message.pid, exit_code(message.wait_status))
         return True
 
-    def _close_channel(self, warm: _Warm) -> None:
+    def _close_channel(self, warm: _WarmProcess) -> None:
         if warm.channel.fileno() >= 0:
             self._selector.unregister(warm.channel)
             warm.channel.close()
         if warm.started:
             self._warm.pop(warm.pid, None)
 
-    def _hear_last_words(self, pid: int) -> None:
-        """What a warm process that has ended said before, so that its end is not taken for another's."""
+    def _handle_last_messages(self, pid: int) -> None:
+        """Handles the last messages of a warm process that has ended; one may say that it became a rank."""
         warm = self._warm.get(pid)
-        while warm is not None and self._on_warm(warm):
+        while warm is not None and self._on_warm_process(warm):
             pass
 
-    def _fail_wanted(self, warm: _Warm, detail: str) -> None:
-        wanted = {spec.rank for spec in warm.wanted}
-        warm.wanted.clear()
-        for request, ranks in list(self._starting.items()):
-            if ranks & wanted:
-                del self._starting[request]
-                self._say(p.Reply(id=request, error=detail))
+    def _fail_assigned_ranks(self, warm: _WarmProcess, detail: str) -> None:
+        assigned = {spec.rank for spec in warm.assigned}
+        warm.assigned.clear()
+        for request, ranks in list(self._pending_ranks.items()):
+            if ranks & assigned:
+                del self._pending_ranks[request]
+                self._send(p.Reply(id=request, error=detail))
 
-    def _pick(self, spec: WarmSpec) -> _Warm:
-        """A warm process of this kind: the forking one, or a spare that has no rank yet; a new one if there is none."""
+    def _get_warm_process(self, spec: WarmSpec) -> _WarmProcess:
+        """Returns a warm process of this kind that can start a rank; starts one if there is none.
+
+        For the CPU that is the process that forks; for a GPU, one that has no rank yet.
+        """
         for warm in self._warm.values():
-            if warm.spec == spec and (spec.device == CPU or not (warm.wanted or warm.started)):
+            if warm.spec == spec and (spec.device == CPU or not (warm.assigned or warm.started)):
                 return warm
-        return self._warm_up(spec)
+        return self._start_warm_process(spec)
 
     # --- ranks
 
     def _start_ranks(self, request: p.StartRanks) -> None:
         taken = {rank.rank for rank in self._ranks.values()} & {spec.rank for spec in request.ranks}
         if taken:
-            self._say(p.Reply(id=request.id, error=f"ranks {sorted(taken)} are up already: stop them first"))
+            self._send(p.Reply(id=request.id, error=f"{format_ranks(taken)} are up already: run %dist_down first"))
             return
-        self._starting[request.id] = {spec.rank for spec in request.ranks}
+        self._pending_ranks[request.id] = {spec.rank for spec in request.ranks}
         for spec in request.ranks:
-            rank_log(self._directory, spec.rank).unlink(missing_ok=True)
-            warm = self._pick(WarmSpec.of(spec, self._first[0].preload))
-            warm.wanted.append(spec)
-            # A failing send means that it just ended: SIGCHLD tells, and answers the request.
+            rank_log_path(self._directory, spec.rank).unlink(missing_ok=True)
+            warm = self._get_warm_process(WarmSpec.for_rank(spec, self._initial[0].preload))
+            warm.assigned.append(spec)
+            # A send fails when the process has just ended; the request is answered when SIGCHLD reports that.
             with contextlib.suppress(OSError):
                 warm.channel.sendall(p.encode(spec))
 
-    def _on_forked(self, warm: _Warm, message: p.Forked) -> None:
-        warm.wanted = [spec for spec in warm.wanted if spec.rank != message.rank]
-        self._ranks[message.pid] = _Rank(pid=message.pid, rank=message.rank, oom_kills=oom_kills())
-        self._say(p.RankStarted(rank=message.rank, pid=message.pid))
-        for request, ranks in list(self._starting.items()):
+    def _on_forked(self, warm: _WarmProcess, message: p.Forked) -> None:
+        warm.assigned = [spec for spec in warm.assigned if spec.rank != message.rank]
+        self._ranks[message.pid] = _Rank(pid=message.pid, rank=message.rank, oom_kills=count_oom_kills())
+        self._send(p.RankStarted(rank=message.rank, pid=message.pid))
+        for request, ranks in list(self._pending_ranks.items()):
             ranks.discard(message.rank)
             if not ranks:
-                del self._starting[request]
-                self._say(p.Reply(id=request))
+                del self._pending_ranks[request]
+                self._send(p.Reply(id=request))
         if warm.spec.device != CPU:
             warm.started.append(message.rank)
-            self._warm_up(warm.spec)
+            self._start_warm_process(warm.spec)
 
     def _signal(self, ranks: list[int], signum: int) -> None:
         for rank in self._ranks.values():
             if rank.rank in ranks:
-                with contextlib.suppress(ProcessLookupError):  # ended, and not told yet
+                with contextlib.suppress(ProcessLookupError):  # the rank has ended and was reaped by its warm process
                     os.kill(rank.pid, signum)
 
     def _stop_ranks(self, request: p.StopRanks) -> None:
-        self._stopping.append((request.id, time.monotonic() + request.grace_s))
+        self._stop_requests.append((request.id, time.monotonic() + request.grace_s))
         self._signal([rank.rank for rank in self._ranks.values()], signal.SIGTERM)
-        self._answer_stopped()
+        self._answer_stop_requests()
 
-    def _answer_stopped(self) -> None:
+    def _answer_stop_requests(self) -> None:
         if not self._ranks:
-            for request, _ in self._stopping:
-                self._say(p.Reply(id=request))
-            self._stopping.clear()
+            for request, _ in self._stop_requests:
+                self._send(p.Reply(id=request))
+            self._stop_requests.clear()
 
-    def _kill_late(self) -> None:
-        if self._stopping and time.monotonic() >= min(when for _, when in self._stopping):
-            self._stopping = [(request, time.monotonic() + 1.0) for request, _ in self._stopping]
+    def _kill_overdue_ranks(self) -> None:
+        if self._stop_requests and time.monotonic() >= min(when for _, when in self._stop_requests):
+            self._stop_requests = [(request, time.monotonic() + 1.0) for request, _ in self._stop_requests]
             for rank in self._ranks.values():
                 kill_group(rank.pid)
 
@@ -269,37 +285,45 @@ class Server:
         if pid in self._ranks:
             rank = self._ranks.pop(pid)
             self._warm.pop(pid, None)
-            reason = exit_reason(status, oom_kills=oom_kills() - rank.oom_kills)
-            self._say(
+            reason = describe_exit(status, oom_kills=count_oom_kills() - rank.oom_kills)
+            self._send(
                 p.RankExited(
-                    rank=rank.rank, pid=pid, status=status, reason=reason, tail=self._tail(f"rank-{rank.rank:05d}")
+                    rank=rank.rank,
+                    pid=pid,
+                    status=status,
+                    reason=reason,
+                    tail=self._read_log_tail(f"rank-{rank.rank:05d}"),
                 )
             )
-            self._answer_stopped()
+            self._answer_stop_requests()
         elif pid in self._warm:
             warm = self._warm.pop(pid)
             self._close_channel(warm)
-            detail = f"the process that keeps ranks warm ended ({exit_reason(status)})\n{self._tail(warm.log)}"
-            self._fail_wanted(warm, detail)
-            self._say(p.Warmth(**dataclasses.asdict(warm.spec), state="failed", detail=detail))
+            detail = (
+                f"the warm process ended ({describe_exit(status)}); its last output:\n{self._read_log_tail(warm.log)}"
+            )
+            self._fail_assigned_ranks(warm, detail)
+            self._send(p.Warmth(**dataclasses.asdict(warm.spec), state="failed", detail=detail))
         elif pid == self._controller:
             self._on_controller_end(status)
 
-    def _tail(self, name: str) -> str:
+    def _read_log_tail(self, name: str) -> str:
         try:
             data = (self._directory / f"{name}.log").read_bytes()
         except OSError:
             return ""
-        return data[-_TAIL_BYTES:].decode(errors="replace")
+        return data[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
     # --- controller
 
     def _start_controller(self, request: p.StartController) -> None:
         if self._controller:
-            self._say(p.Reply(id=request.id, error="a controller runs already"))
+            self._send(
+                p.Reply(id=request.id, error="a controller is running already: use it, or start another rank server")
+            )
             return
         reader, writer = os.pipe()
-        self._controller_asked = request.id
+        self._controller_request = request.id
         self._controller = fork(
             lambda: run_controller(request, writer), log=self._directory / "controller.log", keep=[writer]
         )
@@ -309,28 +333,28 @@ class Server:
             line = os.read(reader, 4096)
             self._selector.unregister(reader)
             os.close(reader)
-            if line:  # else it ended, which SIGCHLD tells
-                self._controller_asked = 0
-                self._say(p.decode(line))
-                self._say(p.Reply(id=request.id))
+            if line:  # otherwise it has ended, which SIGCHLD reports
+                self._controller_request = 0
+                self._send(p.decode(line))
+                self._send(p.Reply(id=request.id))
 
         self._watch(reader, on_ready)
 
     def _on_controller_end(self, status: int) -> None:
         pid, self._controller = self._controller, 0
-        reason = exit_reason(status)
-        if self._controller_asked:
-            error = f"the controller did not start ({reason})\n{self._tail('controller')}"
-            self._say(p.Reply(id=self._controller_asked, error=error))
-            self._controller_asked = 0
-        else:  # nothing can reach the ranks any more
-            self._say(p.ControllerExited(pid=pid, reason=reason))
-            self._leaving = True
+        reason = describe_exit(status)
+        if self._controller_request:
+            error = f"the controller did not start ({reason}); its last output:\n{self._read_log_tail('controller')}"
+            self._send(p.Reply(id=self._controller_request, error=error))
+            self._controller_request = 0
+        else:  # without a controller the ranks cannot be reached
+            self._send(p.ControllerExited(pid=pid, reason=reason))
+            self._is_ending = True
 
-    # --- the end
+    # --- end
 
     def _wait_ranks(self, grace_s: float) -> None:
-        """Let ranks that were told to end do so."""
+        """Waits up to ``grace_s`` seconds for ranks that have received SIGTERM to end."""
         end = time.monotonic() + grace_s
         while self._ranks and time.monotonic() < end:
             for key, _ in self._selector.select(max(0.0, end - time.monotonic())):
@@ -338,13 +362,13 @@ class Server:
                     key.data()
 
     def _end_all(self) -> None:
-        """Kill what is left, children of children too, and remove the directory."""
+        """Ends the controller, ranks and warm processes, and all their descendants."""
         if self._controller:
-            os.kill(self._controller, signal.SIGTERM)  # it removes its connection files
+            os.kill(self._controller, signal.SIGTERM)  # so that it removes its connection files
             end = time.monotonic() + 0.5
             while self._controller and time.monotonic() < end:
                 for pid, wait_status in reap():
-                    self._on_child_end(pid, exit_status(wait_status))
+                    self._on_child_end(pid, exit_code(wait_status))
                 time.sleep(0.01)
             if self._controller:
                 kill_group(self._controller)
@@ -354,7 +378,7 @@ class Server:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve the owner's connection, which arrives on an inherited listening socket."""
+    """Entry point: accepts the owner's connection on an inherited listening socket and serves it."""
     parser = argparse.ArgumentParser(prog="workbench.cluster.server.rank_server")
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--owner-pid", type=int, required=True)
@@ -363,7 +387,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--python", default="")
     parser.add_argument("--devices", default="")
     options = parser.parse_args(arguments)
-    os.setsid()  # Ctrl-C in the owner's terminal is not for ranks
+    os.setsid()  # so that Ctrl-C in the owner's terminal does not reach the ranks
     adopt_orphans()
     try:
         _serve(options)
@@ -376,14 +400,14 @@ def main(arguments: list[str] | None = None) -> None:
 def _serve(options: argparse.Namespace) -> None:
     with socket.socket(fileno=options.listen_fd) as listener:
         owner, _ = listener.accept()
-    # Imported once, here: every child is forked with it.
+    # Imported here once, because every child is forked from this process.
     import ipyparallel.controller.app
     import ipyparallel.controller.heartmonitor
     import ipyparallel.engine.app  # noqa: F401
 
     devices = [name for name in options.devices.split(",") if name] or [CPU]
-    first = [WarmSpec(device=device, preload=options.preload, python=options.python) for device in devices]
-    Server(owner, options.owner_pid, options.directory, first).run()
+    initial = [WarmSpec(device=device, preload=options.preload, python=options.python) for device in devices]
+    Server(owner, options.owner_pid, options.directory, initial).run()
 
 
 if __name__ == "__main__":
