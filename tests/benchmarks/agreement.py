@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +56,9 @@ def measure(rank: int, ranks: int, directory: Path, *, steps: int, one_host: boo
 
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
         control = AgreedControl(directory, exchange_of(rank, ranks), one_host=one_host)
-        nothing: Any = None
-        steering = Steering(settings=nothing, loop=nothing, control=control, log=log, enter=lambda phase: None)
+        no_loop: Any = None
+        no_knobs: Any = SimpleNamespace(knobs=())
+        steering = Steering(settings=no_knobs, loop=no_loop, control=control, log=log, enter=lambda phase: None)
         both, others = torch.zeros(2, dtype=torch.float64), dist.new_group(backend="gloo")
         for number in range(steps):
             began = time.perf_counter()
