@@ -22,7 +22,7 @@ from tests.fake_run import make_fake_run
 from workbench.plots import plots
 from workbench.report import run_data
 from workbench.report.document import render
-from workbench.report.figures import Sheet
+from workbench.report.figures import FigureBundle
 
 GOAL_MB, GOAL_S = 5.0, 3.0
 
@@ -58,7 +58,7 @@ def main() -> None:
         found = run_data.read(run)
         reading = time.perf_counter() - begin
         begin = time.perf_counter()
-        Sheet(light=True).draw(found.store, plots())
+        FigureBundle(light=True).draw_plots(found.store, plots())
         drawing = time.perf_counter() - begin
         size, whole = report.stat().st_size / 1e6, unpacked_bytes(report) / 1e6
         took = statistics.median(seconds)
@@ -66,7 +66,7 @@ def main() -> None:
         print(f"{arguments.steps:,} steps x {arguments.ranks} ranks, {log_mb:.0f} MB of logs, {len(plots())} figures")
         print(f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S})")
         print(f"  {statistics.median(busy):.2f} s of a core: what it takes where nothing else runs")
-        print(f"  of which reading the logs {reading:.2f} s, columns and still pictures {drawing:.2f} s")
+        print(f"  of which reading the logs {reading:.2f} s, columns and static pictures {drawing:.2f} s")
         print(f"  not compressed it would be {whole:.2f} MB: ratio {size / whole:.2f}")
         print(f"light: {light.stat().st_size / 1e6:.2f} MB, {statistics.median(light_seconds):.2f} s")
 

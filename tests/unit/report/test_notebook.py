@@ -106,7 +106,7 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few
     notebook = written(tmp_path, code("%dist_train", picture), code("%dist_watch", live), code("%dist_watch", both))
     page = page_of(notebook)
     *panels, compared, _, other = page.find_all("div", class_="panel")
-    assert compared.find("div", id="panel3-compared-loss") and other["aria-label"] == "Run fake, as it ended"
+    assert compared.find("div", id="panel3-compared-loss") and other["aria-label"] == "Panel of run fake"
     assert len(panels) == 2 and not page.find("img", class_="output-picture")
     assert [bool(p.find("div", id=f"panel{n}-figure-loss")) for n, p in enumerate(panels, 1)] == [True, True]
     assert all(len(p.find_all("svg", class_="still")) >= 5 for p in panels)
@@ -164,7 +164,7 @@ def test_what_the_network_would_bring_is_named_and_left_out(tmp_path: Path) -> N
         "<style>@import url(http://x/y.css); p { background: url(http://x/z) }</style>"
         "<p style=\"background: url('https://x/y')\">kept</p><script>1 < 2</script>"
     )
-    page = BeautifulSoup(clean.html(source, folder=tmp_path), "html.parser")
+    page = BeautifulSoup(clean.clean_html(source, folder=tmp_path), "html.parser")
     assert [a for a in loads(page) if not a.startswith("data:")] == [] and not page.find(["iframe", "link"])
     assert len(page.find_all("img")) == 1 and page.p.text == "kept" and "url(" not in str(page)
     assert len(page.find_all(class_="gone")) == 5 and page.find_all("script")[0].text == "1 < 2"
@@ -191,12 +191,15 @@ def test_a_light_one_has_no_script(tmp_path: Path, few_figures: None) -> None:
     prose = V4.new_markdown_cell("$x$ $$\\unknown$$ $$\\unknown$$")
     page = page_of(written(tmp_path, prose, code("x", shown_run, bokeh, table)), light=True)
     assert not page.find("script") and page.find("svg", class_="still")
-    assert page.find("p", role="note").text == "2 formulas stand as TeX here: the interactive report sets them."
+    assert (
+        page.find("p", role="note").text
+        == "2 formulas are shown as TeX because matplotlib cannot draw them. The interactive report draws them."
+    )
     assert [place["aria-label"] for place in page.find_all(role="math")] == ["x"]
     own = page.find("figure", class_="bokeh-still")
     assert own.figcaption.text == "own figure" and own.svg.find_all(["path", "polyline"])
-    assert own.find("p", class_="empty").text == "The still picture leaves out: Annulus."
-    assert "an interactive Bokeh output is not in a report without scripts" in page.find(class_="gone").text
+    assert own.find("p", class_="empty").text == "The static picture does not show: Annulus."
+    assert "This Bokeh output has no static picture." in page.find(class_="gone").text
 
 
 def test_what_is_no_notebook_is_said(tmp_path: Path) -> None:
@@ -245,6 +248,6 @@ def test_the_magic_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_widget_states_of_a_live_kernel(tmp_path: Path) -> None:
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": f"IntSlider({HOSTILE})"}
     notebook = written(tmp_path, code("slider", shown(view)))
-    assert "state the notebook does not hold: IntSlider(<script>" in page_of(notebook).get_text()
+    assert "does not contain the state of this widget: IntSlider(<script>" in page_of(notebook).get_text()
     state = json.loads('{"m": {"model_name": "IntSliderModel", "state": {"value": 7, "max": 10}}}')
     assert page_of(notebook, widgets=state).find("output").text == "7"

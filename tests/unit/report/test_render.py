@@ -12,7 +12,7 @@ from tests.fake_run import make_fake_run
 from workbench.errors import RunDirectoryError
 from workbench.plots import confusion
 from workbench.report import render
-from workbench.report.figures import script_safe
+from workbench.report.figures import to_script_json
 from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}</pre>\u2028é$$x$$"
@@ -118,14 +118,14 @@ def test_a_hostile_name_of_a_run_stays_text(tmp_path: Path, few_figures: None) -
 
 
 def test_json_cannot_end_its_script() -> None:
-    text = script_safe({"a": "</script><!--\u2028"})
+    text = to_script_json({"a": "</script><!--\u2028"})
     assert "<" not in text and json.loads(text) == {"a": "</script><!--\u2028"}
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_a_run_that_did_not_finish(tmp_path: Path, state: str) -> None:
     page = text_page(make_fake_run(tmp_path / "run", steps=50, state=state))
-    expected = {"running": "never reported an end", "stopped": "was stopped", "failed": "RuntimeError: loss is NaN"}
+    expected = {"running": "did not report an end", "stopped": "was stopped", "failed": "RuntimeError: loss is NaN"}
     assert expected[state] in page.text
 
 
@@ -134,7 +134,7 @@ def test_a_run_without_anything(tmp_path: Path) -> None:
     for log in run.glob("rank-*/*"):
         log.unlink()
     page = Page(render(run, tmp_path / "out" / "r.html").read_text())
-    assert "No log of ranks 0-1 of 2." in page.text
+    assert "There is no log of ranks 0-1. The run has 2 ranks." in page.text
 
 
 def test_a_confusion_matrix_is_a_figure_and_a_folded_table(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_figure_that_fails_leaves_the_others(run: Path) -> None:
 
     broken = SimpleNamespace(NAME="broken", TITLE="Broken", columns=columns, figure=None)
     page = Page(render(run, run.parent / "broken.html", figures=[broken]).read_text())  # type: ignore[list-item]
-    assert "This figure could not be drawn. ValueError: no <b>luck</b>" in page.text
+    assert "This figure could not be drawn: ValueError: no <b>luck</b>" in page.text
 
 
 def test_a_place_that_cannot_be_written(run: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 def test_an_event_of_all_ranks_is_one(tmp_path: Path) -> None:
     found = run_data.read(make_fake_run(tmp_path, ranks=3, steps=5))
-    assert [(h.name, h.ranks) for h in found.of_kind("state")] == [
+    assert [(h.name, h.ranks) for h in found.events_of_kind("state")] == [
         ("starting", (0, 1, 2)),
         ("running", (0, 1, 2)),
         ("finished", (0, 1, 2)),
@@ -44,7 +44,7 @@ def test_an_event_of_all_ranks_is_one(tmp_path: Path) -> None:
 def test_a_run_whose_owner_is_gone_is_lost(tmp_path: Path) -> None:
     found = run_data.read(make_fake_run(tmp_path, steps=10, state="running"))
     assert found.status == "lost"
-    assert "never reported an end" in " ".join(words.summary(found))
+    assert "did not report an end" in " ".join(words.describe_run(found))
 
 
 def test_a_truncated_log_is_read_and_said(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_missing_rank_is_said(tmp_path: Path) -> None:
         file.unlink()
     found = run_data.read(tmp_path)
     notes = " ".join(found.notes)
-    assert "No log of rank 1 of 3." in notes and "No step of rank 1 is known" in notes
+    assert "There is no log of rank 1." in notes and "There are no steps of rank 1." in notes
     assert found.status == "finished" and [rank.state for rank in found.ranks] == ["finished", "no log", "finished"]
     own = {r: found.store.table("steps")["loss"][found.store.table("steps")["rank"] == r] for r in (0, 2)}
     assert found.metrics["loss"].tolist() == pytest.approx(((own[0] + own[2]) / 2).tolist())
@@ -121,7 +121,7 @@ def test_one_bad_log_leaves_the_others(tmp_path: Path, damage: Any, said: str, s
             assert rank.size == before.size
         else:
             assert bool(0 < (rank == 1).sum() < (before == 1).sum()) is some_is_left
-    assert found.summary()["steps"] > 0 and "The training loss fell" in " ".join(words.summary(found))
+    assert found.summary()["steps"] > 0 and "The training loss fell" in " ".join(words.describe_run(found))
 
 
 def test_a_death_of_several_ranks_is_told_once(tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_a_death_of_several_ranks_is_told_once(tmp_path: Path) -> None:
     with RankLogWriter(path, -1) as log:
         for rank, reason in ((2, "ended by signal 9 (killed)"), (1, "ended by signal 9 (killed)"), (0, "exit code 3")):
             log.event("rank", "died", {"rank": rank, "reason": reason})
-    told = words.summary(run_data.read(path))[-1]
+    told = words.describe_run(run_data.read(path))[-1]
     assert told == "It failed on ranks 1-2: ended by signal 9 (killed). Rank 0 died: exit code 3."
 
 
 def test_what_is_no_run_directory(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(RunDirectoryError, match="no run directory"):
+        with pytest.raises(RunDirectoryError, match="is not a run directory"):
             run_data.read(path)
 
 
@@ -148,7 +148,7 @@ def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     flags.add_to(parser)
     assert spec is not None
-    assert spec.replace(**flags.options_of(parser.parse_args(words.flags(spec)))) == spec
+    assert spec.replace(**flags.options_of(parser.parse_args(words.command_line_flags(spec)))) == spec
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
     [(1234567.8, "1,234,568"), (0.00012346, "0.0001235"), (3.0, "3"), (float("nan"), "nan"), (None, "\N{EN DASH}")],
 )
 def test_numbers(value: float | None, text: str) -> None:
-    assert words.number(value) == text
+    assert words.format_number(value) == text
 
 
 def test_durations() -> None:
-    assert [words.duration(s) for s in (1.25, 75, 7260)] == ["1.2 s", "1 min 15 s", "2 h 1 min"]
+    assert [words.format_duration(s) for s in (1.25, 75, 7260)] == ["1.2 s", "1 min 15 s", "2 h 1 min"]
