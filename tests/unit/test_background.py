@@ -216,7 +216,7 @@ def test_progress_that_can_no_longer_be_shown_says_so(
     for made in threading.enumerate():
         if made.name == "progress-fake":
             made.join(60)
-    assert "the progress of run 'fake' is no longer shown, which goes on: see run.status" in capfd.readouterr().err
+    assert "the progress of run 'fake' is no longer shown; the run continues" in capfd.readouterr().err
 
 
 def test_this_room_costs_nothing_to_import() -> None:

@@ -19,7 +19,7 @@ from workbench.terminal.follow import follow, follow_in_background
 def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     run = LiveFakeRun(tmp_path / "run", steps=20, step_s=0.05)
     out = io.StringIO()
-    follow(lambda: [run.path], lambda: run.status == "finished", every=5, console=Console(file=out, width=200))
+    follow(lambda: [run.path], lambda: run.status == "finished", steps_per_line=5, console=Console(file=out, width=200))
     lines = out.getvalue().splitlines()
     assert 3 <= len(lines) <= 7 and "step 20/20" in lines[-1] and "finished" in lines[-1] and "loss" in lines[-1]
 

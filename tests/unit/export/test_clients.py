@@ -19,7 +19,7 @@ import pytest
 from tests.unit.export.conftest import NORMS, SAMPLE, STEPS
 from workbench.errors import ConfigError
 from workbench.export import export
-from workbench.export.to_mlflow import _name
+from workbench.export.to_mlflow import _metric_name
 
 ROOT = Path(__file__).parents[3]
 
@@ -100,5 +100,5 @@ def test_without_the_client(run: Path, tmp_path: Path, to: str, package: str, mo
 
 
 def test_names_that_mlflow_takes() -> None:
-    assert _name("gradient norm/../../etc/<b>") == "gradient norm/______etc__b_"
-    assert _name("tokens") == "tokens" and len(_name("x" * 400)) == 250
+    assert _metric_name("gradient norm/../../etc/<b>") == "gradient norm/______etc__b_"
+    assert _metric_name("tokens") == "tokens" and len(_metric_name("x" * 400)) == 250

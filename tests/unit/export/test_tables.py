@@ -69,7 +69,7 @@ def test_without_a_folder_it_goes_into_the_run(run: Path, monkeypatch: pytest.Mo
         (["--to", "exel"], 2, "unknown format 'exel'"),
         (["--to", "csv", "--steps", "9-2"], 2, "a range such as 100-120"),
         (["--to", "csv", "--steps", "x"], 2, "a range"),
-        (["--to", "csv", "-o", "/dev/null/x"], 1, "pass -o DIR"),
+        (["--to", "csv", "-o", "/dev/null/x"], 1, "pass another folder with -o DIR"),
     ],
 )
 def test_what_cannot_be_exported(

@@ -197,7 +197,7 @@ def execute(points: Sequence[Point], places: Sequence[Place], source: Path) -> N
         follow(
             lambda: [run for point in points for run in point.runs],
             turn,
-            named=lambda run, name: f"{labels[run.parent.parent]}: {name}",
+            make_label=lambda run, name: f"{labels[run.parent.parent]}: {name}",
         )
     except KeyboardInterrupt:
         print("interrupted: ending the notebooks and their ranks", flush=True)
