@@ -1,9 +1,9 @@
-"""Size and time of the report of a long run, against the goals: 10,000 steps x 8 ranks in <= 5 MB and <= 3 s.
+"""Measures the size of a long run's report and the time to write it. Goals for 10,000 steps x 8 ranks: 5 MB and 3 s.
 
     python tests/benchmarks/report.py [--steps 10000] [--ranks 8] [--rounds 3]
 
-The run is written first (half a minute); times are of a process that has its imports, the median over rounds. Also
-printed: where the time goes, the light report, and the interactive file against the same without compression.
+A fake run is written first (half a minute). Times are medians over rounds, after all imports. The script also prints
+the parts of the time, the size and time of the light report, and the size without compression.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GOAL_MB, GOAL_S = 5.0, 3.0
 
 
 def unpacked_bytes(report: Path) -> int:
-    """How large the file would be with its figures and library as they are."""
+    """The size that the file would have without compression of its figures and BokehJS."""
     html = report.read_text(encoding="utf-8")
     packed = re.findall(r'id="packed-[a-z]+">([^<]+)<', html)
     return len(html.encode()) + sum(len(gzip.decompress(b64decode(text))) - len(text) for text in packed)

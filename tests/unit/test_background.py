@@ -208,7 +208,7 @@ def test_a_branch_that_cannot_start_is_told_to_whoever_waits(
     assert "did not start: ValueError: nobody" in capfd.readouterr().err
 
 
-def test_progress_that_can_no_longer_be_shown_says_so(
+def test_progress_that_is_no_longer_shown_is_reported(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(follow, "follow_lines", fails)

@@ -25,8 +25,8 @@ _MAX_EVENTS = 500
 _MAX_SAMPLES = 20
 _MAX_SAMPLE_LENGTH = 4000
 _MAX_DIFF_LENGTH = 200_000
-#: kinds of events that have a section of their own
-_KINDS_WITH_SECTION = ("sample", "validation", "control", "settings", "verify")
+#: kinds of events that the table of events leaves out; most of them have a section of their own
+_OMITTED_KINDS = ("sample", "validation", "control", "settings", "verify")
 #: headings of the groups of figures, in the order of the report; other groups follow, named after their tab
 _GROUPS = {
     "overview": "Curves",
@@ -108,7 +108,7 @@ def make_section(
     drawn = bundle.draw_plots(run.store, figures, prefix)
     drawn += _draw_timelines(run, bundle, prefix)
     commands = read_control_history(run)
-    events = _events_without_section(run)
+    events = _other_events(run)
     start_time = run.logged_events[0].time if run.logged_events else 0.0
     return RunSection(
         run=run,
@@ -222,8 +222,8 @@ def _samples(run: RunData) -> list[tuple[int, str]]:
     return [(event.step, words.format_value(event.value, _MAX_SAMPLE_LENGTH)) for event in events]
 
 
-def _events_without_section(run: RunData) -> list[LoggedEvent]:
-    return [event for event in run.logged_events if event.kind not in _KINDS_WITH_SECTION]
+def _other_events(run: RunData) -> list[LoggedEvent]:
+    return [event for event in run.logged_events if event.kind not in _OMITTED_KINDS]
 
 
 def _verify_events(run: RunData) -> list[tuple[str, str]]:

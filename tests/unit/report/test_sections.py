@@ -1,4 +1,4 @@
-"""Controls, plan, limits, chosen steps, environment and comparison of a report: each against what was logged."""
+"""Controls, plan, verdict, timelines, environment and comparison in a report, checked against what was logged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def page_of(path: Path) -> BeautifulSoup:
 
 
 def text_page(run: Path) -> BeautifulSoup:
-    """A run's report without its figures, which cost most."""
+    """The report of a run without figures, which are slow to draw."""
     return page_of(render(run, figures=[], light=True))
 
 
@@ -64,10 +64,10 @@ def with_phases(run: Path, phases: dict[str, float]) -> Path:
     return run
 
 
-def test_commands_meet_their_steps(tmp_path: Path) -> None:
+def test_commands_are_matched_with_their_steps(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
     for directory in run.glob("rank-*"):
-        (directory / "events.arrow").unlink()  # it has commands of its own
+        (directory / "events.arrow").unlink()  # the fake run has commands of its own
     asked = [
         Command(time=10.0, name="lr", value=0.1, who="ann", id=3),
         Command(time=11.0, name="stop", who="bob", id=9),
@@ -103,7 +103,7 @@ def test_the_mesh_shows_every_rank_once(dp: int, pp: int, tp: int) -> None:
     assert mesh_diagram.draw_mesh(Mesh(dp=1000)) == "" and "1000 ranks" in mesh_diagram.describe_mesh(Mesh(dp=1000))
 
 
-def test_who_holds_what(tmp_path: Path) -> None:
+def test_layers_of_ranks(tmp_path: Path) -> None:
     names = [f"layer{number}" for number in range(6)]
     run = make_fake_run(tmp_path / "run", ranks=4, steps=40, plugin="hybrid", pp=2, names=names)
     held = mesh_diagram.find_layers_of_ranks(run_data.read(run))
@@ -114,8 +114,8 @@ def test_who_holds_what(tmp_path: Path) -> None:
     assert all(h.elements == 3 * 4096 and h.split_over == "not split" for h in held)
 
 
-def test_who_holds_what_is_not_who_wrote_it_down(tmp_path: Path) -> None:
-    """Replicas share the work of logging weights; each of them holds all layers all the same."""
+def test_layers_of_ranks_are_read_from_local_statistics(tmp_path: Path) -> None:
+    """Replicas share the logging of reduced gradients, but each of them holds all layers."""
     run = make_fake_run(tmp_path / "run", steps=1, names=["a"])
     for rank in (0, 1):
         with RankLogWriter(tmp_path / "other", rank) as log:
@@ -136,19 +136,19 @@ def gradient(rank: int, layer: str, scope: str) -> GradientStats:
     )
 
 
-def test_what_limited_it_is_the_verdict(phased: tuple[Path, BeautifulSoup]) -> None:
+def test_the_report_contains_the_verdict(phased: tuple[Path, BeautifulSoup]) -> None:
     run, page = phased
     found = run_data.read(run)
     assert words.verdict_sentence(found) == Run(run).verdict().sentence and "50%" in words.verdict_sentence(found)
     assert words.verdict_sentence(found) in page.find(id="summary").get_text()
 
 
-def test_the_chosen_steps_are_a_usual_one_and_the_slowest(phased: tuple[Path, BeautifulSoup]) -> None:
+def test_timelines_show_a_typical_step_and_the_slowest(phased: tuple[Path, BeautifulSoup]) -> None:
     run, page = phased
     found = run_data.read(run)
     chosen = timeline.choose_steps(found)
     steps, times = found.metrics["step"], found.metrics["step_time_ms"]
-    later = (steps >= 7) & (steps <= 14)  # the first logged one is left out
+    later = (steps >= 7) & (steps <= 14)  # the first step with phases is not considered
     assert chosen[-1].step == steps[later][np.argmax(times[later])] and 1 <= len(chosen) <= 2
     keys = [key.get_text(" ") for key in page.find(id="timeline").find_all("ul", class_="key")]
     assert page.find(id=f"timeline-{chosen[0].step}") and keys == ["forward optimizer communication"] * (
@@ -190,7 +190,7 @@ def test_packages_are_those_that_are_installed() -> None:
     assert all(found[name] == metadata.version(name) for name in ("numpy", "bokeh", "dist-workbench", "jupyter-client"))
 
 
-def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
+def test_a_report_shows_the_environment(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=5)
     about = {
         "command": ["workbench", HOSTILE],
@@ -206,13 +206,13 @@ def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["[1", "[]", '{"git": 3, "packages": [], "command": 1}'])
-def test_an_environment_that_is_broken_leaves_the_rest(tmp_path: Path, broken: str) -> None:
+def test_a_damaged_environment_file_does_not_affect_the_rest(tmp_path: Path, broken: str) -> None:
     run = make_fake_run(tmp_path / "run", steps=5)
     (run / environment.ENVIRONMENT_FILE).write_text(broken)
     assert "fake" in text_page(run).title.text
 
 
-def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) -> None:
+def test_logs_with_a_newer_schema_are_noted(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
     schema = pa.schema([pa.field("step", pa.int64())], metadata={"schema_version": "99"})
     with pa.OSFile(str(run / "rank-00000" / "devices.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
@@ -265,7 +265,7 @@ def test_figures_over_the_same_axis_are_linked(phased: tuple[Path, BeautifulSoup
     assert gzip.decompress(b64decode(compress_text("é"))).decode() == "é"
 
 
-def test_no_browser_to_print_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printing_without_a_browser_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench.errors import ReportError
 
     run = make_fake_run(tmp_path / "run", steps=5)

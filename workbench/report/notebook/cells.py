@@ -78,7 +78,7 @@ class CellConverter:
         return clean.clean_html(source, folder=self._folder)
 
     def _convert_cell(self, cell: Any) -> Cell:
-        kind, source = cell.cell_type, _joined(cell.source)
+        kind, source = cell.cell_type, _join_lines(cell.source)
         if kind == "markdown":
             html = clean.markdown_to_html(source, attachments=cell.get("attachments"), folder=self._folder)
             return Cell(kind=kind, source=html, id=str(cell.get("id", "")))
@@ -115,30 +115,30 @@ class CellConverter:
     def _convert_output(self, output: Any) -> Markup:
         kind = output.get("output_type")
         if kind == "stream":
-            return _stream_html(_joined(output.get("text", "")), str(output.get("name", "stdout")))
+            return _stream_html(_join_lines(output.get("text", "")), str(output.get("name", "stdout")))
         if kind == "error":
             return _error_html(output)
         return self._convert_display(output.get("data", {}), output.get("metadata", {}))
 
     def _convert_display(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Markup:
         """A display output in its richest format, in this order: panel, widget, Bokeh figure, the MIME types below."""
-        html = self._panel(data, metadata) or self._widget(data)
+        html = self._convert_panel(data, metadata) or self._convert_widget(data)
         if html is not None:
             return html
         if _BOKEH_LOAD in data:
             return Markup("")  # the report contains BokehJS
         if _BOKEH_EXEC in data:
-            return self._bokeh(_joined(data.get("application/javascript") or data.get(_BOKEH_EXEC) or ""))
+            return self._convert_bokeh(_join_lines(data.get("application/javascript") or data.get(_BOKEH_EXEC) or ""))
         for mime, convert in self._CONVERTERS:
             if mime in data:
                 return convert(self, data, mime, metadata.get(mime, {}))
         return Markup("")
 
-    def _panel(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Markup | None:
+    def _convert_panel(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Markup | None:
         panel_metadata = _find_panel_metadata(data, metadata)
         return None if panel_metadata is None else self._draw_panel(panel_metadata)
 
-    def _widget(self, data: Mapping[str, Any]) -> Markup | None:
+    def _convert_widget(self, data: Mapping[str, Any]) -> Markup | None:
         view = data.get(VIEW_TYPE)
         if not isinstance(view, Mapping):
             return None
@@ -147,33 +147,33 @@ class CellConverter:
             return Markup('<div class="widget">{}</div>').format(widget)
         return _missing_widget(data) if set(data) <= {VIEW_TYPE, "text/plain"} else None
 
-    def _html(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
-        source = _joined(data[mime])
+    def _convert_html(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
+        source = _join_lines(data[mime])
         if "bk-notebook-logo" in source:
             return Markup("")  # the message "Loading BokehJS"
         return Markup('<div class="html scroll" tabindex="0">{}</div>').format(self._clean(source))
 
-    def _markdown(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
+    def _convert_markdown(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
         return Markup('<div class="prose">{}</div>').format(
-            clean.markdown_to_html(_joined(data[mime]), folder=self._folder)
+            clean.markdown_to_html(_join_lines(data[mime]), folder=self._folder)
         )
 
-    def _latex(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
-        return Markup('<div class="mathful">{}</div>').format(_joined(data[mime]))
+    def _convert_latex(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
+        return Markup('<div class="mathful">{}</div>').format(_join_lines(data[mime]))
 
-    def _svg(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
-        return Markup('<div class="drawing">{}</div>').format(self._clean(_joined(data[mime])))
+    def _convert_svg(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
+        return Markup('<div class="drawing">{}</div>').format(self._clean(_join_lines(data[mime])))
 
-    def _picture(self, data: Mapping[str, Any], mime: str, metadata: Any) -> Markup:
-        return _picture_html(mime, _joined(data[mime]), metadata, _joined(data.get("text/plain", "")))
+    def _convert_picture(self, data: Mapping[str, Any], mime: str, metadata: Any) -> Markup:
+        return _picture_html(mime, _join_lines(data[mime]), metadata, _join_lines(data.get("text/plain", "")))
 
-    def _json(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
+    def _convert_json(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
         return Markup('<pre tabindex="0">{}</pre>').format(json.dumps(data[mime], indent=2, ensure_ascii=False))
 
-    def _plain(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
-        return Markup('<pre tabindex="0">{}</pre>').format(_ansi_to_html(_joined(data[mime])))
+    def _convert_plain(self, data: Mapping[str, Any], mime: str, _metadata: Any) -> Markup:
+        return Markup('<pre tabindex="0">{}</pre>').format(_ansi_to_html(_join_lines(data[mime])))
 
-    def _bokeh(self, script: str) -> Markup:
+    def _convert_bokeh(self, script: str) -> Markup:
         if self._light:
             return bokeh_output.static_html(script)
         self.has_bokeh = True
@@ -181,16 +181,16 @@ class CellConverter:
         return bokeh_output.interactive_html(script)
 
     _CONVERTERS: tuple[tuple[str, Callable[..., Markup]], ...] = (
-        ("text/html", _html),
-        ("image/svg+xml", _svg),
-        ("text/markdown", _markdown),
-        ("text/latex", _latex),
-        ("image/png", _picture),
-        ("image/jpeg", _picture),
-        ("image/gif", _picture),
-        ("image/webp", _picture),
-        ("application/json", _json),
-        ("text/plain", _plain),
+        ("text/html", _convert_html),
+        ("image/svg+xml", _convert_svg),
+        ("text/markdown", _convert_markdown),
+        ("text/latex", _convert_latex),
+        ("image/png", _convert_picture),
+        ("image/jpeg", _convert_picture),
+        ("image/gif", _convert_picture),
+        ("image/webp", _convert_picture),
+        ("application/json", _convert_json),
+        ("text/plain", _convert_plain),
     )
 
 
@@ -199,17 +199,17 @@ def _find_panel_metadata(data: Mapping[str, Any], metadata: Mapping[str, Any]) -
     panel_metadata = metadata.get(PANEL_KEY)
     if isinstance(panel_metadata, Mapping):
         return panel_metadata
-    match = _PANEL_TEXT.fullmatch(_joined(data.get("text/plain", "")).strip())
+    match = _PANEL_TEXT.fullmatch(_join_lines(data.get("text/plain", "")).strip())
     return {"runs": [match[1]]} if match and VIEW_TYPE in data else None
 
 
-def _joined(text: Any) -> str:
+def _join_lines(text: Any) -> str:
     """A text of a notebook, which may be stored as a list of lines."""
     return "".join(map(str, text)) if isinstance(text, (list, tuple)) else str(text)
 
 
 def _missing_widget(data: Mapping[str, Any]) -> Markup:
-    text = _joined(data.get("text/plain", "a widget"))
+    text = _join_lines(data.get("text/plain", "a widget"))
     return Markup(
         '<div class="widget"><p class="empty">The notebook does not contain the state of this widget: {}</p></div>'
     ).format(text[:400])

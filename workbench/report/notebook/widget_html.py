@@ -66,7 +66,7 @@ class WidgetConverter:
         kind = str(model.get("model_name", "")).removesuffix("Model")
         state = _State({**_decode_buffers(model), **model.get("state", {})})
         if kind in _CONTAINERS:
-            return self._container(kind, state, depth)
+            return self._convert_container(kind, state, depth)
         if kind == "Output":
             return Markup('<div class="w-output">{}</div>').format(
                 self._convert_outputs(list(state.get("outputs", [])))
@@ -78,10 +78,10 @@ class WidgetConverter:
         html = _add_label(state, html)
         return Markup('<div data-model="{}">{}</div>').format(model_id, html) if state["_linked"] else html
 
-    def _container(self, kind: str, state: _State, depth: int) -> Markup:
+    def _convert_container(self, kind: str, state: _State, depth: int) -> Markup:
         children = [
             self._convert(str(child).removeprefix(_MODEL_PREFIX), depth + 1)
-            or Markup('<p class="empty">a widget that cannot be shown without a kernel</p>')
+            or Markup('<p class="empty">a widget that this report cannot show</p>')
             for child in state.get("children", [])
         ]
         titles = _read_titles(state, len(children))
@@ -194,7 +194,7 @@ def _number_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _slider(kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_slider(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.get("value", 0)
     low, high = state.number("min", 0), state.number("max", 10 if "Log" not in kind else 4)
     if isinstance(value, (list, tuple)):
@@ -211,7 +211,7 @@ def _slider(kind: str, state: _State, _clean: Any) -> Markup:
     )
 
 
-def _progress(_kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_progress(_kind: str, state: _State, _clean: Any) -> Markup:
     low, high = state.number("min", 0), state.number("max", 100)
     value = state.number("value", 0)
     share = (value - low) / (high - low) if high > low else 0
@@ -220,7 +220,7 @@ def _progress(_kind: str, state: _State, _clean: Any) -> Markup:
     return Markup(template).format(share, name, low, high, _number_text(state.get("value", 0)))
 
 
-def _text(kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_text(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.text("value")
     if kind == "Textarea":
         name = state.text("description") or "text"
@@ -230,7 +230,7 @@ def _text(kind: str, state: _State, _clean: Any) -> Markup:
     return _input("text", value, state)
 
 
-def _check(kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_check(kind: str, state: _State, _clean: Any) -> Markup:
     checked = bool(state.get("value"))
     if kind == "Valid":
         return Markup("<span>{}</span>").format("✓ valid" if checked else f"✗ {state.text('readout') or 'invalid'}")
@@ -241,7 +241,7 @@ def _options(state: _State) -> list[str]:
     return [str(option) for option in state.get("_options_labels") or []]
 
 
-def _select(kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_select(kind: str, state: _State, _clean: Any) -> Markup:
     index = state.get("index")
     selected = set(index) if isinstance(index, (list, tuple)) else {index}
     labels = _options(state)
@@ -272,13 +272,13 @@ def _select(kind: str, state: _State, _clean: Any) -> Markup:
     )
 
 
-def _html(kind: str, state: _State, clean: Callable[[str], Markup]) -> Markup:
+def _convert_html(kind: str, state: _State, clean: Callable[[str], Markup]) -> Markup:
     value = state.text("value")
     content = escape(value) if kind == "Label" else clean(value)
     return Markup('<div class="w-html{}">{}</div>').format(" mathful" if kind != "HTML" else "", content)
 
 
-def _button(kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_button(kind: str, state: _State, _clean: Any) -> Markup:
     text = state.text("description") or state.text("icon") or "button"
     state["_has_own_label"] = True
     pressed = Markup(' aria-pressed="{}"').format("true" if state.get("value") else "false")
@@ -287,7 +287,7 @@ def _button(kind: str, state: _State, _clean: Any) -> Markup:
     )
 
 
-def _media(kind: str, state: _State, _clean: Any) -> Markup | None:
+def _convert_media(kind: str, state: _State, _clean: Any) -> Markup | None:
     value = state.get("value")
     if not isinstance(value, bytes):
         return None
@@ -302,7 +302,7 @@ def _media(kind: str, state: _State, _clean: Any) -> Markup | None:
     return Markup('<{0} src="{1}" controls></{0}>').format(major, source)
 
 
-def _plain(kind: str, state: _State, _clean: Any) -> Markup:
+def _convert_plain(kind: str, state: _State, _clean: Any) -> Markup:
     value = state.get("value")
     if isinstance(value, Mapping):  # a date: the month counts from 0
         parts = [value.get("year"), (value.get("month") or 0) + 1, value.get("date")]
@@ -343,22 +343,22 @@ _CONTAINERS = (
 )
 _Convert = Callable[[str, _State, Callable[[str], Markup]], Markup | None]
 _LEAVES: tuple[tuple[tuple[str, ...], _Convert], ...] = (
-    (("IntSlider", "FloatSlider", "FloatLogSlider", "IntRangeSlider", "FloatRangeSlider", "Play"), _slider),
-    (("IntProgress", "FloatProgress"), _progress),
-    (("Text", "Textarea", "Password", "Combobox"), _text),
-    (("IntText", "FloatText", "BoundedIntText", "BoundedFloatText"), _text),
-    (("Checkbox", "Valid"), _check),
+    (("IntSlider", "FloatSlider", "FloatLogSlider", "IntRangeSlider", "FloatRangeSlider", "Play"), _convert_slider),
+    (("IntProgress", "FloatProgress"), _convert_progress),
+    (("Text", "Textarea", "Password", "Combobox"), _convert_text),
+    (("IntText", "FloatText", "BoundedIntText", "BoundedFloatText"), _convert_text),
+    (("Checkbox", "Valid"), _convert_check),
     (
         ("Dropdown", "Select", "SelectMultiple", "RadioButtons", "ToggleButtons", "SelectionSlider",
          "SelectionRangeSlider"),
-        _select,
+        _convert_select,
     ),
-    (("HTML", "HTMLMath", "Label"), _html),
-    (("Button", "ToggleButton"), _button),
-    (("Image", "Video", "Audio"), _media),
+    (("HTML", "HTMLMath", "Label"), _convert_html),
+    (("Button", "ToggleButton"), _convert_button),
+    (("Image", "Video", "Audio"), _convert_media),
     (
         ("ColorPicker", "DatePicker", "TimePicker", "NaiveDatetimePicker", "DatetimePicker", "TagsInput", "ColorsInput",
          "FloatsInput", "IntsInput", "FileUpload"),
-        _plain,
+        _convert_plain,
     ),
 )  # fmt: skip
