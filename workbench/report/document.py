@@ -73,8 +73,8 @@ def report_path(out: str | Path | None, default: Path, *, pdf: bool) -> Path:
 def write_report(html: str, target: Path, *, pdf: bool = False) -> Path:
     """Write the HTML text, or the PDF printed from it, to ``target`` and return its absolute path.
 
-    A temporary file beside ``target`` is written first, so that a failure leaves an older report in place. Raises
-    ``RunDirectoryError`` if the file cannot be written, and ``ReportError`` if the PDF cannot be printed.
+    The HTML is first written to a temporary file beside ``target``, so that no incomplete report is left at ``target``.
+    Raises ``RunDirectoryError`` if a file cannot be written, and ``ReportError`` if the PDF cannot be printed.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
