@@ -1,9 +1,9 @@
-"""Size and time of the report of a long run, against the goals: 10,000 steps x 8 ranks in <= 5 MB and <= 3 s.
+"""Measures the size of a long run's report and the time to write it. Goals for 10,000 steps x 8 ranks: 5 MB and 3 s.
 
     python tests/benchmarks/report.py [--steps 10000] [--ranks 8] [--rounds 3]
 
-The run is written first (half a minute); times are of a process that has its imports, the median over rounds. Also
-printed: where the time goes, the light report, and the interactive file against the same without compression.
+A fake run is written first (half a minute). Times are medians over rounds, after all imports. The script also prints
+the parts of the time, the size and time of the light report, and the size without compression.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.fake_run import make_fake_run
 from workbench.plots import plots
 from workbench.report import run_data
 from workbench.report.document import render
-from workbench.report.figures import Sheet
+from workbench.report.figures import FigureBundle
 
 GOAL_MB, GOAL_S = 5.0, 3.0
 
 
 def unpacked_bytes(report: Path) -> int:
-    """How large the file would be with its figures and library as they are."""
+    """The size that the file would have without compression of its figures and BokehJS."""
     html = report.read_text(encoding="utf-8")
     packed = re.findall(r'id="packed-[a-z]+">([^<]+)<', html)
     return len(html.encode()) + sum(len(gzip.decompress(b64decode(text))) - len(text) for text in packed)
@@ -58,7 +58,7 @@ def main() -> None:
         found = run_data.read(run)
         reading = time.perf_counter() - begin
         begin = time.perf_counter()
-        Sheet(light=True).draw(found.store, plots())
+        FigureBundle(light=True).draw_plots(found.store, plots())
         drawing = time.perf_counter() - begin
         size, whole = report.stat().st_size / 1e6, unpacked_bytes(report) / 1e6
         took = statistics.median(seconds)
@@ -66,7 +66,7 @@ def main() -> None:
         print(f"{arguments.steps:,} steps x {arguments.ranks} ranks, {log_mb:.0f} MB of logs, {len(plots())} figures")
         print(f"report: {size:.2f} MB (goal <= {GOAL_MB}), {took:.2f} s (goal <= {GOAL_S})")
         print(f"  {statistics.median(busy):.2f} s of a core: what it takes where nothing else runs")
-        print(f"  of which reading the logs {reading:.2f} s, columns and still pictures {drawing:.2f} s")
+        print(f"  of which reading the logs {reading:.2f} s, columns and static pictures {drawing:.2f} s")
         print(f"  not compressed it would be {whole:.2f} MB: ratio {size / whole:.2f}")
         print(f"light: {light.stat().st_size / 1e6:.2f} MB, {statistics.median(light_seconds):.2f} s")
 

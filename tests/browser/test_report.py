@@ -1,4 +1,4 @@
-"""Reports opened in chromium with the network cut: drawn, silent, linked, on a phone, on paper and without scripts."""
+"""Reports in Chromium without a network: figures, errors, linked zoom, a narrow screen, print, and light reports."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ HOSTILE = "<img src=http://example.invalid/x onerror=alert(1)>$$x$$"
 
 
 class Reader:
-    """A page without a network that notes what was asked of it and what it complained about."""
+    """A page without a network that records its requests, console errors and exceptions."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        self.asked: list[str] = []
-        self.said: list[str] = []
-        page.on("request", lambda request: self.asked.append(request.url))
-        page.on("console", lambda m: self.said.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def open(self, report: Path, *, width: int = 1280, scheme: str = "light") -> int:
-        """Open a report and wait until it is drawn; returns how many figures were."""
+        """Open a report, wait until its figures are drawn, and return their number."""
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.emulate_media(color_scheme=scheme)
         self.page.goto(report.as_uri())
@@ -40,9 +40,9 @@ class Reader:
         self.page.wait_for_timeout(300)
         return int(self.page.evaluate("document.documentElement.dataset.drawn"))
 
-    def assert_silent(self) -> None:
-        assert self.said == []
-        assert [url for url in self.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    def assert_no_errors_or_requests(self) -> None:
+        assert self.errors == []
+        assert [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 @pytest.fixture
@@ -55,17 +55,17 @@ def reader(browser: Any) -> Iterator[Reader]:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
-def test_it_draws_every_figure_and_asks_for_nothing(reader: Reader, tmp_path: Path, scheme: str, width: int) -> None:
+def test_every_figure_is_drawn_without_a_network(reader: Reader, tmp_path: Path, scheme: str, width: int) -> None:
     report = render(make_fake_run(tmp_path / "run", ranks=2, steps=200, names=[HOSTILE, "b", "c"]))
     shown = report.read_text().count('class="plot"')
     assert reader.open(report, width=width, scheme=scheme) == shown >= len(plots()) // 2
     assert reader.page.locator(".plot canvas").count() >= shown
-    assert reader.page.locator(".picture:visible").count() == 0  # the live figures took their places
+    assert reader.page.locator(".picture:visible").count() == 0  # the interactive figures replace them
     assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
-    reader.assert_silent()
+    reader.assert_no_errors_or_requests()
 
 
-def test_a_drag_in_one_figure_chooses_the_steps_of_its_neighbours(reader: Reader, tmp_path: Path) -> None:
+def test_zooming_one_figure_zooms_the_linked_figures(reader: Reader, tmp_path: Path) -> None:
     reader.open(render(make_fake_run(tmp_path / "run", steps=200)))
     ranges = """() => Bokeh.documents.flatMap((document) => document.roots()).map((figure) =>
         [String(figure.below[0].axis_label).startsWith("step"), figure.x_range.end])"""
@@ -83,11 +83,13 @@ def test_a_drag_in_one_figure_chooses_the_steps_of_its_neighbours(reader: Reader
     after = reader.page.evaluate(ranges)
     brushed = {end for over_steps, end in after if over_steps}
     assert len(brushed) == 1 and 80 < brushed.pop() < 150 and sum(over_steps for over_steps, _ in after) > 5
-    assert [one for one in after if not one[0]] == [one for one in before if not one[0]]  # over time: as it was
-    reader.assert_silent()
+    assert [one for one in after if not one[0]] == [
+        one for one in before if not one[0]
+    ]  # figures over time keep their range
+    reader.assert_no_errors_or_requests()
 
 
-def test_paper_and_readers_without_scripts_get_the_pictures(reader: Reader, browser: Any, tmp_path: Path) -> None:
+def test_print_and_light_reports_show_static_pictures(reader: Reader, browser: Any, tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=100)
     report = render(run)
     shown = reader.open(report)
@@ -112,7 +114,9 @@ def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
     assert reader.open(report) == shown >= 5
     page = reader.page
     assert page.locator(".math svg").count() == 5 and page.locator(".math:not(.done)").count() == 0
-    assert page.locator(".bk-Figure").count() >= shown + 1  # the panel's figures and the notebook's own
+    assert (
+        page.locator(".bk-Figure").count() >= shown + 1
+    )  # the figures of the panel, and the Bokeh output of the notebook
     assert page.get_by_role("table").filter(has_text="a cell").is_visible()
     page.locator(".w-tabs label", has_text="second").click()
     assert page.locator(".w-page:visible").inner_text().strip() == "two"
@@ -129,11 +133,11 @@ def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    reader.assert_silent()
+    reader.assert_no_errors_or_requests()
 
 
 def everything(folder: Path, run: Path) -> Path:
-    """A notebook with each kind of output, as a kernel would have left it."""
+    """A notebook with each kind of output, as a kernel saves it."""
     from bokeh.embed.notebook import notebook_content
     from bokeh.plotting import figure
 

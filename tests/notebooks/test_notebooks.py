@@ -50,4 +50,4 @@ def test_the_quickstart_does_what_it_says(tmp_path: Path, parameters: dict[str, 
     assert not any(output.get("name") == "stderr" for cell in book.cells for output in cell.get("outputs", []))
     page = BeautifulSoup(render_notebook(tmp_path / notebooks.QUICKSTART).read_text(), "html.parser")
     panels = [panel["aria-label"] for panel in page.find_all("div", class_="panel")]
-    assert panels == [f"Run {name}, as it ended" for name in ("quickstart", "other-plan", "own-model")]
+    assert panels == [f"Panel of run {name}" for name in ("quickstart", "other-plan", "own-model")]

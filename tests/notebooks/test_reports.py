@@ -32,8 +32,8 @@ def test_the_course_on_reports_and_its_own_report(tmp_path: Path, monkeypatch: p
     assert not any(o.get("name") == "stderr" for c in nbformat.read(executed, 4).cells for o in c.get("outputs", []))
     page = BeautifulSoup(render_notebook(executed).read_text(), "html.parser")
     assert [panel["aria-label"] for panel in page.find_all("div", class_="panel")] == [
-        "Run slow, as it ended",
-        "Run fast, as it ended",
+        "Panel of run slow",
+        "Panel of run fast",
     ]
     assert len(page.find(id="runs").find_all("h3", class_="run")) == 2
     assert not page.find("img", class_="output-picture")

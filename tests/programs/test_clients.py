@@ -19,7 +19,7 @@ import pytest
 from tests.rich_run import NORMS, SAMPLE, STEPS
 from workbench.errors import ConfigError
 from workbench.export import export
-from workbench.export.to_mlflow import _name
+from workbench.export.to_mlflow import _metric_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,12 +93,14 @@ def test_mlflow_into_a_folder(run: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("to", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
-def test_without_the_client(run: Path, tmp_path: Path, to: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_raises(
+    run: Path, tmp_path: Path, to: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=f"pip install {package}"):
         export(run, to, tmp_path)
 
 
-def test_names_that_mlflow_takes() -> None:
-    assert _name("gradient norm/../../etc/<b>") == "gradient norm/______etc__b_"
-    assert _name("tokens") == "tokens" and len(_name("x" * 400)) == 250
+def test_metric_names_that_mlflow_accepts() -> None:
+    assert _metric_name("gradient norm/../../etc/<b>") == "gradient norm/______etc__b_"
+    assert _metric_name("tokens") == "tokens" and len(_metric_name("x" * 400)) == 250

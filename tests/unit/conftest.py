@@ -1,4 +1,8 @@
+<<<<<<< HEAD:tests/unit/conftest.py
 """What tests of several rooms share."""
+=======
+"""Fixtures for tests of reports."""
+>>>>>>> 4eb7c5eb7d8d170902c826091ff496b2ce24bbed:tests/unit/report/conftest.py
 
 from __future__ import annotations
 
@@ -9,6 +13,6 @@ from workbench import plots
 
 @pytest.fixture
 def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports with six of the figures, for tests about what stands around them: all of them take most of the time."""
+    """Reduce reports to six figures, for tests of other parts of a report. Drawing all figures is slow."""
     shown = ("loss", "throughput", "grad_norm", "utilisation", "gradients", "timeline")
     monkeypatch.setattr(plots, "ALL", shown)

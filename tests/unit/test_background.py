@@ -210,7 +210,7 @@ def test_a_branch_that_cannot_start_is_told_to_whoever_waits(
     assert "did not start: ValueError: nobody" in capfd.readouterr().err
 
 
-def test_progress_that_can_no_longer_be_shown_says_so(
+def test_progress_that_is_no_longer_shown_is_reported(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(follow, "follow_lines", fails)
@@ -218,7 +218,7 @@ def test_progress_that_can_no_longer_be_shown_says_so(
     for made in threading.enumerate():
         if made.name == "progress-fake":
             made.join(60)
-    assert "the progress of run 'fake' is no longer shown, which goes on: see run.status" in capfd.readouterr().err
+    assert "the progress of run 'fake' is no longer shown; the run continues" in capfd.readouterr().err
 
 
 def test_this_room_costs_nothing_to_import() -> None:

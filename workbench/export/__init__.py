@@ -1,6 +1,7 @@
-"""Writes a run in the formats of other tools: ``export(run, to)``. ``FORMATS`` names one module per format.
+"""Writes a run in the formats of other tools: ``export(run, to)``.
 
-A format module has ``write(source, out)``, which writes into the folder ``out`` and returns the file or folder to open.
+Each format is written by a module, named in ``FORMATS``. Its function ``write(source, out)`` writes the run ``source``
+into the folder ``out`` and returns the file or folder to open.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from workbench.errors import ConfigError, RunDirectoryError, nearest
 if TYPE_CHECKING:
     from workbench.rundir.state import HasPath
 
-#: format -> its module and its description
+#: format -> (module, description)
 FORMATS = {
     "csv": ("tables", "one CSV file per table, and one with the metrics of the run"),
     "parquet": ("tables", "one Parquet file per table, and one with the metrics of the run"),
@@ -33,21 +34,25 @@ def export(
     """Write a run in another tool's format and return the folder or file to open.
 
     ``run``: a ``Run``, its name or its directory. ``to``: a key of ``FORMATS``. ``out``: the folder to write into
-    (default: ``exports/<format>`` in the run directory). ``steps``: first and last step (default: all). Raises
-    ``ConfigError`` for an unknown format or one whose client is not installed, ``RunDirectoryError`` for a run that
-    cannot be read or a folder that cannot be written.
+    (default: ``exports/<format>`` in the run directory). ``steps``: the first and the last step to write (default: all
+    steps).
+
+    Raises ``ConfigError`` if the format is unknown, its client is not installed or refuses the run, or the spec of the
+    run cannot be read; raises ``RunDirectoryError`` if a log cannot be read or the folder cannot be written.
     """
-    from workbench.export.source import Source
+    from workbench.export.source import ExportSource
     from workbench.rundir.state import directory_of
 
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}: {nearest(to, FORMATS)}", field="--to")
     path = directory_of(run)
-    source = Source(path, steps)
+    source = ExportSource(path, steps)
     folder = (Path(out).expanduser() if out is not None else path / FOLDER / to).absolute()
     write: Callable[..., Path] = importlib.import_module(f"workbench.export.{FORMATS[to][0]}").write
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return write(source, folder, to) if FORMATS[to][0] == "tables" else write(source, folder)
     except OSError as error:
-        raise RunDirectoryError(f"cannot export to {folder}: {error.strerror or error}; pass -o DIR") from error
+        raise RunDirectoryError(
+            f"cannot export to {folder}: {error.strerror or error}; pass another folder with -o DIR"
+        ) from error

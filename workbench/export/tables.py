@@ -1,4 +1,4 @@
-"""CSV and Parquet: one file per table of the log, and ``metrics``, the figures of the whole run per step."""
+"""Writes a run as CSV or Parquet: one file per table of the logs, and ``metrics``, the metrics of the run per step."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 import pyarrow as pa
 
 from workbench.core.records import TABLES
-from workbench.export.source import Source
+from workbench.export.source import ExportSource
 
 
-def write(source: Source, out: Path, to: str) -> Path:
-    """Write all tables into ``out``; returns it. In CSV a list is a JSON text, and a number that is none is ``nan``."""
-    put = _csv if to == "csv" else _parquet
-    put(pa.table({name: pa.array(values) for name, values in source.metrics.items()}), out / f"metrics.{to}")
+def write(source: ExportSource, out: Path, to: str) -> Path:
+    """Write all tables into ``out`` and return it. In CSV, a list is written as JSON, and NaN as ``nan``."""
+    write_table = _write_csv if to == "csv" else _write_parquet
+    write_table(pa.table({name: pa.array(values) for name, values in source.metrics.items()}), out / f"metrics.{to}")
     for table in TABLES:
-        put(source.arrow(table), out / f"{table}.{to}")
+        write_table(source.arrow(table), out / f"{table}.{to}")
     return out
 
 
-def _parquet(table: pa.Table, path: Path) -> None:
+def _write_parquet(table: pa.Table, path: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(table, path, compression="zstd")
 
 
-def _csv(table: pa.Table, path: Path) -> None:
+def _write_csv(table: pa.Table, path: Path) -> None:
     from pyarrow import csv
 
     for index, field in enumerate(table.schema):

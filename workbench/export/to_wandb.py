@@ -1,7 +1,7 @@
-"""A Weights & Biases run through wandb's own client (``pip install wandb``).
+"""Writes a run as a Weights & Biases run with wandb's client (``pip install wandb``).
 
-``WANDB_MODE`` decides where it goes, as everywhere in wandb; without it the run stays on this disk ("offline"), from
-where ``wandb sync`` uploads it. Nothing is uploaded unless one of the two asks for it.
+The run is written to the disk (mode ``offline``), and ``wandb sync`` uploads it later. Nothing is uploaded during the
+export unless ``WANDB_MODE`` is set to ``online``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import ConfigError
-from workbench.export.source import Source, bucket_sums
+from workbench.export.source import ExportSource, estimate_bucket_sums
 from workbench.export.tensorboard import SCALARS
 
 PROJECT = "dist-workbench"
 
 
-def write(source: Source, out: Path) -> Path:
-    """Write the run below ``out`` and return its folder there; ``ConfigError`` without wandb, or when it refuses."""
+def write(source: ExportSource, out: Path) -> Path:
+    """Write the run into the folder ``out`` and return the folder of the wandb run.
+
+    Raises ``ConfigError`` if wandb is not installed or reports an error.
+    """
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError(f"--to wandb needs wandb ({error}): pip install wandb", field="--to") from error
+        raise ConfigError(
+            f"--to wandb needs wandb, which cannot be imported ({error}): pip install wandb", field="--to"
+        ) from error
     settings = wandb.Settings(silent=True, console="off", save_code=False, x_disable_stats=True, x_disable_meta=True)
     try:
         run = wandb.init(
@@ -33,39 +38,39 @@ def write(source: Source, out: Path) -> Path:
             name=source.path.name,
             config={**source.spec.options(), "plan": source.spec.plan.describe()},
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-            reinit="create_new",  # another run that is open in this process goes on
+            reinit="create_new",  # keep a wandb run of the user open
             settings=settings,
         )
     except wandb.Error as error:
         raise ConfigError(
-            f"wandb refuses: {error}; set WANDB_MODE=offline to write to the disk", field="--to"
+            f"wandb could not start a run: {error}; set WANDB_MODE=offline to write the run to the disk", field="--to"
         ) from error
     folder = Path(run.dir).parent
     try:
-        for step, values in sorted(_steps(source, wandb).items()):
+        for step, values in sorted(_values_by_step(source, wandb).items()):
             run.log(values, step=step)
-        texts = [[step, words] for _, step, words in source.samples()]
-        if texts:
-            run.log({"samples": wandb.Table(columns=["step", "text"], data=texts)})
+        samples = [[step, text] for _, step, text in source.samples()]
+        if samples:
+            run.log({"samples": wandb.Table(columns=["step", "text"], data=samples)})
     finally:
         run.finish()
     return folder
 
 
-def _steps(source: Source, wandb: Any) -> dict[int, dict[str, Any]]:
-    """Step -> what is logged there. wandb takes steps in order and each once."""
-    out: dict[int, dict[str, Any]] = {}
+def _values_by_step(source: ExportSource, wandb: Any) -> dict[int, dict[str, Any]]:
+    """Step -> the values to log at it. wandb accepts each step only once, in ascending order."""
+    values_by_step: dict[int, dict[str, Any]] = {}
     columns = (source.metrics[name].tolist() for name in SCALARS)
     for step, *values in zip(source.metrics["step"].astype(int).tolist(), *columns, strict=True):
-        out[step] = {name: value for name, value in zip(SCALARS, values, strict=True) if np.isfinite(value)}
+        values_by_step[step] = {name: value for name, value in zip(SCALARS, values, strict=True) if np.isfinite(value)}
     for _, step, name, value in source.validation():
-        out.setdefault(step, {})[f"validation/{name}"] = value
-    for step, what, layer, norm in source.layer_norms:
-        out.setdefault(step, {})[f"{what.replace(' ', '_')}/{layer}"] = norm
+        values_by_step.setdefault(step, {})[f"validation/{name}"] = value
+    for step, kind, layer, norm in source.layer_norms:
+        values_by_step.setdefault(step, {})[f"{kind.replace(' ', '_')}/{layer}"] = norm
     for step, layer, first, (zeros, *counts) in source.histograms():
-        limits, _, _ = bucket_sums(first, counts)
+        limits, _, _ = estimate_bucket_sums(first, counts)
         if limits:
             edges = [0.0, limits[0] / 2, *limits]
-            drawn = wandb.Histogram(np_histogram=(np.array([zeros, *counts]), np.array(edges)))
-            out.setdefault(step, {})[f"gradient_magnitude/{layer or 'model'}"] = drawn
-    return out
+            histogram = wandb.Histogram(np_histogram=(np.array([zeros, *counts]), np.array(edges)))
+            values_by_step.setdefault(step, {})[f"gradient_magnitude/{layer or 'model'}"] = histogram
+    return values_by_step

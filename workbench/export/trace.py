@@ -1,9 +1,9 @@
-"""A timeline for Perfetto (https://ui.perfetto.dev opens the file on your machine) and chrome://tracing.
+"""Writes a run as a timeline for Perfetto (https://ui.perfetto.dev, which opens it locally) and chrome://tracing.
 
-The JSON of "Trace Event Format": a process per rank, a thread per lane: steps, phases, communication that hides behind
-compute, and collectives. What overlaps within a lane gets another one beneath, as events of one thread must nest. Times
-are microseconds since the first step began. Phases are those that the timeline draws: waiting within one comes after
-its work.
+The file is JSON in the Trace Event Format. Each rank is a process. Each of its lanes is a thread: steps, phases,
+communication that overlaps with computation, and collectives. Spans of one thread must nest, so spans of a lane that
+overlap without nesting are put into further threads. Times are in microseconds since the start of the first step. As
+in the timeline of the panel, the waiting within a phase is drawn after the work of the phase.
 """
 
 from __future__ import annotations
@@ -17,100 +17,112 @@ from typing import Any
 import numpy as np
 
 from workbench.core.records import SESSION_RANK
-from workbench.export.source import Source
+from workbench.export.source import ExportSource
 from workbench.telemetry.phases import in_turn
 
 FILE = "trace.json"
-_STEPS, _PHASES, _HIDDEN, _COLLECTIVES = 0, 100, 200, 300
-_LANES = {_STEPS: "steps", _PHASES: "phases", _HIDDEN: "overlapped", _COLLECTIVES: "collectives"}
-#: phases that run beside the others
-_BESIDE = ("overlapped",)
-_NOT_SHOWN = ("log",)
+#: thread numbers of the lanes; the further threads of a lane follow its number
+_LANE_SIZE = 100
+_STEPS, _PHASES, _OVERLAPPED, _COLLECTIVES = 0, 100, 200, 300
+_LANES = {_STEPS: "steps", _PHASES: "phases", _OVERLAPPED: "overlapped", _COLLECTIVES: "collectives"}
+#: phases that run at the same time as others
+_CONCURRENT_PHASES = ("overlapped",)
+#: kinds of events that are left out
+_OMITTED_KINDS = ("log",)
 
 
-def write(source: Source, out: Path) -> Path:
-    """Write ``trace.json`` into ``out``; returns the file."""
+def write(source: ExportSource, out: Path) -> Path:
+    """Write ``trace.json`` into the folder ``out`` and return the path of the file."""
     path = out / FILE
     with path.open("w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ms", "otherData": ')
         file.write(json.dumps({"run": source.path.name, "plan": source.spec.plan.describe()}))
         file.write(', "traceEvents": [\n')
-        for number, event in enumerate(events(source)):
+        for number, event in enumerate(trace_events(source)):
             file.write((",\n" if number else "") + json.dumps(event, allow_nan=False))
         file.write("\n]}\n")
     return path
 
 
-def events(source: Source) -> Iterator[dict[str, Any]]:
-    """The trace events of a run."""
+def trace_events(source: ExportSource) -> Iterator[dict[str, Any]]:
+    """The events of the run in the Trace Event Format."""
     steps = source.arrow("steps").select(["time", "step", "rank", "step_time_ms", "loss", "tokens"]).to_pylist()
-    begun = {(row["rank"], row["step"]): row["time"] * 1e6 - row["step_time_ms"] * 1e3 for row in steps}
-    origin = min(begun.values(), default=0.0)
-    used: dict[int, set[int]] = {}
+    start_us = {(row["rank"], row["step"]): row["time"] * 1e6 - row["step_time_ms"] * 1e3 for row in steps}
+    origin = min(start_us.values(), default=0.0)
+    threads: dict[int, set[int]] = {}
     spans = [*_steps(steps), *_phases(source), *_collectives(source)]
-    for rank, lane, span in _in_lanes(spans, begun, origin):
-        used.setdefault(rank, set()).add(lane)
-        yield {"ph": "X", "pid": rank, "tid": lane, **span}
-    yield from _marks(source, origin)
-    yield from _names(source, used)
+    for rank, thread, span in _assign_threads(spans, start_us, origin):
+        threads.setdefault(rank, set()).add(thread)
+        yield {"ph": "X", "pid": rank, "tid": thread, **span}
+    yield from _instants_and_counters(source, origin)
+    yield from _thread_names(source, threads)
 
 
-_Span = tuple[int, int, int, float, dict[str, Any]]  # lane, rank, step, start_ms, event with dur
+#: lane, rank, step, start in ms since the start of the step, event with its duration ``dur`` in us
+_Span = tuple[int, int, int, float, dict[str, Any]]
 
 
-def _span(lane: int, row: dict[str, Any], name: str, start: float, ms: float, **args: Any) -> _Span:
+def _make_span(lane: int, row: dict[str, Any], name: str, start_ms: float, duration_ms: float, **args: Any) -> _Span:
     args = {key: value for key, value in args.items() if not isinstance(value, float) or math.isfinite(value)}
-    event = {"name": name, "cat": _LANES[lane], "dur": max(0.0, ms) * 1e3, "args": {"step": row["step"], **args}}
-    return lane, row["rank"], row["step"], start, event
+    event = {
+        "name": name,
+        "cat": _LANES[lane],
+        "dur": max(0.0, duration_ms) * 1e3,
+        "args": {"step": row["step"], **args},
+    }
+    return lane, row["rank"], row["step"], start_ms, event
 
 
 def _steps(rows: list[dict[str, Any]]) -> Iterator[_Span]:
     for row in rows:
-        more = {"loss": row["loss"], "tokens": row["tokens"]}
-        yield _span(_STEPS, row, f"step {row['step']}", 0.0, row["step_time_ms"], **more)
+        args = {"loss": row["loss"], "tokens": row["tokens"]}
+        yield _make_span(_STEPS, row, f"step {row['step']}", 0.0, row["step_time_ms"], **args)
 
 
-def _phases(source: Source) -> Iterator[_Span]:
+def _phases(source: ExportSource) -> Iterator[_Span]:
     table = source.arrow("phases")
     starts, _ = in_turn({name: table[name].to_numpy() for name in table.column_names})
     for row, start_ms in zip(table.to_pylist(), starts.tolist(), strict=True):
-        lane = _HIDDEN if row["phase"] in _BESIDE else _PHASES
-        more = {"micro_batch": row["micro_batch"]} if row["micro_batch"] >= 0 else {}
-        yield _span(lane, row, row["phase"], start_ms, row["duration_ms"], **more)
+        lane = _OVERLAPPED if row["phase"] in _CONCURRENT_PHASES else _PHASES
+        args = {"micro_batch": row["micro_batch"]} if row["micro_batch"] >= 0 else {}
+        yield _make_span(lane, row, row["phase"], start_ms, row["duration_ms"], **args)
 
 
-def _collectives(source: Source) -> Iterator[_Span]:
+def _collectives(source: ExportSource) -> Iterator[_Span]:
     for row in source.arrow("collectives").to_pylist():
-        more = {name: row[name] for name in ("group", "group_size", "bytes", "exposed_ms")}
-        yield _span(_COLLECTIVES, row, row["kind"], row["start_ms"], row["duration_ms"], **more)
+        args = {name: row[name] for name in ("group", "group_size", "bytes", "exposed_ms")}
+        yield _make_span(_COLLECTIVES, row, row["kind"], row["start_ms"], row["duration_ms"], **args)
 
 
-def _in_lanes(
-    spans: list[_Span], begun: dict[tuple[int, int], float], origin: float
+def _assign_threads(
+    spans: list[_Span], start_us: dict[tuple[int, int], float], origin: float
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Each span with its time and a lane in which it nests: inside the one that is open there, or after it."""
-    placed = []
-    for lane, rank, step, start, event in spans:
-        if (rank, step) in begun:  # a step that was not finished has no clock
-            placed.append((rank, lane, begun[rank, step] - origin + start * 1e3, event))
-    placed.sort(key=lambda each: (each[0], each[1], each[2], -each[3]["dur"]))
-    open_until: dict[tuple[int, int], list[float]] = {}
-    for rank, lane, ts, event in placed:
+    """Each span as (rank, thread, event): the first thread of its lane where it nests in or follows the other spans.
+
+    ``start_us``: (rank, step) -> start of the step. ``origin``: the time that becomes 0. Both are in microseconds.
+    """
+    timed_spans = []
+    for lane, rank, step, start_ms, event in spans:
+        if (rank, step) in start_us:  # the start of a step that was not completed is not known
+            timed_spans.append((rank, lane, start_us[rank, step] - origin + start_ms * 1e3, event))
+    timed_spans.sort(key=lambda span: (span[0], span[1], span[2], -span[3]["dur"]))
+    open_ends: dict[tuple[int, int], list[float]] = {}
+    for rank, lane, ts, event in timed_spans:
         end = ts + event["dur"]
-        for row in range(lane, lane + 100):
-            ends = open_until.setdefault((rank, row), [])
-            while ends and ends[-1] <= ts + 1e-3:  # a nanosecond of rounding is no overlap
+        for thread in range(lane, lane + _LANE_SIZE):
+            ends = open_ends.setdefault((rank, thread), [])
+            while ends and ends[-1] <= ts + 1e-3:  # allow for a nanosecond of rounding
                 ends.pop()
             if not ends or end <= ends[-1] + 1e-3:
                 ends.append(end)
-                yield rank, row, {**event, "ts": round(ts, 3), "dur": round(event["dur"], 3)}
+                yield rank, thread, {**event, "ts": round(ts, 3), "dur": round(event["dur"], 3)}
                 break
 
 
-def _marks(source: Source, origin: float) -> Iterator[dict[str, Any]]:
-    """Events of the run as marks, and the loss as a counter of the first rank."""
+def _instants_and_counters(source: ExportSource, origin: float) -> Iterator[dict[str, Any]]:
+    """The events of the run as instants, and its loss and throughput as counters of rank 0."""
     for row in source.events:
-        if row["kind"] not in _NOT_SHOWN:
+        if row["kind"] not in _OMITTED_KINDS:
             name = f"{row['kind']} {row['name']}"
             value = json.dumps(row["value"])[:1000]
             rank = max(0, row["rank"]) if row["rank"] == SESSION_RANK else row["rank"]
@@ -119,24 +131,25 @@ def _marks(source: Source, origin: float) -> Iterator[dict[str, Any]]:
                 "ts": round(row["time"] * 1e6 - origin, 3), "args": {"step": row["step"], "value": value},
             }  # fmt: skip
     columns = (source.metrics[name].tolist() for name in ("time", "loss", "tps"))
-    for when, loss, tps in zip(*columns, strict=True):
+    for time, loss, tps in zip(*columns, strict=True):
         for name, value in (("loss", loss), ("tokens/s/device", tps)):
             if np.isfinite(value):
-                ts = round(when * 1e6 - origin, 3)
+                ts = round(time * 1e6 - origin, 3)
                 yield {"ph": "C", "name": name, "pid": 0, "tid": _STEPS, "ts": ts, "args": {name: value}}
 
 
-def _names(source: Source, used: dict[int, set[int]]) -> Iterator[dict[str, Any]]:
-    for rank, lanes in sorted(used.items()):
-        here = source.mesh.coordinates(rank) if rank < source.mesh.world_size else None
-        where = f" (dp {here.dp}, pp {here.pp}, tp {here.tp})" if here else ""
-        yield _meta("process_name", rank, 0, {"name": f"rank {rank}{where}"})
-        yield _meta("process_sort_index", rank, 0, {"sort_index": rank})
-        for lane in sorted(lanes):
-            name = _LANES[lane // 100 * 100] + (f" {lane % 100 + 1}" if lane % 100 else "")
-            yield _meta("thread_name", rank, lane, {"name": name})
-            yield _meta("thread_sort_index", rank, lane, {"sort_index": lane})
+def _thread_names(source: ExportSource, threads: dict[int, set[int]]) -> Iterator[dict[str, Any]]:
+    """The names and the order of ranks and lanes. ``threads``: rank -> its threads."""
+    for rank, threads_of_rank in sorted(threads.items()):
+        at = source.mesh.coordinates(rank) if rank < source.mesh.world_size else None
+        coordinates = f" (dp {at.dp}, pp {at.pp}, tp {at.tp})" if at else ""
+        yield _metadata("process_name", rank, 0, {"name": f"rank {rank}{coordinates}"})
+        yield _metadata("process_sort_index", rank, 0, {"sort_index": rank})
+        for thread in sorted(threads_of_rank):
+            lane, index = thread // _LANE_SIZE * _LANE_SIZE, thread % _LANE_SIZE
+            yield _metadata("thread_name", rank, thread, {"name": _LANES[lane] + (f" {index + 1}" if index else "")})
+            yield _metadata("thread_sort_index", rank, thread, {"sort_index": thread})
 
 
-def _meta(name: str, rank: int, lane: int, args: dict[str, Any]) -> dict[str, Any]:
-    return {"ph": "M", "name": name, "pid": rank, "tid": lane, "ts": 0, "args": args}
+def _metadata(name: str, rank: int, thread: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "M", "name": name, "pid": rank, "tid": thread, "ts": 0, "args": args}

@@ -1,4 +1,4 @@
-"""Compares several runs for a report, with ``workbench.history.compare``."""
+"""Compares the runs of a report with ``workbench.history.compare``."""
 
 from __future__ import annotations
 
@@ -8,57 +8,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.history import compare, curves, show
-from workbench.history import sources as subject
-from workbench.report.figures import Drawn, Sheet
+from workbench.history.sources import Subject, from_logs
+from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.run_data import RunData
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A comparison of runs.
+class Comparison:
+    """The comparison of several runs in a report.
 
-    ``labels``: names of the runs, in order. ``words``: sentences of the result. ``tables``: (title, column heads,
-    rows); the first has one row per run. ``diffs``: label -> difference of the run's cell to that of the first run.
-    ``figures``: figures in which the runs' curves are overlaid.
+    ``labels``: names of the runs, in order. ``sentences``: the result in words. ``tables``: (title, column heads,
+    rows); the first table has one row per run. ``diffs``: label -> diff of the run's cell against the first run's cell.
+    ``figures``: figures with the curves of all runs.
     """
 
     labels: list[str]
-    words: list[str]
+    sentences: list[str]
     tables: list[tuple[str, list[str], list[list[str]]]]
     diffs: dict[str, str]
-    figures: list[Drawn]
+    figures: list[ReportFigure]
 
 
-def comparison(runs: Sequence[RunData], sheet: Sheet, labels: Sequence[str] = (), *, prefix: str = "") -> Compared:
-    """Compare runs. The interactive figures are added to ``sheet``, with ids that begin with ``prefix``.
+def compare_runs(
+    runs: Sequence[RunData], bundle: FigureBundle, labels: Sequence[str] = (), *, prefix: str = ""
+) -> Comparison:
+    """Compare runs and add the interactive figures to ``bundle``.
 
-    ``labels``: names for the runs (default: their own names).
+    ``labels``: one label per run (default: their names). ``prefix``: put before the ids of the figures' elements.
     """
-    labels = list(labels) or names_of(runs)
-    found = compare.of_subjects([_subject(run, label) for run, label in zip(runs, labels, strict=True)])
-    figures = [(str(figure.title.text), figure) for figure in curves.figures(found)]
-    return Compared(
+    labels = list(labels) or unique_names(runs)
+    findings = compare.of_subjects([_make_subject(run, label) for run, label in zip(runs, labels, strict=True)])
+    figures = [(str(figure.title.text), figure) for figure in curves.figures(findings)]
+    return Comparison(
         labels=labels,
-        words=found.words(),
-        tables=show.tables(found),
-        diffs=found.code_diffs,
-        figures=[sheet.add(title, f"{prefix}compared-{_id(title)}", figure) for title, figure in figures],
+        sentences=findings.words(),
+        tables=show.tables(findings),
+        diffs=findings.code_diffs,
+        figures=[bundle.add_figure(title, f"{prefix}compared-{_slug(title)}", figure) for title, figure in figures],
     )
 
 
-def names_of(runs: Sequence[RunData]) -> list[str]:
-    """The runs' names; equal names get a number."""
+def unique_names(runs: Sequence[RunData]) -> list[str]:
+    """The names of the runs. Runs with the same name are numbered: ``name (1)``, ``name (2)``."""
     names = [run.name for run in runs]
     seen: Counter[str] = Counter()
-    out = []
+    labels = []
     for name in names:
         seen[name] += 1
-        out.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
-    return out
+        labels.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
+    return labels
 
 
-def _subject(run: RunData, label: str) -> subject.Subject:
-    return subject.from_logs(
+def _make_subject(run: RunData, label: str) -> Subject:
+    return from_logs(
         run.path,
         run.metrics,
         run.store.table("events"),
@@ -71,5 +73,5 @@ def _subject(run: RunData, label: str) -> subject.Subject:
     )
 
 
-def _id(title: str) -> str:
+def _slug(title: str) -> str:
     return re.sub(r"[^a-z]+", "-", title.lower()).strip("-")

@@ -9,22 +9,22 @@ from workbench.rundir.commands import CommandReader
 from workbench.rundir.directory import CONTROL_FILE
 
 
-def controls(run: RunData) -> list[Answered]:
+def read_control_history(run: RunData) -> list[Answered]:
     """All commands in order of time, each with the step at which it took effect or the reason why it was refused.
 
     Unreadable lines of ``control.jsonl`` are counted in ``run.notes``.
     """
     answers = [
-        Answer(time=h.time, step=h.step, kind=h.kind, name=h.name, value=h.value, old_value=h.old_value, who=h.who,
-               command=h.command)
-        for kind in ANSWERS for h in run.of_kind(kind)
+        Answer(time=event.time, step=event.step, kind=event.kind, name=event.name, value=event.value,
+               old_value=event.old_value, who=event.who, command=event.command)
+        for kind in ANSWERS for event in run.events_of_kind(kind)
     ]  # fmt: skip
-    return answered(_asked(run), answers)
+    return answered(_read_commands(run), answers)
 
 
-def _asked(run: RunData) -> list[Command]:
+def _read_commands(run: RunData) -> list[Command]:
     lines = CommandReader(run.path).read()
-    asked = [line for line in lines if isinstance(line, Command)]
-    if len(asked) < len(lines):
-        run.notes.append(f"{len(lines) - len(asked)} of {len(lines)} lines of {CONTROL_FILE} could not be read.")
-    return asked
+    commands = [line for line in lines if isinstance(line, Command)]
+    if len(commands) < len(lines):
+        run.notes.append(f"{len(lines) - len(commands)} of {len(lines)} lines of {CONTROL_FILE} could not be read.")
+    return commands

@@ -1,4 +1,4 @@
-"""``render``: one run or several as one HTML file."""
+"""Writes the report of one run or several runs as one HTML file: ``render``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from workbench.errors import RunDirectoryError
 from workbench.plots import plots, theme
 from workbench.plots.base import Plot
 from workbench.report import run_data, words
-from workbench.report.compared import comparison
-from workbench.report.figures import Sheet, library, script_safe
+from workbench.report.compared import compare_runs
+from workbench.report.figures import FigureBundle, load_bokehjs, to_script_json
 from workbench.report.run_data import RunData
-from workbench.report.sections import section_of
+from workbench.report.sections import make_section
 from workbench.rundir.directory import REPORT_FILE
 
 RunName = str | Path
@@ -35,51 +35,68 @@ def render(
     title: str = "",
     labels: Sequence[str] = (),
 ) -> Path:
-    """Write the report of a run directory, or of several, as one offline HTML file and return its path.
+    """Write the report of one or more run directories as one HTML file that needs no network, and return its path.
 
-    ``out``: the file, or a directory for it; default ``report.html`` in the (first) run directory. ``figures``: default
-    all of ``workbench.plots``. ``light``: still pictures and no scripts. ``pdf``: a PDF instead, printed by a chromium
-    of this machine. Several runs are also compared, under their names or the ``labels``. Raises ``RunDirectoryError``
-    when one is no run directory or ``out`` cannot be written, ``ReportError`` when nothing can print; whatever else is
-    wrong with a run stands in the report.
+    Several runs are also compared. Missing and damaged files of a run are described in its report.
+
+    ``out``: the file to write, or a directory for it (default: ``report.html`` in the first run directory).
+    ``figures``: the plots to draw (default: all of ``workbench.plots``). ``light``: write static pictures instead of
+    interactive figures, and no scripts. ``pdf``: write a PDF instead of HTML; needs a Chromium or Chrome browser on
+    this machine. ``labels``: one name per run in the comparison (default: the names of the runs).
+
+    Raises ``RunDirectoryError`` if a path is not a run directory or ``out`` cannot be written, and ``ReportError`` if
+    the PDF cannot be printed.
     """
     names = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not names:
-        raise RunDirectoryError("there is no run to report: name one, `workbench runs` lists them")
-    found = [run_data.read(name) for name in names]
-    html = page(found, plots() if figures is None else list(figures), light=light or pdf, title=title, labels=labels)
-    return write(html, target_of(out, found[0].path / REPORT_FILE, pdf=pdf), pdf=pdf)
+        raise RunDirectoryError(
+            "no run was given to report on: pass the name or directory of a run; `workbench runs` lists them"
+        )
+    data = [run_data.read(name) for name in names]
+    html = render_html(
+        data, plots() if figures is None else list(figures), light=light or pdf, title=title, labels=labels
+    )
+    return write_report(html, report_path(out, data[0].path / REPORT_FILE, pdf=pdf), pdf=pdf)
 
 
-def target_of(out: str | Path | None, default: Path, *, pdf: bool) -> Path:
-    """Where a report goes: ``out``, or its default name in the directory ``out``; ``.pdf`` when that is asked for."""
+def report_path(out: str | Path | None, default: Path, *, pdf: bool) -> Path:
+    """The path to write a report to: ``out`` or, if that is None, ``default``.
+
+    If the path is a directory, the report gets the name of ``default`` in it. With ``pdf`` the suffix is ``.pdf``.
+    """
     target = Path(out).expanduser() if out is not None else default
     if target.is_dir():
         target /= default.name
     return target.with_suffix(".pdf") if pdf else target
 
 
-def write(html: str, target: Path, *, pdf: bool = False) -> Path:
-    """Write the file, beside and renamed. ``RunDirectoryError`` when it cannot be, ``ReportError`` for the PDF."""
+def write_report(html: str, target: Path, *, pdf: bool = False) -> Path:
+    """Write the HTML text, or the PDF printed from it, to ``target`` and return its absolute path.
+
+    The HTML is first written to a temporary file beside ``target``, so that no incomplete report is left at ``target``.
+    Raises ``RunDirectoryError`` if a file cannot be written, and ``ReportError`` if the PDF cannot be printed.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.html")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.html")
         try:
-            beside.write_text(html, encoding="utf-8", errors="replace")
+            temporary.write_text(html, encoding="utf-8", errors="replace")
             if pdf:
                 from workbench.report.pdf import print_to_pdf
 
-                print_to_pdf(beside, target)
+                print_to_pdf(temporary, target)
             else:
-                beside.replace(target)
+                temporary.replace(target)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise RunDirectoryError(f"cannot write the report {target}: {error.strerror}; pass -o FILE") from error
+        raise RunDirectoryError(
+            f"cannot write the report {target}: {error.strerror}; pass another path with -o FILE"
+        ) from error
     return target.absolute()
 
 
-def page(
+def render_html(
     runs: Sequence[RunData],
     figures: Sequence[Plot],
     *,
@@ -88,13 +105,13 @@ def page(
     labels: Sequence[str] = (),
 ) -> str:
     """The report as HTML text."""
-    sheet = Sheet(light=light)
+    bundle = FigureBundle(light=light)
     several = len(runs) > 1
     sections = [
-        section_of(run, sheet, figures, prefix=f"run{number}-" if several else "", level=3 if several else 2)
+        make_section(run, bundle, figures, prefix=f"run{number}-" if several else "", level=3 if several else 2)
         for number, run in enumerate(runs, 1)
     ]
-    compared = comparison(runs, sheet, labels) if several else None
+    comparison = compare_runs(runs, bundle, labels) if several else None
     return (
         templates()
         .get_template("report.html")
@@ -102,27 +119,33 @@ def page(
             title=title or (f"{len(runs)} runs compared" if several else runs[0].name),
             kicker="Training report",
             runs=sections,
-            comparison=compared,
-            **scripts(sheet),
+            comparison=comparison,
+            **frame_variables(bundle),
         )
     )
 
 
-def scripts(sheet: Sheet, *, parts: tuple[str, ...] = (), always: bool = False) -> dict[str, Any]:
-    """What the page's frame needs beside its content: packed figures and library ("" where nothing is to be drawn)."""
-    needed = sheet.count > 0 or bool(parts) or always
+def frame_variables(
+    bundle: FigureBundle, *, components: tuple[str, ...] = (), needs_bokeh: bool = False
+) -> dict[str, Any]:
+    """The variables of ``frame.html``: the compressed figures and BokehJS ("" if not needed), colours and version.
+
+    ``components``: the components of BokehJS that the page needs besides the core. ``needs_bokeh``: include BokehJS
+    even if the bundle has no figures and there are no components.
+    """
+    needs_bokeh = needs_bokeh or bundle.count > 0 or bool(components)
     return {
-        "payload": sheet.payload() if sheet.count else "",
-        "bokeh": library(*parts) if needed and not sheet.light else "",
-        "colours": script_safe(theme.COLOURS),
-        "made": words.moment(time.time()),
+        "figures_base64": bundle.to_base64() if bundle.count else "",
+        "bokehjs_base64": load_bokehjs(*components) if needs_bokeh and not bundle.light else "",
+        "colours": to_script_json(theme.COLOURS),
+        "written": words.format_local_time(time.time()),
         "version": metadata.version("dist-workbench"),
     }
 
 
 @cache
 def templates() -> Environment:
-    """The templates, with the filters that they use; everything is escaped unless a template says otherwise."""
+    """The Jinja environment of the reports, with its filters. Values are escaped unless they are marked ``safe``."""
     environment = Environment(
         loader=PackageLoader("workbench.report"),
         autoescape=True,
@@ -130,5 +153,10 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=words.number, gib=words.gibibytes, short=words.short, who=words.who)
+    environment.filters.update(
+        number=words.format_number,
+        bytes=words.format_bytes,
+        text=words.format_value,
+        ranks=words.format_event_ranks,
+    )
     return environment

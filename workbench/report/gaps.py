@@ -1,4 +1,4 @@
-"""What a run directory lacks or has damaged, in sentences: the logs are read as far as they can be."""
+"""Reads the logs of a run as far as possible, and describes in sentences which logs are missing, cut off or damaged."""
 
 from __future__ import annotations
 
@@ -11,65 +11,73 @@ from workbench.errors import RunDirectoryError, format_ranks
 from workbench.rundir.log import rank_directory
 from workbench.telemetry.store import Store
 
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-_MOST_NAMED = 20
+_END_OF_STREAM_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+#: logs that are named in notes; further ones are only counted
+_MAX_NAMED_LOGS = 20
 
 
 def read_logs(store: Store, notes: list[str]) -> None:
-    """Read every log of a store that spares the others one that is broken or of a newer version; each is said."""
+    """Read every log of a store that was made with ``spare=True``, and append a note for each unreadable log."""
     try:
         store.refresh()
     except RunDirectoryError as error:
-        notes.append(f"The logs could not be read to their end: {error}")
-    notes += [f"A log could not be read: {_named(path, said)}" for path, said in store.problems.items()][:_MOST_NAMED]
-    if len(store.problems) > _MOST_NAMED:
-        notes.append(f"{len(store.problems) - _MOST_NAMED} more logs could not be read.")
+        notes.append(f"Reading the logs stopped before their end: {error}")
+    notes += [
+        f"A log could not be read: {_describe_problem(path, problem)}"
+        for path, problem in list(store.problems.items())[:_MAX_NAMED_LOGS]
+    ]
+    if len(store.problems) > _MAX_NAMED_LOGS:
+        notes.append(f"{len(store.problems) - _MAX_NAMED_LOGS} more logs could not be read.")
 
 
-def _named(path: str, said: str) -> str:
-    return said if path in said else f"{path} is damaged: {said}; what stands before that place is here."
+def _describe_problem(path: str, problem: str) -> str:
+    if path in problem:
+        return problem
+    return f"{path} is damaged: {problem}. This report contains only the records before the damage."
 
 
-def silent(rows: Columns, mesh: Mesh) -> frozenset[int]:
-    """Ranks that have no row of a table of which others have some."""
-    spoken = {int(rank) for rank in set(rows["rank"].tolist()) if rank != SESSION_RANK}
-    return frozenset(range(mesh.world_size)) - spoken if spoken else frozenset()
+def ranks_without_rows(table: Columns, mesh: Mesh) -> frozenset[int]:
+    """The ranks that have no rows in a table. Empty if no rank has rows in it."""
+    ranks_with_rows = {int(rank) for rank in set(table["rank"].tolist()) if rank != SESSION_RANK}
+    return frozenset(range(mesh.world_size)) - ranks_with_rows if ranks_with_rows else frozenset()
 
 
-def notes_of(store: Store, mesh: Mesh, present: list[int], metrics: Columns, status: str) -> list[str]:
-    """Sentences about ranks without a log, logs that were cut off, and steps that no one can add up."""
+def describe_gaps(store: Store, mesh: Mesh, ranks_with_logs: list[int], metrics: Columns, status: str) -> list[str]:
+    """Sentences about ranks without a log, logs that are cut off or damaged, and steps without metrics."""
     notes = []
-    missing = sorted(set(range(mesh.world_size)) - set(present))
+    missing = sorted(set(range(mesh.world_size)) - set(ranks_with_logs))
     if missing:
-        notes.append(f"No log of {format_ranks(missing)} of {mesh.world_size}.")
+        notes.append(f"There is no log of {format_ranks(missing)}. The run has {mesh.world_size} ranks.")
     if store.absent and metrics["step"].size:
         notes.append(
-            f"No step of {format_ranks(store.absent)} is known: figures of the whole run are those of the other ranks, "
-            "and there is no norm of the whole gradient."
+            f"There are no steps of {format_ranks(store.absent)}. The metrics of the run cover the other ranks only, "
+            "and the norm of the whole gradient is not known."
         )
     elif not metrics["step"].size and mesh.world_size > 1:
-        notes.append(f"No step was reported by all {mesh.world_size} ranks, so there are no figures of the whole run.")
+        notes.append(f"No step was logged by all {mesh.world_size} ranks, so the run has no metrics.")
     elif not metrics["step"].size:
-        notes.append("No step was reported, so there are no figures of the run.")
+        notes.append("No step was logged, so the run has no metrics.")
     if status in ("starting", "running"):
-        notes.append("The run had not ended when this report was made.")
+        notes.append("The run had not ended when this report was written.")
         return notes
-    logs = {rank: [rank_directory(store.run, rank) / f"{table}.arrow" for table in TABLES] for rank in present}
+    logs = {rank: [rank_directory(store.run, rank) / f"{table}.arrow" for table in TABLES] for rank in ranks_with_logs}
     cut = set(store.cut())
-    open_ = [rank for rank, files in logs.items() if any(map(_is_open, files))]
-    broken = [rank for rank, files in logs.items() if rank not in open_ and cut & set(files)]
-    if open_:
-        notes.append(f"The log of {format_ranks(open_)} was not closed; everything up to its last whole batch is here.")
-    if broken:
-        notes.append(f"The log of {format_ranks(broken)} is damaged; what stands before that place is here.")
+    unclosed = [rank for rank, files in logs.items() if any(map(_is_unclosed, files))]
+    damaged = [rank for rank, files in logs.items() if rank not in unclosed and cut & set(files)]
+    if unclosed:
+        notes.append(f"The log of {format_ranks(unclosed)} was not closed. This report contains its complete batches.")
+    if damaged:
+        notes.append(
+            f"The log of {format_ranks(damaged)} is damaged. This report contains only the records before the damage."
+        )
     return notes
 
 
-def _is_open(path: Path) -> bool:
-    """Whether a stream lacks its end mark: its writer was killed, or the file lost its tail."""
+def _is_unclosed(path: Path) -> bool:
+    """Whether a stream has no end mark, because its writer was killed or the file was truncated."""
     try:
         with path.open("rb") as file:
-            file.seek(-min(len(_END_OF_STREAM), path.stat().st_size), 2)
-            return file.read() != _END_OF_STREAM
+            file.seek(-min(len(_END_OF_STREAM_MARK), path.stat().st_size), 2)
+            return file.read() != _END_OF_STREAM_MARK
     except FileNotFoundError:
         return False

@@ -1,4 +1,4 @@
-"""The plan drawn: the mesh of ranks as an SVG, and who holds which layers as a table."""
+"""Draws the mesh of ranks as an SVG, and lists which layers each rank holds."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ from workbench.errors import format_ranks
 from workbench.plots import theme
 from workbench.report.run_data import RunData
 
-#: a mesh of more ranks is told in words
-MOST_DRAWN = 256
+#: a mesh with more ranks is described in words only
+MAX_DRAWN_RANKS = 256
 _BOX, _GAP, _MARGIN = 46, 6, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding:
-    """What one group of ranks holds: whole layers, or the same slice of them."""
+class LayersOfRanks:
+    """The layers that a group of ranks holds: whole, or each rank one shard of each.
+
+    ``ranks``: for example ``ranks 0-3``. ``layers``: their number. ``first_layer``, ``last_layer``: names.
+    ``elements``: parameter elements on each of the ranks. ``split_over``: the axes of the mesh over which the layers
+    are sharded, or ``not split``.
+    """
 
     ranks: str
     layers: int
-    first: str
-    last: str
+    first_layer: str
+    last_layer: str
     elements: int
-    split: str
+    split_over: str
 
 
-def drawing(mesh: Mesh) -> str:
-    """SVG: a block per data-parallel replica, in it a row per pipeline stage and a box per tensor-parallel rank."""
-    if mesh.world_size > MOST_DRAWN:
+def draw_mesh(mesh: Mesh) -> str:
+    """Draw the mesh as an SVG; "" for more than ``MAX_DRAWN_RANKS`` ranks.
+
+    Each data-parallel replica is a block with one row per pipeline stage and one box per tensor-parallel rank.
+    """
+    if mesh.world_size > MAX_DRAWN_RANKS:
         return ""
     block_width = mesh.tp * (_BOX + _GAP) + _GAP
     per_row = max(1, min(mesh.dp, 720 // (block_width + 10)))
@@ -46,65 +54,70 @@ def drawing(mesh: Mesh) -> str:
             y = top + _GAP + stage * (_BOX + _GAP)
             if replica % per_row == 0 and mesh.pp > 1:
                 parts.append(f'<text class="t" x="2" y="{y + _BOX / 2 + 4}">stage {stage}</text>')
-            for slice_ in range(mesh.tp):
-                rank = mesh.rank(dp=replica, pp=stage, tp=slice_)
-                parts.append(_box(left + _GAP + slice_ * (_BOX + _GAP), y, rank, slice_ if mesh.tp > 1 else None))
+            for tp_rank in range(mesh.tp):
+                rank = mesh.rank(dp=replica, pp=stage, tp=tp_rank)
+                parts.append(
+                    _draw_box(left + _GAP + tp_rank * (_BOX + _GAP), y, rank, tp_rank if mesh.tp > 1 else None)
+                )
     width = _MARGIN + per_row * (block_width + 10)
     height = 22 + -(-mesh.dp // per_row) * (block_height + 30)
-    words = html.escape(describe(mesh), quote=True)
+    description = html.escape(describe_mesh(mesh), quote=True)
     return (
         f'<svg class="mesh" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
-        f'aria-label="{words}" font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
+        f'aria-label="{description}" font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
 
 
-def describe(mesh: Mesh) -> str:
-    """The drawing in a sentence."""
+def describe_mesh(mesh: Mesh) -> str:
+    """Describe the mesh in a sentence."""
     parts = [f"{mesh.world_size} ranks" if mesh.world_size > 1 else "One rank"]
     if mesh.dp > 1:
-        parts.append(f"{mesh.dp} data-parallel replicas, each with its share of the batch")
+        parts.append(f"{mesh.dp} data-parallel replicas, each with a part of the batch")
     if mesh.pp > 1:
-        parts.append(f"{mesh.pp} pipeline stages, each with its part of the layers")
+        parts.append(f"{mesh.pp} pipeline stages, each with a part of the layers")
     if mesh.tp > 1:
-        parts.append(f"each layer split over {mesh.tp} tensor-parallel ranks")
+        parts.append(f"each layer sharded over {mesh.tp} tensor-parallel ranks")
     return ": ".join([parts[0], "; ".join(parts[1:])]) + "." if parts[1:] else f"{parts[0]}."
 
 
-def _box(x: float, y: float, rank: int, slice_: int | None) -> str:
+def _draw_box(x: float, y: float, rank: int, tp_rank: int | None) -> str:
     middle = x + _BOX / 2
-    small = (
-        f'<text class="s" x="{middle}" y="{y + 36}" text-anchor="middle">tp {slice_}</text>'
-        if slice_ is not None
+    tp_label = (
+        f'<text class="s" x="{middle}" y="{y + 36}" text-anchor="middle">tp {tp_rank}</text>'
+        if tp_rank is not None
         else ""
     )
     return (
         f'<rect x="{x}" y="{y}" width="{_BOX}" height="{_BOX}" rx="6" fill="{theme.rank_colour(rank)}" '
         f'fill-opacity=".22" stroke="{theme.rank_colour(rank)}"/>'
-        f'<text class="r" x="{middle}" y="{y + (22 if small else 28)}" text-anchor="middle">{rank}</text>{small}'
+        f'<text class="r" x="{middle}" y="{y + (22 if tp_label else 28)}" text-anchor="middle">{rank}</text>{tp_label}'
     )
 
 
-def holdings(run: RunData) -> list[Holding]:
-    """Who holds what, from the gradients that each rank logged of its own: ranks that hold the same layers in the same
-    way are one line. Empty when no statistics were kept."""
+def find_layers_of_ranks(run: RunData) -> list[LayersOfRanks]:
+    """Which ranks hold which layers, one item per group of ranks that hold the same layers in the same way.
+
+    Read from the local gradient statistics; empty if the run has none.
+    """
     rows = run.store.table("gradients")
-    own = pd.DataFrame({name: rows[name] for name in ("rank", "layer", "sharded", "numel")})[rows["scope"] == "local"]
-    parts: dict[int, dict[tuple[str, str], int]] = {}
-    for rank, layer, sharded, numel in own.drop_duplicates(["rank", "layer", "sharded"]).itertuples(index=False):
-        parts.setdefault(int(rank), {})[str(layer) or "(root)", str(sharded)] = int(numel)
-    held: dict[tuple[tuple[str, ...], int, str], list[int]] = {}
-    for rank, elements in sorted(parts.items()):
-        split = ", ".join(sorted({axes for _, axes in elements} - {""})) or "not split"
-        layers = tuple(dict.fromkeys(layer for layer, _ in elements))
-        held.setdefault((layers, sum(elements.values()), split), []).append(rank)
+    columns = pd.DataFrame({name: rows[name] for name in ("rank", "layer", "sharded", "numel")})
+    local = columns[rows["scope"] == "local"]
+    numel_of_rank: dict[int, dict[tuple[str, str], int]] = {}
+    for rank, layer, sharded, numel in local.drop_duplicates(["rank", "layer", "sharded"]).itertuples(index=False):
+        numel_of_rank.setdefault(int(rank), {})[str(layer) or "(root)", str(sharded)] = int(numel)
+    groups: dict[tuple[tuple[str, ...], int, str], list[int]] = {}
+    for rank, numel_of_layer in sorted(numel_of_rank.items()):
+        split_over = ", ".join(sorted({axes for _, axes in numel_of_layer} - {""})) or "not split"
+        layers = tuple(dict.fromkeys(layer for layer, _ in numel_of_layer))
+        groups.setdefault((layers, sum(numel_of_layer.values()), split_over), []).append(rank)
     return [
-        Holding(
+        LayersOfRanks(
             ranks=format_ranks(ranks),
             layers=len(layers),
-            first=layers[0],
-            last=layers[-1],
+            first_layer=layers[0],
+            last_layer=layers[-1],
             elements=elements,
-            split=split,
+            split_over=split_over,
         )
-        for (layers, elements, split), ranks in held.items()
+        for (layers, elements, split_over), ranks in groups.items()
     ]

@@ -1,7 +1,4 @@
-"""What a run directory tells, read once and without trust: whatever is missing or broken becomes a note.
-
-Nothing here knows HTML. ``read(path)`` is the only function that touches the disk.
-"""
+"""Reads a run directory for a report: ``read(path)``. Missing and damaged files become notes instead of errors."""
 
 from __future__ import annotations
 
@@ -29,13 +26,17 @@ from workbench.rundir.state import present_state, state_of
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.store import Store
 
-#: what a comparison of this plan with one process found, where somebody made one
+#: optional file with the result of comparing this run with training in one process
 VERIFICATION_FILE = "verification.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedEvent:
-    """One event, folded over the ranks that logged the same. ``value`` is decoded JSON."""
+    """An event, with all ranks that logged it.
+
+    ``time``: seconds since the epoch, of the first rank that logged it. ``value`` and ``old_value`` are decoded JSON.
+    ``who`` and ``command``: who asked for the change, and the id of the command.
+    """
 
     time: float
     step: int
@@ -50,7 +51,11 @@ class LoggedEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class RankData:
-    """The last that is known of a rank. ``pid`` and ``host`` are None where the log does not say."""
+    """The last known state of a rank.
+
+    ``dp``, ``pp``, ``tp``: its coordinates in the mesh. ``pid`` and ``host`` are None if the log does not contain them.
+    ``cpu_percent`` is a mean over the run; ``gpu_memory_bytes`` and ``rss_bytes`` are the last samples.
+    """
 
     rank: int
     dp: int
@@ -69,7 +74,12 @@ class RankData:
 
 @dataclass(kw_only=True)
 class RunData:
-    """A run as its directory tells it. ``notes`` say what is missing; ``spec`` is None when it cannot be read."""
+    """The content of a run directory.
+
+    ``spec`` is None and ``spec_text`` may be empty if ``spec.toml`` cannot be read; ``versions`` and ``machine`` are
+    tables of that file. ``cell``: source of the cell that defined the model, or "". ``metrics``: metrics of the whole
+    run, one row per step. ``notes``: sentences about what is missing or damaged.
+    """
 
     path: Path
     store: Store
@@ -89,37 +99,40 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """The run's name; the directory's where the spec cannot be read."""
+        """The run's name; the directory's name if the spec cannot be read."""
         return self.spec.name if self.spec else self.path.name
 
-    def of_kind(self, kind: str, name: str | None = None) -> list[LoggedEvent]:
-        """Events of a kind, in order of time."""
-        return [h for h in self.logged_events if h.kind == kind and name in (None, h.name)]
+    def events_of_kind(self, kind: str, name: str | None = None) -> list[LoggedEvent]:
+        """The events of a kind, and of a name if one is given, in order of time."""
+        return [event for event in self.logged_events if event.kind == kind and name in (None, event.name)]
 
     def validation(self) -> list[dict[str, Any]]:
-        """One row per step with validation values that are numbers: ``{"step": 50, "loss": 2.3, ...}``."""
+        """The numeric validation metrics, one row per step: ``{"step": 50, "loss": 2.3, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
-        for h in self.of_kind(EventKind.VALIDATION):
-            if isinstance(h.value, float) or not math.isnan(as_number(h.value)):
-                rows.setdefault(h.step, {"step": h.step})[h.name] = as_number(h.value)
+        for event in self.events_of_kind(EventKind.VALIDATION):
+            if isinstance(event.value, float) or not math.isnan(as_number(event.value)):
+                rows.setdefault(event.step, {"step": event.step})[event.name] = as_number(event.value)
         return [rows[step] for step in sorted(rows)]
 
     @property
     def seconds(self) -> float:
-        """From the first to the last sign of training; 0.0 when nothing was trained."""
-        begun = [h.time for h in self.of_kind(EventKind.STATE, "running")]
+        """Duration of the training in seconds; 0.0 if nothing was trained.
+
+        It begins with the state ``running`` or the first step, and ends with the end state or else the last step.
+        """
+        start_times = [event.time for event in self.events_of_kind(EventKind.STATE, "running")]
         steps = self.store.table("steps")
         if steps["time"].size:
-            begun.append(float(steps["time"][0]) - float(steps["step_time_ms"][0]) / 1e3)
-        ended = [h.time for kind in END_STATES for h in self.of_kind(EventKind.STATE, kind)]
-        ended = ended or [float(steps["time"].max())] if steps["time"].size else ended
-        return max(0.0, max(ended) - min(begun)) if begun and ended else 0.0
+            start_times.append(float(steps["time"][0]) - float(steps["step_time_ms"][0]) / 1e3)
+        end_times = [event.time for state in END_STATES for event in self.events_of_kind(EventKind.STATE, state)]
+        end_times = end_times or [float(steps["time"].max())] if steps["time"].size else end_times
+        return max(0.0, max(end_times) - min(start_times)) if start_times and end_times else 0.0
 
     def summary(self) -> dict[str, Any]:
-        """The figures of ``summary.json``: numbers, or None where the run has none.
+        """The content of ``summary.json``. A value is None if the run does not have it.
 
-        ``tokens_per_second`` counts all ranks together and is the median over steps, the first one left out.
-        ``seconds`` is the time of the training alone.
+        ``tokens_per_second`` is the sum over all ranks, as a median over all steps but the first. ``seconds`` is the
+        duration of the training.
         """
         loss, tps = self.metrics["loss"], self.metrics["tps"]
         validation = [row["loss"] for row in self.validation() if "loss" in row]
@@ -130,10 +143,12 @@ class RunData:
             "ranks": self.mesh.world_size,
             "plan": spec.plan.describe() if spec else self.mesh.describe(),
             "steps": int(self.metrics["step"][-1]) if loss.size else 0,
-            "first_loss": _number(loss[0]) if loss.size else None,
-            "last_loss": _number(loss[-1]) if loss.size else None,
-            "validation_loss": _number(validation[-1]) if validation else None,
-            "tokens_per_second": _number(float(np.median(tps[1:] if tps.size > 1 else tps)) * self.mesh.world_size)
+            "first_loss": _finite_or_none(loss[0]) if loss.size else None,
+            "last_loss": _finite_or_none(loss[-1]) if loss.size else None,
+            "validation_loss": _finite_or_none(validation[-1]) if validation else None,
+            "tokens_per_second": _finite_or_none(
+                float(np.median(tps[1:] if tps.size > 1 else tps)) * self.mesh.world_size
+            )
             if tps.size
             else None,
             "seconds": round(self.seconds, 3),
@@ -141,34 +156,34 @@ class RunData:
         }
 
 
-def _number(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
 def read(path: str | Path) -> RunData:
-    """Everything that a run directory tells. ``RunDirectoryError`` only when it is no run directory at all."""
+    """Read a run directory. Raises ``RunDirectoryError`` if ``path`` is not a run directory."""
     path = Path(path).expanduser().resolve()
     if not path.is_dir() or not run_directory.is_run(path):
         raise RunDirectoryError(
-            f"{path} is no run directory (neither commands nor logs in it): `workbench runs` lists those here, "
-            "`workbench train SPEC.toml` makes one"
+            f"{path} is not a run directory: it contains neither {run_directory.CONTROL_FILE} nor logs of ranks. "
+            "`workbench runs` lists the run directories; `workbench train SPEC.toml` makes a new one"
         )
     notes: list[str] = []
     store = Store(path, spare=True)
     gaps.read_logs(store, notes)
     spec, spec_text, extra = _read_spec(path, store, notes)
-    present = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
-    mesh = spec.plan.mesh if spec else Mesh(dp=max(present, default=0) + 1)
-    if spec is None:  # figures ask the store for the plan: they are drawn on the guess
+    ranks_with_logs = sorted(int(d.name[5:]) for d in path.glob("rank-*") if d.name[5:].isdigit() and any(d.iterdir()))
+    mesh = spec.plan.mesh if spec else Mesh(dp=max(ranks_with_logs, default=0) + 1)
+    if spec is None:  # figures read the plan from the store: assume plain data parallelism
         store.assumed = TrainSpec(plan=ParallelPlan(ranks=mesh.world_size), batch_size=mesh.world_size)
-    raw = _events(store)
-    logged_events = fold(raw)
-    ranks = mesh.world_size - len(gaps.silent(store.table("events"), mesh))
+    events_per_rank = _read_events(store)
+    logged_events = merge_equal_events(events_per_rank)
+    ranks = mesh.world_size - len(gaps.ranks_without_rows(store.table("events"), mesh))
     status = present_state(state_of(store.table("events"), ranks), path)
     if status not in ("starting", "running", "paused"):
-        store.absent = gaps.silent(store.table("steps"), mesh)
+        store.absent = gaps.ranks_without_rows(store.table("steps"), mesh)
     metrics = global_metrics(store.table("steps"), mesh, len(store.absent))
-    notes += gaps.notes_of(store, mesh, present, metrics, status)
+    notes += gaps.describe_gaps(store, mesh, ranks_with_logs, metrics, status)
     cell = path / CELL_FILE
     return RunData(
         path=path,
@@ -178,25 +193,25 @@ def read(path: str | Path) -> RunData:
         cell=cell.read_text(encoding="utf-8", errors="replace") if cell.exists() else "",
         versions=extra["versions"],
         machine=extra["machine"],
-        environment=_json_file(path / environment.ENVIRONMENT_FILE, notes),
-        verification=_json_file(path / VERIFICATION_FILE, notes),
+        environment=_read_json_table(path / environment.ENVIRONMENT_FILE, notes),
+        verification=_read_json_table(path / VERIFICATION_FILE, notes),
         mesh=mesh,
         metrics=metrics,
         status=status,
         logged_events=logged_events,
-        ranks=_rank_data(store, mesh, raw),
+        ranks=_rank_data(store, mesh, events_per_rank),
         notes=notes,
     )
 
 
 def _read_spec(path: Path, store: Store, notes: list[str]) -> tuple[TrainSpec | None, str, dict[str, dict[str, Any]]]:
-    """The spec, its text, and its tables for people (``versions``, ``machine``)."""
+    """The spec (None if it cannot be read), its text, and its tables ``versions`` and ``machine``."""
     extra: dict[str, dict[str, Any]] = {"versions": {}, "machine": {}}
     spec: TrainSpec | None = None
     try:
         spec = store.spec
     except (WorkbenchError, ConfigError, TypeError) as error:
-        notes.append(f"The spec could not be read, so the plan is a guess from the logs: {error}")
+        notes.append(f"The spec could not be read, so data parallelism over the logged ranks is assumed: {error}")
     try:
         text = (path / SPEC_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -204,105 +219,113 @@ def _read_spec(path: Path, store: Store, notes: list[str]) -> tuple[TrainSpec | 
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        return spec, text, extra  # the note about the spec says it
-    for table, found in extra.items():
+        return spec, text, extra  # a note about the spec was added above
+    for table, values in extra.items():
         if isinstance(data.get(table), dict):
-            found.update(data[table])
+            values.update(data[table])
     return spec, text, extra
 
 
-def _json_file(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A JSON table of the run directory; empty when there is none, with a note when it cannot be understood."""
+def _read_json_table(path: Path, notes: list[str]) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is no file, or, with a note, if it is not a JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        notes.append(f"{path.name} could not be read: {error}")
+        notes.append(f"{path.name} could not be read: {error}.")
         return {}
-    if isinstance(found, dict):
-        return found
-    notes.append(f"{path.name} could not be read: it holds no table")
+    if isinstance(content, dict):
+        return content
+    notes.append(f"{path.name} could not be read: it does not contain a JSON object.")
     return {}
 
 
-def _events(store: Store) -> list[LoggedEvent]:
+def _read_events(store: Store) -> list[LoggedEvent]:
+    """The events as they were logged, each with one rank."""
     columns = store.table("events")
     rows = zip(*(columns[name].tolist() for name in columns), strict=True)
     names = list(columns)
-    found = []
+    events = []
     for row in rows:
-        event = dict(zip(names, row, strict=True))
-        ranks = (event.pop("rank"),)
-        value, old = decode(event.pop("value")), decode(event.pop("old_value"))
-        found.append(LoggedEvent(ranks=ranks, value=value, old_value=old, **event))
-    return found
+        fields = dict(zip(names, row, strict=True))
+        ranks = (fields.pop("rank"),)
+        value, old_value = decode(fields.pop("value")), decode(fields.pop("old_value"))
+        events.append(LoggedEvent(ranks=ranks, value=value, old_value=old_value, **fields))
+    return events
 
 
-def fold(logged_events: Iterable[LoggedEvent]) -> list[LoggedEvent]:
-    """What several ranks logged alike (same step, kind, name and values; pids aside) becomes one, at its first time."""
+def merge_equal_events(logged_events: Iterable[LoggedEvent]) -> list[LoggedEvent]:
+    """Merge events that several ranks logged with the same step, kind, name, command and values.
+
+    A merged event has all their ranks and their earliest time. A ``pid`` in a value is ignored and removed. The result
+    is in order of time.
+    """
     groups: dict[tuple[Any, ...], list[LoggedEvent]] = {}
-    for logged in logged_events:
-        value = logged.value
+    for logged_event in logged_events:
+        value = logged_event.value
         if isinstance(value, dict):
             value = {key: entry for key, entry in value.items() if key != "pid"}
-        h = replace(logged, value=value)
-        texts = (json.dumps(h.value, sort_keys=True), json.dumps(h.old_value, sort_keys=True))
-        key = (h.step, h.kind, h.name, *texts, h.command)
-        groups.setdefault(key, []).append(h)
-    folded = []
-    for same in groups.values():
-        first = min(same, key=lambda h: h.time)
-        ranks = tuple(sorted({rank for h in same for rank in h.ranks}))
-        folded.append(replace(first, ranks=ranks))
-    return sorted(folded, key=lambda h: h.time)
+        event = replace(logged_event, value=value)
+        texts = (json.dumps(event.value, sort_keys=True), json.dumps(event.old_value, sort_keys=True))
+        key = (event.step, event.kind, event.name, *texts, event.command)
+        groups.setdefault(key, []).append(event)
+    merged = []
+    for group in groups.values():
+        first = min(group, key=lambda event: event.time)
+        ranks = tuple(sorted({rank for event in group for rank in event.ranks}))
+        merged.append(replace(first, ranks=ranks))
+    return sorted(merged, key=lambda event: event.time)
 
 
-def states_of(logged_events: Iterable[LoggedEvent]) -> dict[int, str]:
-    """Rank -> its last state; a rank that the session saw dying is ``died``."""
+def last_states(logged_events: Iterable[LoggedEvent]) -> dict[int, str]:
+    """The last state of each rank; ``died`` for a rank whose death the session logged."""
     states: dict[int, str] = {}
-    for h in logged_events:
-        if h.kind == EventKind.STATE:
-            states.update(dict.fromkeys((rank for rank in h.ranks if rank != SESSION_RANK), h.name))
-    for h in logged_events:
-        if h.kind == EventKind.RANK and h.name == "died" and isinstance(h.value, dict) and is_rank(h.value.get("rank")):
-            states[h.value["rank"]] = "died"
+    for event in logged_events:
+        if event.kind == EventKind.STATE:
+            states.update(dict.fromkeys((rank for rank in event.ranks if rank != SESSION_RANK), event.name))
+    for event in logged_events:
+        value = event.value
+        if event.kind != EventKind.RANK or event.name != "died" or not isinstance(value, dict):
+            continue
+        if is_rank(value.get("rank")):
+            states[value["rank"]] = "died"
     return states
 
 
 def _rank_data(store: Store, mesh: Mesh, logged_events: list[LoggedEvent]) -> list[RankData]:
     steps, devices = store.table("steps"), store.table("devices")
-    states = states_of(logged_events)
-    details: dict[int, dict[str, Any]] = {}
-    for h in logged_events:
-        if h.kind == EventKind.STATE and isinstance(h.value, dict):
-            for rank in h.ranks:
-                details.setdefault(rank, {}).update({k: v for k, v in h.value.items() if k in ("pid", "host")})
-    found = []
+    states = last_states(logged_events)
+    processes: dict[int, dict[str, Any]] = {}
+    for event in logged_events:
+        if event.kind == EventKind.STATE and isinstance(event.value, dict):
+            for rank in event.ranks:
+                processes.setdefault(rank, {}).update({k: v for k, v in event.value.items() if k in ("pid", "host")})
+    ranks = []
     for rank in range(mesh.world_size):
-        at = mesh.coordinates(rank)
-        own = np.flatnonzero(devices["rank"] == rank)
+        coordinates = mesh.coordinates(rank)
+        rows = np.flatnonzero(devices["rank"] == rank)
         samples: dict[str, Any] = {}
-        if own.size:
-            rss = devices["rss_bytes"][own]
+        if rows.size:
+            rss = devices["rss_bytes"][rows]
             samples = {
-                "device": devices["device"][own[-1]],
-                "cpu_percent": float(np.mean(devices["cpu_percent"][own])),
+                "device": devices["device"][rows[-1]],
+                "cpu_percent": float(np.mean(devices["cpu_percent"][rows])),
                 "rss_bytes": int(rss[-1]),
                 "peak_rss_bytes": int(rss.max()),
-                "gpu_memory_bytes": float(devices["gpu_memory_bytes"][own[-1]]),
+                "gpu_memory_bytes": float(devices["gpu_memory_bytes"][rows[-1]]),
             }
-        mine = steps["step"][steps["rank"] == rank]
-        found.append(
+        rank_steps = steps["step"][steps["rank"] == rank]
+        ranks.append(
             RankData(
                 rank=rank,
-                dp=at.dp,
-                pp=at.pp,
-                tp=at.tp,
+                dp=coordinates.dp,
+                pp=coordinates.pp,
+                tp=coordinates.tp,
                 state=states.get(rank, "no log"),
-                last_step=int(mine.max()) if mine.size else 0,
+                last_step=int(rank_steps.max()) if rank_steps.size else 0,
                 **samples,
-                **details.get(rank, {}),
+                **processes.get(rank, {}),
             )
         )
-    return found
+    return ranks

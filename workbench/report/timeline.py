@@ -1,4 +1,4 @@
-"""Timeline of two steps for the report, a typical one and the slowest, drawn like the panel's timeline."""
+"""Draws the timelines of a typical step and of the slowest step for the report, like the panel's timeline."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from workbench.report.run_data import RunData
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenStep:
-    """A step and the reason why it is shown."""
+    """A step and the reason why it is shown, with its time."""
 
     step: int
-    why: str
+    reason: str
 
 
-def chosen_steps(run: RunData) -> list[ChosenStep]:
-    """Choose the step nearest to the median time and the slowest step among those with logged phases.
+def choose_steps(run: RunData) -> list[ChosenStep]:
+    """Choose, among the steps with logged phases, the one nearest to the median step time and the slowest one.
 
-    The first step is left out, as it includes start-up costs.
+    The first of these steps is not considered if there are more than two, because it may include start-up costs.
     """
     logged = np.unique(run.store.table("phases")["step"])
     steps, times = run.metrics["step"], run.metrics["step_time_ms"]
-    known = np.isin(steps, logged)
-    steps, times = steps[known], times[known]
+    has_phases = np.isin(steps, logged)
+    steps, times = steps[has_phases], times[has_phases]
     if not steps.size:
         return []
-    later = np.arange(1, steps.size) if steps.size > 2 else np.arange(steps.size)
-    typical = later[np.argmin(np.abs(times[later] - np.median(times[later])))]
-    slowest = later[np.argmax(times[later])]
-    found = [ChosenStep(step=int(steps[typical]), why=f"a typical step, {times[typical]:.1f} ms")]
+    candidates = np.arange(1, steps.size) if steps.size > 2 else np.arange(steps.size)
+    typical = candidates[np.argmin(np.abs(times[candidates] - np.median(times[candidates])))]
+    slowest = candidates[np.argmax(times[candidates])]
+    chosen = [ChosenStep(step=int(steps[typical]), reason=f"a typical step, {times[typical]:.1f} ms")]
     if slowest != typical:
-        found.append(ChosenStep(step=int(steps[slowest]), why=f"the slowest step, {times[slowest]:.1f} ms"))
-    return found
+        chosen.append(ChosenStep(step=int(steps[slowest]), reason=f"the slowest step, {times[slowest]:.1f} ms"))
+    return chosen
 
 
-def columns(run: RunData, step: int) -> Columns:
-    """The bars of one step, for the first ``timeline.MOST_RANKS`` ranks."""
+def bar_columns(run: RunData, step: int) -> Columns:
+    """The columns of the timeline's bars for one step and the first ``timeline.MOST_RANKS`` ranks."""
     phases = run.store.table("phases")
-    taken = (phases["step"] == step) & (phases["rank"] < timeline.MOST_RANKS)
-    own = {name: values[taken] for name, values in phases.items()}
-    return timeline.bars(own, np.unique(own["rank"]))
+    is_shown = (phases["step"] == step) & (phases["rank"] < timeline.MOST_RANKS)
+    shown = {name: values[is_shown] for name, values in phases.items()}
+    return timeline.bars(shown, np.unique(shown["rank"]))
 
 
-def figure(bars: Columns) -> Any:
-    """Draw ``columns`` as a Bokeh figure: time within the step on x, one row per rank, one bar per phase."""
+def make_figure(bars: Columns) -> Any:
+    """Make a Bokeh figure of bars: the time within the step on x, one row per rank, one bar per phase."""
     from bokeh.models import ColumnDataSource
 
     source = ColumnDataSource({n: v.tolist() if v.dtype == object else v for n, v in bars.items()})
-    drawn = timeline.figure(source)
-    drawn.height = timeline.height(bars)
-    drawn.xaxis.axis_label = "ms since the start of the step"
-    return drawn
+    figure = timeline.figure(source)
+    figure.height = timeline.height(bars)
+    figure.xaxis.axis_label = "ms since the start of the step"
+    return figure

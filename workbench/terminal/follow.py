@@ -1,4 +1,4 @@
-"""Progress of runs in a terminal, from their directories: bars where there is a terminal, lines where there is none."""
+"""Shows the progress of runs from their run directories: as bars in a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ from workbench.telemetry.store import Store
 
 
 @dataclass
-class _Followed:
-    """One run that is shown: its store, its bar, and the last line that was printed for it."""
+class _FollowedRun:
+    """A run whose progress is shown. ``lines_due``: how many multiples of the steps per line it had last reached."""
 
     store: Store
     bar: TaskID | None = None
-    printed: int = -1
-    over: bool = False
+    lines_due: int = -1
+    is_over: bool = False
 
 
 def follow(
-    find: Callable[[], Iterable[Path]],
-    done: Callable[[], bool],
+    find_runs: Callable[[], Iterable[Path]],
+    is_done: Callable[[], bool],
     *,
-    every: int = 0,
+    steps_per_line: int = 0,
     interval_s: float = 0.25,
     console: Console | None = None,
-    named: Callable[[Path, str], str] = lambda _, name: name,
+    make_label: Callable[[Path, str], str] = lambda _, name: name,
 ) -> None:
-    """Show every run directory that ``find`` gives until ``done``. Without a terminal: a line per ``every`` steps
-    (0: a tenth of the run). ``named``: what a run is called here, by its directory and its name.
-    ``KeyboardInterrupt`` passes through; the bars are closed first."""
+    """Show the progress of the runs until ``is_done()`` is true.
+
+    ``find_runs``: returns the run directories to show; it is called every ``interval_s`` seconds, as new runs may
+    start. ``steps_per_line``: without a terminal, a line is printed once in so many steps (0: ten lines per run).
+    ``make_label``: returns the label of a run from its directory and its name. ``KeyboardInterrupt`` is not caught, but
+    the bars are closed before it leaves this function.
+    """
     console = console or Console()
-    followed: dict[Path, _Followed] = {}
+    followed: dict[Path, _FollowedRun] = {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -51,54 +55,71 @@ def follow(
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=False) as bars:
         while True:
-            ended = done()
-            for path in find():
+            all_done = is_done()
+            for path in find_runs():
                 if path not in followed:
-                    followed[path] = _Followed(Store(path))
-                _show(followed[path], bars, every, ended=ended, named=named)
-            if ended:
+                    followed[path] = _FollowedRun(Store(path))
+                _show_progress(followed[path], bars, steps_per_line, all_done=all_done, make_label=make_label)
+            if all_done:
                 return
             time.sleep(interval_s)
 
 
 def follow_lines(run: Run) -> None:
-    """``follow`` one run of this process until its ranks are free, by lines also in a terminal: it may be a prompt."""
-    follow(lambda: [run.path], run.ended, every=max(1, run.spec.steps // 20), console=Console(force_terminal=False))
+    """Show the progress of a run of this process until it has ended. Prints lines even in a terminal, because the
+    terminal may show an IPython prompt, which bars would overwrite."""
+    follow(
+        lambda: [run.path],
+        run.ended,
+        steps_per_line=max(1, run.spec.steps // 20),
+        console=Console(force_terminal=False),
+    )
 
 
 def follow_in_background(run: Run) -> None:
-    """``follow_lines`` from a thread, for a prompt that stays usable; a failure's traceback is printed once."""
+    """Show the progress of a run from a thread, so that the prompt stays usable. If the run fails, the thread prints
+    the traceback once."""
 
-    def work() -> None:
+    def show() -> None:
         try:
             follow_lines(run)
             run.raise_if_failed()
         except WorkbenchError as error:
             print(*error._render_traceback_(), sep="\n", flush=True)
 
-    failed = background.warner(f"the progress of run {run.name!r} is no longer shown, which goes on: see run.status")
-    background.thread(work, name=f"progress-{run.name}", failed=failed).start()
+    failed = background.warner(
+        f"the progress of run {run.name!r} is no longer shown; the run continues, and run.status shows its state"
+    )
+    background.thread(show, name=f"progress-{run.name}", failed=failed).start()
 
 
-def _show(one: _Followed, bars: Progress, every: int, *, ended: bool, named: Callable[[Path, str], str]) -> None:
-    if one.over:
+def _show_progress(
+    run: _FollowedRun,
+    bars: Progress,
+    steps_per_line: int,
+    *,
+    all_done: bool,
+    make_label: Callable[[Path, str], str],
+) -> None:
+    """Read what the run has logged since the last call, and update its bar or print a line if one is due."""
+    if run.is_over:
         return
     try:
-        one.store.refresh()
-        spec, now = one.store.spec, progress.snapshot(one.store)
+        run.store.refresh()
+        spec, snapshot = run.store.spec, progress.snapshot(run.store)
     except WorkbenchError:
-        return  # its spec is still being written
-    name = named(one.store.run, spec.name)
-    state = state_of(one.store.table("events"), spec.plan.ranks)
-    one.over = ended or state in ENDED
+        return  # the spec is still being written
+    label = make_label(run.store.run, spec.name)
+    state = state_of(run.store.table("events"), spec.plan.ranks)
+    run.is_over = all_done or state in ENDED
     if bars.disable:
-        stride = every or max(1, spec.steps // 10)
-        if one.over or now.step // stride > one.printed:
-            one.printed = now.step // stride
-            bars.console.print(progress.line(name, state, now), markup=False, highlight=False, soft_wrap=True)
+        lines_due = snapshot.step // (steps_per_line or max(1, spec.steps // 10))
+        if run.is_over or lines_due > run.lines_due:
+            run.lines_due = lines_due
+            bars.console.print(progress.line(label, state, snapshot), markup=False, highlight=False, soft_wrap=True)
         return
-    if one.bar is None:
-        one.bar = bars.add_task(escape(name), total=spec.steps, figures="")
-    # the bar has the name and the steps already
-    figures = ", ".join([state, *progress.line("", state, now).split(", ")[2:]])
-    bars.update(one.bar, completed=now.step, figures=escape(figures))
+    if run.bar is None:
+        run.bar = bars.add_task(escape(label), total=spec.steps, figures="")
+    # without the first two parts of the line: the bar already shows the label and the step
+    figures = ", ".join([state, *progress.line("", state, snapshot).split(", ")[2:]])
+    bars.update(run.bar, completed=snapshot.step, figures=escape(figures))

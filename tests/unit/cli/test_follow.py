@@ -1,4 +1,4 @@
-"""Progress in a terminal, from run directories."""
+"""The progress of runs in a terminal, read from their run directories."""
 
 import io
 import threading
@@ -16,10 +16,10 @@ from workbench.telemetry.store import Store
 from workbench.terminal.follow import follow, follow_in_background
 
 
-def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_lines_without_a_terminal(tmp_path: Path) -> None:
     run = LiveFakeRun(tmp_path / "run", steps=20, step_s=0.05)
     out = io.StringIO()
-    follow(lambda: [run.path], lambda: run.status == "finished", every=5, console=Console(file=out, width=200))
+    follow(lambda: [run.path], lambda: run.status == "finished", steps_per_line=5, console=Console(file=out, width=200))
     lines = out.getvalue().splitlines()
     assert 3 <= len(lines) <= 7 and "step 20/20" in lines[-1] and "finished" in lines[-1] and "loss" in lines[-1]
 
@@ -47,7 +47,9 @@ class Ended:
         raise RunError("run 'fake' failed", traceback="line 3 of the cell")
 
 
-def test_a_prompt_gets_lines_and_a_failure_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_background_thread_prints_lines_and_a_failure_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     follow_in_background(Ended(make_fake_run(tmp_path / "run", steps=20)))
     for thread in threading.enumerate():
         if thread.name == "progress-fake":
@@ -56,7 +58,7 @@ def test_a_prompt_gets_lines_and_a_failure_once(tmp_path: Path, capsys: pytest.C
     assert out.count("step 20/20") == 1 and out.count("line 3 of the cell") == 1
 
 
-def test_what_is_left_is_counted_with_pauses_and_evaluations(tmp_path: Path) -> None:
+def test_the_remaining_time_includes_pauses_and_evaluations(tmp_path: Path) -> None:
     step, time = np.arange(1.0, 101.0), np.arange(1.0, 101.0) * 0.1
     time[60:] += 4.0  # an evaluation
     assert seconds_per_step(step, time) == pytest.approx((time[-1] - time[50]) / 49)

@@ -57,7 +57,7 @@ def test_steps_can_be_chosen(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert pd.read_csv(tmp_path / "metrics.csv")["step"].tolist() == [2, 3]
 
 
-def test_without_a_folder_it_goes_into_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_in_the_run_directory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_HOME", str(run.parent))
     assert export("rich", "parquet") == run / "exports" / "parquet"
     assert Run("rich").export("parquet") == run / "exports" / "parquet"
@@ -69,17 +69,17 @@ def test_without_a_folder_it_goes_into_the_run(run: Path, monkeypatch: pytest.Mo
         (["--to", "exel"], 2, "unknown format 'exel'"),
         (["--to", "csv", "--steps", "9-2"], 2, "a range such as 100-120"),
         (["--to", "csv", "--steps", "x"], 2, "a range"),
-        (["--to", "csv", "-o", "/dev/null/x"], 1, "pass -o DIR"),
+        (["--to", "csv", "-o", "/dev/null/x"], 1, "pass another folder with -o DIR"),
     ],
 )
-def test_what_cannot_be_exported(
+def test_invalid_arguments_are_reported(
     run: Path, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["export", str(run), *words]) == code
     assert said in capsys.readouterr().err
 
 
-def test_broken_runs_say_so(tmp_path: Path) -> None:
+def test_damaged_runs_raise(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no run"):
         export(tmp_path, "csv")
     (tmp_path / "control.jsonl").touch()

@@ -1,4 +1,4 @@
-"""The timeline: valid by the Trace Event Format, true to the log."""
+"""The exported timeline is valid in the Trace Event Format and agrees with the log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def events(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     return found
 
 
-def test_events_have_what_the_format_asks(events: list[dict[str, Any]]) -> None:
+def test_events_have_the_required_fields(events: list[dict[str, Any]]) -> None:
     assert {event["ph"] for event in events} == set(REQUIRED)
     for event in events:
         assert REQUIRED[event["ph"]] <= set(event), event
@@ -53,7 +53,7 @@ def test_spans_of_a_lane_nest(events: list[dict[str, Any]]) -> None:
                 )  # fmt: skip
 
 
-def test_phases_are_where_the_log_says_but_waiting_comes_after_the_work_of_its_phase(
+def test_phases_keep_their_logged_times_and_waiting_follows_work(
     events: list[dict[str, Any]],
 ) -> None:
     for rank in range(2):
@@ -62,7 +62,9 @@ def test_phases_are_where_the_log_says_but_waiting_comes_after_the_work_of_its_p
             found = [e for e in events if e["ph"] == "X" and e["pid"] == rank and e["name"] == name]
             assert [e["dur"] for e in found] == [pytest.approx(1e3 * ms)] * STEPS
             expected = [1e6 * STEP_S * step + 1e3 * start for step in range(STEPS)]
-            assert [e["ts"] for e in found] == pytest.approx(expected, abs=1.0)  # doubles of now hold a microsecond
+            assert [e["ts"] for e in found] == pytest.approx(
+                expected, abs=1.0
+            )  # a double holds the current time to about a microsecond
     total = sum(e["dur"] for e in events if e["ph"] == "X" and e["cat"] == "steps" and e["pid"] == 0)
     assert total == pytest.approx(1e6 * STEP_S * STEPS)
 

@@ -1,4 +1,4 @@
-"""A notebook's report: what stands in the file, where panels went, and that nothing asks the network."""
+"""The report of a notebook: its content, the figures of its panels, and that it loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def page_of(notebook: Path, **options: Any) -> BeautifulSoup:
 
 
 def loads(page: BeautifulSoup) -> list[str]:
-    """Addresses that opening the page would ask for."""
+    """The addresses that the page loads."""
     return [e[name] for name in ("src", "srcset", "poster", "data") for e in page.find_all(attrs={name: True})]
 
 
@@ -63,11 +63,11 @@ def test_prose_code_and_contents(tmp_path: Path) -> None:
     first, second = page.find_all("details", class_="source")
     assert first.has_attr("open") and not second.has_attr("open")
     assert first.code.text.strip() == "a = 1  # note" and first.find("span", class_="c1").text == "# note"
-    assert page.find("script", id="packed-library") is not None  # a formula needs what typesets it
+    assert page.find("script", id="packed-library") is not None  # the page needs MathJax for its formula
     assert page_of(written(tmp_path, code("1"))).find("script", id="packed-library") is None
 
 
-def test_every_ordinary_output(tmp_path: Path) -> None:
+def test_standard_outputs(tmp_path: Path) -> None:
     page = page_of(
         written(
             tmp_path,
@@ -106,7 +106,7 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few
     notebook = written(tmp_path, code("%dist_train", picture), code("%dist_watch", live), code("%dist_watch", both))
     page = page_of(notebook)
     *panels, compared, _, other = page.find_all("div", class_="panel")
-    assert compared.find("div", id="panel3-compared-loss") and other["aria-label"] == "Run fake, as it ended"
+    assert compared.find("div", id="panel3-compared-loss") and other["aria-label"] == "Panel of run fake"
     assert len(panels) == 2 and not page.find("img", class_="output-picture")
     assert [bool(p.find("div", id=f"panel{n}-figure-loss")) for n, p in enumerate(panels, 1)] == [True, True]
     assert all(len(p.find_all("svg", class_="still")) >= 5 for p in panels)
@@ -117,7 +117,7 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few
     assert len(ids) == len(set(ids)) and all(a.startswith(("data:", "#")) for a in loads(page))
 
 
-def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_path: Path, few_figures: None) -> None:
+def test_a_moved_run_is_found_and_a_deleted_run_keeps_its_saved_picture(tmp_path: Path, few_figures: None) -> None:
     run = make_fake_run(tmp_path / "elsewhere" / "2026-05-01-120000-first", steps=10)
     picture = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     notebook = written(tmp_path, code("x", picture))
@@ -129,22 +129,24 @@ def test_a_run_that_moved_is_found_and_one_that_is_gone_leaves_its_picture(tmp_p
     assert page.find("img", class_="output-picture") and not page.find(id="runs")
 
 
-def test_a_panel_says_what_it_shows(tmp_path: Path, few_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the panel publishes, live and at the end, is what the report knows again."""
+def test_a_panel_publishes_its_run_as_metadata(
+    tmp_path: Path, few_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The panel publishes, live and at the end, the metadata by which the report finds its run."""
     from widgets.panel.panel import Panel
     from workbench.report.notebook.cells import PANEL_KEY
 
-    said: list[Any] = []
-    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata, **_: said.append(metadata))
+    published: list[Any] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata, **_: published.append(metadata))
     run = make_fake_run(tmp_path / "run", steps=5)
     panel = Panel(run)
     panel.show()
     assert panel.finish(20)
     panel.close()
-    assert [metadata[PANEL_KEY] for metadata in said] == [{"runs": [str(run)]}] * 2
+    assert [metadata[PANEL_KEY] for metadata in published] == [{"runs": [str(run)]}] * 2
 
 
-def test_bokeh_outputs_run_on_the_files_own_library(tmp_path: Path) -> None:
+def test_bokeh_outputs_use_the_embedded_bokehjs(tmp_path: Path) -> None:
     script = '{"name":"DataTable"} root.Bokeh.embed'
     load = shown(
         {"application/javascript": "load('https://cdn.bokeh.org')", "application/vnd.bokehjs_load.v0+json": ""}
@@ -155,7 +157,7 @@ def test_bokeh_outputs_run_on_the_files_own_library(tmp_path: Path) -> None:
     assert "cdn.bokeh.org" not in str(page)
 
 
-def test_what_the_network_would_bring_is_named_and_left_out(tmp_path: Path) -> None:
+def test_remote_content_is_replaced_by_notes(tmp_path: Path) -> None:
     (tmp_path / "local.png").write_bytes(b"\x89PNG")
     source = (
         '<script src="https://cdn.example/x.js"></script><link rel="stylesheet" href="//cdn.example/x.css">'
@@ -164,20 +166,20 @@ def test_what_the_network_would_bring_is_named_and_left_out(tmp_path: Path) -> N
         "<style>@import url(http://x/y.css); p { background: url(http://x/z) }</style>"
         "<p style=\"background: url('https://x/y')\">kept</p><script>1 < 2</script>"
     )
-    page = BeautifulSoup(clean.html(source, folder=tmp_path), "html.parser")
+    page = BeautifulSoup(clean.clean_html(source, folder=tmp_path), "html.parser")
     assert [a for a in loads(page) if not a.startswith("data:")] == [] and not page.find(["iframe", "link"])
     assert len(page.find_all("img")) == 1 and page.p.text == "kept" and "url(" not in str(page)
     assert len(page.find_all(class_="gone")) == 5 and page.find_all("script")[0].text == "1 < 2"
 
 
-def test_attachments_and_missing_ones(tmp_path: Path) -> None:
+def test_attachments_are_embedded_and_missing_ones_are_named(tmp_path: Path) -> None:
     cell = V4.new_markdown_cell("![ours](attachment:a.png) ![lost](attachment:b.png)")
     cell["attachments"] = {"a.png": {"image/png": "iVBORw=="}}
     page = page_of(written(tmp_path, cell))
     assert page.find("img")["src"] == "data:image/png;base64,iVBORw==" and "picture lost is missing" in page.get_text()
 
 
-def test_a_light_one_has_no_script(tmp_path: Path, few_figures: None) -> None:
+def test_a_light_notebook_report_has_no_scripts(tmp_path: Path, few_figures: None) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
     shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     drawn = figure(width=300, height=200, title="own figure")
@@ -191,22 +193,25 @@ def test_a_light_one_has_no_script(tmp_path: Path, few_figures: None) -> None:
     prose = V4.new_markdown_cell("$x$ $$\\unknown$$ $$\\unknown$$")
     page = page_of(written(tmp_path, prose, code("x", shown_run, bokeh, table)), light=True)
     assert not page.find("script") and page.find("svg", class_="still")
-    assert page.find("p", role="note").text == "2 formulas stand as TeX here: the interactive report sets them."
+    assert (
+        page.find("p", role="note").text
+        == "2 formulas are shown as TeX because matplotlib cannot draw them. The interactive report draws them."
+    )
     assert [place["aria-label"] for place in page.find_all(role="math")] == ["x"]
     own = page.find("figure", class_="bokeh-still")
     assert own.figcaption.text == "own figure" and own.svg.find_all(["path", "polyline"])
-    assert own.find("p", class_="empty").text == "The still picture leaves out: Annulus."
-    assert "an interactive Bokeh output is not in a report without scripts" in page.find(class_="gone").text
+    assert own.find("p", class_="empty").text == "The static picture does not show: Annulus."
+    assert "This Bokeh output has no static picture." in page.find(class_="gone").text
 
 
-def test_what_is_no_notebook_is_said(tmp_path: Path) -> None:
+def test_an_unreadable_notebook_raises(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text("{")
     for name in ("a.ipynb", "none.ipynb"):
         with pytest.raises(ReportError, match="cannot read the notebook"):
             render_notebook(tmp_path / name)
 
 
-def test_the_kernels_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     with pytest.raises(ReportError, match="--notebook FILE"):
         current_notebook()
@@ -245,6 +250,6 @@ def test_the_magic_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_widget_states_of_a_live_kernel(tmp_path: Path) -> None:
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": f"IntSlider({HOSTILE})"}
     notebook = written(tmp_path, code("slider", shown(view)))
-    assert "state the notebook does not hold: IntSlider(<script>" in page_of(notebook).get_text()
+    assert "does not contain the state of this widget: IntSlider(<script>" in page_of(notebook).get_text()
     state = json.loads('{"m": {"model_name": "IntSliderModel", "state": {"value": 7, "max": 10}}}')
     assert page_of(notebook, widgets=state).find("output").text == "7"

@@ -1,4 +1,4 @@
-"""The HTML file: what is in it, that nothing in it asks the network, and that hostile text stays text."""
+"""The report of a run: its content, that it loads nothing from the network, and that hostile text is escaped."""
 
 import json
 from html.parser import HTMLParser
@@ -12,14 +12,14 @@ from tests.fake_run import make_fake_run
 from workbench.errors import RunDirectoryError
 from workbench.plots import confusion
 from workbench.report import render
-from workbench.report.figures import script_safe
+from workbench.report.figures import to_script_json
 from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}</pre>\u2028é$$x$$"
 
 
 class Page(HTMLParser):
-    """Elements, what they load, the text outside scripts, and headers of tables."""
+    """The elements of a page, the addresses that they load, the text outside scripts, and the table headers."""
 
     LOADS = {"src", "href", "data", "poster", "action", "srcset"}
 
@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def text_page(run: Path) -> Page:
-    """A run's report without its figures, which cost most."""
+    """The report of a run without figures, which are slow to draw."""
     return Page(render(run, run.parent / "text.html", figures=[], light=True).read_text())
 
 
@@ -74,12 +74,12 @@ def test_size_of_a_small_run(run: Path) -> None:
     assert (run / "report.html").stat().st_size < 3e6
 
 
-def test_it_asks_nothing_of_the_network(run: Path) -> None:
+def test_a_report_loads_nothing_from_the_network(run: Path) -> None:
     page = Page((run / "report.html").read_text())
     assert page.loads and all(address.startswith(("#", "data:")) for address in page.loads)
 
 
-def test_it_has_landmarks_headers_and_every_figure(run: Path) -> None:
+def test_a_report_has_landmarks_headers_and_every_figure(run: Path) -> None:
     from workbench.plots import plots
 
     page = Page((run / "report.html").read_text())
@@ -90,7 +90,7 @@ def test_it_has_landmarks_headers_and_every_figure(run: Path) -> None:
     assert "The training loss fell from" in page.text and "workbench train" in page.text
 
 
-def test_hostile_text_stays_text(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=40, names=[HOSTILE, "x" * 10_000])
     spec = run / "spec.toml"
     spec.write_text(spec.read_text().replace('torch = "2.13.0"', f"torch = {json.dumps(HOSTILE)}"))
@@ -108,7 +108,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert html.count("y" * 100) and len(html) < 3e6
 
 
-def test_a_hostile_name_of_a_run_stays_text(tmp_path: Path, few_figures: None) -> None:
+def test_a_hostile_run_name_is_escaped(tmp_path: Path, few_figures: None) -> None:
     name = HOSTILE.replace("/", "") + "z" * 100
     run = make_fake_run(tmp_path / name, steps=10)
     (run / "spec.toml").write_text(f"recipe = {json.dumps(HOSTILE)}\nsurprise = 1")  # so the directory's name stands
@@ -117,24 +117,24 @@ def test_a_hostile_name_of_a_run_stays_text(tmp_path: Path, few_figures: None) -
         assert page.text.count(name) >= 2 and "script" not in page.tags and "49" not in page.text.split()
 
 
-def test_json_cannot_end_its_script() -> None:
-    text = script_safe({"a": "</script><!--\u2028"})
+def test_script_json_cannot_end_the_script_element() -> None:
+    text = to_script_json({"a": "</script><!--\u2028"})
     assert "<" not in text and json.loads(text) == {"a": "</script><!--\u2028"}
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_a_run_that_did_not_finish(tmp_path: Path, state: str) -> None:
     page = text_page(make_fake_run(tmp_path / "run", steps=50, state=state))
-    expected = {"running": "never reported an end", "stopped": "was stopped", "failed": "RuntimeError: loss is NaN"}
+    expected = {"running": "did not report an end", "stopped": "was stopped", "failed": "RuntimeError: loss is NaN"}
     assert expected[state] in page.text
 
 
-def test_a_run_without_anything(tmp_path: Path) -> None:
+def test_a_run_without_logs(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=5)
     for log in run.glob("rank-*/*"):
         log.unlink()
     page = Page(render(run, tmp_path / "out" / "r.html").read_text())
-    assert "No log of ranks 0-1 of 2." in page.text
+    assert "There is no log of ranks 0-1. The run has 2 ranks." in page.text
 
 
 def test_a_confusion_matrix_is_a_figure_and_a_folded_table(tmp_path: Path) -> None:
@@ -150,16 +150,16 @@ def test_a_confusion_matrix_is_a_figure_and_a_folded_table(tmp_path: Path) -> No
     assert page.find(id="samples").find("svg", class_="still")
 
 
-def test_a_figure_that_fails_leaves_the_others(run: Path) -> None:
+def test_a_figure_that_fails_does_not_affect_the_others(run: Path) -> None:
     def columns(*_: object) -> None:
         raise ValueError("no <b>luck</b>")
 
     broken = SimpleNamespace(NAME="broken", TITLE="Broken", columns=columns, figure=None)
     page = Page(render(run, run.parent / "broken.html", figures=[broken]).read_text())  # type: ignore[list-item]
-    assert "This figure could not be drawn. ValueError: no <b>luck</b>" in page.text
+    assert "This figure could not be drawn: ValueError: no <b>luck</b>" in page.text
 
 
-def test_a_place_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+def test_an_unwritable_path_raises(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="cannot write the report"):
         render(run, tmp_path / "file" / "report.html", figures=[], light=True)

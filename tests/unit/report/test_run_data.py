@@ -1,4 +1,4 @@
-"""What a run directory tells, also when parts of it are missing or broken."""
+"""Reading a run directory for a report, also when parts of it are missing or damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert found.ranks[0].rss_bytes > 2**29
 
 
-def test_an_event_of_all_ranks_is_one(tmp_path: Path) -> None:
+def test_equal_events_of_all_ranks_are_merged(tmp_path: Path) -> None:
     found = run_data.read(make_fake_run(tmp_path, ranks=3, steps=5))
-    assert [(h.name, h.ranks) for h in found.of_kind("state")] == [
+    assert [(h.name, h.ranks) for h in found.events_of_kind("state")] == [
         ("starting", (0, 1, 2)),
         ("running", (0, 1, 2)),
         ("finished", (0, 1, 2)),
@@ -44,10 +44,10 @@ def test_an_event_of_all_ranks_is_one(tmp_path: Path) -> None:
 def test_a_run_whose_owner_is_gone_is_lost(tmp_path: Path) -> None:
     found = run_data.read(make_fake_run(tmp_path, steps=10, state="running"))
     assert found.status == "lost"
-    assert "never reported an end" in " ".join(words.summary(found))
+    assert "did not report an end" in " ".join(words.describe_run(found))
 
 
-def test_a_truncated_log_is_read_and_said(tmp_path: Path) -> None:
+def test_a_truncated_log_is_read_and_noted(tmp_path: Path) -> None:
     log = make_fake_run(tmp_path, steps=40, grad_every=5) / "rank-00001" / "devices.arrow"
     log.write_bytes(log.read_bytes()[:-20])
     found = run_data.read(tmp_path)
@@ -55,18 +55,20 @@ def test_a_truncated_log_is_read_and_said(tmp_path: Path) -> None:
     assert any("log of rank 1 was not closed" in note for note in found.notes)
 
 
-def test_a_missing_rank_is_said(tmp_path: Path) -> None:
+def test_a_missing_rank_is_noted(tmp_path: Path) -> None:
     make_fake_run(tmp_path, ranks=3, steps=10)
     for file in (tmp_path / "rank-00001").iterdir():
         file.unlink()
     found = run_data.read(tmp_path)
     notes = " ".join(found.notes)
-    assert "No log of rank 1 of 3." in notes and "No step of rank 1 is known" in notes
+    assert "There is no log of rank 1." in notes and "There are no steps of rank 1." in notes
     assert found.status == "finished" and [rank.state for rank in found.ranks] == ["finished", "no log", "finished"]
     own = {r: found.store.table("steps")["loss"][found.store.table("steps")["rank"] == r] for r in (0, 2)}
     assert found.metrics["loss"].tolist() == pytest.approx(((own[0] + own[2]) / 2).tolist())
-    assert np.isnan(found.metrics["grad_norm"]).all()  # a third of it is not known
-    assert found.summary()["tokens_per_second"] == pytest.approx(24 * 128 / 0.124, rel=0.1)  # a rank is as its peers
+    assert np.isnan(found.metrics["grad_norm"]).all()  # the part of one rank is not known
+    assert found.summary()["tokens_per_second"] == pytest.approx(
+        24 * 128 / 0.124, rel=0.1
+    )  # the missing rank is assumed to be like the others
     loss, throughput = (next(p for p in plots() if name == p.NAME) for name in ("loss", "throughput"))
     assert (
         len(loss.columns(found.store, None)[0]["step"]) == len(throughput.columns(found.store, None)[0]["step"]) == 10
@@ -74,7 +76,7 @@ def test_a_missing_rank_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [None, "not = [toml", 'surprise = "key"', "spec_version = 99", 'lr = "high"'])
-def test_a_spec_that_cannot_be_read_leaves_the_rest(tmp_path: Path, spec: str | None) -> None:
+def test_an_unreadable_spec_does_not_affect_the_rest(tmp_path: Path, spec: str | None) -> None:
     file = make_fake_run(tmp_path, steps=10) / "spec.toml"
     file.unlink()
     if spec is not None:
@@ -84,7 +86,7 @@ def test_a_spec_that_cannot_be_read_leaves_the_rest(tmp_path: Path, spec: str | 
     assert any("spec could not be read" in note for note in found.notes)
 
 
-def newer(data: bytes) -> bytes:
+def with_newer_schema(data: bytes) -> bytes:
     table = pa.ipc.open_stream(data).read_all().replace_schema_metadata({"schema_version": "99"})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -92,50 +94,52 @@ def newer(data: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def struck(data: bytes) -> bytes:
-    at = data.index(b"\xff\xff\xff\xff", len(data) // 2) + 8  # into the head of a batch
+def with_damaged_batch(data: bytes) -> bytes:
+    at = data.index(b"\xff\xff\xff\xff", len(data) // 2) + 8  # inside the header of a batch
     return data[:at] + b"\xff" * 60 + data[at + 60 :]
 
 
 @pytest.mark.parametrize(
-    ("damage", "said", "some_is_left"),
+    ("damage", "note", "some_rows_remain"),
     [
-        (newer, "rank-00001/{}.arrow has schema version 99, this version reads up to", False),
-        (struck, "damaged", True),
+        (with_newer_schema, "rank-00001/{}.arrow has schema version 99, this version reads up to", False),
+        (with_damaged_batch, "damaged", True),
         (lambda _: b"\xff" * 4000, "log of rank 1 was not closed", False),
         (lambda data: data[: len(data) // 2], "log of rank 1 was not closed", True),
     ],
-    ids=["newer", "struck", "garbage", "cut"],
+    ids=["newer", "damaged", "garbage", "truncated"],
 )
 @pytest.mark.parametrize("table", ["steps", "gradients", "events", "devices"])
-def test_one_bad_log_leaves_the_others(tmp_path: Path, damage: Any, said: str, some_is_left: bool, table: str) -> None:
+def test_a_damaged_log_does_not_affect_the_others(
+    tmp_path: Path, damage: Any, note: str, some_rows_remain: bool, table: str
+) -> None:
     log = make_fake_run(tmp_path, steps=40, grad_every=5) / "rank-00001" / f"{table}.arrow"
     whole = run_data.read(tmp_path)
     log.write_bytes(damage(log.read_bytes()))
     found = run_data.read(tmp_path)
-    assert any(said.format(table) in note for note in found.notes)
+    assert any(note.format(table) in sentence for sentence in found.notes)
     for name in ("steps", "gradients", "events", "devices", "phases"):
         rank, before = found.store.table(name)["rank"], whole.store.table(name)["rank"]
         assert (rank == 0).sum() == (before == 0).sum() and rank.size
         if name != table:
             assert rank.size == before.size
         else:
-            assert bool(0 < (rank == 1).sum() < (before == 1).sum()) is some_is_left
-    assert found.summary()["steps"] > 0 and "The training loss fell" in " ".join(words.summary(found))
+            assert bool(0 < (rank == 1).sum() < (before == 1).sum()) is some_rows_remain
+    assert found.summary()["steps"] > 0 and "The training loss fell" in " ".join(words.describe_run(found))
 
 
-def test_a_death_of_several_ranks_is_told_once(tmp_path: Path) -> None:
+def test_ranks_that_died_for_the_same_reason_are_named_together(tmp_path: Path) -> None:
     path = make_fake_run(tmp_path, ranks=3, steps=10, state="running")
     with RankLogWriter(path, -1) as log:
         for rank, reason in ((2, "ended by signal 9 (killed)"), (1, "ended by signal 9 (killed)"), (0, "exit code 3")):
             log.event("rank", "died", {"rank": rank, "reason": reason})
-    told = words.summary(run_data.read(path))[-1]
-    assert told == "It failed on ranks 1-2: ended by signal 9 (killed). Rank 0 died: exit code 3."
+    sentence = words.describe_run(run_data.read(path))[-1]
+    assert sentence == "It failed on ranks 1-2: ended by signal 9 (killed). Rank 0 died: exit code 3."
 
 
-def test_what_is_no_run_directory(tmp_path: Path) -> None:
+def test_another_directory_raises(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(RunDirectoryError, match="no run directory"):
+        with pytest.raises(RunDirectoryError, match="is not a run directory"):
             run_data.read(path)
 
 
@@ -148,7 +152,7 @@ def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     flags.add_to(parser)
     assert spec is not None
-    assert spec.replace(**flags.options_of(parser.parse_args(words.flags(spec)))) == spec
+    assert spec.replace(**flags.options_of(parser.parse_args(words.command_line_flags(spec)))) == spec
 
 
 @pytest.mark.parametrize(
@@ -156,8 +160,8 @@ def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
     [(1234567.8, "1,234,568"), (0.00012346, "0.0001235"), (3.0, "3"), (float("nan"), "nan"), (None, "\N{EN DASH}")],
 )
 def test_numbers(value: float | None, text: str) -> None:
-    assert words.number(value) == text
+    assert words.format_number(value) == text
 
 
 def test_durations() -> None:
-    assert [words.duration(s) for s in (1.25, 75, 7260)] == ["1.2 s", "1 min 15 s", "2 h 1 min"]
+    assert [words.format_duration(s) for s in (1.25, 75, 7260)] == ["1.2 s", "1 min 15 s", "2 h 1 min"]

@@ -1,4 +1,4 @@
-"""Controls, plan, limits, chosen steps, environment and comparison of a report: each against what was logged."""
+"""Controls, plan, verdict, timelines, environment and comparison in a report, checked against what was logged."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from workbench.core.mesh import Mesh
 from workbench.core.records import Command, Event, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
 from workbench.report import mesh_diagram, render, run_data, timeline, words
-from workbench.report.compared import comparison
-from workbench.report.control_history import controls
-from workbench.report.figures import Sheet, packed
+from workbench.report.compared import compare_runs
+from workbench.report.control_history import read_control_history
+from workbench.report.figures import FigureBundle, compress_text
 from workbench.run.api import Run
 from workbench.rundir import environment
 from workbench.rundir.log import RankLogWriter
@@ -36,7 +36,7 @@ def page_of(path: Path) -> BeautifulSoup:
 
 
 def text_page(run: Path) -> BeautifulSoup:
-    """A run's report without its figures, which cost most."""
+    """The report of a run without figures, which are slow to draw."""
     return page_of(render(run, figures=[], light=True))
 
 
@@ -64,10 +64,10 @@ def with_phases(run: Path, phases: dict[str, float]) -> Path:
     return run
 
 
-def test_commands_meet_their_steps(tmp_path: Path) -> None:
+def test_commands_are_matched_with_their_steps(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
     for directory in run.glob("rank-*"):
-        (directory / "events.arrow").unlink()  # it has commands of its own
+        (directory / "events.arrow").unlink()  # the fake run has commands of its own
     asked = [
         Command(time=10.0, name="lr", value=0.1, who="ann", id=3),
         Command(time=11.0, name="stop", who="bob", id=9),
@@ -83,7 +83,7 @@ def test_commands_meet_their_steps(tmp_path: Path) -> None:
             event = Event(time=time.time(), step=step, rank=-1, kind=kind, name=name, value=json.dumps(value))
             log.append(replace(event, command=command, old_value="0.003" if step == 7 else "null"))
     found = run_data.read(run)
-    table = controls(found)
+    table = read_control_history(found)
     assert [(c.name, c.who, c.value, c.old_value, c.step, c.refused) for c in table] == [
         ("lr", "ann", 0.1, 0.003, 7, ""),
         ("stop", "bob", "step", None, 9, ""),
@@ -92,30 +92,30 @@ def test_commands_meet_their_steps(tmp_path: Path) -> None:
     ]
     assert "1 of 5 lines of control.jsonl could not be read." in found.notes
     text = text_page(run).find(id="controls").get_text()
-    assert "never taken" in text and HOSTILE in text and "0.3 (refused: no)" in text
+    assert "not applied" in text and HOSTILE in text and "0.3 (refused: no)" in text
 
 
 @pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 1, 1), (4, 1, 1), (2, 2, 2), (16, 4, 4)])
 def test_the_mesh_shows_every_rank_once(dp: int, pp: int, tp: int) -> None:
     mesh = Mesh(dp=dp, pp=pp, tp=tp)
-    svg = BeautifulSoup(mesh_diagram.drawing(mesh), "html.parser")
+    svg = BeautifulSoup(mesh_diagram.draw_mesh(mesh), "html.parser")
     assert sorted(int(text.text) for text in svg.find_all("text", class_="r")) == list(range(mesh.world_size))
-    assert mesh_diagram.drawing(Mesh(dp=1000)) == "" and "1000 ranks" in mesh_diagram.describe(Mesh(dp=1000))
+    assert mesh_diagram.draw_mesh(Mesh(dp=1000)) == "" and "1000 ranks" in mesh_diagram.describe_mesh(Mesh(dp=1000))
 
 
-def test_who_holds_what(tmp_path: Path) -> None:
+def test_layers_of_ranks(tmp_path: Path) -> None:
     names = [f"layer{number}" for number in range(6)]
     run = make_fake_run(tmp_path / "run", ranks=4, steps=40, plugin="hybrid", pp=2, names=names)
-    held = mesh_diagram.holdings(run_data.read(run))
-    assert [(h.ranks, h.layers, h.first, h.last) for h in held] == [
+    held = mesh_diagram.find_layers_of_ranks(run_data.read(run))
+    assert [(h.ranks, h.layers, h.first_layer, h.last_layer) for h in held] == [
         ("ranks 0, 2", 3, "layer0", "layer2"),
         ("ranks 1, 3", 3, "layer3", "layer5"),
     ]
-    assert all(h.elements == 3 * 4096 and h.split == "not split" for h in held)
+    assert all(h.elements == 3 * 4096 and h.split_over == "not split" for h in held)
 
 
-def test_who_holds_what_is_not_who_wrote_it_down(tmp_path: Path) -> None:
-    """Replicas share the work of logging weights; each of them holds all layers all the same."""
+def test_layers_of_ranks_are_read_from_local_statistics(tmp_path: Path) -> None:
+    """Replicas share the logging of reduced gradients, but each of them holds all layers."""
     run = make_fake_run(tmp_path / "run", steps=1, names=["a"])
     for rank in (0, 1):
         with RankLogWriter(tmp_path / "other", rank) as log:
@@ -124,7 +124,7 @@ def test_who_holds_what_is_not_who_wrote_it_down(tmp_path: Path) -> None:
             log.append(gradient(rank, "ab"[rank], "reduced"))
         log_of = tmp_path / "other" / f"rank-{rank:05d}" / "gradients.arrow"
         shutil.move(log_of, run / f"rank-{rank:05d}" / "gradients.arrow")
-    assert [(h.ranks, h.layers, h.elements) for h in mesh_diagram.holdings(run_data.read(run))] == [
+    assert [(h.ranks, h.layers, h.elements) for h in mesh_diagram.find_layers_of_ranks(run_data.read(run))] == [
         ("ranks 0-1", 2, 20)
     ]
 
@@ -136,25 +136,25 @@ def gradient(rank: int, layer: str, scope: str) -> GradientStats:
     )
 
 
-def test_what_limited_it_is_the_verdict(phased: tuple[Path, BeautifulSoup]) -> None:
+def test_the_report_contains_the_verdict(phased: tuple[Path, BeautifulSoup]) -> None:
     run, page = phased
     found = run_data.read(run)
-    assert words.limits(found) == Run(run).verdict().sentence and "50%" in words.limits(found)
-    assert words.limits(found) in page.find(id="summary").get_text()
+    assert words.verdict_sentence(found) == Run(run).verdict().sentence and "50%" in words.verdict_sentence(found)
+    assert words.verdict_sentence(found) in page.find(id="summary").get_text()
 
 
-def test_the_chosen_steps_are_a_usual_one_and_the_slowest(phased: tuple[Path, BeautifulSoup]) -> None:
+def test_timelines_show_a_typical_step_and_the_slowest(phased: tuple[Path, BeautifulSoup]) -> None:
     run, page = phased
     found = run_data.read(run)
-    chosen = timeline.chosen_steps(found)
+    chosen = timeline.choose_steps(found)
     steps, times = found.metrics["step"], found.metrics["step_time_ms"]
-    later = (steps >= 7) & (steps <= 14)  # the first logged one is left out
+    later = (steps >= 7) & (steps <= 14)  # the first step with phases is not considered
     assert chosen[-1].step == steps[later][np.argmax(times[later])] and 1 <= len(chosen) <= 2
     keys = [key.get_text(" ") for key in page.find(id="timeline").find_all("ul", class_="key")]
     assert page.find(id=f"timeline-{chosen[0].step}") and keys == ["forward optimizer communication"] * (
         1 + len(chosen)
     )
-    bars = timeline.columns(found, 12)
+    bars = timeline.bar_columns(found, 12)
     assert (bars["end"] - bars["start"]).tolist() == [500.0, 600.0, 100.0] * 2 and set(bars["row"]) == {0.0, 1.0}
 
 
@@ -190,7 +190,7 @@ def test_packages_are_those_that_are_installed() -> None:
     assert all(found[name] == metadata.version(name) for name in ("numpy", "bokeh", "dist-workbench", "jupyter-client"))
 
 
-def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
+def test_a_report_shows_the_environment(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=5)
     about = {
         "command": ["workbench", HOSTILE],
@@ -206,13 +206,13 @@ def test_a_report_shows_where_the_run_was_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["[1", "[]", '{"git": 3, "packages": [], "command": 1}'])
-def test_an_environment_that_is_broken_leaves_the_rest(tmp_path: Path, broken: str) -> None:
+def test_a_damaged_environment_file_does_not_affect_the_rest(tmp_path: Path, broken: str) -> None:
     run = make_fake_run(tmp_path / "run", steps=5)
     (run / environment.ENVIRONMENT_FILE).write_text(broken)
     assert "fake" in text_page(run).title.text
 
 
-def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) -> None:
+def test_logs_with_a_newer_schema_are_noted(tmp_path: Path) -> None:
     run = make_fake_run(tmp_path / "run", steps=20)
     schema = pa.schema([pa.field("step", pa.int64())], metadata={"schema_version": "99"})
     with pa.OSFile(str(run / "rank-00000" / "devices.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
@@ -224,7 +224,7 @@ def test_logs_of_a_newer_version_are_said_and_the_others_read(tmp_path: Path) ->
 def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
     first = make_fake_run(tmp_path / "a", steps=40)
     second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
-    found = comparison([run_data.read(first), run_data.read(second)], Sheet(light=True))
+    found = compare_runs([run_data.read(first), run_data.read(second)], FigureBundle(light=True))
     tables = {title: rows for title, _, rows in found.tables}
     assert found.labels == [row[0] for row in tables["Runs"]] == ["fake (1)", "fake (2)"]
     assert {name: values for section, name, *values in tables["What differs"] if section == "spec"} == {
@@ -232,9 +232,9 @@ def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
         "batch_size": ["16", "32"], "eval_every": ["20", "30"],
     }  # fmt: skip
     other = workbench.compare([first, second])
-    assert comparison([run_data.read(first), run_data.read(second)], Sheet(light=True), ["a", "b"]).tables == tables_of(
-        other
-    )
+    assert compare_runs(
+        [run_data.read(first), run_data.read(second)], FigureBundle(light=True), ["a", "b"]
+    ).tables == tables_of(other)
     page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
     ids = [e["id"] for e in page.find_all(id=True)]
     assert len(ids) == len(set(ids)) and {"run1-figure-loss", "run2-figure-loss", "compared-loss"} <= set(ids)
@@ -262,10 +262,10 @@ def test_figures_over_the_same_axis_are_linked(phased: tuple[Path, BeautifulSoup
     shared = dict(zip(places, of_figures, strict=True))
     assert shared["figure-loss"] == shared["figure-throughput"] == shared["figure-gradients"]
     assert shared["figure-memory"] == shared["figure-utilisation"] != shared["figure-loss"]
-    assert gzip.decompress(b64decode(packed("é"))).decode() == "é"
+    assert gzip.decompress(b64decode(compress_text("é"))).decode() == "é"
 
 
-def test_no_browser_to_print_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printing_without_a_browser_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench.errors import ReportError
 
     run = make_fake_run(tmp_path / "run", steps=5)

@@ -1,4 +1,4 @@
-"""ipywidgets as plain HTML, from the states that ipywidgets itself writes."""
+"""Conversion of ipywidgets to HTML, from states that ipywidgets writes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from workbench.report.notebook.widget_html import WidgetPage
+from workbench.report.notebook.widget_html import WidgetConverter
 
 HOSTILE = "<script>alert(1)</script>\"'"
 
 
 def drawn(widget: w.Widget) -> BeautifulSoup:
     states = w.Widget.get_manager_state(widgets=None)["state"]
-    page = WidgetPage(states, lambda outputs: Markup("|".join(str(o["text"]) for o in outputs)), Markup)
-    found = page.draw(widget.model_id)
+    page = WidgetConverter(states, lambda outputs: Markup("|".join(str(o["text"]) for o in outputs)), Markup)
+    found = page.convert(widget.model_id)
     assert found is not None
     return BeautifulSoup(str(found), "html.parser")
 
@@ -43,7 +43,7 @@ def test_a_widget_shows_its_value(widget: Any, shown: str) -> None:
     assert drawn(widget()).get_text() == shown
 
 
-def test_form_elements_hold_their_values_and_take_none() -> None:
+def test_form_elements_show_their_values_and_are_disabled() -> None:
     box = w.VBox([w.Text(HOSTILE, description="name"), w.Checkbox(True), w.Dropdown(options=["x", "y"], value="y")])
     page = drawn(box)
     assert page.find("input", type="text")["value"] == HOSTILE and page.find("script") is None
@@ -62,35 +62,35 @@ def test_tabs_and_accordions_keep_their_titles_and_open_page() -> None:
     assert [e.has_attr("open") for e in accordion.find_all("details")] == [True, False]
 
 
-def test_pictures_and_caught_output() -> None:
+def test_pictures_and_captured_output() -> None:
     assert drawn(w.Image(value=b"\x89PNG", format="png")).img["src"] == "data:image/png;base64,iVBORw=="
     caught = w.Output()
     caught.outputs = ({"output_type": "stream", "name": "stdout", "text": "inside"},)
     assert "inside" in drawn(caught).get_text()
 
 
-def test_what_is_not_known_is_left_to_its_text() -> None:
-    page = WidgetPage({"a": {"model_name": "SomebodysModel", "state": {}}}, lambda _: Markup(""), Markup)
-    assert page.draw("a") is None and page.draw("gone") is None
+def test_unknown_widgets_are_not_converted() -> None:
+    page = WidgetConverter({"a": {"model_name": "SomebodysModel", "state": {}}}, lambda _: Markup(""), Markup)
+    assert page.convert("a") is None and page.convert("gone") is None
 
 
-def test_a_box_that_holds_itself_ends() -> None:
+def test_a_box_that_contains_itself_is_converted() -> None:
     state = {"a": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_a"]}}}
-    assert WidgetPage(state, lambda _: Markup(""), Markup).draw("a") is not None
+    assert WidgetConverter(state, lambda _: Markup(""), Markup).convert("a") is not None
 
 
-def test_linked_widgets_are_switched_on_and_listed() -> None:
+def test_linked_widgets_are_enabled_and_listed() -> None:
     slider, progress, other = w.IntSlider(value=3), w.IntProgress(value=3), w.IntSlider(value=1)
     made = [w.jslink((slider, "value"), (progress, "value")), w.jsdlink((slider, "max"), (other, "max"))]
     states = w.Widget.get_manager_state(widgets=None)["state"]
-    page = WidgetPage(states, lambda _: Markup(""), Markup)
+    page = WidgetConverter(states, lambda _: Markup(""), Markup)
     assert {"source": slider.model_id, "target": progress.model_id, "both": True} in page.links
-    assert not [link for link in page.links if other.model_id in link.values()]  # only values are carried
-    shown = [BeautifulSoup(str(page.draw(each.model_id)), "html.parser") for each in (slider, progress, other)]
+    assert not [link for link in page.links if other.model_id in link.values()]  # only links of values are supported
+    shown = [BeautifulSoup(str(page.convert(each.model_id)), "html.parser") for each in (slider, progress, other)]
     assert [bool(one.find(attrs={"data-model": True})) for one in shown] == [True, True, False]
     assert not shown[0].input.has_attr("disabled") and shown[2].input.has_attr("disabled") and len(made) == 2
-    still = WidgetPage(states, lambda _: Markup(""), Markup, light=True)
-    assert BeautifulSoup(str(still.draw(slider.model_id)), "html.parser").input.has_attr("disabled")
+    still = WidgetConverter(states, lambda _: Markup(""), Markup, light=True)
+    assert BeautifulSoup(str(still.convert(slider.model_id)), "html.parser").input.has_attr("disabled")
     assert still.links == []
 
 
@@ -99,11 +99,11 @@ def test_choices_are_linked_by_their_index() -> None:
     button = w.ToggleButton(True)
     made = [w.jslink((first, "index"), (second, "index")), w.jslink((first, "disabled"), (button, "value"))]
     states = w.Widget.get_manager_state(widgets=None)["state"]
-    page = WidgetPage(states, lambda _: Markup(""), Markup)
+    page = WidgetConverter(states, lambda _: Markup(""), Markup)
     mine = [link for link in page.links if first.model_id in link.values()]
     assert mine == [{"source": first.model_id, "target": second.model_id, "both": True}] and len(made) == 2
-    shown = BeautifulSoup(str(page.draw(second.model_id)), "html.parser")
+    shown = BeautifulSoup(str(page.convert(second.model_id)), "html.parser")
     assert json.loads(shown.input["data-options"]) == ["low", HOSTILE]
-    assert not BeautifulSoup(str(page.draw(first.model_id)), "html.parser").select_one("select").has_attr("disabled")
-    pressed = BeautifulSoup(str(page.draw(button.model_id)), "html.parser").button
+    assert not BeautifulSoup(str(page.convert(first.model_id)), "html.parser").select_one("select").has_attr("disabled")
+    pressed = BeautifulSoup(str(page.convert(button.model_id)), "html.parser").button
     assert pressed["aria-pressed"] == "true" and pressed.has_attr("disabled")

@@ -117,13 +117,13 @@ def _written(file: Path) -> Iterator[None]:
 
 def _keep(runs: list[Path], executed: Path, out: Path) -> int:
     """Write the summary and the report of the notebook's first run, and say where everything is."""
-    from workbench.report import render, words
-    from workbench.report import run_data as facts
+    from workbench.report import render, run_data
+    from workbench.report.words import format_number
 
     if not runs:
         print(f"the notebook made no run called {RUN_NAME!r}: see {executed}")
         return 1
-    found = facts.read(runs[0])
+    found = run_data.read(runs[0])
     figures = found.summary()
     summary = out / SUMMARY_FILE
     with _written(summary):
@@ -131,9 +131,8 @@ def _keep(runs: list[Path], executed: Path, out: Path) -> int:
     with _written(out / REPORT_FILE):
         report = render(runs[0], out / REPORT_FILE)
     for name in ("plan", "first_loss", "last_loss", "validation_loss", "tokens_per_second", "seconds"):
-        print(
-            f"{name.replace('_', ' '):>18}  {value if isinstance(value := figures[name], str) else words.number(value)}"
-        )
+        value = figures[name]
+        print(f"{name.replace('_', ' '):>18}  {value if isinstance(value, str) else format_number(value)}")
     for name, path in (("run", runs[0]), ("notebook", executed), ("summary", summary), ("report", report)):
         print(f"{name:>18}  {path}")
     if found.status != "finished":

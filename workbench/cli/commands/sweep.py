@@ -197,7 +197,7 @@ def execute(points: Sequence[Point], places: Sequence[Place], source: Path) -> N
         follow(
             lambda: [run for point in points for run in point.runs],
             turn,
-            named=lambda run, name: f"{labels[run.parent.parent]}: {name}",
+            make_label=lambda run, name: f"{labels[run.parent.parent]}: {name}",
         )
     except KeyboardInterrupt:
         print("interrupted: ending the notebooks and their ranks", flush=True)
@@ -233,8 +233,8 @@ def _take(point: Point, name: str) -> None:
 
 def report(points: Sequence[Point], out: Path, name: str, run_name: str | None = None) -> int:
     """Write ``sweep.json`` and the comparison; returns the exit code."""
-    from workbench.report import render, words
-    from workbench.report import run_data as facts
+    from workbench.report import render, run_data
+    from workbench.report.words import format_number
     from workbench.rundir import directory as run_directory
 
     chosen: list[tuple[Point, Path]] = []
@@ -243,7 +243,7 @@ def report(points: Sequence[Point], out: Path, name: str, run_name: str | None =
         runs = [run for run in point.runs if run_name in (None, run_directory.run_name(run))]
         if not runs and not point.problem:
             point.problem = f"the notebook made no run{f' called {run_name!r}' if run_name else ''}"
-        figures = facts.read(runs[0]).summary() if runs else {}
+        figures = run_data.read(runs[0]).summary() if runs else {}
         table.append(
             {"parameters": point.values, "problem": point.problem, "notebook": str(point.folder / name), **figures}
         )
@@ -253,7 +253,9 @@ def report(points: Sequence[Point], out: Path, name: str, run_name: str | None =
         told = (
             point.problem.splitlines()[0]
             if point.problem
-            else (f"last loss {words.number(row['last_loss'])}, validation loss {words.number(row['validation_loss'])}")
+            else (
+                f"last loss {format_number(row['last_loss'])}, validation loss {format_number(row['validation_loss'])}"
+            )
         )
         print(f"{point.label:>30}  {told}")
     if chosen:

@@ -51,13 +51,13 @@ def _until_ended(started: Run, every: int) -> int:
 
     interrupted = False
     try:
-        follow(lambda: [started.path], started.ended, every=every)
+        follow(lambda: [started.path], started.ended, steps_per_line=every)
     except KeyboardInterrupt:
         interrupted = True
         print("stopping after this step; press Ctrl-C again to quit at once", flush=True)
         with suppress(RunError):  # it ended at this very moment
             started.stop()
-        follow(lambda: [started.path], started.ended, every=every)
+        follow(lambda: [started.path], started.ended, steps_per_line=every)
     started.raise_if_failed()
     print(f"report: workbench report {started.path}")
     return INTERRUPTED if interrupted else STOPPED if started.status == "stopped" else 0

@@ -1,4 +1,4 @@
-"""Bokeh outputs of a notebook: interactive on the file's own BokehJS, or, where no script runs, as still pictures."""
+"""Converts Bokeh outputs of a notebook to interactive figures, or to static pictures for a page without scripts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.plots.still.picture import still
-from workbench.report.figures import packed
+from workbench.report.figures import compress_text
 
-_DOCUMENTS = "docs_json = "
-_NOT_HERE = "an interactive Bokeh output is not in a report without scripts: the interactive report shows it"
+#: what precedes the JSON of the figures in the script of an output
+_DOCUMENTS_MARK = "docs_json = "
+_NOT_STATIC = "This Bokeh output has no static picture. The interactive report shows it."
 
 
-def parts_of(script: str) -> set[str]:
-    """Which parts of BokehJS beside its core an output's script needs."""
+def find_components(script: str) -> set[str]:
+    """The components of BokehJS that the script of an output needs besides the core."""
     from bokeh.models import widgets
 
     names = set(re.findall(r'"name":"(\w+)"', script))
@@ -27,40 +28,43 @@ def parts_of(script: str) -> set[str]:
     return {"widgets"} if names & set(vars(widgets)) else set()
 
 
-def interactive(script: str) -> Markup:
-    """The output's script, to run once the file's own BokehJS is unpacked."""
-    return Markup('<script type="text/plain" class="bokeh-output">{}</script>').format(packed(script))
+def interactive_html(script: str) -> Markup:
+    """The script of an output in compressed form. ``notebook.js`` runs it once BokehJS is loaded."""
+    return Markup('<script type="text/plain" class="bokeh-output">{}</script>').format(compress_text(script))
 
 
-def pictures(script: str) -> Markup:
-    """The figures of an output, drawn still; in words what cannot be."""
-    drawn = Markup("").join(map(_picture, _figures(script)))
-    return drawn or Markup('<p><em class="gone">{}</em></p>').format(_NOT_HERE)
+def static_html(script: str) -> Markup:
+    """Static pictures of the figures of an output, or a sentence if there are none."""
+    pictures = Markup("").join(map(_picture_html, _read_figures(script)))
+    return pictures or Markup('<p><em class="gone">{}</em></p>').format(_NOT_STATIC)
 
 
-def _figures(script: str) -> Iterator[Any]:
+def _read_figures(script: str) -> Iterator[Any]:
+    """The Bokeh figures in the script of an output; none if this version of Bokeh cannot read them."""
     from bokeh.document import Document
     from bokeh.models import Plot
 
-    at = script.find(_DOCUMENTS)
-    if at < 0:
+    start = script.find(_DOCUMENTS_MARK)
+    if start < 0:
         return
     try:
-        documents, _ = json.JSONDecoder().raw_decode(script, at + len(_DOCUMENTS))
-        for written in documents.values():
-            for root in Document.from_json(written).roots:
+        documents, _ = json.JSONDecoder().raw_decode(script, start + len(_DOCUMENTS_MARK))
+        for document in documents.values():
+            for root in Document.from_json(document).roots:
                 yield from root.select({"type": Plot})
     except (ValueError, AttributeError, TypeError, KeyError):
-        return  # of another version of Bokeh, or of an extension that is not here
+        return  # written by another version of Bokeh or by an extension that is not installed
 
 
-def _picture(figure: Any) -> Markup:
+def _picture_html(figure: Any) -> Markup:
     title = str(getattr(figure.title, "text", "") or "") or "Bokeh figure"
     try:
-        found = still(figure, title=title)
-    except Exception as error:  # a figure of anybody's: the reader is told, and has the rest
-        return Markup('<p><em class="gone">{} could not be drawn still: {}</em></p>').format(title, error)
-    note = Markup('<p class="empty">The still picture leaves out: {}.</p>').format(", ".join(found.left_out))
+        picture = still(figure, title=title)
+    except Exception as error:  # figures are the user's own: one that fails must not end the report
+        return Markup('<p><em class="gone">The static picture of {} could not be drawn: {}</em></p>').format(
+            title, error
+        )
+    note = Markup('<p class="empty">The static picture does not show: {}.</p>').format(", ".join(picture.left_out))
     return Markup(
         '<figure class="bokeh-still"><figcaption>{}</figcaption><div class="picture">{}</div>{}</figure>'
-    ).format(title, Markup(found.svg), note if found.left_out else "")
+    ).format(title, Markup(picture.svg), note if picture.left_out else "")

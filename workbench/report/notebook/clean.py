@@ -1,5 +1,4 @@
-"""Markdown and HTML of a notebook, made to stand in one file: local pictures go in, what the network would have to
-bring is left out and named."""
+"""Makes Markdown and HTML of a notebook self-contained: embeds local pictures, replaces remote content by links."""
 
 from __future__ import annotations
 
@@ -14,20 +13,26 @@ from urllib.parse import unquote
 from markupsafe import Markup
 
 _REMOTE = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
-_STYLE_REMOTE = re.compile(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", re.IGNORECASE)
-_HOLDS_MORE = re.compile(
+_REMOTE_CSS = re.compile(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", re.IGNORECASE)
+_HAS_EXTERNAL_TAG = re.compile(
     r"<\s*(script|link|img|iframe|video|audio|source|object|embed|style|base|meta)\b", re.IGNORECASE
 )
 _LOADERS = {"script": "src", "link": "href", "iframe": "src", "object": "data", "embed": "src"}
-LARGEST_PICTURE = 20 * 2**20
+#: bytes; a larger local file is not embedded
+MAX_EMBEDDED_BYTES = 20 * 2**20
 
 
-def markdown(source: str, *, attachments: Mapping[str, Any] | None = None, folder: Path | None = None) -> Markup:
-    """Markdown as HTML; formulas keep their TeX between their own marks in elements of class ``math``."""
+def markdown_to_html(
+    source: str, *, attachments: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> Markup:
+    """Convert Markdown to self-contained HTML. A formula becomes an element of class ``math`` with its TeX as text.
+
+    ``attachments``: the pictures attached to the cell. ``folder``: where local pictures are looked for.
+    """
     from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
-        """Formulas in elements of their own, so that nothing else is taken for one."""
+        """Puts every formula into its own element, so that other text with dollar signs is not taken for a formula."""
 
         def inline_math(self, body: str) -> str:
             return f'<span class="math">{self.escape_html(body)}</span>'
@@ -42,16 +47,19 @@ def markdown(source: str, *, attachments: Mapping[str, Any] | None = None, folde
         def image(self, text: str, url: str, title: str | None = None) -> str:
             try:
                 return super().image(text, url, title)
-            except InvalidNotebook:  # its attachment is gone: the reader is told, and has the rest
+            except InvalidNotebook:  # the attachment is missing: say so in its place
                 return f'<em class="gone">picture {self.escape_html(text or url)} is missing</em>'
 
     renderer = Renderer(escape=False, exclude_anchor_links=True, attachments=dict(attachments or {}))
-    return html(str(MarkdownWithMath(renderer=renderer).render(source)), folder=folder)
+    return clean_html(str(MarkdownWithMath(renderer=renderer).render(source)), folder=folder)
 
 
-def html(source: str, *, folder: Path | None = None) -> Markup:
-    """HTML of the notebook's author (scripts in it stay) with nothing that asks the network or another file."""
-    if not _HOLDS_MORE.search(source):
+def clean_html(source: str, *, folder: Path | None = None) -> Markup:
+    """Make HTML self-contained, so that showing it loads nothing from the network or from other files.
+
+    Local pictures below ``folder`` are embedded. Remote content is replaced by a link. Inline scripts are kept.
+    """
+    if not _HAS_EXTERNAL_TAG.search(source):
         return Markup(source)
     from bs4 import BeautifulSoup
 
@@ -60,19 +68,19 @@ def html(source: str, *, folder: Path | None = None) -> Markup:
         for element in soup.find_all(name):
             address = str(element.get(attribute) or "")
             if address and not address.startswith(("data:", "#")):
-                element.replace_with(_note(soup, address, name))
+                element.replace_with(_make_note(soup, address, name))
     for element in soup.find_all(["base", "meta"]):
         element.decompose()
     for element in soup.find_all(["img", "video", "audio", "source"]):
-        _embed(soup, element, folder)
+        _embed_or_replace(soup, element, folder)
     for element in soup.find_all("style"):
-        element.string = _STYLE_REMOTE.sub("", element.get_text())
-    for element in soup.find_all(style=_STYLE_REMOTE):
-        element["style"] = _STYLE_REMOTE.sub("", str(element["style"]))
+        element.string = _REMOTE_CSS.sub("", element.get_text())
+    for element in soup.find_all(style=_REMOTE_CSS):
+        element["style"] = _REMOTE_CSS.sub("", str(element["style"]))
     return Markup(str(soup))
 
 
-def _embed(soup: Any, element: Any, folder: Path | None) -> None:
+def _embed_or_replace(soup: Any, element: Any, folder: Path | None) -> None:
     for attribute in ("srcset", "poster"):
         if element.has_attr(attribute):
             del element[attribute]
@@ -81,20 +89,20 @@ def _embed(soup: Any, element: Any, folder: Path | None) -> None:
         element["alt"] = "picture" if address.startswith("data:") else Path(unquote(address)).name
     if not address or address.startswith(("data:", "blob:")):
         return
-    data = None if _REMOTE.match(address) else _data_of(address, folder)
+    data = None if _REMOTE.match(address) else _read_data_url(address, folder)
     if data is None:
-        element.replace_with(_note(soup, address, "picture" if element.name == "img" else element.name))
+        element.replace_with(_make_note(soup, address, "picture" if element.name == "img" else element.name))
     else:
         element["src"] = data
 
 
-def _data_of(address: str, folder: Path | None) -> str | None:
-    """A local file as a data address; None when it is not there, too large, or not below the notebook's folder."""
+def _read_data_url(address: str, folder: Path | None) -> str | None:
+    """A local file as a ``data:`` URL; None if it does not exist, is too large, or is not below ``folder``."""
     if folder is None or ":" in address.split("/", maxsplit=1)[0]:
         return None
     path = (folder / unquote(address.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0])).resolve()
     try:
-        if not path.is_relative_to(folder.resolve()) or path.stat().st_size > LARGEST_PICTURE:
+        if not path.is_relative_to(folder.resolve()) or path.stat().st_size > MAX_EMBEDDED_BYTES:
             return None
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -102,10 +110,10 @@ def _data_of(address: str, folder: Path | None) -> str | None:
         return None
 
 
-def _note(soup: Any, address: str, what: str) -> Any:
-    """Words in place of what is not in this file; a link, so that who has a network can go there."""
+def _make_note(soup: Any, address: str, what: str) -> Any:
+    """A note in place of content that is not in the report, with a link to it if it is remote."""
     note = soup.new_tag("em", attrs={"class": "gone"})
-    note.append(f"{what} not in this file: ")
+    note.append(f"{what} not included: ")
     if _REMOTE.match(address):
         link = soup.new_tag("a", href=address, rel="noopener noreferrer")
         link.append(address if len(address) <= 100 else address[:100] + "…")

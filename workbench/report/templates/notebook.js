@@ -1,6 +1,6 @@
 "use strict";
-// What a notebook's report does beside its figures: Bokeh outputs, formulas (tasks that run once BokehJS is
-// there), widgets that move together, folding.
+// The behaviour of a notebook's report besides its run figures. Bokeh outputs and formulas are tasks that report.js runs
+// once BokehJS is loaded. Linked widgets and the folding of code need no library.
 (() => {
   async function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -62,7 +62,7 @@
       { start: { n: match.index }, end: { n: match.index + match[0].length }, math: match[1], display: false }));
     const named = [...text.matchAll(/\\begin\{(\w+\*?)\}[^]*?\\end\{\1\}/g)].map((match) => (
       { start: { n: match.index }, end: { n: match.index + match[0].length }, math: match[0], display: true }));
-    const found = [];  // of those that overlap the first counts
+    const found = [];  // of overlapping matches, the first in this list counts
     for (const item of [...inline, ...mathjax().find_tex(text), ...named]) {
       if (!found.some((other) => other.start.n < item.end.n && item.start.n < other.end.n)) found.push(item);
     }
@@ -88,13 +88,13 @@
     else input.value = String(value);
   }
 
-  // what one widget shows, its followers show too, and theirs; each widget once
-  function spread(model, value, links, told) {
-    told.add(model);
+  // Shows a value in a widget and in all widgets that are linked to it, directly or through others; each one once.
+  function spread(model, value, links, visited) {
+    visited.add(model);
     for (const view of viewsOf(model)) show(view, value);
     for (const { source, target, both } of links) {
-      if (source === model && !told.has(target)) spread(target, value, links, told);
-      if (both && target === model && !told.has(source)) spread(source, value, links, told);
+      if (source === model && !visited.has(target)) spread(target, value, links, visited);
+      if (both && target === model && !visited.has(source)) spread(source, value, links, visited);
     }
   }
 

@@ -1,6 +1,6 @@
 "use strict";
-// Unpacks BokehJS and the figures, draws them in place of the still pictures, and keeps their colours with the page:
-// light or dark as the reader's system asks. Where this cannot be, the still pictures stay.
+// Decompresses BokehJS and the figures, and draws the figures in place of the static pictures. The figures follow the
+// system's light or dark colour scheme. In a browser that cannot decompress, the static pictures stay.
 (async () => {
   const COLOURS = {{ colours | safe }};
   const root = document.documentElement;
@@ -26,7 +26,7 @@
       for (const model of document._all_models.values()) {
         for (const [kind, values] of Object.entries(colours)) {
           if (model.type !== kind && !(kind === "Axis" && model.type.endsWith("Axis"))) continue;
-          // a colour that is null is switched off for good
+          // a colour that is null was switched off by the plot: leave it
           const known = Object.entries(values).filter(([name]) => name in model.properties && model[name] !== null);
           model.setv(Object.fromEntries(known));
         }
