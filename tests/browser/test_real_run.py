@@ -191,7 +191,7 @@ def set_in_the_pause(panel: Pressed, held: int) -> None:
     assert panel.set("grad_layers", "lm_head")[1] == "lm_head"
     asked = (run.path / "control.jsonl").read_text()
     panel.type("accumulate", 3)
-    panel.page.page.locator(".dw-answer[data-level=error]", has_text="cannot be cut").wait_for()
+    panel.page.page.locator(".dw-answer[data-level=error]", has_text="cannot be split").wait_for()
     assert (run.path / "control.jsonl").read_text() == asked
     assert panel.answer("resume", panel.button("Resume training")) == (held, "running", "paused")
     assert panel.at("lr", held + 1) == [1e-4] * 2 and panel.at("clip", held + 1) == [0.25] * 2

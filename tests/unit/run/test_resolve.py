@@ -46,7 +46,7 @@ def test_flags_win_over_the_recipes_defaults() -> None:
         ({"recipe": "stdlib-llama", "ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 3}, "does not divide the"),
         ({"recipe": "stdlib-llama", "tp": "2"}, "--tp must be a whole number, not '2'"),
         ({"recipe": "stdlib-llama", "accumulate": "two"}, "--accumulate must be a whole number"),
-        ({"recipe": 3}, "--recipe must be a text, not 3"),
+        ({"recipe": 3}, "--recipe must be a string, not 3"),
         ({"recipe": "stdlib-llama", "framework": "colosal"}, "unknown framework 'colosal': did you mean 'colossal'"),
         ({"recipe": "digits-vit", "pp": 3, "batch_size": 6}, "--pp 3 does not divide the 4 layers"),
     ],
