@@ -260,8 +260,8 @@ def branch(panel: Pressed) -> Pressed:
     assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * learning_rate_factor(parted, STEPS)] * 2)
     assert twig.run.spec.resume == f"{run.path}@{parted}"
     lineage = panel.page.page.locator(".dw-title .dw-note")
-    lineage.nth(0).filter(has_text=f"goes on in twig from step {parted}").wait_for(timeout=120_000)
-    lineage.nth(1).filter(has_text=f"goes on from trunk, step {parted}").wait_for(timeout=120_000)
+    lineage.nth(0).filter(has_text=f"continues in twig from step {parted}").wait_for(timeout=120_000)
+    lineage.nth(1).filter(has_text=f"continues trunk from step {parted}").wait_for(timeout=120_000)
     return twig
 
 

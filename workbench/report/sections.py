@@ -108,7 +108,7 @@ def section_of(run: RunData, sheet: Sheet, figures: Iterable[Plot], *, prefix: s
         confusion=_confusion(run),
         texts=[(h.step, words.short(h.value, _TEXT_LENGTH)) for h in run.of_kind(EventKind.SAMPLE)][-_TEXTS_SHOWN:],
         events=_events(run, begin),
-        events_left_out=max(0, len(_told(run)) - _EVENTS_SHOWN),
+        events_left_out=max(0, len(_table_events(run)) - _EVENTS_SHOWN),
         controls=[{"after": words.duration(max(0.0, c.time - begin)), "control": c} for c in commands],
         mesh=mesh_diagram.drawing(run.mesh),
         mesh_words=mesh_diagram.describe(run.mesh),
@@ -196,14 +196,24 @@ def _confusion(run: RunData) -> dict[str, Any] | None:
     return {"step": found[-1].step, "rows": rows}
 
 
-def _told(run: RunData) -> list[LoggedEvent]:
-    """Events that have no place of their own in the report."""
-    return [h for h in run.logged_events if h.kind not in ("sample", "validation", "control", "settings", "verify")]
+#: kinds of events that have a section of their own in the report
+_KINDS_WITH_SECTION = (
+    EventKind.SAMPLE,
+    EventKind.VALIDATION,
+    EventKind.CONTROL,
+    EventKind.SETTINGS,
+    EventKind.VERIFY,
+)
+
+
+def _table_events(run: RunData) -> list[LoggedEvent]:
+    """Return the events of the table of events: those without a section of their own."""
+    return [event for event in run.logged_events if event.kind not in _KINDS_WITH_SECTION]
 
 
 def _events(run: RunData, begin: float) -> list[dict[str, Any]]:
-    told = _told(run)[:_EVENTS_SHOWN]
-    return [{"after": words.duration(max(0.0, h.time - begin)), "event": h} for h in told]
+    shown = _table_events(run)[:_EVENTS_SHOWN]
+    return [{"after": words.duration(max(0.0, h.time - begin)), "event": h} for h in shown]
 
 
 def _verified(run: RunData) -> list[tuple[str, str]]:

@@ -144,7 +144,7 @@ def test_a_run_that_has_ended_takes_nothing(control: Any, path: Path) -> None:
         with RankLogWriter(path, rank) as log:
             log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
     _, value = VALUES.get(control.name, ("", None))
-    with pytest.raises(RunError, match=rf"has ended \(failed at step 0\): there is nothing to {control.name}"):
+    with pytest.raises(RunError, match=rf"has ended \(failed at step 0\), so {control.name} has no effect"):
         getattr(Run(path), control.name)(*([] if value is None else [value]))
     with pytest.raises(RunError, match="failed at step 0"):
         Run(path).set(lr=1.0)
