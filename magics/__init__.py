@@ -8,7 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 
 def load(shell: InteractiveShell) -> None:
-    """Register every magic, and start warming the ranks' server unless ``c.Workbench.warm`` is False."""
+    """Register every magic, and start the rank server in the background unless ``c.Workbench.warm`` is False."""
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
     from magics.replay import ReplayMagics
@@ -25,5 +25,5 @@ def load(shell: InteractiveShell) -> None:
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm_up()
-        except WorkbenchError as error:  # ranks may still start later, and everything else works without it
+        except WorkbenchError as error:  # only later starts of ranks need the server, and they try again
             print(f"warning: the rank server could not be started in the background: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Ranks and cells on them: ``%dist_up/down/status``, ``%%dist``, ``%dist_push/pull``."""
+"""Magics that manage ranks and run cells on them: ``%dist_up/down/status``, ``%%dist``, ``%dist_push/pull``."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from workbench.cluster.status import RankStatus
 from workbench.errors import ClusterError, ConfigError, format_ranks
 
 _TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
-#: seconds before a running cell shows what it printed so far, and lines it then shows
+#: seconds until the preview of a running cell's output appears, and the largest number of its lines
 _PREVIEW_AFTER_S = 1.0
 _PREVIEW_LINES = 40
 
 
 @magics_class
 class ClusterMagics(Magics):
-    """Start ranks, run cells on them, end them."""
+    """Manage ranks and run cells on them."""
 
     shell: InteractiveShell
 
@@ -47,11 +47,13 @@ class ClusterMagics(Magics):
     @argument("-n", "--nproc-per-node", type=int, metavar="N", help="number of ranks (default: one per GPU or core)")
     @argument("--master-port", type=int, metavar="PORT", help="MASTER_PORT of the ranks (default: a free one)")
     @argument("--devices", metavar="IDS", help="GPUs to use, such as 0,1; 'cpu' for none (default: all visible)")
-    @argument("--framework", metavar="NAME", help="what the ranks are to train with (default: what is up, or colossal)")
-    @argument("--python", metavar="PATH", help="Python that the ranks run on (default: this one)")
+    @argument(
+        "--framework", metavar="NAME", help="framework of the ranks (default: that of the live ranks, or colossal)"
+    )
+    @argument("--python", metavar="PATH", help="Python interpreter of the ranks (default: this one)")
     @line_magic
     def dist_up(self, line: str) -> None:
-        """Start ranks, one process each, bound to a GPU or a share of the cores. Ranks that fit already are kept."""
+        """Start ranks: one process each, bound to a GPU or a share of the cores. Live ranks that fit are kept."""
         arguments = parse(self.dist_up, line)
         devices = arguments.devices
         if devices is not None and devices != "cpu":
@@ -86,7 +88,7 @@ class ClusterMagics(Magics):
     @magic_arguments()
     @line_magic
     def dist_status(self, line: str) -> StatusTable | None:
-        """Show where each rank runs and what it does: pid, host, device, cores, memory, state, step."""
+        """Show the pid, host, device, cores, memory, state and step of each rank."""
         parse(self.dist_status, line)
         session = Session.current()
         if session is None:
@@ -98,7 +100,7 @@ class ClusterMagics(Magics):
     @_TARGETS
     @cell_magic
     def dist(self, line: str, cell: str) -> None:
-        """Run a cell on ranks and show their output. Equal output is shown once, with its ranks."""
+        """Run a cell on ranks and show their output. Identical output is shown once, with its ranks."""
         session = _session()
         targets = parse_ranks(parse(self.dist, line).targets, session.n)
         preview = _Preview(live=hasattr(self.shell, "kernel"))
@@ -120,7 +122,7 @@ class ClusterMagics(Magics):
         arguments = parse(self.dist_push, line)
         missing = [name for name in arguments.names if name not in self.shell.user_ns]
         if missing:
-            raise ConfigError(f"not defined in the notebook: {', '.join(missing)}; define it, or correct the name")
+            raise ConfigError(f"not defined in the notebook: {', '.join(missing)}; define it or correct the name")
         values = {name: self.shell.user_ns[name] for name in arguments.names}
         session.push(values, parse_ranks(arguments.targets, session.n))
 
@@ -129,7 +131,7 @@ class ClusterMagics(Magics):
     @argument("names", nargs="+", help="variables of the ranks")
     @line_magic
     def dist_pull(self, line: str) -> None:
-        """Copy variables from ranks to the notebook: a dict of values by rank; with one rank (-t 0), its value."""
+        """Copy variables from ranks to the notebook: as a dict rank -> value, or from one rank (-t 0) as its value."""
         session = _session()
         arguments = parse(self.dist_pull, line)
         ranks = parse_ranks(arguments.targets, session.n)
@@ -147,7 +149,10 @@ def _session() -> Session:
 
 
 def show(outputs: Mapping[int, RankOutput]) -> None:
-    """Print and display the output of ranks, equal output once; each error that is not raised later is one line."""
+    """Print and display the output of ranks, identical output once.
+
+    The most frequent error is left out, because the caller raises it; each other error is printed as one line.
+    """
     for block in group_output(outputs):
         print(format_ranks(block.ranks))
         for piece in block.pieces:
@@ -164,7 +169,7 @@ def show(outputs: Mapping[int, RankOutput]) -> None:
 
 
 def preview_text(blocks: Sequence[Block]) -> str:
-    """The text that blocks have printed so far, shortened."""
+    """Return the text that ``blocks`` have printed so far, shortened."""
     parts = []
     for block in blocks:
         text = "".join(str(piece.text) for piece in block.pieces if piece.kind in ("stdout", "stderr"))
@@ -175,7 +180,7 @@ def preview_text(blocks: Sequence[Block]) -> str:
 
 
 class _Preview:
-    """The output of a running cell so far, redrawn in place; only in a notebook."""
+    """Redraws the output of a running cell in place. ``live``: whether the front end can do so (a notebook can)."""
 
     def __init__(self, *, live: bool) -> None:
         self._live = live
@@ -183,7 +188,7 @@ class _Preview:
         self._shown = -1
 
     def show(self, submission: Submission) -> None:
-        """Redraw if there is new output."""
+        """Redraw when there is new output."""
         version = submission.version
         if not self._live or version in (0, self._shown) or time.monotonic() - self._started < _PREVIEW_AFTER_S:
             return
@@ -192,14 +197,14 @@ class _Preview:
         print(preview_text(group_output(submission.outputs)))
 
     def clear(self) -> None:
-        """Remove the preview, before the whole output is shown."""
+        """Remove the preview. Called before the complete output is shown."""
         if self._shown >= 0:
             clear_output(wait=True)
 
 
 @dataclass(frozen=True)
 class StatusTable:
-    """The result of ``%dist_status``; shows itself as text and as HTML."""
+    """The result of ``%dist_status``, displayed as text or as HTML."""
 
     ranks: tuple[RankStatus, ...]
     warnings: tuple[str, ...] = ()
@@ -207,7 +212,7 @@ class StatusTable:
     _HEADER = ("rank", "pid", "host", "device", "cores", "memory", "state", "step", "")
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The cells of the table, as text."""
+        """Return the rows of the table as texts."""
         return [
             (
                 str(each.rank),

@@ -20,7 +20,7 @@ _CHANGES = argument("changes", nargs="+", metavar=ASSIGNMENT, help="for example 
 
 @magics_class
 class ControlMagics(Magics):
-    """Steer a run from a notebook: ``%dist_set``, and a magic for each declared act."""
+    """Control a run from a notebook: ``%dist_set``, and a magic for each declared act."""
 
     def __init__(self, shell: Any = None, **options: Any) -> None:
         super().__init__(shell, **options)
@@ -31,7 +31,7 @@ class ControlMagics(Magics):
     @_CHANGES
     @line_magic
     def dist_set(self, line: str) -> None:
-        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or its own knobs."""
+        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or knobs that it declares."""
         arguments = parse(self.dist_set, line)
         run = _run(arguments.run)
         changes = controls.assignments(arguments.changes)
@@ -40,7 +40,7 @@ class ControlMagics(Magics):
 
 
 def act_magic(control: Control) -> Callable[[str], Run | None]:
-    """The magic of one act: it parses, sends the command, and says so."""
+    """Make the magic of one act: it parses its arguments, sends the command and prints a confirmation."""
 
     def magic(line: str) -> Run | None:
         arguments = parse(magic, line)
@@ -66,7 +66,7 @@ def act_magic(control: Control) -> Callable[[str], Run | None]:
 
 
 def _run(name: str | None) -> Run:
-    """The run of that name; else the newest that has not ended, else the newest."""
+    """Return the run called ``name``; without a name the newest run that has not ended, or else the newest run."""
     if name:
         return Run(name)
     return newest_live() or Run()

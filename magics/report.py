@@ -1,4 +1,4 @@
-"""``%dist_report``: the report of runs, or of the whole notebook, as one HTML file."""
+"""``%dist_report``: write a report of runs, or of the whole notebook, as one HTML file."""
 
 from __future__ import annotations
 
@@ -58,27 +58,30 @@ def _notebook(names: list[str], out: str | None, options: dict[str, Any]) -> Pat
     if len(names) > 1:
         raise ConfigError(f"--notebook takes one FILE, not {len(names)}: {', '.join(names)}", field="--notebook")
     notebook = Path(names[0]).expanduser() if names else current_notebook()
-    now = not names and save_notebook(notebook)
+    saved_now = not names and save_notebook(notebook)
     written = render_notebook(notebook, out, widgets=_live_widgets(), **options)
-    since = "" if names else " (later changes are not in it: save with Ctrl-S and run this again)"
-    state = "" if now else f" as saved at {saved_at(notebook)}{since}"
+    advice = "" if names else " (later changes are missing: save the notebook with Ctrl-S and run this again)"
+    state = "" if saved_now else f" as saved at {saved_at(notebook)}{advice}"
     display(_link(written, f" of {notebook.name}{state}"), raw=True)
     return written
 
 
 def _live_widgets() -> dict[str, Any]:
-    """States of this kernel's widgets, which a notebook file need not contain."""
+    """Return the states of this kernel's widgets, as the notebook file may not contain them."""
     from ipywidgets import Widget
 
     state: dict[str, Any] = Widget.get_manager_state(drop_defaults=False)["state"]
     return state
 
 
-def _link(report: Path, what: str = "") -> dict[str, str]:
-    """A link for a notebook (relative, so that JupyterLab can open it), and the path for a terminal."""
+def _link(report: Path, note: str = "") -> dict[str, str]:
+    """Return a link for a notebook (relative, so that JupyterLab can open it), and the path for a terminal.
+
+    ``note`` follows the word "report".
+    """
     address = quote(os.path.relpath(report))
-    shown, said = html.escape(str(report)), html.escape(what)
+    shown, note_html = html.escape(str(report)), html.escape(note)
     return {
-        "text/plain": f"report{what}: {report}",
-        "text/html": f'Report{said}: <a href="{html.escape(address)}" target="_blank" rel="noopener">{shown}</a>',
+        "text/plain": f"report{note}: {report}",
+        "text/html": f'Report{note_html}: <a href="{html.escape(address)}" target="_blank" rel="noopener">{shown}</a>',
     }

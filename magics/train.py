@@ -40,10 +40,10 @@ class TrainMagics(Magics):
     shell: InteractiveShell
 
     @magic_arguments()
-    @argument("--config", metavar="FILE", help="a spec file (TOML); flags win over it")
+    @argument("--config", metavar="FILE", help="a spec file (TOML); flags override it")
     @_run_flags
     @argument_group("in the notebook")
-    @argument("--wait", action="store_true", help="wait for the end while the panel stays live; Ctrl-C stops the run")
+    @argument("--wait", action="store_true", help="wait until the run ends, with a live panel; Ctrl-C stops the run")
     @argument("--quiet", action="store_true", help="no panel and no progress lines")
     @line_cell_magic
     def dist_train(self, line: str, cell: str | None = None) -> Run:
@@ -66,7 +66,7 @@ class TrainMagics(Magics):
 
 
 def _lines() -> ModuleType:
-    """Progress lines: imported where they are needed, so that the extension loads quickly."""
+    """Import the module that prints progress lines, late, so that the extension loads quickly."""
     from workbench.terminal import follow
 
     return follow
@@ -81,11 +81,11 @@ def _shown_panel(run: Run) -> Panel:
 
 
 def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
-    """Wait for the end of the run. Ctrl-C stops the run after its step; a second Ctrl-C does not wait for that."""
+    """Wait until the run ends. Ctrl-C stops the run after its current step; a second Ctrl-C stops the waiting."""
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
-        with suppress(RunError):  # it ended at this very moment
+        with suppress(RunError):  # the run has just ended by itself
             run.stop()
         _until_ended(run, lines=lines)
     if panel is not None:

@@ -17,7 +17,7 @@ class WatchMagics(Magics):
     shell: InteractiveShell
 
     @magic_arguments()
-    @argument("runs", metavar="RUN", nargs="*", help="one or two run directories or names; none: the machine")
+    @argument("runs", metavar="RUN", nargs="*", help="one or two run directories or names (default: the machine)")
     @line_magic
     def dist_watch(self, line: str) -> None:
         """Show the live panel of a run, of two runs side by side, or (without a run) of this machine and its ranks."""

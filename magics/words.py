@@ -1,4 +1,4 @@
-"""Parse the arguments of a magic as a shell would; an argument that is not understood is an error that helps."""
+"""Parses the arguments of a magic like a shell. The error for an unknown argument suggests a known one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from workbench.errors import ConfigError
 
 
 def parse(magic: Any, line: str) -> argparse.Namespace:
-    """The arguments of ``magic`` (a method with ``magic_arguments``) on ``line``.
+    """Parse ``line`` with the arguments of ``magic``, a method with ``magic_arguments``.
 
-    Quotes are removed as in a shell, and a lone ``#`` starts a comment. A backslash is kept: regular expressions need
-    it. Raises ``ConfigError`` for an argument or a value that the magic does not take, with a suggestion.
+    Quotes are removed as in a shell, and a ``#`` that stands alone starts a comment. Backslashes are kept, as regular
+    expressions need them. Raises ``ConfigError``, with a suggestion, for an argument or a value that the magic does
+    not take.
     """
     parser: argparse.ArgumentParser = magic.parser
     try:
         given, unknown = parser.parse_known_args(_split(flags.normalised(line)))
     except UsageError as error:
-        raise ConfigError(f"%{parser.prog}: {error}; %{parser.prog}? explains them all") from error
+        raise ConfigError(f"%{parser.prog}: {error}; %{parser.prog}? lists all arguments") from error
     if unknown:
-        raise ConfigError(f"%{parser.prog}: {flags.not_understood(unknown, parser)}; %{parser.prog}? explains them all")
+        raise ConfigError(
+            f"%{parser.prog}: {flags.not_understood(unknown, parser)}; %{parser.prog}? lists all arguments"
+        )
     return given
 
 
@@ -34,5 +37,5 @@ def _split(line: str) -> list[str]:
     try:
         words = list(lexer)
     except ValueError as error:
-        raise ConfigError(f"a quote is not closed in: {line.strip()}") from error
+        raise ConfigError(f"a quote is not closed in {line.strip()!r}: add the closing quote") from error
     return words[: words.index("#")] if "#" in words else words

@@ -1,4 +1,4 @@
-"""What a notebook shows: the live panel of a run (``panel``), and waiting with it alive (``serve``)."""
+"""Widgets of the notebook: the live panel of a run, the panel of the machine, the table of runs, static figures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 def available() -> bool:
-    """Whether widgets can be shown: in a Jupyter kernel, not in a terminal or a script."""
+    """Return whether widgets can be shown: in a Jupyter kernel, but not in a terminal or a script."""
     from IPython.core.getipython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
 
 
 def watch(*runs: Run | str | Path) -> Panel | MachinePanel:
-    """Show the live panel of one run or of two side by side, or without a run that of the machine; returns it.
+    """Show the live panel of one run, of two runs side by side, or (without a run) of the machine, and return it.
 
-    A run is a ``Run``, a run directory, or a run's name. ``close()`` of what is returned takes the panel away. Raises
-    ``RunDirectoryError`` when there is no such run, ``ValueError`` for more than two.
+    A run is a ``Run``, a run directory or a run's name. ``close()`` of the returned panel removes it. Raises
+    ``RunDirectoryError`` for a run that does not exist, and ``ValueError`` for more than two runs.
     """
     if not runs:
         from widgets.machine import MachinePanel
@@ -38,7 +38,7 @@ def watch(*runs: Run | str | Path) -> Panel | MachinePanel:
 
 
 def describe(*runs: Run | str | Path) -> str:
-    """The same in a few lines, where no widget can be shown."""
+    """Describe runs, or without a run the machine, in a few lines of text, for use where no widget can be shown."""
     if runs:
         return "\n".join(repr(run) for run in _opened(runs))
     from widgets.machine import look

@@ -1,4 +1,4 @@
-"""The panel of the machine (``%dist_watch`` without a run): cores, memory, GPUs, and the ranks that are up."""
+"""The panel of the machine (``%dist_watch`` without a run): its cores, memory, GPUs and the ranks that are up."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from workbench.core import background
 from workbench.plots import theme
 from workbench.plots.still.run_picture import bars
 
+#: seconds between two updates
 PERIOD_S = 1.0
-#: cores that the picture shows one by one
+#: largest number of cores for which the picture has a bar each; with more, one bar shows their mean
 MOST_CORES = 16
 
 
 class MachineWidget(anywidget.AnyWidget):
-    """The front end's half."""
+    """The browser side of the panel."""
 
     panel_id = traitlets.Unicode().tag(sync=True)
 
@@ -40,7 +41,7 @@ class MachineWidget(anywidget.AnyWidget):
 
 
 class MachinePanel:
-    """``show()`` displays it and starts looking once a second; ``close()`` ends that."""
+    """The panel of the machine: ``show()`` displays it and updates it once a second until ``close()``."""
 
     def __init__(self) -> None:
         self.widget = MachineWidget(panel_id=uuid.uuid4().hex)
@@ -63,7 +64,7 @@ class MachinePanel:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and take the widget off all pages; its output keeps the last that was seen."""
+        """End the thread and remove the widget from all pages; its output keeps a picture of the last state."""
         if self._seen is not None and not self._closing.is_set():
             publish(
                 {"text/plain": f"Panel of {socket.gethostname()}", **still(self._seen)},
@@ -86,7 +87,7 @@ class MachinePanel:
                 self._wake.set()
 
     def _loop(self) -> None:
-        psutil.cpu_percent(percpu=True)  # the first call only begins to measure
+        psutil.cpu_percent(percpu=True)  # the first call only starts the measurement
         while not self._closing.is_set():
             clock = time.monotonic()
             busy = self._busy()
@@ -99,12 +100,12 @@ class MachinePanel:
             self._wake.clear()
 
     def _tell_failure(self, error: BaseException) -> None:
-        text = f"The machine could not be looked at ({background.described(error)}); this is tried again."
+        text = f"The state of the machine could not be read ({background.described(error)}); retrying."
         self.widget.send({"kind": "trouble", "text": text})
 
 
 def still(seen: dict[str, Any]) -> dict[str, str]:
-    """What was seen as a picture, for viewers that run no widgets."""
+    """Draw the state ``seen`` as a picture, for viewers without widgets: MIME type -> data."""
     memory, cores = seen["memory"], seen["cores"]
     each = [(f"core {number}", busy / 100, f"{busy:.0f} %") for number, busy in enumerate(cores)]
     mean = sum(cores) / max(1, len(cores))
@@ -124,7 +125,10 @@ def _held(name: str, used: float, total: float) -> tuple[str, float, str]:
 
 
 def look() -> dict[str, Any]:
-    """The machine now, as JSON values: cores (percent each), load, memory and swap (bytes), gpus, ranks, warnings."""
+    """Read the state of the machine, as JSON values.
+
+    ``cores``: percent of each; ``load``: averages; ``memory`` and ``swap``: bytes; ``gpus``; ``ranks``; ``warnings``.
+    """
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     session = Session.current()
     ranks = [] if session is None else [dataclasses.asdict(status) for status in session.status()]
@@ -144,7 +148,10 @@ def look() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Each GPU by NVML: name, busy (percent), memory and total (bytes), temperature (C), power (W)."""
+    """Read the state of each GPU from NVML: name, busy (percent), used and total (bytes), temperature (C), power (W).
+
+    The list is empty without NVML or a driver.
+    """
     try:
         import pynvml
     except ImportError:
@@ -169,6 +176,6 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
     ):
         try:
             found[key] = ask()
-        except nvml.NVMLError:  # not every device tells everything
+        except nvml.NVMLError:  # not every device supports every query
             found[key] = None
     return found

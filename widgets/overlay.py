@@ -1,8 +1,8 @@
-"""Bokeh figures that do not change, shown offline: the page gets BokehJS from the kernel, the notebook stores none.
+"""Static Bokeh figures that need no network: the kernel sends BokehJS to the page, and the notebook does not store it.
 
 Kernel to browser (custom messages): ``bokeh`` (buffer 0 is BokehJS, gzipped; ``version``), then ``figures``
 (``figures``: title, height, item; ``colours``). Browser to kernel: ``hello`` (``have``: the BokehJS version it has).
-Viewers that run no widgets show the picture that stands beside.
+The output also has a picture, which viewers without widgets show.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from workbench.plots import theme
 
 
 class FiguresWidget(anywidget.AnyWidget):
-    """The front end's half: script only, no state."""
+    """The browser side: a script, no state."""
 
     _esm = bundle.script("overlay", ("text", "page"))
 
 
 class StaticFigures:
-    """Some Bokeh figures in a widget. ``picture``: a PNG of the same for viewers without scripts."""
+    """Bokeh figures in a widget. ``picture``: a PNG of the same figures, for viewers without widgets."""
 
     def __init__(self, figures: Sequence[Any], *, picture: bytes, title: str) -> None:
         from bokeh.embed import json_item

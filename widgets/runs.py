@@ -1,9 +1,9 @@
-"""The live table of runs: rows from the index, sorted and filtered in the page.
+"""The live table of runs: rows come from the index of runs; the page sorts and filters them.
 
-Kernel to browser (custom messages): ``rows`` (``columns``: name, title, number; ``rows``: cells as text, keys to sort
-by, labels as they are edited) and ``trouble`` (``text``). Browser to kernel: ``hello`` and ``here`` (somebody looks),
-``label`` (``directory``, ``name``: tags or notes, ``text``). The notebook stores no row but those of the plain table
-that stands beside.
+Kernel to browser (custom messages): ``rows`` (``columns``: name, title, number; ``rows``: cells as text, sort keys,
+and the editable texts of labels) and ``trouble`` (``text``). Browser to kernel: ``hello`` and ``here`` (the page is
+visible), ``label`` (``directory``, ``name``: tags or notes, ``text``). The notebook stores only the rows of the plain
+table in the same output.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from workbench.history import labels, listing
 from workbench.history.index import RunIndex
 from workbench.history.row import RunRow
 
-#: without a sign of anybody who looks, the table stops asking the disk
+#: seconds without a message from a page after which the table stops reading the disk
 UNSEEN_TIMEOUT_S = 600.0
 _SHOWN_PLAIN = 50
 
 
 class RunsWidget(anywidget.AnyWidget):
-    """The front end's half: script and style, no state."""
+    """The browser side: a script and a style sheet, no state."""
 
     _esm = bundle.script("runs", ("link",))
     _css = bundle.STATIC / "runs.css"
 
 
 class RunsTable:
-    """A table of the runs of one home that follows them. ``choose``: which rows it shows.
+    """A live table of the runs in ``index``. ``choose``: a function that selects and sorts the rows to show.
 
-    One at a time: showing another ends the one before, which keeps its last rows.
+    Only one table is live: showing another one stops the updates of the previous table, which keeps its last rows.
     """
 
     _shown: ClassVar[RunsTable | None] = None
@@ -59,7 +59,7 @@ class RunsTable:
         self.widget.on_msg(self._on_message)
 
     def show(self) -> None:
-        """Display the table and follow the runs."""
+        """Display the table and keep it up to date."""
         from IPython.display import publish_display_data
 
         if RunsTable._shown is not None:
@@ -77,13 +77,13 @@ class RunsTable:
         self._follow()
 
     def close(self) -> None:
-        """Follow no more; the page keeps the rows it has."""
+        """Stop the updates; the page keeps its rows."""
         self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
 
     def refresh(self) -> list[RunRow]:
-        """Look at the runs, send them where they changed, and return them."""
+        """Read the runs, send the rows to the page when they have changed, and return them."""
         with self._lock:
             rows = self._choose(self.index.rows())
             if rows != self._rows:
@@ -109,7 +109,7 @@ class RunsTable:
                 self._tell("")
 
     def _tell_failure(self, error: BaseException) -> None:
-        self._tell(f"The runs could not be read ({background.described(error)}); this is tried again.")
+        self._tell(f"The runs could not be read ({background.described(error)}); retrying.")
 
     def _tell(self, trouble: str) -> None:
         self.widget.send({"kind": "trouble", "text": trouble})
@@ -127,7 +127,7 @@ class RunsTable:
     def _label(self, content: dict[str, Any]) -> None:
         row = next((row for row in self._rows if row.directory == content.get("directory")), None)
         if row is None:
-            return  # removed meanwhile: the next rows say so
+            return  # the run was removed: the next rows lack it
         path, text = self.index.home / row.directory, str(content.get("text", ""))
         try:
             if content.get("name") == "tags":
@@ -139,11 +139,11 @@ class RunsTable:
             self._tell(f"{row.directory}: {error}")
         self.refresh()
         with self._lock:
-            self._send()  # also what was refused: the page shows what is
+            self._send()  # even after an error, so that the page shows the stored labels
 
 
 def message(rows: Sequence[RunRow]) -> dict[str, Any]:
-    """The ``rows`` message: pure."""
+    """Make the message ``rows``."""
     columns = [
         {"name": name, "title": title, "number": name in listing.NUMBERS} for name, title in listing.COLUMNS.items()
     ]

@@ -191,7 +191,7 @@ def set_in_the_pause(panel: Pressed, held: int) -> None:
     assert panel.set("grad_layers", "lm_head")[1] == "lm_head"
     asked = (run.path / "control.jsonl").read_text()
     panel.type("accumulate", 3)
-    panel.page.page.locator(".dw-answer[data-level=error]", has_text="cannot be cut").wait_for()
+    panel.page.page.locator(".dw-answer[data-level=error]", has_text="cannot be split").wait_for()
     assert (run.path / "control.jsonl").read_text() == asked
     assert panel.answer("resume", panel.button("Resume training")) == (held, "running", "paused")
     assert panel.at("lr", held + 1) == [1e-4] * 2 and panel.at("clip", held + 1) == [0.25] * 2
@@ -260,8 +260,8 @@ def branch(panel: Pressed) -> Pressed:
     assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * learning_rate_factor(parted, STEPS)] * 2)
     assert twig.run.spec.resume == f"{run.path}@{parted}"
     lineage = panel.page.page.locator(".dw-title .dw-note")
-    lineage.nth(0).filter(has_text=f"goes on in twig from step {parted}").wait_for(timeout=120_000)
-    lineage.nth(1).filter(has_text=f"goes on from trunk, step {parted}").wait_for(timeout=120_000)
+    lineage.nth(0).filter(has_text=f"continues in twig from step {parted}").wait_for(timeout=120_000)
+    lineage.nth(1).filter(has_text=f"continues trunk from step {parted}").wait_for(timeout=120_000)
     return twig
 
 

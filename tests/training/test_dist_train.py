@@ -138,7 +138,7 @@ def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks
     assert run.status == "stopped" and run.last_step < 5000
     rows = run.metrics(per_rank=True)
     assert rows[rows["rank"] >= 0].groupby("rank")["step"].max().nunique() == 1
-    with pytest.raises(RunError, match="nothing to stop"):
+    with pytest.raises(RunError, match="so stop has no effect"):
         run.stop()
 
 
@@ -194,7 +194,7 @@ def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_r
     ):
         with pytest.raises(ConfigError, match=words):
             train(shell, line, cell)
-    with pytest.raises(ConfigError, match="line 1 of the cell is no Python"):
+    with pytest.raises(ConfigError, match="line 1 of the cell is not valid Python"):
         train(shell, "-n 2 --quiet", "model = (")
     assert sorted(runs.iterdir()) == before
     assert {status.state for status in two_ranks.status()} == {"idle"}

@@ -33,7 +33,7 @@ def test_ranks_that_are_warm_for_another_framework_are_started_anew(tmp_path: Pa
         run.wait()
         session = Session.current() or session
         assert run.status == "finished"
-        assert "the ranks are started again for framework torch" in capsys.readouterr().out
+        assert "restarting the ranks for framework torch" in capsys.readouterr().out
         assert (session.kind.framework, session.server_pid) == ("torch", server)
         session.execute(LOADED)
         assert session.pull("loaded") == {0: [], 1: []}

@@ -190,7 +190,7 @@ def test_a_server_that_answers_late_is_asked_again(
     assert ranks.over.wait(60)
     assert ranks.asked == ["interrupt"] * 3 + ["kill"] * 3 and ranks.ends == [[0, 1]], "the log says so once"
     said = capfd.readouterr().err
-    assert said.count("could not be watched or ended; this is tried again") == 3
+    assert said.count("could not be watched or ended; retrying") == 3
     assert all(text in said for text in ("(TimeoutError)", "(OSError: no descriptors)", "(ClusterError: busy)"))
 
 

@@ -1,4 +1,4 @@
-"""Saving the notebook that is open in the page, from its kernel: outputs reach the file only when the page saves it."""
+"""Saves the open notebook from its kernel. Only the page can do it: outputs reach the file when the page saves it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import traitlets
 
 from widgets.page import bundle
 
-#: a page that saves does so within this time; where none is there, so long is waited for nothing
+#: seconds to wait until the page has saved the notebook
 WAIT_S = 4.0
 _LOOK_S = 0.05
 
 
 class SaveWidget(anywidget.AnyWidget):
-    """Never displayed: its script runs when the page hears of it, and saves the notebook called ``name``."""
+    """A widget that is never displayed: the page runs its script, which saves the notebook called ``name``."""
 
     name = traitlets.Unicode().tag(sync=True)
 
@@ -24,7 +24,7 @@ class SaveWidget(anywidget.AnyWidget):
 
 
 def save_notebook(notebook: Path) -> bool:
-    """Ask the page that shows ``notebook`` to save it; whether its file was written within ``WAIT_S``."""
+    """Ask the page that shows ``notebook`` to save it. Returns whether the file was written within ``WAIT_S``."""
     before = notebook.stat().st_mtime_ns
     widget = SaveWidget(name=notebook.stem)
     try:

@@ -1,8 +1,9 @@
-"""Waiting in a cell while the buttons of widgets stay alive.
+"""Waits in a cell while the buttons of widgets keep working.
 
-A kernel takes no message on its shell channel while a cell runs, so a click waits until the cell ends. A cell of ours
-that waits uses ``wait_serving_comms``: it takes the messages itself, hands those of widgets to their handlers at once,
-and everything else (the next cell, a completion) to the kernel's own queue, in order, for when the cell is over.
+A kernel handles no message of its shell channel while a cell runs, so a click has no effect until the cell ends. A
+magic that waits therefore calls ``wait_serving_comms``, which receives the messages itself. It passes messages of
+widgets to their handlers at once, and all others (the next cell, a completion) to the kernel's queue, which keeps their
+order until the cell ends.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-#: those of widgets, and what a page asks before it shows widgets again after a reload
+#: types of messages that are handled at once: those of widgets, and requests of a page that is reloaded
 SERVED = frozenset({"comm_open", "comm_msg", "comm_close", "kernel_info_request", "comm_info_request"})
 _DELIMITER = b"<IDS|MSG>"
 
 
 def wait_serving_comms(until: Callable[[], bool], poll_s: float = 0.1) -> None:
-    """Return once ``until()`` is true, looked at every ``poll_s`` seconds and after each message.
+    """Return once ``until()`` is true. It is called every ``poll_s`` seconds and after each message.
 
-    In the main thread of a kernel (ipykernel 6.29 and 7) widgets' messages are handled meanwhile; elsewhere it only
-    waits. ``KeyboardInterrupt`` passes through, with nothing lost: later cells still run in order.
+    In the main thread of a kernel (ipykernel 6.29 and 7) messages of widgets are handled meanwhile; elsewhere the
+    function only waits. ``KeyboardInterrupt`` propagates and loses no message: later cells still run in order.
     """
     kernel = _kernel()
     stream = _main_stream(kernel) if threading.current_thread() is threading.main_thread() else None
@@ -35,7 +36,7 @@ def wait_serving_comms(until: Callable[[], bool], poll_s: float = 0.1) -> None:
     original, copy = stream._recv_callback, stream._recv_copy  # pyzmq offers no getter for the callback it sets
 
     def receive(frames: list[Any]) -> Any:
-        """A message of widgets now; any other to the kernel's queue (its awaitable runs when the cell has ended)."""
+        """Handle a message of widgets now; pass any other to the kernel, which handles it after the cell has ended."""
         if _message_type(kernel, frames) in SERVED:
             return _serve(kernel, stream, frames)
         return original(frames)
@@ -50,14 +51,14 @@ def wait_serving_comms(until: Callable[[], bool], poll_s: float = 0.1) -> None:
 
 
 def _kernel() -> Any:
-    """The kernel that this code runs in, or None."""
+    """Return the kernel that this code runs in, or None."""
     from IPython.core.getipython import get_ipython
 
     return getattr(get_ipython(), "kernel", None)
 
 
 def _main_stream(kernel: Any) -> Any:
-    """The stream on which the main thread receives shell messages; None when there is none."""
+    """Return the stream on which the main thread receives shell messages; None when there is none."""
     if kernel is None:
         return None
     channel = getattr(kernel, "shell_channel_thread", None)
@@ -67,7 +68,7 @@ def _main_stream(kernel: Any) -> Any:
 
 
 def _message_type(kernel: Any, frames: list[Any]) -> str:
-    """Type in the header of a raw message; "" when it has none (ipykernel's own signals between its threads)."""
+    """Return the type of a raw message; "" when it has no header (ipykernel's signals between its threads)."""
     raw = [bytes(getattr(frame, "buffer", frame)) for frame in frames]
     if _DELIMITER not in raw:
         return ""
@@ -76,12 +77,12 @@ def _message_type(kernel: Any, frames: list[Any]) -> str:
 
 
 def _serve(kernel: Any, stream: Any, frames: list[Any]) -> None:
-    """Check the signature, run the handler, and tell the front end when it is done; the cell stays the parent."""
+    """Check the signature, run the handler, and report busy and idle to the front end; the cell stays the parent."""
     identities, rest = kernel.session.feed_identities(frames, copy=False)
     try:
         message = kernel.session.deserialize(rest, content=True, copy=False)
     except (ValueError, TypeError) as error:
-        kernel.log.error("a message that cannot be read: %s", error)
+        kernel.log.error("cannot read a message: %s", error)
         return
     _status(kernel, "busy", message)
     try:
@@ -95,13 +96,13 @@ def _serve(kernel: Any, stream: Any, frames: list[Any]) -> None:
 
 
 def _reply_stream(kernel: Any, stream: Any) -> Any:
-    """Where handlers send their replies: in ipykernel 7 the way back to the thread that owns the shell socket."""
+    """Return where handlers send replies: in ipykernel 7 a socket to the thread that owns the shell socket."""
     channel = getattr(kernel, "shell_channel_thread", None)
     return stream if channel is None else channel.manager.get_subshell_to_shell_channel_socket(None)
 
 
 def _run(kernel: Any, result: Any) -> None:
-    """Finish a handler that is a coroutine in name only (ipykernel's info requests never wait)."""
+    """Finish a handler that is a coroutine but never awaits, as ipykernel's handlers of info requests."""
     if not inspect.iscoroutine(result):
         return
     try:
@@ -109,7 +110,7 @@ def _run(kernel: Any, result: Any) -> None:
     except StopIteration:
         return
     result.close()
-    kernel.log.error("a handler waits for the event loop, which the cell holds: its message is lost")
+    kernel.log.error("a handler awaits the event loop, which the running cell blocks: its message is lost")
 
 
 def _status(kernel: Any, state: str, parent: Any) -> None:

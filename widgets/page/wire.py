@@ -1,24 +1,25 @@
-"""What travels between the kernel and a panel in the browser: pure functions.
+"""The messages between the kernel and a panel in the browser, and pure functions that encode them.
 
-Kernel to browser (custom messages of the widget; all have ``kind``, those of a run its number ``run`` in the panel):
+Kernel to browser (custom messages of the widget; all have ``kind``; those about a run have ``run``, its number in the
+panel):
 
 - ``bokeh``: buffer 0 is BokehJS, gzipped; ``version``.
 - ``full``: ``epoch``, ``seq``, ``runs`` (names), ``theme``, ``facts``, ``columns`` and buffers (of ``SPINE`` only),
   ``extra``, ``controls``, ``compare`` (figures that show several runs).
-- ``delta``: ``epoch``, ``seq``, ``facts`` (those that changed), ``figures`` (name, title, tab, axis, wide, height,
-  empty, item: to be drawn anew; ``failed`` instead of item: why it cannot be drawn), ``columns`` and buffers: rows to
-  append, or of figures named in ``replace`` the whole content; ``extra``: console lines, events, controls
-  (``widgets.panel.tab_content``). Of another epoch: to be ignored.
-- ``answer``: to a control: ``name`` and ``error`` (null: it is on its way to the ranks).
-- ``picture``: the output of the panel became a picture; ``length``, ``at`` and ``part`` tell which ``src`` it has.
-- ``trouble``: ``text``, for people; ``detail``: a traceback, for the browser's console.
+- ``delta``: ``epoch``, ``seq``, ``facts`` (those that changed), ``figures`` to draw or draw again (name, title, tab,
+  axis, wide, height, empty, item; or, in place of item, ``failed``: why it cannot be drawn), ``columns`` and buffers
+  (rows to append; for figures named in ``replace``, all rows), ``extra``: console lines, events, controls
+  (``widgets.panel.tab_content``). The page ignores a delta of another epoch.
+- ``answer``: the response to a control: ``name`` and ``error`` (null: the command was sent to the ranks).
+- ``picture``: the output of the panel became a picture; ``length``, ``at`` and ``part`` identify its ``src``.
+- ``trouble``: ``text``, a message to show; ``detail``: a traceback, for the browser's console.
 
 Browser to kernel: ``hello`` (``have``: BokehJS version that the page has, or null), ``ack`` (``run``, ``seq``,
 ``views``: per view what it shows: ``tab``, ``visible``), ``look`` (``views``), ``choose`` (``run``, ``rank`` or
 ``layer``), and ``control`` (``run``, ``name``, ``value``).
 
-``columns`` is ``{figure: [[column, kind, place(, texts)], ...]}``: buffer number ``place`` holds numbers of ``kind``
-(little-endian), for "code" u2 places in ``texts``.
+``columns`` is ``{figure: [[column, kind, place(, texts)], ...]}``: buffer number ``place`` holds little-endian numbers
+of ``kind``; the kind "code" stands for u2 indices into ``texts``.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots.base import Plot
 
-#: rows that every page has of every run, whatever it shows: the clock of a run, and what two runs are compared by
+#: the rows that every page has of every run: its steps, times and tokens, and the values by which runs are compared
 SPINE = "spine"
 Message = tuple[dict[str, Any], list[bytes]]
-#: pixels that a figure's message takes
+#: height in pixels of the message in place of a figure
 FAILED_HEIGHT = 120
 _SMALL = (("u1", 0, 255), ("u2", 0, 65535), ("i4", -(2**31), 2**31 - 1))
 
 
 def rows_of(columns: Columns) -> int:
-    """How many rows."""
+    """Return the number of rows."""
     return len(next(iter(columns.values()), ()))
 
 
 def check(columns: Columns) -> None:
-    """``TypeError`` or ``ValueError`` for columns that cannot travel, or that are no table."""
+    """Raise ``TypeError`` for columns that cannot be sent, and ``ValueError`` for columns of different lengths."""
     for name, values in columns.items():
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "biufOU":
             raise TypeError(
@@ -59,7 +60,7 @@ def check(columns: Columns) -> None:
 
 
 def pack(news: dict[str, Columns]) -> tuple[dict[str, list[list[Any]]], list[bytes]]:
-    """Columns as a small description and binary buffers; whole numbers as small as they are, others as f4."""
+    """Encode columns as a description and binary buffers: whole numbers in the smallest type, others as f4."""
     described: dict[str, list[list[Any]]] = {}
     buffers: list[bytes] = []
     for name, columns in news.items():
@@ -79,17 +80,17 @@ def pack(news: dict[str, Columns]) -> tuple[dict[str, list[list[Any]]], list[byt
 
 
 def kind_of(values: np.ndarray) -> str:
-    """The smallest type that holds the values as well as a figure needs them."""
+    """Return the smallest type that holds the values with the precision that a figure needs."""
     if not values.size:
         return "f4"
-    low, high = float(np.min(values)), float(np.max(values))  # NaN where there is one: then none of these fits
+    low, high = float(np.min(values)), float(np.max(values))  # NaN if any value is NaN; then no integer type fits
     if low >= -(2**31) and high < 2**31 and bool((values == np.rint(values)).all()):
         return next(kind for kind, least, most in _SMALL if least <= low and high <= most)
     return "f4"
 
 
 def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
-    """A figure as Bokeh's JSON item on a source with no rows; the browser fills the source named "rows"."""
+    """Return a figure as Bokeh's JSON item with an empty source named "rows", which the browser fills."""
     from bokeh.models import ColumnDataSource
 
     empty = {name: values[:0] for name, values in columns.items()}
@@ -98,7 +99,7 @@ def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
 
 
 def failed_item(plot: Plot, text: str) -> dict[str, Any]:
-    """What the page shows in the place of a figure that could not be made; ``text`` says why."""
+    """Return what the page shows in place of a figure that could not be made. ``text``: the reason."""
     return {**_about(plot), "empty": "", "height": FAILED_HEIGHT, "failed": text}
 
 
@@ -108,14 +109,14 @@ def _about(plot: Plot) -> dict[str, Any]:
 
 
 def item_of(drawn: Any) -> dict[str, Any]:
-    """A Bokeh figure as JSON, and its height in pixels."""
+    """Return a Bokeh figure as JSON, with its height in pixels."""
     from bokeh.embed import json_item
 
     return {"height": drawn.height, "item": json_item(drawn)}
 
 
 def bokeh_version() -> str:
-    """Version of the installed Bokeh."""
+    """Return the version of the installed Bokeh."""
     import bokeh
 
     return str(bokeh.__version__)
@@ -123,7 +124,7 @@ def bokeh_version() -> str:
 
 @cache
 def bokeh_js() -> bytes:
-    """BokehJS of the installed Bokeh, gzipped: what a page gets once, instead of a download."""
+    """Return the BokehJS of the installed Bokeh, gzipped; each page receives it once and downloads nothing."""
     import bokeh
 
     path = Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js"

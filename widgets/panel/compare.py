@@ -1,5 +1,7 @@
-"""Figures that show several runs at once, aligned by step, tokens or time: one source ("run0", "run1") per run, filled
-in the browser with the runs' spines."""
+"""The figures of the tab Compare, which show several runs aligned by step, tokens or time.
+
+Each figure has one source per run ("run0", "run1"), which the browser fills with the rows of the run's spine.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,17 @@ COLUMNS = ("step", "time", "tokens", "loss", "tps", "grad_norm")
 
 
 def short_labels(names: list[str]) -> list[str]:
-    """Of run directories: the runs' names where these tell them apart; two of them fit half of a page of 900 px."""
+    """Return short labels for run directories: the runs' names when these differ, else the directories' names.
+
+    A label has at most ``_WIDEST`` characters, so that two of them fit into half of a page of 900 px.
+    """
     own = [run_name(Path(name)) for name in names]
     chosen = own if len(set(own)) == len(own) else names
     return [name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}" for name in chosen]
 
 
 def figures(names: list[str]) -> list[dict[str, Any]]:
-    """Items for the tab "compare"; ``names`` of the runs, in order."""
+    """Return the figure items of the tab Compare. ``names``: the run directories' names, in order."""
     from bokeh.models import ColumnDataSource, HoverTool
 
     items = []

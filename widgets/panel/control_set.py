@@ -1,4 +1,4 @@
-"""The controls that a panel shows: what is declared for the run, and the history of what was set."""
+"""The controls that a panel shows: those declared for the run, their values in force, and the history of commands."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from workbench.events.words import short
 from workbench.rundir.commands import CommandReader
 from workbench.telemetry.store import Store
 
-#: values in force that are shown under the names of the controls that set or alter them
+#: values in force that are shown only beside the controls that set or alter them
 _NOT_SHOWN = ("interval", "frozen")
 
 
 def declared(store: Store) -> list[dict[str, Any]]:
-    """The controls of a run, its training script's own knobs included, as JSON values: ``control_of`` of each."""
+    """Return the controls of a run, with the knobs of its training script, each as returned by ``control_of``."""
     own = {control.name: control for control in knobs_of(store.table("events"))}
     plan = store.spec.plan
     return [
@@ -35,9 +35,10 @@ def declared(store: Store) -> list[dict[str, Any]]:
 
 
 def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:
-    """What the page needs of a control: ``widget`` (button, number, text, choice), ``button`` in the head of the panel
-    (or None), ``states`` of a run in which it can be done, and the declaration's fields of the same names.
-    ``unavailable``: why the run's framework cannot do it, which stands in place of the help."""
+    """Return what the page needs of a control, as JSON values; names are those of ``Control``.
+
+    ``unavailable``: why the run's plan does not support the control; it replaces the help, and ``states`` is empty.
+    """
     return {
         "name": control.name,
         "widget": control.widget,
@@ -56,7 +57,7 @@ def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:
 
 
 def in_force_words(values: Mapping[str, Any]) -> dict[str, str]:
-    """What the form shows beside each control: the value in force, as short as it is typed."""
+    """Return the text that the form shows beside each control: its value in force, in short form."""
     found = {name: short(value) for name, value in values.items() if name not in _NOT_SHOWN}
     for control in controls.CONTROLS:
         if control.in_force not in values:
@@ -69,7 +70,7 @@ def in_force_words(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 class History:
-    """Commands as they were asked (``control.jsonl``), and what ranks did (``workbench.events.command_results``)."""
+    """The commands of a run (``control.jsonl``), each with the ranks' answer (``workbench.events.command_results``)."""
 
     def __init__(self, run: Path) -> None:
         self._reader = CommandReader(run)
@@ -78,12 +79,12 @@ class History:
         self._changed = True
 
     def take(self, events: Columns) -> None:
-        """Take in rows of the ``events`` table and what was asked since the last call."""
+        """Add rows of the ``events`` table, and the commands written since the last call."""
         for index in np.isin(events["kind"], ANSWERS).nonzero()[0]:
             name, step, value, command = (events[key][index] for key in ("name", "step", "value", "command"))
             key = (str(name), int(step), str(value), int(command))
             if key in self._answers:
-                continue  # another rank answered the same
+                continue  # another rank has logged the same answer
             self._answers[key] = Answer(
                 time=float(events["time"][index]),
                 step=int(step),
@@ -98,10 +99,10 @@ class History:
         self._read_asked()
 
     def rows(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
-        """The newest 100, oldest first, or None when nothing changed.
+        """Return the newest 100 rows, oldest first, or None when nothing changed and ``anew`` is false.
 
-        Each has name, value, old, who, time, step (None: no rank answered yet) and refused (why, or ""). What no
-        command asked for (a schedule of the code's own) stands there without a who.
+        Each row has name, value, old, who, time, step (None: not answered yet) and refused (the reason, or "").
+        A change that no command asked for, such as one made by the training script, has an empty ``who``.
         """
         if not (self._changed or anew):
             return None
@@ -112,5 +113,5 @@ class History:
 
     def _read_asked(self) -> None:
         lines = self._reader.read()
-        self._asked += [line for line in lines if isinstance(line, Command)]  # ranks do not read the others either
+        self._asked += [line for line in lines if isinstance(line, Command)]  # ranks ignore invalid lines too
         self._changed = self._changed or bool(lines)

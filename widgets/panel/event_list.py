@@ -1,4 +1,4 @@
-"""Events in words: what the panel lists, folded over ranks, and marks in the figures."""
+"""The panel's list of events, where identical events of several ranks are one entry, and the marks in its figures."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ from typing import Any
 
 from widgets.panel.fold import Folded
 from workbench.core.columns import Columns
+from workbench.core.records import EventKind
 from workbench.events.decode import decode
 from workbench.events.words import words
 from workbench.plots.event_lines import Marks
 
+#: largest number of entries
 MOST = 200
-_QUIET = ("validation", "sample", "peak", "settings")
-_BAD = {"failed", "died", "lost", "nonfinite"}
-_NOTICED = {"warning", "refused", "log", "spike", "nonfinite", "gpu"}
+#: kinds that the list leaves out
+_UNLISTED_KINDS = (EventKind.VALIDATION, EventKind.SAMPLE, EventKind.PEAK, EventKind.SETTINGS)
+#: names of events that are errors, whatever their kind
+_ERROR_NAMES = ("failed", "died", "lost")
+_WARNING_KINDS = (EventKind.WARNING, EventKind.REFUSED, EventKind.LOG, EventKind.SPIKE, EventKind.GPU)
 
 
 def level_of(kind: str, name: str) -> str:
-    """ "error", "warning" or "info"."""
-    if name in _BAD or kind in _BAD:
+    """Return the severity of an event: "error", "warning" or "info"."""
+    if kind == EventKind.NONFINITE or name in _ERROR_NAMES:
         return "error"
-    return "warning" if kind in _NOTICED else "info"
+    return "warning" if kind in _WARNING_KINDS else "info"
 
 
 class EventList:
-    """Events of a run, read on from where it stood. Times are seconds since ``begin`` (epoch)."""
+    """Collects the events of a run. Times of entries are seconds since the begin that ``take`` is given."""
 
     def __init__(self) -> None:
         self._folded = Folded(MOST, window=500)
         self._marks = Marks()
 
     def take(self, events: Columns, begin: float) -> None:
-        """Take in rows of the ``events`` table."""
+        """Add rows of the ``events`` table. ``begin``: the begin of the run, in seconds since the epoch."""
         self._marks.take(events, begin)
         for index in range(events["step"].size):
             kind, name = str(events["kind"][index]), str(events["name"][index])
-            if kind in _QUIET:
+            if kind in _UNLISTED_KINDS:
                 continue
             value, old = decode(events["value"][index]), decode(events["old_value"][index])
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
@@ -44,13 +48,13 @@ class EventList:
             self._folded.add((step, kind, name, text), rank, **shown, level=level_of(kind, name))
 
     def news(self) -> list[dict[str, Any]]:
-        """What came since the last call."""
+        """Return the entries that are new or changed since the last call."""
         return self._folded.news()
 
     def all(self) -> list[dict[str, Any]]:
-        """Everything that is kept."""
+        """Return all entries that are kept."""
         return self._folded.all()
 
     def marks(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
-        """All marks when there are new ones (or ``anew``), else None."""
+        """Return all marks when there are new ones or ``anew`` is true, else None."""
         return self._marks.all() if self._marks.changed or anew else None

@@ -1,8 +1,8 @@
 """The feed: a thread that reads a run's store and sends what is new to the panel in the browser.
 
-It ends with the run, with ``close``, or with the kernel. ``widgets.page.pace`` says how often; only figures of the tab
-that is looked at are fed. After a page reload the front end says hello and gets everything again. A round that fails is
-told to the page, and the next one sends everything anew.
+It ends when the run ends, when ``close`` is called, or with the kernel. ``widgets.page.pace`` sets the interval of its
+rounds. Only figures of visible tabs get rows. A page that is loaded or reloaded sends ``hello`` and receives
+everything. When a round fails, the page is told, and the next round sends everything again.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from workbench.rundir.state import ENDED
 from workbench.telemetry.row_views import has_ended
 from workbench.telemetry.store import Store
 
-#: a page that said nothing by then is sent everything unasked: its hello may wait behind a running cell
+#: seconds after which everything is sent to a page that has sent nothing: its hello may wait behind a running cell
 UNASKED_AFTER_S = (1.5, 5.0)
-#: how long logs may still grow after the run has ended
+#: seconds after the end of the run in which its logs may still grow
 LAST_ROWS_S = 3.0
+#: seconds between two tables of ranks
 RANKS_EVERY_S = 1.0
-#: a page that hears nothing for several of these says that the kernel is gone (``static/link.js``)
+#: largest number of seconds between two messages; after several times as long a page says that the kernel is gone
+#: (``static/link.js``)
 HEARTBEAT_S = 4.0
-#: after something was asked: for how long the answer is looked for, and how often
+#: seconds after a command in which rounds are more frequent, and the interval of these rounds
 EAGER_FOR_S, EAGER_PERIOD_S = 1.5, 0.15
-#: the least time to the next round after one that failed
+#: smallest number of seconds to the next round after one that failed
 RETRY_S = 2.0
 ALL_TABS = frozenset({*TABS, "console", "controls", "compare"})
 DEFAULT_TAB = "overview"
@@ -45,10 +47,11 @@ Send = Callable[[dict[str, Any], list[bytes]], None]
 
 
 class Feed:
-    """Reads ``store`` and calls ``send(content, buffers)``; ``on_end(store, facts)`` once, after the last rows.
+    """Reads ``store``, sends messages with ``send(content, buffers)``, and calls ``on_end(store, facts)`` at the end.
 
-    ``status()`` is the run's state, or None to take it from the log. ``busy()``: whether a cell holds the kernel.
-    ``names``: of all runs in the panel, of which this is number ``run``. Methods may be called from any thread.
+    ``status()`` returns the run's state; without it the state is that of the log. ``can_control``: whether the page may
+    send commands. ``busy()`` returns whether a cell is running in the kernel. ``run``: the number of this run in the
+    panel; ``names``: the names of all its runs. Methods may be called from any thread.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Feed:
         self._ranks_due = 0.0
         self._heard = False
         self._full = False
-        self._once = False  # the last round had work that does not come again: figures were drawn
+        self._once = False  # the last round did work that is not repeated, such as drawing figures
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._eager_until = 0.0
@@ -94,16 +97,16 @@ class Feed:
         self._thread = background.thread(self._loop, name=f"panel-{store.run.name}", failed=self._end_by)
 
     def start(self) -> None:
-        """Begin to send, from a thread of its own."""
+        """Start the thread that sends messages."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; returns at once."""
+        """Ask the thread to end, without waiting for it."""
         self._closing = True
         self._wake.set()
 
     def hello(self, have: str | None) -> None:
-        """A page wants everything; ``have``: the version of BokehJS that it has loaded."""
+        """Send everything to a page. ``have``: the version of BokehJS that the page has loaded, or None."""
         with self._lock:
             self._heard = True
             self._pace.heard(time.monotonic(), self._pace.sent)
@@ -114,7 +117,7 @@ class Feed:
             self._now_or_soon()
 
     def look(self, views: list[dict[str, Any]], seq: int | None = None) -> None:
-        """What the page's views show (``run``, ``tab``, ``visible``), and which message it has drawn."""
+        """Take what the page's views show (``run``, ``tab``, ``visible``), and the number of the drawn message."""
         with self._lock:
             before, self._views = self.tabs(), views
             visible = any(view.get("visible") for view in views) if views else True
@@ -124,18 +127,18 @@ class Feed:
                 self._now_or_soon()
 
     def choose(self, what: str, value: Any) -> None:
-        """Look at one rank ("rank") or layer ("layer"); None: at none."""
+        """Select a rank (``what`` "rank") or a layer ("layer"); None: none."""
         with self._lock:
             self._stream.choose(what, value)
             self._now_or_soon()
 
     def tabs(self) -> set[str]:
-        """Tabs that somebody looks at, of this run."""
+        """Return the visible tabs of this run."""
         own = {str(v.get("tab")) for v in self._views if v.get("visible") and v.get("run", 0) == self._run}
         return own if self._views else {DEFAULT_TAB}
 
     def nudge(self) -> None:
-        """Look at the run now and for a moment more often: something was asked of it, and is soon answered."""
+        """Start a round now, and more frequent rounds for ``EAGER_FOR_S`` seconds, to show the answer to a command."""
         self._eager_until = time.monotonic() + EAGER_FOR_S
         self._wake.set()
 
@@ -174,7 +177,7 @@ class Feed:
             self._wait_for_branch()
 
     def _period_s(self) -> float:
-        """Seconds from the begin of this round to that of the next."""
+        """Return the seconds from the start of this round to the start of the next."""
         now = time.monotonic()
         period = self._pace.period_s(now, self._busy())
         if now < self._eager_until:
@@ -184,21 +187,22 @@ class Feed:
         return max(period, RETRY_S) if self._rounds.failing else period
 
     def _tell_failure(self, error: Exception) -> None:
-        """Say in the page that a round failed."""
+        """Tell the page that a round failed."""
         if isinstance(error, WorkbenchError):
             text = str(error)
         else:
-            text = f"The panel could not be updated ({background.described(error)}). It tries again; training goes on."
+            problem = background.described(error)
+            text = f"The panel could not be updated ({problem}). Retrying; the training is not affected."
         self._send({"kind": "trouble", "text": text, "detail": background.traceback_of(error)}, [])
 
     def _end_by(self, error: BaseException) -> None:
-        """The thread cannot go on: say so, and let nobody wait for it."""
+        """End the feed after an error that ended the thread: tell the page, and release those who wait for the end."""
         self.ended.set()
         text = f"The panel is no longer updated ({background.described(error)}): %dist_watch shows the run again"
         self._send({"kind": "trouble", "text": text, "detail": background.traceback_of(error)}, [])
 
     def _wait_for_branch(self) -> None:
-        """A run that ended for a branch says which one it is, once that is there."""
+        """Keep sending the facts of a run that ended for a branch until they name the branch."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._closing and self._facts.awaits_branch and time.monotonic() < deadline:
             self._wake.wait(JUDGE_EVERY_S)
@@ -206,7 +210,7 @@ class Feed:
                 self._tick(time.monotonic())
 
     def _finish(self) -> None:
-        """The last word: everything that a page needs is sent before ``ended`` is set."""
+        """Send everything that a page still lacks, then set ``ended``."""
         with self._lock:
             with self._rounds:
                 self._tick(time.monotonic(), last=True)
@@ -216,10 +220,10 @@ class Feed:
             self.ended.set()
 
     def _tick(self, clock: float, *, last: bool = False) -> int:
-        """Read, send what is new; returns the number of rows read. Afterwards ``_over`` says whether the run is."""
+        """Read the store and send what is new. Returns the number of rows read, and sets ``_over``: the run is over."""
         known = self._status() if self._status else None
         self._over = known in ENDED
-        if self._rounds.failing:  # what the failed round took and did not send is not in the page
+        if self._rounds.failing:  # the page lacks what the failed round took but did not send
             self._full = self._full or self._epoch > 0
         read = self._store.refresh()
         if len(self._store.rollbacks.known) != self._rollbacks:

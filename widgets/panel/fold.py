@@ -1,4 +1,4 @@
-"""Identical things that several ranks say are shown once, with the ranks that said them."""
+"""Folds identical items of several ranks, such as console lines, into one entry that lists the ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def ranges(ranks: set[int]) -> str:
-    """``{0, 1, 2, 5}`` -> "0-2,5"."""
+    """Format ranks as ranges: ``{0, 1, 2, 5}`` -> "0-2,5"."""
     parts: list[list[int]] = []
     for rank in sorted(ranks):
         if parts and parts[-1][1] == rank - 1:
@@ -19,10 +19,11 @@ def ranges(ranks: set[int]) -> str:
 
 
 class Folded:
-    """Entries with an ``id``; ``add`` returns none, ``news()`` the entries that are new or changed since the last call.
+    """The newest ``most`` entries: dicts with ``id``, ``ranks``, ``count`` and the fields given to ``add``.
 
-    A thing that a rank has not said yet joins the newest entry of the same thing, if that is not too long ago; one that
-    the rank has just said is counted. ``all()`` gives the newest ``most`` entries.
+    An item joins the newest entry of the same key when its rank is not in that entry yet, or when that entry is also
+    the last one of the rank; then the entry's ``count`` rises. ``window``: the number of recent keys that are kept for
+    this; an item with an older key makes a new entry.
     """
 
     def __init__(self, most: int, window: int = 200) -> None:
@@ -35,7 +36,7 @@ class Folded:
         self._next = 0
 
     def add(self, key: Hashable, rank: int, **shown: Any) -> None:
-        """One thing that ``rank`` said; things of one ``key`` are the same."""
+        """Add an item of ``rank``. Items with equal ``key`` are identical; ``shown``: the fields of their entry."""
         place = self._recent.get(key)
         if place is not None and place in self._entries:
             entry, ranks = self._entries[place], self._ranks[place]
@@ -62,11 +63,11 @@ class Folded:
             self._changed.pop(old, None)
 
     def news(self) -> list[dict[str, Any]]:
-        """What changed since the last call."""
+        """Return the entries that are new or changed since the last call."""
         changed, self._changed = self._changed, {}
         return [dict(self._entries[place]) for place in changed if place in self._entries]
 
     def all(self) -> list[dict[str, Any]]:
-        """Everything that is kept."""
+        """Return all entries that are kept."""
         self._changed = {}
         return [dict(entry) for entry in self._entries.values()]

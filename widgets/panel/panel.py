@@ -1,8 +1,8 @@
-"""The live panel of a run: layout lives in ``static/``, data come from the feed.
+"""The live panel of a run: the scripts in ``static/`` draw it, a feed sends the data.
 
-The widget holds no data: a page asks for them (BokehJS included) and gets them as messages, so a saved notebook stays
-small. When the run ends, the output that showed the panel becomes a picture of the end state, which is what a code host
-or a reopened notebook shows; in the page that is open, the script puts the live panel back in the picture's place.
+The widget stores no data: a page requests all of it, BokehJS included, and receives it in messages, so a saved notebook
+stays small. When the run ends, the output of the panel is replaced by a picture of the final state, which code hosts
+and reopened notebooks show. In an open page the script shows the live panel in place of the picture.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from workbench.errors import WorkbenchError
 from workbench.plots.still.run_picture import PICTURE_WIDTH, picture, stacked
 from workbench.telemetry.store import DISPLAY_ROWS, Store
 
+#: length of the part of the picture's base64 text by which the page recognises it
 _PART = 96
-#: runs that one panel can show together
+#: largest number of runs in one panel
 MOST_RUNS = 2
 
 
 class RunLike(Protocol):
-    """What the panel asks of a run."""
+    """The interface of a run that the panel needs."""
 
     path: Path
 
@@ -42,11 +43,11 @@ class RunLike(Protocol):
         """The run's state, as ``Run.status``."""
 
     def control(self, name: str, value: Any = None) -> Any:
-        """Ask for a control of the run; ``value`` as it was typed. Raises ``WorkbenchError`` when it cannot be."""
+        """Send a command to the run; ``value`` as typed. Raises ``WorkbenchError`` when it cannot be sent."""
 
 
 class PanelWidget(anywidget.AnyWidget):
-    """The front end's half: script and style; of state only the id that the script knows it by."""
+    """The browser side: script and style sheet. Its only state is the id by which the script identifies the panel."""
 
     panel_id = traitlets.Unicode().tag(sync=True)
 
@@ -55,21 +56,21 @@ class PanelWidget(anywidget.AnyWidget):
 
 
 class Panel:
-    """The panel of a run, or of a run directory (then nothing can be steered), or of two of them side by side.
+    """The panel of one run or of two runs side by side. A run given by its directory cannot be controlled.
 
-    ``show()`` displays it and starts the feeds. ``finish()`` waits for their end. Raises ``RunDirectoryError`` or
-    ``ConfigError`` for a path that is no run, ``ValueError`` for more than ``MOST_RUNS`` runs.
+    ``show()`` displays the panel and starts the feeds. ``finish()`` waits until they end. Raises ``RunDirectoryError``
+    or ``ConfigError`` for a path that is not a run directory, and ``ValueError`` for more than ``MOST_RUNS`` runs.
     """
 
     def __init__(self, run: RunLike | str | Path, *others: RunLike | str | Path) -> None:
         given = [run, *others]
         if len(given) > MOST_RUNS:
-            raise ValueError(f"a panel shows {MOST_RUNS} runs at most, not {len(given)}: use %dist_compare for more")
+            raise ValueError(f"a panel shows at most {MOST_RUNS} runs, not {len(given)}: use %dist_compare for more")
         self.runs = [None if isinstance(one, (str, Path)) else one for one in given]
         paths = [Path(one) if isinstance(one, (str, Path)) else Path(one.path) for one in given]
         stores = [Store(path, most=DISPLAY_ROWS) for path in paths]
         for store in stores:
-            _ = store.spec  # a spec that cannot be read is said here, not in the feed
+            _ = store.spec  # raises here, and not in the feed, when the spec cannot be read
         self.paths = paths
         self.widget = PanelWidget(panel_id=uuid.uuid4().hex)
         answer_in_the_senders_thread(self.widget.comm)
@@ -77,7 +78,7 @@ class Panel:
         self._busy = Busy()
         self._display_id = uuid.uuid4().hex
         self._picture: dict[str, Any] | None = None
-        self._ends: dict[int, tuple[bytes, str]] = {}  # of each run that ended: its picture and what it came to
+        self._ends: dict[int, tuple[bytes, str]] = {}  # number of a run that has ended -> its picture and summary
         self._ending = threading.Lock()
         self._shown = False
         names = [path.name for path in paths]
@@ -112,14 +113,14 @@ class Panel:
             feed.start()
 
     def finish(self, timeout: float | None = 10.0) -> bool:
-        """Wait until the end state is shown; False when the run still goes on after ``timeout`` seconds.
+        """Wait until the final state is shown. Returns False when a run is still going after ``timeout`` seconds.
 
-        A notebook that is executed without a browser calls this in a cell, so that the picture gets into its output.
+        A notebook that is executed without a browser calls this in a cell, so that its output contains the picture.
         """
         return all(feed.ended.wait(timeout) for feed in self.feeds)
 
     def close(self) -> None:
-        """End the feeds and take the widget off all pages."""
+        """End the feeds and remove the widget from all pages."""
         for feed in self.feeds:
             feed.close()
         self._busy.close()
@@ -147,21 +148,28 @@ class Panel:
             self._control(place, str(content.get("name")), content.get("value"))
 
     def _control(self, place: int, name: str, value: Any) -> None:
-        """Ask the run; the page is told at once whether it could be asked."""
+        """Send a command to a run, and tell the page at once whether it could be sent."""
         run = self.runs[place]
         error: str | None = None
         try:
             if run is None:
-                error = "this panel only shows the run's files: open it with %dist_watch RUN to steer it"
+                error = "this panel only reads the run's files: open it with %dist_watch RUN to control the run"
             else:
                 run.control(name, value)
-        except (WorkbenchError, ValueError, OSError) as problem:  # a wrong value, a run that ended, its directory gone
+        except (
+            WorkbenchError,
+            ValueError,
+            OSError,
+        ) as problem:  # a wrong value, a run that has ended, a deleted directory
             error = str(problem)
         self.widget.send({"kind": "answer", "run": place, "name": name, "error": error})
         self.feeds[place].nudge()
 
     def _on_end(self, place: int, store: Store, facts: dict[str, Any]) -> None:
-        """Once all runs ended, the output becomes a picture; the page is told first, to keep the live panel for it."""
+        """Replace the output by a picture once all runs have ended.
+
+        The page is told first, so that it keeps the live panel and can show it in place of the picture.
+        """
         summary = summarise(facts)
         failure = facts["failure"]
         told = f"{failure['who']}: {failure['error']}\n{failure['traceback']}" if failure else ""
@@ -182,7 +190,7 @@ class Panel:
 def publish_widget(
     widget: Any, text: str, display_id: str, runs: Sequence[Path] = (), more: Mapping[str, Any] | None = None
 ) -> None:
-    """Show a widget in the output of the cell. ``more``: other forms of it, for viewers that run no widgets."""
+    """Show a widget in the output of the cell. ``more``: MIME type -> data, for viewers without widgets."""
     view = {"version_major": 2, "version_minor": 1, "model_id": widget.model_id}
     forms = {"text/plain": text, "application/vnd.jupyter.widget-view+json": view, **(more or {})}
     publish(forms, display_id, runs, update=False)
@@ -191,7 +199,7 @@ def publish_widget(
 def publish(
     data: dict[str, Any], display_id: str, runs: Sequence[Path], *, update: bool, width: int | None = None
 ) -> None:
-    """An output that says in its metadata which runs it shows, so that a report of the notebook finds them."""
+    """Publish an output whose metadata names the runs that it shows, so that a report of the notebook finds them."""
     from IPython.display import publish_display_data
 
     metadata: dict[str, Any] = {"image/png": {"width": width}} if width else {}
@@ -207,7 +215,7 @@ def when_closed(widget: Any, then: Any) -> None:
 
 
 def summarise(facts: dict[str, Any]) -> str:
-    """One line for people: what a run came to."""
+    """Return one line that summarises a run: its state, step, losses and plan."""
     parts = [f"{facts['name']}: {facts['status']} at step {facts['step']} of {facts['steps']}"]
     if facts["loss"] is not None:
         parts.append(f"loss {facts['loss']:.4f}")
@@ -218,10 +226,10 @@ def summarise(facts: dict[str, Any]) -> str:
 
 
 def answer_in_the_senders_thread(comm: Any) -> None:
-    """Let a click be handled on the subshell that JupyterLab sends it to, so that it works while a cell blocks.
+    """Handle clicks on the subshell that JupyterLab sends them to, so that buttons work while a cell runs.
 
-    ipykernel 7.4 sends a widget's messages to whichever shell used its comm last: the main one, which is busy with the
-    cell. Our handlers may run in any thread. Earlier versions have no such rule, and nothing to change.
+    ipykernel 7.4 sends a widget's messages to the shell that used its comm last, which is the main shell and is blocked
+    by the cell. The handlers of this project may run in any thread. Earlier versions need no change.
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda _data, default: default

@@ -1,4 +1,4 @@
-"""The newest state of every rank, in arrays: what the Ranks tab lists, for 2 ranks as for 1,024."""
+"""The newest state of every rank, in arrays: the content of the Ranks tab."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.telemetry.throttle import throttle_reasons
 
-#: worst last: a state that is read later in this list is the one a run is called by
+#: from best to worst: the state of a run is the worst state of its ranks
 STATES = ("finished", "starting", "running", "paused", "stopped", "failed", "died")
 
 
 class RankTable:
-    """``take_devices``, ``take_state`` and ``columns`` (rank, state, step, busy, memory, gpu, phase, device,
-    throttle, lag)."""
+    """The newest state of each of ``ranks`` ranks. The arrays have one element per rank.
+
+    ``state``: place in ``STATES``; ``busy``: percent; ``memory``: bytes; ``gpu``: whether these two are of a GPU;
+    ``throttle``: NVML's bit mask; ``lag``: work time relative to the median (0.1: 10 % more), None when unknown.
+    """
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -31,11 +34,11 @@ class RankTable:
         self.lag: np.ndarray | None = None
 
     def take_devices(self, devices: Columns) -> None:
-        """The newest sample of each rank in these rows."""
+        """Take the newest sample of each rank from rows of the ``devices`` table."""
         rank = devices["rank"]
         newest = np.full(self.ranks, -1)
         known = np.flatnonzero((rank >= 0) & (rank < self.ranks))
-        newest[rank[known]] = known  # of rows of one rank the last one stays
+        newest[rank[known]] = known  # the last row of each rank wins
         own = np.flatnonzero(newest >= 0)
         row = newest[own]
         gpu = devices["device"][row] != "cpu"
@@ -46,13 +49,13 @@ class RankTable:
         self.memory[own] = np.where(gpu, devices["gpu_memory_bytes"][row], devices["rss_bytes"][row])
 
     def take_state(self, rank: int, state: str, step: int) -> None:
-        """A rank said what it is doing; one that died says nothing more."""
+        """Set the state of a rank. A rank that died keeps that state."""
         if 0 <= rank < self.ranks and state in STATES and self.state[rank] != STATES.index("died"):
             self.state[rank] = STATES.index(state)
             self.step[rank] = max(self.step[rank], step)
 
     def state_of(self, rank: int) -> str:
-        """The state of one rank."""
+        """Return the state of one rank."""
         return STATES[self.state[rank]]
 
     @property
@@ -66,12 +69,12 @@ class RankTable:
         return STATES[worst]
 
     def counts(self) -> dict[str, int]:
-        """How many ranks are in which state."""
+        """Return state -> number of ranks, without states that no rank has."""
         number = np.bincount(self.state, minlength=len(STATES))
         return {name: int(count) for name, count in zip(STATES, number, strict=True) if count}
 
     def columns(self) -> Columns:
-        """A row per rank."""
+        """Return a row per rank: rank, state, step, busy, memory (GiB), gpu, phase, device, throttle, lag (percent)."""
         slowed_by = {mask: ", ".join(throttle_reasons(mask)) for mask in set(self.throttle.tolist())}
         return {
             "rank": np.arange(self.ranks, dtype=float),
@@ -88,5 +91,5 @@ class RankTable:
 
 
 def describe(table: RankTable) -> dict[str, Any]:
-    """For the facts: how many ranks there are in which state."""
+    """Return the number of ranks (``world``) and how many are in each state (``states``)."""
     return {"world": table.ranks, "states": table.counts()}

@@ -1,8 +1,8 @@
-"""Rows of figures on their way to a page: what is new, what is too much, what a page has by now.
+"""Selects the rows of figures that a page lacks, thins rows that are too many, and keeps the rows that were sent.
 
-A figure is fed only while somebody looks at its tab. What was sent is kept, thinned as it grows, so that a page that is
-loaded again, or a figure that has too many rows, gets the same thing at no cost to the log. A plot module that raises
-an exception has a message in its figure's place, and is tried again now and then; all other figures go on.
+A figure gets rows only while its tab is visible. The rows that were sent are kept, so that they can be sent again to a
+page that is reloaded, or thinned, without reading the log again. When a plot module raises an exception, the page shows
+a message in place of its figure, and the figure is retried every ``RETRY_S`` seconds; other figures are not affected.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import cumulative_tokens
 from workbench.telemetry.store import Store
 
-#: thinned when it has so many times the rows that a figure begins with
+#: a figure is thinned when it has this many times the rows of its first message
 _TOO_MANY = 1.5
-#: seconds until a figure that failed is tried again
+#: seconds until a figure that failed is retried
 RETRY_S = 10.0
 
 
 @dataclass
 class News:
-    """What goes to the page: rows by figure, which of them replace all, and figures to be drawn (anew)."""
+    """What is sent to the page.
+
+    ``columns``: figure -> rows. ``replace``: the figures whose rows replace all earlier ones. ``figures``: figure items
+    that the page draws, or draws again.
+    """
 
     columns: dict[str, Columns] = field(default_factory=dict)
     replace: list[str] = field(default_factory=list)
@@ -40,14 +44,14 @@ class News:
         return bool(self.columns or self.figures)
 
     def drop(self, name: str) -> None:
-        """Take back what was to be sent of one figure."""
+        """Remove everything about one figure."""
         self.columns.pop(name, None)
         self.replace = [other for other in self.replace if other != name]
         self.figures = [figure for figure in self.figures if figure["name"] != name]
 
 
 class _Sent:
-    """What a page has of one figure."""
+    """The rows of one figure that were sent. ``due``: when it is read next; below 0: the page must draw it again."""
 
     def __init__(self) -> None:
         self.cursor: Any = None
@@ -72,16 +76,17 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a figure could not be made, and until when it is left alone."""
+    """Why a figure could not be made, and the time of the next attempt."""
 
     text: str
     until: float
 
 
 class Stream:
-    """The figures of one run. ``take(tabs, clock)`` gives what is new in those tabs.
+    """The rows of one run's figures. ``take(tabs, clock)`` returns what is new in those tabs.
 
-    ``drawn=False``: columns without a figure, which has no place for a message: what a plot raises is raised.
+    ``sections``: the plots (default: all). ``drawn=False``: the plots have rows but no figure that could show a
+    message, so exceptions of a plot propagate.
     """
 
     def __init__(self, store: Store, sections: list[Plot] | None = None, *, drawn: bool = True) -> None:
@@ -94,7 +99,7 @@ class Stream:
         self._failed: dict[str, _Failure] = {}
 
     def choose(self, what: str, value: Any) -> None:
-        """Look at one rank or one layer (None: at none); its figures are filled anew."""
+        """Select one rank or one layer (None: none). The figures that depend on it are filled again."""
         if self._chosen.get(what) != value:
             self._chosen[what] = value
             chosen = {plot.NAME for plot in self._plots if getattr(plot, "CHOICE", "") == what}
@@ -103,24 +108,24 @@ class Stream:
                 self._failed.pop(name, None)
 
     def forget(self) -> None:
-        """The page has nothing: figures are sent anew when they are looked at, with the rows that are kept."""
+        """Forget what the page has: each figure is sent again, with the rows that are kept, when its tab is visible."""
         for sent in self._sent.values():
             sent.due = -1.0
         self._failed.clear()
 
     def renew(self) -> None:
-        """What was sent counts no more: all figures are filled anew when they are looked at."""
+        """Discard the rows that are kept: each figure is read again from the log when its tab is visible."""
         self._renew |= self._sent.keys()
         self._failed.clear()
 
     def kept(self, name: str) -> Columns:
-        """All rows of a figure that a page has by now; the figure is read from its begin if it was not yet."""
+        """Return all rows of a figure that were sent. A figure that was not read yet is read first."""
         if name not in self._sent or name in self._renew:
             self.take({plot.TAB for plot in self._plots if name == plot.NAME}, 0.0)
         return self._sent[name].whole()
 
     def take(self, tabs: Collection[str], clock: float) -> News:
-        """What the page lacks of the figures in these tabs."""
+        """Return what the page lacks of the figures in ``tabs``. ``clock``: monotonic time in seconds."""
         news = News()
         for plot in self._plots:
             failed = self._failed.get(plot.NAME)
@@ -129,7 +134,9 @@ class Stream:
             try:
                 self._take(plot, clock, news)
                 self._failed.pop(plot.NAME, None)
-            except Exception as error:  # a plot of anybody's, on any data: the page is told in the figure's place
+            except (
+                Exception
+            ) as error:  # plots may be the user's own and raise anything; the page shows it in place of the figure
                 if not self._drawn:
                     raise
                 self._fail(plot, described(error), clock, news)
@@ -140,7 +147,7 @@ class Stream:
         if sent is None or plot.NAME in self._renew:
             self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
         elif sent.due < 0:
-            self._go_on(plot, sent, News())  # what is kept, up to now
+            self._go_on(plot, sent, News())  # adds the newest rows to those that are kept
             self._draw(plot, self._sent[plot.NAME], news)
         elif clock >= sent.due:
             self._go_on(plot, sent, news)
@@ -149,7 +156,7 @@ class Stream:
         self._sent[plot.NAME].due = clock + getattr(plot, "PERIOD_S", 0.0)
 
     def _fail(self, plot: Plot, text: str, clock: float, news: News) -> None:
-        """Forget what the page has of the figure, and put a message in its place; next time it begins anew."""
+        """Send a message in place of the figure, and forget its rows; the next attempt reads it from the beginning."""
         before = self._failed.get(plot.NAME)
         self._failed[plot.NAME] = _Failure(text, clock + RETRY_S)
         self._sent.pop(plot.NAME, None)
@@ -185,7 +192,9 @@ class Stream:
 
     def _go_on(self, plot: Plot, sent: _Sent, news: News) -> None:
         columns, cursor = self._columns(plot, sent.cursor)
-        if list(columns) != list(sent.parts[0]):  # another kind of collective, GPUs: the figure has other lines now
+        if list(columns) != list(
+            sent.parts[0]
+        ):  # the figure now has other lines, for example of a new kind of collective
             self._begin(plot, news, drawn=False)
             return
         sent.cursor = cursor
@@ -205,14 +214,16 @@ class Stream:
 
 
 class Spine:
-    """A run's steps with what others are aligned by: step, time (s since the first device sample), tokens (of all
-    ranks, so far), loss, tps, grad_norm. A figure without a picture of its own."""
+    """The rows by which figures and runs are aligned; they have no figure of their own.
+
+    Columns: step, time (s since the first device sample), tokens (total of all ranks so far), loss, tps, grad_norm.
+    """
 
     NAME = wire.SPINE
     TITLE = TAB = AXIS = ""
 
     def columns(self, store: Store, cursor: Any) -> tuple[Columns, Any]:
-        """Marks since the cursor."""
+        """Return the rows since the cursor, and the new cursor."""
         steps, tokens, begin = cursor or (None, 0.0, None)
         metrics, steps = rows.metrics_since(store, steps)
         if begin is None and metrics["step"].size:
@@ -229,5 +240,5 @@ class Spine:
         return (rows.thin(out, of=["loss", "tps", "grad_norm"]) if cursor is None else out), (steps, tokens, begin)
 
     def figure(self, source: Any) -> Any:
-        """Draws nothing: other figures show the marks."""
-        raise NotImplementedError("the spine is no figure")
+        """Not available: other figures show these rows."""
+        raise NotImplementedError("the spine has no figure")

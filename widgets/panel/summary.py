@@ -1,4 +1,4 @@
-"""What the panel says in words and numbers: facts of a run, kept up to date from its store."""
+"""The facts of a run that the panel shows in words and numbers, kept up to date from the run's store."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RECENT_STEPS = 50
 LONGEST_TEXT = 4000
 LONGEST_TRACE = 20_000
 MOST_SAMPLES = 20
-#: seconds between two judgements
+#: seconds between two verdicts
 JUDGE_EVERY_S = 3.0
 _NUMBERS = ("loss", "tps", "step_time_ms", "grad_norm")
 
 
 class Facts:
-    """Reads a store's news into one small dictionary of JSON values (``now``). Numbers that are unknown are None."""
+    """Collects the facts of a run from its store. ``now`` returns them as JSON values; unknown numbers are None."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -56,7 +56,10 @@ class Facts:
         self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
 
     def update(self, clock: float | None = None) -> Columns:
-        """Take in what the store has read since the last call; returns the new events."""
+        """Take what the store has read since the last call, and return the new events.
+
+        ``clock``: monotonic time in seconds; None: make a new verdict in any case.
+        """
         self._take_metrics()
         devices, self._devices = rows.since(self._store, "devices", self._devices)
         if devices["rank"].size:
@@ -78,7 +81,7 @@ class Facts:
         return events
 
     def rolled_back(self) -> None:
-        """Training went back: what was taken in of its steps is taken in anew."""
+        """Discard everything about steps after a rollback; ``update`` reads it again."""
         self._metrics = None
         self._recent.clear()
         self._judge = VerdictTracker(self._store)
@@ -86,17 +89,17 @@ class Facts:
 
     @property
     def logged_state(self) -> str:
-        """State of the run as its ranks logged it: the worst of them."""
+        """The state of the run according to the ranks' logs: the worst state of a rank."""
         return self.ranks.logged_state
 
     @property
     def began(self) -> float:
-        """When the run's clock starts: its first device sample, or now that there is none."""
+        """The begin of the run in seconds since the epoch: its first device sample, else its first running rank."""
         begin = rows.progress(self._store).begin
         return self._began or 0.0 if math.isnan(begin) else begin
 
     def now(self, *, status: str, can_control: bool, clock: float) -> dict[str, Any]:
-        """All facts at the time ``clock`` (seconds since the epoch) of a run whose state is ``status``."""
+        """Return all facts at ``clock`` (seconds since the epoch). ``status``: the state of the run."""
         spec = self._store.spec
         step = int(self._latest.get("step", 0))
         over = status in ENDED
@@ -130,12 +133,12 @@ class Facts:
 
     @property
     def awaits_branch(self) -> bool:
-        """Whether the ranks ended so that another run can go on, and that is not there yet."""
+        """Whether the ranks stopped for a branch that has no run directory yet."""
         return self._asked_to_branch and not self._branches.found
 
     def _origin(self) -> str:
         origin = parent(self._store.spec)
-        return f"goes on from {origin[0]}, step {origin[1]}" if origin else ""
+        return f"continues {origin[0]} from step {origin[1]}" if origin else ""
 
     def _take_metrics(self) -> None:
         metrics, self._metrics = metrics_since(self._store, self._metrics)
@@ -174,13 +177,13 @@ class Facts:
             self._ended = max(time, self._ended or time)
 
     def _take_failure(self) -> None:
-        """The failure that explains the others, with all ranks that had it, and its traceback once."""
+        """Take the failure that caused the others: the ranks that had it, its message and its traceback."""
         first = failure_of(self._store.table("events"))
         if first is None:
             return
         trace = first.traceback[-LONGEST_TRACE:]
         self._known["failure"] = {"who": first.who, "error": first.message[:1000], "traceback": trace}
-        self._known["notice"] = {"level": "error", "text": f"{first.who} failed: the tab Overview says why"}
+        self._known["notice"] = {"level": "error", "text": f"{first.who} failed: see the tab Overview"}
 
     def _seconds_per_step(self) -> float | None:
         if len(self._recent) < 2:
@@ -190,6 +193,6 @@ class Facts:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number for JSON, of six digits, else None."""
+    """Return a finite number with six significant digits, for JSON; None for anything else."""
     number = as_number(value)
     return float(f"{number:.6g}") if math.isfinite(number) else None

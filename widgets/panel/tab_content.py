@@ -1,7 +1,4 @@
-"""What tabs show besides figures: events, ranks, samples, console lines, the history of controls.
-
-``news(tabs)`` is what a page lacks of them, ``all(tabs)`` everything that is kept, both as JSON values.
-"""
+"""The content of tabs besides figures: events, marks, samples, console lines, and controls with their history."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from workbench.telemetry.store import Store
 
 
 class TabContent:
-    """Of one run."""
+    """The content of one run's tabs, as JSON values: ``news`` returns what changed, ``all`` what a page starts with."""
 
     def __init__(self, store: Store, facts: Facts) -> None:
         self._store = store
@@ -31,13 +28,13 @@ class TabContent:
         self._declared = False
 
     def take(self, events: Columns) -> None:
-        """Take in new rows of the ``events`` table."""
+        """Add new rows of the ``events`` table."""
         self._event_list.take(events, self._facts.began)
         self._history.take(events)
         self._declared |= bool(((events["kind"] == EventKind.CONTROL) & (events["name"] == "declared")).any())
 
     def news(self, tabs: Collection[str]) -> dict[str, Any]:
-        """Parts that changed, of the tabs that are looked at."""
+        """Return what changed since the last call. Samples and console lines are included only for visible ``tabs``."""
         out: dict[str, Any] = {}
         if entries := self._event_list.news():
             out["events"] = entries
@@ -45,7 +42,7 @@ class TabContent:
             out["marks"] = marks
         if (history := self._history.rows()) is not None:
             out["history"] = history
-        if self._declared:  # knobs of the training script, after the page was told what can be set
+        if self._declared:  # the training script declared knobs after the page received the controls
             self._declared = False
             out["controls"] = declared(self._store)
         newest = self._facts.samples[-1]["step"] if self._facts.samples else -1
@@ -61,7 +58,7 @@ class TabContent:
         return out
 
     def all(self) -> dict[str, Any]:
-        """What every page needs at once; tabs that are not looked at are fed later."""
+        """Return what a page needs at once; samples and console lines follow when their tabs are opened."""
         self._samples_sent, self._console_sent = -1, False
         marks, history = self._event_list.marks(anew=True), self._history.rows(anew=True)
         return {"events": self._event_list.all(), "marks": marks, "history": history}

@@ -1,4 +1,4 @@
-"""What a run's figures come to, in a sentence: where the step time goes, who is slow, how well the device is used."""
+"""The panel's verdict on a run: what takes the step time, which rank is a straggler, and how well devices are used."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ _COLUMNS = ("step", "rank", "phase", "micro_batch", "start_ms", "duration_ms")
 
 @dataclass(frozen=True)
 class SpeedVerdict:
-    """``sentence`` for people ("": nothing is known yet), ``straggler`` (rank or None), ``lag`` (each rank's own work
-    against the median, 0.1: 10 % more; None: unknown), ``mfu`` (share of the peak, None: unknown)."""
+    """The verdict on the newest steps.
+
+    ``sentence``: the verdict in words; "" while there are no phases. ``straggler``: a rank, or None. ``lag``: each
+    rank's own work time relative to the median (0.1: 10 % more), or None when unknown. ``mfu``: model FLOPS utilisation
+    as a share of the peak, or None when unknown.
+    """
 
     sentence: str = ""
     straggler: int | None = None
@@ -33,8 +37,7 @@ class SpeedVerdict:
 
 
 class VerdictTracker:
-    """Reads phases and collectives on from where it stood; ``judge`` is about the newest ``STEPS`` steps that have
-    phases."""
+    """Reads new phases and collectives from a store; ``judge`` covers the newest ``STEPS`` steps that have phases."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -46,7 +49,7 @@ class VerdictTracker:
         self._judged = SpeedVerdict()
 
     def judge(self, tokens_per_second: float | None) -> SpeedVerdict:
-        """``tokens_per_second``: of all ranks together."""
+        """Return the current verdict. ``tokens_per_second``: the total of all ranks; None: unknown."""
         phases, self._cursor = rows.whole_steps(self._store, "phases", self._cursor)
         if phases["step"].size:
             kept = self._kept
@@ -61,7 +64,7 @@ class VerdictTracker:
         return replace(self._judged, mfu=self._mfu(tokens_per_second))
 
     def _read_collectives(self) -> bool:
-        """Whether there are any that were not there before."""
+        """Read new collectives. Returns whether there were any."""
         calls, self._calls_cursor = rows.whole_steps(self._store, "collectives", self._calls_cursor)
         if not calls["step"].size:
             return False

@@ -1,8 +1,9 @@
-"""What a run is asked to do: frozen, keyword-only, checked at birth.
+"""The configuration of a run: frozen, keyword-only dataclasses that check their values when they are made.
 
-``TrainSpec`` is the whole request; ``plan`` says how it is spread over ranks, ``monitor`` what is watched. A spec file
-is the same in TOML (tables ``[plan]`` and ``[monitor]``); flags are the same names flat. ``spec.toml`` in a run
-directory adds ``[versions]`` and ``[machine]``, which are for people and are ignored when it is read back.
+``TrainSpec`` holds all options of a run; its field ``plan`` says how the training is spread over ranks, ``monitor``
+what is observed. A spec file has the same options in TOML, in the tables ``[plan]`` and ``[monitor]`` and at the top;
+flags have the same names without tables. The ``spec.toml`` of a run directory adds the tables ``[versions]`` and
+``[machine]`` for information; they are ignored when the file is read.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _INFORMATION = ("versions", "machine")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-#: annotation of an option -> what it may be, and how that is called
+#: annotation of an option -> the allowed Python types, and their name in messages
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
-    "str": ((str,), "a text"),
+    "str": ((str,), "a string"),
     "bool": ((bool,), "true or false"),
 }
-#: options whose flag is not their name
+#: options whose flag has another name
 _FLAGS = {"ranks": "--nproc-per-node", "level": "--monitor", "budget": "--monitor-budget"}
 _WITHOUT_FLAG = ("sample_hz",)
 #: keys of spec files and checkpoints of earlier versions -> their names now
@@ -49,12 +50,12 @@ _RENAMED = {"strategy": "framework"}
 
 
 def flag_of(option: str) -> str:
-    """An option as people type it: ``batch_size`` -> ``--batch-size``."""
+    """The flag of an option: ``batch_size`` -> ``--batch-size``. An option without a flag is returned unchanged."""
     return option if option in _WITHOUT_FLAG else _FLAGS.get(option, f"--{option.replace('_', '-')}")
 
 
 def _check_type(item: dataclasses.Field[Any], value: Any) -> None:
-    """``ConfigError`` for a value that is not what the option's annotation says."""
+    """Raise ``ConfigError`` when ``value`` does not have the type of the option's annotation."""
     kind, _, or_none = str(item.type).partition(" | ")
     if kind not in _TYPES or (or_none and value is None):
         return
@@ -65,7 +66,7 @@ def _check_type(item: dataclasses.Field[Any], value: Any) -> None:
 
 
 def check_types(options: Mapping[str, Any]) -> None:
-    """Refuse an unknown option, or one that holds the wrong kind of value. ``ConfigError`` names it."""
+    """Raise ``ConfigError`` for an unknown option, or for a value of the wrong type."""
     for name, value in options.items():
         table = _TABLES.get(_group_of(name), TrainSpec)
         _check_type(next(item for item in dataclasses.fields(table) if item.name == name), value)
@@ -95,12 +96,13 @@ def _check_least(spec: Any, name: str, least: int) -> None:
 class ParallelPlan:
     """How one training is spread over ``ranks`` ranks.
 
-    ``framework``: what trains, an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
-    framework's ways to spread a training; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid``
-    (``tp`` tensor parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
+    framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
+    parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
 
-    The framework checks its options where it is installed. A plan of another one can be made, so that what it trained
-    is shown anywhere; ``workbench.core.frameworks.framework`` refuses it where it is to train.
+    An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
+    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train.
+    Raises ``ConfigError`` for values that cannot work.
     """
 
     ranks: int = 1
@@ -126,38 +128,39 @@ class ParallelPlan:
 
     @classmethod
     def recorded(cls, options: Mapping[str, Any]) -> ParallelPlan:
-        """From the options in a checkpoint, of this or an earlier version."""
+        """Make a plan from the options stored in a checkpoint of this or an earlier version."""
         return cls(**{_RENAMED.get(name, name): value for name, value in options.items()})
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh of the ranks: data parallel is what tp and pp leave."""
+        """The mesh of the ranks: the data-parallel size is ``ranks // (tp * pp)``."""
         return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
 
     def describe(self) -> str:
-        """For people: ``"hybrid: tp 2 on 2 ranks"``, with the framework's name in front where it is no default."""
+        """The plan in words: ``"hybrid: tp 2 on 2 ranks"``, after the name of a framework that is not the default."""
         of = "" if self.framework == DEFAULT_FRAMEWORK else f"{self.framework} "
         return f"{of}{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
 
     def why_unavailable(self, capability: Capability) -> str:
-        """Why this plan cannot do something, in words; "" when it can."""
+        """Why this plan lacks a capability, in words; "" when it has it."""
         return why_unavailable(self.framework, self.plugin, capability)
 
     def why_control_unavailable(self, control: str) -> str:
-        """Why a control has no effect on a run of this plan, in words; "" when it has one."""
+        """Why a control cannot be used in a run of this plan, in words; "" when it can."""
         needed = NEEDED_BY_CONTROL.get(control)
         return "" if needed is None else self.why_unavailable(needed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorSpec:
-    """What is watched, and what it may cost.
+    """What the monitor observes, and how much time it may take.
 
     ``level``: "off" (step records only), "light" (norms, phases, device samples) or "full" (all statistics).
-    ``grad_every`` steps between gradient statistics; 0: never; None: the governor chooses the interval so that watching
-    costs at most ``budget`` of the step time (0.01 is 1 %). ``grad_layers``: a regular expression, only layers in whose
-    qualified name it is found (``re.search``) are watched. Device samples at ``sample_hz``. ``on_nonfinite``: what a
-    non-finite loss or gradient does: "stop" the run, "skip" the step on all ranks, or "go" on.
+    ``grad_every``: steps between gradient statistics; 0: never; None: the governor chooses the interval so that the
+    monitor takes at most the share ``budget`` of the step time (0.01 is 1 %). ``grad_layers``: a regular expression;
+    statistics cover only layers whose qualified name it matches (``re.search``). ``sample_hz``: device samples per
+    second. ``on_nonfinite``: the response to a non-finite loss or gradient: "stop" the run, "skip" the step on all
+    ranks, or "go" on. Raises ``ConfigError`` for values that cannot work.
     """
 
     level: str = "full"
@@ -173,13 +176,13 @@ class MonitorSpec:
         _check(
             self.grad_every is None or self.grad_every >= 0,
             "--grad-every",
-            f"--grad-every must be a whole number of steps, 0 for never, not {self.grad_every!r}",
+            f"--grad-every must be a whole number of steps (0: never), not {self.grad_every!r}",
         )
         try:
             re.compile(self.grad_layers)
         except re.error as error:
             raise ConfigError(
-                f"--grad-layers {self.grad_layers!r} is no regular expression: {error}", field="--grad-layers"
+                f"--grad-layers {self.grad_layers!r} is not a valid regular expression: {error}", field="--grad-layers"
             ) from error
         _check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
         _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
@@ -190,14 +193,16 @@ class MonitorSpec:
 class TrainSpec:
     """One training run.
 
-    ``batch_size`` is global: samples per optimizer step over all ranks (0: a cell's dataloader has its own). Each
-    data-parallel rank takes its contiguous share and cuts it into ``accumulate`` pieces, and a pipeline cuts each piece
-    into ``plan.micro_batches``.
-    ``clip`` is the largest global L2 norm of the gradient (0: no clipping). ``recipe`` empty means the cell form.
-    ``eval_every`` steps between evaluations, and one at the end (0: none).
-    ``save_every`` steps between checkpoints (0: none by itself), of which the newest ``keep`` stay (0: all).
-    ``resume``: ``RUN`` or ``RUN@step``, a checkpoint to go on from.
-    ``lr`` None leaves the learning rate to the recipe's default, or to the optimizer that the cell made.
+    ``recipe``: the name of a recipe; "" when a cell defines the model.
+    ``batch_size``: the global batch size, in samples per optimizer step over all ranks (0: the cell's dataloader has
+    its own). Each data-parallel rank splits its contiguous share into ``accumulate`` gradient accumulation steps, and a
+    pipeline splits each of them into ``plan.micro_batches``.
+    ``lr``: the learning rate; None: the recipe's default, or that of the optimizer that the cell defines.
+    ``clip``: the largest global L2 norm of the gradient (0: no clipping).
+    ``eval_every``: steps between evaluations, with one more at the end (0: no evaluation).
+    ``save_every``: steps between checkpoints (0: only on request), of which the newest ``keep`` are kept (0: all).
+    ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from.
+    Raises ``ConfigError`` for values that cannot work.
     """
 
     recipe: str = ""
@@ -242,24 +247,24 @@ class TrainSpec:
         _check(
             bool(_NAME.fullmatch(self.name)),
             "--name",
-            f"--name {self.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit, "
-            "64 characters at most",
+            f"--name {self.name!r} is not a valid name: use letters, digits, '.', '_' and '-', start with a letter or "
+            "digit, and use 64 characters at most",
         )
-        pieces = self.plan.mesh.dp * self.accumulate * self.plan.micro_batches
+        parts = self.plan.mesh.dp * self.accumulate * self.plan.micro_batches
         _check(
-            self.batch_size % pieces == 0,
+            self.batch_size % parts == 0,
             "--batch-size",
-            f"--batch-size {self.batch_size} cannot be cut into dp {self.plan.mesh.dp} x accumulate "
-            f"{self.accumulate} x micro-batches {self.plan.micro_batches} = {pieces} equal pieces: "
-            f"use {max(1, round(self.batch_size / pieces)) * pieces}",
+            f"--batch-size {self.batch_size} cannot be split into dp {self.plan.mesh.dp} x accumulate "
+            f"{self.accumulate} x micro-batches {self.plan.micro_batches} = {parts} equal parts: "
+            f"use {max(1, round(self.batch_size / parts)) * parts}",
         )
 
     def replace(self, **changes: Any) -> TrainSpec:
-        """A copy with changed options, named as in a flat command line (``tp``, ``lr``, ``grad_every`` ...)."""
+        """Return a copy with changed options, named without tables (``tp``, ``lr``, ``grad_every`` ...)."""
         return TrainSpec.from_options({**self.options(), **changes})
 
     def options(self) -> dict[str, Any]:
-        """All options flat: name -> value."""
+        """All options, those of ``plan`` and ``monitor`` included: name -> value."""
         flat: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -269,19 +274,22 @@ class TrainSpec:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> TrainSpec:
-        """From flat options; ``ConfigError`` for an unknown one, with the nearest known name."""
+        """Make a spec from ``options``, the inverse of ``options()``.
+
+        Raises ``ConfigError``, which suggests the nearest name, for an unknown option.
+        """
         groups: dict[str, dict[str, Any]] = {"plan": {}, "monitor": {}, "": {}}
         for key, value in options.items():
             groups[_group_of(key)][key] = value
         return cls(plan=ParallelPlan(**groups["plan"]), monitor=MonitorSpec(**groups["monitor"]), **groups[""])
 
     def to_toml(self) -> dict[str, Any]:
-        """The tables of a spec file; what is None is left out."""
+        """The content of a spec file as nested tables; options that are None are left out."""
         return {"spec_version": SPEC_VERSION, **_without_none(dataclasses.asdict(self))}
 
 
 def check_capabilities(spec: TrainSpec) -> None:
-    """Refuse, before launch, what was asked for and the plan's plugin cannot do: ``ConfigError`` with the reason."""
+    """Raise ``ConfigError``, with the reason, when the plan's plugin lacks a capability that the spec needs."""
     for asked, flag, capability in (
         (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
@@ -291,11 +299,11 @@ def check_capabilities(spec: TrainSpec) -> None:
         (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
     ):
         reason = spec.plan.why_unavailable(capability) if asked else ""
-        _check(not reason, flag, f"{flag}: {reason}: leave it out, or choose another --plugin or --framework")
+        _check(not reason, flag, f"{flag}: {reason}; leave it out, or choose another --plugin or --framework")
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: an option that is absent has its default."""
+    """Remove options that are None: TOML has no null, and an absent option takes its default."""
     return {
         name: _without_none(value) if isinstance(value, dict) else value
         for name, value in values.items()
@@ -306,7 +314,7 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 _TABLES: dict[str, type] = {"plan": ParallelPlan, "monitor": MonitorSpec}
 
 
-#: the table of a spec file in which an option stands; "": at its top
+#: option -> the table of a spec file that it belongs in; "": the top of the file
 _GROUPS = {
     item.name: table
     for table, kind in {"": TrainSpec, **_TABLES}.items()
@@ -324,9 +332,9 @@ def _group_of(key: str) -> str:
 
 
 def read_spec_options(path: str | Path) -> dict[str, Any]:
-    """Flat options of a spec file, only those that stand in it.
+    """Read the options that a spec file contains, without their tables: name -> value.
 
-    Raises ``ConfigError`` for a missing file, broken TOML, an unknown key or a key in the wrong table, and
+    Raises ``ConfigError`` for a missing file, invalid TOML, an unknown key or a key in the wrong table, and
     ``SchemaError`` for a spec of a newer version.
     """
     path = Path(path).expanduser()
@@ -339,7 +347,7 @@ def read_spec_options(path: str | Path) -> dict[str, Any]:
     version = data.pop("spec_version", SPEC_VERSION)
     if not isinstance(version, int) or version > SPEC_VERSION:
         raise SchemaError(
-            f"{path} has spec_version {version!r}, this version reads up to {SPEC_VERSION}: update dist-workbench"
+            f"{path} has spec_version {version!r}, but this version reads up to {SPEC_VERSION}: update dist-workbench"
         )
     flat: dict[str, Any] = {}
     for key, value in data.items():

@@ -1,10 +1,10 @@
-"""What can be changed while a run trains, declared once. The panel, the magics, ``Run`` and the command line follow.
+"""The controls of a running training, declared once for the panel, the magics, ``Run`` and the command line.
 
-A ``Control`` says its name, what values it takes, who carries it out, and how it is shown. ``parse`` turns what a
-person typed into a value, or raises a ``ConfigError`` that says what is allowed. What a control does on the ranks
-stands under its name in ``workbench.engine.loop.settings`` or ``workbench.engine.loop.acts``.
+A ``Control`` declares its name, the values it takes, what applies it on the ranks, and how a form shows it. ``parse``
+converts what a user typed to a value, or raises a ``ConfigError`` that says what is allowed. The code that applies a
+control is registered under its name in ``workbench.engine.loop.settings`` or ``workbench.engine.loop.acts``.
 
-No torch here: the kernel and the command line read this as well as the ranks.
+This module must not import torch: the kernel and the command line use it as well as the ranks.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from workbench.errors import ConfigError, nearest
 
-#: who carries a control out: the training loop, the strategy, what watches the steps, the cell, or the session
+#: what applies a control: the training loop, the strategy, the monitor, the cell, or the session
 APPLIERS = ("trainer", "strategy", "observer", "cell", "session")
 WIDGETS = ("button", "number", "choice", "text")
-#: states of a run that can be steered
+#: states of a run that accepts commands
 LIVE = ("starting", "running", "paused")
-#: ``set lr=schedule``: back to what the schedule says
+#: value of ``lr`` that returns the learning rate to its schedule
 SCHEDULE = "schedule"
 AUTOMATIC = "auto"
 NEWEST = "newest"
@@ -30,9 +30,10 @@ NEWEST = "newest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Button:
-    """A button in the head of the panel. Controls with the same ``place`` share one: it does what the state allows.
+    """A button in the head of the panel.
 
-    ``asked``: its text once it was pressed, until the ranks refuse. ``over``: its text when the run has ended.
+    Controls with the same ``place`` share one button, which triggers the control that the run's state allows.
+    ``asked``: the text after a click, until the ranks refuse the command. ``over``: the text after the run has ended.
     """
 
     text: str
@@ -44,13 +45,15 @@ class Button:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """One thing that can be changed. ``setting``: it has a value that stays (``set name=value``); otherwise an act.
+    """A setting or an act of a running training.
 
-    ``kind``: one of ``KINDS``. ``low`` and ``high`` are inclusive. ``default``: the value where none is given; None:
-    one has to be given, unless ``kind`` is none. ``option``: the option of the spec that a setting begins with;
-    checkpoints keep such settings. ``alters``: the value in force that an act alters ("": none). ``when_empty``: what
-    an empty value in force means. ``states``: the states of a run in which it can be done. ``ends``: the run ends when
-    it is done. ``button``: in the head of the panel, beside its place in the form.
+    ``setting``: whether it is a setting, whose value stays (``set name=value``), or an act. ``kind``: a key of
+    ``KINDS``. ``applies``: one of ``APPLIERS``. ``low`` and ``high``: inclusive bounds. ``default``: the value used
+    when none is given; with None a value is required, unless ``kind`` is "none". ``option``: the option of the spec
+    that gives a setting its initial value; checkpoints store such settings. ``alters``: the name of the value in force
+    that an act changes ("": none). ``when_empty``: how a form shows an empty value in force. ``states``: the states of
+    a run that allow the control. ``ends``: whether it ends the run. ``button``: its button in the head of the panel;
+    every control also has a place in the form.
     """
 
     name: str
@@ -72,26 +75,29 @@ class Control:
 
     @property
     def widget(self) -> str:
-        """What a form asks for the value with: one of ``WIDGETS``."""
+        """The form element that takes the value: one of ``WIDGETS``."""
         return KINDS[self.kind].widget
 
     @property
     def hint(self) -> str:
-        """An example of what may be typed, for an empty field."""
+        """An example of a value, shown in an empty field."""
         return KINDS[self.kind].hint
 
     @property
     def starts_run(self) -> bool:
-        """Whether it ends the run and goes on as a new one."""
+        """Whether it ends the run and continues it as a new run."""
         return self.kind == "changes"
 
     @property
     def in_force(self) -> str:
-        """The name of the value in force that it sets or alters; "" when there is none."""
+        """The name of the value in force that the control sets or alters; "" when there is none."""
         return self.name if self.setting else self.alters
 
     def parse(self, value: Any = None) -> Any:
-        """The value to apply. ``ConfigError`` says what is allowed."""
+        """Convert ``value``, as typed or as given in Python, to the value to apply.
+
+        Raises ``ConfigError``, which says what is allowed, for a value that the control does not take.
+        """
         if value is None or value == "":
             if self.kind == "none":
                 return None
@@ -102,7 +108,7 @@ class Control:
         return KINDS[self.kind].parse(self, value)
 
     def allowed(self) -> str:
-        """What may be given, for people: "a number of at least 0"."""
+        """The allowed values in words, such as "a number of at least 0"."""
         if self.kind in ("float", "int"):
             what = "a number" if self.kind == "float" else "a whole number"
             low, high = _number(self.low), _number(self.high)
@@ -112,12 +118,15 @@ class Control:
         return " or ".join(self.choices) if self.kind == "choice" else KINDS[self.kind].allowed
 
     def describe(self) -> dict[str, Any]:
-        """The declaration as plain values, for an event; ``from_description`` reads it."""
+        """The declaration as JSON values, as the event ``declared`` stores it; ``from_description`` reads it."""
         return asdict(self)
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> Control:
-        """Undo ``describe``; fields of a newer version are left out. ``ValueError`` for what describes no control."""
+        """Restore a control from what ``describe`` returned. Fields that this version does not know are ignored.
+
+        Raises ``ValueError`` when ``described`` does not describe a control.
+        """
         known = {name: described[name] for name in cls.__dataclass_fields__ if name in described}
         known |= {name: tuple(known[name]) for name in ("choices", "states") if name in known}
         try:
@@ -125,15 +134,16 @@ class Control:
                 known["button"] = Button(**known["button"])
             control = cls(**known)
         except TypeError as error:
-            raise ValueError(f"no description of a control: {error}") from error
+            raise ValueError(f"cannot restore a control from this description: {error}") from error
         if control.kind not in KINDS:
-            raise ValueError(f"control {control.name!r} is of an unknown kind: {control.kind!r}")
+            raise ValueError(f"control {control.name!r} has the unknown kind {control.kind!r}")
         return control
 
     def _refusal(self, value: Any) -> ConfigError:
-        given = "nothing was given" if value is None or value == "" else f"not {value!r}"
+        """The error for a value that the control does not take."""
+        given = "but no value was given" if value is None or value == "" else f"not {value!r}"
         unit = f" ({self.unit})" if self.unit else ""
-        return ConfigError(f"{self.name}{unit} takes {self.allowed()}: {given}", field=self.name)
+        return ConfigError(f"{self.name}{unit} takes {self.allowed()}, {given}", field=self.name)
 
 
 def _number(value: float | None) -> str:
@@ -177,7 +187,9 @@ def _regex(control: Control, value: Any) -> str:
     try:
         re.compile(value)
     except re.error as error:
-        raise ConfigError(f"{control.name}: {value!r} is no regular expression: {error}", field=control.name) from None
+        raise ConfigError(
+            f"{control.name}: {value!r} is not a valid regular expression: {error}", field=control.name
+        ) from None
     return value
 
 
@@ -207,7 +219,10 @@ def _changes(control: Control, value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What values controls of this kind take: how they are read, what is allowed, and how a form asks for one."""
+    """A kind of value: how it is parsed, the allowed values in words, and the form element that takes it.
+
+    ``parse`` takes the control and the given value. ``widget`` is one of ``WIDGETS``. ``hint``: an example of a value.
+    """
 
     parse: Callable[[Control, Any], Any]
     allowed: str
@@ -220,7 +235,7 @@ KINDS: dict[str, Kind] = {
     "float": Kind(_float, "a number", "number"),
     "int": Kind(_int, "a whole number", "number"),
     "choice": Kind(_choice, "one of its choices", "choice"),
-    "regex": Kind(_regex, "a regular expression that layer names are searched for", "text", "part of a name"),
+    "regex": Kind(_regex, "a regular expression to search for in layer names", "text", "part of a name"),
     "lr": Kind(_lr, "a number above 0, a factor such as x0.5, or schedule", "text", "1e-4, or x0.5"),
     "interval": Kind(_interval, "a whole number of steps (0: never), or auto", "text", "steps, or auto"),
     "checkpoint": Kind(_checkpoint, "the step of a checkpoint, or newest", "text"),
@@ -252,31 +267,34 @@ CONTROLS: tuple[Control, ...] = (
             help="steps between gradient statistics (0: never)"),
     Control(name="grad_layers", kind="regex", setting=True, applies="observer", when_empty="all",
             help="record gradients only of layers whose names match (empty: all)"),
-    Control(name="evaluate", kind="none", help="evaluate now"),
-    Control(name="sample", kind="none", help="let the model write a sample now"),
+    Control(name="evaluate", kind="none", help="evaluate after this step"),
+    Control(name="sample", kind="none", help="generate a sample from the model after this step"),
     Control(name="rollback", kind="checkpoint", low=0, default=NEWEST, unit="step",
-            help="return to a checkpoint: weights, optimizer, schedule, random generators, data, settings"),
+            help="restore a checkpoint: weights, optimizer, schedule, random generators, data position, settings"),
     Control(name="branch", kind="changes", applies="session", ends=True,
             help="stop this run with a checkpoint and continue from it as a new run with changed options"),
     Control(name="freeze", kind="regex", applies="strategy", alters="frozen", when_empty="none is frozen",
             help="stop updating the layers whose names match"),
     Control(name="unfreeze", kind="regex", applies="strategy", default=".", alters="frozen",
-            when_empty="none is frozen", help="update frozen layers whose names match again"),
+            when_empty="none is frozen", help="resume updating frozen layers whose names match"),
 )  # fmt: skip
 
 
 def acts() -> list[Control]:
-    """Controls that have a verb of their own."""
+    """The declared controls that are acts, such as ``pause``."""
     return [control for control in CONTROLS if not control.setting]
 
 
 def settings() -> list[Control]:
-    """Controls that are set: ``set name=value``."""
+    """The declared controls that are settings (``set name=value``)."""
     return [control for control in CONTROLS if control.setting]
 
 
 def find(name: str, declared: Iterable[Control] = ()) -> Control:
-    """The control of that name, of ours or among those that a run declared. ``ConfigError`` with the nearest name."""
+    """Return the control called ``name``, from ``CONTROLS`` or from the knobs ``declared`` by a run.
+
+    Raises ``ConfigError``, which suggests the nearest name, for an unknown name.
+    """
     known = {control.name: control for control in (*CONTROLS, *declared)}
     if name not in known:
         raise ConfigError(f"unknown control {name!r}: {nearest(name, known)}", field=name)
@@ -284,28 +302,36 @@ def find(name: str, declared: Iterable[Control] = ()) -> Control:
 
 
 def checked_settings(changes: Mapping[str, Any], declared: Iterable[Control] = ()) -> dict[str, Any]:
-    """Checked values of ``set lr=1e-4 clip=1``; ``ConfigError`` for an act, an unknown name or a wrong value."""
+    """Parse the values of settings, as in ``set lr=1e-4 clip=1``: name -> value to apply.
+
+    Raises ``ConfigError`` when ``changes`` is empty, and for an act, an unknown name or a value that is not allowed.
+    """
     if not changes:
         names = ", ".join(control.name for control in (*settings(), *declared))
-        raise ConfigError(f"set what? name=value, where name is one of {names}")
+        raise ConfigError(f"no setting was given: pass name=value, where name is one of {names}")
     found = {}
     for name, value in changes.items():
         control = find(name, declared)
         if not control.setting:
-            raise ConfigError(f"{name} is no setting: it is called as {name}, not as set {name}=...", field=name)
+            raise ConfigError(
+                f"{name} is an act, not a setting: call it as {name} instead of set {name}=...", field=name
+            )
         found[name] = control.parse(value)
     return found
 
 
 def assignments(words: Iterable[str]) -> dict[str, str]:
-    """``["lr=1e-4", "clip=1"]`` -> names and texts. ``ConfigError`` for a word without ``=`` or a name twice."""
+    """Split arguments such as ``["lr=1e-4", "clip=1"]`` into names and values, as texts.
+
+    Raises ``ConfigError`` for an argument without ``=`` and for a name that is given twice.
+    """
     found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         name = name.lstrip("-").replace("-", "_")
         if not equals or not name:
-            raise ConfigError(f"{word!r} is no name=value, such as lr=1e-4")
+            raise ConfigError(f"{word!r} does not have the form name=value: write, for example, lr=1e-4")
         if name in found:
-            raise ConfigError(f"{name} is given twice: {found[name]} and {value}", field=name)
+            raise ConfigError(f"{name} is given twice: {found[name]} and {value}; pass it once", field=name)
         found[name] = value
     return found

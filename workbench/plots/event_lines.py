@@ -37,7 +37,7 @@ class Marks:
         ranks give one mark."""
         for i in range(events["step"].size):
             kind, name = str(events["kind"][i]), str(events["name"][i])
-            if kind != EventKind.CONTROL and (kind, name) != ("checkpoint", "failed"):
+            if kind != EventKind.CONTROL and (kind, name) != (EventKind.CHECKPOINT, "failed"):
                 continue
             value, old = decode(events["value"][i]), decode(events["old_value"][i])
             if name == "declared":

@@ -57,7 +57,7 @@ def describe_gaps(store: Store, mesh: Mesh, ranks_with_logs: list[int], metrics:
         notes.append(f"No step was logged by all {mesh.world_size} ranks, so the run has no metrics.")
     elif not metrics["step"].size:
         notes.append("No step was logged, so the run has no metrics.")
-    if status in ("starting", "running"):
+    if status in ("starting", "running", "paused"):
         notes.append("The run had not ended when this report was written.")
         return notes
     logs = {rank: [rank_directory(store.run, rank) / f"{table}.arrow" for table in TABLES] for rank in ranks_with_logs}

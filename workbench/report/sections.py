@@ -26,7 +26,13 @@ _MAX_SAMPLES = 20
 _MAX_SAMPLE_LENGTH = 4000
 _MAX_DIFF_LENGTH = 200_000
 #: kinds of events that the table of events leaves out; most of them have a section of their own
-_OMITTED_KINDS = ("sample", "validation", "control", "settings", "verify")
+_OMITTED_KINDS = (
+    EventKind.SAMPLE,
+    EventKind.VALIDATION,
+    EventKind.CONTROL,
+    EventKind.SETTINGS,
+    EventKind.VERIFY,
+)
 #: headings of the groups of figures, in the order of the report; other groups follow, named after their tab
 _GROUPS = {
     "overview": "Curves",

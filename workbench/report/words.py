@@ -145,7 +145,8 @@ def _describe_end(run: RunData) -> str:
             text += f" Rank {died.value.get('rank')} died: {died.value.get('reason', 'the reason is not known')}."
     dropped = run.events_of_kind(EventKind.LOG, "dropped")
     if dropped:
-        count = format_number(sum(_number_or_zero(event.value) for event in dropped))
+        totals = {rank: _number_or_zero(event.value) for event in dropped for rank in event.ranks}  # the last of each
+        count = format_number(sum(totals.values()))
         text += f" {count} records were dropped because they did not fit into the log buffer."
     return text
 

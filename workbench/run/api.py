@@ -1,4 +1,7 @@
-"""The Python face of runs: ``train`` starts one, ``Run`` opens one. Importing it says how branches are started."""
+"""The Python interface to runs: ``train`` starts one, ``Run`` opens one.
+
+Importing this module registers ``train`` as the launcher of branches.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Branching: a run writes a checkpoint and stops, and a new run with changed options goes on from there.
+"""Branching: a run writes a checkpoint and stops, and a new run with changed options continues from that checkpoint.
 
-A branch is asked for as every other command is, by a line in the run's ``control.jsonl``, so that a button, a magic,
-``Run.branch`` and another terminal do the same. The ranks answer by stopping. The process that owns them then starts
-the new run (``launch_in_thread``), and whoever asked finds it by the ``resume`` of its spec (``wait_for_branch``).
+A branch is requested like every other command, by a line in the run's ``control.jsonl``, so a button, a magic,
+``Run.branch`` and another terminal all work the same way. The ranks respond by stopping. The process that owns them
+then starts the new run (``launch_in_thread``), and the process that made the request finds the new run by the
+``resume`` option of its spec (``wait_for_branch``).
 
-A run does not know how runs are started: ``workbench.run.api`` registers that here, with ``set_launcher``.
+This module does not import the code that starts runs; ``workbench.run.api`` registers it with ``set_launcher``.
 """
 
 from __future__ import annotations
@@ -24,34 +25,40 @@ from workbench.events.decode import of_kind
 from workbench.run import resolve
 from workbench.rundir.directory import run_directories
 
-#: seconds for a run to reach the end of its step, write a checkpoint and stop
+#: seconds that a run has to finish its step, write a checkpoint and stop
 STOP_TIMEOUT_S = 600.0
-#: seconds for the directory of the new run to appear after that
+#: seconds from then until the directory of the new run must exist
 START_TIMEOUT_S = 200.0
 
-#: starts a run with these options and returns its directory
+#: a function that starts a run with the given options and returns its directory
 Launcher = Callable[[dict[str, Any]], Path]
 _launchers: list[Launcher] = []
-#: why branches of a run did not start in this process, by directory of the run
+#: directory of a run -> why its branch could not be started in this process
 _failures: dict[Path, str] = {}
 
 
 def set_launcher(launcher: Launcher) -> None:
-    """Say how this process starts runs."""
+    """Register the function that starts runs in this process."""
     _launchers[:] = [launcher]
 
 
 def launch(options: dict[str, Any]) -> Path:
-    """Start a run with these options and return its directory. Raises what the launcher raises."""
+    """Start a run with these options and return its directory.
+
+    Raises what the launcher raises, and ``RuntimeError`` when no launcher is registered.
+    """
     if not _launchers:
-        raise RuntimeError("no launcher is set: take Run from workbench, or import workbench.run.api")
+        raise RuntimeError("no launcher is registered: import Run from workbench, or import workbench.run.api")
     return _launchers[0](options)
 
 
 def launch_in_thread(parent: Path, options: dict[str, Any]) -> None:
-    """Start a branch of the run ``parent`` and return at once; why it did not start is printed and remembered."""
+    """Start a branch of the run ``parent`` in a thread and return at once.
+
+    When the start fails, the reason is printed and kept for ``wait_for_branch``.
+    """
     background.thread(
-        lambda: _launch(options), name=f"branch-{parent.name}", failed=lambda error: _say_why(parent, error)
+        lambda: _launch(options), name=f"branch-{parent.name}", failed=lambda error: _report_failure(parent, error)
     ).start()
 
 
@@ -59,64 +66,80 @@ def _launch(options: dict[str, Any]) -> None:
     launch(options)
 
 
-def _say_why(parent: Path, error: BaseException) -> None:
-    """Tell whoever waits for the branch of ``parent``, and the notebook, why it did not start."""
-    why = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
-    _failures[parent] = why
-    print(f"the branch of {parent.name} did not start: {why}", file=sys.stderr, flush=True)
+def _report_failure(parent: Path, error: BaseException) -> None:
+    """Print why the branch of ``parent`` did not start, and keep the reason for ``wait_for_branch``."""
+    reason = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
+    _failures[parent] = reason
+    print(f"the branch of {parent.name} did not start: {reason}", file=sys.stderr, flush=True)
 
 
 def check(spec: TrainSpec, settings: Mapping[str, Any], last_step: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes of a branch, texts read as flags. ``ConfigError`` for what no branch of the run could have.
+    """Return the changed options of a branch, with texts converted as flags are.
 
-    ``spec``, ``settings`` (those in force) and ``last_step`` are the run's.
+    ``spec``, ``settings`` (the values in force) and ``last_step`` are those of the run that is branched. Raises
+    ``ConfigError`` for changes that no branch of this run can have.
     """
     for name in ("resume", "recipe"):
         if name in changes:
-            raise ConfigError(f"a branch goes on with the same model from here: {name} cannot be changed", field=name)
+            raise ConfigError(
+                f"{name} cannot be changed in a branch, which continues the same model from this run's checkpoint: "
+                f"leave {name} out, or start a new run with %dist_train",
+                field=name,
+            )
     typed = resolve.typed(changes)
     branch = resolve.changed(spec, settings, typed)
     if branch.steps <= last_step:
-        raise ConfigError(f"steps={branch.steps} are done already at step {last_step}: pass more", field="steps")
+        raise ConfigError(
+            f"the run is at step {last_step}, so a branch with steps={branch.steps} would have no step to train: pass "
+            f"steps greater than {last_step}",
+            field="steps",
+        )
     return typed
 
 
 def options_for(parent: Path, name: str, changes: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """Options of a branch of the run ``parent``, called ``name``, at the checkpoint after ``step``."""
+    """Return the options of a branch of the run ``parent`` (called ``name``) from its checkpoint of step ``step``."""
     return {"name": f"{name[:57]}-branch", **changes, "resume": f"{parent}@{step}"}
 
 
 def agreed(events: Columns) -> tuple[dict[str, Any], int] | None:
-    """The changes of the branch for which all ranks stopped, and the step after which; None when there is none."""
+    """Return the changed options of the branch for which all ranks stopped, and their last step; None without one."""
     found = list(of_kind(events, EventKind.CONTROL, "branch", rank=0))
     return (found[-1].fields, found[-1].step) if found else None
 
 
 def refusal(events: Columns) -> str | None:
-    """Why the ranks refused to stop for a branch; None when they did not refuse."""
+    """Return why the ranks refused to stop for a branch; None when they did not refuse."""
     for event in of_kind(events, EventKind.REFUSED, "branch"):
-        return str(event.fields.get("reason", "no reason is known"))
+        return str(event.fields.get("reason", "the reason is unknown"))
     return None
 
 
 def wait_until_stopped(name: str, ended: Callable[[], bool], events: Callable[[], Columns]) -> None:
-    """Wait until the run ``name``, asked for a branch, has ended. ``RunError`` when it refuses, or takes too long."""
+    """Wait until the run ``name``, which was asked to stop for a branch, has ended.
+
+    Raises ``RunError`` when its ranks refuse, or when it has not ended after ``STOP_TIMEOUT_S`` seconds.
+    """
     deadline = time.monotonic() + STOP_TIMEOUT_S
     has_ended = False
     while not has_ended:
         has_ended = ended()
         refused = refusal(events())
         if refused is not None:
-            raise RunError(f"run {name!r} has no branch: {refused}")
+            raise RunError(f"run {name!r} refused the branch: {refused}")
         if time.monotonic() > deadline:
-            raise RunError(f"run {name!r} did not stop within {STOP_TIMEOUT_S:.0f} s, so it has no branch yet")
+            raise RunError(
+                f"run {name!r} did not stop within {STOP_TIMEOUT_S:.0f} s, so its branch was not started; it starts "
+                "when the run stops"
+            )
         time.sleep(0.05)
 
 
 def wait_for_branch(parent: Path, before: Collection[Path]) -> Path:
-    """The directory of the branch of ``parent``, which has stopped; ``before``: runs that are no such branch.
+    """Wait for the branch of ``parent``, a run that has stopped, and return the branch's directory.
 
-    Raises ``RunError`` when it could not be started, or when nobody starts it.
+    ``before``: run directories that existed before the request. Raises ``RunError`` when the branch could not be
+    started, or has no directory after ``START_TIMEOUT_S`` seconds.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -127,8 +150,8 @@ def wait_for_branch(parent: Path, before: Collection[Path]) -> Path:
             raise RunError(f"the branch of {parent.name} did not start: {_failures.pop(parent)}")
         time.sleep(0.05)
     raise RunError(
-        f"{parent.name} was stopped with a checkpoint, but the process that owns its ranks started no branch: go on "
-        f"there with %dist_train --resume {parent}"
+        f"{parent.name} was stopped with a checkpoint, but the process that owns its ranks started no branch: "
+        f"continue in that process with %dist_train --resume {parent}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The source of a ``%%dist_train`` cell, read without running it: which names it defines, and which are missing."""
+"""Inspects the source of a ``%%dist_train`` cell without running it: which names it defines, and which are missing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from workbench.errors import ConfigError
 
-#: a cell has to define one name of each entry
+#: a cell must define at least one name of each entry
 REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
 
 
 def check_cell(source: str) -> None:
-    """Refuse a cell that cannot train. ``ConfigError`` names what is missing, or the line that is no Python.
+    """Raise ``ConfigError`` for a cell that lacks a required name or is not valid Python.
 
-    A cell with a star import may define anything, so nothing is missing there.
+    A cell with a star import passes, as its names are unknown.
     """
     names = names_of(source)
     if "*" in names:
@@ -30,23 +30,28 @@ def check_cell(source: str) -> None:
 
 
 def _missing(choice: tuple[str, ...], names: set[str]) -> str:
-    """``"optimizer (optimiser?)"``: the missing name, and a defined name that is nearly the same."""
+    """Describe a missing name, with a similar name that the cell defines: ``"optimizer (optimiser?)"``."""
     near = [found for name in choice for found in difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.75)]
     return " or ".join(choice) + (f" ({near[0]}?)" if near else "")
 
 
 def names_of(source: str) -> set[str]:
-    """Names that a cell defines at its top level; ``ConfigError`` shows the line that is no Python."""
+    """Return the names that a cell defines at its top level. Raises ``ConfigError``, with the line, for a syntax error.
+
+    ``"*"`` stands for a star import.
+    """
     try:
         return set(_defined_names(ast.parse(source)))
     except SyntaxError as error:
         line = (error.text or "").rstrip()
         place = f"\n  {line}\n  {' ' * max(0, (error.offset or 1) - 1)}^" if line else ""
-        raise ConfigError(f"line {error.lineno} of the cell is no Python: {error.msg}{place}", field="cell") from error
+        raise ConfigError(
+            f"line {error.lineno} of the cell is not valid Python: {error.msg}{place}", field="cell"
+        ) from error
 
 
 def _defined_names(node: ast.AST) -> Iterator[str]:
-    """Names that a module defines at its top level when it runs; ``"*"`` for a star import."""
+    """Yield the names that a module defines at its top level; ``"*"`` for a star import."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield child.name

@@ -1,4 +1,4 @@
-"""A run as the job that holds a session's ranks."""
+"""``TrainingJob``: a run as the job that occupies the ranks of a session."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from workbench.run import branching
 from workbench.run.run import Run
 from workbench.run.session_log import open_log
 
-#: what each rank is sent; it reads everything else from the run directory, and its value is an ``Outcome``
+#: the code that each rank executes. It reads its input from the run directory and returns an ``Outcome``
 _TRAIN = "from workbench.engine.entry import train as _train; _train({path!r})"
 _Value = TypeVar("_Value")
 
 
 class TrainingJob:
-    """A run that trains on a session's ranks, in the process that started it; a ``workbench.cluster.job.Job``.
+    """A run that trains on the ranks of a session in this process; implements ``workbench.cluster.job.Job``.
 
-    It works whatever became of the run's directory: where that was deleted or cannot be read, the run counts as one
-    that has logged nothing.
+    When the run directory was deleted or cannot be read, the run counts as one that has logged nothing.
     """
 
     def __init__(self, run: Run) -> None:
@@ -45,33 +44,33 @@ class TrainingJob:
 
     @property
     def is_deleted(self) -> bool:
-        """Whether the run directory is gone."""
+        """Whether the run directory no longer exists."""
         return not self.path.is_dir()
 
     @property
     def is_over(self) -> bool:
-        """Whether the run's logs say that it has ended. A deleted run is being ended, and counts as over."""
+        """Whether the run has ended, according to its logs. A deleted run counts as over, as its ranks are ended."""
         return _unless_deleted(lambda: self.run.status in END_STATES, True)
 
     def step_of(self, rank: int) -> int | None:
-        """The last step that a rank finished; None before its first."""
+        """Return the last step that a rank finished; None before its first."""
         return _unless_deleted(lambda: self.run.step_of(rank), None)
 
     def failed_ranks(self) -> frozenset[int]:
-        """Ranks that say in their log that they failed."""
+        """Return the ranks that have logged that they failed."""
         return _unless_deleted(lambda: self.run.ranks_in_state(("failed",)), frozenset())
 
     def rank_died(self, rank: int, reason: str) -> None:
-        """Record that a rank's process ended; ranks that the run does not use do not matter."""
+        """Record that the process of a rank died. Ranks that the run does not use are ignored."""
         if rank < self._ranks:
             self._log.rank_died(rank, reason)
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
-        """Record that the session ends ranks that waited for a failed one."""
+        """Record that the session ends ranks that wait for a failed one."""
         self._log.ranks_ended(ranks, why)
 
     def start(self, session: Session) -> Submission:
-        """Let the ranks of ``session`` train, and hold them until all have finished or died."""
+        """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
         submission = session.submit(_TRAIN.format(path=str(self.path)), ranks=range(self._ranks))
         session.job = self
         session.on_rank_died(self.rank_died)
@@ -85,9 +84,9 @@ class TrainingJob:
         return submission
 
     def end(self, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> None:
-        """Record how the ranks ended, which are free or gone now, and start the branch for which they stopped.
+        """Record how the ranks ended, and start the branch that they stopped for, if there is one.
 
-        ``outcomes``: how each rank says it ended (None: no answer); ``dead``: why ranks died.
+        ``outcomes``: the outcome that each rank returned (None: it returned none); ``dead``: rank -> why it died.
         """
         for rank, reason in dead.items():
             self.rank_died(rank, reason)
@@ -99,6 +98,7 @@ class TrainingJob:
 
 
 def _unless_deleted(read: Callable[[], _Value], otherwise: _Value) -> _Value:
+    """Return ``read()``, or ``otherwise`` when the run directory was deleted or cannot be read."""
     try:
         return read()
     except RunDirectoryError:
@@ -106,7 +106,7 @@ def _unless_deleted(read: Callable[[], _Value], otherwise: _Value) -> _Value:
 
 
 def _outcome_of(submission: Submission, rank: int) -> Outcome | None:
-    """How a rank says it ended; None when it died, or gave no answer that can be read."""
+    """Return the outcome of a rank; None when it died or returned nothing that can be read."""
     error = submission.error(rank)
     if isinstance(error, CellFailure):
         return Outcome(state="failed", step=0, failure=failure(error.ename, error.evalue, error.traceback))

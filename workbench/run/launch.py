@@ -1,4 +1,4 @@
-"""Starting a run: check what was asked, make the run directory, bring ranks up if there are none, let them train."""
+"""Starting a run: checks the options, makes the run directory, starts ranks if none are up, and starts training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from workbench.rundir import directory as run_directory
 
 
 def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Run:
-    """Start a run with these options (flat names of ``TrainSpec``; None: not given) and return it at once.
+    """Start a run and return it at once.
 
-    ``config`` is a spec file, over which ``options`` win. ``cell`` is the source of a cell that defines the model; by
-    default that of the spec file, or of the run that is resumed, if it has one. Ranks are brought up when there are
-    none. Raises, before any rank does anything, ``ConfigError``, ``SchemaError``, ``RanksBusyError`` or
-    ``RunDirectoryError``; and ``ClusterError`` when ranks cannot be brought up. Nothing is left behind then.
+    ``options``: names of ``TrainSpec.options()`` -> values; None counts as not given. ``config``: a spec file, which
+    ``options`` override. ``cell``: the source of a cell that defines the model; by default the cell beside the spec
+    file, or that of the run that is resumed. Ranks are started when none are up.
+
+    Raises ``ConfigError``, ``SchemaError``, ``RanksBusyError`` or ``RunDirectoryError`` before any rank is used, and
+    ``ClusterError`` when the ranks cannot be started. After an error no run directory is left.
     """
     session = Session.current()
     host = describe_host()
@@ -53,9 +55,9 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
 
 
 def _start_ranks(placement: Placement, framework: str, *, again: bool) -> Session:
-    """Start ranks, or as many again in the same places from a warm process of another framework; says so."""
+    """Start ranks. ``again``: restart those that are up, in the same places, from a warm process of ``framework``."""
     if again:
-        print(f"the ranks are started again for framework {framework}: names that cells defined on them are gone")
+        print(f"restarting the ranks for framework {framework}: names that cells defined on them are lost")
     with print_when_slow():
         session = Session.start(placement, framework=framework)
     if not again:

@@ -1,4 +1,4 @@
-"""What a run's directory tells: its spec, its tables as data frames, its verdict, settings, output, exports."""
+"""Reads a run directory: the spec, the tables as data frames, the verdict, settings, output, reports and exports."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ class RunReader:
 
     @property
     def spec(self) -> TrainSpec:
-        """What was asked: the spec in its directory."""
+        """The spec of the run."""
         return self.store.spec
 
     @property
     def plan(self) -> ParallelPlan:
-        """How it is spread over ranks."""
+        """How the training is spread over ranks."""
         return self.spec.plan
 
     @property
     def name(self) -> str:
-        """Its name, as given with ``--name``."""
+        """The run's name, as given with ``--name``."""
         return self.spec.name
 
     @property
     def last_step(self) -> int:
-        """The step that was finished last by any rank; 0 before the first. It falls when training is rolled back."""
+        """The step that any rank finished last; 0 before the first. A rollback lowers it."""
         steps = self._table("steps")
         return int(steps["step"][steps["time"].argmax()]) if steps["step"].size else 0
 
     def step_of(self, rank: int) -> int | None:
-        """The last step that one rank finished; None before its first."""
+        """Return the last step that one rank finished; None before its first."""
         steps = self._table("steps")
         own = steps["step"][steps["rank"] == rank]
         return int(own[-1]) if own.size else None
@@ -88,7 +88,7 @@ class RunReader:
         return combine(self._table("gradients"), self.plan.mesh)
 
     def histograms(self) -> pd.DataFrame:
-        """How gradients' magnitudes are spread over powers of two: ``telemetry.gradients.combine_histograms``."""
+        """Histograms of gradient magnitudes over powers of two: see ``telemetry.gradients.combine_histograms``."""
         from workbench.telemetry.gradients import combine_histograms
 
         return combine_histograms(self._table("histograms"), self.plan.mesh)
@@ -106,31 +106,31 @@ class RunReader:
         return noise_scale(self._table("gradients"), self.plan.mesh, self._batch_size(), window=window)
 
     def _batch_size(self) -> int:
-        """Samples of a global batch; a dataloader of the cell's own knows its batch, the spec does not."""
+        """Samples of a global batch; from the events when a cell's dataloader sets it, as the spec then says 0."""
         from workbench.telemetry.derive import batch_of
 
         return self.spec.batch_size or batch_of(self._table("events"))[0]
 
     def similarity(self, step: int | None = None, layer: str | None = None) -> pd.DataFrame:
-        """Cosines between the replicas' own gradients, a square frame: see ``telemetry.noise.similarity``."""
+        """Cosine similarities of the replicas' gradients, a square frame: see ``telemetry.noise.similarity``."""
         from workbench.telemetry.noise import similarity
 
         return similarity(self._table("gradients"), self._table("sketches"), self.plan.mesh, step, layer)
 
     def phases(self) -> pd.DataFrame:
-        """What each step of each rank was spent on: step, rank, phase, micro_batch, start_ms, duration_ms."""
+        """Phases of each step on each rank: step, rank, phase, micro_batch, start_ms, duration_ms."""
         from workbench.telemetry.phases import phases_frame
 
         return phases_frame(self._table("phases"))
 
     def collectives(self) -> pd.DataFrame:
-        """Collectives and messages of the steps that were recorded, with algorithm and bus bandwidth."""
+        """Collectives and messages of the recorded steps, with algorithm bandwidth and bus bandwidth."""
         from workbench.telemetry.phases import collectives_frame
 
         return collectives_frame(self._table("collectives"))
 
     def verdict(self) -> Verdict:
-        """What limits the run, in a sentence (``print`` it) and in figures: see ``telemetry.verdict.Verdict``."""
+        """What limits the run, as a sentence (``print`` it) and as numbers: see ``telemetry.verdict.Verdict``."""
         from workbench.telemetry.phases import posting_time
         from workbench.telemetry.verdict import verdict
 
@@ -146,11 +146,11 @@ class RunReader:
         return frame.sort_values("time", kind="stable", ignore_index=True)
 
     def samples(self) -> list[tuple[int, str]]:
-        """What the model wrote at evaluations: (step, text)."""
+        """Texts sampled from the model, as (step, text)."""
         return [(event.step, str(event.value)) for event in of_kind(self._events(), EventKind.SAMPLE)]
 
     def output(self, rank: int = 0) -> str:
-        """What a rank printed while it trained."""
+        """What a rank printed during the training."""
         file = self.path / f"rank-{rank:05d}" / OUTPUT_FILE
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
@@ -167,7 +167,7 @@ class RunReader:
         return export(self, to, out)
 
     def settings(self) -> dict[str, Any]:
-        """The values in force: name -> value of all settings and knobs, and ``frozen``: layers that are not updated."""
+        """The values in force: name -> value of all settings and knobs, and ``frozen``, the layers not updated."""
         found = InForce()
         found.take(self._events())
         steps = self._table("steps")
@@ -177,15 +177,15 @@ class RunReader:
         return {name: value for name, value in found.values.items() if name != "interval"}
 
     def declared(self) -> list[Control]:
-        """Knobs that the training script declared."""
+        """The knobs that the training script declared."""
         return declared(self._events())
 
     def checkpoints(self) -> list[int]:
-        """Steps that have a checkpoint."""
+        """The steps that have a checkpoint."""
         return checkpoints.steps(self.path)
 
     def controls(self) -> list[Control]:
-        """Everything that can be asked of this run, its training script's own knobs included."""
+        """All controls of this run, including the knobs that its training script declared."""
         return [*controls.CONTROLS, *self.declared()]
 
     def _table(self, table: str) -> Columns:

@@ -1,4 +1,4 @@
-"""Replaying the step of a run at which a number stopped being finite, on the live session's ranks."""
+"""Replays, on the live session's ranks, a recorded step whose loss or gradient was not finite."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _REPLAY = "from workbench.engine.replay import replay as _replay; _replay({run!r
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a replay found, on the ranks of the data-parallel replica that ``rank`` is of.
+    """The result of a replay on the ranks of the data-parallel replica that contains ``rank``.
 
-    ``layer`` is the qualified name of the module that made the first number that is not finite, ``module`` its class,
-    ``where`` "forward" or "backward", ``culprit`` the rank on which; empty (-1) when every number was finite this time.
-    ``inputs`` describes its input tensors: shape, dtype, nonfinite_count, and min, max, mean of the finite elements.
-    ``loss`` is the replayed share's loss and ``logged_loss`` that of the training; ``bit_equal``: they agree in every
-    bit. ``indices``: the batch's samples in the dataset, where they are known.
+    ``layer``: qualified name of the module that produced the first non-finite number. ``module``: its class.
+    ``where``: "forward" or "backward". ``culprit``: the rank it was on. These are "" (``culprit``: -1) when every
+    number was finite in the replay. ``inputs``: descriptions of the module's input tensors (shape, dtype,
+    nonfinite_count, and min, max and mean of the finite elements). ``output``: the same of its output ("forward") or of
+    the gradient ("backward"). ``loss``: the replayed loss of the rank's batch share. ``logged_loss``: that of the
+    training. ``bit_equal``: whether the two are equal in every bit. ``indices``: dataset indices of the batch's
+    samples, or None when unknown. ``kept``: the directory of the recorded step.
     """
 
     step: int
@@ -44,12 +46,12 @@ class Replay:
 
     def __str__(self) -> str:
         lines = [f"step {self.step} on rank {self.rank}: loss {self.loss:.9g}, in training {self.logged_loss:.9g}, "
-                 f"{'equal in every bit' if self.bit_equal else 'not the same'}"]  # fmt: skip
+                 f"{'equal in every bit' if self.bit_equal else 'not equal'}"]  # fmt: skip
         if not self.where:
-            return "\n".join([*lines, "every number was finite this time"])
+            return "\n".join([*lines, "every number was finite in the replay"])
         what = "output" if self.where == "forward" else "gradient"
         name = f"{self.layer} ({self.module})" if self.layer else self.module
-        lines.append(f"the first {what} that is not finite: {name} on rank {self.culprit}, in the {self.where} pass")
+        lines.append(f"first {what} that is not finite: {name} on rank {self.culprit}, in the {self.where} pass")
         for title, tensors in (("input", self.inputs), (what, self.output)):
             lines += [f"  {title} {_described(tensor)}" for tensor in tensors]
         if self.indices is not None:
@@ -60,11 +62,11 @@ class Replay:
 
 
 def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None = None) -> Replay:
-    """Run forward and backward of a kept step once more, and find again where it went wrong.
+    """Run the forward and backward pass of a recorded step again, and find the first non-finite number.
 
-    ``step`` None: the first that was kept with its weights; ``rank`` None: the rank where the fault began. Takes the
-    live session's ranks, or brings up as many as a replica has. Raises ``RunDirectoryError`` when nothing was kept,
-    ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails.
+    ``step`` None: the first step that was recorded with its weights; ``rank`` None: the rank with the first non-finite
+    number. Uses the live session's ranks, or starts as many as a replica has. Raises ``RunDirectoryError`` when no step
+    was recorded or too few ranks are up, ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails.
     """
     directory = find_kept(run, step, rank)
     about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
@@ -74,14 +76,17 @@ def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None
     session = Session.current() or Session.up(size)
     if session.n < size:
         raise RunDirectoryError(
-            f"a replica of this run has {size} ranks and {session.n} are up: %dist_down, then %dist_up -n {size}"
+            f"a replica of this run has {size} ranks, but {session.n} are up: run %dist_down, then %dist_up -n {size}"
         )
     _run_on(session, run, about["step"], first, size)
     return _result(directory, about, asked)
 
 
 def _run_on(session: Session, run: Path, step: int, first: int, size: int) -> None:
-    """Tell each rank its place; wait, and raise what a rank raised."""
+    """Run the replay on ``size`` ranks and wait for it. Raises ``CellError`` when a rank fails.
+
+    ``first``: the first rank of the replica in the recorded run.
+    """
     token = f"replay-{time.time_ns()}"
     submissions = []
     for rank in range(size):

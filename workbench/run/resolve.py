@@ -1,9 +1,8 @@
-"""From wishes to a spec: the one place where flags, a spec file, a resumed run and a branch become a ``TrainSpec``.
+"""Resolves given options to a ``TrainSpec``: those of flags, a spec file, a resumed or branched run, and a recipe.
 
-Pure decisions, made before a rank does anything. Wishes are flat options as people give them (names of
-``TrainSpec``). Flags, or the options given in Python, win over a spec file, both win over the run that is resumed or
-branched, and a recipe's defaults are below all of them: one is laid over another by ``merged``. What is still open then
-takes its default in ``_completed``.
+No rank is used here. Options are dicts with the names of ``TrainSpec.options()``. Flags, or options given in Python,
+override a spec file; both override the run that is resumed or branched; all of them override a recipe's defaults.
+``merged`` lays one source over another. ``_completed`` then gives the missing options their defaults.
 """
 
 from __future__ import annotations
@@ -23,21 +22,25 @@ from workbench.rundir import checkpoints
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
 
-#: options that say how a model is split over ranks, which some plugins take
+#: options that split a model over ranks; only some plugins take them
 _SPLIT = ("tp", "pp")
-#: settings that a checkpoint keeps as they were set while the run trained
+#: options whose values in force are stored in a checkpoint
 _IN_FORCE = ("clip", "accumulate")
 
 
 def typed(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Texts read as the flags of the same names read them. ``ConfigError`` for a text that is no such value."""
+    """Convert texts as the flags of the same names do; other values are kept.
+
+    Raises ``ConfigError`` for a text that cannot be converted.
+    """
     kinds = {flag.option: flag.kind or _switch for flag in FLAGS}
     found = {}
     for name, value in changes.items():
         try:
             found[name] = kinds[name](value) if isinstance(value, str) and name in kinds else value
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"{name}={value!r} is no value for --{name.replace('_', '-')}", field=name) from error
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{name}={value!r} is not a valid value: {flag} does not take it", field=name) from error
     return found
 
 
@@ -46,13 +49,13 @@ def _switch(text: str) -> bool:
 
 
 def merged(base: Mapping[str, Any], wishes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``wishes`` laid over it. What the wishes leave no room for in the base's plan is left out.
+    """Return ``base`` overridden by ``wishes``, without those options of the base's plan that conflict with them.
 
-    A wished plugin leaves no room for options that it does not take (``--plugin zero1`` for a base's tp). A wished
-    split leaves no room for a plugin that does not take it (``--tp 2`` for ``ddp``), another framework for a plugin,
-    other stages for micro-batches of the base that are too few or of no use, and the new ``tp * pp`` for a number of
-    ranks that it does not divide. Options that are left out take their defaults in ``resolve``. What contradicts itself
-    within the base, or within the wishes, stays, and is refused later.
+    These options of the base are removed, and take their defaults in ``resolve``: options that a plugin in ``wishes``
+    does not take (tp with ``--plugin zero1``); a plugin that does not take the ``tp`` or ``pp`` in ``wishes`` (``ddp``
+    with ``--tp 2``); the plugin of another framework; micro-batches that are fewer than the new number of stages, or
+    that one stage does not need; and a number of ranks that the new ``tp * pp`` does not divide. Contradictions within
+    ``base`` or within ``wishes`` are kept and raise an error later.
     """
     check_types(base)
     wishes = {name: value for name, value in wishes.items() if value is not None}
@@ -79,18 +82,18 @@ def merged(base: Mapping[str, Any], wishes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _divides(options: Mapping[str, Any]) -> bool:
-    """Whether tp * pp divides the number of ranks."""
+    """Return whether tp * pp divides the number of ranks."""
     return options["ranks"] % _block(options) == 0
 
 
 def _block(options: Mapping[str, Any]) -> int:
-    """tp * pp: ranks that hold one copy of the model."""
+    """Return tp * pp, the number of ranks that hold one copy of the model."""
     return int(max(1, options.get("tp", 1)) * max(1, options.get("pp", 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be trained: the spec, and the source of the cell that defines the model (None: a recipe does)."""
+    """A resolved request: the spec, and the source of the cell that defines the model (None: a recipe defines it)."""
 
     spec: TrainSpec
     cell: str | None
@@ -104,12 +107,12 @@ def resolve(
     default_ranks: int,
     ranks_up: int = 0,
 ) -> Request:
-    """What is to be trained by ``wishes`` (None: not given) over the spec file ``config``, over the run of ``resume``.
+    """Resolve ``wishes`` (None: not given), which override the spec file ``config``, which overrides a resumed run.
 
-    ``cell`` is the source of a cell that defines the model. Without one and without a recipe, the cell beside the spec
-    file is taken, else that of the run that is resumed. ``default_ranks``: the most ranks that are taken when nobody
-    says how many. ``ranks_up``: ranks that are up, of which there must be enough (0: none are). Raises ``ConfigError``
-    and ``SchemaError``.
+    ``cell``: the source of a cell that defines the model. Without a cell and a recipe, the cell beside the spec file is
+    used, or else that of the resumed run. ``default_ranks``: the largest number of ranks used when no number is given.
+    ``ranks_up``: the number of ranks that are up (0: none). Raises ``SchemaError``, and ``ConfigError`` for options
+    that cannot work or need more ranks than are up.
     """
     asked = merged({} if config is None else read_spec_options(config), wishes)
     if not asked.get("recipe"):
@@ -131,11 +134,12 @@ def resolve(
 
 
 def _resumed(asked: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], str | None]:
-    """Options and cell of a run that continues from the checkpoint ``asked["resume"]``.
+    """Return the options and the cell of a run that continues from the checkpoint ``asked["resume"]``.
 
-    What is not asked comes from the spec of the run that wrote the checkpoint, clip and accumulation from the
-    checkpoint; so does the cell. ``resume`` becomes that run's directory and the step. ``steps`` counts from that run's
-    beginning. Raises ``ConfigError`` when there is no such run or checkpoint, or nothing is left to train.
+    Missing options and a missing cell come from the run that wrote the checkpoint; ``clip`` and ``accumulate`` have the
+    values stored in the checkpoint. ``resume`` becomes that run's directory and the step. ``steps`` counts from the
+    beginning of that run. Raises ``ConfigError`` when the run or the checkpoint does not exist, or no step is left to
+    train.
     """
     name, step = checkpoints.split(asked["resume"])
     try:
@@ -149,38 +153,45 @@ def _resumed(asked: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], s
     if cell is None and "recipe" not in asked and not before.recipe:
         cell = (run / CELL_FILE).read_text(encoding="utf-8")
     base = _inherited(before, in_force)
-    if cell is not None:  # a cell has its own model and optimizer, so it has its own learning rate
+    if cell is not None:  # the learning rate is that of the optimizer that the cell defines
         base.pop("recipe", None)
         base.pop("lr", None)
     found = {**merged(base, asked), "resume": f"{run}@{done}"}
     if found["steps"] <= done:
         raise ConfigError(
-            f"--resume {name}@{done}: --steps {found['steps']} are done already: pass --steps more than {done}",
+            f"--resume {name}@{done}: the checkpoint has {done} steps and --steps is {found['steps']}, so no step is "
+            f"left to train: pass --steps greater than {done}",
             field="--steps",
         )
     return found, cell
 
 
 def changed(before: TrainSpec, in_force: Mapping[str, Any], wishes: Mapping[str, Any]) -> TrainSpec:
-    """The spec of a branch of a run with the spec ``before`` and these settings in force. Raises ``ConfigError``."""
+    """Return the spec of a branch with the changes ``wishes``. Raises ``ConfigError`` for changes that cannot work.
+
+    ``before``: the spec of the run that is branched; ``in_force``: its settings in force.
+    """
     return _spec(merged(_inherited(before, in_force), wishes), before.plan.ranks)
 
 
 def _inherited(before: TrainSpec, in_force: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a run takes over from the run that it continues."""
+    """Return the options that a run inherits from the run that it continues."""
     options = {key: value for key, value in before.options().items() if key != "resume" and value is not None}
     return {**options, **{name: in_force[name] for name in _IN_FORCE if name in in_force}}
 
 
 def _completed(asked: dict[str, Any], cell: str | None, default_ranks: int) -> TrainSpec:
-    """The spec of ``asked`` over the recipe's defaults, or for a cell.
+    """Return the spec of ``asked``, completed with the defaults of the recipe and the plan.
 
-    A cell with a dataloader has a batch size of its own, which is 0 in the spec.
+    A cell with a dataloader defines its own batch size; the spec then has the batch size 0.
     """
     if cell is None:
         asked = _over_recipe(asked)
     elif asked.get("recipe"):
-        raise ConfigError("a cell defines its own model: leave --recipe out, or use the line form", field="--recipe")
+        raise ConfigError(
+            "a cell defines its own model, so --recipe cannot be given: leave it out, or use the line form",
+            field="--recipe",
+        )
     if cell is not None and "dataloader" in names_of(cell):
         asked["batch_size"] = 0
     elif asked.get("batch_size") == 0:
@@ -194,7 +205,7 @@ def _completed(asked: dict[str, Any], cell: str | None, default_ranks: int) -> T
 def _over_recipe(asked: dict[str, Any]) -> dict[str, Any]:
     if not asked.get("recipe"):
         raise ConfigError(
-            "what to train? pass --recipe NAME (or --config FILE), or define a model in a %%dist_train cell",
+            "no model was given: pass --recipe NAME or --config FILE, or define a model in a %%dist_train cell",
             field="--recipe",
         )
     chosen = recipe(asked["recipe"])
@@ -204,7 +215,7 @@ def _over_recipe(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spec(asked: dict[str, Any], default_ranks: int) -> TrainSpec:
-    """The spec with the defaults of its plan: the plugin, micro-batches and the number of ranks."""
+    """Return the spec, with the defaults of its plan: the plugin, the micro-batches and the number of ranks."""
     chosen = framework(asked.get("framework", DEFAULT_FRAMEWORK))
     if "plugin" not in asked:
         asked["plugin"] = chosen.plugin_with([option for option in _SPLIT if asked.get(option, 1) > 1]).name
@@ -220,9 +231,9 @@ def _spec(asked: dict[str, Any], default_ranks: int) -> TrainSpec:
 
 
 def _fitting_ranks(asked: dict[str, Any], most: int) -> int:
-    """Ranks when nobody said how many: at most ``most``, a multiple of tp * pp, and the batch can be cut into dp."""
+    """Return the default number of ranks: the largest multiple of tp * pp, up to ``most``, that can split the batch."""
     block = _block(asked)
-    pieces = max(1, int(asked.get("accumulate", 1))) * max(1, int(asked.get("micro_batches", 1)))
+    parts_per_rank = max(1, int(asked.get("accumulate", 1))) * max(1, int(asked.get("micro_batches", 1)))
     batch = int(asked.get("batch_size", TrainSpec.batch_size))
-    fits = [dp for dp in range(1, most // block + 1) if batch % (dp * pieces) == 0]
+    fits = [dp for dp in range(1, most // block + 1) if batch % (dp * parts_per_rank) == 0]
     return block * max(fits, default=1)

@@ -1,8 +1,8 @@
-"""A run, and what can be asked of it. Any process can open one: ``Run("runs/...")``.
+"""``Run``: reads and controls one run, from any process: ``Run("runs/...")``.
 
-What is asked is checked here and written as a line of ``control.jsonl``. The ranks apply it after the step they are in
-and answer with an event (``Run.events()``: kind ``control``, or ``refused`` with the reason). All such methods raise
-``RunError`` when the run has ended, and ``ConfigError`` for a wrong value.
+The methods that control a run check the command and write it as a line of ``control.jsonl``. The ranks apply it after
+their current step and log an event (``Run.events()``: kind ``control``, or ``refused`` with the reason). These methods
+raise ``RunError`` when the run has ended, and ``ConfigError`` for a value that is not allowed.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class Run(RunReader):
     def status(self) -> str:
         """``starting``, ``running``, ``paused``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
         session_log = log_of(self.path)
-        free = session_log is not None and session_log.ranks_are_free.is_set()  # asked before the logs are read
+        free = session_log is not None and session_log.ranks_are_free.is_set()  # read before the logs are read
         logged = state.state_of(self._events(), self.plan.ranks)
         if free and not state.ended(logged):
-            return "failed"  # the ranks are free again and could not say how it ended
+            return "failed"  # the ranks are free again but could not log how the run ended
         return logged if session_log is not None else state.present_state(logged, self.path)
 
     def wait(self, timeout: float | None = None) -> Run:
-        """Wait until the run ended; returns the run.
+        """Wait until the run has ended, and return the run.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds, and ``RunError`` when the run failed (its message and
-        traceback are those of the first rank that failed).
+        Raises ``TimeoutError`` after ``timeout`` seconds, and ``RunError`` when the run failed or was lost. The message
+        and traceback of a failure are those of the first rank that failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.ended():
@@ -65,15 +65,15 @@ class Run(RunReader):
         return self
 
     def ended(self) -> bool:
-        """Whether the run is over and its ranks are free again."""
+        """Return whether the run is over and its ranks are free again."""
         session_log = log_of(self.path)
         return state.ended(self.status) and (session_log is None or session_log.ranks_are_free.is_set())
 
     def raise_if_failed(self) -> None:
-        """``RunError`` when the run failed or was lost."""
+        """Raise ``RunError`` when the run failed or was lost."""
         status = self.status
         if status == "failed":
-            first = failure_of(self._events()) or FirstFailure([], "no rank said why")
+            first = failure_of(self._events()) or FirstFailure([], "no rank logged a reason")
             session_log = log_of(self.path)
             advice = f"; {session_log.advice}" if session_log is not None and session_log.advice else ""
             raise RunError(
@@ -86,15 +86,13 @@ class Run(RunReader):
             )
 
     def refuse_if_ended(self, what: str) -> None:
-        """``RunError`` when the run can no longer take what is asked."""
+        """Raise ``RunError`` when the run has ended. ``what``: the name of the control, for the message."""
         status = self.status
         if state.ended(status):
-            raise RunError(
-                f"run {self.name!r} has ended ({status} at step {self.last_step}): there is nothing to {what}"
-            )
+            raise RunError(f"run {self.name!r} has ended ({status} at step {self.last_step}), so {what} has no effect")
 
     def pause(self) -> None:
-        """Hold all ranks after this step."""
+        """Pause all ranks after this step."""
         self.ask("pause")
 
     def resume(self) -> None:
@@ -110,8 +108,11 @@ class Run(RunReader):
         self.ask("stop", after)
 
     def set(self, **settings: Any) -> None:
-        """Change settings: ``run.set(lr=1e-4, clip=1.0)``, a factor (``lr="x0.5"``), back (``lr="schedule"``), or a
-        knob that the training script declared. All of them take effect at the same step."""
+        """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
+
+        ``lr="x0.5"`` multiplies the learning rate, ``lr="schedule"`` returns it to its schedule. All changes of one
+        call take effect at the same step.
+        """
         checked = controls.checked_settings(settings, self.declared())
         self._check(checked)
         self.refuse_if_ended("set")
@@ -122,7 +123,7 @@ class Run(RunReader):
         self.ask("evaluate")
 
     def sample(self) -> None:
-        """Let the model write a sample after this step (``Run.samples()``)."""
+        """Generate a sample from the model after this step; ``Run.samples()`` returns it."""
         self.ask("sample")
 
     def checkpoint(self) -> None:
@@ -130,24 +131,24 @@ class Run(RunReader):
         self.ask("checkpoint")
 
     def rollback(self, step: int | str = NEWEST) -> None:
-        """Go back to the checkpoint at ``step``, or the newest: weights, optimizer, schedule, random numbers, data and
-        settings. ``ConfigError`` when there is no such checkpoint."""
+        """Restore the checkpoint of ``step``, or the newest: weights, optimizer, schedule, random generators, data
+        position and settings. Raises ``ConfigError`` when there is no such checkpoint."""
         self.ask("rollback", step)
 
     def freeze(self, layers: str) -> None:
-        """No longer update layers in whose names the regular expression is found."""
+        """Stop updating layers whose names the regular expression ``layers`` matches (``re.search``)."""
         self.ask("freeze", layers)
 
     def unfreeze(self, layers: str = ".") -> None:
-        """Update frozen layers with such names again (default: all)."""
+        """Resume updating frozen layers whose names the regular expression ``layers`` matches (default: all)."""
         self.ask("unfreeze", layers)
 
     def branch(self, **changes: Any) -> Run:
-        """Continue from here as a new run with changed options (``lr=1e-4, name="slower"``), and return that.
+        """Continue as a new run with changed options (``lr=1e-4, name="slower"``), and return the new run.
 
-        This run writes a checkpoint and stops, as the new one needs its ranks; it is kept, and can be resumed
-        (``--resume``). A run that has ended is branched at its newest checkpoint. Raises ``ConfigError`` for options
-        that cannot be, ``RunError`` when the run could not be stopped or the new one did not start.
+        This run writes a checkpoint and stops, as the new run needs its ranks; it can be resumed later (``--resume``).
+        A run that has ended is branched from its newest checkpoint. Raises ``ConfigError`` for options that a branch
+        cannot have, and ``RunError`` when this run could not be stopped or the new run did not start.
         """
         before = run_directories()
         started = self._ask_for_branch(changes)
@@ -157,7 +158,8 @@ class Run(RunReader):
         return Run(started)
 
     def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
-        """Ask the ranks to stop for a branch. Of a run that has ended: start it, and return its directory."""
+        """Ask the ranks to stop for a branch, and return None. For a run that has ended, start the branch instead and
+        return its directory."""
         typed = branching.check(self.spec, self.settings(), self.last_step, changes)
         if not state.ended(self.status):
             self.ask("branch", typed)
@@ -166,12 +168,12 @@ class Run(RunReader):
         return branching.launch(branching.options_for(self.path, self.name, typed, step))
 
     def agreed_branch(self) -> dict[str, Any] | None:
-        """Options of the branch for which the ranks have agreed to stop; None when there is none."""
+        """Return the options of the branch that the ranks have agreed to stop for; None when there is none."""
         agreed = branching.agreed(self._events())
         return None if agreed is None else branching.options_for(self.path, self.name, *agreed)
 
     def ask(self, name: str, value: Any = None) -> None:
-        """Ask for one act or setting by its name, as the command line and buttons do; ``value`` may be text."""
+        """Send the command of one control, by its name. ``value``: a value or its text, as typed."""
         control = controls.find(name, self.declared())
         checked = control.parse(value)
         self._check({name: checked})
@@ -181,33 +183,35 @@ class Run(RunReader):
         write_commands(self.path, [new_command(name, checked)])
 
     def control(self, name: str, value: Any = None) -> None:
-        """What a form does: ``ask`` with the value as it was typed; options of a new run as ``lr=1e-4 name=slower``."""
+        """Send a command from a form, like ``ask``; the options of a branch are one text: ``lr=1e-4 name=slower``."""
         if controls.find(name, self.declared()).starts_run:
             self._ask_for_branch(controls.assignments(str(value or "").split()))
         else:
             self.ask(name, value)
 
     def _check(self, values: dict[str, Any]) -> None:
-        """Refuse values that this run cannot take although another could. ``ConfigError``."""
+        """Raise ``ConfigError`` for controls or values that this run cannot take, because of its plan or its spec."""
         for name in values:
             reason = self.spec.plan.why_control_unavailable(name)
             if reason:
                 raise ConfigError(f"{name}: {reason}", field=name)
         for name, value in values.items():
             control = controls.find(name, self.declared())
-            if control.option and self.spec.recipe:  # a cell's own loader has a batch size of its own
+            if control.option and self.spec.recipe:  # the batch size of a cell's dataloader is not in the spec
                 self.spec.replace(**{control.option: value})
             if control.applies == "observer" and self.spec.monitor.level == "off":
-                raise ConfigError(f"this run watches nothing (--monitor off), so {name} has no effect", field=name)
+                raise ConfigError(
+                    f"the monitor of this run is off (--monitor off), so {name} has no effect", field=name
+                )
 
     def replay(self, step: int | None = None, rank: int | None = None) -> Replay:
-        """Run a kept step whose loss or gradient was not finite again, on live ranks: see ``workbench.run.replay``."""
+        """Replay a recorded step whose loss or gradient was not finite, on live ranks: see ``workbench.run.replay``."""
         from workbench.run.replay import replay
 
         return replay(self.path, self.spec, step, rank)
 
     def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
-        """Ranks that have logged one of these states: ``failed``, say."""
+        """Return the ranks that have logged one of these states, such as ``failed``."""
         events = self._events()
         found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
         return frozenset(int(rank) for rank in events["rank"][found])

@@ -1,4 +1,4 @@
-"""What the process that started a run records about its ranks: deaths, and ends that ranks could not log themselves."""
+"""Events that the process that started a run logs about its ranks: deaths, and ends that ranks could not log."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from workbench.rundir.log import RankLogWriter
 
 
 class SessionLog:
-    """The log ``session/`` of a run, written by the process that owns its ranks. Methods may be called by any thread.
+    """The log ``session/`` of a run, written by the process that owns its ranks. Methods may be called in any thread.
 
-    ``ranks_are_free`` is set when the ranks have finished with the run. ``unwritten``: events for which the disk had no
-    room. ``advice``: what a person has to do before the ranks can be used again ("": nothing).
+    ``ranks_are_free``: set when all ranks have finished with the run. ``unwritten``: events that could not be written,
+    for example because the disk is full. ``advice``: what the user must do before the ranks can be used again ("":
+    nothing).
     """
 
     def __init__(self, run: Path) -> None:
@@ -36,18 +37,20 @@ class SessionLog:
                                value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
-        """Record that the session ends ranks that waited for a failed one. Such an end explains no failure."""
+        """Record that the session ends ranks that waited for a failed one. Such an end never counts as the cause."""
         self._dead.update(ranks)
         self.advice = (
-            f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up"
+            f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up to "
+            "start new ranks"
         )
         because = failure("PeerFailed", why, peer=True)
         self._write([_state(rank, "failed", because) for rank in ranks])
 
     def end(self, outcomes: Mapping[int, Outcome | None], *, logged: Collection[int]) -> None:
-        """Record what the ranks' own logs lack, and close.
+        """Record how ranks ended where their own logs lack it, and close the log.
 
-        ``outcomes``: how each rank says it ended (None: it did not say). ``logged``: ranks whose log says it.
+        ``outcomes``: the outcome that each rank returned (None: it returned none). ``logged``: ranks whose own logs say
+        how they ended.
         """
         self._write(
             [
@@ -68,20 +71,20 @@ class SessionLog:
 
 
 def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
-    """The state of a rank, recorded on its behalf."""
+    """Return an event that records the state of a rank on its behalf."""
     return Event(time=time.time(), step=step, rank=rank, kind=EventKind.STATE, name=name, value=json.dumps(value))
 
 
-#: the logs of runs that this process started, by run directory
+#: run directory -> log, for the runs that this process started
 _logs: dict[Path, SessionLog] = {}
 
 
 def open_log(run: Path) -> SessionLog:
-    """Begin the log of a run that this process starts; ``log_of`` finds it from then on."""
+    """Open the log of a run that this process starts; ``log_of`` returns it from then on."""
     log = _logs[run] = SessionLog(run)
     return log
 
 
 def log_of(run: Path) -> SessionLog | None:
-    """The log of a run that this process started; None for a run of another process."""
+    """Return the log of a run that this process started; None for a run of another process."""
     return _logs.get(run)

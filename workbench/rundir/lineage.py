@@ -45,8 +45,10 @@ class Branches:
         return self.found
 
     def words(self) -> str:
-        """For people: "goes on in slower from step 120"; "" while nothing does."""
-        return "goes on in " + ", ".join(f"{name} from step {step}" for name, step in self.found) if self.found else ""
+        """The runs that continue this one: "continues in slower from step 120"; "" while there are none."""
+        return (
+            "continues in " + ", ".join(f"{name} from step {step}" for name, step in self.found) if self.found else ""
+        )
 
     def _later(self) -> Iterator[str]:
         try:

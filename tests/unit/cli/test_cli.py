@@ -63,7 +63,7 @@ def test_a_report_by_name_and_by_directory(
         (["train", "nothing.toml"], 2, "cannot read the spec nothing.toml"),
         (["report", "."], 1, "is not a run directory"),
         (["demo", "--plugin", "zer1"], 2, "unknown plugin 'zer1': did you mean 'zero1'?"),
-        (["demo", "-n", "3"], 2, "cannot be cut into dp 3"),
+        (["demo", "-n", "3"], 2, "cannot be split into dp 3"),
     ],
 )
 def test_errors_are_one_line(

@@ -190,5 +190,5 @@ def test_importing_run_from_the_package_says_how_branches_are_started() -> None:
 
 def test_without_a_launcher_the_import_to_make_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branching, "_launchers", [])
-    with pytest.raises(RuntimeError, match="take Run from workbench"):
+    with pytest.raises(RuntimeError, match="import Run from workbench"):
         branching.launch({})

@@ -36,13 +36,13 @@ def test_words_are_split_as_a_shell_does_but_for_backslashes(line: str, name: st
     [
         (
             "--confg x",
-            "%dist_thing: '--confg' is not understood: did you mean --config?; %dist_thing? explains them all",
+            "%dist_thing: '--confg' is not understood: did you mean --config?; %dist_thing? lists all arguments",
         ),
         (
             "-n two",
-            "%dist_thing: argument -n/--nproc-per-node: invalid int value: 'two'; %dist_thing? explains them all",
+            "%dist_thing: argument -n/--nproc-per-node: invalid int value: 'two'; %dist_thing? lists all arguments",
         ),
-        ("a 'b", "a quote is not closed in: a 'b"),
+        ("a 'b", 'a quote is not closed in "a \'b": add the closing quote'),
     ],
 )
 def test_what_is_wrong_is_one_line_that_says_where_to_look(line: str, said: str) -> None:

@@ -45,8 +45,11 @@ def test_a_cell_that_lacks_a_name(old: str, new: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        ("import torch\nmodel = = 1", r"line 2 of the cell is no Python: invalid syntax\n  model = = 1\n          \^$"),
-        ("model = (", r"line 1 of the cell is no Python: '\(' was never closed\n  model = \(\n          \^$"),
+        (
+            "import torch\nmodel = = 1",
+            r"line 2 of the cell is not valid Python: invalid syntax\n  model = = 1\n          \^$",
+        ),
+        ("model = (", r"line 1 of the cell is not valid Python: '\(' was never closed\n  model = \(\n          \^$"),
     ],
 )
 def test_a_cell_with_a_syntax_error_is_shown_where(cell: str, words: str) -> None:

@@ -40,13 +40,13 @@ def test_flags_win_over_the_recipes_defaults() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "what to train"),
+        ({}, "no model was given"),
         ({"recipe": "stdlib-lama"}, "did you mean 'stdlib-llama'"),
         ({"recipe": "stdlib-llama", "size": "tny"}, "did you mean 'tiny'"),
         ({"recipe": "stdlib-llama", "ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 3}, "does not divide the"),
         ({"recipe": "stdlib-llama", "tp": "2"}, "--tp must be a whole number, not '2'"),
         ({"recipe": "stdlib-llama", "accumulate": "two"}, "--accumulate must be a whole number"),
-        ({"recipe": 3}, "--recipe must be a text, not 3"),
+        ({"recipe": 3}, "--recipe must be a string, not 3"),
         ({"recipe": "stdlib-llama", "framework": "colosal"}, "unknown framework 'colosal': did you mean 'colossal'"),
         ({"recipe": "digits-vit", "pp": 3, "batch_size": 6}, "--pp 3 does not divide the 4 layers"),
     ],
@@ -65,7 +65,7 @@ def test_more_ranks_than_are_up_names_both_ways_out() -> None:
 
 
 def test_a_recipe_and_a_cell_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="leave --recipe out"):
+    with pytest.raises(ConfigError, match="--recipe cannot be given: leave it out"):
         planning.resolve({"recipe": "stdlib-llama"}, default_ranks=2, cell=CELL)
 
 

@@ -66,7 +66,7 @@ def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
         ({"resume": "fist"}, "did you mean 'first'"),
         ({"resume": "first@30"}, "there is one at 10, 20"),
         ({"resume": "first@x"}, "RUN@STEP"),
-        ({"resume": "first@20", "steps": 20}, "more than 20"),
+        ({"resume": "first@20", "steps": 20}, "greater than 20"),
     ],
 )
 def test_what_cannot_be_resumed(run: Path, options: dict[str, Any], words: str) -> None:

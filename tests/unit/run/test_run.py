@@ -81,7 +81,7 @@ def test_a_run_whose_owner_is_gone_is_lost(path: Path) -> None:
     assert run.status == "lost"
     with pytest.raises(RunError, match="was lost at step 0"):
         run.wait()
-    with pytest.raises(RunError, match="nothing to stop"):
+    with pytest.raises(RunError, match="so stop has no effect"):
         run.stop()
 
 

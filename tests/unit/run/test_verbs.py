@@ -105,11 +105,11 @@ def test_several_settings_are_one_write_and_take_effect_together(path: Path, she
         ("set", {"lr": -1}, "above 0"),
         ("set", {"lrr": 1}, "did you mean 'lr'"),
         ("set", {"accumulate": 3}, "use 6"),
-        ("set", {}, "set what"),
+        ("set", {}, "no setting was given"),
         ("step", {"n": 0}, "at least 1"),
         ("stop", {"after": "lunch"}, "step or checkpoint"),
         ("rollback", {"step": 5}, "there is one at 4"),
-        ("freeze", {"layers": "("}, "no regular expression"),
+        ("freeze", {"layers": "("}, "not a valid regular expression"),
         ("freeze", {"layers": ""}, "layer names"),
         ("branch", {"lr": -1}, "--lr"),
         ("branch", {"recipe": "x"}, "same model"),
@@ -144,7 +144,7 @@ def test_a_run_that_has_ended_takes_nothing(control: Any, path: Path) -> None:
         with RankLogWriter(path, rank) as log:
             log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
     _, value = VALUES.get(control.name, ("", None))
-    with pytest.raises(RunError, match=rf"has ended \(failed at step 0\): there is nothing to {control.name}"):
+    with pytest.raises(RunError, match=rf"has ended \(failed at step 0\), so {control.name} has no effect"):
         getattr(Run(path), control.name)(*([] if value is None else [value]))
     with pytest.raises(RunError, match="failed at step 0"):
         Run(path).set(lr=1.0)

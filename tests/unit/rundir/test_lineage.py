@@ -32,6 +32,6 @@ def test_trunk_and_branches_name_each_other(tmp_path: Path) -> None:
     (tmp_path / "2026-01-01-120002-twig").rmdir()
     twig = make(tmp_path, "2026-01-01-120002-twig", resume=f"{trunk}@12")
     assert branches.look() == [("leaf", "newest"), ("twig", 12)]
-    assert branches.words() == "goes on in leaf from step newest, twig from step 12"
+    assert branches.words() == "continues in leaf from step newest, twig from step 12"
     assert parent(fake_spec().replace(resume=f"{trunk}@12")) == ("trunk", 12) and parent(fake_spec()) is None
     assert Branches(twig).look() == []

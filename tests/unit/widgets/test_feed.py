@@ -143,7 +143,7 @@ def test_facts_of_a_running_run(tmp_path: Path) -> None:
 def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     facts = facts_of(make_fake_run(tmp_path / "run", state="failed"))
     assert facts["notice"]["level"] == "error"
-    assert facts["notice"]["text"] == "rank 1 failed: the tab Overview says why"
+    assert facts["notice"]["text"] == "rank 1 failed: see the tab Overview"
     assert facts["states"] == {"failed": 1, "died": 1}
     assert facts["failure"] == {"who": "rank 1", "error": "ended by signal 9 (killed)", "traceback": ""}
     assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
@@ -320,5 +320,5 @@ def test_a_run_that_ended_for_a_branch_names_it(tmp_path: Path) -> None:
     twig.mkdir()
     write_spec(twig, fake_spec().replace(resume=f"{trunk}@3"))
     feed._thread.join(60)
-    assert page.facts["lineage"] == "goes on in twig from step 3"
-    assert facts_of(twig)["lineage"] == "goes on from trunk, step 3"
+    assert page.facts["lineage"] == "continues in twig from step 3"
+    assert facts_of(twig)["lineage"] == "continues trunk from step 3"

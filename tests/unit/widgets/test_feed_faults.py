@@ -185,7 +185,8 @@ def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
     wait_until(lambda: bool(told.troubles))
     feed.nudge()
     assert told.troubles == [
-        "The panel could not be updated (AttributeError: nobody thought of this). It tries again; training goes on."
+        "The panel could not be updated (AttributeError: nobody thought of this). "
+        "Retrying; the training is not affected."
     ]
     assert "in fails" in next(m for m in told.messages if m["kind"] == "trouble")["detail"]
     broken.clear()

@@ -115,7 +115,7 @@ def test_closing_leaves_no_thread(tmp_path: Path, published: list[tuple[dict[str
 
 
 def test_more_runs_than_a_panel_has_room_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 runs at most, not 3"):
+    with pytest.raises(ValueError, match="at most 2 runs, not 3"):
         Panel(tmp_path, tmp_path, tmp_path)
 
 

@@ -209,7 +209,7 @@ def test_runs_that_cannot_be_read_are_told_until_they_can(
 
     monkeypatch.setattr(shown.index, "rows", fails)
     until(lambda: len(troubles()) == 1, 60)
-    assert troubles() == ["The runs could not be read (AttributeError: a column of tomorrow); this is tried again."]
+    assert troubles() == ["The runs could not be read (AttributeError: a column of tomorrow); retrying."]
     monkeypatch.undo()
     until(lambda: len(troubles()) == 2, 60)
     assert troubles()[1] == "", "and the message is taken away"

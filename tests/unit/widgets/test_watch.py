@@ -130,5 +130,5 @@ def test_a_look_that_fails_is_told_in_the_panel_and_the_next_one_is_shown(monkey
     panel._wake.set()
     panel._thread.join(60)
     panel.close()
-    text = "The machine could not be looked at (AttributeError: a counter of tomorrow); this is tried again."
+    text = "The state of the machine could not be read (AttributeError: a counter of tomorrow); retrying."
     assert [content.get("text") for content in told[:2]] == [text, None], "told once, and then it is looked at"

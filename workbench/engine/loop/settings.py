@@ -155,8 +155,8 @@ def _set_accumulate(settings: Settings, pieces: int) -> None:
     micro_batches = settings.spec.plan.micro_batches
     if settings.share is not None and settings.share % (pieces * micro_batches):
         raise ConfigError(
-            f"a rank's share of {settings.share} samples cannot be cut into {pieces} pieces x {micro_batches} "
-            "micro-batches"
+            f"a rank's share of {settings.share} samples cannot be split into {pieces} gradient accumulation steps x "
+            f"{micro_batches} micro-batches"
         )
     settings.accumulate = pieces
 

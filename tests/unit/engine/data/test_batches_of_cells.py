@@ -83,7 +83,7 @@ def test_a_loaders_batch_that_can_be_cut(tmp_path: Path, size: int, plan: Parall
     dp = plan.mesh.dp
     shares = [next(work.data.batches(replica, dp))[0] for replica in range(dp)]
     assert [len(share) for share in shares] == [size // dp] * dp
-    assert size // dp % (accumulate * plan.micro_batches) == 0, "each share can be cut into equal pieces"
+    assert size // dp % (accumulate * plan.micro_batches) == 0, "each share can be split into equal parts"
 
 
 def test_a_loaders_batch_that_cannot_be_cut_says_which_size_can(tmp_path: Path) -> None:

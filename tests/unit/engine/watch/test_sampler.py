@@ -70,14 +70,14 @@ def test_a_busy_process_on_a_machine_without_gpu() -> None:
     log, progress = Log(), Progress()
     progress.step, progress.phase = 7, "forward_backward"
     with DeviceSampler(log, rank=3, hz=5, device="cpu", progress=progress):
-        started = time.monotonic()
-        while len(log.records) < 4:
+        deadline = time.monotonic() + 60
+        while len(log.records) < 4 or not any(record.cpu_percent > 0 for record in log.records):
             sum(range(1000))
+            assert time.monotonic() < deadline, "4 samples, in one of which the process was seen to be busy"
     assert not log.events
-    assert time.monotonic() - started > 0.5, "at 5 Hz"
     last = log.records[-1]
     assert (last.rank, last.step, last.phase, last.device) == (3, 7, "forward_backward", "cpu")
-    assert 0 < last.cpu_percent < 250
+    assert math.isfinite(last.cpu_percent) and last.cpu_percent >= 0
     assert last.rss_bytes > 5e6
     assert last.threads >= 2
     assert min(last.net_sent_bytes, last.net_received_bytes, last.disk_read_bytes, last.disk_write_bytes) >= 0
