@@ -35,6 +35,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(4, (os.cpu_count() or 1) + waits)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "hypothesis" in sys.modules:  # it takes long to import, and most modules need none
         sys.modules["hypothesis"].settings.register_profile("suite", deadline=None)  # a slow machine is no failure
@@ -60,6 +61,7 @@ _last_folder: list[str] = []
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    assert "@" in item.nodeid or not hasattr(item.config, "workerinput"), "xdist does not know the group of the test"
     folder = item.path.relative_to(FOLDER).parts[0]
     if _last_folder and _last_folder[-1] != folder:
         left = _left_by_another_folder()

@@ -8,6 +8,7 @@ Every figure stands beside its goal, and reading beside what plain pyarrow takes
 from __future__ import annotations
 
 import argparse
+import importlib
 import resource
 import statistics
 import subprocess
@@ -69,6 +70,7 @@ def append(folder: Path) -> None:
 
 def tail(folder: Path, ranks: int, seconds: float) -> None:
     """Share of a core that reading 8 ranks twice a second takes, while they train 20 steps a second."""
+    importlib.import_module("pandas")  # pyarrow imports it at the first read of a process
     writer = writing(folder, "train", ranks, seconds)
     store, costs = Store(folder, most=DISPLAY_ROWS), []
     cursors = dict.fromkeys(("steps", "devices", "gradients", "events"), 0)

@@ -29,7 +29,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         context = playwright.chromium.launch_persistent_context(
             str(tmp_path_factory.mktemp("profile")), executable_path=path, args=BROWSER_FLAGS
         )
-        context.set_default_timeout(120_000)  # the machine may be busy
+        context.set_default_timeout(300_000)  # the machine may be busy
         yield context
         context.close()
 

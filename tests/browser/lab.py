@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -149,8 +150,8 @@ class LabPage:
     def open(self, path: Path) -> None:
         """Open a notebook alone in the page and wait for its kernel."""
         self.page.goto(f"{self.lab.url}doc/tree/{path.relative_to(self.lab.root)}?token={self.lab.token}")
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        self.page.wait_for_function(KERNEL_READY, timeout=120_000)
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        self.page.wait_for_function(KERNEL_READY)
 
     def command(self, name: str) -> None:
         """Execute a command of JupyterLab and not wait for its end."""
@@ -165,17 +166,18 @@ class LabPage:
         before = path.stat().st_mtime_ns
         self.command("docmanager:save")
         deadline = time.monotonic() + wait_s
-        while path.stat().st_mtime_ns == before:
+        while True:
+            if path.stat().st_mtime_ns != before:
+                with contextlib.suppress(nbformat.reader.NotJSONError):  # it is being written
+                    return nbformat.read(path, as_version=4)
             assert time.monotonic() < deadline, "the notebook was not saved"
             time.sleep(0.1)
-        time.sleep(0.3)
-        return nbformat.read(path, as_version=4)
 
     def points(self) -> int:
         """How many points the loss curve in the panel has (0: no curve yet)."""
         return int(self.page.evaluate(POINTS))
 
-    def wait_for_points(self, more_than: int, timeout_s: float = 120) -> int:
+    def wait_for_points(self, more_than: int, timeout_s: float = 300) -> int:
         """Wait until the loss curve has more than so many points."""
         self.page.wait_for_function(f"() => ({POINTS})() > {more_than}", timeout=timeout_s * 1000)
         return self.points()

@@ -133,7 +133,7 @@ class StaticPanel:
     def open(self, tab: str) -> None:
         """Choose a tab and wait until its figures are drawn."""
         self.page.locator(f".dw [role=tab][id$='-{tab}']").click()
-        self.pump(f"() => {_drawn(tab)}", timeout_s=120)
+        self.pump(f"() => {_drawn(tab)}")
         self.pump(timeout_s=0.4, fails=False)
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def wait_for_text(page: LabPage, selector: str, text: str, timeout_s: float = 12
 
 def wait_for_picture(page: LabPage) -> None:
     """Wait until the run has ended, its output is a picture, and the live panel stands in the picture's place."""
-    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')", timeout=120_000)
+    page.page.wait_for_function("() => document.querySelector('.dw + img[data-dw-hidden]')")
 
 
 def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot: Callable[..., Path]) -> None:
@@ -57,12 +57,12 @@ def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot
     page.save(path)
     page.page.reload()
     (page.lab.root / "moves.free").touch()
-    again = page.wait_for_points(third, timeout_s=120)
+    again = page.wait_for_points(third)
     assert page.wait_for_points(again) > again
     before = page.points()
     page.page.evaluate(f"() => {CONNECTION}.reconnect()")
-    page.page.wait_for_function(f"() => {CONNECTION}.connectionStatus === 'connected'", timeout=120_000)
-    assert page.wait_for_points(before + 40, timeout_s=120) > before, "the connection to the kernel broke"
+    page.page.wait_for_function(f"() => {CONNECTION}.connectionStatus === 'connected'")
+    assert page.wait_for_points(before + 40) > before, "the connection to the kernel broke"
     shoot(page, "panel_live")
     page.page.locator(".dw-stop").click()
     wait_for_text(page, ".dw-pill", "stopped")
@@ -99,7 +99,7 @@ def test_notebook_of_a_kernel_that_is_gone_shows_the_picture(page: LabPage) -> N
     time.sleep(1)
     page.page.reload()
     picture = page.page.locator(".jp-OutputArea-output img[src^='data:image/png']")
-    picture.wait_for(timeout=120_000)
+    picture.wait_for()
     assert picture.is_visible()
     assert page.page.locator(".dw").count() == 0
 
@@ -140,10 +140,10 @@ def test_it_follows_the_theme(page: LabPage, shoot: Callable[..., Path]) -> None
     panel = page.page.locator(".dw").first
     assert panel.get_attribute("data-mode") == "light"
     page.page.evaluate(CHANGE_THEME, "JupyterLab Dark")
-    page.page.wait_for_selector(".dw[data-mode=dark]", timeout=120_000)
+    page.page.wait_for_selector(".dw[data-mode=dark]")
     shoot(page, "panel_dark")
     page.page.evaluate(CHANGE_THEME, "JupyterLab Light")
-    page.page.wait_for_selector(".dw[data-mode=light]", timeout=120_000)
+    page.page.wait_for_selector(".dw[data-mode=light]")
 
 
 RESTART = "() => window.jupyterapp.shell.currentWidget.context.sessionContext.restartKernel()"
@@ -164,21 +164,21 @@ def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
     watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n%load_ext workbench\n%dist_watch"
     start(page, "restarted", watch, "%dist_runs", KILL)
     page.wait_for_points(0)
-    page.page.locator(".dw-machine .dw-meter").first.wait_for(timeout=120_000)
-    page.page.locator(".dw-runs th").first.wait_for(timeout=120_000)
+    page.page.locator(".dw-machine .dw-meter").first.wait_for()
+    page.page.locator(".dw-runs th").first.wait_for()
     assert page.page.evaluate(ENABLED)
     page.page.evaluate(RESTART)
-    page.page.wait_for_function(f"() => {DEAD}", timeout=120_000)
+    page.page.wait_for_function(f"() => {DEAD}")
     assert page.page.locator(".dw-pill").first.inner_text() == "no kernel"
     assert not page.page.evaluate(ENABLED)
     about = page.page.locator(".dw-head .dw-about").first.inner_text()
     assert about.startswith("The kernel has ended or was restarted") and "%dist_watch restarted" in about
     for selector in (".dw-machine .dw-about", ".dw-runs-trouble"):
         wait_for_text(page, selector, "The kernel has ended or was restarted")
-    page.page.wait_for_function(KERNEL_READY, timeout=120_000)
+    page.page.wait_for_function(KERNEL_READY)
     page.run_all()  # a new run in the new kernel
-    page.page.wait_for_function(f"() => {DEAD.replace('cut', 'running')}", timeout=120_000)
+    page.page.wait_for_function(f"() => {DEAD.replace('cut', 'running')}")
     page.wait_for_points(0)
     (page.lab.root / "kill").touch()
-    page.page.wait_for_function(f"() => {DEAD}", timeout=120_000)
+    page.page.wait_for_function(f"() => {DEAD}")
     assert not page.page.evaluate(ENABLED)

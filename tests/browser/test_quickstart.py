@@ -21,14 +21,14 @@ def test_quickstart_is_seen_live_and_stopped(page: LabPage, shoot: Callable[...,
     path = page.lab.write_notebook("quickstart.ipynb", [*CELLS, "%dist_down"])
     page.open(path)
     page.run_all()
-    first = page.wait_for_points(0, timeout_s=90)
+    first = page.wait_for_points(0)
     second = page.wait_for_points(first)
     third = page.wait_for_points(second)
     assert third > second > first
     page.save(path)
     page.page.reload()
-    page.wait_for_points(third, timeout_s=120)
+    page.wait_for_points(third)
     shoot(page, "quickstart")
     page.page.get_by_role("button", name="Stop training").click()
-    page.page.locator(".dw-pill", has_text="stopped").wait_for(timeout=120_000)
+    page.page.locator(".dw-pill", has_text="stopped").wait_for()
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"

@@ -115,7 +115,7 @@ class Pressed:
         """Wait until the form shows this value as the one in force."""
         row = self.page.page.locator(".dw").last.locator(".dw-control")
         row = row.filter(has=self.page.page.get_by_label(name, exact=True))
-        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for(timeout=120_000)
+        row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for()
 
     def column(self, name: str, step: int) -> list[float]:
         """A figure of one step as each rank wrote it, once both have."""
@@ -129,8 +129,8 @@ class Pressed:
 def open_run(page: LabPage, name: str, tab: str = "controls") -> Pressed:
     """Wait for the run that a cell starts, and open a tab of its panel."""
     runs = page.lab.root.parent / "runs"
-    page.page.locator(".dw").last.wait_for(timeout=120_000)
-    page.wait_for_points(0, timeout_s=90)
+    page.page.locator(".dw").last.wait_for()
+    page.wait_for_points(0)
     (path,) = runs.glob(f"*-{name}")
     pressed = Pressed(page, Run(path))
     page.page.locator(TAB.format(tab)).last.click()
@@ -239,13 +239,13 @@ def look_at_every_tab(panel: Pressed) -> None:
         page.locator(TAB.format(tab)).first.click()
         shown = f"document.querySelector(\".dw-tabpage[id$='-{tab}-page']\")"
         drawn = f"{shown}.querySelector('[data-figure={figure}]')?.dwPlot?.document.get_model_by_name('rows')"
-        page.wait_for_function(f"() => {drawn}?.get_length() > 0", timeout=120_000)
+        page.wait_for_function(f"() => {drawn}?.get_length() > 0")
     page.locator(TAB.format("samples")).first.click()
-    page.locator(".dw-said", has_text=panel.run.samples()[-1][1].split()[0]).first.wait_for(timeout=120_000)
+    page.locator(".dw-said", has_text=panel.run.samples()[-1][1].split()[0]).first.wait_for()
     page.locator(TAB.format("console")).first.click()
     page.locator(".dw-console").first.wait_for()
     page.locator(TAB.format("controls")).first.click()
-    page.locator(".dw-table td", has_text="rollback").first.wait_for(timeout=120_000)
+    page.locator(".dw-table td", has_text="rollback").first.wait_for()
 
 
 def branch(panel: Pressed) -> Pressed:
@@ -255,13 +255,13 @@ def branch(panel: Pressed) -> Pressed:
     assert value["lr"] == 2e-4
     panel.until(lambda: run.status == "stopped", "end of the trunk")
     assert run.checkpoints()[-1] == parted
-    panel.page.page.locator(".dw").nth(1).wait_for(timeout=120_000)
+    panel.page.page.locator(".dw").nth(1).wait_for()
     twig = open_run(panel.page, "twig")
     assert twig.at("lr", parted + 1) == pytest.approx([2e-4 * learning_rate_factor(parted, STEPS)] * 2)
     assert twig.run.spec.resume == f"{run.path}@{parted}"
     lineage = panel.page.page.locator(".dw-title .dw-note")
-    lineage.nth(0).filter(has_text=f"continues in twig from step {parted}").wait_for(timeout=120_000)
-    lineage.nth(1).filter(has_text=f"continues trunk from step {parted}").wait_for(timeout=120_000)
+    lineage.nth(0).filter(has_text=f"continues in twig from step {parted}").wait_for()
+    lineage.nth(1).filter(has_text=f"continues trunk from step {parted}").wait_for()
     return twig
 
 

@@ -36,7 +36,7 @@ class Reader:
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.emulate_media(color_scheme=scheme)
         self.page.goto(report.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", timeout=120_000)
+        self.page.wait_for_selector("html[data-drawn]")
         self.page.wait_for_timeout(300)
         return int(self.page.evaluate("document.documentElement.dataset.drawn"))
 

@@ -37,7 +37,7 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     page.open(path)
     page.run_all()
     table = page.page.locator(".dw-runs")
-    table.locator("tbody tr").nth(2).wait_for(timeout=120_000)
+    table.locator("tbody tr").nth(2).wait_for()
     assert names(page) == ["gamma", "beta", "alpha"]  # the newest first
 
     for _ in range(2):  # numbers: largest first, then the other way round
@@ -52,7 +52,7 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     tags.dblclick()
     page.page.keyboard.type("best <i>one</i>")
     page.page.keyboard.press("Enter")
-    table.locator("tbody tr", has_text="<i>one</i>").wait_for(timeout=120_000)
+    table.locator("tbody tr", has_text="<i>one</i>").wait_for()
     stored = page.lab.root / "many" / "2026-05-02-120000-beta" / "labels.json"
     deadline = time.monotonic() + 120
     while not stored.exists() or json.loads(stored.read_text())["tags"] != ["<i>one</i>", "best"]:
@@ -65,7 +65,7 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     assert line == "%dist_compare 2026-05-01-120000-alpha 2026-05-03-120000-gamma"
 
     figures = page.page.locator("[data-figures='4']")
-    figures.wait_for(timeout=120_000)
+    figures.wait_for()
     assert page.page.locator(".dw-cmp caption", has_text="Scaling").count() == 1
     page.page.locator("[role=img][aria-label=Loss]").scroll_into_view_if_needed()
     page.page.wait_for_timeout(500)

@@ -31,7 +31,7 @@ def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
     start(page, "steered", HOLD, ASKED, LOG)
     page.wait_for_points(0)
     page.page.locator(TAB.format("ranks")).click()
-    page.page.locator(".dw-figure[data-figure=lag] canvas").first.wait_for(timeout=120_000)
+    page.page.locator(".dw-figure[data-figure=lag] canvas").first.wait_for()
     page.page.locator(TAB.format("controls")).click()
     field = page.page.get_by_label("lr", exact=True)
     field.fill("1e-4")
@@ -68,7 +68,7 @@ def test_notebook_7(page: LabPage) -> None:
     page.save(path)
     page.page.reload()
     (page.lab.root / "seven.free").touch()
-    assert page.wait_for_points(second, timeout_s=120) > second
+    assert page.wait_for_points(second) > second
     page.page.get_by_role("button", name="Stop training").click()
     wait_for_text(page, ".dw-pill", "stopped")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
@@ -86,7 +86,7 @@ get_ipython().run_line_magic("load_ext", "workbench")
     path = page.lab.write_notebook("watched.ipynb", [source, "%dist_watch one two", "%dist_watch"])
     page.open(path)
     page.run_all()
-    page.page.locator(".dw-meter").nth(1).wait_for(timeout=120_000)
+    page.page.locator(".dw-meter").nth(1).wait_for()
     wait_for_text(page, ".dw-machine .dw-note", "No ranks are up")
     panel = page.page.locator(".dw:not(.dw-machine)").first
     panel.locator(TAB.format("compare").removeprefix(".dw ")).click()
@@ -108,8 +108,8 @@ def start_source(name: str) -> str:
 def open_in_notebook(page: LabPage, path: Path) -> None:
     """Open with Notebook 7 (served beside JupyterLab) and wait for its kernel."""
     page.page.goto(f"{page.lab.url}notebooks/{path.relative_to(page.lab.root)}?token={page.lab.token}")
-    page.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-    page.page.locator(".jp-NotebookKernelStatus, .jp-Notebook").first.wait_for(timeout=120_000)
+    page.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.page.locator(".jp-NotebookKernelStatus, .jp-Notebook").first.wait_for()
     page.page.wait_for_function(
         "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'",
         timeout=120_000,
