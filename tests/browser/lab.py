@@ -66,6 +66,16 @@ class Lab:
             return bytes(answer.read())
 
 
+#: JupyterLab that ends with the test run, also when that is killed
+_JUPYTERLAB = """
+import sys
+from workbench.cluster.base.processes import die_with_parent
+die_with_parent(int(sys.argv.pop(1)))
+from jupyterlab.labapp import main
+main()
+"""
+
+
 @contextmanager
 def running_lab(directory: Path, *, theme: str = "JupyterLab Light") -> Iterator[Lab]:
     """JupyterLab on a free port of the loopback, with its own settings, ended (with its kernels) at the end."""
@@ -89,7 +99,7 @@ def running_lab(directory: Path, *, theme: str = "JupyterLab Light") -> Iterator
     options += [f"--{name}.expose_app_in_browser=True" for name in ("LabApp", "JupyterNotebookApp")]
     with (directory / "lab.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", *options],
+            [sys.executable, "-c", _JUPYTERLAB, str(os.getpid()), "--no-browser", *options],
             env=environment,
             stdout=log,
             stderr=log,
