@@ -10,6 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from tests.shell import notebook_shell
 from workbench.cluster.session import Session
+from workbench.errors import RanksBusyError
 
 
 @pytest.fixture(scope="package")
@@ -21,11 +22,19 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
             yield shell
 
 
+def _is_busy(session: Session) -> bool:
+    try:
+        session.check_free(range(session.n))
+    except RanksBusyError:
+        return True
+    return False
+
+
 @pytest.fixture
 def two_ranks(shell: InteractiveShell) -> Session:
-    """Two living, idle ranks; those that a test killed are replaced."""
+    """Two living, idle ranks; those that a test killed or left busy are replaced."""
     session = Session.current()
-    if session is not None and any(status.state == "dead" for status in session.status()):
+    if session is not None and (session.dead or _is_busy(session)):
         session.down()
         session = None
     return session or Session.up(2)

@@ -24,7 +24,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def again(shell: InteractiveShell) -> str:
-    return train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=60).status
+    return train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=300).status
 
 
 def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives(
@@ -41,7 +41,7 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
     monkeypatch.setattr(peers, "GRACE_S", 1.0)
     failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
     with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
-        failed.wait(timeout=60)
+        failed.wait(timeout=300)
     monkeypatch.undo()
     assert not two_ranks.dead and again(shell) == "finished"
 
@@ -60,7 +60,7 @@ def test_a_peer_that_hangs_in_a_collective_is_ended_and_the_way_on_is_said(
     with pytest.raises(
         RunError, match=r"rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
     ):
-        run.wait(timeout=60)
+        run.wait(timeout=300)
     with pytest.raises(RankDiedError, match=r"rank 0 ended: ended by the session.*run %dist_up"):
         train(shell, "-n 2 --steps 2 --quiet", CELL)
     assert Session.up(2) is not two_ranks and again(shell) == "finished"
@@ -97,6 +97,6 @@ def test_a_disk_that_fills_up_does_not_stop_training_and_is_named_at_the_end(
     cell = SLOW.replace("time.sleep(0.02)", "time.sleep(0.02); print('noise ' * 20)") + FULL
     run = train(shell, "-n 2 --steps 60 --quiet", cell)
     with pytest.raises(RunError, match=r"on ranks 0-1: LogLost: it finished after step 60.*File too large \(disk of"):
-        run.wait(timeout=60)
+        run.wait(timeout=300)
     two_ranks.execute(ROOM).raise_on_error()
     assert not two_ranks.dead and again(shell) == "finished"

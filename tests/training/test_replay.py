@@ -63,7 +63,7 @@ SPLIT = {"tp": "--plugin hybrid --tp 2", "pp": "--plugin hybrid --pp 2 --micro-b
 @pytest.fixture(scope="module")
 def stopped(shell: InteractiveShell) -> Run:
     """Sample 37 is in the third batch of 16: the sixth of rank 0's eight."""
-    return train(shell, "-n 2 --steps 10 --batch-size 16 --quiet --name poisoned", POISONED).wait(timeout=60)
+    return train(shell, "-n 2 --steps 10 --batch-size 16 --quiet --name poisoned", POISONED).wait(timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def others(shell: InteractiveShell, stopped: Run) -> dict[str, Run]:
     lines = {"zero1": ("--plugin zero1 --batch-size 16", POISONED.replace("x[37]", "x[45]"))}
     lines |= {name: (f"{plan} --batch-size 4", BACKWARD) for name, plan in SPLIT.items()}
     return {
-        name: train(shell, f"-n 2 --steps 5 --quiet {line}", cell).wait(timeout=90)
+        name: train(shell, f"-n 2 --steps 5 --quiet {line}", cell).wait(timeout=300)
         for name, (line, cell) in lines.items()
     }
 
@@ -98,7 +98,7 @@ def test_what_was_not_kept_is_said(shell: InteractiveShell, stopped: Run) -> Non
     with pytest.raises(RunDirectoryError, match="cannot be replayed: 9 MiB"):
         stopped.replay(3, 0)
     file.write_text(about)
-    fine = train(shell, "-n 1 --steps 2 --quiet", CELL).wait(timeout=60)
+    fine = train(shell, "-n 1 --steps 2 --quiet", CELL).wait(timeout=300)
     with pytest.raises(RunDirectoryError, match="keeps no step"):
         fine.replay()
 

@@ -20,7 +20,7 @@ ROOT = str(Path(__file__).parents[2])
 
 def test_it_trains_as_it_is(two_ranks: Session, tmp_path: Path) -> None:
     spec, cell, _ = starter.write(tmp_path / "fresh")
-    run = workbench.train(read_spec_options(spec) | {"steps": 60}, cell=cell.read_text()).wait(timeout=60)
+    run = workbench.train(read_spec_options(spec) | {"steps": 60}, cell=cell.read_text()).wait(timeout=300)
     losses = run.metrics()["loss"]
     files = [str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()]
     assert [path for path in files if not run_files.known(path)] == [], "name it in workbench/core/run_files.py"

@@ -22,7 +22,7 @@ KNOB = SLOW.replace("criterion", "unused").replace(
 ).replace("return mse(", "return scale * mse(")  # fmt: skip
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
@@ -62,7 +62,7 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
     run.resume()
     until(lambda: run.status == "running" and run.last_step > held + 3)
     run.stop()
-    run.wait(timeout=60)
+    run.wait(timeout=300)
     assert commands(run)[0][0] == "declared"
     assert commands(run)[1:] == [
         ("pause", "paused", "running"),
@@ -83,15 +83,15 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
 
 
 def test_going_on_in_a_run_of_its_own(shell: InteractiveShell, two_ranks: Session) -> None:
-    whole = train(shell, "-n 2 --steps 12 --batch-size 16 --quiet --shuffle", CELL).wait(timeout=60)
+    whole = train(shell, "-n 2 --steps 12 --batch-size 16 --quiet --shuffle", CELL).wait(timeout=300)
     line = "-n 2 --steps 12 --batch-size 16 --quiet --shuffle --save-every 4 --keep 2 --name saved"
-    saved = train(shell, line, CELL).wait(timeout=60)
+    saved = train(shell, line, CELL).wait(timeout=300)
     assert saved.checkpoints() == [8, 12]
-    again = train(shell, f"--resume {saved.path}@8 --quiet").wait(timeout=60)
+    again = train(shell, f"--resume {saved.path}@8 --quiet").wait(timeout=300)
     assert again.metrics()["step"].tolist() == [9, 10, 11, 12]
     np.testing.assert_array_equal(again.metrics()["loss"], whole.metrics()["loss"][8:])
     assert (again.path / "cell.py").read_text() == (saved.path / "cell.py").read_text()
-    slower = train(shell, f"--resume {saved.path}@8 --quiet --lr 0.01 --plugin zero1").wait(timeout=60)
+    slower = train(shell, f"--resume {saved.path}@8 --quiet --lr 0.01 --plugin zero1").wait(timeout=300)
     assert set(slower.metrics()["lr"]) == {0.01}
     np.testing.assert_allclose(slower.metrics()["loss"][:1], whole.metrics()["loss"][8:9], atol=1e-6)
     with pytest.raises(ConfigError, match="no step to train"):
@@ -106,13 +106,13 @@ def test_a_branch_goes_on_from_here_and_the_old_run_is_kept(shell: InteractiveSh
     end = run.last_step + 5
     branch = shell.run_line_magic("dist_branch", f"lr=0.02 steps={end}")
     assert run.status == "stopped" and branch.name == "trunk-branch"
-    branch.wait(timeout=60)
+    branch.wait(timeout=300)
     parted = run.checkpoints()[0]
     assert branch.metrics()["step"].tolist() == list(range(parted + 1, end + 1)) and set(branch.metrics()["lr"]) == {
         0.02
     }
     assert run.metrics()["step"].tolist() == list(range(1, parted + 1))
-    second = run.branch(steps=parted + 2, name="twig").wait(timeout=60)
+    second = run.branch(steps=parted + 2, name="twig").wait(timeout=300)
     assert second.metrics()["step"].tolist() == [parted + 1, parted + 2] and second.name == "twig"
 
 
@@ -129,7 +129,7 @@ def test_a_branch_lays_its_rate_over_the_cells_own_schedule(shell: InteractiveSh
     turned = branch.events().query("name == 'lr' and who != '' and rank == 0")["step"].iloc[0]
     until(lambda: branch.last_step > turned + 2)
     branch.stop()
-    rates = branch.wait(timeout=60).metrics().set_index("step")["lr"]
+    rates = branch.wait(timeout=300).metrics().set_index("step")["lr"]
     first = branch_point(branch) + 1
     assert rates.index[0] == first and set(rates.loc[:turned]) == {0.02}
     steps = np.arange(turned, rates.index[-1])
@@ -157,7 +157,7 @@ def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Sessio
     assert list(after.index) == list(range(1, saved + 3))
     np.testing.assert_array_equal(after[[saved + 1, saved + 2]], before[[saved + 1, saved + 2]])
     run.stop()
-    assert run.wait(timeout=60).status == "stopped"
+    assert run.wait(timeout=300).status == "stopped"
     again = run.gradients()
     assert again["step"].max() == saved + 2
     for step in (saved + 1, saved + 2):
