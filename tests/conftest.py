@@ -78,3 +78,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", default=None, metavar="DIR", help="keep the browser tests' screenshots here")
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduces reports to six figures, for tests of other parts of a report. Drawing all figures is slow."""
+    from workbench import plots
+
+    shown = ("loss", "throughput", "grad_norm", "utilisation", "gradients", "timeline")
+    monkeypatch.setattr(plots, "ALL", shown)

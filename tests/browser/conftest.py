@@ -7,7 +7,7 @@ Without a browser the tests skip with a reason; with ``CI`` set in the environme
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running_lab(tmp_path_factory.mktemp("lab")) as running:
         yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Shows, with the report of a failed test, what its page showed."""
+    report = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if call.when == "call" and report.failed and isinstance(page, LabPage):
+        try:
+            shown = page.text()
+        except Exception as error:  # the page may be the fault; the test has its own message
+            shown = f"the page does not answer: {error}"
+        report.sections.append(("what the page shows", f"{shown[-4000:]}\nerrors of the page: {page.errors}"))
+    return report
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -168,8 +169,14 @@ class LabPage:
         self.page.evaluate(f"() => {{ window.jupyterapp.commands.execute({name!r}); }}")
 
     def run_all(self) -> None:
+        """Run all cells, and wait until the first has begun: it has ``[*]`` or a number in front."""
         self.page.locator(".jp-CodeCell .jp-InputArea-prompt").first.click()
         self.command("notebook:run-all-cells")
+        self.page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]")).first.wait_for()
+
+    def text(self) -> str:
+        """What the notebook and any dialog show, for a test that failed."""
+        return "\n".join(self.page.locator(".jp-Notebook, .jp-Dialog").all_inner_texts())
 
     def save(self, path: Path, wait_s: float = 120) -> Any:
         """Save and return the notebook as written."""

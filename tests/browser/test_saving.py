@@ -29,7 +29,7 @@ def test_the_report_of_an_unsaved_notebook_has_its_outputs(
     opened(page, path)
     page.run_all()
     said = page.page.locator(".jp-OutputArea-output", has_text="Report of")
-    said.wait_for(timeout=240_000)
+    said.wait_for()
     assert "as saved at" not in said.inner_text()
     report = path.with_suffix(".html").read_text(encoding="utf-8")
     assert "six times seven is 42" in report

@@ -85,13 +85,20 @@ def test_micro_batches_have_rows_of_their_own(run) -> None:
 
 
 def test_a_pipelines_bubble_is_near_its_closed_form(pool) -> None:
-    """Forward sleeps, so each stage's compute is the same whatever the machine does; backward is short beside it."""
-    results = pool.run(2, "tests.engine.watched:train", options=PP, work_s=0.05, steps=5)
-    frame = phases_frame(columns(results, "phases"))
-    last = frame[(frame["rank"] == 1) & (frame["step"] > 2) & ~frame["phase"].isin(HIDDEN)]
-    bubble = last[last["phase"] == "bubble"].groupby("step")["duration_ms"].sum()
-    shares = bubble / last.groupby("step")["duration_ms"].sum()
-    assert (shares - bubble_share(2, 4)).abs().min() < 0.12, "in the step that was disturbed least"
+    """Forward sleeps, so each stage's compute is the same whatever the machine does; backward is short beside it.
+
+    On a busy machine forward has to sleep longer for that.
+    """
+    for work_s in (0.05, 0.2, 0.8):
+        results = pool.run(2, "tests.engine.watched:train", options=PP, work_s=work_s, steps=5)
+        frame = phases_frame(columns(results, "phases"))
+        last = frame[(frame["rank"] == 1) & (frame["step"] > 2) & ~frame["phase"].isin(HIDDEN)]
+        bubble = last[last["phase"] == "bubble"].groupby("step")["duration_ms"].sum()
+        shares = bubble / last.groupby("step")["duration_ms"].sum()
+        distance = (shares - bubble_share(2, 4)).abs().min()  # in the step that was disturbed least
+        if distance < 0.12:
+            break
+    assert distance < 0.12
 
 
 def test_watching_changes_no_number_and_leaves_nothing_behind(pool, run) -> None:

@@ -36,7 +36,7 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_four_faults_are_found_by_looking(execute) -> None:
+def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
     """What the notebook says of each figure is true of what the figure shows."""
     runs, executed = execute("02_gradients.ipynb", steps=30)
     assert set(runs) == {"bad-init", "poisoned", "noise", "slow-rank"}
@@ -66,7 +66,7 @@ def test_four_faults_are_found_by_looking(execute) -> None:
     assert render_notebook(executed).stat().st_size > 100_000
 
 
-def test_a_training_is_paused_rolled_back_and_branched(execute) -> None:
+def test_a_training_is_paused_rolled_back_and_branched(execute, few_figures: None) -> None:
     runs, executed = execute("03_steering.ipynb", steps=450)
     assert set(runs) == {"steered", "bolder", "careful"}
     assert (runs["steered"].status, runs["bolder"].status, runs["careful"].status) == (

@@ -28,7 +28,7 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
     [{"steps": 20}, {"recipe": "digits-vit", "plugin": "hybrid", "tp": 2, "steps": 20}],
     ids=["default", "digits-tp2"],
 )
-def test_the_quickstart_does_what_it_says(tmp_path: Path, parameters: dict[str, object]) -> None:
+def test_the_quickstart_does_what_it_says(tmp_path: Path, few_figures: None, parameters: dict[str, object]) -> None:
     assert demo.execute(notebooks.folder() / notebooks.QUICKSTART, parameters, tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (

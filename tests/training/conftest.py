@@ -32,9 +32,9 @@ def _is_busy(session: Session) -> bool:
 
 @pytest.fixture
 def two_ranks(shell: InteractiveShell) -> Session:
-    """Two living, idle ranks; those that a test killed or left busy are replaced."""
+    """Two living, idle ranks; those that a test killed, left busy, or started in another number are replaced."""
     session = Session.current()
-    if session is not None and (session.dead or _is_busy(session)):
+    if session is not None and (session.n != 2 or session.dead or _is_busy(session)):
         session.down()
         session = None
     return session or Session.up(2)
