@@ -1,17 +1,10 @@
-"""One rank of ``test_recipes``: trains recipes for a few steps under each plan in turn, and writes what it saw.
-
-python -m tests.engine.recipe_ranks RANK RANKS DIRECTORY STEPS '[["stdlib-llama", {"plugin": "ddp"}], ...]'
-"""
+"""What the ranks of ``test_recipes`` do: train recipes for a few steps under each plan in turn."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tests.benchmarks.single_process import spec_of
 from workbench.core.recipe import recipe
@@ -41,16 +34,13 @@ def train(rank: int, ranks: int, directory: Path, *, steps: int, name: str, plan
     return {"losses": losses, "values": found.values, "texts": list(found.texts), "seconds": seconds}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    rank, ranks, directory, steps = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+def train_all(
+    rank: int, ranks: int, directory: Path, *, steps: int, plans: list[tuple[str, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What ``train`` returns for each recipe and plan, one after the other in the same process."""
     results = []
-    for number, (name, plan) in enumerate(json.loads(sys.argv[5])):
+    for number, (name, plan) in enumerate(plans):
         meeting = directory / str(number)
         meeting.mkdir(exist_ok=True)
         results.append(train(rank, ranks, meeting, steps=steps, name=name, plan=plan))
-    (directory / f"rank-{rank}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+    return results

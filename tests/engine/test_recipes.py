@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.benchmarks.single_process import spec_of, train
 from workbench.core.recipe import recipe
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -64,24 +57,10 @@ PLANS = [
 ]
 
 
-def test_two_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
+def test_two_ranks_find_what_one_process_finds(pool) -> None:
     """Validation values and the sampled text after a few steps are those of a plain process, under each plan."""
-    command = [sys.executable, "-m", "tests.engine.recipe_ranks"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = []
-    try:
-        for rank in range(2):
-            with (tmp_path / f"output-{rank}").open("w") as output:
-                arguments = [*command, str(rank), "2", str(tmp_path), "4", json.dumps(PLANS)]
-                ranks.append(subprocess.Popen(arguments, stdout=output, stderr=output, env=environ, cwd=ROOT))
-        for rank, process in enumerate(ranks):
-            assert process.wait(timeout=240) == 0, (tmp_path / f"output-{rank}").read_text()[-3000:]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    found = pool.run(2, "tests.engine.recipe_ranks:train_all", steps=4, plans=PLANS, timeout_s=600)[0]
     alone = {name: train(spec_of(name, steps=4)).evaluation for name in ("stdlib-llama", "digits-vit")}
-    found = json.loads((tmp_path / "rank-0.json").read_text())
     for (name, plan), result in zip(PLANS, found, strict=True):
         assert result["values"]["loss"] == pytest.approx(alone[name].values["loss"], abs=1e-5), plan
         assert result["texts"] == list(alone[name].texts), plan
