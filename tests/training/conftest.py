@@ -22,19 +22,29 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
             yield shell
 
 
-def _is_busy(session: Session) -> bool:
+def _is_whole(session: Session) -> bool:
+    """Whether two ranks are up, alive and idle. Tests kill some, leave them busy, or start others."""
     try:
         session.check_free(range(session.n))
     except RanksBusyError:
-        return True
-    return False
+        return False
+    return session.n == 2 and not session.dead
+
+
+@pytest.fixture(autouse=True, scope="module")
+def whole_ranks_at_the_end() -> Iterator[None]:
+    """The next module finds two living, idle ranks or none."""
+    yield
+    session = Session.current()
+    if session is not None and not _is_whole(session):
+        session.down()
 
 
 @pytest.fixture
 def two_ranks(shell: InteractiveShell) -> Session:
-    """Two living, idle ranks; those that a test killed, left busy, or started in another number are replaced."""
+    """Two living, idle ranks."""
     session = Session.current()
-    if session is not None and (session.n != 2 or session.dead or _is_busy(session)):
+    if session is not None and not _is_whole(session):
         session.down()
         session = None
     return session or Session.up(2)

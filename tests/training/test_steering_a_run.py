@@ -94,7 +94,7 @@ def test_going_on_in_a_run_of_its_own(shell: InteractiveShell, two_ranks: Sessio
     slower = train(shell, f"--resume {saved.path}@8 --quiet --lr 0.01 --plugin zero1").wait(timeout=300)
     assert set(slower.metrics()["lr"]) == {0.01}
     np.testing.assert_allclose(slower.metrics()["loss"][:1], whole.metrics()["loss"][8:9], atol=1e-6)
-    with pytest.raises(ConfigError, match="no step to train"):
+    with pytest.raises(ConfigError, match="no step is left to train"):
         train(shell, "--resume saved --quiet")
 
 
