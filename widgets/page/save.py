@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -29,10 +30,24 @@ def save_notebook(notebook: Path) -> bool:
     widget = SaveWidget(name=notebook.stem)
     try:
         deadline = time.monotonic() + WAIT_S
-        while notebook.stat().st_mtime_ns == before:
+        while not _was_written(notebook, before):
             if time.monotonic() > deadline:
                 return False
             time.sleep(_LOOK_S)
         return True
     finally:
         widget.close()
+
+
+def _was_written(notebook: Path, before: int) -> bool:
+    """Whether the file has been written since its modification time ``before`` (ns), to its end.
+
+    The Jupyter server empties the file first and then writes it.
+    """
+    if notebook.stat().st_mtime_ns == before:
+        return False
+    try:
+        json.loads(notebook.read_text(encoding="utf-8"))
+    except ValueError:  # empty, or written in part
+        return False
+    return True
