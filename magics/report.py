@@ -33,7 +33,7 @@ class ReportMagics(Magics):
     @argument(
         "-o", "--out", metavar="FILE", help="where to write (default: in the run directory, or beside the notebook)"
     )
-    @argument("--pdf", action="store_true", help="also write a PDF, with the chromium of this machine")
+    @argument("--pdf", action="store_true", help="write a PDF, with this machine's Chromium, instead of HTML")
     @argument(
         "--light", action="store_true", help="pictures instead of interactive figures: a small file without scripts"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -88,8 +87,3 @@ class RankTable:
             "throttle": np.array([slowed_by[mask] for mask in self.throttle.tolist()], dtype=object),
             "lag": np.full(self.ranks, math.nan) if self.lag is None else np.rint(100 * self.lag),
         }
-
-
-def describe(table: RankTable) -> dict[str, Any]:
-    """Return the number of ranks (``world``) and how many are in each state (``states``)."""
-    return {"world": table.ranks, "states": table.counts()}

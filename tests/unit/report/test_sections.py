@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup
 import workbench
 from tests.fake_run import make_fake_run
 from workbench.core.mesh import Mesh
-from workbench.core.records import Command, Event, GradientStats, PhaseRecord
+from workbench.core.records import Command, Event, EventKind, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
 from workbench.report import mesh_diagram, render, run_data, timeline, words
 from workbench.report.compared import compare_runs
@@ -26,6 +26,7 @@ from workbench.report.control_history import read_control_history
 from workbench.report.figures import FigureBundle, compress_text
 from workbench.run.api import Run
 from workbench.rundir import environment
+from workbench.rundir.directory import OWNER_FILE
 from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
@@ -273,3 +274,18 @@ def test_printing_without_a_browser_raises(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ReportError, match="install one"):
         render(run, tmp_path / "out.html", pdf=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_dropped_records_are_counted_once_per_rank_also_of_a_paused_run(tmp_path: Path) -> None:
+    """Each event holds the total of its rank so far: 5 of rank 0 and 5 of rank 1 are 10."""
+    run = make_fake_run(tmp_path / "run", ranks=2, steps=10, state="running")
+    for rank, totals in enumerate([(3, 5), (5,)]):
+        with RankLogWriter(run, rank) as log:
+            for total in totals:
+                log.event(EventKind.LOG, "dropped", total)
+            log.event(EventKind.STATE, "paused")
+    (run / OWNER_FILE).write_text("{}")  # an owner that cannot be looked for is alive while its lease holds
+    text = text_page(run).get_text()
+    assert "10 records were dropped" in text
+    assert "It was paused when this report was written." in text
+    assert "The run had not ended when this report was written." in text

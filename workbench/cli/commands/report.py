@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directories or names of runs (default: the newest), or one notebook file (.ipynb)",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where to write (default: in the run directory)")
-    parser.add_argument("--pdf", action="store_true", help="also write a PDF, with the chromium of this machine")
+    parser.add_argument("--pdf", action="store_true", help="write a PDF, with this machine's Chromium, instead of HTML")
     parser.add_argument(
         "--light", action="store_true", help="pictures instead of interactive figures: a small file without scripts"
     )
