@@ -1,0 +1,56 @@
+"""What a file of this folder defines: a cell, its options, and what one process makes of it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tests.training.cells
+
+#: how a cell is trained: options of the spec, by the name of the plan
+PLANS: dict[str, dict[str, Any]] = {
+    "1 rank": {"ranks": 1, "plugin": "ddp"},
+    "ddp": {"ranks": 2, "plugin": "ddp"},
+    "zero1": {"ranks": 2, "plugin": "zero1"},
+    "zero2": {"ranks": 2, "plugin": "zero2"},
+    "accumulate 2": {"ranks": 2, "plugin": "ddp", "accumulate": 2},
+    "torch ddp": {"ranks": 2, "plugin": "ddp", "framework": "torch"},
+    "tp": {"ranks": 2, "plugin": "hybrid", "tp": 2},
+    "pp": {"ranks": 2, "plugin": "hybrid", "pp": 2, "micro_batches": 2},
+}
+#: plans for any module; the others split models of the transformers library
+FOR_ANY_MODEL = ("1 rank", "ddp", "zero1", "zero2", "accumulate 2", "torch ddp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One cell that people write.
+
+    ``cell`` is trained under ``plans`` with the options ``flags``. ``plain`` is source that runs after the cell in one
+    process and appends to ``losses`` (per step, over the global batch) and, if the norm is compared too, to ``norms``;
+    it sees the cell's names, ``spec``, and what ``harness.plain`` offers. "" is the loop that anyone would write.
+    ``refused``: plan -> text of the message that refuses it. ``says``: plan -> text of an event that the run has
+    ("" stands for every plan). ``tolerance``: relative, of losses and norms.
+    """
+
+    cell: str
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    plans: tuple[str, ...] = FOR_ANY_MODEL
+    plain: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    says: Mapping[str, str] = field(default_factory=dict)
+    tolerance: float = 2e-4
+
+    def options(self, plan: str) -> dict[str, Any]:
+        """Options of the spec under ``plan``."""
+        return {"steps": 4, "batch_size": 4, "eval_every": 0, **self.flags, **PLANS[plan]}
+
+
+def load_cases() -> dict[str, Case]:
+    """Every case, by the name of its file."""
+    names = [module.name for module in pkgutil.iter_modules(tests.training.cells.__path__) if not module.ispkg]
+    modules = {name: importlib.import_module(f"tests.training.cells.{name}") for name in names}
+    return {name: module.CASE for name, module in sorted(modules.items()) if hasattr(module, "CASE")}

@@ -1,0 +1,32 @@
+"""What the ranks of the pool are asked: to train a run directory, and to run the plain loop of a cell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from workbench.core.config import TrainSpec
+
+
+def train(rank: int, ranks: int, directory: Path, *, run: str) -> str:
+    """Train the run in ``run`` as ``%dist_train`` has ranks do; the outcome as text."""
+    from workbench.engine.entry import train as train_run
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    return train_run(run)
+
+
+def plain(rank: int, ranks: int, directory: Path, *, cell: str, loop: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Losses and gradient norms of the cell in one process; nothing of the workbench trains."""
+    import torch
+
+    from tests.training.cells.harness import plain as helpers
+
+    spec = TrainSpec.from_options(options)
+    helpers.seed(spec.seed)
+    names: dict[str, Any] = {"spec": spec, "knob": lambda name, value, *rest, **more: value, "__name__": "__main__"}
+    exec(compile(cell, "<cell>", "exec"), names)
+    names |= {"torch": torch, "losses": [], "norms": [], **{name: getattr(helpers, name) for name in helpers.__all__}}
+    exec(compile(loop or "losses, norms = train(globals())", "<loop>", "exec"), names)
+    return {"losses": [float(loss) for loss in names["losses"]], "norms": [float(norm) for norm in names["norms"]]}

@@ -1,0 +1,86 @@
+"""Every case under each of its plans: losses and gradient norms are those of one process, or the plan is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.training.cells.harness.case import Case, load_cases
+from workbench.core.records import EventKind
+from workbench.errors import ConfigError
+from workbench.events.decode import of_kind
+from workbench.events.outcome import failure_of
+from workbench.run.reader import RunReader
+from workbench.run.resolve import resolve
+from workbench.rundir import directory as run_directory
+
+RANKS = "tests.training.cells.harness.ranks"
+CASES = load_cases()
+EACH = [pytest.param(name, plan, id=f"{name}-{plan}") for name, case in CASES.items() for plan in case.plans]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RankPool]:
+    with RankPool() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def plain(pool: RankPool) -> Any:
+    """``plain(name)``: losses and norms of a case in one process."""
+    found: dict[str, Any] = {}
+
+    def of(name: str) -> dict[str, Any]:
+        if name not in found:
+            case = CASES[name]
+            arguments = {"cell": case.cell, "loop": case.plain, "options": case.options("1 rank")}
+            (found[name],) = pool.run(1, f"{RANKS}:plain", **arguments)
+        return found[name]
+
+    return of
+
+
+def _train(pool: RankPool, case: Case, plan: str) -> tuple[RunReader | None, str]:
+    """The run, and what ended it early: a refusal, or an error of the ranks."""
+    try:
+        request = resolve(case.options(plan), cell=case.cell, default_ranks=2)
+    except ConfigError as error:
+        return None, str(error)
+    path = run_directory.create(request.spec, request.cell)
+    pool.run(request.spec.plan.ranks, f"{RANKS}:train", run=str(path))
+    run = RunReader(path)
+    run.store.refresh()
+    failed = failure_of(run.store.table("events"))
+    return run, "" if failed is None else str(failed)
+
+
+def _said(run: RunReader) -> str:
+    events = run.store.table("events")
+    kinds = set(EventKind) - {EventKind.STATE, EventKind.CONTROL}
+    return "\n".join(f"{event.name} {event.value}" for kind in kinds for event in of_kind(events, kind))
+
+
+@pytest.mark.parametrize(("name", "plan"), EACH)
+def test_it_trains_as_one_process_or_is_refused(
+    name: str, plan: str, pool: RankPool, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    case = CASES[name]
+    run, failure = _train(pool, case, plan)
+    if plan in case.refused:
+        assert case.refused[plan] in failure
+        assert run is None or run.last_step == 0
+        return
+    assert not failure
+    assert run is not None
+    metrics, right = run.metrics(), plain(name)
+    np.testing.assert_allclose(metrics["loss"], right["losses"], rtol=case.tolerance, atol=1e-7)
+    if right["norms"]:
+        np.testing.assert_allclose(metrics["grad_norm"], right["norms"], rtol=10 * case.tolerance, atol=1e-6)
+    expected = case.says.get(plan, case.says.get("", ""))
+    assert expected in _said(run)
