@@ -46,7 +46,8 @@ class LossAverage:
         return self._steps <= _TOLD_STEPS
 
     def begin(self, pieces: Sequence[Batch], micro_batches: int = 1) -> None:
-        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``. Collective in a pipeline."""
+        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``. A pipeline's ranks wait for
+        each other."""
         self._steps += 1
         self._parts = len(pieces) * micro_batches
         self._nominal = sum(_size_of_targets(piece) for piece in pieces) / self._parts or 1.0
@@ -139,8 +140,9 @@ def _size_of_targets(piece: Batch) -> int:
     target = (
         batch.get("labels") if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, tuple | list) else None
     )
-    is_labels = isinstance(target, torch.Tensor) and not (target.is_floating_point() or target.is_complex())
-    return target.numel() if is_labels and samples_in(piece) else samples_in(piece)
+    if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.is_complex():
+        return samples_in(piece)
+    return target.numel() if samples_in(piece) else 0
 
 
 def _nonzero(number: Number, otherwise: float) -> Number:
