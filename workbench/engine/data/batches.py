@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
+from itertools import pairwise
 from typing import Any
 
 from workbench.engine.base.batch import Batch, Piece, StandIn, contents
@@ -60,8 +61,7 @@ def split(batch: Batch, parts: int, *, expected: int | None = None) -> list[Batc
 
     edges = [samples * index // parts for index in range(parts + 1)]
     return [
-        part(start, stop) if stop > start else StandIn(_cut(whole, layout, 0, 1))
-        for start, stop in zip(edges, edges[1:], strict=False)
+        part(start, stop) if stop > start else StandIn(_cut(whole, layout, 0, 1)) for start, stop in pairwise(edges)
     ]
 
 
@@ -70,6 +70,8 @@ def _read(batch: Batch, expected: int | None = None) -> tuple[int, Layout, bool]
     if isinstance(batch, Piece):
         return batch.samples, batch.layout, True
     sizes = _sizes(batch)
+    if sizes is not None and _is_list(batch):
+        sizes = _sizes_of_whole(batch, expected)
     if sizes is None:
         lengths = list(dict.fromkeys(_list_lengths(batch)))
         if len(lengths) != 1:
@@ -93,6 +95,8 @@ def _sizes(value: Any) -> list[int] | None:
     held = entries(value)
     if held is None:
         return None
+    if type(value).__name__ == "PackedSequence":
+        _refuse(value, "part of the batch")
     found = [sizes for _, entry in held if (sizes := _sizes(entry)) is not None]
     if not found:
         return None
@@ -100,6 +104,15 @@ def _sizes(value: Any) -> list[int] | None:
     if _is_list(value) and len(value) not in common:
         common.append(len(value))
     return common
+
+
+def _sizes_of_whole(batch: Any, expected: int | None) -> list[int]:
+    """As ``_sizes`` for a batch that is a list: one of samples, as ``collate_fn=list`` makes, has the expected length
+    and entries that are alike; any other is a container."""
+    held = entries(batch) or []
+    sizes = _container_sizes(held)
+    kinds = {(type(entry), getattr(entry, "dtype", None), getattr(entry, "ndim", 0)) for _, entry in held}
+    return [*sizes, len(batch)] if len(batch) == expected and len(kinds) == 1 else sizes
 
 
 def _list_lengths(value: Any) -> Iterable[int]:
@@ -123,8 +136,6 @@ def _layout(value: Any, samples: int, place: str, lists: list[str]) -> Layout:
         if isinstance(value, Sized) and not isinstance(value, str | bytes) and _length(value) == samples:
             _refuse(value, place)
         return False
-    if type(value).__name__ == "PackedSequence":
-        _refuse(value, place)
     if _is_list(value):
         sizes = _sizes(value)
         is_container = sizes is not None and samples in _container_sizes(held)

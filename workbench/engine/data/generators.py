@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 
 _MASK = 2**64 - 1
 _END = object()
@@ -47,7 +48,7 @@ class DataGenerators:
 
     def state(self) -> tuple[Any, ...]:
         """Where the global generators are; equal if nothing was drawn in between."""
-        numpy = np.random.get_bit_generator().state["state"]
+        numpy = mtrand.get_bit_generator().state["state"]
         python = random.getstate()
         return torch.default_generator.get_state().numpy().tobytes(), python, numpy["key"].tobytes(), numpy["pos"]
 
@@ -63,10 +64,10 @@ class DataGenerators:
             yield batch
 
     def _swap(self) -> None:
-        before = torch.default_generator.get_state(), random.getstate(), np.random.get_bit_generator()
+        before = torch.default_generator.get_state(), random.getstate(), mtrand.get_bit_generator()
         torch.default_generator.set_state(self._torch)
         random.setstate(self._python)
-        np.random.set_bit_generator(self._numpy)
+        mtrand.set_bit_generator(self._numpy)
         self._torch, self._python, self._numpy = before
 
 
