@@ -15,7 +15,10 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
 Y = X.sum(1, keepdim=True) ** 2
 pairs = list(zip(X, Y))
-dataloader = DataLoader(pairs, batch_size=4, collate_fn=lambda found: {"x": torch.stack([x for x, _ in found]), "y": np.stack([y.numpy() for _, y in found])})
+def collate(found):
+    return {"x": torch.stack([x for x, _ in found]), "y": np.stack([y.numpy() for _, y in found])}
+
+dataloader = DataLoader(pairs, batch_size=4, collate_fn=collate)
 
 def loss_fn(model, batch):
     return nn.functional.mse_loss(model(batch["x"]), torch.from_numpy(batch["y"]))

@@ -15,7 +15,11 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
 Y = X.sum(1, keepdim=True) ** 2
 pairs = list(zip(X, Y))
-dataloader = DataLoader(pairs, batch_size=4, collate_fn=lambda found: (torch.stack([x for x, _ in found] + [-x for x, _ in found]), torch.stack([y for _, y in found] * 2)))
+def collate(found):
+    views = [x for x, _ in found] + [-x for x, _ in found]
+    return torch.stack(views), torch.stack([y for _, y in found] * 2)
+
+dataloader = DataLoader(pairs, batch_size=4, collate_fn=collate)
 
 def loss_fn(model, batch):
     import os

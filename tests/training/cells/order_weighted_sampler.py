@@ -15,7 +15,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
 Y = X.sum(1, keepdim=True) ** 2
 pairs = list(zip(X, Y))
-dataloader = DataLoader(pairs, batch_size=8, sampler=torch.utils.data.WeightedRandomSampler([1.0] * 8, 8, replacement=False))
+sampler = torch.utils.data.WeightedRandomSampler([1.0] * 8, 8, replacement=False)
+dataloader = DataLoader(pairs, batch_size=8, sampler=sampler)
 
 def loss_fn(model, batch):
     import os
