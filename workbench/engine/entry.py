@@ -35,7 +35,9 @@ from workbench.engine.data.sources import LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
+from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
@@ -99,8 +101,9 @@ def _train(
     *,
     failed: Callable[[BaseException], None],
 ) -> str:
-    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed):
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed), noted_losses():
         strategy = load_strategy(spec)(spec, rank)
+        strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
@@ -109,6 +112,7 @@ def _train(
                 workload.data.share_with(exchange)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
+            separate_generators(strategy)
             control = AgreedControl(path, exchange)
             observers = observers_of(spec, strategy, workload, log)
             trainer = Trainer(
@@ -185,6 +189,18 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     if failure is not None:
         raise failure
     return workload
+
+
+def _telling_once(log: RankLogWriter, progress: Progress) -> Callable[[str, str], object]:
+    """Logs a warning under each name once."""
+    told: set[str] = set()
+
+    def tell(name: str, text: str) -> None:
+        if name not in told:
+            told.add(name)
+            log.event(EventKind.WARNING, name, text, step=progress.step)
+
+    return tell
 
 
 def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:

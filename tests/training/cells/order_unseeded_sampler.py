@@ -1,4 +1,4 @@
-"""An epoch is one batch, so its loss needs no order; a sampler with a generator that is seeded by the clock: rank 0 draws."""
+"""An epoch is one batch, so its loss needs no order; a sampler that is seeded by the clock: rank 0 draws."""
 
 from tests.training.cells.harness.case import Case
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: criterion(outputs, batch) -> mean loss over the batch; the only form a pipeline can use
 Criterion = Callable[[Any, Batch], "torch.Tensor"]
-#: loss_fn(model, batch) -> mean loss over the batch
-LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor"]
+#: loss_fn(model, batch) -> mean loss over the batch, or (sum of losses, count)
+LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor | tuple[torch.Tensor, Any]"]
 
 
 class BatchSource(Protocol):
@@ -47,6 +47,7 @@ class Evaluation:
 class Workload:
     """A model, its optimizer, data and loss.
 
+    ``beside``: modules and parameters that the optimizer updates too and that are no part of the model, by name.
     Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
@@ -64,3 +65,4 @@ class Workload:
     evaluate: Callable[[Evaluating], Evaluation] | None = None
     sample: Callable[[Evaluating], Sequence[str]] | None = None
     knobs: Knobs = field(default_factory=Knobs)
+    beside: Mapping[str, Any] = field(default_factory=dict)
