@@ -31,6 +31,7 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.cell import workload_from_cell
+from workbench.engine.data.sources import LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
@@ -107,10 +108,13 @@ def _train(
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
+            exchange = exchange_of(rank, spec.plan.ranks)
+            if isinstance(workload.data, LoaderSource):
+                workload.data.share_with(exchange)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)
-            control = AgreedControl(path, exchange_of(rank, spec.plan.ranks))
+            control = AgreedControl(path, exchange)
             observers = observers_of(spec, strategy, workload, log)
             trainer = Trainer(
                 spec=spec,
