@@ -43,6 +43,7 @@ from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
+from workbench.engine.watch.torch.without_gradient import WithoutGradient
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints
@@ -148,7 +149,10 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
 
 def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    always = [BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
+    always: list[StepObserver] = [
+        BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample),
+        WithoutGradient(strategy),
+    ]
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()
