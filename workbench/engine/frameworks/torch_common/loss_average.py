@@ -70,7 +70,7 @@ class LossAverage:
             waits()
             agreed = self._summed(count) / self._mesh.world_size
             self._is_empty = agreed == 0 if self._parts == 1 else False
-            self._estimate = _nonzero(agreed, self._nominal)
+            self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
         self._used = self._estimate
         return self._divided(term, samples, count)
 
