@@ -207,7 +207,8 @@ def _load_tensors(reader: ShardReader, held: RankState) -> None:
     groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
     for slot in held.slots:
         for target in (slot.saved, *slot.copies):
-            target.tensor.copy_(reader.part(f"weights/{slot.name}", target.place))
+            part = reader.part(f"weights/{slot.name}", target.place)
+            target.tensor.copy_(part.reshape(target.tensor.shape))  # of one number: a scalar, or a slice of one element
         _load_optimizer_state(reader, held.optimizer.state, slot, groups.get(id(slot.key), {}))
     for name, buffer in held.buffers.items():
         if f"buffers/{name}" in reader.tensors:
@@ -229,7 +230,8 @@ def _load_optimizer_state(reader: ShardReader, states: dict[Any, Any], slot: Slo
         if entry["shape"] or not slot.saved.place.shape:
             part = reader.part(key, slot.saved.place)
             state = torch.zeros_like(slot.key, dtype=part.dtype)
-            slot.part(state).copy_(part)
+            own = slot.part(state)
+            own.copy_(part.reshape(own.shape))
         else:
             state = reader.part(key, slot.saved.place.whole(())).reshape(())
             if group.get("capturable") or group.get("fused"):  # as in torch, step counters otherwise stay on the host
