@@ -16,6 +16,8 @@ from workbench.engine.base.capabilities import Evaluating
 if TYPE_CHECKING:
     import torch
 
+    from workbench.engine.state.cell_state import CellState
+
 
 #: criterion(outputs, batch) -> mean loss over the batch; the only form a pipeline can use
 Criterion = Callable[[Any, Batch], "torch.Tensor"]
@@ -51,7 +53,8 @@ class Workload:
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
-    that the training script or the recipe declares, now or later; its parts read their present values.
+    that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
+    what a cell keeps beside these, for checkpoints.
     """
 
     model: torch.nn.Module
@@ -64,3 +67,4 @@ class Workload:
     evaluate: Callable[[Evaluating], Evaluation] | None = None
     sample: Callable[[Evaluating], Sequence[str]] | None = None
     knobs: Knobs = field(default_factory=Knobs)
+    cell_state: CellState | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from workbench.core.controls import SCHEDULE
 
 
 class LearningRate:
-    """Steps the scheduler and lays a hand-set value (all groups alike) or a factor over what it says.
+    """Steps the scheduler and lays a hand-set value (the first group's; others keep their ratio to it) or a factor over
+    what it says.
 
     The scheduler always sees its own values, so that ``schedule`` goes back to where it would have been. As long as
     nobody turns anything, the optimizer's groups are not touched.
@@ -58,7 +60,8 @@ class LearningRate:
 
     def _lay_over(self) -> None:
         absolute = self._absolute
-        self._write([lr * self._factor if absolute is None else absolute for lr in self._scheduled])
+        rates = self._scheduled
+        self._write([lr * self._factor for lr in rates] if absolute is None else scaled(rates, absolute))
 
     def _write(self, values: list[float]) -> None:
         for group, value in zip(self._optimizer.param_groups, values, strict=True):
@@ -91,6 +94,14 @@ class LearningRate:
                 group["initial_lr"] = base
         if hasattr(self._scheduler, "base_lrs"):
             self._scheduler.base_lrs = list(self._base)
+
+
+def scaled(rates: Sequence[float], first: float) -> list[float]:
+    """``rates`` of parameter groups times what makes the first of them ``first``; all ``first`` where they are equal,
+    or where the first is 0 and has no ratio to the others."""
+    if not rates[0] or len(set(rates)) == 1:
+        return [first] * len(rates)
+    return [first, *(first * (rate / rates[0]) for rate in rates[1:])]
 
 
 def _number(value: Any) -> float:

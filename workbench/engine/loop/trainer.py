@@ -131,6 +131,7 @@ class Trainer:
         self._warned_nonfinite = False
         self._scale: float | None = None
         self._warned_schedule = False
+        self._warned_state = False
 
     def run(self) -> str:
         """Train to the last step, or until somebody stops it."""
@@ -161,6 +162,10 @@ class Trainer:
 
     def begin(self) -> int:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
+        rates = [float(group["lr"]) for group in self.workload.optimizer.param_groups]
+        if self.spec.lr is not None and not self.spec.recipe and len(set(rates)) > 1:
+            text = f"--lr is the first parameter group's; the others keep their ratio to it: {rates}"
+            self.log.event(EventKind.WARNING, "lr_of_groups", text)
         if self._resume is not None:
             step = self._restore(self._resume)
             before = self.settings.lr.now
@@ -333,7 +338,7 @@ class Trainer:
         from workbench.engine.state.checkpoint import Checkpoints
 
         needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE)
-        return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep)
+        return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep, self.workload.cell_state)
 
     def save(self, step: int, *, asked: bool) -> bool:
         """Write a checkpoint; whether it is there."""
@@ -345,7 +350,14 @@ class Trainer:
             self._warned_schedule = True
             self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
         state = {"step": step, "batches": self._consumed, "settings": settings}
-        return files.save(step, state, asked=asked)
+        is_saved = files.save(step, state, asked=asked)
+        beside = self.workload.cell_state
+        if beside is not None and beside.left_out and not self._warned_state:
+            self._warned_state = True
+            names = ", ".join(beside.left_out)
+            text = f"checkpoints do not hold {names} of the cell: state = [...] in the cell names what they hold"
+            self.log.event(EventKind.WARNING, "state_not_saved", text, step=step)
+        return is_saved
 
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
