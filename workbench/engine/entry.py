@@ -34,8 +34,10 @@ from workbench.engine.data.cell import workload_from_cell
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
+from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
@@ -103,13 +105,15 @@ def _train(
     *,
     failed: Callable[[BaseException], None],
 ) -> str:
-    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed):
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed), noted_losses():
         strategy = load_strategy(spec)(spec, rank)
+        strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
+            separate_generators(strategy)
             control = AgreedControl(path, exchange_of(rank, spec.plan.ranks))
             observers = observers_of(spec, strategy, workload, log)
             trainer = Trainer(
@@ -186,6 +190,18 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     if failure is not None:
         raise failure
     return workload
+
+
+def _telling_once(log: RankLogWriter, progress: Progress) -> Callable[[str, str], object]:
+    """Logs a warning under each name once."""
+    told: set[str] = set()
+
+    def tell(name: str, text: str) -> None:
+        if name not in told:
+            told.add(name)
+            log.event(EventKind.WARNING, name, text, step=progress.step)
+
+    return tell
 
 
 def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:

@@ -19,11 +19,14 @@ from safetensors.torch import load_file
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability
 from workbench.core.mesh import Mesh
+from workbench.engine.base.batch import StandIn
 from workbench.engine.base.capabilities import Replayable, needed
+from workbench.engine.base.names import users_name
 from workbench.engine.data.batches import split
 from workbench.engine.entry import build_workload, joined_of, load_strategy
-from workbench.engine.faults.nonfinite import fault_directory
+from workbench.engine.faults.nonfinite import fault_directory, named_tensors
 from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin
+from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
 from workbench.engine.state.randomness import RandomGenerators
@@ -41,7 +44,8 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     spec = spec_of_replica(whole)
     directory = fault_directory(path, first + rank, step)
     about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
-    with torch_defaults(), joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token):
+    joined = joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token)
+    with torch_defaults(), joined, noted_losses():
         strategy = load_strategy(spec)(spec, rank)
         workload = build_workload(path, spec)
         workload.knobs.restore(about.get("knobs", {}))
@@ -52,6 +56,10 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
             load_weights(replayable.module, directory / WEIGHTS_FILE)
             batch, random = load_batch_snapshot(directory)
             RandomGenerators(replayable.generators()).restore(random)
+            alike = {"estimate": None, "factor": None, "replicas": 1, "parts": about["accumulate"]}
+            replayable.average.restore(about.get("loss_weights", alike))
+            if about.get("stand_in"):
+                batch = StandIn(batch)
             with NonfiniteSearch(replayable.module) as search:
                 loss = replayable.rerun(split(batch, about["accumulate"]), search.loss)
             mine = {"loss": None if loss is None else float(loss).hex(), "logged_loss": about["loss"]}
@@ -86,8 +94,8 @@ def spec_of_replica(spec: TrainSpec) -> TrainSpec:
 @torch.no_grad()
 def load_weights(module: torch.nn.Module, file: Path) -> None:
     """Copy what was kept into the module's parameters and buffers. ``RunDirectoryError`` when they are others."""
-    kept: dict[str, Any] = load_file(file)
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    kept: dict[str, Any] = {users_name(name): tensor for name, tensor in load_file(file).items()}
+    own = named_tensors(module)
     wrong = sorted(
         set(own) ^ set(kept) | {name for name in set(own) & set(kept) if own[name].shape != kept[name].shape}
     )

@@ -144,8 +144,8 @@ class _Evaluator:
         import torch
 
         from workbench.engine.base.workload import Evaluation
-        from workbench.engine.data.generate import gather_rows, logits_of, shares
         from workbench.engine.frameworks.torch_common.device import rank_device
+        from workbench.engine.frameworks.torch_common.generate import gather_rows, logits_of, shares
 
         own = shares(len(self.images), strategy)[strategy.coordinates.dp]
         logits = logits_of(strategy.forward({"pixel_values": self.images[own].to(rank_device())}))

@@ -192,7 +192,7 @@ class _Evaluator:
 
     def __call__(self, strategy: Evaluating) -> Evaluation:
         from workbench.engine.base.workload import Evaluation
-        from workbench.engine.data.generate import token_loss
+        from workbench.engine.frameworks.torch_common.generate import token_loss
 
         loss = token_loss(strategy, self.windows, vocabulary=self.vocabulary.size, rows=16)
         return Evaluation(
@@ -202,7 +202,7 @@ class _Evaluator:
 
     def sample(self, strategy: Evaluating) -> list[str]:
         """Sample a continuation of ``PROMPT``."""
-        from workbench.engine.data.generate import generate
+        from workbench.engine.frameworks.torch_common.generate import generate
 
         prompt = self.vocabulary.encode(PROMPT)
         tokens = generate(

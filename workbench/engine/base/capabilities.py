@@ -111,6 +111,16 @@ class Checkpointable(Protocol):
         """What a checkpoint keeps of this rank: an ``engine.state.layout.RankState``."""
 
 
+class WeightedLoss(Protocol):
+    """The weights that make the losses of pieces and replicas the loss of the global batch."""
+
+    def state(self) -> dict[str, float | None]:
+        """The weights of the last step as plain numbers."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state``."""
+
+
 @runtime_checkable
 class Replayable(Protocol):
     """A step can be run once more without any effect, to find where a number that is not finite came from."""
@@ -118,6 +128,10 @@ class Replayable(Protocol):
     @property
     def module(self) -> torch.nn.Module:
         """The user's model, or this rank's part of it, as the plan left it: modules have the user's names."""
+
+    @property
+    def average(self) -> WeightedLoss:
+        """How the losses of the last step were weighted, for another process that runs the step once more."""
 
     def generators(self) -> Mapping[str, ModuleGenerator]:
         """Random generators that the framework keeps inside the model, by name."""

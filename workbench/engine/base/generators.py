@@ -15,5 +15,8 @@ class ModuleGenerator(Protocol):
     def states(self) -> Mapping[str, torch.Tensor]:
         """Its states by a name of the generator's own."""
 
+    def reseed(self, offset: int) -> None:
+        """Begin anew with the seed that it has, plus ``offset``."""
+
     def restore(self, states: Mapping[str, torch.Tensor]) -> None:
         """Undo ``states``."""

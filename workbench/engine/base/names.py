@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-#: what torch's wrappers put into the names of the modules that they wrap
-_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module"))
+#: what wrappers (of torch, and ``torch_common.trained``) put into the names of the modules that they wrap
+_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module", "_trained_model", "_beside_model"))
 
 
 def users_name(module_name: str) -> str:
-    """A module's name as the user gave it, without the prefixes of torch.compile and checkpoint wrappers."""
+    """A module's name as the user gave it, without the prefixes of wrappers around the model or parts of it."""
     return ".".join(part for part in module_name.split(".") if part not in _WRAPPERS)

@@ -24,6 +24,10 @@ def unmarked(phase: str, micro_batch: int) -> None:
     """Nobody measures."""
 
 
+def untold(name: str, text: str) -> None:
+    """Nobody listens."""
+
+
 def _as_it_is(observer: BatchObserver) -> BatchObserver:
     return observer
 
@@ -40,6 +44,8 @@ class Strategy(ABC):
         #: "communication" (it waits for what was sent in the background) or "bubble" begins, of this micro-batch (-1:
         #: there is one only)
         self.mark: Callable[[str, int], object] = unmarked
+        #: told, under a name, what a person should know about this training (each name once)
+        self.tell: Callable[[str, str], object] = untold
         #: wraps an observer of gradients, so that its own time is not taken for that of training
         self.aside: Callable[[BatchObserver], BatchObserver] = _as_it_is
 
@@ -56,8 +62,9 @@ class Strategy(ABC):
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
         """Forward and backward over this replica's share, given in pieces whose gradients are accumulated.
 
-        Returns the mean loss over the share (detached scalar, on the device), or None on a pipeline stage without one.
-        Afterwards gradients are reduced: the mean over the global batch.
+        Returns this replica's part of the loss (detached scalar, on the device), or None on a pipeline stage without
+        one: the mean over replicas is the loss of the global batch. Afterwards gradients are reduced: they are those of
+        this loss. A piece may be a ``StandIn``, which counts nothing.
         """
 
     @abstractmethod

@@ -16,13 +16,11 @@ from workbench.engine.base.capabilities import Evaluating
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engine.state.cell_state import CellState
-
 
 #: criterion(outputs, batch) -> mean loss over the batch; the only form a pipeline can use
 Criterion = Callable[[Any, Batch], "torch.Tensor"]
-#: loss_fn(model, batch) -> mean loss over the batch
-LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor"]
+#: loss_fn(model, batch) -> mean loss over the batch, or (sum of losses, count)
+LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor | tuple[torch.Tensor, Any]"]
 
 
 class BatchSource(Protocol):
@@ -37,6 +35,23 @@ class BatchSource(Protocol):
         """Dataset indices of a replica's share of one batch."""
 
 
+class KeptState(Protocol):
+    """What a cell keeps beside its model, for checkpoints. ``names``: variables that are held; ``left_out``: those of
+    objects that may change and are not held."""
+
+    names: list[str]
+    left_out: list[str]
+
+    def capture(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The state as JSON types by name, and the tensors that these refer to."""
+
+    def check(self, plain: Mapping[str, Any], tensors: Any, where: str) -> None:
+        """Raise ``RunError`` when a captured state does not fit; nothing is changed."""
+
+    def restore(self, plain: Mapping[str, Any], tensors: Any) -> None:
+        """Undo ``capture``, in place; ``tensors`` has ``get_tensor(key)``."""
+
+
 @dataclass(kw_only=True)
 class Evaluation:
     """What an evaluation found: ``values`` name -> number or matrix, ``texts`` sampled texts to read."""
@@ -49,6 +64,7 @@ class Evaluation:
 class Workload:
     """A model, its optimizer, data and loss.
 
+    ``beside``: modules and parameters that the optimizer updates too and that are no part of the model, by name.
     Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
@@ -67,4 +83,5 @@ class Workload:
     evaluate: Callable[[Evaluating], Evaluation] | None = None
     sample: Callable[[Evaluating], Sequence[str]] | None = None
     knobs: Knobs = field(default_factory=Knobs)
-    cell_state: CellState | None = None
+    cell_state: KeptState | None = None
+    beside: Mapping[str, Any] = field(default_factory=dict)

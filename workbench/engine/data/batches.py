@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from workbench.engine.base.batch import Batch
+from workbench.engine.base.batch import Batch, StandIn, contents
 from workbench.engine.base.tensor import is_tensor
 from workbench.errors import ConfigError
 
 
 def samples_in(batch: Batch) -> int:
-    """Number of samples of a batch: the length of dim 0. Raises ``ConfigError`` unless all its tensors agree on it."""
+    """Number of samples of a batch: the length of dim 0; 0 for a ``StandIn``.
+
+    Raises ``ConfigError`` unless all its tensors agree on it.
+    """
+    if isinstance(batch, StandIn):
+        return 0
     sizes = {tensor.shape[0] if tensor.dim() else -1 for tensor in tensors_in(batch)}
     if not sizes:
         raise ConfigError(f"the batch (a {type(batch).__name__}) holds no tensor", field="dataset")
@@ -28,6 +33,7 @@ def counts_tokens(batch: Batch, tokens_per_sample: int | None) -> bool:
     of shape [samples, tokens]."""
     if tokens_per_sample is not None:
         return tokens_per_sample > 1
+    batch = contents(batch)
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     return ids is not None and is_tensor(ids) and ids.dim() > 1
 
@@ -35,6 +41,8 @@ def counts_tokens(batch: Batch, tokens_per_sample: int | None) -> bool:
 def tokens_in(batch: Batch, tokens_per_sample: int | None) -> int:
     """Number of tokens of a batch, or of samples if it has no tokens. ``tokens_per_sample`` None: read from the
     batch."""
+    if isinstance(batch, StandIn):
+        return 0
     if tokens_per_sample is None:
         return batch["input_ids"].numel() if counts_tokens(batch, None) else samples_in(batch)
     return samples_in(batch) * tokens_per_sample
@@ -43,8 +51,8 @@ def tokens_in(batch: Batch, tokens_per_sample: int | None) -> int:
 def split(batch: Batch, parts: int) -> list[Batch]:
     """Split ``batch`` along dim 0 into ``parts`` equal parts (views, in order). Raises ``ConfigError`` if that
     fails."""
-    if parts == 1:
-        return [batch]
+    if parts == 1 or isinstance(batch, StandIn):
+        return [batch] * parts
     samples = samples_in(batch)
     if samples % parts:
         raise ConfigError(

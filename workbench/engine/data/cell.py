@@ -6,13 +6,14 @@ import linecache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DistributedSampler
 
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
+from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource
-from workbench.engine.loop.learning_rate import scaled
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
 
@@ -71,7 +72,30 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         lr_scheduler=scheduler,
         tokens_per_sample=None,
         knobs=knobs,
+        beside=_beside(names, model, optimizer),
     )
+
+
+def _beside(names: dict[str, Any], model: Any, optimizer: Any) -> dict[str, Any]:
+    """What the optimizer updates and the model does not hold: modules and parameters by the cell's names for them.
+
+    A parameter without a name of its own, such as an element of a list, is named after its place in the optimizer.
+    """
+    missing = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for parameter in model.parameters():
+        missing.pop(id(parameter), None)
+    found: dict[str, Any] = {}
+    for name, value in names.items() if missing else ():
+        own = list(value.parameters()) if isinstance(value, torch.nn.Module) else [value]
+        if any(id(parameter) in missing for parameter in own):
+            found[name] = value
+            for parameter in own:
+                missing.pop(id(parameter), None)
+    for number, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            if id(parameter) in missing:
+                found[f"group{number}_parameter{index}"] = parameter
+    return found
 
 
 def _on_pairs(criterion: Any) -> Any:

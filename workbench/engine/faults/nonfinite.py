@@ -22,9 +22,10 @@ import torch
 from workbench.core.knobs import Knobs
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.batch import Batch
-from workbench.engine.base.capabilities import Replayable
+from workbench.engine.base.batch import Batch, StandIn, contents
+from workbench.engine.base.capabilities import Replayable, WeightedLoss
 from workbench.engine.base.decision import GO
+from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.data.batches import split
@@ -146,7 +147,13 @@ class NonfiniteGuard(StepObserver):
         kept, why_not = "", ""
         if here.dp in origins:
             kept, why_not = self._save_for_replay(
-                step, name, loss, origins[here.dp], findings, module=self._replayable.module
+                step,
+                name,
+                loss,
+                origins[here.dp],
+                findings,
+                module=self._replayable.module,
+                average=self._replayable.average,
             )
         value: dict[str, Any] = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
         if origins.get(here.dp) == self._strategy.rank and finding is not None:
@@ -190,6 +197,7 @@ class NonfiniteGuard(StepObserver):
         findings: list[dict[str, Any] | None],
         *,
         module: torch.nn.Module,
+        average: WeightedLoss,
     ) -> tuple[str, str]:
         """Save what a replay needs, on every rank of the replica.
 
@@ -198,10 +206,11 @@ class NonfiniteGuard(StepObserver):
         directory = fault_directory(self._run, self._strategy.rank, step)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_batch_snapshot(directory, self._batch, self._random_state)
+            save_batch_snapshot(directory, contents(self._batch), self._random_state)
             weights = self._save_weights(directory, module)
             about = {"step": step, "name": name, "culprit": origin, "loss": _to_hex(loss), "weights": weights or "kept"}
             about |= {"accumulate": self.accumulate, "finding": findings[origin], "indices": self._indices(step)}
+            about |= {"stand_in": isinstance(self._batch, StandIn), "loss_weights": average.state()}
             about["knobs"] = {} if self._knobs is None else self._knobs.values()
             # "culprit" is the file format's name for the rank of the origin
             (directory / FAULT_FILE).write_text(json.dumps(about), encoding="utf-8")
@@ -212,7 +221,7 @@ class NonfiniteGuard(StepObserver):
 
     def _save_weights(self, directory: Path, module: torch.nn.Module) -> str:
         """Save the weights, for the first fault of a run only. Returns the reason when they are not saved, else ""."""
-        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        tensors = named_tensors(module)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if self._weights_saved:
             return "the weights were already saved with an earlier fault of this run"
@@ -228,6 +237,11 @@ class NonfiniteGuard(StepObserver):
         ask = getattr(self._data, "indices", None)
         here = self._strategy.coordinates
         return None if ask is None else ask(step - 1, here.dp, self._strategy.mesh.dp)
+
+
+def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of ``module`` by the user's names."""
+    return {users_name(name): tensor for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
 def _number_or_name(loss: torch.Tensor | None) -> float | str | None:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from workbench.engine.frameworks.torch_common.trained import users_model
+
 #: name of the origin when it lies outside the model
 LOSS = "(loss)"
 #: largest number of input or output tensors of a module that a finding describes
@@ -63,7 +65,7 @@ class NonfiniteSearch(AbstractContextManager["NonfiniteSearch"]):
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
+        self._module = users_model(module)
         self._hooks = ExitStack()
         self._stack: list[_Call] = []
         self._last_call: dict[str, _Call] = {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from workbench.core.controls import SCHEDULE
+from workbench.engine.base.group_rates import scaled
 
 
 class LearningRate:
@@ -94,14 +94,6 @@ class LearningRate:
                 group["initial_lr"] = base
         if hasattr(self._scheduler, "base_lrs"):
             self._scheduler.base_lrs = list(self._base)
-
-
-def scaled(rates: Sequence[float], first: float) -> list[float]:
-    """``rates`` of parameter groups times what makes the first of them ``first``; all ``first`` where they are equal,
-    or where the first is 0 and has no ratio to the others."""
-    if not rates[0] or len(set(rates)) == 1:
-        return [first] * len(rates)
-    return [first, *(first * (rate / rates[0]) for rate in rates[1:])]
 
 
 def _number(value: Any) -> float:

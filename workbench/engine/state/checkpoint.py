@@ -16,7 +16,7 @@ from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.state.cell_state import CellState
+from workbench.engine.base.workload import KeptState
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import RankState, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
@@ -45,7 +45,7 @@ class Checkpoints:
     control: AgreedControl
     log: RankLogWriter
     keep: int = 0
-    cell: CellState | None = None
+    cell: KeptState | None = None
 
     @property
     def _plan(self) -> ParallelPlan:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.engine.base.capabilities import Replayable
 from workbench.engine.base.generators import ModuleGenerator
+from workbench.engine.base.strategy import Strategy
 from workbench.engine.state.plain_state import from_plain, to_plain
 
 
@@ -33,6 +35,29 @@ class RandomState:
     def from_plain(cls, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> RandomState:
         """Make a state from ``tensors`` and the result of ``plain``."""
         return cls(tensors, from_plain(numbers["python"]), from_plain(numbers["numpy"]))
+
+
+#: far apart, so that no rank's seed is that of another rank of a run with a seed nearby
+_SEED_STRIDE = 1_000_003
+
+
+def separate_generators(strategy: Strategy) -> None:
+    """Give each replica, and each stage of a pipeline, random numbers of its own for model and loss.
+
+    Called when all ranks have the same weights. The first replica's generators go on as they are, so one rank draws
+    what one process draws. Tensor-parallel ranks of a replica keep drawing the same.
+    """
+    here, mesh = strategy.coordinates, strategy.mesh
+    offset = (here.dp * mesh.pp + here.pp) * _SEED_STRIDE
+    if not offset:
+        return
+    seed = (strategy.spec.seed + offset) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if isinstance(strategy, Replayable):
+        for generator in strategy.generators().values():
+            generator.reseed(here.dp * _SEED_STRIDE)
 
 
 class RandomGenerators:

@@ -24,6 +24,11 @@ CASES = load_cases()
 EACH = [pytest.param(name, plan, id=f"{name}-{plan}") for name, case in CASES.items() for plan in case.plans]
 
 
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RankPool]:
     with RankPool() as started:
@@ -66,10 +71,7 @@ def _said(run: RunReader) -> str:
 
 
 @pytest.mark.parametrize(("name", "plan"), EACH)
-def test_it_trains_as_one_process_or_is_refused(
-    name: str, plan: str, pool: RankPool, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+def test_it_trains_as_one_process_or_is_refused(name: str, plan: str, pool: RankPool, plain: Any) -> None:
     case = CASES[name]
     run, failure = _train(pool, case, plan)
     if plan in case.refused:

@@ -26,10 +26,25 @@ class RandomizerState:
         """Its two states; each draw puts new tensors there, so no copy is needed."""
         return {"device": self.randomizer.device_rng_state, "cpu": self.randomizer.cpu_rng_state}
 
+    def reseed(self, offset: int) -> None:
+        """Begin anew with the seed that it has, plus ``offset``."""
+        self.restore({name: _reseeded(state, offset) for name, state in self.states().items()})
+
     def restore(self, states: Mapping[str, torch.Tensor]) -> None:
         """Undo ``states``."""
         self.randomizer.device_rng_state = states["device"]
         self.randomizer.cpu_rng_state = states["cpu"]
+
+
+def _reseeded(state: torch.Tensor, offset: int) -> torch.Tensor:
+    """The state of a generator that begins anew, ``state`` being one of a generator on the rank's device or host.
+
+    Their lengths differ: only a CUDA generator's state is as short as a seed and an offset.
+    """
+    generator = torch.Generator("cuda" if state.numel() <= 16 else "cpu")
+    generator.set_state(state)
+    generator.manual_seed(generator.initial_seed() + offset)
+    return generator.get_state()
 
 
 def generators_of(model: torch.nn.Module) -> dict[str, RandomizerState]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from colossalai.booster import Booster
@@ -24,12 +24,15 @@ from workbench.engine.frameworks.torch_common.parameters import (
     share_of_replicas,
 )
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes, trained, users_model
 from workbench.engine.state.layout import LossScaler, Originals, RankState
 
 #: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
 INITIAL_SCALE = 2.0**10
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+
+Result = TypeVar("Result")
 
 #: names of layers, None for all of them
 Wanted = Collection[str] | None
@@ -55,12 +58,20 @@ class Plan(ABC):
 
     def boost(self, workload: Workload) -> None:
         """Wrap model and optimizer. Collective."""
-        names = self.names = ModelNames(workload.model)
-        self.originals = Originals(workload.model)
+        self.is_whole = self.mesh.tp * self.mesh.pp == 1
+        module = trained(workload) if self.is_whole else workload.model
+        names = self.names = ModelNames(module)
+        self.originals = Originals(module)
+        modes = modes_of(module)
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
-        self.model, self.optimizer, *_ = self.booster.boost(workload.model, workload.optimizer)
+        self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
+        set_modes(self.module, modes)
+        if getattr(self.model, "convert_fn", None) is not None:
+            users_model(self.module).register_forward_pre_hook(
+                lambda module, args, kwargs: (self.cast(args), self.cast(kwargs)), with_kwargs=True, prepend=True
+            )
         self.held = rank_parameters(
             self.module,
             names,
@@ -91,19 +102,16 @@ class Plan(ABC):
         convert = getattr(self.model, "convert_fn", None)
         return batch if convert is None else torch.utils._pytree.tree_map(convert, batch)
 
-    @contextmanager
-    def inputs_cast(self) -> Iterator[None]:
-        """While entered, the user's own module takes its inputs as the wrapper would hand them on."""
-        if getattr(self.model, "convert_fn", None) is None:
-            yield
-            return
-        handle = self.module.register_forward_pre_hook(
-            lambda module, args, kwargs: (self.cast(args), self.cast(kwargs)), with_kwargs=True, prepend=True
-        )
-        try:
-            yield
-        finally:
-            handle.remove()
+    def calling(self, compute: Callable[[torch.nn.Module], Result]) -> Result:
+        """``compute(model)`` as a forward pass whose gradients are reduced.
+
+        A model that is whole on every rank is the user's own, inside the wrapper's forward pass; else the wrapper.
+        """
+        return self.model(lambda: compute(users_model(self.module))) if self.is_whole else compute(self.model)
+
+    def scale_gradients(self, factor: Any) -> None:
+        """Multiply the reduced gradients by ``factor``."""
+        torch._foreach_mul_([item.parameter.grad for item in self.held if item.parameter.grad is not None], factor)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Around pieces whose gradients are only accumulated."""

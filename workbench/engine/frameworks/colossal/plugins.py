@@ -98,6 +98,12 @@ class ZeroPlan(Plan):
                 for gradients in store._grads_of_params.values():
                     gradients.pop(id(item.parameter), None)
 
+    def scale_gradients(self, factor: Any) -> None:
+        stores = [store._grads_of_params for store in self.optimizer.pid_to_grad_store.values()]
+        groups = [group for store in {id(store): store for store in stores}.values() for group in store.values()]
+        slices = [part for group in groups for parts in group.values() for part in parts]
+        torch._foreach_mul_(list({id(part): part for part in slices}.values()), factor)
+
     def masters(self) -> Mapping[Any, torch.Tensor]:
         return self.optimizer.working_to_master_param
 
@@ -194,11 +200,13 @@ class HybridPlan(Plan):
         )
 
     def boost(self, workload: Workload) -> None:
-        from workbench.engine.frameworks.colossal.policies import compiled_inside, policy_for
+        from workbench.engine.frameworks.colossal.policies import UnchangedPolicy, compiled_inside, policy_for
 
         if self.mesh.tp * self.mesh.pp > 1:
             workload.model = compiled_inside(workload.model)
-        self.policy = policy_for(workload.model, self.spec)
+            self.policy = policy_for(workload.model)
+        else:
+            self.policy = UnchangedPolicy()
         super().boost(workload)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision)

@@ -50,7 +50,7 @@ def has_policy(model: torch.nn.Module) -> bool:
     return _fullname(model) in _POLICY_LIST
 
 
-def policy_for(model: torch.nn.Module, spec: TrainSpec) -> Policy | None:
+def policy_for(model: torch.nn.Module) -> Policy | None:
     """The policy to give to the hybrid plugin; None lets it choose its own for the model's class."""
     return None if has_policy(model) else UnchangedPolicy()
 

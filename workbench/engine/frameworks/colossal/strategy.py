@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.batch import Batch
+from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
+from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
@@ -24,8 +25,11 @@ from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_norms, check_split
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.loss_average import LossAverage
+from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, count_of_models_labels, loss_term
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
+from workbench.engine.frameworks.torch_common.trained import users_model
 from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 
@@ -50,70 +54,89 @@ class ColossalStrategy(Strategy):
             config.use_cache = False  # only for generation; a pipeline would warn at each step
         self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
         self.plan.boost(workload)
-        self.plan.model.train()
+        self.average = LossAverage(self.mesh, self.device)
         self._grad_sq: torch.Tensor | None = None
         self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
         self._grad_sq = None
+        self.average.begin(pieces, self.spec.plan.micro_batches)
         run = self._pipeline_piece if self.mesh.pp > 1 else self._piece
         losses = []
         for index, piece in enumerate(pieces):
             is_last = index == len(pieces) - 1
             self.mark("transfer", index if len(pieces) > 1 else -1)
             with nullcontext() if is_last else self.plan.no_sync():
-                losses.append(run(to_device(piece, self.device), len(pieces), index))
-        self.plan.drop_gradients(self._frozen)
+                losses.append(run(piece, len(pieces), index))
         found = [loss for loss in losses if loss is not None]
-        return torch.stack(found).sum() if found else None
+        loss = torch.stack(found).sum() if found else None
+        factor = self.average.finish()
+        if factor is not None:
+            self.plan.scale_gradients(factor)
+            loss = None if loss is None else loss * factor
+        self.plan.drop_gradients(self._frozen)
+        return loss
 
     def _piece(self, piece: Batch, count: int, index: int) -> torch.Tensor:
         number = index if count > 1 else -1
+        batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
-        loss = self.loss_of(self.plan.model, piece) / count
+        term = self.plan.calling(lambda model: self._term(model, batch))
+        loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self.mark("backward", number)
         if index == count - 1 and self.mark is not unmarked and self.reducer() is not None:
             mark_what_follows(loss, self.mark, number)
         self.plan.backward(loss)
         return loss.detach().float()
 
-    def loss_of(self, model: torch.nn.Module, piece: Batch) -> torch.Tensor:
+    def _term(self, model: torch.nn.Module, batch: Batch) -> LossTerm:
         """The loss of one piece by ``model``: the wrapped one, or the user's own."""
         with self.plan.autocast():
             if self.workload.loss_fn is not None:
-                return self.workload.loss_fn(model, piece)
-            return self._criterion(call_model(model, piece), piece)
+                loss_fn = self.workload.loss_fn
+                return loss_term(lambda: loss_fn(model, batch), self._tell)
+            outputs: list[Any] = []
+
+            def compute() -> Any:
+                outputs.append(call_model(model, batch))
+                return self._criterion(outputs[0], batch)
+
+            return loss_term(compute, self._tell, lambda loss: self._labels(loss, outputs[0], batch))
+
+    @property
+    def _tell(self) -> Callable[[str, str], object] | None:
+        return self.tell if self.average.is_new else None
+
+    def _labels(self, loss: Any, outputs: Any, batch: Batch) -> Any:
+        return count_of_models_labels(users_model(self.plan.module), loss, outputs, batch)
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """As ``Replayable.rerun``."""
         plan = self.plan
-        pieces = [to_device(piece, self.device) for piece in pieces]
         if self.mesh.pp > 1:  # its schedule can only accumulate: the gradients are put aside meanwhile
             with undone(plan.module):
-                losses = [self._rerun_pipeline(piece, len(pieces), seen) for piece in pieces]
+                losses = [self._rerun_pipeline(piece, seen) for piece in pieces]
             found = [loss for loss in losses if loss is not None]
             return torch.stack(found).sum() if found else None
-        with plan.inputs_cast():
-            return rerun(
-                plan.module,
-                pieces,
-                lambda piece: self.loss_of(plan.module, piece),
-                seen,
-                loss_scale=plan.loss_scale(),
-            )
+        return rerun(plan.module, pieces, self._again, seen, loss_scale=plan.loss_scale())
 
-    def _rerun_pipeline(self, piece: Batch, count: int, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
+    def _again(self, piece: Batch) -> torch.Tensor:
+        batch = to_device(contents(piece), self.device)
+        return self.average.again(self._term(users_model(self.plan.module), batch), samples_in(piece))
+
+    def _rerun_pipeline(self, piece: Batch, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """The schedule once more, without the reductions that follow it."""
         plan = self._hybrid()
 
         def criterion(outputs: Any, micro_batch: Any) -> torch.Tensor:
-            loss = self._criterion(outputs, micro_batch) / count
+            loss = self._micro_loss(self.average.again, outputs, micro_batch)
             seen(loss)
             return loss
 
         with plan.model.no_sync():
+            batch = to_device(contents(piece), self.device)
             result = plan.plugin.scheduler.forward_backward_step(
-                plan.model, iter([piece]), criterion, plan.optimizer, return_loss=True
+                plan.model, iter([batch]), criterion, plan.optimizer, return_loss=True
             )
         loss = result["loss"]
         return None if loss is None else loss.detach().float()
@@ -133,18 +156,26 @@ class ColossalStrategy(Strategy):
 
     def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
         plan = self._hybrid()
-        forget_shapes_if_new(plan.plugin.scheduler, piece)
+        batch = to_device(contents(piece), self.device)
+        forget_shapes_if_new(plan.plugin.scheduler, batch)
         if self.mark is not unmarked:
             mark_stages(plan.plugin.scheduler, self.mark, first=index * self.spec.plan.micro_batches)
         result = plan.booster.execute_pipeline(
-            iter([piece]),
+            iter([batch]),
             plan.model,
-            lambda outputs, micro_batch: self._criterion(outputs, micro_batch) / count,
+            lambda outputs, micro_batch: self._micro_loss(self.average.weighted, outputs, micro_batch),
             plan.optimizer,
             return_loss=True,
         )
         loss = result["loss"]
         return None if loss is None else loss.detach().float()
+
+    def _micro_loss(self, weigh: Callable[[LossTerm, float], torch.Tensor], outputs: Any, batch: Batch) -> torch.Tensor:
+        """The weighted loss of a micro-batch, times the number of micro-batches, by which the schedule divides it."""
+        term = loss_term(
+            lambda: self._criterion(outputs, batch), self._tell, lambda loss: self._labels(loss, outputs, batch)
+        )
+        return weigh(term, samples_in(batch)) * self.spec.plan.micro_batches
 
     def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:
         assert self.workload.criterion is not None  # check refused a workload without
@@ -228,7 +259,7 @@ class ColossalStrategy(Strategy):
             if self.mesh.pp > 1:
                 plan = self._hybrid()
                 return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
-            return call_model(self.plan.module, self.plan.cast(batch))
+            return call_model(users_model(self.plan.module), batch)
 
     def set_clip(self, clip: float) -> None:
         """As ``Normed.set_clip``."""

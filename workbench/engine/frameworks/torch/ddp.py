@@ -16,14 +16,17 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.batch import Batch
+from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
+from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
+from workbench.engine.frameworks.torch_common.loss_average import LossAverage
+from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, loss_term
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
@@ -34,6 +37,7 @@ from workbench.engine.frameworks.torch_common.parameters import (
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.frameworks.torch_common.trained import trained, users_model
 from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
@@ -60,8 +64,8 @@ class DdpStrategy(Strategy):
     def prepare(self, workload: Workload) -> None:
         self.workload = workload
         self.device = rank_device()
-        self.originals = Originals(workload.model)
-        self._module = workload.model.to(self.device)
+        self._module = trained(workload).to(self.device)
+        self.originals = Originals(self._module)
         self._optimizer = workload.optimizer
         self._names = ModelNames(self._module)
         self._held = rank_parameters(self._module, self._names)
@@ -69,7 +73,7 @@ class DdpStrategy(Strategy):
         self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         self.model = DistributedDataParallel(self._module)
-        self.model.train()
+        self.average = LossAverage(self.mesh, self.device)
         is_fp16 = self.spec.precision == "fp16"
         self._scaler = torch.amp.GradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
         self._clip = self.spec.clip
@@ -78,33 +82,48 @@ class DdpStrategy(Strategy):
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
         self._grad_sq = None
+        self.average.begin(pieces)
         losses = []
         for index, piece in enumerate(pieces):
             is_last = index == len(pieces) - 1
             number = index if len(pieces) > 1 else -1
             self.mark("transfer", number)
             with nullcontext() if is_last else self.model.no_sync():
-                losses.append(self._piece(to_device(piece, self.device), len(pieces), number, is_last))
+                losses.append(self._piece(piece, number, is_last))
+        loss = torch.stack(losses).sum()
+        factor = self.average.finish()
+        if factor is not None:
+            loss *= factor
+            torch._foreach_mul_(self._gradients(), factor)
         for item in self._held if self._frozen else ():
             if item.layer in self._frozen:
                 item.parameter.grad = None
-        return torch.stack(losses).sum()
+        return loss
 
-    def _piece(self, piece: Batch, count: int, number: int, is_last: bool) -> torch.Tensor:
+    def _gradients(self) -> list[torch.Tensor]:
+        return [item.parameter.grad for item in self._held if item.parameter.grad is not None]
+
+    def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
+        batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
-        loss = self._loss_of(self.model, piece) / count
+        term = self.model(lambda: self._term(batch))
+        loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self.mark("backward", number)
         if is_last and self.mark is not unmarked:
             mark_what_follows(loss, self.mark, number)
         self._scaler.scale(loss).backward()
-        return loss.detach().float()
+        return loss.detach()
 
-    def _loss_of(self, model: torch.nn.Module, piece: Batch) -> torch.Tensor:
+    def _term(self, batch: Batch) -> LossTerm:
+        model = users_model(self._module)
         with self._autocast():
-            if self.workload.loss_fn is not None:
-                return self.workload.loss_fn(model, piece)
-            assert self.workload.criterion is not None  # check refused a workload without
-            return self.workload.criterion(call_model(model, piece), piece)
+            return loss_term(lambda: self._loss_of(model, batch), self.tell if self.average.is_new else None)
+
+    def _loss_of(self, model: torch.nn.Module, batch: Batch) -> Any:
+        if self.workload.loss_fn is not None:
+            return self.workload.loss_fn(model, batch)
+        assert self.workload.criterion is not None  # check refused a workload without
+        return self.workload.criterion(call_model(model, batch), batch)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _AUTOCAST_TYPES.get(self.spec.precision)
@@ -115,8 +134,7 @@ class DdpStrategy(Strategy):
         self._grad_sq = None
         self._scaler.unscale_(self._optimizer)
         if self._clip > 0 and norm > self._clip:
-            gradients = [item.parameter.grad for item in self._held if item.parameter.grad is not None]
-            torch._foreach_mul_(gradients, self._clip / (norm + 1e-6))
+            torch._foreach_mul_(self._gradients(), self._clip / (norm + 1e-6))
         before = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -216,14 +234,10 @@ class DdpStrategy(Strategy):
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """As ``Replayable.rerun``."""
-        on_device = [to_device(piece, self.device) for piece in pieces]
-        return rerun(
-            self._module,
-            on_device,
-            lambda piece: self._loss_of(self._module, piece),
-            seen,
-            loss_scale=self.loss_scale(),
-        )
+        return rerun(self._module, pieces, self._again, seen, loss_scale=self.loss_scale())
+
+    def _again(self, piece: Batch) -> torch.Tensor:
+        return self.average.again(self._term(to_device(contents(piece), self.device)), samples_in(piece))
 
     def layers(self) -> list[str]:
         """As ``Freezable.layers``."""
@@ -237,7 +251,7 @@ class DdpStrategy(Strategy):
     def forward(self, batch: Batch) -> Any:
         """As ``Evaluating.forward``."""
         with evaluating(self._module), self._autocast():
-            return call_model(self._module, to_device(batch, self.device))
+            return call_model(users_model(self._module), to_device(batch, self.device))
 
     def close(self) -> None:
         if hasattr(self, "model"):

@@ -64,3 +64,9 @@ def check_trainable(spec: TrainSpec, workload: Workload) -> None:
             "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
             field="optimizer",
         )
+    if workload.beside and spec.plan.tp * spec.plan.pp > 1:
+        raise ConfigError(
+            f"the optimizer holds parameters of {', '.join(workload.beside)}, which is no part of the model: a model "
+            "that is split by --tp or --pp is trained alone. Use --plugin ddp, zero1 or zero2",
+            field="optimizer",
+        )

@@ -22,14 +22,14 @@ def rerun(
 ) -> torch.Tensor:
     """``Replayable.rerun`` of a model that is on this rank as a whole, or tensor-parallel: the loss of the share.
 
-    ``loss_of`` calls the user's own module, not the framework's wrapper, and gradients are asked for with
-    ``torch.autograd.grad``: nothing accumulates, so nothing is reduced.
+    ``loss_of``: what a piece adds to the loss of the share. It calls the user's own module, not the framework's
+    wrapper, and gradients are asked for with ``torch.autograd.grad``: nothing accumulates, so nothing is reduced.
     """
     losses = []
     parameters = [p for p in module.parameters() if p.requires_grad]
     with undone(module):
         for piece in pieces:
-            loss = loss_of(piece) / len(pieces)
+            loss = loss_of(piece)
             seen(loss)
             losses.append(loss.detach().float())
             torch.autograd.grad(loss * loss_scale, parameters, allow_unused=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from workbench.core.mesh import Mesh
-from workbench.engine.data import generate as module
-from workbench.engine.data.generate import gather_rows, generate, shares, token_loss
+from workbench.engine.frameworks.torch_common import generate as module
+from workbench.engine.frameworks.torch_common.generate import gather_rows, generate, shares, token_loss
 
 VOCABULARY = 16
 

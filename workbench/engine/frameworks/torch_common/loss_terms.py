@@ -1,0 +1,253 @@
+"""What a loss is an average over: samples, labels that count, or nothing (a sum).
+
+torch's loss functions are replaced, while a cell trains, by functions of the same result that also note over what they
+averaged. So the loss of a piece of the batch can be weighted by what is in it, also where ``ignore_index`` leaves out
+labels or a class has a weight.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from workbench.errors import ConfigError
+
+#: a number on the host, or a scalar on the device that the host need not wait for
+Number = float | torch.Tensor
+
+#: torch's loss functions that have a ``reduction``
+_LOSS_FUNCTIONS = tuple(
+    name
+    for name, function in vars(functional).items()
+    if inspect.isfunction(function)
+    and not name.startswith("_")
+    and "reduction" in inspect.signature(function).parameters
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """The loss of one piece of a batch.
+
+    ``value``: a scalar. ``count``: the number (or the sum of weights) of what it is about; None: its samples.
+    ``form``: "mean" over ``count``, "total" over ``count`` (to be divided by that of all pieces), or "sum": of the
+    whole batch, to be divided by nothing.
+    """
+
+    value: torch.Tensor
+    count: Number | None = None
+    form: str = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of one of torch's loss functions: its result and its arguments."""
+
+    result: torch.Tensor
+    arguments: dict[str, Any]
+
+    @property
+    def reduction(self) -> str:
+        """ "mean", "sum", "none" or "batchmean"."""
+        size_average, reduce = self.arguments.get("size_average"), self.arguments.get("reduce")
+        if size_average is None and reduce is None:
+            return str(self.arguments["reduction"])
+        return torch.nn._reduction.legacy_get_string(size_average, reduce, emit_warning=False)
+
+    @property
+    def averages_over_labels(self) -> bool:
+        """Whether the result is a mean over labels, some of which may be ignored or count more than others."""
+        return "ignore_index" in self.arguments and self.reduction == "mean"
+
+
+class _Recorder:
+    """Notes the calls of loss functions while it is active; at most one is."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] | None = None
+
+
+_recorder = _Recorder()
+
+
+@contextmanager
+def noted_losses() -> Iterator[None]:
+    """While entered, torch's loss functions note their calls where ``loss_term`` asks for them."""
+    originals = {name: getattr(functional, name) for name in _LOSS_FUNCTIONS}
+    for name, original in originals.items():
+        setattr(functional, name, _noting(name, original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(functional, name, original)
+
+
+def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if torch.compiler.is_compiling() or _recorder.calls is None:
+            return result
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        _recorder.calls.append(_Call(result, bound.arguments))
+        return result
+
+    return noting
+
+
+@contextmanager
+def _recording() -> Iterator[list[_Call]]:
+    before, _recorder.calls = _recorder.calls, []
+    try:
+        yield _recorder.calls
+    finally:
+        _recorder.calls = before
+
+
+def loss_term(
+    compute: Callable[[], Any],
+    tell: Callable[[str, str], object] | None = None,
+    count_of: Callable[[torch.Tensor], Number | None] = lambda loss: None,
+) -> LossTerm:
+    """The loss that ``compute`` returns: a scalar, or (sum, count).
+
+    ``count_of(loss)`` is asked for the count of a mean that no loss function of torch returned.
+
+    ``tell(name, text)``, if given, learns what a person should know about the average; finding it out may wait for the
+    device. Raises ``ConfigError`` for a result that is no loss.
+    """
+    with _recording() as calls:
+        found = compute()
+    if isinstance(found, tuple):
+        return _total(found)
+    value = _scalar(found)
+    call = next((call for call in reversed(calls) if call.result is found), None)
+    count = count_of(found) if call is None else None
+    if tell is not None:
+        _tell(value, calls, call is not None or count is not None, tell)
+    if call is None:
+        return LossTerm(value, count)
+    if not (call.averages_over_labels or call.reduction == "sum"):
+        return LossTerm(value)
+    return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, count_of_labels(call.arguments))
+
+
+CONTRASTIVE = (
+    "the loss compares the samples of a batch with each other: each rank compares those of its own share only, so the "
+    "loss is not that of one process with the whole batch"
+)
+UNKNOWN_COUNT = (
+    "the loss is made of an average over labels that are not ignored, and something else: each rank's loss counts by "
+    "its samples. Return (loss_sum, count) from loss_fn if it is to count by labels"
+)
+ENDS_IN_SUM = (
+    "the loss ends in a sum: it is averaged over ranks and gradient accumulation steps. Return (loss_sum, count) from "
+    "loss_fn for a mean over the whole batch, or use a loss function of torch with reduction='sum' for a sum"
+)
+
+
+def _tell(value: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callable[[str, str], object]) -> None:
+    means = [call for call in calls if call.averages_over_labels]
+    if any(_is_contrastive(call.arguments) for call in means):
+        tell("contrastive_loss", CONTRASTIVE)
+    elif not is_known and any(_ignores_some(call.arguments) for call in means):
+        tell("loss_by_samples", UNKNOWN_COUNT)
+    if not is_known and type(value.grad_fn).__name__ == "SumBackward0":
+        tell("loss_is_a_sum", ENDS_IN_SUM)
+
+
+def _total(found: tuple[Any, ...]) -> LossTerm:
+    if len(found) != 2:
+        raise ConfigError(
+            f"loss_fn returned a tuple of {len(found)}: return the loss, or (loss_sum, count)", field="loss_fn"
+        )
+    total, count = found
+    if isinstance(count, torch.Tensor):
+        count = count.detach().double()
+        count = float(count) if count.device.type == "cpu" else count.reshape(())
+    if isinstance(count, bool) or not isinstance(count, int | float | torch.Tensor):
+        raise ConfigError(
+            f"the count of (loss_sum, count) is a {type(count).__name__}: it must be a number", field="loss_fn"
+        )
+    return LossTerm(_scalar(total), count, "total")
+
+
+def _scalar(found: Any) -> torch.Tensor:
+    """``found`` as a scalar that has a gradient; ``ConfigError`` when it is none."""
+    if not isinstance(found, torch.Tensor):
+        raise ConfigError(
+            f"the loss is a {type(found).__name__}: return a tensor of one number (no .item()), or (loss_sum, count)",
+            field="loss_fn",
+        )
+    if found.numel() != 1:
+        raise ConfigError(
+            f"the loss has shape {tuple(found.shape)}: return one number, such as loss.mean()", field="loss_fn"
+        )
+    if found.is_complex():
+        raise ConfigError("the loss is complex: return a real number, such as loss.abs()", field="loss_fn")
+    if torch.is_grad_enabled() and not found.requires_grad:
+        raise ConfigError(
+            "the loss has no gradient: it was computed without the model's parameters, from detached tensors or under "
+            "torch.no_grad",
+            field="loss_fn",
+        )
+    return found.reshape(())
+
+
+def count_of_labels(arguments: dict[str, Any]) -> Number | None:
+    """Over what a loss function with these arguments averages: its labels, or the sum of their weights.
+
+    None where targets are probabilities: then it averages over samples.
+    """
+    target, weight = arguments["target"], arguments.get("weight")
+    if target.is_floating_point():
+        return None
+    counted = target != arguments["ignore_index"]
+    if weight is not None:
+        total = torch.where(counted, weight[torch.where(counted, target, 0)], 0).sum(dtype=torch.float64)
+    else:
+        total = counted.sum(dtype=torch.float64)
+    return float(total) if total.device.type == "cpu" else total.detach()
+
+
+def count_of_models_labels(model: torch.nn.Module, loss: Any, outputs: Any, batch: Any) -> Number | None:
+    """The number of labels over which a model of the transformers library averaged ``loss``.
+
+    None unless it is ``outputs.loss`` of a model with a label per token; a causal language model's first label of a
+    sequence has no prediction. For a model that is split over ranks, whose loss is no loss function of torch.
+    """
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    theirs = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if theirs is not loss or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return None
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    if any(part in name for part in ("CausalLM", "LMHead")):
+        labels = labels[..., 1:]
+    elif not any(part in name for part in ("MaskedLM", "TokenClassification", "ConditionalGeneration")):
+        return None
+    total = (labels != -100).sum(dtype=torch.float64)
+    return float(total) if total.device.type == "cpu" else total
+
+
+def _ignores_some(arguments: dict[str, Any]) -> bool:
+    target = arguments["target"]
+    return not target.is_floating_point() and bool((target == arguments["ignore_index"]).any())
+
+
+def _is_contrastive(arguments: dict[str, Any]) -> bool:
+    """Whether each sample's label is its own number among the samples: a loss such as InfoNCE."""
+    scores, target = arguments["input"], arguments["target"]
+    if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2 or target.is_floating_point():
+        return False
+    return bool((target == torch.arange(len(target), device=target.device)).all())
