@@ -124,3 +124,15 @@ def test_lr_scales_parameter_groups(train: Any) -> None:
     _, right, _ = train(cell + groups % (0.01, 1.0), steps=3)
     np.testing.assert_allclose(scaled, right, rtol=1e-6)
     assert "the others keep their ratio" in said
+
+
+def test_another_batch_size_resumes_at_the_same_sample(train: Any) -> None:
+    """The loss is the mean of the batch's sample numbers."""
+    cell = (
+        MODEL
+        + "dataset = [torch.tensor(float(i)) for i in range(64)]\n"
+        + "def loss_fn(model, batch):\n    return batch.mean() + 0 * model.weight.sum() + 0 * model.bias.sum()\n"
+    )
+    first, _, _ = train(cell, steps=4, save_every=4)
+    _, again, _ = train(cell, steps=6, resume=f"{first.path}@4", batch_size=8)
+    np.testing.assert_allclose(again, [np.arange(16, 24).mean(), np.arange(24, 32).mean()])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from workbench.core.knobs import Knobs
 from workbench.engine.base.batch import Batch
@@ -33,6 +33,17 @@ class BatchSource(Protocol):
 
     def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
         """Dataset indices of a replica's share of one batch."""
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """A batch source whose position a checkpoint records in samples, so that another batch size goes on there."""
+
+    def position(self, number: int) -> dict[str, int]:
+        """Where batch ``number`` begins, as JSON types."""
+
+    def begin_at(self, position: dict[str, int], number: int) -> None:
+        """Let batch ``number`` begin at ``position``; ``ConfigError`` when this source cannot."""
 
 
 class KeptState(Protocol):

@@ -30,8 +30,9 @@ from workbench.engine.base.capabilities import (
 from workbench.engine.base.decision import GO, STOP
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.workload import Workload
+from workbench.engine.base.workload import Positioned, Workload
 from workbench.engine.data.batches import samples_in, split, tokens_in
+from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.engine.loop.settings import Settings
 from workbench.engine.loop.steering import Steering
 from workbench.engine.watch.host.sampler import Progress
@@ -171,9 +172,19 @@ class Trainer:
             before = self.settings.lr.now
             if self.settings.follow_spec():
                 self.log.event(EventKind.CONTROL, "lr", self.settings.lr.now, step=step, old_value=before)
+            self._check_schedule(step)
             return step
+        self._check_schedule(0)
         self._batches = self._batches_from(0)
         return 0
+
+    def _check_schedule(self, done: int) -> None:
+        scheduler = self.workload.lr_scheduler
+        if scheduler is None or self.spec.recipe:
+            return
+        warning = check_schedule(self.workload.optimizer, scheduler, done, self.spec.steps)
+        if warning and self.spec.lr is None:
+            self.log.event(EventKind.WARNING, "schedule_ended", warning, step=done)
 
     def _batches_from(self, number: int) -> Iterator[Batch]:
         self._consumed = number
@@ -350,6 +361,8 @@ class Trainer:
             self._warned_schedule = True
             self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
         state = {"step": step, "batches": self._consumed, "settings": settings}
+        if isinstance(self.workload.data, Positioned):
+            state["position"] = self.workload.data.position(self._consumed)
         is_saved = files.save(step, state, asked=asked)
         beside = self.workload.cell_state
         if beside is not None and beside.left_out and not self._warned_state:
@@ -367,7 +380,7 @@ class Trainer:
         return self._restore(path)
 
     def _restore(self, path: Path) -> int:
-        state = self.checkpoints().restore(path, prepare=lambda found: self._prepare(found["batches"]))
+        state = self.checkpoints().restore(path, prepare=self._prepare)
         self.settings.restore(state["settings"])
         step = int(state["step"])
         self.progress.step = step
@@ -377,5 +390,9 @@ class Trainer:
         self.log.event(EventKind.CHECKPOINT, "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
         return step
 
-    def _prepare(self, batches: int) -> None:
-        self._batches = self._batches_from(batches)
+    def _prepare(self, state: dict[str, Any]) -> None:
+        """Make the data ready where a checkpoint was saved; one without ``position`` counts batches of this size."""
+        number, data = int(state["batches"]), self.workload.data
+        if "position" in state and isinstance(data, Positioned):
+            data.begin_at(state["position"], number)
+        self._batches = self._batches_from(number)

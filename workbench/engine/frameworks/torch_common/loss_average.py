@@ -46,8 +46,8 @@ class LossAverage:
         return self._steps <= _TOLD_STEPS
 
     def begin(self, pieces: Sequence[Batch], micro_batches: int = 1) -> None:
-        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``. A pipeline's ranks wait for
-        each other."""
+        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``. A pipeline's ranks wait
+        for each other."""
         self._steps += 1
         self._parts = len(pieces) * micro_batches
         self._nominal = sum(_size_of_targets(piece) for piece in pieces) / self._parts or 1.0
