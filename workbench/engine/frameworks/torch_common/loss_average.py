@@ -46,8 +46,10 @@ class LossAverage:
         return self._steps <= _TOLD_STEPS
 
     def begin(self, pieces: Sequence[Batch], micro_batches: int = 1) -> None:
-        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``. A pipeline's ranks wait
-        for each other."""
+        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``.
+
+        Collective in a pipeline.
+        """
         self._steps += 1
         self._parts = len(pieces) * micro_batches
         self._nominal = sum(_size_of_targets(piece) for piece in pieces) / self._parts or 1.0
@@ -68,7 +70,7 @@ class LossAverage:
             waits()
             agreed = self._summed(count) / self._mesh.world_size
             self._is_empty = agreed == 0 if self._parts == 1 else False
-            self._estimate = _nonzero(agreed, self._nominal)
+            self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
         self._used = self._estimate
         return self._divided(term, samples, count)
 
