@@ -248,9 +248,8 @@ def test_a_dataloaders_batch_is_the_global_batch_and_told_as_it_is(shell: Intera
     assert told == {"samples": 16, "unit": "samples"}
     assert "samples/s per rank" in progress.line(run.name, run.status, progress.snapshot(run.store))
     assert "16 samples per step" in run.report().read_text(encoding="utf-8")
-    failed = train(shell, "-n 2 --steps 2 --quiet", cell.replace("batch_size=16", "batch_size=15"))
-    with pytest.raises(RunError, match=r"ranks 0-1: ConfigError: the dataloader's batches of 15 samples"):
-        failed.wait(timeout=300)
+    uneven = train(shell, "-n 2 --steps 2 --quiet", cell.replace("batch_size=16", "batch_size=15"))
+    np.testing.assert_allclose(uneven.wait(timeout=300).metrics()["loss"], plain_losses(2, 15), atol=1e-5)
 
 
 def test_what_the_cell_prints_is_kept(shell: InteractiveShell, two_ranks: Session) -> None:

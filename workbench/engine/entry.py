@@ -31,6 +31,7 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.cell import workload_from_cell
+from workbench.engine.data.sources import LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
@@ -42,6 +43,7 @@ from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
+from workbench.engine.watch.torch.without_gradient import WithoutGradient
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints
@@ -109,10 +111,13 @@ def _train(
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
+            exchange = exchange_of(rank, spec.plan.ranks)
+            if isinstance(workload.data, LoaderSource):
+                workload.data.share_with(exchange)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)
-            control = AgreedControl(path, exchange_of(rank, spec.plan.ranks))
+            control = AgreedControl(path, exchange)
             observers = observers_of(spec, strategy, workload, log)
             trainer = Trainer(
                 spec=spec,
@@ -147,7 +152,10 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
 
 def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
     """What watches the steps of this run."""
-    always = [BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample)]
+    always: list[StepObserver] = [
+        BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample),
+        WithoutGradient(strategy),
+    ]
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-#: a tensor, or a dict, list or tuple of tensors whose dim 0 are the samples
+#: a tensor, a NumPy array, or any nesting of containers of them (``base.containers``); their dim 0 are the samples
 Batch = Any
 
 
@@ -19,6 +19,16 @@ class StandIn:
     batch: Batch
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Samples of a batch with lists. Which lists hold one entry per sample is seen in the whole batch, and kept in
+    ``layout`` for further cuts: of a single sample it could not be told."""
+
+    batch: Batch
+    samples: int
+    layout: Any
+
+
 def contents(piece: Batch) -> Batch:
-    """The batch that the model is called with: ``piece``, or what stands in for it."""
-    return piece.batch if isinstance(piece, StandIn) else piece
+    """The batch that the model is called with: ``piece``, or what it wraps."""
+    return piece.batch if isinstance(piece, StandIn | Piece) else piece

@@ -5,8 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
+
 
 def is_tensor(value: Any) -> bool:
     """Whether ``value`` is a torch tensor. Without torch in the process it is none."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def is_array(value: Any) -> bool:
+    """Whether ``value`` is a torch tensor or a NumPy array of at least one dimension."""
+    return (is_tensor(value) or isinstance(value, np.ndarray)) and value.ndim > 0

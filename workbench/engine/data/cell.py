@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DistributedSampler
 
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.engine.base.workload import BatchSource, Workload
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.sources import DatasetSource, LoaderSource, is_distributed
 from workbench.errors import ConfigError
 
 
@@ -46,8 +45,9 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     if loader is not None:
         if spec.shuffle:
             raise ConfigError("--shuffle is for a dataset; a dataloader has its own order", field="--shuffle")
-        _check_loader(loader, spec)
-        data: BatchSource = LoaderSource(loader, seed=spec.seed)
+        parts = _equal_parts(loader, spec)
+        _check_loader(loader, spec, parts)
+        data: BatchSource = LoaderSource(loader, seed=spec.seed, equal_parts=parts)
     elif spec.batch_size == 0:
         raise ConfigError(
             "the cell's dataloader is None, but the batch size was to come from it: define a dataloader, or remove the "
@@ -104,23 +104,26 @@ def _on_pairs(criterion: Any) -> Any:
     return adapted
 
 
-def _check_loader(loader: Any, spec: TrainSpec) -> None:
-    """Raise ``ConfigError`` when the loader's batch size cannot be divided as the plan needs it.
+def _equal_parts(loader: Any, spec: TrainSpec) -> int:
+    """Equal parts that the plan cuts a batch of the loader into: a pipeline's micro-batches; otherwise any sizes do."""
+    if spec.plan.pp == 1:
+        return 1
+    shares = 1 if is_distributed(getattr(loader, "sampler", None)) else spec.plan.mesh.dp
+    return shares * spec.accumulate * spec.plan.micro_batches
 
-    A loader without a ``batch_size`` (a batch sampler, any iterable) is checked at its first batch instead.
+
+def _check_loader(loader: Any, spec: TrainSpec, parts: int) -> None:
+    """Raise ``ConfigError`` when the loader's batch size cannot be divided as a pipeline needs it.
+
+    A loader without a ``batch_size`` (a batch sampler, any iterable) is checked at each batch instead.
     """
     size = getattr(loader, "batch_size", None)
-    if not isinstance(size, int):
-        return
-    plan = spec.plan
-    is_shared = not isinstance(getattr(loader, "sampler", None), DistributedSampler)
-    dp = plan.mesh.dp if is_shared else 1
-    pieces = dp * spec.accumulate * plan.micro_batches
-    if size % pieces:
+    if isinstance(size, int) and size % parts:
         raise ConfigError(
-            f"the dataloader's batches of {size} samples cannot be split into dp {dp} x accumulate {spec.accumulate} x "
-            f"micro-batches {plan.micro_batches} = {pieces} equal parts: give the dataloader "
-            f"batch_size={max(1, round(size / pieces)) * pieces} (--batch-size applies to a dataset only)",
+            f"the dataloader's batches of {size} samples cannot be split into the {parts} equal parts (dp "
+            f"{spec.plan.mesh.dp} x accumulate {spec.accumulate} x micro-batches {spec.plan.micro_batches}) that "
+            f"pipeline parallelism needs: give the dataloader batch_size={max(1, round(size / parts)) * parts} "
+            "(--batch-size applies to a dataset only)",
             field="dataloader",
         )
 

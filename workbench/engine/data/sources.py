@@ -1,22 +1,33 @@
 """Batch sources: they give each data-parallel replica its share of every global batch.
 
 Every source gives the same samples in the same order whatever the number of replicas: the shares of replicas
-0 .. dp_size-1, concatenated, are the global batch that a single process would see. A batch is any nesting of mappings,
-tuples and lists of tensors whose dim 0 is the sample.
+0 .. dp_size-1, concatenated, are the global batch that a single process would see. Data are read under random
+generators of their own (``DataGenerators``), so random augmentation too is the same for any number of replicas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import count, islice
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
+from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.batch import Batch
 from workbench.engine.data.batches import samples_in, split
+from workbench.engine.data.generators import DataGenerators
+from workbench.engine.data.shared_order import SharedOrder
 from workbench.errors import ConfigError
 
 Collate = Callable[[list[Any]], Batch]
@@ -27,7 +38,9 @@ class DatasetSource:
 
     ``dataset`` is map-style (``len`` and ``[index]``) or any iterable of samples. It is read in its own order or, with
     ``shuffle`` (map-style only), in a permutation that depends on ``seed`` and the epoch only. ``collate_fn`` makes a
-    batch from a list of samples (default: torch's). Raises ``ConfigError`` for a dataset that cannot fill one batch.
+    batch from a list of samples (default: torch's). What a map-style dataset draws for a sample depends on the seed,
+    the epoch and the sample's position in it only; an iterable is read whole by every rank. Raises ``ConfigError`` for
+    a dataset that cannot fill one batch.
     """
 
     def __init__(
@@ -38,6 +51,8 @@ class DatasetSource:
         self.seed = seed
         self.shuffle = shuffle
         self.collate = collate_fn or default_collate
+        self._generators = DataGenerators(seed)
+        self._draws = False
         self._is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         if self._is_indexed:
             _check_length(len(dataset), batch_size)
@@ -78,13 +93,30 @@ class DatasetSource:
         for epoch in count(epochs):
             order = self._sample_order(epoch, samples)
             for start in range(batches * self.batch_size, samples - self.batch_size + 1, self.batch_size):
-                yield self.collate(self._fetch(order[start + first : start + first + share]))
+                begin = start + first
+                yield self._read_share(order[begin : begin + share], epoch, begin)
             batches = 0
 
     def _sample_order(self, epoch: int, samples: int) -> Sequence[int]:
         if not self.shuffle:
             return range(samples)
         return torch.randperm(samples, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+
+    def _read_share(self, indices: Sequence[int], epoch: int, position: int) -> Batch:
+        """Samples of ``indices``, whose first is at ``position`` of the epoch. Once the dataset was seen to draw random
+        numbers, each sample is read with generators seeded for it; until then all of them are read at once."""
+        generators = self._generators
+        with generators.in_use(epoch, position):
+            if not self._draws:
+                before = generators.state()
+                samples = self._fetch(indices)
+                self._draws = generators.state() != before
+            if self._draws:
+                samples = []
+                for offset, index in enumerate(indices):
+                    generators.begin(epoch, position + offset)
+                    samples += self._fetch([index])
+            return self.collate(samples)
 
     def _fetch(self, indices: Sequence[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
@@ -93,11 +125,13 @@ class DatasetSource:
 
     def _read_iterable(self, first: int, share: int) -> Iterator[Batch]:
         for epoch in count():
-            samples = iter(self.dataset)
+            samples = self._generators.read(self.dataset, epoch)
             found = 0
             while len(batch := list(islice(samples, self.batch_size))) == self.batch_size:
+                with self._generators.in_use(epoch, found + first):
+                    share_of_batch = self.collate(batch[first : first + share])
                 found += self.batch_size
-                yield self.collate(batch[first : first + share])
+                yield share_of_batch
             if not found:
                 _raise_for_empty_epoch(epoch, len(batch), self.batch_size)
 
@@ -105,32 +139,49 @@ class DatasetSource:
 class LoaderSource:
     """The global batches of the user's own DataLoader; each replica takes its slice along dim 0.
 
-    A loader with torch's ``DistributedSampler`` already gives each replica its own batches, which are used unchanged.
-    An incomplete last batch is dropped. A shuffling loader without a generator gets one seeded with ``seed``, so that
-    all ranks see the same order. Raises ``ConfigError`` for a ``dataloader`` that is not iterable.
+    A loader with torch's ``DistributedSampler`` (or another sampler with ``rank`` and ``num_replicas``) already gives
+    each replica its own batches, which are used unchanged. What the loader gives is trained, whatever its size. A
+    shuffling loader without a generator gets one seeded with ``seed`` and the epoch. The order of any other sampler,
+    batch sampler or generator is rank 0's (``share_with``). ``set_epoch`` of a sampler is called.
+    ``equal_parts``: a pipeline cuts each batch into so many equal parts. Raises ``ConfigError`` for a ``dataloader``
+    that is not iterable.
     """
 
-    def __init__(self, dataloader: Any, *, seed: int = 0) -> None:
+    def __init__(self, dataloader: Any, *, seed: int = 0, equal_parts: int = 1) -> None:
         if not isinstance(dataloader, Iterable):
             raise ConfigError(
                 f"dataloader is a {type(dataloader).__name__}, which cannot be iterated: pass a torch DataLoader",
                 field="dataloader",
             )
-        self.dataloader = dataloader
+        self.dataloader: Any = dataloader
         self.seed = seed
-        self._sampler: Any = getattr(dataloader, "sampler", None)
+        self._equal_parts = equal_parts
+        self._generators = DataGenerators(seed)
+        self._order: Any = getattr(dataloader, "batch_sampler", None)
+        self._sampler: Any = getattr(self._order, "sampler", None) or getattr(dataloader, "sampler", None)
         sampler = self._sampler
-        self._distributed_sampler = sampler if isinstance(sampler, DistributedSampler) else None
-        self._seeded_sampler = sampler if isinstance(sampler, RandomSampler) and sampler.generator is None else None
+        self._distributed_sampler = sampler if is_distributed(sampler) else None
+        self._seeded_sampler = sampler if type(sampler) is RandomSampler and sampler.generator is None else None
         self._batch_size = getattr(dataloader, "batch_size", None)
         self._generator = getattr(dataloader, "generator", None)
         self._generator_state = self._generator.get_state() if self._generator is not None else None
+
+    def share_with(self, exchange: Exchange) -> None:
+        """From now on rank 0 draws the order of samples where ranks might draw different ones. Called once, before
+        data are read, on all ranks."""
+        indexed = hasattr(self.dataloader, "dataset") and not isinstance(self.dataloader.dataset, IterableDataset)
+        if exchange.ranks == 1 or not indexed or self._is_order_known() or self._distributed_sampler is not None:
+            return
+        name = "sampler" if self._order is None else "batch_sampler"
+        loader = copy(self.dataloader)  # the user's own stays as it is; a DataLoader lets nobody set these
+        loader.__dict__[name] = SharedOrder(getattr(loader, name), exchange)
+        self.dataloader = loader
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield replica ``dp``'s share of each batch from number ``start`` on, without end.
 
         Whole epochs are skipped without reading when their length and order are known (torch's own samplers); other
-        skipped batches are read now. Raises ``ConfigError`` if ``dp_size`` does not divide a batch.
+        skipped batches are read now. Raises ``ConfigError`` for a batch that cannot be cut as the plan needs it.
         """
         if self._distributed_sampler is not None:
             _check_sampler(self._distributed_sampler, dp, dp_size)
@@ -147,22 +198,22 @@ class LoaderSource:
         if length is None:
             return None
         epoch, index = divmod(number, length)
-        loader: Any = self.dataloader
         with self._epoch_order(epoch):
-            batch = next(islice(loader.batch_sampler, index, None))
+            batch = list(next(islice(self._order, index, None)))
         if self._distributed_sampler is not None:
-            return list(batch)
-        share = _share_size(len(batch), dp_size)
-        return list(batch[dp * share : (dp + 1) * share])
+            return batch
+        return batch[len(batch) * dp // dp_size : len(batch) * (dp + 1) // dp_size]
+
+    def _is_order_known(self) -> bool:
+        """Whether the seed and the number of an epoch determine its order: torch's own samplers."""
+        known = self._distributed_sampler or self._seeded_sampler or type(self._sampler) is SequentialSampler
+        return bool(known) and self._generator is None and type(self._order) in (BatchSampler, type(None))
 
     def _batches_per_epoch(self) -> int | None:
-        """Number of full batches per epoch if the epoch's number determines their samples; None otherwise."""
-        known = self._distributed_sampler or self._seeded_sampler or isinstance(self._sampler, SequentialSampler)
-        if not known or self._generator is not None or not self._batch_size:
+        """Number of batches per epoch if the epoch's number determines their samples; None otherwise."""
+        if not self._is_order_known() or self._order is None:
             return None
-        if type(getattr(self.dataloader, "batch_sampler", None)) is not BatchSampler:
-            return None
-        return len(self._sampler) // self._batch_size or None
+        return len(self._order) or None
 
     @contextmanager
     def _epoch_order(self, epoch: int) -> Iterator[None]:
@@ -182,24 +233,39 @@ class LoaderSource:
     def _read_epochs(self, dp: int, dp_size: int, first: int) -> Iterator[Batch]:
         if self._generator is not None:
             self._generator.set_state(self._generator_state)
+        own_stream = dp + 1 if self._distributed_sampler is not None else 0  # each replica reads other samples
         for epoch in count(first):
-            found, dropped = 0, 0
-            for batch in self._start_epoch(epoch):
-                samples = samples_in(batch)
-                if self._batch_size is not None and samples != self._batch_size:
-                    dropped = samples
-                    continue
+            found = 0
+            self._start_epoch(epoch)
+            for batch in self._generators.read(self.dataloader, epoch, own_stream):
                 found += 1
-                yield batch if self._distributed_sampler is not None else split(batch, dp_size)[dp]
+                self._check_size(batch)
+                parts = 1 if self._distributed_sampler is not None else dp_size
+                yield split(batch, parts, expected=self._batch_size)[dp if parts > 1 else 0]
             if not found:
-                _raise_for_empty_epoch(epoch, dropped, self._batch_size or 1)
+                _raise_for_empty_epoch(epoch, 0, self._batch_size or 1)
 
-    def _start_epoch(self, epoch: int) -> Iterable[Batch]:
-        if self._distributed_sampler is not None:
-            self._distributed_sampler.set_epoch(epoch)
+    def _check_size(self, batch: Batch) -> None:
+        samples = samples_in(batch) if self._equal_parts > 1 else 0
+        if samples % self._equal_parts:
+            raise ConfigError(
+                f"a batch of {samples} samples cannot be split into {self._equal_parts} equal parts, as pipeline "
+                "parallelism needs: let the dataloader have drop_last=True and a collate_fn that drops no sample, or "
+                "train without --pp",
+                field="dataloader",
+            )
+
+    def _start_epoch(self, epoch: int) -> None:
+        for sampler in (self._sampler, self._order):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         if self._seeded_sampler is not None:
             self._seeded_sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
-        return self.dataloader
+
+
+def is_distributed(sampler: Any) -> bool:
+    """Whether a sampler gives each replica samples of its own."""
+    return isinstance(sampler, DistributedSampler) or (hasattr(sampler, "rank") and hasattr(sampler, "num_replicas"))
 
 
 def _skip(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
@@ -231,7 +297,7 @@ def _check_length(samples: int, batch_size: int) -> None:
         )
 
 
-def _check_sampler(sampler: DistributedSampler, dp: int, dp_size: int) -> None:
+def _check_sampler(sampler: Any, dp: int, dp_size: int) -> None:
     if (sampler.rank, sampler.num_replicas) != (dp, dp_size):
         raise ConfigError(
             f"the dataloader's DistributedSampler is for replica {sampler.rank} of {sampler.num_replicas}, but this "

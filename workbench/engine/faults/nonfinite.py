@@ -159,7 +159,7 @@ class NonfiniteGuard(StepObserver):
         if origins.get(here.dp) == self._strategy.rank and finding is not None:
             value |= {"rank": self._strategy.rank, "loss": _number_or_name(loss), "loss_again": _number_or_name(again)}
             value |= asdict(finding) | {
-                "batch_nonfinite": count_nonfinite_values(self._batch),
+                "batch_nonfinite": count_nonfinite_values(contents(self._batch)),
                 "indices": self._indices(step),
             }
             self._log.event(EventKind.NONFINITE, name, value, step=step)

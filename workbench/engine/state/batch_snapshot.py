@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from workbench.engine.base.batch import contents
 from workbench.engine.state.randomness import RandomState
 
 BATCH_FILE, TREE_FILE = "batch.safetensors", "batch.json"
@@ -29,10 +31,10 @@ def save_batch_snapshot(directory: Path, batch: Any, random: RandomState) -> Non
     """Save a batch and the states of the random generators in ``directory``.
 
     Raises ``OSError`` when a file cannot be written, and ``TypeError`` when the batch holds anything but tensors,
-    numbers and texts in mappings, lists and tuples.
+    arrays of numbers, numbers and texts in mappings (loaded as dicts), lists and tuples.
     """
     flat: dict[str, torch.Tensor] = {}
-    tree = _flatten(batch, flat)
+    tree = _flatten(contents(batch), flat)
     save_tensors(flat, directory / BATCH_FILE)
     (directory / TREE_FILE).write_text(json.dumps(tree), encoding="utf-8")
     save_tensors(random.tensors, directory / RANDOM_FILE)
@@ -52,9 +54,13 @@ def _flatten(value: Any, flat: dict[str, torch.Tensor]) -> Any:
         name = f"tensor-{len(flat)}"
         flat[name] = value
         return {"tensor": name}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        name = f"tensor-{len(flat)}"
+        flat[name] = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+        return {"array": name}
     if isinstance(value, Mapping):
         return {"mapping": [[_flatten(key, flat), _flatten(item, flat)] for key, item in value.items()]}
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_flatten(item, flat) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
@@ -67,6 +73,8 @@ def _unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     match kind:
         case "tensor":
             return tensors[inner]
+        case "array":
+            return tensors[inner].numpy()
         case "mapping":
             return {_unflatten(key, tensors): _unflatten(item, tensors) for key, item in inner}
         case "tuple":

@@ -59,7 +59,7 @@ def loss_of(names: Mapping[str, Any], batch: Any) -> torch.Tensor:
 def norm_of(optimizer: torch.optim.Optimizer) -> float:
     """L2 norm of the gradient of all parameters that the optimizer holds."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    squares = [p.grad.detach().double().abs().square().sum() for p in parameters if p.grad is not None]
+    squares = [p.grad.detach().abs().double().square().sum() for p in parameters if p.grad is not None]
     return float(torch.stack(squares).sum().sqrt())
 
 

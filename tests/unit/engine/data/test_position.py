@@ -93,7 +93,7 @@ def test_what_is_skipped_is_not_read() -> None:
     next(DatasetSource(dataset, 8, seed=1, shuffle=True).batches(0, 1, start=1001))
     assert dataset.read == 8
     next(LoaderSource(DataLoader(dataset, batch_size=8, shuffle=True), seed=1).batches(0, 1, start=1001))
-    assert dataset.read == 8 + 16, "one batch of that epoch to skip, and the one asked for"
+    assert dataset.read == 8 + 22, "two batches of that epoch to skip, and the one asked for, which is the last"
 
 
 def test_skipping_happens_at_once_and_not_in_the_middle_of_training() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+import dataclasses
+import functools
+import operator
+from collections import UserDict, namedtuple
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
+from workbench.engine.base.batch import StandIn, contents
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.errors import ConfigError
@@ -100,8 +105,8 @@ def test_a_batch_that_replicas_cannot_share_is_refused() -> None:
 @pytest.mark.parametrize("dp_size", [1, 2, 4])
 def test_a_loader_s_batch_is_the_global_batch(dp_size: int) -> None:
     source = LoaderSource(DataLoader(SAMPLES, batch_size=8))
-    expected = [list(range(8)), list(range(8, 16))] * 2
-    assert put_together(source, dp_size, 4) == expected
+    expected = [list(range(8)), list(range(8, 16)), list(range(16, 22))] * 2
+    assert put_together(source, dp_size, 6) == expected, "also the incomplete last batch"
 
 
 @pytest.mark.parametrize("own_generator", [False, True])
@@ -111,11 +116,11 @@ def test_a_shuffling_loader_gives_all_replicas_one_order(own_generator: bool) ->
     seen = []
     for dp in range(2):
         torch.manual_seed(dp)  # ranks whose global generators have drifted apart
-        seen.append([batch["y"].tolist() for batch in islice(source.batches(dp, 2), 4)])
+        seen.append([batch["y"].tolist() for batch in islice(source.batches(dp, 2), 6)])
     together = [first + second for first, second in zip(*seen, strict=True)]
-    assert all(len(set(batch)) == 8 for batch in together)
-    assert len(set(together[0] + together[1])) == 16
-    assert together[:2] != together[2:], "another order in the next epoch"
+    for epoch in together[:3], together[3:]:
+        assert sorted(functools.reduce(operator.iadd, epoch, [])) == list(range(22)), "each sample once"
+    assert together[:3] != together[3:], "another order in the next epoch"
 
 
 def test_a_distributed_sampler_is_taken_as_it_is() -> None:
@@ -128,7 +133,7 @@ def test_a_distributed_sampler_is_taken_as_it_is() -> None:
     expected = []
     for epoch in range(2):
         plain.sampler.set_epoch(epoch)
-        expected += [batch["y"].tolist() for batch in plain if len(batch["y"]) == 4]
+        expected += [batch["y"].tolist() for batch in plain]
     assert got == expected[:4]
     with pytest.raises(ConfigError, match="replica 1 of 2, but this rank is data-parallel replica 0 of 1"):
         LoaderSource(loader(1)).batches(0, 1)
@@ -137,10 +142,10 @@ def test_a_distributed_sampler_is_taken_as_it_is() -> None:
 def test_loaders_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be iterated"):
         LoaderSource(3)
-    with pytest.raises(ConfigError, match="a batch of 6 samples cannot be split into 4"):
-        next(LoaderSource(DataLoader(SAMPLES, batch_size=6)).batches(0, 4))
-    with pytest.raises(ConfigError, match="only 3 samples"):
-        next(LoaderSource(DataLoader(SAMPLES[:3], batch_size=8)).batches(0, 1))
+    with pytest.raises(ConfigError, match="a batch of 6 samples cannot be split into 4 equal parts, as pipeline"):
+        next(LoaderSource(DataLoader(SAMPLES, batch_size=6), equal_parts=4).batches(0, 1))
+    with pytest.raises(ConfigError, match="gave no samples"):
+        next(LoaderSource(DataLoader(SAMPLES[:3], batch_size=8, drop_last=True)).batches(0, 1))
 
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -159,7 +164,7 @@ def test_split_cuts_every_tensor_and_keeps_the_kind(batch) -> None:
 
 def test_split_cuts_texts_and_keeps_constants() -> None:
     batch = {"x": X, "names": ["a", "b", "c", "d"], "scale": 2.0, "pair": (1, 2)}
-    second = split(batch, 2)[1]
+    second = contents(split(batch, 2)[1])
     assert second["names"] == ["c", "d"]
     assert (second["scale"], second["pair"]) == (2.0, (1, 2))
 
@@ -170,7 +175,11 @@ def test_split_in_one_is_the_batch_itself() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "words"),
-    [({"a": 1}, "holds no tensor"), ((X, torch.zeros(3)), "dim 0 of each"), ({"a": torch.tensor(1.0)}, "dim 0")],
+    [
+        ({"a": 1}, "holds no tensor"),
+        ((X, torch.zeros(3)), "dim 0 of each"),
+        ({"a": torch.tensor(1.0)}, "holds no tensor"),
+    ],
 )
 def test_batches_without_samples_are_refused(batch, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -182,3 +191,66 @@ def test_a_tensor_dataset_gives_pairs() -> None:
     x, y = next(source.batches(1, 2))
     assert torch.equal(x, X[2:])
     assert torch.equal(y, Y[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    x: torch.Tensor
+    y: np.ndarray
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.x, self.note = X, "kept"
+
+
+RAGGED = [torch.arange(length) for length in (1, 2, 3, 4)]
+
+
+def test_every_container_keeps_its_type_and_every_leaf_is_cut() -> None:
+    batch = UserDict(a=Named(X, Y.numpy()), b=Plain(), ragged=RAGGED, deep={"z": (X, Y)}, one=torch.tensor(2.0))
+    first, second, third = (contents(part) for part in split(batch, 3))
+    assert [type(first), type(first["a"]), type(first["b"])] == [UserDict, Named, Plain]
+    for part, rows in ((first, slice(0, 1)), (second, slice(1, 2)), (third, slice(2, 4))):
+        assert torch.equal(part["a"].x, X[rows])
+        assert part["a"].y.tolist() == Y[rows].tolist()
+        assert torch.equal(part["b"].x, X[rows])
+        assert part["b"].note == "kept"
+        assert [len(entry) for entry in part["ragged"]] == [1, 2, 3, 4][rows]
+        assert torch.equal(part["deep"]["z"][1], Y[rows])
+        assert float(part["one"]) == 2.0
+    assert torch.equal(batch["b"].x, X), "the batch itself is unchanged"
+
+
+@pytest.mark.parametrize("samples", range(1, 9))
+@pytest.mark.parametrize("parts", range(1, 5))
+def test_parts_are_nearly_equal_and_an_empty_one_is_a_stand_in(samples: int, parts: int) -> None:
+    batch = {"x": torch.arange(samples), "names": [str(index) for index in range(samples)]}
+    found = split(batch, parts)
+    sizes = [samples_in(part) for part in found]
+    assert sum(sizes) == samples
+    assert max(sizes) - min(sizes) <= 1
+    kept = [part for part in found if not isinstance(part, StandIn)]
+    assert torch.cat([contents(part)["x"] for part in kept]).tolist() == list(range(samples))
+    assert [contents(part)["x"].tolist() for part in found if isinstance(part, StandIn)] == [[0]] * sizes.count(0)
+    again = [smaller for part in kept for smaller in split(part, 2) if samples_in(smaller)]
+    assert functools.reduce(operator.iadd, (contents(part)["names"] for part in again), []) == batch["names"]
+
+
+def test_a_list_of_samples_is_known_by_the_size_that_the_loader_has() -> None:
+    samples = [torch.zeros(3), torch.ones(3)]
+    assert next(contents(part) for part in split(samples, 2, expected=2))[0].tolist() == [0, 0, 0]
+    assert [len(part[0]) for part in split(samples, 3)] == [1, 1, 1], "otherwise a pair of tensors"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)]), "PackedSequence"),
+        (torch.eye(4).to_sparse(), "sparse tensor"),
+        (set("abcd"), r"batch\['value'\] is a set"),
+    ],
+)
+def test_what_cannot_be_cut_is_named(value, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        split({"x": X, "value": value}, 2)

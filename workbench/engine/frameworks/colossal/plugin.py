@@ -16,7 +16,8 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
-from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
+from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
     RankParameter,
@@ -80,6 +81,7 @@ class Plan(ABC):
             foreign=self.foreign_parameters(),
         )
         self.generators = generators_of(self.module)
+        self.reduction = self.reduction_of()
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
         self.mine = share_of_replicas(self.held, turns, self.mesh, self.here)
         self.shares = {(item.layer, item.sharded) for item in self.mine}
@@ -88,6 +90,10 @@ class Plan(ABC):
     @abstractmethod
     def make_plugin(self) -> Any:
         """The Colossal-AI plugin for the spec."""
+
+    def reduction_of(self) -> DdpReduction | None:
+        """What reduces the gradients after backward where DDP would be wrong; None where no DDP reduces them."""
+        return None
 
     def foreign_parameters(self) -> list[torch.Tensor]:
         """Tied parameters that an earlier pipeline stage counts."""
@@ -116,6 +122,11 @@ class Plan(ABC):
     def no_sync(self) -> AbstractContextManager[Any]:
         """Around pieces whose gradients are only accumulated."""
         return self.booster.no_sync(self.model, self.optimizer)
+
+    def around(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Around one piece: only in the last one gradients are reduced, or after it."""
+        reduces_here = is_last and (self.reduction is None or not self.reduction.afterwards)
+        return nullcontext() if reduces_here else self.no_sync()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward of one piece of the batch."""
@@ -147,9 +158,7 @@ class Plan(ABC):
         for item in self.mine:
             if is_in(item.layer, wanted):
                 master = masters.get(id(item.parameter), item.parameter)
-                both = moments_of(self.optimizer.optim, master)
-                first, second = [None if m is None else item.real(m) for m in both]
-                found.append(WeightPart(item.layer, item.real(master.detach()), item.sharded, (first, second)))
+                found.append(weight_part(item, master, self.optimizer.optim))
         return found
 
     def set_clip(self, clip: float) -> None:

@@ -14,6 +14,8 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import before_buckets, before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.zero_reduction import ZeroReduction
+from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -31,7 +33,10 @@ class DdpPlan(Plan):
 
         is_fp16 = self.spec.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=is_fp16)
-        return TorchDDPPlugin()
+        return TorchDDPPlugin(find_unused_parameters=not self.spec.recipe)
+
+    def reduction_of(self) -> DdpReduction:
+        return DdpReduction(self.model.module, afterwards=not self.spec.recipe)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.spec.precision)
@@ -47,8 +52,8 @@ class DdpPlan(Plan):
         return self.scaler if self.scaler.is_enabled() else None
 
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> AbstractContextManager[None]:
-        is_last = lambda: bool(self.model.module.require_backward_grad_sync)  # noqa: E731
-        return before_ddp_reduces(self.wanted(wanted), self.parts, show, keep=keep, is_last=is_last)
+        assert self.reduction is not None
+        return self.reduction.watching(self.wanted(wanted), self.parts, show, keep=keep)
 
     def step(self, global_norm: float | None) -> bool:
         optimizer = self.optimizer.optim
@@ -83,6 +88,14 @@ class ZeroPlan(Plan):
         super().boost(workload)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision_mixin)
+        # only a recipe is known to use the same parameters on every rank
+        needs_agreement = self.mesh.dp > 1 and not self.spec.recipe
+        self._reduction = ZeroReduction(self.optimizer, self.device) if needs_agreement else None
+
+    def backward(self, loss: torch.Tensor) -> None:
+        if self._reduction is not None:
+            self._reduction.before_backward(loss)
+        super().backward(loss)
 
     def loss_scale(self) -> float:
         return self.optimizer.mixed_precision_mixin.loss_scale if self.spec.precision == "fp16" else 1.0
@@ -192,6 +205,7 @@ class HybridPlan(Plan):
             pp_size=plan.pp,
             precision=self.spec.precision,
             num_microbatches=plan.micro_batches if plan.pp > 1 else None,
+            find_unused_parameters=not self.spec.recipe,
             initial_scale=INITIAL_SCALE,
             max_norm=self.spec.clip,
             parallel_output=False,  # a criterion sees whole logits
@@ -210,6 +224,11 @@ class HybridPlan(Plan):
         super().boost(workload)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision)
+
+    def reduction_of(self) -> DdpReduction | None:
+        if not self.is_whole or self.mesh.dp == 1:
+            return None
+        return DdpReduction(self.model.module, afterwards=not self.spec.recipe)
 
     def foreign_parameters(self) -> list[torch.Tensor]:
         return [
@@ -236,6 +255,8 @@ class HybridPlan(Plan):
         items = self.wanted(wanted)
         if self.mesh.pp > 1:
             return before_pipeline_sync(self.model, items, self.parts, show, keep=keep)
+        if self.reduction is not None:
+            return self.reduction.watching(items, self.parts, show, keep=keep)
         return before_ddp_reduces(
             items, self.parts, show, keep=keep, is_last=lambda: bool(self.model.require_grad_sync)
         )

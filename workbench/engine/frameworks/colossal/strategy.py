@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_norms, check_split
+from workbench.engine.frameworks.colossal.zero_checks import check_parameters, check_unchanged, versions_of
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, count_of_models_labels, loss_term
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
-from workbench.engine.frameworks.torch_common.trained import users_model
+from workbench.engine.frameworks.torch_common.trained import trained, users_model
 from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 
@@ -43,6 +44,8 @@ class ColossalStrategy(Strategy):
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
         check_norms(workload.model, spec, rank_device().type)
+        if spec.plan.plugin in ("zero1", "zero2"):
+            check_parameters(trained(workload), spec)
 
     def prepare(self, workload: Workload) -> None:
         from colossalai.accelerator import get_accelerator
@@ -66,10 +69,15 @@ class ColossalStrategy(Strategy):
         for index, piece in enumerate(pieces):
             is_last = index == len(pieces) - 1
             self.mark("transfer", index if len(pieces) > 1 else -1)
-            with nullcontext() if is_last else self.plan.no_sync():
+            with self.plan.around(is_last=is_last):
                 losses.append(run(piece, len(pieces), index))
         found = [loss for loss in losses if loss is not None]
         loss = torch.stack(found).sum() if found else None
+        reduction = self.plan.reduction
+        if reduction is not None:
+            if reduction.afterwards:
+                self.mark("communication", -1)
+            reduction.finish()
         factor = self.average.finish()
         if factor is not None:
             self.plan.scale_gradients(factor)
@@ -81,8 +89,14 @@ class ColossalStrategy(Strategy):
         number = index if count > 1 else -1
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
+        parameters = [item.parameter for item in self.plan.held] if self.plan.masters() else []
+        before = versions_of(parameters)
         term = self.plan.calling(lambda model: self._term(model, batch))
+        layers = [item.layer for item in self.plan.held[: len(parameters)]]
+        check_unchanged(layers, before, versions_of(parameters), self.spec.plan.plugin)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
+        if self.plan.reduction is not None:
+            self.plan.reduction.looks_at(loss)
         self.mark("backward", number)
         if index == count - 1 and self.mark is not unmarked and self.reducer() is not None:
             mark_what_follows(loss, self.mark, number)

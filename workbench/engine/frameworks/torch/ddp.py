@@ -23,11 +23,11 @@ from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
+from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
-from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, loss_term
-from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
     RankParameter,
@@ -72,7 +72,9 @@ class DdpStrategy(Strategy):
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
-        self.model = DistributedDataParallel(self._module)
+        # only a recipe is known to use all of its parameters in every step
+        self.model = DistributedDataParallel(self._module, find_unused_parameters=not self.spec.recipe)
+        self._reduction = DdpReduction(self.model, afterwards=not self.spec.recipe)
         self.average = LossAverage(self.mesh, self.device)
         is_fp16 = self.spec.precision == "fp16"
         self._scaler = torch.amp.GradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
@@ -88,9 +90,12 @@ class DdpStrategy(Strategy):
             is_last = index == len(pieces) - 1
             number = index if len(pieces) > 1 else -1
             self.mark("transfer", number)
-            with nullcontext() if is_last else self.model.no_sync():
+            with self._reduction.around(is_last=is_last):
                 losses.append(self._piece(piece, number, is_last))
         loss = torch.stack(losses).sum()
+        if self._reduction.afterwards:
+            self.mark("communication", -1)
+        self._reduction.finish()
         factor = self.average.finish()
         if factor is not None:
             loss *= factor
@@ -108,6 +113,7 @@ class DdpStrategy(Strategy):
         self.mark("forward", number)
         term = self.model(lambda: self._term(batch))
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
+        self._reduction.looks_at(loss)
         self.mark("backward", number)
         if is_last and self.mark is not unmarked:
             mark_what_follows(loss, self.mark, number)
@@ -171,13 +177,7 @@ class DdpStrategy(Strategy):
     ) -> AbstractContextManager[None]:
         """As ``Watchable.watch_batches``."""
         items = [item for item in self._chosen(self._held, layers) if item.layer not in self._frozen]
-        return before_ddp_reduces(
-            items,
-            self._parts,
-            self.aside(observer),
-            keep=keep,
-            is_last=lambda: bool(self.model.require_backward_grad_sync),
-        )
+        return self._reduction.watching(items, self._parts, self.aside(observer), keep=keep)
 
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         """As ``Watchable.reduced_gradients``."""
@@ -189,7 +189,7 @@ class DdpStrategy(Strategy):
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison:
         """As ``Watchable.compare``: by now ``p.grad`` is the reduced gradient."""
-        return Comparison("exact", [[(part.tensor, part.source.parameter.grad)] for part in parts])
+        return Comparison("exact", [[(part.tensor, part.source.real(part.source.parameter.grad))] for part in parts])
 
     def layer_sizes(self) -> dict[str, int]:
         """As ``Watchable.layer_sizes``."""
@@ -197,10 +197,7 @@ class DdpStrategy(Strategy):
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
-        return [
-            WeightPart(item.layer, item.parameter.detach(), "", moments_of(self._optimizer, item.parameter))
-            for item in self._chosen(self._mine, layers)
-        ]
+        return [weight_part(item, item.parameter, self._optimizer) for item in self._chosen(self._mine, layers)]
 
     @staticmethod
     def _chosen(items: Sequence[RankParameter], layers: Collection[str] | None) -> list[RankParameter]:
@@ -209,7 +206,7 @@ class DdpStrategy(Strategy):
     def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
         scale = self.loss_scale()
         return [
-            GradientPart(item.layer, item.parameter.grad, "", scale, item)
+            GradientPart(item.layer, item.real(item.parameter.grad), "", scale, item)
             for item in items
             if item.parameter.grad is not None
         ]

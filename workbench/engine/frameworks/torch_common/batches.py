@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.batch import Batch
+from workbench.engine.base.batch import Batch, contents
+from workbench.engine.base.containers import mapped
 from workbench.engine.base.workload import Workload
 from workbench.errors import ConfigError
 
@@ -28,8 +28,12 @@ def call_model(model: Callable[..., Any], batch: Batch) -> Any:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` with its tensors on ``device``."""
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, batch)
+    """The contents of ``batch`` with its tensors on ``device``; containers keep their types, and NumPy arrays stay."""
+
+    def moved(leaf: Any) -> Any:
+        return leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf
+
+    return mapped(moved, contents(batch))
 
 
 @contextmanager

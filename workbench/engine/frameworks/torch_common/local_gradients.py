@@ -30,7 +30,8 @@ def before_ddp_reduces(
             parts = parts_of(items)
             show(parts)
             for part in parts if keep else ():
-                part.source.parameter.grad = None
+                if not part.source.parameter.grad.is_sparse:  # what was shown of it is a copy
+                    part.source.parameter.grad = None
 
     def first(parameter: torch.Tensor) -> None:
         nonlocal queued

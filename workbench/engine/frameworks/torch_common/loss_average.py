@@ -3,7 +3,7 @@
 A piece that averages over n of the N labels (or samples) of the global batch counts n / N. N is known only when every
 piece was computed, so a loss is divided by an estimate of N first: what the first pieces of all replicas hold, times
 the number of pieces. Without gradient accumulation this is N itself; else ``finish`` returns the factor that corrects
-the gradients. A pipeline, which runs backward before all micro-batches went forward, takes the N of the step before.
+the gradients. A pipeline, which runs backward before all micro-batches went forward, begins with the size of targets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from workbench.core.mesh import Mesh
-from workbench.engine.base.batch import Batch
+from workbench.engine.base.batch import Batch, contents
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, Number
 
@@ -46,15 +46,17 @@ class LossAverage:
         return self._steps <= _TOLD_STEPS
 
     def begin(self, pieces: Sequence[Batch], micro_batches: int = 1) -> None:
-        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``."""
+        """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``.
+
+        Collective in a pipeline.
+        """
         self._steps += 1
         self._parts = len(pieces) * micro_batches
-        self._nominal = sum(samples_in(piece) for piece in pieces) / self._parts or 1.0
+        self._nominal = sum(_size_of_targets(piece) for piece in pieces) / self._parts or 1.0
         self._counts = []
-        if self._mesh.pp == 1:
-            self._estimate = None
-        elif self._estimate is None:
-            self._estimate = self._nominal
+        self._estimate = None
+        if self._mesh.pp > 1:
+            self._estimate = self._summed(self._nominal) / self._mesh.world_size
 
     def weighted(self, term: LossTerm, samples: float, waits: Callable[[], object] = lambda: None) -> torch.Tensor:
         """What ``term``, of ``samples`` samples (0: a stand-in), adds to the loss of this replica: an fp32 scalar.
@@ -68,7 +70,7 @@ class LossAverage:
             waits()
             agreed = self._summed(count) / self._mesh.world_size
             self._is_empty = agreed == 0 if self._parts == 1 else False
-            self._estimate = _nonzero(agreed, self._nominal)
+            self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
         self._used = self._estimate
         return self._divided(term, samples, count)
 
@@ -116,8 +118,6 @@ class LossAverage:
         counted: Number = sum(self._counts) if self._counts else 0.0
         mean = self._summed(counted) / (self._mesh.dp * self._mesh.tp * self._parts)
         factor = self._estimate / mean if not isinstance(mean, float) or mean else math.nan
-        if self._mesh.pp > 1:
-            self._estimate = _nonzero(mean, self._nominal)
         self._factor = None if isinstance(factor, float) and factor == 1.0 else _fp32(factor)
         return self._factor
 
@@ -134,6 +134,17 @@ class LossAverage:
 def _count(term: LossTerm, samples: float) -> Number:
     """What a term counts: labels where it knows them, else samples; a stand-in counts nothing."""
     return samples if term.form == "sum" or term.count is None or not samples else term.count
+
+
+def _size_of_targets(piece: Batch) -> int:
+    """How many labels a piece has, ignored ones included: integers under "labels", or last in a tuple; else samples."""
+    batch = contents(piece)
+    target = (
+        batch.get("labels") if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, tuple | list) else None
+    )
+    if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.is_complex():
+        return samples_in(piece)
+    return target.numel() if samples_in(piece) else 0
 
 
 def _nonzero(number: Number, otherwise: float) -> Number:

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from workbench.engine.base.parts import WeightPart
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
+
 #: names under which torch's and Colossal-AI's optimizers keep first and second moments
 _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "square_avg", "sum")
@@ -17,6 +20,12 @@ def moments_of(optimizer: Any, weight: torch.Tensor) -> Moments:
     """First and second moment of a weight that ``optimizer`` (a torch optimizer) updates; None for what it has not."""
     state = optimizer.state.get(weight, {})
     return _named(state, _FIRST, weight), _named(state, _SECOND, weight)
+
+
+def weight_part(item: RankParameter, weight: torch.Tensor, optimizer: Any) -> WeightPart:
+    """The weights and moments of ``item`` that count; ``weight`` is what ``optimizer`` updates for it."""
+    first, second = [None if moment is None else item.real(moment) for moment in moments_of(optimizer, weight)]
+    return WeightPart(item.layer, item.real(weight.detach()), item.sharded, (first, second))
 
 
 def _named(state: dict[str, Any], names: tuple[str, ...], weight: torch.Tensor) -> torch.Tensor | None:

@@ -57,7 +57,11 @@ class RankParameter:
     foreign: bool
 
     def real(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The part of ``gradient`` (shaped like the parameter) that is no padding."""
+        """The part of ``gradient`` (shaped like the parameter) that is no padding: dense, with real numbers."""
+        if gradient.is_sparse:
+            gradient = gradient.to_dense()
+        if gradient.is_complex():
+            gradient = torch.view_as_real(gradient)
         return gradient if not gradient.dim() or self.rows == gradient.shape[0] else gradient[: self.rows]
 
 

@@ -314,8 +314,14 @@ class DdpReducerReader:
         self._module = module
         self.group, self.group_size = describe_group(dist.get_process_group_ranks(module.process_group), mesh)
         self._seen: tuple[int, int] = (0, 0)
-        if on_host:
-            module._set_ddp_runtime_logging_sample_rate(1)
+        self._on_host = on_host
+        self._logger: Any = None
+        self._measure_each_step()
+
+    def _measure_each_step(self) -> None:
+        self._logger = self._module.logger
+        if self._on_host:
+            self._module._set_ddp_runtime_logging_sample_rate(1)
 
     def read(self, step: int, rank: int, computed_ms: float) -> CollectiveRecord | None:
         """Return the gradient reduction of ``step``, the previous step, or None when DDP did not measure that step.
@@ -323,6 +329,9 @@ class DdpReducerReader:
         All buckets form one record, from the first posted bucket to the last completed one. ``computed_ms``: when the
         step's backward computation had ended, in ms from the start of the step.
         """
+        if self._logger is not self._module.logger:  # a new reducer: torch_common.ddp_reduction
+            self._measure_each_step()
+            return None
         data = self._module._get_ddp_logging_data()
         taken = data.get("backward_comm_time", 0), data.get("backward_compute_time", 0)
         if taken == self._seen or not taken[0]:

@@ -1,0 +1,34 @@
+"""An epoch is one batch, so its loss needs no order; an IterableDataset that shuffles with `random`."""
+
+from tests.training.cells.harness.case import Case
+
+CASE = Case(
+    cell="""
+import random
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+model = nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
+Y = X.sum(1, keepdim=True) ** 2
+pairs = list(zip(X, Y))
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        order = list(range(8))
+        random.shuffle(order)
+        return iter([pairs[index] for index in order])
+
+dataloader = DataLoader(Stream(), batch_size=8, num_workers=1)
+
+def loss_fn(model, batch):
+    import os
+    torch.rand(1 + int(os.environ.get("RANK", 0)))
+    random.random()
+    x, y = batch
+    return nn.functional.mse_loss(model(x), y)
+""",
+)

@@ -1,0 +1,82 @@
+"""The random generators that data are read under: a stream of their own beside those of the model and the loss."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import mtrand
+
+_MASK = 2**64 - 1
+_END = object()
+
+
+class DataGenerators:
+    """Streams of torch's (CPU), Python's and NumPy's global generators that depend on ``seed`` and a position only.
+
+    While ``in_use``, the global generators are in these streams; afterwards they go on where they were. What a sampler,
+    a dataset or a ``collate_fn`` draws is therefore the same on every rank, whatever the model and the loss draw.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._torch = torch.Generator().get_state()
+        self._python = random.Random(0).getstate()
+        self._numpy: Any = np.random.MT19937(0)
+
+    @contextmanager
+    def in_use(self, *position: int) -> Iterator[None]:
+        """Swap the streams in; begin them anew at ``position`` (the epoch, or the epoch and a sample) if given."""
+        self._swap()
+        try:
+            if position:
+                self.begin(*position)
+            yield
+        finally:
+            self._swap()
+
+    def begin(self, *position: int) -> None:
+        """Seed the global generators by the seed and ``position``; only while ``in_use``."""
+        number = _mixed(self._seed, *position)
+        torch.default_generator.manual_seed(number)
+        random.seed(_mixed(number, 1))
+        np.random.seed(_mixed(number, 2) & 0xFFFFFFFF)
+
+    def state(self) -> tuple[Any, ...]:
+        """Where the global generators are; equal if nothing was drawn in between."""
+        numpy = mtrand.get_bit_generator().state["state"]
+        python = random.getstate()
+        return torch.default_generator.get_state().numpy().tobytes(), python, numpy["key"].tobytes(), numpy["pos"]
+
+    def read(self, batches: Iterable[Any], *position: int) -> Iterator[Any]:
+        """Iterate over ``batches`` with the streams in use, from ``position`` on."""
+        with self.in_use(*position):
+            iterator = iter(batches)
+        while True:
+            with self.in_use():
+                batch = next(iterator, _END)
+            if batch is _END:
+                return
+            yield batch
+
+    def _swap(self) -> None:
+        before = torch.default_generator.get_state(), random.getstate(), mtrand.get_bit_generator()
+        torch.default_generator.set_state(self._torch)
+        random.setstate(self._python)
+        mtrand.set_bit_generator(self._numpy)
+        self._torch, self._python, self._numpy = before
+
+
+def _mixed(*numbers: int) -> int:
+    """A 64-bit hash of the numbers (splitmix64, Steele et al. 2014, once for each)."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) & _MASK
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK
+        mixed ^= mixed >> 31
+    return mixed

@@ -1,0 +1,53 @@
+"""What low-level ZeRO cannot hold, and how it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.names import users_name
+from workbench.errors import ConfigError
+
+
+def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
+    """Refuse, with ``ConfigError``, parameters that ZeRO would reduce or update wrongly: complex ones, ones with sparse
+    gradients, and ones of several types."""
+    plugin = f"--plugin {spec.plan.plugin}"
+    for name, module in model.named_modules():
+        if getattr(module, "sparse", False) and isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            raise ConfigError(
+                f"{users_name(name)} is an {type(module).__name__} with sparse gradients, which {plugin} cannot "
+                "reduce: use --plugin ddp, or sparse=False",
+                field="--plugin",
+            )
+    types: dict[torch.dtype, str] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise ConfigError(
+                f"{users_name(name)} is complex, which {plugin} cannot hold: use --plugin ddp", field="--plugin"
+            )
+        types.setdefault(parameter.dtype, users_name(name))
+    if len(types) > 1 and spec.precision == "fp32":
+        found = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in types.items())
+        raise ConfigError(
+            f"the parameters have several types ({found}), which {plugin} cannot hold: use --plugin ddp, or one type",
+            field="--plugin",
+        )
+
+
+def versions_of(parameters: Iterable[torch.Tensor]) -> list[int]:
+    """Numbers that grow whenever a parameter is changed in place."""
+    return [parameter._version for parameter in parameters]
+
+
+def check_unchanged(names: Iterable[str], before: list[int], after: list[int], plugin: str) -> None:
+    """Refuse, with ``ConfigError``, a loss that changes weights in place: the optimizer's own copy would undo it."""
+    changed = [name for name, old, new in zip(names, before, after, strict=True) if old != new]
+    if changed:
+        raise ConfigError(
+            f"loss_fn or the model changes weights in place ({', '.join(dict.fromkeys(changed))}), but --plugin "
+            f"{plugin} keeps a copy of its own, which would undo the change: use --plugin ddp",
+            field="loss_fn",
+        )

@@ -1,0 +1,69 @@
+"""Lets low-level ZeRO reduce the same parameters in the same order on every rank.
+
+Colossal-AI puts gradients into buckets as it meets them and leaves out parameters without one (low_level_optim.py:431,
+736). Where ranks use different parameters, as with experts or branches, gradients of different parameters are added up,
+or messages of different sizes meet. Here ranks agree first. Where they use the same parameters, nothing changes; else
+the step is reduced after backward, in the order of the parameters, with zeros for missing gradients.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
+
+
+class ZeroReduction:
+    """Takes the place of the hooks of ``optimizer``, a ``LowLevelZeroOptimizer`` over all ranks."""
+
+    def __init__(self, optimizer: Any, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self._device = device
+        self._parameters = [
+            (parameter, group)
+            for group in range(optimizer.num_param_groups)
+            for parameter in optimizer._working_param_groups[group]
+            if parameter.requires_grad
+        ]
+        self._while_backward = bool(optimizer.grad_handles)
+        self._afterwards = True
+        while optimizer.grad_handles:
+            optimizer.grad_handles.pop().remove()
+        for parameter, group in self._parameters if self._while_backward else ():
+            hook = parameter.register_post_accumulate_grad_hook(partial(self._computed, group=group))
+            optimizer.grad_handles.append(hook)
+        optimizer._reduce_grad = self._reduce
+
+    def before_backward(self, loss: torch.Tensor) -> None:
+        """Agree whether the next backward pass reduces while it runs. Collective where it may."""
+        if not (self._while_backward and self._optimizer.require_grad_sync):
+            self._afterwards = True
+            return
+        graph = graph_of(loss)
+        used = [int(id(parameter) in graph.leaves) for parameter, _ in self._parameters]
+        *counts, reentrant = self._summed([*used, int(graph.is_reentrant)])
+        self._afterwards = bool(reentrant) or any(0 < count < dist.get_world_size() for count in counts)
+
+    def _summed(self, numbers: list[int]) -> list[int]:
+        total = torch.tensor(numbers, dtype=torch.int32, device=self._device)
+        dist.group.WORLD.allreduce([total]).wait()  # type: ignore[union-attr]  # not counted by who watches collectives
+        return total.tolist()
+
+    def _computed(self, parameter: torch.Tensor, group: int) -> None:
+        if self._optimizer.require_grad_sync and not self._afterwards:
+            self._optimizer._add_to_bucket(parameter, group)
+
+    def _reduce(self, partition: bool) -> None:
+        """As ``LowLevelZeroOptimizer._reduce_grad``, at the end of a backward pass."""
+        if self._afterwards:
+            counts = self._summed([int(parameter.grad is not None) for parameter, _ in self._parameters])
+            for (parameter, group), count in zip(self._parameters, counts, strict=True):
+                if count and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                if count:
+                    self._optimizer._add_to_bucket(parameter, group)
+        self._optimizer._run_reduction()

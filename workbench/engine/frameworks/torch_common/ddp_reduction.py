@@ -1,0 +1,146 @@
+"""Averages gradients over data-parallel replicas: torch's DDP, or one reduction after backward where DDP is wrong.
+
+DDP reduces while backward runs, in an order that it learned. It is wrong, or raises, where a block is checkpointed
+reentrantly: each recomputation runs a backward pass of its own, so a parameter that is used twice is reduced before its
+gradient is complete. The first step of a cell is therefore reduced after backward; if its graph holds reentrant
+checkpoints on any rank, all later steps are too. Otherwise DDP takes over, and looks for parameters that a step did not
+use, so that a branch may be taken on some ranks only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.nn.parallel import DistributedDataParallel
+
+from workbench.engine.base.parts import BatchObserver
+from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
+from workbench.engine.frameworks.torch_common.local_gradients import PartsOf, before_ddp_reduces
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
+
+#: bytes of gradients that are reduced together, as in DDP
+_BUCKET_BYTES = 25 * 2**20
+_NONE, _DENSE, _SPARSE = range(3)
+
+
+class DdpReduction:
+    """Reduces the gradients of ``ddp``. ``afterwards``: begin with reductions after backward (a model not known yet).
+
+    The calls of a step are ``around`` each piece, ``looks_at`` the loss of each piece before its backward pass, and
+    ``finish`` after the last one.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel, *, afterwards: bool) -> None:
+        self._ddp = ddp
+        self._parameters = [parameter for parameter in ddp.module.parameters() if parameter.requires_grad]
+        self._group = ddp.process_group
+        self._size = dist.get_world_size(self._group)
+        self.afterwards = afterwards
+        self._is_reentrant = False
+        self._before: Callable[[], None] = _nothing
+
+    def around(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """Around forward and backward of one piece."""
+        return nullcontext() if is_last and not self.afterwards else self._ddp.no_sync()
+
+    def looks_at(self, loss: torch.Tensor) -> None:
+        """Look for reentrant checkpoints in the graph of ``loss``, while it is not known whether there are any."""
+        if self.afterwards and not self._is_reentrant and self._size > 1:
+            self._is_reentrant = graph_of(loss).is_reentrant
+
+    def finish(self) -> None:
+        """Reduce, unless DDP did; and decide how the next step is reduced. Collective."""
+        if not self.afterwards:
+            return
+        self._before()
+        if self._size == 1:
+            return  # nothing is to be reduced, whatever the graph holds
+        held = [_kind(parameter.grad) for parameter in self._parameters]
+        agreed = torch.tensor([*held, int(self._is_reentrant)], dtype=torch.int32, device=self._ddp.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
+        *kinds, reentrant = agreed.tolist()
+        for parameter, kind in zip(self._parameters, kinds, strict=True):
+            if kind != _NONE and parameter.grad is None:
+                parameter.grad = _zeros(parameter, kind)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        for bucket in _buckets([gradient for gradient in gradients if not gradient.is_sparse]):
+            flat = _flatten_dense_tensors(bucket)
+            dist.all_reduce(flat, group=self._group)
+            flat /= self._size
+            for gradient, reduced in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
+                gradient.copy_(reduced)
+        for gradient in gradients:
+            if gradient.is_sparse:
+                dist.all_reduce(gradient, group=self._group)
+                gradient.div_(self._size)
+        self._is_reentrant = bool(reentrant)
+        if not reentrant:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """From now on DDP reduces, with a reducer that has not seen the steps before: it would take the parameters used
+        in them for used in the next one."""
+        self.afterwards = False
+        parameters, expect_sparse = self._ddp._build_params_for_reducer()
+        names = self._ddp._build_debug_param_to_name_mapping(parameters)
+        self._ddp._ddp_init_helper(parameters, expect_sparse, names, False)
+
+    def watching(
+        self, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
+    ) -> AbstractContextManager[None]:
+        """Show the complete local gradients of ``items`` before they are reduced."""
+        if self.afterwards:
+            return self._watching_afterwards(items, parts_of, show, keep=keep)
+        is_last = lambda: bool(self._ddp.require_backward_grad_sync)  # noqa: E731
+        return before_ddp_reduces(items, parts_of, show, keep=keep, is_last=is_last)
+
+    @contextmanager
+    def _watching_afterwards(
+        self, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
+    ) -> Iterator[None]:
+        def look() -> None:
+            parts = parts_of(items)
+            show(parts)
+            for part in parts if keep else ():
+                part.source.parameter.grad = part.source.parameter.grad.clone()
+
+        self._before = look
+        try:
+            yield
+        finally:
+            self._before = _nothing
+
+
+def _nothing() -> None:
+    """Nobody watches."""
+
+
+def _kind(gradient: torch.Tensor | None) -> int:
+    return _NONE if gradient is None else _SPARSE if gradient.is_sparse else _DENSE
+
+
+def _zeros(parameter: torch.Tensor, kind: int) -> torch.Tensor:
+    if kind == _DENSE:
+        return torch.zeros_like(parameter)
+    return torch.zeros_like(parameter, layout=torch.sparse_coo)
+
+
+def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Gradients of one type each, in order, of about ``_BUCKET_BYTES``."""
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+        bucket: list[torch.Tensor] = []
+        size = 0
+        for gradient in gradients:
+            if gradient.dtype != dtype:
+                continue
+            bucket.append(gradient)
+            size += gradient.numel() * gradient.element_size()
+            if size >= _BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+        if bucket:
+            yield bucket
