@@ -104,6 +104,24 @@ def plain_losses(steps: int, batch_size: int) -> list[float]:
     return losses
 
 
+def test_a_run_trains_with_the_edited_module_and_says_so(
+    shell: InteractiveShell, two_ranks: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks follow the notebook's working directory, where the module lies, and reload it."""
+    monkeypatch.chdir(tmp_path)
+    cell = f"from own_loss import scale\n{CELL}\n"
+    cell += "loss_fn = lambda model, batch: scale(criterion(model(batch[0]), batch[1]))"
+    told = []
+    for factor in (1, 3):
+        Path("own_loss.py").write_text(f"def scale(loss):\n    return {factor} * loss\n")
+        run = train(shell, "-n 2 --steps 1 --batch-size 16 --quiet", cell).wait(timeout=300)
+        events = run.events()
+        reloads = events[events["name"] == "reloaded_modules"]
+        told.append(dict(zip(reloads["rank"], reloads["value"], strict=True)))
+        np.testing.assert_allclose(run.metrics()["loss"], [factor * plain_losses(1, 16)[0]], rtol=1e-5)
+    assert told == [{}, {0: "own_loss", 1: "own_loss"}]
+
+
 def test_a_cell_trains_as_a_plain_loop_does(shell: InteractiveShell, two_ranks: Session) -> None:
     run = train(shell, "-n 2 --steps 20 --batch-size 16 --quiet --name cell", CELL).wait(timeout=300)
     np.testing.assert_allclose(run.metrics()["loss"], plain_losses(20, 16), atol=1e-5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.cluster.base.protocol import WORK_DIR
 from workbench.cluster.output import CellFailure, RankOutput, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
@@ -201,8 +203,10 @@ def _failure(error: Exception) -> CellFailure:
 def send(client: Any, submission: Submission) -> None:
     """Sends the code of a submission to its ranks. ``client``: an ipyparallel client, whose engine ids are the ranks.
 
-    Raises ``ClusterError`` when a rank is not connected to the controller.
+    The ranks change to the notebook's working directory, and reload modules that changed on disk, before they run the
+    code. Raises ``ClusterError`` when a rank is not connected to the controller.
     """
+    metadata = _metadata()
     for rank in submission.ranks:
         engine = client._engines.get(rank)
         if engine is None:
@@ -223,5 +227,17 @@ def send(client: Any, submission: Submission) -> None:
             future.add_done_callback(lambda done: submission.add_reply(rank, done.result()))
 
         client.send_execute_request(
-            client._mux_socket, submission.code, silent=False, ident=engine.encode(), message_future_hook=add_callbacks
+            client._mux_socket,
+            submission.code,
+            silent=False,
+            metadata=metadata,
+            ident=engine.encode(),
+            message_future_hook=add_callbacks,
         )
+
+
+def _metadata() -> dict[str, str]:
+    try:
+        return {WORK_DIR: os.getcwd()}
+    except FileNotFoundError:  # the notebook's directory was deleted: the ranks stay where they are
+        return {}

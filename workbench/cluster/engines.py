@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.cells import Submission, send
+from workbench.core import background
 from workbench.errors import CellError, format_ranks
 
 _RETRY_INTERVAL_S = 0.25
@@ -50,7 +51,45 @@ def _client_class() -> Any:
                     break
             return super()._send(socket, *args, **kwargs)
 
+        def _handle_apply_reply(self, msg: Any) -> None:
+            try:
+                super()._handle_apply_reply(msg)
+            except Exception as error:  # unpickling raises anything
+                self._fail_request(msg, error)
+
+        def _handle_execute_reply(self, msg: Any) -> None:
+            try:
+                super()._handle_execute_reply(msg)
+            except Exception as error:
+                self._fail_request(msg, error)
+
+        def _dispatch_iopub(self, msg_parts: Any) -> None:
+            """Handles output of a rank. An exception would end the reading of all output that follows."""
+            try:
+                super()._dispatch_iopub(msg_parts)
+            except Exception as error:
+                background.warner("the notebook cannot read a message that a rank published")(error)
+
+        def _fail_request(self, msg: Any, error: Exception) -> None:
+            """Ends the request of a reply that cannot be read, with an error; without it the request waits for ever."""
+            msg_id = msg["parent_header"]["msg_id"]
+            future = self._futures.get(msg_id)
+            self.results[msg_id] = _unreadable(error, self._engines.get(msg["metadata"].get("engine"), -1))
+            if future is not None and not future.done():
+                future.set_result(self.results[msg_id])
+
     return RankClient
+
+
+def _unreadable(error: Exception, rank: int) -> Exception:
+    """Returns the error of a request whose reply the notebook cannot read, in ipyparallel's form for a failed one."""
+    from ipyparallel.error import RemoteError
+
+    text = (
+        f"the notebook cannot read the reply ({error}): import or define in the notebook what its class needs, or turn "
+        "the value into numbers, text or arrays on the ranks first"
+    )
+    return RemoteError(type(error).__name__, text, "", {"engine_id": rank, "engine_uuid": "", "method": "apply"})
 
 
 def wait_until_registered(client: Any, n: int, *, timeout_s: float, check: Callable[[], None]) -> None:

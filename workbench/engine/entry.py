@@ -12,7 +12,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -56,10 +56,11 @@ class PeerFailed(RuntimeError):
     """Another rank could not set up its part, so this one does not start."""
 
 
-def train(run: str) -> str:
+def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
     """Train the run in this directory on this rank; returns its ``Outcome`` as text, which tells the session what the
-    log may be unable to. Failures become a ``state failed`` event; nothing is raised but what interrupts (after it was
-    logged) and what cannot be logged at all (``RunDirectoryError``)."""
+    log may be unable to. ``reloaded``: modules of the user that were reloaded for this run. Failures become a ``state
+    failed`` event; nothing is raised but what interrupts (after it was logged) and what cannot be logged at all
+    (``RunDirectoryError``)."""
     path = Path(run)
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
@@ -77,6 +78,8 @@ def train(run: str) -> str:
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
+        if reloaded:
+            log.event(EventKind.WARNING, "reloaded_modules", ", ".join(reloaded))
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:

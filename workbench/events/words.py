@@ -210,6 +210,9 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.WARNING, "schedule_not_saved"): lambda name, value, old: (
         f"checkpoints lack a part of the schedule: {short(value)}"
     ),
+    (EventKind.WARNING, "reloaded_modules"): lambda name, value, old: (
+        f"modules that changed on disk were reloaded: {short(value)}"
+    ),
     (EventKind.WARNING, "gpu_unavailable"): lambda name, value, old: f"the GPU cannot be read: {short(value)}",
     (EventKind.WARNING, "device_sampler_ended"): lambda name, value, old: (
         f"devices are no longer sampled: {short(value)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -23,6 +24,9 @@ from workbench.report.sections import make_section
 from workbench.rundir.directory import REPORT_FILE
 
 RunName = str | Path
+
+#: control characters and noncharacters that must not be in HTML (https://html.spec.whatwg.org, 13.2.3.5)
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def render(
@@ -112,17 +116,19 @@ def render_html(
         for number, run in enumerate(runs, 1)
     ]
     comparison = compare_runs(runs, bundle, labels) if several else None
-    return (
-        templates()
-        .get_template("report.html")
-        .render(
-            title=title or (f"{len(runs)} runs compared" if several else runs[0].name),
-            kicker="Training report",
-            runs=sections,
-            comparison=comparison,
-            **frame_variables(bundle),
-        )
+    return render_template(
+        "report.html",
+        title=title or (f"{len(runs)} runs compared" if several else runs[0].name),
+        kicker="Training report",
+        runs=sections,
+        comparison=comparison,
+        **frame_variables(bundle),
     )
+
+
+def render_template(template: str, /, **variables: Any) -> str:
+    """The page of a template. Control characters that HTML forbids, such as NUL, become U+FFFD."""
+    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", templates().get_template(template).render(**variables))
 
 
 def frame_variables(

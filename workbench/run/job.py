@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from workbench.cluster.cells import Submission
 from workbench.cluster.output import CellFailure
+from workbench.cluster.server.follow import RELOADED
 from workbench.cluster.session import Session
 from workbench.core.records import END_STATES
 from workbench.errors import RunDirectoryError
@@ -17,7 +18,7 @@ from workbench.run.run import Run
 from workbench.run.session_log import open_log
 
 #: the code that each rank executes. It reads its input from the run directory and returns an ``Outcome``
-_TRAIN = "from workbench.engine.entry import train as _train; _train({path!r})"
+_TRAIN = "from workbench.engine.entry import train as _train; _train({path!r}, reloaded={reloaded})"
 _Value = TypeVar("_Value")
 
 
@@ -71,7 +72,7 @@ class TrainingJob:
 
     def start(self, session: Session) -> Submission:
         """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
-        submission = session.submit(_TRAIN.format(path=str(self.path)), ranks=range(self._ranks))
+        submission = session.submit(_TRAIN.format(path=str(self.path), reloaded=RELOADED), ranks=range(self._ranks))
         session.job = self
         session.on_rank_died(self.rank_died)
 

@@ -179,6 +179,55 @@ def test_attachments_are_embedded_and_missing_ones_are_named(tmp_path: Path) -> 
     assert page.find("img")["src"] == "data:image/png;base64,iVBORw==" and "picture lost is missing" in page.get_text()
 
 
+def test_attachments_of_html_tags_are_embedded(tmp_path: Path) -> None:
+    cell = V4.new_markdown_cell(
+        'Before <img src="attachment:my%20a.png" width="40">\n\n<div><img src="attachment:lost.png" alt="ours"></div>'
+    )
+    cell["attachments"] = {"my a.png": {"image/png": "iVBORw=="}}
+    page = page_of(written(tmp_path, cell))
+    assert [(img["src"], img["width"]) for img in page.find_all("img")] == [("data:image/png;base64,iVBORw==", "40")]
+    assert "picture ours is missing" in page.get_text()
+
+
+def test_control_characters_that_html_forbids_are_replaced(tmp_path: Path) -> None:
+    forbidden = "".join(map(chr, [0, 1, 8, 0x0B, 0x0E, 0x1F, 0x7F, 0x85, 0x9F, 0xFDD0, 0xFFFE]))
+    stream = V4.new_output("stream", name="stdout", text=f"a\0b\tc\n{forbidden}d\N{GREEK SMALL LETTER ALPHA}")
+    html = render_notebook(
+        written(tmp_path, V4.new_markdown_cell("x\0y"), code("'\1'", stream, shown({"text/plain": "p\0q"})))
+    ).read_text()
+    assert not set(html) & set(forbidden)
+    replaced = "\N{REPLACEMENT CHARACTER}"
+    assert f"a{replaced}b\tc\n{replaced * len(forbidden)}d\N{GREEK SMALL LETTER ALPHA}" in html
+    assert f"p{replaced}q" in html
+
+
+def test_markdown_is_sanitised_as_jupyterlab_does(tmp_path: Path) -> None:
+    (tmp_path / "local.png").write_bytes(b"\x89PNG")
+    source = (
+        "# Title\n\n<script>document.title = 'ran'</script>\n\n"
+        "<p onclick='f()' style='color: red' class='c'>kept</p>\n\n"
+        '<img src="local.png" onerror="f()" width="40">\n\n<a href="javascript:f()">one</a> '
+        '<a href="data:text/html,x">two</a> <a href="#title">three</a> inline <script>f()</script>\n\n'
+        "<svg onload='f()'><script>f()</script></svg>\n\n<form action='https://x.invalid'><input value='3'></form>\n\n"
+        "| a | b |\n|:-:|--:|\n| 1 | $x<y$ |\n\n- [x] done\n\n```python\nif a < b: '<script>'\n```\n\n"
+        "$$\n\\alpha & b < c\n$$\n\n<details open><summary>more</summary>text</details>"
+    )
+    html = clean.markdown_to_html(source, folder=tmp_path)
+    page = BeautifulSoup(html, "html.parser")
+    assert not page.find(["script", "svg", "style"]) and "f()" not in html and "ran" not in html
+    assert page.find("p", class_="c")["style"] == "color: red" and page.find("img")["src"].startswith("data:image/png")
+    assert [link.get("href") for link in page.find_all("a")] == [None, None, "#title"]
+    assert not page.form.has_attr("action") and page.form.input["value"] == "3"
+    assert [e.text for e in page.find_all(class_="math")] == ["x<y", "\n\\alpha & b < c\n"]
+    assert page.td["style"].replace(" ", "") == "text-align:center" and page.find(
+        "input", type="checkbox", checked=True
+    )
+    assert "'<script>'" in page.find("pre").text and page.details.summary.text == "more"
+    assert page_of(written(tmp_path, code("x", shown({"text/html": "<script>kept()</script>"})))).find(
+        "script", string="kept()"
+    )
+
+
 def test_a_light_notebook_report_has_no_scripts(tmp_path: Path, few_figures: None) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
     shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})

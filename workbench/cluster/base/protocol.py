@@ -15,6 +15,8 @@ from typing import Any
 from workbench.errors import ClusterError
 
 VERSION = 1
+#: key in the metadata of an execute request: the notebook's working directory
+WORK_DIR = "work_dir"
 _RESTART = "; restart the kernel if dist-workbench was updated while it ran"
 
 

@@ -44,6 +44,7 @@ def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> Non
             "--log-level=ERROR",
         ]
     )
+    app.config.IPKernelApp.extensions = ["workbench.cluster.server.follow"]
     del os.environ["IPP_CONNECTION_INFO"]  # it contains the key that signs messages
     app.start()
     sys.stdout.flush()

@@ -12,6 +12,9 @@ from urllib.parse import unquote
 
 from markupsafe import Markup
 
+from workbench.report.notebook.sanitise import sanitise
+
+_ATTACHMENT = "attachment:"
 _REMOTE = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
 _REMOTE_CSS = re.compile(r"@import[^;]*;|url\(\s*['\"]?(?:https?:)?//[^)]*\)", re.IGNORECASE)
 _HAS_EXTERNAL_TAG = re.compile(
@@ -25,11 +28,11 @@ MAX_EMBEDDED_BYTES = 20 * 2**20
 def markdown_to_html(
     source: str, *, attachments: Mapping[str, Any] | None = None, folder: Path | None = None
 ) -> Markup:
-    """Convert Markdown to self-contained HTML. A formula becomes an element of class ``math`` with its TeX as text.
+    """Convert Markdown to self-contained, sanitised HTML. A formula becomes an element of class ``math`` with its TeX.
 
     ``attachments``: the pictures attached to the cell. ``folder``: where local pictures are looked for.
     """
-    from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
         """Puts every formula into its own element, so that other text with dollar signs is not taken for a formula."""
@@ -44,20 +47,19 @@ def markdown_to_html(
             name = self.escape_html(name)
             return f'<span class="math block">\\begin{{{name}}}{self.escape_html(body)}\\end{{{name}}}</span>'
 
-        def image(self, text: str, url: str, title: str | None = None) -> str:
-            try:
-                return super().image(text, url, title)
-            except InvalidNotebook:  # the attachment is missing: say so in its place
-                return f'<em class="gone">picture {self.escape_html(text or url)} is missing</em>'
+        def _embed_image_or_attachment(self, src: str) -> str:
+            return src  # embedded by ``clean_html``, as those of HTML tags are
 
-    renderer = Renderer(escape=False, exclude_anchor_links=True, attachments=dict(attachments or {}))
-    return clean_html(str(MarkdownWithMath(renderer=renderer).render(source)), folder=folder)
+    renderer = Renderer(escape=False, exclude_anchor_links=True)
+    html = MarkdownWithMath(renderer=renderer).render(source)
+    return Markup(sanitise(clean_html(str(html), attachments=attachments, folder=folder)))
 
 
-def clean_html(source: str, *, folder: Path | None = None) -> Markup:
+def clean_html(source: str, *, attachments: Mapping[str, Any] | None = None, folder: Path | None = None) -> Markup:
     """Make HTML self-contained, so that showing it loads nothing from the network or from other files.
 
-    Local pictures below ``folder`` are embedded. Remote content is replaced by a link. Inline scripts are kept.
+    Local pictures below ``folder`` and ``attachments`` are embedded. Remote content is replaced by a link. Inline
+    scripts are kept.
     """
     if not _HAS_EXTERNAL_TAG.search(source):
         return Markup(source)
@@ -72,7 +74,7 @@ def clean_html(source: str, *, folder: Path | None = None) -> Markup:
     for element in soup.find_all(["base", "meta"]):
         element.decompose()
     for element in soup.find_all(["img", "video", "audio", "source"]):
-        _embed_or_replace(soup, element, folder)
+        _embed_or_replace(soup, element, attachments or {}, folder)
     for element in soup.find_all("style"):
         element.string = _REMOTE_CSS.sub("", element.get_text())
     for element in soup.find_all(style=_REMOTE_CSS):
@@ -80,7 +82,7 @@ def clean_html(source: str, *, folder: Path | None = None) -> Markup:
     return Markup(str(soup))
 
 
-def _embed_or_replace(soup: Any, element: Any, folder: Path | None) -> None:
+def _embed_or_replace(soup: Any, element: Any, attachments: Mapping[str, Any], folder: Path | None) -> None:
     for attribute in ("srcset", "poster"):
         if element.has_attr(attribute):
             del element[attribute]
@@ -89,11 +91,30 @@ def _embed_or_replace(soup: Any, element: Any, folder: Path | None) -> None:
         element["alt"] = "picture" if address.startswith("data:") else Path(unquote(address)).name
     if not address or address.startswith(("data:", "blob:")):
         return
-    data = None if _REMOTE.match(address) else _read_data_url(address, folder)
+    if address.lower().startswith(_ATTACHMENT):
+        name = unquote(address[len(_ATTACHMENT) :])
+        data = _attachment_url(attachments.get(name))
+        if data is None:
+            note = soup.new_tag("em", attrs={"class": "gone"})
+            note.append(f"picture {element.get('alt') or name} is missing")
+            element.replace_with(note)
+            return
+    else:
+        data = None if _REMOTE.match(address) else _read_data_url(address, folder)
     if data is None:
         element.replace_with(_make_note(soup, address, "picture" if element.name == "img" else element.name))
     else:
         element["src"] = data
+
+
+def _attachment_url(attachment: Mapping[str, Any] | None) -> str | None:
+    """An attachment (MIME type -> base64 text) as a ``data:`` URL, preferably a drawing; None if it is missing."""
+    if not attachment:
+        return None
+    mime = next((each for each in ("image/svg+xml", "image/png", "image/jpeg") if each in attachment), None)
+    mime = mime or next(iter(attachment))
+    data = attachment[mime]
+    return f"data:{mime};base64,{''.join(data) if isinstance(data, list) else data}"
 
 
 def _read_data_url(address: str, folder: Path | None) -> str | None:

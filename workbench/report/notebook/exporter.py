@@ -24,7 +24,7 @@ from workbench.errors import ReportError, RunDirectoryError
 from workbench.plots import plots
 from workbench.report import run_data
 from workbench.report.compared import compare_runs
-from workbench.report.document import frame_variables, report_path, templates, write_report
+from workbench.report.document import frame_variables, render_template, report_path, templates, write_report
 from workbench.report.figures import FigureBundle, to_script_json
 from workbench.report.notebook.cells import Cell, CellConverter
 from workbench.report.notebook.formulas import draw_formulas
@@ -130,22 +130,19 @@ def render_html(notebook: Any, *, folder: Path, name: str, light: bool = False) 
     undrawn_formulas = _draw_formulas_of(cells) if light else 0
     has_math = not light and any(_MATH.search(part) for cell in cells for part in (cell.source, *cell.outputs))
     components = tuple(sorted(converter.bokeh_components | ({"mathjax"} if has_math else set())))
-    return (
-        templates()
-        .get_template("notebook.html")
-        .render(
-            title=heading or name,
-            needs_title=not heading,
-            name=name,
-            cells=cells,
-            contents=contents,
-            runs=appendix,
-            code_css=_code_css(),
-            links=to_script_json(converter.links) if converter.links else "",
-            light=light,
-            undrawn_formulas=undrawn_formulas,
-            **frame_variables(bundle, components=components, needs_bokeh=converter.has_bokeh),
-        )
+    return render_template(
+        "notebook.html",
+        title=heading or name,
+        needs_title=not heading,
+        name=name,
+        cells=cells,
+        contents=contents,
+        runs=appendix,
+        code_css=_code_css(),
+        links=to_script_json(converter.links) if converter.links else "",
+        light=light,
+        undrawn_formulas=undrawn_formulas,
+        **frame_variables(bundle, components=components, needs_bokeh=converter.has_bokeh),
     )
 
 

@@ -1,0 +1,198 @@
+"""Ranks follow the notebook: before each cell they take its working directory and reload modules that changed on disk.
+
+Ranks outlive the edits of a module, so without this a run would train with the module's earlier code.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from workbench.cluster.base.protocol import WORK_DIR
+
+#: the variable of a rank that names the modules that were reloaded before the current cell
+RELOADED = "_reloaded_modules"
+#: modules of these packages are never reloaded: a rank runs on them
+_OWN_PACKAGES = frozenset({"workbench", "magics", "widgets"})
+#: seconds by which the time of a file may lie before the clock when it was written (the kernel's clock ticks)
+_CLOCK_TICK_S = 0.01
+_IMPORTED_AT = time.time()
+
+#: what tells whether a file changed: its modification time in ns, and its size in bytes
+_Stamp = tuple[int, int]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Makes the shell of a rank follow the notebook before each cell."""
+    shell.ast_transformers.append(Follower(shell))
+
+
+class Follower:
+    """Runs before each cell of a rank, as a transformer of its syntax tree: these can refuse a cell."""
+
+    def __init__(self, shell: Any) -> None:
+        self._shell = shell
+        self._work_dir = os.getcwd()  # of the notebook, when it sent the previous cell
+        self._reloader = ModuleReloader(since=_IMPORTED_AT)
+        self._cell_started = time.time()
+
+    def visit(self, tree: ast.AST) -> ast.AST:
+        """Follows the notebook and returns the cell unchanged.
+
+        Raises ``InputRejected`` when a module that changed cannot be loaded: the cell would run on its earlier code.
+        """
+        from IPython.core.error import InputRejected
+
+        self._change_directory(self._shell.get_parent().get("metadata", {}).get(WORK_DIR, ""))
+        self._reloader.note_imports(self._cell_started)
+        try:
+            names = self._reloader.reload()
+        except ImportError as error:
+            raise InputRejected(str(error)) from error
+        self._shell.user_ns[RELOADED] = names
+        if names:
+            print(f"reloaded, because the files changed: {', '.join(names)}")
+        self._cell_started = time.time()
+        return tree
+
+    def _change_directory(self, work_dir: str) -> None:
+        """Changes to the notebook's directory when that has changed: a cell may have left it on purpose."""
+        if not work_dir or work_dir == self._work_dir:
+            return
+        try:
+            os.chdir(work_dir)
+        except OSError as error:
+            print(f"this rank stays in {os.getcwd()}: {work_dir}: {error.strerror}", file=sys.stderr)
+        self._work_dir = work_dir
+
+
+class ModuleReloader:
+    """Reloads the modules of user files that changed on disk, and the modules that took names from them.
+
+    ``since``: the time, in seconds since the epoch, after which a file that changed counts as edited after its import.
+    """
+
+    def __init__(self, since: float) -> None:
+        self._stamps: dict[str, _Stamp] = {}
+        self._old_objects: dict[Any, Any] = {}  # the superreload of IPython updates these too
+        self.note_imports(since)
+
+    def note_imports(self, since: float) -> None:
+        """Notes the files of modules that were imported after the time ``since``.
+
+        A file that changed after ``since`` may have changed after its import: its module is reloaded the next time.
+        """
+        for name, file in _user_modules().items():
+            stamp = _stamp(file)
+            if name not in self._stamps and stamp is not None:
+                unedited = stamp[0] < (since - _CLOCK_TICK_S) * 1e9
+                self._stamps[name] = stamp if unedited else (0, 0)
+
+    def reload(self) -> list[str]:
+        """Reloads what changed and returns the names of the modules, in the order of their imports.
+
+        Functions and classes are updated in place, so that names and objects which hold them follow. Raises
+        ``ImportError`` when a module cannot be loaded: the module keeps its earlier code until the next call, which
+        tries again.
+        """
+        from IPython.extensions.autoreload import superreload
+
+        files = _user_modules()
+        stamps = {name: stamp for name, file in files.items() if (stamp := _stamp(file)) is not None}
+        changed = {name for name, stamp in stamps.items() if self._stamps.setdefault(name, stamp) != stamp}
+        if not changed:
+            return []
+        imports = {name: _names_imported_from(sys.modules[name], file, files) for name, file in files.items()}
+        reloaded = []
+        for name in _in_import_order(changed, imports):
+            try:
+                _drop_bytecode(files[name])
+                superreload(sys.modules[name], importlib.reload, self._old_objects)
+            except Exception as error:  # the module is the user's: anything
+                raise ImportError(
+                    f"the module {name} changed on disk and cannot be reloaded: {type(error).__name__}: {error}; "
+                    f"correct {files[name]}, or restart the ranks with %dist_down and %dist_up",
+                    name=name,
+                ) from error
+            self._stamps[name] = stamps.get(name, (0, 0))
+            reloaded.append(name)
+        return reloaded
+
+
+def _in_import_order(changed: Iterable[str], imports: Mapping[str, set[str]]) -> list[str]:
+    """Returns ``changed`` and all modules that took names from them, each after the modules that it imports.
+
+    ``imports``: module -> the modules that it takes names from. Modules that import one another come in any order.
+    """
+    affected = set(changed)
+    while more := {name for name, sources in imports.items() if sources & affected} - affected:
+        affected |= more
+    graph = {name: imports.get(name, set()) & affected for name in sorted(affected)}
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError:
+        return sorted(affected)
+
+
+def _names_imported_from(module: ModuleType, file: str, modules: Iterable[str]) -> set[str]:
+    """Returns those of ``modules`` that the source of ``module`` takes names from, with ``from a import b``."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError):
+        return set()  # its reload says so
+    known, found = set(modules), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            with contextlib.suppress(ImportError):  # beyond the top package: it was never executed
+                source = importlib.util.resolve_name(source, module.__package__)
+                found |= {source, *(f"{source}.{alias.name}" for alias in node.names)} & known
+    return found - {module.__name__}
+
+
+def _drop_bytecode(file: str) -> None:
+    """Deletes the bytecode of a source file: after an edit of equal length within a second, it counts as current."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # another user's is as old as that user's import
+        os.unlink(importlib.util.cache_from_source(file))
+
+
+def _user_modules() -> dict[str, str]:
+    """Returns the imported modules of user files, by name: not those of packages, the standard library, or ours."""
+    packages = _package_directories()
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__")  # no ``__getattr__`` of a lazy module is called
+        if name in ("__main__", "__mp_main__") or not (file and file.endswith(".py") and os.path.isabs(file)):
+            continue
+        if name.partition(".")[0] not in _OWN_PACKAGES and not file.startswith(packages):
+            found[name] = file
+    return found
+
+
+def _package_directories() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    directories = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    directories += [*site.getsitepackages(), site.getusersitepackages()]
+    directories += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    return tuple({os.path.join(each, "") for path in directories for each in (path, os.path.realpath(path))})
+
+
+def _stamp(file: str) -> _Stamp | None:
+    """Returns the stamp of a file, or None when it is gone: a module whose file was deleted keeps its code."""
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size
