@@ -30,9 +30,9 @@ from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
-from workbench.engine.data.cell import workload_from_cell
 from workbench.engine.data.sources import LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.torch_common.cell import workload_from_cell
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.loss_terms import noted_losses

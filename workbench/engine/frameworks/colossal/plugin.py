@@ -66,7 +66,7 @@ class Plan(ABC):
         """Wrap model and optimizer. Collective."""
         self.is_whole = self.mesh.tp * self.mesh.pp == 1
         module = trained(workload) if self.is_whole else workload.model
-        names = self.names = ModelNames(module)
+        names = self.names = ModelNames(module, workload.optimizer)
         self.originals = Originals(module)
         modes = modes_of(module)
         self.plugin = self.make_plugin()

@@ -23,11 +23,17 @@ from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_norms, check_split
-from workbench.engine.frameworks.colossal.zero_checks import check_parameters, check_unchanged, versions_of
+from workbench.engine.frameworks.colossal.zero_checks import (
+    check_parameters,
+    check_unchanged,
+    is_distributed,
+    versions_of,
+)
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, count_of_models_labels, loss_term
+from workbench.engine.frameworks.torch_common.optimizer_checks import check_parts
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
 from workbench.engine.frameworks.torch_common.trained import trained, users_model
@@ -44,6 +50,9 @@ class ColossalStrategy(Strategy):
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
         check_norms(workload.model, spec, rank_device().type)
+        has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
+        if not is_distributed(workload.optimizer):
+            check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, has_slices=has_slices)
         if spec.plan.plugin in ("zero1", "zero2"):
             check_parameters(trained(workload), spec)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -35,6 +36,13 @@ def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
             f"the parameters have several types ({found}), which {plugin} cannot hold: use --plugin ddp, or one type",
             field="--plugin",
         )
+
+
+def is_distributed(optimizer: Any) -> bool:
+    """Whether Colossal-AI replaces the optimizer by one that knows of the other ranks' parts."""
+    from colossalai.nn.optimizer import optim2DistOptim
+
+    return type(optimizer) in optim2DistOptim
 
 
 def versions_of(parameters: Iterable[torch.Tensor]) -> list[int]:

@@ -67,7 +67,7 @@ class DdpStrategy(Strategy):
         self._module = trained(workload).to(self.device)
         self.originals = Originals(self._module)
         self._optimizer = workload.optimizer
-        self._names = ModelNames(self._module)
+        self._names = ModelNames(self._module, workload.optimizer)
         self._held = rank_parameters(self._module, self._names)
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)

@@ -15,10 +15,13 @@ class ModelNames:
     """Names and shapes of a model's parameters before a framework touches it.
 
     ``layers`` are the qualified names of the modules that own parameters, in the model's order. A tied parameter
-    belongs to the first module that has it. ``sizes``: layer -> how many trainable elements it owns.
+    belongs to the first module that has it. ``sizes``: layer -> how many trained elements it owns. Trained is what
+    requires a gradient and is updated by ``optimizer``.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._is_trained: dict[tuple[str, str], bool] = {}
         self._owner: dict[tuple[str, str], str] = {}
         self._shape: dict[tuple[str, str], torch.Size] = {}
         first: dict[int, str] = {}
@@ -29,13 +32,18 @@ class ModelNames:
                 owner = first.setdefault(id(parameter), users_name(module_name))
                 self._owner[module_name, name] = owner
                 self._shape[module_name, name] = parameter.shape
-                if is_new and parameter.requires_grad:
+                trained = self._is_trained[module_name, name] = parameter.requires_grad and id(parameter) in updated
+                if is_new and trained:
                     self.sizes[owner] = self.sizes.get(owner, 0) + parameter.numel()
         self.layers = list(dict.fromkeys(first.values()))
 
     def owner(self, module_name: str, name: str) -> str:
         """Qualified name of the module that owns a parameter in the user's model."""
         return self._owner.get((module_name, name), users_name(module_name))
+
+    def is_trained(self, module_name: str, name: str) -> bool:
+        """Whether the optimizer updates a parameter; True where it is the framework's own."""
+        return self._is_trained.get((module_name, name), True)
 
     def shape(self, module_name: str, name: str) -> torch.Size | None:
         """Shape of a parameter in the user's model; None where it is the framework's own."""
@@ -73,7 +81,7 @@ def rank_parameters(
     is_sharded: Callable[[torch.Tensor], bool] = lambda parameter: False,
     foreign: Iterable[torch.Tensor] = (),
 ) -> list[RankParameter]:
-    """Trainable parameters of ``model`` (as the framework left it), each once, in the order of its modules.
+    """Trained parameters of ``model`` (as the framework left it), each once, in the order of its modules.
 
     ``is_sharded``: whether tensor-parallel ranks hold different parts of a parameter; this rank is number ``tp`` of
     them. ``foreign``: parameters that another rank counts.
@@ -82,7 +90,8 @@ def rank_parameters(
     held: dict[int, RankParameter] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in held:
+            is_trained = parameter.requires_grad and names.is_trained(module_name, name)
+            if not is_trained or id(parameter) in held:
                 continue
             sharded = "tp" if is_sharded(parameter) else ""
             held[id(parameter)] = RankParameter(

@@ -1,0 +1,157 @@
+"""Checks of an optimizer and its schedule before the first step, so that no raw error comes out of it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from workbench.errors import ConfigError
+
+#: optimizers of torch whose update of an element depends on this element alone
+_ELEMENTWISE = frozenset(
+    (
+        "SGD",
+        "Adam",
+        "AdamW",
+        "NAdam",
+        "RAdam",
+        "Adamax",
+        "RMSprop",
+        "Adagrad",
+        "Adadelta",
+        "ASGD",
+        "Rprop",
+        "SparseAdam",
+    )
+)
+_TRIAL_STEPS = 3
+_SHAPE = (6, 8)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse, with ``ConfigError``, what cannot be stepped without arguments, or is no single optimizer."""
+    if isinstance(optimizer, list | tuple | dict):
+        raise ConfigError(
+            f"optimizer is a {type(optimizer).__name__}: use one optimizer with several parameter groups, such as "
+            "torch.optim.AdamW([{'params': a, 'lr': 1e-3}, {'params': b, 'lr': 1e-4}])",
+            field="optimizer",
+        )
+    name = type(optimizer).__name__
+    if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
+        raise ConfigError(f"optimizer is a {name}: it must be a torch.optim.Optimizer", field="optimizer")
+    if isinstance(optimizer, torch.optim.LBFGS) or _required(optimizer.step):
+        raise ConfigError(
+            f"{name}.step needs a closure that computes the loss again, which training over ranks does not have: use "
+            "an optimizer whose step() takes no argument, such as torch.optim.AdamW",
+            field="optimizer",
+        )
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ConfigError(
+            f"the {name} has no learning rate (lr=None, it makes one of its own): give it a number, for Adafactor of "
+            "the transformers library with relative_step=False, scale_parameter=False, warmup_init=False",
+            field="optimizer",
+        )
+
+
+def check_schedule(scheduler: Any) -> None:
+    """Refuse, with ``ConfigError``, an ``lr_scheduler`` whose ``step`` needs an argument, such as a metric."""
+    if scheduler is None:
+        return
+    if not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(
+            f"lr_scheduler is a {type(scheduler).__name__}: it must have a method step()", field="lr_scheduler"
+        )
+    needed = _required(scheduler.step)
+    if needed:
+        raise ConfigError(
+            f"{type(scheduler).__name__}.step needs {', '.join(needed)}: the schedule is stepped after each optimizer "
+            "step without a metric. Use a schedule over steps, or turn the learning rate while it trains",
+            field="lr_scheduler",
+        )
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments without which ``function`` cannot be called."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function without a signature
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [
+        item.name
+        for item in parameters
+        if item.default is item.empty and (item.kind in positional or item.kind == item.KEYWORD_ONLY)
+    ]
+
+
+def is_elementwise(optimizer: Any, cut: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether updating a part of a weight, as ``cut`` takes it, gives the part of the updated weight.
+
+    Tried for each parameter group with random weights and gradients and copies of the optimizer, which, like torch's
+    random generators, is left as it is. An optimizer that fails on the part, or cannot be copied, is not elementwise.
+    """
+    if type(optimizer).__module__.startswith("torch.optim.") and type(optimizer).__name__ in _ELEMENTWISE:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(_SHAPE, generator=generator)  # noqa: E731
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return all(_updates_alike(optimizer, group, cut, draw) for group in optimizer.param_groups)
+
+
+def _updates_alike(
+    optimizer: Any, group: dict[str, Any], cut: Callable[[torch.Tensor], torch.Tensor], draw: Callable[[], torch.Tensor]
+) -> bool:
+    weight, gradients = draw(), [draw() for _ in range(_TRIAL_STEPS)]
+    try:
+        whole = _updated(optimizer, group, weight, gradients)
+        part = _updated(optimizer, group, cut(weight), [cut(gradient) for gradient in gradients])
+    except Exception:  # whatever an optimizer raises for a part of a weight, it cannot be given one
+        return False
+    return torch.allclose(cut(whole), part, rtol=1e-4, atol=1e-7)
+
+
+def _updated(
+    optimizer: Any, group: dict[str, Any], weight: torch.Tensor, gradients: list[torch.Tensor]
+) -> torch.Tensor:
+    parameter = torch.nn.Parameter(weight.clone())
+    trial = _copy_for(optimizer, {**{k: v for k, v in group.items() if k != "params"}, "params": [parameter]})
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        trial.step()
+    return parameter.detach()
+
+
+def _copy_for(optimizer: Any, group: dict[str, Any]) -> Any:
+    """A copy of ``optimizer`` that has not stepped yet, for one parameter group; it shares no state."""
+    trial = object.__new__(type(optimizer))
+    memo = {id(p): p for own in optimizer.param_groups for p in own["params"]}  # weights themselves are not copied
+    others = {name: value for name, value in vars(optimizer).items() if name not in ("param_groups", "state", "step")}
+    trial.__dict__.update(copy.deepcopy(others, memo))
+    trial.param_groups = [copy.deepcopy(group, {id(p): p for p in group["params"]})]
+    trial.state = defaultdict(dict)
+    return trial
+
+
+def check_parts(optimizer: Any, plugin: str, *, tp: int, has_slices: bool) -> None:
+    """Refuse, with ``ConfigError``, an optimizer that looks at whole weights where ranks hold parts of them.
+
+    ``has_slices``: each rank updates a flat slice of every weight (ZeRO). ``tp``: weights are split into so many.
+    """
+    cuts: list[Callable[[torch.Tensor], torch.Tensor]] = []
+    if has_slices:
+        cuts.append(lambda weight: weight.flatten()[: weight.numel() // 2])
+    if tp > 1:
+        cuts += [lambda weight: weight[: len(weight) // 2], lambda weight: weight[:, : weight.shape[1] // 2]]
+    if all(is_elementwise(optimizer, cut) for cut in cuts):
+        return
+    why = "updates a slice of each weight" if has_slices else f"holds a part of each weight (--tp {tp})"
+    raise ConfigError(
+        f"{type(optimizer).__name__} looks at whole weights, but under --plugin {plugin} each rank {why}: the update "
+        "would be another one than that of one process. Use --plugin ddp",
+        field="optimizer",
+    )
