@@ -36,6 +36,7 @@ from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
+from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
@@ -82,7 +83,11 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
         try:
-            state = _train(path, spec, rank, log, progress, failed=failed)
+            with torch_defaults() as changed:
+                if changed:
+                    text = f"{changed}: left by an earlier run or %%dist cell; this run starts from the defaults"
+                    log.event(EventKind.WARNING, "torch_settings", text)
+                state = _train(path, spec, rank, log, progress, failed=failed)
             log.event(EventKind.STATE, state, step=progress.step)
         except BaseException as error:
             state = "failed"

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from workbench.errors import ClusterError
+from workbench.errors import ClusterError, ConfigError
 
 RENDEZVOUS_FILE = "rendezvous.json"
 #: most seconds between looks whether all ranks are there
@@ -43,8 +44,10 @@ def joined(
     ``rendezvous_dir`` is a directory that all ranks see and that is used for one group only, or each group has its own
     ``token`` (the same on all ranks). ``master_addr`` is where rank 0 listens; ``master_port`` 0: the system chooses.
     Leaving, also by an error, destroys every group; it never waits for peers. Raises ``ClusterError`` when peers don't
-    come within ``join_timeout_s``, or the port is taken.
+    come within ``join_timeout_s``, or the port is taken, and ``ConfigError`` for settings of the environment with which
+    ranks cannot meet or would be killed.
     """
+    _check_environment(backend)
     if dist.is_initialized():
         raise ClusterError("this process is in a process group already: leave it before joining another")
     path = Path(rendezvous_dir) / (f"rendezvous-{token}.json" if token else RENDEZVOUS_FILE)
@@ -62,6 +65,22 @@ def joined(
         yield
     finally:
         _leave(rank, path)
+
+
+def _check_environment(backend: str) -> None:
+    if dist.get_debug_level() == dist.DebugLevel.DETAIL:
+        raise ConfigError(
+            "TORCH_DISTRIBUTED_DEBUG=DETAIL ends ranks while they train: unset it or set it to INFO, "
+            " then start the ranks again (%dist_down, %dist_up)"
+        )
+    names = os.environ.get("GLOO_SOCKET_IFNAME", "") if backend == "gloo" else ""
+    known = [name for _, name in socket.if_nameindex()]
+    unknown = [name for name in names.split(",") if name and name not in known]
+    if unknown:
+        raise ConfigError(
+            f"GLOO_SOCKET_IFNAME names {', '.join(unknown)}, which this host does not have (it has {', '.join(known)})"
+            ": unset it or name one of these, then start the ranks again (%dist_down, %dist_up)"
+        )
 
 
 def _meet(rank: int, path: Path, *, addr: str, port: int, timeout_s: float) -> dist.TCPStore:

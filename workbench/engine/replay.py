@@ -27,6 +27,7 @@ from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.nonfinite import fault_directory, named_tensors
 from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin
 from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
+from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
 from workbench.engine.state.randomness import RandomGenerators
 from workbench.errors import RunDirectoryError
@@ -43,7 +44,8 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     spec = spec_of_replica(whole)
     directory = fault_directory(path, first + rank, step)
     about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
-    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token), noted_losses():
+    joined = joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token)
+    with torch_defaults(), joined, noted_losses():
         strategy = load_strategy(spec)(spec, rank)
         workload = build_workload(path, spec)
         workload.knobs.restore(about.get("knobs", {}))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from workbench.core.knobs import Knobs
 from workbench.engine.base.batch import Batch
@@ -35,6 +35,34 @@ class BatchSource(Protocol):
         """Dataset indices of a replica's share of one batch."""
 
 
+@runtime_checkable
+class Positioned(Protocol):
+    """A batch source whose position a checkpoint records in samples, so that another batch size goes on there."""
+
+    def position(self, number: int) -> dict[str, int]:
+        """Where batch ``number`` begins, as JSON types."""
+
+    def begin_at(self, position: dict[str, int], number: int) -> None:
+        """Let batch ``number`` begin at ``position``; ``ConfigError`` when this source cannot."""
+
+
+class KeptState(Protocol):
+    """What a cell keeps beside its model, for checkpoints. ``names``: variables that are held; ``left_out``: those of
+    objects that may change and are not held."""
+
+    names: list[str]
+    left_out: list[str]
+
+    def capture(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The state as JSON types by name, and the tensors that these refer to."""
+
+    def check(self, plain: Mapping[str, Any], tensors: Any, where: str) -> None:
+        """Raise ``RunError`` when a captured state does not fit; nothing is changed."""
+
+    def restore(self, plain: Mapping[str, Any], tensors: Any) -> None:
+        """Undo ``capture``, in place; ``tensors`` has ``get_tensor(key)``."""
+
+
 @dataclass(kw_only=True)
 class Evaluation:
     """What an evaluation found: ``values`` name -> number or matrix, ``texts`` sampled texts to read."""
@@ -52,7 +80,8 @@ class Workload:
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
-    that the training script or the recipe declares, now or later; its parts read their present values.
+    that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
+    what a cell keeps beside these, for checkpoints.
     """
 
     model: torch.nn.Module
@@ -65,4 +94,5 @@ class Workload:
     evaluate: Callable[[Evaluating], Evaluation] | None = None
     sample: Callable[[Evaluating], Sequence[str]] | None = None
     knobs: Knobs = field(default_factory=Knobs)
+    cell_state: KeptState | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)

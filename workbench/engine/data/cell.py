@@ -10,8 +10,10 @@ import torch
 
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
+from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource, is_distributed
+from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
 
 
@@ -30,15 +32,18 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     exec(compile(source, str(file), "exec"), namespace)
     # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
-    return _workload(defined, spec, knobs)
+    workload = _workload(defined, spec, knobs)
+    workload.cell_state = CellState(namespace, defined)
+    return workload
 
 
 def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
     if spec.lr is not None and scheduler is None:
-        for group in optimizer.param_groups:
-            group["lr"] = spec.lr
+        rates = scaled([float(group["lr"]) for group in optimizer.param_groups], spec.lr)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
     elif spec.lr is not None and not spec.resume:  # in a resumed run --lr overrides the schedule
         raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
     loader = names.get("dataloader")

@@ -53,6 +53,8 @@ class DatasetSource:
         self.collate = collate_fn or default_collate
         self._generators = DataGenerators(seed)
         self._draws = False
+        #: a batch's number, its epoch, and samples of the epoch before it: later batches are counted from there
+        self._origin = (0, 0, 0)
         self._is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         if self._is_indexed:
             _check_length(len(dataset), batch_size)
@@ -83,19 +85,48 @@ class DatasetSource:
         if not self._is_indexed:
             return None
         share = _share_size(self.batch_size, dp_size)
-        epoch, index = divmod(number, len(self.dataset) // self.batch_size)
-        first = index * self.batch_size + dp * share
+        epoch, begin = self._at(number)
+        first = begin + dp * share
         return list(self._sample_order(epoch, len(self.dataset))[first : first + share])
 
     def _read_indexed(self, first: int, share: int, skip: int) -> Iterator[Batch]:
         samples = len(self.dataset)
-        epochs, batches = divmod(skip, samples // self.batch_size)
-        for epoch in count(epochs):
+        first_epoch, done = self._at(skip)
+        for epoch in count(first_epoch):
             order = self._sample_order(epoch, samples)
-            for start in range(batches * self.batch_size, samples - self.batch_size + 1, self.batch_size):
+            for start in range(done, samples - self.batch_size + 1, self.batch_size):
                 begin = start + first
                 yield self._read_share(order[begin : begin + share], epoch, begin)
-            batches = 0
+            done = 0
+
+    def _at(self, number: int) -> tuple[int, int]:
+        """Epoch in which batch ``number`` is, and samples of the epoch before it."""
+        samples, (origin, epoch, done) = len(self.dataset), self._origin
+        number -= origin
+        left = max(0, samples - done) // self.batch_size
+        if number < left:
+            return epoch, done + number * self.batch_size
+        epochs, batches = divmod(number - left, samples // self.batch_size)
+        return epoch + 1 + epochs, batches * self.batch_size
+
+    def position(self, number: int) -> dict[str, int]:
+        """Where batch ``number`` begins: ``epoch``, and ``samples`` of it before the batch; and the batch size."""
+        if not self._is_indexed:
+            return {"batch_size": self.batch_size}
+        epoch, samples = self._at(number)
+        return {"epoch": epoch, "samples": samples, "batch_size": self.batch_size}
+
+    def begin_at(self, position: dict[str, int], number: int) -> None:
+        """Let batch ``number`` begin at ``position``, and count later ones from there. Raises ``ConfigError``
+        for an iterable and another batch size: its batches are counted from its beginning."""
+        if self._is_indexed and "epoch" in position:
+            self._origin = (number, position["epoch"], position["samples"])
+        elif position["batch_size"] != self.batch_size:
+            raise ConfigError(
+                f"an iterable dataset goes on with the batch size of its checkpoint only: use --batch-size "
+                f"{position['batch_size']}, or a dataset with len(dataset) and dataset[index]",
+                field="--batch-size",
+            )
 
     def _sample_order(self, epoch: int, samples: int) -> Sequence[int]:
         if not self.shuffle:

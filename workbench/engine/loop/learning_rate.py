@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.core.controls import SCHEDULE
+from workbench.engine.base.group_rates import scaled
 
 
 class LearningRate:
-    """Steps the scheduler and lays a hand-set value (all groups alike) or a factor over what it says.
+    """Steps the scheduler and lays a hand-set value (the first group's; others keep their ratio to it) or a factor over
+    what it says.
 
     The scheduler always sees its own values, so that ``schedule`` goes back to where it would have been. As long as
     nobody turns anything, the optimizer's groups are not touched.
@@ -58,7 +60,8 @@ class LearningRate:
 
     def _lay_over(self) -> None:
         absolute = self._absolute
-        self._write([lr * self._factor if absolute is None else absolute for lr in self._scheduled])
+        rates = self._scheduled
+        self._write([lr * self._factor for lr in rates] if absolute is None else scaled(rates, absolute))
 
     def _write(self, values: list[float]) -> None:
         for group, value in zip(self._optimizer.param_groups, values, strict=True):

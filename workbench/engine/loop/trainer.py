@@ -30,8 +30,9 @@ from workbench.engine.base.capabilities import (
 from workbench.engine.base.decision import GO, STOP
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.workload import Workload
+from workbench.engine.base.workload import Positioned, Workload
 from workbench.engine.data.batches import samples_in, split, tokens_in
+from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.engine.loop.settings import Settings
 from workbench.engine.loop.steering import Steering
 from workbench.engine.watch.host.sampler import Progress
@@ -131,6 +132,7 @@ class Trainer:
         self._warned_nonfinite = False
         self._scale: float | None = None
         self._warned_schedule = False
+        self._warned_state = False
 
     def run(self) -> str:
         """Train to the last step, or until somebody stops it."""
@@ -161,14 +163,28 @@ class Trainer:
 
     def begin(self) -> int:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
+        rates = [float(group["lr"]) for group in self.workload.optimizer.param_groups]
+        if self.spec.lr is not None and not self.spec.recipe and len(set(rates)) > 1:
+            text = f"--lr is the first parameter group's; the others keep their ratio to it: {rates}"
+            self.log.event(EventKind.WARNING, "lr_of_groups", text)
         if self._resume is not None:
             step = self._restore(self._resume)
             before = self.settings.lr.now
             if self.settings.follow_spec():
                 self.log.event(EventKind.CONTROL, "lr", self.settings.lr.now, step=step, old_value=before)
+            self._check_schedule(step)
             return step
+        self._check_schedule(0)
         self._batches = self._batches_from(0)
         return 0
+
+    def _check_schedule(self, done: int) -> None:
+        scheduler = self.workload.lr_scheduler
+        if scheduler is None or self.spec.recipe:
+            return
+        warning = check_schedule(self.workload.optimizer, scheduler, done, self.spec.steps)
+        if warning and self.spec.lr is None:
+            self.log.event(EventKind.WARNING, "schedule_ended", warning, step=done)
 
     def _batches_from(self, number: int) -> Iterator[Batch]:
         self._consumed = number
@@ -333,7 +349,7 @@ class Trainer:
         from workbench.engine.state.checkpoint import Checkpoints
 
         needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE)
-        return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep)
+        return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep, self.workload.cell_state)
 
     def save(self, step: int, *, asked: bool) -> bool:
         """Write a checkpoint; whether it is there."""
@@ -345,7 +361,16 @@ class Trainer:
             self._warned_schedule = True
             self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
         state = {"step": step, "batches": self._consumed, "settings": settings}
-        return files.save(step, state, asked=asked)
+        if isinstance(self.workload.data, Positioned):
+            state["position"] = self.workload.data.position(self._consumed)
+        is_saved = files.save(step, state, asked=asked)
+        beside = self.workload.cell_state
+        if beside is not None and beside.left_out and not self._warned_state:
+            self._warned_state = True
+            names = ", ".join(beside.left_out)
+            text = f"checkpoints do not hold {names} of the cell: state = [...] in the cell names what they hold"
+            self.log.event(EventKind.WARNING, "state_not_saved", text, step=step)
+        return is_saved
 
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
@@ -355,7 +380,7 @@ class Trainer:
         return self._restore(path)
 
     def _restore(self, path: Path) -> int:
-        state = self.checkpoints().restore(path, prepare=lambda found: self._prepare(found["batches"]))
+        state = self.checkpoints().restore(path, prepare=self._prepare)
         self.settings.restore(state["settings"])
         step = int(state["step"])
         self.progress.step = step
@@ -365,5 +390,9 @@ class Trainer:
         self.log.event(EventKind.CHECKPOINT, "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
         return step
 
-    def _prepare(self, batches: int) -> None:
-        self._batches = self._batches_from(batches)
+    def _prepare(self, state: dict[str, Any]) -> None:
+        """Make the data ready where a checkpoint was saved; one without ``position`` counts batches of this size."""
+        number, data = int(state["batches"]), self.workload.data
+        if "position" in state and isinstance(data, Positioned):
+            data.begin_at(state["position"], number)
+        self._batches = self._batches_from(number)

@@ -16,6 +16,7 @@ from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.workload import KeptState
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import RankState, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
@@ -35,7 +36,8 @@ class Checkpoints:
 
     A checkpoint that cannot be written (for example on a full disk) is logged as an event, and training continues. A
     checkpoint that cannot be read changes nothing, as all ranks check it before any of them changes a weight. ``keep``:
-    number of automatic checkpoints that are kept (0: all).
+    number of automatic checkpoints that are kept (0: all). ``cell``: what the cell keeps beside the model, each rank's
+    own in the rank's file.
     """
 
     run: Path
@@ -43,6 +45,7 @@ class Checkpoints:
     control: AgreedControl
     log: RankLogWriter
     keep: int = 0
+    cell: KeptState | None = None
 
     @property
     def _plan(self) -> ParallelPlan:
@@ -109,7 +112,11 @@ class Checkpoints:
         random = RandomGenerators(held.generators).capture()
         for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
-        writer.write({"random": random.plain(), "optimizer": plain, "scaler": to_plain(held.scaler_state())})
+        beside, tensors = self.cell.capture() if self.cell is not None else ({}, {})
+        for name, tensor in tensors.items():
+            writer.add(f"cell/{name}", tensor)
+        scaler = to_plain(held.scaler_state())
+        writer.write({"random": random.plain(), "optimizer": plain, "scaler": scaler, "cell": beside})
 
     def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
         groups = [
@@ -136,6 +143,9 @@ class Checkpoints:
             reader = ShardReader(path)
             reader.verify(self.strategy.rank, self.strategy.mesh.world_size)
             _check_matches(reader, held)
+            beside, tensors = self._cell_state(reader)
+            if self.cell is not None:
+                self.cell.check(beside, tensors, str(path))
         except (WorkbenchError, OSError) as error:
             reason = str(error)
         if not self.control.all_can(not reason) or reader is None:
@@ -143,6 +153,7 @@ class Checkpoints:
                 f"cannot restore {path}: {reason or 'another rank found it damaged or made for another model'}"
             )
         _load_tensors(reader, held)
+        self._restore_cell(reader, beside, tensors)
         state: dict[str, Any] = reader.index["state"]["trainer"]
         prepare(state)
         was = ParallelPlan.recorded(reader.index["plan"])
@@ -155,6 +166,25 @@ class Checkpoints:
                 f"random generators were not restored: the checkpoint is of {was.describe()}",
             )
         return state
+
+    def _cell_state(self, reader: ShardReader) -> tuple[dict[str, Any], Any]:
+        """What this rank's cell kept, by name, and its tensors; rank 0's under another number of ranks."""
+        is_same = reader.index["ranks"] == self.strategy.mesh.world_size
+        state, tensors = reader.own(self.strategy.rank if is_same else 0)
+        return state.get("cell", {}), tensors
+
+    def _restore_cell(self, reader: ShardReader, beside: dict[str, Any], tensors: Any) -> None:
+        if self.cell is None:
+            return
+        self.cell.restore(beside, tensors)
+        missing = [name for name in self.cell.names if name not in beside]
+        if missing:
+            text = f"the checkpoint does not hold {', '.join(missing)} of the cell: they begin as the cell made them"
+            self.log.event(EventKind.WARNING, "state_not_restored", text)
+        ranks = reader.index["ranks"]
+        if beside and ranks != self.strategy.mesh.world_size:
+            text = f"{', '.join(beside)} of the cell are those of rank 0: the checkpoint is of {ranks} ranks"
+            self.log.event(EventKind.WARNING, "state_of_rank_0", text)
 
     def _load_rank_state(self, reader: ShardReader, held: RankState) -> None:
         state, tensors = reader.own(self.strategy.rank)
@@ -207,7 +237,8 @@ def _load_tensors(reader: ShardReader, held: RankState) -> None:
     groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
     for slot in held.slots:
         for target in (slot.saved, *slot.copies):
-            target.tensor.copy_(reader.part(f"weights/{slot.name}", target.place))
+            part = reader.part(f"weights/{slot.name}", target.place)
+            target.tensor.copy_(part.reshape(target.tensor.shape))  # of one number: a scalar, or a slice of one element
         _load_optimizer_state(reader, held.optimizer.state, slot, groups.get(id(slot.key), {}))
     for name, buffer in held.buffers.items():
         if f"buffers/{name}" in reader.tensors:
@@ -229,7 +260,8 @@ def _load_optimizer_state(reader: ShardReader, states: dict[Any, Any], slot: Slo
         if entry["shape"] or not slot.saved.place.shape:
             part = reader.part(key, slot.saved.place)
             state = torch.zeros_like(slot.key, dtype=part.dtype)
-            slot.part(state).copy_(part)
+            own = slot.part(state)
+            own.copy_(part.reshape(own.shape))
         else:
             state = reader.part(key, slot.saved.place.whole(())).reshape(())
             if group.get("capturable") or group.get("fused"):  # as in torch, step counters otherwise stay on the host

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.rank_pool import RankPool
-from tests.training.cells.harness.case import Case, load_cases
+from tests.training.cells.harness.case import load_cases
+from tests.training.cells.harness.trained import RANKS, train_case
 from workbench.core.records import EventKind
-from workbench.errors import ConfigError
 from workbench.events.decode import of_kind
-from workbench.events.outcome import failure_of
 from workbench.run.reader import RunReader
-from workbench.run.resolve import resolve
-from workbench.rundir import directory as run_directory
 
-RANKS = "tests.training.cells.harness.ranks"
 CASES = load_cases()
 EACH = [pytest.param(name, plan, id=f"{name}-{plan}") for name, case in CASES.items() for plan in case.plans]
-
-
-@pytest.fixture(autouse=True)
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +33,6 @@ def plain(pool: RankPool) -> Any:
     return of
 
 
-def _train(pool: RankPool, case: Case, plan: str) -> tuple[RunReader | None, str]:
-    """The run, and what ended it early: a refusal, or an error of the ranks."""
-    try:
-        request = resolve(case.options(plan), cell=case.cell, default_ranks=2)
-    except ConfigError as error:
-        return None, str(error)
-    path = run_directory.create(request.spec, request.cell)
-    pool.run(request.spec.plan.ranks, f"{RANKS}:train", run=str(path))
-    run = RunReader(path)
-    run.store.refresh()
-    failed = failure_of(run.store.table("events"))
-    return run, "" if failed is None else str(failed)
-
-
 def _said(run: RunReader) -> str:
     events = run.store.table("events")
     kinds = set(EventKind) - {EventKind.STATE, EventKind.CONTROL}
@@ -73,7 +42,7 @@ def _said(run: RunReader) -> str:
 @pytest.mark.parametrize(("name", "plan"), EACH)
 def test_it_trains_as_one_process_or_is_refused(name: str, plan: str, pool: RankPool, plain: Any) -> None:
     case = CASES[name]
-    run, failure = _train(pool, case, plan)
+    run, failure = train_case(pool, case, plan)
     if plan in case.refused:
         assert case.refused[plan] in failure
         assert run is None or run.last_step == 0

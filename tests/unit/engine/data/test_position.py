@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.errors import ConfigError
 
 LENGTH = 22
 
@@ -100,3 +101,31 @@ def test_skipping_happens_at_once_and_not_in_the_middle_of_training() -> None:
     dataset = Counted()
     LoaderSource(DataLoader(dataset, batch_size=8), seed=1).batches(0, 1, start=1)
     assert dataset.read == 8
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_another_batch_size_goes_on_at_the_same_sample(shuffle: bool) -> None:
+    def read(size: int, count: int, position: dict[str, int] | None = None) -> tuple[list[int], DatasetSource]:
+        source = DatasetSource(list(range(22)), size, seed=3, shuffle=shuffle)
+        start = 0
+        if position is not None:
+            source.begin_at(position, start := 4)
+        return [int(n) for batch in islice(source.batches(0, 1, start), count) for n in batch], source
+
+    epoch, _ = read(22, 2)
+    first, source = read(4, 4)
+    assert source.position(4) == {"epoch": 0, "samples": 16, "batch_size": 4}
+    after, resumed = read(2, 5, source.position(4))
+    assert first + after == [*epoch[:22], *epoch[22:26]]
+    assert resumed.position(9) == {"epoch": 1, "samples": 4, "batch_size": 2}
+    assert read(8, 2, source.position(4))[0] == epoch[22:38], (
+        "6 samples are no batch of 8: dropped, as at any epoch's end"
+    )
+    assert resumed.indices(4, 1, 2) == [epoch[17]]
+    assert read(3, 3, source.position(4))[0] == [*epoch[16:22], *epoch[22:25]]
+
+
+def test_an_iterable_goes_on_with_its_batch_size_only() -> None:
+    position = DatasetSource(iter(range(22)), 4, seed=0, shuffle=False).position(2)
+    with pytest.raises(ConfigError, match="--batch-size 4"):
+        DatasetSource(iter(range(22)), 8, seed=0, shuffle=False).begin_at(position, 2)

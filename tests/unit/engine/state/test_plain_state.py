@@ -114,6 +114,16 @@ def test_a_rate_turned_by_hand_leaves_the_schedule_alone(kind: str) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_rate_set_by_hand_keeps_the_ratios_of_groups() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.001, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    rate = LearningRate(optimizer, None)
+    rate.set(0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 1.0])
+    rate.set("schedule")
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.1]
+
+
 def test_another_rate_at_the_start_goes_on_at_the_same_place_of_the_schedule() -> None:
     def begun(lr: float) -> tuple[torch.optim.Optimizer, LearningRate]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)

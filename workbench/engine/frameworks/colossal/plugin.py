@@ -45,7 +45,12 @@ def is_in(layer: str, wanted: Wanted) -> bool:
 
 
 class Plan(ABC):
-    """A workload boosted by one plugin: ``model`` and ``optimizer`` are the wrapped ones, ``module`` the user's."""
+    """A workload boosted by one plugin: ``model`` and ``optimizer`` are the wrapped ones, ``module`` the user's.
+
+    ``masters_are_slices``: each replica's optimizer updates a flat slice of every parameter.
+    """
+
+    masters_are_slices = False
 
     def __init__(self, spec: TrainSpec, here: Coordinates, device: torch.device) -> None:
         self.spec = spec
@@ -179,6 +184,7 @@ class Plan(ABC):
             mesh=self.mesh,
             here=self.here,
             masters=self.masters(),
+            masters_are_slices=self.masters_are_slices,
             foreign={id(item.parameter) for item in self.held if item.foreign},
         )
         optimizer = getattr(self.optimizer, "optim", self.optimizer)

@@ -71,6 +71,7 @@ class DdpPlan(Plan):
 class ZeroPlan(Plan):
     """LowLevelZeroPlugin, stage 1 or 2: gradients end as this rank's slice of every parameter."""
 
+    masters_are_slices = True
     _is_last_piece = True
 
     def make_plugin(self) -> Any:

@@ -62,6 +62,12 @@ def check_trainable(spec: TrainSpec, workload: Workload) -> None:
     trainable = [p for p in workload.model.parameters() if p.requires_grad]
     if not trainable:
         raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")
+    if spec.precision == "fp16" and any(p.dtype == torch.float16 for p in trainable):
+        raise ConfigError(
+            "the model's weights are float16 already: --precision fp16 keeps float32 weights for the updates and "
+            "computes in float16 itself. Remove model.half(), or .to(torch.float16), from the cell",
+            field="model",
+        )
     known = {id(p) for p in trainable}
     if not any(id(p) in known for group in workload.optimizer.param_groups for p in group["params"]):
         raise ConfigError(

@@ -18,8 +18,9 @@ class StateLocator:
     that hold the same.
 
     ``module``: the user's, as the framework left it; ``originals``: its names and shapes before. ``masters``:
-    parameter's id -> the fp32 tensor that the optimizer updates in its stead. ``foreign``: ids of parameters that
-    another rank saves.
+    parameter's id -> the fp32 tensor that the optimizer updates in its stead; ``masters_are_slices``: a flat slice of
+    it per replica (ZeRO), else a tensor of the parameter's shape. ``foreign``: ids of parameters that another rank
+    saves.
     """
 
     module: torch.nn.Module
@@ -27,6 +28,7 @@ class StateLocator:
     mesh: Mesh
     here: Coordinates
     masters: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    masters_are_slices: bool = False
     foreign: Collection[int] = ()
 
     def rank_state(self, optimizer: torch.optim.Optimizer, **others: Any) -> RankState:
@@ -58,7 +60,7 @@ class StateLocator:
         mine = self._is_mine(name, place, id(parameter) in self.foreign)
         if master is None or master is parameter:
             return Slot(name, working, (), parameter, _rows(parameter, rows), mine)
-        if master.shape == parameter.shape:
+        if not self.masters_are_slices:
             whole = master.detach() if rows is None else master.detach()[:rows]
             return Slot(name, Target(whole, place), (working,), master, _rows(master, rows), mine)
         return self._slice(name, working, master)

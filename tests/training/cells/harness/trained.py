@@ -1,0 +1,29 @@
+"""Trains a case under a plan, as ``%dist_train`` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.engine.rank_pool import RankPool
+from tests.training.cells.harness.case import Case
+from workbench.errors import ConfigError
+from workbench.events.outcome import failure_of
+from workbench.run.reader import RunReader
+from workbench.run.resolve import resolve
+from workbench.rundir import directory as run_directory
+
+RANKS = "tests.training.cells.harness.ranks"
+
+
+def train_case(pool: RankPool, case: Case, plan: str, **more: Any) -> tuple[RunReader | None, str]:
+    """The run, and what ended it early: a refusal, or an error of the ranks."""
+    try:
+        request = resolve(case.options(plan) | more, cell=case.cell, default_ranks=2)
+    except ConfigError as error:
+        return None, str(error)
+    path = run_directory.create(request.spec, request.cell)
+    pool.run(request.spec.plan.ranks, f"{RANKS}:train", run=str(path))
+    run = RunReader(path)
+    run.store.refresh()
+    failed = failure_of(run.store.table("events"))
+    return run, "" if failed is None else str(failed)
