@@ -152,8 +152,8 @@ def _set_clip(settings: Settings, norm: float) -> None:
 
 
 def _set_accumulate(settings: Settings, pieces: int) -> None:
-    micro_batches = settings.spec.plan.micro_batches
-    if settings.share is not None and settings.share % (pieces * micro_batches):
+    micro_batches, has_stages = settings.spec.plan.micro_batches, settings.spec.plan.pp > 1
+    if has_stages and settings.share is not None and settings.share % (pieces * micro_batches):
         raise ConfigError(
             f"a rank's share of {settings.share} samples cannot be split into {pieces} gradient accumulation steps x "
             f"{micro_batches} micro-batches"

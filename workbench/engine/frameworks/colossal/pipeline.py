@@ -6,13 +6,18 @@ other shapes, or an evaluation between two training steps, would meet a stale ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from workbench.errors import ConfigError
+
+#: entry of a batch for the schedule that the model does not see
+_TARGET = "workbench_target"
 _REMEMBERED = (
     "num_microbatches",
     "microbatch_size",
@@ -23,6 +28,49 @@ _REMEMBERED = (
     "tensor_metadata_recv",
     "grad_metadata_recv",
 )
+
+
+class NamedBatches:
+    """Batches as the schedule wants them: by the names of the model's arguments.
+
+    The schedule calls the model with every entry of a tuple, its target included (_utils.py:123). Here the target is an
+    entry that is taken away before the model is called. ``model``: the user's, before it is split.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(model.forward).parameters.values()
+        self._names = [item.name for item in parameters if item.kind in kinds]
+        self._is_tuple = False
+
+    def hide_targets(self, model: torch.nn.Module) -> None:
+        """Let ``model``, the wrapper that the schedule calls, leave out targets."""
+        model.register_forward_pre_hook(_without_target, with_kwargs=True)
+
+    def named(self, batch: Any) -> dict[str, Any]:
+        """``batch`` for the schedule. Raises ``ConfigError`` for a tuple that has more inputs than the model takes."""
+        self._is_tuple = isinstance(batch, tuple | list)
+        if isinstance(batch, Mapping):
+            return dict(batch)
+        inputs = list(batch[:-1]) if self._is_tuple and len(batch) > 1 else [*batch] if self._is_tuple else [batch]
+        if len(inputs) > len(self._names):
+            raise ConfigError(
+                f"the batch has {len(inputs)} inputs before its target, but the model takes {len(self._names)}: give "
+                "the dataset's samples as dictionaries",
+                field="dataset",
+            )
+        target = {_TARGET: batch[-1]} if self._is_tuple and len(batch) > 1 else {}
+        return {**dict(zip(self._names, inputs, strict=False)), **target}
+
+    def original(self, named: dict[str, Any]) -> Any:
+        """A micro-batch of ``named`` as the cell's criterion takes it."""
+        if _TARGET in named or self._is_tuple:
+            return tuple(named.values())
+        return named
+
+
+def _without_target(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value for name, value in kwargs.items() if name != _TARGET}
 
 
 def forget_shapes_if_new(schedule: Any, batch: Any) -> None:

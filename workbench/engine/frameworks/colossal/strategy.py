@@ -20,7 +20,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
-from workbench.engine.frameworks.colossal.pipeline import forget_shapes_if_new, forward_only
+from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_norms, check_split
 from workbench.engine.frameworks.colossal.zero_checks import (
@@ -65,7 +65,10 @@ class ColossalStrategy(Strategy):
         if self.spec.plan.plugin == "hybrid" and getattr(config, "use_cache", False):
             config.use_cache = False  # only for generation; a pipeline would warn at each step
         self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
+        self._named = NamedBatches(getattr(workload.model, "_orig_mod", workload.model))
         self.plan.boost(workload)
+        if self.mesh.pp > 1:
+            self._named.hide_targets(self.plan.model)
         self.average = LossAverage(self.mesh, self.device)
         self._grad_sq: torch.Tensor | None = None
         self._frozen: frozenset[str] = frozenset()
@@ -157,7 +160,7 @@ class ColossalStrategy(Strategy):
             return loss
 
         with plan.model.no_sync():
-            batch = to_device(contents(piece), self.device)
+            batch = self._named.named(to_device(contents(piece), self.device))
             result = plan.plugin.scheduler.forward_backward_step(
                 plan.model, iter([batch]), criterion, plan.optimizer, return_loss=True
             )
@@ -179,7 +182,7 @@ class ColossalStrategy(Strategy):
 
     def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
         plan = self._hybrid()
-        batch = to_device(contents(piece), self.device)
+        batch = self._named.named(to_device(contents(piece), self.device))
         forget_shapes_if_new(plan.plugin.scheduler, batch)
         if self.mark is not unmarked:
             mark_stages(plan.plugin.scheduler, self.mark, first=index * self.spec.plan.micro_batches)
@@ -195,6 +198,7 @@ class ColossalStrategy(Strategy):
 
     def _micro_loss(self, weigh: Callable[[LossTerm, float], torch.Tensor], outputs: Any, batch: Batch) -> torch.Tensor:
         """The weighted loss of a micro-batch, times the number of micro-batches, by which the schedule divides it."""
+        batch = self._named.original(batch)
         term = loss_term(
             lambda: self._criterion(outputs, batch), self._tell, lambda loss: self._labels(loss, outputs, batch)
         )
