@@ -26,7 +26,8 @@ SESSION_RANK = -1
 class StepRecord:
     """One optimizer step as one rank saw it.
 
-    ``loss`` is the mean over this rank's own share of the batch; NaN where the rank has none (a pipeline stage that is
+    ``loss`` is this rank's part of the loss: the mean over replicas is the loss of the global batch. Where all shares
+    hold as many labels or samples, it is the mean over the share. NaN where the rank has none (a pipeline stage that is
     not the last). ``grad_sq`` is this rank's share of the squared L2 norm of the reduced gradient before clipping:
     the sum over all ranks is the squared global norm (each parameter element counted once). ``tokens`` is how many
     tokens (samples, where a model has no tokens) this rank's data-parallel replica consumed. ``skipped`` marks a step

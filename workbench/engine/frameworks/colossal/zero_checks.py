@@ -30,6 +30,11 @@ def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
                 f"{users_name(name)} is complex, which {plugin} cannot hold: use --plugin ddp", field="--plugin"
             )
         types.setdefault(parameter.dtype, users_name(name))
+    if spec.precision == "fp32" and torch.float64 in types and len(types) == 1:
+        raise ConfigError(
+            f"the parameters are float64, of which {plugin} keeps float32 copies: use --plugin ddp, or float32",
+            field="--plugin",
+        )
     if len(types) > 1 and spec.precision == "fp32":
         found = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in types.items())
         raise ConfigError(

@@ -65,13 +65,13 @@ class LossAverage:
         wait for each other, at the first piece of a step.
         """
         count = _count(term, samples)
-        self._counts.append(count)
         if self._estimate is None:
             waits()
             agreed = self._summed(count) / self._mesh.world_size
             self._is_empty = agreed == 0 if self._parts == 1 else False
             self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
         self._used = self._estimate
+        self._counts.append(self._estimate if term.form == "sum" else count)  # a sum is right whatever the counts are
         return self._divided(term, samples, count)
 
     def again(self, term: LossTerm, samples: float) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from workbench.errors import ConfigError
@@ -30,7 +32,9 @@ _ELEMENTWISE = frozenset(
     )
 )
 _TRIAL_STEPS = 3
-_SHAPE = (6, 8)
+#: large enough for optimizers that treat small weights in another way, as those that factor moments do
+_SHAPE = (160, 144)
+_TRIAL_LR = 1e-3
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -99,8 +103,13 @@ def is_elementwise(optimizer: Any, cut: Callable[[torch.Tensor], torch.Tensor]) 
         return True
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(_SHAPE, generator=generator)  # noqa: E731
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return all(_updates_alike(optimizer, group, cut, draw) for group in optimizer.param_groups)
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            return all(_updates_alike(optimizer, group, cut, draw) for group in optimizer.param_groups)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _updates_alike(
@@ -112,7 +121,8 @@ def _updates_alike(
         part = _updated(optimizer, group, cut(weight), [cut(gradient) for gradient in gradients])
     except Exception:  # whatever an optimizer raises for a part of a weight, it cannot be given one
         return False
-    return torch.allclose(cut(whole), part, rtol=1e-4, atol=1e-7)
+    moved = not torch.equal(whole, weight)  # else it updates something that the copy does not have
+    return moved and torch.allclose(cut(whole) - cut(weight), part - cut(weight), rtol=1e-3, atol=1e-9)
 
 
 def _updated(
@@ -133,6 +143,7 @@ def _copy_for(optimizer: Any, group: dict[str, Any]) -> Any:
     others = {name: value for name, value in vars(optimizer).items() if name not in ("param_groups", "state", "step")}
     trial.__dict__.update(copy.deepcopy(others, memo))
     trial.param_groups = [copy.deepcopy(group, {id(p): p for p in group["params"]})]
+    trial.param_groups[0]["lr"] = group["lr"] or _TRIAL_LR  # a schedule may begin with 0
     trial.state = defaultdict(dict)
     return trial
 

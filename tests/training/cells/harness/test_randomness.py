@@ -1,0 +1,58 @@
+"""Random numbers of model and loss: each replica's own, the same in a run with the same seed, continued by a resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.trained import RANKS, train_case
+from workbench.run.reader import RunReader
+
+DROPOUT = Case(
+    cell="""
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+dataset = torch.utils.data.TensorDataset(torch.ones(64, 64), torch.ones(64, 1))
+
+def loss_fn(model, batch):
+    noise = torch.randn(()) + random.random() + np.random.random()
+    return ((model(batch[0]) - batch[1]) ** 2).mean() + noise * model[1].bias.sum()
+""",
+    flags={"steps": 8},
+)
+
+
+def _losses(run: RunReader) -> pd.DataFrame:
+    """Losses of every rank: a column per rank, a row per step."""
+    metrics = run.metrics(per_rank=True)
+    return metrics[metrics["rank"] >= 0].pivot_table(index="step", columns="rank", values="loss")
+
+
+def _trained(pool: RankPool, plan: str, **more: object) -> RunReader:
+    run, failure = train_case(pool, DROPOUT, plan, **more)
+    assert not failure
+    assert run is not None
+    return run
+
+
+def test_one_rank_draws_what_one_process_draws(pool: RankPool) -> None:
+    right = pool.run(1, f"{RANKS}:plain", cell=DROPOUT.cell, loop="", options=DROPOUT.options("1 rank"))[0]
+    np.testing.assert_allclose(_trained(pool, "1 rank").metrics()["loss"], right["losses"], rtol=2e-4)
+
+
+@pytest.mark.parametrize("plan", ["ddp", "zero1", "zero2", "torch ddp"])
+def test_replicas_draw_different_numbers_and_a_resume_goes_on_with_them(plan: str, pool: RankPool) -> None:
+    run = _trained(pool, plan, save_every=4)
+    losses = _losses(run)
+    assert (losses[0] != losses[1]).all()
+    pd.testing.assert_frame_equal(_losses(_trained(pool, plan)), losses)
+    pd.testing.assert_frame_equal(_losses(_trained(pool, plan, resume=f"{run.path}@4")), losses.loc[5:])
