@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-#: folders whose tests share something that is slow to start (JupyterLab and chromium, warm ranks): one process each
-TOGETHER = ("browser", "cluster", "engine", "gpu", "training")
+#: folders whose tests share something that is slow to start (JupyterLab and chromium, warm ranks): one process each;
+#: a folder comes before the one that holds it
+TOGETHER = ("browser", "cluster", "engine", "gpu", "training/cells", "training")
 FOLDER = Path(__file__).parent
 
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -41,8 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         sys.modules["hypothesis"].settings.register_profile("suite", deadline=None)  # a slow machine is no failure
         sys.modules["hypothesis"].settings.load_profile("suite")
     for item in items:
-        folder, *rest = item.path.relative_to(FOLDER).parts
-        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else "/".join([folder, *rest])))
+        path = item.path.relative_to(FOLDER)
+        group = next((folder for folder in TOGETHER if path.is_relative_to(folder)), path.as_posix())
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _left_by_another_folder() -> list[str]:
