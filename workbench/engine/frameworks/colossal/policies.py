@@ -15,6 +15,10 @@ from workbench.errors import ConfigError
 TESTED_FAMILIES = ("llama", "gpt2", "vit")
 
 
+#: classes whose last layer is split over its labels
+_SPLIT_CLASSIFIERS = ("LlamaForSequenceClassification", "ViTForImageClassification")
+
+
 class UnchangedPolicy(Policy):
     """Leaves a model as it is: the hybrid plugin with data parallelism only takes any module."""
 
@@ -50,6 +54,16 @@ def has_policy(model: torch.nn.Module) -> bool:
     return _fullname(model) in _POLICY_LIST
 
 
+def _known_classes() -> list[str]:
+    """Classes of the tested families for which Colossal-AI has a policy."""
+    return sorted(name.rpartition(".")[2] for name in _POLICY_LIST if _family(name))
+
+
+def _family(full_name: str) -> str:
+    """The tested family of a class such as ``transformers.models.llama.modeling_llama.LlamaModel``; else ""."""
+    return next((part for part in full_name.split(".") if part in TESTED_FAMILIES), "")
+
+
 def policy_for(model: torch.nn.Module) -> Policy | None:
     """The policy to give to the hybrid plugin; None lets it choose its own for the model's class."""
     return None if has_policy(model) else UnchangedPolicy()
@@ -64,8 +78,8 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
     model = getattr(model, "_orig_mod", model)  # of torch.compile(model)
     if not has_policy(model):
         raise ConfigError(
-            f"Colossal-AI cannot split a {type(model).__name__} over tp {tp} x pp {pp} ranks: it splits models of the "
-            "transformers library, such as LlamaForCausalLM. Use --plugin ddp, zero1 or zero2, or --tp 1 --pp 1",
+            f"Colossal-AI cannot split a {type(model).__name__} over tp {tp} x pp {pp} ranks: of the tested families "
+            f"it splits {', '.join(_known_classes())}. Use --plugin ddp, zero1 or zero2, or --tp 1 --pp 1",
             field=flag,
         )
     family = type(model).__module__.split(".")[-2]
@@ -75,11 +89,13 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
             f"silently wrong for some models: tested are {', '.join(TESTED_FAMILIES)}. Use --tp 1 --pp 1",
             field=flag,
         )
-    config = model.config
+    config: Any = model.config
     heads = getattr(config, "num_attention_heads", tp)
     for what, count in (
         ("attention heads", heads),
         ("key-value heads", getattr(config, "num_key_value_heads", None) or heads),
+        ("intermediate features", getattr(config, "intermediate_size", None) or tp),
+        ("labels", config.num_labels if type(model).__name__ in _SPLIT_CLASSIFIERS else tp),
     ):
         if count % tp:
             raise ConfigError(f"--tp {tp} does not divide the {count} {what} of the model", field="--tp")
