@@ -32,7 +32,12 @@ from workbench.engine.frameworks.colossal.zero_checks import (
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
-from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, count_of_models_labels, loss_term
+from workbench.engine.frameworks.torch_common.loss_terms import (
+    LossTerm,
+    count_of_models_labels,
+    expected_labels,
+    loss_term,
+)
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_parts
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
@@ -69,7 +74,7 @@ class ColossalStrategy(Strategy):
         self.plan.boost(workload)
         if self.mesh.pp > 1:
             self._named.hide_targets(self.plan.model)
-        self.average = LossAverage(self.mesh, self.device)
+        self.average = LossAverage(self.mesh, self.device, self._expected)
         self._grad_sq: torch.Tensor | None = None
         self._frozen: frozenset[str] = frozenset()
 
@@ -132,6 +137,10 @@ class ColossalStrategy(Strategy):
     @property
     def _tell(self) -> Callable[[str, str], object] | None:
         return self.tell if self.average.is_new else None
+
+    def _expected(self, batch: Batch) -> Any:
+        labels = expected_labels(users_model(self.plan.module), batch)
+        return samples_in(batch) if labels is None else labels
 
     def _labels(self, loss: Any, outputs: Any, batch: Batch) -> Any:
         return count_of_models_labels(users_model(self.plan.module), loss, outputs, batch)

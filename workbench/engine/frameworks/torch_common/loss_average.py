@@ -3,7 +3,7 @@
 A piece that averages over n of the N labels (or samples) of the global batch counts n / N. N is known only when every
 piece was computed, so a loss is divided by an estimate of N first: what the first pieces of all replicas hold, times
 the number of pieces. Without gradient accumulation this is N itself; else ``finish`` returns the factor that corrects
-the gradients. A pipeline, which runs backward before all micro-batches went forward, begins with the size of targets.
+the gradients. A pipeline runs backward before all micro-batches went forward: its estimate is what it expects in them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
-from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, Number
 
 #: steps in which a loss is looked at for what a person should know of its average
@@ -25,14 +24,19 @@ _TOLD_STEPS = 3
 
 
 class LossAverage:
-    """The weights of one step after another. Every rank makes the same calls in the same order."""
+    """The weights of one step after another. Every rank makes the same calls in the same order.
 
-    def __init__(self, mesh: Mesh, device: torch.device) -> None:
+    ``expected``: what the loss of a batch is likely to be an average over; only a pipeline asks.
+    """
+
+    def __init__(
+        self, mesh: Mesh, device: torch.device, expected: Callable[[Batch], Number] = lambda batch: 1.0
+    ) -> None:
         self._mesh = mesh
         self._device = device
+        self._expected = expected
         self._replicas = mesh.dp
         self._parts = 1
-        self._nominal = 1.0
         self._estimate: Number | None = None
         self._used: Number | None = None
         self._factor: Number | None = None
@@ -52,11 +56,11 @@ class LossAverage:
         """
         self._steps += 1
         self._parts = len(pieces) * micro_batches
-        self._nominal = sum(_size_of_targets(piece) for piece in pieces) / self._parts or 1.0
         self._counts = []
         self._estimate = None
         if self._mesh.pp > 1:
-            self._estimate = self._summed(self._nominal) / self._mesh.world_size
+            total = self._summed(sum(self._expected(contents(piece)) for piece in pieces))
+            self._estimate = _nonzero(total / self._mesh.world_size / self._parts, 1.0)
 
     def weighted(self, term: LossTerm, samples: float, waits: Callable[[], object] = lambda: None) -> torch.Tensor:
         """What ``term``, of ``samples`` samples (0: a stand-in), adds to the loss of this replica: an fp32 scalar.
@@ -118,7 +122,8 @@ class LossAverage:
         counted: Number = sum(self._counts) if self._counts else 0.0
         mean = self._summed(counted) / (self._mesh.dp * self._mesh.tp * self._parts)
         factor = self._estimate / mean if not isinstance(mean, float) or mean else math.nan
-        self._factor = None if isinstance(factor, float) and factor == 1.0 else _fp32(factor)
+        is_right = isinstance(factor, float) and math.isclose(factor, 1.0, rel_tol=1e-12)
+        self._factor = None if is_right else _fp32(factor)
         return self._factor
 
     def _summed(self, count: Number) -> Number:
@@ -134,17 +139,6 @@ class LossAverage:
 def _count(term: LossTerm, samples: float) -> Number:
     """What a term counts: labels where it knows them, else samples; a stand-in counts nothing."""
     return samples if term.form == "sum" or term.count is None or not samples else term.count
-
-
-def _size_of_targets(piece: Batch) -> int:
-    """How many labels a piece has, ignored ones included: integers under "labels", or last in a tuple; else samples."""
-    batch = contents(piece)
-    target = (
-        batch.get("labels") if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, tuple | list) else None
-    )
-    if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.is_complex():
-        return samples_in(piece)
-    return target.numel() if samples_in(piece) else 0
 
 
 def _nonzero(number: Number, otherwise: float) -> Number:

@@ -143,6 +143,7 @@ def loss_term(
     return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, count_of_labels(call.arguments))
 
 
+_CAUSAL = ("CausalLM", "LMHead")
 CONTRASTIVE = (
     "the loss compares the samples of a batch with each other: each rank compares those of its own share only, so the "
     "loss is not that of one process with the whole batch"
@@ -227,15 +228,24 @@ def count_of_models_labels(model: torch.nn.Module, loss: Any, outputs: Any, batc
     None unless it is ``outputs.loss`` of a model with a label per token; a causal language model's first label of a
     sequence has no prediction. For a model that is split over ranks, whose loss is no loss function of torch.
     """
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
     theirs = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-    if theirs is not loss or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    is_per_token = any(part in name for part in (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration"))
+    return expected_labels(model, batch) if theirs is loss and is_per_token else None
+
+
+def expected_labels(model: torch.nn.Module, batch: Any) -> Number | None:
+    """The number of labels of ``batch`` that are not ignored: integers under "labels", or last in a tuple.
+
+    None where there are none. A causal language model's first label of a sequence has no prediction.
+    """
+    is_mapping = isinstance(batch, Mapping)
+    labels = batch.get("labels") if is_mapping else batch[-1] if isinstance(batch, tuple | list) else None
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
         return None
     name = type(getattr(model, "_orig_mod", model)).__name__
-    if any(part in name for part in ("CausalLM", "LMHead")):
+    if is_mapping and labels.dim() > 1 and any(part in name for part in _CAUSAL):
         labels = labels[..., 1:]
-    elif not any(part in name for part in ("MaskedLM", "TokenClassification", "ConditionalGeneration")):
-        return None
     total = (labels != -100).sum(dtype=torch.float64)
     return float(total) if total.device.type == "cpu" else total
 
