@@ -120,7 +120,7 @@ def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
     calls = calls.set_index(["step", "rank"])
     wrong = defaultdict(list)
     for rank, result in enumerate(results):
-        for step in (2, 3):  # the first makes the buckets anew
+        for step in (2, 3):  # DDP begins with the second
             begun, done = (np.array(result["times"][step - 1][key]) * 1e3 for key in ("begun", "done"))
             assert len(begun) > 2
             hidden_ms, exposed_ms = max(begun) - min(begun), max(done) - max(begun)

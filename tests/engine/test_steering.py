@@ -36,7 +36,7 @@ def test_settings_take_effect_at_one_step_on_all_ranks(pool):
         "1": [["lr", 0.001], ["clip", 0.25]],
         "3": [["lr", "x0.5"], ["weight_decay", 0.5], ["accumulate", 2]],
         "5": [["lr", "schedule"], ["temperature", 3]],
-        "6": [["accumulate", 3], ["clip", -1], ["nonsense", 1], "not json\n", '{"v": 99, "name": "stop"}\n'],
+        "6": [["accumulate", 0], ["clip", -1], ["nonsense", 1], "not json\n", '{"v": 99, "name": "stop"}\n'],
     }
     found = pool.run(2, TRAIN, model="plain", options=DDP, steps=9, script=script, knobs={"temperature": 1.0})
     plain = [3e-3 * (1 - 0.5 * step / 9) for step in range(9)]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from colossalai.booster import Booster
+from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
 from workbench.core.mesh import Coordinates
@@ -74,9 +75,10 @@ class Plan(ABC):
         self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
         set_modes(self.module, modes)
-        if getattr(self.model, "convert_fn", None) is not None:
+        convert = getattr(self.model, "convert_fn", None)
+        if convert is not None:  # the hook must not keep the plan alive, as the user's model outlives it
             users_model(self.module).register_forward_pre_hook(
-                lambda module, args, kwargs: (self.cast(args), self.cast(kwargs)), with_kwargs=True, prepend=True
+                lambda module, args, kwargs: tree_map(convert, (args, kwargs)), with_kwargs=True, prepend=True
             )
         self.held = rank_parameters(
             self.module,
@@ -111,7 +113,7 @@ class Plan(ABC):
     def cast(self, batch: Any) -> Any:
         """``batch`` as the model itself takes it (what the wrapper does to its inputs)."""
         convert = getattr(self.model, "convert_fn", None)
-        return batch if convert is None else torch.utils._pytree.tree_map(convert, batch)
+        return batch if convert is None else tree_map(convert, batch)
 
     def calling(self, compute: Callable[[torch.nn.Module], Result]) -> Result:
         """``compute(model)`` as a forward pass whose gradients are reduced.

@@ -90,11 +90,8 @@ class ColossalStrategy(Strategy):
                 losses.append(run(piece, len(pieces), index))
         found = [loss for loss in losses if loss is not None]
         loss = torch.stack(found).sum() if found else None
-        reduction = self.plan.reduction
-        if reduction is not None:
-            if reduction.afterwards:
-                self.mark("communication", -1)
-            reduction.finish()
+        if self.plan.reduction is not None:
+            self.plan.reduction.finish()
         factor = self.average.finish()
         if factor is not None:
             self.plan.scale_gradients(factor)
@@ -115,7 +112,8 @@ class ColossalStrategy(Strategy):
         if self.plan.reduction is not None:
             self.plan.reduction.looks_at(loss)
         self.mark("backward", number)
-        if index == count - 1 and self.mark is not unmarked and self.reducer() is not None:
+        reduces = self.plan.reduction is None or not self.plan.reduction.afterwards
+        if index == count - 1 and self.mark is not unmarked and self.reducer() is not None and reduces:
             mark_what_follows(loss, self.mark, number)
         self.plan.backward(loss)
         return loss.detach().float()

@@ -8,6 +8,7 @@ the step is reduced after backward, in the order of the parameters, with zeros f
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -34,8 +35,9 @@ class ZeroReduction:
         while optimizer.grad_handles:
             optimizer.grad_handles.pop().remove()
         for parameter, group in self._parameters if self._while_backward else ():
-            hook = parameter.register_post_accumulate_grad_hook(partial(self._computed, group=group))
-            optimizer.grad_handles.append(hook)
+            # weakly, as the user's parameters outlive the optimizer
+            hook = partial(_computed, weakref.proxy(self), group=group)
+            optimizer.grad_handles.append(parameter.register_post_accumulate_grad_hook(hook))
         optimizer._reduce_grad = self._reduce
 
     def before_backward(self, loss: torch.Tensor) -> None:
@@ -53,7 +55,8 @@ class ZeroReduction:
         dist.group.WORLD.allreduce([total]).wait()  # type: ignore[union-attr]  # not counted by who watches collectives
         return total.tolist()
 
-    def _computed(self, parameter: torch.Tensor, group: int) -> None:
+    def computed(self, parameter: torch.Tensor, group: int) -> None:
+        """Backward has computed the gradient of a parameter."""
         if self._optimizer.require_grad_sync and not self._afterwards:
             self._optimizer._add_to_bucket(parameter, group)
 
@@ -67,3 +70,7 @@ class ZeroReduction:
                 if count:
                     self._optimizer._add_to_bucket(parameter, group)
         self._optimizer._run_reduction()
+
+
+def _computed(reduction: ZeroReduction, parameter: torch.Tensor, *, group: int) -> None:
+    reduction.computed(parameter, group)

@@ -93,8 +93,6 @@ class DdpStrategy(Strategy):
             with self._reduction.around(is_last=is_last):
                 losses.append(self._piece(piece, number, is_last))
         loss = torch.stack(losses).sum()
-        if self._reduction.afterwards:
-            self.mark("communication", -1)
         self._reduction.finish()
         factor = self.average.finish()
         if factor is not None:
@@ -115,7 +113,7 @@ class DdpStrategy(Strategy):
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self._reduction.looks_at(loss)
         self.mark("backward", number)
-        if is_last and self.mark is not unmarked:
+        if is_last and self.mark is not unmarked and not self._reduction.afterwards:
             mark_what_follows(loss, self.mark, number)
         self._scaler.scale(loss).backward()
         return loss.detach()

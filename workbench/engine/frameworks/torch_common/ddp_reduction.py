@@ -88,6 +88,8 @@ class DdpReduction:
         parameters, expect_sparse = self._ddp._build_params_for_reducer()
         names = self._ddp._build_debug_param_to_name_mapping(parameters)
         self._ddp._ddp_init_helper(parameters, expect_sparse, names, False)
+        for hook, state in self._ddp._comm_hooks:
+            dist._register_comm_hook(self._ddp.reducer, state, hook)
 
     def watching(
         self, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool

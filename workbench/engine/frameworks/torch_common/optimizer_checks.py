@@ -48,7 +48,7 @@ def check_optimizer(optimizer: Any) -> None:
     name = type(optimizer).__name__
     if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
         raise ConfigError(f"optimizer is a {name}: it must be a torch.optim.Optimizer", field="optimizer")
-    if isinstance(optimizer, torch.optim.LBFGS) or _required(optimizer.step):
+    if isinstance(optimizer, torch.optim.LBFGS) or _arguments_of_step(optimizer):
         raise ConfigError(
             f"{name}.step needs a closure that computes the loss again, which training over ranks does not have: use "
             "an optimizer whose step() takes no argument, such as torch.optim.AdamW",
@@ -70,7 +70,7 @@ def check_schedule(scheduler: Any) -> None:
         raise ConfigError(
             f"lr_scheduler is a {type(scheduler).__name__}: it must have a method step()", field="lr_scheduler"
         )
-    needed = _required(scheduler.step)
+    needed = _arguments_of_step(scheduler)
     if needed:
         raise ConfigError(
             f"{type(scheduler).__name__}.step needs {', '.join(needed)}: the schedule is stepped after each optimizer "
@@ -79,11 +79,14 @@ def check_schedule(scheduler: Any) -> None:
         )
 
 
-def _required(function: Callable[..., Any]) -> list[str]:
-    """Names of the arguments without which ``function`` cannot be called."""
+def _arguments_of_step(stepped: Any) -> list[str]:
+    """Names of the arguments without which ``stepped.step`` cannot be called.
+
+    The method of the class is asked, as a schedule wraps that of its optimizer.
+    """
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function without a signature
+        parameters = list(inspect.signature(type(stepped).step).parameters.values())[1:]
+    except (AttributeError, TypeError, ValueError):  # it has no signature that Python knows
         return []
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [
