@@ -103,11 +103,10 @@ class ColossalStrategy(Strategy):
         number = index if count > 1 else -1
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
-        parameters = [item.parameter for item in self.plan.held] if self.plan.masters() else []
-        before = versions_of(parameters)
+        copied = self.plan.held if self.plan.masters() else []
+        before = versions_of(copied)
         term = self.plan.calling(lambda model: self._term(model, batch))
-        layers = [item.layer for item in self.plan.held[: len(parameters)]]
-        check_unchanged(layers, before, versions_of(parameters), self.spec.plan.plugin)
+        check_unchanged(copied, before, self.spec.plan.plugin)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         if self.plan.reduction is not None:
             self.plan.reduction.looks_at(loss)

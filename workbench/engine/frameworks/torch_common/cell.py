@@ -13,7 +13,7 @@ from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource, is_distributed
-from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_schedule
+from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
 
@@ -42,7 +42,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
     check_optimizer(optimizer)
-    check_schedule(scheduler)
+    check_scheduler(scheduler)
     if spec.lr is not None and scheduler is None:
         rates = scaled([float(group["lr"]) for group in optimizer.param_groups], spec.lr)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

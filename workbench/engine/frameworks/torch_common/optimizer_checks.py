@@ -62,7 +62,7 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_schedule(scheduler: Any) -> None:
+def check_scheduler(scheduler: Any) -> None:
     """Refuse, with ``ConfigError``, an ``lr_scheduler`` whose ``step`` needs an argument, such as a metric."""
     if scheduler is None:
         return
