@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.config import TrainSpec
 from workbench.core.recipe import ModelShape, Recipe
 from workbench.recipes import stdlib_text
+from workbench.recipes.stdlib_corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
     import torch
@@ -126,27 +127,11 @@ def build(spec: TrainSpec) -> Workload:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Corpus:
-    """The vocabulary and the encoded text: int64 [windows, sequence length] for training and validation."""
-
-    vocabulary: stdlib_text.Vocabulary
-    train: torch.Tensor
-    validation: torch.Tensor
-
-
 @functools.cache
-def _load_corpus(size: str) -> _Corpus:
-    """Load and encode the text, once per process; a rank server does so for the default size before it forks ranks."""
+def _load_corpus(size: str) -> Corpus:
+    """Load the encoded text, once per process; a rank server does so for the default size before it forks ranks."""
     shape = RECIPE.shape(size)
-    text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), _SIZES[size].text_bytes)
-    vocabulary = stdlib_text.Vocabulary(text.train, shape.vocabulary)
-    length = shape.sequence_length
-    return _Corpus(
-        vocabulary=vocabulary,
-        train=vocabulary.windows(text.train, length),
-        validation=vocabulary.windows(text.validation, length),
-    )
+    return load_corpus(max_bytes=_SIZES[size].text_bytes, vocabulary=shape.vocabulary, length=shape.sequence_length)
 
 
 def _rescale_initial_weights(model: Any) -> None:

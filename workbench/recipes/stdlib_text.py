@@ -1,7 +1,6 @@
 """The text of ``stdlib-llama``: the source files of the running Python's standard library.
 
-Order, validation split and vocabulary depend on the files only, so every rank computes the same; nothing is written to
-disk.
+Order, validation split and vocabulary depend on the files only, so every rank computes the same.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 #: directories that are skipped: installed packages, tests, and generated tables
@@ -82,9 +82,15 @@ def _hash(name: str) -> int:
 
 
 class Vocabulary:
-    """A byte-pair encoding with ``size`` tokens, trained on ``texts``. Token 0 starts a file; 256 are single bytes."""
+    """A byte-pair encoding. Token 0 starts a file; 256 are single bytes."""
 
-    def __init__(self, texts: Sequence[str], size: int) -> None:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.size: int = tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Sequence[str], size: int) -> Vocabulary:
+        """Train an encoding with ``size`` tokens on ``texts``."""
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
         # a newline with the indentation after it, a word with the space before it, or a run of punctuation
@@ -104,8 +110,18 @@ class Vocabulary:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        self._tokenizer = tokenizer
-        self.size = size
+        return cls(tokenizer)
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """Make the encoding that ``to_json`` wrote."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        """The encoding as text, in the format of the tokenizers library."""
+        return self._tokenizer.to_str()
 
     def encode(self, text: str) -> list[int]:
         """Encode ``text`` as the beginning of a file."""
@@ -115,17 +131,15 @@ class Vocabulary:
         """Decode tokens to text; tokens that start a file are left out."""
         return self._tokenizer.decode(list(tokens))
 
-    def windows(self, texts: Sequence[str], length: int) -> torch.Tensor:
-        """Encode all files, concatenate them and split them into windows, int64 [windows, length]."""
+    def encode_files(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Encode and concatenate all files: one dimension, of the smallest unsigned type that holds ``size``."""
         import numpy as np
-        import torch
 
+        dtype = np.min_scalar_type(self.size)
         parts = []
         for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False):
-            parts += [np.zeros(1, dtype=np.int64), np.asarray(encoding.ids, dtype=np.int64)]
-        tokens = torch.from_numpy(np.concatenate(parts))
-        count = len(tokens) // length
-        return tokens[: count * length].view(count, length)
+            parts += [np.zeros(1, dtype=dtype), np.asarray(encoding.ids, dtype=dtype)]
+        return np.concatenate(parts)
 
 
 def measure_bytes_per_token(vocabulary: Vocabulary, windows: torch.Tensor) -> float:

@@ -76,7 +76,7 @@ def test_the_same_weights_and_data_each_time_and_no_global_state() -> None:
 def test_another_process_makes_the_same_vocabulary() -> None:
     program = (
         "from workbench.recipes import stdlib_text as s; t = s.read_sources(s.stdlib_directory(), 300_000); "
-        "v = s.Vocabulary(t.train, 1024); print(hash(tuple(v.encode(t.train[0]))))"
+        "v = s.Vocabulary.train(t.train, 1024); print(hash(tuple(v.encode(t.train[0]))))"
     )
     found = {subprocess.check_output([sys.executable, "-c", program], timeout=60) for _ in range(3)}
     assert len(found) == 1
@@ -84,14 +84,13 @@ def test_another_process_makes_the_same_vocabulary() -> None:
 
 def test_text_comes_back_from_tokens() -> None:
     text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), 200_000)
-    vocabulary = stdlib_text.Vocabulary(text.train, 1024)
+    vocabulary = stdlib_text.Vocabulary.train(text.train, 1024)
     sample = 'class Größe:\n    def add(self, x=1):\n        return "€" + x\n'
     tokens = vocabulary.encode(sample)
     assert vocabulary.decode(tokens) == sample
     assert max(tokens) < 1024
-    windows = vocabulary.windows(text.train, 64)
-    assert windows.shape[1] == 64
-    assert 1.5 < stdlib_text.measure_bytes_per_token(vocabulary, windows[:100]) < 5
+    windows = torch.from_numpy(vocabulary.encode_files(text.train)[:6400].astype("int64")).view(100, 64)
+    assert 1.5 < stdlib_text.measure_bytes_per_token(vocabulary, windows) < 5
 
 
 def test_validation_files_are_others_than_training_files() -> None:
