@@ -8,7 +8,11 @@ step, by the clock and by the CPU time of the rank (where others use the machine
 the threads of the log and of the device sampler spend is added. Each of ``--rounds`` gives a ratio. ``naive`` is a hook
 per parameter with ``.item()`` for each figure, ``tensorboard`` a histogram of every gradient at each step.
 
+With ``--sets`` it is counted instead, for runs of 400 steps under ddp, how many full sets and local norms the governor
+grants, and in how many steps the norms of all layers are known; steps are filled up to their length by waiting.
+
     python tests/benchmarks/monitor.py [--plans ddp zero1 tp] [--steps-ms 5 50 500] [--rounds 5] [--turns 60]
+    python tests/benchmarks/monitor.py --sets [--steps-ms 5 50 118 500]
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 
@@ -38,12 +43,13 @@ from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
-from workbench.engine.watch.host.governor import FIRST_GROUP
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import PhaseWatch
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.layer_norms import gradient_rows
+from workbench.telemetry.store import Store
 
 PLANS = {"ddp": {"plugin": "ddp"}, "zero1": {"plugin": "zero1"}, "tp": {"plugin": "hybrid", "tp": 2}}
 #: about this many ms a step on one core: hidden size, layers, samples a replica, tokens a sample
@@ -123,6 +129,78 @@ class Same:
         return itertools.repeat(torch.utils._pytree.tree_map(lambda leaf: leaf.chunk(dp_size)[dp], self.batch))
 
 
+class Waiting(StepObserver):
+    """Fills each step up to ``ms``: others' load then changes what watching costs, not how long a step takes."""
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+        self.began = 0.0
+
+    def begins(self, step: int, watch: int) -> None:
+        self.began = time.perf_counter()
+
+    def reduced(self, step: int) -> None:
+        time.sleep(max(0.0, self.ms / 1e3 - (time.perf_counter() - self.began)))
+
+
+def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: int) -> dict[str, float]:
+    """Trains the ``tiny`` size of ``stdlib-llama`` in steps of ``step_ms``; how often what was watched."""
+    from workbench.core.recipe import recipe
+
+    spec = TrainSpec.from_options(
+        {**recipe("stdlib-llama").defaults["tiny"], "recipe": "stdlib-llama", "ranks": ranks, "eval_every": 0,
+         "steps": steps, "batch_size": 2, "plugin": "ddp"}
+    )  # fmt: skip
+    (directory / CONTROL_FILE).touch()
+    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
+        strategy, workload = ColossalStrategy(spec, rank), recipe("stdlib-llama").build(spec)
+        strategy.prepare(workload)
+        control = AgreedControl(directory, exchange_of(rank, ranks))
+        watch = observers_of(spec, strategy, workload, log)
+        Trainer(
+            run=directory,
+            spec=spec,
+            workload=workload,
+            strategy=strategy,
+            control=control,
+            log=log,
+            guard=NonfiniteGuard(directory, strategy, log, control),
+            progress=Progress(),
+            observers=[*watch, Waiting(step_ms)],
+        ).run()
+        (governor,) = [one._governor for one in watch if isinstance(one, GradientWatch)]
+        strategy.close()
+    store = Store(directory)
+    store.assumed = spec
+    store.refresh()
+    rows = pd.DataFrame(gradient_rows(store)).groupby("scope")["step"].nunique()
+    own = store.table("steps")
+    passed = own["step_time_ms"][own["rank"] == rank]
+    first_ms = float(own["monitor_ms"][(own["rank"] == rank) & (own["step"] == 1)][0])
+    size = sum(file.stat().st_size for file in directory.glob("rank-*/layer_norms.arrow"))
+    return {
+        "full": len(set(store.table("weights")["step"].tolist())),
+        "local": int(rows["local"]),
+        "reduced": int(rows["reduced"]),
+        "step_ms": float(statistics.median(passed)),
+        "cost": governor.cost,
+        "full_ms": governor._full.cost_ms or 0.0,
+        "norms_ms": governor._norms.cost_ms or 0.0,
+        "first_ms": first_ms,
+        "bytes": size / ranks,
+    }
+
+
+def tell_sets(step_ms: int, steps: int, found: dict[str, float]) -> None:
+    print(
+        f"{steps} steps of {found['step_ms']:.0f} ms (asked: {step_ms}): {found['full']} full sets, local norms of all "
+        f"layers in {found['local']} steps, reduced ones in {found['reduced']}; a full set takes "
+        f"{found['full_ms']:.1f} ms (step 1: {found['first_ms']:.1f}), local norms {found['norms_ms']:.1f} ms; "
+        f"watching took {found['cost']:.2%}; layer_norms.arrow: {found['bytes'] / steps:.0f} bytes per step and rank",
+        flush=True,
+    )
+
+
 class NoLog:
     """Stands for a rank log that nothing is written to."""
 
@@ -170,7 +248,7 @@ class Way:
         self.leave()
         self.trainer.progress.sampling_s += self.sampling_ms / 1e3 * spent[0] / 1e3
         codes = [one._code for one in self.trainer.observers if isinstance(one, GradientWatch)]
-        return (min(codes[0], FIRST_GROUP) if codes else 0, *spent)
+        return (codes[0] if codes else 0, *spent)
 
     def thread_ms(self) -> float:
         """What the log's thread has spent so far."""
@@ -291,13 +369,21 @@ def paired(found: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--steps-ms", nargs="+", type=int, default=[5, 50, 500], choices=[5, *SIZES])
+    parser.add_argument("--steps-ms", nargs="+", type=int, default=None, choices=[5, 118, *SIZES])
+    parser.add_argument("--sets", action="store_true", help="count what the governor grants")
+    parser.add_argument("--steps", type=int, default=400, help="of a run of --sets")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=60, help="steps of each way in a round")
     arguments = parser.parse_args()
     print(describe_machine())
     with RankPool() as pool:
-        for step_ms in arguments.steps_ms:
+        if arguments.sets:
+            for step_ms in arguments.steps_ms or [5, 50, 118, 500]:
+                asked = {"step_ms": step_ms, "steps": arguments.steps}
+                found = pool.run(2, "tests.benchmarks.monitor:count_sets", timeout_s=600, **asked)
+                tell_sets(step_ms, arguments.steps, found[0])
+            return
+        for step_ms in arguments.steps_ms or [5, *SIZES]:
             for plan in arguments.plans:
                 if step_ms == 5 and plan == "tp":
                     continue  # a perceptron has no tensor-parallel policy

@@ -3,8 +3,8 @@
     python tests/benchmarks/warm.py [--rounds 3]
 
 Each round starts a rank server of its own for each framework, so that none finds another's imports in memory; the first
-round fills the page cache and is not counted. Beside them: a bare ``import torch, torch._dynamo``, and Colossal-AI with an empty
-cache directory, where the text of ``stdlib-llama`` has to be encoded.
+round fills the page cache and is not counted. Beside them: a bare ``import torch, torch._dynamo``, and Colossal-AI with
+an empty cache directory, where the text of ``stdlib-llama`` has to be encoded.
 """
 
 from __future__ import annotations

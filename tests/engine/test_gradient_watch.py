@@ -82,23 +82,54 @@ def test_similarity_of_four_replicas(pool, plugin):
     assert similar.to_numpy() == pytest.approx(np.array(expected), abs=0.08), "64 elements of every parameter"
 
 
+@pytest.mark.parametrize(
+    ("ranks", "model", "options"),
+    [
+        (1, "gpt2", {"plugin": "ddp"}),
+        *[(2, "gpt2", plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)],
+        (4, "llama", TP),
+        (2, "gpt2", {"plugin": "zero1", "precision": "fp16"}),
+    ],
+    ids=str,
+)
+def test_the_norm_of_every_layer_is_there_at_every_step(pool, ranks, model, options):
+    """Those that come with the global norm are those of full sets, which are compared with one process elsewhere."""
+    steps = {"steps": 8, "budget": 0.05}
+    found, mesh = _watch(pool, ranks, model, {**options, **steps}, "gradient rows", "steps", "layer_norms")
+    whole, _ = _watch(pool, ranks, model, {**options, **steps, "grad_every": 1}, "gradient rows")
+    rows, expected = (
+        combine(_columns(each, "gradient rows"), mesh).query("scope == 'reduced'").drop_duplicates(["step", "layer"])
+        for each in (found, whole)
+    )
+    assert sum(len(rank["layer_norms"]["step"]) for rank in found), "some steps have norms alone"
+    assert rows["step"].nunique() == 8 and (rows.groupby("step")["layer"].nunique() == rows["layer"].nunique()).all()
+    both = rows.merge(expected, on=["step", "layer"], suffixes=("", "_expected"))
+    assert len(both) == len(rows) == len(expected)
+    assert both["norm"].to_numpy() == pytest.approx(both["norm_expected"].to_numpy(), rel=2e-4)
+    metrics = global_metrics(_columns(found, "steps"), mesh)
+    total = rows.assign(square=rows["norm"] ** 2).groupby("step")["square"].sum() ** 0.5
+    assert total.to_numpy() == pytest.approx(metrics["grad_norm"], rel=1e-5), "they add up to the global norm"
+    if mesh.dp == 1:
+        local = combine(_columns(found, "gradient rows"), mesh).query("scope == 'local'")
+        assert local["step"].nunique() == 8, "with one replica, the local gradient is the reduced one"
+
+
 @pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, TP, {**PP, "accumulate": 2}], ids=str)
 def test_the_governor_chooses_and_all_ranks_watch_the_same(pool, options):
     ranks = 4 if options.get("tp") else 2
     asked = {**options, "steps": 40, "budget": 0.2}
-    found, mesh = _watch(pool, ranks, "llama" if ranks == 4 else "gpt2", asked, "gradients", "steps", "weights")
-    watched = [
-        {(step, layer) for step, layer, scope in zip(rank["gradients"]["step"], rank["gradients"]["layer"],
-                                                     rank["gradients"]["scope"], strict=True) if scope == "local"}
-        for rank in found
-    ]  # fmt: skip
+    found, mesh = _watch(pool, ranks, "llama" if ranks == 4 else "gpt2", asked, "gradient rows", "steps", "weights")
+    watched = []
+    for rank in found:
+        rows = pd.DataFrame(rank["gradient rows"]).query("scope == 'local'")
+        watched.append(set(zip(rows["step"], rows["layer"], strict=True)))
     for rank in range(ranks):
         peer = mesh.rank(**{**vars(mesh.coordinates(rank)), "dp": 0})
         assert watched[rank] == watched[peer]
-    table = combine(_columns(found, "gradients"), mesh)
+    table = combine(_columns(found, "gradient rows"), mesh)
     per_step = table.query("scope == 'local'").groupby("step")["layer"].nunique()
-    assert per_step[1] == table["layer"].nunique(), "the first step is watched whole"
-    assert (per_step < per_step[1]).any(), "layers take turns in between"
+    assert (per_step == table["layer"].nunique()).all(), "all layers at a time"
+    assert (table.query("step > 1")["max_abs"].isna()).any(), "norms alone in between"
     assert table["norm"].notna().all() and table.query("step == 1")["max_abs"].notna().all()
     names = {name for _, name, _ in events_of(found[0], "monitor")}
     assert names == {"interval", "cost"}
@@ -111,15 +142,19 @@ def test_the_governor_chooses_and_all_ranks_watch_the_same(pool, options):
 
 def test_a_given_interval_is_kept_and_layers_are_chosen_by_name(pool):
     options = {"plugin": "ddp", "steps": 7, "grad_every": 3, "grad_layers": r"mlp\.c_fc$|wte"}
-    found, mesh = _watch(pool, 2, "gpt2", options, "gradients", "histograms", "weights", "steps")
+    found, mesh = _watch(pool, 2, "gpt2", options, "gradient rows", "gradients", "histograms", "weights", "steps")
     table = combine(_columns(found, "gradients"), mesh)
     layers = {"transformer.wte", *(f"transformer.h.{i}.mlp.c_fc" for i in range(4))}
     assert set(table["step"]) == {1, 3, 6} and set(table["layer"]) == layers
     assert set(found[0]["histograms"]["layer"]) == layers
     assert {layer for rank in found for layer in rank["weights"]["layer"]} == layers
-    assert noise_scale(_columns(found, "gradients"), mesh, 8)["step"].tolist() == [1, 3, 6]
-    nothing, _ = _watch(pool, 2, "gpt2", {**options, "grad_layers": "no such layer"}, "gradients")
-    assert all(rank["gradients"]["step"] == [] for rank in nothing)
+    assert noise_scale(_columns(found, "gradient rows"), mesh, 8)["step"].tolist() == [1, 3, 6]
+    dense = combine(_columns(found, "gradient rows"), mesh).query("scope == 'reduced'")
+    assert set(dense["step"]) == set(range(1, 8)) and set(dense["layer"]) == layers
+    assert not any(found[0]["histograms"]["sampled"]), "who asks for an interval has exact histograms"
+    for more in ({"grad_layers": "no such layer"}, {"grad_every": 0}):
+        nothing, _ = _watch(pool, 2, "gpt2", {**options, **more}, "gradient rows")
+        assert all(rank["gradient rows"]["step"] == [] for rank in nothing)
 
 
 @pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP], ids=str)
@@ -139,10 +174,10 @@ def test_a_frozen_layer_has_no_gradient(pool, options):
 
 def test_light_takes_norms_alone(pool):
     options = {"plugin": "zero1", "steps": 4, "grad_every": 2, "level": "light"}
-    found, mesh = _watch(pool, 2, "gpt2", options, "gradients", "histograms", "weights")
-    full, _ = _watch(pool, 2, "gpt2", {**options, "level": "full"}, "gradients")
-    light = combine(_columns(found, "gradients"), mesh)
-    whole = combine(_columns(full, "gradients"), mesh)
+    found, mesh = _watch(pool, 2, "gpt2", options, "gradient rows", "histograms", "weights")
+    full, _ = _watch(pool, 2, "gpt2", {**options, "level": "full"}, "gradient rows")
+    light = combine(_columns(found, "gradient rows"), mesh)
+    whole = combine(_columns(full, "gradient rows"), mesh)
     assert light["norm"].to_numpy() == pytest.approx(whole["norm"].to_numpy(), rel=1e-5)
     assert light["max_abs"].isna().all() and (light["nonfinite_count"] == 0).all()
     assert set(light.query("scope == 'local'")["cosine_kind"]) == {"norms"}

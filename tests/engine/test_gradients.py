@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 from tests.engine.models import BATCH
 from workbench.core.config import TrainSpec
 from workbench.engine.base.parts import GradientPart
+from workbench.engine.watch.torch import tensor_statistics as statistics
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 from workbench.telemetry.gradients import combine, combine_histograms
 from workbench.telemetry.noise import noise_scale
@@ -180,8 +182,8 @@ class TestCollector:
         torch.set_num_threads(before)
 
     @staticmethod
-    def _records(*parts: GradientPart, precision: str = "fp32", full: bool = True) -> list:
-        collector = GradientCollector(precision=precision, full=full)
+    def _records(*parts: GradientPart, precision: str = "fp32", sampled: bool = False) -> list:
+        collector = GradientCollector(precision=precision, sampled=sampled)
         for part in parts:
             collector.take([part])
         found = collector.finish(7, 1, "local").records()
@@ -213,7 +215,7 @@ class TestCollector:
         values = torch.full((1000,), size)
         record, _ = self._records(GradientPart("a", values, ""))
         assert record.sum_sq == pytest.approx(1000 * float(values[0]) ** 2, rel=1e-6)
-        assert self._records(GradientPart("a", values, ""), full=False)[0].sum_sq == pytest.approx(record.sum_sq)
+        assert statistics.norms([values]).item() ** 2 == pytest.approx(record.sum_sq)
 
     def test_the_spread_is_numpy_s(self):
         values = torch.from_numpy(np.random.default_rng(0).standard_cauchy(50_000).astype(np.float32))
@@ -231,12 +233,34 @@ class TestCollector:
         assert (record.underflow_count, record.zero_count) == (2, 1)
         assert (spread.first_exponent, spread.counts[:2]) == (-127, [2, 1])
 
-    def test_norms_alone_say_what_was_not_counted(self):
-        finite, bad = torch.tensor([3.0, 4.0]), torch.tensor([1.0, math.nan])
-        good, poor = self._records(GradientPart("a", finite, ""), GradientPart("b", bad, ""), full=False)
-        assert good.sum_sq == pytest.approx(25.0) and math.isnan(good.max_abs)
-        assert (good.nonfinite_count, poor.nonfinite_count, poor.zero_count) == (0, -1, -1)
-        assert math.isnan(poor.sum_sq)
+    def test_a_sample_gives_the_histogram_and_all_else_is_exact(self):
+        values = torch.from_numpy(np.random.default_rng(0).standard_normal((512, 1024)).astype(np.float32))
+        values[::3] = 0
+        values[7, 7], values[100, 1] = math.inf, -100.0
+        parts = [GradientPart("a", values, "", 2.0), GradientPart("b", torch.full((3,), 2.0**-130), "")]
+        exact, sampled = (self._records(*parts, sampled=each) for each in (False, True))
+        for one, other in zip(exact[:2], sampled[:2], strict=True):
+            assert replace(one, underflow_count=0, dot=0.0) == replace(other, underflow_count=0, dot=0.0)
+        assert not exact[2].sampled and sampled[2].sampled
+        assert sum(sampled[2].counts) == sum(exact[2].counts) == values.numel() - exact[0].zero_count - 1
+        share = {
+            spread.first_exponent + index: count / sum(spread.counts)
+            for spread in (exact[2],)
+            for index, count in enumerate(spread.counts)
+        }
+        found = {sampled[2].first_exponent + i: n / sum(sampled[2].counts) for i, n in enumerate(sampled[2].counts)}
+        drawn = statistics.SAMPLED * 2 / 3
+        for exponent, expected in share.items():  # within five standard deviations of a share of so many draws
+            assert found.get(exponent, 0) == pytest.approx(expected, abs=5 * math.sqrt(expected / drawn) + 1e-9)
+
+    def test_samples_are_spread_over_all_columns_of_a_matrix(self):
+        for width in (64, 128, 320, 352, 768, 1024):
+            places = statistics.sample_places(width * 1000, torch.device("cpu"))
+            counts = np.bincount(places.numpy() % width, minlength=width)
+            expected = len(places) / width
+            assert counts.max() <= expected + 6 * math.sqrt(expected) + 1, width
+            assert len(np.unique(places)) == len(places) and places.max() < width * 1000
+        assert statistics.sample_places(100, torch.device("cpu")).tolist() == list(range(100))
 
     def test_parts_of_a_layer_are_added_and_kinds_of_sharding_kept_apart(self):
         parts = [

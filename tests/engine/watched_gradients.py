@@ -24,6 +24,7 @@ from workbench.engine.watch.host.sampler import Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.layer_norms import gradient_rows
 from workbench.telemetry.store import Store
 
 
@@ -51,7 +52,10 @@ def train(
     initial_scale: float = 0.0,
     script: dict[str, list[Any]] | None = None,
 ) -> dict[str, Any]:
-    """Columns of this rank's ``tables`` after ``steps`` of ``options``; ``script``: commands, as ``steered.Script``."""
+    """Columns of this rank's ``tables`` after ``steps`` of ``options``; ``script``: commands, as ``steered.Script``.
+
+    The table "gradient rows" is ``gradients`` with the rows of ``layer_norms`` among them.
+    """
     if initial_scale:
         plans.INITIAL_SCALE = initial_scale
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
@@ -79,7 +83,9 @@ def train(
             strategy.close()
     store = Store(directory)
     store.refresh()
-    return {name: _own(store.table(name), rank) for name in tables}
+    store.assumed = spec
+    found = {"gradient rows": gradient_rows(store)}
+    return {name: _own(found[name] if name in found else store.table(name), rank) for name in tables}
 
 
 def _own(columns: dict[str, np.ndarray], rank: int) -> dict[str, list[Any]]:

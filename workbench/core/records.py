@@ -129,12 +129,30 @@ class GradientStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorms:
+    """L2 norms of one rank's parts of all layers' gradients at one step, where no other statistics were taken.
+
+    ``scope`` as in ``GradientStats``: "reduced" at every step, "local" at an interval. ``norms`` are in the order of
+    the parts that this rank's event ``layers`` with the number ``layout`` lists.
+    ``telemetry.layer_norms.expand`` makes rows of ``GradientStats`` of them.
+    """
+
+    step: int
+    rank: int
+    scope: str
+    layout: int
+    norms: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramStats:
     """How the magnitudes of one rank's part of a layer's gradient are spread.
 
-    ``counts[i]`` elements have a magnitude in [2**(first_exponent + i), 2**(first_exponent + i + 1)): exact, buckets
-    are the same in every run. The bucket of 2**-127 (loss scale still in them) holds whatever is smaller as well. Zeros
-    and non-finite elements are in ``zero_count`` and ``nonfinite_count``. The rest as in ``GradientStats``.
+    ``counts[i]`` elements have a magnitude in [2**(first_exponent + i), 2**(first_exponent + i + 1)); buckets are the
+    same in every run. The bucket of 2**-127 (loss scale still in them) holds whatever is smaller as well. Zeros and
+    non-finite elements are in ``zero_count`` and ``nonfinite_count``. With ``sampled``, ``counts`` and
+    ``underflow_count`` are estimated from about 2,048 elements of each parameter; all other counts are exact. The rest
+    as in ``GradientStats``.
     """
 
     step: int
@@ -147,6 +165,7 @@ class HistogramStats:
     zero_count: int
     nonfinite_count: int
     underflow_count: int
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +258,7 @@ class EventKind(StrEnum):
     NONFINITE = "nonfinite"
     SPIKE = "spike"
     MONITOR = "monitor"
+    LAYERS = "layers"
     LOSS_SCALE = "loss_scale"
     CHECKPOINT = "checkpoint"
     GPU = "gpu"
@@ -261,10 +281,12 @@ class Event:
     counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
     grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard deviations between, from
     rank 0), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
-    far), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, failed, removed; restored, value: ``path``, and
-    ``rows``: how many rows of each table this rank had logged by then, of which those of steps after ``step`` count no
-    more), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the device can do per second, and how that is known;
-    name: model; value: its parameters, and the floating point operations that training takes per token).
+    far), ``layers`` (name: norms; value: ``layout``, its number, and ``parts``, the layer, ``sharded`` and number of
+    elements of each norm of a row of ``LayerNorms``), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved, failed, removed;
+    restored, value: ``path``, and ``rows``: how many rows of each table this rank had logged by then, of which those of
+    steps after ``step`` count no more), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the device can do per
+    second, and how that is known; name: model; value: its parameters, and the floating point operations that training
+    takes per token).
     """
 
     time: float
@@ -282,6 +304,7 @@ Record = (
     StepRecord
     | DeviceSample
     | GradientStats
+    | LayerNorms
     | HistogramStats
     | GradientSketch
     | WeightStats
@@ -295,6 +318,7 @@ TABLES: dict[str, type] = {
     "steps": StepRecord,
     "devices": DeviceSample,
     "gradients": GradientStats,
+    "layer_norms": LayerNorms,
     "histograms": HistogramStats,
     "sketches": GradientSketch,
     "weights": WeightStats,

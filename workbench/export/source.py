@@ -95,8 +95,11 @@ class ExportSource:
         ``kind``: ``gradient norm`` (of the reduced gradient), ``weight norm`` or ``update norm`` (of the last update).
         """
         from workbench.telemetry.gradients import combine, combine_weights
+        from workbench.telemetry.layer_norms import LayerLists, with_norms
 
-        gradients = combine(self.columns("gradients"), self.mesh)
+        lists = LayerLists().read(self.columns("events"))
+        rows = with_norms(self.columns("gradients"), self.columns("layer_norms"), lists, self.mesh)
+        gradients = combine(rows, self.mesh)
         gradients = gradients[gradients["scope"] == "reduced"].drop_duplicates(["step", "layer"])
         weights = combine_weights(self.columns("weights"), self.mesh)
         norms: list[tuple[int, str, str, float]] = []

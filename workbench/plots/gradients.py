@@ -51,7 +51,7 @@ def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
     row = np.array([places[name] for name in layer], dtype=float)
     return {
         "step": steps,
-        "until": cell_ends(steps, store),
+        "until": steps + 1 if store.rows("layer_norms") else cell_ends(steps, store),
         "layer": layer,
         "label": layer,
         "row": row,

@@ -31,6 +31,7 @@ _OMITTED_KINDS = (
     EventKind.VALIDATION,
     EventKind.CONTROL,
     EventKind.SETTINGS,
+    EventKind.LAYERS,
     EventKind.VERIFY,
 )
 #: headings of the groups of figures, in the order of the report; other groups follow, named after their tab

@@ -85,7 +85,7 @@ class RunReader:
         """Gradient statistics per step, rank, layer and scope: see ``telemetry.gradients.combine``."""
         from workbench.telemetry.gradients import combine
 
-        return combine(self._table("gradients"), self.plan.mesh)
+        return combine(self._gradient_rows(), self.plan.mesh)
 
     def histograms(self) -> pd.DataFrame:
         """Histograms of gradient magnitudes over powers of two: see ``telemetry.gradients.combine_histograms``."""
@@ -103,7 +103,7 @@ class RunReader:
         """Gradient noise scale, averaged over the last ``window`` full sets: see ``telemetry.noise.noise_scale``."""
         from workbench.telemetry.noise import noise_scale
 
-        return noise_scale(self._table("gradients"), self.plan.mesh, self._batch_size(), window=window)
+        return noise_scale(self._gradient_rows(), self.plan.mesh, self._batch_size(), window=window)
 
     def _batch_size(self) -> int:
         """Samples of a global batch; from the events when a cell's dataloader sets it, as the spec then says 0."""
@@ -115,7 +115,7 @@ class RunReader:
         """Cosine similarities of the replicas' gradients, a square frame: see ``telemetry.noise.similarity``."""
         from workbench.telemetry.noise import similarity
 
-        return similarity(self._table("gradients"), self._table("sketches"), self.plan.mesh, step, layer)
+        return similarity(self._gradient_rows(), self._table("sketches"), self.plan.mesh, step, layer)
 
     def phases(self) -> pd.DataFrame:
         """Phases of each step on each rank: step, rank, phase, micro_batch, start_ms, duration_ms."""
@@ -192,6 +192,13 @@ class RunReader:
         with self._lock:
             self.store.refresh()
             return self.store.table(table)
+
+    def _gradient_rows(self) -> Columns:
+        from workbench.telemetry.layer_norms import gradient_rows
+
+        with self._lock:
+            self.store.refresh()
+            return gradient_rows(self.store)
 
     def _events(self) -> Columns:
         return self._table("events")

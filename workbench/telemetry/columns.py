@@ -14,6 +14,8 @@ from workbench.telemetry.thin import groups_to_keep
 
 #: rows of one table that a display keeps; see ``Store``
 DISPLAY_ROWS = 400_000
+#: fewer of tables whose rows are long
+_MOST = {"layer_norms": 50_000}
 #: what a display must not lose of a table when it is thinned: the extremes of these columns
 _OUTLINE = {"steps": ("loss", "grad_sq", "step_time_ms"), "devices": ("cpu_percent", "rss_bytes")}
 #: seconds of device samples that stay or go together
@@ -39,7 +41,7 @@ class GrowingTable:
     def __init__(self, table: str, most: int | None = None) -> None:
         self.table = table
         self.total = 0
-        self._most = None if table == "events" else most
+        self._most = None if most is None or table == "events" else min(most, _MOST.get(table, most))
         self._defaults = {f.name: f.default for f in fields(TABLES[table])}
         self._size = 0
         self._buffers = empty(table)

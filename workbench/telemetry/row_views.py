@@ -19,6 +19,7 @@ from workbench.core.records import EventKind
 from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
+from workbench.telemetry.layer_norms import LayerLists, with_norms
 from workbench.telemetry.store import Store
 from workbench.telemetry.thin import minmax_indices
 
@@ -32,6 +33,8 @@ BIN_S = 0.5
 #: ranks up to which a figure has a line for each; above, it shows the lowest, the median and the highest
 MOST_LINES = 32
 _KEPT = 48
+#: norms of single layers that figures are made of at a time
+_MOST_NORMS = 200_000
 
 StepCursor = tuple[int, int]
 
@@ -142,11 +145,33 @@ def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Co
     return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
 
 
-def combined(store: Store, cursor: StepCursor | None) -> tuple[Columns, Columns, StepCursor]:
-    """``telemetry.gradients.combine_columns`` of the whole steps after the cursor, those rows, and the new cursor."""
-    raw, after = whole_steps(store, "gradients", cursor)
-    key = ("combined", cursor, after)
-    return memo(store, key, lambda: combine_columns(raw, store.mesh)), raw, after
+#: where statistics of whole layers were read: in ``gradients``, and in ``layer_norms``
+GradientCursor = tuple[StepCursor, StepCursor]
+
+
+def combined(store: Store, cursor: GradientCursor | None) -> tuple[Columns, Columns, GradientCursor]:
+    """``telemetry.gradients.combine_columns`` of the whole steps after the cursor, the rows that it is made of, and the
+    new cursor. Of very many steps with norms alone some are left out."""
+    of_sets, of_norms = cursor or (None, None)
+    sets, after_sets = whole_steps(store, "gradients", of_sets)
+    norms, after_norms = whole_steps(store, "layer_norms", of_norms)
+    after = (after_sets, after_norms)
+
+    def rows() -> Columns:
+        lists = LayerLists().read(since(store, "events", 0)[0])
+        return with_norms(sets, _fewer(norms), lists, store.mesh)
+
+    raw = memo(store, ("gradient rows", cursor, after), rows)
+    return memo(store, ("combined", cursor, after), lambda: combine_columns(raw, store.mesh)), raw, after
+
+
+def _fewer(norms: Columns) -> Columns:
+    """Every n-th step of ``layer_norms``, so that no more than ``_MOST_NORMS`` norms remain."""
+    count = sum(map(len, norms["norms"]))
+    if count <= _MOST_NORMS:
+        return norms
+    kept = norms["step"] % math.ceil(count / _MOST_NORMS) == 0
+    return {name: values[kept] for name, values in norms.items()}
 
 
 def _whole(store: Store, table: str, row: int, last_step: int, limit: int) -> tuple[Columns, StepCursor]:

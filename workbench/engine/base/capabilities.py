@@ -21,7 +21,7 @@ from workbench.core.frameworks import Capability
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Normed(Protocol):
         fp32 scalar on the device; the sum over all ranks is the squared global norm, each element counted once.
         Between ``forward_backward`` and ``step``; no communication.
         """
+
+    def part_norms(self) -> PartNorms | None:
+        """The norms from which ``grad_sq`` was computed in this step; None before it was. Kept until the next
+        ``forward_backward``."""
 
     def set_clip(self, clip: float) -> None:
         """From the next step on, clip the gradient to this global norm (0: any)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,22 @@ class GradientPart:
     sharded: str
     scale: float = 1.0
     source: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartNorms:
+    """L2 norms of some gradients. ``parts``: what they are of, as in ``GradientPart``, with the number of elements.
+
+    ``norms``: float64 [parts], on the device; divide by ``scale``.
+    """
+
+    parts: Sequence[tuple[str, str, int]]
+    norms: torch.Tensor
+    scale: float
+
+    def squared(self) -> torch.Tensor:
+        """Sum of the squares, loss scale removed: an fp32 scalar."""
+        return (self.norms.square().sum() / self.scale**2).float()
 
 
 #: called while backward runs with the local gradients that are about to be reduced together

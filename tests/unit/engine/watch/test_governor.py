@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, MIN_SHARE, NOTHING, Governor, balanced_groups
+from workbench.engine.watch.host.governor import FULL, MIN_SHARE, NORMS, NOTHING, Governor
 
 
 def simulate(
@@ -13,14 +13,14 @@ def simulate(
     step_ms: float,
     full_ms: float,
     *,
-    group_ms: float = 0.0,
+    norms_ms: float = 0.0,
     first_ms: float | None = None,
 ) -> list[int]:
     """What is watched at each step; a choice is known one step before it is made good, as between ranks."""
     chosen, watched = FULL, []
     for _ in range(steps):
         following = governor.choose()
-        cost = {NOTHING: 0.0, FULL: full_ms}.get(chosen, group_ms)
+        cost = {NOTHING: 0.0, FULL: full_ms}.get(chosen, norms_ms)
         if not watched and first_ms is not None:
             cost = first_ms
         governor.account(chosen, cost, step_ms + cost)
@@ -30,24 +30,22 @@ def simulate(
 
 
 @pytest.mark.parametrize(
-    ("step_ms", "full_ms", "group_ms"), [(5, 20, 0.2), (50, 20, 0.2), (500, 20, 0.2), (50, 400, 1)]
+    ("step_ms", "full_ms", "norms_ms"), [(5, 20, 0.2), (50, 20, 0.2), (500, 20, 0.2), (50, 400, 1)]
 )
-def test_watching_costs_the_budget_and_no_more(step_ms, full_ms, group_ms):
-    governor = Governor(budget=0.01, groups=12)
+def test_watching_costs_the_budget_and_no_more(step_ms, full_ms, norms_ms):
+    governor = Governor(budget=0.01, norms=True)
     steps = 40 * max(1, round(full_ms / (0.01 * step_ms)))
-    watched = simulate(governor, steps, step_ms, full_ms, group_ms=group_ms)
-    assert governor.spent_ms <= 0.01 * governor.passed_ms + full_ms + group_ms, "in debt for one of each at most"
+    watched = simulate(governor, steps, step_ms, full_ms, norms_ms=norms_ms)
+    assert governor.spent_ms <= 0.01 * governor.passed_ms + full_ms + norms_ms, "in debt for one of each at most"
     assert governor.cost >= 0.0065, "what may be spent is spent, for what is seen"
     found = watched.count(FULL)
     assert found == pytest.approx(steps * 0.007 * step_ms / full_ms, rel=0.15)
     assert governor.interval == pytest.approx(steps / found, rel=0.2)
-    groups = [code - FIRST_GROUP for code in watched if code >= FIRST_GROUP]
-    assert set(groups) == set(range(12)), "every layer has its turn"
-    assert groups[:24] == [*range(12), *range(12)]
+    assert watched.count(NORMS) == pytest.approx(min(steps - found, steps * 0.003 * step_ms / norms_ms), rel=0.15)
 
 
 def test_nothing_is_watched_before_an_expensive_first_set_is_paid_back():
-    governor = Governor(budget=0.01, groups=0)
+    governor = Governor(budget=0.01, norms=False)
     watched = simulate(governor, 20_000, 5.0, 5.0, first_ms=100.0)
     second = watched.index(FULL, 1)
     assert second == pytest.approx(100 / 0.05, rel=0.1)
@@ -55,13 +53,13 @@ def test_nothing_is_watched_before_an_expensive_first_set_is_paid_back():
 
 
 def test_a_set_that_the_budget_pays_for_is_watched_at_every_step():
-    governor = Governor(budget=0.05, groups=4)
-    watched = simulate(governor, 200, 100.0, 1.0, group_ms=0.5)
+    governor = Governor(budget=0.05, norms=True)
+    watched = simulate(governor, 200, 100.0, 1.0, norms_ms=0.5)
     assert watched.count(FULL) >= 190
 
 
 def test_the_interval_follows_the_step_time():
-    governor = Governor(budget=0.01, groups=0)
+    governor = Governor(budget=0.01, norms=False)
     simulate(governor, 2000, 50.0, 10.0)
     slow = governor.interval
     simulate(governor, 4000, 5.0, 10.0)
@@ -70,7 +68,7 @@ def test_the_interval_follows_the_step_time():
 
 
 def test_a_long_pause_is_not_followed_by_a_burst():
-    governor = Governor(budget=0.01, groups=0)
+    governor = Governor(budget=0.01, norms=False)
     simulate(governor, 100, 10.0, 5.0)
     governor.account(governor.choose(), 0.0, 1e6)
     watched = simulate(governor, 100, 10.0, 5.0)
@@ -94,7 +92,7 @@ def with_a_rest(governor: Governor, steps: int, other_ms: float, every: int) -> 
 
 @pytest.mark.parametrize("every", [1, 25])
 def test_what_else_watching_costs_is_paid_first_and_the_whole_keeps_to_the_budget(every):
-    governor = Governor(budget=0.01, groups=0)
+    governor = Governor(budget=0.01, norms=False)
     watched, share = with_a_rest(governor, 20_000, 0.05 * every, every)
     assert share == pytest.approx(0.01, rel=0.03) and governor.cost == pytest.approx(share)
     assert watched.count(FULL) == pytest.approx(20_000 * 0.05, rel=0.05), "0.05 ms of the 0.1 ms a step are left"
@@ -102,20 +100,9 @@ def test_what_else_watching_costs_is_paid_first_and_the_whole_keeps_to_the_budge
 
 
 def test_gradients_are_watched_even_where_all_else_costs_more_than_the_budget():
-    governor = Governor(budget=0.01, groups=0)
+    governor = Governor(budget=0.01, norms=False)
     watched, _ = with_a_rest(governor, 20_000, 0.3, 1)
     assert watched.count(FULL) == pytest.approx(20_000 * MIN_SHARE * 0.1, rel=0.1)
     governor.account(NOTHING, 0.0, 10.0)
     watched, _ = with_a_rest(governor, 2_000, 0.0, 1)
     assert watched[1000:].count(FULL) == pytest.approx(100, rel=0.1), "what was owed is not remembered for ever"
-
-
-def test_groups_are_balanced_and_the_same_everywhere():
-    sizes = {"embedding": 1000, **{f"layer{i}": 100 for i in range(20)}}
-    groups = balanced_groups(sizes, most=3)
-    assert groups == balanced_groups(dict(reversed(sizes.items())), most=3)
-    assert groups[0] == ["embedding"]
-    assert sorted(name for group in groups for name in group) == sorted(sizes)
-    assert max(sum(sizes[name] for name in group) for group in groups) <= 1100
-    assert balanced_groups({}) == []
-    assert len(balanced_groups(sizes)) == 21

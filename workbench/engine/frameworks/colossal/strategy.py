@@ -14,7 +14,7 @@ import torch.distributed as dist
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
@@ -75,11 +75,11 @@ class ColossalStrategy(Strategy):
         if self.mesh.pp > 1:
             self._named.hide_targets(self.plan.model)
         self.average = LossAverage(self.mesh, self.device, self._expected)
-        self._grad_sq: torch.Tensor | None = None
+        self._norms: PartNorms | None = None
         self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
-        self._grad_sq = None
+        self._norms = None
         self.average.begin(pieces, self.spec.plan.micro_batches)
         run = self._pipeline_piece if self.mesh.pp > 1 else self._piece
         losses = []
@@ -178,7 +178,6 @@ class ColossalStrategy(Strategy):
         return self.coordinates.pp == self.mesh.pp - 1
 
     def skip(self) -> None:
-        self._grad_sq = None
         self.plan.optimizer.zero_grad()
 
     @property
@@ -220,18 +219,16 @@ class ColossalStrategy(Strategy):
 
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``."""
-        if self._grad_sq is None:
-            parts = self.plan.reduced()
-            if parts:
-                squares = figures.sum_of_squares([part.tensor for part in parts])
-                self._grad_sq = (squares / parts[0].scale ** 2).float()
-            else:
-                self._grad_sq = torch.zeros((), device=self.device)
-        return self._grad_sq
+        if self._norms is None:
+            self._norms = figures.part_norms(self.plan.reduced(), self.device)
+        return self._norms.squared()
+
+    def part_norms(self) -> PartNorms | None:
+        """As ``Normed.part_norms``."""
+        return self._norms
 
     def step(self) -> bool:
         norm = self._global_norm() if self.plan.clip > 0 else None
-        self._grad_sq = None
         return self.plan.step(norm)
 
     def _global_norm(self) -> float:

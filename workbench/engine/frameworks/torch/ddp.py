@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
@@ -80,10 +80,10 @@ class DdpStrategy(Strategy):
         self._scaler = torch.amp.GradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
         self._clip = self.spec.clip
         self._frozen: frozenset[str] = frozenset()
-        self._grad_sq: torch.Tensor | None = None
+        self._norms: PartNorms | None = None
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
-        self._grad_sq = None
+        self._norms = None
         self.average.begin(pieces)
         losses = []
         for index, piece in enumerate(pieces):
@@ -135,7 +135,6 @@ class DdpStrategy(Strategy):
 
     def step(self) -> bool:
         norm = self._global_norm() if self._clip > 0 else 0.0
-        self._grad_sq = None
         self._scaler.unscale_(self._optimizer)
         if self._clip > 0 and norm > self._clip:
             torch._foreach_mul_(self._gradients(), self._clip / (norm + 1e-6))
@@ -151,16 +150,17 @@ class DdpStrategy(Strategy):
         return math.sqrt(total.item())
 
     def skip(self) -> None:
-        self._grad_sq = None
         self._optimizer.zero_grad()
 
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``: every rank has the whole gradient, and gives the layers whose turn it is."""
-        if self._grad_sq is None:
-            tensors = [part.tensor for part in self._parts(self._mine)]
-            squares = figures.sum_of_squares(tensors) if tensors else torch.zeros((), device=self.device)
-            self._grad_sq = (squares / self.loss_scale() ** 2).float()
-        return self._grad_sq
+        if self._norms is None:
+            self._norms = figures.part_norms(self._parts(self._mine), self.device)
+        return self._norms.squared()
+
+    def part_norms(self) -> PartNorms | None:
+        """As ``Normed.part_norms``."""
+        return self._norms
 
     def set_clip(self, clip: float) -> None:
         """As ``Normed.set_clip``."""

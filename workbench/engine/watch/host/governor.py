@@ -2,8 +2,8 @@
 
 The decisions are pure functions of the data given; no clock is read. The scheme is a token bucket: every step earns the
 share ``budget`` of its own duration, and the measured cost of the statistics is paid from these earnings. Two accounts
-share the earnings, so that neither sort of statistics starves the other: one pays for the full set (all layers), one
-for a single group of layers at a time. An account may go into debt by one measurement and then waits until later steps
+share the earnings, so that neither sort of statistics starves the other: one pays for the full set, one for the norms
+of all layers. An account may go into debt by one measurement and then waits until later steps
 have paid the debt. The long-run cost is therefore the budget, whatever a step or a measurement costs. An account's
 credit is limited, so that a long pause is not followed by a burst of measurements.
 
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: choices; group ``k`` of the layers is ``FIRST_GROUP + k``
-NOTHING, FULL, FIRST_GROUP = 0, 1, 2
+#: choices: nothing, all statistics of all layers, the norms of all layers
+NOTHING, FULL, NORMS = 0, 1, 2
 #: the bits of the number agreed between ranks that hold the governor's choice
 MASK = 0xFFFF
-#: share of the earnings that goes to the groups of layers
-GROUP_SHARE = 0.3
+#: share of the earnings that pays for norms
+NORMS_SHARE = 0.3
 #: smallest share of the budget that gradient statistics get, whatever other monitoring costs
 MIN_SHARE = 0.25
 #: other costs are carried over up to so many steps' budgets, so that a slow start is not paid off for ever
@@ -65,18 +65,16 @@ class _Account:
 class Governor:
     """``choose`` says, one step ahead, what to measure; ``account`` books the cost of the step that ended.
 
-    ``budget``: share of the step time (0.01: 1 %). ``groups``: number of groups that the layers are divided into; 0
-    turns groups off. Choices are integers, so that ranks can agree on them: ``NOTHING``, ``FULL``, ``FIRST_GROUP + k``.
-    ``spent_ms`` and ``passed_ms`` are the cost of monitoring and the time of all steps so far.
+    ``budget``: share of the step time (0.01: 1 %). ``norms``: whether ``NORMS`` is a choice. Choices are integers, so
+    that ranks can agree on them: ``NOTHING``, ``FULL``, ``NORMS``. ``spent_ms`` and ``passed_ms`` are the cost of
+    monitoring and the time of all steps so far.
     """
 
-    def __init__(self, *, budget: float, groups: int) -> None:
+    def __init__(self, *, budget: float, norms: bool) -> None:
         self.budget = budget
-        self.groups = groups
-        share = GROUP_SHARE if groups else 0.0
+        share = NORMS_SHARE if norms else 0.0
         self._full = _Account(1 - share)
-        self._group = _Account(share)
-        self._next_group = 0
+        self._norms = _Account(share)
         self._pending: list[int] = []  # chosen, and not accounted for yet
         self._step_ms: float | None = None
         self._owed_ms = 0.0
@@ -89,9 +87,8 @@ class Governor:
         choice = NOTHING
         if self._full.can_afford_another(self._pending.count(FULL)):
             choice = FULL
-        elif self.groups and self._group.can_afford_another(sum(code >= FIRST_GROUP for code in self._pending)):
-            choice = FIRST_GROUP + self._next_group
-            self._next_group = (self._next_group + 1) % self.groups
+        elif self._norms.share and self._norms.can_afford_another(self._pending.count(NORMS)):
+            choice = NORMS
         self._pending.append(choice)
         return choice
 
@@ -106,9 +103,9 @@ class Governor:
         self._step_ms = own_ms if self._step_ms is None else (1 - _WEIGHT) * self._step_ms + _WEIGHT * own_ms
         remaining_ms = self._pay_other_costs(other_ms, self.budget * step_ms)
         self._full.earn(remaining_ms)
-        self._group.earn(remaining_ms)
-        if choice >= FIRST_GROUP:
-            self._group.pay(cost_ms)
+        self._norms.earn(remaining_ms)
+        if choice == NORMS:
+            self._norms.pay(cost_ms)
         elif choice == FULL:
             self._full.pay(cost_ms)
         else:
@@ -136,17 +133,3 @@ class Governor:
         remaining_ms = max(self.budget * self._step_ms - self._other_ms, MIN_SHARE * self.budget * self._step_ms)
         earned_ms = remaining_ms * self._full.share
         return max(1, -int(-self._full.cost_ms // earned_ms))
-
-
-def balanced_groups(sizes: dict[str, int], most: int = 48) -> list[list[str]]:
-    """Divide layers into at most ``most`` groups with about the same number of elements.
-
-    ``sizes``: elements per layer. The result depends on ``sizes`` alone, so that all ranks get the same groups.
-    """
-    groups: list[list[str]] = [[] for _ in range(min(most, len(sizes)))]
-    totals = [0] * len(groups)
-    for layer in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        place = totals.index(min(totals))
-        groups[place].append(layer)
-        totals[place] += sizes[layer]
-    return groups

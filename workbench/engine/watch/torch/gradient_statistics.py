@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,10 @@ class PendingRecords:
     numel: list[int]
     scales: list[float]
     copy: HostCopy
-    full: bool
     compared: list[tuple[str, str]]
     dot_kind: str
     smallest_normal: int
+    sampled: bool
     sketched: list[tuple[str, str]]
     reports: Callable[[str, str], bool] | None = None
 
@@ -81,44 +82,44 @@ class PendingRecords:
         scale = np.array(self.scales)
         first, *rest = self.copy.arrays()
         numel = _totals(index, np.array(self.numel, dtype=np.int64))
-        if not self.full:
-            return self._norms(list(places), numel, _totals(index, (first / scale) ** 2))
         counts, dot, slice_norm, slice_numel, *_ = rest
         sums = _totals(index, np.column_stack([first[:, SUM] / scale, (first[:, NORM] / scale) ** 2]))
-        zeros = _totals(index, first[:, ZEROS].astype(np.int64))
-        spread = _totals(index, counts)
+        zeros_of_part = first[:, ZEROS].astype(np.int64)
+        zeros, nonfinite = _totals(index, zeros_of_part), _totals(index, counts[:, -1])
+        spread = _totals(index, _spread(counts, np.array(self.numel), zeros_of_part))
+        underflow = spread[:, : BIAS + self.smallest_normal].sum(axis=1)
         largest = np.zeros(len(places))
         np.maximum.at(largest, index, first[:, MAX_ABS] / scale)
         compared = np.array([places[key] for key in self.compared], dtype=np.int64)
         dots = _totals(compared, dot / scale[0] ** 2, len(places))
+        known_dots = dots if self.dot_kind == "exact" else np.full(len(places), math.nan)
         shift = np.zeros(len(places), dtype=np.int64)
         shift[index] = np.round(np.log2(scale)).astype(np.int64)
-        made: list[GradientStats | HistogramStats] = []
-        for row, (layer, sharded) in enumerate(places):
-            made.append(
-                GradientStats(
-                    step=self.step,
-                    rank=self.rank,
-                    layer=layer,
-                    scope=self.scope,
-                    sharded=sharded,
-                    numel=int(numel[row]),
-                    sum=float(sums[row, 0]),
-                    sum_sq=float(sums[row, 1]),
-                    max_abs=float(largest[row]),
-                    zero_count=int(zeros[row]),
-                    nonfinite_count=int(spread[row, -1]),
-                    dot=float(dots[row]) if self.dot_kind == "exact" else math.nan,
-                    dot_kind="exact" if self.dot_kind == "exact" else "",
-                    underflow_count=self._underflow(spread[row], int(zeros[row])),
-                )
+        columns = (numel, *sums.T, largest, zeros, nonfinite, known_dots, underflow)
+        made: list[GradientStats | HistogramStats] = [
+            GradientStats(
+                step=self.step,
+                rank=self.rank,
+                layer=layer,
+                scope=self.scope,
+                sharded=sharded,
+                numel=elements,
+                sum=total,
+                sum_sq=squares,
+                max_abs=peak,
+                zero_count=zero,
+                nonfinite_count=bad,
+                dot=product,
+                dot_kind="exact" if self.dot_kind == "exact" else "",
+                underflow_count=low,
             )
+            for (layer, sharded), elements, total, squares, peak, zero, bad, product, low in _rows(places, columns)
+        ]
         if self.dot_kind == "slice":
             sizes = _totals(compared, slice_numel, len(places))
             squares = _totals(compared, (slice_norm / scale[0]) ** 2, len(places))
             made += self._slices(list(places), sizes, squares, dots)
-        for row, (layer, sharded) in enumerate(places):
-            made.append(self._histogram(layer, sharded, spread[row], int(zeros[row]), int(shift[row])))
+        made += self._histograms(places, spread, shift, (zeros, nonfinite, underflow))
         return made
 
     def _norms(
@@ -154,26 +155,60 @@ class PendingRecords:
             if isinstance(row, GradientStats)
         ]
 
-    def _underflow(self, spread: np.ndarray, zeros: int) -> int:
-        return int(spread[: BIAS + self.smallest_normal].sum()) - zeros
+    def _histograms(
+        self,
+        places: Iterable[tuple[str, str]],
+        spread: np.ndarray,
+        shift: np.ndarray,
+        counts: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> list[HistogramStats]:
+        filled = spread > 0
+        is_any = filled.any(axis=1)
+        first = np.where(is_any, filled.argmax(axis=1), BIAS)
+        end = np.where(is_any, filled.shape[1] - filled[:, ::-1].argmax(axis=1), BIAS)
+        columns = (first - BIAS - shift, first, end, *counts)
+        return [
+            HistogramStats(
+                step=self.step,
+                rank=self.rank,
+                layer=layer,
+                scope=self.scope,
+                sharded=sharded,
+                first_exponent=exponent,
+                counts=row[begin:stop].tolist(),
+                zero_count=zero,
+                nonfinite_count=bad,
+                underflow_count=low,
+                sampled=self.sampled,
+            )
+            for row, ((layer, sharded), exponent, begin, stop, zero, bad, low) in zip(
+                spread, _rows(places, columns), strict=True
+            )
+        ]
 
-    def _histogram(self, layer: str, sharded: str, spread: np.ndarray, zeros: int, shift: int) -> HistogramStats:
-        inside = spread[:-1].copy()
-        inside[0] -= zeros  # non-zero magnitudes below 2**-126 remain
-        filled = np.flatnonzero(inside)
-        first, last = (int(filled[0]), int(filled[-1])) if filled.size else (BIAS, BIAS - 1)
-        return HistogramStats(
-            step=self.step,
-            rank=self.rank,
-            layer=layer,
-            scope=self.scope,
-            sharded=sharded,
-            first_exponent=first - BIAS - shift,
-            counts=inside[first : last + 1].tolist(),
-            zero_count=zeros,
-            nonfinite_count=int(spread[-1]),
-            underflow_count=self._underflow(spread, zeros),
-        )
+
+def _rows(places: Iterable[tuple[str, str]], columns: Sequence[np.ndarray]) -> Iterator[tuple[Any, ...]]:
+    """One tuple per place: its key, and its value in each column as a plain number."""
+    return zip(places, *(column.tolist() for column in columns), strict=True)
+
+
+def _spread(counts: np.ndarray, numel: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    """Counts of non-zero finite elements, int64 [parts, buckets - 1], from the counts of all elements or of a sample.
+
+    In a sample the lowest bucket is left out, as zeros (whose number is known) cannot be told there from magnitudes
+    below 2**-126. The others are scaled so that they add up to the number of elements.
+    """
+    found = counts[:, :-1].copy()
+    found[:, 0] -= zeros
+    is_sample = counts.sum(axis=1) < numel
+    if is_sample.any():
+        shares = counts[is_sample, :-1].astype(float)
+        shares[:, 0] = 0
+        total = shares.sum(axis=1, keepdims=True)
+        whole = (numel - zeros - counts[:, -1])[is_sample, None]
+        upto = np.cumsum(shares / np.where(total > 0, total, 1), axis=1) * whole
+        found[is_sample] = np.diff(np.round(upto), axis=1, prepend=0)
+    return found
 
 
 def copy_as_reduced(
@@ -197,18 +232,24 @@ def copy_as_reduced(
 class GradientCollector:
     """Computes the statistics of one scope of one step. Pass ``take`` to ``Strategy.watch_batches``.
 
-    ``full``: all statistics; otherwise L2 norms only. ``keep``: keep the gradients until ``finish``, for ``compare``.
+    ``sampled``: histograms are estimated from a sample of the
+    elements. ``keep``: keep the gradients until ``finish``, for ``compare``.
     ``precision``: of the training, for underflow counts. ``sketcher``: takes a sketch of each gradient as well.
     Statistics cover the finite elements, in single precision on a CPU (relative error below 1e-6) and in double
     precision on a GPU. They do not overflow for fp16 or bf16 gradients that carry a loss scale.
     """
 
     def __init__(
-        self, *, full: bool = True, keep: bool = False, precision: str = "fp32", sketcher: Sketcher | None = None
+        self,
+        *,
+        keep: bool = False,
+        sampled: bool = False,
+        precision: str = "fp32",
+        sketcher: Sketcher | None = None,
     ) -> None:
-        self.full = full
+        self._sampled = sampled
         self.keep = keep
-        self._sketcher = sketcher if full else None
+        self._sketcher = sketcher
         self._smallest_normal = SMALLEST_NORMAL[precision]
         self._clear()
 
@@ -235,11 +276,8 @@ class GradientCollector:
             self._sketches.append(values)
         for chunk in _chunks(parts):
             tensors = [tensor for _, tensor in chunk]
-            if self.full:
-                found, counts = statistics.full_set(tensors)
-                self._counts.append(counts)
-            else:
-                found = statistics.norms(tensors)
+            found, counts = statistics.full_set(tensors, sampled=self._sampled)
+            self._counts.append(counts)
             self._figures.append(found)
             for part, tensor in chunk:
                 self._keys.append((part.layer, part.sharded))
@@ -272,7 +310,7 @@ class GradientCollector:
         tensors = [torch.cat(self._figures)] if self._figures else [torch.zeros(0)]
         kind, compared = self._comparison
         keys = [(part.layer, part.sharded) for part in self.parts] if compared else []
-        if self.full and self._figures:
+        if self._figures:
             if kind == "same":
                 squares = tensors[0][:, NORM].square()
                 keys, kind, compared = self._keys, "exact", [squares, squares, squares]
@@ -288,10 +326,10 @@ class GradientCollector:
             numel=self._numel,
             scales=self._scales,
             copy=HostCopy(tensors),
-            full=self.full,
             compared=keys,
             dot_kind=kind,
             smallest_normal=self._smallest_normal,
+            sampled=self._sampled,
             sketched=self._sketched,
             reports=reports,
         )
@@ -305,7 +343,8 @@ def _chunks(parts: Sequence[GradientPart]) -> Iterator[list[tuple[GradientPart, 
     chunk: list[tuple[GradientPart, torch.Tensor]] = []
     elements = 0
     for part in parts:
-        for piece in part.tensor.detach().reshape(-1).split(CHUNK_ELEMENTS):
+        flat = part.tensor.detach().reshape(-1)
+        for piece in (flat,) if flat.numel() <= CHUNK_ELEMENTS else flat.split(CHUNK_ELEMENTS):
             if chunk and elements + piece.numel() > CHUNK_ELEMENTS:
                 yield chunk
                 chunk, elements = [], 0

@@ -14,13 +14,14 @@ from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
-from workbench.engine.base.capabilities import NormReporting, Watchable, needed
+from workbench.engine.base.capabilities import Normed, NormReporting, Watchable, needed
 from workbench.engine.base.observer import StepObserver
-from workbench.engine.base.parts import GradientPart
+from workbench.engine.base.parts import Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.watch.host.governor import FIRST_GROUP, FULL, MASK, NOTHING, Governor, balanced_groups
+from workbench.engine.watch.host.governor import FULL, MASK, NOTHING, Governor
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector, PendingRecords
 from workbench.engine.watch.torch.host_copy import Stopwatch
+from workbench.engine.watch.torch.layer_norms import LayerNormLog, NormCollector, PendingNorms
 from workbench.engine.watch.torch.sketch import REPLICAS, Sketcher
 from workbench.engine.watch.torch.weights import PendingWeights, WeightCollector
 from workbench.rundir.log import RankLogWriter
@@ -44,11 +45,12 @@ class _Watched:
 
 
 class GradientWatch(StepObserver):
-    """Logs statistics of gradients and weights: of all layers ("full set") at an interval, and norms of one group of
-    layers after the other in between.
+    """Logs statistics of gradients and weights: the norms of the reduced gradient of all layers at every step, those of
+    the local gradients at an interval, and all statistics ("full set") at a longer one.
 
-    ``grad_every`` given: the full set of the first step and of every ``grad_every``-th, nothing else. Otherwise rank
-    0's governor chooses, and all ranks watch the same. At level "light" the full set is the layers' norms alone.
+    ``grad_every`` given: the full set of the first step and of every ``grad_every``-th, with exact histograms, and no
+    local norms in between; 0: nothing at all. Otherwise rank 0's governor chooses, all ranks watch the same, and
+    histograms are estimated from a sample. At level "light" local norms take the place of the full set.
     """
 
     def __init__(self, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, device: torch.device) -> None:
@@ -56,6 +58,7 @@ class GradientWatch(StepObserver):
         self._every = monitor.grad_every
         self._strategy = strategy
         self._watchable = needed(strategy, Watchable, Capability.WATCHABLE)
+        self._normed = strategy if isinstance(strategy, Normed) else None
         self._reporting = strategy if isinstance(strategy, NormReporting) else None
         self._log = log
         self._device = device
@@ -63,13 +66,15 @@ class GradientWatch(StepObserver):
         self._whole = monitor.level == "full"
         self._precision = spec.precision
         self._clips = spec.clip > 0
-        self._budget = monitor.budget
+        self._governor = Governor(budget=monitor.budget, norms=self._whole and not self._one_replica)
         self._choose(monitor.grad_layers)
+        self._norm_log = LayerNormLog(log, strategy.rank)
         self._cost = Stopwatch(device)
         self._weights = WeightCollector()
         self._weights_from = 0
         self._sketcher = Sketcher() if strategy.mesh.dp >= REPLICAS else None
-        self._pending: list[PendingRecords | PendingWeights] = []
+        self._collector: GradientCollector | NormCollector = NormCollector()
+        self._pending: list[PendingRecords | PendingNorms | PendingWeights] = []
         self._now: _Watched | None = None
         self._is_first = True
         self._ended: float | None = None
@@ -77,6 +82,7 @@ class GradientWatch(StepObserver):
         self._told_interval: int | None = None
         self._full_sets = 0
         self._step = 0
+        _warm_up(device)
 
     def _choose(self, pattern: str) -> None:
         """Watch the layers in whose names ``pattern`` is found ("": all)."""
@@ -86,8 +92,6 @@ class GradientWatch(StepObserver):
         self._layers = frozenset(chosen) if pattern else None
         self._elements = sum(chosen.values()) / (self._strategy.mesh.tp * self._strategy.mesh.pp)
         self._nothing_there = bool(sizes) and not chosen
-        self._groups = [frozenset(group) for group in balanced_groups(chosen)]
-        self._governor = Governor(budget=self._budget, groups=len(self._groups))
 
     def settings(self) -> dict[str, Any]:
         return {"grad_every": AUTOMATIC if self._every is None else self._every, "grad_layers": self._pattern}
@@ -117,12 +121,17 @@ class GradientWatch(StepObserver):
             self._cost.add((time.perf_counter() - self._began) * 1e3)
             return
         with self._cost:
-            keep = self._now.full and not self._one_replica and self._may_keep()
-            self._collector = GradientCollector(
-                full=self._now.full, keep=keep, precision=self._precision, sketcher=self._sketcher
-            )
-            if self._code == FULL and self._clips and self._reporting is not None:
+            self._collector = self._new_collector() if self._now.full else NormCollector()
+            if self._now.full and self._clips and self._reporting is not None:
                 self._reporting.watch_framework_norm(True)
+
+    def _new_collector(self) -> GradientCollector:
+        return GradientCollector(
+            keep=not self._one_replica and self._may_keep(),
+            sampled=self._every is None,
+            precision=self._precision,
+            sketcher=self._sketcher,
+        )
 
     def _code_of(self, step: int, watch: int) -> int:
         if self._nothing_there:
@@ -134,10 +143,7 @@ class GradientWatch(StepObserver):
     def _watched(self, code: int) -> _Watched | None:
         if code == NOTHING:
             return None
-        if code == FULL:
-            return _Watched(FULL, self._layers, self._whole)
-        group = (code - FIRST_GROUP) % len(self._groups)  # proposed before the layers were chosen anew, maybe
-        return _Watched(code, self._groups[group], False)
+        return _Watched(code, self._layers, code == FULL and self._whole)
 
     def around(self, step: int) -> AbstractContextManager[None]:
         if self._now is None or self._one_replica:
@@ -149,8 +155,9 @@ class GradientWatch(StepObserver):
         """Watch the gradients of what runs inside. Only entering and leaving count as cost, and the strategy's context
         manager is told of an exception that was raised inside."""
         looking = ExitStack()
+        keep = isinstance(self._collector, GradientCollector) and self._collector.keep
         with self._cost:
-            looking.enter_context(self._watchable.watch_batches(self._take, layers, keep=self._collector.keep))
+            looking.enter_context(self._watchable.watch_batches(self._take, layers, keep=keep))
 
         def leave(*raised: Any) -> bool | None:
             with self._cost:
@@ -168,31 +175,45 @@ class GradientWatch(StepObserver):
         if self._now is None:
             return
         with self._cost:
-            rank, layers = self._strategy.rank, self._now.layers
-            if self._one_replica:
-                self._collector.take(self._watchable.reduced_gradients(layers, all_held=True))
-                self._collector.equals_reduced()
-                self._pending.append(self._collector.finish(step, rank, "local", reports=self._watchable.reports))
+            if isinstance(self._collector, GradientCollector):
+                self._finish_full_set(step, self._collector, self._now.layers)
             else:
-                if self._collector.keep:
-                    self._collector.compare(self._watchable.compare(self._collector.parts))
-                self._pending.append(self._collector.finish(step, rank, "local"))
-                averaged = GradientCollector(full=self._now.full, precision=self._precision)
-                averaged.take(self._watchable.reduced_gradients(layers))
-                self._pending.append(averaged.finish(step, rank, "reduced"))
-            if self._now.full:
-                self._weight_layers = self._fitting(layers)
-                self._weights.before(self._watchable.weights(self._weight_layers))
+                found = self._collector.finish()
+                self._write_norms(step, "local", found)
+
+    def _finish_full_set(self, step: int, own: GradientCollector, layers: frozenset[str] | None) -> None:
+        rank = self._strategy.rank
+        if self._one_replica:
+            own.take(self._watchable.reduced_gradients(layers, all_held=True))
+            own.equals_reduced()
+            self._pending.append(own.finish(step, rank, "local", reports=self._watchable.reports))
+        else:
+            if own.keep:
+                own.compare(self._watchable.compare(own.parts))
+            self._pending.append(own.finish(step, rank, "local"))
+            averaged = GradientCollector(sampled=self._every is None, precision=self._precision)
+            averaged.take(self._watchable.reduced_gradients(layers))
+            self._pending.append(averaged.finish(step, rank, "reduced"))
+        self._weight_layers = self._fitting(layers)
+        self._weights.before(self._watchable.weights(self._weight_layers))
+
+    def _write_norms(self, step: int, scope: str, norms: PartNorms | None) -> None:
+        if norms is None:
+            return
+        begun = self._norm_log.begin(step, scope, norms, self._layers)
+        if begun is not None:
+            self._pending.append(begun)
 
     def updated(self, step: int, skipped: bool) -> None:
-        if self._now is None:
-            return
+        is_full = self._now is not None and self._now.full
         with self._cost:
-            if self._now.full:
+            if is_full:
                 found = self._weights.after(self._watchable.weights(self._weight_layers), step, self._strategy.rank)
                 if found is not None:
                     self._pending.append(found)
-            if self._code == FULL and self._clips and self._reporting is not None:
+            elif self._normed is not None and self._every != 0 and not self._nothing_there:
+                self._write_norms(step, "reduced", self._normed.part_norms())  # they were computed for the guard
+            if is_full and self._clips and self._reporting is not None:
                 self._reporting.watch_framework_norm(False)
 
     def ends(self, step: int) -> None:
@@ -285,3 +306,19 @@ class GradientWatch(StepObserver):
             room -= size
             self._weights_from += 1
         return taken
+
+
+def _warm_up(device: torch.device) -> None:
+    """Compute a small full set, so that what torch does once per process is not counted as the cost of step 1's."""
+    tensors = [torch.ones(size, device=device) for size in (8, 2**17)]
+    own, averaged = GradientCollector(keep=True, sampled=True), GradientCollector(sampled=True)
+    parts = [GradientPart(str(index), tensor, "") for index, tensor in enumerate(tensors)]
+    weights, collector = [WeightPart(part.layer, part.tensor, "", (None, None)) for part in parts], WeightCollector()
+    own.take(parts)
+    own.compare(Comparison("exact", [[(tensor, tensor)] for tensor in tensors]))
+    averaged.take(parts)
+    collector.before(weights)
+    updates = collector.after(weights, 0, 0)
+    for pending in (own.finish(0, 0, "local"), averaged.finish(0, 0, "reduced"), updates):
+        assert pending is not None
+        pending.records()

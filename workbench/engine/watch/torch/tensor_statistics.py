@@ -6,11 +6,14 @@ same operations run whatever the values are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
 
 import torch
+from workbench.engine.base.parts import GradientPart, PartNorms
 
 #: bucket i counts magnitudes in [2**(i - BIAS), 2**(i + 1 - BIAS)); bucket 0 counts zeros and everything below 2**-126,
 #: bucket 255 non-finite values. The bucket is the exponent field of an IEEE single-precision number.
@@ -19,11 +22,15 @@ BIAS = 127
 _MANTISSA_BITS = 23
 #: below this norm the squares of elements may underflow in single precision
 _TINY = 1e-15
-#: number of elements whose squares are summed in single precision
-_ROW = 4096
-#: number of elements up to which torch's multi-tensor norm has a relative error below 1e-6: for fp32 tensors, and for
+#: number of elements whose squares are summed in single precision: of fp32 tensors (relative error below 1e-7), and of
 #: half-precision ones, whose rounding errors are biased
+_PIECE, _PIECE_HALF = 2**16, 2**12
+#: number of elements up to which torch's multi-tensor norm has a relative error below 1e-6: for fp32 tensors, and for
+#: half-precision ones
 _SMALL, _SMALL_HALF = 2**16, 2**12
+
+#: about so many elements of a tensor are counted by a sampled histogram
+SAMPLED = 2048
 
 #: columns of ``full_set``
 SUM, NORM, MAX_ABS, ZEROS = range(4)
@@ -32,76 +39,121 @@ SUM, NORM, MAX_ABS, ZEROS = range(4)
 def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """L2 norms of the tensors, float64 [len(tensors)]; non-finite where an element is non-finite.
 
-    On a CPU they are computed in single precision, as double is twenty times as slow. Large tensors are summed by rows
-    whose squares are added in double precision, as torch's single-precision norm of millions of elements is wrong in
-    the fourth digit. Where squares overflow or underflow, the norm is computed again in double precision.
+    On a CPU they are computed in single precision, as double is twenty times as slow. Large tensors are summed piece
+    by piece, as torch's single-precision norm of millions of elements is wrong in the fourth digit. Where squares
+    overflow or underflow, the norm is computed again in double precision.
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)
     if tensors[0].device.type != "cpu" or tensors[0].dtype == torch.float64:
         return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float64))
-    found = torch.empty(len(tensors), dtype=torch.float64)
     limit = _small_limit(tensors)
     small = [index for index, tensor in enumerate(tensors) if tensor.numel() <= limit]
+    large = [index for index, tensor in enumerate(tensors) if tensor.numel() > limit]
+    found = np.empty(len(tensors))
     if small:
         norms_ = torch._foreach_norm([tensors[index] for index in small], 2, dtype=torch.float32)
-        found[small] = torch.stack(norms_).double()
-    for index in set(range(len(tensors))).difference(small):
-        found[index] = _sum_squares_by_rows(tensors[index].reshape(-1)).sqrt()
-    for index in torch.nonzero(~((found > _TINY) & torch.isfinite(found))).flatten().tolist():
+        found[small] = torch.stack(norms_).numpy()
+    if large:
+        found[large] = np.sqrt(_squares([tensors[index].reshape(-1) for index in large]))
+    for index in np.flatnonzero(~((found > _TINY) & (found < np.inf))).tolist():
         if found[index] != 0 or torch.count_nonzero(tensors[index].reshape(-1)):
-            found[index] = torch.linalg.vector_norm(tensors[index], dtype=torch.float64)
-    return found
+            found[index] = float(torch.linalg.vector_norm(tensors[index], dtype=torch.float64))
+    return torch.from_numpy(found)
 
 
-def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum of squares over all elements of all ``tensors``, a float64 scalar; non-finite if an element is.
-
-    As accurate as ``norms``, and cheaper for many tensors on a CPU.
-    """
-    if not tensors or tensors[0].device.type != "cpu" or tensors[0].dtype == torch.float64:
-        return norms(tensors).square().sum()
-    limit = _small_limit(tensors)
-    small = [tensor for tensor in tensors if tensor.numel() <= limit]
-    squares = [_sum_squares_by_rows(tensor.reshape(-1)) for tensor in tensors if tensor.numel() > limit]
-    if small:
-        squares.append(torch.stack(torch._foreach_norm(small, 2, dtype=torch.float32)).double().square().sum())
-    found = torch.stack(squares).sum()
-    return found if _TINY**2 < found < math.inf else norms(tensors).square().sum()
+def part_norms(parts: Sequence[GradientPart], device: torch.device) -> PartNorms:
+    """The norms of ``parts``, which have one loss scale; on ``device`` where there are none."""
+    found = norms([part.tensor for part in parts]) if parts else torch.zeros(0, dtype=torch.float64, device=device)
+    keys = [(part.layer, part.sharded, part.tensor.numel()) for part in parts]
+    return PartNorms(keys, found, parts[0].scale if parts else 1.0)
 
 
 def _small_limit(tensors: Sequence[torch.Tensor]) -> int:
     return _SMALL if all(tensor.dtype == torch.float32 for tensor in tensors) else _SMALL_HALF
 
 
-def _sum_squares_by_rows(flat: torch.Tensor) -> torch.Tensor:
-    end = flat.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(flat[:end].view(-1, _ROW), dim=1, dtype=torch.float32).double()
-    rest = torch.linalg.vector_norm(flat[end:], dtype=torch.float32).double()
-    return rows.square().sum() + rest.square()
+def _squares(flats: Sequence[torch.Tensor]) -> np.ndarray:
+    """Sum of squares of each tensor, float64: single precision over ``_PIECE`` elements, double precision over those
+    sums."""
+    is_single = [flat.dtype == torch.float32 for flat in flats]
+    pieces = [
+        [piece.float() for piece in flat.split(_PIECE if single else _PIECE_HALF)]
+        for flat, single in zip(flats, is_single, strict=True)
+    ]
+    found = torch.stack([torch.dot(piece, piece) for several in pieces for piece in several]).double().numpy()
+    first = np.cumsum([0, *(len(several) for several in pieces[:-1])])
+    return np.add.reduceat(found, first)
 
 
-def full_set(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def full_set(tensors: Sequence[torch.Tensor], *, sampled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Statistics of each tensor, and histograms of the magnitudes of its elements.
 
     Returns float64 [n, 4] (columns ``SUM``, ``NORM``, ``MAX_ABS`` over the finite elements, and the count ``ZEROS``)
-    and int64 [n, BUCKETS] (elements per power of two).
+    and int64 [n, BUCKETS] (elements per power of two). With ``sampled`` the histograms count
+    the elements at ``sample_places`` only; all else is exact, the count of non-finite elements too.
     """
     if not tensors:
         return torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, BUCKETS, dtype=torch.int64)
     flats = [_flatten(tensor) for tensor in tensors]
-    counts = torch.stack([_count_by_exponent(flat) for flat in flats])
-    if flats[0].device.type == "cpu":
-        clean = [_zero_nonfinite(f) if bad else f for f, bad in zip(flats, counts[:, -1].tolist(), strict=True)]
-        zeros = [_count_zeros(flat) if low else low for flat, low in zip(flats, counts[:, 0], strict=True)]
-    else:
-        clean = [_zero_nonfinite(flat) for flat in flats]
-        zeros = [_count_zeros(flat) for flat in flats]
-    ranges = [torch.aminmax(flat) for flat in clean]
-    largest = torch.stack([torch.maximum(-low, high) for low, high in ranges])
-    dtype = torch.float64 if clean[0].device.type != "cpu" else None
-    sums = torch.stack([flat.sum(dtype=dtype).double() for flat in clean])
-    return torch.stack([sums, norms(clean), largest.double(), torch.stack(zeros).double()], dim=1), counts
+    on_cpu = flats[0].device.type == "cpu"
+    counts = _sample_by_exponent(flats) if sampled else torch.stack([_count_by_exponent(flat) for flat in flats])
+    clean, length = (_clean_on_cpu if on_cpu else _clean_on_gpu)(flats, counts)
+    nonzero = torch.stack([torch.count_nonzero(flat) for flat in flats])
+    zeros = torch.tensor([flat.numel() for flat in flats]).to(nonzero.device, non_blocking=True) - nonzero
+    lowest, highest = (torch.stack(each) for each in zip(*(torch.aminmax(flat) for flat in clean), strict=True))
+    largest = torch.maximum(-lowest, highest)
+    dtype = None if on_cpu else torch.float64
+    sums = torch.stack([flat.sum(dtype=dtype) for flat in clean]).double()
+    return torch.stack([sums, length, largest.double(), zeros.double()], dim=1), counts
+
+
+def _clean_on_cpu(flats: list[torch.Tensor], counts: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The tensors with zeros for their non-finite elements, which are counted in ``counts``, and their norms."""
+    length = norms(flats)
+    bad = torch.nonzero(~torch.isfinite(length)).flatten().tolist()  # a norm is finite where all elements are
+    if not bad:
+        return flats, length
+    clean = list(flats)
+    for row in bad:
+        clean[row] = _zero_nonfinite(flats[row])
+        counts[row, -1] = _count_nonfinite(flats[row])
+    return clean, norms(clean)
+
+
+def _clean_on_gpu(flats: list[torch.Tensor], counts: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """As ``_clean_on_cpu``, without a look at values."""
+    counts[:, -1] = torch.stack([_count_nonfinite(flat) for flat in flats])
+    clean = [_zero_nonfinite(flat) for flat in flats]
+    return clean, norms(clean)
+
+
+@lru_cache(maxsize=512)
+def sample_places(numel: int, device: torch.device) -> torch.Tensor:
+    """Places of the elements of a tensor that a sampled histogram counts, int64: all of them, or ``SAMPLED``.
+
+    The tensor is cut into ``SAMPLED`` equal pieces, and each gives one element at a random place, the same in every
+    process. (Equal distances would fall on few columns of a matrix whose width they divide.)
+    """
+    if numel <= SAMPLED:
+        return torch.arange(numel, device=device)
+    edges = torch.arange(SAMPLED + 1, dtype=torch.int64) * numel // SAMPLED
+    within = torch.rand(SAMPLED, generator=torch.Generator().manual_seed(numel), dtype=torch.float64)
+    return (edges[:-1] + (within * (edges[1:] - edges[:-1])).long()).to(device)
+
+
+def _sample_by_exponent(flats: Sequence[torch.Tensor]) -> torch.Tensor:
+    samples = [flat.take(sample_places(flat.numel(), flat.device)).float() for flat in flats]
+    if flats[0].device.type != "cpu":
+        return torch.stack([_count_by_exponent(sample) for sample in samples])
+    sizes = torch.tensor([sample.numel() for sample in samples])
+    first = torch.arange(0, BUCKETS * len(flats), BUCKETS, dtype=torch.int32)
+    bucket = (torch.cat(samples).view(torch.int32) >> _MANTISSA_BITS) & (BUCKETS - 1)
+    return torch.bincount(bucket + first.repeat_interleave(sizes), minlength=BUCKETS * len(flats)).view(-1, BUCKETS)
+
+
+def _count_nonfinite(flat: torch.Tensor) -> torch.Tensor:
+    return flat.numel() - torch.count_nonzero(torch.isfinite(flat))
 
 
 def dots(pairs: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> torch.Tensor:
@@ -111,9 +163,9 @@ def dots(pairs: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> torch.
     """
     found = []
     for several in pairs:
-        terms = [torch.dot(a.reshape(-1).float(), b.reshape(-1).float()).double() for a, b in several]
-        found.append(terms[0] if len(terms) == 1 else torch.stack(terms).sum())
-    return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
+        terms = [torch.dot(a.reshape(-1).float(), b.reshape(-1).float()) for a, b in several]
+        found.append(terms[0] if len(terms) == 1 else torch.stack(terms).double().sum().float())
+    return torch.stack(found).double() if found else torch.zeros(0, dtype=torch.float64)
 
 
 def _flatten(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,10 +176,6 @@ def _flatten(tensor: torch.Tensor) -> torch.Tensor:
 
 def _zero_nonfinite(flat: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _count_zeros(flat: torch.Tensor) -> torch.Tensor:
-    return flat.numel() - torch.count_nonzero(flat)
 
 
 def _count_by_exponent(flat: torch.Tensor) -> torch.Tensor:

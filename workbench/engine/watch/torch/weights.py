@@ -59,15 +59,27 @@ class PendingWeights:
 
 
 class WeightCollector:
-    """Call ``before`` and ``after`` around an optimizer step. In between a copy of the old weights stays in memory."""
+    """Call ``before`` and ``after`` around an optimizer step. In between a copy of the old weights stays in memory; on
+    a CPU its memory is kept for the next time, as fresh memory costs more than the copy."""
 
     def __init__(self) -> None:
         self._old: list[torch.Tensor] = []
+        self._memory: list[torch.Tensor] = []
 
     @torch.no_grad()
     def before(self, parts: Sequence[WeightPart]) -> None:
         """Copy these weights."""
-        self._old = [part.weight.clone() for part in parts if part.weight.numel()]
+        weights = [part.weight for part in parts if part.weight.numel()]
+        if not weights:
+            self._old = []
+            return
+        if [_kind(tensor) for tensor in self._memory] != [_kind(tensor) for tensor in weights]:
+            self._memory = []  # before more is taken
+            self._memory = [torch.empty_like(tensor) for tensor in weights]
+        torch._foreach_copy_(self._memory, weights)
+        self._old = self._memory
+        if weights[0].device.type != "cpu":
+            self._memory = []
 
     @torch.no_grad()
     def after(self, parts: Sequence[WeightPart], step: int, rank: int) -> PendingWeights | None:
@@ -88,6 +100,10 @@ class WeightCollector:
             has_moment=[(part.moments[0] is not None, part.moments[1] is not None) for part in parts],
             copy=HostCopy([torch.cat([weights, statistics.norms(old), *moments])]),
         )
+
+
+def _kind(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _norms_of(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
