@@ -58,7 +58,7 @@ class ColossalStrategy(Strategy):
         check_norms(workload.model, spec, rank_device().type)
         has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
         if not is_distributed(workload.optimizer):
-            check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, has_slices=has_slices)
+            check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, pp=spec.plan.pp, has_slices=has_slices)
         if spec.plan.plugin in ("zero1", "zero2"):
             check_parameters(trained(workload), spec)
 
