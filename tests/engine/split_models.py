@@ -28,6 +28,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {**_DECODER, "sliding_window": 4}),
     "qwen2": ("Qwen2Config", _DECODER),
     "mixtral": ("MixtralConfig", {**_DECODER, "num_local_experts": 4, "sliding_window": 4}),
+    "cohere": ("CohereConfig", _DECODER),
     "gpt2": ("GPT2Config", {**_GPT, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "opt": ("OPTConfig", {**_SIZES, "ffn_dim": 32, "word_embed_proj_dim": 8, "dropout": 0.0}),

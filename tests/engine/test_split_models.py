@@ -48,6 +48,8 @@ SETTINGS: list[tuple[str, str, dict[str, Any]]] = [
     ("whisper", "WhisperForConditionalGeneration", {"encoder_layers": 1, "decoder_layers": 3}),
 ]
 REFUSED: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("cohere", "CohereForCausalLM", {}, "tp", "cannot split a CohereForCausalLM: it splits models of the transformers"),
+    ("cohere", "CohereForCausalLM", {}, "pp", "cannot split a CohereForCausalLM: it splits models of the transformers"),
     ("llama", "LlamaForTokenClassification", {}, "tp", "of the Llama family LlamaModel, LlamaForCausalLM, LlamaFor"),
     ("llama", "LlamaForTokenClassification", {}, "pp", "cannot split a LlamaForTokenClassification"),
     ("mixtral", "MixtralForSequenceClassification", {}, "pp", "zero1 or zero2, or --tp"),
