@@ -176,5 +176,10 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model: Any) -> Family | None:
     """The family of a model of the transformers library; None for any other, also for a subclass made elsewhere."""
-    parts = type(model).__module__.split(".")
+    return family_of_class(type(model))
+
+
+def family_of_class(kind: type) -> Family | None:
+    """The family that a class of the transformers library belongs to."""
+    parts = kind.__module__.split(".")
     return FAMILIES.get(parts[2]) if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None

@@ -11,7 +11,7 @@ from colossalai.shardformer.policies.auto_policy import _POLICY_LIST, _fullname,
 from colossalai.shardformer.policies.base_policy import Policy
 
 from workbench.core.config import TrainSpec
-from workbench.engine.frameworks.colossal.families import ANY_FAMILY, FAMILIES, Family, family_of
+from workbench.engine.frameworks.colossal.families import ANY_FAMILY, FAMILIES, Family, family_of, family_of_class
 from workbench.engine.frameworks.colossal.split_policy import SplitPolicy
 from workbench.errors import ConfigError
 
@@ -85,15 +85,18 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
     family = family_of(model)
     for axis, count in axes.items():
         if family is None or type(model).__name__ not in family.classes(axis):
-            raise ConfigError(_unknown_class(type(model).__name__, family, axis, count), field=f"--{axis}")
+            raise ConfigError(_unknown_class(model, family, axis, count), field=f"--{axis}")
     if family is not None and axes:
         _check_settings(model, family, axes)
         _check_sizes(model, family, plan.tp, plan.pp)
 
 
-def _unknown_class(name: str, family: Family | None, axis: str, count: int) -> str:
+def _unknown_class(model: torch.nn.Module, family: Family | None, axis: str, count: int) -> str:
+    name = type(model).__name__
     if family is None:
-        what = f"models of the transformers library's families {', '.join(item.title for item in FAMILIES.values())}"
+        no_subclass = ", and no subclass of them" if any(map(family_of_class, type(model).__mro__)) else ""
+        titles = ", ".join(item.title for item in FAMILIES.values())
+        what = f"models of the transformers library's families {titles}{no_subclass}"
     else:
         what = f"of the {family.title} family {', '.join(family.classes(axis))}"
     or_tp = ", or --tp" if axis == "pp" and family is not None and name in family.classes("tp") else ""

@@ -217,12 +217,12 @@ def _forward_of_body(model: torch.nn.Module) -> Callable[..., Any]:
 
 
 def lost_arguments(model: torch.nn.Module) -> frozenset[str]:
-    """Arguments of the whole ``model`` that its body would not take under a pipeline."""
-    body = _body_of(model)
-    if body is None:
+    """Entries of a batch that the whole ``model`` takes and its body under a pipeline does not."""
+    if not _family(model).forward:
         return frozenset()
-    own, split = inspect.signature(body.forward).parameters, inspect.signature(_forward_of_body(model)).parameters
-    return frozenset(own) - frozenset(split) | frozenset(_family(model).pp_lacks)
+    own = inspect.signature((_body_of(model) or model).forward).parameters
+    taken = inspect.signature(_forward_of_body(model)).parameters
+    return (frozenset(own) - frozenset(taken)) | frozenset(_family(model).pp_lacks)
 
 
 @contextmanager
