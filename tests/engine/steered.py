@@ -11,7 +11,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Evaluation, Workload
 from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.faults.nonfinite import NonfiniteGuard
-from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.torch_common.exchange import GlooExchange, exchange_of
 from workbench.engine.loop.trainer import Trainer
@@ -366,24 +365,6 @@ def kept(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, 
     """Which checkpoints are there in the end."""
     train(rank, ranks, directory, **arguments)
     return {"steps": checkpoints.steps(directory / "run")}
-
-
-def last_norm(
-    rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], without: Sequence[str] = ()
-) -> list[float]:
-    """Weights of GPT-2's last normalisation, of which every tensor-parallel rank has all, after a few steps."""
-    steps = 4
-    repairs.REPAIRS = tuple(repair for repair in repairs.REPAIRS if repair.name not in without)
-    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
-    with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
-        strategy = load_strategy(spec)(spec, rank)
-        strategy.prepare(workload(model, steps))
-        for step in range(steps):
-            strategy.forward_backward([models.batch(model, step)])
-            strategy.step()
-        found: list[float] = strategy.plan.module.transformer.ln_f.weight.tolist()
-        strategy.close()
-    return found
 
 
 def ride(rank: int, ranks: int, directory: Path, *, rounds: int) -> dict[str, Any]:

@@ -52,9 +52,8 @@ def coordinators(rank: int, ranks: int, directory: Path, *, forget: bool = True)
     return found
 
 
-def unlabelled(rank: int, ranks: int, directory: Path, *, without: Sequence[str] = ()) -> bool:
+def unlabelled(rank: int, ranks: int, directory: Path) -> bool:
     """Logits of a pipeline for a batch without labels."""
-    _leave_out(without)
     spec = TrainSpec.from_options({"ranks": ranks, "plugin": "hybrid", "pp": ranks, "micro_batches": ranks})
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, "gpt2")

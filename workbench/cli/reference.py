@@ -19,6 +19,7 @@ from workbench.cli.main import parser
 from workbench.core import run_files
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
 from workbench.core.flags import FLAGS
+from workbench.core.frameworks import usable
 from workbench.core.records import SCHEMA_VERSION, TABLES, columns_of
 
 _KINDS = {
@@ -39,7 +40,17 @@ listed in the [README](../README.md#documentation), explain how to use what is l
 
 def text() -> str:
     """The whole page."""
-    parts = [_HEAD, *magics(), *command_line(), *spec_file(), *python_api(), *directory(), *tables(), *error_tree()]
+    parts = [
+        _HEAD,
+        *magics(),
+        *command_line(),
+        *spec_file(),
+        *split_models(),
+        *python_api(),
+        *directory(),
+        *tables(),
+        *error_tree(),
+    ]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -161,6 +172,26 @@ def spec_file() -> Iterator[str]:
             rows.append((f"`{field.name}`", str(field.type), default, spelt, what))
         yield f"### {title}\n\n{prose(kind.__doc__)}"
         yield table(("key", "type", "default", "flag", "what"), rows)
+
+
+def split_models() -> Iterator[str]:
+    """Models that tensor and pipeline parallelism split, of every framework that does."""
+    yield (
+        "## Models that tensor and pipeline parallelism split\n\nClasses of the transformers library. Losses and "
+        "gradient norms were compared with one process, with padding on either side and without. Any other class, and "
+        "a setting of these that is not trained as one process does, is refused before the first step."
+    )
+    for framework in usable():
+        for plugin in framework.plugins:
+            rows = [
+                (
+                    family.title,
+                    ", ".join(f"`{name}`" + ("" if name in family.pp else " (tp only)") for name in family.tp),
+                )
+                for family in plugin.models
+            ]
+            if rows:
+                yield table(("family", f"classes, under {framework.title}'s `{plugin.name}`"), rows)
 
 
 def toml_value(value: Any) -> str:

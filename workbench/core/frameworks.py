@@ -75,12 +75,22 @@ class PlanOptions(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitModels:
+    """Classes of one family of models (``title``) that ``tp`` and ``pp`` of a plugin split."""
+
+    title: str
+    tp: tuple[str, ...]
+    pp: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plugin:
     """One way in which a framework spreads a training over ranks.
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
     of ``tp``, ``pp`` and ``micro_batches`` that it takes; without one it is always 1. ``capabilities``: what the
-    strategy can do. ``lacks``: why it cannot do the others, one reason for each.
+    strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``: those that ``tp`` and
+    ``pp`` split.
     """
 
     name: str
@@ -89,6 +99,7 @@ class Plugin:
     options: frozenset[str] = frozenset()
     capabilities: frozenset[Capability]
     lacks: Mapping[Capability, str] = field(default_factory=lambda: MappingProxyType({}))
+    models: tuple[SplitModels, ...] = ()
 
     def __post_init__(self) -> None:
         unexplained = set(Capability) - self.capabilities - set(self.lacks)

@@ -19,6 +19,6 @@ def loss_fn(model, batch):
     outputs = model(**batch)
     return outputs.logits.pow(2).mean() + sum(hidden.pow(2).mean() for hidden in outputs.hidden_states)
 """,
-    plans=("1 rank", "ddp", "zero2", "hybrid dp"),
+    plans=("1 rank", "ddp", "zero2", "hybrid dp", "tp"),
     tolerance=1e-3,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, PlanOptions, Plugin
+from workbench.core.frameworks import Capability, Framework, PlanOptions, Plugin, SplitModels
+from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
 _STRATEGY = "workbench.engine.frameworks.colossal.strategy:ColossalStrategy"
@@ -43,6 +44,10 @@ COLOSSAL = Framework(
             strategy=_STRATEGY,
             options=frozenset(("tp", "pp", "micro_batches")),
             capabilities=frozenset(Capability),
+            models=tuple(
+                SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
+                for family in FAMILIES.values()
+            ),
         ),
     ),
     preload="workbench.engine.frameworks.colossal.preload:load",

@@ -7,7 +7,7 @@ other shapes, or an evaluation between two training steps, would meet a stale ca
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,24 +34,36 @@ class NamedBatches:
     """Batches as the schedule wants them: by the names of the model's arguments.
 
     The schedule calls the model with every entry of a tuple, its target included (_utils.py:123). Here the target is an
-    entry that is taken away before the model is called. ``model``: the user's, before it is split.
+    entry that is taken away before the model is called. ``model``: the user's, before it is split. ``lost``: arguments
+    that it would not take then.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, lost: Collection[str] = ()) -> None:
+        self._model, self._lost = type(model).__name__, lost
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = inspect.signature(model.forward).parameters.values()
         self._names = [item.name for item in parameters if item.kind in kinds]
         self._is_tuple = False
 
     def hide_targets(self, model: torch.nn.Module) -> None:
-        """Let ``model``, the wrapper that the schedule calls, leave out targets."""
+        """Let ``model``, the wrapper that the schedule calls, leave out targets, and what it has nothing to send of."""
         model.register_forward_pre_hook(_without_target, with_kwargs=True)
+        model.register_forward_hook(_only_tensors)
 
     def named(self, batch: Any) -> dict[str, Any]:
-        """``batch`` for the schedule. Raises ``ConfigError`` for a tuple that has more inputs than the model takes."""
+        """``batch`` for the schedule. Raises ``ConfigError`` for inputs that the model does not take."""
         self._is_tuple = isinstance(batch, tuple | list)
-        if isinstance(batch, Mapping):
-            return dict(batch)
+        named = dict(batch) if isinstance(batch, Mapping) else self._with_target(batch)
+        lost = [name for name in self._lost if named.get(name) is not None]
+        if lost:
+            raise ConfigError(
+                f"a pipeline does not pass {', '.join(lost)} of the batch on in a {self._model}: leave out, or use "
+                "--tp, or --plugin ddp, zero1 or zero2",
+                field="dataset",
+            )
+        return named
+
+    def _with_target(self, batch: Any) -> dict[str, Any]:
         inputs = list(batch[:-1]) if self._is_tuple and len(batch) > 1 else [*batch] if self._is_tuple else [batch]
         if len(inputs) > len(self._names):
             raise ConfigError(
@@ -71,6 +83,13 @@ class NamedBatches:
 
 def _without_target(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return args, {name: value for name, value in kwargs.items() if name != _TARGET}
+
+
+def _only_tensors(module: torch.nn.Module, args: Any, outputs: Any) -> Any:
+    """Outputs for the next stage are tensors (pipeline/p2p.py:196): what else there is, it takes by default."""
+    if type(outputs) is dict:
+        return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    return outputs
 
 
 def forget_shapes_if_new(schedule: Any, batch: Any) -> None:

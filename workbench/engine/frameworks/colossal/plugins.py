@@ -215,10 +215,16 @@ class HybridPlan(Plan):
         )
 
     def boost(self, workload: Workload) -> None:
-        from workbench.engine.frameworks.colossal.policies import UnchangedPolicy, compiled_inside, policy_for
+        from workbench.engine.frameworks.colossal.policies import (
+            UnchangedPolicy,
+            compiled_inside,
+            policy_for,
+            recompute_without_reentry,
+        )
 
         if self.mesh.tp * self.mesh.pp > 1:
             workload.model = compiled_inside(workload.model)
+            recompute_without_reentry(workload.model)
             self.policy = policy_for(workload.model)
         else:
             self.policy = UnchangedPolicy()

@@ -64,75 +64,30 @@ def _causal_mask() -> None:
     gpt2._get_attention_mask = get_attention_mask
 
 
-def _whole_logits() -> None:
-    from colossalai.shardformer.policies import gpt2
+def _causal_window() -> None:
+    from colossalai.shardformer.modeling import mixtral
 
-    upstream = gpt2.GPT2LMHeadModelPolicy.module_policy
+    upstream = mixtral._prepare_4d_causal_attention_mask
 
-    def module_policy(self: Any) -> dict[Any, Any]:
-        policy = upstream(self)
-        for description in policy.values():
-            for replacement in description.sub_module_replacement or []:
-                if replacement.suffix == "lm_head" and "gather_output" in replacement.kwargs:
-                    replacement.kwargs["gather_output"] = not self.shard_config.parallel_output
-        return policy
+    def prepare(
+        mask: torch.Tensor | None, shape: Any, states: torch.Tensor, past: int, *, sliding_window: int | None
+    ) -> torch.Tensor:
+        if mask is not None and mask.dim() == 4:  # made by the cell
+            return mask
+        window = None if sliding_window is None else sliding_window - 1
+        return upstream(mask, shape, states, past, sliding_window=window)
 
-    gpt2.GPT2LMHeadModelPolicy.module_policy = module_policy
-
-
-def _alike_dropout() -> None:
-    from colossalai.shardformer.layer import DropoutForReplicatedInput
-    from colossalai.shardformer.policies import gpt2
-
-    upstream = gpt2.GPT2Policy.module_policy
-
-    def module_policy(self: Any) -> dict[Any, Any]:
-        policy = upstream(self)
-        for description in policy.values():
-            for replacement in description.sub_module_replacement or []:
-                if replacement.suffix in ("drop", "attn.resid_dropout", "mlp.dropout"):
-                    replacement.target_module = DropoutForReplicatedInput
-        return policy
-
-    gpt2.GPT2Policy.module_policy = module_policy
-
-
-def _unlabelled() -> None:
-    from colossalai.shardformer.modeling.gpt2 import GPT2PipelineForwards
-
-    upstream = GPT2PipelineForwards.gpt2_lmhead_model_forward
-
-    def forward(self: Any, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if labels is not None:
-            return upstream(self, *args, labels=labels, **kwargs)
-        hidden: Any = kwargs.get("hidden_states")
-        ids = args[0] if args else kwargs.get("input_ids")
-        like = ids if ids is not None else hidden[..., 0]
-        outputs = upstream(self, *args, labels=torch.zeros_like(like, dtype=torch.long), **kwargs)
-        if not hasattr(outputs, "loss"):
-            return outputs  # a stage that is not the last
-        return type(outputs)(**{key: value for key, value in outputs.items() if key != "loss"})
-
-    GPT2PipelineForwards.gpt2_lmhead_model_forward = staticmethod(forward)
+    mixtral._prepare_4d_causal_attention_mask = prepare
 
 
 def _set_device() -> None:
-    from colossalai.shardformer.modeling import gpt2
+    upstream = torch.cuda.set_device
 
-    class Cuda:
-        @staticmethod
-        def set_device(device: Any) -> None: ...
+    def set_device(device: Any) -> None:
+        if torch.device(device).type != "cpu":
+            upstream(device)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(torch.cuda, name)
-
-    class TorchOnCpu:
-        cuda = Cuda()
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(torch, name)
-
-    gpt2.torch = TorchOnCpu()
+    torch.cuda.set_device = set_device
 
 
 def _hccl() -> None:
@@ -186,30 +141,15 @@ REPAIRS: tuple[Repair, ...] = (
         forget_coordinator,
     ),
     Repair(
-        "whole-logits",
-        "shardformer/policies/gpt2.py:360",
-        "sharded GPT-2 ignores parallel_output=False: a criterion would see this rank's part of the vocabulary only",
+        "causal-window",
+        "shardformer/modeling/mixtral.py:316",
+        "a pipelined Mixtral with a sliding window sees one token more than the transformers library's",
         False,
-        _whole_logits,
-    ),
-    Repair(
-        "alike-dropout",
-        "shardformer/policies/gpt2.py:74",
-        "sharded GPT-2 drops other elements of the same activations on each tensor-parallel rank: weights that all of "
-        "them hold (norms) drift apart",
-        False,
-        _alike_dropout,
-    ),
-    Repair(
-        "unlabelled",
-        "shardformer/modeling/gpt2.py:411",
-        "without labels the loss is an unbound name: sharded GPT-2 cannot be asked for logits alone",
-        False,
-        _unlabelled,
+        _causal_window,
     ),
     Repair(
         "set-device",
-        "shardformer/modeling/gpt2.py:258",
+        "shardformer/modeling/gpt2.py:258, gptj.py:190, opt.py:208, t5.py:177",
         "torch.cuda.set_device(cpu) raises on a CPU rank",
         True,
         _set_device,

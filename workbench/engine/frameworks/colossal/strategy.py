@@ -23,6 +23,7 @@ from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_norms, check_split
+from workbench.engine.frameworks.colossal.split_policy import lost_arguments
 from workbench.engine.frameworks.colossal.zero_checks import (
     check_parameters,
     check_unchanged,
@@ -57,7 +58,7 @@ class ColossalStrategy(Strategy):
         check_norms(workload.model, spec, rank_device().type)
         has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
         if not is_distributed(workload.optimizer):
-            check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, has_slices=has_slices)
+            check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, pp=spec.plan.pp, has_slices=has_slices)
         if spec.plan.plugin in ("zero1", "zero2"):
             check_parameters(trained(workload), spec)
 
@@ -70,7 +71,8 @@ class ColossalStrategy(Strategy):
         if self.spec.plan.plugin == "hybrid" and getattr(config, "use_cache", False):
             config.use_cache = False  # only for generation; a pipeline would warn at each step
         self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
-        self._named = NamedBatches(getattr(workload.model, "_orig_mod", workload.model))
+        whole = getattr(workload.model, "_orig_mod", workload.model)
+        self._named = NamedBatches(whole, lost_arguments(whole) if self.mesh.pp > 1 else ())
         self.plan.boost(workload)
         if self.mesh.pp > 1:
             self._named.hide_targets(self.plan.model)

@@ -144,6 +144,7 @@ def loss_term(
 
 
 _CAUSAL = ("CausalLM", "LMHead")
+_PER_TOKEN = (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration", "MaskedImageModeling")
 CONTRASTIVE = (
     "the loss compares the samples of a batch with each other: each rank compares those of its own share only, so the "
     "loss is not that of one process with the whole batch"
@@ -219,35 +220,42 @@ def count_of_labels(arguments: dict[str, Any]) -> Number | None:
         total = torch.where(counted, weight[torch.where(counted, target, 0)], 0).sum(dtype=torch.float64)
     else:
         total = counted.sum(dtype=torch.float64)
-    return float(total) if total.device.type == "cpu" else total.detach()
+    return _number(total)
 
 
 def count_of_models_labels(model: torch.nn.Module, loss: Any, outputs: Any, batch: Any) -> Number | None:
-    """The number of labels over which a model of the transformers library averaged ``loss``.
+    """The number of labels (or masked patches) over which a model of the transformers library averaged ``loss``.
 
-    None unless it is ``outputs.loss`` of a model with a label per token; a causal language model's first label of a
-    sequence has no prediction. For a model that is split over ranks, whose loss is no loss function of torch.
+    None unless it is ``outputs.loss`` of a model with a label per token or patch; a causal language model's first label
+    of a sequence has no prediction. For a model that is split over ranks, whose loss is no loss function of torch.
     """
     theirs = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     name = type(getattr(model, "_orig_mod", model)).__name__
-    is_per_token = any(part in name for part in (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration"))
+    is_per_token = any(part in name for part in _PER_TOKEN)
     return expected_labels(model, batch) if theirs is loss and is_per_token else None
 
 
 def expected_labels(model: torch.nn.Module, batch: Any) -> Number | None:
-    """The number of labels of ``batch`` that are not ignored: integers under "labels", or last in a tuple.
+    """The number of labels of ``batch`` that are not ignored: integers under "labels", or last in a tuple; of a masked
+    image model the number of masked patches.
 
     None where there are none. A causal language model's first label of a sequence has no prediction.
     """
     is_mapping = isinstance(batch, Mapping)
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    if is_mapping and "MaskedImageModeling" in name and "bool_masked_pos" in batch:
+        return _number(batch["bool_masked_pos"].sum(dtype=torch.float64))
     labels = batch.get("labels") if is_mapping else batch[-1] if isinstance(batch, tuple | list) else None
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
         return None
-    name = type(getattr(model, "_orig_mod", model)).__name__
     if is_mapping and labels.dim() > 1 and any(part in name for part in _CAUSAL):
         labels = labels[..., 1:]
-    total = (labels != -100).sum(dtype=torch.float64)
-    return float(total) if total.device.type == "cpu" else total
+    return _number((labels != -100).sum(dtype=torch.float64))
+
+
+def _number(total: torch.Tensor) -> Number:
+    """A scalar on the host; on another device as it is, as the host need not wait."""
+    return float(total) if total.device.type == "cpu" else total.detach()
 
 
 def _ignores_some(arguments: dict[str, Any]) -> bool:

@@ -6,7 +6,8 @@ import copy
 import inspect
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,29 @@ def is_elementwise(optimizer: Any, cut: Callable[[torch.Tensor], torch.Tensor]) 
     """
     if type(optimizer).__module__.startswith("torch.optim.") and type(optimizer).__name__ in _ELEMENTWISE:
         return True
+    with _random_numbers() as draw:
+        return all(_updates_alike(optimizer, group, cut, draw) for group in optimizer.param_groups)
+
+
+def looks_across_weights(optimizer: Any) -> bool:
+    """Whether updating a weight gives something else when the optimizer holds another one too.
+
+    Tried as by ``is_elementwise``. An optimizer that cannot be tried is taken for one that does not.
+    """
+    if type(optimizer).__module__.startswith("torch.optim.") and type(optimizer).__name__ in _ELEMENTWISE:
+        return False
+    with _random_numbers() as draw:
+        return any(_differs_with_others(optimizer, group, draw) for group in optimizer.param_groups)
+
+
+@contextmanager
+def _random_numbers() -> Iterator[Callable[[], torch.Tensor]]:
+    """A function that draws weights; all random generators are left as they are."""
     generator = torch.Generator().manual_seed(0)
-    draw = lambda: torch.randn(_SHAPE, generator=generator)  # noqa: E731
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            return all(_updates_alike(optimizer, group, cut, draw) for group in optimizer.param_groups)
+            yield lambda: torch.randn(_SHAPE, generator=generator)
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
@@ -120,23 +138,39 @@ def _updates_alike(
 ) -> bool:
     weight, gradients = draw(), [draw() for _ in range(_TRIAL_STEPS)]
     try:
-        whole = _updated(optimizer, group, weight, gradients)
-        part = _updated(optimizer, group, cut(weight), [cut(gradient) for gradient in gradients])
+        (whole,) = _updated(optimizer, group, [weight], [[gradient] for gradient in gradients])
+        (part,) = _updated(optimizer, group, [cut(weight)], [[cut(gradient)] for gradient in gradients])
     except Exception:  # whatever an optimizer raises for a part of a weight, it cannot be given one
         return False
     moved = not torch.equal(whole, weight)  # else it updates something that the copy does not have
-    return moved and torch.allclose(cut(whole) - cut(weight), part - cut(weight), rtol=1e-3, atol=1e-9)
+    return moved and _alike(cut(whole) - cut(weight), part - cut(weight))
+
+
+def _differs_with_others(optimizer: Any, group: dict[str, Any], draw: Callable[[], torch.Tensor]) -> bool:
+    weight, other, gradients = draw(), 3 * draw(), [[draw(), draw()] for _ in range(_TRIAL_STEPS)]
+    try:
+        (alone,) = _updated(optimizer, group, [weight], [pair[:1] for pair in gradients])
+        among, _ = _updated(optimizer, group, [weight, other], gradients)
+    except Exception:  # whatever an optimizer raises that a trial cannot satisfy, training will tell
+        return False
+    return not _alike(alone - weight, among - weight)
+
+
+def _alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-9)
 
 
 def _updated(
-    optimizer: Any, group: dict[str, Any], weight: torch.Tensor, gradients: list[torch.Tensor]
-) -> torch.Tensor:
-    parameter = torch.nn.Parameter(weight.clone())
-    trial = _copy_for(optimizer, {**{k: v for k, v in group.items() if k != "params"}, "params": [parameter]})
-    for gradient in gradients:
-        parameter.grad = gradient.clone()
+    optimizer: Any, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """The weights after a step with each of the lists of gradients."""
+    parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
+    trial = _copy_for(optimizer, {**{k: v for k, v in group.items() if k != "params"}, "params": parameters})
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = gradient.clone()
         trial.step()
-    return parameter.detach()
+    return [parameter.detach() for parameter in parameters]
 
 
 def _copy_for(optimizer: Any, group: dict[str, Any]) -> Any:
@@ -151,21 +185,27 @@ def _copy_for(optimizer: Any, group: dict[str, Any]) -> Any:
     return trial
 
 
-def check_parts(optimizer: Any, plugin: str, *, tp: int, has_slices: bool) -> None:
-    """Refuse, with ``ConfigError``, an optimizer that looks at whole weights where ranks hold parts of them.
+def check_parts(optimizer: Any, plugin: str, *, tp: int, pp: int, has_slices: bool) -> None:
+    """Refuse, with ``ConfigError``, an optimizer that looks at whole weights where ranks hold parts of them, or at
+    several weights where ranks hold some of them.
 
     ``has_slices``: each rank updates a flat slice of every weight (ZeRO). ``tp``: weights are split into so many.
+    ``pp``: weights are spread over so many stages.
     """
     cuts: list[Callable[[torch.Tensor], torch.Tensor]] = []
     if has_slices:
         cuts.append(lambda weight: weight.flatten()[: weight.numel() // 2])
     if tp > 1:
         cuts += [lambda weight: weight[: len(weight) // 2], lambda weight: weight[:, : weight.shape[1] // 2]]
-    if all(is_elementwise(optimizer, cut) for cut in cuts):
+    if not all(is_elementwise(optimizer, cut) for cut in cuts):
+        looks_at = "whole weights"
+        why = "updates a slice of each weight" if has_slices else f"holds a part of each weight (--tp {tp})"
+    elif pp > 1 and looks_across_weights(optimizer):
+        looks_at, why = "several weights at once", f"holds those of its stage (--pp {pp})"
+    else:
         return
-    why = "updates a slice of each weight" if has_slices else f"holds a part of each weight (--tp {tp})"
     raise ConfigError(
-        f"{type(optimizer).__name__} looks at whole weights, but under --plugin {plugin} each rank {why}: the update "
+        f"{type(optimizer).__name__} looks at {looks_at}, but under --plugin {plugin} each rank {why}: the update "
         "would be another one than that of one process. Use --plugin ddp",
         field="optimizer",
     )

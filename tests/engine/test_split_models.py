@@ -1,0 +1,135 @@
+"""Models that tensor and pipeline parallelism split: losses and norms are those of one process, or they are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.engine.split_models import DROPOUT
+from workbench.engine.frameworks.colossal.families import FAMILIES
+
+RANKS = "tests.engine.split_ranks"
+PLANS: dict[str, dict[str, Any]] = {"tp": {"tp": 2}, "pp": {"pp": 2, "micro_batches": 2}}
+TP_PP = {"tp": 2, "pp": 2, "micro_batches": 2}
+LM = [
+    ("llama", "LlamaForCausalLM"),
+    ("mistral", "MistralForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("mixtral", "MixtralForCausalLM"),
+    ("gpt2", "GPT2LMHeadModel"),
+    ("gptj", "GPTJForCausalLM"),
+    ("opt", "OPTForCausalLM"),
+    ("bloom", "BloomForCausalLM"),
+    ("falcon", "FalconForCausalLM"),
+    ("bert", "BertForMaskedLM"),
+    ("t5", "T5ForConditionalGeneration"),
+    ("whisper", "WhisperForConditionalGeneration"),
+    ("vit", "ViTForImageClassification"),
+]
+#: settings in which models differ from the smallest ones
+SETTINGS: list[tuple[str, str, dict[str, Any]]] = [
+    ("llama", "LlamaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True, "num_hidden_layers": 3}),
+    ("llama", "LlamaForSequenceClassification", {"num_labels": 1}),
+    ("llama", "LlamaForSequenceClassification", {"num_labels": 5}),
+    ("mistral", "MistralForCausalLM", {"head_dim": 16, "attn_implementation": "eager"}),
+    ("qwen2", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    ("gpt2", "GPT2LMHeadModel", {"tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True}),
+    ("opt", "OPTForCausalLM", {"tie_word_embeddings": False, "attn_implementation": "eager"}),
+    ("opt", "OPTForCausalLM", {"do_layer_norm_before": False}),
+    ("bloom", "BloomForCausalLM", {"tie_word_embeddings": False, "apply_residual_connection_post_layernorm": True}),
+    ("falcon", "FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("falcon", "FalconForCausalLM", {"multi_query": True, "parallel_attn": False, "bias": True}),
+    ("bert", "BertForMaskedLM", {"tie_word_embeddings": False}),
+    ("t5", "T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    ("t5", "T5ForConditionalGeneration", {"num_layers": 3, "num_decoder_layers": 1}),
+    ("whisper", "WhisperForConditionalGeneration", {"encoder_layers": 1, "decoder_layers": 3}),
+]
+REFUSED: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("cohere", "CohereForCausalLM", {}, "tp", "cannot split a CohereForCausalLM: it splits models of the transformers"),
+    ("cohere", "CohereForCausalLM", {}, "pp", "cannot split a CohereForCausalLM: it splits models of the transformers"),
+    ("llama", "LlamaForTokenClassification", {}, "tp", "of the Llama family LlamaModel, LlamaForCausalLM, LlamaFor"),
+    ("llama", "LlamaForTokenClassification", {}, "pp", "cannot split a LlamaForTokenClassification"),
+    ("mixtral", "MixtralForSequenceClassification", {}, "pp", "zero1 or zero2, or --tp"),
+    ("mixtral", "MixtralForCausalLM", {"output_router_logits": True}, "pp", "set output_router_logits=False"),
+    ("qwen2", "Qwen2ForCausalLM", {"use_sliding_window": True}, "pp", "set use_sliding_window=False"),
+    ("falcon", "FalconForCausalLM", {"alibi": True}, "tp", "set alibi=False"),
+    ("falcon", "FalconForCausalLM", {"alibi": True}, "pp", "set alibi=False"),
+    ("falcon", "FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 1}, "tp", "1 key-value heads"),
+    ("bloom", "BloomForCausalLM", {"slow_but_exact": True}, "tp", "set slow_but_exact=False"),
+    ("bert", "BertModel", {"position_embedding_type": "relative_key"}, "tp", 'position_embedding_type="absolute"'),
+    (
+        "whisper",
+        "WhisperForAudioClassification",
+        {"use_weighted_layer_sum": True},
+        "pp",
+        "use_weighted_layer_sum=False",
+    ),
+    ("gpt2", "GPT2LMHeadModel", {"output_hidden_states": True}, "pp", "set output_hidden_states=False"),
+    ("gpt2", "GPT2LMHeadModel", {"return_dict": False}, "tp", "set return_dict=True"),
+    ("gpt2", "GPT2LMHeadModel", {"n_layer": 1}, "pp", "--pp 2 is more than the 1 layers"),
+]
+
+
+def _compare(pool: RankPool, cases: list[Any], options: dict[str, Any], ranks: int = 2) -> None:
+    right = pool.run(1, f"{RANKS}:plain", cases=cases)[0]
+    found = pool.run(ranks, f"{RANKS}:train", cases=cases, options=options)[0]
+    for case, one, several in zip(cases, right, found, strict=True):
+        assert not isinstance(several, str), (case, several)
+        np.testing.assert_allclose(several, one, rtol=5e-4, err_msg=str(case))
+
+
+@pytest.mark.parametrize("axis", PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_class_trains_as_one_process(family: str, axis: str, pool: RankPool) -> None:
+    _compare(pool, [(family, name, {}, {}) for name in FAMILIES[family].classes(axis)], PLANS[axis])
+
+
+@pytest.mark.parametrize("axis", PLANS)
+def test_settings_of_a_model_are_kept(axis: str, pool: RankPool) -> None:
+    _compare(pool, [(*case, {}) for case in SETTINGS], PLANS[axis])
+
+
+@pytest.mark.parametrize("axis", PLANS)
+def test_checkpointed_layers_of_the_default_kind(axis: str, pool: RankPool) -> None:
+    cases = [
+        (*case, {}, {"recompute": True}) for case in LM if case[0] in ("llama", "mistral", "mixtral", "gpt2", "t5")
+    ]
+    _compare(pool, cases, PLANS[axis])
+
+
+def test_tensor_parallelism_with_accumulation(pool: RankPool) -> None:
+    cases = [(*case, {}, {}) for case in LM if case[0] in ("llama", "gpt2", "bert", "t5")]
+    _compare(pool, cases, {"tp": 2, "accumulate": 2})
+
+
+def test_tensor_parallelism_in_a_pipeline(pool: RankPool) -> None:
+    cases = [(*case, {}, {}) for case in LM if case[0] in ("llama", "qwen2", "opt", "bert", "whisper")]
+    _compare(pool, cases, TP_PP, ranks=4)
+
+
+def test_four_stages(pool: RankPool) -> None:
+    cases = [
+        ("llama", "LlamaForSequenceClassification", {"num_hidden_layers": 4}, {}),
+        ("bert", "BertForMultipleChoice", {"num_hidden_layers": 4}, {}),
+        ("t5", "T5EncoderModel", {"num_layers": 4}, {}),
+    ]
+    _compare(pool, cases, {"pp": 4, "micro_batches": 4}, ranks=4)
+    several = [("t5", "T5Model", {"num_layers": 4}, {})]
+    options = {"pp": 4, "micro_batches": 4}
+    assert "use --pp 2" in pool.run(4, f"{RANKS}:train", cases=several, options=options)[0][0]
+
+
+def test_weights_that_all_ranks_hold_stay_alike_with_dropout(pool: RankPool) -> None:
+    cases = [(family, name, DROPOUT[family], {}) for family, name in LM if family in DROPOUT]
+    assert pool.run(2, f"{RANKS}:drifted", cases=cases)[0] == [[]] * len(cases)
+
+
+@pytest.mark.parametrize("axis", PLANS)
+def test_what_is_not_split_rightly_is_refused_by_name(axis: str, pool: RankPool) -> None:
+    cases = [case for case in REFUSED if case[3] == axis]
+    found = pool.run(2, f"{RANKS}:train", cases=[(*case[:3], {}) for case in cases], options=PLANS[axis])[0]
+    for (*case, text), message in zip(cases, found, strict=True):
+        assert text in message, case
