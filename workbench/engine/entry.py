@@ -30,7 +30,7 @@ from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
-from workbench.engine.data.sources import LoaderSource
+from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cell import workload_from_cell
 from workbench.engine.frameworks.torch_common.device import rank_device
@@ -117,8 +117,10 @@ def _train(
         try:
             workload = _agreed_workload(path, spec, strategy)
             exchange = exchange_of(rank, spec.plan.ranks)
-            if isinstance(workload.data, LoaderSource):
+            if isinstance(workload.data, LoaderSource | DatasetSource):
                 workload.data.share_with(exchange)
+            if isinstance(workload.data, LoaderSource) and (remark := workload.data.remark()):
+                strategy.tell("repeated_samples", remark)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.names import users_name
-from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.errors import ConfigError
 
 
@@ -49,22 +47,3 @@ def is_distributed(optimizer: Any) -> bool:
     from colossalai.nn.optimizer import optim2DistOptim
 
     return type(optimizer) in optim2DistOptim
-
-
-def versions_of(items: Iterable[RankParameter]) -> list[int]:
-    """Numbers that grow whenever a parameter is changed in place."""
-    return [item.parameter._version for item in items]
-
-
-def check_unchanged(items: Sequence[RankParameter], before: list[int], plugin: str) -> None:
-    """Refuse, with ``ConfigError``, a loss that changes weights in place: the optimizer's own copy would undo it.
-
-    ``before``: ``versions_of`` the same items before the forward pass.
-    """
-    changed = [item.layer for item, old in zip(items, before, strict=True) if item.parameter._version != old]
-    if changed:
-        raise ConfigError(
-            f"loss_fn or the model changes weights in place ({', '.join(dict.fromkeys(changed))}), but --plugin "
-            f"{plugin} keeps a copy of its own, which would undo the change: use --plugin ddp",
-            field="loss_fn",
-        )

@@ -174,6 +174,11 @@ def _total(found: tuple[Any, ...]) -> LossTerm:
             f"loss_fn returned a tuple of {len(found)}: return the loss, or (loss_sum, count)", field="loss_fn"
         )
     total, count = found
+    if isinstance(count, torch.Tensor) and count.requires_grad:
+        raise ConfigError(
+            "loss_fn returned two losses (both have a gradient): return their sum, or (loss_sum, count)",
+            field="loss_fn",
+        )
     if isinstance(count, torch.Tensor):
         count = count.detach().double()
         count = float(count) if count.device.type == "cpu" else count.reshape(())
@@ -197,6 +202,12 @@ def _scalar(found: Any) -> torch.Tensor:
         )
     if found.is_complex():
         raise ConfigError("the loss is complex: return a real number, such as loss.abs()", field="loss_fn")
+    if not found.is_floating_point():
+        raise ConfigError(
+            f"the loss is an integer ({str(found.dtype).removeprefix('torch.')}), which has no gradient: compute it "
+            "from the model's outputs by differentiable operations",
+            field="loss_fn",
+        )
     if torch.is_grad_enabled() and not found.requires_grad:
         raise ConfigError(
             "the loss has no gradient: it was computed without the model's parameters, from detached tensors or under "
