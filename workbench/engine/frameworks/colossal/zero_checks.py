@@ -12,8 +12,8 @@ from workbench.errors import ConfigError
 
 
 def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
-    """Refuse, with ``ConfigError``, parameters that ZeRO would reduce or update wrongly: complex ones, ones with sparse
-    gradients, and ones of several types."""
+    """Refuse, with ``ConfigError``, parameters that ZeRO would reduce or update wrongly: complex and empty ones,
+    ones with sparse gradients, and ones of several types."""
     plugin = f"--plugin {spec.plan.plugin}"
     for name, module in model.named_modules():
         if getattr(module, "sparse", False) and isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
@@ -27,6 +27,12 @@ def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
         if parameter.is_complex():
             raise ConfigError(
                 f"{users_name(name)} is complex, which {plugin} cannot hold: use --plugin ddp", field="--plugin"
+            )
+        if not parameter.numel() and parameter.requires_grad:
+            raise ConfigError(
+                f"{users_name(name)} has no elements (shape {tuple(parameter.shape)}), which {plugin} cannot hold: use "
+                "--plugin ddp, or leave it out",
+                field="--plugin",
             )
         types.setdefault(parameter.dtype, users_name(name))
     if spec.precision == "fp32" and torch.float64 in types and len(types) == 1:

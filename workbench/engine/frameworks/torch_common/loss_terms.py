@@ -135,7 +135,7 @@ def loss_term(
     call = next((call for call in reversed(calls) if call.result is found), None)
     count = count_of(found) if call is None else None
     if tell is not None:
-        _tell(value, calls, call is not None or count is not None, tell)
+        _tell(found, calls, call is not None or count is not None, tell)
     if call is None:
         return LossTerm(value, count)
     if not (call.averages_over_labels or call.reduction == "sum"):
@@ -158,13 +158,13 @@ ENDS_IN_SUM = (
 )
 
 
-def _tell(value: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callable[[str, str], object]) -> None:
+def _tell(found: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callable[[str, str], object]) -> None:
     means = [call for call in calls if call.averages_over_labels]
     if any(_is_contrastive(call.arguments) for call in means):
         tell("contrastive_loss", CONTRASTIVE)
     elif not is_known and any(_ignores_some(call.arguments) for call in means):
         tell("loss_by_samples", UNKNOWN_COUNT)
-    if not is_known and type(value.grad_fn).__name__ == "SumBackward0":
+    if not is_known and type(found.grad_fn).__name__ == "SumBackward0":
         tell("loss_is_a_sum", ENDS_IN_SUM)
 
 
