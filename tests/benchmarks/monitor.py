@@ -292,7 +292,8 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
         is_ours = name not in others
         spec = strategy.spec.replace(level=name if is_ours else "off")
         log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
-        control = AgreedControl(directory, exchange_of(strategy.rank, spec.plan.ranks))
+        exchange = exchange_of(strategy.rank, spec.plan.ranks)
+        control = AgreedControl(directory, exchange)
         trainer = Trainer(
             run=directory,
             spec=spec,
@@ -302,7 +303,7 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
             log=log or NoLog(),  # type: ignore[arg-type]
             guard=NonfiniteGuard(directory, strategy, log or NoLog(), control),  # type: ignore[arg-type]
             progress=Progress(),
-            observers=observers_of(spec, strategy, workload, log) if log else others[name],
+            observers=observers_of(spec, strategy, workload, log, exchange) if log else others[name],
         )
         ways[name] = Way(trainer, log, sampling_ms if is_ours else 0.0)
     return ways

@@ -16,6 +16,7 @@ from workbench.events.outcome import failure_of
 from workbench.run.reader import RunReader
 from workbench.run.resolve import resolve
 from workbench.rundir import directory as run_directory
+from workbench.rundir import environment
 
 MODEL = """
 import torch
@@ -110,7 +111,10 @@ def test_state_names_what_is_kept(train: Any) -> None:
 def test_settings_of_a_run_do_not_reach_the_next(train: Any) -> None:
     cell = MODEL + "criterion = torch.nn.MSELoss()\n"
     _, before, _ = train(cell, steps=3)
-    _, double, _ = train("import torch\ntorch.set_default_dtype(torch.float64)\n" + cell, steps=3)
+    changed, double, _ = train("import torch\ntorch.set_default_dtype(torch.float64)\n" + cell, steps=3)
+    assert environment.read(changed.path)["torch_settings"] == {
+        "default dtype": "torch.float64 (default: torch.float32)"
+    }
     _, after, said = train(cell, steps=3)
     np.testing.assert_array_equal(before, after)
     assert not np.array_equal(before, double)

@@ -19,7 +19,10 @@ class RunFile:
 FILES = (
     RunFile(pattern="spec.toml", what="everything needed to run it again, with versions and machine"),
     RunFile(pattern="cell.py", what="the source of the cell, if a cell defined the model"),
-    RunFile(pattern="environment.json", what="packages, command line, git commit and uncommitted changes"),
+    RunFile(
+        pattern="environment.json",
+        what="packages, command line, git state; settings of torch that the cell changed",
+    ),
     RunFile(
         pattern="rank-?????/*.arrow",
         what="that rank's log: an Arrow IPC stream per record type, readable up to the last whole batch",

@@ -24,19 +24,20 @@ from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.base.capabilities import Watchable
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
-from workbench.engine.data.sources import LoaderSource
+from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cell import workload_from_cell
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
-from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
+from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
@@ -47,7 +48,7 @@ from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
-from workbench.rundir import checkpoints
+from workbench.rundir import checkpoints, environment
 from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
 from workbench.rundir.log import RankLogWriter, rank_directory
 
@@ -116,14 +117,18 @@ def _train(
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
+            if rank == 0 and (changed := changed_settings()):
+                _record_settings(path, changed, log)
             exchange = exchange_of(rank, spec.plan.ranks)
-            if isinstance(workload.data, LoaderSource):
+            if isinstance(workload.data, LoaderSource | DatasetSource):
                 workload.data.share_with(exchange)
+            if isinstance(workload.data, LoaderSource) and (remark := workload.data.remark()):
+                strategy.tell("repeated_samples", remark)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)
             control = AgreedControl(path, exchange)
-            observers = observers_of(spec, strategy, workload, log)
+            observers = observers_of(spec, strategy, workload, log, exchange)
             trainer = Trainer(
                 spec=spec,
                 workload=workload,
@@ -147,6 +152,14 @@ def _train(
             strategy.close()
 
 
+def _record_settings(path: Path, changed: dict[str, str], log: RankLogWriter) -> None:
+    """Keep with the run which settings of torch its cell has changed."""
+    try:
+        environment.add(path, torch_settings=changed)
+    except (OSError, ValueError) as error:
+        log.event(EventKind.WARNING, "environment", f"the cell's settings of torch were not recorded: {error}")
+
+
 def _checkpoint(spec: TrainSpec) -> Path | None:
     """The checkpoint to go on from; ``ConfigError`` when it is not there (any more)."""
     if not spec.resume:
@@ -155,10 +168,12 @@ def _checkpoint(spec: TrainSpec) -> Path | None:
     return checkpoints.find(run, step)
 
 
-def observers_of(spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter) -> list[StepObserver]:
+def observers_of(
+    spec: TrainSpec, strategy: Strategy, workload: Workload, log: RankLogWriter, exchange: Exchange
+) -> list[StepObserver]:
     """What watches the steps of this run."""
     always: list[StepObserver] = [
-        BatchSizeLogger(strategy, log, tokens_per_sample=workload.tokens_per_sample),
+        BatchSizeLogger(strategy, log, exchange, tokens_per_sample=workload.tokens_per_sample),
         WithoutGradient(strategy),
     ]
     if spec.monitor.level == "off":

@@ -259,6 +259,9 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
     for key in ("notebook", "directory", "executable"):
         if environment.get(key):
             rows.append((key, words.format_value(environment[key])))
+    settings = environment.get("torch_settings")
+    if isinstance(settings, dict):
+        rows += [(f"torch: {name}", words.format_value(value)) for name, value in settings.items()]
     git = _git(run)
     rows += [(f"git {key}", words.format_value(git[key])) for key in ("commit", "branch", "remote") if git.get(key)]
     if git.get("commit"):

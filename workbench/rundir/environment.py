@@ -1,6 +1,7 @@
 """Where a run was started: packages, code (git commit and what was not committed), command line, processor.
 
-``record(path)`` writes ``environment.json`` into a run directory when it is made; ``read(path)`` gives it back.
+``record(path)`` writes ``environment.json`` into a run directory when it is made; ``add(path)`` adds what its ranks
+find, such as settings of torch that the cell changes (``torch_settings``); ``read(path)`` gives it back.
 Nothing is imported for it and nothing is asked of the network.
 """
 
@@ -25,6 +26,12 @@ _GIT_S = 3.0
 def record(run: Path) -> None:
     """Write ``environment.json``; ``OSError`` when the directory cannot be written."""
     (run / ENVIRONMENT_FILE).write_text(json.dumps(describe(), indent=1) + "\n", encoding="utf-8")
+
+
+def add(run: Path, **found: Any) -> None:
+    """Add to what ``record`` wrote what was found out later. ``OSError`` when it cannot be written, ``ValueError`` when
+    the file cannot be understood."""
+    (run / ENVIRONMENT_FILE).write_text(json.dumps(read(run) | found, indent=1) + "\n", encoding="utf-8")
 
 
 def read(run: Path) -> dict[str, Any]:

@@ -180,7 +180,8 @@ def test_norms_alone_leave_the_rest_unknown() -> None:
 def test_histograms_of_shards_are_added() -> None:
     def spread(rank: int, first: int, counts: list[int], sharded: str = "tp", scope: str = "reduced") -> dict:
         return {"step": 1, "rank": rank, "layer": "fc", "scope": scope, "sharded": sharded, "first_exponent": first,
-                "counts": counts, "zero_count": 0, "nonfinite_count": 0, "underflow_count": 0, "sampled": False}  # fmt: skip
+                "counts": counts, "zero_count": 0, "nonfinite_count": 0, "underflow_count": 0, 
+                "sampled": False}  # fmt: skip
 
     parts = [spread(0, -3, [1, 2]), spread(1, -2, [5]), spread(1, 4, [7], ""), spread(0, 4, [7], "")]
     columns = {name: [row[name] for row in parts] for name in columns_of("histograms")}

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.utils.data import (
     BatchSampler,
-    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -27,6 +26,8 @@ from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.batch import Batch
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.data.generators import DataGenerators
+from workbench.engine.data.replica_samplers import check_sampler, is_distributed, remark_on_repeats
+from workbench.engine.data.same_data import SameData
 from workbench.engine.data.shared_order import SharedOrder
 from workbench.errors import ConfigError
 
@@ -53,6 +54,7 @@ class DatasetSource:
         self.collate = collate_fn or default_collate
         self._generators = DataGenerators(seed)
         self._draws = False
+        self._same = SameData()
         #: a batch's number, its epoch, and samples of the epoch before it: later batches are counted from there
         self._origin = (0, 0, 0)
         self._is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -68,6 +70,12 @@ class DatasetSource:
                 "--shuffle needs a dataset with len(dataset) and dataset[index]; an iterable is read in its own order",
                 field="--shuffle",
             )
+
+    def share_with(self, exchange: Exchange) -> None:
+        """From now on ranks compare the first batch of an iterable, which each of them reads whole. Called once, before
+        data are read, on all ranks."""
+        if not self._is_indexed:
+            self._same.share_with(exchange)
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield replica ``dp``'s share of each global batch from number ``start`` on, without end.
@@ -159,11 +167,13 @@ class DatasetSource:
             samples = self._generators.read(self.dataset, epoch)
             found = 0
             while len(batch := list(islice(samples, self.batch_size))) == self.batch_size:
+                self._same.check(batch)
                 with self._generators.in_use(epoch, found + first):
                     share_of_batch = self.collate(batch[first : first + share])
                 found += self.batch_size
                 yield share_of_batch
             if not found:
+                self._same.check(None)
                 _raise_for_empty_epoch(epoch, len(batch), self.batch_size)
 
 
@@ -194,19 +204,49 @@ class LoaderSource:
         self._distributed_sampler = sampler if is_distributed(sampler) else None
         self._seeded_sampler = sampler if type(sampler) is RandomSampler and sampler.generator is None else None
         self._batch_size = getattr(dataloader, "batch_size", None)
+        self._same = SameData()
         self._generator = getattr(dataloader, "generator", None)
         self._generator_state = self._generator.get_state() if self._generator is not None else None
 
     def share_with(self, exchange: Exchange) -> None:
-        """From now on rank 0 draws the order of samples where ranks might draw different ones. Called once, before
-        data are read, on all ranks."""
+        """From now on rank 0 draws the order of samples where ranks might draw different ones, and ranks compare the
+        first batch of a stream. Called once, before data are read, on all ranks."""
         indexed = hasattr(self.dataloader, "dataset") and not isinstance(self.dataloader.dataset, IterableDataset)
-        if exchange.ranks == 1 or not indexed or self._is_order_known() or self._distributed_sampler is not None:
+        if self._distributed_sampler is not None:
+            return
+        if not indexed:
+            self._same.share_with(exchange)
+            return
+        if exchange.ranks == 1 or self._is_order_known():
             return
         name = "sampler" if self._order is None else "batch_sampler"
         loader = copy(self.dataloader)  # the user's own stays as it is; a DataLoader lets nobody set these
         loader.__dict__[name] = SharedOrder(getattr(loader, name), exchange)
         self.dataloader = loader
+
+    def remark(self) -> str:
+        """What to tell of the order of samples; "" if nothing."""
+        return remark_on_repeats(self._distributed_sampler)
+
+    def position(self, number: int) -> dict[str, Any]:
+        """Where batch ``number`` begins: after so many batches of ``batch_size`` samples (None: unknown)."""
+        return {"batches": number, "batch_size": self._global_size()}
+
+    def _global_size(self) -> int | None:
+        replicas = 1 if self._distributed_sampler is None else self._distributed_sampler.num_replicas
+        return None if self._batch_size is None else self._batch_size * replicas
+
+    def begin_at(self, position: dict[str, Any], number: int) -> None:
+        """Raise ``ConfigError`` for another batch size than that of the checkpoint: batches are counted from the
+        beginning."""
+        was, now = position["batch_size"], self._global_size()
+        if None not in (was, now) and was != now:
+            raise ConfigError(
+                f"a dataloader goes on with the batch size of its checkpoint only, which was {was} over all ranks, and "
+                f"now is {now}. Give it batch_size={was}, or define a dataset, which goes on at the next sample "
+                "whatever --batch-size is",
+                field="dataloader",
+            )
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield replica ``dp``'s share of each batch from number ``start`` on, without end.
@@ -215,7 +255,7 @@ class LoaderSource:
         skipped batches are read now. Raises ``ConfigError`` for a batch that cannot be cut as the plan needs it.
         """
         if self._distributed_sampler is not None:
-            _check_sampler(self._distributed_sampler, dp, dp_size)
+            check_sampler(self._distributed_sampler, dp, dp_size)
         length = self._batches_per_epoch() if start else None
         epochs, left = divmod(start, length) if length else (0, start)
         return _skip(self._read_epochs(dp, dp_size, epochs), left)
@@ -270,10 +310,12 @@ class LoaderSource:
             self._start_epoch(epoch)
             for batch in self._generators.read(self.dataloader, epoch, own_stream):
                 found += 1
+                self._same.check(batch)
                 self._check_size(batch)
                 parts = 1 if self._distributed_sampler is not None else dp_size
                 yield split(batch, parts, expected=self._batch_size)[dp if parts > 1 else 0]
             if not found:
+                self._same.check(None)
                 _raise_for_empty_epoch(epoch, 0, self._batch_size or 1)
 
     def _check_size(self, batch: Batch) -> None:
@@ -292,11 +334,6 @@ class LoaderSource:
                 sampler.set_epoch(epoch)
         if self._seeded_sampler is not None:
             self._seeded_sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
-
-
-def is_distributed(sampler: Any) -> bool:
-    """Whether a sampler gives each replica samples of its own."""
-    return isinstance(sampler, DistributedSampler) or (hasattr(sampler, "rank") and hasattr(sampler, "num_replicas"))
 
 
 def _skip(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
@@ -325,16 +362,6 @@ def _check_length(samples: int, batch_size: int) -> None:
             f"the dataset has {samples} samples, fewer than one global batch of {batch_size}: "
             f"use --batch-size {samples} or less, or a larger dataset",
             field="--batch-size",
-        )
-
-
-def _check_sampler(sampler: Any, dp: int, dp_size: int) -> None:
-    if (sampler.rank, sampler.num_replicas) != (dp, dp_size):
-        raise ConfigError(
-            f"the dataloader's DistributedSampler is for replica {sampler.rank} of {sampler.num_replicas}, but this "
-            f"rank is data-parallel replica {dp} of {dp_size}: leave the sampler out (the workbench then divides the "
-            f"batches), or pass num_replicas={dp_size} and rank=<the replica of each rank>",
-            field="dataloader",
         )
 
 

@@ -33,8 +33,9 @@ class Case:
     ``cell`` is trained under ``plans`` with the options ``flags``. ``plain`` is source that runs after the cell in one
     process and appends to ``losses`` (per step, over the global batch) and, if the norm is compared too, to ``norms``;
     it sees the cell's names, ``spec``, and what ``harness.plain`` offers. "" is the loop that anyone would write.
-    ``refused``: plan -> text of the message that refuses it. ``says``: plan -> text of an event that the run has
-    ("" stands for every plan). ``tolerance``: relative, of losses and norms.
+    ``refused``: plan -> text of the message that refuses it, after ``refused_after`` steps. ``says``: plan -> text of
+    an event that the run has ("" stands for every plan). ``differs``: plans that train otherwise than
+    one process, which they say. ``tolerance``: relative, of losses and norms.
     """
 
     cell: str
@@ -42,6 +43,8 @@ class Case:
     plans: tuple[str, ...] = FOR_ANY_MODEL
     plain: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
+    refused_after: int = 0
+    differs: tuple[str, ...] = ()
     says: Mapping[str, str] = field(default_factory=dict)
     tolerance: float = 2e-4
 

@@ -30,6 +30,8 @@ def batches(names: Mapping[str, Any]) -> Iterator[Any]:
             sampler = getattr(loader, "sampler", None)
             if isinstance(sampler, RandomSampler) and loader.generator is None:
                 sampler.generator = torch.Generator().manual_seed(spec.seed + epoch)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
             yield from loader
             continue
         samples = list(names["dataset"]) if not hasattr(names["dataset"], "__len__") else names["dataset"]

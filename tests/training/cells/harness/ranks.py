@@ -17,6 +17,18 @@ def train(rank: int, ranks: int, directory: Path, *, run: str) -> str:
     return train_run(run)
 
 
+def save_restored(rank: int, ranks: int, directory: Path, *, run: str) -> str:
+    """As ``train``, but what is resumed is saved at once, without a step."""
+    from workbench.engine.loop.trainer import Trainer
+
+    def run_nothing(trainer: Trainer) -> str:
+        trainer.save(trainer.begin(), asked=True)
+        return "finished"
+
+    Trainer.run = run_nothing  # type: ignore[method-assign]  # of this process, which ends with the request
+    return train(rank, ranks, directory, run=run)
+
+
 def plain(rank: int, ranks: int, directory: Path, *, cell: str, loop: str, options: dict[str, Any]) -> dict[str, Any]:
     """Losses and gradient norms of the cell in one process; nothing of the workbench trains."""
     import torch

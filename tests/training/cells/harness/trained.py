@@ -15,14 +15,16 @@ from workbench.rundir import directory as run_directory
 RANKS = "tests.training.cells.harness.ranks"
 
 
-def train_case(pool: RankPool, case: Case, plan: str, **more: Any) -> tuple[RunReader | None, str]:
-    """The run, and what ended it early: a refusal, or an error of the ranks."""
+def train_case(
+    pool: RankPool, case: Case, plan: str, *, function: str = "train", **more: Any
+) -> tuple[RunReader | None, str]:
+    """The run, and what ended it early: a refusal, or an error of the ranks. ``function``: of the ranks."""
     try:
         request = resolve(case.options(plan) | more, cell=case.cell, default_ranks=2)
     except ConfigError as error:
         return None, str(error)
     path = run_directory.create(request.spec, request.cell)
-    pool.run(request.spec.plan.ranks, f"{RANKS}:train", run=str(path))
+    pool.run(request.spec.plan.ranks, f"{RANKS}:{function}", run=str(path))
     run = RunReader(path)
     run.store.refresh()
     failed = failure_of(run.store.table("events"))

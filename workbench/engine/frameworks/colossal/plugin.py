@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
+from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, StepHooks
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
@@ -27,6 +28,7 @@ from workbench.engine.frameworks.torch_common.parameters import (
 )
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes, trained, users_model
+from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import LossScaler, Originals, RankState
 
 #: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
@@ -62,6 +64,8 @@ class Plan(ABC):
         self.framework_norm = math.nan  # of the last step, loss scale removed
         self.watch_framework_norm = False
         self.clip = spec.clip
+        self.hooks = GradientHooks()
+        self.step_hooks = StepHooks()
 
     def boost(self, workload: Workload) -> None:
         """Wrap model and optimizer. Collective."""
@@ -69,10 +73,13 @@ class Plan(ABC):
         module = trained(workload) if self.is_whole else workload.model
         names = self.names = ModelNames(module, workload.optimizer)
         self.originals = Originals(module)
+        self.frozen_by_cell = FrozenByCell(module, workload.optimizer)
+        self.hooks.take(module.parameters())
         modes = modes_of(module)
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
-        self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
+        with _norms_unchanged() if self.device.type == "cpu" else nullcontext():
+            self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
         set_modes(self.module, modes)
         convert = getattr(self.model, "convert_fn", None)
@@ -87,12 +94,32 @@ class Plan(ABC):
             is_sharded=is_sharded if self.mesh.tp > 1 else lambda parameter: False,
             foreign=self.foreign_parameters(),
         )
+        if self.masters():
+            self.step_hooks.take(self.optimizer.optim)
+            self._move_state()
         self.generators = generators_of(self.module)
         self.reduction = self.reduction_of()
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
         self.mine = share_of_replicas(self.held, turns, self.mesh, self.here)
         self.shares = {(item.layer, item.sharded) for item in self.mine}
         self.sizes = names.sizes
+
+    def _move_state(self) -> None:
+        """What the cell put into the optimizer, such as moments that it loaded, belongs to the copies from now on."""
+        states, masters = self.optimizer.optim.state, self.masters()
+        parameters = {id(item.parameter): item.parameter for item in self.held}
+        for key in [key for key in states if id(key) in parameters and masters.get(id(key)) is not None]:
+            state = states.pop(key)
+            states[masters[id(key)]] = {
+                name: self.own_part(value, key)
+                if name != "step" and getattr(value, "shape", None) == key.shape
+                else value
+                for name, value in state.items()
+            }
+
+    def own_part(self, state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """The part of ``state``, which is shaped like ``parameter``, that belongs to this rank's copy of it."""
+        return state.float()
 
     @abstractmethod
     def make_plugin(self) -> Any:
@@ -126,6 +153,10 @@ class Plan(ABC):
         """Multiply the reduced gradients by ``factor``."""
         torch._foreach_mul_([item.parameter.grad for item in self.held if item.parameter.grad is not None], factor)
 
+    def run_gradient_hooks(self) -> None:
+        """Let the cell's own hooks on parameters act on the reduced gradients. Collective."""
+        self.hooks.run(self.loss_scale())
+
     def no_sync(self) -> AbstractContextManager[Any]:
         """Around pieces whose gradients are only accumulated."""
         return self.booster.no_sync(self.model, self.optimizer)
@@ -157,7 +188,7 @@ class Plan(ABC):
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison:
         """``Strategy.compare``: by then ``p.grad`` is the reduced gradient."""
-        return Comparison("exact", [[(part.tensor, part.source.real(part.source.parameter.grad))] for part in parts])
+        return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
 
     def weights(self, wanted: Wanted = None) -> list[WeightPart]:
         """``Strategy.weights``."""
@@ -224,6 +255,19 @@ class Plan(ABC):
             for item in items
             if item.parameter.grad is not None and not item.foreign
         ]
+
+
+@contextmanager
+def _norms_unchanged() -> Iterator[None]:
+    """The plugins make batch normalisation synchronised, which torch has on GPUs only; ``check_norms`` has refused what
+    would need it."""
+    kind = torch.nn.SyncBatchNorm
+    upstream = kind.__dict__["convert_sync_batchnorm"]
+    kind.convert_sync_batchnorm = classmethod(lambda cls, module, process_group=None: module)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        kind.convert_sync_batchnorm = upstream  # type: ignore[method-assign]
 
 
 def record_skips(plan: Plan, mixin: Any) -> None:

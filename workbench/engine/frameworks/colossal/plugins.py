@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
@@ -85,7 +86,10 @@ class ZeroPlan(Plan):
             overlap_communication=self.device.type == "cuda",  # needs streams: low_level_optim.py:343
         )
 
+    @torch.no_grad()
     def boost(self, workload: Workload) -> None:
+        for parameter in workload.model.parameters():
+            parameter.data = parameter.data.contiguous()  # slices are taken of a flat view
         super().boost(workload)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision_mixin)
@@ -117,6 +121,34 @@ class ZeroPlan(Plan):
         groups = [group for store in {id(store): store for store in stores}.values() for group in store.values()]
         slices = [part for group in groups for parts in group.values() for part in parts]
         torch._foreach_mul_(list({id(part): part for part in slices}.values()), factor)
+
+    def own_part(self, state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        size = self.masters()[id(parameter)].numel()
+        flat = torch.nn.functional.pad(state.flatten(), (0, self.mesh.dp * size - state.numel()))
+        return flat[self.here.dp * size : (self.here.dp + 1) * size].float()
+
+    @torch.no_grad()
+    def run_gradient_hooks(self) -> None:
+        scale = self.loss_scale()
+        for parameter in self.hooks.hooked:
+            slices = self._slices(parameter)
+            if not slices:
+                continue
+            flat = torch.cat(slices)
+            if len(slices) == 1 < self.mesh.dp:
+                gathered = [torch.empty_like(flat) for _ in range(self.mesh.dp)]
+                dist.all_gather(gathered, flat)
+                flat = torch.cat(gathered)
+            whole = flat[: parameter.numel()].view(parameter.shape)
+            whole.copy_(self.hooks.hook(parameter, whole / scale) * scale)
+            parts = flat.chunk(self.mesh.dp)
+            for own, part in zip(slices, parts if len(slices) > 1 else [parts[self.here.dp]], strict=True):
+                own.copy_(part)
+
+    def _slices(self, parameter: torch.Tensor) -> list[torch.Tensor]:
+        """Flat slices of its reduced gradient that this rank has: of all ranks (stage 1), or its own; [] without."""
+        groups = self.optimizer.pid_to_grad_store[id(parameter)]._grads_of_params.values()
+        return next((group[id(parameter)] for group in groups if id(parameter) in group), [])
 
     def masters(self) -> Mapping[Any, torch.Tensor]:
         return self.optimizer.working_to_master_param
@@ -162,8 +194,7 @@ class ZeroPlan(Plan):
         pairs = []
         for part in parts:
             parameter = part.source.parameter
-            store = self.optimizer.pid_to_grad_store[id(parameter)]
-            slices = next(group[id(parameter)] for group in store._grads_of_params.values() if id(parameter) in group)
+            slices = self._slices(parameter)
             length = slices[0].numel()
             places = enumerate(slices) if whole else [(self.here.dp, slices[0])]
             local = part.tensor.reshape(-1)

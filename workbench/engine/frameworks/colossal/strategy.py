@@ -22,16 +22,15 @@ from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
-from workbench.engine.frameworks.colossal.policies import check_norms, check_split
+from workbench.engine.frameworks.colossal.policies import check_norms, check_split, remark_on_norms
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
 from workbench.engine.frameworks.colossal.zero_checks import (
     check_parameters,
-    check_unchanged,
     is_distributed,
-    versions_of,
 )
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import (
     LossTerm,
@@ -43,8 +42,10 @@ from workbench.engine.frameworks.torch_common.optimizer_checks import check_part
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
 from workbench.engine.frameworks.torch_common.trained import trained, users_model
+from workbench.engine.frameworks.torch_common.weight_changes import check_changed_alike, check_unchanged, versions_of
 from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.errors import ConfigError
 
 
 class ColossalStrategy(Strategy):
@@ -56,6 +57,16 @@ class ColossalStrategy(Strategy):
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
         check_norms(workload.model, spec, rank_device().type)
+        has_copies = spec.plan.plugin in ("zero1", "zero2") or (
+            spec.plan.plugin == "hybrid" and spec.precision != "fp32"
+        )
+        check_hooks(spec, trained(workload), workload.optimizer, has_copies=has_copies)
+        if spec.plan.tp * spec.plan.pp > 1 and any(workload.optimizer.state.values()):
+            raise ConfigError(
+                "the optimizer has state already, as the cell stepped it or loaded its state: --tp and --pp split "
+                "weights only. Use --plugin ddp, zero1 or zero2, or make the optimizer anew",
+                field="optimizer",
+            )
         has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
         if not is_distributed(workload.optimizer):
             check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, pp=spec.plan.pp, has_slices=has_slices)
@@ -78,6 +89,12 @@ class ColossalStrategy(Strategy):
             self._named.hide_targets(self.plan.model)
         self.average = LossAverage(self.mesh, self.device, self._expected)
         self._norms: PartNorms | None = None
+        remark = remark_on_module_hooks(self.spec, workload.model)
+        if remark:
+            self.tell("module_hooks", remark)
+        remark = remark_on_norms(workload.model, self.spec)
+        if remark:
+            self.tell("batch_norm", remark)
         self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
@@ -98,6 +115,7 @@ class ColossalStrategy(Strategy):
         if factor is not None:
             self.plan.scale_gradients(factor)
             loss = None if loss is None else loss * factor
+        self.plan.run_gradient_hooks()
         self.plan.drop_gradients(self._frozen)
         return loss
 
@@ -105,10 +123,9 @@ class ColossalStrategy(Strategy):
         number = index if count > 1 else -1
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
-        copied = self.plan.held if self.plan.masters() else []
-        before = versions_of(copied)
+        before = versions_of(self.plan.held)
         term = self.plan.calling(lambda model: self._term(model, batch))
-        check_unchanged(copied, before, self.spec.plan.plugin)
+        self._check_weights(before)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         if self.plan.reduction is not None:
             self.plan.reduction.looks_at(loss)
@@ -118,6 +135,15 @@ class ColossalStrategy(Strategy):
             mark_what_follows(loss, self.mark, number)
         self.plan.backward(loss)
         return loss.detach().float()
+
+    def _check_weights(self, before: list[int]) -> None:
+        """Refuse what the forward pass changed of the weights where ranks would part. Collective in the first steps."""
+        plan = self.plan
+        plan.frozen_by_cell.check()
+        if plan.masters():
+            check_unchanged(plan.held, before, self.spec.plan.plugin)
+        elif plan.is_whole and self.mesh.dp > 1 and self.average.is_new and not self.spec.recipe:
+            check_changed_alike(plan.held, before, self.device)
 
     def _term(self, model: torch.nn.Module, batch: Batch) -> LossTerm:
         """The loss of one piece by ``model``: the wrapped one, or the user's own."""
@@ -231,7 +257,10 @@ class ColossalStrategy(Strategy):
 
     def step(self) -> bool:
         norm = self._global_norm() if self.plan.clip > 0 else None
-        return self.plan.step(norm)
+        updated = self.plan.step(norm)
+        if updated:
+            self.plan.step_hooks.run()
+        return updated
 
     def _global_norm(self) -> float:
         total = self.grad_sq().clone()
@@ -318,6 +347,8 @@ class ColossalStrategy(Strategy):
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             groups = self.plan.groups()
+            self.plan.hooks.give_back()
+            self.plan.step_hooks.give_back()
             self.plan.close()
             del self.plan
             gc.collect()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.names import users_name
-from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.errors import ConfigError
 
 
 def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
-    """Refuse, with ``ConfigError``, parameters that ZeRO would reduce or update wrongly: complex ones, ones with sparse
-    gradients, and ones of several types."""
+    """Refuse, with ``ConfigError``, parameters that ZeRO would reduce or update wrongly: complex and empty ones,
+    ones with sparse gradients, and ones of several types."""
     plugin = f"--plugin {spec.plan.plugin}"
     for name, module in model.named_modules():
         if getattr(module, "sparse", False) and isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
@@ -29,6 +27,12 @@ def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
         if parameter.is_complex():
             raise ConfigError(
                 f"{users_name(name)} is complex, which {plugin} cannot hold: use --plugin ddp", field="--plugin"
+            )
+        if not parameter.numel() and parameter.requires_grad:
+            raise ConfigError(
+                f"{users_name(name)} has no elements (shape {tuple(parameter.shape)}), which {plugin} cannot hold: use "
+                "--plugin ddp, or leave it out",
+                field="--plugin",
             )
         types.setdefault(parameter.dtype, users_name(name))
     if spec.precision == "fp32" and torch.float64 in types and len(types) == 1:
@@ -49,22 +53,3 @@ def is_distributed(optimizer: Any) -> bool:
     from colossalai.nn.optimizer import optim2DistOptim
 
     return type(optimizer) in optim2DistOptim
-
-
-def versions_of(items: Iterable[RankParameter]) -> list[int]:
-    """Numbers that grow whenever a parameter is changed in place."""
-    return [item.parameter._version for item in items]
-
-
-def check_unchanged(items: Sequence[RankParameter], before: list[int], plugin: str) -> None:
-    """Refuse, with ``ConfigError``, a loss that changes weights in place: the optimizer's own copy would undo it.
-
-    ``before``: ``versions_of`` the same items before the forward pass.
-    """
-    changed = [item.layer for item, old in zip(items, before, strict=True) if item.parameter._version != old]
-    if changed:
-        raise ConfigError(
-            f"loss_fn or the model changes weights in place ({', '.join(dict.fromkeys(changed))}), but --plugin "
-            f"{plugin} keeps a copy of its own, which would undo the change: use --plugin ddp",
-            field="loss_fn",
-        )

@@ -25,6 +25,7 @@ from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, loss_term
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
@@ -38,6 +39,7 @@ from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follo
 from workbench.engine.frameworks.torch_common.rerun import rerun
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.trained import trained, users_model
+from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell, check_changed_alike, versions_of
 from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
@@ -54,7 +56,8 @@ class DdpStrategy(Strategy):
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         check_trainable(spec, workload)
         for name, module in workload.model.named_modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and spec.plan.ranks > 1:
+            is_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
+            if is_norm and spec.plan.ranks * spec.accumulate > 1:
                 raise ConfigError(
                     f"{name} is a {type(module).__name__}: each rank would normalise by its own share of the batch, so "
                     "training depends on the number of ranks. Use GroupNorm or LayerNorm in the model",
@@ -67,6 +70,12 @@ class DdpStrategy(Strategy):
         self._module = trained(workload).to(self.device)
         self.originals = Originals(self._module)
         self._optimizer = workload.optimizer
+        self._frozen_by_cell = FrozenByCell(self._module, workload.optimizer)
+        self._hooks = GradientHooks()
+        self._hooks.take(self._module.parameters())
+        remark = remark_on_module_hooks(self.spec, workload.model)
+        if remark:
+            self.tell("module_hooks", remark)
         self._names = ModelNames(self._module, workload.optimizer)
         self._held = rank_parameters(self._module, self._names)
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
@@ -98,6 +107,7 @@ class DdpStrategy(Strategy):
         if factor is not None:
             loss *= factor
             torch._foreach_mul_(self._gradients(), factor)
+        self._hooks.run(self.loss_scale())
         for item in self._held if self._frozen else ():
             if item.layer in self._frozen:
                 item.parameter.grad = None
@@ -109,7 +119,11 @@ class DdpStrategy(Strategy):
     def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
+        before = versions_of(self._held)
         term = self.model(lambda: self._term(batch))
+        self._frozen_by_cell.check()
+        if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
+            check_changed_alike(self._held, before, self.device)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self._reduction.looks_at(loss)
         self.mark("backward", number)
@@ -187,7 +201,7 @@ class DdpStrategy(Strategy):
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison:
         """As ``Watchable.compare``: by now ``p.grad`` is the reduced gradient."""
-        return Comparison("exact", [[(part.tensor, part.source.real(part.source.parameter.grad))] for part in parts])
+        return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
 
     def layer_sizes(self) -> dict[str, int]:
         """As ``Watchable.layer_sizes``."""
@@ -253,6 +267,7 @@ class DdpStrategy(Strategy):
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             group = self.model.process_group
+            self._hooks.give_back()
             del self.model
             gc.collect()
             del group

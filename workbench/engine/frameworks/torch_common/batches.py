@@ -12,6 +12,7 @@ from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.containers import mapped
 from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.torch_common.weight_changes import check_max_norm
 from workbench.errors import ConfigError
 
 
@@ -74,6 +75,7 @@ def check_trainable(spec: TrainSpec, workload: Workload) -> None:
             "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
             field="optimizer",
         )
+    check_max_norm(workload.model, spec)
     if workload.beside and spec.plan.tp * spec.plan.pp > 1:
         raise ConfigError(
             f"the optimizer holds parameters of {', '.join(workload.beside)}, which is no part of the model: a model "

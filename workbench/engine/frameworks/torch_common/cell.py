@@ -12,7 +12,8 @@ from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
-from workbench.engine.data.sources import DatasetSource, LoaderSource, is_distributed
+from workbench.engine.data.replica_samplers import is_distributed
+from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError

@@ -135,7 +135,7 @@ def loss_term(
     call = next((call for call in reversed(calls) if call.result is found), None)
     count = count_of(found) if call is None else None
     if tell is not None:
-        _tell(value, calls, call is not None or count is not None, tell)
+        _tell(found, calls, call is not None or count is not None, tell)
     if call is None:
         return LossTerm(value, count)
     if not (call.averages_over_labels or call.reduction == "sum"):
@@ -159,13 +159,13 @@ ENDS_IN_SUM = (
 )
 
 
-def _tell(value: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callable[[str, str], object]) -> None:
+def _tell(found: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callable[[str, str], object]) -> None:
     means = [call for call in calls if call.averages_over_labels]
     if any(_is_contrastive(call.arguments) for call in means):
         tell("contrastive_loss", CONTRASTIVE)
     elif not is_known and any(_ignores_some(call.arguments) for call in means):
         tell("loss_by_samples", UNKNOWN_COUNT)
-    if not is_known and type(value.grad_fn).__name__ == "SumBackward0":
+    if not is_known and type(found.grad_fn).__name__ == "SumBackward0":
         tell("loss_is_a_sum", ENDS_IN_SUM)
 
 
@@ -175,6 +175,11 @@ def _total(found: tuple[Any, ...]) -> LossTerm:
             f"loss_fn returned a tuple of {len(found)}: return the loss, or (loss_sum, count)", field="loss_fn"
         )
     total, count = found
+    if isinstance(count, torch.Tensor) and count.requires_grad:
+        raise ConfigError(
+            "loss_fn returned two losses (both have a gradient): return their sum, or (loss_sum, count)",
+            field="loss_fn",
+        )
     if isinstance(count, torch.Tensor):
         count = count.detach().double()
         count = float(count) if count.device.type == "cpu" else count.reshape(())
@@ -198,6 +203,12 @@ def _scalar(found: Any) -> torch.Tensor:
         )
     if found.is_complex():
         raise ConfigError("the loss is complex: return a real number, such as loss.abs()", field="loss_fn")
+    if not found.is_floating_point():
+        raise ConfigError(
+            f"the loss is an integer ({str(found.dtype).removeprefix('torch.')}), which has no gradient: compute it "
+            "from the model's outputs by differentiable operations",
+            field="loss_fn",
+        )
     if torch.is_grad_enabled() and not found.requires_grad:
         raise ConfigError(
             "the loss has no gradient: it was computed without the model's parameters, from detached tensors or under "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +36,8 @@ _TRIAL_STEPS = 3
 #: large enough for optimizers that treat small weights in another way, as those that factor moments do
 _SHAPE = (160, 144)
 _TRIAL_LR = 1e-3
+#: what a trial does not copy: the optimizer's own state, and hooks of the cell
+_NOT_COPIED = ("param_groups", "state", "step", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -177,11 +179,12 @@ def _copy_for(optimizer: Any, group: dict[str, Any]) -> Any:
     """A copy of ``optimizer`` that has not stepped yet, for one parameter group; it shares no state."""
     trial = object.__new__(type(optimizer))
     memo = {id(p): p for own in optimizer.param_groups for p in own["params"]}  # weights themselves are not copied
-    others = {name: value for name, value in vars(optimizer).items() if name not in ("param_groups", "state", "step")}
+    others = {name: value for name, value in vars(optimizer).items() if name not in _NOT_COPIED}
     trial.__dict__.update(copy.deepcopy(others, memo))
     trial.param_groups = [copy.deepcopy(group, {id(p): p for p in group["params"]})]
     trial.param_groups[0]["lr"] = group["lr"] or _TRIAL_LR  # a schedule may begin with 0
     trial.state = defaultdict(dict)
+    trial._optimizer_step_pre_hooks, trial._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     return trial
 
 

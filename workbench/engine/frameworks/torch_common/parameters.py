@@ -64,6 +64,11 @@ class RankParameter:
     rows: int
     foreign: bool
 
+    def reduced(self) -> torch.Tensor:
+        """The reduced gradient where it is in ``.grad``; zeros where a hook of the cell has used it up."""
+        gradient = self.parameter.grad
+        return self.real(torch.zeros_like(self.parameter) if gradient is None else gradient)
+
     def real(self, gradient: torch.Tensor) -> torch.Tensor:
         """The part of ``gradient`` (shaped like the parameter) that is no padding: dense, with real numbers."""
         if gradient.is_sparse:

@@ -81,13 +81,18 @@ def torch_defaults() -> Iterator[str]:
     entered may change settings for itself: they hold until it is left.
     """
     found = {name: setting.read() for name, setting in _SETTINGS.items()}
-    defaults = {name: setting.default() for name, setting in _SETTINGS.items()}
-    changed = [name for name in _SETTINGS if found[name] != defaults[name]]
-    _write(defaults)
+    changed = changed_settings()
+    _write({name: setting.default() for name, setting in _SETTINGS.items()})
     try:
-        yield ", ".join(f"{name} {found[name]} (default: {defaults[name]})" for name in changed)
+        yield ", ".join(f"{name} {text}" for name, text in changed.items())
     finally:
         _write(found)
+
+
+def changed_settings() -> dict[str, str]:
+    """What is not torch's default now: name -> "value (default: value)"."""
+    found = {name: (setting.read(), setting.default()) for name, setting in _SETTINGS.items()}
+    return {name: f"{now} (default: {default})" for name, (now, default) in found.items() if now != default}
 
 
 def _write(values: dict[str, Any]) -> None:

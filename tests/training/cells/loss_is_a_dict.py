@@ -1,0 +1,20 @@
+"""Several losses in a dictionary."""
+
+from tests.training.cells.harness.case import FOR_ANY_MODEL, Case
+
+CASE = Case(
+    cell="""
+import torch
+from torch import nn
+
+model = nn.Linear(6, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+inputs = torch.randn(16, 6)
+dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
+
+def loss_fn(model, batch):
+    error = model(batch[0]) - batch[1]
+    return {"l1": error.abs().mean(), "l2": error.square().mean()}
+""",
+    refused=dict.fromkeys(FOR_ANY_MODEL, "the loss is a dict: return a tensor of one number"),
+)

@@ -1,0 +1,108 @@
+"""What is said about the average of a loss: where it is not that of one process, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from workbench.core.mesh import Mesh
+from workbench.engine.frameworks.torch_common.loss_average import LossAverage
+from workbench.engine.frameworks.torch_common.loss_terms import loss_term, noted_losses
+
+WEIGHT = nn.Parameter(torch.randn(6, 4))
+INPUTS = torch.randn(4, 6)
+LABELS = torch.tensor([0, 1, 3, 2])
+SOME_IGNORED = torch.tensor([0, -100, 3, -100])
+OWN_NUMBERS = torch.arange(4)
+
+
+def scores() -> torch.Tensor:
+    return INPUTS @ WEIGHT
+
+
+def similarities() -> torch.Tensor:
+    return scores() @ scores().T
+
+
+def said_of(compute: Callable[[], Any]) -> set[str]:
+    said: set[str] = set()
+    with noted_losses():
+        loss_term(compute, lambda name, text: said.add(name))
+    return said
+
+
+SILENT: dict[str, Callable[[], Any]] = {
+    "mean over samples": lambda: functional.mse_loss(scores(), INPUTS[:, :4]),
+    "a mean of the cell's own": lambda: scores().square().mean(),
+    "labels that all count": lambda: functional.cross_entropy(scores(), LABELS),
+    "labels that all count, and something": lambda: functional.cross_entropy(scores(), LABELS) + scores().mean(),
+    "ignored labels alone": lambda: functional.cross_entropy(scores(), SOME_IGNORED),
+    "class weights": lambda: functional.cross_entropy(scores(), LABELS, weight=torch.arange(1.0, 5.0)),
+    "probabilities": lambda: functional.cross_entropy(scores(), scores().detach().softmax(1)),
+    "more classes than samples": lambda: functional.cross_entropy(scores()[:3], OWN_NUMBERS[:3]),
+    "as many classes as samples": lambda: functional.cross_entropy(scores(), LABELS),
+    "one sample of one class": lambda: functional.cross_entropy(scores()[:1, :1], OWN_NUMBERS[:1]),
+    "own numbers, not averaged": lambda: functional.cross_entropy(similarities(), OWN_NUMBERS, reduction="none").mean(),
+    "torch's sum": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
+    "sum and count": lambda: (functional.cross_entropy(scores(), SOME_IGNORED, reduction="sum"), 2),
+    "a sum that is averaged": lambda: scores().square().sum() / 4,
+}
+TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
+    "in-batch contrast": ({"contrastive_loss"}, lambda: functional.cross_entropy(similarities(), OWN_NUMBERS)),
+    "in-batch contrast, both ways": (
+        {"contrastive_loss"},
+        lambda: (
+            functional.cross_entropy(similarities(), OWN_NUMBERS)
+            + functional.cross_entropy(similarities().T, OWN_NUMBERS)
+        ),
+    ),
+    "in-batch contrast by nll_loss": (
+        {"contrastive_loss"},
+        lambda: functional.nll_loss(similarities().log_softmax(1), OWN_NUMBERS),
+    ),
+    "ignored labels and something": (
+        {"loss_by_samples"},
+        lambda: functional.cross_entropy(scores(), SOME_IGNORED) + 0.1 * scores().square().mean(),
+    ),
+    "ignored labels, scaled": ({"loss_by_samples"}, lambda: 0.5 * functional.cross_entropy(scores(), SOME_IGNORED)),
+    "a sum": ({"loss_is_a_sum"}, lambda: (scores() - INPUTS[:, :4]).square().sum()),
+    "a sum of what torch did not average": (
+        {"loss_is_a_sum"},
+        lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="none").sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_nothing_is_said_of_an_average_that_is_right(name: str) -> None:
+    assert said_of(SILENT[name]) == set()
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_it_is_said_where_the_average_is_another(name: str) -> None:
+    expected, compute = TOLD[name]
+    assert said_of(compute) == expected
+
+
+def test_a_criterion_and_a_model_s_own_count_are_known() -> None:
+    criterion = nn.CrossEntropyLoss(ignore_index=-100)
+    assert said_of(lambda: criterion(scores(), SOME_IGNORED)) == set()
+    with noted_losses():
+        said: list[str] = []
+        loss = lambda: 1.0 * functional.cross_entropy(scores(), SOME_IGNORED)  # noqa: E731
+        term = loss_term(loss, lambda name, text: said.append(name), count_of=lambda loss: 2.0)
+    assert (term.count, said) == (2.0, [])
+
+
+def test_only_the_first_three_steps_are_looked_at() -> None:
+    average = LossAverage(Mesh(), torch.device("cpu"))
+    seen = []
+    for _ in range(5):
+        average.begin([INPUTS])
+        seen.append(average.is_new)
+    assert seen == [True, True, True, False, False]
