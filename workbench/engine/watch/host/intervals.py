@@ -1,7 +1,7 @@
 """At which steps phases and collectives are recorded: intervals that all ranks have in force at the same step.
 
 Rank 0 measures what recording costs and proposes intervals that keep it within its share of the budget. The proposal
-travels with what the ranks agree on at every step (``engine.agree.control``), so that every rank records the same steps.
+travels with what the ranks agree on at every step (``engine.agree.control``): every rank records the same steps.
 """
 
 from __future__ import annotations
