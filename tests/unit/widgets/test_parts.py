@@ -28,6 +28,7 @@ from workbench.core.columns import Columns
 from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
 from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.progress import snapshot
 from workbench.telemetry.store import Store
 
 
@@ -207,6 +208,52 @@ def test_history_joins_what_was_asked_with_what_took_effect(tmp_path: Path) -> N
     history.take(events(event("control", "lr", 0.2, 0.2, step=9, command=5), event("control", "loss", 1, step=9)))
     again = history.rows()
     assert again is not None and again[1]["step"] == 9 and (again[4]["name"], again[4]["who"]) == ("loss", "")
+
+
+def test_an_interval_that_changes_often_is_one_event() -> None:
+    listed = EventList()
+    for number in range(1, 84):
+        listed.take(events(event("monitor", "phases", 2 ** (number % 3), step=number)), 0.0)
+    listed.take(events(event("checkpoint", "saved", {"path": "step-90"}, step=90)), 0.0)
+    assert [(e["name"], e["step"], e["count"]) for e in listed.all()] == [("phases", 83, 83), ("saved", 90, 1)]
+
+
+def test_without_a_device_sample_times_count_from_the_first_event(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    with RankLogWriter(tmp_path, 0) as writer:
+        writer.append(Event(time=1.8e9, step=0, rank=0, kind="state", name="starting"))
+        writer.append(Event(time=1.8e9 + 5, step=0, rank=0, kind="checkpoint", name="saved", value='"step-1"'))
+    store = opened(tmp_path)
+    facts = Facts(store)
+    listed = EventList()
+    listed.take(facts.update(), facts.began)
+    assert [entry["time"] for entry in listed.all()] == [0.0, 5.0]
+
+
+def test_pauses_count_neither_as_elapsed_nor_in_the_time_that_is_left(tmp_path: Path) -> None:
+    """100 steps of a second each; a pause of an hour after step 30 of 50."""
+    write_spec(tmp_path, fake_spec(ranks=1, steps=100))
+    about = {"loss": 1.0, "lr": 0.1, "grad_sq": 1.0, "tokens": 1, "step_time_ms": 1000.0, "data_wait_ms": 1.0}
+    begin = 1.8e9
+
+    def state(writer: RankLogWriter, name: str, at: float, step: int) -> None:
+        writer.append(Event(time=begin + at, step=step, rank=0, kind="state", name=name))
+
+    with RankLogWriter(tmp_path, 0) as writer:
+        state(writer, "running", 0.0, 0)
+        for step in range(1, 51):
+            late = 3600.0 if step > 30 else 0.0
+            writer.append(StepRecord(time=begin + step + late, step=step, rank=0, **about))
+            if step == 30:
+                state(writer, "paused", 30.0, 30)
+                state(writer, "running", 3630.0, 30)
+        state(writer, "paused", 3650.0, 50)
+    store = opened(tmp_path)
+    facts = Facts(store)
+    facts.update()
+    now = facts.now(status="running", can_control=False, clock=begin + 5000)
+    assert (now["elapsed"], now["eta"]) == (50, 50), "the second pause goes on"
+    assert snapshot(store).eta_s == pytest.approx(50)
 
 
 def test_the_straggler_is_named(tmp_path: Path) -> None:
