@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "phase_bars"
-TITLE = f"Time per step by phase, newest {WINDOW} measured steps"
+TITLE = f"Step time by phase, {WINDOW} measured steps"
 TAB = "ranks"
 AXIS = ""
 EMPTY = "No phases were recorded: train with --monitor light or full."
