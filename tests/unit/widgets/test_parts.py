@@ -26,10 +26,14 @@ from widgets.panel.verdict import VerdictTracker
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
+from workbench.plots import phase_bars
+from workbench.report.run_data import read
+from workbench.report.words import verdict_sentence
 from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.progress import snapshot
 from workbench.telemetry.store import Store
+from workbench.telemetry.verdict import WINDOW
 
 
 def opened(path: Path) -> Store:
@@ -262,6 +266,18 @@ def test_the_straggler_is_named(tmp_path: Path) -> None:
     now = facts.now(status="finished", can_control=False, clock=0.0)
     assert now["straggler"] == straggler(8)
     assert f"rank {straggler(8)}, for which the others wait" in now["verdict"]
+
+
+def test_card_bars_verdict_and_report_name_one_rank_over_one_window(tmp_path: Path) -> None:
+    path = make_fake_run(tmp_path / "run", ranks=4, steps=120)
+    facts = Facts(store := opened(path))
+    facts.update()
+    now = facts.now(status="finished", can_control=False, clock=0.0)
+    bars, _ = phase_bars.columns(store, None)
+    whole = Run(path).verdict()
+    assert bars["rank"][~np.isnan(bars["slow"])].tolist() == [now["straggler"]] == [whole.straggler.rank]
+    assert now["verdict"] == whole.sentence == verdict_sentence(read(path))
+    assert whole.count == WINDOW and whole.window in whole.sentence.lower()
 
 
 def test_mfu_is_the_models_operations_over_what_the_devices_can_do(tmp_path: Path) -> None:
