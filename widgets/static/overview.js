@@ -49,7 +49,7 @@ export class Overview {
       say(this.tiles[key].note, note);
       this.tiles[key].note.title = more;
     }
-    say(this.verdict, facts.verdict || "No verdict: no phases have been recorded.");
+    say(this.verdict, facts.verdict || "No verdict: phase timing is off, or has not begun.");
     this.verdict.title = this.verdict.textContent;
     this.failure.hidden = !facts.failure;
     if (facts.failure) {

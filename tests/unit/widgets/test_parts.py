@@ -180,7 +180,7 @@ def test_what_was_set_in_steps_that_were_taken_back_has_no_mark() -> None:
         logged_events.take(events(*told, *later), 90.0)
     labels = [mark["label"] for mark in logged_events.marks() or []]
     assert labels == [
-        "step 3: gradient clip no limit → 1",
+        "step 3: gradient clipping off → 1",
         "step 4: rolled back to step 4, from 9",
         "step 9: learning rate 0.2 → 0.3",
     ]
@@ -381,7 +381,7 @@ def test_values_in_force_stand_beside_the_controls_that_set_or_alter_them() -> N
     }
     assert control_set.in_force_words(values | {"frozen": []}) == {
         "lr": "0.001235",
-        "clip": "0",
+        "clip": "off",
         "grad_every": "auto: 20",
         "grad_layers": "all",
         "temperature": "2",
