@@ -154,6 +154,11 @@ def test_tabs_are_reached_by_keyboard(bare: Any, runs: dict[str, Path]) -> None:
 def test_the_straggler_is_marked(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
+    panel.pump("() => document.querySelector('.dw-verdict').innerText.includes('is lost to it')", 120)
+    height, room = bare.evaluate(
+        "(({ scrollHeight: a, clientHeight: b }) => [a, b])(document.querySelector('.dw-verdict'))"
+    )
+    assert height <= room, "the sentence is not cut off"
     panel.open("ranks")
     panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 120)
     assert bare.locator(".dw-rank[data-slow=true] .dw-rank-name").inner_text() == f"rank {straggler(2)}"
