@@ -24,6 +24,7 @@ REPLACE_OUTPUT = """([messages, picture, png]) => {
   const image = document.createElement("img");
   image.src = "data:image/png;base64," + png;
   document.getElementById("panel").append(image);
+  return new Promise((painted) => requestAnimationFrame(() => painted(getComputedStyle(image).display)));
 }"""
 
 
@@ -37,7 +38,8 @@ def test_a_picture_that_comes_while_the_page_draws_keeps_the_tab_that_was_opened
         feed.hello(None)  # everything anew: the page has much to draw
     png = base64.b64encode(PNG).decode()
     picture = {"kind": "picture", "length": len(png), "at": 20, "part": png[20:40]}
-    page.evaluate(REPLACE_OUTPUT, [panel.waiting(), picture, png])
+    shown = page.evaluate(REPLACE_OUTPUT, [panel.waiting(), picture, png])
+    assert shown == "none", "not even the first frame has the picture, which is white in the dark theme"
     panel.pump("() => document.querySelector('.dw + img[data-dw-hidden]')", 120)
     assert page.locator(".dw").count() == 1
     assert page.locator(".dw").get_attribute("data-tab") == "compare"

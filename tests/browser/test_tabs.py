@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,45 @@ def test_tabs_are_reached_by_keyboard(bare: Any, runs: dict[str, Path]) -> None:
 def test_the_straggler_is_marked(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
+    panel.pump("() => document.querySelector('.dw-verdict').innerText.includes('is lost to it')", 120)
+    height, room = bare.evaluate(
+        "(({ scrollHeight: a, clientHeight: b }) => [a, b])(document.querySelector('.dw-verdict'))"
+    )
+    assert height <= room, "the sentence is not cut off"
     panel.open("ranks")
     panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 120)
     assert bare.locator(".dw-rank[data-slow=true] .dw-rank-name").inner_text() == f"rank {straggler(2)}"
+    panel.close()
+
+
+def test_a_straggler_that_is_paused_says_so(bare: Any, tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=80, state="running")
+    with RankLogWriter(run, SESSION_RANK) as log:  # in another file than the rank's own events
+        log.append(Event(time=time.time(), step=48, rank=straggler(2), kind="state", name="paused"))
+    panel = StaticPanel(bare, run)
+    ready(panel)
+    panel.open("ranks")
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 120)
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true] .dw-rank-state').innerText === 'paused'", 120)
+    panel.close()
+
+
+def test_events_stand_in_order_of_time_and_intervals_are_one_entry(bare: Any, tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=40, grad_every=0)
+    with RankLogWriter(run, SESSION_RANK) as log:  # is read after the ranks' logs, and tells of the time before
+        for number in range(40):
+            about = {"kind": "monitor", "name": "phases", "value": str(1 + number % 2), "step": number}
+            log.append(Event(time=time.time() - 2 + number / 100, rank=0, **about))
+        death = {"kind": "rank", "name": "died", "value": json.dumps({"rank": 1, "reason": "killed"}), "step": 33}
+        log.append(Event(time=time.time() + 60, rank=SESSION_RANK, **death))
+    panel = StaticPanel(bare, run)
+    ready(panel)
+    panel.pump("() => document.querySelectorAll('.dw-events li').length > 3", 120)
+    times = bare.evaluate("[...document.querySelectorAll('.dw-events li')].map((line) => Number(line.dataset.time))")
+    assert times == sorted(times, reverse=True)
+    lines = bare.locator(".dw-events li").all_inner_texts()
+    assert "died: killed" in lines[0] and "step 33" in lines[0]
+    assert sum("phase" in line and "40 times" in line for line in lines) == 1
     panel.close()
 
 

@@ -133,3 +133,13 @@ def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
     assert {name: np.min(np.abs(values)) < delay_ms / 4 for name, values in wrong.items()} == dict.fromkeys(
         wrong, True
     ), wrong
+
+
+def test_all_ranks_record_the_same_steps_although_one_has_the_cost(pool) -> None:
+    """A budget that pays for next to nothing: the interval grows at every step whose phases are recorded."""
+    results = pool.run(2, "tests.engine.watched:train", model="plain", options={"plugin": "ddp", "budget": 1e-6},
+                       steps=80)  # fmt: skip
+    rows = columns(results, "phases")
+    steps = [sorted(set(rows["step"][rows["rank"] == rank].tolist())) for rank in (0, 1)]
+    assert steps[0] == steps[1] and steps[0][:3] == [1, 2, 3]
+    assert len(steps[0]) < 12 and steps[0][-1] == 64

@@ -63,7 +63,8 @@ def in_force_words(values: Mapping[str, Any]) -> dict[str, str]:
         if control.in_force not in values:
             continue
         value = values[control.in_force]
-        found[control.name] = short(value) or control.when_empty
+        is_zero = control.when_zero and value == 0
+        found[control.name] = control.when_zero if is_zero else short(value) or control.when_empty
         if control.kind == "interval" and value == AUTOMATIC and "interval" in values:
             found[control.name] = f"{AUTOMATIC}: {short(values['interval'])}"
     return found

@@ -1,4 +1,7 @@
-"""The panel's list of events, where identical events of several ranks are one entry, and the marks in its figures."""
+"""The panel's list of events, and the marks in its figures.
+
+Identical events of several ranks are one entry. So are all events of one name of the monitor, such as a changed
+interval: the entry says the newest."""
 
 from __future__ import annotations
 
@@ -45,7 +48,11 @@ class EventList:
             step, rank, time = int(events["step"][index]), int(events["rank"][index]), float(events["time"][index])
             text = words(kind, name, value, old, units=self._marks.units)
             shown = {"step": step, "time": time - begin, "kind": kind, "name": name, "text": text}
-            self._folded.add((step, kind, name, text), rank, **shown, level=level_of(kind, name))
+            shown["level"] = level_of(kind, name)
+            if kind == EventKind.MONITOR:
+                self._folded.renew((kind, name), rank, **shown)
+            else:
+                self._folded.add((step, kind, name, text), rank, **shown)
 
     def news(self) -> list[dict[str, Any]]:
         """Return the entries that are new or changed since the last call."""

@@ -62,6 +62,18 @@ class Folded:
             self._ranks.pop(old)
             self._changed.pop(old, None)
 
+    def renew(self, key: Hashable, rank: int, **shown: Any) -> None:
+        """Let an item take the place of the newest entry with the same ``key``, whose ``count`` then rises."""
+        place = self._recent.get(key)
+        if place is None or place not in self._entries:
+            self.add(key, rank, **shown)
+            return
+        self._ranks[place].add(rank)
+        entry = self._entries[place]
+        entry |= {**shown, "count": entry["count"] + 1, "ranks": ranges(self._ranks[place])}
+        self._recent.move_to_end(key)
+        self._changed[place] = None
+
     def news(self) -> list[dict[str, Any]]:
         """Return the entries that are new or changed since the last call."""
         changed, self._changed = self._changed, {}

@@ -21,6 +21,8 @@ from workbench.events.words import words
 from workbench.rundir.lineage import Branches, parent
 from workbench.rundir.state import ENDED
 from workbench.telemetry import row_views as rows
+from workbench.telemetry.derive import seconds_per_step
+from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.row_views import StepCursor, metrics_since
 from workbench.telemetry.store import Store
 
@@ -44,6 +46,8 @@ class Facts:
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._latest: dict[str, float] = {}
         self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
+        self._pauses = Pauses()
+        self._first_event: float | None = None
         self._began: float | None = None
         self._ended: float | None = None
         self._judge = VerdictTracker(store)
@@ -65,6 +69,9 @@ class Facts:
         if devices["rank"].size:
             self.ranks.take_devices(devices)
         events, self._events = rows.since(self._store, "events", self._events)
+        if self._first_event is None and events["time"].size:
+            self._first_event = float(events["time"].min())
+        self._pauses.take(events)
         self._in_force.take(events)
         if self._recent:
             self._in_force.take_lr(self._latest["lr"], self._recent[-1][1])
@@ -94,9 +101,9 @@ class Facts:
 
     @property
     def began(self) -> float:
-        """The begin of the run in seconds since the epoch: its first device sample, else its first running rank."""
+        """The begin of the run in seconds since the epoch: its first device sample, else its first event."""
         begin = rows.progress(self._store).begin
-        return self._began or 0.0 if math.isnan(begin) else begin
+        return (self._first_event or 0.0) if math.isnan(begin) else begin
 
     def now(self, *, status: str, can_control: bool, clock: float) -> dict[str, Any]:
         """Return all facts at ``clock`` (seconds since the epoch). ``status``: the state of the run."""
@@ -104,7 +111,7 @@ class Facts:
         step = int(self._latest.get("step", 0))
         over = status in ENDED
         end = (self._ended or (self._recent[-1][1] if self._recent else None)) if over else clock
-        elapsed = max(0.0, end - self._began) if self._began and end else None
+        elapsed = max(0.0, end - self._began - float(self._pauses.before(end))) if self._began and end else None
         left = spec.steps - step
         pace = self._seconds_per_step()
         return {
@@ -167,7 +174,7 @@ class Facts:
 
     def _take_death(self, value: Any) -> None:
         if isinstance(value, dict) and is_rank(value.get("rank")):
-            self.ranks.take_state(value["rank"], "died", 0)
+            self.ranks.take_state(value["rank"], "died", 0)  # its step is that of its last sample
 
     def _take_state(self, rank: int, state: str, step: int, time: float, value: Any) -> None:
         self.ranks.take_state(rank, state, step)
@@ -186,10 +193,9 @@ class Facts:
         self._known["notice"] = {"level": "error", "text": f"{first.who} failed: see the tab Overview"}
 
     def _seconds_per_step(self) -> float | None:
-        if len(self._recent) < 2:
-            return None
-        (first, began), (last, ended) = self._recent[0], self._recent[-1]
-        return (ended - began) / (last - first) if last > first else None
+        step, time = np.array(self._recent, dtype=float).reshape(-1, 2).T
+        pace = seconds_per_step(step, time - self._pauses.before(time), RECENT_STEPS)
+        return None if math.isnan(pace) else pace
 
 
 def _number(value: Any) -> float | None:

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from workbench.core.columns import Columns
-from workbench.telemetry import row_views as rows
 from workbench.telemetry.flops import Cost, cost_of, mfu_percent
-from workbench.telemetry.phases import posting_time
+from workbench.telemetry.judged import hold
 from workbench.telemetry.store import Store
 from workbench.telemetry.stragglers import own_work_by_rank
-from workbench.telemetry.verdict import RECORDED, WARM_UP, verdict
-
-STEPS = 20
-_COLUMNS = ("step", "rank", "phase", "micro_batch", "start_ms", "duration_ms")
 
 
 @dataclass(frozen=True)
@@ -37,42 +29,20 @@ class SpeedVerdict:
 
 
 class VerdictTracker:
-    """Reads new phases and collectives from a store; ``judge`` covers the newest ``STEPS`` steps that have phases."""
+    """Judges a store's newest steps (``telemetry.judged``) for the tiles, the figures and the sentence alike."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._cursor: Any = None
-        self._kept: Columns | None = None
-        self._calls_cursor: Any = None
-        self._posted: pd.Series | None = None
         self._cost = Cost()
         self._judged = SpeedVerdict()
 
     def judge(self, tokens_per_second: float | None) -> SpeedVerdict:
         """Return the current verdict. ``tokens_per_second``: the total of all ranks; None: unknown."""
-        phases, self._cursor = rows.whole_steps(self._store, "phases", self._cursor)
-        if phases["step"].size:
-            kept = self._kept
-            joined = {n: np.concatenate([kept[n], phases[n]]) if kept else phases[n] for n in _COLUMNS}
-            taken = joined["step"] >= np.unique(joined["step"])[-STEPS - WARM_UP :][0]
-            self._kept = {name: values[taken] for name, values in joined.items()}
-        posted = self._read_collectives()
-        if self._kept is not None and (posted or phases["step"].size):
-            found = verdict(self._kept, self._store.mesh, self._posted, window=STEPS)
-            straggler = None if found.straggler is None else found.straggler.rank
-            self._judged = SpeedVerdict(found.sentence, straggler, self._lag(self._kept))
+        found = hold(self._store)
+        if found.verdict is not None:
+            lag = own_work_by_rank(found.phases, self._store.mesh)
+            self._judged = SpeedVerdict(found.verdict.sentence, found.slow_rank, lag)
         return replace(self._judged, mfu=self._mfu(tokens_per_second))
-
-    def _read_collectives(self) -> bool:
-        """Read new collectives. Returns whether there were any."""
-        calls, self._calls_cursor = rows.whole_steps(self._store, "collectives", self._calls_cursor)
-        if not calls["step"].size:
-            return False
-        posted = posting_time(calls)
-        joined = posted if self._posted is None else pd.concat([self._posted, posted])
-        steps = joined.index.get_level_values("step")
-        self._posted = joined[steps >= np.unique(steps)[-RECORDED:][0]] if len(joined) else joined
-        return True
 
     def _mfu(self, tokens_per_second: float | None) -> float | None:
         ranks = self._store.mesh.world_size
@@ -82,6 +52,3 @@ class VerdictTracker:
             return None
         share = float(mfu_percent(tokens_per_second / ranks, self._cost, ranks)) / 100
         return share if math.isfinite(share) else None
-
-    def _lag(self, phases: Columns) -> np.ndarray:
-        return own_work_by_rank(phases, self._store.mesh)

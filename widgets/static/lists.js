@@ -29,7 +29,7 @@ export class Samples {
 
   show() {
     const sample = this.samples[Math.max(0, this.select.selectedIndex)];
-    say(this.text, sample?.text ?? "No sample yet. Recipes that generate text take a sample at every evaluation.");
+    say(this.text, sample?.text ?? "No samples yet. Text is sampled at every evaluation of a recipe that generates text.");
   }
 }
 

@@ -49,7 +49,7 @@ export class Overview {
       say(this.tiles[key].note, note);
       this.tiles[key].note.title = more;
     }
-    say(this.verdict, facts.verdict || "No verdict: no phases have been recorded.");
+    say(this.verdict, facts.verdict || "No verdict: phase timing is off, or has not begun.");
     this.verdict.title = this.verdict.textContent;
     this.failure.hidden = !facts.failure;
     if (facts.failure) {
@@ -64,7 +64,7 @@ export class Overview {
   }
 }
 
-// The list of events, newest first; an entry replaces an earlier one with the same id.
+// The list of events, newest first by their time; an entry replaces an earlier one with the same id.
 class EventList {
   constructor(parent) {
     say(make("div", "dw-label dw-above", parent), "Events");
@@ -81,21 +81,31 @@ class EventList {
         line = { node: make("li") };
         for (const part of ["when", "step", "ranks", "kind", "what"]) line[part] = make("span", `dw-${part}`, line.node);
         this.lines.set(entry.id, line);
+        line.node.dataset.id = entry.id;
         this.nothing.remove();
-        this.node.prepend(line.node);
-        if (this.lines.size > 200) {
-          const [oldest] = this.lines.keys();
-          this.lines.get(oldest).node.remove();
-          this.lines.delete(oldest);
-        }
+      }
+      this.place(line, entry.time);
+      if (this.lines.size > 200) {
+        const oldest = this.node.lastElementChild;
+        this.lines.delete(Number(oldest.dataset.id));
+        oldest.remove();
       }
       line.node.dataset.level = entry.level;
       say(line.when, duration(Math.max(0, entry.time)));
       say(line.step, `step ${whole(entry.step)}`);
       say(line.ranks, entry.ranks === "-1" ? "session" : ranksOf(entry.ranks));
       say(line.kind, entry.kind);
-      say(line.what, entry.text);
+      say(line.what, entry.count > 1 ? `${entry.text} (changed ${entry.count} times)` : entry.text);
     }
+  }
+
+  place(line, time) {
+    if (line.time === time && line.node.parentNode) return;
+    line.time = line.node.dataset.time = time;
+    line.node.remove();
+    let after = this.node.firstElementChild; // most entries are the newest, and so the first
+    while (after && Number(after.dataset.time) > time) after = after.nextElementSibling;
+    this.node.insertBefore(line.node, after);
   }
 
   clear() {

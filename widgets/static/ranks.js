@@ -34,7 +34,7 @@ export class Ranks {
         tile.node.setAttribute("aria-label", words);
       }
       if (small) continue;
-      say(tile.state, slow ? "straggler" : state);
+      say(tile.state, slow && state === "running" ? "straggler" : state);
       say(tile.step, `step ${whole(table.step[rank])}`);
       say(tile.busy, `${table.gpu[rank] ? "GPU" : "CPU"} ${fixed(table.busy[rank], 0)} %`);
       say(tile.memory, gib(table.memory[rank]));
@@ -49,7 +49,7 @@ export class Ranks {
     parts.push(`step ${whole(t.step[rank])}`, `${t.gpu[rank] ? "GPU" : "CPU"} ${fixed(t.busy[rank], 0)} %`);
     parts.push(gib(t.memory[rank]));
     if (t.throttle[rank]) parts.push(`slowed by ${t.throttle[rank]}`);
-    if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work time relative to the median`);
+    if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work time beside the other ranks`);
     return parts.join(" · ") + (slow ? " · straggler" : "");
   }
 

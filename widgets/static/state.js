@@ -215,20 +215,22 @@ export class State {
   watchForPicture(picture) {
     if (this.picture) return;
     this.picture = picture;
-    this.adopt();
-    let due = null;
-    this.pictures = new MutationObserver(() => {
-      due ??= setTimeout(() => {
-        due = null;
-        this.adopt();
-      }, 50);
+    this.adopt(document);
+    // an observer is called before the page is painted: the picture is never seen in place of the panel
+    this.pictures = new MutationObserver((records) => {
+      for (const { target, addedNodes } of records) {
+        for (const node of target.nodeName === "IMG" ? [target.parentNode] : addedNodes) this.adopt(node);
+      }
     });
-    this.pictures.observe(document.body, { childList: true, subtree: true });
+    this.pictures.observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
   }
 
-  adopt() {
+  adopt(node) {
     const { length, at, part } = this.picture;
-    for (const image of document.querySelectorAll('img[src^="data:image/png;base64,"]:not([data-dw-hidden])')) {
+    const wanted = 'img[src^="data:image/png;base64,"]:not([data-dw-hidden])';
+    const images = node?.querySelectorAll ? [...node.querySelectorAll(wanted)] : [];
+    if (node?.matches?.(wanted)) images.push(node);
+    for (const image of images) {
       const data = image.src.slice("data:image/png;base64,".length);
       if (data.length !== length || data.slice(at, at + part.length) !== part) continue;
       image.dataset.dwHidden = "true";

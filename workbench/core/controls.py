@@ -51,9 +51,9 @@ class Control:
     ``KINDS``. ``applies``: one of ``APPLIERS``. ``low`` and ``high``: inclusive bounds. ``default``: the value used
     when none is given; with None a value is required, unless ``kind`` is "none". ``option``: the option of the spec
     that gives a setting its initial value; checkpoints store such settings. ``alters``: the name of the value in force
-    that an act changes ("": none). ``when_empty``: how a form shows an empty value in force. ``states``: the states of
-    a run that allow the control. ``ends``: whether it ends the run. ``button``: its button in the head of the panel;
-    every control also has a place in the form.
+    that an act changes ("": none). ``when_empty``, ``when_zero``: how a form shows an empty value in force, and 0.
+    ``states``: the states of a run that allow the control. ``ends``: whether it ends the run. ``button``: its button in
+    the head of the panel; every control also has a place in the form.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Control:
     option: str = ""
     alters: str = ""
     when_empty: str = ""
+    when_zero: str = ""
     states: tuple[str, ...] = LIVE
     ends: bool = False
     button: Button | None = None
@@ -256,8 +257,8 @@ CONTROLS: tuple[Control, ...] = (
             button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…", over="Ended")),
     Control(name="lr", kind="lr", setting=True, applies="strategy", low=0,
             help="learning rate: a number, a factor (x0.5), or schedule"),
-    Control(name="clip", kind="float", setting=True, applies="strategy", low=0, option="clip",
-            help="largest global norm of the gradient (0: no clipping)"),
+    Control(name="clip", kind="float", setting=True, applies="strategy", low=0, option="clip", when_zero="off",
+            help="largest global norm of the gradient (0: off)"),
     Control(name="weight_decay", kind="float", setting=True, applies="strategy", low=0,
             help="weight decay of the parameter groups that have one"),
     Control(name="accumulate", kind="int", setting=True, low=1, option="accumulate",

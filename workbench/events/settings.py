@@ -12,6 +12,7 @@ from workbench.core.columns import Columns
 from workbench.core.controls import Control
 from workbench.core.records import EventKind
 from workbench.events.decode import decoded_row, of_kind
+from workbench.events.words import setting, short
 
 
 def declared(events: Columns) -> list[Control]:
@@ -25,6 +26,19 @@ def declared(events: Columns) -> list[Control]:
             continue
         found[control.name] = control
     return list(found.values())
+
+
+def hand_changes(events: Columns) -> dict[str, str]:
+    """What was changed by hand while a run trained: setting or knob, or "rollback" -> each value and its step, as
+    "0.001 at step 20, 0.0005 at step 30". By what rank 0 logged."""
+    names = {control.name: control.in_force for control in controls.CONTROLS} | {"rollback": "rollback"}
+    names |= {control.name: control.name for control in declared(events)}
+    found: dict[str, list[str]] = {}
+    for event in of_kind(events, EventKind.CONTROL, rank=0):
+        if name := names.get(event.name, ""):
+            text = f"to step {short(event.value)}" if name == "rollback" else setting(name, event.value)
+            found.setdefault(name, []).append(f"{text} at step {event.step}")
+    return {name: ", ".join(texts) for name, texts in found.items()}
 
 
 class InForce:

@@ -16,7 +16,8 @@ from workbench.errors import ConfigError
 
 LONGEST = 300
 #: settings as people call them; others (knobs of the training script) by their name
-_CALLED = {"lr": "learning rate", "clip": "gradient clip", "weight_decay": "weight decay", "accumulate": "accumulation"}
+_CALLED = {"lr": "learning rate", "clip": "gradient clipping", "weight_decay": "weight decay",
+           "accumulate": "gradient accumulation steps"}  # fmt: skip
 _CURVES = {"loss": "the loss", "grad_norm": "the gradient norm"}
 _STATES = {
     "starting": "starting",
@@ -25,7 +26,7 @@ _STATES = {
     "finished": "finished: all steps are done",
     "stopped": "stopped",
 }
-_ACTIONS = {"stop": "the run is stopped", "skip": "the update is left out", "go": "training goes on"}
+_ACTIONS = {"stop": "the run is stopped", "skip": "update skipped", "go": "training goes on"}
 
 
 def short(value: Any) -> str:
@@ -40,18 +41,16 @@ def short(value: Any) -> str:
 
 
 def setting(name: str, value: Any, unit: str = "") -> str:
-    """The value of a setting, in words: "no limit" for a clip of 0, "every 20 steps" for an interval."""
+    """The value of a setting, in words: "off" for a clip of 0, "every 20 steps" for an interval."""
     if value is None:
         return "not known"
     if name == "clip" and value == 0:
-        return "no limit"
+        return "off"
     if name in ("log_every", "grad_every"):
-        special = ((AUTOMATIC, "as often as the budget allows"), (0, "never"), (1, "every step"))
+        special = ((AUTOMATIC, "auto (within the monitoring budget)"), (0, "never"), (1, "every step"))
         return next((text for known, text in special if value == known), f"every {short(value)} steps")
     if name == "grad_layers":
         return f"those with {value!r} in their name" if value else "all"
-    if name == "accumulate":
-        return f"{short(value)} piece{'' if value == 1 else 's'}"
     return f"{short(value)} {unit}".rstrip()
 
 
@@ -77,7 +76,9 @@ def _control(name: str, value: Any, old: Any, units: Mapping[str, str]) -> str:
         unit = f" {value['unit']}" if value.get("unit") else ""
         return f"the training script declared the knob {value.get('name')} = {short(value.get('value'))}{unit}"
     if name in ("log_every", "grad_every", "grad_layers"):
-        what = {"log_every": "steps logged", "grad_every": "gradient statistics", "grad_layers": "layers watched"}[name]
+        what = {"log_every": "logging interval", "grad_every": "gradient statistics", "grad_layers": "layers watched"}[
+            name
+        ]
         return f"{what}: {'' if old is None else f'{setting(name, old)} → '}{setting(name, value)}"
     unit = units.get(name, "")
     now = setting(name, value, unit)
@@ -95,11 +96,11 @@ _ACTS: dict[str, Callable[[Any, Any], str]] = {
     "stop": lambda value, old: f"end the run{' with a checkpoint' if value == 'checkpoint' else ''}",
     "evaluate": lambda value, old: "evaluated",
     "sample": lambda value, old: "a sample was written",
-    "checkpoint": lambda value, old: "a checkpoint was asked for",
+    "checkpoint": lambda value, old: "checkpoint requested",
     "rollback": lambda value, old: f"rolled back to step {short(value)}{'' if old is None else f', from {short(old)}'}",
     "branch": lambda value, old: f"branch: this run ends, a new one goes on{f' with {short(value)}' if value else ''}",
-    "freeze": lambda value, old: f"layers not updated: {_layers(old)} → {_layers(value)}",
-    "unfreeze": lambda value, old: f"layers not updated: {_layers(old)} → {_layers(value)}",
+    "freeze": lambda value, old: f"frozen layers: {_layers(old)} → {_layers(value)}",
+    "unfreeze": lambda value, old: f"frozen layers: {_layers(old)} → {_layers(value)}",
 }
 
 
@@ -158,7 +159,7 @@ def _checkpoint_name(value: Any) -> str:
 
 def _batch(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
-    return f"a batch has {short(told.get('samples'))} samples over all ranks; throughput counts {told.get('unit')}"
+    return f"global batch: {short(told.get('samples'))} samples; throughput is in {told.get('unit')}"
 
 
 def _bad_command(name: str, value: Any, old: Any) -> str:
@@ -168,14 +169,21 @@ def _bad_command(name: str, value: Any, old: Any) -> str:
 
 def _cost(name: str, value: Any, old: Any) -> str:
     return (
-        f"watching took {100 * value:.2g} % of the time so far"
+        f"monitoring overhead so far: {100 * value:.2g} %"
         if isinstance(value, (int, float))
         else _plain(name, value, old)
     )
 
 
 def _phases(name: str, value: Any, old: Any) -> str:
-    return "phases are those of every step" if value == 1 else f"phases are those of every {short(value)} steps"
+    return f"phase timing: every {'step' if value == 1 else f'{_ordinal(value)} step'}"
+
+
+def _ordinal(value: Any) -> str:
+    """4 -> "4th"."""
+    text = short(value)
+    ending = "" if text[-2:] in ("11", "12", "13") else {"1": "st", "2": "nd", "3": "rd"}.get(text[-1:], "")
+    return f"{text}{ending or 'th'}"
 
 
 _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
@@ -188,9 +196,7 @@ _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
 _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "died"): _died,
     (EventKind.CHECKPOINT, "saved"): _saved,
-    (EventKind.CHECKPOINT, "restored"): lambda name, value, old: (
-        f"training goes on from checkpoint {_checkpoint_name(value)}"
-    ),
+    (EventKind.CHECKPOINT, "restored"): lambda name, value, old: f"resumed from checkpoint {_checkpoint_name(value)}",
     (EventKind.CHECKPOINT, "removed"): lambda name, value, old: (
         f"checkpoint {_checkpoint_name(value)} was removed: newer ones are kept"
     ),

@@ -26,6 +26,7 @@ REPEAT_OPTIONS = ("seed", "name")
 #: the share of a curve, from its common end back, over which its loss is averaged
 FINAL_SHARE = 0.1
 _LONGEST_DIFF = 400
+_SECTIONS = ("spec", "changed while training", "environment", "code")
 
 
 class Comparison(Findings):
@@ -84,7 +85,8 @@ def of_subjects(subjects: Sequence[Subject], x: str = "step") -> Comparison:
     axes = [subject.axis(x) for subject in subjects]
     reached = [float(np.nanmax(axis)) for axis in axes if axis.size]
     common = min(reached) if len(reached) == len(subjects) else 0.0
-    figures = tuple(figures_of(s, axis, common) for s, axis in zip(subjects, axes, strict=True))
+    validated = _common_validation(subjects, axes, common, x)
+    figures = tuple(figures_of(s, axis, common, validated) for s, axis in zip(subjects, axes, strict=True))
     groups = group(subjects)
     return Comparison(
         subjects=tuple(subjects),
@@ -111,16 +113,34 @@ def _labelled(subjects: list[Subject]) -> list[Subject]:
     return out
 
 
-def figures_of(subject: Subject, axis: np.ndarray, common: float) -> Figures:
-    """A run's numbers, its losses up to ``common`` on the axis."""
+def _validation_places(subject: Subject, axis: np.ndarray) -> np.ndarray:
+    """Where on the axis each validation was; NaN for a step that the curve does not have."""
+    steps, where = subject.curve["step"], subject.validation[0]
+    if not steps.size:
+        return np.full(where.size, math.nan)
+    place = np.minimum(np.searchsorted(steps, where), steps.size - 1)
+    return np.where(steps[place] == where, axis[place], math.nan)
+
+
+def _common_validation(subjects: Sequence[Subject], axes: Sequence[np.ndarray], common: float, x: str) -> float | None:
+    """The last place of the axis, up to ``common``, at which all runs that validate did; None where there is none. Over
+    time and bytes no two runs validate at the same place, so there it is ``common``: the last up to there count."""
+    if x not in ("step", "tokens"):
+        return common
+    places = [_validation_places(s, axis) for s, axis in zip(subjects, axes, strict=True) if s.validation[0].size]
+    shared = set.intersection(*({float(p) for p in of if p <= common} for of in places)) if places else set()
+    return max(shared, default=None)
+
+
+def figures_of(subject: Subject, axis: np.ndarray, common: float, validated: float | None) -> Figures:
+    """A run's numbers: losses up to ``common`` on the axis, validation up to ``validated`` (None: ``common``)."""
     loss, steps, tps = subject.curve["loss"], subject.curve["step"], subject.curve["tps"]
     last = (axis <= common) & (axis >= common * (1 - FINAL_SHARE)) & np.isfinite(loss)
     if not last.any() and loss.size:
         last = np.zeros(loss.size, dtype=bool)
         last[max(0, int(np.searchsorted(axis, common, side="right")) - 1)] = True
     where, validation = subject.validation
-    end = steps[axis <= common]
-    before = where <= (end[-1] if end.size else -1)
+    before = _validation_places(subject, axis) <= (common if validated is None else validated)
     rates = tps[1:] if tps.size > 1 else tps
     rates = rates[np.isfinite(rates)]
     finite = loss[np.isfinite(loss)]
@@ -131,6 +151,8 @@ def figures_of(subject: Subject, axis: np.ndarray, common: float) -> Figures:
         tps=float(np.median(rates)) if rates.size else math.nan,
         seconds=float(subject.curve["time"][-1]) if steps.size else math.nan,
         steps=int(steps[-1]) if steps.size else 0,
+        validation_step=int(where[before][-1]) if before.any() else 0,
+        validation_is_common=validated is not None,
     )
 
 
@@ -139,7 +161,7 @@ def group(subjects: Sequence[Subject]) -> tuple[Group, ...]:
     members: dict[Any, list[int]] = {}
     for index, subject in enumerate(subjects):
         kept = {k: v for k, v in subject.options.items() if k not in REPEAT_OPTIONS}
-        key = (repr(sorted(kept.items())), subject.cell) if subject.options else index
+        key = (repr(sorted(kept.items())), subject.cell, repr(subject.changed)) if subject.options else index
         members.setdefault(key, []).append(index)
     firsts = [subjects[inside[0]] for inside in members.values()]
     return tuple(
@@ -156,6 +178,8 @@ def _group_label(subject: Subject, others: Sequence[Subject]) -> str:
     """What sets a group apart: the options that differ between groups, else the run's name."""
     if not all(other.options for other in others):
         return subject.label
+    if any(subject.changed != other.changed for other in others):
+        return subject.label
     told = [
         f"{name} {'unset' if value is None else value}"
         for name, value in subject.options.items()
@@ -165,7 +189,8 @@ def _group_label(subject: Subject, others: Sequence[Subject]) -> str:
 
 
 def differences(subjects: Sequence[Subject]) -> list[Difference]:
-    """Settings that are not the same everywhere: of the spec, then the environment, then the code."""
+    """Settings that are not the same everywhere: of the spec, those changed by hand while training, of the environment,
+    and the code."""
     found = []
     for section, tables in (
         ("spec", [s.options for s in subjects]),
@@ -178,12 +203,16 @@ def differences(subjects: Sequence[Subject]) -> list[Difference]:
             if any(value != said[0] for value in said):
                 code = section == "environment" and any(word in name for word in ("commit", "git", "dirty"))
                 found.append(Difference(section="code" if code else section, name=name, values=values))
+    for name in dict.fromkeys(name for s in subjects for name in s.changed):
+        values = tuple(s.changed.get(name) for s in subjects)
+        if len(set(values)) > 1:
+            found.append(Difference(section="changed while training", name=name, values=values))
     cells = [s.cell for s in subjects]
     ours = [s.cell for s in subjects if s.origin == "run"]
     if any(cell != ours[0] for cell in ours):
         lines = tuple(_lines(cell) if cell else None for cell in cells)
         found.append(Difference(section="code", name="cell.py", values=lines))
-    return sorted(found, key=lambda d: ("spec", "environment", "code").index(d.section))
+    return sorted(found, key=lambda d: _SECTIONS.index(d.section))
 
 
 def _lines(cell: str) -> str:
@@ -211,7 +240,10 @@ def code_diffs(subjects: Sequence[Subject]) -> dict[str, str]:
 def noise_tests(groups: Sequence[Group], figures: Sequence[Figures]) -> list[NoiseTest]:
     """Every pair of groups that have repeats, for the loss, the validation loss and the throughput."""
     found: list[tuple[str, int, int, Welch, Permutation]] = []
-    for metric in ("loss", "validation", "tps"):
+    metrics = ["loss", "tps"]
+    if all(figure.validation_is_common for figure in figures):
+        metrics.insert(1, "validation")
+    for metric in metrics:
         values = [each.repeats(metric, figures) for each in groups]
         usable = [i for i, v in enumerate(values) if len(v) >= 2 and all(map(math.isfinite, v))]
         for place, a in enumerate(usable):

@@ -20,7 +20,9 @@ class Figures:
     """One run in numbers: NaN where it has none.
 
     ``loss``: mean training loss over the last tenth of what all runs reached. ``validation``: the last validation loss
-    up to there. ``tps``: tokens per second per device, median without the first step. ``seconds``: of training.
+    up to there, ``validation_step`` its step (0: none). Over steps and tokens it is the last at a place of the axis at
+    which all runs that validate did; ``validation_is_common`` is false where there is none. ``tps``: tokens per second
+    per device, median without the first step. ``seconds``: of training.
     """
 
     loss: float
@@ -29,6 +31,8 @@ class Figures:
     tps: float
     seconds: float
     steps: int
+    validation_step: int = 0
+    validation_is_common: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

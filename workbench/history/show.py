@@ -53,6 +53,7 @@ def figures_frame(found: Findings) -> pd.DataFrame:
             "loss": f.loss,
             "best_loss": f.best_loss,
             "validation": f.validation,
+            "validation_step": f.validation_step or None,
             "tps": f.tps,
             "seconds": f.seconds,
         }
@@ -85,10 +86,17 @@ def _best(found: Findings) -> list[str]:
     sentences = []
     for metric, better in (("validation", min), ("loss", min), ("tps", max)):
         known = {s.label: value for s, f in _pairs(found) if math.isfinite(value := getattr(f, metric))}
-        if len(set(known.values())) > 1:
-            best = better(known, key=lambda label: known[label])
-            verb = "has the lowest" if better is min else "has the most"
-            sentences.append(f"{best} {verb} {_name(metric, found)}, {short(known[best])}.")
+        if len(set(known.values())) < 2:
+            continue
+        at = {s.label: f.validation_step for s, f in _pairs(found)}
+        if metric == "validation" and not all(f.validation_is_common for f in found.figures):
+            told = "; ".join(f"{label} {short(value)} at step {at[label]}" for label, value in known.items())
+            sentences.append(f"Validation losses are not compared, as no step was validated in all runs: {told}.")
+            continue
+        best = better(known, key=lambda label: known[label])
+        verb = "has the lowest" if better is min else "has the most"
+        where = f" at step {at[best]}" if metric == "validation" else ""
+        sentences.append(f"{best} {verb} {_name(metric, found)}{where}, {short(known[best])}.")
     return sentences
 
 
@@ -159,11 +167,12 @@ def curve_table(found: Findings) -> tuple[list[str], list[list[str]]]:
 
 
 def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
-    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation"]
+    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation", "at step"]
     heads += [f"{found.counts}/s/device", "seconds"]
     rows = [
         [s.label, s.plan or s.origin, str(s.ranks or ""), s.state, str(f.steps)]
-        + [number(value) for value in (f.loss, f.best_loss, f.validation, f.tps, f.seconds)]
+        + [number(value) for value in (f.loss, f.best_loss, f.validation)]
+        + [str(f.validation_step or "\N{EN DASH}"), *(number(value) for value in (f.tps, f.seconds))]
         for s, f in zip(found.subjects, found.figures, strict=True)
     ]
     return heads, rows

@@ -15,6 +15,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.errors import ConfigError, RunDirectoryError, nearest
+from workbench.events.settings import hand_changes
 from workbench.history import logs
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.history.tensorboard_file import Series, event_files, read_scalars
@@ -56,6 +57,8 @@ class Subject:
     validation: tuple[np.ndarray, np.ndarray]
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    #: setting or knob -> its changes by hand, in words
+    changed: dict[str, str] = field(default_factory=dict)
     cell: str = ""
     plan: str = ""
     counts: str = "tokens"  # what tps counts: tokens or samples
@@ -135,6 +138,7 @@ def from_logs(
         validation=_validation(events),
         options=spec.options() if spec else {},
         environment=_environment(run),
+        changed=hand_changes(events),
         cell=cell,
         plan=spec.plan.describe() if spec else "",
         counts=batch_of(events)[1],

@@ -66,8 +66,10 @@ class Marks:
 
 def make_marks(store: Store) -> list[dict[str, Any]]:
     """Make the marks of a whole run."""
-    found, begin = Marks(), rows.progress(store).begin
-    found.take(store.table("events"), 0.0 if math.isnan(begin) else begin)
+    found, begin, events = Marks(), rows.progress(store).begin, store.table("events")
+    if math.isnan(begin) and events["time"].size:
+        begin = float(events["time"].min())
+    found.take(events, begin)
     return found.all()
 
 

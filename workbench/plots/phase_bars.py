@@ -1,4 +1,4 @@
-"""Step time of each rank by phase: stacked bars of the mean over the latest steps, with the straggler marked."""
+"""Step time of each rank by phase: stacked bars, the mean over the steps of the verdict, whose straggler is marked."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
-from workbench.telemetry import row_views as rows
+from workbench.telemetry.judged import Judged, judged
 from workbench.telemetry.store import Store
-from workbench.telemetry.stragglers import STRAGGLER, mean_by_phase, own_work_by_rank
+from workbench.telemetry.stragglers import mean_by_phase, own_work_by_rank
+from workbench.telemetry.verdict import WINDOW
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
 NAME = "phase_bars"
-TITLE = "Time per step by phase, last 20 steps"
+TITLE = f"Step time by phase, {WINDOW} measured steps"
 TAB = "ranks"
 AXIS = ""
 EMPTY = "No phases were recorded: train with --monitor light or full."
 REPLACE = True
 PERIOD_S = 2.0
-STEPS = 20
 MOST_BARS = 64
 #: phases that run beside others, so they are no part of the step's length
 _BESIDE = ("overlapped", "monitor")
@@ -33,20 +33,15 @@ _BESIDE = ("overlapped", "monitor")
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """One row per rank and phase: rank, row (vertical position), left, right (ms from the start of the step), phase,
-    colour, share (of the step), slow (percent above the median rank, NaN unless a straggler), at (x of its mark)."""
-    steps, kept = cursor or (None, None)
-    phases, steps = rows.whole_steps(store, "phases", steps)
-    if not phases["step"].size:
-        return _empty(), (steps, kept)
-    names = ("step", "rank", "phase", "duration_ms")
-    joined = {n: np.concatenate([kept[n], phases[n]]) if kept else phases[n] for n in names}
-    newest = np.unique(joined["step"])[-STEPS:]
-    taken = joined["step"] >= newest[0]
-    kept = {name: values[taken] for name, values in joined.items()}
-    return _bars(kept, store), (steps, kept)
+    colour, share (of the step), slow (percent above the median of the other ranks, NaN unless it is
+    the straggler), at (x of its mark)."""
+    found = judged(store)
+    is_new = found is not cursor and found.phases["step"].size
+    return (_bars(found, store) if is_new else _empty()), found
 
 
-def _bars(phases: Columns, store: Store) -> Columns:
+def _bars(found: Judged, store: Store) -> Columns:
+    phases = found.phases
     ranks = store.mesh.world_size
     names, table = mean_by_phase(phases, ranks)
     relative = own_work_by_rank(phases, store.mesh)
@@ -55,12 +50,14 @@ def _bars(phases: Columns, store: Store) -> Columns:
     if ranks > MOST_BARS:  # the slowest, the fastest, and some in between
         order = np.argsort(-relative, kind="stable")
         chosen = order[np.unique(np.linspace(0, ranks - 1, MOST_BARS).astype(int))]
+        if found.slow_rank is not None and found.slow_rank not in chosen:
+            chosen[0] = found.slow_rank
     table, relative = table[chosen][:, shown], relative[chosen]
     ends = np.cumsum(table, axis=1)
     total = ends[:, -1:] if ends.shape[1] else np.ones((chosen.size, 1))
     count = len(shown)
     row = np.repeat(np.arange(chosen.size), count).astype(float)
-    slowest = (relative == np.nanmax(relative)) & (relative > STRAGGLER) if chosen.size > 1 else relative > 9
+    slowest = chosen == (-1 if found.slow_rank is None else found.slow_rank)
     first = np.tile(np.arange(count) == 0, chosen.size)
     slow = np.where(first, np.repeat(np.where(slowest, 100 * relative, math.nan), count), math.nan)
     phase = np.tile(np.array([names[place] for place in shown], dtype=object), chosen.size)
@@ -107,7 +104,7 @@ def figure(source: ColumnDataSource) -> Figure:
         ("from", "@left{0.0} ms"),
         ("to", "@right{0.0} ms"),
         ("share", "@share{0.0 %}"),
-        ("slower than the median", "@slow{0} %"),
+        ("own work, beside the other ranks", "@slow{+0} %"),
     ]
     drawn.add_tools(HoverTool(renderers=[bars], tooltips=tips))
     return theme.finish(drawn)

@@ -13,8 +13,8 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
-from workbench.plots.lag import own_work
 from workbench.telemetry import row_views as rows
+from workbench.telemetry.judged import judged
 from workbench.telemetry.phases import ASIDE, HIDDEN, in_turn
 from workbench.telemetry.store import Store
 
@@ -42,7 +42,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     """One bar per phase: rank, row, y, height, start, end (ms since the first shown step began), step, phase, colour,
     micro (micro-batch, -1: whole step).
 
-    If there are more than ``MOST_RANKS`` ranks, the selected one with its replica, the slowest, and a sample of the
+    If there are more than ``MOST_RANKS`` ranks, the selected one with its replica, the straggler, and a sample of the
     others are shown.
     """
     steps, kept = cursor or (None, None)
@@ -53,22 +53,21 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     joined = {n: np.concatenate([kept[n], phases[n]]) if kept else phases[n] for n in names}
     taken = joined["step"] >= np.unique(joined["step"])[-STEPS:][0]
     kept = {name: values[taken] for name, values in joined.items()}
-    shown = _shown_ranks(kept, store, chosen)
+    shown = _shown_ranks(store, chosen)
     per_step = max(1, np.isin(kept["rank"], shown).sum() // np.unique(kept["step"]).size)
     first = np.unique(kept["step"])[-max(1, min(STEPS, MOST_BARS // per_step)) :][0]
     taken = (kept["step"] >= first) & np.isin(kept["rank"], shown)
     return bars({name: values[taken] for name, values in kept.items()}, shown), (steps, kept)
 
 
-def _shown_ranks(phases: Columns, store: Store, chosen: int | None) -> np.ndarray:
+def _shown_ranks(store: Store, chosen: int | None) -> np.ndarray:
     """The ranks that are shown, in ascending order."""
     ranks = store.mesh.world_size
     if ranks <= MOST_RANKS:
         return np.arange(ranks)
-    _, table = own_work(phases, ranks)
-    slowest = int(np.argmax(np.nansum(table, axis=1)))
+    slowest = judged(store).slow_rank
     block = store.mesh.tp * store.mesh.pp
-    wanted = {slowest}
+    wanted = set() if slowest is None else {slowest}
     if chosen is not None and chosen < ranks:
         wanted |= set(range(chosen // block * block, chosen // block * block + min(block, MOST_RANKS // 2)))
     spread = np.linspace(0, ranks - 1, MOST_RANKS - len(wanted)).astype(int)

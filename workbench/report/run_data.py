@@ -24,6 +24,7 @@ from workbench.rundir import environment
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import present_state, state_of
 from workbench.telemetry.derive import global_metrics
+from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.store import Store
 
 #: optional file with the result of comparing this run with training in one process
@@ -116,7 +117,7 @@ class RunData:
 
     @property
     def seconds(self) -> float:
-        """Duration of the training in seconds; 0.0 if nothing was trained.
+        """Duration of the training in seconds, without pauses; 0.0 if nothing was trained.
 
         It begins with the state ``running`` or the first step, and ends with the end state or else the last step.
         """
@@ -126,7 +127,10 @@ class RunData:
             start_times.append(float(steps["time"][0]) - float(steps["step_time_ms"][0]) / 1e3)
         end_times = [event.time for state in END_STATES for event in self.events_of_kind(EventKind.STATE, state)]
         end_times = end_times or [float(steps["time"].max())] if steps["time"].size else end_times
-        return max(0.0, max(end_times) - min(start_times)) if start_times and end_times else 0.0
+        if not start_times or not end_times:
+            return 0.0
+        paused = Pauses().take(self.store.table("events")).before(max(end_times))
+        return max(0.0, max(end_times) - min(start_times) - float(paused))
 
     def summary(self) -> dict[str, Any]:
         """The content of ``summary.json``. A value is None if the run does not have it.

@@ -5,6 +5,7 @@ The report of a run, the panels in the report of a notebook, and its appendix al
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ def make_section(
     drawn += _draw_timelines(run, bundle, prefix)
     commands = read_control_history(run)
     events = _other_events(run)
+    counts = Counter(event.name for event in run.events_of_kind(EventKind.MONITOR))
     start_time = run.logged_events[0].time if run.logged_events else 0.0
     return RunSection(
         run=run,
@@ -128,7 +130,14 @@ def make_section(
         validation=run.validation(),
         confusion=_last_confusion_matrix(run),
         samples=_samples(run),
-        events=[{"elapsed": _elapsed(event.time, start_time), "event": event} for event in events[:_MAX_EVENTS]],
+        events=[
+            {
+                "elapsed": _elapsed(event.time, start_time),
+                "event": event,
+                "count": counts[event.name] if event.kind == EventKind.MONITOR else 1,
+            }
+            for event in events[:_MAX_EVENTS]
+        ],
         omitted_events=max(0, len(events) - _MAX_EVENTS),
         controls=[{"elapsed": _elapsed(command.time, start_time), "control": command} for command in commands],
         mesh=mesh_diagram.draw_mesh(run.mesh),
@@ -230,7 +239,13 @@ def _samples(run: RunData) -> list[tuple[int, str]]:
 
 
 def _other_events(run: RunData) -> list[LoggedEvent]:
-    return [event for event in run.logged_events if event.kind not in _OMITTED_KINDS]
+    """Events for the table; of those of the monitor, such as a changed interval, the last of each name."""
+    last = {event.name: event for event in run.events_of_kind(EventKind.MONITOR)}
+    return [
+        event
+        for event in run.logged_events
+        if event.kind not in _OMITTED_KINDS and (event.kind != EventKind.MONITOR or event is last[event.name])
+    ]
 
 
 def _verify_events(run: RunData) -> list[tuple[str, str]]:

@@ -64,11 +64,11 @@ class TrainingJob:
     def rank_died(self, rank: int, reason: str) -> None:
         """Record that the process of a rank died. Ranks that the run does not use are ignored."""
         if rank < self._ranks:
-            self._log.rank_died(rank, reason)
+            self._log.rank_died(rank, reason, self.step_of(rank) or 0)
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
         """Record that the session ends ranks that wait for a failed one."""
-        self._log.ranks_ended(ranks, why)
+        self._log.ranks_ended({rank: self.step_of(rank) or 0 for rank in ranks}, why)
 
     def start(self, session: Session) -> Submission:
         """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
@@ -79,7 +79,7 @@ class TrainingJob:
         def ended(submission: Submission) -> None:
             session.forget_rank_died(self.rank_died)
             session.job = None
-            self.end({rank: _outcome_of(submission, rank) for rank in submission.ranks}, submission.dead_ranks())
+            self.end({rank: self._outcome_of(submission, rank) for rank in submission.ranks}, submission.dead_ranks())
 
         submission.add_done_callback(ended)
         return submission
@@ -97,6 +97,14 @@ class TrainingJob:
         if branch is not None:
             branching.launch_in_thread(self.path, branch)
 
+    def _outcome_of(self, submission: Submission, rank: int) -> Outcome | None:
+        """Return the outcome of a rank; None when it died or returned nothing that can be read."""
+        error = submission.error(rank)
+        if isinstance(error, CellFailure):
+            told = failure(error.ename, error.evalue, error.traceback)
+            return Outcome(state="failed", step=self.step_of(rank) or 0, failure=told)
+        return Outcome.from_result(submission.outputs[rank].result)
+
 
 def _unless_deleted(read: Callable[[], _Value], otherwise: _Value) -> _Value:
     """Return ``read()``, or ``otherwise`` when the run directory was deleted or cannot be read."""
@@ -104,11 +112,3 @@ def _unless_deleted(read: Callable[[], _Value], otherwise: _Value) -> _Value:
         return read()
     except RunDirectoryError:
         return otherwise
-
-
-def _outcome_of(submission: Submission, rank: int) -> Outcome | None:
-    """Return the outcome of a rank; None when it died or returned nothing that can be read."""
-    error = submission.error(rank)
-    if isinstance(error, CellFailure):
-        return Outcome(state="failed", step=0, failure=failure(error.ename, error.evalue, error.traceback))
-    return Outcome.from_result(submission.outputs[rank].result)

@@ -219,6 +219,14 @@ class Run(RunReader):
     def __repr__(self) -> str:
         return f"<Run {self.name!r} {self.status} at step {self.last_step}/{self.spec.steps}: {self.plan.describe()}>"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """An output of a notebook stays as it is, so it says how far the run is only once that changes no more."""
+        status = self.status
+        if state.ended(status):
+            printer.text(repr(self))
+        else:
+            printer.text(f"<Run {self.name!r}: {self.plan.describe()}, {self.spec.steps} steps>")
+
     def _events(self) -> Columns:
         events, session_log = self._table("events"), log_of(self.path)
         return events if session_log is None else with_rows(events, session_log.unwritten)

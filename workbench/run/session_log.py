@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from workbench.core.records import SESSION_RANK, Event, EventKind
@@ -29,22 +29,23 @@ class SessionLog:
         self._log = RankLogWriter(run, SESSION_RANK)
         self._dead: set[int] = set()
 
-    def rank_died(self, rank: int, reason: str) -> None:
-        """Record that the process of a rank ended while the run needed it."""
+    def rank_died(self, rank: int, reason: str, step: int = 0) -> None:
+        """Record that the process of a rank ended while the run needed it, after ``step`` steps."""
         if rank not in self._dead:
             self._dead.add(rank)
-            self._write([Event(time=time.time(), step=0, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
+            self._write([Event(time=time.time(), step=step, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
                                value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
 
-    def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
-        """Record that the session ends ranks that waited for a failed one. Such an end never counts as the cause."""
+    def ranks_ended(self, ranks: Mapping[int, int], why: str) -> None:
+        """Record that the session ends ranks that waited for a failed one. Such an end never counts as the cause.
+        ``ranks``: rank -> the steps that it has finished."""
         self._dead.update(ranks)
         self.advice = (
             f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up to "
             "start new ranks"
         )
         because = failure("PeerFailed", why, peer=True)
-        self._write([_state(rank, "failed", because) for rank in ranks])
+        self._write([_state(rank, "failed", because, step) for rank, step in ranks.items()])
 
     def end(self, outcomes: Mapping[int, Outcome | None], *, logged: Collection[int]) -> None:
         """Record how ranks ended where their own logs lack it, and close the log.

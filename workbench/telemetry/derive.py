@@ -44,8 +44,9 @@ def with_rows(columns: Columns, rows: Sequence[Record]) -> Columns:
 
 
 def seconds_per_step(step: np.ndarray, time: np.ndarray, recent: int = 50) -> float:
-    """Seconds from one step's end to the next over the last ``recent`` steps, evaluations and pauses included; NaN
-    before two are known. What is left of a run is its steps left times this. ``time``: ``global_metrics``'s."""
+    """Seconds from one step's end to the next over the last ``recent`` steps, evaluations included; NaN before two are
+    known. What is left of a run is its steps left times this. ``time``: when each step ended, less the pauses before
+    it (``pauses.Pauses.before``)."""
     step, time = step[-recent:], time[-recent:]
     if step.size < 2 or step[-1] <= step[0]:
         return float("nan")

@@ -10,6 +10,7 @@ from workbench.core.records import EventKind
 from workbench.events.decode import as_number, of_kind
 from workbench.rundir.state import ENDED
 from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
+from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.store import Store
 
 _RECENT_STEPS = 20
@@ -46,7 +47,8 @@ def snapshot(store: Store) -> Snapshot:
     step_time = float(np.mean(times)) if known else float("nan")
     tps = float(np.mean(recent["tps"][-times.size :])) if known else float("nan")
     step = int(metrics["step"][-1]) if known else 0
-    pace = seconds_per_step(metrics["step"], metrics["time"])
+    paused = Pauses().take(store.table("events"))
+    pace = seconds_per_step(metrics["step"], metrics["time"] - paused.before(metrics["time"]))
     return Snapshot(
         step=step,
         steps=spec.steps,

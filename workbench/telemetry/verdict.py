@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
 from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, skew_ms
+from workbench.telemetry.stragglers import SIGNIFICANCE, Straggler, find_straggler
 
 #: steps at the beginning that say nothing: caches are cold, buckets and shapes are agreed
 WARM_UP = 3
 #: with fewer steps after those there is no verdict: one hiccup would make it
 ENOUGH = 5
-#: steps that are judged: the newest
-WINDOW = 200
+#: steps that are judged, by the panel, the report and ``Run.verdict`` alike: the newest whose phases were recorded
+WINDOW = 50
 #: of the steps whose collectives were recorded, so many: the newest, and no verdict on the network from a single one
 RECORDED, ENOUGH_RECORDED = 20, 2
-#: a rank is called slow when the others lose at least this share of the step time to it
-LEAST_SHARE = 0.05
-#: and when it is the slowest in at least this share of the steps
-LEAST_STEPS = 0.6
 _WHAT = {"data": "its data", "transfer": "copying to the device", "communication": "its network"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Straggler:
-    """A rank for which the others wait. ``lost_ms`` per step, ``lost_share`` of its step time; ``phase`` is where it
-    needs longer than the others, ``steps_share`` the share of steps in which it is the slowest.
-
-    Phase "communication": it needs longer to hand over what it sends. What is slow in the midst of a collective (a
-    link, say) holds up all ranks alike, from which none can be told. The reductions of torch's DDP are handed over by
-    its backward pass: what holds one of them up there counts as "backward".
-    """
-
-    rank: int
-    phase: str
-    lost_ms: float
-    lost_share: float
-    steps_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What limits a run. ``sentence`` says it, or why nothing can be said; shares are of the step time, at most 1.
+    ``steps``: the first and the last step that were judged, ``count`` how many of those between.
 
     ``bound``: "data", "compute", "communication" or "bubble", the largest of the shares on the rank that the others
     wait for (on average over ranks without one); "" when nothing is known. ``communication_share``: exposed
@@ -59,6 +38,7 @@ class Verdict:
     sentence: str
     bound: str = ""
     steps: tuple[int, int] = (0, 0)
+    count: int = 0
     step_ms: float = math.nan
     compute_share: float = math.nan
     data_share: float = math.nan
@@ -70,6 +50,15 @@ class Verdict:
     straggler: Straggler | None = None
     per_rank: dict[int, dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def window(self) -> str:
+        """The steps that were judged, in words; "" without a verdict."""
+        if not self.count:
+            return ""
+        first, last = self.steps
+        measured = "steps" if self.count == last - first + 1 else f"{self.count} measured steps of"
+        return f"{measured} {first} to {last}"
+
     def __str__(self) -> str:
         return self.sentence
 
@@ -79,7 +68,7 @@ class Verdict:
 
 
 def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, window: int = WINDOW) -> Verdict:
-    """VerdictTracker the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` of those given.
+    """Judge the newest ``window`` steps that all ranks finished, without the first ``WARM_UP`` of those given.
 
     ``posted``: ``phases.posting_time`` of the collectives; without it a slow network shows in no rank.
     """
@@ -93,7 +82,7 @@ def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, win
     totals = per_rank.sum(axis=1)
     step_ms = float(totals.mean())
     waits = per_rank["communication"] + per_rank["bubble"]
-    slow = straggler(own_time(table), _newest(posted, mesh), mesh, totals, waits)
+    slow = find_straggler(own_time(table), _newest(posted, mesh), totals, waits)
     judged = per_rank.loc[slow.rank] if slow else per_rank.mean()
     shares = _shares(judged, slow)
     mean = _shares(per_rank.mean(), None)
@@ -101,6 +90,7 @@ def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, win
         sentence="",
         bound=max(shares, key=lambda name: shares[name]),
         steps=(int(judged_steps[0]), int(judged_steps[-1])),
+        count=len(judged_steps),
         step_ms=step_ms,
         compute_share=mean["compute"],
         data_share=mean["data"],
@@ -123,12 +113,7 @@ def _finished(table: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
 
 
 def _too_few(steps: int) -> str:
-    if not steps:
-        return "No verdict yet: all ranks have to finish some steps first."
-    known = f"{steps} step{'s' if steps > 1 else ''} that all ranks finished"
-    return (
-        f"No verdict: phases of {known} are known, and it takes {WARM_UP + ENOUGH}, as the first {WARM_UP} say nothing."
-    )
+    return f"Verdict after {WARM_UP + ENOUGH} measured steps ({steps} so far)."
 
 
 def _newest(posted: pd.Series | None, mesh: Mesh) -> pd.DataFrame | None:
@@ -155,57 +140,6 @@ def _shares(phases: pd.Series, slow: Straggler | None) -> dict[str, float]:
         "bubble": float(phases["bubble"]) - handing_ms,
     }
     return {name: ms / total for name, ms in spent.items()}
-
-
-def straggler(
-    own: pd.DataFrame, posted: pd.DataFrame | None, mesh: Mesh, totals: pd.Series, waits: pd.Series
-) -> Straggler | None:
-    """The rank that the others wait for, by each rank's own time (``phases.own_time``, ``posting_time``); None where no
-    rank stands out. ``totals``, ``waits``: milliseconds of each rank's step, and of them in communication and bubble.
-
-    Its excess is over the median of the other ranks. In a pipeline a stage that has more work than the others looks
-    like a slow rank, and limits the pipeline just so.
-    """
-    if mesh.world_size == 1:
-        return None
-    candidates = [_slowest(own, _trimmed_mean)]
-    if posted is not None:
-        rank, phase, lost_ms, steps_share = _slowest(posted, _low_quartile)
-        candidates.append((rank, phase, min(lost_ms, float(waits[rank])), steps_share))  # it is part of these
-    rank, phase, lost_ms, steps_share = max(candidates, key=lambda found: found[2])
-    lost_share = lost_ms / float(totals[rank])
-    if lost_share < LEAST_SHARE or steps_share < LEAST_STEPS:
-        return None
-    return Straggler(rank=rank, phase=phase, lost_ms=lost_ms, lost_share=lost_share, steps_share=steps_share)
-
-
-def _slowest(own: pd.DataFrame, typical: Callable[[np.ndarray], np.ndarray]) -> tuple[int, str, float, float]:
-    """Rank with the largest typical own time, the phase of its largest excess, the whole excess, and in what share of
-    the steps it is the slowest. ``typical``: (step, rank, phase), NaN where there is none -> (rank, phase)."""
-    steps, step = np.unique(own.index.get_level_values("step"), return_inverse=True)
-    ranks, rank = np.unique(own.index.get_level_values("rank"), return_inverse=True)
-    table = np.full((steps.size, ranks.size, own.shape[1]), np.nan)
-    table[step, rank] = own.to_numpy(dtype=float)
-    per_rank = typical(table)
-    mean = per_rank.sum(axis=1)
-    worst = int(mean.argmax())
-    excess = per_rank[worst] - np.median(np.delete(per_rank, worst, axis=0), axis=0)
-    totals = table.sum(axis=2)
-    slowest = np.where(np.isnan(totals), -np.inf, totals).argmax(axis=1)
-    lost_ms = float(mean[worst] - np.median(np.delete(mean, worst)))
-    return int(ranks[worst]), str(own.columns[int(excess.argmax())]), lost_ms, float((slowest == worst).mean())
-
-
-def _low_quartile(values: np.ndarray) -> np.ndarray:
-    """Of few steps, some on a busy machine: noise only ever adds."""
-    return np.asarray(np.nanquantile(values, 0.25, axis=0))
-
-
-def _trimmed_mean(values: np.ndarray) -> np.ndarray:
-    """Without the slowest twentieth: one hiccup makes no straggler."""
-    kept = np.maximum(1, np.ceil(0.95 * (~np.isnan(values)).sum(axis=0)))
-    ordered = np.sort(values, axis=0)  # NaN last
-    return np.asarray(np.where(np.arange(len(values))[:, None, None] < kept, ordered, 0.0).sum(axis=0) / kept)
 
 
 def _overlapped_share(phases: Columns, table: pd.DataFrame) -> float:
@@ -247,7 +181,7 @@ def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verd
         in_what = _WHAT.get(slow.phase, slow.phase)
         text += (
             f" Rank {slow.rank} is slow in {in_what}: {_ms(slow.lost_ms)} per step, "
-            f"{slow.lost_share:.0%} of the step time, is lost to it."
+            f"{slow.lost_share:.0%} of the step time, is lost to it (p < {SIGNIFICANCE:g})."
         )
         if mesh.pp > 1:
             text += f" It is pipeline stage {mesh.coordinates(slow.rank).pp} of {mesh.pp}, which may have more work."
@@ -255,8 +189,11 @@ def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verd
         text += f" No rank stands out: they differ by {_ms(found.skew_ms)} per step."
         if found.bound == "communication":
             text += " (What is slow within a collective, such as one rank's link, holds up all alike.)"
+    text += f" ({found.window[:1].upper()}{found.window[1:]}.)"
     return Verdict(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, "sentence": text})
 
 
 def _ms(value: float) -> str:
+    if value >= 1000:
+        return f"{value / 1e3:.2f} s"
     return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"

@@ -12,6 +12,7 @@ import pytest
 
 from workbench.core.columns import Columns
 from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.core.records import StepRecord
 from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.events.outcome import Outcome, failure, failure_of
 from workbench.run import branching, session_log
@@ -119,6 +120,18 @@ def test_even_when_the_sessions_own_log_has_no_room(
     with pytest.raises(RunError, match="No space left on device"):
         run.wait(timeout=1)
     assert run.events()["rank"].tolist() == [0, 1]
+
+
+def test_a_rank_dies_at_the_step_that_it_had_finished(run: Run, job: TrainingJob) -> None:
+    with RankLogWriter(run.path, 1) as log:
+        for step in (1, 2, 3):
+            about = {"loss": 1.0, "lr": 0.1, "grad_sq": 1.0, "tokens": 1, "step_time_ms": 1.0, "data_wait_ms": 0.0}
+            log.append(StepRecord(time=float(step), step=step, rank=1, **about))
+    job.rank_died(1, "ended by signal 9 (killed)")
+    job.ranks_ended([0], "it waited for rank 1")
+    job.end({0: None, 1: None}, {})
+    events = run.events()
+    assert events[["kind", "name", "step"]].to_numpy().tolist() == [["rank", "died", 3], ["state", "failed", 0]]
 
 
 def test_a_rank_that_logged_its_end_is_not_told_of_again(run: Run, job: TrainingJob) -> None:

@@ -277,3 +277,46 @@ def test_what_is_wrong_with_a_run_is_said(home: Path, tmp_path: Path, damage: st
     else:
         rows = pd.read_csv(export(home / "b", "csv", tmp_path / "out") / "steps.csv")
         assert len(rows) == (6 if damage == "cut" else 3)
+
+
+def validate(run: Path, losses: dict[int, float]) -> Path:
+    """Log validation losses: step -> loss."""
+    with RankLogWriter(run, 0) as log:
+        for step, loss in losses.items():
+            log.event("validation", "loss", loss, step=step)
+    return run
+
+
+def test_validation_losses_are_compared_at_a_step_that_both_runs_validated(home: Path) -> None:
+    """The longer run is better at its end only because it has trained for longer."""
+    long = validate(run_with(home, "long", [1.0] * 150), {50: 3.0, 100: 2.5, 150: 1.9})
+    short = validate(run_with(home, "short", [1.0] * 120), {50: 2.8, 100: 2.0, 120: 1.95})
+    found = workbench.compare([long, short])
+    assert [(f.validation, f.validation_step) for f in found.figures] == [(2.5, 100), (2.0, 100)]
+    assert "short has the lowest validation loss at step 100, 2." in found.words()
+
+
+def test_without_a_common_step_each_validation_loss_stands_with_its_own_and_none_wins(home: Path) -> None:
+    runs = [validate(run_with(home, "a", [1.0] * 60, lr=0.1), {40: 2.0})]
+    runs.append(validate(run_with(home, "b", [1.0] * 60, lr=0.2), {50: 1.5}))
+    found = workbench.compare(runs)
+    said = "\n".join(found.words())
+    assert "not compared, as no step was validated in all runs: a 2 at step 40; b 1.5 at step 50." in said
+    assert "lowest validation" not in said and not [test for test in found.tests if test.metric == "validation"]
+    assert found.table()["validation_step"].tolist() == [40, 50]
+
+
+def test_what_was_changed_by_hand_belongs_to_what_differs(home: Path) -> None:
+    runs = [run_with(home, name, [1.0] * 9, seed=seed) for seed, name in enumerate("abc")]
+    with RankLogWriter(runs[1], 0) as log:
+        log.event("control", "lr", 1e-3, step=3, old_value=2e-3)
+        log.event("control", "lr", 5e-4, step=6, old_value=1e-3)
+        log.event("control", "freeze", ["head"], step=7, old_value=[])
+        log.event("control", "checkpoint", 8, step=8)
+    found = workbench.compare(runs)
+    changed = {d.name: d.values for d in found.differences if d.section == "changed while training"}
+    assert changed == {
+        "lr": (None, "0.001 at step 3, 0.0005 at step 6", None),
+        "frozen": (None, "head at step 7", None),
+    }
+    assert [group.members for group in found.groups] == [(0, 2), (1,)], "it is no repeat of the others"

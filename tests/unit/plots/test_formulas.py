@@ -32,7 +32,7 @@ from workbench.plots import (
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
-from workbench.telemetry.stragglers import against_median
+from workbench.telemetry.stragglers import against_others
 
 
 def opened(path: Path) -> Store:
@@ -188,9 +188,11 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
     work = {0: 20.0, 1: 20.0, 2: 26.0}
     for rank in range(3):
         with RankLogWriter(tmp_path, rank) as writer:
-            for number in (1, 2):
+            for number in range(1, 13):
                 writer.append(step(number, rank))
-                for phase, start, length in (("forward", 0.0, work[rank]), ("communication", work[rank], 10.0)):
+                end = work[rank] + 10
+                places = (("forward", 0.0, end - 10), ("communication", end - 10, 10.0), ("optimizer", end, 2.0))
+                for phase, start, length in places:
                     writer.append(
                         PhaseRecord(
                             step=number, rank=rank, phase=phase, micro_batch=-1, start_ms=start, duration_ms=length
@@ -199,14 +201,18 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
             finish(writer)
     store = opened(tmp_path)
     cells, _ = lag.columns(store, None)
-    assert dict(zip(cells["label"], cells["colour"], strict=True)) == pytest.approx({"0": 0.0, "1": 0.0, "2": 30.0})
+    assert dict(zip(cells["label"], cells["colour"], strict=True)) == pytest.approx(
+        {"0": -300 / 25, "1": -300 / 25, "2": 600 / 22}
+    )
     bars, _ = phase_bars.columns(store, None)
-    assert bars["right"].tolist() == [20, 30, 20, 30, 26, 36]
-    assert bars["slow"][~np.isnan(bars["slow"])] == pytest.approx([30.0])
+    assert bars["right"].tolist() == pytest.approx([20, 22, 32, 20, 22, 32, 26, 28, 38])
+    assert bars["slow"][~np.isnan(bars["slow"])] == pytest.approx([600 / 22]) and bars["rank"][
+        ~np.isnan(bars["slow"])
+    ].tolist() == [2]
     drawn, _ = timeline.columns(store, None)
-    second = drawn["step"] == 2
-    assert drawn["start"][second].min() == 36  # the second step begins when the slowest rank has ended the first
-    assert set(drawn["colour"]) == {theme.PHASES["forward"], theme.PHASES["communication"]}
+    second = drawn["step"] == 11
+    assert drawn["start"][second].min() == 38  # the second step begins when the slowest rank has ended the first
+    assert set(drawn["colour"]) == {theme.PHASES[name] for name in ("forward", "communication", "optimizer")}
 
 
 def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
@@ -333,4 +339,4 @@ def test_a_straggler_in_one_stage_is_not_lost_among_the_others(tmp_path: Path) -
     """Stages have different work by design: a rank is compared with its own stage."""
     store = opened(make_fake_run(tmp_path / "run", ranks=4, plugin="hybrid", pp=2, micro_batches=2, steps=4))
     table = np.array([[10.0], [30.0], [10.0], [36.0]])
-    np.testing.assert_allclose(against_median(table, store.mesh)[:, 0], [0, -1 / 11, 0, 1 / 11], atol=1e-12)
+    np.testing.assert_allclose(against_others(table, store.mesh)[:, 0], [0, -1 / 6, 0, 1 / 5], atol=1e-12)

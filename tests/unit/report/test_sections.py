@@ -289,3 +289,12 @@ def test_dropped_records_are_counted_once_per_rank_also_of_a_paused_run(tmp_path
     assert "10 records were dropped" in text
     assert "It was paused when this report was written." in text
     assert "The run had not ended when this report was written." in text
+
+
+def test_an_interval_that_changes_often_is_one_row_of_the_events(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=4)
+    with RankLogWriter(run, -1) as log:
+        for number in range(30):
+            log.event("monitor", "phases", 2 ** (number % 3), step=number)
+    rows = [row.get_text(" ", strip=True) for row in text_page(run).select("section tr")]
+    assert [row for row in rows if "phases (last of 30)" in row] and sum("monitor phases" in row for row in rows) == 1

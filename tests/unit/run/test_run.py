@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from IPython.lib.pretty import pretty
 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.records import Command
@@ -131,3 +132,13 @@ def test_frames_have_their_columns_without_rows(path: Path) -> None:
     assert list(run.metrics())[:2] == ["step", "time"]
     assert "rss_bytes" in run.devices() and "kind" in run.events() and "norm" in run.gradients()
     assert run.samples() == [] and run.output() == ""
+
+
+def test_an_output_says_how_far_a_run_is_only_once_that_changes_no_more(path: Path) -> None:
+    """A notebook keeps the output below the panel for ever."""
+    run = Run(path)
+    assert pretty(run) == f"<Run 'first': {SPEC.plan.describe()}, 10 steps>"
+    assert "starting at step 0/10" in repr(run), "what is printed is of that moment"
+    for rank in (0, 1):
+        tell(path, rank, "finished")
+    assert pretty(run) == repr(run) and "finished" in repr(run)

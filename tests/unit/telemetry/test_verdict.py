@@ -37,7 +37,7 @@ def test_a_run_that_computes() -> None:
     assert found.steps == (4, 20)
     assert str(found) == (
         "Compute-bound: 93% of a 100 ms step computes; 6% communicates, 1% waits for data. "
-        "No rank stands out: they differ by 0.0 ms per step."
+        "No rank stands out: they differ by 0.0 ms per step. (Steps 4 to 20.)"
     )
     assert pretty(found) == str(found), "a notebook shows the sentence"
 
@@ -67,7 +67,9 @@ def test_the_rank_that_the_others_wait_for_is_the_one_that_waits_least() -> None
     assert found.straggler.lost_ms == pytest.approx(37) and found.straggler.lost_share == pytest.approx(0.37)
     assert found.bound == "compute", "the others communicate only because they wait"
     assert found.waiting_share == pytest.approx((39 * 3 + 2) / 4 / 100 - 0.02)
-    assert "Rank 2 is slow in forward: 37.0 ms per step, 37% of the step time, is lost to it." in found.sentence
+    assert (
+        "Rank 2 is slow in forward: 37.0 ms per step, 37% of the step time, is lost to it (p < 0.01)." in found.sentence
+    )
 
 
 def posts(step: int, rank: int, post_ms: float, *, start_ms: float = 1.0, kind: str = "all_reduce") -> dict:
@@ -86,7 +88,8 @@ def test_a_slow_network_shows_in_handing_over(steps: int) -> None:
     assert found.straggler.lost_ms == pytest.approx(30) and found.straggler.lost_share == pytest.approx(0.6)
     assert found.sentence == (
         "Communication-bound: 80% of a 50.0 ms step communicates on rank 1, for which the others wait; 20% computes. "
-        "Rank 1 is slow in its network: 30.0 ms per step, 60% of the step time, is lost to it."
+        "Rank 1 is slow in its network: 30.0 ms per step, 60% of the step time, is lost to it (p < 0.01). "
+        f"(Steps {max(4, steps - 49)} to {steps}.)"
     )
 
 
@@ -117,11 +120,7 @@ def test_shares_are_of_the_step_of_the_rank_that_is_judged() -> None:
 def test_few_steps_are_no_verdict_and_that_is_said(steps: int) -> None:
     found = verdict(run_of({"forward": 10.0}, {"forward": 30.0}, steps=steps), Mesh(dp=2))
     assert (found.bound, found.straggler) == ("", None)
-    finished = "1 step" if steps == 1 else "7 steps"
-    assert found.sentence == (
-        f"No verdict: phases of {finished} that all ranks finished are known, and it takes 8, as the first 3 say "
-        "nothing."
-    )
+    assert found.sentence == f"Verdict after 8 measured steps ({steps} so far)."
 
 
 def test_a_step_in_which_the_run_failed_does_not_count() -> None:
@@ -164,10 +163,20 @@ def test_only_the_newest_complete_steps_count() -> None:
     assert found.steps == (15, 29) and found.step_ms == pytest.approx(10)
 
 
+def test_the_window_is_the_newest_measured_steps_and_is_said() -> None:
+    rows = run_of({"forward": 10.0}, {"forward": 10.0}, steps=400)
+    every_fourth = {name: values[rows["step"] % 4 == 0] for name, values in rows.items()}
+    found = verdict(every_fourth, Mesh(dp=2))
+    assert found.window == "50 measured steps of 204 to 400"
+    assert found.sentence.endswith("(50 measured steps of 204 to 400.)")
+
+
 def test_before_the_first_step_nothing_is_said() -> None:
-    assert str(verdict(empty("phases"), Mesh(dp=2))).startswith("No verdict yet")
+    assert str(verdict(empty("phases"), Mesh(dp=2))) == "Verdict after 8 measured steps (0 so far)."
 
 
 def test_a_single_rank_has_no_others() -> None:
     found = verdict(run_of({"forward": 10.0}), Mesh())
-    assert found.straggler is None and found.sentence == "Compute-bound: 100% of a 10.0 ms step computes."
+    assert (
+        found.straggler is None and found.sentence == "Compute-bound: 100% of a 10.0 ms step computes. (Steps 4 to 20.)"
+    )

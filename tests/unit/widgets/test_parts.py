@@ -26,9 +26,14 @@ from widgets.panel.verdict import VerdictTracker
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import CollectiveRecord, Command, Event, PhaseRecord, StepRecord, columns_of
+from workbench.plots import phase_bars
+from workbench.report.run_data import read
+from workbench.report.words import verdict_sentence
 from workbench.run.api import Run
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.progress import snapshot
 from workbench.telemetry.store import Store
+from workbench.telemetry.verdict import WINDOW
 
 
 def opened(path: Path) -> Store:
@@ -175,7 +180,7 @@ def test_what_was_set_in_steps_that_were_taken_back_has_no_mark() -> None:
         logged_events.take(events(*told, *later), 90.0)
     labels = [mark["label"] for mark in logged_events.marks() or []]
     assert labels == [
-        "step 3: gradient clip no limit → 1",
+        "step 3: gradient clipping off → 1",
         "step 4: rolled back to step 4, from 9",
         "step 9: learning rate 0.2 → 0.3",
     ]
@@ -209,12 +214,70 @@ def test_history_joins_what_was_asked_with_what_took_effect(tmp_path: Path) -> N
     assert again is not None and again[1]["step"] == 9 and (again[4]["name"], again[4]["who"]) == ("loss", "")
 
 
+def test_an_interval_that_changes_often_is_one_event() -> None:
+    listed = EventList()
+    for number in range(1, 84):
+        listed.take(events(event("monitor", "phases", 2 ** (number % 3), step=number)), 0.0)
+    listed.take(events(event("checkpoint", "saved", {"path": "step-90"}, step=90)), 0.0)
+    assert [(e["name"], e["step"], e["count"]) for e in listed.all()] == [("phases", 83, 83), ("saved", 90, 1)]
+
+
+def test_without_a_device_sample_times_count_from_the_first_event(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    with RankLogWriter(tmp_path, 0) as writer:
+        writer.append(Event(time=1.8e9, step=0, rank=0, kind="state", name="starting"))
+        writer.append(Event(time=1.8e9 + 5, step=0, rank=0, kind="checkpoint", name="saved", value='"step-1"'))
+    store = opened(tmp_path)
+    facts = Facts(store)
+    listed = EventList()
+    listed.take(facts.update(), facts.began)
+    assert [entry["time"] for entry in listed.all()] == [0.0, 5.0]
+
+
+def test_pauses_count_neither_as_elapsed_nor_in_the_time_that_is_left(tmp_path: Path) -> None:
+    """100 steps of a second each; a pause of an hour after step 30 of 50."""
+    write_spec(tmp_path, fake_spec(ranks=1, steps=100))
+    about = {"loss": 1.0, "lr": 0.1, "grad_sq": 1.0, "tokens": 1, "step_time_ms": 1000.0, "data_wait_ms": 1.0}
+    begin = 1.8e9
+
+    def state(writer: RankLogWriter, name: str, at: float, step: int) -> None:
+        writer.append(Event(time=begin + at, step=step, rank=0, kind="state", name=name))
+
+    with RankLogWriter(tmp_path, 0) as writer:
+        state(writer, "running", 0.0, 0)
+        for step in range(1, 51):
+            late = 3600.0 if step > 30 else 0.0
+            writer.append(StepRecord(time=begin + step + late, step=step, rank=0, **about))
+            if step == 30:
+                state(writer, "paused", 30.0, 30)
+                state(writer, "running", 3630.0, 30)
+        state(writer, "paused", 3650.0, 50)
+    store = opened(tmp_path)
+    facts = Facts(store)
+    facts.update()
+    now = facts.now(status="running", can_control=False, clock=begin + 5000)
+    assert (now["elapsed"], now["eta"]) == (50, 50), "the second pause goes on"
+    assert snapshot(store).eta_s == pytest.approx(50)
+
+
 def test_the_straggler_is_named(tmp_path: Path) -> None:
     facts = Facts(opened(make_fake_run(tmp_path / "run", ranks=8, steps=30)))
     facts.update()
     now = facts.now(status="finished", can_control=False, clock=0.0)
     assert now["straggler"] == straggler(8)
     assert f"rank {straggler(8)}, for which the others wait" in now["verdict"]
+
+
+def test_card_bars_verdict_and_report_name_one_rank_over_one_window(tmp_path: Path) -> None:
+    path = make_fake_run(tmp_path / "run", ranks=4, steps=120)
+    facts = Facts(store := opened(path))
+    facts.update()
+    now = facts.now(status="finished", can_control=False, clock=0.0)
+    bars, _ = phase_bars.columns(store, None)
+    whole = Run(path).verdict()
+    assert bars["rank"][~np.isnan(bars["slow"])].tolist() == [now["straggler"]] == [whole.straggler.rank]
+    assert now["verdict"] == whole.sentence == verdict_sentence(read(path))
+    assert whole.count == WINDOW and whole.window in whole.sentence.lower()
 
 
 def test_mfu_is_the_models_operations_over_what_the_devices_can_do(tmp_path: Path) -> None:
@@ -248,10 +311,16 @@ def test_phases_and_collectives_sum_up_to_the_runs_own_sentence(tmp_path: Path) 
                 writer.flush()
             store.refresh()
             seen.append(judge.judge(None).sentence)
+        for writer in (first, second):
+            writer.event("state", "finished", step=22)
+    store.refresh()
+    seen.append(judge.judge(None).sentence)
     run = Run(tmp_path).verdict()
     assert seen[-1].startswith("Compute-bound: 70% of a 100 ms step computes on rank 1")
     assert seen[-1] == run.sentence and "its network" in seen[-1]
-    assert "it takes 8" in seen[4] and "No rank stands out" in seen[12], "one recorded step names nobody"
+    assert seen[4] == "Verdict after 8 measured steps (3 so far)." and "No rank stands out" in seen[12], (
+        "one recorded step names nobody"
+    )
 
 
 def test_rank_table_keeps_the_newest_and_the_worst() -> None:
@@ -312,7 +381,7 @@ def test_values_in_force_stand_beside_the_controls_that_set_or_alter_them() -> N
     }
     assert control_set.in_force_words(values | {"frozen": []}) == {
         "lr": "0.001235",
-        "clip": "0",
+        "clip": "off",
         "grad_every": "auto: 20",
         "grad_layers": "all",
         "temperature": "2",

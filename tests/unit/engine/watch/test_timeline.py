@@ -16,6 +16,7 @@ from workbench.core.config import MonitorSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import PhaseRecord
 from workbench.engine.base.strategy import unmarked
+from workbench.engine.watch.host import intervals
 from workbench.engine.watch.host.clock import EventClock, HostClock
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseRecorder, compute_spans, compute_union_ms
 from workbench.engine.watch.torch import phases
@@ -127,7 +128,7 @@ class Strategy:
 
 
 def one_step(watch: PhaseWatch, strategy: Strategy, step: int) -> None:
-    watch.begins(step, 0)
+    watch.begins(step, watch.propose(step - 1))
     watch.phase("data")
     watch.batch(step, None)
     watch.phase("forward_backward")
@@ -141,7 +142,7 @@ def one_step(watch: PhaseWatch, strategy: Strategy, step: int) -> None:
 
 
 def test_events_of_a_device_are_looked_at_when_they_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phases, "PHASES_SHARE", math.inf)  # these steps are far too short
+    monkeypatch.setattr(intervals, "PHASES_SHARE", math.inf)  # these steps are far too short
     device, log, strategy = Device(), Log(), Strategy()
     watch = PhaseWatch(MonitorSpec(), strategy, log, device="cuda", clock=EventClock(device.event))  # type: ignore[arg-type]
     one_step(watch, strategy, 1)
@@ -219,7 +220,8 @@ def test_records_that_cost_too_much_come_more_rarely() -> None:
             one_step(watch, strategy, step)
     finally:
         watch.close()
-    assert watch.collectives_every == 1280
+    watch.intervals.adopt(watch.propose(3))
+    assert watch.intervals.collectives_every == 1280
     assert watch.cost_ms > 0
 
 
@@ -234,12 +236,12 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
     monkeypatch.setattr(phases.time, "thread_time", thread_time)
     monkeypatch.setattr(phases.time, "perf_counter", lambda: clocks["host"])
     watch = PhaseWatch(MonitorSpec(), strategy, log)  # type: ignore[arg-type]
-    watch.collectives_every = 1280  # no collectives: these would be steps of their own
+    monkeypatch.setattr(watch.intervals, "records_collectives", lambda step: False)  # these are steps of their own
 
     def take(steps: range, step_ms: float) -> set[int]:
         before = len(log.records)
         for step in steps:
-            watch.begins(step, 0)
+            watch.begins(step, watch.propose(step - 1))
             watch.phase("data")
             clocks["host"] += step_ms / 1e3
             strategy.mark("backward", -1)
@@ -249,7 +251,7 @@ def test_phases_of_steps_too_short_for_them_come_more_rarely_and_then_again(monk
 
     try:
         assert take(range(1, 5), 1000.0) == {1, 2, 3, 4}, "1.6 ms are less than 0.4 % of a second"
-        assert watch.phases_every == 1 and not log.events
+        assert watch.intervals.phases_every == 1 and not log.events
         take(range(5, 100), 60.0)
         assert take(range(100, 164), 60.0) == {104, 112, 120, 128, 136, 144, 152, 160}, "0.24 ms a step pay for it"
         watch.phase("evaluate")

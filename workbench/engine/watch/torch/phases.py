@@ -6,8 +6,7 @@ step is over, on a GPU one step later. Times count from the start of the rank's 
 never compared.
 
 When steps are so short that recording exceeds its share of the budget, phases are recorded in every second, fourth,
-eighth ... step only. Each rank chooses this interval by its own cost; all intervals are powers of two, so the recorded
-steps of a rank with a longer interval are a subset of those of the others.
+eighth ... step only (``intervals``): rank 0 proposes the interval, and all ranks record the same steps.
 """
 
 from __future__ import annotations
@@ -25,22 +24,11 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.watch.host.clock import Clock, Reading, make_clock
+from workbench.engine.watch.host.intervals import RecordingIntervals
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
 from workbench.engine.watch.torch.collectives import CollectiveRecorder, DdpReducerReader, make_records
 from workbench.rundir.log import RankLogWriter
 
-#: collectives are recorded in the first steps and then in every tenth step, or more rarely where that costs too much
-FIRST_STEPS = 3
-COLLECTIVES_EVERY = 10
-#: shares of the monitor's budget for recording collectives and for recording phases
-COLLECTIVES_SHARE = 0.1
-PHASES_SHARE = 0.4
-#: longest interval, in steps, between steps whose phases are recorded
-MAX_PHASES_EVERY = 64
-#: cost of writing a record in the log's thread, relative to the cost of making it here
-_WRITE_COST = 0.6
-#: weight of a new measurement in a running average
-_WEIGHT = 0.2
 _STEP_PHASES = frozenset({"data", "forward_backward", "optimizer"})
 #: the phase that begins when the trainer enters one of its own parts of a step
 _FIRST_PART = {"forward_backward": "transfer"}
@@ -58,8 +46,8 @@ class _Step:
 
 
 class PhaseWatch(StepObserver):
-    """Logs a ``PhaseRecord`` per phase of every ``phases_every``-th step, and a ``CollectiveRecord`` per call of the
-    first ``FIRST_STEPS`` steps and of every ``collectives_every``-th. ``clock``: a replacement for tests."""
+    """Logs a ``PhaseRecord`` per phase, and a ``CollectiveRecord`` per call, of the steps that ``intervals`` says.
+    ``clock``: a replacement for tests."""
 
     def __init__(
         self,
@@ -71,10 +59,7 @@ class PhaseWatch(StepObserver):
         clock: Clock | None = None,
     ) -> None:
         self.step_end = _StepEnd(self)
-        self.collectives_every = COLLECTIVES_EVERY
-        self.phases_every = 1
-        self._average_cost_ms: float | None = None
-        self._spec = spec
+        self.intervals = RecordingIntervals(spec.budget)
         self._strategy = strategy
         self._log = log
         self._on_host = device == "cpu"
@@ -104,12 +89,16 @@ class PhaseWatch(StepObserver):
         self._finish_step()
         self._write_ready(wait=True)
 
+    def propose(self, step: int) -> int:
+        return self.intervals.proposal() if self._strategy.rank == 0 else 0
+
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
         self._finish_step()
         self._write_ready()
-        recorded = self._is_due(step)
-        self._in_step = recorded or step % self.phases_every == 0
+        self._adopt(step, watch)
+        recorded = self.intervals.records_collectives(step)
+        self._in_step = self.intervals.records_phases(step)
         begin = self._recorder.enter("monitor") if self._in_step else self._recorder.resume(NO_PHASE)
         self._now = _Step(step=step, begin=begin, recorded=recorded)
         self._collectives.recording = recorded
@@ -158,39 +147,17 @@ class PhaseWatch(StepObserver):
         self._recorder.boundaries.append((end, NO_PHASE))
         self._write_ready()
         self.cost_ms = (time.thread_time() - began) * 1e3 + self._boundary_ms * len(now.boundaries)
-        if now.recorded:
-            if self._on_host:
-                self._adapt_collectives_interval(step_ms)
-        else:
-            self._adapt_phases_interval(now.step, step_ms)
+        if not now.recorded:
+            self.intervals.account_phases(self.cost_ms, step_ms)
+        elif self._on_host:
+            self.intervals.account_collectives(self.cost_ms, step_ms)
 
-    def _is_due(self, step: int) -> bool:
-        return step <= FIRST_STEPS or step % self.collectives_every == 0
-
-    def _adapt_collectives_interval(self, step_ms: float) -> None:
-        """Double the interval until the cost of a recorded step, spread over the interval, is within its share."""
-        while (
-            self.cost_ms > COLLECTIVES_SHARE * self._spec.budget * step_ms * self.collectives_every
-            and self.collectives_every < 1280
-        ):
-            self.collectives_every *= 2
-
-    def _adapt_phases_interval(self, step: int, step_ms: float) -> None:
-        """Double or halve the interval between steps whose phases are recorded, to match their share of the budget."""
-        cost_ms = self.cost_ms * (1 + _WRITE_COST)
-        average = (
-            cost_ms
-            if self._average_cost_ms is None
-            else self._average_cost_ms + _WEIGHT * (cost_ms - self._average_cost_ms)
-        )
-        self._average_cost_ms, before = average, self.phases_every
-        paid_ms = PHASES_SHARE * self._spec.budget * step_ms
-        if average > paid_ms * before and before < MAX_PHASES_EVERY:
-            self.phases_every *= 2
-        elif average < paid_ms * before / 4 and before > 1:
-            self.phases_every //= 2
-        if self.phases_every != before and self._strategy.rank == 0:
-            self._log.event(EventKind.MONITOR, "phases", self.phases_every, step=step, old_value=before)
+    def _adopt(self, step: int, watch: int) -> None:
+        before = self.intervals.phases_every
+        self.intervals.adopt(watch)
+        after = self.intervals.phases_every
+        if after != before and self._strategy.rank == 0:
+            self._log.event(EventKind.MONITOR, "phases", after, step=step, old_value=before)
 
     def _mark(self, phase: str, micro_batch: int) -> None:
         if self._in_step:
