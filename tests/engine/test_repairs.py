@@ -61,7 +61,7 @@ def test_without_it_training_fails(pool, repair, options, complaint):
 
 def test_on_gpu_ranks_only_wrong_results_are_mended(pool):
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cuda")
-    assert applied == ["alike-dropout", "causal-mask", "coordinator", "unlabelled", "whole-logits"]
+    assert applied == ["alike-dropout", "batch-norm", "causal-mask", "coordinator", "unlabelled", "whole-logits"]
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cpu")
     assert {"hccl", "set-device"} < set(applied)
 

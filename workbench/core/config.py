@@ -99,6 +99,7 @@ class ParallelPlan:
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
     parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
     runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train.
@@ -111,6 +112,7 @@ class ParallelPlan:
     tp: int = 1
     pp: int = 1
     micro_batches: int = 1
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         _check_own_types(self)

@@ -88,6 +88,8 @@ FLAGS = (
     Flag(names=("--pp",), option="pp", kind=int, group=SPREAD, help="pipeline parallel size (stages)"),
     Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",
          help="micro-batches of a pipeline step", default="--pp"),
+    Flag(names=("--sync-batchnorm",), option="sync_batchnorm", kind=None, group=SPREAD,
+         help="batch normalisation by the statistics of the whole batch, not of each rank's share"),
     Flag(names=("--precision",), option="precision", kind=str, group=SPREAD,
          help=f"precision of the training: {', '.join(PRECISIONS)}"),
     Flag(names=("--steps",), option="steps", kind=int, group=LEARNT, help="optimizer steps"),

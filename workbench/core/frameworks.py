@@ -50,6 +50,10 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
 )
 
 
+#: options of a plan that only some plugins take -> what they are for the others
+PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType({"tp": 1, "pp": 1, "micro_batches": 1, "sync_batchnorm": False})
+
+
 class PlanOptions(Protocol):
     """The part of a ``ParallelPlan`` that a framework checks and describes."""
 
@@ -73,14 +77,18 @@ class PlanOptions(Protocol):
     def micro_batches(self) -> int:
         """Pieces that a pipeline cuts a batch into."""
 
+    @property
+    def sync_batchnorm(self) -> bool:
+        """Whether batch normalisation uses the statistics of the whole batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
     """One way in which a framework spreads a training over ranks.
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
-    of ``tp``, ``pp`` and ``micro_batches`` that it takes; without one it is always 1. ``capabilities``: what the
-    strategy can do. ``lacks``: why it cannot do the others, one reason for each.
+    of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
+    ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each.
     """
 
     name: str
@@ -138,13 +146,15 @@ class Framework:
     def check_plan(self, plan: PlanOptions) -> None:
         """Refuse, with ``ConfigError``, a plan that the framework cannot train."""
         plugin = self.plugin(plan.plugin)
-        for option, value in (("tp", plan.tp), ("pp", plan.pp), ("micro_batches", plan.micro_batches)):
-            if value != 1 and option not in plugin.options:
+        given = {option: getattr(plan, option) for option in PLUGIN_OPTIONS}
+        for option, value in given.items():
+            if value != PLUGIN_OPTIONS[option] and option not in plugin.options:
                 flag = f"--{option.replace('_', '-')}"
                 able = [other.name for other in self.plugins if option in other.options]
+                shown = flag if value is True else f"{flag} {value}"
                 needs = f"needs --plugin {' or '.join(able)}, not {plugin.name}"
                 cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
-                raise ConfigError(f"{flag} {value} {needs if able else cannot}", field=flag)
+                raise ConfigError(f"{shown} {needs if able else cannot}", field=flag)
         self.check(plan)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, check_types, read_spec_options
 from workbench.core.flags import FLAGS
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework
 from workbench.core.recipe import check_plan, recipe
 from workbench.errors import ConfigError, RunDirectoryError, format_ranks
 from workbench.run.cell_source import check_cell, names_of
@@ -71,7 +71,7 @@ def merged(base: Mapping[str, Any], wishes: Mapping[str, Any]) -> dict[str, Any]
         kept.pop("plugin", None)
         split += [option for option in _SPLIT if option not in wishes and kept.get(option, 1) > 1]
         plugin = chosen.plugin(wishes["plugin"]) if "plugin" in wishes else chosen.plugin_with(split)
-        for option in {*_SPLIT, "micro_batches"} - plugin.options:
+        for option in PLUGIN_OPTIONS.keys() - plugin.options:
             kept.pop(option, None)
     if "pp" in wishes and (wishes["pp"] == 1 or kept.get("micro_batches", 1) < wishes["pp"]):
         kept.pop("micro_batches", None)

@@ -17,6 +17,7 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
+from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
@@ -70,6 +71,8 @@ class Plan(ABC):
         names = self.names = ModelNames(module, workload.optimizer)
         self.originals = Originals(module)
         modes = modes_of(module)
+        replicas = self.mesh.dp if self.is_whole else 1  # models that are split have no batch normalisation
+        self.norms = BatchNorms(module, replicas=replicas, synchronised=self.spec.plan.sync_batchnorm)
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
         self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)

@@ -102,16 +102,3 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
     layers = getattr(config, "num_hidden_layers", pp)
     if layers % pp:
         raise ConfigError(f"--pp {pp} does not divide the {layers} layers of the model", field="--pp")
-
-
-def check_norms(model: torch.nn.Module, spec: TrainSpec, device_type: str) -> None:
-    """Refuse batch normalisation where the plugins make it synchronised and torch has that on GPUs only."""
-    if device_type != "cpu" or spec.plan.plugin in ("zero1", "zero2") or spec.plan.pp > 1:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            raise ConfigError(
-                f"{name} is a {type(module).__name__}: --plugin {spec.plan.plugin} synchronises it over ranks, which "
-                "torch can do on GPUs only. Use --plugin zero1, or GroupNorm or LayerNorm in the model",
-                field="--plugin",
-            )

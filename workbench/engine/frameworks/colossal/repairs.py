@@ -116,6 +116,24 @@ def _unlabelled() -> None:
     GPT2PipelineForwards.gpt2_lmhead_model_forward = staticmethod(forward)
 
 
+def _batch_norm() -> None:
+    from colossalai.booster.plugin import hybrid_parallel_plugin, torch_ddp_plugin
+
+    class AsItIs:
+        @staticmethod
+        def convert_sync_batchnorm(module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+            return module
+
+    class Nn:
+        SyncBatchNorm = AsItIs
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch.nn, name)
+
+    torch_ddp_plugin.nn = Nn()
+    hybrid_parallel_plugin.SyncBatchNorm = AsItIs
+
+
 def _set_device() -> None:
     from colossalai.shardformer.modeling import gpt2
 
@@ -206,6 +224,13 @@ REPAIRS: tuple[Repair, ...] = (
         "without labels the loss is an unbound name: sharded GPT-2 cannot be asked for logits alone",
         False,
         _unlabelled,
+    ),
+    Repair(
+        "batch-norm",
+        "booster/plugin/torch_ddp_plugin.py:286, hybrid_parallel_plugin.py:115",
+        "batch normalisation becomes torch's synchronised one unasked, which runs on GPUs only (see BatchNorms)",
+        False,
+        _batch_norm,
     ),
     Repair(
         "set-device",

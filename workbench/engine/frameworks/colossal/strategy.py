@@ -22,7 +22,7 @@ from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
-from workbench.engine.frameworks.colossal.policies import check_norms, check_split
+from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.zero_checks import (
     check_parameters,
     check_unchanged,
@@ -30,7 +30,6 @@ from workbench.engine.frameworks.colossal.zero_checks import (
     versions_of,
 )
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
-from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import (
     LossTerm,
@@ -54,7 +53,6 @@ class ColossalStrategy(Strategy):
         check_trainable(spec, workload)
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
-        check_norms(workload.model, spec, rank_device().type)
         has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
         if not is_distributed(workload.optimizer):
             check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, has_slices=has_slices)
@@ -72,6 +70,7 @@ class ColossalStrategy(Strategy):
         self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
         self._named = NamedBatches(getattr(workload.model, "_orig_mod", workload.model))
         self.plan.boost(workload)
+        self.plan.norms.tell_on(self.rank, self.tell)
         if self.mesh.pp > 1:
             self._named.hide_targets(self.plan.model)
         self.average = LossAverage(self.mesh, self.device, self._expected)
@@ -105,7 +104,8 @@ class ColossalStrategy(Strategy):
         self.mark("forward", number)
         copied = self.plan.held if self.plan.masters() else []
         before = versions_of(copied)
-        term = self.plan.calling(lambda model: self._term(model, batch))
+        with self.plan.norms.around(piece):
+            term = self.plan.calling(lambda model: self._term(model, batch))
         check_unchanged(copied, before, self.spec.plan.plugin)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         if self.plan.reduction is not None:
@@ -154,7 +154,9 @@ class ColossalStrategy(Strategy):
 
     def _again(self, piece: Batch) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
-        return self.average.again(self._term(users_model(self.plan.module), batch), samples_in(piece))
+        with self.plan.norms.around(piece):
+            term = self._term(users_model(self.plan.module), batch)
+        return self.average.again(term, samples_in(piece))
 
     def _rerun_pipeline(self, piece: Batch, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """The schedule once more, without the reductions that follow it."""
@@ -318,6 +320,7 @@ class ColossalStrategy(Strategy):
         if hasattr(self, "plan"):
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
+            self.plan.norms.close()
             groups = self.plan.groups()
             self.plan.close()
             del self.plan

@@ -22,6 +22,7 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
+from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
@@ -40,7 +41,6 @@ from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.trained import trained, users_model
 from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
-from workbench.errors import ConfigError
 
 _AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: first loss scale in fp16; torch's 2**16 skips so many steps that short runs learn less
@@ -53,19 +53,14 @@ class DdpStrategy(Strategy):
     @classmethod
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         check_trainable(spec, workload)
-        for name, module in workload.model.named_modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and spec.plan.ranks > 1:
-                raise ConfigError(
-                    f"{name} is a {type(module).__name__}: each rank would normalise by its own share of the batch, so "
-                    "training depends on the number of ranks. Use GroupNorm or LayerNorm in the model",
-                    field="model",
-                )
 
     def prepare(self, workload: Workload) -> None:
         self.workload = workload
         self.device = rank_device()
         self._module = trained(workload).to(self.device)
         self.originals = Originals(self._module)
+        self._norms = BatchNorms(self._module, replicas=self.mesh.dp, synchronised=self.spec.plan.sync_batchnorm)
+        self._norms.tell_on(self.rank, self.tell)
         self._optimizer = workload.optimizer
         self._names = ModelNames(self._module, workload.optimizer)
         self._held = rank_parameters(self._module, self._names)
@@ -109,7 +104,8 @@ class DdpStrategy(Strategy):
     def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
-        term = self.model(lambda: self._term(batch))
+        with self._norms.around(piece):
+            term = self.model(lambda: self._term(batch))
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self._reduction.looks_at(loss)
         self.mark("backward", number)
@@ -232,7 +228,9 @@ class DdpStrategy(Strategy):
         return rerun(self._module, pieces, self._again, seen, loss_scale=self.loss_scale())
 
     def _again(self, piece: Batch) -> torch.Tensor:
-        return self.average.again(self._term(to_device(contents(piece), self.device)), samples_in(piece))
+        with self._norms.around(piece):
+            term = self._term(to_device(contents(piece), self.device))
+        return self.average.again(term, samples_in(piece))
 
     def layers(self) -> list[str]:
         """As ``Freezable.layers``."""
@@ -250,6 +248,7 @@ class DdpStrategy(Strategy):
 
     def close(self) -> None:
         if hasattr(self, "model"):
+            self._norms.close()
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             group = self.model.process_group
