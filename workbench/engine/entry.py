@@ -23,6 +23,7 @@ from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
+from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.base.capabilities import Watchable
@@ -87,6 +88,9 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
                 if changed:
                     text = f"{changed}: left by an earlier run or %%dist cell; this run starts from the defaults"
                     log.event(EventKind.WARNING, "torch_settings", text)
+                lost = notebook_group.leave()
+                if lost:
+                    log.event(EventKind.WARNING, "process_group", f"{lost}: a run has groups of its own")
                 state = _train(path, spec, rank, log, progress, failed=failed)
             log.event(EventKind.STATE, state, step=progress.step)
         except BaseException as error:

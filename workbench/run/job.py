@@ -72,7 +72,8 @@ class TrainingJob:
 
     def start(self, session: Session) -> Submission:
         """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
-        submission = session.submit(_TRAIN.format(path=str(self.path), reloaded=RELOADED), ranks=range(self._ranks))
+        code = _TRAIN.format(path=str(self.path), reloaded=RELOADED)
+        submission = session.submit(code, ranks=range(self._ranks), in_group=False)
         session.job = self
         session.on_rank_died(self.rank_died)
 

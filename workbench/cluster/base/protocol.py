@@ -17,6 +17,8 @@ from workbench.errors import ClusterError
 VERSION = 1
 #: key in the metadata of an execute request: the notebook's working directory
 WORK_DIR = "work_dir"
+#: key in the same metadata: False before code of ours that is not to follow the notebook
+FOLLOWS = "follows"
 _RESTART = "; restart the kernel if dist-workbench was updated while it ran"
 
 

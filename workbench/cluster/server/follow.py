@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from workbench.cluster.base.protocol import WORK_DIR
+from workbench.cluster.base.protocol import FOLLOWS, WORK_DIR
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
 RELOADED = "_reloaded_modules"
@@ -35,8 +35,18 @@ _Stamp = tuple[int, int]
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Makes the shell of a rank follow the notebook before each cell."""
+    """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
+    shell.push(_names(), interactive=False)
+
+
+def _names() -> dict[str, Any]:
+    """Returns the variables that cells find: ``rank``, ``world_size`` and, on ranks of torch, ``device``."""
+    names: dict[str, Any] = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        names["device"] = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return names
 
 
 class Follower:
@@ -55,7 +65,10 @@ class Follower:
         """
         from IPython.core.error import InputRejected
 
-        self._change_directory(self._shell.get_parent().get("metadata", {}).get(WORK_DIR, ""))
+        metadata = self._shell.get_parent().get("metadata", {})
+        if not metadata.get(FOLLOWS, True):
+            return tree
+        self._change_directory(metadata.get(WORK_DIR, ""))
         self._reloader.note_imports(self._cell_started)
         try:
             names = self._reloader.reload()

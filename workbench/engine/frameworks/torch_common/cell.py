@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource, is_distributed
+from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
@@ -22,12 +24,14 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec`` and ``knob``, a method of the workload's own ``Knobs``. Errors of the cell are raised
+    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, and ``knob``, a method of the workload's
+    own ``Knobs``. Errors of the cell are raised
     unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
     knobs = Knobs()
-    before = {**_interactive_namespace(), "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
+    before = {"rank": int(os.environ.get("RANK", "0")), "device": rank_device(), **_interactive_namespace()}
+    before |= {"world_size": spec.plan.ranks, "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
