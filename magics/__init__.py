@@ -14,6 +14,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
+    from magics.tracebacks import end_at_the_cell
     from magics.train import TrainMagics
     from magics.watch import WatchMagics
     from workbench.cluster.session import warm_up
@@ -22,6 +23,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(
         ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ReplayMagics, ReportMagics, RunsMagics
     )
+    shell.events.register("post_run_cell", end_at_the_cell)
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm_up()

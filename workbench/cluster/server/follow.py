@@ -38,6 +38,14 @@ def load_ipython_extension(shell: Any) -> None:
     """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
     shell.push(_names(), interactive=False)
+    sys.breakpointhook = _no_debugger
+
+
+def _no_debugger(*args: object, **options: object) -> None:
+    """In place of a debugger, which would wait for input that no rank has."""
+    frame = sys._getframe(1)
+    where = f"line {frame.f_lineno} in {frame.f_code.co_name}"
+    print(f"breakpoint() at {where} is passed over: no debugger reaches the ranks. Print values", file=sys.stderr)
 
 
 def _names() -> dict[str, Any]:
