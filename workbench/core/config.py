@@ -43,7 +43,12 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
 }
 #: options whose flag has another name
-_FLAGS = {"ranks": "--nproc-per-node", "level": "--monitor", "budget": "--monitor-budget"}
+_FLAGS = {
+    "ranks": "--nproc-per-node",
+    "level": "--monitor",
+    "budget": "--monitor-budget",
+    "final_checkpoint": "--no-final-checkpoint",
+}
 _WITHOUT_FLAG = ("sample_hz",)
 #: keys of spec files and checkpoints of earlier versions -> their names now
 _RENAMED = {"strategy": "framework"}
@@ -148,7 +153,8 @@ class ParallelPlan:
         return why_unavailable(self.framework, self.plugin, capability)
 
     def why_control_unavailable(self, control: str) -> str:
-        """Why a control cannot be used in a run of this plan, in words; "" when it can."""
+        """Why a control, or one value of it ("stop checkpoint"), cannot be used in a run of this plan; "" when
+        it can."""
         needed = NEEDED_BY_CONTROL.get(control)
         return "" if needed is None else self.why_unavailable(needed)
 
@@ -203,6 +209,7 @@ class TrainSpec:
     ``clip``: the largest global L2 norm of the gradient (0: no clipping).
     ``eval_every``: steps between evaluations, with one more at the end (0: no evaluation).
     ``save_every``: steps between checkpoints (0: only on request), of which the newest ``keep`` are kept (0: all).
+    ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from.
     Raises ``ConfigError`` for values that cannot work.
     """
@@ -222,6 +229,7 @@ class TrainSpec:
     eval_every: int = 50
     save_every: int = 0
     keep: int = 0
+    final_checkpoint: bool = True
     resume: str = ""
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 

@@ -33,7 +33,7 @@ class Capability(StrEnum):
     EVALUATING = "evaluation"
 
 
-#: the capability that a control of a run (``workbench.core.controls``) needs; the others need none
+#: the capability that a control of a run (``workbench.core.controls``), or one value of it, needs; the others need none
 NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
     {
         "clip": Capability.NORMED,
@@ -42,6 +42,7 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
         "freeze": Capability.FREEZABLE,
         "unfreeze": Capability.FREEZABLE,
         "checkpoint": Capability.CHECKPOINTABLE,
+        "stop checkpoint": Capability.CHECKPOINTABLE,
         "rollback": Capability.CHECKPOINTABLE,
         "branch": Capability.CHECKPOINTABLE,
         "evaluate": Capability.EVALUATING,

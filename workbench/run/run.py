@@ -104,7 +104,11 @@ class Run(RunReader):
         self.ask("step", n)
 
     def stop(self, after: str = "step") -> None:
-        """End the run after the step it is in (``after="step"``), or after writing a checkpoint (``"checkpoint"``)."""
+        """End the run after the step it is in. It writes a checkpoint, unless the spec has ``final_checkpoint`` false.
+
+        ``after``: "checkpoint" writes one in any case (the run goes on when it cannot be written), "no-checkpoint"
+        none.
+        """
         self.ask("stop", after)
 
     def set(self, **settings: Any) -> None:
