@@ -39,6 +39,7 @@ from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
@@ -120,6 +121,8 @@ def _train(
         observers: list[StepObserver] = []
         try:
             workload = _agreed_workload(path, spec, strategy)
+            if rank == 0 and not spec.recipe:
+                _keep_cell(path, workload, strategy.tell)
             exchange = exchange_of(rank, spec.plan.ranks)
             if isinstance(workload.data, LoaderSource):
                 workload.data.share_with(exchange)
@@ -205,6 +208,16 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     if failure is not None:
         raise failure
     return workload
+
+
+def _keep_cell(path: Path, workload: Workload, tell: Callable[[str, str], object]) -> None:
+    """Keep with the run what its cell took from elsewhere, and say what could not be kept."""
+    missing, changed = cell_names.keep(path, (path / CELL_FILE).read_text(encoding="utf-8"), workload.cell_names)
+    if missing:
+        text = f"the run keeps no copy of {', '.join(missing)}: to repeat it from its spec, define this in the cell"
+        tell("names_not_kept", text)
+    if changed:
+        tell("modules_changed", f"{', '.join(changed)}: other code than that which the run was first made with")
 
 
 def _telling_once(log: RankLogWriter, progress: Progress) -> Callable[[str, str], object]:
