@@ -35,6 +35,7 @@ class RankSpec:
     ``profile_dir``: IPython profile directory of the controller. ``work_dir``: working directory ("": unchanged).
     ``connection``: text of ipyparallel's connection file for engines. ``preload``: the ``module:function`` that its
     warm process called ("": none; None: the server's own). ``python``: its interpreter ("": that of the server).
+    ``arguments``: further arguments of ipyparallel's engine.
     """
 
     rank: int
@@ -46,16 +47,21 @@ class RankSpec:
     connection: str = ""
     preload: str | None = None
     python: str = ""
+    arguments: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartController:
-    """Request: start ipyparallel's controller. The reply comes when it listens and its connection files are written."""
+    """Request: start ipyparallel's controller. The reply comes when it listens and its connection files are written.
+
+    ``environment``: variables that are added to those of the server.
+    """
 
     id: int = 0
     profile_dir: str
     cluster_id: str = ""
     arguments: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
