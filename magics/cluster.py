@@ -59,6 +59,7 @@ class ClusterMagics(Magics):
         if devices is not None and devices != "cpu":
             devices = [entry.strip() for entry in devices.split(",")]
         started = time.monotonic()
+        before = Session.current()
         with print_when_slow():
             session = Session.up(
                 arguments.nproc_per_node,
@@ -66,6 +67,12 @@ class ClusterMagics(Magics):
                 devices=devices,
                 framework=arguments.framework,
                 python=arguments.python,
+            )
+        if before is not None and session is not before:
+            print(
+                f"warning: {format_ranks(range(before.n))} {'was' if before.n == 1 else 'were'} ended for this: the "
+                "variables that cells made there are lost",
+                file=sys.stderr,
             )
         for warning in session.warnings:
             print(f"warning: {warning}", file=sys.stderr)

@@ -166,7 +166,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
+def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage, shoot: Callable[..., Path]) -> None:
     """Restarted by a person, and killed: buttons are off, and a cell that is run again shows a live panel."""
     watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n%load_ext workbench\n%dist_watch"
     start(page, "restarted", watch, "%dist_runs", KILL)
@@ -176,10 +176,15 @@ def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
     assert page.page.evaluate(ENABLED)
     page.page.evaluate(RESTART)
     page.page.wait_for_function(f"() => {DEAD}")
-    assert page.page.locator(".dw-pill").first.inner_text() == "no kernel"
+    assert page.page.locator(".dw-pill").first.inner_text() == "lost"
     assert not page.page.evaluate(ENABLED)
-    about = page.page.locator(".dw-head .dw-about").first.inner_text()
-    assert about.startswith("The kernel has ended or was restarted") and "%dist_watch restarted" in about
+    notice = page.page.locator(".dw-notice").first
+    assert notice.inner_text().startswith(
+        "The kernel has ended or was restarted, and the training ended with it at step"
+    )
+    assert notice.inner_text().endswith("No checkpoint was written, so it can only start anew")
+    assert notice.evaluate("(node) => node.scrollWidth <= node.clientWidth")
+    shoot(page, "panel_without_kernel")
     for selector in (".dw-machine .dw-about", ".dw-runs-trouble"):
         wait_for_text(page, selector, "The kernel has ended or was restarted")
     page.page.wait_for_function(KERNEL_READY)

@@ -257,6 +257,29 @@ def test_what_the_cell_prints_is_kept(shell: InteractiveShell, two_ranks: Sessio
     assert run.output(0) == run.output(1) == "built 8\n"
 
 
+def test_a_run_whose_session_a_person_ends_is_lost_and_says_how_to_go_on(
+    shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet --save-every 2 --name ended", SLOW)
+    while not run.checkpoints():
+        time.sleep(0.02)
+    shell.run_line_magic("dist_down", "")
+    with pytest.raises(RunError, match=r"was lost at step \d+: .*%dist_train --resume ended@\d+ continues it"):
+        run.wait(timeout=300)
+    assert run.status == "lost"
+
+
+def test_more_ranks_than_are_up_say_that_variables_are_lost(
+    shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dist_up", "-n 2")
+    assert "lost" not in capsys.readouterr().err
+    shell.run_line_magic("dist_up", "-n 3")
+    told = capsys.readouterr().err
+    shell.run_line_magic("dist_down", "")
+    assert "ranks 0-1 were ended for this: the variables that cells made there are lost" in told
+
+
 def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
     shell: InteractiveShell, two_ranks: Session
 ) -> None:

@@ -19,7 +19,7 @@ from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
 from workbench.rundir.lineage import Branches, parent
-from workbench.rundir.state import ENDED
+from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.row_views import StepCursor, metrics_since
 from workbench.telemetry.store import Store
@@ -44,6 +44,7 @@ class Facts:
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._latest: dict[str, float] = {}
         self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
+        self._known |= {"own": is_owned_here(store.run), "saved": None}
         self._began: float | None = None
         self._ended: float | None = None
         self._judge = VerdictTracker(store)
@@ -158,6 +159,8 @@ class Facts:
             self._known["validation" if name == "loss" else name] = value
         elif kind == EventKind.SAMPLE:
             self.samples.append({"step": step, "text": str(decode(event["value"]))[:LONGEST_TEXT]})
+        elif kind == EventKind.CHECKPOINT and name == "saved":
+            self._known["saved"] = step
         elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
         elif kind == EventKind.WARNING and not self._known["failure"]:

@@ -144,6 +144,11 @@ class Session:
         return session if session is not None and not session._down else None
 
     @property
+    def is_down(self) -> bool:
+        """Whether the session has ended, so that its ranks have too."""
+        return self._down
+
+    @property
     def n(self) -> int:
         """The number of ranks."""
         return len(self.placement.bindings)

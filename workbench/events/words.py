@@ -24,6 +24,7 @@ _STATES = {
     "paused": "paused",
     "finished": "finished: all steps are done",
     "stopped": "stopped",
+    "lost": "its session ended, and the ranks with it",
 }
 _ACTIONS = {"stop": "the run is stopped", "skip": "the update is left out", "go": "training goes on"}
 

@@ -81,8 +81,11 @@ class Run(RunReader):
                 traceback=first.traceback,
             )
         if status == "lost":
+            saved = self.checkpoints()
             raise RunError(
-                f"run {self.name!r} was lost at step {self.last_step}: the process that started it has ended"
+                f"run {self.name!r} was lost at step {self.last_step}: the session or the process that started it has "
+                "ended, and its ranks with it; "
+                + (f"%dist_train --resume {self.name}@{saved[-1]} continues it" if saved else "it has no checkpoint")
             )
 
     def refuse_if_ended(self, what: str) -> None:
