@@ -9,11 +9,13 @@ from IPython.core.interactiveshell import InteractiveShell
 
 def load(shell: InteractiveShell) -> None:
     """Register every magic, and start the rank server in the background unless ``c.Workbench.warm`` is False."""
+    from magics import complete
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
+    from magics.tracebacks import end_at_the_cell
     from magics.train import TrainMagics
     from magics.watch import WatchMagics
     from workbench.cluster.session import warm_up
@@ -22,6 +24,8 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(
         ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ReplayMagics, ReportMagics, RunsMagics
     )
+    complete.register(shell)
+    shell.events.register("post_run_cell", end_at_the_cell)
     if shell.config.get("Workbench", {}).get("warm", True):
         try:
             warm_up()

@@ -29,7 +29,7 @@ from workbench.cluster.output import (
 from workbench.cluster.session import Session, close_spare_server
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
-from workbench.errors import ClusterError, ConfigError, format_ranks
+from workbench.errors import CellInterrupt, ClusterError, ConfigError, format_ranks
 
 _TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
 #: seconds until the preview of a running cell's output appears, and the largest number of its lines
@@ -59,6 +59,7 @@ class ClusterMagics(Magics):
         if devices is not None and devices != "cpu":
             devices = [entry.strip() for entry in devices.split(",")]
         started = time.monotonic()
+        before = Session.current()
         with print_when_slow():
             session = Session.up(
                 arguments.nproc_per_node,
@@ -66,6 +67,12 @@ class ClusterMagics(Magics):
                 devices=devices,
                 framework=arguments.framework,
                 python=arguments.python,
+            )
+        if before is not None and session is not before:
+            print(
+                f"warning: {format_ranks(range(before.n))} {'was' if before.n == 1 else 'were'} ended for this: the "
+                "variables that cells made there are lost",
+                file=sys.stderr,
             )
         for warning in session.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -107,6 +114,8 @@ class ClusterMagics(Magics):
         submission = session.submit(cell, targets)
         try:
             session.wait(submission, while_waiting=preview.show)
+        except KeyboardInterrupt:
+            raise interrupted(submission) from None
         finally:
             preview.clear()
             show(submission.outputs)
@@ -128,17 +137,32 @@ class ClusterMagics(Magics):
 
     @magic_arguments()
     @_TARGETS
+    @argument("--into", metavar="NAMES", help="assign to these variables of the notebook (a,b) instead of returning")
     @argument("names", nargs="+", help="variables of the ranks")
     @line_magic
-    def dist_pull(self, line: str) -> None:
-        """Copy variables from ranks to the notebook: as a dict rank -> value, or from one rank (-t 0) as its value."""
+    def dist_pull(self, line: str) -> Any:
+        """Return variables of ranks: ``loss = %dist_pull loss``. Nothing is assigned without ``--into``.
+
+        From several ranks a value is a dict rank -> value, from one rank (``-t 0``) it is the value itself. Several
+        variables are returned as a dict name -> value.
+        """
         session = _session()
         arguments = parse(self.dist_pull, line)
+        into = None if arguments.into is None else [name.strip() for name in arguments.into.split(",")]
+        if into is not None and not (len(into) == len(arguments.names) and all(map(str.isidentifier, into))):
+            raise ConfigError(
+                f"--into {arguments.into} does not name {len(arguments.names)} variable(s): for {arguments.names} pass "
+                f"--into {','.join(arguments.names)}",
+                field="--into",
+            )
         ranks = parse_ranks(arguments.targets, session.n)
         found = session.pull(arguments.names, ranks)
-        for name in arguments.names:
-            values = {rank: found[rank][name] for rank in ranks}
-            self.shell.user_ns[name] = values[ranks[0]] if len(ranks) == 1 else values
+        pulled = {name: {rank: found[rank][name] for rank in ranks} for name in arguments.names}
+        values = {name: of[ranks[0]] if len(ranks) == 1 else of for name, of in pulled.items()}
+        if into is None:
+            return values if len(values) > 1 else next(iter(values.values()))
+        self.shell.user_ns.update(zip(into, values.values(), strict=True))
+        return None
 
 
 def _session() -> Session:
@@ -146,6 +170,18 @@ def _session() -> Session:
     if session is None:
         raise ClusterError("no ranks are up: run %dist_up -n 4 first")
     return session
+
+
+def interrupted(submission: Submission) -> CellInterrupt:
+    """Return what Ctrl-C did to a cell: where ranks stopped, and which of them still run it."""
+    stopped = submission.result().outputs
+    groups = [group for group in group_errors(stopped) if group[1].ename == "KeyboardInterrupt"]
+    running = [rank for rank in submission.ranks if rank not in submission.finished_ranks()]
+    return CellInterrupt(
+        stopped=[rank for ranks, _ in groups for rank in ranks],
+        running=running,
+        traceback=groups[0][1].traceback if groups else "",
+    )
 
 
 def show(outputs: Mapping[int, RankOutput]) -> None:

@@ -13,7 +13,8 @@
     └── RunDirectoryError    a run directory cannot be created, written or read
         └── SchemaError      a file was written by a newer version of this project
 
-Each message says what happened, with the values, and what to do next.
+``CellInterrupt``, a ``KeyboardInterrupt``, says on which ranks Ctrl-C ended a cell. Each message says what happened,
+with the values, and what to do next.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class CellError(WorkbenchError):
     """A cell failed on ranks.
 
     ``ranks``: the ranks that raised the same exception. ``ename``, ``evalue``: its class name and message.
-    ``traceback``: the traceback of the lowest of these ranks, as text.
+    ``traceback``: the traceback of the lowest of these ranks, as text ("": no code of the user raised).
     """
 
-    def __init__(self, ranks: Sequence[int], ename: str, evalue: str, traceback: str) -> None:
+    def __init__(self, ranks: Sequence[int], ename: str, evalue: str, traceback: str = "") -> None:
         super().__init__(f"{format_ranks(ranks)}: {ename}: {evalue}")
         self.ranks = tuple(ranks)
         self.ename = ename
@@ -70,7 +71,28 @@ class CellError(WorkbenchError):
         self.traceback = traceback
 
     def _render_traceback_(self) -> list[str]:
-        return [self.traceback.rstrip(), f"{type(self).__name__}: {self}"]
+        return [*filter(None, [self.traceback.rstrip()]), f"{type(self).__name__}: {self}"]
+
+
+class CellInterrupt(KeyboardInterrupt):
+    """Ctrl-C ended the wait for a cell on ranks.
+
+    ``stopped``: the ranks that it ended the cell on; ``running``: those that still run it. ``traceback``: where the
+    lowest of ``stopped`` was, as text ("": not known).
+    """
+
+    def __init__(self, stopped: Sequence[int], running: Sequence[int], traceback: str = "") -> None:
+        self.stopped, self.running, self.traceback = tuple(stopped), tuple(running), traceback
+        parts = [f"{format_ranks(stopped)} stopped"] if stopped else []
+        if running:
+            parts.append(
+                f"{format_ranks(running)} still run{'s' if len(running) == 1 else ''} the cell (a collective cannot be "
+                "interrupted): %dist_status shows whether it ends; %dist_down ends the ranks and loses their variables"
+            )
+        super().__init__("; ".join(parts) or "the cell had ended on all ranks")
+
+    def _render_traceback_(self) -> list[str]:
+        return [*filter(None, [self.traceback.rstrip()]), f"interrupted: {self}"]
 
 
 class RunError(WorkbenchError):
@@ -112,8 +134,16 @@ def format_ranks(ranks: Iterable[int]) -> str:
     return f"rank{'s' if len(ordered) != 1 else ''} {text}"
 
 
+#: so many known names are listed beside the nearest one
+_FEW_NAMES = 8
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns a clause for an error message: the known name that resembles ``word``, or the list of all known names."""
+    """Returns a clause for an error message: the known name that resembles ``word``; and the known names, if they are
+    few or none resembles it."""
     names = sorted(known)
+    listed = f"known: {', '.join(names)}"
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    if not close:
+        return listed
+    return f"did you mean {close[0]!r}?" + (f" ({listed})" if len(names) <= _FEW_NAMES else "")

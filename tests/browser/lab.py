@@ -211,3 +211,9 @@ POINTS = """() => {
   const panel = document.querySelector(".dw");
   return panel?.dataset.points ? Number(panel.dataset.points) : 0;
 }"""
+
+
+def press_stop(page: Any, answer: str = "With checkpoint") -> None:
+    """Presses the panel's button that ends a run, and answers its question."""
+    page.get_by_role("button", name="Stop training").click()
+    page.get_by_role("button", name=answer, exact=True).click()

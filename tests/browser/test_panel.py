@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import KERNEL_READY, LabPage
+from tests.browser.lab import KERNEL_READY, LabPage, press_stop
 
 pytestmark = pytest.mark.browser
 
@@ -64,7 +64,7 @@ def test_curve_moves_while_a_cell_blocks_and_after_a_reload(page: LabPage, shoot
     page.page.wait_for_function(f"() => {CONNECTION}.connectionStatus === 'connected'")
     assert page.wait_for_points(before + 40) > before, "the connection to the kernel broke"
     shoot(page, "panel_live")
-    page.page.locator(".dw-stop").click()
+    press_stop(page.page)
     wait_for_text(page, ".dw-pill", "stopped")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
     assert not [error for error in page.errors if "Bokeh" in error or "panel" in error], page.errors
@@ -76,6 +76,13 @@ def test_stop_button_and_the_saved_notebook(page: LabPage, shoot: Callable[..., 
     before = path.stat().st_size
     stop = page.page.get_by_role("button", name="Stop training")
     stop.focus()
+    page.page.keyboard.press("Enter")
+    shoot(page, "panel_asks")
+    page.page.keyboard.press("Escape")
+    assert stop.is_enabled() and stop.inner_text() == "Stop", "the run goes on"
+    page.page.keyboard.press("Enter")
+    page.page.keyboard.press("Tab")
+    assert page.page.evaluate("document.activeElement.innerText") == "Without"
     page.page.keyboard.press("Enter")
     wait_for_text(page, ".dw-pill", "stopped")
     wait_for_text(page, ".jp-OutputArea-output", "stop calls 1 stopped")
@@ -124,7 +131,7 @@ print("over")
 def test_waiting_cell_takes_the_stop_button(page: LabPage) -> None:
     start(page, "waits", WAIT)
     page.wait_for_points(0)
-    page.page.locator(".dw-stop").click()
+    press_stop(page.page)
     wait_for_text(page, ".jp-OutputArea-output", "over")
     wait_for_text(page, ".dw-pill", "stopped")
     assert page.page.get_by_role("button", name="Stop training").inner_text() == "Ended"
@@ -159,7 +166,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
+def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage, shoot: Callable[..., Path]) -> None:
     """Restarted by a person, and killed: buttons are off, and a cell that is run again shows a live panel."""
     watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n%load_ext workbench\n%dist_watch"
     start(page, "restarted", watch, "%dist_runs", KILL)
@@ -169,10 +176,15 @@ def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage) -> None:
     assert page.page.evaluate(ENABLED)
     page.page.evaluate(RESTART)
     page.page.wait_for_function(f"() => {DEAD}")
-    assert page.page.locator(".dw-pill").first.inner_text() == "no kernel"
+    assert page.page.locator(".dw-pill").first.inner_text() == "lost"
     assert not page.page.evaluate(ENABLED)
-    about = page.page.locator(".dw-head .dw-about").first.inner_text()
-    assert about.startswith("The kernel has ended or was restarted") and "%dist_watch restarted" in about
+    notice = page.page.locator(".dw-notice").first
+    assert notice.inner_text().startswith(
+        "The kernel has ended or was restarted, and the training ended with it at step"
+    )
+    assert notice.inner_text().endswith("No checkpoint was written, so it can only start anew")
+    assert notice.evaluate("(node) => node.scrollWidth <= node.clientWidth")
+    shoot(page, "panel_without_kernel")
     for selector in (".dw-machine .dw-about", ".dw-runs-trouble"):
         wait_for_text(page, selector, "The kernel has ended or was restarted")
     page.page.wait_for_function(KERNEL_READY)

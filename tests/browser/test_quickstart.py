@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import LabPage
+from tests.browser.lab import LabPage, press_stop
 
 pytestmark = pytest.mark.browser
 
@@ -29,6 +29,6 @@ def test_quickstart_is_seen_live_and_stopped(page: LabPage, shoot: Callable[...,
     page.page.reload()
     page.wait_for_points(third)
     shoot(page, "quickstart")
-    page.page.get_by_role("button", name="Stop training").click()
+    press_stop(page.page)
     page.page.locator(".dw-pill", has_text="stopped").wait_for()
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"

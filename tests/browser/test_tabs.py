@@ -340,7 +340,7 @@ def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bar
     assert [button.is_enabled() for button in buttons.all()] == [True] * 4
     bare.clock.run_for(30_000)  # nothing is delivered meanwhile
     assert bare.locator(".dw-pill").inner_text() == "no kernel"
-    assert "The kernel does not respond" in bare.locator(".dw-head .dw-about").inner_text()
+    assert "The kernel does not respond" in bare.locator(".dw-notice").inner_text()
     assert [button.is_enabled() for button in buttons.all()] == [False] * 4
     panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 120)
     assert [button.is_enabled() for button in buttons.all()] == [True] * 4

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import LabPage
+from tests.browser.lab import LabPage, press_stop
 from tests.browser.test_panel import ENDLESS, GATE, HOLD, START, start, wait_for_text
 
 pytestmark = pytest.mark.browser
@@ -47,9 +47,11 @@ def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
     page.page.get_by_role("button", name="Resume training").click()
     wait_for_text(page, ".dw-pill", "running")
     page.page.get_by_role("button", name="Write a checkpoint now").click()
-    page.page.get_by_role("button", name="Stop training").click()
+    press_stop(page.page)
     wait_for_text(page, ".dw-pill", "stopped")
-    names = "[('lr', 0.0001), ('pause', None), ('step', 1), ('resume', None), ('checkpoint', None), ('stop', 'step')]"
+    names = (
+        "[('lr', 0.0001), ('pause', None), ('step', 1), ('resume', None), ('checkpoint', None), ('stop', 'checkpoint')]"
+    )
     wait_for_text(page, ".jp-OutputArea-output", f"asked {names}")
     wait_for_text(page, ".jp-OutputArea-output", "('lr', '0.0001', 0), ('lr', '0.0001', 1)")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
@@ -69,7 +71,7 @@ def test_notebook_7(page: LabPage) -> None:
     page.page.reload()
     (page.lab.root / "seven.free").touch()
     assert page.wait_for_points(second) > second
-    page.page.get_by_role("button", name="Stop training").click()
+    press_stop(page.page)
     wait_for_text(page, ".dw-pill", "stopped")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
 

@@ -1,10 +1,15 @@
 """The magics of ranks in an IPython shell: parsed, called, shown."""
 
+import os
+import signal
+import sys
 import threading
+import time
 
 import pytest
 
 from magics.cluster import ClusterMagics, StatusTable
+from magics.tracebacks import end_at_the_cell
 from tests.cluster.conftest import LIGHT
 from tests.shell import bare_shell
 from workbench.cluster.session import Session
@@ -61,13 +66,44 @@ def test_long_output_is_shortened(ranks, shell, capsys):
 def test_push_and_pull_copy_values(ranks, shell):
     shell.user_ns["number"] = 20
     shell.run_line_magic("dist_push", "number")
-    shell.run_cell_magic("dist", "", "import os; number += int(os.environ['RANK'])")
-    shell.run_line_magic("dist_pull", "number")
-    assert shell.user_ns["number"] == {0: 20, 1: 21}
-    shell.run_line_magic("dist_pull", "-t 1 number")
-    assert shell.user_ns["number"] == 21
     with pytest.raises(ConfigError, match="not defined in the notebook: nothing"):
         shell.run_line_magic("dist_push", "nothing")
+    shell.run_cell_magic("dist", "", "import os; number += int(os.environ['RANK'])")
+    assert shell.run_line_magic("dist_pull", "number") == {0: 20, 1: 21}
+    assert shell.run_line_magic("dist_pull", "-t 1 number") == 21
+    assert shell.user_ns["number"] == 20
+    shell.run_cell("found = %dist_pull -t 0 number rank")
+    assert shell.user_ns["found"] == {"number": 20, "rank": 0}
+
+
+def test_pull_assigns_only_into_names_that_are_given(ranks, shell):
+    ranks.push({"left": 1, "right": 2})
+    assert shell.run_line_magic("dist_pull", "-t 0 left right --into a,b") is None
+    assert (shell.user_ns["a"], shell.user_ns["b"]) == (1, 2)
+    assert not {"left", "right"} & set(shell.user_ns)
+    for wrong in ("a", "a,b,c", "a,2b"):
+        with pytest.raises(ConfigError, match="--into left,right"):
+            shell.run_line_magic("dist_pull", f"left right --into {wrong}")
+
+
+def test_a_failed_pull_and_an_interrupted_cell_speak_of_ranks_only(ranks, shell, capsys, tmp_path):
+    shell.run_cell("%dist_pull nowhere")
+    shown = capsys.readouterr().out
+    assert "ranks 0-1: NameError: name 'nowhere' is not defined" in shown and "Traceback" not in shown
+    begun = [tmp_path / "0", tmp_path / "1"]
+
+    def press():
+        while not all(path.exists() for path in begun):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    code = f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, str(rank)).touch()\ntime.sleep(600)"
+    result = shell.run_cell(f"%%dist\n{code}")
+    shown = capsys.readouterr().out
+    assert isinstance(result.error_in_exec, KeyboardInterrupt)
+    assert "interrupted: ranks 0-1 stopped" in shown and "line 3" in shown
+    assert "session.py" not in shown and "ipyparallel" not in shown
 
 
 def test_status_and_bad_targets(ranks, shell):
@@ -91,3 +127,20 @@ def test_up_and_down(fresh, shell, capsys):
     assert Session.current() is None
     shell.run_line_magic("dist_down", "")
     assert "no ranks are up" in capsys.readouterr().out
+
+
+def test_breakpoints_on_ranks_say_that_there_is_no_debugger(ranks, shell, capsys):
+    shell.run_cell_magic("dist", "", "def f():\n    breakpoint()\n    return 7\nf()")
+    shown = capsys.readouterr()
+    assert "breakpoint() at line 2 in f is passed over: no debugger reaches the ranks" in shown.err
+    assert shown.out.endswith("7\n")
+
+
+def test_debug_opens_in_the_cell_of_the_user(ranks, shell, capsys):
+    shell.events.register("post_run_cell", end_at_the_cell)
+    for cell in ("%%dist\n1 / 0", "def mine():\n    get_ipython().run_line_magic('dist_pull', 'nowhere')\nmine()"):
+        shell.run_cell(cell)
+        last = sys.last_traceback
+        while last.tb_next is not None:
+            last = last.tb_next
+        assert last.tb_frame.f_globals is shell.user_ns or last.tb_frame.f_code.co_name == "mine"

@@ -126,7 +126,9 @@ def train(
     place: str = "",
 ) -> dict[str, Any]:
     """Train with the trainer and the guard; ``faulty_rank`` None: the fault is armed wherever the trigger is seen."""
-    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
+    spec = TrainSpec.from_options(
+        {"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, "final_checkpoint": False, **options}
+    )
     path = Path(run)
     (path / "control.jsonl").touch()
     with joined_of(spec)(rank, ranks, directory, device_type="cpu"), RankLogWriter(path, rank) as log:

@@ -122,11 +122,7 @@ def refused(rank: int, ranks: int, directory: Path, *, model: str, options: dict
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
     from workbench.errors import ConfigError
 
-    if model == "batchnorm":
-        work = boosted.workload("plain", **kind)
-        work.model.append(torch.nn.BatchNorm1d(3))
-    else:
-        work = boosted.workload(model, **kind)
+    work = boosted.workload(model, **kind)
     try:
         ColossalStrategy.check(TrainSpec.from_options({"batch_size": models.BATCH, **options}), work)
     except ConfigError as error:

@@ -130,7 +130,9 @@ def train(
 ) -> dict[str, Any]:
     """This rank's step rows and events, and what it did while it was paused."""
     options = {"eval_every": 0, **options}
-    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "steps": steps, **options})
+    spec = TrainSpec.from_options(
+        {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "final_checkpoint": False, **options}
+    )
     path = Path(directory) / run
     path.mkdir(exist_ok=True)
     (path / CONTROL_FILE).touch()

@@ -145,3 +145,28 @@ def test_keep_leaves_those_that_were_asked_for(pool):
         script=script,
     )
     assert found[0]["steps"] == [3, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "saved"),
+    [
+        ({}, {}, [5]),
+        ({"save_every": 2, "keep": 2}, {}, [4, 5]),
+        ({"save_every": 5}, {}, [5]),
+        ({"final_checkpoint": False}, {}, []),
+        ({}, {"2": [["stop", None]]}, [3]),
+        ({}, {"2": [["stop", "checkpoint"]]}, [3]),
+        ({}, {"2": [["stop", "no-checkpoint"]]}, []),
+        ({"final_checkpoint": False}, {"2": [["stop", "checkpoint"]]}, [3]),
+        ({"save_every": 2}, {"2": [["pause", None], ["rollback", 2], ["stop", None]]}, [2]),
+    ],
+)
+def test_a_run_that_ends_has_one_checkpoint_of_its_last_step(
+    pool, options: dict[str, Any], script: dict[str, Any], saved: list[int]
+):
+    arguments = {"model": "plain", "options": DDP | {"final_checkpoint": True} | options, "steps": 5, "script": script}
+    found = pool.run(2, TRAIN, **arguments)
+    written = [step for step, name, _ in done_of_rank(found[0], "checkpoint") if name == "saved"]
+    removed = [int(of[-6:]) for _, name, of in done_of_rank(found[0], "checkpoint") if name == "removed"]
+    assert sorted(set(written) - set(removed)) == saved
+    assert len(written) == len(set(written)), "none is written twice"

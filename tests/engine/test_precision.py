@@ -30,7 +30,6 @@ def test_a_step_that_overflows_is_skipped_and_said_so(pool, options):
         ("llama", {"ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 6}, {}, "--tp", "does not divide the 4"),
         ("tied", {"ranks": 4, "plugin": "hybrid", "tp": 4}, {}, "--tp", "2 key-value heads"),
         ("tied", {"ranks": 4, "plugin": "hybrid", "pp": 4, "micro_batches": 4}, {}, "--pp", "does not divide the 2"),
-        ("batchnorm", {"ranks": 2, "plugin": "ddp"}, {}, "--plugin", "3 is a BatchNorm1d"),
     ],
 )
 def test_what_cannot_be_right_is_refused(pool, case):

@@ -49,7 +49,7 @@ def test_without_it_training_fails(pool, repair, complaint):
 
 def test_on_gpu_ranks_only_wrong_results_are_mended(pool):
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cuda")
-    assert applied == ["causal-mask", "causal-window", "coordinator"]
+    assert applied == ["batch-norm", "causal-mask", "causal-window", "coordinator"]
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cpu")
     assert {"hccl", "set-device"} < set(applied)
 

@@ -70,7 +70,8 @@ def train(pool: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     def trained(cell: str, **options: Any) -> tuple[RunReader, np.ndarray, str]:
         """The run, its losses, and the texts of its events."""
-        options = {"batch_size": 4, "eval_every": 0, "plugin": "ddp", "framework": "torch", "ranks": 2, **options}
+        options = {"batch_size": 4, "eval_every": 0, "framework": "torch", "ranks": 2, **options}
+        options = {"plugin": "ddp", "final_checkpoint": False, **options}
         request = resolve(options, cell=cell, default_ranks=2)
         path = run_directory.create(request.spec, request.cell)
         ranks = request.spec.plan.ranks

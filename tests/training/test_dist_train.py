@@ -257,6 +257,29 @@ def test_what_the_cell_prints_is_kept(shell: InteractiveShell, two_ranks: Sessio
     assert run.output(0) == run.output(1) == "built 8\n"
 
 
+def test_a_run_whose_session_a_person_ends_is_lost_and_says_how_to_go_on(
+    shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(shell, "-n 2 --steps 5000 --quiet --save-every 2 --name ended", SLOW)
+    while not run.checkpoints():
+        time.sleep(0.02)
+    shell.run_line_magic("dist_down", "")
+    with pytest.raises(RunError, match=r"was lost at step \d+: .*%dist_train --resume ended@\d+ continues it"):
+        run.wait(timeout=300)
+    assert run.status == "lost"
+
+
+def test_more_ranks_than_are_up_say_that_variables_are_lost(
+    shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dist_up", "-n 2")
+    assert "lost" not in capsys.readouterr().err
+    shell.run_line_magic("dist_up", "-n 3")
+    told = capsys.readouterr().err
+    shell.run_line_magic("dist_down", "")
+    assert "ranks 0-1 were ended for this: the variables that cells made there are lost" in told
+
+
 def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
     shell: InteractiveShell, two_ranks: Session
 ) -> None:
@@ -268,3 +291,32 @@ def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
         run.wait(timeout=300)
     shell.run_line_magic("dist_up", "-n 2")
     assert train(shell, "-n 2 --steps 2 --quiet", CELL).wait(timeout=300).status == "finished"
+
+
+def test_a_run_is_repeated_from_its_spec_on_ranks_that_know_nothing_of_its_cells(
+    shell: InteractiveShell, two_ranks: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_scale.py").write_text("def scaled(loss):\n    return 3 * loss\n")
+    shell.user_ns["hidden_width"] = 16
+    shell.run_line_magic("dist_push", "hidden_width")
+    shell.run_cell_magic(
+        "dist", "", "import torch\ndef make():\n    return torch.nn.Tanh()\nextra = torch.nn.Linear(1, 1)"
+    )
+    cell = "from own_scale import scaled\n" + CELL.replace("(8, 16)", "(8, hidden_width)")
+    cell += "print(type(make()), extra.weight.shape)\n"
+    cell += "loss_fn = lambda model, batch: scaled(criterion(model(batch[0]), batch[1]))"
+    run = train(shell, "-n 2 --steps 2 --batch-size 16 --quiet --no-final-checkpoint", cell).wait(timeout=300)
+    told = run.events().query("name == 'names_not_kept'")["value"].tolist()
+    assert len(told) == 1 and "no copy of extra" in told[0]
+    assert (run.path / "modules" / "own_scale.py").read_text() == Path("own_scale.py").read_text()
+    repeatable = cell.replace(", extra.weight.shape", "")
+    first = train(shell, "-n 2 --steps 2 --batch-size 16 --quiet --no-final-checkpoint", repeatable).wait(timeout=300)
+    assert first.events().query("name == 'names_not_kept'").empty
+    two_ranks.down()
+    Path("own_scale.py").unlink()
+    Session.up(2)
+    again = train(shell, f"--config {first.path / 'spec.toml'} --quiet").wait(timeout=300)
+    np.testing.assert_array_equal(again.metrics()["loss"], first.metrics()["loss"])
+    np.testing.assert_allclose(again.metrics()["loss"][0], 3 * plain_losses(1, 16)[0], rtol=1e-5)
+    assert {path.name for path in again.path.iterdir()} >= {"names.json", "modules", "cell.py"}

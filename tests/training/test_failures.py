@@ -32,7 +32,7 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
 ) -> None:
     create = run_directory.create
 
-    def blocked(spec: TrainSpec, cell: str | None = None) -> Path:
+    def blocked(spec: TrainSpec, cell: str | None = None, **_: object) -> Path:
         path = create(spec, cell)
         (path / "rank-00001").write_text("in the way")
         return path

@@ -28,10 +28,16 @@ def declared(store: Store) -> list[dict[str, Any]]:
     """Return the controls of a run, with the knobs of its training script, each as returned by ``control_of``."""
     own = {control.name: control for control in knobs_of(store.table("events"))}
     plan = store.spec.plan
-    return [
+    found = [
         control_of(control, plan.why_control_unavailable(control.name))
         for control in (*controls.CONTROLS, *own.values())
     ]
+    for control in found:
+        button, name = control["button"], control["name"]
+        if button is not None:
+            able = [each for each in button["answers"] if not plan.why_control_unavailable(f"{name} {each[1]}")]
+            button["answers"] = able
+    return found
 
 
 def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:

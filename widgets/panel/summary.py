@@ -19,7 +19,7 @@ from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
 from workbench.rundir.lineage import Branches, parent
-from workbench.rundir.state import ENDED
+from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import seconds_per_step
 from workbench.telemetry.pauses import Pauses
@@ -48,6 +48,7 @@ class Facts:
         self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
         self._pauses = Pauses()
         self._first_event: float | None = None
+        self._known |= {"own": is_owned_here(store.run), "saved": None}
         self._began: float | None = None
         self._ended: float | None = None
         self._judge = VerdictTracker(store)
@@ -165,6 +166,8 @@ class Facts:
             self._known["validation" if name == "loss" else name] = value
         elif kind == EventKind.SAMPLE:
             self.samples.append({"step": step, "text": str(decode(event["value"]))[:LONGEST_TEXT]})
+        elif kind == EventKind.CHECKPOINT and name == "saved":
+            self._known["saved"] = step
         elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
         elif kind == EventKind.WARNING and not self._known["failure"]:

@@ -30,18 +30,56 @@ export class Quick {
 
   place(name) {
     const node = make("button", "", this.node, { type: "button" });
-    const place = { node, controls: [], control: null, asked: "" };
+    const place = { node, controls: [], control: null, asked: "", close: null };
     node.addEventListener("click", () => {
-      const { control } = place;
-      if (control.button.asked) {
-        place.asked = control.name;
-        node.disabled = true;
-        say(node, control.button.asked);
-      }
-      this.send(control.name, control.default);
+      const { button } = place.control;
+      if (button.answers.length) this.ask(place, button);
+      else this.act(place, place.control.default);
     });
     this.places.set(name, place);
     return place;
+  }
+
+  act(place, value) {
+    const { control, node } = place;
+    if (control.button.asked) {
+      place.asked = control.name;
+      node.disabled = true;
+      say(node, control.button.asked);
+    }
+    this.send(control.name, value);
+  }
+
+  // The button's question in its place: one button per answer, and one (or Escape) that goes back.
+  ask(place, { question, answers, title }) {
+    const row = make("span", "dw-question", null, { role: "group", "aria-label": title });
+    say(make("span", "", row), question);
+    place.close = () => {
+      row.remove();
+      place.node.hidden = false;
+      place.close = null;
+    };
+    for (const [text, value] of answers) {
+      const answer = make("button", "dw-stop", row, { type: "button" });
+      say(answer, text);
+      answer.addEventListener("click", () => {
+        place.close();
+        this.act(place, value);
+      });
+    }
+    const back = make("button", "", row, { type: "button" });
+    say(back, "Cancel");
+    const cancel = () => {
+      place.close();
+      place.node.focus();
+    };
+    back.addEventListener("click", cancel);
+    row.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") cancel();
+    });
+    place.node.hidden = true;
+    place.node.after(row);
+    row.querySelector("button").focus();
   }
 
   say(facts) {
@@ -53,6 +91,7 @@ export class Quick {
       place.control = able ?? place.controls[0];
       const { button, ends, name } = place.control;
       if (off) place.asked = "";
+      if (off) place.close?.();
       const asked = place.asked === name;
       place.node.disabled = off || asked || !able;
       place.node.classList.toggle("dw-stop", ends);

@@ -5,7 +5,7 @@ const LOOK_EVERY_MS = 1000;
 const ASK_AFTER_MS = 5000;
 const SILENT_AFTER_MS = 20_000;
 
-export const GONE = "The kernel has ended or was restarted, so this is no longer updated";
+export const GONE = "The kernel has ended or was restarted";
 export const SILENT = "The kernel does not respond: it has ended or is busy";
 
 export class Link {

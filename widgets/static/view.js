@@ -6,6 +6,7 @@ import { Overview } from "./overview.js";
 import { phaseLegend, Ranks } from "./ranks.js";
 import { Console, Samples } from "./lists.js";
 import { Controls, Quick } from "./controls.js";
+import { GONE } from "./link.js";
 
 const TABS = [
   ["overview", "Overview"],
@@ -58,6 +59,8 @@ export class View {
     this.lineage = make("span", "dw-note", title);
     this.about = make("div", "dw-about", names, { role: "status" });
     this.pill = make("span", "dw-pill", head, { role: "status" });
+    this.notice = make("div", "dw-notice", this.root, { role: "status" });
+    this.notice.hidden = true;
     this.quick = new Quick(head, (name, value) => this.state.control(this.number, name, value));
     const progress = make("div", "dw-progress", this.root);
     this.bar = make("div", "dw-bar", progress, { role: "progressbar", "aria-label": "Steps", "aria-valuemin": "0" });
@@ -222,14 +225,32 @@ export class View {
   cut() {
     for (const { figures } of this.tabs.values()) figures?.cut(this.state.link.trouble);
     if (this.run?.facts) this.say(this.run.facts);
-    else say(this.about, this.state.link.trouble);
+    else this.warn(this.state.link.trouble);
+  }
+
+  // A line of its own, as long as it needs to be.
+  warn(text) {
+    say(this.notice, text);
+    this.notice.hidden = !text;
+  }
+
+  // What became of a run whose kernel is gone, and what to do.
+  farewell(facts) {
+    const { cut, name, own, saved, step } = facts;
+    if (!cut) return "";
+    if (cut !== GONE || !own || ENDED.includes(facts.status)) return `${cut}. %dist_watch ${name} shows the run again`;
+    const next = known(saved)
+      ? `%dist_train --resume ${name}@${saved} continues it`
+      : "No checkpoint was written, so it can only start anew";
+    return `${cut}, and the training ended with it at step ${whole(step)}. ${next}`;
   }
 
   say(told) {
     const cut = this.state.link.trouble;
     const facts = { ...told, cut };
     const ended = ENDED.includes(facts.status);
-    const notice = cut ? { text: `${cut}. %dist_watch ${facts.name} shows it again`, level: "error" } : facts.notice;
+    const { notice } = facts;
+    this.warn(this.farewell(facts));
     this.root.setAttribute("aria-label", `Training run ${facts.name}`);
     this.root.dataset.status = cut && !ended ? "cut" : facts.status;
     say(this.name, facts.name);
@@ -238,7 +259,7 @@ export class View {
     say(this.about, notice?.text ?? `${facts.recipe} · ${facts.plan} · ${facts.precision}`);
     this.about.title = this.about.textContent;
     this.about.dataset.level = notice?.level ?? "";
-    say(this.pill, cut && !ended ? "no kernel" : facts.status);
+    say(this.pill, !cut || ended ? facts.status : cut === GONE && facts.own ? "lost" : "no kernel");
     this.quick.say(facts);
     this.controls.say(facts);
     const share = Math.min(1, facts.step / facts.steps);
@@ -246,7 +267,7 @@ export class View {
     this.bar.setAttribute("aria-valuemax", facts.steps);
     this.bar.setAttribute("aria-valuenow", facts.step);
     say(this.count, `step ${whole(facts.step)} of ${whole(facts.steps)} · ${Math.floor(100 * share)} %`);
-    const left = known(facts.eta) ? ` · about ${duration(facts.eta)} left` : "";
+    const left = known(facts.eta) && !cut ? ` · about ${duration(facts.eta)} left` : "";
     say(this.clock, known(facts.elapsed) ? `${duration(facts.elapsed)} elapsed${left}` : "");
     this.overview.say(facts);
   }

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """``workbench COMMAND``: one module of ``workbench.cli.commands`` per subcommand.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the run was stopped before its end, 130 Ctrl-C. Nothing here imports
@@ -7,9 +8,10 @@ torch.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NoReturn
 
@@ -34,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code. A ``WorkbenchError`` is printed as one line, without a traceback."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     spelt = [_spelt(word) for word in (sys.argv[1:] if words is None else words)]
     arguments, unknown = parser().parse_known_args(spelt)
     if unknown:
@@ -51,6 +55,40 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _complete() -> None:
+    """Answer the shell, which asks what can stand next, and end the process."""
+    import argcomplete
+
+    whole = parser()
+    _add_completers(whole)
+    argcomplete.autocomplete(whole)
+
+
+def _add_completers(of: argparse.ArgumentParser) -> None:
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                _add_completers(sub)
+        elif action.nargs != 0 and action.choices is None:
+            completer = _completer(action, of.prog.rpartition(" ")[2])
+            if completer is not None:
+                action.completer = completer  # type: ignore[attr-defined]
+
+
+def _completer(action: argparse.Action, command: str) -> Callable[..., list[str]] | None:
+    """What completes an argument; None leaves it to the shell, which completes names of files."""
+    from workbench.run.completion import values
+
+    if not values(action, command):
+        return None
+
+    def complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+        given = {name: str(value) for name, value in vars(parsed_args).items() if value is not None}
+        return values(action, command, given)
+
+    return complete
 
 
 def _spelt(word: str) -> str:

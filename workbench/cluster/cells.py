@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.cluster.base.protocol import WORK_DIR
+from workbench.cluster.base.protocol import FOLLOWS, WORK_DIR
 from workbench.cluster.output import CellFailure, RankOutput, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
@@ -200,13 +200,13 @@ def _failure(error: Exception) -> CellFailure:
     return CellFailure(ename, evalue, traceback if isinstance(traceback, str) else "\n".join(traceback))
 
 
-def send(client: Any, submission: Submission) -> None:
+def send(client: Any, submission: Submission, *, follows: bool = True) -> None:
     """Sends the code of a submission to its ranks. ``client``: an ipyparallel client, whose engine ids are the ranks.
 
-    The ranks change to the notebook's working directory, and reload modules that changed on disk, before they run the
-    code. Raises ``ClusterError`` when a rank is not connected to the controller.
+    If it ``follows``, the ranks change to the notebook's working directory, and reload modules that changed on
+    disk, before they run the code. Raises ``ClusterError`` when a rank is not connected to the controller.
     """
-    metadata = _metadata()
+    metadata = _metadata() if follows else {FOLLOWS: False}
     for rank in submission.ranks:
         engine = client._engines.get(rank)
         if engine is None:
@@ -236,7 +236,7 @@ def send(client: Any, submission: Submission) -> None:
         )
 
 
-def _metadata() -> dict[str, str]:
+def _metadata() -> dict[str, Any]:
     try:
         return {WORK_DIR: os.getcwd()}
     except FileNotFoundError:  # the notebook's directory was deleted: the ranks stay where they are

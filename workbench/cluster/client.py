@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -243,11 +243,21 @@ class RankServer:
         _copy_outcome(self.start_controller(self.profile_dir), ready)
         return ready
 
-    def start_controller(self, profile_dir: Path, cluster_id: str = "", arguments: Iterable[str] = ()) -> Future[None]:
+    def start_controller(
+        self,
+        profile_dir: Path,
+        cluster_id: str = "",
+        arguments: Iterable[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Future[None]:
         """Starts a controller. Done when it listens and its connection files are written."""
         return self._send_request(
             p.StartController(
-                id=next(self._ids), profile_dir=str(profile_dir), cluster_id=cluster_id, arguments=list(arguments)
+                id=next(self._ids),
+                profile_dir=str(profile_dir),
+                cluster_id=cluster_id,
+                arguments=list(arguments),
+                environment=dict(environment or {}),
             )
         )
 

@@ -135,16 +135,17 @@ def wait_for_output(client: Any, n: int, *, timeout_s: float, check: Callable[[]
 
 
 def get_value(result: Any) -> Any:
-    """Returns the value of a completed ``AsyncResult``. Raises ``CellError`` with the ranks that failed."""
+    """Returns the value of a completed ``AsyncResult``. Raises ``CellError`` with the ranks that failed, without a
+    traceback: there is no code of the user in a copy."""
     from ipyparallel.error import CompositeError, RemoteError
 
     try:
         return result.get()
     except CompositeError as error:
-        ename, evalue, traceback, _ = error.elist[0]
-        raise CellError([engine["engine_id"] for *_, engine in error.elist], ename, evalue, traceback) from None
+        ename, evalue, *_ = error.elist[0]
+        raise CellError([engine["engine_id"] for *_, engine in error.elist], ename, evalue) from None
     except RemoteError as error:
-        raise CellError([error.engine_info["engine_id"]], error.ename, error.evalue, error.traceback) from None
+        raise CellError([error.engine_info["engine_id"]], error.ename, error.evalue) from None
 
 
 def unregister(engine_info: dict[str, Any], ranks: Iterable[int]) -> None:

@@ -10,7 +10,9 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import Collection
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from ipyparallel.cluster.launcher import BaseLauncher, ControllerLauncher, EngineLauncher, NotRunning
@@ -22,6 +24,15 @@ from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.engines import unregister
 from workbench.cluster.hosts import machine
 from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
+from workbench.cluster.server.warm import rank_log_path
+from workbench.errors import ConfigError
+
+#: options of ipyparallel's programs that the launchers give themselves
+_OF_CLUSTER = frozenset(("profile", "profile-dir", "cluster-id", "ProfileDir.location"))
+_OF_ENGINES = frozenset((
+    "file", "url", "mpi", "IPEngine.url_file", "IPEngine.registration_url", "IPEngine.use_mpi", "IPEngine.id",
+    "IPEngine.enable_nanny", "IPEngine.max_heartbeat_misses",
+))  # fmt: skip
 
 
 class _ServerLauncher(BaseLauncher):
@@ -29,6 +40,45 @@ class _ServerLauncher(BaseLauncher):
 
     server: Any = None
     _stopping = False
+    _output = ""  # of processes whose server has ended, and with it their files
+
+    def _check(self, command: str, arguments: str, *, ours: Collection[str], instead: str) -> None:
+        """Raises ``ConfigError`` for what ipyparallel's launchers take and this one does not.
+
+        ``command``, ``arguments``: names of the traits. ``ours``: options that this launcher sets itself.
+        """
+        if getattr(self, command) != self.traits()[command].default():
+            raise ConfigError(f"{command} cannot be set for {type(self).__name__}: {instead}", field=command)
+        for argument in getattr(self, arguments):
+            if argument.lstrip("-").partition("=")[0] in ours:
+                raise ConfigError(
+                    f"{arguments}: {type(self).__name__} sets {argument.partition('=')[0]} itself: leave it out",
+                    field=arguments,
+                )
+
+    def _logs(self) -> dict[str, Path]:
+        """Returns the files with the output of the launcher's processes, by the name that ``get_output`` gives them."""
+        return {}
+
+    def get_output(self, remove: bool = False) -> str:
+        """Returns what the processes have written, the last ``output_limit`` lines of each.
+
+        Their files are removed with the rank server, whatever ``remove`` says.
+        """
+        tails = {name: self._tail(file) for name, file in self._logs().items()}
+        found = [f"Output for {name}\n{indent(text, '  ')}" for name, text in tails.items() if text]
+        self._output = "\n".join(found) or self._output
+        return self._output
+
+    def _tail(self, file: Path) -> str:
+        if not file.is_file():  # it goes with the server
+            return ""
+        lines = file.read_text(errors="replace").splitlines(keepends=True)
+        return "".join(lines[-self.output_limit :] if self.output_limit else lines)
+
+    def notify_start(self, data: Any) -> Any:
+        """Records the start, unless the processes have ended meanwhile."""
+        return super().notify_start(data) if self.state == "before" else data
 
     @classmethod
     def from_dict(cls, d: dict[str, Any], **kwargs: Any) -> Any:
@@ -53,11 +103,14 @@ class _ServerLauncher(BaseLauncher):
         """Ends the server and all processes that it owns."""
         self._stopping = True
         if self.server is not None:
+            self.get_output()
             await asyncio.get_running_loop().run_in_executor(None, self.server.close)
         if self.state != "after":
             self.notify_stop({"exit_code": 0, "identifier": self.identifier})
 
     def _report_end(self) -> None:
+        _ = self.loop  # made here: the reader thread of the server, which uses it, has another
+
         def notify(reason: str) -> None:
             if not self._stopping:
                 data = {"exit_code": 1, "identifier": self.identifier, "reason": reason}
@@ -70,14 +123,26 @@ class WorkbenchControllerLauncher(_ServerLauncher, ControllerLauncher):
     """Runs the controller as a child of a rank server, so that it ends with the process that created the cluster."""
 
     async def start(self) -> None:
-        """Starts the controller and waits until it listens."""
+        """Starts the controller and waits until it listens.
+
+        Raises ``ConfigError`` for an argument that this launcher does not take, and ``ClusterError`` when the
+        controller does not start.
+        """
+        instead = "it is forked from a rank server"
+        self._check("controller_cmd", "controller_args", ours=_OF_CLUSTER, instead=instead)
         self.server = rank_servers.RankServer(preload="")
         self._report_end()
         started = self.server.start_controller(
-            Path(self.profile_dir).resolve(), self.cluster_id, [*self.cluster_args, *self.controller_args]
+            Path(self.profile_dir).resolve(),
+            self.cluster_id,
+            [*self.cluster_args, *self.controller_args],
+            self.get_env(),
         )
         await asyncio.wrap_future(started)
         self.notify_start({"pid": self.server.pid})
+
+    def _logs(self) -> dict[str, Path]:
+        return {} if self.server is None else {"controller": self.server.directory / "controller.log"}
 
 
 class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
@@ -106,9 +171,11 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
     async def start(self, n: int) -> None:
         """Starts ``n`` ranks and waits until their processes exist.
 
-        Raises ``ConfigError`` when there are fewer GPUs than ranks, and ``ClusterError`` when the port is taken or the
-        rank server fails.
+        Raises ``ConfigError`` when there are fewer GPUs than ranks, or for an argument that this launcher does not
+        take, and ``ClusterError`` when the port is taken or the rank server fails.
         """
+        instead = "set c.WorkbenchEngineSetLauncher.python to another interpreter"
+        self._check("engine_cmd", "engine_args", ours=_OF_CLUSTER | _OF_ENGINES, instead=instead)
         self.n = n
         self._first_rank = self._count_earlier_ranks()
         placement = plan_ranks(n)
@@ -126,9 +193,16 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
             connection=self._read_connection(),
             first_rank=self._first_rank,
             extra_environment=self.get_env(),
+            arguments=self.engine_args,
         )
         await asyncio.wrap_future(self.server.start_ranks(specs))
         self.notify_start({"pid": self.server.pid, "n": n})
+
+    def _logs(self) -> dict[str, Path]:
+        if self.server is None:
+            return {}
+        ranks = range(self._first_rank, self._first_rank + self.n)
+        return {f"engine {rank}": rank_log_path(self.server.directory, rank) for rank in ranks}
 
     def _read_connection(self) -> str:
         text = self.environment.get("IPP_CONNECTION_INFO") or os.environ.get("IPP_CONNECTION_INFO")

@@ -21,6 +21,7 @@ from typing import Any
 from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.rank_kind import RankKind
+from workbench.cluster.cell_group import CellGroup
 from workbench.cluster.cells import CellResult, Submission, send
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
@@ -62,6 +63,7 @@ class Session:
         self._client: Any = None
         self._engine_info: dict[str, Any] = {}
         self._roster = Roster()
+        self._group = CellGroup(server.directory)
         self._stopping = self._down = False
         self._submissions: list[Submission] = []
         self._death_callbacks: list[Callable[[int, str], None]] = []
@@ -140,6 +142,11 @@ class Session:
         """Returns the session that is up, or None. It stays up until ``down``, even when all its ranks have died."""
         session = cls._current
         return session if session is not None and not session._down else None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the session has ended, so that its ranks have too."""
+        return self._down
 
     @property
     def n(self) -> int:
@@ -289,16 +296,29 @@ class Session:
         self.wait(submission, timeout)
         return submission.result()
 
-    def submit(self, code: str, ranks: Sequence[int] | None = None) -> Submission:
-        """Starts a cell on ranks (default: all) without waiting. Raises ``RankDiedError`` and ``RanksBusyError``."""
+    def submit(self, code: str, ranks: Sequence[int] | None = None, *, in_group: bool = True) -> Submission:
+        """Starts a cell on ranks (default: all) without waiting. Raises ``RankDiedError`` and ``RanksBusyError``.
+
+        ``in_group``: all ranks are put into one process group of torch first, unless they are in one, or some of them
+        are busy or dead. Otherwise the cell leaves that group, as a training does.
+        """
         targets = self._check_targets(ranks)
         self.check_free(targets)
+        if not in_group:
+            self._group.mark_left()
+        elif not self.dead and not self._ranks_with_cells():
+            self._group.make(self.n, self._run_silently)
         submission = Submission(code, targets)
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         send(self._client, submission)
         for rank in set(targets) & set(self.dead):  # ranks that died since the check
             submission.mark_dead(rank, self.dead[rank])
         return submission
+
+    def _run_silently(self, submission: Submission) -> None:
+        self._submissions.append(submission)
+        send(self._client, submission, follows=False)
+        self.wait(submission)
 
     def wait(
         self,

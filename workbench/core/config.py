@@ -43,7 +43,12 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
 }
 #: options whose flag has another name
-_FLAGS = {"ranks": "--nproc-per-node", "level": "--monitor", "budget": "--monitor-budget"}
+_FLAGS = {
+    "ranks": "--nproc-per-node",
+    "level": "--monitor",
+    "budget": "--monitor-budget",
+    "final_checkpoint": "--no-final-checkpoint",
+}
 _WITHOUT_FLAG = ("sample_hz",)
 #: keys of spec files and checkpoints of earlier versions -> their names now
 _RENAMED = {"strategy": "framework"}
@@ -99,6 +104,7 @@ class ParallelPlan:
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
     parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
     runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train.
@@ -111,6 +117,7 @@ class ParallelPlan:
     tp: int = 1
     pp: int = 1
     micro_batches: int = 1
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         _check_own_types(self)
@@ -146,7 +153,8 @@ class ParallelPlan:
         return why_unavailable(self.framework, self.plugin, capability)
 
     def why_control_unavailable(self, control: str) -> str:
-        """Why a control cannot be used in a run of this plan, in words; "" when it can."""
+        """Why a control, or one value of it ("stop checkpoint"), cannot be used in a run of this plan; "" when
+        it can."""
         needed = NEEDED_BY_CONTROL.get(control)
         return "" if needed is None else self.why_unavailable(needed)
 
@@ -201,6 +209,7 @@ class TrainSpec:
     ``clip``: the largest global L2 norm of the gradient (0: no clipping).
     ``eval_every``: steps between evaluations, with one more at the end (0: no evaluation).
     ``save_every``: steps between checkpoints (0: only on request), of which the newest ``keep`` are kept (0: all).
+    ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from.
     Raises ``ConfigError`` for values that cannot work.
     """
@@ -220,6 +229,7 @@ class TrainSpec:
     eval_every: int = 50
     save_every: int = 0
     keep: int = 0
+    final_checkpoint: bool = True
     resume: str = ""
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 

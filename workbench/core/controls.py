@@ -34,6 +34,7 @@ class Button:
 
     Controls with the same ``place`` share one button, which triggers the control that the run's state allows.
     ``asked``: the text after a click, until the ranks refuse the command. ``over``: the text after the run has ended.
+    ``question``: asked before the control is triggered, with one button for each of ``answers`` (text, value).
     """
 
     text: str
@@ -41,6 +42,8 @@ class Button:
     place: str
     asked: str = ""
     over: str = ""
+    question: str = ""
+    answers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,8 @@ class Control:
         known |= {name: tuple(known[name]) for name in ("choices", "states") if name in known}
         try:
             if known.get("button") is not None:
-                known["button"] = Button(**known["button"])
+                button = dict(known["button"])
+                known["button"] = Button(**button | {"answers": tuple(map(tuple, button.get("answers", ())))})
             control = cls(**known)
         except TypeError as error:
             raise ValueError(f"cannot restore a control from this description: {error}") from error
@@ -252,9 +256,11 @@ CONTROLS: tuple[Control, ...] = (
             button=Button(text="Step", title="Take one step, then pause", place="step")),
     Control(name="checkpoint", kind="none", help="write a checkpoint now",
             button=Button(text="Checkpoint", title="Write a checkpoint now", place="checkpoint")),
-    Control(name="stop", kind="choice", choices=("step", "checkpoint"), default="step", ends=True,
-            help="end the run after this step, or after writing a checkpoint",
-            button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…", over="Ended")),
+    Control(name="stop", kind="choice", choices=("step", "checkpoint", "no-checkpoint"), default="step", ends=True,
+            help="end the run after this step, as after its last one; or with, or without a checkpoint in any case",
+            button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…", over="Ended",
+                          question="End the run?",
+                          answers=(("With checkpoint", "checkpoint"), ("Without", "no-checkpoint")))),
     Control(name="lr", kind="lr", setting=True, applies="strategy", low=0,
             help="learning rate: a number, a factor (x0.5), or schedule"),
     Control(name="clip", kind="float", setting=True, applies="strategy", low=0, option="clip", when_zero="off",

@@ -35,7 +35,7 @@ class Flag:
     """One option: its spellings, the option of ``TrainSpec`` that it sets, its type, its help text and the group of the
     help that lists it. ``default``: the default in words, where it is not the value in ``TrainSpec``.
 
-    ``kind`` None: a switch without a value.
+    ``kind`` None: a switch without a value, which sets the option to ``const``.
     """
 
     names: tuple[str, ...]
@@ -45,12 +45,13 @@ class Flag:
     group: str
     metavar: str | None = None
     default: str | None = None
+    const: bool = True
 
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments for ``add_argument`` (argparse's and IPython's alike)."""
         shared = {"dest": self.option, "default": None, "help": self.help + self._without()}
         if self.kind is None:
-            return {**shared, "action": "store_const", "const": True}
+            return {**shared, "action": "store_const", "const": self.const}
         return {**shared, "type": self.kind, "metavar": self.metavar or self.option.upper()}
 
     def _without(self) -> str:
@@ -88,6 +89,8 @@ FLAGS = (
     Flag(names=("--pp",), option="pp", kind=int, group=SPREAD, help="pipeline parallel size (stages)"),
     Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",
          help="micro-batches of a pipeline step", default="--pp"),
+    Flag(names=("--sync-batchnorm",), option="sync_batchnorm", kind=None, group=SPREAD,
+         help="batch normalisation by the statistics of the whole batch, not of each rank's share"),
     Flag(names=("--precision",), option="precision", kind=str, group=SPREAD,
          help=f"precision of the training: {', '.join(PRECISIONS)}"),
     Flag(names=("--steps",), option="steps", kind=int, group=LEARNT, help="optimizer steps"),
@@ -118,6 +121,8 @@ FLAGS = (
          help="steps between checkpoints; 0: off"),
     Flag(names=("--keep",), option="keep", kind=int, group=WATCHED, metavar="K",
          help="how many checkpoints to keep; 0: all"),
+    Flag(names=("--no-final-checkpoint",), option="final_checkpoint", kind=None, group=WATCHED, const=False,
+         help="write no checkpoint when the run ends or is stopped"),
 )  # fmt: skip
 
 _LONG_FLAG = re.compile(r"(?<!\S)--[A-Za-z][\w-]*")

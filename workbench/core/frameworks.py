@@ -33,7 +33,7 @@ class Capability(StrEnum):
     EVALUATING = "evaluation"
 
 
-#: the capability that a control of a run (``workbench.core.controls``) needs; the others need none
+#: the capability that a control of a run (``workbench.core.controls``), or one value of it, needs; the others need none
 NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
     {
         "clip": Capability.NORMED,
@@ -42,12 +42,17 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
         "freeze": Capability.FREEZABLE,
         "unfreeze": Capability.FREEZABLE,
         "checkpoint": Capability.CHECKPOINTABLE,
+        "stop checkpoint": Capability.CHECKPOINTABLE,
         "rollback": Capability.CHECKPOINTABLE,
         "branch": Capability.CHECKPOINTABLE,
         "evaluate": Capability.EVALUATING,
         "sample": Capability.EVALUATING,
     }
 )
+
+
+#: options of a plan that only some plugins take -> what they are for the others
+PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType({"tp": 1, "pp": 1, "micro_batches": 1, "sync_batchnorm": False})
 
 
 class PlanOptions(Protocol):
@@ -73,6 +78,10 @@ class PlanOptions(Protocol):
     def micro_batches(self) -> int:
         """Pieces that a pipeline cuts a batch into."""
 
+    @property
+    def sync_batchnorm(self) -> bool:
+        """Whether batch normalisation uses the statistics of the whole batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModels:
@@ -88,9 +97,9 @@ class Plugin:
     """One way in which a framework spreads a training over ranks.
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
-    of ``tp``, ``pp`` and ``micro_batches`` that it takes; without one it is always 1. ``capabilities``: what the
-    strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``: those that ``tp`` and
-    ``pp`` split.
+    of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
+    ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``:
+    those that ``tp`` and ``pp`` split.
     """
 
     name: str
@@ -149,13 +158,15 @@ class Framework:
     def check_plan(self, plan: PlanOptions) -> None:
         """Refuse, with ``ConfigError``, a plan that the framework cannot train."""
         plugin = self.plugin(plan.plugin)
-        for option, value in (("tp", plan.tp), ("pp", plan.pp), ("micro_batches", plan.micro_batches)):
-            if value != 1 and option not in plugin.options:
+        given = {option: getattr(plan, option) for option in PLUGIN_OPTIONS}
+        for option, value in given.items():
+            if value != PLUGIN_OPTIONS[option] and option not in plugin.options:
                 flag = f"--{option.replace('_', '-')}"
                 able = [other.name for other in self.plugins if option in other.options]
+                shown = flag if value is True else f"{flag} {value}"
                 needs = f"needs --plugin {' or '.join(able)}, not {plugin.name}"
                 cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
-                raise ConfigError(f"{flag} {value} {needs if able else cannot}", field=flag)
+                raise ConfigError(f"{shown} {needs if able else cannot}", field=flag)
         self.check(plan)
 
 

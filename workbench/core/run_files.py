@@ -19,9 +19,11 @@ class RunFile:
 FILES = (
     RunFile(pattern="spec.toml", what="everything needed to run it again, with versions and machine"),
     RunFile(pattern="cell.py", what="the source of the cell, if a cell defined the model"),
+    RunFile(pattern="names.json", what="names of `%%dist` cells that the cell uses: imports, sources, values"),
+    RunFile(pattern="modules/*.py", what="copies of the local modules that the cell imports"),
     RunFile(
         pattern="environment.json",
-        what="packages, command line, git state; settings of torch that the cell changed",
+        what="packages, command line, git commit and uncommitted changes; settings of torch that the cell changed",
     ),
     RunFile(
         pattern="rank-?????/*.arrow",

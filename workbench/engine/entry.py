@@ -23,6 +23,7 @@ from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
+from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
@@ -39,6 +40,7 @@ from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
@@ -88,6 +90,9 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
                 if changed:
                     text = f"{changed}: left by an earlier run or %%dist cell; this run starts from the defaults"
                     log.event(EventKind.WARNING, "torch_settings", text)
+                lost = notebook_group.leave()
+                if lost:
+                    log.event(EventKind.WARNING, "process_group", f"{lost}: a run has groups of its own")
                 state = _train(path, spec, rank, log, progress, failed=failed)
             log.event(EventKind.STATE, state, step=progress.step)
         except BaseException as error:
@@ -119,6 +124,8 @@ def _train(
             workload = _agreed_workload(path, spec, strategy)
             if rank == 0 and (changed := changed_settings()):
                 _record_settings(path, changed, log)
+            if rank == 0 and not spec.recipe:
+                _keep_cell(path, workload, strategy.tell)
             exchange = exchange_of(rank, spec.plan.ranks)
             if isinstance(workload.data, LoaderSource | DatasetSource):
                 workload.data.share_with(exchange)
@@ -216,6 +223,16 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     if failure is not None:
         raise failure
     return workload
+
+
+def _keep_cell(path: Path, workload: Workload, tell: Callable[[str, str], object]) -> None:
+    """Keep with the run what its cell took from elsewhere, and say what could not be kept."""
+    missing, changed = cell_names.keep(path, (path / CELL_FILE).read_text(encoding="utf-8"), workload.cell_names)
+    if missing:
+        text = f"the run keeps no copy of {', '.join(missing)}: to repeat it from its spec, define this in the cell"
+        tell("names_not_kept", text)
+    if changed:
+        tell("modules_changed", f"{', '.join(changed)}: other code than that which the run was first made with")
 
 
 def _telling_once(log: RankLogWriter, progress: Progress) -> Callable[[str, str], object]:

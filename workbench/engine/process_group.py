@@ -41,15 +41,14 @@ def joined(
 ) -> Iterator[None]:
     """While entered, this process is rank ``rank`` of ``world_size`` in torch's default group over ``backend``.
 
-    ``rendezvous_dir`` is a directory that all ranks see and that is used for one group only, or each group has its own
-    ``token`` (the same on all ranks). ``master_addr`` is where rank 0 listens; ``master_port`` 0: the system chooses.
-    Leaving, also by an error, destroys every group; it never waits for peers. Raises ``ClusterError`` when peers don't
-    come within ``join_timeout_s``, or the port is taken, and ``ConfigError`` for settings of the environment with which
-    ranks cannot meet or would be killed.
+    ``rendezvous_dir`` is a directory that all ranks see and that is used for one group only, or each group has its
+    own ``token`` (the same on all ranks). ``master_addr`` is where rank 0 listens; ``master_port`` 0: the system
+    chooses. A group that the process is in is left first. Leaving, also by an error, destroys every group; it never
+    waits for peers. Raises ``ClusterError`` when peers don't come within ``join_timeout_s``, or the port is taken,
+    and ``ConfigError`` for settings of the environment with which ranks cannot meet or would be killed.
     """
     _check_environment(backend)
-    if dist.is_initialized():
-        raise ClusterError("this process is in a process group already: leave it before joining another")
+    leave()
     path = Path(rendezvous_dir) / (f"rendezvous-{token}.json" if token else RENDEZVOUS_FILE)
     deadline = time.monotonic() + join_timeout_s
     try:
@@ -64,7 +63,9 @@ def joined(
         )
         yield
     finally:
-        _leave(rank, path)
+        if rank == 0:
+            path.unlink(missing_ok=True)
+        leave()
 
 
 def _check_environment(backend: str) -> None:
@@ -149,9 +150,8 @@ def _present(store: dist.TCPStore, key: str) -> bool:
         return False
 
 
-def _leave(rank: int, rendezvous: Path) -> None:
-    if rank == 0:
-        rendezvous.unlink(missing_ok=True)
+def leave() -> None:
+    """Leave every group that this process is in; waits for no peer."""
     if dist.is_initialized():
         world = dist.group.WORLD  # held until its users are collected: a strategy's ``close`` says why
         # A peer that died leaves broken connections behind; what destroying says about them is of no use to anybody.

@@ -25,6 +25,7 @@ _STATES = {
     "paused": "paused",
     "finished": "finished: all steps are done",
     "stopped": "stopped",
+    "lost": "its session ended, and the ranks with it",
 }
 _ACTIONS = {"stop": "the run is stopped", "skip": "update skipped", "go": "training goes on"}
 
@@ -85,6 +86,9 @@ def _control(name: str, value: Any, old: Any, units: Mapping[str, str]) -> str:
     return f"{_CALLED.get(name, name)} {now if old is None else f'{setting(name, old)} → {now}'}"
 
 
+_STOPS = {"checkpoint": " with a checkpoint", "no-checkpoint": " without a checkpoint"}
+
+
 def _layers(value: Any) -> str:
     return short(value) if value else "none"
 
@@ -93,7 +97,7 @@ _ACTS: dict[str, Callable[[Any, Any], str]] = {
     "pause": lambda value, old: "pause after this step",
     "resume": lambda value, old: "go on training",
     "step": lambda value, old: f"train {'1 step' if value in (None, 1) else f'{short(value)} steps'}, then pause",
-    "stop": lambda value, old: f"end the run{' with a checkpoint' if value == 'checkpoint' else ''}",
+    "stop": lambda value, old: f"end the run{_STOPS.get(value, '')}",
     "evaluate": lambda value, old: "evaluated",
     "sample": lambda value, old: "a sample was written",
     "checkpoint": lambda value, old: "checkpoint requested",

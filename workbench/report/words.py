@@ -29,7 +29,7 @@ _STATUS_SENTENCES = {
     "finished": "It finished.",
     "stopped": "It was stopped before its last step.",
     "failed": "It failed.",
-    "lost": "It did not report an end: its ranks were killed, or their machine went down.",
+    "lost": "It did not report an end: its kernel or session ended, or its machine went down.",
 }
 
 

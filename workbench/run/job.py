@@ -16,6 +16,7 @@ from workbench.events.outcome import Outcome, failure
 from workbench.run import branching
 from workbench.run.run import Run
 from workbench.run.session_log import open_log
+from workbench.rundir.state import ended as ended_state
 
 #: the code that each rank executes. It reads its input from the run directory and returns an ``Outcome``
 _TRAIN = "from workbench.engine.entry import train as _train; _train({path!r}, reloaded={reloaded})"
@@ -51,7 +52,7 @@ class TrainingJob:
     @property
     def is_over(self) -> bool:
         """Whether the run has ended, according to its logs. A deleted run counts as over, as its ranks are ended."""
-        return _unless_deleted(lambda: self.run.status in END_STATES, True)
+        return _unless_deleted(lambda: ended_state(self.run.status), True)
 
     def step_of(self, rank: int) -> int | None:
         """Return the last step that a rank finished; None before its first."""
@@ -72,14 +73,19 @@ class TrainingJob:
 
     def start(self, session: Session) -> Submission:
         """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
-        submission = session.submit(_TRAIN.format(path=str(self.path), reloaded=RELOADED), ranks=range(self._ranks))
+        code = _TRAIN.format(path=str(self.path), reloaded=RELOADED)
+        submission = session.submit(code, ranks=range(self._ranks), in_group=False)
         session.job = self
         session.on_rank_died(self.rank_died)
 
         def ended(submission: Submission) -> None:
             session.forget_rank_died(self.rank_died)
             session.job = None
-            self.end({rank: self._outcome_of(submission, rank) for rank in submission.ranks}, submission.dead_ranks())
+            dead = submission.dead_ranks()
+            if session.is_down and dead:  # a person ended them, or the kernel did: none of them failed
+                self._log.session_ended(next(iter(dead.values())))
+                dead = {}
+            self.end({rank: self._outcome_of(submission, rank) for rank in submission.ranks}, dead)
 
         submission.add_done_callback(ended)
         return submission

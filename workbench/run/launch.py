@@ -39,7 +39,7 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
         session.check_free(range(ranks))
     placement = place(ranks, host) if session is None else session.placement
     with contextlib.ExitStack() as undo:
-        path = run_directory.create(request.spec, request.cell)
+        path = run_directory.create(request.spec, request.cell, like=request.cell_folder)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
         framework = request.spec.plan.framework
         if session is None or not session.kind.can_train(framework):

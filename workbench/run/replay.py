@@ -91,7 +91,7 @@ def _run_on(session: Session, run: Path, step: int, first: int, size: int) -> No
     submissions = []
     for rank in range(size):
         code = _REPLAY.format(run=str(run), step=step, first=first, rank=rank, token=token)
-        submissions.append(session.submit(code, [rank]))
+        submissions.append(session.submit(code, [rank], in_group=False))
     for submission in submissions:
         session.wait(submission)
     for submission in submissions:

@@ -14,7 +14,7 @@ from typing import Any
 
 from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, check_types, read_spec_options
 from workbench.core.flags import FLAGS
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework
 from workbench.core.recipe import check_plan, recipe
 from workbench.errors import ConfigError, RunDirectoryError, format_ranks
 from workbench.run.cell_source import check_cell, names_of
@@ -71,7 +71,7 @@ def merged(base: Mapping[str, Any], wishes: Mapping[str, Any]) -> dict[str, Any]
         kept.pop("plugin", None)
         split += [option for option in _SPLIT if option not in wishes and kept.get(option, 1) > 1]
         plugin = chosen.plugin(wishes["plugin"]) if "plugin" in wishes else chosen.plugin_with(split)
-        for option in {*_SPLIT, "micro_batches"} - plugin.options:
+        for option in PLUGIN_OPTIONS.keys() - plugin.options:
             kept.pop(option, None)
     if "pp" in wishes and (wishes["pp"] == 1 or kept.get("micro_batches", 1) < wishes["pp"]):
         kept.pop("micro_batches", None)
@@ -93,10 +93,14 @@ def _block(options: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A resolved request: the spec, and the source of the cell that defines the model (None: a recipe defines it)."""
+    """A resolved request: the spec, and the source of the cell that defines the model (None: a recipe defines it).
+
+    ``cell_folder``: where the cell lies, if it is that of a spec file or of a resumed run.
+    """
 
     spec: TrainSpec
     cell: str | None
+    cell_folder: Path | None = None
 
 
 def resolve(
@@ -115,13 +119,17 @@ def resolve(
     that cannot work or need more ranks than are up.
     """
     asked = merged({} if config is None else read_spec_options(config), wishes)
+    folder: Path | None = None
     if not asked.get("recipe"):
         asked.pop("recipe", None)
         beside = Path(config).expanduser().parent / CELL_FILE if config is not None else None
         if cell is None and beside is not None and beside.is_file():
-            cell = beside.read_text(encoding="utf-8")
+            cell, folder = beside.read_text(encoding="utf-8"), beside.parent
     if asked.get("resume"):
+        given = cell
         asked, cell = _resumed(asked, cell)
+        if given is None and cell is not None:
+            folder = Path(checkpoints.split(asked["resume"])[0])
     spec = _completed(asked, cell, default_ranks)
     if ranks_up and spec.plan.ranks > ranks_up:
         raise ConfigError(
@@ -130,7 +138,7 @@ def resolve(
             f"-n {ranks_up}",
             field="--nproc-per-node",
         )
-    return Request(spec=spec, cell=cell)
+    return Request(spec=spec, cell=cell, cell_folder=folder)
 
 
 def _resumed(asked: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], str | None]:

@@ -81,8 +81,11 @@ class Run(RunReader):
                 traceback=first.traceback,
             )
         if status == "lost":
+            saved = self.checkpoints()
             raise RunError(
-                f"run {self.name!r} was lost at step {self.last_step}: the process that started it has ended"
+                f"run {self.name!r} was lost at step {self.last_step}: the session or the process that started it has "
+                "ended, and its ranks with it; "
+                + (f"%dist_train --resume {self.name}@{saved[-1]} continues it" if saved else "it has no checkpoint")
             )
 
     def refuse_if_ended(self, what: str) -> None:
@@ -104,7 +107,11 @@ class Run(RunReader):
         self.ask("step", n)
 
     def stop(self, after: str = "step") -> None:
-        """End the run after the step it is in (``after="step"``), or after writing a checkpoint (``"checkpoint"``)."""
+        """End the run after the step it is in. It writes a checkpoint, unless the spec has ``final_checkpoint`` false.
+
+        ``after``: "checkpoint" writes one in any case (the run goes on when it cannot be written), "no-checkpoint"
+        none.
+        """
         self.ask("stop", after)
 
     def set(self, **settings: Any) -> None:

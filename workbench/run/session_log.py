@@ -12,6 +12,7 @@ from workbench.core.records import SESSION_RANK, Event, EventKind
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir.log import RankLogWriter
+from workbench.rundir.state import LOST
 
 
 class SessionLog:
@@ -35,6 +36,10 @@ class SessionLog:
             self._dead.add(rank)
             self._write([Event(time=time.time(), step=step, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
                                value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
+
+    def session_ended(self, reason: str) -> None:
+        """Record that the session of the ranks ended while they trained, by a person or with the kernel."""
+        self._write([_state(SESSION_RANK, LOST, {"reason": reason})])
 
     def ranks_ended(self, ranks: Mapping[int, int], why: str) -> None:
         """Record that the session ends ranks that waited for a failed one. Such an end never counts as the cause.

@@ -22,6 +22,9 @@ from workbench.errors import RunDirectoryError
 from workbench.rundir import environment
 
 CELL_FILE = "cell.py"
+#: names and modules that a cell took from elsewhere (``workbench.engine.state.cell_names``)
+NAMES_FILE = "names.json"
+MODULES_DIR = "modules"
 CONTROL_FILE = "control.jsonl"
 OWNER_FILE = "owner.json"
 OUTPUT_FILE = "output.txt"
@@ -36,8 +39,11 @@ def home() -> Path:
     return Path(os.environ.get("WORKBENCH_HOME") or "runs").expanduser().absolute()
 
 
-def create(spec: TrainSpec, cell: str | None = None) -> Path:
+def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None) -> Path:
     """Make the directory of a new run, mode 0700, with its spec, the cell's source and who owns it.
+
+    ``like``: the folder that the cell comes from, such as another run's directory, with what that cell took from
+    elsewhere.
 
     Raises ``RunDirectoryError`` when it cannot be written or the disk is full; then nothing is left behind.
     """
@@ -59,6 +65,8 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
         document = {**spec.to_toml(), "versions": versions(spec.plan.framework), "machine": machine()}
         if cell is not None:
             (path / CELL_FILE).write_text(cell, encoding="utf-8")
+        if like is not None and is_run(like):
+            _copy_what_the_cell_used(like, path)
         environment.record(path)
         (path / CONTROL_FILE).touch(mode=0o600)
         (path / OWNER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
@@ -70,6 +78,13 @@ def create(spec: TrainSpec, cell: str | None = None) -> Path:
         shutil.rmtree(path, ignore_errors=True)
         raise RunDirectoryError(f"cannot write the run directory {path}: {error.strerror}") from error
     return path
+
+
+def _copy_what_the_cell_used(before: Path, run: Path) -> None:
+    if (before / NAMES_FILE).is_file():
+        shutil.copyfile(before / NAMES_FILE, run / NAMES_FILE)
+    if (before / MODULES_DIR).is_dir():
+        shutil.copytree(before / MODULES_DIR, run / MODULES_DIR)
 
 
 def _make(parent: Path, stem: str) -> Path:

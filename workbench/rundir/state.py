@@ -35,7 +35,8 @@ LEASE_S = 120.0
 def state_of(events: Columns, ranks: int) -> str:
     """The state that the logs of a run of ``ranks`` ranks tell, from the table ``events``.
 
-    ``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
+    ``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``; ``lost`` when the session that owned
+    the ranks ended them.
     """
     died = (events["kind"] == EventKind.RANK) & (events["name"] == "died")
     is_state = events["kind"] == EventKind.STATE
@@ -43,6 +44,8 @@ def state_of(events: Columns, ranks: int) -> str:
     for rank, name in zip(events["rank"][is_state], events["name"][is_state], strict=True):
         latest[int(rank)] = name
     names = set(latest.values())
+    if LOST in names:
+        return LOST
     if "failed" in names:
         return "failed"
     over = [rank for rank, name in latest.items() if name in ENDED]
@@ -63,6 +66,15 @@ def ended(state: str) -> bool:
 def present_state(logged: str, run: Path) -> str:
     """The state of now, from the state that the logs tell: ``lost`` where the run has not ended and its owner has."""
     return logged if ended(logged) or owner_is_alive(run) else LOST
+
+
+def is_owned_here(run: Path) -> bool:
+    """Whether this process started the run, so that its ranks end with this process."""
+    try:
+        owner: Any = json.loads((run / OWNER_FILE).read_text(encoding="utf-8"))
+        return bool(owner["pid"] == os.getpid() and owner["host"] == platform.node())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def owner_is_alive(run: Path) -> bool:

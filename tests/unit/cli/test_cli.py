@@ -63,6 +63,9 @@ def test_a_report_by_name_and_by_directory(
         (["train", "nothing.toml"], 2, "cannot read the spec nothing.toml"),
         (["report", "."], 1, "is not a run directory"),
         (["demo", "--plugin", "zer1"], 2, "unknown plugin 'zer1': did you mean 'zero1'?"),
+        (["train", "--recipe", "digits-vit", "--plugin", "fsdp"], 2, "(known: ddp, hybrid, zero1, zero2)"),
+        (["train", "--recipe", "digits-vit", "-n", "3", "--tp", "2"], 2, "does not divide 3 ranks"),
+        (["train", "--resume", "nothing"], 2, "no run 'nothing'"),
         (["demo", "-n", "3"], 2, "cannot be split into dp 3"),
     ],
 )
@@ -88,6 +91,9 @@ def test_a_plan_that_cannot_work_ends_before_any_rank(
 
 
 def test_a_flag_that_is_not_there_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert "pass a spec file, --recipe NAME or --resume RUN" in capsys.readouterr().err
     for words, said in ((["train", "s.toml", "--learning_rate", "1"], "mean --lr?"), (["demo", "2"], "mean -n 2?")):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)

@@ -27,8 +27,35 @@ def test_memory(free_gib: float, level: str) -> None:
     ],
 )
 def test_imports(code: int, out: str, err: str, seconds: float, level: str) -> None:
-    finding = doctor.judge_import("Colossal-AI", code, out, err, seconds)
+    finding = doctor.judge_import("Colossal-AI", (code, out, err), seconds, "a slow disk")
     assert finding.level == level and (level == "ok" or finding.advice)
+
+
+@pytest.mark.parametrize(
+    ("is_compiled", "load", "reason"),
+    [
+        (False, 24.0, "compile the bytecode"),
+        (True, 24.0, "the machine is busy (load 24.0 on 2 cores)"),
+        (True, 0.3, "disk"),
+    ],
+)
+def test_a_slow_import_blames_bytecode_only_where_there_is_none(is_compiled: bool, load: float, reason: str) -> None:
+    why = doctor.why_slow(is_compiled=is_compiled, load=load, cores=2)
+    assert reason in why and ("bytecode" in why) == (not is_compiled)
+
+
+def test_what_takes_long_is_announced_before_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow() -> list[doctor.Finding]:
+        assert "importing torch" in capsys.readouterr().err
+        return []
+
+    made = [doctor.Check(run=slow, doing="importing torch")]
+    monkeypatch.setattr(doctor, "checks", lambda **_: made)
+    assert cli.main(["doctor"]) == 0
+    monkeypatch.undo()
+    assert [check.doing for check in doctor.checks()][-1].startswith("importing what ranks of torch need")
 
 
 def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import tempfile
 from types import SimpleNamespace
 
 import pytest
+from IPython.core.events import EventManager
 
 import magics
 from magics.train import _wait
@@ -57,9 +58,13 @@ def test_a_driver_error_means_no_gpus(monkeypatch):
 class Shell:
     config: dict = {}
     registered: tuple = ()
+    events = EventManager(None, {"post_run_cell": None})
 
     def register_magics(self, *kinds):
         self.registered = kinds
+
+    def set_hook(self, *names, **patterns):
+        pass
 
 
 def test_the_extension_loads_without_a_temporary_directory(monkeypatch, capsys):

@@ -78,7 +78,7 @@ class Ways:
     shell: InteractiveShell
     spec: TrainSpec | None = None
 
-    def create(self, spec: TrainSpec, cell: str | None = None) -> Path:
+    def create(self, spec: TrainSpec, cell: str | None = None, **_: object) -> Path:
         """In place of ``rundir.directory.create``."""
         self.spec = spec
         raise Captured("enough")

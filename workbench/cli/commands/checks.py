@@ -46,12 +46,17 @@ class Finding:
     advice: str = ""
 
 
-Check = Callable[[], list[Finding]]
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """``run`` finds out; ``doing``: what it does meanwhile, if that takes seconds ("": it does not)."""
+
+    run: Callable[[], list[Finding]]
+    doing: str = ""
 
 
 def checks(*, imports: bool = True) -> list[Check]:
     """All checks, cheap ones first; ``imports``: also import what each framework's ranks need (some seconds)."""
-    cheap: list[Check] = [
+    cheap = (
         python,
         cores,
         memory,
@@ -63,8 +68,14 @@ def checks(*, imports: bool = True) -> list[Check]:
         environment,
         loopback,
         browser,
-    ]
-    return [*cheap, imported] if imports else cheap
+    )
+    slow = [_import_check(found) for found in usable()] if imports else []
+    return [*(Check(run=check) for check in cheap), *slow]
+
+
+def _import_check(chosen: Framework) -> Check:
+    doing = f"importing what ranks of {chosen.title} need: up to a minute the first time"
+    return Check(run=lambda: [_imported(chosen)], doing=doing)
 
 
 def python() -> list[Finding]:
@@ -85,13 +96,19 @@ def python() -> list[Finding]:
 
 def cores() -> list[Finding]:
     """Cores, and the load on them."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"{usable} usable of {os.cpu_count()}, load {os.getloadavg()[0]:.1f}"
-    if usable == 1:
+    number, load = _usable_cores(), os.getloadavg()[0]
+    found = f"{number} usable of {os.cpu_count()}, load {load:.1f}"
+    if load > 2 * number:
+        return [Finding(level="warn", what="cores", found=found, advice="other programs keep them busy: ranks wait")]
+    if number == 1:
         return [
             Finding(level="warn", what="cores", found=found, advice="two ranks share one core: expect half the speed")
         ]
     return [Finding(level="ok", what="cores", found=found)]
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> list[Finding]:
@@ -184,15 +201,20 @@ def versions() -> list[Finding]:
 
 def bytecode() -> list[Finding]:
     """Whether the packages that ranks import have compiled bytecode beside them (half of a cold start)."""
+    missing = _not_compiled()
+    if missing:
+        advice = f"first start takes 10 s longer: {sys.executable} -m compileall -q -j 0 {_site_packages()}"
+        return [Finding(level="warn", what="bytecode", found=f"not compiled: {', '.join(missing)}", advice=advice)]
+    return [Finding(level="ok", what="bytecode", found="compiled")]
+
+
+def _not_compiled() -> list[str]:
     missing = []
     for name in _HEAVY:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin and not Path(importlib.util.cache_from_source(spec.origin)).exists():
             missing.append(name)
-    if missing:
-        advice = f"first start takes 10 s longer: {sys.executable} -m compileall -q -j 0 {_site_packages()}"
-        return [Finding(level="warn", what="bytecode", found=f"not compiled: {', '.join(missing)}", advice=advice)]
-    return [Finding(level="ok", what="bytecode", found="compiled")]
+    return missing
 
 
 def _site_packages() -> str:
@@ -247,12 +269,8 @@ def browser() -> list[Finding]:
     return [Finding(level="ok", what="browser", found="no chromium: only the browser tests need it, and they skip")]
 
 
-def imported() -> list[Finding]:
-    """Load what a rank server loads for each framework, in a fresh process."""
-    return [_imported(found) for found in usable()]
-
-
 def _imported(chosen: Framework) -> Finding:
+    """Load what a rank server loads for the framework, in a fresh process."""
     code = (
         f"import pkgutil; pkgutil.resolve_name({chosen.preload!r})()\n"
         "import torch; print(torch.__version__, torch.distributed.is_gloo_available())"
@@ -267,14 +285,31 @@ def _imported(chosen: Framework) -> Finding:
             timeout=_IMPORT_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        advice = "a cold or very slow disk: try again, and compile the bytecode"
+        advice = f"try again: {_why_slow(is_compiled=not _not_compiled())}"
         found = f"{chosen.title}: not done after {_IMPORT_TIMEOUT_S:.0f} s"
         return Finding(level="fail", what="imports", found=found, advice=advice)
-    return judge_import(chosen.title, done.returncode, done.stdout, done.stderr, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    why_slow = _why_slow(is_compiled=not _not_compiled())
+    return judge_import(chosen.title, (done.returncode, done.stdout, done.stderr), seconds, why_slow)
 
 
-def judge_import(title: str, code: int, out: str, err: str, seconds: float) -> Finding:
-    """A failure carries the last line of the traceback."""
+def _why_slow(*, is_compiled: bool) -> str:
+    """The likeliest reason for a slow import on this machine, as it is now."""
+    return why_slow(is_compiled=is_compiled, load=os.getloadavg()[0], cores=_usable_cores())
+
+
+def why_slow(*, is_compiled: bool, load: float, cores: int) -> str:
+    """The likeliest reason for a slow import, in words."""
+    if not is_compiled:
+        return "compile the bytecode (see above)"
+    if load > cores:
+        return f"the machine is busy (load {load:.1f} on {cores} cores)"
+    return "a cold or slow disk: the second time is faster"
+
+
+def judge_import(title: str, ended: tuple[int, str, str], seconds: float, why_slow: str) -> Finding:
+    """``ended``: exit code, output and errors of the process. A failure carries the last line of the traceback."""
+    code, out, err = ended
     if code:
         lines = err.strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
@@ -297,6 +332,6 @@ def judge_import(title: str, code: int, out: str, err: str, seconds: float) -> F
             level="warn",
             what="imports",
             found=found,
-            advice="compile the bytecode (see above); the warm server hides it",
+            advice=f"{why_slow}; the warm server hides it",
         )
     return Finding(level="ok", what="imports", found=found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 NAME = "doctor"
 HELP = "report what this machine offers and what is wrong with it"
@@ -24,7 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     failed = 0
     for check in checks(imports=not arguments.quick):
-        for finding in check():
+        if check.doing and not console.is_terminal:
+            print(f"      {check.doing}", file=sys.stderr, flush=True)
+        with console.status(check.doing or "checking"):
+            findings = check.run()
+        for finding in findings:
             failed += finding.level == "fail"
             advice = f"  -> {finding.advice}" if finding.advice else ""
             console.print(

@@ -1,4 +1,4 @@
-"""Train a spec file (TOML) without a notebook, as %dist_train --config does. Flags win over the file.
+"""Train a spec file (TOML) or a recipe without a notebook, as %dist_train does. Flags win over the file.
 
 The spec.toml of a run directory trains that run again, with the cell that defined its model. Ctrl-C stops the run after
 its step. Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 stopped from elsewhere, 130 Ctrl-C.
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from workbench.run.api import Run
 
 NAME = "train"
-HELP = "train a spec file"
+HELP = "train a spec file or a recipe"
 STOPPED, INTERRUPTED = 3, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench train``."""
-    parser.add_argument("spec", type=Path, metavar="SPEC.toml", help="the spec file")
+    parser.add_argument(
+        "spec", type=Path, metavar="SPEC.toml", nargs="?", help="the spec file (not needed with --recipe or --resume)"
+    )
     flags.add_to(parser)
     parser.add_argument(
         "--every", type=int, default=0, metavar="N", help="without a terminal, print a line every N steps"
@@ -35,8 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     from workbench.cluster.session import Session
     from workbench.run import api
 
+    options = flags.options_of(arguments)
+    if arguments.spec is None and not options.keys() & {"recipe", "resume"}:
+        arguments.parser.error("nothing to train: pass a spec file, --recipe NAME or --resume RUN")
     try:
-        started = api.train(flags.options_of(arguments), config=arguments.spec)
+        started = api.train(options, config=arguments.spec)
         print(f"run directory: {started.path}", flush=True)
         return _until_ended(started, arguments.every)
     finally:

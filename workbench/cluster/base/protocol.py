@@ -17,6 +17,8 @@ from workbench.errors import ClusterError
 VERSION = 1
 #: key in the metadata of an execute request: the notebook's working directory
 WORK_DIR = "work_dir"
+#: key in the same metadata: False before code of ours that is not to follow the notebook
+FOLLOWS = "follows"
 _RESTART = "; restart the kernel if dist-workbench was updated while it ran"
 
 
@@ -33,6 +35,7 @@ class RankSpec:
     ``profile_dir``: IPython profile directory of the controller. ``work_dir``: working directory ("": unchanged).
     ``connection``: text of ipyparallel's connection file for engines. ``preload``: the ``module:function`` that its
     warm process called ("": none; None: the server's own). ``python``: its interpreter ("": that of the server).
+    ``arguments``: further arguments of ipyparallel's engine.
     """
 
     rank: int
@@ -44,16 +47,21 @@ class RankSpec:
     connection: str = ""
     preload: str | None = None
     python: str = ""
+    arguments: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartController:
-    """Request: start ipyparallel's controller. The reply comes when it listens and its connection files are written."""
+    """Request: start ipyparallel's controller. The reply comes when it listens and its connection files are written.
+
+    ``environment``: variables that are added to those of the server.
+    """
 
     id: int = 0
     profile_dir: str
     cluster_id: str = ""
     arguments: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,13 @@ def rank_specs(
     connection: str,
     first_rank: int = 0,
     extra_environment: dict[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> list[RankSpec]:
     """Creates the spec of each rank of a placement.
 
     ``connection``: text of the controller's connection file for engines. ``first_rank``: engine id of the first rank
     (RANK always counts from 0). ``extra_environment``: further variables; those of the placement take precedence.
+    ``arguments``: further arguments of the engines.
     """
     world_size = len(placement.bindings)
     return [
@@ -56,6 +58,7 @@ def rank_specs(
             connection=connection,
             preload=kind.preload,
             python=kind.python,
+            arguments=list(arguments),
         )
         for binding in placement.bindings
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
@@ -21,6 +22,7 @@ def run_controller(request: StartController, ready: int) -> None:
     ``ready``: a file descriptor that receives one ``ControllerReady`` line when the controller listens.
     """
     from ipyparallel.controller.app import IPController
+    from traitlets.config import Config
 
     pid = os.getpid()
     os.register_at_fork(after_in_child=lambda: die_with_parent(pid))  # for its schedulers and heart monitor
@@ -46,15 +48,16 @@ def run_controller(request: StartController, ready: int) -> None:
             os.write(ready, encode(ControllerReady(pid=pid)))
             os.close(ready)
 
-    app = Controller.instance()
+    os.environ.update(request.environment)
+    defaults = Config(  # arguments of the request win over them; as arguments themselves, they would be given twice
+        HeartMonitor={"period": HEARTBEAT_MS, "max_heartmonitor_misses": HEARTBEAT_MISSES},
+        IPController={"use_threads": True, "log_level": logging.ERROR},
+    )
+    app = Controller.instance(config=defaults)
     app.initialize(
         [
             f"--profile-dir={request.profile_dir}",
             *([f"--cluster-id={request.cluster_id}"] if request.cluster_id else []),
-            f"--HeartMonitor.period={HEARTBEAT_MS}",
-            f"--HeartMonitor.max_heartmonitor_misses={HEARTBEAT_MISSES}",
-            "--IPController.use_threads=True",
-            "--log-level=ERROR",
             *request.arguments,
         ]
     )

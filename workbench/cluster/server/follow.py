@@ -10,9 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
-import site
 import sys
-import sysconfig
 import time
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -20,12 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from workbench.cluster.base.protocol import WORK_DIR
+from workbench.cluster.base.protocol import FOLLOWS, WORK_DIR
+from workbench.core.user_modules import names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
 RELOADED = "_reloaded_modules"
-#: modules of these packages are never reloaded: a rank runs on them
-_OWN_PACKAGES = frozenset({"workbench", "magics", "widgets"})
 #: seconds by which the time of a file may lie before the clock when it was written (the kernel's clock ticks)
 _CLOCK_TICK_S = 0.01
 _IMPORTED_AT = time.time()
@@ -35,8 +32,26 @@ _Stamp = tuple[int, int]
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Makes the shell of a rank follow the notebook before each cell."""
+    """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
+    shell.push(_names(), interactive=False)
+    sys.breakpointhook = _no_debugger
+
+
+def _no_debugger(*args: object, **options: object) -> None:
+    """In place of a debugger, which would wait for input that no rank has."""
+    frame = sys._getframe(1)
+    where = f"line {frame.f_lineno} in {frame.f_code.co_name}"
+    print(f"breakpoint() at {where} is passed over: no debugger reaches the ranks. Print values", file=sys.stderr)
+
+
+def _names() -> dict[str, Any]:
+    """Returns the variables that cells find: ``rank``, ``world_size`` and, on ranks of torch, ``device``."""
+    names: dict[str, Any] = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        names["device"] = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return names
 
 
 class Follower:
@@ -55,7 +70,10 @@ class Follower:
         """
         from IPython.core.error import InputRejected
 
-        self._change_directory(self._shell.get_parent().get("metadata", {}).get(WORK_DIR, ""))
+        metadata = self._shell.get_parent().get("metadata", {})
+        if not metadata.get(FOLLOWS, True):
+            return tree
+        self._change_directory(metadata.get(WORK_DIR, ""))
         self._reloader.note_imports(self._cell_started)
         try:
             names = self._reloader.reload()
@@ -94,7 +112,7 @@ class ModuleReloader:
 
         A file that changed after ``since`` may have changed after its import: its module is reloaded the next time.
         """
-        for name, file in _user_modules().items():
+        for name, file in user_modules().items():
             stamp = _stamp(file)
             if name not in self._stamps and stamp is not None:
                 unedited = stamp[0] < (since - _CLOCK_TICK_S) * 1e9
@@ -109,7 +127,7 @@ class ModuleReloader:
         """
         from IPython.extensions.autoreload import superreload
 
-        files = _user_modules()
+        files = user_modules()
         stamps = {name: stamp for name, file in files.items() if (stamp := _stamp(file)) is not None}
         changed = {name for name, stamp in stamps.items() if self._stamps.setdefault(name, stamp) != stamp}
         if not changed:
@@ -147,46 +165,18 @@ def _in_import_order(changed: Iterable[str], imports: Mapping[str, set[str]]) ->
 
 
 def _names_imported_from(module: ModuleType, file: str, modules: Iterable[str]) -> set[str]:
-    """Returns those of ``modules`` that the source of ``module`` takes names from, with ``from a import b``."""
+    """Returns those of ``modules`` that the source of ``module`` takes names from."""
     try:
-        tree = ast.parse(Path(file).read_bytes())
-    except (OSError, SyntaxError):
+        source = Path(file).read_bytes()
+    except OSError:
         return set()  # its reload says so
-    known, found = set(modules), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            source = "." * node.level + (node.module or "")
-            with contextlib.suppress(ImportError):  # beyond the top package: it was never executed
-                source = importlib.util.resolve_name(source, module.__package__)
-                found |= {source, *(f"{source}.{alias.name}" for alias in node.names)} & known
-    return found - {module.__name__}
+    return names_imported_from(source, module.__package__, modules) - {module.__name__}
 
 
 def _drop_bytecode(file: str) -> None:
     """Deletes the bytecode of a source file: after an edit of equal length within a second, it counts as current."""
     with contextlib.suppress(FileNotFoundError, PermissionError):  # another user's is as old as that user's import
         os.unlink(importlib.util.cache_from_source(file))
-
-
-def _user_modules() -> dict[str, str]:
-    """Returns the imported modules of user files, by name: not those of packages, the standard library, or ours."""
-    packages = _package_directories()
-    found = {}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__dict__", {}).get("__file__")  # no ``__getattr__`` of a lazy module is called
-        if name in ("__main__", "__mp_main__") or not (file and file.endswith(".py") and os.path.isabs(file)):
-            continue
-        if name.partition(".")[0] not in _OWN_PACKAGES and not file.startswith(packages):
-            found[name] = file
-    return found
-
-
-def _package_directories() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    directories = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    directories += [*site.getsitepackages(), site.getusersitepackages()]
-    directories += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
-    return tuple({os.path.join(each, "") for path in directories for each in (path, os.path.realpath(path))})
 
 
 def _stamp(file: str) -> _Stamp | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -31,17 +32,19 @@ def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> Non
         after_start()
     os.environ["IPP_CONNECTION_INFO"] = spec.connection
     from ipyparallel.engine.app import IPEngine
+    from traitlets.config import Config
 
-    app = IPEngine.instance()
+    defaults = Config(  # arguments of the spec win over them; as arguments themselves, they would be given twice
+        IPEngine={"timeout": _REGISTRATION_TIMEOUT_S, "log_level": logging.ERROR, "work_dir": os.getcwd()},
+    )
+    app = IPEngine.instance(config=defaults)
     app.initialize(
         [
             f"--profile-dir={spec.profile_dir}",
-            f"--work-dir={os.getcwd()}",
             f"--IPEngine.id={spec.rank}",
-            f"--IPEngine.timeout={_REGISTRATION_TIMEOUT_S}",
             "--IPEngine.enable_nanny=False",  # the rank server watches the process
             "--IPEngine.max_heartbeat_misses=0",  # the rank ends with the rank server
-            "--log-level=ERROR",
+            *spec.arguments,
         ]
     )
     app.config.IPKernelApp.extensions = ["workbench.cluster.server.follow"]

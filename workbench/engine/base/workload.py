@@ -63,6 +63,16 @@ class KeptState(Protocol):
         """Undo ``capture``, in place; ``tensors`` has ``get_tensor(key)``."""
 
 
+class TakenNames(Protocol):
+    """Names that a cell takes from elsewhere: ``kept``, as JSON types, and ``missing``, which cannot be kept."""
+
+    kept: dict[str, dict[str, Any]]
+    missing: list[str]
+
+    def sources(self) -> str:
+        """Everything that is made again by running it."""
+
+
 @dataclass(kw_only=True)
 class Evaluation:
     """What an evaluation found: ``values`` name -> number or matrix, ``texts`` sampled texts to read."""
@@ -81,7 +91,8 @@ class Workload:
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
     that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
-    what a cell keeps beside these, for checkpoints.
+    what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
+    directory had that.
     """
 
     model: torch.nn.Module
@@ -96,3 +107,4 @@ class Workload:
     knobs: Knobs = field(default_factory=Knobs)
     cell_state: KeptState | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
+    cell_names: TakenNames | None = None

@@ -53,13 +53,15 @@ class Hold:
 
 @dataclass(slots=True)
 class Boundary:
-    """The moment after ``step``: what acts can reach, and whether training is to end here."""
+    """The moment after ``step``: what acts can reach, whether training is to end here, and whether a training that ends
+    may write its final checkpoint."""
 
     step: int
     hold: Hold
     settings: Settings
     loop: TrainingLoop
     stop: bool = False
+    saves: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def _step(at: Boundary, steps: int) -> Change:
 def _stop(at: Boundary, after: str) -> Change:
     if after == "checkpoint":
         _save_to_end(at)
-    at.stop = True
+    at.stop, at.saves = True, after != "no-checkpoint"
     return Change(after)
 
 

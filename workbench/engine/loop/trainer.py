@@ -133,6 +133,8 @@ class Trainer:
         self._scale: float | None = None
         self._warned_schedule = False
         self._warned_state = False
+        self._saves_at_end = spec.final_checkpoint and isinstance(strategy, Checkpointable)
+        self._saved = -1  # the step of the newest checkpoint of this run
 
     def run(self) -> str:
         """Train to the last step, or until somebody stops it."""
@@ -153,7 +155,10 @@ class Trainer:
                 if self._evaluates and not evaluated:
                     self.evaluate(step)
             if stop:
+                self._saves_at_end &= here.saves
                 break
+        if self._saves_at_end and self._saved != step:
+            self.save(step, asked=False)
         self._write_in_flight()
         if self._unlogged is not None:
             self.log.append(self._unlogged)
@@ -364,6 +369,8 @@ class Trainer:
         if isinstance(self.workload.data, Positioned):
             state["position"] = self.workload.data.position(self._consumed)
         is_saved = files.save(step, state, asked=asked)
+        if is_saved:
+            self._saved = step
         beside = self.workload.cell_state
         if beside is not None and beside.left_out and not self._warned_state:
             self._warned_state = True
@@ -377,7 +384,8 @@ class Trainer:
         path = checkpoints.find(self._run, target)
         self._enter("checkpoint")
         self._write_in_flight()
-        return self._restore(path)
+        self._saved = self._restore(path)
+        return self._saved
 
     def _restore(self, path: Path) -> int:
         state = self.checkpoints().restore(path, prepare=self._prepare)

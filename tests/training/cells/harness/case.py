@@ -50,7 +50,7 @@ class Case:
 
     def options(self, plan: str) -> dict[str, Any]:
         """Options of the spec under ``plan``."""
-        return {"steps": 4, "batch_size": 4, "eval_every": 0, **self.flags, **PLANS[plan]}
+        return {"steps": 4, "batch_size": 4, "eval_every": 0, "final_checkpoint": False, **self.flags, **PLANS[plan]}
 
 
 def load_cases() -> dict[str, Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, PlanOptions, Plugin, SplitModels
+from workbench.core.frameworks import PLUGIN_OPTIONS, Capability, Framework, PlanOptions, Plugin, SplitModels
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
@@ -11,8 +11,14 @@ _ALL_BUT_PIPELINES = frozenset(Capability) - {Capability.PIPELINED}
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
-def _check_schedule(plan: PlanOptions) -> None:
-    """The 1F1B schedule keeps every stage busy only with as many micro-batches as stages."""
+def _check(plan: PlanOptions) -> None:
+    """The 1F1B schedule keeps every stage busy only with as many micro-batches as stages; models that can be split have
+    no batch normalisation."""
+    if plan.sync_batchnorm and plan.tp * plan.pp > 1:
+        raise ConfigError(
+            "--sync-batchnorm: models that --tp and --pp can split have no batch normalisation: leave it out",
+            field="--sync-batchnorm",
+        )
     if plan.micro_batches < plan.pp:
         raise ConfigError(
             f"1F1B over {plan.pp} pipeline stages needs at least as many micro-batches, not {plan.micro_batches}: "
@@ -28,7 +34,14 @@ def _check_schedule(plan: PlanOptions) -> None:
 
 
 def _data_parallel(name: str, summary: str) -> Plugin:
-    return Plugin(name=name, summary=summary, strategy=_STRATEGY, capabilities=_ALL_BUT_PIPELINES, lacks=_ONE_STAGE)
+    return Plugin(
+        name=name,
+        summary=summary,
+        strategy=_STRATEGY,
+        options=frozenset(("sync_batchnorm",)),
+        capabilities=_ALL_BUT_PIPELINES,
+        lacks=_ONE_STAGE,
+    )
 
 
 COLOSSAL = Framework(
@@ -42,7 +55,7 @@ COLOSSAL = Framework(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
-            options=frozenset(("tp", "pp", "micro_batches")),
+            options=frozenset(PLUGIN_OPTIONS),
             capabilities=frozenset(Capability),
             models=tuple(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
@@ -53,5 +66,5 @@ COLOSSAL = Framework(
     preload="workbench.engine.frameworks.colossal.preload:load",
     joined="workbench.engine.frameworks.colossal.ranks:joined",
     packages=("torch", "colossalai", "transformers"),
-    check=_check_schedule,
+    check=_check,
 )

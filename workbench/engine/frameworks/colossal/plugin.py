@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
+from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, StepHooks
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
@@ -76,10 +77,11 @@ class Plan(ABC):
         self.frozen_by_cell = FrozenByCell(module, workload.optimizer)
         self.hooks.take(module.parameters())
         modes = modes_of(module)
+        replicas = self.mesh.dp if self.is_whole else 1  # models that are split have no batch normalisation
+        self.norms = BatchNorms(module, replicas=replicas, synchronised=self.spec.plan.sync_batchnorm)
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
-        with _norms_unchanged() if self.device.type == "cpu" else nullcontext():
-            self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
+        self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
         set_modes(self.module, modes)
         convert = getattr(self.model, "convert_fn", None)
@@ -255,19 +257,6 @@ class Plan(ABC):
             for item in items
             if item.parameter.grad is not None and not item.foreign
         ]
-
-
-@contextmanager
-def _norms_unchanged() -> Iterator[None]:
-    """The plugins make batch normalisation synchronised, which torch has on GPUs only; ``check_norms`` has refused what
-    would need it."""
-    kind = torch.nn.SyncBatchNorm
-    upstream = kind.__dict__["convert_sync_batchnorm"]
-    kind.convert_sync_batchnorm = classmethod(lambda cls, module, process_group=None: module)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        kind.convert_sync_batchnorm = upstream  # type: ignore[method-assign]
 
 
 def record_skips(plan: Plan, mixin: Any) -> None:

@@ -11,7 +11,6 @@ from colossalai.shardformer.policies.auto_policy import _POLICY_LIST, _fullname,
 from colossalai.shardformer.policies.base_policy import Policy
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.names import users_name
 from workbench.engine.frameworks.colossal.families import ANY_FAMILY, FAMILIES, Family, family_of, family_of_class
 from workbench.engine.frameworks.colossal.split_policy import SplitPolicy
 from workbench.errors import ConfigError
@@ -132,38 +131,3 @@ def _check_sizes(model: Any, family: Family, tp: int, pp: int) -> None:
     layers = getattr(config, "num_hidden_layers", pp) + getattr(config, "decoder_layers", 0)
     if layers < pp:
         raise ConfigError(f"--pp {pp} is more than the {layers} layers of the model", field="--pp")
-
-
-def check_norms(model: torch.nn.Module, spec: TrainSpec, device_type: str) -> None:
-    """Refuse batch normalisation where the plugins make it synchronised and torch has that on GPUs only."""
-    if (
-        spec.plan.mesh.dp * spec.accumulate == 1
-        or device_type != "cpu"
-        or spec.plan.plugin in ("zero1", "zero2")
-        or spec.plan.pp > 1
-    ):
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ConfigError(
-                f"{name} is a {type(module).__name__}: --plugin {spec.plan.plugin} synchronises it over ranks, which "
-                "torch can do on GPUs only. Use --plugin zero1, or GroupNorm or LayerNorm in the model",
-                field="--plugin",
-            )
-
-
-def remark_on_norms(model: torch.nn.Module, spec: TrainSpec) -> str:
-    """What to tell of batch normalisation over a part of the batch; "" if nothing."""
-    is_synchronised = spec.plan.plugin not in ("zero1", "zero2")
-    is_cut = spec.accumulate > 1 or spec.plan.pp > 1 or (spec.plan.mesh.dp > 1 and not is_synchronised)
-    found = [
-        users_name(name)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training and is_cut
-    ]
-    if not found:
-        return ""
-    return (
-        f"{', '.join(found[:8])}: batch normalisation by each rank's share of the batch (or each piece of it), which "
-        "is not that of one process. Use GroupNorm or LayerNorm, or let the cell set it to eval()"
-    )

@@ -80,6 +80,24 @@ def _causal_window() -> None:
     mixtral._prepare_4d_causal_attention_mask = prepare
 
 
+def _batch_norm() -> None:
+    from colossalai.booster.plugin import hybrid_parallel_plugin, torch_ddp_plugin
+
+    class AsItIs:
+        @staticmethod
+        def convert_sync_batchnorm(module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+            return module
+
+    class Nn:
+        SyncBatchNorm = AsItIs
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch.nn, name)
+
+    torch_ddp_plugin.nn = Nn()
+    hybrid_parallel_plugin.SyncBatchNorm = AsItIs
+
+
 def _set_device() -> None:
     upstream = torch.cuda.set_device
 
@@ -146,6 +164,13 @@ REPAIRS: tuple[Repair, ...] = (
         "a pipelined Mixtral with a sliding window sees one token more than the transformers library's",
         False,
         _causal_window,
+    ),
+    Repair(
+        "batch-norm",
+        "booster/plugin/torch_ddp_plugin.py:286, hybrid_parallel_plugin.py:115",
+        "batch normalisation becomes torch's synchronised one unasked, which runs on GPUs only (see BatchNorms)",
+        False,
+        _batch_norm,
     ),
     Repair(
         "set-device",

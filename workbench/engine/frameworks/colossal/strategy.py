@@ -22,14 +22,13 @@ from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
-from workbench.engine.frameworks.colossal.policies import check_norms, check_split, remark_on_norms
+from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
 from workbench.engine.frameworks.colossal.zero_checks import (
     check_parameters,
     is_distributed,
 )
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
-from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.loss_average import LossAverage
 from workbench.engine.frameworks.torch_common.loss_terms import (
@@ -56,7 +55,6 @@ class ColossalStrategy(Strategy):
         check_trainable(spec, workload)
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
-        check_norms(workload.model, spec, rank_device().type)
         has_copies = spec.plan.plugin in ("zero1", "zero2") or (
             spec.plan.plugin == "hybrid" and spec.precision != "fp32"
         )
@@ -85,20 +83,18 @@ class ColossalStrategy(Strategy):
         whole = getattr(workload.model, "_orig_mod", workload.model)
         self._named = NamedBatches(whole, lost_arguments(whole) if self.mesh.pp > 1 else ())
         self.plan.boost(workload)
+        self.plan.norms.tell_on(self.rank, self.tell)
         if self.mesh.pp > 1:
             self._named.hide_targets(self.plan.model)
         self.average = LossAverage(self.mesh, self.device, self._expected)
-        self._norms: PartNorms | None = None
+        self._part_norms: PartNorms | None = None
         remark = remark_on_module_hooks(self.spec, workload.model)
         if remark:
             self.tell("module_hooks", remark)
-        remark = remark_on_norms(workload.model, self.spec)
-        if remark:
-            self.tell("batch_norm", remark)
         self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
-        self._norms = None
+        self._part_norms = None
         self.average.begin(pieces, self.spec.plan.micro_batches)
         run = self._pipeline_piece if self.mesh.pp > 1 else self._piece
         losses = []
@@ -124,7 +120,8 @@ class ColossalStrategy(Strategy):
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
         before = versions_of(self.plan.held)
-        term = self.plan.calling(lambda model: self._term(model, batch))
+        with self.plan.norms.around(piece):
+            term = self.plan.calling(lambda model: self._term(model, batch))
         self._check_weights(before)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         if self.plan.reduction is not None:
@@ -182,7 +179,9 @@ class ColossalStrategy(Strategy):
 
     def _again(self, piece: Batch) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
-        return self.average.again(self._term(users_model(self.plan.module), batch), samples_in(piece))
+        with self.plan.norms.around(piece):
+            term = self._term(users_model(self.plan.module), batch)
+        return self.average.again(term, samples_in(piece))
 
     def _rerun_pipeline(self, piece: Batch, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """The schedule once more, without the reductions that follow it."""
@@ -247,13 +246,13 @@ class ColossalStrategy(Strategy):
 
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``."""
-        if self._norms is None:
-            self._norms = figures.part_norms(self.plan.reduced(), self.device)
-        return self._norms.squared()
+        if self._part_norms is None:
+            self._part_norms = figures.part_norms(self.plan.reduced(), self.device)
+        return self._part_norms.squared()
 
     def part_norms(self) -> PartNorms | None:
         """As ``Normed.part_norms``."""
-        return self._norms
+        return self._part_norms
 
     def step(self) -> bool:
         norm = self._global_norm() if self.plan.clip > 0 else None
@@ -346,6 +345,7 @@ class ColossalStrategy(Strategy):
         if hasattr(self, "plan"):
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
+            self.plan.norms.close()
             groups = self.plan.groups()
             self.plan.hooks.give_back()
             self.plan.step_hooks.give_back()

@@ -22,6 +22,7 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
+from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
@@ -42,7 +43,6 @@ from workbench.engine.frameworks.torch_common.trained import trained, users_mode
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell, check_changed_alike, versions_of
 from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
-from workbench.errors import ConfigError
 
 _AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: first loss scale in fp16; torch's 2**16 skips so many steps that short runs learn less
@@ -55,20 +55,14 @@ class DdpStrategy(Strategy):
     @classmethod
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         check_trainable(spec, workload)
-        for name, module in workload.model.named_modules():
-            is_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
-            if is_norm and spec.plan.ranks * spec.accumulate > 1:
-                raise ConfigError(
-                    f"{name} is a {type(module).__name__}: each rank would normalise by its own share of the batch, so "
-                    "training depends on the number of ranks. Use GroupNorm or LayerNorm in the model",
-                    field="model",
-                )
 
     def prepare(self, workload: Workload) -> None:
         self.workload = workload
         self.device = rank_device()
         self._module = trained(workload).to(self.device)
         self.originals = Originals(self._module)
+        self._norms = BatchNorms(self._module, replicas=self.mesh.dp, synchronised=self.spec.plan.sync_batchnorm)
+        self._norms.tell_on(self.rank, self.tell)
         self._optimizer = workload.optimizer
         self._frozen_by_cell = FrozenByCell(self._module, workload.optimizer)
         self._hooks = GradientHooks()
@@ -89,10 +83,10 @@ class DdpStrategy(Strategy):
         self._scaler = torch.amp.GradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
         self._clip = self.spec.clip
         self._frozen: frozenset[str] = frozenset()
-        self._norms: PartNorms | None = None
+        self._part_norms: PartNorms | None = None
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
-        self._norms = None
+        self._part_norms = None
         self.average.begin(pieces)
         losses = []
         for index, piece in enumerate(pieces):
@@ -120,7 +114,8 @@ class DdpStrategy(Strategy):
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
         before = versions_of(self._held)
-        term = self.model(lambda: self._term(batch))
+        with self._norms.around(piece):
+            term = self.model(lambda: self._term(batch))
         self._frozen_by_cell.check()
         if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
             check_changed_alike(self._held, before, self.device)
@@ -168,13 +163,13 @@ class DdpStrategy(Strategy):
 
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``: every rank has the whole gradient, and gives the layers whose turn it is."""
-        if self._norms is None:
-            self._norms = figures.part_norms(self._parts(self._mine), self.device)
-        return self._norms.squared()
+        if self._part_norms is None:
+            self._part_norms = figures.part_norms(self._parts(self._mine), self.device)
+        return self._part_norms.squared()
 
     def part_norms(self) -> PartNorms | None:
         """As ``Normed.part_norms``."""
-        return self._norms
+        return self._part_norms
 
     def set_clip(self, clip: float) -> None:
         """As ``Normed.set_clip``."""
@@ -246,7 +241,9 @@ class DdpStrategy(Strategy):
         return rerun(self._module, pieces, self._again, seen, loss_scale=self.loss_scale())
 
     def _again(self, piece: Batch) -> torch.Tensor:
-        return self.average.again(self._term(to_device(contents(piece), self.device)), samples_in(piece))
+        with self._norms.around(piece):
+            term = self._term(to_device(contents(piece), self.device))
+        return self.average.again(term, samples_in(piece))
 
     def layers(self) -> list[str]:
         """As ``Freezable.layers``."""
@@ -264,6 +261,7 @@ class DdpStrategy(Strategy):
 
     def close(self) -> None:
         if hasattr(self, "model"):
+            self._norms.close()
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             group = self.model.process_group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
+from workbench.engine.state.cell_names import CellNames, restore
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
 
@@ -23,12 +26,17 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec`` and ``knob``, a method of the workload's own ``Knobs``. Errors of the cell are raised
+    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, and ``knob``, a method of the workload's
+    own ``Knobs``. Errors of the cell are raised
     unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
     knobs = Knobs()
-    before = {**_interactive_namespace(), "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
+    on_rank = _defined_on_rank()
+    given = {"world_size": spec.plan.ranks, "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
+    before = {"rank": int(os.environ.get("RANK", "0")), "device": rank_device(), **on_rank, **given}
+    is_kept = restore(file.parent, before)
+    names = None if is_kept else CellNames.of(source, on_rank, given)
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
@@ -36,6 +44,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
     workload = _workload(defined, spec, knobs)
     workload.cell_state = CellState(namespace, defined)
+    workload.cell_names = names
     return workload
 
 
@@ -137,9 +146,12 @@ def _check_loader(loader: Any, spec: TrainSpec, parts: int) -> None:
         )
 
 
-def _interactive_namespace() -> dict[str, Any]:
-    """A copy of the namespace of the engine's IPython shell; empty without a shell."""
+def _defined_on_rank() -> dict[str, Any]:
+    """What cells defined in the engine's IPython shell, and what was pushed; empty without a shell."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    return dict(shell.user_ns) if shell is not None else {}
+    if shell is None:
+        return {}
+    hidden = shell.user_ns_hidden
+    return {name: value for name, value in shell.user_ns.items() if name not in hidden or hidden[name] is not value}

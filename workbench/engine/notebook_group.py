@@ -1,0 +1,81 @@
+"""The process group that ``%%dist`` cells find ready on CPU and GPU ranks of torch.
+
+A training leaves it and meets the other ranks in a group of its own; the session makes it anew before the next cell.
+Imports no torch: ranks of other libraries have no such group.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from workbench.errors import WorkbenchError
+
+#: the group that ``join`` made, until it is left
+_joined = ExitStack()
+_ours: list[int] = []
+
+
+def join(directory: str, token: str) -> None:
+    """Put this rank into a group of all ranks of the session, in place of any other. Collective.
+
+    ``directory``, ``token``: where they meet. When they cannot, a warning says why, and cells run without a group. A
+    cell may call ``init_process_group`` itself all the same: it replaces this group.
+    """
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    from workbench.engine import process_group
+    from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
+
+    leave()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        _joined.enter_context(
+            process_group.joined(rank, world_size, directory, backend=backend_of(rank_device()), token=token)
+        )
+    except WorkbenchError as error:
+        print(f"cells have no process group: {error}", file=sys.stderr)
+        return
+    _ours[:] = [id(dist.group.WORLD)]
+    if not hasattr(dist.init_process_group, "replaces"):
+        dist.init_process_group = _replacing(dist.init_process_group)
+
+
+def leave() -> str:
+    """Leave the process groups that this process is in, whoever made them. Waits for no other rank.
+
+    Returns what cells lose by it, in words; "" when they made no group.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return ""
+    from workbench.engine import process_group
+
+    groups = len(dist.distributed_c10d._world.pg_map)
+    lost = "" if groups == 1 and _is_ours(dist) else "groups that cells made (init_process_group, new_group) ended"
+    _ours.clear()
+    _joined.close()
+    process_group.leave()
+    return lost
+
+
+def _is_ours(dist: Any) -> bool:
+    return dist.is_initialized() and _ours == [id(dist.group.WORLD)]
+
+
+def _replacing(upstream: Any) -> Any:
+    """``init_process_group`` for cells that are used to making the group themselves."""
+
+    @functools.wraps(upstream)
+    def init_process_group(*args: Any, **options: Any) -> None:
+        if _is_ours(sys.modules["torch.distributed"]):
+            leave()
+        upstream(*args, **options)
+
+    init_process_group.replaces = True  # type: ignore[attr-defined]
+    return init_process_group
