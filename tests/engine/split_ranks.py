@@ -16,7 +16,7 @@ from workbench.core.config import TrainSpec
 from workbench.engine.base.workload import Workload
 from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.frameworks.colossal.families import FAMILIES
-from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
 from workbench.errors import ConfigError
 
 for _family in FAMILIES:  # once, in the process that ranks are forked from

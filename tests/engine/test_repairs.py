@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.engine import models
 from tests.engine.rank_pool import RankFailed
 
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
@@ -34,7 +35,7 @@ def test_stale_coordinator(pool):
 
 
 def test_a_pipeline_gives_logits_without_labels(pool):
-    pool.run(2, "tests.engine.upstream:unlabelled")
+    assert pool.run(2, "tests.engine.upstream:unlabelled") == [None, [3, 16, models.VOCABULARY]]
 
 
 @pytest.mark.parametrize(

@@ -52,17 +52,17 @@ def coordinators(rank: int, ranks: int, directory: Path, *, forget: bool = True)
     return found
 
 
-def unlabelled(rank: int, ranks: int, directory: Path) -> bool:
-    """Logits of a pipeline for a batch without labels."""
+def unlabelled(rank: int, ranks: int, directory: Path) -> list[int] | None:
+    """Shape of the logits of a pipeline for a batch without labels; None on stages that are not the last."""
     spec = TrainSpec.from_options({"ranks": ranks, "plugin": "hybrid", "pp": ranks, "micro_batches": ranks})
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, "gpt2")
         found = strategy.forward({"input_ids": torch.arange(16).repeat(3, 1)})
         strategy.close()
-    if found is not None:
-        assert found.logits.shape == (3, 16, models.VOCABULARY)
-        assert found.loss is None
-    return True
+    if found is None:
+        return None
+    assert found.loss is None
+    return list(found.logits.shape)
 
 
 def applied(rank: int, ranks: int, directory: Path, *, device_type: str, version: str = "0.5.0") -> list[str]:

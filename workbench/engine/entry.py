@@ -37,7 +37,7 @@ from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cell import workload_from_cell
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
-from workbench.engine.frameworks.torch_common.loss_terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.state import cell_names

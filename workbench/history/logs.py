@@ -17,9 +17,9 @@ from workbench.core.columns import Columns
 from workbench.core.records import TABLES
 from workbench.errors import RunDirectoryError, SchemaError
 from workbench.rundir.log import SESSION_DIR, schema
-from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import GrowingTable
-from workbench.telemetry.stream import END, check_version, message_end, parse, whole_messages
+from workbench.telemetry.reading.batches import Batches
+from workbench.telemetry.reading.stream import END, check_version, message_end, parse, whole_messages
 
 
 @dataclass(kw_only=True)

@@ -23,10 +23,10 @@ from workbench.core.mesh import Mesh
 from workbench.core.records import STEP_TABLES, TABLES
 from workbench.errors import RunDirectoryError, SchemaError, WorkbenchError
 from workbench.rundir.log import SESSION_DIR
-from workbench.telemetry.batches import Batches
 from workbench.telemetry.columns import DISPLAY_ROWS, GrowingTable, empty
+from workbench.telemetry.reading.batches import Batches
+from workbench.telemetry.reading.stream import CHUNK_BYTES, Tail, message_end, parse, whole_messages
 from workbench.telemetry.rollbacks import Rollbacks
-from workbench.telemetry.stream import CHUNK_BYTES, Tail, message_end, parse, whole_messages
 
 __all__ = ["DISPLAY_ROWS", "Columns", "Store", "empty"]
 

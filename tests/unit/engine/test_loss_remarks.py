@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from workbench.core.mesh import Mesh
-from workbench.engine.frameworks.torch_common.loss_average import LossAverage
-from workbench.engine.frameworks.torch_common.loss_terms import loss_term, noted_losses
+from workbench.engine.frameworks.torch_common.losses.average import LossAverage
+from workbench.engine.frameworks.torch_common.losses.terms import loss_term, noted_losses
 
 WEIGHT = nn.Parameter(torch.randn(6, 4))
 INPUTS = torch.randn(4, 6)

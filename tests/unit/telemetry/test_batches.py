@@ -12,9 +12,9 @@ import pytest
 
 from workbench.core.columns import Columns
 from workbench.rundir.log import schema
-from workbench.telemetry.batches import decode
+from workbench.telemetry.reading.batches import decode
+from workbench.telemetry.reading.stream import message_end, parse, whole_messages
 from workbench.telemetry.store import Store
-from workbench.telemetry.stream import message_end, parse, whole_messages
 
 STEPS = schema("steps")
 TEXTS = ("", "forward", "é€", "{}", "a" * 40)

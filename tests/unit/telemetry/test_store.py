@@ -17,9 +17,9 @@ from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.records import DeviceSample, Event, HistogramStats, StepRecord
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError
 from workbench.rundir.log import RankLogWriter, _TableFile, rank_directory, schema
-from workbench.telemetry import stream
+from workbench.telemetry.reading import stream
+from workbench.telemetry.reading.stream import message_end, whole_messages
 from workbench.telemetry.store import Store
-from workbench.telemetry.stream import message_end, whole_messages
 
 
 def step(number: int, rank: int = 0, **more: Any) -> StepRecord:

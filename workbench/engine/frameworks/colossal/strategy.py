@@ -30,8 +30,8 @@ from workbench.engine.frameworks.colossal.zero_checks import (
 )
 from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
-from workbench.engine.frameworks.torch_common.loss_average import LossAverage
-from workbench.engine.frameworks.torch_common.loss_terms import (
+from workbench.engine.frameworks.torch_common.losses.average import LossAverage
+from workbench.engine.frameworks.torch_common.losses.terms import (
     LossTerm,
     count_of_models_labels,
     expected_labels,

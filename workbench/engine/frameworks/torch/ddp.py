@@ -27,8 +27,8 @@ from workbench.engine.frameworks.torch_common.batches import call_model, check_t
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, remark_on_module_hooks
-from workbench.engine.frameworks.torch_common.loss_average import LossAverage
-from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, loss_term
+from workbench.engine.frameworks.torch_common.losses.average import LossAverage
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, loss_term
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
-from workbench.engine.frameworks.torch_common.loss_terms import LossTerm, Number
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, Number
 
 #: steps in which a loss is looked at for what a person should know of its average
 _TOLD_STEPS = 3

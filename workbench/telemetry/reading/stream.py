@@ -18,7 +18,7 @@ import pyarrow as pa
 from workbench.core.columns import Columns
 from workbench.core.records import SCHEMA_VERSION
 from workbench.errors import SchemaError
-from workbench.telemetry.batches import PREFIX, Batches, decode, layout
+from workbench.telemetry.reading.batches import PREFIX, Batches, decode, layout
 
 #: bytes read from one file at a time, so that opening a long run needs no copy of it in memory
 CHUNK_BYTES = 32 * 2**20
