@@ -142,4 +142,4 @@ def test_all_ranks_record_the_same_steps_although_one_has_the_cost(pool) -> None
     rows = columns(results, "phases")
     steps = [sorted(set(rows["step"][rows["rank"] == rank].tolist())) for rank in (0, 1)]
     assert steps[0] == steps[1] and steps[0][:3] == [1, 2, 3]
-    assert len(steps[0]) < 12 and steps[0][-1] == 64
+    assert len(steps[0]) < 20 and 64 in steps[0]  # and some whose collectives are recorded

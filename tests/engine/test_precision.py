@@ -25,11 +25,11 @@ def test_a_step_that_overflows_is_skipped_and_said_so(pool, options):
     "case",
     [
         ("gpt2", {"ranks": 2, **PP}, {"by_loss_fn": True}, "loss_fn", "criterion = lambda outputs, batch:"),
-        ("plain", {"ranks": 2, **TP}, {}, "--tp", "cannot split a Sequential over tp 2"),
+        ("plain", {"ranks": 2, **TP}, {}, "--tp", "--tp 2 cannot split a Sequential"),
         ("plain", {"ranks": 2, **PP}, {}, "--pp", "--plugin ddp, zero1 or zero2"),
         ("llama", {"ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 6}, {}, "--tp", "does not divide the 4"),
         ("tied", {"ranks": 4, "plugin": "hybrid", "tp": 4}, {}, "--tp", "2 key-value heads"),
-        ("tied", {"ranks": 4, "plugin": "hybrid", "pp": 4, "micro_batches": 4}, {}, "--pp", "does not divide the 2"),
+        ("tied", {"ranks": 4, "plugin": "hybrid", "pp": 4, "micro_batches": 4}, {}, "--pp", "is more than the 2 layers"),
     ],
 )
 def test_what_cannot_be_right_is_refused(pool, case):
