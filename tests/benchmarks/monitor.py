@@ -155,8 +155,9 @@ def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: i
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
         strategy, workload = ColossalStrategy(spec, rank), recipe("stdlib-llama").build(spec)
         strategy.prepare(workload)
-        control = AgreedControl(directory, exchange_of(rank, ranks))
-        watch = observers_of(spec, strategy, workload, log)
+        exchange = exchange_of(rank, ranks)
+        control = AgreedControl(directory, exchange)
+        watch = observers_of(spec, strategy, workload, log, exchange)
         Trainer(
             run=directory,
             spec=spec,

@@ -39,6 +39,8 @@ def test_modules_that_took_names_from_an_edited_one_are_reloaded_after_it(ranks:
     (folder / "chain_b.py").write_text("from chain_c import WIDTH\ndef area():\n    return WIDTH * WIDTH\n")
     (folder / "chain_a.py").write_text("from chain_b import area\nAREA = area()\n")
     (folder / "chain_plain.py").write_text("import chain_c\nSTATE = []\n")
+    for file in folder.glob("chain_*.py"):  # one that is as new as its import would be reloaded to be safe
+        os.utime(file, (time.time() - 60,) * 2)
     ranks.execute("import chain_a, chain_plain; chain_plain.STATE.append(1)").raise_on_error()
     (folder / "chain_c.py").write_text("WIDTH = 5\n")
     result = ranks.execute("chain_a.AREA, chain_plain.chain_c.WIDTH, chain_plain.STATE").raise_on_error()

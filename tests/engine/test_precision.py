@@ -29,7 +29,13 @@ def test_a_step_that_overflows_is_skipped_and_said_so(pool, options):
         ("plain", {"ranks": 2, **PP}, {}, "--pp", "--plugin ddp, zero1 or zero2"),
         ("llama", {"ranks": 3, "plugin": "hybrid", "tp": 3, "batch_size": 6}, {}, "--tp", "does not divide the 4"),
         ("tied", {"ranks": 4, "plugin": "hybrid", "tp": 4}, {}, "--tp", "2 key-value heads"),
-        ("tied", {"ranks": 4, "plugin": "hybrid", "pp": 4, "micro_batches": 4}, {}, "--pp", "is more than the 2 layers"),
+        (
+            "tied",
+            {"ranks": 4, "plugin": "hybrid", "pp": 4, "micro_batches": 4},
+            {},
+            "--pp",
+            "is more than the 2 layers",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused(pool, case):

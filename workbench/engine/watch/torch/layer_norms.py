@@ -15,6 +15,23 @@ from workbench.engine.watch.torch.host_copy import HostCopy
 from workbench.rundir.log import RankLogWriter
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the norms of a row are of. ``chosen``: which of the parts are logged; ``place``: to which norm of the row
+    each of those belongs."""
+
+    number: int
+    chosen: np.ndarray
+    place: np.ndarray
+
+    def norms(self, of_parts: np.ndarray) -> list[float]:
+        """The norms of a row from those of all parts."""
+        if self.chosen.size == of_parts.size == self.place[-1] + 1:  # each part is a layer's only one
+            return of_parts.tolist()
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.sqrt(np.bincount(self.place, weights=of_parts[self.chosen] ** 2)).tolist()
+
+
 @dataclass(slots=True)
 class PendingNorms:
     """Norms of one scope of one step that are being copied to the host; call ``records`` once ``ready`` is true."""
@@ -22,9 +39,7 @@ class PendingNorms:
     step: int
     rank: int
     scope: str
-    layout: int
-    chosen: np.ndarray
-    place: np.ndarray
+    layout: Layout
     scale: float
     copy: HostCopy
 
@@ -34,20 +49,8 @@ class PendingNorms:
 
     def records(self) -> list[LayerNorms]:
         """One record, with the norm of each part of the layout."""
-        (found,) = self.copy.arrays()
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.bincount(self.place, weights=(found[self.chosen] / self.scale) ** 2)
-        norms = np.sqrt(squares).tolist()
-        return [LayerNorms(step=self.step, rank=self.rank, scope=self.scope, layout=self.layout, norms=norms)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """``chosen``: which of the parts are logged; ``place``: to which norm of the row each of those belongs."""
-
-    number: int
-    chosen: np.ndarray
-    place: np.ndarray
+        norms = self.layout.norms(self.copy.arrays()[0] / self.scale)
+        return [LayerNorms(step=self.step, rank=self.rank, scope=self.scope, layout=self.layout.number, norms=norms)]
 
 
 class LayerNormLog:
@@ -56,30 +59,26 @@ class LayerNormLog:
     def __init__(self, log: RankLogWriter, rank: int) -> None:
         self._log = log
         self._rank = rank
-        self._layouts: dict[tuple[Sequence[tuple[str, str, int]], Collection[str] | None], _Layout] = {}
+        self._layouts: list[tuple[Sequence[tuple[str, str, int]], Collection[str] | None, Layout]] = []
 
     def begin(
         self, step: int, scope: str, norms: PartNorms, layers: frozenset[str] | None = None
     ) -> PendingNorms | None:
         """Start the copy of ``norms`` to the host; of ``layers`` only, if given. None where there is nothing to log."""
-        key = tuple(norms.parts), layers
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = self._layouts[key] = self._new_layout(step, *key)
+        known = (layout for parts, chosen, layout in self._layouts if chosen == layers and parts == norms.parts)
+        layout = next(known, None) or self._new_layout(step, norms.parts, layers)
         if not layout.chosen.size:
             return None
         return PendingNorms(
             step=step,
             rank=self._rank,
             scope=scope,
-            layout=layout.number,
-            chosen=layout.chosen,
-            place=layout.place,
+            layout=layout,
             scale=norms.scale,
             copy=HostCopy([norms.norms]),
         )
 
-    def _new_layout(self, step: int, parts: Sequence[tuple[str, str, int]], layers: Collection[str] | None) -> _Layout:
+    def _new_layout(self, step: int, parts: Sequence[tuple[str, str, int]], layers: Collection[str] | None) -> Layout:
         places: dict[tuple[str, str], int] = {}
         numel: list[int] = []
         chosen, place = [], []
@@ -96,7 +95,9 @@ class LayerNormLog:
         if chosen:
             listed = [[*key, size] for key, size in zip(places, numel, strict=True)]
             self._log.event(EventKind.LAYERS, "norms", {"layout": number, "parts": listed}, step=step)
-        return _Layout(number, np.array(chosen, dtype=np.int64), np.array(place, dtype=np.int64))
+        layout = Layout(number, np.array(chosen, dtype=np.int64), np.array(place, dtype=np.int64))
+        self._layouts.append((parts, layers, layout))
+        return layout
 
 
 class NormCollector:
