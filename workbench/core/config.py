@@ -269,6 +269,11 @@ class TrainSpec:
             f"use {max(1, round(self.batch_size / parts)) * parts}",
         )
 
+    @property
+    def pieces(self) -> int:
+        """Pieces of a global batch whose losses are computed apart: replicas x accumulation steps x micro-batches."""
+        return self.plan.mesh.dp * self.accumulate * (self.plan.micro_batches if self.plan.pp > 1 else 1)
+
     def replace(self, **changes: Any) -> TrainSpec:
         """Return a copy with changed options, named without tables (``tp``, ``lr``, ``grad_every`` ...)."""
         return TrainSpec.from_options({**self.options(), **changes})

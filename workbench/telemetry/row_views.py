@@ -158,11 +158,15 @@ def combined(store: Store, cursor: GradientCursor | None) -> tuple[Columns, Colu
     after = (after_sets, after_norms)
 
     def rows() -> Columns:
-        lists = LayerLists().read(since(store, "events", 0)[0])
-        return with_norms(sets, _fewer(norms), lists, store.mesh)
+        return with_norms(sets, _fewer(norms), _layer_lists(store), store.mesh)
 
     raw = memo(store, ("gradient rows", cursor, after), rows)
     return memo(store, ("combined", cursor, after), lambda: combine_columns(raw, store.mesh)), raw, after
+
+
+def _layer_lists(store: Store) -> LayerLists:
+    """What the rows of ``layer_norms`` are of; read again when there are new events."""
+    return memo(store, ("layer lists", store.rows("events")), lambda: LayerLists().read(store.table("events")))
 
 
 def _fewer(norms: Columns) -> Columns:

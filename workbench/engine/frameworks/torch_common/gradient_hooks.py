@@ -137,7 +137,7 @@ def modules_with_hooks(model: torch.nn.Module) -> Iterator[str]:
 def remark_on_module_hooks(spec: TrainSpec, model: torch.nn.Module) -> str:
     """What to tell of backward hooks of modules where a batch is cut into pieces; "" if nothing."""
     names = list(modules_with_hooks(model))
-    if not names or spec.plan.mesh.dp * spec.accumulate * (spec.plan.micro_batches if spec.plan.pp > 1 else 1) == 1:
+    if not names or spec.pieces == 1:
         return ""
     return (
         f"{', '.join(names[:8])}: a backward hook sees the gradients of the samples of its rank and gradient "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.names import users_name
+from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.errors import ConfigError
 
@@ -46,14 +46,14 @@ def check_changed_alike(items: Sequence[RankParameter], before: list[int], devic
     """
     flags = torch.tensor([item.parameter._version != old for item, old in zip(items, before, strict=True)])
     changed = flags.to(device, torch.int32)
-    _all_reduced(changed, dist.ReduceOp.MAX)
+    all_reduce_uncounted(changed, dist.ReduceOp.MAX)
     chosen = [item for item, is_changed in zip(items, changed.tolist(), strict=True) if is_changed]
     if not chosen:
         return
     sums = torch.stack([_checksum(item.parameter.detach()) for item in chosen]).to(device)
     least, most = sums.clone(), sums.clone()
-    _all_reduced(least, dist.ReduceOp.MIN)
-    _all_reduced(most, dist.ReduceOp.MAX)
+    all_reduce_uncounted(least, dist.ReduceOp.MIN)
+    all_reduce_uncounted(most, dist.ReduceOp.MAX)
     close = torch.isclose(least, most, rtol=1e-9, atol=0.0, equal_nan=True).all(1).tolist()
     apart = [item.layer for item, is_close in zip(chosen, close, strict=True) if not is_close]
     if apart:
@@ -72,16 +72,10 @@ def _checksum(weight: torch.Tensor) -> torch.Tensor:
     return torch.stack([flat.sum(), flat @ torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)])
 
 
-def _all_reduced(tensor: torch.Tensor, operation: Any) -> None:
-    options = dist.AllreduceOptions()
-    options.reduceOp = operation
-    dist.group.WORLD.allreduce([tensor], options).wait()  # type: ignore[union-attr]  # not counted by who watches
-
-
 def check_max_norm(model: torch.nn.Module, spec: TrainSpec) -> None:
     """Refuse, with ``ConfigError``, an embedding with ``max_norm`` where a batch is cut into pieces: it shortens, in
     place, the rows that its own piece looks up."""
-    if spec.plan.mesh.dp * spec.accumulate * (spec.plan.micro_batches if spec.plan.pp > 1 else 1) == 1:
+    if spec.pieces == 1:
         return
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag) and module.max_norm is not None:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,15 +32,6 @@ _TELL_COST_EVERY = 25
 #: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
 _ROOM = 0.25
 _OF_A_STEP = ("data", "forward_backward", "optimizer")
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """What of one step is watched. ``layers`` None: all."""
-
-    code: int
-    layers: frozenset[str] | None
-    full: bool
 
 
 class GradientWatch(StepObserver):
@@ -73,9 +63,8 @@ class GradientWatch(StepObserver):
         self._weights = WeightCollector()
         self._weights_from = 0
         self._sketcher = Sketcher() if strategy.mesh.dp >= REPLICAS else None
-        self._collector: GradientCollector | NormCollector = NormCollector()
+        self._collector: GradientCollector | NormCollector | None = None  # of this step; None: nothing is watched
         self._pending: list[PendingRecords | PendingNorms | PendingWeights] = []
-        self._now: _Watched | None = None
         self._is_first = True
         self._ended: float | None = None
         self._interrupted = False
@@ -115,17 +104,22 @@ class GradientWatch(StepObserver):
         self._step = step
         self._began = time.perf_counter()
         self._code = self._code_of(step, watch)
-        self._now = self._watched(self._code)
         self._is_first = False
-        if self._now is None:
-            self._cost.add((time.perf_counter() - self._began) * 1e3)
-            return
         with self._cost:
-            self._collector = self._new_collector() if self._now.full else NormCollector()
-            if self._now.full and self._clips and self._reporting is not None:
+            self._collector = self._new_collector()
+            if self._is_full and self._clips and self._reporting is not None:
                 self._reporting.watch_framework_norm(True)
 
-    def _new_collector(self) -> GradientCollector:
+    @property
+    def _is_full(self) -> bool:
+        """Whether all statistics of this step are taken."""
+        return isinstance(self._collector, GradientCollector)
+
+    def _new_collector(self) -> GradientCollector | NormCollector | None:
+        if self._code == NOTHING:
+            return None
+        if self._code != FULL or not self._whole:
+            return NormCollector()
         return GradientCollector(
             keep=not self._one_replica and self._may_keep(),
             sampled=self._every is None,
@@ -140,24 +134,24 @@ class GradientWatch(StepObserver):
             return FULL if self._every and (step == 1 or step % self._every == 0) else NOTHING
         return FULL if self._is_first else watch & MASK
 
-    def _watched(self, code: int) -> _Watched | None:
-        if code == NOTHING:
-            return None
-        return _Watched(code, self._layers, code == FULL and self._whole)
-
     def around(self, step: int) -> AbstractContextManager[None]:
-        if self._now is None or self._one_replica:
+        if self._collector is None or self._one_replica:
             return nullcontext()
-        return self._looking(self._now.layers)
+        return self._looking(self._collector)
 
     @contextmanager
-    def _looking(self, layers: Collection[str] | None) -> Iterator[None]:
+    def _looking(self, collector: GradientCollector | NormCollector) -> Iterator[None]:
         """Watch the gradients of what runs inside. Only entering and leaving count as cost, and the strategy's context
         manager is told of an exception that was raised inside."""
         looking = ExitStack()
-        keep = isinstance(self._collector, GradientCollector) and self._collector.keep
+        keep = isinstance(collector, GradientCollector) and collector.keep
+
+        def take(parts: list[GradientPart]) -> None:
+            with self._cost:
+                collector.take(parts)
+
         with self._cost:
-            looking.enter_context(self._watchable.watch_batches(self._take, layers, keep=keep))
+            looking.enter_context(self._watchable.watch_batches(take, self._layers, keep=keep))
 
         def leave(*raised: Any) -> bool | None:
             with self._cost:
@@ -167,22 +161,17 @@ class GradientWatch(StepObserver):
             around.push(leave)
             yield
 
-    def _take(self, parts: list[GradientPart]) -> None:
-        with self._cost:
-            self._collector.take(parts)
-
     def reduced(self, step: int) -> None:
-        if self._now is None:
+        if self._collector is None:
             return
         with self._cost:
             if isinstance(self._collector, GradientCollector):
-                self._finish_full_set(step, self._collector, self._now.layers)
+                self._finish_full_set(step, self._collector)
             else:
-                found = self._collector.finish()
-                self._write_norms(step, "local", found)
+                self._write_norms(step, "local", self._collector.finish())
 
-    def _finish_full_set(self, step: int, own: GradientCollector, layers: frozenset[str] | None) -> None:
-        rank = self._strategy.rank
+    def _finish_full_set(self, step: int, own: GradientCollector) -> None:
+        rank, layers = self._strategy.rank, self._layers
         if self._one_replica:
             own.take(self._watchable.reduced_gradients(layers, all_held=True))
             own.equals_reduced()
@@ -205,15 +194,14 @@ class GradientWatch(StepObserver):
             self._pending.append(begun)
 
     def updated(self, step: int, skipped: bool) -> None:
-        is_full = self._now is not None and self._now.full
         with self._cost:
-            if is_full:
+            if self._is_full:
                 found = self._weights.after(self._watchable.weights(self._weight_layers), step, self._strategy.rank)
                 if found is not None:
                     self._pending.append(found)
             elif self._normed is not None and self._every != 0 and not self._nothing_there:
                 self._write_norms(step, "reduced", self._normed.part_norms())  # they were computed for the guard
-            if is_full and self._clips and self._reporting is not None:
+            if self._is_full and self._clips and self._reporting is not None:
                 self._reporting.watch_framework_norm(False)
 
     def ends(self, step: int) -> None:

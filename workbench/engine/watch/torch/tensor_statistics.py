@@ -22,7 +22,7 @@ BIAS = 127
 _MANTISSA_BITS = 23
 #: below this norm the squares of elements may underflow in single precision
 _TINY = 1e-15
-#: number of elements whose squares are summed in single precision: of fp32 tensors (relative error below 1e-7), and of
+#: number of elements whose squares are summed in single precision: of fp32 tensors (relative error below 1e-6), and of
 #: half-precision ones, whose rounding errors are biased
 _PIECE, _PIECE_HALF = 2**16, 2**12
 #: number of elements up to which torch's multi-tensor norm has a relative error below 1e-6: for fp32 tensors, and for

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
+from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, Number
 
 #: steps in which a loss is looked at for what a person should know of its average
@@ -131,8 +131,7 @@ class LossAverage:
         if self._mesh.world_size == 1:
             return count
         total = torch.as_tensor(count, dtype=torch.float64, device=self._device).reshape(1).clone()
-        # the group itself is asked: nobody who watches collectives is to count this one
-        dist.group.WORLD.allreduce([total]).wait()  # type: ignore[union-attr]
+        all_reduce_uncounted(total)
         return float(total) if total.device.type == "cpu" else total.reshape(())
 
 
