@@ -114,6 +114,10 @@ class StaticPanel:
         for _ in range(count):
             self._out.get(timeout=10)
 
+    def kinds(self) -> list[str]:
+        """Kinds of the messages that were not handed over yet."""
+        return [content["kind"] for content, _ in list(self._out.queue)]
+
     def waiting(self) -> list[tuple[dict[str, Any], list[str]]]:
         """Messages that were not handed over yet, which the caller then hands over: contents, and buffers as base64."""
         batch = []

@@ -22,10 +22,12 @@ export class Figures {
     say(this.waiting, trouble ? "The kernel ended before these figures were drawn." : WAITING);
   }
 
-  // Draws the figures that are not drawn yet, in the order given by the kernel.
+  // Draws the figures that are not drawn yet, in the order given by the kernel. BokehJS draws in the document only: a
+  // view that is outside it, as while its output becomes a picture, is drawn when it is back.
   async draw() {
     if (!bokehOfPage.api) return;
     for (const about of this.run().items.values()) {
+      if (!this.node.isConnected) return;
       if (about.tab !== this.tab || this.boxes.get(about.name)?.about === about) continue;
       const old = this.boxes.get(about.name);
       const box = make("div", `dw-figure${about.wide ? " dw-wide" : ""}`, null, { role: "img", "aria-label": about.title });
@@ -39,7 +41,15 @@ export class Figures {
         old.plot?.document?.clear();
       } else this.node.append(box);
       if (about.failed) this.sayFailed(entry, about.failed);
-      else await this.embed(entry).catch((error) => this.sayFailed(entry, String(error)));
+      else await this.embed(entry).catch((error) => this.failed(entry, error));
+    }
+  }
+
+  failed(entry, error) {
+    if (entry.box.isConnected) this.sayFailed(entry, String(error));
+    else {
+      this.boxes.delete(entry.about.name);
+      entry.box.remove();
     }
   }
 

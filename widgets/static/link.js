@@ -4,15 +4,20 @@
 const LOOK_EVERY_MS = 1000;
 const ASK_AFTER_MS = 5000;
 const SILENT_AFTER_MS = 20_000;
+const FIRST_AGAIN_MS = 8000;
+const LAST_AGAIN_MS = 64_000;
 
 export const GONE = "The kernel has ended or was restarted";
 export const SILENT = "The kernel does not respond: it has ended or is busy";
 
 export class Link {
   // due(): whether messages are expected; ask(): sends the kernel a message that it answers; changed(trouble): called
-  // with a description of the problem, "" when the kernel responds
-  constructor(model, { due, ask, changed }) {
-    Object.assign(this, { model, due, ask, changed, trouble: "", heardAt: Date.now(), lookedAt: Date.now() });
+  // with a description of the problem, "" when the kernel responds; lacking(): whether the first content is missing,
+  // which begin() requests: a message, or its answer, is lost when the connection is cut
+  constructor(model, { due, ask, changed, lacking, begin }) {
+    Object.assign(this, { model, due, ask, changed, lacking, begin, trouble: "" });
+    this.heardAt = this.lookedAt = this.begunAt = Date.now();
+    this.againMs = FIRST_AGAIN_MS;
     this.onGone = () => this.say(GONE);
     for (const name of ["comm_live_update", "comm:close"]) model.on(name, this.onGone);
     this.timer = setInterval(() => this.look(), LOOK_EVERY_MS);
@@ -26,6 +31,11 @@ export class Link {
   look(now = Date.now()) {
     const slept = now - this.lookedAt > 5 * LOOK_EVERY_MS; // the machine slept, or the page was in the background
     this.lookedAt = now;
+    if (this.lacking() && now - this.begunAt > this.againMs && this.trouble !== GONE) {
+      this.begunAt = now;
+      this.againMs = Math.min(2 * this.againMs, LAST_AGAIN_MS);
+      this.send(this.begin);
+    }
     if (slept || !this.due() || this.trouble) {
       if (!this.trouble) this.heardAt = now;
       return;

@@ -118,6 +118,8 @@ class MachineState {
       due: () => !document.hidden && this.views.size > 0,
       ask: () => model.send({ kind: "look", views: this.looks() }),
       changed: (trouble) => this.views.forEach((view) => view.cut(trouble)),
+      lacking: () => !this.seen,
+      begin: () => model.send({ kind: "hello" }),
     });
     this.onMessage = (content) => {
       this.link.heard();

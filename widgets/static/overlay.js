@@ -1,6 +1,7 @@
 // Static figures: requests BokehJS (once per page) and the figures from the kernel and draws them, without a network.
 // Messages: see widgets/overlay.py. Text from a run is set as textContent only.
 
+import { Link } from "./link.js";
 import { bokehOfPage, isDark, loadBokeh, paint } from "./page.js";
 
 function render({ model, el }) {
@@ -35,7 +36,16 @@ function render({ model, el }) {
   }
 
   let work = Promise.resolve();
+  const hello = () => model.send({ kind: "hello", have: bokehOfPage.version });
+  const link = new Link(model, {
+    due: () => false, // the kernel answers hello, and sends nothing else
+    ask: hello,
+    changed: (trouble) => colours || (root.textContent = trouble),
+    lacking: () => !colours,
+    begin: hello,
+  });
   const take = (content, buffers) => {
+    link.heard();
     work = work
       .then(async () => {
         if (gone) return;
@@ -50,9 +60,10 @@ function render({ model, el }) {
   model.on("msg:custom", take);
   const themes = new MutationObserver(repaint);
   themes.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "style"] });
-  model.send({ kind: "hello", have: bokehOfPage.version });
+  link.send(hello);
   return () => {
     gone = true;
+    link.dispose();
     model.off("msg:custom", take);
     themes.disconnect();
     for (const plot of plots) plot.document?.clear();

@@ -46,6 +46,8 @@ class Table {
       due: () => false, // rows come only when something changes, so silence means nothing
       ask: () => model.send({ kind: "here" }),
       changed: (trouble) => (this.trouble.textContent = trouble && `${trouble}. %dist_runs shows the table again`),
+      lacking: () => !this.columns.length,
+      begin: () => model.send({ kind: "hello" }),
     });
     this.onMessage = (content) => {
       this.link.heard();

@@ -16,12 +16,15 @@ export class State {
     this.model = model;
     this.views = new Set();
     this.orphans = [];
+    this.adopted = new Set(); // views that are shown in place of a picture
     this.runs = [newRun()];
     this.queue = [];
     this.work = Promise.resolve();
     this.link = new Link(model, {
       due: () => this.runs.some(({ facts }) => facts && !ENDED.includes(facts.status)),
       ask: () => this.looked(),
+      lacking: () => this.runs.some(({ full }) => !full),
+      begin: () => this.hello(),
       changed: () => this.views.forEach((view) => view.cut()),
     });
     this.onMessage = (content, buffers) => {
@@ -200,8 +203,8 @@ export class State {
     const view = this.add(new View(this));
     element.append(view.root);
     return () => {
-      if (this.picture) this.orphans.push(view); // its output was replaced by the picture; adopt() puts it back
-      else this.drop(view);
+      if (!this.picture) this.drop(view);
+      else if (!this.adopted.has(view)) this.orphans.push(view); // the picture replaced its output; adopt() puts it back
     };
   }
 
@@ -235,9 +238,16 @@ export class State {
       if (data.length !== length || data.slice(at, at + part.length) !== part) continue;
       image.dataset.dwHidden = "true";
       image.style.display = "none";
-      const view = this.orphans.shift() ?? this.add(new View(this));
+      const view = this.orphans.shift() ?? this.detached() ?? this.add(new View(this));
+      this.adopted.add(view);
       image.parentElement.insertBefore(view.root, image);
+      this.later(() => view.fill());
     }
+  }
+
+  // A view whose output was removed, and whose end the front end has not told yet.
+  detached() {
+    return [...this.views].find((view) => !view.root.isConnected);
   }
 
   dispose() {
