@@ -20,21 +20,22 @@ import torch
 import torch.distributed as dist
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.core.frameworks import framework
+from workbench.core.frameworks import Capability, framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
 from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
-from workbench.engine.base.capabilities import Watchable
+from workbench.engine.base.capabilities import Evaluating, Watchable, needed
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
-from workbench.engine.frameworks.torch_common.cell import workload_from_cell
+from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
+from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
@@ -127,13 +128,16 @@ def _train(
             if rank == 0 and not spec.recipe:
                 _keep_cell(path, workload, strategy.tell)
             exchange = exchange_of(rank, spec.plan.ranks)
-            if isinstance(workload.data, LoaderSource | DatasetSource):
-                workload.data.share_with(exchange)
+            for part in (workload.data, workload.evaluate):
+                if isinstance(part, LoaderSource | DatasetSource | CellEvaluation):
+                    part.share_with(exchange)
             if isinstance(workload.data, LoaderSource) and (remark := workload.data.remark()):
                 strategy.tell("repeated_samples", remark)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)
+            if isinstance(workload.evaluate, CellEvaluation) and spec.eval_every:
+                workload.evaluate.rehearse(needed(strategy, Evaluating, Capability.EVALUATING))
             control = AgreedControl(path, exchange)
             observers = observers_of(spec, strategy, workload, log, exchange)
             trainer = Trainer(

@@ -172,6 +172,39 @@ class Evaluating(Protocol):
         (tp, pp); None on pipeline stages that are not the last."""
 
 
+class BatchLoss(Protocol):
+    """The loss of a batch: ``value`` is a "mean" over ``count`` (None: the samples), a "total" over ``count``, or a
+    "sum" that is divided by nothing; ``form`` says which."""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """A scalar."""
+
+    @property
+    def count(self) -> Any:
+        """A number."""
+
+    @property
+    def form(self) -> str:
+        """ "mean", "total" or "sum"."""
+
+
+@runtime_checkable
+class Validating(Evaluating, Protocol):
+    """Computes the loss of data that are not trained on, as the training step would."""
+
+    tell: Callable[[str, str], object]
+
+    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, BatchLoss] | None:
+        """Outputs of the model for ``batch`` (None unless ``outputs``) and its loss, without gradients, in evaluation
+        mode. Collective over a replica's ranks (tp, pp), and over no others; None on pipeline stages that are not the
+        last. ``ConfigError`` when there are no outputs: ``loss_fn`` did not call the model."""
+
+    def evaluation(self) -> AbstractContextManager[torch.nn.Module]:
+        """While entered, the user's model, which it gives, is in evaluation mode and computes without gradients, in the
+        run's precision. ``ConfigError`` where a pipeline has the whole model on no rank."""
+
+
 @runtime_checkable
 class Pipelined(Protocol):
     """May cut the model into stages: then ``forward_backward`` has a loss on the last one only."""

@@ -204,6 +204,9 @@ class LoaderSource:
         self._distributed_sampler = sampler if is_distributed(sampler) else None
         self._seeded_sampler = sampler if type(sampler) is RandomSampler and sampler.generator is None else None
         self._batch_size = getattr(dataloader, "batch_size", None)
+        # torch's own collation makes a list of columns, never one of samples, however many samples the last batch has
+        is_of_columns = getattr(dataloader, "collate_fn", None) is default_collate
+        self._expected = None if is_of_columns else self._batch_size
         self._same = SameData()
         self._generator = getattr(dataloader, "generator", None)
         self._generator_state = self._generator.get_state() if self._generator is not None else None
@@ -301,22 +304,34 @@ class LoaderSource:
             if self._seeded_sampler is not None:
                 self._seeded_sampler.generator = generator
 
+    def once(self, dp: int, dp_size: int) -> Iterator[Batch]:
+        """Yield replica ``dp``'s share of each batch of one pass over the data, the same at every call: the first
+        epoch. A share without samples is a ``StandIn``."""
+        if self._distributed_sampler is not None:
+            check_sampler(self._distributed_sampler, dp, dp_size)
+        if self._generator is not None:
+            self._generator.set_state(self._generator_state)
+        return self._read_epoch(dp, dp_size, 0)
+
     def _read_epochs(self, dp: int, dp_size: int, first: int) -> Iterator[Batch]:
         if self._generator is not None:
             self._generator.set_state(self._generator_state)
-        own_stream = dp + 1 if self._distributed_sampler is not None else 0  # each replica reads other samples
         for epoch in count(first):
             found = 0
-            self._start_epoch(epoch)
-            for batch in self._generators.read(self.dataloader, epoch, own_stream):
-                found += 1
-                self._same.check(batch)
-                self._check_size(batch)
-                parts = 1 if self._distributed_sampler is not None else dp_size
-                yield split(batch, parts, expected=self._batch_size)[dp if parts > 1 else 0]
+            for found, batch in enumerate(self._read_epoch(dp, dp_size, epoch), 1):  # noqa: B007 - counted
+                yield batch
             if not found:
                 self._same.check(None)
                 _raise_for_empty_epoch(epoch, 0, self._batch_size or 1)
+
+    def _read_epoch(self, dp: int, dp_size: int, epoch: int) -> Iterator[Batch]:
+        own_stream = dp + 1 if self._distributed_sampler is not None else 0  # each replica reads other samples
+        self._start_epoch(epoch)
+        for batch in self._generators.read(self.dataloader, epoch, own_stream):
+            self._same.check(batch)
+            self._check_size(batch)
+            parts = 1 if self._distributed_sampler is not None else dp_size
+            yield split(batch, parts, expected=self._expected)[dp if parts > 1 else 0]
 
     def _check_size(self, batch: Batch) -> None:
         samples = samples_in(batch) if self._equal_parts > 1 else 0

@@ -323,7 +323,7 @@ class Trainer:
         """Evaluate, on all ranks; rank 0 logs what was found. ``ConfigError`` when there is nothing to do it with."""
         if self.workload.evaluate is None:
             raise ConfigError(
-                "this training has nothing to evaluate with: recipes bring an evaluation, a cell has none"
+                "this training has nothing to evaluate with: define eval_dataset or eval_dataloader in the cell"
             )
         self._enter("evaluate")
         found = self.workload.evaluate(self._evaluating())

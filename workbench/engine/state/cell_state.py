@@ -15,7 +15,8 @@ from workbench.errors import ConfigError, RunError
 #: key of a dictionary that stands for a tensor in the rank's tensor file
 _TENSOR = "__tensor__"
 #: what a training saves by itself, or reads anew
-_SAVED_ELSEWHERE = ("model", "optimizer", "lr_scheduler", "dataset", "dataloader")
+_DATA = ("dataset", "dataloader", "eval_dataset", "eval_dataloader")
+_SAVED_ELSEWHERE = ("model", "optimizer", "lr_scheduler", "metrics", *_DATA)
 #: containers deeper or longer than this are searched for a dataset's tensors no further
 _DEPTH, _LENGTH = 4, 8
 
@@ -134,13 +135,13 @@ def _refilled(value: Any, saved: Any) -> Any:
 
 
 def _tensors_saved_elsewhere(defined: Mapping[str, Any]) -> dict[int, int]:
-    """id -> storage of the tensors that the model, the optimizer, the dataset or the dataloader hold."""
+    """id -> storage of the tensors that the model, the optimizer, and the data for training and validation hold."""
     found: dict[int, int] = {}
     model, optimizer = defined.get("model"), defined.get("optimizer")
     held: list[torch.Tensor] = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
     if isinstance(optimizer, torch.optim.Optimizer):
         held += [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for data in (defined.get("dataset"), defined.get("dataloader")):
+    for data in map(defined.get, _DATA):
         held += _tensors_in(data)
     for tensor in held:
         found[id(tensor)] = _storage(tensor)

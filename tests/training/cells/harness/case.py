@@ -30,12 +30,13 @@ FOR_ANY_MODEL = ("1 rank", "ddp", "zero1", "zero2", "accumulate 2", "torch ddp")
 class Case:
     """One cell that people write.
 
-    ``cell`` is trained under ``plans`` with the options ``flags``. ``plain`` is source that runs after the cell in one
-    process and appends to ``losses`` (per step, over the global batch) and, if the norm is compared too, to ``norms``;
-    it sees the cell's names, ``spec``, and what ``harness.plain`` offers. "" is the loop that anyone would write.
-    ``refused``: plan -> text of the message that refuses it, after ``refused_after`` steps. ``says``: plan -> text of
-    an event that the run has ("" stands for every plan). ``differs``: plans that train otherwise than
-    one process, which they say. ``tolerance``: relative, of losses and norms.
+    ``cell`` is trained under ``plans`` with the options ``flags``. ``plain`` is source that runs after the cell in
+    one process and appends to ``losses`` (per step, over the global batch) and, if they are compared too, to
+    ``norms`` and to ``validations`` (name -> value, per evaluation); it sees the cell's names, ``spec``, and what
+    ``harness.plain`` offers. "" is the loop that anyone would write. ``refused``: plan -> text of the message that
+    refuses it, after ``refused_after`` steps. ``says``: plan -> text of an event that the run has ("" stands for
+    every plan). ``differs``: plans that train otherwise than one process, which they say. ``tolerance``: relative, of
+    losses and norms.
     """
 
     cell: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -65,11 +65,14 @@ def norm_of(optimizer: torch.optim.Optimizer) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
-def train(names: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of every step."""
+def train(
+    names: Mapping[str, Any], validate: Callable[[], Mapping[str, Any]] | None = None
+) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of every step. ``validate`` is called after each ``spec.eval_every`` steps, the model
+    being in evaluation mode; what it returns is added to the names' ``validations``."""
     optimizer, schedule, losses, norms = names["optimizer"], names.get("lr_scheduler"), [], []
     stream = batches(names)
-    for _ in range(names["spec"].steps):
+    for step in range(1, names["spec"].steps + 1):
         loss = loss_of(names, next(stream))
         optimizer.zero_grad()
         loss.backward()
@@ -78,4 +81,9 @@ def train(names: Mapping[str, Any]) -> tuple[list[float], list[float]]:
         optimizer.step()
         if schedule is not None:
             schedule.step()
+        if validate is not None and step % names["spec"].eval_every == 0:
+            names["model"].eval()
+            with torch.no_grad():
+                names["validations"].append(validate())
+            names["model"].train()
     return losses, norms

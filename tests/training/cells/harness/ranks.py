@@ -30,7 +30,7 @@ def save_restored(rank: int, ranks: int, directory: Path, *, run: str) -> str:
 
 
 def plain(rank: int, ranks: int, directory: Path, *, cell: str, loop: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Losses and gradient norms of the cell in one process; nothing of the workbench trains."""
+    """Losses, gradient norms and validations of the cell in one process; nothing of the workbench trains."""
     import torch
 
     from tests.training.cells.harness import plain as helpers
@@ -39,6 +39,13 @@ def plain(rank: int, ranks: int, directory: Path, *, cell: str, loop: str, optio
     helpers.seed(spec.seed)
     names: dict[str, Any] = {"spec": spec, "knob": lambda name, value, *rest, **more: value, "__name__": "__main__"}
     exec(compile(cell, "<cell>", "exec"), names)
-    names |= {"torch": torch, "losses": [], "norms": [], **{name: getattr(helpers, name) for name in helpers.__all__}}
+    names |= {
+        "torch": torch,
+        "losses": [],
+        "norms": [],
+        "validations": [],
+        **{name: getattr(helpers, name) for name in helpers.__all__},
+    }
     exec(compile(loop or "losses, norms = train(globals())", "<loop>", "exec"), names)
-    return {"losses": [float(loss) for loss in names["losses"]], "norms": [float(norm) for norm in names["norms"]]}
+    numbers = {name: [float(number) for number in names[name]] for name in ("losses", "norms")}
+    return {**numbers, "validations": names["validations"]}

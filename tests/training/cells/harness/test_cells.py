@@ -39,6 +39,14 @@ def _said(run: RunReader) -> str:
     return "\n".join(f"{event.name} {event.value}" for kind in kinds for event in of_kind(events, kind))
 
 
+def _validations(run: RunReader) -> dict[int, dict[str, Any]]:
+    """Step -> name -> value."""
+    found: dict[int, dict[str, Any]] = {}
+    for event in of_kind(run.store.table("events"), EventKind.VALIDATION):
+        found.setdefault(event.step, {})[event.name] = event.value
+    return found
+
+
 @pytest.mark.parametrize(("name", "plan"), EACH)
 def test_it_trains_as_one_process_or_is_refused(name: str, plan: str, pool: RankPool, plain: Any) -> None:
     case = CASES[name]
@@ -58,3 +66,11 @@ def test_it_trains_as_one_process_or_is_refused(name: str, plan: str, pool: Rank
     np.testing.assert_allclose(metrics["loss"], right["losses"], rtol=case.tolerance, atol=1e-7)
     if right["norms"]:
         np.testing.assert_allclose(metrics["grad_norm"], right["norms"], rtol=10 * case.tolerance, atol=1e-6)
+    if right["validations"]:
+        found = _validations(run)
+        assert list(found) == sorted(found)
+        assert len(found) == len(right["validations"])
+        for values, expected in zip(found.values(), right["validations"], strict=True):
+            assert values.keys() == expected.keys()
+            for key, value in expected.items():
+                np.testing.assert_allclose(values[key], value, rtol=case.tolerance, atol=1e-7, err_msg=key)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.engine.data.batches import counts_tokens, tokens_in
-from workbench.engine.frameworks.torch_common.cell import workload_from_cell
+from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
 from workbench.errors import ConfigError
 from workbench.telemetry.derive import batch_of
 

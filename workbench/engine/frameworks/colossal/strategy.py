@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +28,14 @@ from workbench.engine.frameworks.colossal.zero_checks import (
     check_parameters,
     is_distributed,
 )
-from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
+from workbench.engine.frameworks.torch_common.batches import (
+    call_model,
+    check_trainable,
+    evaluating,
+    first_output,
+    outputs_seen,
+    to_device,
+)
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.terms import (
@@ -320,6 +327,34 @@ class ColossalStrategy(Strategy):
                 plan = self._hybrid()
                 return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
             return call_model(users_model(self.plan.module), batch)
+
+    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
+        """As ``Validating.evaluated``."""
+        batch = to_device(contents(batch), self.device)
+        if self.mesh.pp > 1:
+            with torch.no_grad(), evaluating(self.plan.model), self.plan.autocast():
+                return self._evaluated_by_stages(batch)
+        with self.evaluation() as model, outputs_seen(users_model(self.plan.module)) as seen:
+            term = self._term(model, batch)
+        return first_output(seen) if outputs else None, term
+
+    def _evaluated_by_stages(self, batch: Batch) -> tuple[Any, LossTerm] | None:
+        plan = self._hybrid()
+        found = forward_only(plan.plugin.scheduler, plan.model, self._named.named(batch))
+        if not self.has_loss():
+            return None
+        term = loss_term(
+            lambda: self._criterion(found, batch), self._tell, lambda loss: self._labels(loss, found, batch)
+        )
+        return found, term
+
+    @contextmanager
+    def evaluation(self) -> Iterator[torch.nn.Module]:
+        """As ``Validating.evaluation``."""
+        if self.mesh.pp > 1:
+            raise ConfigError("a pipeline (--pp) has the whole model on no rank", field="--pp")
+        with torch.no_grad(), evaluating(self.plan.model), self.plan.autocast():
+            yield users_model(self.plan.module) if self.plan.is_whole else self.plan.model
 
     def set_clip(self, clip: float) -> None:
         """As ``Normed.set_clip``."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +23,14 @@ from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
-from workbench.engine.frameworks.torch_common.batches import call_model, check_trainable, evaluating, to_device
+from workbench.engine.frameworks.torch_common.batches import (
+    call_model,
+    check_trainable,
+    evaluating,
+    first_output,
+    outputs_seen,
+    to_device,
+)
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, remark_on_module_hooks
@@ -258,6 +265,18 @@ class DdpStrategy(Strategy):
         """As ``Evaluating.forward``."""
         with evaluating(self._module), self._autocast():
             return call_model(users_model(self._module), to_device(batch, self.device))
+
+    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
+        """As ``Validating.evaluated``."""
+        with self.evaluation() as model, outputs_seen(model) as seen:
+            term = self._term(to_device(contents(batch), self.device))
+        return first_output(seen) if outputs else None, term
+
+    @contextmanager
+    def evaluation(self) -> Iterator[torch.nn.Module]:
+        """As ``Validating.evaluation``."""
+        with torch.no_grad(), evaluating(self._module), self._autocast():
+            yield users_model(self._module)
 
     def close(self) -> None:
         if hasattr(self, "model"):

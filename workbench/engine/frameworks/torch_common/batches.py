@@ -49,6 +49,28 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def outputs_seen(model: torch.nn.Module) -> Iterator[list[Any]]:
+    """A list of what each call of ``model`` returns while this is entered."""
+    seen: list[Any] = []
+    handle = model.register_forward_hook(lambda _module, _args, outputs: seen.append(outputs))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def first_output(seen: list[Any]) -> Any:
+    """The output for metrics; ``ConfigError`` when the loss was computed without calling the model."""
+    if not seen:
+        raise ConfigError(
+            "metrics take the model's outputs, and loss_fn does not call model(...): define evaluate(model, loader) "
+            "instead of metrics",
+            field="metrics",
+        )
+    return seen[0]
+
+
 def check_trainable(spec: TrainSpec, workload: Workload) -> None:
     """Refuse, with ``ConfigError``, a workload that no plan trains: without a loss, a parameter or an optimizer."""
     if (workload.loss_fn is None) == (workload.criterion is None):

@@ -15,6 +15,7 @@ from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
 from workbench.engine.state.cell_names import CellNames, restore
@@ -76,6 +77,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         data = DatasetSource(names["dataset"], spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
     loss_fn = names.get("loss_fn")
     criterion = names.get("criterion") if loss_fn is None else None
+    evaluation = evaluation_of(names, spec)
     return Workload(
         model=model,
         optimizer=optimizer,
@@ -86,6 +88,8 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         tokens_per_sample=None,
         knobs=knobs,
         beside=_beside(names, model, optimizer),
+        evaluate=evaluation,
+        sample=evaluation.texts if evaluation is not None and evaluation.writes else None,
     )
 
 
