@@ -259,6 +259,7 @@ class FakeRank:
             share = 0.3 + 0.65 * step / steps
             self.tell(when, "validation", "loss", loss, step=step)
             self.tell(when, "validation", "accuracy", share, step=step)
+            self.tell(when, "validation", "perplexity", math.exp(loss), step=step)
             self.tell(when, "validation", "confusion_matrix", confusion(share), step=step)
             text = SAMPLES[min(len(SAMPLES) - 1, 3 * step // steps)]
             self.tell(when, "sample", "text", text, step=step)

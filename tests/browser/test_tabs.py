@@ -27,7 +27,7 @@ FIGURES = {
     "gradients": {"gradients", "cosine", "noise", "histogram", "update_ratio"},
     "communication": {"traffic", "exposed", "bandwidth"},
     "timeline": {"timeline"},
-    "samples": {"validation", "confusion"},
+    "samples": {"validation", "metrics", "confusion"},
 }
 #: tabs and titles of figures that do not fit: the tab list scrolls, a title is wider than its place
 CUT = """(tab) => [...document.querySelectorAll(".dw-tabs")].filter((n) => n.scrollWidth > n.clientWidth)

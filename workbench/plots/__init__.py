@@ -31,6 +31,7 @@ ALL = (
     "bandwidth",
     "timeline",
     "validation",
+    "metrics",
     "confusion",
 )
 

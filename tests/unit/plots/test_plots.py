@@ -132,6 +132,29 @@ def test_loss_shows_global_values_and_each_validation(run: Path) -> None:
     assert list(columns["at"][~np.isnan(columns["at"])]) == [50, 100, 150, 200]
 
 
+def test_metrics_get_lines_of_their_own_as_they_come(tmp_path: Path) -> None:
+    """Shares are in percent, others in their own unit; what was not measured at a step is NaN."""
+    write_spec(tmp_path, fake_spec())
+    told = [(2, "loss", 2.5), (2, "accuracy", 0.25), (4, "accuracy", 0.5), (4, "r2", -0.5), (4, "matrix", [[1]])]
+    by_name = {plot.NAME: plot for plot in plots()}
+    with RankLogWriter(tmp_path, 0) as writer:
+        for step, name, value in told:
+            writer.event("validation", name, value, step=step)
+    store = opened(tmp_path)
+    shares, cursor = by_name["validation"].columns(store, None)
+    others, _ = by_name["metrics"].columns(store, None)
+    assert {name: column.tolist() for name, column in shares.items()} == {"step": [2, 4], "metric accuracy": [25, 50]}
+    assert {name: column.tolist() for name, column in others.items()} == {"step": [4], "metric r2": [-0.5]}
+    with RankLogWriter(tmp_path, 1) as writer:
+        writer.event("validation", "f1", 0.125, step=6)
+    store.refresh()
+    shares, _ = by_name["validation"].columns(store, cursor)
+    np.testing.assert_array_equal(shares["metric accuracy"], [25, 50, math.nan])
+    np.testing.assert_array_equal(shares["metric f1"], [math.nan, math.nan, 12.5])
+    drawn = by_name["validation"].figure(ColumnDataSource(dict(shares)))
+    assert [item.label.value for item in drawn.legend[0].items] == ["accuracy", "f1"]
+
+
 def test_late_validation_rides_on_a_repeat_of_the_last_row(tmp_path: Path) -> None:
     write_spec(tmp_path, fake_spec(ranks=1))
     store = Store(tmp_path)
@@ -319,7 +342,7 @@ TOLD = {
     **dict.fromkeys(("utilisation", "memory", "busy"), ("rank", "elapsed")),
     **dict.fromkeys(("gradients", "update_ratio"), ("step", "layer")),
     **dict.fromkeys(("lag", "cosine"), ("rank", "step")),
-    **dict.fromkeys(("histogram", "validation"), ("step",)),
+    **dict.fromkeys(("histogram", "validation", "metrics"), ("step",)),
     "phase_bars": ("rank", "phase"),
     "timeline": ("rank", "step", "phase"),
     "confusion": ("true class", "predicted"),
