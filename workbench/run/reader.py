@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.telemetry.verdict import Verdict
+
+
+def _in_engine(function: str) -> Any:
+    """A function of ``engine.trained_model``, which imports torch: the notebook does so when weights are asked for."""
+    return pkgutil.resolve_name(f"workbench.engine.trained_model:{function}")
 
 
 class RunReader:
@@ -183,6 +189,27 @@ class RunReader:
     def checkpoints(self) -> list[int]:
         """The steps that have a checkpoint."""
         return checkpoints.steps(self.path)
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """The weights of a checkpoint (default: the newest), whole and on the CPU: see
+        ``engine.state.weights.whole_weights``. Raises ``ConfigError`` when there is no such checkpoint."""
+        return _in_engine("whole_weights")(self._checkpoint(step))
+
+    def load_model(self, model: Any = None, *, step: int | None = None, device: str = "cpu") -> Any:
+        """The trained model, whole, in this process, from a checkpoint (default: the newest), in evaluation mode.
+
+        ``model``: a model of the same parameters that takes the weights (default: the run's recipe or cell builds one,
+        for which the cell is run here). Raises as ``engine.trained_model.load_model``.
+        """
+        return _in_engine("load_model")(self.path, self._checkpoint(step), self.spec, model, device)
+
+    def save_pretrained(self, out: str | Path, *, step: int | None = None) -> Path:
+        """Write the trained model of a checkpoint (default: the newest) into the directory ``out``, as
+        ``from_pretrained`` of the transformers library reads it. Raises ``ConfigError`` for any other model."""
+        return _in_engine("save_pretrained")(self.load_model(step=step), Path(out))
+
+    def _checkpoint(self, step: int | None) -> Path:
+        return checkpoints.find(self.path, checkpoints.NEWEST if step is None else step)
 
     def controls(self) -> list[Control]:
         """All controls of this run, including the knobs that its training script declared."""

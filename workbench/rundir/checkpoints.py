@@ -78,7 +78,7 @@ def split(name: str) -> tuple[str, int | str]:
     if not at:
         return name, NEWEST
     if not run or not (step.isdigit() or step == NEWEST):
-        raise ConfigError(f"--resume {name!r}: write RUN or RUN@STEP, such as first@100", field="--resume")
+        raise ConfigError(f"{name!r} names no checkpoint: write RUN or RUN@STEP, such as first@100", field="--resume")
     return run, NEWEST if step == NEWEST else int(step)
 
 
