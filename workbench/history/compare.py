@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 from workbench.history import show, statistics
 from workbench.history.findings import Difference, Figures, Findings, Group, NoiseTest, Scaling
 from workbench.history.sources import AXES, Subject, load
@@ -72,7 +72,7 @@ def compare(runs: Sequence[HasPath | str | Path], x: str = "step", *, tag: str =
     run does not know, and ``RunDirectoryError`` for a run that is not there.
     """
     if x not in AXES:
-        raise ConfigError(f"unknown axis {x!r}: {nearest(x, AXES)}", field="--x")
+        raise ConfigError(f"unknown axis {x!r}: {suggest(x, AXES)}", field="--x")
     if len(runs) < 2:
         raise ConfigError(f"a comparison takes two runs or more, not {len(runs)}", field="RUN")
     names = [run if isinstance(run, (str, Path)) else run.path for run in runs]
