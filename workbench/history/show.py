@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.history.listing import number as short
 from workbench.history.sources import AXES
+from workbench.rundir.directory import run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,7 +180,7 @@ def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
         + [str(f.validation_step or "\N{EN DASH}"), *(number(value) for value in (f.tps, f.seconds))]
         for s, f in zip(found.subjects, found.figures, strict=True)
     ]
-    names = [s.options.get("name", s.label) for s in found.subjects]
+    names = [run_name(s.path) for s in found.subjects]
     if len(set(names)) < len(names):  # directories tell apart what names do not
         return [*heads, "directory"], [[*row, s.path.name] for row, s in zip(rows, found.subjects, strict=True)]
     return heads, rows

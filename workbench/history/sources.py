@@ -102,7 +102,7 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
         run,
         metrics,
         found.tables["events"],
-        label=spec.name or run.name,
+        label=run_directory.run_name(run),
         state=present_state(row, run),
         ranks=mesh.world_size,
         spec=spec,

@@ -10,6 +10,7 @@ from workbench.history import compare, curves, show
 from workbench.history.sources import Subject, from_logs
 from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.run_data import RunData
+from workbench.rundir.directory import run_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ def compare_runs(
 
     ``labels``: one label per run (default: their names). ``prefix``: put before the ids of the figures' elements.
     """
-    labels = list(labels) or compare.unique_labels([run.name for run in runs])
+    labels = list(labels) or compare.unique_labels([run_name(run.path) for run in runs])
     findings = compare.of_subjects([_make_subject(run, label) for run, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(findings)]
     return Comparison(

@@ -231,7 +231,7 @@ def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
     second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
     found = compare_runs([run_data.read(first), run_data.read(second)], FigureBundle(light=True))
     tables = {title: rows for title, _, rows in found.tables}
-    assert found.labels == [row[0] for row in tables["Runs"]] == ["fake (1)", "fake (2)"]
+    assert found.labels == [row[0] for row in tables["Runs"]] == ["a", "b"]
     assert {name: values for section, name, *values in tables["What differs"] if section == "spec"} == {
         "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"],
         "batch_size": ["16", "32"], "eval_every": ["20", "30"],
