@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
 from magics.words import parse
-from workbench.history import listing, sources
+from workbench.history import list_options, listing, sources
 from workbench.history.compare import Comparison, compare
 from workbench.history.index import RunIndex
-from workbench.history.row import RunRow
+
+
+def _list_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a list of runs as magic arguments."""
+    for flag, keywords in reversed(list_options.OPTIONS):
+        function = argument(flag, **keywords)(function)
+    return function
 
 
 @magics_class
@@ -21,17 +30,7 @@ class RunsMagics(Magics):
     shell: InteractiveShell
 
     @magic_arguments()
-    @argument("--last", type=int, metavar="N", help="show only the newest N runs")
-    @argument("--sort", metavar="COLUMN", default="when", help="sort by a column (default: when)")
-    @argument("--reverse", action="store_true", help="sort in descending order: largest or newest first")
-    @argument(
-        "--name", action="append", metavar="PATTERN", help="show only runs whose name matches, for example sweep-*"
-    )
-    @argument("--state", action="append", metavar="STATE", help="show only runs in this state")
-    @argument("--tag", action="append", metavar="TAG", help="show only runs with this tag")
-    @argument(
-        "--where", action="append", metavar="COND", help="show only runs that meet a condition, such as best_loss<2.5"
-    )
+    @_list_options
     @line_magic
     def dist_runs(self, line: str) -> None:
         """Show the runs of $WORKBENCH_HOME (default: ./runs) in a live table.
@@ -40,27 +39,15 @@ class RunsMagics(Magics):
         tick boxes to select runs to compare. In a terminal the table is plain text. ``workbench.runs()`` returns the
         runs as a DataFrame.
         """
-        given = parse(self.dist_runs, line)
-
-        def select(rows: list[RunRow]) -> list[RunRow]:
-            matching = listing.choose(
-                rows,
-                names=given.name or [],
-                states=given.state or [],
-                tags=given.tag or [],
-                where=given.where or [],
-            )
-            newest = matching[-given.last :] if given.last else matching
-            return listing.sort(newest, given.sort, descending=given.reverse)
-
+        given = vars(parse(self.dist_runs, line))
         index = RunIndex()
-        rows = select(index.rows())
+        rows = list_options.selected(index.rows(), given)
         if not rows:
-            print(f"no runs in {index.home}")
+            print(f"no runs in {index.home}{' that match' if list_options.has_filter(given) else ''}")
         elif widgets.available():
             from widgets.runs import RunsTable
 
-            RunsTable(index, select).show()
+            RunsTable(index, lambda found: list_options.selected(found, given)).show()
         else:
             print(listing.text_table(rows))
 

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
@@ -22,6 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.history import labels, listing
 from workbench.history.index import RunIndex
 from workbench.history.row import RunRow
+from workbench.rundir.directory import run_name
 
 #: seconds without a message from a page after which the table stops reading the disk
 UNSEEN_TIMEOUT_S = 600.0
@@ -143,7 +145,7 @@ class RunsTable:
 
 
 def message(rows: Sequence[RunRow]) -> dict[str, Any]:
-    """Make the message ``rows``."""
+    """Make the message ``rows``. A run is called by its name; its key is its directory, which has the date as well."""
     columns = [
         {"name": name, "title": title, "number": name in listing.NUMBERS} for name, title in listing.COLUMNS.items()
     ]
@@ -152,7 +154,7 @@ def message(rows: Sequence[RunRow]) -> dict[str, Any]:
         "columns": columns,
         "rows": [
             {
-                "cells": listing.cells(row),
+                "cells": [run_name(Path(row.directory)), *listing.cells(row)[1:]],
                 "keys": {name: _key(getattr(row, name)) for name in listing.COLUMNS},
                 "labels": {"tags": ", ".join(row.tags), "notes": row.notes},
             }

@@ -134,16 +134,16 @@ def format_ranks(ranks: Iterable[int]) -> str:
     return f"rank{'s' if len(ordered) != 1 else ''} {text}"
 
 
-#: so many known names are listed beside the nearest one
+#: so many known names are listed beside the suggested one
 _FEW_NAMES = 8
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns a clause for an error message: the known name that resembles ``word``; and the known names, if they are
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns a clause for an error message: the known name that resembles ``name``; and the known names, if they are
     few or none resembles it."""
     names = sorted(known)
     listed = f"known: {', '.join(names)}"
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not close:
         return listed
     return f"did you mean {close[0]!r}?" + (f" ({listed})" if len(names) <= _FEW_NAMES else "")

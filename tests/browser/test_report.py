@@ -101,7 +101,7 @@ def test_print_and_light_reports_show_static_pictures(reader: Reader, browser: A
     reader.page.emulate_media(media="screen")
     light = render(run, tmp_path / "light.html", light=True)
     reader.page.goto(light.as_uri())
-    assert reader.page.locator(".picture svg:visible").count() == shown
+    assert reader.page.locator(".picture svg").count() == shown
     assert reader.page.get_by_role("img", name="loss over step").count() == 1
     assert find_browser() is not None
     assert render(run, tmp_path / "paper", pdf=True).read_bytes().startswith(b"%PDF-")
@@ -203,3 +203,44 @@ def everything(folder: Path, run: Path) -> Path:
     metadata = {"widgets": {"application/vnd.jupyter.widget-state+json": {"state": states}}}
     nbformat.write(v4.new_notebook(cells=cells, metadata=metadata), folder / "all.ipynb")
     return folder / "all.ipynb"
+
+
+CONTENTS = "nav.contents"
+
+
+@pytest.mark.parametrize("width", [1280, 900])
+def test_the_contents_stay_in_view_and_open_what_is_folded(reader: Reader, tmp_path: Path, width: int) -> None:
+    runs = [make_fake_run(tmp_path / name, steps=60) for name in ("a", "b")]
+    reader.open(render(runs, tmp_path / "two.html"), width=width)
+    page = reader.page
+    assert page.evaluate("document.documentElement.scrollHeight") < 6000
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    main = page.locator("main").bounding_box()
+    assert main["x"] + main["width"] == width and main["x"] < 0.3 * width
+    page.locator(f"{CONTENTS} a[href='#run2-gradients']").click()
+    section = page.locator("#run2-gradients")
+    section.wait_for(state="visible")
+    assert page.locator("#run2-figure-gradients canvas").count()
+    assert section.locator(".bk-Figure").first.bounding_box()["width"] > 0.5 * width
+    heading, contents = page.locator("#run2-h-gradients").bounding_box(), page.locator(CONTENTS).bounding_box()
+    assert 0 <= heading["y"] < 300 and contents["y"] >= 0 and contents["x"] + contents["width"] <= main["x"]
+    reader.assert_no_errors_or_requests()
+
+
+def test_print_unfolds_everything_and_leaves_out_the_contents(reader: Reader, tmp_path: Path) -> None:
+    reader.open(render(make_fake_run(tmp_path / "run", steps=60)))
+    page = reader.page
+    assert page.locator("#environment").is_hidden()
+    page.emulate_media(media="print")
+    assert page.locator("#environment").is_visible() and page.locator(CONTENTS).is_hidden()
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("main details:not([open])").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    page.emulate_media(media="screen")
+    assert page.locator("#environment").is_hidden()
+
+
+def test_a_light_report_opens_what_a_link_points_to_without_scripts(reader: Reader, tmp_path: Path) -> None:
+    report = render(make_fake_run(tmp_path / "run", steps=20), light=True)
+    reader.page.goto(f"{report.as_uri()}#events")
+    assert reader.page.locator("#events").is_visible() and reader.page.locator("#environment").is_hidden()

@@ -137,7 +137,7 @@ class Feed:
         own = {str(v.get("tab")) for v in self._views if v.get("visible") and v.get("run", 0) == self._run}
         return own if self._views else {DEFAULT_TAB}
 
-    def nudge(self) -> None:
+    def update_soon(self) -> None:
         """Start a round now, and more frequent rounds for ``EAGER_FOR_S`` seconds, to show the answer to a command."""
         self._eager_until = time.monotonic() + EAGER_FOR_S
         self._wake.set()

@@ -163,7 +163,7 @@ class Panel:
         ) as problem:  # a wrong value, a run that has ended, a deleted directory
             error = str(problem)
         self.widget.send({"kind": "answer", "run": place, "name": name, "error": error})
-        self.feeds[place].nudge()
+        self.feeds[place].update_soon()
 
     def _on_end(self, place: int, store: Store, facts: dict[str, Any]) -> None:
         """Replace the output by a picture once all runs have ended.

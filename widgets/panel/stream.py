@@ -147,10 +147,10 @@ class Stream:
         if sent is None or plot.NAME in self._renew:
             self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
         elif sent.due < 0:
-            self._go_on(plot, sent, News())  # adds the newest rows to those that are kept
+            self._send_new_rows(plot, sent, News())  # adds the newest rows to those that are kept
             self._draw(plot, self._sent[plot.NAME], news)
         elif clock >= sent.due:
-            self._go_on(plot, sent, news)
+            self._send_new_rows(plot, sent, news)
         else:
             return
         self._sent[plot.NAME].due = clock + getattr(plot, "PERIOD_S", 0.0)
@@ -190,7 +190,7 @@ class Stream:
         news.columns[plot.NAME] = columns
         news.replace.append(plot.NAME)
 
-    def _go_on(self, plot: Plot, sent: _Sent, news: News) -> None:
+    def _send_new_rows(self, plot: Plot, sent: _Sent, news: News) -> None:
         columns, cursor = self._columns(plot, sent.cursor)
         if list(columns) != list(
             sent.parts[0]

@@ -78,10 +78,10 @@ class Table {
   heads() {
     make("th", "", this.head, { scope: "col" }).setAttribute("aria-label", "Compare");
     for (const column of this.columns) {
-      const cell = make("th", column.number ? "dw-n" : "", this.head, { scope: "col" });
+      const cell = make("th", column.number ? "dw-n" : "", this.head, { scope: "col", "data-column": column.name });
       column.cell = cell;
       const button = make("button", "", cell, { type: "button" });
-      button.textContent = column.title;
+      button.textContent = column.title.replaceAll("/", "/\u200b"); // long heads break into lines
       button.addEventListener("click", () => {
         const again = this.sort.name === column.name;
         this.sort = { name: column.name, descending: again ? !this.sort.descending : Boolean(column.number) };
@@ -124,8 +124,10 @@ class Table {
     });
     for (const column of this.columns) {
       const cell = make("td", column.number ? "dw-n" : "", line);
-      cell.textContent = text(row, column);
-      cell.title = cell.textContent;
+      const name = column.name;
+      cell.textContent = name === "when" ? text(row, column).replace(`${new Date().getFullYear()}-`, "") : text(row, column);
+      cell.title = name === "directory" ? row.keys.directory : text(row, column);
+      cell.dataset.column = name;
       if (column.name === "tags" || column.name === "notes") this.editable(cell, row, column.name);
     }
     return line;

@@ -24,7 +24,7 @@ from workbench.core.frameworks import (
     why_unavailable,
 )
 from workbench.core.mesh import Mesh
-from workbench.errors import ConfigError, SchemaError, nearest
+from workbench.errors import ConfigError, SchemaError, suggest
 
 SPEC_VERSION = 1
 SPEC_FILE = "spec.toml"
@@ -89,7 +89,7 @@ def _check(condition: bool, flag: str, message: str) -> None:
 
 def _check_known(value: str, known: Collection[str], flag: str, what: str = "") -> None:
     if value not in known:
-        raise ConfigError(f"unknown {what}{value!r}: {nearest(value, known)}", field=flag)
+        raise ConfigError(f"unknown {what}{value!r}: {suggest(value, known)}", field=flag)
 
 
 def _check_least(spec: Any, name: str, least: int) -> None:
@@ -343,7 +343,7 @@ def _group_of(key: str) -> str:
         return _GROUPS[key]
     if key in _TABLES:
         raise ConfigError(f"{key} is a table: write [{key}] and its options below it", field=key)
-    raise ConfigError(f"unknown option {key!r}: {nearest(key, _GROUPS)}", field=key)
+    raise ConfigError(f"unknown option {key!r}: {suggest(key, _GROUPS)}", field=key)
 
 
 def read_spec_options(path: str | Path) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def read_spec_options(path: str | Path) -> dict[str, Any]:
         table = key if isinstance(value, dict) else ""
         if table and table not in _TABLES:
             raise ConfigError(
-                f"{path}: unknown table [{table}]: {nearest(table, [*_TABLES, *_INFORMATION])}", field=table
+                f"{path}: unknown table [{table}]: {suggest(table, [*_TABLES, *_INFORMATION])}", field=table
             )
         for key_in_file, entry in entries.items():
             name = _RENAMED.get(key_in_file, key_in_file) if table == "plan" else key_in_file

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 
 #: what applies a control: the training loop, the strategy, the monitor, the cell, or the session
 APPLIERS = ("trainer", "strategy", "observer", "cell", "session")
@@ -304,7 +304,7 @@ def find(name: str, declared: Iterable[Control] = ()) -> Control:
     """
     known = {control.name: control for control in (*CONTROLS, *declared)}
     if name not in known:
-        raise ConfigError(f"unknown control {name!r}: {nearest(name, known)}", field=name)
+        raise ConfigError(f"unknown control {name!r}: {suggest(name, known)}", field=name)
     return known[name]
 
 

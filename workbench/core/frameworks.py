@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from workbench.core import registry
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 
 GROUP = "dist_workbench.frameworks"
 #: the framework of a plan that names none
@@ -149,7 +149,7 @@ class Framework:
         known = [plugin.name for plugin in self.plugins]
         others = [other for other in installed() if other != self.name and name in _plugin_names(other)]
         elsewhere = f" (--framework {others[0]} has {name})" if others else ""
-        raise ConfigError(f"unknown plugin {name!r}: {nearest(name, known)}{elsewhere}", field="--plugin")
+        raise ConfigError(f"unknown plugin {name!r}: {suggest(name, known)}{elsewhere}", field="--plugin")
 
     def plugin_with(self, options: Collection[str]) -> Plugin:
         """The first plugin that takes all of these options; the default one where none does."""

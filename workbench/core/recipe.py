@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.core import registry
 from workbench.core.config import TrainSpec
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 
 #: entry points whose objects are ``Recipe``
 GROUP = "dist_workbench.recipes"
@@ -54,7 +54,7 @@ class Recipe:
         """Shape of a size ("" is the default one); ``ConfigError`` for an unknown one."""
         size = size or self.default_size
         if size not in self.sizes:
-            raise ConfigError(f"recipe {self.name} has no size {size!r}: {nearest(size, self.sizes)}", field="--size")
+            raise ConfigError(f"recipe {self.name} has no size {size!r}: {suggest(size, self.sizes)}", field="--size")
         return self.sizes[size]
 
 

@@ -284,7 +284,8 @@ class Event:
     far), ``layers`` (name: norms; value: ``layout``, its number, and ``parts``, the layer, ``sharded`` and number of
     elements of each norm of a row of ``LayerNorms``), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved,
     failed, removed; restored, value: ``path``, and ``rows``: how many rows of each table this rank had logged by then,
-    of which those of steps after ``step`` count no more), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the
+    of which those of steps after ``step`` count no more; resumed_with, value: the settings of the resumed run that are
+    not the checkpoint's), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the
     device can do per second, and how that is known; name: model; value: its parameters, and the floating point
     operations that training takes per token).
     """

@@ -9,7 +9,7 @@ import functools
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def load(group: str, name: str, *, what: str, kind: type, field: str) -> Any:
     """
     point = entries(group).get(name)
     if point is None:
-        raise ConfigError(f"unknown {what} {name!r}: {nearest(name, entries(group) or ['none'])}", field=field)
+        raise ConfigError(f"unknown {what} {name!r}: {suggest(name, entries(group) or ['none'])}", field=field)
     try:
         found = point.load()
     except Exception as error:  # whatever a foreign package raises

@@ -190,6 +190,12 @@ def _ordinal(value: Any) -> str:
     return f"{text}{ending or 'th'}"
 
 
+def _resumed_with(name: str, value: Any, old: Any) -> str:
+    now, before = (told if isinstance(told, dict) else {} for told in (value, old))
+    texts = [f"{_CALLED.get(key, key)} {setting(key, before.get(key))} → {setting(key, now[key])}" for key in now]
+    return f"resumed with {', '.join(texts) or 'the same settings'}"
+
+
 _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
     EventKind.STATE: _state,
     EventKind.REFUSED: _refused,
@@ -201,6 +207,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "died"): _died,
     (EventKind.CHECKPOINT, "saved"): _saved,
     (EventKind.CHECKPOINT, "restored"): lambda name, value, old: f"resumed from checkpoint {_checkpoint_name(value)}",
+    (EventKind.CHECKPOINT, "resumed_with"): _resumed_with,
     (EventKind.CHECKPOINT, "removed"): lambda name, value, old: (
         f"checkpoint {_checkpoint_name(value)} was removed: newer ones are kept"
     ),

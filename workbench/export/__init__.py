@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.errors import ConfigError, RunDirectoryError, nearest
+from workbench.errors import ConfigError, RunDirectoryError, suggest
 
 if TYPE_CHECKING:
     from workbench.rundir.state import HasPath
@@ -44,7 +44,7 @@ def export(
     from workbench.rundir.state import directory_of
 
     if to not in FORMATS:
-        raise ConfigError(f"unknown format {to!r}: {nearest(to, FORMATS)}", field="--to")
+        raise ConfigError(f"unknown format {to!r}: {suggest(to, FORMATS)}", field="--to")
     path = directory_of(run)
     source = ExportSource(path, steps)
     folder = (Path(out).expanduser() if out is not None else path / FOLDER / to).absolute()

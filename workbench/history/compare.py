@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 from workbench.history import show, statistics
 from workbench.history.findings import Difference, Figures, Findings, Group, NoiseTest, Scaling
 from workbench.history.sources import AXES, Subject, load
@@ -72,12 +74,13 @@ def compare(runs: Sequence[HasPath | str | Path], x: str = "step", *, tag: str =
     run does not know, and ``RunDirectoryError`` for a run that is not there.
     """
     if x not in AXES:
-        raise ConfigError(f"unknown axis {x!r}: {nearest(x, AXES)}", field="--x")
+        raise ConfigError(f"unknown axis {x!r}: {suggest(x, AXES)}", field="--x")
     if len(runs) < 2:
         raise ConfigError(f"a comparison takes two runs or more, not {len(runs)}", field="RUN")
     names = [run if isinstance(run, (str, Path)) else run.path for run in runs]
-    subjects = _labelled([load(name, x=x, tag=tag) for name in names])
-    return of_subjects(subjects, x)
+    subjects = [load(name, x=x, tag=tag) for name in names]
+    labels = unique_labels([subject.label for subject in subjects])
+    return of_subjects([replace(s, label=label) for s, label in zip(subjects, labels, strict=True)], x)
 
 
 def of_subjects(subjects: Sequence[Subject], x: str = "step") -> Comparison:
@@ -101,16 +104,14 @@ def of_subjects(subjects: Sequence[Subject], x: str = "step") -> Comparison:
     )
 
 
-def _labelled(subjects: list[Subject]) -> list[Subject]:
-    """Different labels for different subjects: the directory's name, with a number where even that is the same."""
-    from dataclasses import replace
-
-    seen: dict[str, int] = {}
-    out = []
-    for subject in subjects:
-        seen[subject.label] = count = seen.get(subject.label, 0) + 1
-        out.append(replace(subject, label=f"{subject.label} ({count})") if count > 1 else subject)
-    return out
+def unique_labels(names: Sequence[str]) -> list[str]:
+    """The names, those that occur more than once with a number: ``name (1)``, ``name (2)``."""
+    counted: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        counted[name] += 1
+        labels.append(name if names.count(name) == 1 else f"{name} ({counted[name]})")
+    return labels
 
 
 def _validation_places(subject: Subject, axis: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from workbench.errors import ConfigError, nearest
+from workbench.errors import ConfigError, suggest
 from workbench.history.row import RunRow
 
 #: columns in the order of a table, with their heads
@@ -74,7 +74,7 @@ def _condition(text: str) -> Callable[[RunRow], bool]:
         raise ConfigError(f"{text!r} is no condition: COLUMN<VALUE, such as best_loss<2.5", field="--where")
     column, sign, wanted = match[1], match[2].replace("==", "="), match[3]
     if column not in _FIELDS:
-        raise ConfigError(f"unknown column {column!r}: {nearest(column, _FIELDS)}", field="--where")
+        raise ConfigError(f"unknown column {column!r}: {suggest(column, _FIELDS)}", field="--where")
     compare = _OPERATORS[sign]
     if column in (*NUMBERS, "when", "steps_planned"):
         try:
@@ -92,7 +92,7 @@ def _condition(text: str) -> Callable[[RunRow], bool]:
 def sort(rows: Iterable[RunRow], column: str = "when", *, descending: bool = False) -> list[RunRow]:
     """Rows in the order of a column; those without a value come last either way. ``ConfigError`` for no column."""
     if column not in _FIELDS:
-        raise ConfigError(f"unknown column {column!r}: {nearest(column, _FIELDS)}", field="--sort")
+        raise ConfigError(f"unknown column {column!r}: {suggest(column, _FIELDS)}", field="--sort")
 
     def missing(row: RunRow) -> bool:
         value = getattr(row, column)

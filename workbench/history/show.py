@@ -11,11 +11,12 @@ import numpy as np
 
 from workbench.history.listing import number as short
 from workbench.history.sources import AXES
+from workbench.rundir.directory import run_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.history.findings import Figures, Findings, NoiseTest, Scaling
+    from workbench.history.findings import Figures, Findings, Group, NoiseTest, Scaling
     from workbench.history.sources import Subject
 
 #: places on the axis at which a terminal shows the curves
@@ -65,11 +66,10 @@ def figures_frame(found: Findings) -> pd.DataFrame:
 def words(found: Findings) -> list[str]:
     """The findings, the most important first."""
     sentences = [*_best(found), *(_test(found, test) for test in found.tests)]
-    alone = [group.label for group in found.groups if len(group.repeats("loss", found.figures)) < 2]
+    alone = [_group_name(found, group) for group in found.groups if len(group.repeats("loss", found.figures)) < 2]
     if len(found.groups) > 1 and alone:
         sentences.append(
-            f"Whether a difference exceeds seed noise cannot be said for {'; '.join(alone)}: only one seed each. "
-            "Repeat with another --seed."
+            f"Differences may be seed noise: there is one seed only of {'; '.join(alone)}. Repeat with another --seed."
         )
     if len(found.groups) == 1 and len(found.subjects) > 1:
         sentences.append(_repeats(found))
@@ -79,6 +79,11 @@ def words(found: Findings) -> list[str]:
     if len(unequal) > 1:
         sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
     return sentences + [f"{s.label}: {s.problem}" for s in found.subjects if s.problem]
+
+
+def _group_name(found: Findings, group: Group) -> str:
+    """The run's name for a group of one, else what sets the group apart."""
+    return group.label if len(group.members) > 1 else found.subjects[group.members[0]].label
 
 
 def _best(found: Findings) -> list[str]:
@@ -175,6 +180,9 @@ def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
         + [str(f.validation_step or "\N{EN DASH}"), *(number(value) for value in (f.tps, f.seconds))]
         for s, f in zip(found.subjects, found.figures, strict=True)
     ]
+    names = [run_name(s.path) for s in found.subjects]
+    if len(set(names)) < len(names):  # directories tell apart what names do not
+        return [*heads, "directory"], [[*row, s.path.name] for row, s in zip(rows, found.subjects, strict=True)]
     return heads, rows
 
 

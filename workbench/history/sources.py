@@ -14,7 +14,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.errors import ConfigError, RunDirectoryError, nearest
+from workbench.errors import ConfigError, RunDirectoryError, suggest
 from workbench.events.settings import hand_changes
 from workbench.history import logs
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
@@ -102,7 +102,7 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
         run,
         metrics,
         found.tables["events"],
-        label=run.name,
+        label=run_directory.run_name(run),
         state=present_state(row, run),
         ranks=mesh.world_size,
         spec=spec,
@@ -256,7 +256,7 @@ def _aligned(found: dict[str, Series], tag: str, loss: Series) -> np.ndarray:
 def _loss_tag(found: dict[str, Series], tag: str, path: Path) -> str:
     if tag:
         if tag not in found:
-            raise ConfigError(f"{path} has no scalar {tag!r}: {nearest(tag, found or ['none'])}", field="--tag")
+            raise ConfigError(f"{path} has no scalar {tag!r}: {suggest(tag, found or ['none'])}", field="--tag")
         return tag
     named = {name.lower(): name for name in found}
     for word in _LOSS_WORDS:

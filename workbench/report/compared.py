@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from workbench.history import compare, curves, show
 from workbench.history.sources import Subject, from_logs
 from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.run_data import RunData
+from workbench.rundir.directory import run_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def compare_runs(
 
     ``labels``: one label per run (default: their names). ``prefix``: put before the ids of the figures' elements.
     """
-    labels = list(labels) or unique_names(runs)
+    labels = list(labels) or compare.unique_labels([run_name(run.path) for run in runs])
     findings = compare.of_subjects([_make_subject(run, label) for run, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(findings)]
     return Comparison(
@@ -44,19 +44,11 @@ def compare_runs(
         sentences=findings.words(),
         tables=show.tables(findings),
         diffs=findings.code_diffs,
-        figures=[bundle.add_figure(title, f"{prefix}compared-{_slug(title)}", figure) for title, figure in figures],
+        figures=[
+            bundle.add_figure(title, f"{prefix}compared-{_slug(title)}", figure, wide=False)
+            for title, figure in figures
+        ],
     )
-
-
-def unique_names(runs: Sequence[RunData]) -> list[str]:
-    """The names of the runs. Runs with the same name are numbered: ``name (1)``, ``name (2)``."""
-    names = [run.name for run in runs]
-    seen: Counter[str] = Counter()
-    labels = []
-    for name in names:
-        seen[name] += 1
-        labels.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
-    return labels
 
 
 def _make_subject(run: RunData, label: str) -> Subject:

@@ -58,7 +58,12 @@ def render(
         )
     data = [run_data.read(name) for name in names]
     html = render_html(
-        data, plots() if figures is None else list(figures), light=light or pdf, title=title, labels=labels
+        data,
+        plots() if figures is None else list(figures),
+        light=light or pdf,
+        unfolded=pdf,
+        title=title,
+        labels=labels,
     )
     return write_report(html, report_path(out, data[0].path / REPORT_FILE, pdf=pdf), pdf=pdf)
 
@@ -105,10 +110,11 @@ def render_html(
     figures: Sequence[Plot],
     *,
     light: bool = False,
+    unfolded: bool = False,
     title: str = "",
     labels: Sequence[str] = (),
 ) -> str:
-    """The report as HTML text."""
+    """The report as HTML text. ``unfolded``: nothing is folded, for print."""
     bundle = FigureBundle(light=light)
     several = len(runs) > 1
     sections = [
@@ -122,6 +128,7 @@ def render_html(
         kicker="Training report",
         runs=sections,
         comparison=comparison,
+        unfolded=unfolded,
         **frame_variables(bundle),
     )
 

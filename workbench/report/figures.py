@@ -83,14 +83,21 @@ class FigureBundle:
         return [failed.get(described.element_id, described) for described, _ in pairs]
 
     def add_figure(
-        self, title: str, element_id: str, figure: Any, *, tab: str = "overview", columns: Columns | None = None
+        self,
+        title: str,
+        element_id: str,
+        figure: Any,
+        *,
+        tab: str = "overview",
+        columns: Columns | None = None,
+        wide: bool = True,
     ) -> ReportFigure:
-        """Add a Bokeh figure that is not drawn by a plot module; it is as wide as the page.
+        """Add a Bokeh figure that is not drawn by a plot module. ``wide``: it takes the full width.
 
         ``columns``: the data of the figure, for its colour key.
         """
         texts = {"name": title, "title": title, "element_id": element_id, "tab": tab}
-        described = _describe_figure(figure, columns or {}, **texts, wide=True, interactive=not self.light)
+        described = _describe_figure(figure, columns or {}, **texts, wide=wide, interactive=not self.light)
         if not self.light:
             self._serialize_or_report([(described, figure)])
         return described

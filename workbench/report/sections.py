@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from workbench.core.records import EventKind
+from workbench.events.words import words as event_in_words
 from workbench.plots.base import Plot
 from workbench.report import mesh_diagram, timeline, words
 from workbench.report.control_history import read_control_history
 from workbench.report.figures import FigureBundle, ReportFigure
+from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
 
@@ -31,6 +33,7 @@ _OMITTED_KINDS = (
     EventKind.SAMPLE,
     EventKind.VALIDATION,
     EventKind.CONTROL,
+    EventKind.REFUSED,
     EventKind.SETTINGS,
     EventKind.LAYERS,
     EventKind.VERIFY,
@@ -44,16 +47,18 @@ _GROUPS = {
     "communication": "Communication",
     "timeline": "Timeline",
 }
+#: sections of a report of one run that are not folded; in a report of several runs all are, as they are compared above
+_OPEN_SECTIONS = frozenset({"overview", "samples", "gradients", "controls"})
 
 
 @dataclass(kw_only=True)
 class Group:
-    """The figures under one heading. ``without_data``: figures for which the run has no data."""
+    """The figures under one heading. ``missing``: (reason, titles) of figures for which the run has no data."""
 
     name: str
     title: str
     figures: list[ReportFigure]
-    without_data: list[ReportFigure]
+    missing: list[tuple[str, list[str]]]
 
 
 @dataclass(kw_only=True)
@@ -90,6 +95,11 @@ class RunSection:
     rerun: list[tuple[str, str]]
 
     @property
+    def open_sections(self) -> frozenset[str]:
+        """The names of the sections that are not folded."""
+        return _OPEN_SECTIONS if self.level == 2 else frozenset()
+
+    @property
     def contents(self) -> list[tuple[str, str]]:
         """(id, title) of the sections of this run, in order, for a table of contents."""
         groups = [(group.name, group.title) for group in self.groups if group.figures or self.has_table(group.name)]
@@ -99,10 +109,10 @@ class RunSection:
         return [*entries, ("environment", "Environment"), ("spec", "Spec"), ("rerun", "Run it again")]
 
     @property
-    def figures_without_section(self) -> list[ReportFigure]:
-        """The figures without data whose group has no section."""
+    def missing_sections(self) -> list[tuple[str, list[str]]]:
+        """(reason, titles) of the figures without data whose group has no section."""
         groups = [group for group in self.groups if not group.figures and not self.has_table(group.name)]
-        return [figure for group in groups for figure in group.without_data]
+        return [missing for group in groups for missing in group.missing]
 
     def has_table(self, group: str) -> bool:
         """Whether a group has tables besides its figures."""
@@ -126,7 +136,7 @@ def make_section(
         summary=words.describe_run(run),
         tiles=key_figures(run),
         failure=_first_failure(run),
-        groups=_group_by_tab(drawn),
+        groups=_group_by_tab(run, drawn),
         validation=run.validation(),
         confusion=_last_confusion_matrix(run),
         samples=_samples(run),
@@ -134,6 +144,7 @@ def make_section(
             {
                 "elapsed": _elapsed(event.time, start_time),
                 "event": event,
+                "text": event_in_words(event.kind, event.name, event.value, event.old_value),
                 "count": counts[event.name] if event.kind == EventKind.MONITOR else 1,
             }
             for event in events[:_MAX_EVENTS]
@@ -167,15 +178,18 @@ def _draw_timelines(run: RunData, bundle: FigureBundle, prefix: str) -> list[Rep
     return figures
 
 
-def _group_by_tab(figures: list[ReportFigure]) -> list[Group]:
+def _group_by_tab(run: RunData, figures: list[ReportFigure]) -> list[Group]:
     names = [*_GROUPS, *dict.fromkeys(figure.tab for figure in figures if figure.tab not in _GROUPS)]
     groups = []
     for name in names:
         of_group = [figure for figure in figures if figure.tab == name]
         shown = [figure for figure in of_group if figure.picture or figure.problem]
-        without_data = [figure for figure in of_group if not (figure.picture or figure.problem)]
+        missing: dict[str, list[str]] = {}
+        for figure in of_group:
+            if not (figure.picture or figure.problem) and (reason := why_missing(run, figure)):
+                missing.setdefault(reason, []).append(figure.title)
         title = _GROUPS.get(name, name.replace("_", " ").capitalize())
-        groups.append(Group(name=name, title=title, figures=shown, without_data=without_data))
+        groups.append(Group(name=name, title=title, figures=shown, missing=list(missing.items())))
     return groups
 
 

@@ -34,51 +34,51 @@ def typed(changes: Mapping[str, Any]) -> dict[str, Any]:
     Raises ``ConfigError`` for a text that cannot be converted.
     """
     kinds = {flag.option: flag.kind or _switch for flag in FLAGS}
-    found = {}
+    converted = {}
     for name, value in changes.items():
         try:
-            found[name] = kinds[name](value) if isinstance(value, str) and name in kinds else value
+            converted[name] = kinds[name](value) if isinstance(value, str) and name in kinds else value
         except (ValueError, KeyError) as error:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{name}={value!r} is not a valid value: {flag} does not take it", field=name) from error
-    return found
+    return converted
 
 
 def _switch(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-def merged(base: Mapping[str, Any], wishes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` overridden by ``wishes``, without those options of the base's plan that conflict with them.
+def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` overridden by ``overrides``, without those options of the base's plan that conflict with them.
 
-    These options of the base are removed, and take their defaults in ``resolve``: options that a plugin in ``wishes``
-    does not take (tp with ``--plugin zero1``); a plugin that does not take the ``tp`` or ``pp`` in ``wishes`` (``ddp``
-    with ``--tp 2``); the plugin of another framework; micro-batches that are fewer than the new number of stages, or
-    that one stage does not need; and a number of ranks that the new ``tp * pp`` does not divide. Contradictions within
-    ``base`` or within ``wishes`` are kept and raise an error later.
+    These options of the base are removed, and take their defaults in ``resolve``: options that a plugin in
+    ``overrides`` does not take (tp with ``--plugin zero1``); a plugin that does not take the ``tp`` or ``pp`` in
+    ``overrides`` (``ddp`` with ``--tp 2``); the plugin of another framework; micro-batches that are fewer than the new
+    number of stages, or that one stage does not need; and a number of ranks that the new ``tp * pp`` does not divide.
+    Contradictions within ``base`` or within ``overrides`` are kept and raise an error later.
     """
     check_types(base)
-    wishes = {name: value for name, value in wishes.items() if value is not None}
-    check_types(wishes)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    check_types(overrides)
     kept = dict(base)
-    name = wishes.get("framework", base.get("framework", DEFAULT_FRAMEWORK))
+    name = overrides.get("framework", base.get("framework", DEFAULT_FRAMEWORK))
     chosen = framework(name)
-    other_plan = "plugin" in wishes or name != base.get("framework", DEFAULT_FRAMEWORK)
-    split = [option for option in _SPLIT if wishes.get(option, 1) > 1]
+    other_plan = "plugin" in overrides or name != base.get("framework", DEFAULT_FRAMEWORK)
+    split = [option for option in _SPLIT if overrides.get(option, 1) > 1]
     if not other_plan and "plugin" in kept:
         other_plan = not chosen.plugin(kept["plugin"]).options.issuperset(split)
     if other_plan:
         kept.pop("plugin", None)
-        split += [option for option in _SPLIT if option not in wishes and kept.get(option, 1) > 1]
-        plugin = chosen.plugin(wishes["plugin"]) if "plugin" in wishes else chosen.plugin_with(split)
+        split += [option for option in _SPLIT if option not in overrides and kept.get(option, 1) > 1]
+        plugin = chosen.plugin(overrides["plugin"]) if "plugin" in overrides else chosen.plugin_with(split)
         for option in PLUGIN_OPTIONS.keys() - plugin.options:
             kept.pop(option, None)
-    if "pp" in wishes and (wishes["pp"] == 1 or kept.get("micro_batches", 1) < wishes["pp"]):
+    if "pp" in overrides and (overrides["pp"] == 1 or kept.get("micro_batches", 1) < overrides["pp"]):
         kept.pop("micro_batches", None)
-    found = {**kept, **wishes}
-    if "ranks" not in wishes and "ranks" in base and _divides(base) and not _divides(found):
-        del found["ranks"]
-    return found
+    options = {**kept, **overrides}
+    if "ranks" not in overrides and "ranks" in base and _divides(base) and not _divides(options):
+        del options["ranks"]
+    return options
 
 
 def _divides(options: Mapping[str, Any]) -> bool:
@@ -104,33 +104,33 @@ class Request:
 
 
 def resolve(
-    wishes: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     *,
     config: str | Path | None = None,
     cell: str | None = None,
     default_ranks: int,
     ranks_up: int = 0,
 ) -> Request:
-    """Resolve ``wishes`` (None: not given), which override the spec file ``config``, which overrides a resumed run.
+    """Resolve ``overrides`` (None: not given), which override the spec file ``config``, which overrides a resumed run.
 
     ``cell``: the source of a cell that defines the model. Without a cell and a recipe, the cell beside the spec file is
     used, or else that of the resumed run. ``default_ranks``: the largest number of ranks used when no number is given.
     ``ranks_up``: the number of ranks that are up (0: none). Raises ``SchemaError``, and ``ConfigError`` for options
     that cannot work or need more ranks than are up.
     """
-    asked = merged({} if config is None else read_spec_options(config), wishes)
+    options = merged({} if config is None else read_spec_options(config), overrides)
     folder: Path | None = None
-    if not asked.get("recipe"):
-        asked.pop("recipe", None)
+    if not options.get("recipe"):
+        options.pop("recipe", None)
         beside = Path(config).expanduser().parent / CELL_FILE if config is not None else None
         if cell is None and beside is not None and beside.is_file():
             cell, folder = beside.read_text(encoding="utf-8"), beside.parent
-    if asked.get("resume"):
-        given = cell
-        asked, cell = _resumed(asked, cell)
-        if given is None and cell is not None:
-            folder = Path(checkpoints.split(asked["resume"])[0])
-    spec = _completed(asked, cell, default_ranks)
+    if options.get("resume"):
+        own_cell = cell
+        options, cell = _resumed(options, cell)
+        if own_cell is None and cell is not None:
+            folder = Path(checkpoints.split(options["resume"])[0])
+    spec = _completed(options, cell, default_ranks)
     if ranks_up and spec.plan.ranks > ranks_up:
         raise ConfigError(
             f"-n {spec.plan.ranks} ({spec.plan.mesh.describe()}) but {format_ranks(range(ranks_up))} "
@@ -141,45 +141,45 @@ def resolve(
     return Request(spec=spec, cell=cell, cell_folder=folder)
 
 
-def _resumed(asked: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], str | None]:
-    """Return the options and the cell of a run that continues from the checkpoint ``asked["resume"]``.
+def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], str | None]:
+    """Return the options and the cell of a run that continues from the checkpoint ``options["resume"]``.
 
     Missing options and a missing cell come from the run that wrote the checkpoint; ``clip`` and ``accumulate`` have the
     values stored in the checkpoint. ``resume`` becomes that run's directory and the step. ``steps`` counts from the
     beginning of that run. Raises ``ConfigError`` when the run or the checkpoint does not exist, or no step is left to
     train.
     """
-    name, step = checkpoints.split(asked["resume"])
+    name, step = checkpoints.split(options["resume"])
     try:
         run = find(name or None)
     except RunDirectoryError as error:
-        raise ConfigError(f"--resume {asked['resume']}: {error}", field="--resume") from error
+        raise ConfigError(f"--resume {options['resume']}: {error}", field="--resume") from error
     path = checkpoints.find(run, step)
     in_force = checkpoints.read_index(path)["state"]["trainer"]["settings"]["values"]
     done = checkpoints.step_of(path)
     before = TrainSpec.from_options(read_spec_options(run / SPEC_FILE))
-    if cell is None and "recipe" not in asked and not before.recipe:
+    if cell is None and "recipe" not in options and not before.recipe:
         cell = (run / CELL_FILE).read_text(encoding="utf-8")
     base = _inherited(before, in_force)
     if cell is not None:  # the learning rate is that of the optimizer that the cell defines
         base.pop("recipe", None)
         base.pop("lr", None)
-    found = {**merged(base, asked), "resume": f"{run}@{done}"}
-    if found["steps"] <= done:
+    resumed = {**merged(base, options), "resume": f"{run}@{done}"}
+    if resumed["steps"] <= done:
         raise ConfigError(
-            f"--resume {name}@{done}: the checkpoint has {done} steps and --steps is {found['steps']}, so no step is "
+            f"--resume {name}@{done}: the checkpoint has {done} steps and --steps is {resumed['steps']}, so no step is "
             f"left to train: pass --steps greater than {done}",
             field="--steps",
         )
-    return found, cell
+    return resumed, cell
 
 
-def changed(before: TrainSpec, in_force: Mapping[str, Any], wishes: Mapping[str, Any]) -> TrainSpec:
-    """Return the spec of a branch with the changes ``wishes``. Raises ``ConfigError`` for changes that cannot work.
+def changed(before: TrainSpec, in_force: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainSpec:
+    """Return the spec of a branch with the changes ``overrides``. Raises ``ConfigError`` for changes that cannot work.
 
     ``before``: the spec of the run that is branched; ``in_force``: its settings in force.
     """
-    return _spec(merged(_inherited(before, in_force), wishes), before.plan.ranks)
+    return _spec(merged(_inherited(before, in_force), overrides), before.plan.ranks)
 
 
 def _inherited(before: TrainSpec, in_force: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,60 +188,60 @@ def _inherited(before: TrainSpec, in_force: Mapping[str, Any]) -> dict[str, Any]
     return {**options, **{name: in_force[name] for name in _IN_FORCE if name in in_force}}
 
 
-def _completed(asked: dict[str, Any], cell: str | None, default_ranks: int) -> TrainSpec:
-    """Return the spec of ``asked``, completed with the defaults of the recipe and the plan.
+def _completed(options: dict[str, Any], cell: str | None, default_ranks: int) -> TrainSpec:
+    """Return the spec of ``options``, completed with the defaults of the recipe and the plan.
 
     A cell with a dataloader defines its own batch size; the spec then has the batch size 0.
     """
     if cell is None:
-        asked = _over_recipe(asked)
-    elif asked.get("recipe"):
+        options = _over_recipe(options)
+    elif options.get("recipe"):
         raise ConfigError(
             "a cell defines its own model, so --recipe cannot be given: leave it out, or use the line form",
             field="--recipe",
         )
     if cell is not None and "dataloader" in names_of(cell):
-        asked["batch_size"] = 0
-    elif asked.get("batch_size") == 0:
+        options["batch_size"] = 0
+    elif options.get("batch_size") == 0:
         raise ConfigError("--batch-size must be a whole number of at least 1, not 0", field="--batch-size")
-    spec = _spec(asked, default_ranks)
+    spec = _spec(options, default_ranks)
     if cell is not None:
         check_cell(cell)
     return spec
 
 
-def _over_recipe(asked: dict[str, Any]) -> dict[str, Any]:
-    if not asked.get("recipe"):
+def _over_recipe(options: dict[str, Any]) -> dict[str, Any]:
+    if not options.get("recipe"):
         raise ConfigError(
             "no model was given: pass --recipe NAME or --config FILE, or define a model in a %%dist_train cell",
             field="--recipe",
         )
-    chosen = recipe(asked["recipe"])
-    size = asked.get("size") or chosen.default_size
+    chosen = recipe(options["recipe"])
+    size = options.get("size") or chosen.default_size
     chosen.shape(size)
-    return {"name": chosen.name, **chosen.defaults[size], **asked, "size": size}
+    return {"name": chosen.name, **chosen.defaults[size], **options, "size": size}
 
 
-def _spec(asked: dict[str, Any], default_ranks: int) -> TrainSpec:
+def _spec(options: dict[str, Any], default_ranks: int) -> TrainSpec:
     """Return the spec, with the defaults of its plan: the plugin, the micro-batches and the number of ranks."""
-    chosen = framework(asked.get("framework", DEFAULT_FRAMEWORK))
-    if "plugin" not in asked:
-        asked["plugin"] = chosen.plugin_with([option for option in _SPLIT if asked.get(option, 1) > 1]).name
-    if asked.get("pp", 1) > 1:
-        asked.setdefault("micro_batches", asked["pp"])
-    if "ranks" not in asked:
-        asked["ranks"] = _fitting_ranks(asked, default_ranks)
-    spec = TrainSpec.from_options(asked)
+    chosen = framework(options.get("framework", DEFAULT_FRAMEWORK))
+    if "plugin" not in options:
+        options["plugin"] = chosen.plugin_with([option for option in _SPLIT if options.get(option, 1) > 1]).name
+    if options.get("pp", 1) > 1:
+        options.setdefault("micro_batches", options["pp"])
+    if "ranks" not in options:
+        options["ranks"] = _fitting_ranks(options, default_ranks)
+    spec = TrainSpec.from_options(options)
     check_capabilities(spec)
     if spec.recipe:
         check_plan(spec)
     return spec
 
 
-def _fitting_ranks(asked: dict[str, Any], most: int) -> int:
+def _fitting_ranks(options: dict[str, Any], most: int) -> int:
     """Return the default number of ranks: the largest multiple of tp * pp, up to ``most``, that can split the batch."""
-    block = _block(asked)
-    parts_per_rank = max(1, int(asked.get("accumulate", 1))) * max(1, int(asked.get("micro_batches", 1)))
-    batch = int(asked.get("batch_size", TrainSpec.batch_size))
+    block = _block(options)
+    parts_per_rank = max(1, int(options.get("accumulate", 1))) * max(1, int(options.get("micro_batches", 1)))
+    batch = int(options.get("batch_size", TrainSpec.batch_size))
     fits = [dp for dp in range(1, most // block + 1) if batch % (dp * parts_per_rank) == 0]
     return block * max(fits, default=1)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from datetime import datetime
@@ -136,9 +137,13 @@ def _when(run: Path) -> tuple[str, int, str]:
     return run.name[: len("2026-05-01-120000")], written, run.name
 
 
+#: begins the name of a run's directory: 2026-05-01-120000-
+_MOMENT = re.compile(r"^\d{4}-\d\d-\d\d-\d{6}-?")
+
+
 def run_name(path: Path) -> str:
     """``2026-05-01-120000-first`` -> ``first``."""
-    return "-".join(path.name.split("-")[4:]) or path.name
+    return _MOMENT.sub("", path.name) or path.name
 
 
 def versions(framework: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ import psutil
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, read_spec_options
 from workbench.core.records import END_STATES, EventKind
-from workbench.errors import ConfigError, RunDirectoryError, SchemaError, nearest
+from workbench.errors import ConfigError, RunDirectoryError, SchemaError, suggest
 from workbench.rundir.directory import OWNER_FILE, boot_id, home, is_run, run_directories, run_name, runs_with_spec
 from workbench.rundir.log import HEARTBEAT_FILE
 
@@ -169,7 +169,7 @@ def find(name: str | Path | None = None) -> Path:
     if (direct / SPEC_FILE).is_file():
         raise RunDirectoryError(f"{direct} has a spec and no run: workbench train {direct / SPEC_FILE} makes one")
     known = {*(run.name for run in runs), *(run_name(run) for run in runs)}
-    raise RunDirectoryError(f"no run {text!r} in {home()}: {nearest(text, known or ['none'])}")
+    raise RunDirectoryError(f"no run {text!r} in {home()}: {suggest(text, known or ['none'])}")
 
 
 def _is_called(run: Path, name: str) -> bool:

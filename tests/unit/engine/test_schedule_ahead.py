@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR
 
 from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.errors import ConfigError
@@ -33,9 +33,11 @@ def test_a_schedule_that_raises_is_refused_at_its_last_step() -> None:
         scheduler.step()
 
 
-def test_a_schedule_that_needs_a_metric_is_refused() -> None:
-    with pytest.raises(ConfigError, match="metrics"):
-        check_schedule(*begun(ReduceLROnPlateau), 0, 5)
+def test_a_schedule_that_has_no_step_left_is_refused_without_a_number_of_steps() -> None:
+    optimizer, scheduler = begun(OneCycleLR, 0.5, 4, steps=4)
+    with pytest.raises(ConfigError, match=r"fails after step 5: .*leave lr_scheduler out") as refused:
+        check_schedule(optimizer, scheduler, 4, 8)
+    assert "--steps" not in str(refused.value)
 
 
 def test_a_schedule_that_has_ended_is_told() -> None:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3] / "workbench"
     ("kind", "name", "value", "old", "text"),
     [
         ("control", "lr", 0.001, 0.003, "learning rate 0.003 → 0.001"),
+        ("checkpoint", "resumed_with", {"lr": 0.001}, {"lr": 0.003}, "resumed with learning rate 0.003 → 0.001"),
         ("control", "clip", 0.25, 0.0, "gradient clipping off → 0.25"),
         ("control", "accumulate", 2, 1, "gradient accumulation steps 1 → 2"),
         ("control", "grad_every", 20, "auto",

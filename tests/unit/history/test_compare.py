@@ -22,7 +22,7 @@ from workbench.core.records import SESSION_RANK, CollectiveRecord, StepRecord
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history import compare as comparing
-from workbench.history.show import curve_table
+from workbench.history.show import curve_table, tables
 from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert('x')</script>\u2028\N{GRINNING FACE}"
@@ -43,7 +43,7 @@ def run_with(
     """A run of given losses; every rank takes 100 tokens a step in ``step_s`` seconds, batch 8 x 100 tokens."""
     path = home / name
     path.mkdir(parents=True)
-    spec = TrainSpec(name="x", seed=seed, batch_size=8, steps=len(losses), plan=ParallelPlan(ranks=ranks), **options)
+    spec = TrainSpec(name=name, seed=seed, batch_size=8, steps=len(losses), plan=ParallelPlan(ranks=ranks), **options)
     (path / SPEC_FILE).write_text(tomli_w.dumps(spec.to_toml() | (information or {})))
     if cell:
         (path / "cell.py").write_text(cell)
@@ -130,7 +130,7 @@ def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
 def test_one_run_each_is_no_evidence(home: Path) -> None:
     found = workbench.compare([run_with(home, "a", [1.0] * 5, lr=0.1), run_with(home, "b", [2.0] * 5, lr=0.2)])
     assert found.tests == () and found.words()[0] == "a has the lowest training loss, 1."
-    assert "cannot be said for lr 0.1; lr 0.2: only one seed each" in found.words()[1]
+    assert "there is one seed only of a; b. Repeat with another --seed." in found.words()[1]
     repeats = workbench.compare([home / "a", run_with(home, "c", [1.2] * 5, lr=0.1, seed=9)])
     assert "2 repeats of one spec: training loss 1.1 ± 0.1414" in repeats.words()[1]
 
@@ -141,7 +141,7 @@ def test_runs_of_one_seed_are_one_repeat(home: Path) -> None:
     high = [run_with(home, f"b{i}", [1.1] * 5, lr=0.2, seed=1) for i in range(3)]
     found = workbench.compare([*low, *high])
     assert {test.metric for test in found.tests} == {"tps"}
-    assert "cannot be said for lr 0.1; lr 0.2: only one seed each" in "\n".join(found.words())
+    assert "one seed only of lr 0.1; lr 0.2. Repeat" in "\n".join(found.words())
     alone = workbench.compare(low)
     assert "3 runs of one spec and one seed: their training losses are equal" in "\n".join(alone.words())
     more = [run_with(home, f"c{i}", [1.0 + 0.3 * i] * 5, lr=0.1, seed=2) for i in range(2)]  # losses 1.0 and 1.3
@@ -250,7 +250,16 @@ def test_what_cannot_be_compared(home: Path, runs: list[str], x: str, error: typ
 
 def test_the_same_run_twice_has_two_labels(home: Path) -> None:
     run_with(home, "a", [1.0])
-    assert [s.label for s in comparing.compare(["a", home / "a"]).subjects] == ["a", "a (2)"]
+    found = comparing.compare(["a", home / "a"])
+    assert [s.label for s in found.subjects] == ["a (1)", "a (2)"]
+    assert [row[-1] for row in tables(found)[0][2]] == ["a", "a"], "directories tell apart what names do not"
+
+
+def test_runs_are_called_by_their_names(home: Path) -> None:
+    runs = [run_with(home, f"2026-05-01-12000{at}-{name}", [1.0] * 3) for at, name in enumerate("ab")]
+    found = comparing.compare(runs)
+    assert [s.label for s in found.subjects] == ["a", "b"]
+    assert "2026" not in repr(found)
 
 
 @pytest.mark.parametrize(

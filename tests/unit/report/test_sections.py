@@ -9,6 +9,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,17 @@ import pytest
 from bs4 import BeautifulSoup
 
 import workbench
-from tests.fake_run import make_fake_run
+from tests.fake_run import fake_spec, make_fake_run, write_spec
+from workbench.core.config import MonitorSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import Command, Event, EventKind, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
-from workbench.report import mesh_diagram, render, run_data, timeline, words
+from workbench.plots import memory, utilisation
+from workbench.report import document, mesh_diagram, render, run_data, timeline, words
 from workbench.report.compared import compare_runs
 from workbench.report.control_history import read_control_history
-from workbench.report.figures import FigureBundle, compress_text
+from workbench.report.figures import FigureBundle, ReportFigure, compress_text
+from workbench.report.missing import why_missing
 from workbench.run.api import Run
 from workbench.rundir import environment
 from workbench.rundir.directory import OWNER_FILE
@@ -227,15 +231,13 @@ def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
     second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
     found = compare_runs([run_data.read(first), run_data.read(second)], FigureBundle(light=True))
     tables = {title: rows for title, _, rows in found.tables}
-    assert found.labels == [row[0] for row in tables["Runs"]] == ["fake (1)", "fake (2)"]
+    assert found.labels == [row[0] for row in tables["Runs"]] == ["a", "b"]
     assert {name: values for section, name, *values in tables["What differs"] if section == "spec"} == {
         "ranks": ["2", "4"], "plugin": ["ddp", "hybrid"], "tp": ["1", "2"], "steps": ["40", "60"],
         "batch_size": ["16", "32"], "eval_every": ["20", "30"],
     }  # fmt: skip
     other = workbench.compare([first, second])
-    assert compare_runs(
-        [run_data.read(first), run_data.read(second)], FigureBundle(light=True), ["a", "b"]
-    ).tables == tables_of(other)
+    assert found.tables == tables_of(other)
     page = page_of(render([first, second], tmp_path / "both.html", labels=["left", HOSTILE]))
     ids = [e["id"] for e in page.find_all(id=True)]
     assert len(ids) == len(set(ids)) and {"run1-figure-loss", "run2-figure-loss", "compared-loss"} <= set(ids)
@@ -297,4 +299,114 @@ def test_an_interval_that_changes_often_is_one_row_of_the_events(tmp_path: Path)
         for number in range(30):
             log.event("monitor", "phases", 2 ** (number % 3), step=number)
     rows = [row.get_text(" ", strip=True) for row in text_page(run).select("section tr")]
-    assert [row for row in rows if "phases (last of 30)" in row] and sum("monitor phases" in row for row in rows) == 1
+    assert [row for row in rows if "every 4th step (last of 30)" in row] and sum(
+        "phase timing" in row for row in rows
+    ) == 1
+
+
+def section_ids(page: BeautifulSoup) -> list[str]:
+    return [section["id"] for section in page.select("main section[id]")]
+
+
+def test_every_section_is_in_the_contents_and_long_ones_are_folded(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=20)
+    page = text_page(run)
+    links = [link["href"][1:] for link in page.select("nav.contents a")]
+    assert links == section_ids(page) and {"summary", "ranks", "events", "environment", "rerun"} <= set(links)
+    folds = {fold.section["id"]: fold.has_attr("open") for fold in page.select("details.card")}
+    assert set(folds) == set(links) - {"summary"} and folds["controls"] and not folds["environment"]
+    both = page_of(render([run, run], tmp_path / "both.html", figures=[], light=True))
+    links = [link["href"][1:] for link in both.select("nav.contents a")]
+    assert links[:3] == ["comparison", "run1-run", "run1-summary"]
+    assert set(section_ids(both)) == set(links) - {"run1-run", "run2-run"}
+    assert not both.select("details.card[open]"), "what is compared is read first"
+
+
+def test_nothing_is_folded_in_print(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=20)
+    (run / "cell.py").write_text("model = 1")
+    data = [run_data.read(run)]
+    for unfolded in (True, False):
+        page = BeautifulSoup(document.render_html(data, [], light=True, unfolded=unfolded), "html.parser")
+        assert bool(page.select("details:not([open])")) != unfolded and page.select("details[open]")
+
+
+def test_a_failed_run_shows_its_traceback_first(tmp_path: Path) -> None:
+    page = text_page(make_fake_run(tmp_path / "run", steps=20, state="failed"))
+    first = page.find(id="summary").find("pre")
+    assert "failure" in first["class"] and first.find_parent("details") is None
+    assert not [tag for tag in first.find_all_previous() if tag.name in ("p", "dl") and tag.find_parent("section")]
+
+
+def test_refused_commands_are_shown_once(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=20)
+    with RankLogWriter(run, -1) as log:
+        log.event("refused", "lr", {"value": 0.3, "reason": "no such rate"}, step=8)
+    page = text_page(run)
+    assert "no such rate" in page.find(id="controls").get_text() and page.get_text().count("no such rate") == 1
+
+
+MONITORED = dict.fromkeys(("gradients", "histogram", "cosine", "noise"), "gradients") | {
+    "traffic": "communication", "lag": "ranks", "memory": "ranks", "phase_bars": "ranks", "timeline": "timeline",
+}  # fmt: skip
+FIGURES = MONITORED | {"validation": "samples", "confusion": "samples", "own": "own"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "said"),
+    [
+        (2, {}, dict.fromkeys(MONITORED, "The run logged no data.")),
+        (1, {}, dict.fromkeys(MONITORED.keys() - {"traffic", "lag", "cosine", "noise"}, "The run logged no data.")),
+        (2, {"monitor": MonitorSpec(level="off")}, dict.fromkeys(MONITORED, "without --monitor off")),
+        (
+            2,
+            {"monitor": MonitorSpec(level="light")},
+            dict.fromkeys(MONITORED, "The run logged no data.")
+            | dict.fromkeys(("histogram", "cosine", "noise"), "with --monitor full"),
+        ),
+        (
+            2,
+            {"monitor": MonitorSpec(grad_every=0), "eval_every": 0},
+            dict.fromkeys(MONITORED, "The run logged no data.")
+            | dict.fromkeys(("gradients", "histogram", "cosine", "noise"), "without --grad-every 0")
+            | dict.fromkeys(("validation", "confusion"), "with --eval-every N"),
+        ),
+    ],
+)
+def test_only_what_a_fault_or_an_option_leaves_out_is_said(
+    tmp_path: Path, ranks: int, options: dict[str, Any], said: dict[str, str]
+) -> None:
+    run = make_fake_run(tmp_path / "run", ranks=ranks, steps=4)
+    for log in [path for path in run.glob("rank-*/*") if path.stem not in ("steps", "events")]:
+        log.unlink()
+    write_spec(run, replace(fake_spec(ranks=ranks, steps=4), **options))
+    data = run_data.read(run)
+    told = {
+        name: why_missing(data, ReportFigure(name=name, title=name, element_id=name, tab=tab, empty_text="own words"))
+        for name, tab in FIGURES.items()
+    }
+    said = dict.fromkeys(FIGURES, "") | {"own": "own words"} | said
+    assert {
+        name: said[name] in text and bool(said[name]) == bool(text) for name, text in told.items()
+    } == dict.fromkeys(FIGURES, True), told
+
+
+def test_what_is_missing_is_named_once_for_each_reason(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=4)
+    for log in run.glob("rank-*/devices.arrow"):
+        log.unlink()
+    page = page_of(render(run, figures=[utilisation, memory], light=True))
+    assert [" ".join(each.get_text().split()) for each in page.select("p.empty")] == [
+        "Not shown: Utilisation per rank; Memory per rank. The run logged no data."
+    ]
+
+
+def test_a_plan_that_hides_the_gradients_of_ranks_has_no_cosines(tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "run", steps=4, grad_every=2)
+    for directory in run.glob("rank-*"):
+        (directory / "gradients.arrow").unlink()
+    with RankLogWriter(tmp_path / "other", 0) as log:
+        log.append(gradient(0, "a", "reduced"))
+    shutil.move(tmp_path / "other" / "rank-00000" / "gradients.arrow", run / "rank-00000" / "gradients.arrow")
+    figure = ReportFigure(name="cosine", title="Cosine", element_id="c", tab="gradients")
+    assert why_missing(run_data.read(run), figure) == ""

@@ -51,8 +51,8 @@ def test_options_and_cell_come_from_the_run(run: Path) -> None:
 
 
 def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
-    wishes = {"resume": str(run), "plugin": "zero1", "lr": 0.5, "steps": 60}
-    asked = resolve(wishes, cell=OTHER_CELL, default_ranks=2)
+    overrides = {"resume": str(run), "plugin": "zero1", "lr": 0.5, "steps": 60}
+    asked = resolve(overrides, cell=OTHER_CELL, default_ranks=2)
     assert asked.cell == OTHER_CELL and asked.spec.resume.endswith("@10"), "the newest is the one written last"
     spec = asked.spec
     assert (spec.plan.plugin, spec.plan.tp, spec.lr, spec.steps) == ("zero1", 1, 0.5, 60)

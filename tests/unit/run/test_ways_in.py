@@ -1,4 +1,4 @@
-"""A run is asked for in many ways; the same wishes give the same spec in each of them."""
+"""A run is asked for in many ways; the same overrides give the same spec in each of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BASES = (
     {**DDP, "batch_size": 16, "plugin": "zero1", "ranks": 2, "clip": 1.0, "accumulate": 2},
 )
 CHECKPOINT = 10
-WISHES = st.fixed_dictionaries(
+OVERRIDES = st.fixed_dictionaries(
     {},
     optional={
         "plugin": st.sampled_from(("ddp", "zero1", "zero2", "hybrid", "hybird")),
@@ -98,13 +98,13 @@ class Ways:
         assert self.spec is not None, "nothing was asked for"
         return {name: value for name, value in self.spec.options().items() if name not in ("name", "resume")}
 
-    def magic(self, line: str, wishes: dict[str, Any]) -> Any:
-        return self.found(self.shell.run_line_magic, "dist_train", f"{line} {' '.join(words_of(wishes))} --quiet")
+    def magic(self, line: str, overrides: dict[str, Any]) -> Any:
+        return self.found(self.shell.run_line_magic, "dist_train", f"{line} {' '.join(words_of(overrides))} --quiet")
 
-    def command_line(self, spec: Path, wishes: dict[str, Any], refusal: Any) -> Any:
+    def command_line(self, spec: Path, overrides: dict[str, Any], refusal: Any) -> Any:
         """The command line answers with an exit code and a text: ``refusal`` is what it then counts as."""
         self.spec = None
-        assert cli.main(["train", str(spec), *words_of(wishes)]) != 0
+        assert cli.main(["train", str(spec), *words_of(overrides)]) != 0
         return refusal if self.spec is None else self._options()
 
     def file(self, options: dict[str, Any]) -> Path:
@@ -113,11 +113,11 @@ class Ways:
         return path
 
 
-def words_of(wishes: dict[str, Any]) -> list[str]:
+def words_of(overrides: dict[str, Any]) -> list[str]:
     """Wishes as flags."""
     flags = {flag.option: flag for flag in FLAGS}
     words = []
-    for name, value in wishes.items():
+    for name, value in overrides.items():
         words += [flags[name].names[-1], *([] if flags[name].kind is None else [str(value)])]
     return words
 
@@ -182,32 +182,32 @@ def captured_ways(ways: Ways, bases: list[Base]) -> Iterator[Ways]:
 
 
 @settings(max_examples=15, deadline=None)
-@given(wishes=WISHES)
-def test_every_way_to_ask_for_a_new_run_gives_the_same_spec(captured_ways: Ways, wishes: dict[str, Any]) -> None:
+@given(overrides=OVERRIDES)
+def test_every_way_to_ask_for_a_new_run_gives_the_same_spec(captured_ways: Ways, overrides: dict[str, Any]) -> None:
     ways, model = captured_ways, {"recipe": "stdlib-llama"}
-    found = ways.found(train, {**model, **wishes})
-    assert ways.magic("", {**model, **wishes}) == found
-    file = ways.file({**model, **wishes})
+    found = ways.found(train, {**model, **overrides})
+    assert ways.magic("", {**model, **overrides}) == found
+    file = ways.file({**model, **overrides})
     assert ways.magic(f"--config {file}", {}) == found
     assert ways.found(train, {}, config=file) == found
     assert ways.command_line(file, {}, found) == found
     file = ways.file(model)
-    assert ways.magic(f"--config {file}", wishes) == found
-    assert ways.command_line(file, wishes, found) == found
+    assert ways.magic(f"--config {file}", overrides) == found
+    assert ways.command_line(file, overrides, found) == found
 
 
 @settings(max_examples=15, deadline=None)
-@given(which=st.integers(0, len(BASES) - 1), wishes=WISHES)
+@given(which=st.integers(0, len(BASES) - 1), overrides=OVERRIDES)
 def test_every_way_to_ask_for_a_changed_run_gives_the_same_spec(
-    captured_ways: Ways, bases: list[Base], which: int, wishes: dict[str, Any]
+    captured_ways: Ways, bases: list[Base], which: int, overrides: dict[str, Any]
 ) -> None:
     ways, live, ended = captured_ways, bases[which].live, bases[which].ended
-    found = ways.found(train, {**wishes, "resume": str(ended)})
-    assert ways.found(train, wishes, config=ended / "spec.toml") == found
-    assert ways.command_line(ended / "spec.toml", wishes, found) == found
-    assert ways.magic(f"--resume {ended}", wishes) == found
-    assert ways.found(Run(ended).branch, **wishes) == found
-    as_text = " ".join(f"{name}={value}" for name, value in wishes.items())
+    found = ways.found(train, {**overrides, "resume": str(ended)})
+    assert ways.found(train, overrides, config=ended / "spec.toml") == found
+    assert ways.command_line(ended / "spec.toml", overrides, found) == found
+    assert ways.magic(f"--resume {ended}", overrides) == found
+    assert ways.found(Run(ended).branch, **overrides) == found
+    as_text = " ".join(f"{name}={value}" for name, value in overrides.items())
     assert ways.found(Run(ended).control, "branch", as_text) == found
     assert ways.found(branch_of_a_live_run, live, as_text) == found
 
@@ -221,7 +221,7 @@ def branch_of_a_live_run(run: Path, changes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "wishes", "plan"),
+    ("base", "overrides", "plan"),
     [
         (HYBRID, {"plugin": "zero1"}, ("zero1", 1, 1, 1)),
         (HYBRID, {"plugin": "ddp"}, ("ddp", 1, 1, 1)),
@@ -237,26 +237,26 @@ def branch_of_a_live_run(run: Path, changes: str) -> None:
         (DDP, {"tp": 1}, ("ddp", 1, 1, 1)),
     ],
 )
-def test_wishes_win_and_what_they_leave_no_room_for_falls_back(
-    captured: Ways, base: dict[str, Any], wishes: dict[str, Any], plan: tuple[Any, ...]
+def test_overrides_win_and_what_they_leave_no_room_for_falls_back(
+    captured: Ways, base: dict[str, Any], overrides: dict[str, Any], plan: tuple[Any, ...]
 ) -> None:
-    found = captured.found(train, wishes, config=captured.file(base))
+    found = captured.found(train, overrides, config=captured.file(base))
     assert (found["plugin"], found["tp"], found["pp"], found["micro_batches"]) == plan
 
 
 @pytest.mark.parametrize(
-    ("base", "wishes", "words"),
+    ("base", "overrides", "words"),
     [
         (HYBRID, {"plugin": "zero1", "tp": 2}, "--tp 2 needs --plugin hybrid, not zero1"),
         (DDP, {"plugin": "ddp", "pp": 2}, "--pp 2 needs --plugin hybrid"),
         ({"recipe": "stdlib-llama", "micro_batches": "2"}, {"pp": 2}, "--micro-batches must be a whole number"),
     ],
 )
-def test_wishes_that_contradict_each_other_are_refused(
-    ways: Ways, base: dict[str, Any], wishes: dict[str, Any], words: str
+def test_overrides_that_contradict_each_other_are_refused(
+    ways: Ways, base: dict[str, Any], overrides: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        resolve(wishes, config=ways.file(base), default_ranks=2)
+        resolve(overrides, config=ways.file(base), default_ranks=2)
 
 
 def test_the_cell_beside_a_spec_file_trains_unless_another_model_is_asked_for(tmp_path: Path) -> None:

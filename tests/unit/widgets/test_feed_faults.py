@@ -181,9 +181,9 @@ def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
 
     monkeypatch.setattr(feed._facts, "update", fails)
     broken.set()
-    feed.nudge()
+    feed.update_soon()
     wait_until(lambda: bool(told.troubles))
-    feed.nudge()
+    feed.update_soon()
     assert told.troubles == [
         "The panel could not be updated (AttributeError: nobody thought of this). "
         "Retrying; the training is not affected."

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.history import list_options
+
 if TYPE_CHECKING:
     from workbench.history.row import RunRow
 
@@ -37,25 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _list_flags(parser: argparse.ArgumentParser) -> None:
     # suppressed defaults: `runs list` must not put back what `runs --last 3 list` has set
-    add: Any = lambda *names, **options: parser.add_argument(*names, default=argparse.SUPPRESS, **options)  # noqa: E731
-    add("--last", type=int, metavar="N", help="the newest N only")
-    add("--json", action="store_true", help="a JSON list, for scripts")
-    add("--sort", metavar="COLUMN", help="sort by a column (default: when)")
-    add("--reverse", action="store_true", help="reverse the order: largest or newest first")
-    add(
-        "--name",
-        action="append",
-        metavar="PATTERN",
-        help="runs whose name matches, for example 'sweep-*'; may be repeated",
-    )
-    add("--state", action="append", metavar="STATE", help="runs in this state; may be repeated")
-    add("--tag", action="append", metavar="TAG", help="runs with this tag; may be repeated")
-    add(
-        "--where",
-        action="append",
-        metavar="COND",
-        help="runs that meet a condition, for example 'best_loss<2.5'; may be repeated",
-    )
+    for flag, keywords in list_options.OPTIONS:
+        parser.add_argument(flag, default=argparse.SUPPRESS, **keywords)
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="a JSON list, for scripts")
 
 
 def _show_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,20 +91,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
     given = vars(arguments)
     index = RunIndex()
-    rows = listing.choose(
-        index.rows(),
-        names=given.get("name") or (),
-        states=given.get("state") or (),
-        tags=given.get("tag") or (),
-        where=given.get("where") or (),
-    )
-    last = given.get("last")
-    rows = rows[-last:] if last else rows
-    rows = listing.sort(rows, given.get("sort", "when"), descending=given.get("reverse", False))
+    rows = list_options.selected(index.rows(), given)
     if given.get("json"):
         print(json.dumps([_plain(row) for row in rows], indent=1))
     elif not rows:
-        print(f"no runs in {index.home}" + (" that match" if set(given) & {"name", "state", "tag", "where"} else ""))
+        print(f"no runs in {index.home}{' that match' if list_options.has_filter(given) else ''}")
     else:
         _print_table(rows)
         total = listing.size(sum(row.disk_bytes for row in rows))

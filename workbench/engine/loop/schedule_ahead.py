@@ -30,9 +30,10 @@ def check_schedule(optimizer: Any, scheduler: Any, done: int, steps: int) -> str
             try:
                 ahead.step()
             except Exception as error:
+                fewer = f"train with --steps {step - 1} or less, or " if step - 1 > done else ""
                 raise ConfigError(
-                    f"the cell's lr_scheduler fails after step {step}: {type(error).__name__}: {error}. Use --steps "
-                    f"{step - 1} or less, or leave lr_scheduler out of the cell",
+                    f"the cell's lr_scheduler fails after step {step}: {type(error).__name__}: {error}. To go on, "
+                    f"{fewer}leave lr_scheduler out of the cell",
                     field="lr_scheduler",
                 ) from error
     if highest or done >= steps:

@@ -176,7 +176,8 @@ class Trainer:
             step = self._restore(self._resume)
             before = self.settings.lr.now
             if self.settings.follow_spec():
-                self.log.event(EventKind.CONTROL, "lr", self.settings.lr.now, step=step, old_value=before)
+                after = {"lr": self.settings.lr.now}
+                self.log.event(EventKind.CHECKPOINT, "resumed_with", after, step=step, old_value={"lr": before})
             self._check_schedule(step)
             return step
         self._check_schedule(0)

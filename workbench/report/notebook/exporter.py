@@ -90,7 +90,7 @@ def render_notebook(
     if widgets:
         saved = node.metadata.setdefault("widgets", {}).setdefault(STATE_TYPE, {"state": {}})
         saved["state"] = {**widgets, **saved.get("state", {})}
-    html = render_html(node, folder=path.parent, name=path.stem, light=light or pdf)
+    html = render_html(node, folder=path.parent, name=path.stem, light=light or pdf, unfolded=pdf)
     return write_report(html, report_path(out, path.with_suffix(".html"), pdf=pdf), pdf=pdf)
 
 
@@ -114,11 +114,12 @@ def saved_at(notebook: Path) -> str:
     return datetime.fromtimestamp(notebook.stat().st_mtime).strftime("%H:%M:%S")
 
 
-def render_html(notebook: Any, *, folder: Path, name: str, light: bool = False) -> str:
+def render_html(notebook: Any, *, folder: Path, name: str, light: bool = False, unfolded: bool = False) -> str:
     """The report of a notebook as HTML text.
 
     ``folder``: the notebook's folder, for its local pictures and for run directories that were moved. ``name``: the
-    notebook's name, which is the title if no first-level heading is in the notebook.
+    notebook's name, which is the title if no first-level heading is in the notebook. ``unfolded``: no details of runs
+    are folded, for print.
     """
     bundle = FigureBundle(light=light)
     runs = _NotebookRuns(folder, bundle)
@@ -141,6 +142,7 @@ def render_html(notebook: Any, *, folder: Path, name: str, light: bool = False) 
         code_css=_code_css(),
         links=to_script_json(converter.links) if converter.links else "",
         light=light,
+        unfolded=unfolded,
         undrawn_formulas=undrawn_formulas,
         **frame_variables(bundle, components=components, needs_bokeh=converter.has_bokeh),
     )

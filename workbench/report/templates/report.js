@@ -36,6 +36,22 @@
 
   const ours = new Set();
 
+  // What is folded is unfolded for print, and, in a browser that does not do so by itself, for a link into it.
+  function openFor(element) {
+    for (let fold = element?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  }
+  const followLink = () => openFor(document.getElementById(decodeURIComponent(location.hash.slice(1))));
+  window.addEventListener("hashchange", followLink);
+  followLink();
+  let unfolded = [];
+  window.addEventListener("beforeprint", () => {
+    unfolded = [...document.querySelectorAll("main details:not([open])")];
+    for (const fold of unfolded) fold.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const fold of unfolded) fold.open = false;
+  });
+
   async function draw({ document: json, roots }, number) {
     for (const place of Object.values(roots)) document.getElementById(place).hidden = false;
     const before = new Set(Bokeh.documents);
