@@ -20,7 +20,7 @@ NAME = "validation"
 TITLE = "Accuracy on the validation set"
 TAB = "samples"
 AXIS = "step"
-EMPTY = "No accuracy: only the evaluation of a classification recipe measures it."
+EMPTY = "No samples: an evaluation can generate text, or measure accuracy and a confusion matrix."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
