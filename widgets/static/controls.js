@@ -299,7 +299,7 @@ export class Controls {
         say(make("td", "", line), text);
       }
     }
-    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "Nothing was changed yet.");
+    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "No changes.");
     for (const field of this.fields.values()) this.settle(field);
   }
 }
