@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -41,11 +41,26 @@ FAILURE = {
 }
 
 
-class FakeRank:
-    """Draws the records of one rank. ``detail_every``: steps between phases and collectives."""
+#: what an evaluation can log besides the loss
+MEASURES = ("accuracy", "perplexity", "confusion_matrix", "text")
 
-    def __init__(self, rank: int, spec: TrainSpec, names: list[str], writer: RankLogWriter, detail_every: int) -> None:
+
+class FakeRank:
+    """Draws the records of one rank. ``detail_every``: steps between phases and collectives. ``measures``: what its
+    evaluations log besides the loss."""
+
+    def __init__(
+        self,
+        rank: int,
+        spec: TrainSpec,
+        names: list[str],
+        writer: RankLogWriter,
+        detail_every: int,
+        *,
+        measures: Collection[str] = MEASURES,
+    ) -> None:
         self.rank, self.spec, self.writer, self.detail_every = rank, spec, writer, detail_every
+        self.measures = measures
         self.mesh: Mesh = spec.plan.mesh
         self.here = self.mesh.coordinates(rank)
         per_stage = math.ceil(len(names) / self.mesh.pp)
@@ -258,11 +273,15 @@ class FakeRank:
             loss = 1.42 + 4.2 * math.exp(-step / (0.22 * steps))
             share = 0.3 + 0.65 * step / steps
             self.tell(when, "validation", "loss", loss, step=step)
-            self.tell(when, "validation", "accuracy", share, step=step)
-            self.tell(when, "validation", "perplexity", math.exp(loss), step=step)
-            self.tell(when, "validation", "confusion_matrix", confusion(share), step=step)
             text = SAMPLES[min(len(SAMPLES) - 1, 3 * step // steps)]
-            self.tell(when, "sample", "text", text, step=step)
+            found = {
+                "accuracy": share,
+                "perplexity": math.exp(loss),
+                "confusion_matrix": confusion(share),
+                "text": text,
+            }
+            for name in self.measures:
+                self.tell(when, "sample" if name == "text" else "validation", name, found[name], step=step)
         if step == int(0.7 * steps) + 1:
             self.tell(when, "control", "lr", self.lr / 2, step=step, old=self.lr)
         if step == int(0.3 * steps):

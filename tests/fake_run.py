@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from tests.fake_records import FAILURE, STEP_S, FakeRank
+from tests.fake_records import FAILURE, MEASURES, STEP_S, FakeRank
 from workbench.core import controls
 from workbench.core.config import SPEC_FILE, MonitorSpec, ParallelPlan, TrainSpec
 from workbench.errors import RunError
@@ -68,28 +69,31 @@ def make_fake_run(
     names: list[str] | None = None,
     detail_every: int | None = None,
     unit: str = "tokens",
+    measures: Collection[str] = MEASURES,
     **plan: int,
 ) -> Path:
     """Write a whole run into ``directory`` (made if need be) and return its path.
 
-    ``state``: running, finished, stopped or failed (also a dead rank). ``names`` replaces the layers' names.
-    ``unit``: what throughput counts. ``detail_every`` steps there are phases and collectives (default: 1, more for many
-    ranks).
+    ``state``: starting (no step yet), running, finished, stopped or failed (also a dead rank). ``names`` replaces the
+    layers' names. ``unit``: what throughput counts. ``measures``: what an evaluation logs besides the loss.
+    ``detail_every`` steps there are phases and collectives (default: 1, more for many ranks).
     """
     path = Path(directory)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec = fake_spec(ranks=ranks, steps=steps, plugin=plugin, grad_every=grad_every, **plan)
     write_spec(path, spec)
     detail_every = detail_every or max(1, min(ranks // 8, steps // 12))
-    done = steps if state == "finished" else max(1, steps * 6 // 10)
+    done = {"finished": steps, "starting": 0}.get(state, max(1, steps * 6 // 10))
     start = time.time() - done * STEP_S
     for number in range(ranks):
         with RankLogWriter(path, number, flush_s=10, capacity=10**7) as writer:
-            rank = FakeRank(number, spec, names or layer_names(layers), writer, detail_every)
+            rank = FakeRank(number, spec, names or layer_names(layers), writer, detail_every, measures=measures)
             rank.tell(start, "state", "starting")
+            rank.sample(0, start, 0.0)
+            if state == "starting":
+                continue
             rank.tell(start, "state", "running")
             rank.begin(start, unit)
-            rank.sample(0, start, 0.0)
             next_sample = 0.0
             for step in range(1, done + 1):
                 age_s = step * STEP_S

@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from tests.benchmarks.machine import describe_machine
-from tests.browser.lab import BROWSER_FLAGS, LabPage, find_browser, running_lab
+from tests.browser.lab import BROWSER_FLAGS, LabPage, find_browser, press_stop, running_lab
 from tests.browser.test_real_run import LOAD, SMALL, Pressed, open_run
 
 GOAL_S = 1.0
@@ -50,7 +50,7 @@ def main() -> None:
                 effect, word = press(panel, label, name, state)
                 done.append(effect)
                 said.append(word)
-        panel.answer("stop", panel.button("Stop training"))
+        panel.answer("stop", lambda: press_stop(page.page))
         browser.close()
     for what, seconds in (("the ranks did it", done), ("the panel said so", said)):
         median, most = statistics.median(seconds), max(seconds)

@@ -149,4 +149,4 @@ def _drawn(tab: str) -> str:
     if tab in ("console", "controls"):
         return "true"
     page = f"document.querySelector(\".dw-tabpage[id$='-{tab}-page']\")"
-    return f"{page}.querySelectorAll('.dw-figure').length > 0 && !{page}.querySelector('.dw-waiting')"
+    return f"{page}.querySelector('.dw-figure, .dw-nothing') && !{page}.querySelector('.dw-waiting')"

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.browser.lab import LabPage
+from tests.browser.lab import LabPage, press_stop
 from tests.browser.test_watch import TAB, open_in_notebook
-from workbench.core import controls
 from workbench.core.records import Command
 from workbench.recipes.stdlib_llama import learning_rate_factor
 from workbench.run.api import Run
@@ -101,9 +100,7 @@ class Pressed:
 
     def type(self, name: str, value: Any) -> None:
         """Type a value into the form of the tab Controls and press its button."""
-        label = f"Set {name}" if controls.find(name, self.run.declared()).setting else name
-        button = self.page.page.get_by_role("button", name=label, exact=True)
-        field = self.page.page.locator(".dw").last.locator(".dw-control", has=button)
+        field = self.page.page.locator(".dw").last.locator(f".dw-control[data-control={name}]")
         box = field.locator("input, select")
         if box.evaluate("(node) => node.tagName") == "SELECT":
             box.select_option(str(value))
@@ -113,8 +110,7 @@ class Pressed:
 
     def shows(self, name: str, value: str) -> None:
         """Wait until the form shows this value as the one in force."""
-        row = self.page.page.locator(".dw").last.locator(".dw-control")
-        row = row.filter(has=self.page.page.get_by_label(name, exact=True))
+        row = self.page.page.locator(".dw").last.locator(f".dw-control[data-control={name}]")
         row.locator(".dw-now", has_text=re.compile(f"^{re.escape(value)}$")).wait_for()
 
     def column(self, name: str, step: int) -> list[float]:
@@ -148,7 +144,7 @@ def test_every_control_does_what_it_says_on_real_ranks(page: LabPage) -> None:
     act(panel)
     look_at_every_tab(panel)
     twig = branch(panel)
-    stopped, value, _ = twig.set("stop", "checkpoint")
+    stopped, value, _ = twig.answer("stop", lambda: press_stop(page.page))
     twig.until(lambda: twig.run.status == "stopped", "end of the twig")
     assert value == "checkpoint" and twig.run.checkpoints() == [stopped]
     print("seconds from the click to the effect:", panel.delays | twig.delays)
@@ -211,16 +207,16 @@ def set_while_it_trains(panel: Pressed) -> None:
     logged = run.metrics()["step"]
     assert logged[logged > rare].mod(5).eq(0).all()
     panel.set("log_every", 1)
-    shown = panel.page.page.locator(".dw").last.locator(".dw-control", has_text="lr").locator(".dw-now").first
+    shown = panel.page.page.locator(".dw").last.locator(".dw-control[data-control=lr] .dw-now")
     before = shown.inner_text()
     panel.until(lambda: shown.inner_text() != before, "schedule in the form")
 
 
 def act(panel: Pressed) -> None:
     run = panel.run
-    evaluated = panel.answer("evaluate", panel.button("evaluate"))[0]
+    evaluated = panel.answer("evaluate", panel.button("Evaluate"))[0]
     assert panel.events("validation").query("name == 'loss'")["step"].tolist() == [evaluated]
-    sampled = panel.answer("sample", panel.button("sample"))[0]
+    sampled = panel.answer("sample", panel.button("Sample"))[0]
     assert run.samples()[-1][0] == sampled and run.samples()[-1][1]
     assert panel.set("freeze", "embed_tokens")[1] == ["model.embed_tokens"]
     assert panel.set("unfreeze", ".")[1] == []
@@ -245,7 +241,7 @@ def look_at_every_tab(panel: Pressed) -> None:
     page.locator(TAB.format("console")).first.click()
     page.locator(".dw-console").first.wait_for()
     page.locator(TAB.format("controls")).first.click()
-    page.locator(".dw-table td", has_text="rollback").first.wait_for()
+    page.locator(".dw-table td", has_text="Roll back").first.wait_for()
 
 
 def branch(panel: Pressed) -> Pressed:
@@ -281,8 +277,8 @@ def test_notebook_7_steers_real_ranks(page: LabPage) -> None:
     ):  # fmt: skip
         assert panel.set(name, value)[:2] == (held, told), name
     saved = panel.answer("checkpoint", panel.button("Write a checkpoint now"))[0]
-    panel.button("evaluate")()
-    panel.button("sample")()
+    panel.button("Evaluate")()
+    panel.button("Sample")()
     panel.until(lambda: set(panel.events("refused")["name"]) == {"evaluate", "sample"}, "refusals")
     assert panel.set("step", 2)[:2] == (held, 2)
     panel.until(lambda: panel.run.last_step == held + 2 and panel.run.status == "paused", "pause after the steps")

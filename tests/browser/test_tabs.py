@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,9 +72,8 @@ def ready(panel: StaticPanel) -> None:
 
 
 def all_drawn(bare: Any, tab: str, figures: set[str]) -> Callable[[], bool]:
-    """Whether a tab has just these figures, each with rows: they are drawn one after the other."""
-    empty = bare.locator(f".dw-tabpage[id$='-{tab}-page'] .dw-empty")
-    return lambda: set(bare.evaluate(DRAWN, tab)) == figures and not any(empty.all_inner_texts())
+    """Whether a tab has just these figures: they are drawn one after the other, and only with rows."""
+    return lambda: set(bare.evaluate(DRAWN, tab)) == figures
 
 
 @pytest.mark.parametrize("name", ["two", "many"])
@@ -100,11 +100,52 @@ def test_a_run_without_the_newer_tables_says_so(bare: Any, runs: dict[str, Path]
             file.unlink()
     panel = StaticPanel(bare, runs["old"])
     ready(panel)
-    panel.open("timeline")
-    assert "No phases were recorded" in bare.locator(".dw-figure[data-figure=timeline]").inner_text()
-    panel.open("gradients")
-    assert "No gradient statistics" in bare.locator(".dw-figure[data-figure=gradients]").inner_text()
+    for tab, text in (("timeline", "No phases were recorded"), ("gradients", "No gradient statistics")):
+        panel.open(tab)
+        assert text in bare.locator(f".dw-tabpage[id$='-{tab}-page'] .dw-nothing").inner_text()
+        assert bare.evaluate(DRAWN, tab) == []
     assert panel.errors == []
+    panel.close()
+
+
+def test_a_tab_shows_only_what_the_run_has(bare: Any, tmp_path: Path) -> None:
+    """A language model has no accuracy, a classifier no text, one replica no cosine; no box stands in their place."""
+    text = make_fake_run(tmp_path / "text", steps=40, plugin="hybrid", tp=2, measures=("text",))
+    panel = StaticPanel(bare, text)
+    ready(panel)
+    panel.open("samples")
+    panel.pump("() => document.querySelector('.dw-said').innerText.includes('self')", 120)
+    assert bare.evaluate(DRAWN, "samples") == [] and not bare.locator(".dw-nothing").is_visible()
+    assert bare.locator(".dw").bounding_box()["height"] < 450, "no empty space below a short tab"
+    panel.open("gradients")
+    panel.pump(all_drawn(bare, "gradients", {"gradients", "histogram", "update_ratio"}), 120)
+    panel.close()
+    classes = make_fake_run(tmp_path / "classes", steps=40, measures=("accuracy", "confusion_matrix"))
+    panel = StaticPanel(bare.context.new_page(), classes)
+    ready(panel)
+    panel.open("samples")
+    panel.pump(all_drawn(panel.page, "samples", {"validation", "confusion"}), 120)
+    assert not panel.page.locator(".dw-said").is_visible()
+    panel.close()
+    panel.page.close()
+
+
+def test_a_figure_comes_in_its_place_with_its_first_rows(
+    bare: Any, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = throughput.columns
+    has_rows = threading.Event()
+
+    def later(store: Any, cursor: Any) -> Any:
+        rows, after = columns(store, cursor)
+        return (rows, after) if has_rows.is_set() else ({name: values[:0] for name, values in rows.items()}, None)
+
+    monkeypatch.setattr(throughput, "columns", later)
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "learning_rate", "grad_norm"], 60)
+    has_rows.set()
+    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "throughput", "learning_rate", "grad_norm"], 60)
     panel.close()
 
 
@@ -220,20 +261,22 @@ def test_another_layer_has_another_histogram(bare: Any, runs: dict[str, Path]) -
     panel.close()
 
 
-def test_what_failed_is_said_once_with_its_traceback_folded(bare: Any, tmp_path: Path) -> None:
-    run = make_fake_run(tmp_path / "broken", ranks=2, steps=20, state="running")
+def test_what_failed_is_said_once_with_its_traceback(bare: Any, tmp_path: Path) -> None:
+    run = make_fake_run(tmp_path / "broken", ranks=2, steps=20, state="starting")
     value = failure("ValueError", "bad", "Traceback (most recent call last):\n  line 3\nValueError: bad\n")
     with RankLogWriter(run, SESSION_RANK) as log:
         for rank in (0, 1):
-            log.append(Event(time=9e9, step=4, rank=rank, kind="state", name="failed", value=json.dumps(value)))
+            log.append(Event(time=9e9, step=0, rank=rank, kind="state", name="failed", value=json.dumps(value)))
     panel = StaticPanel(bare, run)
-    ready(panel)
+    panel.open("overview")
     summary = bare.locator(".dw-failure summary")
     assert summary.inner_text() == "ranks 0-1: ValueError: bad"
+    assert bare.locator(".dw-tile:visible .dw-label").all_inner_texts() == ["Ranks"], "it has no other value"
+    assert bare.evaluate(DRAWN, "overview") == []
     trace = bare.locator(".dw-failure pre")
-    assert not trace.is_visible()
+    assert trace.is_visible() and trace.inner_text().count("Traceback") == 1
     summary.click()
-    assert trace.inner_text().count("Traceback") == 1
+    assert not trace.is_visible(), "it can be folded"
     panel.close()
 
 
@@ -272,16 +315,16 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
     ready(panel)
     bare.get_by_role("button", name="Pause training").click()
     panel.open("controls")
-    field = bare.get_by_label("clip", exact=True)
+    field = bare.get_by_role("textbox", name="Gradient clipping")
     field.fill("eleven")
     bare.get_by_role("button", name="Set clip").click()
     assert "eleven is not a number of at least 0" in bare.locator(".dw-control", has=field).inner_text()
-    field = bare.get_by_label("lr", exact=True)
+    field = bare.get_by_role("textbox", name="Learning rate")
     field.fill("x0.5")
     field.press("Enter")
-    bare.get_by_label("clip", exact=True).fill("2")
+    bare.get_by_role("textbox", name="Gradient clipping").fill("2")
     bare.get_by_role("button", name="Set clip").click()
-    bare.get_by_role("button", name="evaluate").click()
+    bare.get_by_role("button", name="Evaluate").click()
     panel.pump(lambda: len(asked) == 4, 120)
     assert asked == [("pause", None), ("lr", "x0.5"), ("clip", 2), ("evaluate", None)]
     panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')", 120)
@@ -289,6 +332,33 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
     unnamed += " node.offsetParent && !(node.getAttribute('aria-label') || node.innerText.trim()"
     unnamed += " || node.labels?.length)).length"
     assert bare.evaluate(unnamed) == 0
+    panel.close()
+
+
+def test_a_control_is_in_one_place_and_says_when_the_ranks_have_done_it(bare: Any, tmp_path: Path) -> None:
+    run = LiveFakeRun(tmp_path / "run", steps=4000, step_s=0.1)
+    panel = StaticPanel(bare, run.path, on_control=run.control, status=lambda: run.status)
+    ready(panel)
+    panel.open("controls")
+    names = [
+        text for text in bare.locator(".dw button:not([role=tab])").all_inner_texts() if text not in ("Set", "Go", "")
+    ]
+    assert names == ["Pause", "Checkpoint", "Stop", "Evaluate", "Sample"]
+    save = bare.get_by_role("button", name="Write a checkpoint now")
+    save.click()
+    assert save.inner_text() == "Saving…" and save.is_disabled()
+    panel.pump(lambda: save.inner_text() == "Checkpoint" and save.is_enabled(), 120)
+    bare.get_by_role("button", name="Evaluate").click()
+    answer = bare.locator(".dw-acts .dw-answer")
+    panel.pump(lambda: answer.inner_text().startswith("Evaluate: done after step"), 120)
+    panel.pump(lambda: answer.inner_text() == "", 60)
+    bare.get_by_role("button", name="Pause training").click()
+    panel.pump(lambda: bare.get_by_role("button", name="Resume training").is_visible(), 120)
+    assert not bare.get_by_role("button", name="Pause training").is_visible()
+    run.control("stop")
+    panel.pump("() => document.querySelector('.dw-pill').innerText === 'stopped'", 120)
+    assert bare.locator(".dw button:not([role=tab]):visible").all_inner_texts() == []
+    assert "The run has ended" in bare.locator(".dw-controls").inner_text()
     panel.close()
 
 
@@ -337,13 +407,13 @@ def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bar
     panel = StaticPanel(bare, run.path, on_control=lambda name, value: None, status=lambda: run.status)
     ready(panel)
     buttons = bare.locator(".dw-quick button")
-    assert [button.is_enabled() for button in buttons.all()] == [True] * 4
+    assert [button.is_enabled() for button in buttons.all()] == [True] * 3
     bare.clock.run_for(30_000)  # nothing is delivered meanwhile
     assert bare.locator(".dw-pill").inner_text() == "no kernel"
     assert "The kernel does not respond" in bare.locator(".dw-notice").inner_text()
-    assert [button.is_enabled() for button in buttons.all()] == [False] * 4
+    assert [button.is_enabled() for button in buttons.all()] == [False] * 3
     panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 120)
-    assert [button.is_enabled() for button in buttons.all()] == [True] * 4
+    assert [button.is_enabled() for button in buttons.all()] == [True] * 3
     assert panel.errors == []
     run.stop()
     run.wait(60)

@@ -133,8 +133,9 @@ def test_every_flag_named_exists(page: str) -> None:
     for span in [*spans(page), *(line for kind, text in fences(page) for line in text.splitlines())]:
         if span.startswith("tensorboard "):
             continue
-        program = re.search(r"(\w+)\.py\b", span)
+        program, module = re.search(r"(\w+)\.py\b", span), re.search(r"python -m (tests[.\w]+)", span)
         script = ROOT / "tests" / "benchmarks" / f"{program[1]}.py" if program else None
+        script = ROOT / f"{module[1].replace('.', '/')}.py" if module else script
         source = script.read_text(encoding="utf-8") if script and script.exists() else ""
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span):
             if flag not in known_flags() and f'"{flag}"' not in source:

@@ -132,7 +132,7 @@ def test_a_new_control_is_everywhere(
     store.refresh()
     shown = {control["name"]: control for control in control_set.declared(store)}
     assert shown["shake"]["button"] == {"text": "Shake", "title": "Shake the weights", "place": "shake", "asked": "",
-                                        "over": "", "question": "", "answers": []}  # fmt: skip
+                                        "question": "", "answers": []}  # fmt: skip
     assert (shown["shake"]["widget"], shown["shake"]["states"]) == ("number", ["running"])
     assert shown["warmth"]["setting"] and shown["warmth"]["widget"] == "number"
     assert control_set.in_force_words({"warmth": 2.5})["warmth"] == "2.5"

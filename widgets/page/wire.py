@@ -7,7 +7,8 @@ panel):
 - ``full``: ``epoch``, ``seq``, ``runs`` (names), ``theme``, ``facts``, ``columns`` and buffers (of ``SPINE`` only),
   ``extra``, ``controls``, ``compare`` (figures that show several runs).
 - ``delta``: ``epoch``, ``seq``, ``facts`` (those that changed), ``figures`` to draw or draw again (name, title, tab,
-  axis, wide, height, empty, item; or, in place of item, ``failed``: why it cannot be drawn), ``columns`` and buffers
+  axis, wide, height, item; or, in place of item, ``failed``: why it cannot be drawn, or ``missing``: what is said of a
+  tab whose figures have no rows), ``columns`` and buffers
   (rows to append; for figures named in ``replace``, all rows), ``extra``: console lines, events, controls
   (``widgets.panel.tab_content``). The page ignores a delta of another epoch.
 - ``answer``: the response to a control: ``name`` and ``error`` (null: the command was sent to the ranks).
@@ -94,13 +95,20 @@ def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
     from bokeh.models import ColumnDataSource
 
     empty = {name: values[:0] for name, values in columns.items()}
-    drawn = item_of(plot.figure(ColumnDataSource(empty, name="rows")))
-    return {**_about(plot), "empty": getattr(plot, "EMPTY", "No rows yet."), **drawn}
+    drawn = plot.figure(ColumnDataSource(empty, name="rows"))
+    if hasattr(plot, "height"):
+        drawn.height = plot.height(columns)
+    return {**_about(plot), **item_of(drawn)}
+
+
+def missing_item(plot: Plot, columns: Columns) -> dict[str, Any]:
+    """Return what the page needs of a figure without rows, which it does not show."""
+    return {**_about(plot), "missing": getattr(plot, "EMPTY", "Nothing was recorded yet.")}
 
 
 def failed_item(plot: Plot, text: str) -> dict[str, Any]:
     """Return what the page shows in place of a figure that could not be made. ``text``: the reason."""
-    return {**_about(plot), "empty": "", "height": FAILED_HEIGHT, "failed": text}
+    return {**_about(plot), "height": FAILED_HEIGHT, "failed": text}
 
 
 def _about(plot: Plot) -> dict[str, Any]:

@@ -54,5 +54,5 @@ def figures(names: list[str]) -> list[dict[str, Any]]:
         if name == "compare_tps":
             drawn.y_range.start = 0
         about = {"name": name, "title": title, "tab": "compare", "axis": "", "wide": name == "compare_loss"}
-        items.append({**about, "empty": "", **wire.item_of(theme.finish(drawn))})
+        items.append({**about, **wire.item_of(theme.finish(drawn))})
     return items

@@ -47,6 +47,7 @@ def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:
     """
     return {
         "name": control.name,
+        "title": f"{control.title[0].upper()}{control.title[1:]}" if control.title else control.name,
         "widget": control.widget,
         "unit": control.unit,
         "low": control.low,

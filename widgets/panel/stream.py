@@ -1,8 +1,9 @@
 """Selects the rows of figures that a page lacks, thins rows that are too many, and keeps the rows that were sent.
 
 A figure gets rows only while its tab is visible. The rows that were sent are kept, so that they can be sent again to a
-page that is reloaded, or thinned, without reading the log again. When a plot module raises an exception, the page shows
-a message in place of its figure, and the figure is retried every ``RETRY_S`` seconds; other figures are not affected.
+page that is reloaded, or thinned, without reading the log again. A figure is drawn once it has rows. When a plot module
+raises an exception, the page shows a message in place of its figure, and the figure is retried every ``RETRY_S``
+seconds; other figures are not affected.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ class News:
 
 
 class _Sent:
-    """The rows of one figure that were sent. ``due``: when it is read next; below 0: the page must draw it again."""
+    """The rows of one figure that were sent. ``due``: when it is read next; below 0: the page must draw it again.
+    ``is_drawn``: whether the page shows the figure, which it does not while there are no rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_drawn: bool = False) -> None:
+        self.is_drawn = is_drawn
         self.cursor: Any = None
         self.parts: list[Columns] = []
         self.count = 0
@@ -145,7 +148,7 @@ class Stream:
     def _take(self, plot: Plot, clock: float, news: News) -> None:
         sent = self._sent.get(plot.NAME)
         if sent is None or plot.NAME in self._renew:
-            self._begin(plot, news, drawn=sent is not None and sent.due >= 0)
+            self._begin(plot, news, drawn=sent is not None and sent.due >= 0 and sent.is_drawn)
         elif sent.due < 0:
             self._send_new_rows(plot, sent, News())  # adds the newest rows to those that are kept
             self._draw(plot, self._sent[plot.NAME], news)
@@ -173,11 +176,11 @@ class Stream:
 
     def _begin(self, plot: Plot, news: News, *, drawn: bool) -> None:
         columns, cursor = self._columns(plot, None)
-        sent = self._sent[plot.NAME] = _Sent()
+        sent = self._sent[plot.NAME] = _Sent(is_drawn=drawn)
         sent.cursor = cursor
         sent.set(columns)
         self._renew.discard(plot.NAME)
-        if drawn:
+        if drawn and sent.count:
             news.columns[plot.NAME] = columns
             news.replace.append(plot.NAME)
         else:
@@ -186,7 +189,8 @@ class Stream:
     def _draw(self, plot: Plot, sent: _Sent, news: News) -> None:
         columns = sent.whole()
         if self._drawn:
-            news.figures.append(wire.figure_item(plot, columns))
+            sent.is_drawn = sent.count > 0
+            news.figures.append((wire.figure_item if sent.is_drawn else wire.missing_item)(plot, columns))
         news.columns[plot.NAME] = columns
         news.replace.append(plot.NAME)
 
@@ -199,6 +203,10 @@ class Stream:
             return
         sent.cursor = cursor
         if not wire.rows_of(columns):
+            return
+        if self._drawn and not sent.is_drawn:
+            sent.set(columns)
+            self._draw(plot, sent, news)
             return
         if getattr(plot, "REPLACE", False):
             sent.set(columns)

@@ -193,7 +193,7 @@ class Facts:
             return
         trace = first.traceback[-LONGEST_TRACE:]
         self._known["failure"] = {"who": first.who, "error": first.message[:1000], "traceback": trace}
-        self._known["notice"] = {"level": "error", "text": f"{first.who} failed: see the tab Overview"}
+        self._known["notice"] = {"level": "error", "text": f"{first.who}: {first.message[:1000]}"}
 
     def _seconds_per_step(self) -> float | None:
         step, time = np.array(self._recent, dtype=float).reshape(-1, 2).T

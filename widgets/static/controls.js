@@ -1,5 +1,5 @@
-// The controls of a run: buttons in the head of the panel, and the Controls tab with its form and history.
-import { duration, ENDED, known, make, plain, say, whole } from "./text.js";
+// The controls of a run: buttons in the head of the panel, and the Controls tab with the other controls and the history.
+import { ENDED, known, make, plain, say, whole } from "./text.js";
 
 const ANSWER_MS = 8000;
 let ids = 0;
@@ -11,13 +11,21 @@ function within({ low, high }) {
   return has(low) ? ` of at least ${plain(low)}` : has(high) ? ` of at most ${plain(high)}` : "";
 }
 
+// The newest command of a name in the history, or null; and what became of the one that was sent after ``before``.
+const newest = (rows, name) => rows.findLast((row) => row.name === name) ?? null;
+const outcome = (rows, name, before) => {
+  const row = newest(rows, name);
+  return row && row.time !== before && row.step !== null ? row : null;
+};
+
 // Buttons in the head of the panel, as the controls declare them. Those of one place share a button, which does what the
-// run's state allows. send(name, value)
+// run's state allows, and is off from a click until the ranks have done it. They go with the run. send(name, value)
 export class Quick {
   constructor(parent, send) {
     this.send = send;
     this.node = make("div", "dw-quick", parent, { role: "group", "aria-label": "Controls" });
     this.places = new Map();
+    this.rows = [];
   }
 
   declare(controls) {
@@ -30,7 +38,7 @@ export class Quick {
 
   place(name) {
     const node = make("button", "", this.node, { type: "button" });
-    const place = { node, controls: [], control: null, asked: "", close: null };
+    const place = { node, controls: [], control: null, asked: "", before: null, close: null };
     node.addEventListener("click", () => {
       const { button } = place.control;
       if (button.answers.length) this.ask(place, button);
@@ -44,6 +52,7 @@ export class Quick {
     const { control, node } = place;
     if (control.button.asked) {
       place.asked = control.name;
+      place.before = newest(this.rows, control.name)?.time;
       node.disabled = true;
       say(node, control.button.asked);
     }
@@ -83,26 +92,41 @@ export class Quick {
   }
 
   say(facts) {
-    this.node.hidden = facts.controls === "none";
     const ended = facts.controls === "ended" || ENDED.includes(facts.status);
+    this.node.hidden = facts.controls === "none" || ended;
     const off = ended || Boolean(facts.cut);
     for (const place of this.places.values()) {
       const able = place.controls.find(({ states }) => states.includes(facts.status));
       place.control = able ?? place.controls[0];
       const { button, ends, name } = place.control;
-      if (off) place.asked = "";
       if (off) place.close?.();
+      if (off || place.asked !== name) place.asked = "";
       const asked = place.asked === name;
       place.node.disabled = off || asked || !able;
       place.node.classList.toggle("dw-stop", ends);
       for (const attribute of ["aria-label", "title"]) place.node.setAttribute(attribute, button.title);
-      say(place.node, ended && button.over ? button.over : asked ? button.asked : button.text);
+      say(place.node, asked ? button.asked : button.text);
     }
   }
 
-  // The ranks, or the kernel, refused what was asked.
+  // Takes the history: what the ranks have done can be asked for again, except the end of the run, which is to come.
+  history(rows) {
+    this.rows = rows;
+    for (const place of this.places.values()) {
+      const row = place.asked ? outcome(rows, place.asked, place.before) : null;
+      if (row && (row.refused || !place.control.ends)) this.release(place);
+    }
+  }
+
+  release(place) {
+    place.asked = "";
+    place.node.disabled = false;
+    say(place.node, place.control.button.text);
+  }
+
+  // The kernel refused what was asked.
   refused(name) {
-    for (const place of this.places.values()) if (place.asked === name) place.asked = "";
+    for (const place of this.places.values()) if (place.asked === name) this.release(place);
   }
 }
 
@@ -110,6 +134,7 @@ export class Controls {
   constructor(send) {
     this.send = send;
     this.node = make("div", "dw-page dw-controls");
+    this.off = make("div", "dw-note", this.node, { role: "status" });
     this.acts = make("div", "dw-acts", this.node, { role: "group", "aria-label": "Actions" });
     this.actAnswer = make("span", "dw-answer", null, { role: "status" });
     this.settings = this.part("Settings", "setting");
@@ -118,11 +143,12 @@ export class Controls {
     const scroll = make("div", "dw-scroll", this.node, { tabindex: "0", "aria-label": "History of controls" });
     const table = make("table", "dw-table", scroll);
     const head = make("tr", "", make("thead", "", table));
-    for (const title of ["time", "user", "control", "old value", "new value", "applied after step"]) {
+    for (const title of ["time", "user", "control", "old value", "new value", "status"]) {
       say(make("th", "", head, { scope: "col" }), title);
     }
     this.body = make("tbody", "", table);
     this.fields = new Map();
+    this.titles = new Map();
     this.history([]);
   }
 
@@ -138,7 +164,8 @@ export class Controls {
 
   declare(controls) {
     for (const control of controls) {
-      if (this.fields.has(control.name)) continue;
+      this.titles.set(control.name, control.title);
+      if (control.button || this.fields.has(control.name)) continue;
       this.fields.set(control.name, control.widget === "button" ? this.plainAct(control) : this.field(control));
     }
     this.acts.append(this.actAnswer);
@@ -147,8 +174,8 @@ export class Controls {
   // A control without a value: one button, whose tooltip is the control's help.
   plainAct(control) {
     const button = make("button", "", this.acts, { type: "button", title: control.help });
-    say(button, control.name);
-    const field = { control, button, input: null, now: null, answer: this.actAnswer };
+    say(button, control.title);
+    const field = { control, button, input: null, now: null, answer: this.actAnswer, isSent: false };
     button.addEventListener("click", () => this.act(field));
     return field;
   }
@@ -156,14 +183,16 @@ export class Controls {
   field(control) {
     const id = `dw-control-${++ids}`;
     const row = make("div", "dw-control", control.setting ? this.settings : this.more);
+    row.dataset.control = control.name;
     const label = make("label", "dw-control-name", row, { for: id });
-    say(label, control.name + (control.unit ? ` (${control.unit})` : ""));
-    const field = { control, input: this.input(control, id, row) };
+    label.title = control.setting ? `%dist_set ${control.name}=…` : `%dist_${control.name}`;
+    say(label, control.title + (control.unit ? ` (${control.unit})` : ""));
+    const field = { control, input: this.input(control, id, row), isSent: false };
     const act = () => this.act(field);
     field.input.addEventListener("keydown", (event) => {
       if (event.key === "Enter") act();
     });
-    field.input.addEventListener("input", () => say(field.answer, ""));
+    field.input.addEventListener("input", () => this.reply(field, ""));
     field.input.setAttribute("aria-describedby", `${id}-now ${id}-help ${id}-answer`);
     const text = control.setting ? `Set ${control.name}` : control.name;
     field.button = make("button", "", row, { type: "button", "aria-label": text, "aria-describedby": `${id}-help` });
@@ -205,13 +234,29 @@ export class Controls {
         return;
       }
     }
-    this.reply(field, "sending…");
+    field.isSent = true;
+    field.before = newest(this.rows, control.name)?.time;
+    this.reply(field, "Sending…", "waiting");
     this.send(control.name, value);
   }
 
+  // The kernel has sent a command to the ranks, or says why not.
   answered(name, error) {
     const field = this.fields.get(name);
-    if (field) this.reply(field, error ?? `${name} was sent: the ranks apply it at their next step`, error ? "error" : "");
+    if (!field?.isSent) return; // the ranks were faster
+    field.isSent = !error;
+    this.reply(field, error ?? "Waits for the end of the step", error ? "error" : "waiting");
+  }
+
+  // Takes the answers of the ranks.
+  settle(field) {
+    const { control } = field;
+    const row = field.isSent ? outcome(this.rows, control.name, field.before) : null;
+    if (!row) return;
+    field.isSent = false;
+    const { refused, step } = row;
+    const name = control.widget === "button" ? `${control.title}: done` : "Done";
+    this.reply(field, refused ? `Refused: ${refused}` : `${name} after step ${whole(step)}`, refused ? "error" : "");
   }
 
   // Shows a reply in place of the help: success for some seconds, an error until the field is edited.
@@ -225,9 +270,17 @@ export class Controls {
 
   say(facts) {
     const off = facts.controls !== "ready" || Boolean(facts.cut);
-    for (const [name, { control, input, button, now }] of this.fields) {
+    const ended = facts.controls === "ended" || ENDED.includes(facts.status);
+    const why = ended ? "The run has ended. These were its settings." : `This panel only shows the run. %dist_watch ${facts.name} also controls it.`;
+    say(this.off, facts.controls === "ready" ? "" : why);
+    this.off.hidden = facts.controls === "ready";
+    this.node.classList.toggle("dw-read-only", facts.controls !== "ready");
+    for (const [name, field] of this.fields) {
+      const { control, input, button, now } = field;
       const unable = off || !control.states.includes(facts.status);
       button.disabled = unable;
+      if (off && field.isSent) this.reply(field, "");
+      if (off) field.isSent = false;
       if (input) input.disabled = unable;
       if (!now) continue;
       now.title = facts.in_force?.[name] ?? "";
@@ -235,16 +288,18 @@ export class Controls {
     }
   }
 
-  history(rows, began = 0) {
+  history(rows) {
+    this.rows = rows;
     this.body.replaceChildren();
     for (const row of [...rows].reverse()) {
       const line = make("tr", "", this.body);
-      const effect = row.step === null ? "waiting" : row.refused ? `refused: ${row.refused}` : whole(row.step);
-      const when = began ? duration(Math.max(0, row.time - began)) : new Date(1000 * row.time).toLocaleTimeString("en-GB");
-      for (const text of [when, row.who || "–", row.name, plain(row.old), plain(row.value), effect]) {
+      const status = row.step === null ? "waits for the end of the step" : row.refused ? `refused: ${row.refused}` : `done after step ${whole(row.step)}`;
+      const when = new Date(1000 * row.time).toLocaleTimeString("en-GB");
+      for (const text of [when, row.who || "–", this.titles.get(row.name) ?? row.name, plain(row.old), plain(row.value), status]) {
         say(make("td", "", line), text);
       }
     }
-    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "No commands yet.");
+    if (!rows.length) say(make("td", "dw-note", make("tr", "", this.body), { colspan: "6" }), "No changes.");
+    for (const field of this.fields.values()) this.settle(field);
   }
 }

@@ -1,19 +1,20 @@
-// The figures of one tab. BokehJS draws them when the tab is first opened; new rows are then streamed to them. All
-// figures of a view share one range of steps: selecting a range in one sets it in all, including figures over time.
+// The figures of one tab. BokehJS draws them when the tab is first opened; new rows are then streamed to them. A figure
+// without rows is not shown; a tab without figures says why. All figures of a view share one range of steps: selecting a
+// range in one sets it in all, including figures over time.
 import { make, say } from "./text.js";
 import { bokehOfPage, carryOver, paint, rowsOf } from "./page.js";
 
 const WAITING = "Waiting for the kernel…";
 
 export class Figures {
-  // run(): the state of the run that is shown; window: the view's shared range of steps
-  constructor(tab, run, window) {
-    this.tab = tab;
-    this.run = run;
-    this.window = window;
+  // run(): the state of the run that is shown; window: the view's shared range of steps. Elements that belong to a
+  // figure stand ``before`` or ``after`` it (figure -> element) while it is shown.
+  constructor(tab, run, window, { before = {}, after = {} } = {}) {
+    Object.assign(this, { tab, run, window, before, after });
     this.node = make("div", "dw-figures");
     this.boxes = new Map();
     this.waiting = make("div", "dw-waiting", this.node);
+    this.nothing = make("div", "dw-nothing", null, { role: "status" });
     say(this.waiting, WAITING);
   }
 
@@ -26,31 +27,51 @@ export class Figures {
   // view that is outside it, as while its output becomes a picture, is drawn when it is back.
   async draw() {
     if (!bokehOfPage.api) return;
-    for (const about of this.run().items.values()) {
+    const items = [...this.run().items.values()].filter(({ tab }) => tab === this.tab);
+    for (const about of items) {
       if (!this.node.isConnected) return;
-      if (about.tab !== this.tab || this.boxes.get(about.name)?.about === about) continue;
-      const old = this.boxes.get(about.name);
+      if (this.boxes.get(about.name)?.about === about) continue;
+      this.remove(about.name);
+      if (about.missing) continue;
       const box = make("div", `dw-figure${about.wide ? " dw-wide" : ""}`, null, { role: "img", "aria-label": about.title });
       box.dataset.figure = about.name;
       box.style.height = `${about.height}px`;
-      const entry = { about, box, plot: null, source: null, empty: null };
-      this.boxes.set(about.name, entry);
-      this.waiting.remove();
-      if (old) {
-        old.box.replaceWith(box);
-        old.plot?.document?.clear();
-      } else this.node.append(box);
+      const entry = { about, box, plot: null, source: null };
+      this.place(entry, items);
       if (about.failed) this.sayFailed(entry, about.failed);
       else await this.embed(entry).catch((error) => this.failed(entry, error));
     }
+    if (items.length) this.waiting.remove();
+    this.sayNothing(items);
   }
 
   failed(entry, error) {
     if (entry.box.isConnected) this.sayFailed(entry, String(error));
-    else {
-      this.boxes.delete(entry.about.name);
-      entry.box.remove();
-    }
+    else this.remove(entry.about.name);
+  }
+
+  // Inserts a figure before those that follow it.
+  place(entry, items) {
+    const { name } = entry.about;
+    const later = items.slice(items.indexOf(entry.about) + 1).find((about) => this.boxes.has(about.name));
+    const next = later ? (this.before[later.name] ?? this.boxes.get(later.name).box) : null;
+    this.boxes.set(name, entry);
+    for (const node of [this.before[name], entry.box, this.after[name]]) if (node) this.node.insertBefore(node, next);
+  }
+
+  remove(name) {
+    const entry = this.boxes.get(name);
+    if (!entry) return;
+    this.boxes.delete(name);
+    entry.plot?.document?.clear();
+    for (const node of [this.before[name], entry.box, this.after[name]]) node?.remove();
+  }
+
+  sayNothing(items) {
+    const first = this.boxes.size ? null : items.find(({ missing }) => missing);
+    say(this.nothing, first?.missing ?? "");
+    if (first) this.node.append(this.nothing);
+    else this.nothing.remove();
   }
 
   // In the figure's place: why it is not there. The other figures go on.
@@ -70,7 +91,6 @@ export class Figures {
     entry.plot = [...views.roots][0].model;
     entry.box.dwPlot = entry.plot; // for the browser's console and for tests
     entry.source = entry.plot.document.get_model_by_name("rows");
-    entry.empty = make("div", "dw-empty", entry.box);
     entry.plot.subscribed_events = new Set(["rangesupdate"]); // the events that the plot passes to its document
     entry.plot.document.on_event("rangesupdate", () => this.brushed(entry));
     this.fill(entry);
@@ -83,11 +103,6 @@ export class Figures {
     const rows = this.run().rows[entry.about.name];
     if (entry.source && rowsOf(rows)) entry.source.data = structuredClone(rows); // Bokeh fails on columns without rows
     else if (entry.source && entry.source.get_length()) entry.source.clear();
-    this.sayEmpty(entry);
-  }
-
-  sayEmpty(entry) {
-    if (entry.empty) say(entry.empty, entry.source?.get_length() ? "" : entry.about.empty);
   }
 
   // Appends new rows, and replaces the content of the figures named in ``replaced``.
@@ -99,7 +114,6 @@ export class Figures {
       else if (rowsOf(news[name])) {
         if (entry.source.get_length()) entry.source.stream(news[name]);
         else this.fill(entry);
-        this.sayEmpty(entry);
       }
     }
   }

@@ -1,21 +1,21 @@
 // The Overview tab: failure, tiles with numbers, verdict, four figures, and the list of events.
-import { duration, fixed, known, make, NONE, number, percent, plain, ranksOf, say, whole } from "./text.js";
+import { duration, known, make, milliseconds, NONE, number, percent, plain, ranksOf, say, whole } from "./text.js";
 
+// Of each tile: its key, label, and from the facts its value ("" while there is none), its note, and the note's tooltip.
 const TILES = [
   ["loss", "Loss", (f) => [number(f.loss), `step ${whole(f.step)}`]],
-  ["validation", "Validation", (f) => [number(f.validation?.value), validationNote(f)]],
-  ["lr", "Learning rate", (f) => [known(f.lr) ? plain(Number(f.lr.toPrecision(3))) : NONE, f.precision]],
-  ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clipping"]],
-  ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s of all ranks`]],
-  ["time", "Step time", (f) => [known(f.step_time_ms) ? `${fixed(f.step_time_ms, 1)} ms` : "–", "slowest rank"]],
-  ["mfu", "MFU", (f) => [percent(f.mfu), known(f.mfu) ? "of peak FLOPS" : "peak unknown"]],
+  ["validation", "Validation loss", (f) => [number(f.validation?.value), validationNote(f)]],
+  ["lr", "Learning rate", (f) => [known(f.lr) ? plain(Number(f.lr.toPrecision(3))) : NONE, ""]],
+  ["norm", "Gradient norm", (f) => [number(f.grad_norm), "before clipping"]],
+  ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s on all devices`]],
+  ["time", "Step time", (f) => [milliseconds(f.step_time_ms), "slowest rank"]],
+  ["mfu", "MFU", (f) => [percent(f.mfu), "of peak FLOPS"]],
   ["ranks", "Ranks", (f) => [whole(f.world), statesNote(f)]],
 ];
 
 function validationNote(facts) {
-  if (!facts.validation) return "none yet";
   if (known(facts.accuracy?.value)) return `${percent(facts.accuracy.value)} accuracy`;
-  return `step ${whole(facts.validation.step)}`;
+  return facts.validation ? `step ${whole(facts.validation.step)}` : "";
 }
 
 const statesNote = (facts) =>
@@ -30,12 +30,12 @@ export class Overview {
     this.failureTitle = make("summary", "", this.failure);
     this.trace = make("pre", "dw-text", this.failure, { tabindex: "0", "aria-label": "Traceback" });
     this.failure.hidden = true;
-    const tiles = make("div", "dw-tiles", this.node, { role: "list" });
+    const tiles = (this.row = make("div", "dw-tiles", this.node, { role: "list" }));
     this.tiles = {};
     for (const [key, label] of TILES) {
       const tile = make("div", "dw-tile", tiles, { role: "listitem" });
       say(make("div", "dw-label", tile), label);
-      this.tiles[key] = { value: make("div", "dw-value", tile), note: make("div", "dw-note", tile) };
+      this.tiles[key] = { tile, value: make("div", "dw-value", tile), note: make("div", "dw-note", tile) };
     }
     this.verdict = make("p", "dw-verdict", this.node, { role: "status", "aria-label": "Verdict" });
     this.node.append(figures.node);
@@ -45,24 +45,38 @@ export class Overview {
   say(facts) {
     for (const [key, , text] of TILES) {
       const [value, note, more = note] = text(facts);
+      this.tiles[key].tile.hidden = value === NONE;
       say(this.tiles[key].value, value);
       say(this.tiles[key].note, note);
       this.tiles[key].note.title = more;
     }
-    say(this.verdict, facts.verdict || "No verdict: phase timing is off, or has not begun.");
-    this.verdict.title = this.verdict.textContent;
-    this.failure.hidden = !facts.failure;
-    if (facts.failure) {
-      const { who, error, traceback } = facts.failure;
-      say(this.failureTitle, `${who}: ${error}`);
-      say(this.trace, traceback || "no traceback was recorded");
-    }
+    const count = this.row.querySelectorAll(".dw-tile:not([hidden])").length;
+    this.row.style.setProperty("--dw-columns", Math.max(4, count));
+    this.row.style.setProperty("--dw-half", count > 6 ? Math.ceil(count / 2) : Math.max(4, count));
+    say(this.verdict, facts.verdict);
+    this.verdict.hidden = !facts.verdict;
+    this.verdict.title = facts.verdict;
+    this.sayFailure(facts.failure);
+  }
+
+  sayFailure(failure) {
+    if (failure && this.failure.hidden) this.failure.open = true;
+    this.failure.hidden = !failure;
+    if (!failure) return;
+    const { who, error, traceback } = failure;
+    say(this.failureTitle, `${who}: ${error}`);
+    say(this.trace, traceback);
+    this.trace.hidden = !traceback;
+    this.failure.classList.toggle("dw-closed", !traceback);
   }
 
   list(entries) {
     this.events.show(entries);
   }
 }
+
+// Kinds of events as the list names them, where that is not their own name.
+const KIND_NAMES = { nonfinite: "non-finite", loss_scale: "loss scale", gpu: "GPU" };
 
 // The list of events, newest first by their time; an entry replaces an earlier one with the same id.
 class EventList {
@@ -94,7 +108,7 @@ class EventList {
       say(line.when, duration(Math.max(0, entry.time)));
       say(line.step, `step ${whole(entry.step)}`);
       say(line.ranks, entry.ranks === "-1" ? "session" : ranksOf(entry.ranks));
-      say(line.kind, entry.kind);
+      say(line.kind, KIND_NAMES[entry.kind] ?? entry.kind);
       say(line.what, entry.count > 1 ? `${entry.text} (changed ${entry.count} times)` : entry.text);
     }
   }

@@ -13,8 +13,7 @@ export class Ranks {
     this.grid = make("div", "dw-ranks", this.node, { role: "listbox", "aria-label": "Ranks", tabindex: "0" });
     this.grid.addEventListener("keydown", (event) => this.move(event));
     this.about = make("div", "dw-about dw-chosen", this.node, { role: "status" });
-    this.legend = make("div", "dw-legend", null);
-    this.node.append(figures.node, this.legend);
+    this.node.append(figures.node);
     this.tiles = [];
   }
 
@@ -49,13 +48,13 @@ export class Ranks {
     parts.push(`step ${whole(t.step[rank])}`, `${t.gpu[rank] ? "GPU" : "CPU"} ${fixed(t.busy[rank], 0)} %`);
     parts.push(gib(t.memory[rank]));
     if (t.throttle[rank]) parts.push(`slowed by ${t.throttle[rank]}`);
-    if (known(t.lag[rank])) parts.push(`${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % work time beside the other ranks`);
+    if (known(t.lag[rank])) parts.push(`work time ${t.lag[rank] >= 0 ? "+" : ""}${t.lag[rank]} % against the other ranks`);
     return parts.join(" · ") + (slow ? " · straggler" : "");
   }
 
   sayChosen() {
     const many = this.tiles.length > MOST_TILES;
-    const hint = many ? "Bands span all ranks, from lowest to highest: select a rank above to add its line." : "";
+    const hint = many ? "Bands reach from the lowest to the highest rank. Click a rank to draw its line." : "";
     say(this.about, this.chosen === null || !this.table ? hint : this.words(this.chosen, this.straggler === this.chosen));
   }
 
@@ -76,8 +75,6 @@ export class Ranks {
       for (const key of ["step", "busy", "memory"]) tile[key] = make("span", "", rest);
       return tile;
     });
-    phaseLegend(this.legend, theme);
-    say(make("span", "dw-key dw-straggler", this.legend), "▶ straggler");
   }
 
   select(rank) {
@@ -99,11 +96,26 @@ export class Ranks {
   }
 }
 
-export function phaseLegend(node, theme) {
-  node.replaceChildren();
-  for (const [phase, colour] of Object.entries(theme.phases)) {
-    const item = make("span", "dw-key", node);
-    make("i", "", item).style.background = colour;
-    item.append(phase);
+// The phases of a figure with their colours, and with ``straggler`` the mark of a straggler.
+export class PhaseLegend {
+  constructor({ straggler = false } = {}) {
+    this.node = make("div", "dw-legend dw-wide");
+    this.marks = straggler;
+    this.shown = "";
+  }
+
+  say(phases, theme, facts) {
+    const seen = new Set(phases);
+    const names = Object.keys(theme.phases).filter((name) => seen.has(name));
+    const marked = this.marks && (facts.straggler ?? null) !== null;
+    if (this.shown === `${names} ${marked}`) return;
+    this.shown = `${names} ${marked}`;
+    this.node.replaceChildren();
+    for (const name of names) {
+      const item = make("span", "dw-key", this.node);
+      make("i", "", item).style.background = theme.phases[name];
+      item.append(name);
+    }
+    if (marked) say(make("span", "dw-key dw-straggler", this.node), "▶ straggler");
   }
 }

@@ -11,8 +11,14 @@ export const percent = (share) => (known(share) ? `${(100 * share).toFixed(1)} %
 export function number(value) {
   if (!known(value)) return NONE;
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
   return size >= 100 ? value.toFixed(1) : value.toFixed(size >= 10 ? 2 : 4);
+}
+
+// 84.2 ms, 1.49 s
+export function milliseconds(value) {
+  if (!known(value)) return NONE;
+  return value < 999.95 ? `${value.toFixed(1)} ms` : `${Number((value / 1000).toPrecision(3))} s`;
 }
 
 export function duration(seconds) {

@@ -3,7 +3,7 @@ import { duration, ENDED, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
 import { Figures, Window } from "./figures.js";
 import { Overview } from "./overview.js";
-import { phaseLegend, Ranks } from "./ranks.js";
+import { PhaseLegend, Ranks } from "./ranks.js";
 import { Console, Samples } from "./lists.js";
 import { Controls, Quick } from "./controls.js";
 import { GONE } from "./link.js";
@@ -101,10 +101,16 @@ export class View {
   pages() {
     const body = make("div", "dw-body", this.root);
     const figures = {};
+    this.legends = { phase_bars: new PhaseLegend({ straggler: true }), timeline: new PhaseLegend() };
+    const beside = {
+      ranks: { after: { phase_bars: this.legends.phase_bars.node } },
+      gradients: { before: { histogram: this.layerChoice() } },
+      timeline: { before: { timeline: this.legends.timeline.node } },
+    };
     for (const [tab, entry] of this.tabs) {
       entry.page = make("div", "dw-tabpage", body, { role: "tabpanel", id: `${this.id}-${tab}-page`, "aria-labelledby": `${this.id}-${tab}` });
       if (tab !== "console" && tab !== "controls") {
-        entry.figures = figures[tab] = new Figures(tab, () => this.run, this.window);
+        entry.figures = figures[tab] = new Figures(tab, () => this.run, this.window, beside[tab]);
       }
     }
     this.overview = new Overview(figures.overview);
@@ -113,18 +119,17 @@ export class View {
     this.console = new Console();
     this.controls = new Controls((name, value) => this.state.control(this.number, name, value));
     for (const tab of ["overview", "ranks", "samples", "console", "controls"]) this.tabs.get(tab).page.append(this[tab].node);
-    this.layerChoice(this.tabs.get("gradients").page);
-    this.timelineLegend = make("div", "dw-legend", this.tabs.get("timeline").page);
     this.alignment(this.tabs.get("compare").page);
     for (const tab of ["gradients", "communication", "timeline", "compare"]) this.tabs.get(tab).page.append(figures[tab].node);
     this.open("overview", false);
   }
 
-  layerChoice(page) {
-    const label = make("label", "dw-tools", page);
-    label.append("Layer of the histogram ");
+  layerChoice() {
+    const label = make("label", "dw-tools dw-wide", null);
+    label.append("Layer ");
     this.layer = make("select", "", label, { "aria-label": "Layer of the histogram" });
     this.layer.addEventListener("change", () => this.state.choose(this.number, { layer: this.layer.value }));
+    return label;
   }
 
   alignment(page) {
@@ -168,8 +173,7 @@ export class View {
     this.overview.list(run.events);
     this.console.show([...run.console.values()]);
     this.samples.list(run.samples);
-    this.controls.history(run.history);
-    phaseLegend(this.timelineLegend, run.theme);
+    this.takeHistory(run.history);
     const names = this.state.runs[0].full?.runs ?? [];
     this.tabs.get("compare").button.hidden = this.runs.hidden = names.length < 2;
     this.name.hidden = names.length > 1; // the selection shows the name
@@ -182,6 +186,11 @@ export class View {
     this.controls.declare(controls);
   }
 
+  takeHistory(rows) {
+    this.quick.history(rows);
+    this.controls.history(rows);
+  }
+
   async draw() {
     const { figures } = this.tabs.get(this.tab);
     if (!this.run?.full) return;
@@ -191,6 +200,13 @@ export class View {
     if (this.tab === "compare") this.fillCompare();
     if (this.tab === "ranks" && this.run.rows.rank_table) this.ranks.say(this.run.rows.rank_table, this.run.facts, this.run.theme);
     if (this.tab === "gradients") this.listLayers();
+    this.sayLegends();
+  }
+
+  // The phases that figures show, with their colours.
+  sayLegends() {
+    const { rows, theme, facts } = this.run;
+    for (const [figure, legend] of Object.entries(this.legends)) legend.say(rows[figure]?.phase ?? [], theme, facts);
   }
 
   // Takes changes of the run that is shown: rows, replaced figures, changed facts, events and other lists.
@@ -207,10 +223,11 @@ export class View {
       this.declare(extra.controls);
       this.say(run.facts);
     }
-    if (extra.history) this.controls.history(extra.history);
+    if (extra.history) this.takeHistory(extra.history);
     if (extra.marks) for (const { figures } of this.tabs.values()) figures?.markAll();
     if (news.rank_table) this.ranks.say(run.rows.rank_table, run.facts, run.theme);
     if (news.gradients && this.tab === "gradients") this.listLayers();
+    if (Object.keys(this.legends).some((figure) => news[figure])) this.sayLegends();
     this.sayPoints();
   }
 

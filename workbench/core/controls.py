@@ -33,15 +33,14 @@ class Button:
     """A button in the head of the panel.
 
     Controls with the same ``place`` share one button, which triggers the control that the run's state allows.
-    ``asked``: the text after a click, until the ranks refuse the command. ``over``: the text after the run has ended.
-    ``question``: asked before the control is triggered, with one button for each of ``answers`` (text, value).
+    ``asked``: the text from a click until the ranks have done or refused it. ``question``: asked before the control is
+    triggered, with one button for each of ``answers`` (text, value).
     """
 
     text: str
     title: str
     place: str
     asked: str = ""
-    over: str = ""
     question: str = ""
     answers: tuple[tuple[str, str], ...] = ()
 
@@ -50,18 +49,19 @@ class Button:
 class Control:
     """A setting or an act of a running training.
 
-    ``setting``: whether it is a setting, whose value stays (``set name=value``), or an act. ``kind``: a key of
-    ``KINDS``. ``applies``: one of ``APPLIERS``. ``low`` and ``high``: inclusive bounds. ``default``: the value used
-    when none is given; with None a value is required, unless ``kind`` is "none". ``option``: the option of the spec
-    that gives a setting its initial value; checkpoints store such settings. ``alters``: the name of the value in force
-    that an act changes ("": none). ``when_empty``, ``when_zero``: how a form shows an empty value in force, and 0.
-    ``states``: the states of a run that allow the control. ``ends``: whether it ends the run. ``button``: its button in
-    the head of the panel; every control also has a place in the form.
+    ``title``: what people call it (default: its name). ``setting``: whether it is a setting, whose value stays (``set
+    name=value``), or an act. ``kind``: a key of ``KINDS``. ``applies``: one of ``APPLIERS``. ``low`` and ``high``:
+    inclusive bounds. ``default``: the value used when none is given; with None a value is required, unless ``kind`` is
+    "none". ``option``: the option of the spec that gives a setting its initial value; checkpoints store such settings.
+    ``alters``: the name of the value in force that an act changes ("": none). ``when_empty``, ``when_zero``: how a form
+    shows an empty value in force, and 0. ``states``: the states of a run that allow the control. ``ends``: whether it
+    ends the run. ``button``: its button in the head of the panel; a control without one has a place in the form.
     """
 
     name: str
     kind: str
     help: str
+    title: str = ""
     applies: str = "trainer"
     setting: bool = False
     unit: str = ""
@@ -248,42 +248,45 @@ KINDS: dict[str, Kind] = {
 }
 
 CONTROLS: tuple[Control, ...] = (
-    Control(name="pause", kind="none", states=("starting", "running"), help="pause all ranks after this step",
-            button=Button(text="Pause", title="Pause training", place="pause")),
-    Control(name="resume", kind="none", states=("paused",), help="continue after a pause",
-            button=Button(text="Resume", title="Resume training", place="pause")),
-    Control(name="step", kind="int", low=1, default=1, unit="steps", help="train some steps, then pause",
-            button=Button(text="Step", title="Take one step, then pause", place="step")),
-    Control(name="checkpoint", kind="none", help="write a checkpoint now",
-            button=Button(text="Checkpoint", title="Write a checkpoint now", place="checkpoint")),
-    Control(name="stop", kind="choice", choices=("step", "checkpoint", "no-checkpoint"), default="step", ends=True,
+    Control(name="pause", title="pause", kind="none", states=("starting", "running"),
+            help="pause all ranks after this step",
+            button=Button(text="Pause", title="Pause training", place="pause", asked="Pausing…")),
+    Control(name="resume", title="resume", kind="none", states=("paused",), help="continue after a pause",
+            button=Button(text="Resume", title="Resume training", place="pause", asked="Resuming…")),
+    Control(name="step", title="train and pause", kind="int", low=1, default=1, unit="steps",
+            help="train so many steps, then pause"),
+    Control(name="checkpoint", title="checkpoint", kind="none", help="write a checkpoint now",
+            button=Button(text="Checkpoint", title="Write a checkpoint now", place="checkpoint", asked="Saving…")),
+    Control(name="stop", title="stop", kind="choice", choices=("step", "checkpoint", "no-checkpoint"), default="step",
+            ends=True,
             help="end the run after this step, as after its last one; or with, or without a checkpoint in any case",
-            button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…", over="Ended",
+            button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…",
                           question="End the run?",
                           answers=(("With checkpoint", "checkpoint"), ("Without", "no-checkpoint")))),
-    Control(name="lr", kind="lr", setting=True, applies="strategy", low=0,
-            help="learning rate: a number, a factor (x0.5), or schedule"),
-    Control(name="clip", kind="float", setting=True, applies="strategy", low=0, option="clip", when_zero="off",
-            help="largest global norm of the gradient (0: off)"),
-    Control(name="weight_decay", kind="float", setting=True, applies="strategy", low=0,
-            help="weight decay of the parameter groups that have one"),
-    Control(name="accumulate", kind="int", setting=True, low=1, option="accumulate",
-            help="gradient accumulation steps: the parts that a rank splits its share of the batch into"),
-    Control(name="log_every", kind="int", setting=True, low=1, unit="steps", help="steps between step records"),
-    Control(name="grad_every", kind="interval", setting=True, applies="observer", low=0, unit="steps",
-            help="steps between gradient statistics (0: never)"),
-    Control(name="grad_layers", kind="regex", setting=True, applies="observer", when_empty="all",
-            help="record gradients only of layers whose names match (empty: all)"),
-    Control(name="evaluate", kind="none", help="evaluate after this step"),
-    Control(name="sample", kind="none", help="generate a sample from the model after this step"),
-    Control(name="rollback", kind="checkpoint", low=0, default=NEWEST, unit="step",
+    Control(name="lr", title="learning rate", kind="lr", setting=True, applies="strategy", low=0,
+            help="a number, a factor (x0.5), or schedule to return to the schedule"),
+    Control(name="clip", title="gradient clipping", kind="float", setting=True, applies="strategy", low=0,
+            option="clip", when_zero="off", help="largest global L2 norm of the gradient (0: off)"),
+    Control(name="weight_decay", title="weight decay", kind="float", setting=True, applies="strategy", low=0,
+            help="of the parameter groups that have one"),
+    Control(name="accumulate", title="gradient accumulation steps", kind="int", setting=True, low=1,
+            option="accumulate", help="parts into which a rank splits its share of the batch"),
+    Control(name="log_every", title="logging interval", kind="int", setting=True, low=1, unit="steps",
+            help="steps between two rows of loss, throughput and gradient norm"),
+    Control(name="grad_every", title="gradient statistics", kind="interval", setting=True, applies="observer", low=0,
+            unit="steps", help="steps between gradient statistics (0: never, auto: within the monitoring budget)"),
+    Control(name="grad_layers", title="layers watched", kind="regex", setting=True, applies="observer",
+            when_empty="all", help="record gradients only of layers whose names match (empty: all)"),
+    Control(name="evaluate", title="evaluate", kind="none", help="evaluate after this step"),
+    Control(name="sample", title="sample", kind="none", help="generate a sample from the model after this step"),
+    Control(name="rollback", title="roll back", kind="checkpoint", low=0, default=NEWEST, unit="step",
             help="restore a checkpoint: weights, optimizer, schedule, random generators, data position, settings"),
-    Control(name="branch", kind="changes", applies="session", ends=True,
+    Control(name="branch", title="branch", kind="changes", applies="session", ends=True,
             help="stop this run with a checkpoint and continue from it as a new run with changed options"),
-    Control(name="freeze", kind="regex", applies="strategy", alters="frozen", when_empty="none is frozen",
+    Control(name="freeze", title="freeze layers", kind="regex", applies="strategy", alters="frozen", when_empty="none",
             help="stop updating the layers whose names match"),
-    Control(name="unfreeze", kind="regex", applies="strategy", default=".", alters="frozen",
-            when_empty="none is frozen", help="resume updating frozen layers whose names match"),
+    Control(name="unfreeze", title="unfreeze layers", kind="regex", applies="strategy", default=".", alters="frozen",
+            when_empty="none", help="resume updating frozen layers whose names match (.: all)"),
 )  # fmt: skip
 
 

@@ -10,14 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from workbench.core.controls import AUTOMATIC, find
+from workbench.core.controls import AUTOMATIC, find, settings
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 
 LONGEST = 300
-#: settings as people call them; others (knobs of the training script) by their name
-_CALLED = {"lr": "learning rate", "clip": "gradient clipping", "weight_decay": "weight decay",
-           "accumulate": "gradient accumulation steps"}  # fmt: skip
 _CURVES = {"loss": "the loss", "grad_norm": "the gradient norm"}
 _STATES = {
     "starting": "starting",
@@ -76,14 +73,15 @@ def _control(name: str, value: Any, old: Any, units: Mapping[str, str]) -> str:
     if name == "declared" and isinstance(value, dict):
         unit = f" {value['unit']}" if value.get("unit") else ""
         return f"the training script declared the knob {value.get('name')} = {short(value.get('value'))}{unit}"
-    if name in ("log_every", "grad_every", "grad_layers"):
-        what = {"log_every": "logging interval", "grad_every": "gradient statistics", "grad_layers": "layers watched"}[
-            name
-        ]
-        return f"{what}: {'' if old is None else f'{setting(name, old)} → '}{setting(name, value)}"
     unit = units.get(name, "")
     now = setting(name, value, unit)
-    return f"{_CALLED.get(name, name)} {now if old is None else f'{setting(name, old)} → {now}'}"
+    colon = ":" if name in ("log_every", "grad_every", "grad_layers") else ""
+    return f"{_title(name)}{colon} {now if old is None else f'{setting(name, old)} → {now}'}"
+
+
+def _title(name: str) -> str:
+    """What people call a setting; a knob of the training script by its name."""
+    return next((control.title for control in settings() if control.name == name), name)
 
 
 _STOPS = {"checkpoint": " with a checkpoint", "no-checkpoint": " without a checkpoint"}

@@ -25,7 +25,7 @@ TITLE = "Bus bandwidth by collective"
 TAB = "communication"
 AXIS = "step"
 WIDE = True
-EMPTY = "No collectives were recorded."
+EMPTY = "No communication was recorded: a single rank has none, and --monitor off measures none."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

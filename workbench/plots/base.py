@@ -12,12 +12,13 @@ returns the rows that are new since ``cursor`` (None: all rows) as columns of eq
 
 It may also define
 
-- ``WIDE = True``: the figure takes the full width. ``EMPTY``: the text that is shown while there are no rows. -
-``height(columns)``: the height in pixels that these rows need; used where figures may differ in height. - ``REPLACE =
-True``: ``columns`` returns the complete content when it has changed, and no rows otherwise. - ``PERIOD_S``: minimum
-number of seconds between two updates in the panel (default: none). - ``CHOICE``: "rank" or "layer". ``columns`` then
-takes a third argument ``chosen``, the selected rank or layer, or None. - ``thin(columns)``: returns fewer rows when
-there are too many to draw (default: ``row_views.thin``).
+- ``WIDE = True``: the figure takes the full width. ``EMPTY``: why there may be no rows; a figure without rows is not
+  shown.
+- ``height(columns)``: the height in pixels that these rows need.
+- ``REPLACE = True``: ``columns`` returns the complete content when it has changed, and no rows otherwise.
+- ``PERIOD_S``: minimum number of seconds between two updates in the panel (default: none).
+- ``CHOICE``: "rank" or "layer". ``columns`` then takes a third argument ``chosen``: the selected one, or None.
+- ``thin(columns)``: returns fewer rows when there are too many to draw (default: ``row_views.thin``).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ TITLE = "Confusion matrix of the latest evaluation"
 TAB = "samples"
 AXIS = ""
 REPLACE = True
-EMPTY = "No confusion matrix: only the evaluation of a classification recipe measures one."
+EMPTY = "No confusion matrix: only evaluations of a classifier measure one."
 #: largest number of classes for which counts are written into the cells
 _READABLE = 16
 

@@ -20,7 +20,7 @@ NAME = "exposed"
 TITLE = "Exposed communication"
 TAB = "communication"
 AXIS = "step"
-EMPTY = "No collectives were recorded."
+EMPTY = "No communication was recorded: a single rank has none, and --monitor off measures none."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

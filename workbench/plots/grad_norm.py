@@ -21,6 +21,7 @@ NAME = "grad_norm"
 TITLE = "Gradient norm (global L2, before clipping)"
 TAB = "overview"
 AXIS = "step"
+EMPTY = "No step was completed."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

@@ -18,6 +18,7 @@ NAME = "learning_rate"
 TITLE = "Learning rate"
 TAB = "overview"
 AXIS = "step"
+EMPTY = "No step was completed."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

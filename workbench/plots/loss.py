@@ -21,6 +21,7 @@ NAME = "loss"
 TITLE = "Loss"
 TAB = "overview"
 AXIS = "step"
+EMPTY = "No step was completed."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

@@ -20,6 +20,7 @@ NAME = "throughput"
 TITLE = "Throughput"
 TAB = "overview"
 AXIS = "step"
+EMPTY = "No step was completed."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

@@ -19,7 +19,7 @@ TITLE = "Bytes in collectives per rank and step"
 HEIGHT = 320
 TAB = "communication"
 AXIS = "step"
-EMPTY = "No collectives were recorded."
+EMPTY = "No communication was recorded: a single rank has none, and --monitor off measures none."
 #: runs in the browser: formats a tick as 20 kB, 1.5 MB
 _BYTES = """
 let [value, unit] = [tick, 0];

@@ -18,7 +18,7 @@ TITLE = "Validation metrics in percent"
 TAB = "samples"
 AXIS = "step"
 REPLACE = True
-EMPTY = "No metrics such as an accuracy: a cell defines them as metrics, beside eval_dataset."
+EMPTY = "No samples: an evaluation can generate text, or measure accuracy and a confusion matrix."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

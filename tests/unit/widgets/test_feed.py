@@ -143,7 +143,7 @@ def test_facts_of_a_running_run(tmp_path: Path) -> None:
 def test_facts_name_what_went_wrong(tmp_path: Path) -> None:
     facts = facts_of(make_fake_run(tmp_path / "run", state="failed"))
     assert facts["notice"]["level"] == "error"
-    assert facts["notice"]["text"] == "rank 1 failed: see the tab Overview"
+    assert facts["notice"]["text"] == "rank 1: ended by signal 9 (killed)"
     assert facts["states"] == {"failed": 1, "died": 1}
     assert facts["failure"] == {"who": "rank 1", "error": "ended by signal 9 (killed)", "traceback": ""}
     assert facts_of(make_fake_run(tmp_path / "good"))["failure"] is None
