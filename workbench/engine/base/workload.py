@@ -92,7 +92,7 @@ class Workload:
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
     that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
     what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
-    directory had that.
+    directory had that. ``names``: what the cell defines and sees.
     """
 
     model: torch.nn.Module
@@ -108,3 +108,4 @@ class Workload:
     cell_state: KeptState | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
     cell_names: TakenNames | None = None
+    names: Mapping[str, Any] = field(default_factory=dict)

@@ -78,7 +78,12 @@ class Plan(ABC):
         self.hooks.take(module.parameters())
         modes = modes_of(module)
         replicas = self.mesh.dp if self.is_whole else 1  # models that are split have no batch normalisation
-        self.norms = BatchNorms(module, replicas=replicas, synchronised=self.spec.plan.sync_batchnorm)
+        self.norms = BatchNorms(
+            module,
+            replicas=replicas,
+            synchronised=self.spec.plan.sync_batchnorm,
+            accumulate=self.spec.accumulate,
+        )
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
         self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
