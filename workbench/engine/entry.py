@@ -129,8 +129,8 @@ def _train(
             exchange = exchange_of(rank, spec.plan.ranks)
             if isinstance(workload.data, LoaderSource | DatasetSource):
                 workload.data.share_with(exchange)
-            if isinstance(workload.data, LoaderSource) and (remark := workload.data.remark()):
-                strategy.tell("repeated_samples", remark)
+                for name, text in workload.data.remarks().items():
+                    strategy.tell(name, text)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)

@@ -39,11 +39,14 @@ class BatchSource(Protocol):
 class Positioned(Protocol):
     """A batch source whose position a checkpoint records in samples, so that another batch size goes on there."""
 
-    def position(self, number: int) -> dict[str, int]:
+    def position(self, number: int) -> dict[str, Any]:
         """Where batch ``number`` begins, as JSON types."""
 
-    def begin_at(self, position: dict[str, int], number: int) -> None:
+    def begin_at(self, position: dict[str, Any], number: int) -> None:
         """Let batch ``number`` begin at ``position``; ``ConfigError`` when this source cannot."""
+
+    def check_repeatable(self) -> None:
+        """Raise ``ConfigError`` where batches that were read cannot be read again in this process."""
 
 
 class KeptState(Protocol):
