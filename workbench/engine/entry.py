@@ -45,6 +45,7 @@ from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.joint_losses import JointLosses
 from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
@@ -182,6 +183,7 @@ def observers_of(
     always: list[StepObserver] = [
         BatchSizeLogger(strategy, log, exchange, tokens_per_sample=workload.tokens_per_sample),
         WithoutGradient(strategy),
+        JointLosses(spec, strategy, workload.model),
     ]
     if spec.monitor.level == "off":
         return [*always]
