@@ -361,6 +361,7 @@ class ColossalStrategy(Strategy):
             groups = self.plan.groups()
             self.plan.hooks.give_back()
             self.plan.step_hooks.give_back()
+            self.plan.step_reads.close()
             self.plan.close()
             del self.plan
             gc.collect()
