@@ -60,6 +60,9 @@ class PlainStrategy(Strategy):
     ) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def local_factor(self) -> float:
+        return 1.0
+
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         return []
 

@@ -46,6 +46,7 @@ from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.joint_losses import JointLosses
 from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
@@ -131,8 +132,9 @@ def _train(
             for part in (workload.data, workload.evaluate):
                 if isinstance(part, LoaderSource | DatasetSource | CellEvaluation):
                     part.share_with(exchange)
-            if isinstance(workload.data, LoaderSource) and (remark := workload.data.remark()):
-                strategy.tell("repeated_samples", remark)
+            if isinstance(workload.data, LoaderSource | DatasetSource):
+                for name, text in workload.data.remarks().items():
+                    strategy.tell(name, text)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)
@@ -186,6 +188,7 @@ def observers_of(
     always: list[StepObserver] = [
         BatchSizeLogger(strategy, log, exchange, tokens_per_sample=workload.tokens_per_sample),
         WithoutGradient(strategy),
+        JointLosses(spec, strategy, workload.model),
     ]
     if spec.monitor.level == "off":
         return [*always]

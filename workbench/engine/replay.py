@@ -31,7 +31,7 @@ from workbench.engine.frameworks.torch_common.torch_settings import torch_defaul
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
 from workbench.engine.state.randomness import RandomGenerators
 from workbench.errors import RunDirectoryError
-from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, WEIGHTS_FILE
+from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, STATISTICS_FILE, WEIGHTS_FILE
 
 
 def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
@@ -54,10 +54,12 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
         replayable = needed(strategy, Replayable, Capability.REPLAYABLE)
         try:
             load_weights(replayable.module, directory / WEIGHTS_FILE)
-            batch, random = load_batch_snapshot(directory)
+            batch, random = load_batch_snapshot(directory, workload.names)
             RandomGenerators(replayable.generators()).restore(random)
             alike = {"estimate": None, "factor": None, "replicas": 1, "parts": about["accumulate"]}
             replayable.average.restore(about.get("loss_weights", alike))
+            if (directory / STATISTICS_FILE).exists():
+                replayable.norms.give(load_file(directory / STATISTICS_FILE))
             if about.get("stand_in"):
                 batch = StandIn(batch)
             with NonfiniteSearch(replayable.module) as search:

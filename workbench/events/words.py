@@ -190,7 +190,7 @@ def _ordinal(value: Any) -> str:
 
 def _resumed_with(name: str, value: Any, old: Any) -> str:
     now, before = (told if isinstance(told, dict) else {} for told in (value, old))
-    texts = [f"{_CALLED.get(key, key)} {setting(key, before.get(key))} → {setting(key, now[key])}" for key in now]
+    texts = [f"{_title(key)} {setting(key, before.get(key))} → {setting(key, now[key])}" for key in now]
     return f"resumed with {', '.join(texts) or 'the same settings'}"
 
 

@@ -10,6 +10,8 @@ from workbench.rundir.log import rank_directory
 
 #: what the training found; the model's weights; what a replay found
 FAULT_FILE, WEIGHTS_FILE, REPLAY_FILE = "fault.json", "weights.safetensors", "replay.json"
+#: what synchronised batch normalisation computed from the samples of other replicas; there only where a model has it
+STATISTICS_FILE = "statistics.safetensors"
 
 
 def fault_directory(run: str | Path, rank: int, step: int) -> Path:
@@ -29,9 +31,9 @@ def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Pa
     for file in kept:
         about = json.loads(file.read_text(encoding="utf-8"))
         here = int(file.parent.parent.name.removeprefix("rank-"))
-        wanted = about["culprit"] if rank is None else rank
-        if here == wanted and (about["step"] == step if step is not None else about["weights"] == "kept"):
+        if here == (about["culprit"] if rank is None else rank) and step in (None, about["step"]):
             chosen.append((file.parent, about))
+    chosen.sort(key=lambda one: one[1]["weights"] != "kept")  # of several steps the first that can be replayed
     if not chosen:
         there = ", ".join(f"step {int(file.parent.name[-6:])} on {file.parent.parent.name}" for file in kept)
         raise RunDirectoryError(f"step {step} of rank {rank} was not kept in {run}: there are {there}")

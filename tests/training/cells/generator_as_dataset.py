@@ -13,5 +13,6 @@ inputs = torch.randn(18, 6)
 dataset = ((row, row[:1] * 2) for row in inputs)
 criterion = nn.MSELoss()
 """,
+    says={"": "the dataset is a generator, which can be read once: it has to last for all steps"},
     plain="dataset = list(dataset)\nlosses, norms = train(globals())",
 )

@@ -31,6 +31,9 @@ class HookedStrategy:
     def layer_sizes(self) -> dict[str, int]:
         return {"": 4}
 
+    def local_factor(self) -> float:
+        return 1.0
+
     def reduced_gradients(self, layers: Any = None, *, all_held: bool = False) -> list[Any]:
         return []
 

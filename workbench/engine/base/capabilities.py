@@ -79,6 +79,11 @@ class Watchable(Protocol):
         was shown stays as it is until ``step``, so that ``compare`` can be asked; it costs a gradient's memory and no
         copy where that can be avoided."""
 
+    def local_factor(self) -> float | torch.Tensor:
+        """What the local gradients that were shown in this step are to be multiplied by, so that their mean over
+        replicas is the reduced gradient: known only when the labels of all pieces are counted. Alike on all ranks.
+        After ``forward_backward``; no communication."""
+
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         """The reduced gradients this rank holds, of ``layers`` if given; where replicas hold the same, each gives a
         share of the layers, so that every layer comes from one rank at least (``all_held``: all of them instead).
@@ -125,6 +130,16 @@ class WeightedLoss(Protocol):
         """Undo ``state``."""
 
 
+class SharedNorms(Protocol):
+    """Batch normalisation layers that use the statistics of all replicas."""
+
+    def recorded(self) -> Mapping[str, torch.Tensor]:
+        """What replicas told each other in the last ``rerun``; empty where nothing."""
+
+    def give(self, recorded: Mapping[str, torch.Tensor]) -> None:
+        """From now on, use what another process has ``recorded``: this one has the samples of one replica only."""
+
+
 @runtime_checkable
 class Replayable(Protocol):
     """A step can be run once more without any effect, to find where a number that is not finite came from."""
@@ -136,6 +151,10 @@ class Replayable(Protocol):
     @property
     def average(self) -> WeightedLoss:
         """How the losses of the last step were weighted, for another process that runs the step once more."""
+
+    @property
+    def norms(self) -> SharedNorms:
+        """The batch normalisation layers, for another process that runs the step once more."""
 
     def generators(self) -> Mapping[str, ModuleGenerator]:
         """Random generators that the framework keeps inside the model, by name."""

@@ -39,11 +39,14 @@ class BatchSource(Protocol):
 class Positioned(Protocol):
     """A batch source whose position a checkpoint records in samples, so that another batch size goes on there."""
 
-    def position(self, number: int) -> dict[str, int]:
+    def position(self, number: int) -> dict[str, Any]:
         """Where batch ``number`` begins, as JSON types."""
 
-    def begin_at(self, position: dict[str, int], number: int) -> None:
+    def begin_at(self, position: dict[str, Any], number: int) -> None:
         """Let batch ``number`` begin at ``position``; ``ConfigError`` when this source cannot."""
+
+    def check_repeatable(self) -> None:
+        """Raise ``ConfigError`` where batches that were read cannot be read again in this process."""
 
 
 class KeptState(Protocol):
@@ -92,7 +95,7 @@ class Workload:
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
     that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
     what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
-    directory had that.
+    directory had that. ``names``: what the cell defines and sees.
     """
 
     model: torch.nn.Module
@@ -108,3 +111,4 @@ class Workload:
     cell_state: KeptState | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
     cell_names: TakenNames | None = None
+    names: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.batch import Batch
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.data.generators import DataGenerators
+from workbench.engine.data.read_once import check_repeatable, remark_on_iterator
 from workbench.engine.data.replica_samplers import check_sampler, is_distributed, remark_on_repeats
 from workbench.engine.data.same_data import SameData
 from workbench.engine.data.shared_order import SharedOrder
@@ -77,6 +78,15 @@ class DatasetSource:
         if not self._is_indexed:
             self._same.share_with(exchange)
 
+    def remarks(self) -> dict[str, str]:
+        """What to tell of the data before the first step, by the name of the event."""
+        text = remark_on_iterator("dataset", self.dataset)
+        return {"read_once": text} if text else {}
+
+    def check_repeatable(self) -> None:
+        """As ``Positioned.check_repeatable``."""
+        check_repeatable("dataset", self.dataset)
+
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield replica ``dp``'s share of each global batch from number ``start`` on, without end.
 
@@ -117,22 +127,26 @@ class DatasetSource:
         epochs, batches = divmod(number - left, samples // self.batch_size)
         return epoch + 1 + epochs, batches * self.batch_size
 
-    def position(self, number: int) -> dict[str, int]:
+    def position(self, number: int) -> dict[str, Any]:
         """Where batch ``number`` begins: ``epoch``, and ``samples`` of it before the batch; and the batch size."""
         if not self._is_indexed:
             return {"batch_size": self.batch_size}
         epoch, samples = self._at(number)
         return {"epoch": epoch, "samples": samples, "batch_size": self.batch_size}
 
-    def begin_at(self, position: dict[str, int], number: int) -> None:
+    def begin_at(self, position: dict[str, Any], number: int) -> None:
         """Let batch ``number`` begin at ``position``, and count later ones from there. Raises ``ConfigError``
         for an iterable and another batch size: its batches are counted from its beginning."""
         if self._is_indexed and "epoch" in position:
             self._origin = (number, position["epoch"], position["samples"])
+        elif position["batch_size"] is None:
+            return  # of a dataloader whose batches have no known size
         elif position["batch_size"] != self.batch_size:
+            what = "a dataset in place of a dataloader" if self._is_indexed else "an iterable dataset"
+            instead = "" if self._is_indexed else ", or a dataset with len(dataset) and dataset[index]"
             raise ConfigError(
-                f"an iterable dataset goes on with the batch size of its checkpoint only: use --batch-size "
-                f"{position['batch_size']}, or a dataset with len(dataset) and dataset[index]",
+                f"{what} goes on with the batch size of its checkpoint only: use --batch-size "
+                f"{position['batch_size']}{instead}",
                 field="--batch-size",
             )
 
@@ -227,9 +241,17 @@ class LoaderSource:
         loader.__dict__[name] = SharedOrder(getattr(loader, name), exchange)
         self.dataloader = loader
 
-    def remark(self) -> str:
-        """What to tell of the order of samples; "" if nothing."""
-        return remark_on_repeats(self._distributed_sampler)
+    def remarks(self) -> dict[str, str]:
+        """What to tell of the data before the first step, by the name of the event."""
+        found = {
+            "repeated_samples": remark_on_repeats(self._distributed_sampler),
+            "read_once": remark_on_iterator("dataloader", self.dataloader),
+        }
+        return {name: text for name, text in found.items() if text}
+
+    def check_repeatable(self) -> None:
+        """As ``Positioned.check_repeatable``."""
+        check_repeatable("dataloader", self.dataloader)
 
     def position(self, number: int) -> dict[str, Any]:
         """Where batch ``number`` begins: after so many batches of ``batch_size`` samples (None: unknown)."""

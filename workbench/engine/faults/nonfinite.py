@@ -23,7 +23,7 @@ from workbench.core.knobs import Knobs
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.batch import Batch, StandIn, contents
-from workbench.engine.base.capabilities import Replayable, WeightedLoss
+from workbench.engine.base.capabilities import Replayable
 from workbench.engine.base.decision import GO
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
@@ -38,7 +38,7 @@ from workbench.engine.faults.nonfinite_search import (
 )
 from workbench.engine.state.batch_snapshot import save_batch_snapshot, save_tensors
 from workbench.engine.state.randomness import RandomGenerators
-from workbench.rundir.kept_steps import FAULT_FILE, WEIGHTS_FILE, fault_directory
+from workbench.rundir.kept_steps import FAULT_FILE, STATISTICS_FILE, WEIGHTS_FILE, fault_directory
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
 
@@ -152,8 +152,7 @@ class NonfiniteGuard(StepObserver):
                 loss,
                 origins[here.dp],
                 findings,
-                module=self._replayable.module,
-                average=self._replayable.average,
+                strategy=self._replayable,
             )
         value: dict[str, Any] = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
         if origins.get(here.dp) == self._strategy.rank and finding is not None:
@@ -196,8 +195,7 @@ class NonfiniteGuard(StepObserver):
         origin: int,
         findings: list[dict[str, Any] | None],
         *,
-        module: torch.nn.Module,
-        average: WeightedLoss,
+        strategy: Replayable,
     ) -> tuple[str, str]:
         """Save what a replay needs, on every rank of the replica.
 
@@ -206,18 +204,28 @@ class NonfiniteGuard(StepObserver):
         directory = fault_directory(self._run, self._strategy.rank, step)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_batch_snapshot(directory, contents(self._batch), self._random_state)
-            weights = self._save_weights(directory, module)
-            about = {"step": step, "name": name, "culprit": origin, "loss": _to_hex(loss), "weights": weights or "kept"}
+            why_not = self._save_batch(directory) or self._save_weights(directory, strategy.module)
+            about = {"step": step, "name": name, "culprit": origin, "loss": _to_hex(loss), "weights": why_not or "kept"}
             about |= {"accumulate": self.accumulate, "finding": findings[origin], "indices": self._indices(step)}
-            about |= {"stand_in": isinstance(self._batch, StandIn), "loss_weights": average.state()}
+            about |= {"stand_in": isinstance(self._batch, StandIn), "loss_weights": strategy.average.state()}
+            if strategy.norms.recorded():
+                save_tensors(strategy.norms.recorded(), directory / STATISTICS_FILE)
             about["knobs"] = {} if self._knobs is None else self._knobs.values()
             # "culprit" is the file format's name for the rank of the origin
             (directory / FAULT_FILE).write_text(json.dumps(about), encoding="utf-8")
-        except (OSError, TypeError) as error:
+        except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             return "", str(error)
-        return str(directory.relative_to(self._run)), weights
+        return str(directory.relative_to(self._run)), why_not
+
+    def _save_batch(self, directory: Path) -> str:
+        """Save the batch. Returns the reason when it cannot be saved, else ""."""
+        batch = self._batch.batch if isinstance(self._batch, StandIn) else self._batch
+        try:
+            save_batch_snapshot(directory, batch, self._random_state)
+        except TypeError as error:
+            return str(error)
+        return ""
 
     def _save_weights(self, directory: Path, module: torch.nn.Module) -> str:
         """Save the weights, for the first fault of a run only. Returns the reason when they are not saved, else ""."""
@@ -229,7 +237,10 @@ class NonfiniteGuard(StepObserver):
             return f"the weights take {size / 2**20:.0f} MiB; the limit is {MAX_WEIGHT_BYTES / 2**20:.0f} MiB"
         if size > shutil.disk_usage(directory).free / 2:
             return f"the weights take {size / 2**20:.0f} MiB, more than half of the free disk space"
-        save_tensors(tensors, directory / WEIGHTS_FILE)
+        try:
+            save_tensors(tensors, directory / WEIGHTS_FILE)
+        except TypeError as error:
+            return str(error)
         self._weights_saved = True
         return ""
 

@@ -383,6 +383,8 @@ class Trainer:
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
         path = checkpoints.find(self._run, target)
+        if isinstance(self.workload.data, Positioned):
+            self.workload.data.check_repeatable()
         self._enter("checkpoint")
         self._write_in_flight()
         self._saved = self._restore(path)

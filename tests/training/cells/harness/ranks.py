@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,14 @@ def plain(rank: int, ranks: int, directory: Path, *, cell: str, loop: str, optio
     exec(compile(loop or "losses, norms = train(globals())", "<loop>", "exec"), names)
     numbers = {name: [float(number) for number in names[name]] for name in ("losses", "norms")}
     return {**numbers, "validations": names["validations"]}
+
+
+def replay(rank: int, ranks: int, directory: Path, *, run: str, step: int, first: int) -> dict[str, Any]:
+    """What the replay of a step of the replica that begins with rank ``first`` found, as ``%dist_replay`` has ranks
+    do."""
+    from workbench.engine.replay import replay as replay_step
+    from workbench.rundir.kept_steps import REPLAY_FILE, fault_directory
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    replay_step(run, step, first, rank, "replay")
+    return json.loads((fault_directory(run, first + rank, step) / REPLAY_FILE).read_text())

@@ -125,7 +125,58 @@ def test_another_batch_size_goes_on_at_the_same_sample(shuffle: bool) -> None:
     assert read(3, 3, source.position(4))[0] == [*epoch[16:22], *epoch[22:25]]
 
 
-def test_an_iterable_goes_on_with_its_batch_size_only() -> None:
-    position = DatasetSource(iter(range(22)), 4, seed=0, shuffle=False).position(2)
-    with pytest.raises(ConfigError, match="--batch-size 4"):
-        DatasetSource(iter(range(22)), 8, seed=0, shuffle=False).begin_at(position, 2)
+ITERABLE = r"an iterable dataset goes on .* only: use --batch-size 4, or a dataset with len"
+REPLACED = r"a dataset in place of a dataloader goes on .* only: use --batch-size 4$"
+LOADER = r"a dataloader goes on .* which was 4 over all ranks, and now is 8. Give it batch_size=4"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (lambda size: DatasetSource(Stream(), size, seed=0, shuffle=False), None, ITERABLE),
+        (lambda size: LoaderSource(DataLoader(Counted(), batch_size=size)), None, LOADER),
+        (lambda size: LoaderSource(DataLoader(Stream(), batch_size=size)), None, LOADER),
+        (
+            lambda size: LoaderSource(DataLoader(Counted(), batch_size=size)),
+            lambda size: DatasetSource(Counted(), size, seed=0, shuffle=False),
+            REPLACED,
+        ),
+    ],
+)
+def test_what_counts_batches_goes_on_with_its_batch_size_only(before, after, message: str) -> None:
+    position = before(4).position(2)
+    (after or before)(4).begin_at(position, 2)
+    with pytest.raises(ConfigError, match=message):
+        (after or before)(8).begin_at(position, 2)
+
+
+def test_a_sampler_of_each_replica_counts_all_of_them() -> None:
+    def source(size: int, replicas: int) -> LoaderSource:
+        sampler = DistributedSampler(Counted(), num_replicas=replicas, rank=0)
+        return LoaderSource(DataLoader(Counted(), batch_size=size, sampler=sampler))
+
+    position = source(2, 2).position(3)
+    source(4, 1).begin_at(position, 3)
+    with pytest.raises(ConfigError, match="was 4 over all ranks, and now is 8"):
+        source(4, 2).begin_at(position, 3)
+
+
+def test_a_loader_of_unknown_batch_size_goes_on() -> None:
+    unknown = LoaderSource([torch.ones(3)])
+    position = unknown.position(2)
+    for source in (unknown, LoaderSource(DataLoader(Counted(), batch_size=8)), SOURCES["in order"]()):
+        source.begin_at(position, 2)
+
+
+def test_what_can_be_read_once_says_so_and_does_not_go_back() -> None:
+    for source in (
+        DatasetSource((n for n in range(22)), 4, seed=0, shuffle=False),
+        LoaderSource(iter([torch.ones(3)])),
+        LoaderSource(map(torch.ones, range(1, 5))),
+    ):
+        assert "which can be read once: it has to last for all steps" in source.remarks()["read_once"]
+        with pytest.raises(ConfigError, match="cannot go back"):
+            source.check_repeatable()
+    for make in SOURCES.values():
+        assert make().remarks() == {}
+        make().check_repeatable()

@@ -28,6 +28,7 @@ from workbench.engine.frameworks.torch_common.parameters import (
     share_of_replicas,
 )
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.frameworks.torch_common.step_reads import StepReads
 from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes, trained, users_model
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import LossScaler, Originals, RankState
@@ -78,7 +79,12 @@ class Plan(ABC):
         self.hooks.take(module.parameters())
         modes = modes_of(module)
         replicas = self.mesh.dp if self.is_whole else 1  # models that are split have no batch normalisation
-        self.norms = BatchNorms(module, replicas=replicas, synchronised=self.spec.plan.sync_batchnorm)
+        self.norms = BatchNorms(
+            module,
+            replicas=replicas,
+            synchronised=self.spec.plan.sync_batchnorm,
+            accumulate=self.spec.accumulate,
+        )
         self.plugin = self.make_plugin()
         self.booster = Booster(plugin=self.plugin)
         self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
@@ -99,6 +105,13 @@ class Plan(ABC):
         if self.masters():
             self.step_hooks.take(self.optimizer.optim)
             self._move_state()
+        self.step_reads = StepReads(
+            getattr(self.optimizer, "optim", self.optimizer),
+            [item.parameter for item in self.held],
+            has_copies=bool(self.masters()),
+            tp=self.mesh.tp,
+            pp=self.mesh.pp,
+        )
         self.generators = generators_of(self.module)
         self.reduction = self.reduction_of()
         turns = {layer: turn for turn, layer in enumerate(names.layers)}

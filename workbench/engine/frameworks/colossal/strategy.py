@@ -28,6 +28,7 @@ from workbench.engine.frameworks.colossal.zero_checks import (
     check_parameters,
     is_distributed,
 )
+from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
     check_trainable,
@@ -40,6 +41,7 @@ from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks,
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.terms import (
     LossTerm,
+    Number,
     count_of_models_labels,
     expected_labels,
     loss_term,
@@ -182,7 +184,8 @@ class ColossalStrategy(Strategy):
                 losses = [self._rerun_pipeline(piece, seen) for piece in pieces]
             found = [loss for loss in losses if loss is not None]
             return torch.stack(found).sum() if found else None
-        return rerun(plan.module, pieces, self._again, seen, loss_scale=plan.loss_scale())
+        with plan.norms.recording():
+            return rerun(plan.module, pieces, self._again, seen, loss_scale=plan.loss_scale())
 
     def _again(self, piece: Batch) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
@@ -210,6 +213,11 @@ class ColossalStrategy(Strategy):
     def has_loss(self) -> bool:
         """As ``Pipelined.has_loss``."""
         return self.coordinates.pp == self.mesh.pp - 1
+
+    @property
+    def norms(self) -> BatchNorms:
+        """As ``Replayable.norms``."""
+        return self.plan.norms
 
     def skip(self) -> None:
         self.plan.optimizer.zero_grad()
@@ -285,6 +293,10 @@ class ColossalStrategy(Strategy):
         """As ``DdpReduced.reducer``."""
         module = self.plan.model.module
         return module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else None
+
+    def local_factor(self) -> Number:
+        """As ``Watchable.local_factor``."""
+        return self.average.factor
 
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         """As ``Watchable.reduced_gradients``."""
@@ -384,6 +396,7 @@ class ColossalStrategy(Strategy):
             groups = self.plan.groups()
             self.plan.hooks.give_back()
             self.plan.step_hooks.give_back()
+            self.plan.step_reads.close()
             self.plan.close()
             del self.plan
             gc.collect()

@@ -35,7 +35,7 @@ from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
-from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, loss_term
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, Number, loss_term
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
@@ -68,8 +68,13 @@ class DdpStrategy(Strategy):
         self.device = rank_device()
         self._module = trained(workload).to(self.device)
         self.originals = Originals(self._module)
-        self._norms = BatchNorms(self._module, replicas=self.mesh.dp, synchronised=self.spec.plan.sync_batchnorm)
-        self._norms.tell_on(self.rank, self.tell)
+        self.norms = BatchNorms(
+            self._module,
+            replicas=self.mesh.dp,
+            synchronised=self.spec.plan.sync_batchnorm,
+            accumulate=self.spec.accumulate,
+        )
+        self.norms.tell_on(self.rank, self.tell)
         self._optimizer = workload.optimizer
         self._frozen_by_cell = FrozenByCell(self._module, workload.optimizer)
         self._hooks = GradientHooks()
@@ -121,7 +126,7 @@ class DdpStrategy(Strategy):
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
         before = versions_of(self._held)
-        with self._norms.around(piece):
+        with self.norms.around(piece):
             term = self.model(lambda: self._term(batch))
         self._frozen_by_cell.check()
         if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
@@ -193,6 +198,10 @@ class DdpStrategy(Strategy):
         items = [item for item in self._chosen(self._held, layers) if item.layer not in self._frozen]
         return self._reduction.watching(items, self._parts, self.aside(observer), keep=keep)
 
+    def local_factor(self) -> Number:
+        """As ``Watchable.local_factor``."""
+        return self.average.factor
+
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         """As ``Watchable.reduced_gradients``."""
         return self._parts(self._chosen(self._held if all_held else self._mine, layers))
@@ -245,10 +254,11 @@ class DdpStrategy(Strategy):
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """As ``Replayable.rerun``."""
-        return rerun(self._module, pieces, self._again, seen, loss_scale=self.loss_scale())
+        with self.norms.recording():
+            return rerun(self._module, pieces, self._again, seen, loss_scale=self.loss_scale())
 
     def _again(self, piece: Batch) -> torch.Tensor:
-        with self._norms.around(piece):
+        with self.norms.around(piece):
             term = self._term(to_device(contents(piece), self.device))
         return self.average.again(term, samples_in(piece))
 
@@ -280,7 +290,7 @@ class DdpStrategy(Strategy):
 
     def close(self) -> None:
         if hasattr(self, "model"):
-            self._norms.close()
+            self.norms.close()
             # Kept until DDP's reducer is gone: were its reference the last one, the group would end while this thread
             # has the interpreter lock, and wait for a gloo thread that waits for the lock.
             group = self.model.process_group

@@ -8,8 +8,8 @@ replaces the ``forward`` of the modules, so that a cell's references to them and
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workbench.engine.base.batch import Batch, StandIn
 from workbench.engine.base.names import users_name
+from workbench.errors import RunDirectoryError
 
 _SHOWN = 3
 
@@ -28,39 +29,65 @@ class BatchNorms:
 
     ``synchronised``: layers in training mode use the statistics of all replicas; a ``torch.nn.SyncBatchNorm`` always
     does. Samples of a ``StandIn`` count in no statistics, which is why each piece is computed inside ``around``.
-    Forward and backward passes of synchronised layers are collective.
+    Forward and backward passes of synchronised layers are collective. ``accumulate``: gradient accumulation steps.
     """
 
-    def __init__(self, module: torch.nn.Module, *, replicas: int, synchronised: bool) -> None:
+    def __init__(self, module: torch.nn.Module, *, replicas: int, synchronised: bool, accumulate: int) -> None:
         found = [(users_name(name), each) for name, each in module.named_modules() if isinstance(each, _BatchNorm)]
         self._is_counted = True
-        self._before: list[tuple[torch.nn.Module, type[torch.nn.Module], Any]] = []
+        self._shared = SharedStatistics()
+        self._before: list[tuple[_BatchNorm, type[_BatchNorm], Any]] = [
+            (norm, type(norm), vars(norm).get("forward")) for _, norm in found
+        ]
         self._own_share: list[str] = []
+        self._own_step = [name for name, norm in found if norm.training and accumulate > 1]
+        self._synchronised: set[torch.nn.Module] = set()
         for name, norm in found:
-            self._before.append((norm, type(norm), vars(norm).get("forward")))
-            is_synchronised = synchronised
+            if synchronised or isinstance(norm, torch.nn.SyncBatchNorm):
+                self._synchronised.add(norm)
+            elif replicas > 1 and norm.training:
+                self._own_share.append(name)
             if isinstance(norm, torch.nn.SyncBatchNorm):
                 norm.__class__ = _Converted  # type: ignore[assignment]  # DDP refuses it on CPUs
-                is_synchronised = True
-            if replicas == 1:
-                continue
-            if not is_synchronised and norm.training:
-                self._own_share.append(name)
-            forward = partial(self._of_all if is_synchronised else self._of_own_share, norm, norm.forward)
-            norm.forward = _uncompiled(forward)  # type: ignore[method-assign]
+        if replicas > 1:
+            self._replace_forward()
+
+    def _replace_forward(self) -> None:
+        for norm, _, _ in self._before:
+            compute = self._of_all if norm in self._synchronised else self._of_own_share
+            norm.forward = _uncompiled(partial(compute, norm, norm.forward))  # type: ignore[method-assign]
 
     def tell_on(self, rank: int, tell: Callable[[str, str], object]) -> None:
-        """On rank 0, tell of layers that normalise by each rank's own share of the batch."""
-        names = self._own_share
-        if rank or not names:
-            return
-        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        text = (
-            f"batch normalisation ({shown}) uses the statistics of each rank's own share of the batch, as torch's DDP "
-            "does: the loss depends on the number of ranks, and checkpoints hold the statistics of rank 0. "
-            "--sync-batchnorm uses those of the whole batch"
-        )
-        tell("batch_norm", text)
+        """On rank 0, tell of layers that normalise by a part of the batch."""
+        told = []
+        if self._own_share:
+            told.append(
+                f"batch normalisation ({_listed(self._own_share)}) uses the statistics of each rank's own share of the "
+                "batch, as torch's DDP does: the loss depends on the number of ranks, and checkpoints hold the "
+                "statistics of rank 0. --sync-batchnorm uses those of the whole batch"
+            )
+        if self._own_step:
+            told.append(
+                f"batch normalisation ({_listed(self._own_step)}) uses the statistics of one gradient accumulation "
+                "step at a time, and its running statistics move at each of them, as in any loop that accumulates "
+                "gradients: the loss depends on --accumulate. Layers that do not look across samples, such as "
+                "GroupNorm, do not depend on it"
+            )
+        if told and not rank:
+            tell("batch_norm", ". ".join(told))
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Around a pass: what replicas tell each other in it is ``recorded``."""
+        return self._shared.recording()
+
+    def recorded(self) -> Mapping[str, torch.Tensor]:
+        """As ``SharedNorms.recorded``."""
+        return self._shared.recorded
+
+    def give(self, recorded: Mapping[str, torch.Tensor]) -> None:
+        """As ``SharedNorms.give``."""
+        self._shared.given = recorded
+        self._replace_forward()
 
     @contextmanager
     def around(self, piece: Batch) -> Iterator[None]:
@@ -77,7 +104,7 @@ class BatchNorms:
             norm.__class__ = kind
             vars(norm).pop("forward", None)
             if forward is not None:  # the cell's own, of this module alone
-                norm.forward = forward
+                norm.forward = forward  # type: ignore[method-assign]
         self._before = []
 
     def _of_own_share(self, norm: _BatchNorm, forward: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -87,10 +114,77 @@ class BatchNorms:
         if not norm.training:
             return forward(x)
         norm._check_input_dim(x)
-        y, mean, variance, count = _Synchronised.apply(x, norm.weight, norm.bias, norm.eps, self._is_counted)
+        y, mean, variance, count = _Synchronised.apply(
+            x, norm.weight, norm.bias, norm.eps, self._is_counted, self._shared
+        )
         if norm.track_running_stats and norm.running_mean is not None:
             _update(norm, mean, variance * (count / (count - 1)))
         return y
+
+
+class SharedStatistics:
+    """What synchronised layers learn of the samples of all replicas, call by call.
+
+    ``recorded``: of the last pass inside ``recording``, by the number of the call and the direction. ``given``: what
+    another process has recorded, which this one, with the samples of one replica only, uses; None: replicas are asked.
+    """
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._is_recording = False
+        self.recorded: dict[str, torch.Tensor] = {}
+        self.given: Mapping[str, torch.Tensor] | None = None
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around a pass, whose calls are counted from 0."""
+        self._calls, self.recorded, self._is_recording = 0, {}, True
+        try:
+            yield
+        finally:
+            self._is_recording = False
+
+    def next_call(self) -> int:
+        """The number of a call."""
+        self._calls += 1
+        return self._calls - 1
+
+    def gathered(self, call: int, own: torch.Tensor) -> torch.Tensor:
+        """The statistics of all replicas, [replicas, values], from those of each."""
+        return self._shared(f"{call}.forward", own, _gather)
+
+    def summed(self, call: int, own: torch.Tensor) -> torch.Tensor:
+        """The sum over all replicas."""
+        return self._shared(f"{call}.backward", own, _sum)
+
+    def _shared(self, name: str, own: torch.Tensor, exchange: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        if self.given is None:
+            found = exchange(own)
+        elif name in self.given:
+            found = self.given[name].to(own.device)
+        else:
+            raise RunDirectoryError(
+                "the replay runs other batch normalisation layers than the step did: was the code changed since?"
+            )
+        if self._is_recording:
+            self.recorded[name] = found
+        return found
+
+
+def _gather(own: torch.Tensor) -> torch.Tensor:
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    return torch.stack(everyone)
+
+
+def _sum(own: torch.Tensor) -> torch.Tensor:
+    total = own.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 class _Converted(_BatchNorm):
@@ -133,7 +227,7 @@ class _Synchronised(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 - a Function is called with positional arguments
-        ctx: Any, x: torch.Tensor, weight: Any, bias: Any, eps: float, is_counted: bool
+        ctx: Any, x: torch.Tensor, weight: Any, bias: Any, eps: float, is_counted: bool, shared: SharedStatistics
     ) -> Any:
         dims, shape = [0, *range(2, x.dim())], (1, -1) + (1,) * (x.dim() - 2)
         real = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -143,9 +237,8 @@ class _Synchronised(torch.autograd.Function):
         own = torch.cat([own_mean, own_squares, number])
         if not is_counted:
             own.zero_()
-        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, own)
-        means, squares, numbers = torch.stack(everyone).split([real.shape[1], real.shape[1], 1], dim=1)
+        ctx.shared, ctx.call = shared, shared.next_call()
+        means, squares, numbers = shared.gathered(ctx.call, own).split([real.shape[1], real.shape[1], 1], dim=1)
         count = numbers.sum()
         if x.device.type == "cpu" and count < 2:  # elsewhere the host would wait for the device
             raise ValueError(
@@ -169,8 +262,8 @@ class _Synchronised(torch.autograd.Function):
         normalised, weight, inverse, count = ctx.saved_tensors
         real = given.to(normalised.dtype)
         sums = torch.stack([real.sum(ctx.dims), (real * normalised).sum(ctx.dims)])
-        of_bias, of_weight = sums.clone()
-        dist.all_reduce(sums)
+        of_bias, of_weight = sums
+        sums = ctx.shared.summed(ctx.call, sums)
         if ctx.is_counted:
             mean, along = (sums / count).view(2, *ctx.shape)
             real = real - mean - normalised * along
@@ -180,6 +273,7 @@ class _Synchronised(torch.autograd.Function):
             (real * scale.view(ctx.shape)).to(given.dtype) if needs_x else None,
             of_weight.to(weight.dtype) if needs_weight else None,
             of_bias if needs_bias else None,
+            None,
             None,
             None,
         )

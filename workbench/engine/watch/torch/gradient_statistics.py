@@ -46,6 +46,7 @@ class PendingRecords:
     smallest_normal: int
     sampled: bool
     sketched: list[tuple[str, str]]
+    factor: float | torch.Tensor = 1.0
     reports: Callable[[str, str], bool] | None = None
 
     def ready(self) -> bool:
@@ -79,7 +80,8 @@ class PendingRecords:
     def _own_records(self) -> list[GradientStats | HistogramStats]:
         places: dict[tuple[str, str], int] = {}
         index = np.array([places.setdefault(key, len(places)) for key in self.keys])
-        scale = np.array(self.scales)
+        factor = float(self.factor)
+        scale = np.array(self.scales) / factor
         first, *rest = self.copy.arrays()
         numel = _totals(index, np.array(self.numel, dtype=np.int64))
         counts, dot, slice_norm, slice_numel, *_ = rest
@@ -91,7 +93,7 @@ class PendingRecords:
         largest = np.zeros(len(places))
         np.maximum.at(largest, index, first[:, MAX_ABS] / scale)
         compared = np.array([places[key] for key in self.compared], dtype=np.int64)
-        dots = _totals(compared, dot / scale[0] ** 2, len(places))
+        dots = _totals(compared, dot / scale[0] ** 2 / factor, len(places))  # the reduced one has the factor
         known_dots = dots if self.dot_kind == "exact" else np.full(len(places), math.nan)
         shift = np.zeros(len(places), dtype=np.int64)
         shift[index] = np.round(np.log2(scale)).astype(np.int64)
@@ -264,6 +266,11 @@ class GradientCollector:
         self._sketched: list[tuple[str, str]] = []
         self._sketches: list[torch.Tensor] = []
         self._seen: dict[str, int] = {}
+        self._factor: float | torch.Tensor = 1.0
+
+    def multiply(self, factor: float | torch.Tensor) -> None:
+        """Let the statistics be those of the gradients times ``factor``; histograms to the nearest power of two."""
+        self._factor = factor
 
     def take(self, parts: Sequence[GradientPart]) -> None:
         """Compute the statistics of ``parts`` now, as the reduction may overwrite the gradients afterwards."""
@@ -331,6 +338,7 @@ class GradientCollector:
             smallest_normal=self._smallest_normal,
             sampled=self._sampled,
             sketched=self._sketched,
+            factor=self._factor,
             reports=reports,
         )
         self._clear()

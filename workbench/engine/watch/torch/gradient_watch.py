@@ -168,7 +168,8 @@ class GradientWatch(StepObserver):
             if isinstance(self._collector, GradientCollector):
                 self._finish_full_set(step, self._collector)
             else:
-                self._write_norms(step, "local", self._collector.finish())
+                factor = self._watchable.local_factor()
+                self._write_norms(step, "local", self._collector.finish(), factor)
 
     def _finish_full_set(self, step: int, own: GradientCollector) -> None:
         rank, layers = self._strategy.rank, self._layers
@@ -177,6 +178,7 @@ class GradientWatch(StepObserver):
             own.equals_reduced()
             self._pending.append(own.finish(step, rank, "local", reports=self._watchable.reports))
         else:
+            own.multiply(self._watchable.local_factor())
             if own.keep:
                 own.compare(self._watchable.compare(own.parts))
             self._pending.append(own.finish(step, rank, "local"))
@@ -186,10 +188,10 @@ class GradientWatch(StepObserver):
         self._weight_layers = self._fitting(layers)
         self._weights.before(self._watchable.weights(self._weight_layers))
 
-    def _write_norms(self, step: int, scope: str, norms: PartNorms | None) -> None:
+    def _write_norms(self, step: int, scope: str, norms: PartNorms | None, factor: float | torch.Tensor = 1.0) -> None:
         if norms is None:
             return
-        begun = self._norm_log.begin(step, scope, norms, self._layers)
+        begun = self._norm_log.begin(step, scope, norms, self._layers, factor=factor)
         if begun is not None:
             self._pending.append(begun)
 

@@ -41,6 +41,7 @@ class PendingNorms:
     scope: str
     layout: Layout
     scale: float
+    factor: float | torch.Tensor
     copy: HostCopy
 
     def ready(self) -> bool:
@@ -49,7 +50,7 @@ class PendingNorms:
 
     def records(self) -> list[LayerNorms]:
         """One record, with the norm of each part of the layout."""
-        norms = self.layout.norms(self.copy.arrays()[0] / self.scale)
+        norms = self.layout.norms(self.copy.arrays()[0] * (float(self.factor) / self.scale))
         return [LayerNorms(step=self.step, rank=self.rank, scope=self.scope, layout=self.layout.number, norms=norms)]
 
 
@@ -62,9 +63,16 @@ class LayerNormLog:
         self._layouts: list[tuple[Sequence[tuple[str, str, int]], Collection[str] | None, Layout]] = []
 
     def begin(
-        self, step: int, scope: str, norms: PartNorms, layers: frozenset[str] | None = None
+        self,
+        step: int,
+        scope: str,
+        norms: PartNorms,
+        layers: frozenset[str] | None = None,
+        *,
+        factor: float | torch.Tensor = 1.0,
     ) -> PendingNorms | None:
-        """Start the copy of ``norms`` to the host; of ``layers`` only, if given. None where there is nothing to log."""
+        """Start the copy of ``norms``, which are logged times ``factor``, to the host; of ``layers`` only, if given.
+        None where there is nothing to log."""
         known = (layout for parts, chosen, layout in self._layouts if chosen == layers and parts == norms.parts)
         layout = next(known, None) or self._new_layout(step, norms.parts, layers)
         if not layout.chosen.size:
@@ -75,6 +83,7 @@ class LayerNormLog:
             scope=scope,
             layout=layout,
             scale=norms.scale,
+            factor=factor,
             copy=HostCopy([norms.norms]),
         )
 

@@ -46,6 +46,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     workload = _workload(defined, spec, knobs)
     workload.cell_state = CellState(namespace, defined)
     workload.cell_names = names
+    workload.names = namespace
     return workload
 
 

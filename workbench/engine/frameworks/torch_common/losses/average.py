@@ -126,6 +126,11 @@ class LossAverage:
         self._factor = None if is_right else _fp32(factor)
         return self._factor
 
+    @property
+    def factor(self) -> Number:
+        """What ``finish`` returned in the last step; 1 for None."""
+        return 1.0 if self._factor is None else self._factor
+
     def _summed(self, count: Number) -> Number:
         """The sum over all ranks; a scalar on the device unless that is the host. Collective."""
         if self._mesh.world_size == 1:
