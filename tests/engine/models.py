@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ def model(kind: str) -> torch.nn.Module:
     return _TRANSFORMERS[kind.partition("-")[0]]()
 
 
-def _llama() -> torch.nn.Module:
+def _llama(layers: int = 4) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4}
     return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **sizes))
 
 
@@ -51,7 +52,13 @@ def _vit() -> torch.nn.Module:
     return ViTForImageClassification(ViTConfig(hidden_dropout_prob=0.0, **sizes, **images))
 
 
-_TRANSFORMERS = {"llama": _llama, "tied": _tied, "gpt2": _gpt2, "vit": _vit}
+_TRANSFORMERS = {
+    "llama": _llama,
+    "shallow": functools.partial(_llama, layers=2),
+    "tied": _tied,
+    "gpt2": _gpt2,
+    "vit": _vit,
+}
 
 
 def batch(kind: str, step: int) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -76,6 +77,7 @@ def _serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to stderr
+    importlib.import_module("IPython.core.interactiveshell")  # as in the warm process, whose ranks run cells
     settle = pkgutil.resolve_name(framework(sys.argv[1]).preload)()
     for line in sys.stdin:
         request = json.loads(line)
@@ -86,8 +88,13 @@ def _serve() -> None:
 
 def _import(function: str) -> None:
     """What the ranks of this and of later requests would each import for themselves; a failure is theirs to tell."""
+    module = function.partition(":")[0]
+    if module in sys.modules:
+        return
     with contextlib.suppress(Exception):
-        importlib.import_module(function.partition(":")[0])
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a rank's collector never walks, and so never copies, what was imported here
 
 
 def _run(request: dict[str, Any], directory: Path, settle: Callable[[], None]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
-    """What the notebook says of each figure is true of what the figure shows."""
-    runs, executed = execute("02_gradients.ipynb", steps=30)
+    """What the notebook says of each figure is true of what the figure shows. The slow rank sleeps long enough to stand
+    out from what else a busy machine does."""
+    runs, executed = execute("02_gradients.ipynb", steps=30, delay_s=0.005)
     assert set(runs) == {"bad-init", "poisoned", "noise", "slow-rank"}
     first = runs["bad-init"].gradients().query("scope == 'reduced' and step == 1").drop_duplicates("layer")
     norm = first.set_index("layer")["norm"]
@@ -57,7 +58,7 @@ def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
     assert slow.straggler is not None and (slow.straggler.rank, slow.straggler.phase) == (1, "data")
     each = runs["slow-rank"].phases().groupby(["step", "rank", "phase"])["duration_ms"].sum()
     spent = each.unstack("phase").groupby("rank").median()
-    assert spent.loc[1, "data"] > 15, "its data set sleeps for each sample"
+    assert spent.loc[1, "data"] > 32 * 5, "its data set sleeps for each sample"
     assert spent.loc[0, "data"] < spent.loc[1, "data"] and spent.loc[0, "communication"] > spent.loc[1, "communication"]
 
     cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}

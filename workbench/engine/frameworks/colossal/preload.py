@@ -19,7 +19,9 @@ MODULES = (
     "colossalai.shardformer.policies.llama",
     "colossalai.shardformer.policies.gpt2",
     "colossalai.shardformer.policies.vit",
+    "colossalai.shardformer.modeling.mixtral",  # which a repair changes
     "rich.logging",  # Colossal-AI's logger
+    "rich.console",
 )
 
 
