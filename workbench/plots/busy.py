@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots import heat, theme
+from workbench.plots import cells, heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
@@ -40,8 +40,8 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Merge cells into fewer, wider time bins."""
-    return rows.thin_cells(columns, x="time")
+    """Merge cells into fewer, wider ones."""
+    return cells.thin(columns, x="time")
 
 
 def figure(source: ColumnDataSource) -> Figure:

@@ -12,6 +12,8 @@ from workbench.plots import theme
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
 
+#: look of the cells of ``cells.hold``
+PALER: dict[str, Any] = {"fill_alpha": "alpha", "line_alpha": "edge"}
 #: runs in the browser: the label of a row, from the rows that the source has at the time
 _LABEL_OF_ROW = """
 const { row, label } = source.data;
@@ -59,11 +61,19 @@ def diverging_palette() -> list[str]:
 
 
 def draw(
-    source: ColumnDataSource, drawn: Any, mapper: Any, tips: list[tuple[str, str]], *, x: str = "step", ticks: int = 18
+    source: ColumnDataSource,
+    drawn: Any,
+    mapper: Any,
+    tips: list[tuple[str, str]],
+    *,
+    x: str = "step",
+    ticks: int = 18,
+    **look: Any,
 ) -> Any:
     """Draw the cells of ``source`` on the figure ``drawn`` and return the renderer.
 
-    ``tips``: tooltips. ``x``: name of the x column. ``ticks``: approximate number of labelled rows.
+    ``tips``: tooltips. ``x``: name of the x column. ``ticks``: approximate number of labelled rows. ``look``: more of
+    the glyph, such as ``PALER``.
     """
     from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
 
@@ -77,6 +87,7 @@ def draw(
         fill_color=colour,
         line_color=colour,  # hides the gaps between cells
         line_width=1,
+        **look,
     )
     drawn.x_range.range_padding = 0
     drawn.yaxis.formatter = CustomJSTickFormatter(args={"source": source}, code=_LABEL_OF_ROW)

@@ -139,10 +139,15 @@ def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Co
     of them has rows of each table.
     """
     row, last_step = cursor or (0, 0)
-    here = progress(store)
-    limit = 2**62 if has_ended(store) else int(here.furthest.min(initial=2**62)) - 2
+    limit = 2**62 if has_ended(store) else last_whole_step(store)
     key = ("whole", table, row, last_step, store.rows(table), limit)
     return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
+
+
+def last_whole_step(store: Store) -> int:
+    """The last step that is whole as ``whole_steps`` means it; 2**62 where every rank is absent."""
+    furthest = int(progress(store).furthest.min(initial=2**62))
+    return furthest if has_ended(store) else furthest - 2
 
 
 #: where statistics of whole layers were read: in ``gradients``, and in ``layer_norms``
@@ -256,23 +261,6 @@ def thin(
     return {name: values[chosen] for name, values in columns.items()}
 
 
-def thin_cells(columns: Columns, budget: int = CELLS, x: str = "step") -> Columns:
-    """A heat map of at most about ``budget`` cells: every n-th column of it, made so wide that none is missing.
-
-    Cells lie from column ``x`` to column ``until``.
-    """
-    places, index = np.unique(columns[x], return_inverse=True)
-    if columns[x].size <= budget or places.size < 3:
-        return columns
-    stride = math.ceil(columns[x].size / budget)
-    shown = np.arange(places.size)[::-1][::stride][::-1]  # the newest is always there
-    taken = np.isin(index, shown)
-    out = {name: values[taken] for name, values in columns.items()}
-    next_of = dict(zip(places[shown][:-1], places[shown][1:], strict=True))
-    out["until"] = np.array([next_of.get(at, end) for at, end in zip(out[x], out["until"], strict=True)], dtype=float)
-    return out
-
-
 def has_gpu(store: Store) -> bool:
     """Whether the run's ranks are bound to GPUs (false before the first device sample)."""
     if not store.rows("devices"):
@@ -366,11 +354,15 @@ def table_of(step: np.ndarray, rank: np.ndarray, value: np.ndarray, ranks: int) 
 
 
 def spacing(steps: np.ndarray, before: float) -> np.ndarray:
-    """Where each step's cell ends: one interval further (the smallest between neighbours)."""
-    gaps = np.diff(np.concatenate([[before], steps])) if before > 0 else np.diff(steps)
-    gaps = gaps[gaps > 0]
-    every = float(gaps.min()) if gaps.size else 1.0
-    return np.concatenate([steps[1:], steps[-1:] + every]) if steps.size else steps
+    """Where each step's cell ends: at the next step, but not further than twice the interval before it. ``before``: the
+    last step of an earlier call, 0 without one."""
+    if not steps.size:
+        return steps
+    every = np.diff(np.concatenate([[before], steps]))
+    if before <= 0:
+        every[0] = every[1] if steps.size > 1 else 1.0
+    ends = np.append(steps[1:], steps[-1] + every[-1])
+    return np.minimum(ends, steps + 2 * every)
 
 
 def _bridge(table: np.ndarray) -> np.ndarray:

@@ -157,11 +157,12 @@ def _add_polygons(pane: Axes, rows: GlyphRows, polygons: list[np.ndarray]) -> No
     fill = rows.colours("fill")
     fill = fill if len(fill) == len(polygons) else fill[:1]
     by_value = _by_value(rows)
+    edges = np.column_stack([fill[:, :3], fill[:, 3] == 1]) if by_value else rows.colours("line")  # pale cells: none
     pane.add_collection(
         PolyCollection(
             polygons,
             facecolors=fill,
-            edgecolors=fill if by_value else rows.colours("line"),
+            edgecolors=edges,
             linewidths=0.6 if by_value else float(rows.constant("line_width", 1.0)),
             rasterized=len(polygons) > MOST_SHAPES,
         )
