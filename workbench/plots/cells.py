@@ -15,8 +15,8 @@ from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
 #: the cell of a value that is no longer new: until which age (in intervals between the two last values), and how much
-#: of its colour it keeps; an older value is not shown
-FADING = ((0.5, 0.75), (1.0, 0.6), (2.0, 0.35), (4.0, 0.2))
+#: of its colour it keeps; an older value is not shown, but one empty cell lets the axis reach as far as the run
+FADING = ((0.5, 0.75), (1.0, 0.6), (2.0, 0.35), (4.0, 0.2), (16.0, 0.0), (64.0, 0.0), (256.0, 0.0), (4096.0, 0.0))
 #: the interval in steps of a row's first value, where the run does not set one
 FIRST_INTERVAL = 4.0
 #: gaps between cells are kept that are wider than this share of the axis
@@ -52,7 +52,9 @@ def hold(measured: Columns, before: Columns | None, store: Store, *, by: str | N
     known = is_final | np.isfinite(end)[:, None] | (until <= reached)
     until = np.minimum(until, np.minimum(end, reached if is_final else math.inf)[:, None])
     start = np.maximum(start, values["shown"][:, None])
-    at, piece = np.nonzero(known & (until > start))
+    is_first = row == (row[0] if row.size else 0)
+    is_first[1:] &= values["step"][1:] != values["step"][:-1]
+    at, piece = np.nonzero(known & (until > start) & ((_ALPHAS > 0) | is_first[:, None]))
     values["shown"] = np.maximum(values["shown"], np.where(known & (until > start), until, -math.inf).max(axis=1))
     cells = {"step": start[at, piece], "until": until[at, piece], "measured": values["step"][at].astype(float)}
     cells |= {name: values[name][at] for name in measured if name not in cells}
@@ -108,9 +110,15 @@ def thin(columns: Columns, budget: int = rows.CELLS, x: str = "step", row: str =
     """At most ``budget`` cells: those of a row that begin within the same n steps (of which a cell begins in any row)
     become one, which reaches from the first to the last and has the value of the last; a gap that can be seen remains
     one. ``mark``, where there is such a column, is the largest of all."""
+    if columns[x].size <= budget:
+        return columns
+    if "alpha" in columns:
+        kept = columns["alpha"] > 0
+        kept[np.argmax(columns["until"])] = True
+        columns = {name: values[kept] for name, values in columns.items()}
     places, index = np.unique(columns[x], return_inverse=True)
     count = np.unique(columns[row]).size
-    if columns[x].size <= budget or places.size < 3:
+    if places.size < 3:
         return columns
     stride = math.ceil(places.size / max(1, budget // count))
     group = (places.size - 1 - index) // stride  # counted from the newest

@@ -379,6 +379,8 @@ def test_a_value_is_held_paler_with_its_age_and_not_for_ever(tmp_path: Path) -> 
         (1, 3, 5, 0.6),
         (1, 5, 9, 0.35),
         (1, 9, 17, 0.2),
+        (1, 17, 65, 0.0),
+        (1, 65, 130, 0.0),
         (130, 130, 131, 1.0),
         (130, 131, 150, 0.75),
         (150, 150, 151, 1.0),
@@ -392,6 +394,15 @@ def test_values_of_every_step_need_no_paler_cells(tmp_path: Path) -> None:
     steps = [float(number) for number in range(1, 11) for _ in range(2)]
     found, _ = cells.hold(values_at(steps, [0.0, 1.0] * 10), None, held_run(tmp_path, 10, ended=True))
     assert spans(found, 1) == [(number, number, number + 1, 1.0) for number in map(float, range(1, 11))]
+
+
+def test_the_axis_reaches_as_far_as_the_run(tmp_path: Path) -> None:
+    """One empty cell is enough for it, of however many rows."""
+    store = held_run(tmp_path, 150, ended=True)
+    for by in ("row", None):
+        found, _ = cells.hold(values_at([1, 1, 1], [0, 1, 2]), None, store, by=by)
+        assert found["until"].max() == 151
+        assert found["until"][found["alpha"] > 0].max() == 17 and np.count_nonzero(found["alpha"] == 0) == 2
 
 
 def test_rows_end_apart_but_a_histogram_ends_as_a_whole(tmp_path: Path) -> None:
