@@ -30,9 +30,11 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     name = "gpu_percent" if rows.has_gpu(store) else "cpu_percent"
     bins, table, after = rows.rank_bins(store, name, cursor)
     ranks = store.mesh.world_size
-    group, firsts = rows.rank_groups(ranks)
+    _, firsts = rows.rank_groups(ranks)
     if firsts.size < ranks:
-        table = np.add.reduceat(np.nan_to_num(table), firsts, axis=0) / np.bincount(group)[:, None]
+        known = np.add.reduceat((~np.isnan(table)).astype(float), firsts, axis=0)
+        with np.errstate(invalid="ignore"):
+            table = np.add.reduceat(np.nan_to_num(table), firsts, axis=0) / known
     labels = [rows.rank_label(int(first), ranks) for first in firsts]
     begin = bins * rows.BIN_S
     out = heat.make_cells(begin, begin + rows.BIN_S, table, labels, name="time")

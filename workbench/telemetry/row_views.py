@@ -20,6 +20,7 @@ from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.layer_norms import LayerLists, with_norms
+from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.store import Store
 from workbench.telemetry.thin import minmax_indices
 
@@ -30,6 +31,8 @@ CELLS = 6_000
 MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate
 BIN_S = 0.5
+#: bins without samples that break a line
+GAP_BINS = 20
 #: ranks up to which a figure has a line for each; above, it shows the lowest, the median and the highest
 MOST_LINES = 32
 _KEPT = 48
@@ -281,26 +284,28 @@ def rank_label(first: int, ranks: int, rows: int = MOST_ROWS) -> str:
     return f"{first}" if size == 1 else f"{first}-{min(ranks, first + size) - 1}"
 
 
-BinCursor = tuple[int, int]
+BinCursor = tuple[int, int, int]
 
 
 def rank_bins(store: Store, value: str, cursor: BinCursor | None) -> tuple[np.ndarray, np.ndarray, BinCursor]:
     """Device samples in bins of ``BIN_S``: bin numbers after the cursor, a table (rank, bin) of means, the new cursor.
 
-    NaN for a rank without samples there; a gap of one bin is bridged. The cursor is (row, last bin given). The newest
-    bins are kept back until the run has gone on for a second, so that each is given once and whole.
+    NaN for a rank without samples there; a gap of one bin is bridged. One bin without any sample stands for a pause,
+    and for a time of more than ``GAP_BINS`` without samples, so that a line is broken there. The cursor is (row, last
+    bin read, last bin with samples). The newest bins are kept back until the run has gone on for a second, so that
+    each is given once and whole.
     """
-    row, last = cursor or (0, -1)
-    key = ("bins", value, row, last, store.rows("devices"), has_ended(store))
-    return memo(store, key, lambda: _bins(store, value, row, last))
+    row, last, seen = cursor or (0, -1, -1)
+    key = ("bins", value, row, last, seen, store.rows("devices"), has_ended(store))
+    return memo(store, key, lambda: _bins(store, value, row, last, seen))
 
 
-def _bins(store: Store, value: str, row: int, last: int) -> tuple[np.ndarray, np.ndarray, BinCursor]:
+def _bins(store: Store, value: str, row: int, last: int, seen: int) -> tuple[np.ndarray, np.ndarray, BinCursor]:
     devices, end = since(store, "devices", row)
     here = progress(store)
     ranks = store.mesh.world_size
     if not devices["time"].size:
-        return np.empty(0, dtype=int), np.empty((ranks, 0)), (row, last)
+        return np.empty(0, dtype=int), np.empty((ranks, 0)), (row, last, seen)
     bins = ((devices["time"] - here.begin) / BIN_S).astype(int)
     newest = int(bins.max()) - (0 if has_ended(store) else 2)
     width = max(0, newest - last)
@@ -312,10 +317,22 @@ def _bins(store: Store, value: str, row: int, last: int) -> tuple[np.ndarray, np
     totals = np.bincount(index, weights=devices[value][taken], minlength=size)
     with np.errstate(invalid="ignore"):
         table = _bridge((totals / counts).reshape(ranks, width + 2))[:, 1:-1]
+    numbers = np.arange(last + 1, last + 1 + width)
+    paused = _paused(store, here.begin + np.append(last, numbers) * BIN_S)
+    table[:, paused[1:]] = math.nan
     some = ~np.isnan(table).all(axis=0)
+    # how many bins ago there was a sample
+    empty = numbers - np.maximum.accumulate(np.where(some, numbers, seen)) if width else numbers
+    shown = some | (paused[1:] & ~paused[:-1]) | ((empty == GAP_BINS + 1) & (empty < numbers + 1))
     needed = np.flatnonzero(bins >= max(last, newest))
-    cursor = (row + int(needed[0]) if needed.size else end, max(last, newest))
-    return np.arange(last + 1, last + 1 + width)[some], table[:, some], cursor
+    cursor = (row + int(needed[0]) if needed.size else end, max(last, newest), int(numbers[some].max(initial=seen)))
+    return numbers[shown], table[:, shown], cursor
+
+
+def _paused(store: Store, begin: np.ndarray) -> np.ndarray:
+    """Which bins, from ``begin`` (epoch seconds) on, lie within a pause for more than half of their length."""
+    pauses = memo(store, ("pauses", store.rows("events")), lambda: Pauses().take(store.table("events")))
+    return np.asarray(pauses.before(begin + BIN_S) - pauses.before(begin) > BIN_S / 2)
 
 
 def per_rank_bins(
@@ -338,8 +355,9 @@ def lines(table: np.ndarray, prefix: str, chosen: int | None = None, *, band: bo
     names = ("lowest", "median", "highest")
     if table.shape[1] == 0:
         return {f"{prefix}_{name}": np.empty(0) for name in (*names, "chosen")}
-    some = np.where(np.isnan(table).all(axis=0), 0.0, table)
-    parts = np.nanquantile(some, (0.0, 0.5, 1.0), axis=0)
+    is_gap = np.isnan(table).all(axis=0)
+    parts = np.nanquantile(np.where(is_gap, 0.0, table), (0.0, 0.5, 1.0), axis=0)
+    parts[:, is_gap] = math.nan
     own = np.full(table.shape[1], math.nan) if chosen is None or chosen >= ranks else table[chosen]
     return {**{f"{prefix}_{name}": part for name, part in zip(names, parts, strict=True)}, f"{prefix}_chosen": own}
 

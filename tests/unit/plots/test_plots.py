@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from bokeh.models import ColumnDataSource, HBar, HoverTool, VSpan
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
 from workbench.core.columns import Columns
-from workbench.core.records import GradientStats, StepRecord
-from workbench.plots import ALL, event_lines, gradients, loss, plots, theme, throughput, utilisation
+from workbench.core.records import DeviceSample, Event, GradientStats, StepRecord
+from workbench.plots import ALL, busy, event_lines, gradients, loss, memory, plots, theme, throughput, utilisation
 from workbench.plots.base import TABS, Plot
 from workbench.plots.still.run_picture import picture
 from workbench.rundir.log import RankLogWriter
@@ -236,6 +237,47 @@ def test_utilisation_of_many_ranks_is_a_band(tmp_path: Path) -> None:
     assert not np.isnan(columns["cpu_chosen"]).any()
     assert (columns["cpu_lowest"] <= columns["cpu_median"]).all()
     assert (columns["cpu_median"] <= columns["cpu_highest"]).all()
+
+
+@pytest.mark.parametrize("ranks", [2, 40, 130])
+def test_a_pause_is_a_gap_over_elapsed_time(tmp_path: Path, ranks: int) -> None:
+    """Ranks are sampled while they wait, but nothing is drawn of it: lines break, and cells are left out."""
+    path = make_fake_run(tmp_path / "run", ranks=ranks, steps=60, layers=1, grad_every=0)
+    begin = rows.progress(opened(path)).begin
+    for rank in range(ranks):
+        with RankLogWriter(path, rank) as writer:
+            for state, at in (("paused", 2.0), ("running", 4.0)):
+                writer.append(Event(time=begin + at, step=8, rank=rank, kind="state", name=state))
+    store = opened(path)
+    for plot in (utilisation, memory):
+        columns, _ = plot.columns(store, None)
+        inside = (columns["time"] > 2) & (columns["time"] < 4)
+        values = np.stack([each for name, each in columns.items() if not name.endswith(("time", "chosen"))])
+        assert np.isnan(values[:, inside]).all() and inside.sum() == 1
+        assert not np.isnan(values[:, ~inside]).any() and columns["time"].max() > 5
+    cells, _ = busy.columns(store, None)
+    assert not ((cells["until"] > 2) & (cells["time"] < 4)).any() and cells["time"].max() > 5
+
+
+def test_a_time_without_samples_is_a_gap_however_it_is_read(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    numbers = {"threads": 1, "net_sent_bytes": 0, "net_received_bytes": 0, "disk_read_bytes": 0, "disk_write_bytes": 0}
+    sample = DeviceSample(time=0.0, rank=0, step=0, phase="", cpu_percent=9.0, rss_bytes=1, device="cpu", **numbers)
+    parts: list[Columns] = []
+    cursor = None
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0) as writer:
+        for time in (0.1, 0.6, 1.1, 31.1, 31.6, 32.6, math.nan):
+            writer.append(replace(sample, time=time)) if time < 40 else writer.event("state", "finished", step=0)
+            writer.flush()
+            store.refresh()
+            columns, cursor = utilisation.columns(store, cursor)
+            parts.append(columns)
+    whole, _ = utilisation.columns(opened(tmp_path), None)
+    gaps = whole["time"][np.isnan(whole["cpu_0"])]
+    assert gaps.size == 1 and 1.5 < gaps[0] < 31
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
 
 
 def test_long_runs_are_thinned_and_keep_their_ends() -> None:
