@@ -59,7 +59,8 @@ def _loss(found: Comparison) -> Any:
         steps, losses = subject.validation
         if steps.size and subject.curve["step"].size:
             places = np.interp(steps, subject.curve["step"], subject.axis(found.x))
-            drawn.scatter(places, losses, color=colour(index), size=11, line_color=None, marker="diamond")
+            drawn.line(places, losses, color=colour(index), line_width=2)
+            drawn.scatter(places, losses, color=colour(index), size=8, line_color=None)
     return drawn
 
 

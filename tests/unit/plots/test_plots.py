@@ -11,13 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HBar, HoverTool, VSpan
+from bokeh.models import ColumnDataSource, HBar, HoverTool, Line, Segment, VSpan
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
 from workbench.core.columns import Columns
 from workbench.core.records import DeviceSample, Event, GradientStats, StepRecord
-from workbench.plots import ALL, busy, event_lines, gradients, loss, memory, plots, theme, throughput, utilisation
+from workbench.plots import (
+    ALL,
+    busy,
+    event_lines,
+    gradients,
+    loss,
+    memory,
+    plots,
+    theme,
+    throughput,
+    utilisation,
+    validation,
+)
 from workbench.plots.base import TABS, Plot
+from workbench.plots.still.picture import still
 from workbench.plots.still.run_picture import picture
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry import row_views as rows
@@ -118,7 +131,7 @@ def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run:
         parts = [part for part in parts if next(iter(part.values())).size][-1:]
     for key, expected in whole.items():
         joined = np.concatenate([part[key] for part in parts])
-        if key in ("validation", "at", "measured"):
+        if key in ("at", "measured", "after", "since"):
             assert set(joined[~np.isnan(joined)]) == set(expected[~np.isnan(expected)])
         elif expected.dtype == object:
             assert list(joined) == list(expected)
@@ -146,9 +159,26 @@ def test_late_validation_rides_on_a_repeat_of_the_last_row(tmp_path: Path) -> No
         store.refresh()
         late, _ = loss.columns(store, cursor)
     assert np.isnan(late.pop("spike")).all() and np.isnan(late.pop("spike_at")).all()
+    assert np.isnan(late.pop("after")).all() and np.isnan(late.pop("since")).all()
     assert {name: list(values) for name, values in late.items()} == {
-        "step": [1], "loss": [1.0], "smooth": [1.0], "validation": [2.5], "at": [1], "measured": [2.5]
+        "step": [1], "loss": [1.0], "smooth": [1.0], "at": [1], "measured": [2.5]
     }  # fmt: skip
+
+
+def test_validations_are_joined_in_every_figure(run: Path) -> None:
+    """From each to the next, by a line of the same colour and width, live and in a still picture."""
+    columns, _ = loss.columns(opened(run), None)
+    shown = ~np.isnan(columns["measured"])
+    assert columns["after"][shown].tolist()[1:] == columns["at"][shown].tolist()[:-1] == [50, 100, 150]
+    np.testing.assert_array_equal(columns["since"][shown][1:], columns["measured"][shown][:-1])
+    drawn = loss.figure(ColumnDataSource(dict(columns)))
+    of_loss = next(each.glyph for each in drawn.renderers if isinstance(each.glyph, Segment))
+    accuracy = validation.figure(ColumnDataSource({"step": [1.0, 2.0], "accuracy": [10.0, 20.0]}))
+    of_accuracy = next(each.glyph for each in accuracy.renderers if isinstance(each.glyph, Line))
+    for look in ("line_color", "line_width", "line_dash"):
+        assert getattr(of_loss, look) == getattr(of_accuracy, look)
+    picture = still(drawn, title="Loss")
+    assert not picture.left_out and f"validation: first {columns['measured'][shown][0]:.4g}" in picture.words
 
 
 def test_a_step_is_given_once_all_ranks_have_it(tmp_path: Path) -> None:

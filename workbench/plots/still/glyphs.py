@@ -78,7 +78,7 @@ def _segments(pane: Axes, rows: GlyphRows) -> None:
     if any(end is None for end in ends):
         return
     table = np.column_stack(ends)  # type: ignore[arg-type]
-    _add_lines(pane, rows, list(table.reshape(-1, 2, 2)))
+    _add_lines(pane, rows, list(table[np.isfinite(table).all(axis=1)].reshape(-1, 2, 2)))
 
 
 def _add_lines(pane: Axes, rows: GlyphRows, lines: list[np.ndarray]) -> None:

@@ -76,7 +76,8 @@ def description(figure: Any, title: str) -> str:
     text = f"{title}: {y_label or 'values'} over {x_label or 'x'}."
     named = legend.entries_of(figure, found) or [("", rows) for rows in found.values()]
     for name, rows in named[:8]:
-        values = rows.y() if rows.kind in ("Line", "Step", "Scatter", "Circle") else None
+        by_kind = {**dict.fromkeys(("Line", "Step", "Scatter", "Circle"), "y"), "Segment": "y1"}
+        values = rows.y(by_kind[rows.kind]) if rows.kind in by_kind else None
         known = values[np.isfinite(values)] if values is not None else np.empty(0)
         if known.size:
             text += (
