@@ -215,7 +215,58 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
     drawn, _ = timeline.columns(store, None)
     second = drawn["step"] == 11
     assert drawn["start"][second].min() == 38  # the second step begins when the slowest rank has ended the first
-    assert set(drawn["colour"]) == {theme.PHASES[name] for name in ("forward", "communication", "optimizer")}
+    named = {theme.PHASES[name] for name in ("forward", "communication", "optimizer")}
+    assert set(drawn["colour"]) == {*named, timeline.GAP_COLOUR}
+    gaps = drawn["phase"] == timeline.GAP
+    assert set(drawn["lasted"][gaps]) == {"6 ms"} and set(drawn["rank"][gaps]) == {0, 1}
+    assert set(drawn["note"][gaps]) == {"the step of the slowest rank goes on"}
+    starts = ~np.isnan(drawn["boundary"])
+    assert drawn["name"][starts].tolist() == ["step 10", "step 11", "step 12"]
+    assert drawn["boundary"][starts].tolist() == [0, 38, 76]
+    assert timeline.height(drawn) < 210, "bars are thin"
+
+
+def test_an_evaluation_does_not_crush_the_steps_beside_it(tmp_path: Path) -> None:
+    """Of 14 s beside steps of 30 ms; live, in the report, and where the steps of each rank are added up."""
+    write_spec(tmp_path, fake_spec(ranks=2))
+    for rank in range(2):
+        with RankLogWriter(tmp_path, rank) as writer:
+            for number in range(1, 13):
+                writer.append(step(number, rank, ms=30.0))
+                phases = [("forward", 0.0, 20.0), ("communication", 20.0, 10.0)]
+                if number == 11:
+                    phases += [("evaluate", 30.0 + 10 * rank, 14_000.0 - 10 * rank), ("checkpoint", 14_030.0, 500.0)]
+                for phase, start, length in phases:
+                    writer.append(
+                        PhaseRecord(
+                            step=number, rank=rank, phase=phase, micro_batch=-1, start_ms=start, duration_ms=length
+                        )
+                    )
+            finish(writer)
+    store = opened(tmp_path)
+    drawn, _ = timeline.columns(store, None)
+    longest = 30 * timeline.LONGEST_BETWEEN
+    assert drawn["end"].max() == pytest.approx(3 * 30 + longest, abs=1e-3)
+    own = drawn["step"] == 12
+    assert (drawn["end"] - drawn["start"])[own] == pytest.approx([20, 10, 20, 10]), "nothing else is shorter"
+    evaluated = np.flatnonzero(drawn["phase"] == "evaluate")
+    assert drawn["lasted"][evaluated].tolist() == ["14 s", "14 s"]
+    assert drawn["note"][evaluated[0]] == "drawn shorter than it was"
+    assert drawn["inside"][evaluated].tolist() == ["evaluate 14 s", ""]
+    assert drawn["inside"][drawn["phase"] == "checkpoint"].tolist() == ["", ""], "there is no room for it"
+    only = {name: values[store.table("phases")["step"] == 11] for name, values in store.table("phases").items()}
+    assert timeline.bars(only, np.arange(2))["end"].max() == pytest.approx(30 + longest, abs=1e-3)
+    bars, _ = phase_bars.columns(store, None)
+    assert bars["right"].max() == pytest.approx(30) and "evaluate" not in bars["phase"]
+
+
+def test_a_short_checkpoint_between_steps_keeps_its_length() -> None:
+    nothing = np.array([False, False])
+    between = np.array([False, True])
+    starts, ends, is_cut = timeline._shortened(
+        np.array([0.0, 30.0]), np.array([30.0, 34.0]), between, nothing, longest=10.0
+    )
+    assert (starts.tolist(), ends.tolist(), is_cut.tolist()) == ([0, 30], [30, 34], [False, False])
 
 
 def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
@@ -225,7 +276,9 @@ def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
         drawn, _ = timeline.columns(store, None)
         logged = store.table("phases")
         logged = {n: v[logged["step"] >= np.unique(logged["step"])[-timeline.STEPS]] for n, v in logged.items()}
-        assert sorted(drawn["end"] - drawn["start"]) == pytest.approx(sorted(logged["duration_ms"]))
+        whole = drawn["phase"] != timeline.GAP
+        assert sorted((drawn["end"] - drawn["start"])[whole]) == pytest.approx(sorted(logged["duration_ms"]))
+        drawn = {key: values[whole] for key, values in drawn.items()}
         thin = drawn["height"] < 0.5
         assert set(drawn["phase"][thin]) == {"monitor", "overlapped"} - ({"overlapped"} if name == "pp" else set())
         for rank in range(4):

@@ -21,7 +21,7 @@ from workbench.plots.still.rows import GlyphRows, as_numbers, colour_map, norm, 
 from workbench.telemetry.thin import minmax_indices
 
 #: above so many shapes or points of a glyph they are painted as one image
-MOST_SHAPES = 400
+MOST_SHAPES = 250
 MOST_POINTS = 150
 #: a line keeps the lowest and the highest point in each column of so many pixels
 COLUMN_PX = 1.6
@@ -217,6 +217,8 @@ def _texts(pane: Axes, rows: GlyphRows) -> None:
         return
     horizontal: Any = rows.constant("text_align", "left")
     vertical: Any = {"middle": "center_baseline", "top": "top"}.get(rows.constant("text_baseline", "bottom"), "bottom")
+    shown = np.isfinite(x) & np.isfinite(y) & np.array([bool(text) for text in rows.texts("text")], dtype=bool)
+    pane.update_datalim(np.column_stack([x, y])[shown])
     places = list(zip(x.tolist(), y.tolist(), rows.texts("text"), rows.colours("text"), strict=False))
     for at, height, text, colour in places[:MOST_TEXTS]:
         if text and np.isfinite([at, height]).all():
