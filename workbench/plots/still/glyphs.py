@@ -21,7 +21,7 @@ from workbench.plots.still.rows import GlyphRows, as_numbers, colour_map, norm, 
 from workbench.telemetry.thin import minmax_indices
 
 #: above so many shapes or points of a glyph they are painted as one image
-MOST_SHAPES = 250
+MOST_SHAPES = 150
 MOST_POINTS = 150
 #: a line keeps the lowest and the highest point in each column of so many pixels
 COLUMN_PX = 1.6
