@@ -1,13 +1,13 @@
 // The Overview tab: failure, tiles with numbers, verdict, four figures, and the list of events.
-import { duration, fixed, known, make, NONE, number, percent, plain, ranksOf, say, whole } from "./text.js";
+import { duration, known, make, milliseconds, number, percent, ranksOf, say, whole } from "./text.js";
 
 const TILES = [
   ["loss", "Loss", (f) => [number(f.loss), `step ${whole(f.step)}`]],
   ["validation", "Validation", (f) => [number(f.validation?.value), validationNote(f)]],
-  ["lr", "Learning rate", (f) => [known(f.lr) ? plain(Number(f.lr.toPrecision(3))) : NONE, f.precision]],
+  ["lr", "Learning rate", (f) => [number(f.lr, 3), f.precision]],
   ["norm", "Grad norm", (f) => [number(f.grad_norm), "before clipping"]],
   ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s of all ranks`]],
-  ["time", "Step time", (f) => [known(f.step_time_ms) ? `${fixed(f.step_time_ms, 1)} ms` : "–", "slowest rank"]],
+  ["time", "Step time", (f) => [milliseconds(f.step_time_ms), "slowest rank"]],
   ["mfu", "MFU", (f) => [percent(f.mfu), known(f.mfu) ? "of peak FLOPS" : "peak unknown"]],
   ["ranks", "Ranks", (f) => [whole(f.world), statesNote(f)]],
 ];

@@ -45,5 +45,14 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def decimal_bytes(value: float) -> str:
+    """``1500000`` -> ``1.5 MB``, in powers of 1,000 as the bandwidth of networks is counted."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    place = 0
+    while value >= 999.5 and place < len(units) - 1:
+        value, place = value / 1000, place + 1
+    return f"{number(value, 3)} {units[place]}"
+
+
 def _short(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text

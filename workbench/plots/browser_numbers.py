@@ -37,12 +37,22 @@ const bytes = (value) => {
 """
 
 
+#: as many digits as it takes to tell the ticks of an axis apart
+_TICK = """
+const read = (text) => Number(text.replaceAll(",", ""));
+const span = Math.max(...ticks) - Math.min(...ticks) || Math.abs(tick) || 1;
+let digits = 3;
+while (digits < 12 && ticks.some((each) => Math.abs(read(number(each, digits)) - each) > 1e-3 * span)) digits += 1;
+return number(tick, digits);
+"""
+
+
 def tick_formatter(function: str) -> Any:
     """Formatter of an axis: "number", "milliseconds" or "bytes"."""
     from bokeh.models import CustomJSTickFormatter
 
-    short = "tick, 3" if function == "number" else "tick"
-    return CustomJSTickFormatter(code=f"{FUNCTIONS}return {function}({short});", tags=[function])
+    code = _TICK if function == "number" else f"return {function}(tick);"
+    return CustomJSTickFormatter(code=FUNCTIONS + code, tags=[function])
 
 
 def hover(tips: list[tuple[str, str]], **options: Any) -> Any:

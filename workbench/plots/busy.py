@@ -1,4 +1,8 @@
-"""Utilisation of each rank's device (GPU, or CPU without one) as a heat map of ranks over time."""
+"""Use of each rank's device (GPU, or CPU without one) as a heat map of ranks over time.
+
+It says which of many ranks is idle and when. Of as many ranks as there are colours, the lines of ``utilisation`` say
+it, and there are no rows.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "busy"
-TITLE = "Utilisation by rank, as a heat map (%)"
+TITLE = "Which ranks are idle, and when (GPU or CPU use in %)"
 TAB = "ranks"
 AXIS = "time"
 EMPTY = "No device samples yet."
@@ -30,6 +34,8 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     name = "gpu_percent" if rows.has_gpu(store) else "cpu_percent"
     bins, table, after = rows.rank_bins(store, name, cursor)
     ranks = store.mesh.world_size
+    if ranks <= len(theme.RANK_COLOURS):
+        bins, table = bins[:0], table[:, :0]
     _, firsts = rows.rank_groups(ranks)
     if firsts.size < ranks:
         known = np.add.reduceat((~np.isnan(table)).astype(float), firsts, axis=0)

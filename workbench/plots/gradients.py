@@ -90,10 +90,10 @@ def figure(source: ColumnDataSource) -> Figure:
     tips = [
         ("layer", "@layer"),
         ("step", "@measured{0}"),
-        ("norm", "@norm{0.000e+0}"),
+        ("norm", "@norm{number}"),
         ("non-finite", "@bad{0}"),
-        ("max |g|", "@max_abs{0.000e+0} (step @full{0})"),
-        ("mean", "@mean{0.000e+0}"),
+        ("max |g|", "@max_abs{number} (step @full{0})"),
+        ("mean", "@mean{number}"),
         ("zeros", "@zeros{0.0 %}"),
     ]
     heat.draw(source, drawn, mapper, tips, **heat.PALER)

@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.plots import theme
+from workbench.plots.browser_numbers import hover
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
@@ -75,7 +76,7 @@ def draw(
     ``tips``: tooltips. ``x``: name of the x column. ``ticks``: approximate number of labelled rows. ``look``: more of
     the glyph, such as ``PALER``.
     """
-    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
+    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter
 
     colour = {"field": "colour", "transform": mapper}
     renderer = drawn.hbar(
@@ -95,7 +96,7 @@ def draw(
     drawn.yaxis.major_label_text_font_size = "10px"
     drawn.yaxis.major_tick_line_alpha = 0
     drawn.ygrid.visible = False
-    drawn.add_tools(HoverTool(renderers=[renderer], tooltips=tips))
+    drawn.add_tools(hover(tips, renderers=[renderer]))
     return renderer
 
 

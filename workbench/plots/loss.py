@@ -10,6 +10,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -70,8 +71,6 @@ def _places(step: np.ndarray, validated: list[tuple[float, float]]) -> list[tupl
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the losses as lines over steps, validations as joined points, and spikes."""
-    from bokeh.models import HoverTool
-
     drawn = theme.new_figure(TITLE, x_label="step", y_label="loss", marks="step")
     each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.55, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
@@ -80,9 +79,9 @@ def figure(source: ColumnDataSource) -> Figure:
     spikes = theme.add_spikes(drawn, source)
     legend = [("each step", [each]), ("smoothed", [average]), ("validation", [joined, points]), ("spike", [spikes])]
     theme.add_legend(drawn, legend)
-    train: list[Any] = [("step", "@step{0}"), ("loss", "@loss{0.0000}"), ("smoothed", "@smooth{0.0000}")]
+    train: list[Any] = [("step", "@step{0}"), ("loss", "@loss{number}"), ("smoothed", "@smooth{number}")]
     drawn.add_tools(
-        HoverTool(renderers=[average], tooltips=train, mode="vline"),
-        HoverTool(renderers=[points], tooltips=[("step", "@at{0}"), ("validation loss", "@measured{0.0000}")]),
+        hover(train, renderers=[average], mode="vline"),
+        hover([("step", "@at{0}"), ("validation loss", "@measured{number}")], renderers=[points]),
     )
     return theme.finish(drawn)

@@ -16,8 +16,10 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
+from workbench.core.numbers import number
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 from workbench.telemetry import running
 from workbench.telemetry.derive import batch_of
@@ -67,7 +69,7 @@ def _words(low: float, high: float) -> str:
     """``40 to 150 samples``; ``above 40 samples`` where there is no upper end."""
     if math.isnan(low) or (not low and math.isinf(high)):
         return "not known yet"
-    return f"above {low:.3g} samples" if math.isinf(high) else f"{low:.3g} to {high:.3g} samples"
+    return f"above {number(low, 3)} samples" if math.isinf(high) else f"{number(low, 3)} to {number(high, 3)} samples"
 
 
 def thin(columns: Columns) -> Columns:
@@ -110,8 +112,6 @@ def unbiased(small: np.ndarray, big: np.ndarray, b: float, batch: float) -> tupl
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw noise scale, its interval and the batch size over steps."""
-    from bokeh.models import HoverTool
-
     drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="samples", y_axis_type="log", marks="step")
     band = drawn.varea("step", "low", "high", source=source, color=theme.SPREAD, alpha=0.2)
     noise = drawn.line("step", "noise", source=source, color=theme.LOSS, line_width=2)
@@ -121,9 +121,9 @@ def figure(source: ColumnDataSource) -> Figure:
     theme.add_legend(drawn, [("noise scale, averaged", [noise, dots]), (likely, [band]), ("batch size", [batch])])
     tips = [
         ("step", "@step{0}"),
-        ("noise scale", "@noise{0.0} samples"),
+        ("noise scale", "@noise{number} samples"),
         (likely, "@interval"),
         ("batch size", "@batch{0}"),
     ]
-    drawn.add_tools(HoverTool(renderers=[dots], tooltips=tips, mode="vline"))
+    drawn.add_tools(hover(tips, renderers=[dots], mode="vline"))
     return theme.finish(drawn)

@@ -56,7 +56,7 @@ def figure(source: ColumnDataSource) -> Figure:
     """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=340, marks="step")
     mapper = heat.make_mapper(log=True)
-    tips = [("layer", "@label"), ("step", "@measured{0}"), ("ratio", "@colour{0.00e+0}")]
+    tips = [("layer", "@label"), ("step", "@measured{0}"), ("ratio", "@colour{number}")]
     heat.draw(source, drawn, mapper, tips, **heat.PALER)
     theme.add_colour_bar(drawn, mapper, log=True)
     return theme.finish(drawn)

@@ -157,7 +157,8 @@ def test_bandwidth_traffic_and_exposed_share(tmp_path: Path) -> None:
     for rank in range(2):
         with RankLogWriter(tmp_path, rank) as writer:
             writer.append(step(1, rank, ms=100.0 + rank))
-            for kind, size, count in (("all_reduce", 4, 1_000_000), ("all_gather", 4, 400_000), ("odd", 4, 1000)):
+            sizes = {"all_reduce": 1_000_000, "all_gather": 400_000, "odd": 100_000, "broadcast": 100}
+            for kind, size, count in ((kind, 4, count) for kind, count in sizes.items()):
                 writer.append(
                     CollectiveRecord(
                         step=1,
@@ -176,13 +177,14 @@ def test_bandwidth_traffic_and_exposed_share(tmp_path: Path) -> None:
     rates, _ = bandwidth.columns(store, None)
     assert rates["all_reduce"][0] == pytest.approx(2 * 3 / 4 * 1e6 / 10e-3 / 1e9)
     assert rates["all_gather"][0] == pytest.approx(3 / 4 * 4e5 / 10e-3 / 1e9)
-    assert rates["other"][0] == pytest.approx(1000 / 10e-3 / 1e9)
+    assert rates["other"][0] == pytest.approx(1e5 / 10e-3 / 1e9)
+    assert "broadcast" not in rates, "100 bytes say nothing about bandwidth, and would be all that the axis shows"
     sent, _ = traffic.columns(store, None)
     assert {name: values[0] for name, values in sent.items()} == {
-        "step": 1, "all_reduce": 1_000_000, "all_gather": 400_000, "other": 1000
+        "step": 1, "all_reduce": 1_000_000, "all_gather": 400_000, "broadcast": 100, "other": 100_000
     }  # fmt: skip
     share, _ = exposed.columns(store, None)
-    assert (share["lowest"][0], share["highest"][0]) == (0, pytest.approx(100 * 15 / 101))
+    assert (share["lowest"][0], share["highest"][0]) == (0, pytest.approx(100 * 20 / 101))
     assert share["hidden"][0] == pytest.approx(75)
 
 

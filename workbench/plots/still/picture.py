@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from workbench.core.numbers import number
 from workbench.plots.still import axes, glyphs, legend, svg
 from workbench.plots.still.canvas import FONT_PX, Box, Canvas, printable, shortened
 from workbench.plots.still.rows import GlyphRows, optional, rgba
@@ -81,8 +82,8 @@ def description(figure: Any, title: str) -> str:
         known = values[np.isfinite(values)] if values is not None else np.empty(0)
         if known.size:
             text += (
-                f" {name or 'Values'}: first {known[0]:.4g}, lowest {known.min():.4g}, "
-                f"highest {known.max():.4g}, last {known[-1]:.4g}."
+                f" {name or 'Values'}: first {number(float(known[0]))}, lowest {number(float(known.min()))}, "
+                f"highest {number(float(known.max()))}, last {number(float(known[-1]))}."
             )
     if not any(rows.size for rows in found.values()):
         text += " It has no data."
