@@ -177,7 +177,7 @@ def set_in_the_pause(panel: Pressed, held: int) -> None:
     panel.shows("weight_decay", "0.1")
     panel.shows("grad_layers", "all")
     assert panel.set("lr", "1e-4")[:2] == (held, 1e-4)
-    panel.shows("lr", "0.0001")
+    panel.shows("lr", "1e-4")
     assert panel.set("clip", 0.25) == (held, 0.25, 0.0)
     assert panel.set("weight_decay", 0.3)[1] == 0.3
     run.set(weight_decay=0.2)  # another process, as a terminal would

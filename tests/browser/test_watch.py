@@ -36,7 +36,7 @@ def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
     field = page.page.get_by_label("lr", exact=True)
     field.fill("1e-4")
     field.press("Enter")
-    wait_for_text(page, ".dw-table td", "0.0001")
+    wait_for_text(page, ".dw-table td", "1e-4")
     page.page.get_by_role("button", name="Pause training").click()
     began = time.monotonic()
     wait_for_text(page, ".dw-pill", "paused")

@@ -95,10 +95,14 @@ def figure_item(plot: Plot, columns: Columns) -> dict[str, Any]:
     from bokeh.models import ColumnDataSource
 
     empty = {name: values[:0] for name, values in columns.items()}
-    drawn = plot.figure(ColumnDataSource(empty, name="rows"))
-    if hasattr(plot, "height"):
-        drawn.height = plot.height(columns)
+    drawn: Any = plot.figure(ColumnDataSource(empty, name="rows"))
+    drawn.height = height_of(plot, columns) or drawn.height
     return {**_about(plot), **item_of(drawn)}
+
+
+def height_of(plot: Plot, columns: Columns) -> int:
+    """The height in pixels that these rows need; 0 where it is the same for all, or there are none."""
+    return int(plot.height(columns)) if rows_of(columns) and hasattr(plot, "height") else 0
 
 
 def missing_item(plot: Plot, columns: Columns) -> dict[str, Any]:

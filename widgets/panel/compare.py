@@ -10,13 +10,14 @@ from typing import Any
 
 from widgets.page import wire
 from workbench.plots import theme
+from workbench.plots.browser_numbers import hover
 from workbench.rundir.directory import run_name
 
 X = {"step": "step", "tokens": "tokens (all ranks)", "time": "seconds since the first sample"}
 _FIGURES = (
-    ("compare_loss", "Loss", "loss", "loss", "{0.0000}", "linear"),
-    ("compare_tps", "Throughput", "tps", "throughput", "{0,0}", "linear"),
-    ("compare_norm", "Gradient norm (global L2)", "grad_norm", "norm", "{0.000e+0}", "log"),
+    ("compare_loss", "Loss", "loss", "loss", "{number}", "linear"),
+    ("compare_tps", "Throughput", "tps", "throughput", "{number}", "linear"),
+    ("compare_norm", "Gradient norm (global L2)", "grad_norm", "norm", "{number}", "log"),
 )
 _WIDEST = 22
 COLUMNS = ("step", "time", "tokens", "loss", "tps", "grad_norm")
@@ -34,7 +35,7 @@ def short_labels(names: list[str]) -> list[str]:
 
 def figures(names: list[str]) -> list[dict[str, Any]]:
     """Return the figure items of the tab Compare. ``names``: the run directories' names, in order."""
-    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.models import ColumnDataSource
 
     items = []
     labels = short_labels(names)
@@ -49,7 +50,7 @@ def figures(names: list[str]) -> list[dict[str, Any]]:
             )  # fmt: skip
             entries.append((run, [line]))
             tips = [("run", run), ("step", "@step{0}"), ("tokens", "@tokens{0,0}"), (label, f"@{column}{number}")]
-            drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=place == 0))
+            drawn.add_tools(hover(tips, renderers=[line], visible=place == 0))
         theme.add_legend(drawn, entries)
         if name == "compare_tps":
             drawn.y_range.start = 0

@@ -196,9 +196,9 @@ class Stream:
 
     def _send_new_rows(self, plot: Plot, sent: _Sent, news: News) -> None:
         columns, cursor = self._columns(plot, sent.cursor)
-        if list(columns) != list(
-            sent.parts[0]
-        ):  # the figure now has other lines, for example of a new kind of collective
+        # the figure has other lines now, for example of a new kind of collective, or bars of more ranks
+        has_grown = wire.height_of(plot, columns) not in (0, wire.height_of(plot, sent.whole()))
+        if list(columns) != list(sent.parts[0]) or has_grown:
             self._begin(plot, news, drawn=False)
             return
         sent.cursor = cursor

@@ -1,11 +1,11 @@
 // The Overview tab: failure, tiles with numbers, verdict, four figures, and the list of events.
-import { duration, known, make, milliseconds, NONE, number, percent, plain, ranksOf, say, whole } from "./text.js";
+import { duration, known, make, milliseconds, NONE, number, percent, ranksOf, say, whole } from "./text.js";
 
 // Of each tile: its key, label, and from the facts its value ("" while there is none), its note, and the note's tooltip.
 const TILES = [
   ["loss", "Loss", (f) => [number(f.loss), `step ${whole(f.step)}`]],
   ["validation", "Validation loss", (f) => [number(f.validation?.value), validationNote(f)]],
-  ["lr", "Learning rate", (f) => [known(f.lr) ? plain(Number(f.lr.toPrecision(3))) : NONE, ""]],
+  ["lr", "Learning rate", (f) => [number(f.lr, 3), ""]],
   ["norm", "Gradient norm", (f) => [number(f.grad_norm), "before clipping"]],
   ["tps", "Throughput", (f) => [whole(f.tps), `${f.unit}/s/device`, `${whole(known(f.tps) ? f.tps * f.world : null)} ${f.unit}/s on all devices`]],
   ["time", "Step time", (f) => [milliseconds(f.step_time_ms), "slowest rank"]],

@@ -8,17 +8,29 @@ export const whole = (value) => (known(value) ? Math.round(value).toLocaleString
 export const gib = (value) => (known(value) ? `${value.toFixed(2)} GiB` : NONE);
 export const percent = (share) => (known(share) ? `${(100 * share).toFixed(1)} %` : NONE);
 
-export function number(value) {
+// Numbers and times as workbench/core/numbers.py writes them.
+const shorter = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+
+export function number(value, digits = 4) {
   if (!known(value)) return NONE;
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "-∞";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
-  return size >= 100 ? value.toFixed(1) : value.toFixed(size >= 10 ? 2 : 4);
+  if (size === 0) return "0";
+  if (size < 1e-3 || size >= 1e15) {
+    const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+    return `${shorter(mantissa)}e${Number(exponent)}`;
+  }
+  if (Number(size.toPrecision(digits)) >= 1000) return Math.round(value).toLocaleString("en-US");
+  return shorter(value.toFixed(digits - 1 - Math.floor(Math.log10(size))));
 }
 
-// 84.2 ms, 1.49 s
 export function milliseconds(value) {
-  if (!known(value)) return NONE;
-  return value < 999.95 ? `${value.toFixed(1)} ms` : `${Number((value / 1000).toPrecision(3))} s`;
+  if (!known(value) || !Number.isFinite(value)) return number(value);
+  if (Number(value.toPrecision(3)) < 1000) return `${number(value, 3)} ms`;
+  const all = Math.round(value / 1e3);
+  if (Number((value / 1e3).toPrecision(3)) < 60) return `${number(value / 1e3, 3)} s`;
+  const [hours, minutes, rest] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
+  return hours ? `${hours} h ${minutes} min` : `${minutes} min ${rest} s`;
 }
 
 export function duration(seconds) {
@@ -32,7 +44,7 @@ export function duration(seconds) {
 // Formats the value of a control or an event.
 export function plain(value) {
   if (!known(value)) return NONE;
-  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(6)));
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : number(value, 6);
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from workbench.core.controls import AUTOMATIC, find, settings
+from workbench.core.numbers import number
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 
@@ -34,7 +35,7 @@ def short(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(short, value))
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from workbench.history.sources import AXES
 from workbench.plots import theme
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 
 if TYPE_CHECKING:
@@ -54,18 +55,19 @@ def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
 
 def _loss(found: Comparison) -> Any:
     drawn = theme.new_figure("Loss", x_label=AXES[found.x], y_label="loss", height=320)
-    _draw(drawn, found, "loss", "@smooth{0.0000}")
+    _draw(drawn, found, "loss", "@smooth{number}")
     for index, subject in enumerate(found.subjects):
         steps, losses = subject.validation
         if steps.size and subject.curve["step"].size:
             places = np.interp(steps, subject.curve["step"], subject.axis(found.x))
-            drawn.scatter(places, losses, color=colour(index), size=11, line_color=None, marker="diamond")
+            drawn.line(places, losses, color=colour(index), line_width=2)
+            drawn.scatter(places, losses, color=colour(index), size=8, line_color=None)
     return drawn
 
 
 def _throughput(found: Comparison) -> Any:
     drawn = theme.new_figure("Throughput", x_label=AXES[found.x], y_label=f"{found.counts} / s / device", height=260)
-    _draw(drawn, found, "tps", "@smooth{0,0}")
+    _draw(drawn, found, "tps", "@smooth{number}")
     drawn.y_range.start = 0
     return drawn
 
@@ -73,12 +75,12 @@ def _throughput(found: Comparison) -> Any:
 def _norm(found: Comparison) -> Any:
     title = "Gradient norm (global L2)"
     drawn = theme.new_figure(title, x_label=AXES[found.x], y_label="norm", height=260, y_axis_type="log")
-    _draw(drawn, found, "grad_norm", "@smooth{0.000e+0}")
+    _draw(drawn, found, "grad_norm", "@smooth{number}")
     return drawn
 
 
 def _draw(drawn: Any, found: Comparison, column: str, value: str) -> None:
-    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.models import ColumnDataSource
 
     items = []
     for index, (subject, line) in enumerate(zip(found.subjects, lines(found, column), strict=True)):
@@ -88,7 +90,7 @@ def _draw(drawn: Any, found: Comparison, column: str, value: str) -> None:
         smooth = drawn.line("x", "smooth", source=source, line_width=2, **look)
         label = short_label(subject.label)
         tips = [("run", _tip(label)), (AXES[found.x], "@x{0,0.[00]}"), (column, value)]
-        drawn.add_tools(HoverTool(renderers=[smooth], tooltips=tips, mode="mouse"))
+        drawn.add_tools(hover(tips, renderers=[smooth], mode="mouse"))
         items.append((label, [each, smooth]))
     theme.add_legend(drawn, items)
     drawn.above[-1].ncols = 1 if len(items) > 3 else max(1, len(items))

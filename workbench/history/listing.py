@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from workbench.core import numbers
 from workbench.errors import ConfigError, suggest
 from workbench.history.row import RunRow
 
@@ -125,9 +126,7 @@ def cells(row: RunRow) -> list[str]:
 
 def number(value: float | None) -> str:
     """Four significant digits, thousands with commas; nothing for None."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else numbers.number(value)
 
 
 def moment(when: float) -> str:

@@ -1,4 +1,8 @@
-"""Utilisation of each rank's device (GPU, or CPU without one) as a heat map of ranks over time."""
+"""Use of each rank's device (GPU, or CPU without one) as a heat map of ranks over time.
+
+It says which of many ranks is idle and when. Of as many ranks as there are colours, the lines of ``utilisation`` say
+it, and there are no rows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots import heat, theme
+from workbench.plots import cells, heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "busy"
-TITLE = "Utilisation by rank, as a heat map (%)"
+TITLE = "Which ranks are idle, and when (GPU or CPU use in %)"
 TAB = "ranks"
 AXIS = "time"
 EMPTY = "No device samples yet."
@@ -30,9 +34,13 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     name = "gpu_percent" if rows.has_gpu(store) else "cpu_percent"
     bins, table, after = rows.rank_bins(store, name, cursor)
     ranks = store.mesh.world_size
-    group, firsts = rows.rank_groups(ranks)
+    if ranks <= len(theme.RANK_COLOURS):
+        bins, table = bins[:0], table[:, :0]
+    _, firsts = rows.rank_groups(ranks)
     if firsts.size < ranks:
-        table = np.add.reduceat(np.nan_to_num(table), firsts, axis=0) / np.bincount(group)[:, None]
+        known = np.add.reduceat((~np.isnan(table)).astype(float), firsts, axis=0)
+        with np.errstate(invalid="ignore"):
+            table = np.add.reduceat(np.nan_to_num(table), firsts, axis=0) / known
     labels = [rows.rank_label(int(first), ranks) for first in firsts]
     begin = bins * rows.BIN_S
     out = heat.make_cells(begin, begin + rows.BIN_S, table, labels, name="time")
@@ -40,8 +48,8 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Merge cells into fewer, wider time bins."""
-    return rows.thin_cells(columns, x="time")
+    """Merge cells into fewer, wider ones."""
+    return cells.thin(columns, x="time")
 
 
 def figure(source: ColumnDataSource) -> Figure:

@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.plots import theme
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -32,11 +33,12 @@ KINDS = {
 OTHER = "other"
 
 
-def read_by_kind(store: Store, cursor: Any) -> tuple[Columns, list[str], np.ndarray, Any]:
+def read_by_kind(store: Store, cursor: Any, least_bytes: int = 0) -> tuple[Columns, list[str], np.ndarray, Any]:
     """Rows of ``collectives`` of completed steps since ``cursor``, the kinds seen so far, the index of each row's kind
-    among them, and the next cursor."""
+    among them, and the next cursor. Those that move less than ``least_bytes`` are left out."""
     steps, known = cursor or (None, ())
     raw, steps = rows.whole_steps(store, "collectives", steps)
+    raw = {name: values[raw["bytes"] >= least_bytes] for name, values in raw.items()}
     seen = {str(kind) if kind in KINDS else OTHER for kind in np.unique(raw["kind"].astype(str))}
     kinds = [kind for kind in (*KINDS, OTHER) if kind in seen or kind in known]
     place = np.array([kinds.index(kind if kind in KINDS else OTHER) for kind in raw["kind"]], dtype=int)
@@ -53,9 +55,8 @@ def bus_factor(kind: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def draw(source: Any, drawn: Any, number: str) -> Any:
-    """Draw one line per kind on the figure ``drawn``; ``number``: Bokeh's format of a value, with its unit."""
-    from bokeh.models import HoverTool
-
+    """Draw one line per kind on the figure ``drawn``; ``number``: the format
+    of a value (``browser_numbers.hover``), with its unit."""
     entries = []
     for name in source.data:
         if name == "step":
@@ -66,7 +67,7 @@ def draw(source: Any, drawn: Any, number: str) -> Any:
         line = drawn.line("step", name, source=source, color=colour, line_width=1.8, line_dash=dash)
         entries.append((label, [line]))
         tips = [("collective", label), ("step", "@step{0}"), ("value", f"@{name}{number}")]
-        drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=len(entries) == 1))
+        drawn.add_tools(hover(tips, renderers=[line], visible=len(entries) == 1))
     if entries:
         theme.add_legend(drawn, entries)
     return theme.finish(drawn)

@@ -3,6 +3,9 @@
 It is computed from the layers' cosines and norms of ``telemetry.gradients.combine``; ``cosine_kind`` says how a cosine
 was obtained. A low cosine on a single rank points to its data; low cosines on all ranks mean that the batch is too
 small for the current gradient noise.
+
+Dots are the cosines of single steps, which batches scatter; the line is their running average, and the band its
+interval, from their spread (``telemetry.running``).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from workbench.core.mesh import Mesh
 from workbench.plots import per_rank, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
+from workbench.telemetry import running
 from workbench.telemetry.store import Store
 
 if TYPE_CHECKING:
@@ -34,8 +38,10 @@ KINDS = {"exact": "exact", "norms": "computed from norms", "slice": "estimated f
 
 def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> tuple[Columns, Cursor]:
     """step, a column ``cosine_<rank>`` per data-parallel replica (named by its first rank) or a band over them, ``how``
-    (how the cosines were obtained, in words) and ``estimated`` (1 or 0)."""
-    table, _, after = rows.combined(store, cursor)
+    (how the cosines were obtained, in words) and ``estimated`` (1 or 0). Beside the column of a replica its running
+    average ``average_<rank>``, and the interval of that, ``low_<rank>`` to ``high_<rank>``."""
+    read, before = cursor or (None, None)
+    table, _, read = rows.combined(store, read)
     steps, cosines, kinds = replica_cosines(table, store.mesh)
     size = store.mesh.tp * store.mesh.pp
     replica = None if chosen is None else chosen // size
@@ -43,9 +49,22 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     out = {"step": steps.astype(float), **rows.lines(cosines, "cosine", replica, band=band)}
     if not band:
         out = {f"cosine_{int(name[7:]) * size}" if name != "step" else name: values for name, values in out.items()}
+        averages, before = _averages(cosines, before, size)
+        out |= averages
     out["how"] = np.array([KINDS[kind] for kind in kinds], dtype=object)
     out["estimated"] = np.array([kind == "slice" for kind in kinds], dtype=float)
-    return (thin(out) if cursor is None else out), after
+    return (thin(out) if cursor is None else out), (read, before)
+
+
+def _averages(cosines: np.ndarray, before: running.State | None, size: int) -> tuple[Columns, running.State]:
+    """Average and interval of each replica's cosines (replica, step); ``size``: ranks of a replica."""
+    count = cosines.shape[0]
+    means, shares, before = running.follow(np.concatenate([cosines, cosines**2]), before)
+    low, high = running.interval_of_mean(means[:count], means[count:], shares[:count])
+    average = np.where(np.isnan(low), np.nan, means[:count])
+    named = {"average": average, "low": np.maximum(low, -1), "high": np.minimum(high, 1)}
+    columns = {f"{name}_{row * size}": table[row] for name, table in named.items() for row in range(count)}
+    return columns, before
 
 
 def thin(columns: Columns) -> Columns:
@@ -78,7 +97,7 @@ def replica_cosines(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray,
 
 
 def figure(source: ColumnDataSource) -> Figure:
-    """Draw one line per replica; estimated values are circled."""
+    """Draw one line per replica, with its interval; estimated values are circled."""
     drawn: Any = per_rank.draw(
         source, TITLE, prefix="cosine", y_label="cosine", number="{0.000} (@how)", x="step", start=None
     )

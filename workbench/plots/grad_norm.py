@@ -10,6 +10,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -56,13 +57,11 @@ def _clip(store: Store, row: int, step: np.ndarray) -> np.ndarray:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw norm and threshold as lines over steps, with spikes."""
-    from bokeh.models import HoverTool
-
     drawn: Any = theme.new_figure(TITLE, x_label="step", y_label="norm", y_axis_type="log", marks="step")
     line = drawn.line("step", "norm", source=source, color=theme.LOSS, line_width=1.6)
     clip = drawn.line("step", "clip", source=source, color=theme.VALIDATION, line_width=1.5, line_dash="dashed")
     spikes = theme.add_spikes(drawn, source)
     theme.add_legend(drawn, [("norm", [line]), ("clip", [clip]), ("spike", [spikes])])
-    tips = [("step", "@step{0}"), ("norm", "@norm{0.000e+0}"), ("clip", "@clip{0.000}")]
-    drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
+    tips = [("step", "@step{0}"), ("norm", "@norm{number}"), ("clip", "@clip{number}")]
+    drawn.add_tools(hover(tips, renderers=[line], mode="vline"))
     return theme.finish(drawn)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots import heat, theme
+from workbench.plots import cells, heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
@@ -28,30 +28,31 @@ HEIGHT = 380
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """One cell per step and layer: step, until (where the next cell begins), layer, label (the same), row (position in
-    the model, from 0), norm, colour (the norm, NaN where it is not positive), max_abs, mean, zeros (fraction), bad
-    (count of non-finite elements), mark (1 if there are any)."""
-    steps, places = cursor or (None, {})
+    """Cells of each layer's norms (``cells.hold``): step, until, measured, layer, label (the same), row (position in
+    the model, from 0), norm, colour (the norm, NaN where it is not positive), bad (count of non-finite elements), mark
+    (1 where there are any); max_abs, mean, zeros (fraction): the last known ones, of the step ``full``."""
+    steps, places, before = cursor or (None, {}, None)
     table, full, steps = rows.combined(store, steps)
     for scope in ("local", "reduced"):
         places = assign_layer_rows(full, full["scope"] == scope, places, store)
-    out = _cells(table, store, places)
-    return (thin(out) if cursor is None else out), (steps, places)
+    measured = cells.carry(_measured(table, places), before, ("max_abs", "mean", "zeros"), since="full")
+    out, before = cells.hold(measured, before, store)
+    out["mark"] = out["mark"] * out["edge"]
+    return (thin(out) if cursor is None else out), (steps, places, before)
 
 
 def thin(columns: Columns) -> Columns:
-    """Merge cells into fewer, wider steps."""
-    return rows.thin_cells(columns)
+    """Merge cells into fewer, wider ones."""
+    return cells.thin(columns)
 
 
-def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
+def _measured(table: Columns, places: dict[str, int]) -> Columns:
     first = (table["scope"] == "reduced") & rows.begins(table["step"], table["scope"], table["layer"])
     table = {name: values[first] for name, values in table.items()}
-    steps, norm, layer, bad = table["step"].astype(float), table["norm"], table["layer"], table["nonfinite_count"]
+    norm, layer, bad = table["norm"], table["layer"], table["nonfinite_count"]
     row = np.array([places[name] for name in layer], dtype=float)
     return {
-        "step": steps,
-        "until": steps + 1 if store.rows("layer_norms") else cell_ends(steps, store),
+        "step": table["step"].astype(float),
         "layer": layer,
         "label": layer,
         "row": row,
@@ -61,20 +62,8 @@ def _cells(table: Columns, store: Store, places: dict[str, int]) -> Columns:
         "mean": table["mean"],
         "zeros": table["zero_fraction"],
         "bad": bad,
-        "mark": (bad > 0).astype(float),
+        "mark": ((bad > 0) | ~np.isfinite(norm)).astype(float),
     }
-
-
-def cell_ends(steps: np.ndarray, store: Store) -> np.ndarray:
-    """Compute where each step's cell ends: at the next step for which the interval asks for statistics."""
-    every = max(1, store.spec.monitor.grad_every or _interval(steps))
-    return np.where(steps % every == 0, steps + every, np.ceil(steps / every) * every)
-
-
-def _interval(steps: np.ndarray) -> int:
-    """The smallest distance between steps with statistics, for runs whose governor chose the interval."""
-    gaps = np.diff(np.unique(steps))
-    return int(gaps.min()) if gaps.size else 20
 
 
 def assign_layer_rows(raw: Columns, own: np.ndarray, known: dict[str, int], store: Store) -> dict[str, int]:
@@ -100,14 +89,14 @@ def figure(source: ColumnDataSource) -> Figure:
     mapper = heat.make_mapper(log=True)
     tips = [
         ("layer", "@layer"),
-        ("step", "@step{0}"),
-        ("norm", "@norm{0.000e+0}"),
-        ("max |g|", "@max_abs{0.000e+0}"),
-        ("mean", "@mean{0.000e+0}"),
-        ("zeros", "@zeros{0.0 %}"),
+        ("step", "@measured{0}"),
+        ("norm", "@norm{number}"),
         ("non-finite", "@bad{0}"),
+        ("max |g|", "@max_abs{number} (step @full{0})"),
+        ("mean", "@mean{number}"),
+        ("zeros", "@zeros{0.0 %}"),
     ]
-    heat.draw(source, drawn, mapper, tips)
+    heat.draw(source, drawn, mapper, tips, **heat.PALER)
     drawn.scatter("step", "row", source=source, marker="x", size=9, line_width=2, color=theme.BAD, alpha="mark")
     theme.add_colour_bar(drawn, mapper, log=True)
     return theme.finish(drawn)

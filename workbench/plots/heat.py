@@ -8,10 +8,13 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.plots import theme
+from workbench.plots.browser_numbers import hover
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
 
+#: look of the cells of ``cells.hold``
+PALER: dict[str, Any] = {"fill_alpha": "alpha", "line_alpha": "edge"}
 #: runs in the browser: the label of a row, from the rows that the source has at the time
 _LABEL_OF_ROW = """
 const { row, label } = source.data;
@@ -59,13 +62,21 @@ def diverging_palette() -> list[str]:
 
 
 def draw(
-    source: ColumnDataSource, drawn: Any, mapper: Any, tips: list[tuple[str, str]], *, x: str = "step", ticks: int = 18
+    source: ColumnDataSource,
+    drawn: Any,
+    mapper: Any,
+    tips: list[tuple[str, str]],
+    *,
+    x: str = "step",
+    ticks: int = 18,
+    **look: Any,
 ) -> Any:
     """Draw the cells of ``source`` on the figure ``drawn`` and return the renderer.
 
-    ``tips``: tooltips. ``x``: name of the x column. ``ticks``: approximate number of labelled rows.
+    ``tips``: tooltips. ``x``: name of the x column. ``ticks``: approximate number of labelled rows. ``look``: more of
+    the glyph, such as ``PALER``.
     """
-    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, HoverTool
+    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter
 
     colour = {"field": "colour", "transform": mapper}
     renderer = drawn.hbar(
@@ -77,6 +88,7 @@ def draw(
         fill_color=colour,
         line_color=colour,  # hides the gaps between cells
         line_width=1,
+        **look,
     )
     drawn.x_range.range_padding = 0
     drawn.yaxis.formatter = CustomJSTickFormatter(args={"source": source}, code=_LABEL_OF_ROW)
@@ -84,7 +96,7 @@ def draw(
     drawn.yaxis.major_label_text_font_size = "10px"
     drawn.yaxis.major_tick_line_alpha = 0
     drawn.ygrid.visible = False
-    drawn.add_tools(HoverTool(renderers=[renderer], tooltips=tips))
+    drawn.add_tools(hover(tips, renderers=[renderer]))
     return renderer
 
 

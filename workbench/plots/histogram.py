@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots import heat, theme
+from workbench.plots import cells, heat, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import cell_ends
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -27,9 +26,10 @@ EMPTY = "No histograms were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> tuple[Columns, Cursor]:
-    """One cell per step and power of two: step, until, exponent (magnitudes from 2**exponent on), middle, share (of the
-    non-zero elements), layer. ``chosen`` None: the first layer that was logged."""
-    steps, layer = cursor or (None, chosen)
+    """Cells of the powers of two of each histogram (``cells.hold``): step, until, measured, exponent (magnitudes from
+    2**exponent on), middle, share (of the non-zero elements), layer. ``chosen`` None: the first layer that was
+    logged."""
+    steps, layer, before = cursor or (None, chosen, None)
     raw, steps = rows.whole_steps(store, "histograms", steps)
     if layer is None and raw["step"].size:
         layer = str(raw["layer"][0])
@@ -46,20 +46,20 @@ def columns(store: Store, cursor: Cursor | None, chosen: str | None = None) -> t
     count = np.array([sums[int(step), int(exponent)] for step, exponent in keys], dtype=float)
     places, at = np.unique(keys[:, 0], return_inverse=True)
     total = np.bincount(at, weights=count, minlength=places.size) if count.size else np.empty(0)
-    out = {
+    measured = {
         "step": keys[:, 0],
-        "until": cell_ends(keys[:, 0], store),
         "exponent": keys[:, 1],
         "middle": keys[:, 1] + 0.5,
         "share": count / total[at] if count.size else count,
         "layer": np.array([layer or ""] * count.size, dtype=object),
     }
-    return (thin(out) if cursor is None else out), (steps, layer)
+    out, before = cells.hold(measured, before, store, by=None)
+    return (thin(out) if cursor is None else out), (steps, layer, before)
 
 
 def thin(columns: Columns) -> Columns:
-    """Merge cells into fewer, wider steps."""
-    return rows.thin_cells(columns)
+    """Merge cells into fewer, wider ones."""
+    return cells.thin(columns, row="exponent")
 
 
 def figure(source: ColumnDataSource) -> Figure:
@@ -68,7 +68,7 @@ def figure(source: ColumnDataSource) -> Figure:
 
     drawn = theme.new_figure(TITLE, x_label="step", y_label="|g|", height=280, marks="step", marks_above=True)
     mapper = heat.make_mapper(log=True, low=1e-4, high=1.0)
-    cells = drawn.hbar(
+    shown = drawn.hbar(
         y="middle",
         height=1,
         left="step",
@@ -77,6 +77,7 @@ def figure(source: ColumnDataSource) -> Figure:
         fill_color={"field": "share", "transform": mapper},
         line_color={"field": "share", "transform": mapper},
         line_width=1,
+        **heat.PALER,
     )
     drawn.x_range.range_padding = drawn.y_range.range_padding = 0
     drawn.yaxis.ticker = AdaptiveTicker(base=2, mantissas=[1], min_interval=1, desired_num_ticks=8, num_minor_ticks=0)
@@ -88,9 +89,9 @@ def figure(source: ColumnDataSource) -> Figure:
     theme.add_colour_bar(drawn, mapper, log=True, format="0.[00]%")
     tips = [
         ("layer", "@layer"),
-        ("step", "@step{0}"),
+        ("step", "@measured{0}"),
         ("|g| from 2 to the power", "@exponent{0}"),
         ("share", "@share{0.00 %}"),
     ]
-    drawn.add_tools(HoverTool(renderers=[cells], tooltips=tips))
+    drawn.add_tools(HoverTool(renderers=[shown], tooltips=tips))
     return theme.finish(drawn)

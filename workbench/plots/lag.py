@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots import heat, theme
+from workbench.plots import cells, heat, theme
 from workbench.plots.base import Cursor
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
@@ -49,8 +49,8 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 
 def thin(columns: Columns) -> Columns:
-    """Merge cells into fewer, wider steps."""
-    return rows.thin_cells(columns)
+    """Merge cells into fewer, wider ones."""
+    return cells.thin(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:

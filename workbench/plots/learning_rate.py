@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -30,12 +31,11 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw a line over steps; y starts at zero."""
-    from bokeh.models import BasicTickFormatter, DataRange1d, HoverTool
+    from bokeh.models import DataRange1d
 
     y_range = DataRange1d(start=0, range_padding=0.1)
     drawn = theme.new_figure(TITLE, x_label="step", y_label="learning rate", y_range=y_range, marks="step")
-    drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-4)
     line = drawn.line("step", "lr", source=source, color=theme.LOSS, line_width=2)
-    tips = [("step", "@step{0}"), ("learning rate", "@lr{0.000e+0}")]
-    drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
+    tips = [("step", "@step{0}"), ("learning rate", "@lr{number}")]
+    drawn.add_tools(hover(tips, renderers=[line], mode="vline"))
     return theme.finish(drawn)

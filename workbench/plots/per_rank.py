@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workbench.plots import theme
+from workbench.telemetry.running import CONFIDENCE
 
 if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 def draw(
     source: ColumnDataSource, title: str, *, prefix: str, y_label: str, number: str, x: str = "time", start: Any = 0
 ) -> Figure:
-    """Draw one line per column ``<prefix>_<rank>`` of ``source``, or the band of all ranks with its median.
+    """Draw one line per column ``<prefix>_<rank>`` of ``source``, or the band of all ranks with its median. Where there
+    are columns ``average_<rank>``, ``low_<rank>`` and ``high_<rank>``, the line is the average, with a band, and the
+    values are dots.
 
     ``number``: Bokeh's format of a value, with its unit. ``x``: "time" or "step". ``start``: lower end of the y axis,
     None: automatic.
@@ -72,9 +75,10 @@ def _each(
 
     entries: list[tuple[str, list[Any]]] = []
     for rank in sorted(int(name) for name in names):
+        value, is_averaged = f"{prefix}_{rank}", f"average_{rank}" in source.data
         line = drawn.line(
             x,
-            f"{prefix}_{rank}",
+            f"average_{rank}" if is_averaged else value,
             source=source,
             color=theme.rank_colour(rank),
             line_dash=theme.rank_dash(rank),
@@ -83,9 +87,15 @@ def _each(
             name=f"rank {rank}",
         )
         shown = [line]
+        tips = [("rank", str(rank)), where, ("value", f"@{value}{number}")]
+        look = {"source": source, "color": theme.rank_colour(rank)}
+        if is_averaged:
+            shown.append(drawn.varea(x, f"low_{rank}", f"high_{rank}", alpha=0.12, **look))
+            ends = f"@low_{rank}{{0.000}} to @high_{rank}{{0.000}}"
+            tips += [("average", f"@average_{rank}{{0.000}}"), (f"its {CONFIDENCE:.0%} interval", ends)]
         if x == "step":  # few steps have a value; a single point gives no line
-            shown.append(drawn.scatter(x, f"{prefix}_{rank}", source=source, color=theme.rank_colour(rank), size=4))
-        entries.append((f"rank {rank}" if not entries else str(rank), shown))
-        tips = [("rank", str(rank)), where, ("value", f"@{prefix}_{rank}{number}")]
-        drawn.add_tools(HoverTool(renderers=[line], tooltips=tips, visible=rank == 0))
+            shown.append(drawn.scatter(x, value, size=4, alpha=0.5 if is_averaged else 1.0, **look))
+        entries.append((f"rank {rank}", shown))
+        told = [line] if x == "time" else [line, shown[-1]]
+        drawn.add_tools(HoverTool(renderers=told, tooltips=tips, visible=rank == 0))
     return entries

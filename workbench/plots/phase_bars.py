@@ -10,7 +10,9 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import hover, tick_formatter
 from workbench.telemetry.judged import Judged, judged
+from workbench.telemetry.phases import ASIDE, BETWEEN, HIDDEN
 from workbench.telemetry.store import Store
 from workbench.telemetry.stragglers import mean_by_phase, own_work_by_rank
 from workbench.telemetry.verdict import WINDOW
@@ -27,8 +29,8 @@ EMPTY = "No phases were recorded: train with --monitor light or full."
 REPLACE = True
 PERIOD_S = 2.0
 MOST_BARS = 64
-#: phases that run beside others, so they are no part of the step's length
-_BESIDE = ("overlapped", "monitor")
+#: phases that are no part of the step's length: they run beside others, or between steps
+_BESIDE = (*HIDDEN, *ASIDE, *BETWEEN)
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -83,16 +85,17 @@ def _empty() -> Columns:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw one stacked bar per rank."""
-    from bokeh.models import DataRange1d, HoverTool
+    from bokeh.models import DataRange1d
 
     drawn = theme.new_figure(
         TITLE,
-        x_label="ms per step",
+        x_label="time per step, without what is between steps",
         y_label="rank",
         height=260,
         x_range=DataRange1d(start=0, range_padding=0.1),
         y_range=DataRange1d(flipped=True, range_padding=0.02),
     )
+    drawn.xaxis.formatter = tick_formatter("milliseconds")
     bars = drawn.hbar(
         y="row", height=0.8, left="left", right="right", source=source, fill_color="colour", line_color=None
     )
@@ -101,10 +104,10 @@ def figure(source: ColumnDataSource) -> Figure:
     tips = [
         ("rank", "@rank{0}"),
         ("phase", "@phase"),
-        ("from", "@left{0.0} ms"),
-        ("to", "@right{0.0} ms"),
+        ("from", "@left{milliseconds}"),
+        ("to", "@right{milliseconds}"),
         ("share", "@share{0.0 %}"),
         ("own work, beside the other ranks", "@slow{+0} %"),
     ]
-    drawn.add_tools(HoverTool(renderers=[bars], tooltips=tips))
+    drawn.add_tools(hover(tips, renderers=[bars]))
     return theme.finish(drawn)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from workbench.plots.browser_numbers import hover, tick_formatter
+
 #: Paul Tol's "vibrant" scheme and two colours of his "muted" scheme: distinct under the common colour vision
 #: deficiencies, and visible on white and on near-black
 RANK_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#8844ee", "#cc3311")
@@ -111,7 +113,8 @@ def new_figure(
         axis.major_tick_out = 4
         if axis.ticker is not None and type(axis.ticker).__name__ == "LogTicker":
             axis.ticker = _log_ticker()
-            axis.formatter = _plain_numbers()
+        if type(axis).__name__ != "CategoricalAxis":
+            axis.formatter = tick_formatter("number")
     if x_label == "step":
         drawn.xaxis.ticker.min_interval = 1
     drawn.xgrid.grid_line_color = None
@@ -147,16 +150,6 @@ def _log_ticker() -> Any:
     return CustomJSTicker(major_code=_LOG_TICKS)
 
 
-def _plain_numbers() -> Any:
-    """Formatter for the ticks of a log scale: 0.001, 20, 5e-5."""
-    from bokeh.models import CustomJSTickFormatter
-
-    return CustomJSTickFormatter(
-        code="const size = Math.abs(tick); const x = Number(tick.toPrecision(3));"
-        "return size >= 1e-4 && size < 1e5 ? String(x) : x.toExponential().replace('e+', 'e');"
-    )
-
-
 def _add_marks(drawn: Any, x: str, *, above: bool) -> None:
     """Add vertical lines that mark user actions, with a tooltip that says which."""
     from bokeh.models import ColumnDataSource, HoverTool, VSpan
@@ -183,11 +176,9 @@ def format_elapsed_axis(drawn: Any) -> None:
 
 def add_spikes(drawn: Any, source: Any) -> Any:
     """Draw spikes as triangles at the columns ``spike_at`` and ``spike`` of ``source``; returns the renderer."""
-    from bokeh.models import HoverTool
-
     look = {"marker": "triangle", "size": 9, "color": BAD, "line_color": None}
     spikes = drawn.scatter("spike_at", "spike", source=source, **look)
-    drawn.add_tools(HoverTool(renderers=[spikes], tooltips=[("step", "@spike_at{0}"), ("spike", "@spike{0.000}")]))
+    drawn.add_tools(hover([("step", "@spike_at{0}"), ("spike", "@spike{number}")], renderers=[spikes]))
     return spikes
 
 
@@ -230,7 +221,7 @@ def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", forma
     if format:
         bar.formatter = NumeralTickFormatter(format=format)
     elif log:
-        bar.formatter = _plain_numbers()
+        bar.formatter = tick_formatter("number")
     drawn.add_layout(bar, "right")
     return bar
 

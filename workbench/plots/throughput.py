@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.columns import Columns
 from workbench.plots import theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import hover
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -47,7 +48,7 @@ def unit_of(columns: Mapping[str, Any]) -> str:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw a line over steps; y starts at zero."""
-    from bokeh.models import DataRange1d, HoverTool, NumeralTickFormatter
+    from bokeh.models import DataRange1d
 
     unit = unit_of(source.data)
     drawn = theme.new_figure(
@@ -57,15 +58,14 @@ def figure(source: ColumnDataSource) -> Figure:
         y_range=DataRange1d(start=0, range_padding=0.1),
         marks="step",
     )
-    drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
     each = drawn.line("step", unit, source=source, color=theme.THROUGHPUT, alpha=0.55, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.THROUGHPUT, line_width=2)
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [
         ("step", "@step{0}"),
-        (f"{unit} / s / device", f"@{unit}{{0,0}}"),
-        ("step time", "@step_time_ms{0.0} ms"),
-        ("waiting for data", "@data_wait_ms{0.00} ms"),
+        (f"{unit} / s / device", f"@{unit}{{number}}"),
+        ("step time", "@step_time_ms{milliseconds}"),
+        ("waiting for data", "@data_wait_ms{milliseconds}"),
     ]
-    drawn.add_tools(HoverTool(renderers=[average], tooltips=tips, mode="vline"))
+    drawn.add_tools(hover(tips, renderers=[average], mode="vline"))
     return theme.finish(drawn)

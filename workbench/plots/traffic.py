@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from workbench.core.columns import Columns
 from workbench.plots import by_kind, theme
 from workbench.plots.base import Cursor
+from workbench.plots.browser_numbers import tick_formatter
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -20,12 +21,6 @@ HEIGHT = 320
 TAB = "communication"
 AXIS = "step"
 EMPTY = "No communication was recorded: a single rank has none, and --monitor off measures none."
-#: runs in the browser: formats a tick as 20 kB, 1.5 MB
-_BYTES = """
-let [value, unit] = [tick, 0];
-while (value >= 1000 && unit < 5) [value, unit] = [value / 1000, unit + 1];
-return Number(value.toPrecision(3)) + " " + ["B", "kB", "MB", "GB", "TB", "PB"][unit];
-"""
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
@@ -39,8 +34,6 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw one line per kind, on a log scale."""
-    from bokeh.models import CustomJSTickFormatter
-
     drawn = theme.new_figure(TITLE, x_label="step", y_label="bytes", height=HEIGHT, y_axis_type="log", marks="step")
-    drawn.yaxis.formatter = CustomJSTickFormatter(code=_BYTES)
-    return by_kind.draw(source, drawn, "{0,0} bytes")
+    drawn.yaxis.formatter = tick_formatter("bytes")
+    return by_kind.draw(source, drawn, "{bytes}")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.plots import heat, theme
+from workbench.plots import cells, heat, theme
 from workbench.plots.base import Cursor
-from workbench.plots.gradients import assign_layer_rows, cell_ends
+from workbench.plots.gradients import assign_layer_rows
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.store import Store
 
@@ -31,8 +31,9 @@ EMPTY = "No weight statistics were recorded: train with --monitor full."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """One cell per step and layer: step, until, row (position in the model), label (the layer), colour (the ratio)."""
-    steps, places = cursor or (None, {})
+    """Cells of each layer's ratios (``cells.hold``): step, until, measured, row (position in the model), label (the
+    layer), colour (the ratio)."""
+    steps, places, before = cursor or (None, {}, None)
     raw, steps = rows.whole_steps(store, "weights", steps)
     places = assign_layer_rows(raw, np.ones(raw["step"].size, dtype=bool), places, store)
     row = np.array([places[str(name)] for name in raw["layer"]], dtype=int)
@@ -42,19 +43,20 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.sqrt(update / weight)
     ratio = np.where(ratio > 0, ratio, math.nan)
-    out = heat.make_cells(at.astype(float), cell_ends(at.astype(float), store), ratio, list(places))
-    return (thin(out) if cursor is None else out), (steps, places)
+    out, before = cells.hold(heat.make_cells(at, at, ratio, list(places)), before, store)
+    return (thin(out) if cursor is None else out), (steps, places, before)
 
 
 def thin(columns: Columns) -> Columns:
-    """Merge cells into fewer, wider steps."""
-    return rows.thin_cells(columns)
+    """Merge cells into fewer, wider ones."""
+    return cells.thin(columns)
 
 
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(TITLE, x_label="step", y_label="", height=340, marks="step")
     mapper = heat.make_mapper(log=True)
-    heat.draw(source, drawn, mapper, [("layer", "@label"), ("step", "@step{0}"), ("ratio", "@colour{0.00e+0}")])
+    tips = [("layer", "@label"), ("step", "@measured{0}"), ("ratio", "@colour{number}")]
+    heat.draw(source, drawn, mapper, tips, **heat.PALER)
     theme.add_colour_bar(drawn, mapper, log=True)
     return theme.finish(drawn)

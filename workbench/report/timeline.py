@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.core.numbers import milliseconds
 from workbench.plots import timeline
 from workbench.report.run_data import RunData
 
@@ -34,9 +35,9 @@ def choose_steps(run: RunData) -> list[ChosenStep]:
     candidates = np.arange(1, steps.size) if steps.size > 2 else np.arange(steps.size)
     typical = candidates[np.argmin(np.abs(times[candidates] - np.median(times[candidates])))]
     slowest = candidates[np.argmax(times[candidates])]
-    chosen = [ChosenStep(step=int(steps[typical]), reason=f"a typical step, {times[typical]:.1f} ms")]
+    chosen = [ChosenStep(step=int(steps[typical]), reason=f"a typical step, {milliseconds(times[typical])}")]
     if slowest != typical:
-        chosen.append(ChosenStep(step=int(steps[slowest]), reason=f"the slowest step, {times[slowest]:.1f} ms"))
+        chosen.append(ChosenStep(step=int(steps[slowest]), reason=f"the slowest step, {milliseconds(times[slowest])}"))
     return chosen
 
 
@@ -55,5 +56,5 @@ def make_figure(bars: Columns) -> Any:
     source = ColumnDataSource({n: v.tolist() if v.dtype == object else v for n, v in bars.items()})
     figure = timeline.figure(source)
     figure.height = timeline.height(bars)
-    figure.xaxis.axis_label = "ms since the start of the step"
+    figure.xaxis.axis_label = str(figure.xaxis.axis_label).replace("first shown step", "step")
     return figure

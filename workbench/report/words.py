@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core import numbers
 from workbench.core.config import TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
@@ -34,17 +35,11 @@ _STATUS_SENTENCES = {
 
 
 def format_number(value: float | int | None, digits: int = 4) -> str:
-    """``1234567.8`` -> ``1,234,568``; ``0.00012346`` -> ``0.0001235``; None -> a dash; not finite -> ``nan``, ``inf``.
+    """``1234567.8`` -> ``1,234,568``; ``0.00012346`` -> ``1.235e-4``; None -> a dash; not finite -> ``nan``, ``inf``.
 
     ``digits``: significant digits of a number that is not whole and is smaller than 1000.
     """
-    if value is None:
-        return "\N{EN DASH}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    return numbers.number(value, digits)
 
 
 def format_bytes(count: float) -> str:
@@ -54,11 +49,7 @@ def format_bytes(count: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """``75`` -> ``1 min 15 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return numbers.seconds(seconds)
 
 
 def format_local_time(time: float) -> str:
@@ -111,9 +102,9 @@ def _describe_losses(run: RunData) -> str:
         losses = run.metrics["loss"]
         return "The training loss was never finite." if losses.size and not np.isfinite(losses).any() else ""
     verb = "fell" if last < first else "rose"
-    text = f"The training loss {verb} from {first:.4f} to {last:.4f}."
+    text = f"The training loss {verb} from {format_number(first)} to {format_number(last)}."
     if last == first:
-        text = f"The training loss stayed at {last:.4f}."
+        text = f"The training loss stayed at {format_number(last)}."
     validation = run.validation()
     if validation:
         values = ", ".join(f"{key} {format_number(value)}" for key, value in validation[-1].items() if key != "step")
@@ -130,7 +121,7 @@ def _describe_speed(run: RunData) -> str:
     unit = batch_of(run.store.table("events"))[1]
     per_device = tps / run.mesh.world_size
     return (
-        f"Training took {format_duration(run.seconds)}: {format_number(step_ms, 3)} ms per step (median), "
+        f"Training took {format_duration(run.seconds)}: {numbers.milliseconds(step_ms)} per step (median), "
         f"{format_number(tps)} {unit} per second, {format_number(per_device)} per second per device."
     )
 

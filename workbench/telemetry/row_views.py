@@ -20,6 +20,7 @@ from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.layer_norms import LayerLists, with_norms
+from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.store import Store
 from workbench.telemetry.thin import minmax_indices
 
@@ -30,6 +31,8 @@ CELLS = 6_000
 MOST_ROWS = 128
 #: width of a time bin: the period of device samples at the default rate
 BIN_S = 0.5
+#: bins without samples that break a line
+GAP_BINS = 20
 #: ranks up to which a figure has a line for each; above, it shows the lowest, the median and the highest
 MOST_LINES = 32
 _KEPT = 48
@@ -139,10 +142,15 @@ def whole_steps(store: Store, table: str, cursor: StepCursor | None) -> tuple[Co
     of them has rows of each table.
     """
     row, last_step = cursor or (0, 0)
-    here = progress(store)
-    limit = 2**62 if has_ended(store) else int(here.furthest.min(initial=2**62)) - 2
+    limit = 2**62 if has_ended(store) else last_whole_step(store)
     key = ("whole", table, row, last_step, store.rows(table), limit)
     return memo(store, key, lambda: _whole(store, table, row, last_step, limit))
+
+
+def last_whole_step(store: Store) -> int:
+    """The last step that is whole as ``whole_steps`` means it; 2**62 where every rank is absent."""
+    furthest = int(progress(store).furthest.min(initial=2**62))
+    return furthest if has_ended(store) else furthest - 2
 
 
 #: where statistics of whole layers were read: in ``gradients``, and in ``layer_norms``
@@ -256,23 +264,6 @@ def thin(
     return {name: values[chosen] for name, values in columns.items()}
 
 
-def thin_cells(columns: Columns, budget: int = CELLS, x: str = "step") -> Columns:
-    """A heat map of at most about ``budget`` cells: every n-th column of it, made so wide that none is missing.
-
-    Cells lie from column ``x`` to column ``until``.
-    """
-    places, index = np.unique(columns[x], return_inverse=True)
-    if columns[x].size <= budget or places.size < 3:
-        return columns
-    stride = math.ceil(columns[x].size / budget)
-    shown = np.arange(places.size)[::-1][::stride][::-1]  # the newest is always there
-    taken = np.isin(index, shown)
-    out = {name: values[taken] for name, values in columns.items()}
-    next_of = dict(zip(places[shown][:-1], places[shown][1:], strict=True))
-    out["until"] = np.array([next_of.get(at, end) for at, end in zip(out[x], out["until"], strict=True)], dtype=float)
-    return out
-
-
 def has_gpu(store: Store) -> bool:
     """Whether the run's ranks are bound to GPUs (false before the first device sample)."""
     if not store.rows("devices"):
@@ -293,26 +284,28 @@ def rank_label(first: int, ranks: int, rows: int = MOST_ROWS) -> str:
     return f"{first}" if size == 1 else f"{first}-{min(ranks, first + size) - 1}"
 
 
-BinCursor = tuple[int, int]
+BinCursor = tuple[int, int, int]
 
 
 def rank_bins(store: Store, value: str, cursor: BinCursor | None) -> tuple[np.ndarray, np.ndarray, BinCursor]:
     """Device samples in bins of ``BIN_S``: bin numbers after the cursor, a table (rank, bin) of means, the new cursor.
 
-    NaN for a rank without samples there; a gap of one bin is bridged. The cursor is (row, last bin given). The newest
-    bins are kept back until the run has gone on for a second, so that each is given once and whole.
+    NaN for a rank without samples there; a gap of one bin is bridged. One bin without any sample stands for a pause,
+    and for a time of more than ``GAP_BINS`` without samples, so that a line is broken there. The cursor is (row, last
+    bin read, last bin with samples). The newest bins are kept back until the run has gone on for a second, so that
+    each is given once and whole.
     """
-    row, last = cursor or (0, -1)
-    key = ("bins", value, row, last, store.rows("devices"), has_ended(store))
-    return memo(store, key, lambda: _bins(store, value, row, last))
+    row, last, seen = cursor or (0, -1, -1)
+    key = ("bins", value, row, last, seen, store.rows("devices"), has_ended(store))
+    return memo(store, key, lambda: _bins(store, value, row, last, seen))
 
 
-def _bins(store: Store, value: str, row: int, last: int) -> tuple[np.ndarray, np.ndarray, BinCursor]:
+def _bins(store: Store, value: str, row: int, last: int, seen: int) -> tuple[np.ndarray, np.ndarray, BinCursor]:
     devices, end = since(store, "devices", row)
     here = progress(store)
     ranks = store.mesh.world_size
     if not devices["time"].size:
-        return np.empty(0, dtype=int), np.empty((ranks, 0)), (row, last)
+        return np.empty(0, dtype=int), np.empty((ranks, 0)), (row, last, seen)
     bins = ((devices["time"] - here.begin) / BIN_S).astype(int)
     newest = int(bins.max()) - (0 if has_ended(store) else 2)
     width = max(0, newest - last)
@@ -324,10 +317,22 @@ def _bins(store: Store, value: str, row: int, last: int) -> tuple[np.ndarray, np
     totals = np.bincount(index, weights=devices[value][taken], minlength=size)
     with np.errstate(invalid="ignore"):
         table = _bridge((totals / counts).reshape(ranks, width + 2))[:, 1:-1]
+    numbers = np.arange(last + 1, last + 1 + width)
+    paused = _paused(store, here.begin + np.append(last, numbers) * BIN_S)
+    table[:, paused[1:]] = math.nan
     some = ~np.isnan(table).all(axis=0)
+    # how many bins ago there was a sample
+    empty = numbers - np.maximum.accumulate(np.where(some, numbers, seen)) if width else numbers
+    shown = some | (paused[1:] & ~paused[:-1]) | ((empty == GAP_BINS + 1) & (empty < numbers + 1))
     needed = np.flatnonzero(bins >= max(last, newest))
-    cursor = (row + int(needed[0]) if needed.size else end, max(last, newest))
-    return np.arange(last + 1, last + 1 + width)[some], table[:, some], cursor
+    cursor = (row + int(needed[0]) if needed.size else end, max(last, newest), int(numbers[some].max(initial=seen)))
+    return numbers[shown], table[:, shown], cursor
+
+
+def _paused(store: Store, begin: np.ndarray) -> np.ndarray:
+    """Which bins, from ``begin`` (epoch seconds) on, lie within a pause for more than half of their length."""
+    pauses = memo(store, ("pauses", store.rows("events")), lambda: Pauses().take(store.table("events")))
+    return np.asarray(pauses.before(begin + BIN_S) - pauses.before(begin) > BIN_S / 2)
 
 
 def per_rank_bins(
@@ -350,8 +355,9 @@ def lines(table: np.ndarray, prefix: str, chosen: int | None = None, *, band: bo
     names = ("lowest", "median", "highest")
     if table.shape[1] == 0:
         return {f"{prefix}_{name}": np.empty(0) for name in (*names, "chosen")}
-    some = np.where(np.isnan(table).all(axis=0), 0.0, table)
-    parts = np.nanquantile(some, (0.0, 0.5, 1.0), axis=0)
+    is_gap = np.isnan(table).all(axis=0)
+    parts = np.nanquantile(np.where(is_gap, 0.0, table), (0.0, 0.5, 1.0), axis=0)
+    parts[:, is_gap] = math.nan
     own = np.full(table.shape[1], math.nan) if chosen is None or chosen >= ranks else table[chosen]
     return {**{f"{prefix}_{name}": part for name, part in zip(names, parts, strict=True)}, f"{prefix}_chosen": own}
 
@@ -366,11 +372,15 @@ def table_of(step: np.ndarray, rank: np.ndarray, value: np.ndarray, ranks: int) 
 
 
 def spacing(steps: np.ndarray, before: float) -> np.ndarray:
-    """Where each step's cell ends: one interval further (the smallest between neighbours)."""
-    gaps = np.diff(np.concatenate([[before], steps])) if before > 0 else np.diff(steps)
-    gaps = gaps[gaps > 0]
-    every = float(gaps.min()) if gaps.size else 1.0
-    return np.concatenate([steps[1:], steps[-1:] + every]) if steps.size else steps
+    """Where each step's cell ends: at the next step, but not further than twice the interval before it. ``before``: the
+    last step of an earlier call, 0 without one."""
+    if not steps.size:
+        return steps
+    every = np.diff(np.concatenate([[before], steps]))
+    if before <= 0:
+        every[0] = every[1] if steps.size > 1 else 1.0
+    ends = np.append(steps[1:], steps[-1] + every[-1])
+    return np.minimum(ends, steps + 2 * every)
 
 
 def _bridge(table: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
+from workbench.core.numbers import milliseconds
 from workbench.telemetry.phases import COMPUTE, DATA, by_phase, own_time, skew_ms
 from workbench.telemetry.stragglers import SIGNIFICANCE, Straggler, find_straggler
 
@@ -168,7 +169,7 @@ _OTHERS = {
 
 
 def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verdict:
-    words = {name: f"{share:.0%}" for name, share in shares.items()} | {"step": _ms(found.step_ms)}
+    words = {name: f"{share:.0%}" for name, share in shares.items()} | {"step": milliseconds(found.step_ms)}
     others = [
         text.format(**words)
         for name, text in _OTHERS.items()
@@ -180,20 +181,14 @@ def _with_sentence(found: Verdict, shares: dict[str, float], mesh: Mesh) -> Verd
     if slow is not None:
         in_what = _WHAT.get(slow.phase, slow.phase)
         text += (
-            f" Rank {slow.rank} is slow in {in_what}: {_ms(slow.lost_ms)} per step, "
+            f" Rank {slow.rank} is slow in {in_what}: {milliseconds(slow.lost_ms)} per step, "
             f"{slow.lost_share:.0%} of the step time, is lost to it (p < {SIGNIFICANCE:g})."
         )
         if mesh.pp > 1:
             text += f" It is pipeline stage {mesh.coordinates(slow.rank).pp} of {mesh.pp}, which may have more work."
     elif mesh.world_size > 1:
-        text += f" No rank stands out: they differ by {_ms(found.skew_ms)} per step."
+        text += f" No rank stands out: they differ by {milliseconds(found.skew_ms)} per step."
         if found.bound == "communication":
             text += " (What is slow within a collective, such as one rank's link, holds up all alike.)"
     text += f" ({found.window[:1].upper()}{found.window[1:]}.)"
     return Verdict(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, "sentence": text})
-
-
-def _ms(value: float) -> str:
-    if value >= 1000:
-        return f"{value / 1e3:.2f} s"
-    return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"

@@ -27,6 +27,7 @@ class HookedStrategy:
         self.rank = 0
         self.module = torch.nn.Linear(3, 1)
         self.seen: list[BaseException | None] = []
+        self.kept: list[bool] = []
 
     def layer_sizes(self) -> dict[str, int]:
         return {"": 4}
@@ -48,6 +49,7 @@ class HookedStrategy:
 
     @contextmanager
     def watch_batches(self, observer: Any, layers: Any = None, *, keep: bool = False) -> Iterator[None]:
+        self.kept.append(keep)
         handle = self.module.weight.register_hook(lambda gradient: None)
         try:
             yield
@@ -113,6 +115,22 @@ def test_a_context_that_cannot_be_entered_is_not_left(watched: tuple[GradientWat
     with pytest.raises(RuntimeError, match="no hook can be set"):
         backward(watch, strategy, broken=False)
     assert strategy.seen == []
+
+
+def test_a_gpu_holds_no_gradients_in_its_first_step(
+    watched: tuple[GradientWatch, HookedStrategy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step needs is not known before one has been trained, however much memory seems to be free."""
+    watch, strategy = watched
+    watch._device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
+    for step in (1, 2):
+        watch.begins(step, 0)
+        with watch.around(step):
+            pass
+    assert strategy.kept == [False, True]
 
 
 def hooks_of(module: torch.nn.Module) -> int:

@@ -325,7 +325,7 @@ def test_what_was_changed_by_hand_belongs_to_what_differs(home: Path) -> None:
     found = workbench.compare(runs)
     changed = {d.name: d.values for d in found.differences if d.section == "changed while training"}
     assert changed == {
-        "lr": (None, "0.001 at step 3, 0.0005 at step 6", None),
+        "lr": (None, "0.001 at step 3, 5e-4 at step 6", None),
         "frozen": (None, "head at step 7", None),
     }
     assert [group.members for group in found.groups] == [(0, 2), (1,)], "it is no repeat of the others"

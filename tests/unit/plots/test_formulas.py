@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from tests.fake_run import fake_spec, make_fake_run, write_spec
+from workbench.core.columns import Columns
+from workbench.core.config import MonitorSpec
 from workbench.core.records import CollectiveRecord, GradientStats, HistogramStats, PhaseRecord, StepRecord, WeightStats
 from workbench.plots import (
     bandwidth,
     busy,
+    cells,
     cosine,
     exposed,
     grad_norm,
@@ -154,7 +157,8 @@ def test_bandwidth_traffic_and_exposed_share(tmp_path: Path) -> None:
     for rank in range(2):
         with RankLogWriter(tmp_path, rank) as writer:
             writer.append(step(1, rank, ms=100.0 + rank))
-            for kind, size, count in (("all_reduce", 4, 1_000_000), ("all_gather", 4, 400_000), ("odd", 4, 1000)):
+            sizes = {"all_reduce": 1_000_000, "all_gather": 400_000, "odd": 100_000, "broadcast": 100}
+            for kind, size, count in ((kind, 4, count) for kind, count in sizes.items()):
                 writer.append(
                     CollectiveRecord(
                         step=1,
@@ -173,13 +177,14 @@ def test_bandwidth_traffic_and_exposed_share(tmp_path: Path) -> None:
     rates, _ = bandwidth.columns(store, None)
     assert rates["all_reduce"][0] == pytest.approx(2 * 3 / 4 * 1e6 / 10e-3 / 1e9)
     assert rates["all_gather"][0] == pytest.approx(3 / 4 * 4e5 / 10e-3 / 1e9)
-    assert rates["other"][0] == pytest.approx(1000 / 10e-3 / 1e9)
+    assert rates["other"][0] == pytest.approx(1e5 / 10e-3 / 1e9)
+    assert "broadcast" not in rates, "100 bytes say nothing about bandwidth, and would be all that the axis shows"
     sent, _ = traffic.columns(store, None)
     assert {name: values[0] for name, values in sent.items()} == {
-        "step": 1, "all_reduce": 1_000_000, "all_gather": 400_000, "other": 1000
+        "step": 1, "all_reduce": 1_000_000, "all_gather": 400_000, "broadcast": 100, "other": 100_000
     }  # fmt: skip
     share, _ = exposed.columns(store, None)
-    assert (share["lowest"][0], share["highest"][0]) == (0, pytest.approx(100 * 15 / 101))
+    assert (share["lowest"][0], share["highest"][0]) == (0, pytest.approx(100 * 20 / 101))
     assert share["hidden"][0] == pytest.approx(75)
 
 
@@ -212,7 +217,58 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
     drawn, _ = timeline.columns(store, None)
     second = drawn["step"] == 11
     assert drawn["start"][second].min() == 38  # the second step begins when the slowest rank has ended the first
-    assert set(drawn["colour"]) == {theme.PHASES[name] for name in ("forward", "communication", "optimizer")}
+    named = {theme.PHASES[name] for name in ("forward", "communication", "optimizer")}
+    assert set(drawn["colour"]) == {*named, timeline.GAP_COLOUR}
+    gaps = drawn["phase"] == timeline.GAP
+    assert set(drawn["lasted"][gaps]) == {"6 ms"} and set(drawn["rank"][gaps]) == {0, 1}
+    assert set(drawn["note"][gaps]) == {"the step of the slowest rank goes on"}
+    starts = ~np.isnan(drawn["boundary"])
+    assert drawn["name"][starts].tolist() == ["step 10", "step 11", "step 12"]
+    assert drawn["boundary"][starts].tolist() == [0, 38, 76]
+    assert timeline.height(drawn) < 210, "bars are thin"
+
+
+def test_an_evaluation_does_not_crush_the_steps_beside_it(tmp_path: Path) -> None:
+    """Of 14 s beside steps of 30 ms; live, in the report, and where the steps of each rank are added up."""
+    write_spec(tmp_path, fake_spec(ranks=2))
+    for rank in range(2):
+        with RankLogWriter(tmp_path, rank) as writer:
+            for number in range(1, 13):
+                writer.append(step(number, rank, ms=30.0))
+                phases = [("forward", 0.0, 20.0), ("communication", 20.0, 10.0)]
+                if number == 11:
+                    phases += [("evaluate", 30.0 + 10 * rank, 14_000.0 - 10 * rank), ("checkpoint", 14_030.0, 500.0)]
+                for phase, start, length in phases:
+                    writer.append(
+                        PhaseRecord(
+                            step=number, rank=rank, phase=phase, micro_batch=-1, start_ms=start, duration_ms=length
+                        )
+                    )
+            finish(writer)
+    store = opened(tmp_path)
+    drawn, _ = timeline.columns(store, None)
+    longest = 30 * timeline.LONGEST_BETWEEN
+    assert drawn["end"].max() == pytest.approx(3 * 30 + longest, abs=1e-3)
+    own = drawn["step"] == 12
+    assert (drawn["end"] - drawn["start"])[own] == pytest.approx([20, 10, 20, 10]), "nothing else is shorter"
+    evaluated = np.flatnonzero(drawn["phase"] == "evaluate")
+    assert drawn["lasted"][evaluated].tolist() == ["14 s", "14 s"]
+    assert drawn["note"][evaluated[0]] == "drawn shorter than it was"
+    assert drawn["inside"][evaluated].tolist() == ["evaluate 14 s", ""]
+    assert drawn["inside"][drawn["phase"] == "checkpoint"].tolist() == ["", ""], "there is no room for it"
+    only = {name: values[store.table("phases")["step"] == 11] for name, values in store.table("phases").items()}
+    assert timeline.bars(only, np.arange(2))["end"].max() == pytest.approx(30 + longest, abs=1e-3)
+    bars, _ = phase_bars.columns(store, None)
+    assert bars["right"].max() == pytest.approx(30) and "evaluate" not in bars["phase"]
+
+
+def test_a_short_checkpoint_between_steps_keeps_its_length() -> None:
+    nothing = np.array([False, False])
+    between = np.array([False, True])
+    starts, ends, is_cut = timeline._shortened(
+        np.array([0.0, 30.0]), np.array([30.0, 34.0]), between, nothing, longest=10.0
+    )
+    assert (starts.tolist(), ends.tolist(), is_cut.tolist()) == ([0, 30], [30, 34], [False, False])
 
 
 def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
@@ -222,7 +278,9 @@ def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
         drawn, _ = timeline.columns(store, None)
         logged = store.table("phases")
         logged = {n: v[logged["step"] >= np.unique(logged["step"])[-timeline.STEPS]] for n, v in logged.items()}
-        assert sorted(drawn["end"] - drawn["start"]) == pytest.approx(sorted(logged["duration_ms"]))
+        whole = drawn["phase"] != timeline.GAP
+        assert sorted((drawn["end"] - drawn["start"])[whole]) == pytest.approx(sorted(logged["duration_ms"]))
+        drawn = {key: values[whole] for key, values in drawn.items()}
         thin = drawn["height"] < 0.5
         assert set(drawn["phase"][thin]) == {"monitor", "overlapped"} - ({"overlapped"} if name == "pp" else set())
         for rank in range(4):
@@ -327,12 +385,119 @@ def test_ranks_beyond_the_rows_of_a_heat_map_share_them(tmp_path: Path) -> None:
 
 def test_thinned_cells_leave_no_gap() -> None:
     steps = np.repeat(np.arange(1000.0), 40)
-    cells = {"step": steps, "until": steps + 1, "row": np.tile(np.arange(40.0), 1000)}
-    few = rows.thin_cells(cells, budget=4000)
+    mark = (steps == 500).astype(float)
+    columns = {"step": steps, "until": steps + 1, "row": np.tile(np.arange(40.0), 1000), "value": steps, "mark": mark}
+    few = cells.thin(columns, budget=4000)
     assert few["step"].size <= 4000
-    assert few["step"].max() == 999
+    assert few["until"].max() == 1000 and few["value"].max() == 999
+    assert few["mark"].sum() == 40, "what is marked stays so"
     own = few["row"] == 0
     np.testing.assert_array_equal(few["until"][own][:-1], few["step"][own][1:])
+
+
+def test_thinned_cells_keep_a_gap_and_the_newest() -> None:
+    steps = np.concatenate([np.arange(500.0), np.arange(900.0, 1000.0)])
+    few = cells.thin({"step": steps, "until": steps + 1, "row": np.zeros(600), "alpha": np.ones(600)}, budget=100)
+    assert few["step"].size <= 101 and few["until"].max() == 1000
+    assert np.count_nonzero(few["until"][:-1] < few["step"][1:]) == 1
+
+
+def held_run(path: Path, last: int, *, ended: bool) -> Store:
+    """A run of one rank without any gradients, which has trained ``last`` steps."""
+    path.mkdir(exist_ok=True)
+    write_spec(path, replace(fake_spec(ranks=1), monitor=MonitorSpec()))
+    with RankLogWriter(path, 0) as writer:
+        for number in range(1, last + 1):
+            writer.append(step(number, 0))
+        if ended:
+            finish(writer)
+    return opened(path)
+
+
+def values_at(steps: list[float], row: list[float]) -> Columns:
+    return {"step": np.array(steps), "row": np.array(row), "colour": np.array(steps) * 10}
+
+
+def spans(found: Columns, row: float = 0.0) -> list[tuple[float, float, float, float]]:
+    own = found["row"] == row
+    names = ("measured", "step", "until", "alpha")
+    return [tuple(map(float, each)) for each in zip(*(found[name][own] for name in names), strict=True)]
+
+
+def test_a_value_is_held_paler_with_its_age_and_not_for_ever(tmp_path: Path) -> None:
+    """A value of step 1 is not stretched to that of step 130: 4 steps are the interval of a first value, and 4 times
+    that is the longest that any value is shown."""
+    found, _ = cells.hold(values_at([1, 130, 150], [0, 0, 0]), None, held_run(tmp_path, 153, ended=True))
+    assert spans(found) == [
+        (1, 1, 2, 1.0),
+        (1, 2, 3, 0.75),
+        (1, 3, 5, 0.6),
+        (1, 5, 9, 0.35),
+        (1, 9, 17, 0.2),
+        (1, 17, 65, 0.0),
+        (1, 65, 130, 0.0),
+        (130, 130, 131, 1.0),
+        (130, 131, 150, 0.75),
+        (150, 150, 151, 1.0),
+        (150, 151, 154, 0.75),
+    ]
+    assert found["edge"].tolist() == (found["alpha"] == 1).tolist()
+    assert (found["colour"] == 10 * found["measured"]).all()
+
+
+def test_values_of_every_step_need_no_paler_cells(tmp_path: Path) -> None:
+    steps = [float(number) for number in range(1, 11) for _ in range(2)]
+    found, _ = cells.hold(values_at(steps, [0.0, 1.0] * 10), None, held_run(tmp_path, 10, ended=True))
+    assert spans(found, 1) == [(number, number, number + 1, 1.0) for number in map(float, range(1, 11))]
+
+
+def test_the_axis_reaches_as_far_as_the_run(tmp_path: Path) -> None:
+    """One empty cell is enough for it, of however many rows."""
+    store = held_run(tmp_path, 150, ended=True)
+    for by in ("row", None):
+        found, _ = cells.hold(values_at([1, 1, 1], [0, 1, 2]), None, store, by=by)
+        assert found["until"].max() == 151
+        assert found["until"][found["alpha"] > 0].max() == 17 and np.count_nonzero(found["alpha"] == 0) == 2
+
+
+def test_rows_end_apart_but_a_histogram_ends_as_a_whole(tmp_path: Path) -> None:
+    store = held_run(tmp_path, 8, ended=True)
+    measured = values_at([1, 1, 4], [0, 1, 0])
+    apart, _ = cells.hold(measured, None, store)
+    assert spans(apart, 1)[-1] == (1, 5, 9, 0.35)
+    whole, _ = cells.hold(measured, None, store, by=None)
+    assert spans(whole, 1)[-1] == (1, 3, 4, 0.6)
+
+
+def test_a_running_run_holds_its_last_value_as_far_as_it_has_come(tmp_path: Path) -> None:
+    """Read by pieces the cells are those that are read at once."""
+    last_cells: Columns | None = None
+    parts: list[Columns] = []
+    for number, (last, new) in enumerate([(9, [1.0, 6.0]), (16, []), (30, []), (31, [31.0])]):
+        store = held_run(tmp_path / str(number), last + 2, ended=False)
+        found, last_cells = cells.hold(values_at(new, [0.0] * len(new)), last_cells, store)
+        parts.append(found)
+        assert found["until"].max(initial=0) <= last + 1
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    at_once, _ = cells.hold(values_at([1.0, 6.0, 31.0], [0.0] * 3), None, store)
+    assert spans(joined) == spans(at_once)
+
+
+def test_what_only_full_sets_have_is_carried_on(tmp_path: Path) -> None:
+    nan = math.nan
+    first = {"step": np.array([1.0, 1, 2]), "row": np.array([0.0, 1, 0]), "peak": np.array([5.0, 7, nan])}
+    store = held_run(tmp_path, 2, ended=False)
+    carried = cells.carry(first, None, ["peak"], since="of")
+    assert carried["peak"].tolist() == [5, 7, 5] and carried["of"].tolist() == [1, 1, 1]
+    _, before = cells.hold(carried, None, store)
+    later = {"step": np.array([3.0, 3, 4]), "row": np.array([0.0, 1, 1]), "peak": np.array([nan, nan, 9])}
+    carried = cells.carry(later, before, ["peak"], since="of")
+    assert carried["peak"].tolist() == [5, 7, 9] and carried["of"].tolist() == [1, 1, 4]
+
+
+def test_a_cell_of_phases_is_not_stretched_over_a_gap() -> None:
+    steps = np.array([4.0, 8, 12, 100, 104])
+    assert rows.spacing(steps, 0.0).tolist() == [8, 12, 20, 104, 108]
 
 
 def test_a_straggler_in_one_stage_is_not_lost_among_the_others(tmp_path: Path) -> None:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HBar, HoverTool, VSpan
+from bokeh.models import ColumnDataSource, HBar, HoverTool, Line, Segment, VSpan
 
 from tests.fake_run import fake_spec, layer_names, make_fake_run, write_spec
 from workbench.core.columns import Columns
-from workbench.core.records import GradientStats, StepRecord
-from workbench.plots import ALL, event_lines, gradients, loss, plots, theme, throughput, utilisation
+from workbench.core.records import DeviceSample, Event, GradientStats, StepRecord
+from workbench.plots import (
+    ALL,
+    busy,
+    event_lines,
+    gradients,
+    loss,
+    memory,
+    plots,
+    theme,
+    throughput,
+    utilisation,
+    validation,
+)
 from workbench.plots.base import TABS, Plot
+from workbench.plots.still.picture import still
 from workbench.plots.still.run_picture import picture
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry import row_views as rows
@@ -80,7 +94,8 @@ def test_contract(plot: Plot, kind: str, of_kind: dict[str, Path]) -> None:
     columns, cursor = plot.columns(store, None)
     assert len({values.size for values in columns.values()}) == 1
     needs_replicas = plot.NAME in ("cosine", "noise") and kind == "pipeline"
-    assert (next(iter(columns.values())).size > 0) == (kind != "no rows" and not needs_replicas)
+    needs_many_ranks = plot.NAME == "busy" and kind != "twelve ranks"
+    assert (next(iter(columns.values())).size > 0) == (kind != "no rows" and not needs_replicas | needs_many_ranks)
     nothing, _ = plot.columns(store, cursor)
     assert list(nothing) == list(columns)
     assert all(values.size == 0 for values in nothing.values())
@@ -117,7 +132,7 @@ def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run:
         parts = [part for part in parts if next(iter(part.values())).size][-1:]
     for key, expected in whole.items():
         joined = np.concatenate([part[key] for part in parts])
-        if key in ("validation", "at", "measured"):
+        if key in ("at", "measured", "after", "since"):
             assert set(joined[~np.isnan(joined)]) == set(expected[~np.isnan(expected)])
         elif expected.dtype == object:
             assert list(joined) == list(expected)
@@ -168,9 +183,26 @@ def test_late_validation_rides_on_a_repeat_of_the_last_row(tmp_path: Path) -> No
         store.refresh()
         late, _ = loss.columns(store, cursor)
     assert np.isnan(late.pop("spike")).all() and np.isnan(late.pop("spike_at")).all()
+    assert np.isnan(late.pop("after")).all() and np.isnan(late.pop("since")).all()
     assert {name: list(values) for name, values in late.items()} == {
-        "step": [1], "loss": [1.0], "smooth": [1.0], "validation": [2.5], "at": [1], "measured": [2.5]
+        "step": [1], "loss": [1.0], "smooth": [1.0], "at": [1], "measured": [2.5]
     }  # fmt: skip
+
+
+def test_validations_are_joined_in_every_figure(run: Path) -> None:
+    """From each to the next, by a line of the same colour and width, live and in a still picture."""
+    columns, _ = loss.columns(opened(run), None)
+    shown = ~np.isnan(columns["measured"])
+    assert columns["after"][shown].tolist()[1:] == columns["at"][shown].tolist()[:-1] == [50, 100, 150]
+    np.testing.assert_array_equal(columns["since"][shown][1:], columns["measured"][shown][:-1])
+    drawn = loss.figure(ColumnDataSource(dict(columns)))
+    of_loss = next(each.glyph for each in drawn.renderers if isinstance(each.glyph, Segment))
+    accuracy = validation.figure(ColumnDataSource({"step": [1.0, 2.0], "accuracy": [10.0, 20.0]}))
+    of_accuracy = next(each.glyph for each in accuracy.renderers if isinstance(each.glyph, Line))
+    for look in ("line_color", "line_width", "line_dash"):
+        assert getattr(of_loss, look) == getattr(of_accuracy, look)
+    picture = still(drawn, title="Loss")
+    assert not picture.left_out and f"validation: first {columns['measured'][shown][0]:.4g}" in picture.words
 
 
 def test_a_step_is_given_once_all_ranks_have_it(tmp_path: Path) -> None:
@@ -202,8 +234,9 @@ def test_gradients_are_those_of_combine_in_model_order(run: Path) -> None:
         (step, layer): norm
         for step, layer, norm in zip(expected["step"], expected["layer"], expected["norm"], strict=True)
     }
-    assert len(norms) == columns["norm"].size
-    for step, layer, norm in zip(columns["step"], columns["layer"], columns["norm"], strict=True):
+    shown = columns["edge"] == 1
+    assert len(norms) == shown.sum()
+    for step, layer, norm in zip(columns["measured"], columns["layer"], columns["norm"], strict=True):
         assert norm == norms[step, layer]
     order = dict(zip(columns["row"], columns["layer"], strict=True))
     assert [order[row] for row in sorted(order)] == layer_names(8)
@@ -260,6 +293,50 @@ def test_utilisation_of_many_ranks_is_a_band(tmp_path: Path) -> None:
     assert (columns["cpu_median"] <= columns["cpu_highest"]).all()
 
 
+@pytest.mark.parametrize("ranks", [2, 40, 130])
+def test_a_pause_is_a_gap_over_elapsed_time(tmp_path: Path, ranks: int) -> None:
+    """Ranks are sampled while they wait, but nothing is drawn of it: lines break, and cells are left out."""
+    path = make_fake_run(tmp_path / "run", ranks=ranks, steps=60, layers=1, grad_every=0)
+    begin = rows.progress(opened(path)).begin
+    for rank in range(ranks):
+        with RankLogWriter(path, rank) as writer:
+            for state, at in (("paused", 2.0), ("running", 4.0)):
+                writer.append(Event(time=begin + at, step=8, rank=rank, kind="state", name=state))
+    store = opened(path)
+    for plot in (utilisation, memory):
+        columns, _ = plot.columns(store, None)
+        inside = (columns["time"] > 2) & (columns["time"] < 4)
+        values = np.stack([each for name, each in columns.items() if not name.endswith(("time", "chosen"))])
+        assert np.isnan(values[:, inside]).all() and inside.sum() == 1
+        assert not np.isnan(values[:, ~inside]).any() and columns["time"].max() > 5
+    cells, _ = busy.columns(store, None)
+    if ranks == 2:
+        assert not cells["time"].size, "the lines of utilisation say the same"
+        return
+    assert not ((cells["until"] > 2) & (cells["time"] < 4)).any() and cells["time"].max() > 5
+
+
+def test_a_time_without_samples_is_a_gap_however_it_is_read(tmp_path: Path) -> None:
+    write_spec(tmp_path, fake_spec(ranks=1))
+    numbers = {"threads": 1, "net_sent_bytes": 0, "net_received_bytes": 0, "disk_read_bytes": 0, "disk_write_bytes": 0}
+    sample = DeviceSample(time=0.0, rank=0, step=0, phase="", cpu_percent=9.0, rss_bytes=1, device="cpu", **numbers)
+    parts: list[Columns] = []
+    cursor = None
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0) as writer:
+        for time in (0.1, 0.6, 1.1, 31.1, 31.6, 32.6, math.nan):
+            writer.append(replace(sample, time=time)) if time < 40 else writer.event("state", "finished", step=0)
+            writer.flush()
+            store.refresh()
+            columns, cursor = utilisation.columns(store, cursor)
+            parts.append(columns)
+    whole, _ = utilisation.columns(opened(tmp_path), None)
+    gaps = whole["time"][np.isnan(whole["cpu_0"])]
+    assert gaps.size == 1 and 1.5 < gaps[0] < 31
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+
+
 def test_long_runs_are_thinned_and_keep_their_ends() -> None:
     generator = np.random.default_rng(0)
     many: Columns = {"step": np.arange(1, 100_001, dtype=float), "loss": generator.normal(size=100_000)}
@@ -282,8 +359,8 @@ GROWING = [plot for plot in plots() if not getattr(plot, "REPLACE", False)]
 
 
 @pytest.mark.parametrize("plot", GROWING, ids=lambda plot: plot.NAME)
-def test_whatever_a_figure_shows_can_be_thinned(plot: Plot, run: Path) -> None:
-    columns, _ = plot.columns(opened(run), None)
+def test_whatever_a_figure_shows_can_be_thinned(plot: Plot, run: Path, of_kind: dict[str, Path]) -> None:
+    columns, _ = plot.columns(opened(of_kind["twelve ranks"] if plot.NAME == "busy" else run), None)
     rows_here = len(next(iter(columns.values())))
     times, along = math.ceil(3 * rows.CELLS / rows_here), {next(iter(columns)), "until", plot.AXIS}
     many: Columns = {

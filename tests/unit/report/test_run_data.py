@@ -157,11 +157,11 @@ def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1234567.8, "1,234,568"), (0.00012346, "0.0001235"), (3.0, "3"), (float("nan"), "nan"), (None, "\N{EN DASH}")],
+    [(1234567.8, "1,234,568"), (0.00012346, "1.235e-4"), (3.0, "3"), (float("nan"), "nan"), (None, "\N{EN DASH}")],
 )
 def test_numbers(value: float | None, text: str) -> None:
     assert words.format_number(value) == text
 
 
 def test_durations() -> None:
-    assert [words.format_duration(s) for s in (1.25, 75, 7260)] == ["1.2 s", "1 min 15 s", "2 h 1 min"]
+    assert [words.format_duration(s) for s in (1.25, 75, 7260)] == ["1.25 s", "1 min 15 s", "2 h 1 min"]

@@ -37,7 +37,7 @@ def test_a_run_that_computes() -> None:
     assert found.steps == (4, 20)
     assert str(found) == (
         "Compute-bound: 93% of a 100 ms step computes; 6% communicates, 1% waits for data. "
-        "No rank stands out: they differ by 0.0 ms per step. (Steps 4 to 20.)"
+        "No rank stands out: they differ by 0 ms per step. (Steps 4 to 20.)"
     )
     assert pretty(found) == str(found), "a notebook shows the sentence"
 
@@ -68,7 +68,7 @@ def test_the_rank_that_the_others_wait_for_is_the_one_that_waits_least() -> None
     assert found.bound == "compute", "the others communicate only because they wait"
     assert found.waiting_share == pytest.approx((39 * 3 + 2) / 4 / 100 - 0.02)
     assert (
-        "Rank 2 is slow in forward: 37.0 ms per step, 37% of the step time, is lost to it (p < 0.01)." in found.sentence
+        "Rank 2 is slow in forward: 37 ms per step, 37% of the step time, is lost to it (p < 0.01)." in found.sentence
     )
 
 
@@ -87,8 +87,8 @@ def test_a_slow_network_shows_in_handing_over(steps: int) -> None:
     assert (found.straggler.rank, found.straggler.phase) == (1, "communication")
     assert found.straggler.lost_ms == pytest.approx(30) and found.straggler.lost_share == pytest.approx(0.6)
     assert found.sentence == (
-        "Communication-bound: 80% of a 50.0 ms step communicates on rank 1, for which the others wait; 20% computes. "
-        "Rank 1 is slow in its network: 30.0 ms per step, 60% of the step time, is lost to it (p < 0.01). "
+        "Communication-bound: 80% of a 50 ms step communicates on rank 1, for which the others wait; 20% computes. "
+        "Rank 1 is slow in its network: 30 ms per step, 60% of the step time, is lost to it (p < 0.01). "
         f"(Steps {max(4, steps - 49)} to {steps}.)"
     )
 
@@ -113,7 +113,7 @@ def test_shares_are_of_the_step_of_the_rank_that_is_judged() -> None:
     """Ranks whose steps differ in length, as where one waits outside of its steps."""
     found = verdict(run_of({"forward": 10.0}, {"forward": 100.0}), Mesh(dp=2))
     assert found.straggler is not None and found.straggler.lost_share == pytest.approx(0.9)
-    assert "100% of a 55.0 ms step computes on rank 1" in found.sentence
+    assert "100% of a 55 ms step computes on rank 1" in found.sentence
 
 
 @pytest.mark.parametrize("steps", [1, 7])
@@ -178,5 +178,5 @@ def test_before_the_first_step_nothing_is_said() -> None:
 def test_a_single_rank_has_no_others() -> None:
     found = verdict(run_of({"forward": 10.0}), Mesh())
     assert (
-        found.straggler is None and found.sentence == "Compute-bound: 100% of a 10.0 ms step computes. (Steps 4 to 20.)"
+        found.straggler is None and found.sentence == "Compute-bound: 100% of a 10 ms step computes. (Steps 4 to 20.)"
     )

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MultipleLocator
 
+from workbench.core.numbers import decimal_bytes, milliseconds, number
 from workbench.plots import theme
 from workbench.plots.still.canvas import Box, Canvas, shortened
 from workbench.plots.still.rows import GlyphRows, as_numbers, optional
@@ -133,6 +134,10 @@ def tick_text(formatter: Any, value: float) -> str:
     """A number at an axis as the figure's formatter means it: as a power of two, a time or a percentage."""
     if isinstance(formatter, str):  # a colour bar may have "auto"
         return plain(value)
+    written = {"milliseconds": milliseconds, "bytes": decimal_bytes}
+    for tag in formatter.tags:
+        if tag in written:
+            return written[str(tag)](value)
     if theme.POWER_OF_TWO in formatter.tags:
         return f"2{plain(value).translate(_RAISED)}"
     wanted = optional(formatter, "format")
@@ -144,15 +149,8 @@ def tick_text(formatter: Any, value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """``12000`` -> ``12k``, ``0.000012`` -> ``1.2e-5``: short enough for an axis."""
-    value = float(f"{value:.12g}") + 0.0  # no -0, no 0.30000000000000004
-    size = abs(value)
-    for least, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= least:
-            return f"{value / (1e3 if unit == 'k' else least):g}{unit}"
-    if 0 < size < 1e-3:
-        return f"{value:.3g}".replace("e-0", "e-")
-    return f"{value:g}"
+    """``12000`` -> ``12,000``, ``0.000012`` -> ``1.2e-5``: as many digits as a round number has."""
+    return number(value, 9)
 
 
 def elapsed(seconds: float) -> str:

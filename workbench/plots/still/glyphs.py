@@ -21,7 +21,7 @@ from workbench.plots.still.rows import GlyphRows, as_numbers, colour_map, norm, 
 from workbench.telemetry.thin import minmax_indices
 
 #: above so many shapes or points of a glyph they are painted as one image
-MOST_SHAPES = 400
+MOST_SHAPES = 150
 MOST_POINTS = 150
 #: a line keeps the lowest and the highest point in each column of so many pixels
 COLUMN_PX = 1.6
@@ -78,7 +78,7 @@ def _segments(pane: Axes, rows: GlyphRows) -> None:
     if any(end is None for end in ends):
         return
     table = np.column_stack(ends)  # type: ignore[arg-type]
-    _add_lines(pane, rows, list(table.reshape(-1, 2, 2)))
+    _add_lines(pane, rows, list(table[np.isfinite(table).all(axis=1)].reshape(-1, 2, 2)))
 
 
 def _add_lines(pane: Axes, rows: GlyphRows, lines: list[np.ndarray]) -> None:
@@ -157,11 +157,12 @@ def _add_polygons(pane: Axes, rows: GlyphRows, polygons: list[np.ndarray]) -> No
     fill = rows.colours("fill")
     fill = fill if len(fill) == len(polygons) else fill[:1]
     by_value = _by_value(rows)
+    edges = np.column_stack([fill[:, :3], fill[:, 3] == 1]) if by_value else rows.colours("line")  # pale cells: none
     pane.add_collection(
         PolyCollection(
             polygons,
             facecolors=fill,
-            edgecolors=fill if by_value else rows.colours("line"),
+            edgecolors=edges,
             linewidths=0.6 if by_value else float(rows.constant("line_width", 1.0)),
             rasterized=len(polygons) > MOST_SHAPES,
         )
@@ -216,6 +217,8 @@ def _texts(pane: Axes, rows: GlyphRows) -> None:
         return
     horizontal: Any = rows.constant("text_align", "left")
     vertical: Any = {"middle": "center_baseline", "top": "top"}.get(rows.constant("text_baseline", "bottom"), "bottom")
+    shown = np.isfinite(x) & np.isfinite(y) & np.array([bool(text) for text in rows.texts("text")], dtype=bool)
+    pane.update_datalim(np.column_stack([x, y])[shown])
     places = list(zip(x.tolist(), y.tolist(), rows.texts("text"), rows.colours("text"), strict=False))
     for at, height, text, colour in places[:MOST_TEXTS]:
         if text and np.isfinite([at, height]).all():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from workbench.core.numbers import number
 from workbench.plots.still import axes, glyphs, legend, svg
 from workbench.plots.still.canvas import FONT_PX, Box, Canvas, printable, shortened
 from workbench.plots.still.rows import GlyphRows, optional, rgba
@@ -76,12 +77,13 @@ def description(figure: Any, title: str) -> str:
     text = f"{title}: {y_label or 'values'} over {x_label or 'x'}."
     named = legend.entries_of(figure, found) or [("", rows) for rows in found.values()]
     for name, rows in named[:8]:
-        values = rows.y() if rows.kind in ("Line", "Step", "Scatter", "Circle") else None
+        by_kind = {**dict.fromkeys(("Line", "Step", "Scatter", "Circle"), "y"), "Segment": "y1"}
+        values = rows.y(by_kind[rows.kind]) if rows.kind in by_kind else None
         known = values[np.isfinite(values)] if values is not None else np.empty(0)
         if known.size:
             text += (
-                f" {name or 'Values'}: first {known[0]:.4g}, lowest {known.min():.4g}, "
-                f"highest {known.max():.4g}, last {known[-1]:.4g}."
+                f" {name or 'Values'}: first {number(float(known[0]))}, lowest {number(float(known.min()))}, "
+                f"highest {number(float(known.max()))}, last {number(float(known[-1]))}."
             )
     if not any(rows.size for rows in found.values()):
         text += " It has no data."

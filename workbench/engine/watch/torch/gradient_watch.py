@@ -104,9 +104,9 @@ class GradientWatch(StepObserver):
         self._step = step
         self._began = time.perf_counter()
         self._code = self._code_of(step, watch)
-        self._is_first = False
         with self._cost:
             self._collector = self._new_collector()
+            self._is_first = False
             if self._is_full and self._clips and self._reporting is not None:
                 self._reporting.watch_framework_norm(True)
 

@@ -1,0 +1,58 @@
+"""Numbers and times for people, the same in figures, tables, reports and messages.
+
+``workbench/plots/browser_numbers.py`` and ``widgets/static/text.js`` have the same functions for the browser; a test
+holds all three to the same texts.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """``0.0003`` -> ``3e-4``, ``1493.34`` -> ``1,493``, ``0.50`` -> ``0.5``: at most ``digits`` significant digits
+    (more of a number of 1,000 or more, which is rounded to a whole one), and no zeros behind them. None: a dash."""
+    if value is None:
+        return "\N{EN DASH}"
+    if not math.isfinite(value):
+        return str(float(value))
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e15:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{_short(mantissa)}e{int(exponent)}"
+    if float(f"{size:.{digits}g}") >= 1000:
+        return f"{value:,.0f}"
+    return _short(f"{value:.{digits - 1 - math.floor(math.log10(size))}f}")
+
+
+def milliseconds(value: float | None) -> str:
+    """A time that is given in ms: ``14.93`` -> ``14.9 ms``, ``1493.3`` -> ``1.49 s``, ``75000`` -> ``1 min 15 s``."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    if float(f"{value:.3g}") < 1000:
+        return f"{number(value, 3)} ms"
+    return seconds(value / 1e3)
+
+
+def seconds(value: float) -> str:
+    """``1.4933`` -> ``1.49 s``, ``75`` -> ``1 min 15 s``, ``3725`` -> ``1 h 2 min``."""
+    if float(f"{value:.3g}") < 60:
+        return f"{number(value, 3)} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def decimal_bytes(value: float) -> str:
+    """``1500000`` -> ``1.5 MB``, in powers of 1,000 as the bandwidth of networks is counted."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    place = 0
+    while value >= 999.5 and place < len(units) - 1:
+        value, place = value / 1000, place + 1
+    return f"{number(value, 3)} {units[place]}"
+
+
+def _short(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
