@@ -10,6 +10,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.plots import timeline
 from workbench.report.run_data import RunData
+from workbench.report.words import format_milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,11 @@ def choose_steps(run: RunData) -> list[ChosenStep]:
     candidates = np.arange(1, steps.size) if steps.size > 2 else np.arange(steps.size)
     typical = candidates[np.argmin(np.abs(times[candidates] - np.median(times[candidates])))]
     slowest = candidates[np.argmax(times[candidates])]
-    chosen = [ChosenStep(step=int(steps[typical]), reason=f"a typical step, {times[typical]:.1f} ms")]
+    chosen = [ChosenStep(step=int(steps[typical]), reason=f"a typical step, {format_milliseconds(times[typical])}")]
     if slowest != typical:
-        chosen.append(ChosenStep(step=int(steps[slowest]), reason=f"the slowest step, {times[slowest]:.1f} ms"))
+        chosen.append(
+            ChosenStep(step=int(steps[slowest]), reason=f"the slowest step, {format_milliseconds(times[slowest])}")
+        )
     return chosen
 
 

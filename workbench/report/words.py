@@ -61,6 +61,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def format_milliseconds(milliseconds: float) -> str:
+    """``85.23`` -> ``85.2 ms``; ``1493.3`` -> ``1.49 s``."""
+    return f"{milliseconds / 1e3:.3g} s" if milliseconds >= 999.5 else f"{milliseconds:.3g} ms"
+
+
 def format_local_time(time: float) -> str:
     """Date and time in the local time zone, with the name of the zone. ``time``: seconds since the epoch."""
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
@@ -116,7 +121,9 @@ def _describe_losses(run: RunData) -> str:
         text = f"The training loss stayed at {last:.4f}."
     validation = run.validation()
     if validation:
-        values = ", ".join(f"{key} {format_number(value)}" for key, value in validation[-1].items() if key != "step")
+        values = ", ".join(
+            f"{key.replace('_', ' ')} {format_number(value)}" for key, value in validation[-1].items() if key != "step"
+        )
         text += f" Validation at step {validation[-1]['step']:,}: {values}."
     return text
 
@@ -130,7 +137,7 @@ def _describe_speed(run: RunData) -> str:
     unit = batch_of(run.store.table("events"))[1]
     per_device = tps / run.mesh.world_size
     return (
-        f"Training took {format_duration(run.seconds)}: {format_number(step_ms, 3)} ms per step (median), "
+        f"Training took {format_duration(run.seconds)}: {format_milliseconds(step_ms)} per step (median), "
         f"{format_number(tps)} {unit} per second, {format_number(per_device)} per second per device."
     )
 
