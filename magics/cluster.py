@@ -70,8 +70,8 @@ class ClusterMagics(Magics):
             )
         if before is not None and session is not before:
             print(
-                f"warning: {format_ranks(range(before.n))} {'was' if before.n == 1 else 'were'} ended for this: the "
-                "variables that cells made there are lost",
+                f"warning: {format_ranks(range(before.n))} {'was' if before.n == 1 else 'were'} restarted: the "
+                "variables of cells that ran there are lost",
                 file=sys.stderr,
             )
         for warning in session.warnings:

@@ -36,7 +36,7 @@ class ControlMagics(Magics):
         run = _run(arguments.run)
         changes = controls.assignments(arguments.changes)
         run.set(**changes)
-        print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} after this step")
+        print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} from the next step")
 
 
 def act_magic(control: Control) -> Callable[[str], Run | None]:

@@ -35,7 +35,9 @@ class ReportMagics(Magics):
     )
     @argument("--pdf", action="store_true", help="write a PDF, with this machine's Chromium, instead of HTML")
     @argument(
-        "--light", action="store_true", help="pictures instead of interactive figures: a small file without scripts"
+        "--light",
+        action="store_true",
+        help="static pictures instead of interactive figures: a small file without scripts",
     )
     @line_magic
     def dist_report(self, line: str) -> Path:

@@ -46,6 +46,20 @@ def test_a_training_leaves_it_and_the_next_cell_has_it_again(shell: InteractiveS
     assert results(two_ranks, SUM) == ["3.0", "3.0"]
 
 
+@pytest.mark.parametrize("ranks", [None, [1]])
+def test_a_group_that_a_cell_destroyed_is_there_again_for_the_next_cell(
+    ranks: list[int] | None, two_ranks: Session
+) -> None:
+    assert results(two_ranks, SUM) == ["3.0", "3.0"]
+    results(two_ranks, "import torch.distributed as dist; dist.destroy_process_group()", ranks)
+    assert results(two_ranks, SUM) == ["3.0", "3.0"]
+    own = "dist.init_process_group('gloo')"
+    results(two_ranks, f"{own}; own = id(dist.group.WORLD)")
+    assert results(two_ranks, "own == id(dist.group.WORLD)") == ["True", "True"], "a group of its own stays"
+    results(two_ranks, "dist.destroy_process_group()")
+    assert results(two_ranks, SUM) == ["3.0", "3.0"]
+
+
 @pytest.mark.parametrize(
     ("made", "ranks"),
     [

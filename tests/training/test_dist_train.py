@@ -278,7 +278,7 @@ def test_more_ranks_than_are_up_say_that_variables_are_lost(
     shell.run_line_magic("dist_up", "-n 3")
     told = capsys.readouterr().err
     shell.run_line_magic("dist_down", "")
-    assert "ranks 0-1 were ended for this: the variables that cells made there are lost" in told
+    assert "ranks 0-1 were restarted: the variables of cells that ran there are lost" in told
 
 
 def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(

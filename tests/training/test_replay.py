@@ -99,7 +99,7 @@ def test_what_was_not_kept_is_said(shell: InteractiveShell, stopped: Run) -> Non
         stopped.replay(3, 0)
     file.write_text(about)
     fine = train(shell, "-n 1 --steps 2 --quiet", CELL).wait(timeout=300)
-    with pytest.raises(RunDirectoryError, match="keeps no step"):
+    with pytest.raises(RunDirectoryError, match="has no step"):
         fine.replay()
 
 

@@ -1,4 +1,5 @@
-"""The process group of cells: made before the first cell, and before the first one after a training."""
+"""The process group of cells: made before the first cell, and before the first one after a training or after a cell
+that destroyed it."""
 
 from __future__ import annotations
 
@@ -24,12 +25,19 @@ class CellGroup:
         """Records that some ranks leave the group, as those of a training do."""
         self._is_ready = False
 
+    def _token(self) -> str:
+        return f"cells-{self._made}"
+
+    def _destroyed_mark(self) -> Path:
+        """What a rank makes when a cell destroyed the group."""
+        return self._directory / f"destroyed-{self._token()}"
+
     def make(self, ranks: int, run: Callable[[Submission], None]) -> None:
         """Makes the group unless it is there. ``run`` sends a submission to its ranks and waits for it."""
-        if self._is_ready:
+        if self._is_ready and not self._destroyed_mark().exists():
             return
         self._made += 1
-        code = _JOIN.format(directory=str(self._directory), token=f"cells-{self._made}")
+        code = _JOIN.format(directory=str(self._directory), token=self._token())
         submission = Submission(code, range(ranks))
         run(submission)
         self._is_ready = True

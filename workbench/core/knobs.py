@@ -107,7 +107,7 @@ class Knobs:
         identifier, and for a first value out of bounds.
         """
         if not name.isidentifier() or name in {control.name for control in controls.CONTROLS}:
-            raise ConfigError(f"knob {name!r}: use a Python identifier that is no control of its own", field=name)
+            raise ConfigError(f"knob {name!r}: use a Python identifier that is not the name of a control", field=name)
         control = Control(
             name=name,
             kind="float",

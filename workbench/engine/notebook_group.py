@@ -1,6 +1,7 @@
 """The process group that ``%%dist`` cells find ready on CPU and GPU ranks of torch.
 
-A training leaves it and meets the other ranks in a group of its own; the session makes it anew before the next cell.
+A training leaves it and meets the other ranks in a group of its own; the session makes it anew before the next cell,
+as it does when a cell destroyed it.
 Imports no torch: ranks of other libraries have no such group.
 """
 
@@ -10,6 +11,7 @@ import functools
 import os
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
@@ -17,6 +19,13 @@ from workbench.errors import WorkbenchError
 #: the group that ``join`` made, until it is left
 _joined = ExitStack()
 _ours: list[int] = []
+#: the file that tells the session that a cell destroyed the group; empty while no group is made, or we leave it
+_mark: list[Path] = []
+
+
+def _destroyed_mark(directory: str | Path, token: str) -> Path:
+    """The file that a rank makes when a cell has left it without a group. ``directory``, ``token``: as for ``join``."""
+    return Path(directory) / f"destroyed-{token}"
 
 
 def join(directory: str, token: str) -> None:
@@ -42,8 +51,10 @@ def join(directory: str, token: str) -> None:
         print(f"cells have no process group: {error}", file=sys.stderr)
         return
     _ours[:] = [id(dist.group.WORLD)]
+    _mark[:] = [_destroyed_mark(directory, token)]
     if not hasattr(dist.init_process_group, "replaces"):
         dist.init_process_group = _replacing(dist.init_process_group)
+        dist.destroy_process_group = _telling(dist.destroy_process_group)
 
 
 def leave() -> str:
@@ -59,8 +70,11 @@ def leave() -> str:
     groups = len(dist.distributed_c10d._world.pg_map)
     lost = "" if groups == 1 and _is_ours(dist) else "groups that cells made (init_process_group, new_group) ended"
     _ours.clear()
+    mark = _mark.copy()
+    _mark.clear()
     _joined.close()
     process_group.leave()
+    _mark[:] = mark
     return lost
 
 
@@ -79,3 +93,15 @@ def _replacing(upstream: Any) -> Any:
 
     init_process_group.replaces = True  # type: ignore[attr-defined]
     return init_process_group
+
+
+def _telling(upstream: Any) -> Any:
+    """``destroy_process_group`` that tells the session when a cell is left without a group."""
+
+    @functools.wraps(upstream)
+    def destroy_process_group(*args: Any, **options: Any) -> None:
+        upstream(*args, **options)
+        if _mark and not sys.modules["torch.distributed"].is_initialized():
+            _mark[0].touch()
+
+    return destroy_process_group

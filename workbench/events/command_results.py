@@ -69,7 +69,7 @@ def _answered(command: Command | None, answer: Answer | None) -> Answered:
     value, refused = answer.value, ""
     if answer.kind == EventKind.REFUSED:
         told = value if isinstance(value, dict) else {}
-        value, refused = told.get("value"), str(told.get("reason", "no reason is known"))
+        value, refused = told.get("value"), str(told.get("reason", "no reason was given"))
     return Answered(
         time=asked.time,
         who=asked.who,

@@ -6,6 +6,7 @@ A log may be another version's, or written by anybody: what is not known here is
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -25,7 +26,7 @@ _STATES = {
     "stopped": "stopped",
     "lost": "its session ended, and the ranks with it",
 }
-_ACTIONS = {"stop": "the run is stopped", "skip": "update skipped", "go": "training goes on"}
+_ACTIONS = {"stop": "the run is stopped", "skip": "update skipped", "go": "training continues"}
 
 
 def short(value: Any) -> str:
@@ -49,7 +50,7 @@ def setting(name: str, value: Any, unit: str = "") -> str:
         special = ((AUTOMATIC, "auto (within the monitoring budget)"), (0, "never"), (1, "every step"))
         return next((text for known, text in special if value == known), f"every {short(value)} steps")
     if name == "grad_layers":
-        return f"those with {value!r} in their name" if value else "all"
+        return f"names matching {value!r}" if value else "all"
     return f"{short(value)} {unit}".rstrip()
 
 
@@ -94,14 +95,14 @@ def _layers(value: Any) -> str:
 
 _ACTS: dict[str, Callable[[Any, Any], str]] = {
     "pause": lambda value, old: "pause after this step",
-    "resume": lambda value, old: "go on training",
+    "resume": lambda value, old: "resume training",
     "step": lambda value, old: f"train {'1 step' if value in (None, 1) else f'{short(value)} steps'}, then pause",
     "stop": lambda value, old: f"end the run{_STOPS.get(value, '')}",
     "evaluate": lambda value, old: "evaluated",
-    "sample": lambda value, old: "a sample was written",
+    "sample": lambda value, old: "sample generated",
     "checkpoint": lambda value, old: "checkpoint requested",
     "rollback": lambda value, old: f"rolled back to step {short(value)}{'' if old is None else f', from {short(old)}'}",
-    "branch": lambda value, old: f"branch: this run ends, a new one goes on{f' with {short(value)}' if value else ''}",
+    "branch": lambda value, old: f"branched: a new run continues{f' with {short(value)}' if value else ''}",
     "freeze": lambda value, old: f"frozen layers: {_layers(old)} → {_layers(value)}",
     "unfreeze": lambda value, old: f"frozen layers: {_layers(old)} → {_layers(value)}",
 }
@@ -120,7 +121,7 @@ def _refused(name: str, value: Any, old: Any) -> str:
     except ConfigError:  # a knob of the training script, or another version's
         is_setting = True
     given = "" if told.get("value") is None else f" {'= ' if is_setting else ''}{short(told['value'])}"
-    return f"{name}{given} was refused: {told.get('reason', 'no reason is known')}"
+    return f"{name}{given} was refused: {told.get('reason', 'no reason was given')}"
 
 
 def _died(name: str, value: Any, old: Any) -> str:
@@ -147,8 +148,8 @@ def _spike(name: str, value: Any, old: Any) -> str:
     what = _CURVES.get(name, name)
     if "value" not in told:
         return f"{what} spiked"
-    usual = f", usual is {short(told['usual'])}" if "usual" in told else ""
-    return f"{what} jumped to {short(told['value'])}{usual}"
+    usual = f" (recent median {short(told['usual'])})" if "usual" in told else ""
+    return f"{what} spiked to {short(told['value'])}{usual}"
 
 
 def _saved(name: str, value: Any, old: Any) -> str:
@@ -167,7 +168,8 @@ def _batch(name: str, value: Any, old: Any) -> str:
 
 def _bad_command(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {"line": value}
-    return f"a line of control.jsonl is no command ({told.get('reason', 'not read')}): {short(told.get('line'))}"
+    why = told.get("reason", "not read")
+    return f"a line of control.jsonl could not be read as a command ({why}): {short(told.get('line'))}"
 
 
 def _cost(name: str, value: Any, old: Any) -> str:
@@ -176,6 +178,32 @@ def _cost(name: str, value: Any, old: Any) -> str:
         if isinstance(value, (int, float))
         else _plain(name, value, old)
     )
+
+
+def _peak(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    known = f", {told['precision']}" if told.get("precision") else ""
+    source = f" ({told['source']})" if told.get("source") else ""
+    return f"peak of the device: {_scaled(told.get('flops_per_s'), 'FLOP/s')}{known}{source}"
+
+
+def _model(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    count = told.get("parameters")
+    parameters = f"{count:,}" if isinstance(count, int) else short(count)
+    formula = f" ({told['formula']})" if told.get("formula") else ""
+    return f"model: {parameters} parameters, {_scaled(told.get('flops_per_token'), 'FLOP')} per token{formula}"
+
+
+def _scaled(value: Any, unit: str) -> str:
+    """4.57e10 and "FLOP/s" -> "45.7 GFLOP/s"; what is no number, as it stands."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return f"unknown {unit}"
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} P{unit}"
 
 
 def _phases(name: str, value: Any, old: Any) -> str:
@@ -218,6 +246,8 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     ),
     (EventKind.LOG, "failed"): lambda name, value, old: f"the log can no longer be written: {short(value)}",
     (EventKind.LOSS_SCALE, "changed"): lambda name, value, old: _plain("loss scale", value, old),
+    (EventKind.PEAK, "flops"): _peak,
+    (EventKind.PEAK, "model"): _model,
     (EventKind.MONITOR, "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
     (EventKind.MONITOR, "cost"): _cost,
     (EventKind.MONITOR, "phases"): _phases,

@@ -76,7 +76,7 @@ def compare(runs: Sequence[HasPath | str | Path], x: str = "step", *, tag: str =
     if x not in AXES:
         raise ConfigError(f"unknown axis {x!r}: {suggest(x, AXES)}", field="--x")
     if len(runs) < 2:
-        raise ConfigError(f"a comparison takes two runs or more, not {len(runs)}", field="RUN")
+        raise ConfigError(f"a comparison needs at least two runs, not {len(runs)}", field="RUN")
     names = [run if isinstance(run, (str, Path)) else run.path for run in runs]
     subjects = [load(name, x=x, tag=tag) for name in names]
     labels = unique_labels([subject.label for subject in subjects])

@@ -72,7 +72,7 @@ def choose(
 def _condition(text: str) -> Callable[[RunRow], bool]:
     match = _CONDITION.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is no condition: COLUMN<VALUE, such as best_loss<2.5", field="--where")
+        raise ConfigError(f"{text!r} is not a condition: write COLUMN<VALUE, such as best_loss<2.5", field="--where")
     column, sign, wanted = match[1], match[2].replace("==", "="), match[3]
     if column not in _FIELDS:
         raise ConfigError(f"unknown column {column!r}: {suggest(column, _FIELDS)}", field="--where")

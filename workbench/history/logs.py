@@ -105,7 +105,7 @@ def _stream(path: Path, logs: Logs) -> _Stream | None:
         logs.problems.append(f"{where} cannot be read: {error.strerror or error}")
         return None
     except pa.ArrowInvalid:
-        logs.problems.append(f"{where} is no Arrow stream")
+        logs.problems.append(f"{where} is not an Arrow stream")
         return None
     except SchemaError as error:
         logs.problems.append(str(error))

@@ -90,7 +90,7 @@ def restore(packed: Path, home: Path | None = None) -> Path:
                     tar.extract(member, beside, filter="data")  # refuses what would leave the folder
             found = list(beside.iterdir())
             if len(found) != 1 or found[0] not in run_directory.run_directories(beside):
-                raise RunDirectoryError(f"{packed} is no archive of a run")
+                raise RunDirectoryError(f"{packed} is not the archive of a run")
             path = target / found[0].name
             if path.exists():
                 raise RunDirectoryError(f"{path} exists already: move it away first")
@@ -134,7 +134,7 @@ def _codec(name: str) -> str:
         return "zstd"
     if name.endswith(".tar.gz"):
         return "gzip"
-    raise RunDirectoryError(f"{name} is no archive of a run: its name ends in .tar.zst or .tar.gz")
+    raise RunDirectoryError(f"{name} is not the archive of a run: its name ends in .tar.zst or .tar.gz")
 
 
 def _compare(packed: Path, name: str, run: Path) -> None:
@@ -152,7 +152,9 @@ def seconds(text: str) -> float:
     """``"30d"`` -> 2592000.0; units s, m, h, d, w. ``ConfigError`` for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
     if match is None:
-        raise ConfigError(f"{text!r} is no age: a number and s, m, h, d or w, such as 30d", field="--older-than")
+        raise ConfigError(
+            f"{text!r} is not an age: write a number and s, m, h, d or w, such as 30d", field="--older-than"
+        )
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -166,7 +168,7 @@ def prunable(
     neither is given.
     """
     if keep is None and older_than_s is None:
-        raise ConfigError("prune what? pass --keep N, --older-than AGE, or both", field="--keep")
+        raise ConfigError("nothing says which runs to remove: pass --keep N, --older-than AGE, or both", field="--keep")
     if keep is not None and keep < 0:
         raise ConfigError(f"--keep must be at least 0, not {keep}", field="--keep")
     now = time.time() if now is None else now

@@ -118,7 +118,7 @@ def _repeats(found: Findings) -> str:
         )
     apart = float(np.ptp([f.loss for f in found.figures]))
     same = "their training losses are equal" if apart == 0 else f"their training losses differ by {short(apart)}"
-    return f"These are {count} runs of one spec and one seed: {same}. Seed noise shows with another --seed."
+    return f"These are {count} runs of one spec and one seed: {same}. Repeat with another --seed to measure seed noise."
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -243,7 +243,7 @@ def html(found: Findings) -> str:
         parts += [_line("td", row) for row in rows]
         parts.append("</tbody></table></div>")
     for label, diff in found.code_diffs.items():
-        parts.append(f"<details><summary>cell.py of {markup.escape(label)}, what differs from the first</summary>")
+        parts.append(f"<details><summary>cell.py of {markup.escape(label)}, differences from the first run</summary>")
         parts.append(f"<pre>{markup.escape(diff)}</pre></details>")
     return "".join([*parts, "</div>"])
 

@@ -68,7 +68,9 @@ class Subject:
         """Values of an axis per row of the curve; ``ConfigError`` where this subject does not know them."""
         values = self.curve[name] if name in self.curve else np.full(self.curve["step"].size, math.nan)
         if values.size and not np.isfinite(values).any():
-            raise ConfigError(f"{self.label} does not say its {AXES[name]}: compare over --x step or time", field="--x")
+            raise ConfigError(
+                f"{self.label} has no record of {AXES[name]}: compare over --x step or --x time", field="--x"
+            )
         return values
 
 
@@ -280,5 +282,5 @@ def newest_two() -> list[Path]:
     """The two newest runs of the home: what is compared when nobody says what. ``RunDirectoryError`` below two."""
     paths = run_directory.runs_with_spec()
     if len(paths) < 2:
-        raise RunDirectoryError(f"a comparison takes two runs: {run_directory.home()} has {len(paths) or 'none'}")
+        raise RunDirectoryError(f"a comparison needs two runs: {run_directory.home()} has {len(paths) or 'none'}")
     return paths[-2:]

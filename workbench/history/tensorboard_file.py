@@ -181,8 +181,8 @@ def event_files(path: Path) -> list[Path]:
         return sorted(below[0].glob("*tfevents*"))
     if below:
         names = ", ".join(str(folder.relative_to(path)) for folder in below[:8])
-        raise RunDirectoryError(f"{path} holds event files of {len(below)} runs: name one of {names}")
-    raise RunDirectoryError(f"{path} holds no TensorBoard event file (*tfevents*)")
+        raise RunDirectoryError(f"{path} contains event files of {len(below)} runs: name one of {names}")
+    raise RunDirectoryError(f"{path} contains no TensorBoard event file (*tfevents*)")
 
 
 def read_scalars(path: Path) -> dict[str, Series]:

@@ -107,7 +107,9 @@ def _describe_losses(run: RunData) -> str:
         text = f"The training loss stayed at {format_number(last)}."
     validation = run.validation()
     if validation:
-        values = ", ".join(f"{key} {format_number(value)}" for key, value in validation[-1].items() if key != "step")
+        values = ", ".join(
+            f"{key.replace('_', ' ')} {format_number(value)}" for key, value in validation[-1].items() if key != "step"
+        )
         text += f" Validation at step {validation[-1]['step']:,}: {values}."
     return text
 

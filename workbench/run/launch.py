@@ -57,7 +57,7 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
 def _start_ranks(placement: Placement, framework: str, *, again: bool) -> Session:
     """Start ranks. ``again``: restart those that are up, in the same places, from a warm process of ``framework``."""
     if again:
-        print(f"restarting the ranks for framework {framework}: names that cells defined on them are lost")
+        print(f"restarting the ranks for framework {framework}: the variables of cells that ran there are lost")
     with print_when_slow():
         session = Session.start(placement, framework=framework)
     if not again:

@@ -48,7 +48,9 @@ def find(run: str | Path, step: int | str = NEWEST) -> Path:
     if step == NEWEST:
         step = max(known, key=lambda each: _saved_at(_present(run, each)))
     if step not in known:
-        raise ConfigError(f"no checkpoint at step {step}: there is one at {', '.join(str(each) for each in known)}")
+        raise ConfigError(
+            f"no checkpoint at step {step}: there are checkpoints at {', '.join(str(each) for each in known)}"
+        )
     return _present(run, int(step))
 
 
@@ -68,7 +70,7 @@ def step_of(path: Path) -> int:
     """The step that a checkpoint's directory names."""
     match = _STEP.fullmatch(path.name)
     if match is None:
-        raise ConfigError(f"{path} is no checkpoint: their directories are called step-000100")
+        raise ConfigError(f"{path} is not a checkpoint: the directory of one is called step-000100")
     return int(match[1])
 
 

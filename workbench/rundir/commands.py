@@ -108,6 +108,6 @@ def write_commands(run: Path, commands: Sequence[Command]) -> None:
             os.close(descriptor)
     except OSError as error:
         raise RunDirectoryError(
-            f"{path} cannot be written ({error.strerror}), so ranks cannot be asked: session.interrupt() or %dist_down "
-            "ends them"
+            f"{path} cannot be written ({error.strerror}), so no command reaches the ranks: "
+            "session.interrupt() or %dist_down ends them"
         ) from error

@@ -41,7 +41,7 @@ def read(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     if not isinstance(found, dict):
-        raise ValueError(f"{ENVIRONMENT_FILE} holds no table")
+        raise ValueError(f"{ENVIRONMENT_FILE} contains no table")
     return found
 
 

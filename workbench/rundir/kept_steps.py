@@ -24,8 +24,7 @@ def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Pa
     kept = sorted(run.glob(f"rank-*/nonfinite-step-*/{FAULT_FILE}"), key=lambda file: (file.parent.name, str(file)))
     if not kept:
         raise RunDirectoryError(
-            f"{run} keeps no step to replay: no loss or gradient was found that is not finite "
-            "(--on-nonfinite says what is done about one)"
+            f"{run} has no step to replay: no loss or gradient was NaN or infinite while the run was monitored"
         )
     chosen = []
     for file in kept:
@@ -36,7 +35,7 @@ def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Pa
     chosen.sort(key=lambda one: one[1]["weights"] != "kept")  # of several steps the first that can be replayed
     if not chosen:
         there = ", ".join(f"step {int(file.parent.name[-6:])} on {file.parent.parent.name}" for file in kept)
-        raise RunDirectoryError(f"step {step} of rank {rank} was not kept in {run}: there are {there}")
+        raise RunDirectoryError(f"step {step} of rank {rank} was not recorded in {run}: there are {there}")
     directory, about = chosen[0]
     if about["weights"] != "kept":
         raise RunDirectoryError(f"step {about['step']} cannot be replayed: {about['weights']}")

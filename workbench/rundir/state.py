@@ -167,7 +167,7 @@ def find(name: str | Path | None = None) -> Path:
     if is_run(direct):
         return direct
     if (direct / SPEC_FILE).is_file():
-        raise RunDirectoryError(f"{direct} has a spec and no run: workbench train {direct / SPEC_FILE} makes one")
+        raise RunDirectoryError(f"{direct} has a spec but no run: start one with workbench train {direct / SPEC_FILE}")
     known = {*(run.name for run in runs), *(run_name(run) for run in runs)}
     raise RunDirectoryError(f"no run {text!r} in {home()}: {suggest(text, known or ['none'])}")
 

@@ -89,7 +89,7 @@ def test_damaged_runs_raise(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text("")
     (tmp_path / "rank-00000").mkdir()
     (tmp_path / "rank-00000" / "steps.arrow").write_bytes(b"junk")
-    with pytest.raises(RunDirectoryError, match="is no Arrow stream"):
+    with pytest.raises(RunDirectoryError, match="is not an Arrow stream"):
         export(tmp_path, "csv", tmp_path / "out")
 
 

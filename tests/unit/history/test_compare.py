@@ -236,7 +236,7 @@ def test_runs_without_a_step_are_no_obstacle(home: Path) -> None:
 @pytest.mark.parametrize(
     ("runs", "x", "error", "said"),
     [
-        (["a"], "step", ConfigError, "takes two runs"),
+        (["a"], "step", ConfigError, "needs at least two runs"),
         (["a", "b"], "epoch", ConfigError, "unknown axis"),
         (["a", "nope"], "step", RunDirectoryError, "no run 'nope'"),
     ],

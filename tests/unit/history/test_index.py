@@ -159,7 +159,7 @@ def newer_log(path: Path) -> None:
         (drop_spec, "no spec.toml", "broken"),
         (newer_spec, "spec_version 99", "broken"),
         (drop_rank, "no log of rank 1 of 2", "lost"),
-        (scramble, "rank-00001/steps.arrow is no Arrow stream", "broken"),
+        (scramble, "rank-00001/steps.arrow is not an Arrow stream", "broken"),
         (truncate, "cut off: rank-00001/steps.arrow", "finished"),
         (garble, "rank-00001/events.arrow is damaged", "broken"),
         (newer_log, "has schema version 9", "broken"),

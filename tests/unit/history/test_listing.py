@@ -45,7 +45,7 @@ def test_choosing(choice: dict[str, list[str]], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"), [("loss", "no condition"), ("bestloss<1", "did you mean"), ("ranks<x", "with a number")]
+    ("condition", "said"), [("loss", "not a condition"), ("bestloss<1", "did you mean"), ("ranks<x", "with a number")]
 )
 def test_conditions_that_cannot_be_read(condition: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -132,4 +132,6 @@ def test_archive_restore_and_prune(home: Path, capsys: pytest.CaptureFixture[str
     told(capsys, "tag", "first", "--remove", "keep")
     assert "pass --yes" in told(capsys, "prune", "--keep", "1", code=1)
     assert "removed 1 run" in told(capsys, "prune", "--keep", "1", "--yes") and "second" in told(capsys)
-    assert "nothing" in told(capsys, "prune", "--older-than", "1d") and "prune what" in told(capsys, "prune", code=2)
+    assert "nothing" in told(capsys, "prune", "--older-than", "1d") and "nothing says which runs" in told(
+        capsys, "prune", code=2
+    )

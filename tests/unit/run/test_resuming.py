@@ -64,7 +64,7 @@ def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
     ("options", "words"),
     [
         ({"resume": "fist"}, "did you mean 'first'"),
-        ({"resume": "first@30"}, "there is one at 10, 20"),
+        ({"resume": "first@30"}, "there are checkpoints at 10, 20"),
         ({"resume": "first@x"}, "RUN@STEP"),
         ({"resume": "first@20", "steps": 20}, "greater than 20"),
     ],

@@ -108,7 +108,7 @@ def test_several_settings_are_one_write_and_take_effect_together(path: Path, she
         ("set", {}, "no setting was given"),
         ("step", {"n": 0}, "at least 1"),
         ("stop", {"after": "lunch"}, "step or checkpoint"),
-        ("rollback", {"step": 5}, "there is one at 4"),
+        ("rollback", {"step": 5}, "there are checkpoints at 4"),
         ("freeze", {"layers": "("}, "not a valid regular expression"),
         ("freeze", {"layers": ""}, "layer names"),
         ("branch", {"lr": -1}, "--lr"),

@@ -286,7 +286,7 @@ def _imported(chosen: Framework) -> Finding:
         )
     except subprocess.TimeoutExpired:
         advice = f"try again: {_why_slow(is_compiled=not _not_compiled())}"
-        found = f"{chosen.title}: not done after {_IMPORT_TIMEOUT_S:.0f} s"
+        found = f"{chosen.title}: not finished after {_IMPORT_TIMEOUT_S:.0f} s"
         return Finding(level="fail", what="imports", found=found, advice=advice)
     seconds = time.monotonic() - begin
     why_slow = _why_slow(is_compiled=not _not_compiled())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.run.api import Run
 
 NAME = "control"
-HELP = "steer a running run"
+HELP = "control a running run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(chosen.branch(**controls.assignments(arguments.values)).path)
         return 0
     elif len(arguments.values) > 1:
-        raise ConfigError(f"{arguments.act} takes one value at most, not {' '.join(arguments.values)}")
+        raise ConfigError(f"{arguments.act} takes at most one value, not {' '.join(arguments.values)}")
     else:
         chosen.ask(arguments.act, arguments.values[0] if arguments.values else None)
     if not arguments.wait:
-        print(f"asked {chosen.name}: {arguments.act} {' '.join(arguments.values)}".rstrip())
+        print(f"sent to {chosen.name}: {arguments.act} {' '.join(arguments.values)}".rstrip())
         return 0
     return _answered(chosen, names, since)
 

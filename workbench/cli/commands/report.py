@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where to write (default: in the run directory)")
     parser.add_argument("--pdf", action="store_true", help="write a PDF, with this machine's Chromium, instead of HTML")
     parser.add_argument(
-        "--light", action="store_true", help="pictures instead of interactive figures: a small file without scripts"
+        "--light",
+        action="store_true",
+        help="static pictures instead of interactive figures: a small file without scripts",
     )
 
 
