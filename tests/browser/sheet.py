@@ -38,6 +38,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "failed": {"ranks": 3, "plugin": "ddp", "steps": 120, "state": "failed", "measures": _TEXT},
     "starting": {"ranks": 2, "plugin": "ddp", "steps": 200, "state": "starting"},
 }  # fmt: skip
+#: the machine may be busy
+TIMEOUT_MS = 300_000
 READY = "() => document.querySelector('.dw')?.dataset.status"
 #: all figures of a report are drawn, or it has none
 DRAWN = "() => document.documentElement.dataset.drawn || !document.querySelector('.plot')"
@@ -65,6 +67,7 @@ def main() -> None:
             for width, theme in itertools.product(given.width, given.theme):
                 page = browser.new_page(color_scheme=theme)
                 page.set_viewport_size({"width": width, "height": 1250})
+                page.set_default_timeout(TIMEOUT_MS)
                 paths = {tab: given.out / f"{tab}-{name}-{width}-{theme}.png" for tab in given.tabs}
                 report = paths.pop(REPORT, None)
                 _take_panel(page, [run, other], paths, dark=theme == "dark")
@@ -78,7 +81,7 @@ def main() -> None:
 def _take_panel(page: Any, runs: list[Path], paths: dict[str, Path], *, dark: bool) -> None:
     """Take a picture of each tab that the panel has."""
     panel = StaticPanel(page, *runs, dark=dark, on_control=lambda name, value: None)
-    panel.pump(READY, 120)
+    panel.pump(READY, TIMEOUT_MS / 1000)
     for tab, path in paths.items():
         if page.locator(f".dw [role=tab][id$='-{tab}']").is_visible():
             panel.open(tab)
@@ -92,7 +95,7 @@ def _take_panel(page: Any, runs: list[Path], paths: dict[str, Path], *, dark: bo
 def _take_report(page: Any, report: Path, path: Path) -> None:
     """Take a picture of a whole report."""
     page.goto(report.as_uri())
-    page.wait_for_function(DRAWN, timeout=120_000)
+    page.wait_for_function(DRAWN)
     page.wait_for_timeout(300)
     page.screenshot(path=str(path), full_page=True)
 
