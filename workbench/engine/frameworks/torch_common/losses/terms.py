@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,10 +47,27 @@ class LossTerm:
     form: str = "mean"
 
 
+#: torch's loss functions whose mean is one over all elements
+_OVER_ELEMENTS = frozenset(
+    (
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "soft_margin_loss",
+        "poisson_nll_loss",
+        "hinge_embedding_loss",
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A call of one of torch's loss functions: its result and its arguments."""
+    """A call of one of torch's loss functions: its name, its result and its arguments."""
 
+    name: str
     result: torch.Tensor
     arguments: dict[str, Any]
 
@@ -65,6 +83,14 @@ class _Call:
     def averages_over_labels(self) -> bool:
         """Whether the result is a mean over labels, some of which may be ignored or count more than others."""
         return "ignore_index" in self.arguments and self.reduction == "mean"
+
+    def count(self) -> Number | None:
+        """Over what a mean averages: labels or elements, of which a cell may have chosen some; None: unknown."""
+        if self.averages_over_labels:
+            return count_of_labels(self.arguments)
+        if self.reduction != "mean" or self.name not in _OVER_ELEMENTS or self.arguments.get("weight") is not None:
+            return None
+        return float(math.prod(torch.broadcast_shapes(self.arguments["input"].shape, self.arguments["target"].shape)))
 
 
 class _Recorder:
@@ -100,7 +126,7 @@ def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             return result
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        _recorder.calls.append(_Call(result, bound.arguments))
+        _recorder.calls.append(_Call(name, result, bound.arguments))
         return result
 
     return noting
@@ -138,9 +164,7 @@ def loss_term(
         _tell(found, calls, call is not None or count is not None, tell)
     if call is None:
         return LossTerm(value, count)
-    if not (call.averages_over_labels or call.reduction == "sum"):
-        return LossTerm(value)
-    return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, count_of_labels(call.arguments))
+    return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, call.count())
 
 
 _CAUSAL = ("CausalLM", "LMHead")
