@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from workbench.engine.frameworks.torch_common.losses.form import compares_samples, kind_of, parts_of_form
 from workbench.errors import ConfigError
 
 #: a number on the host, or a scalar on the device that the host need not wait for
@@ -167,6 +170,8 @@ def loss_term(
     return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, call.count())
 
 
+#: nodes of a loss that are looked at for a sum
+_MOST_TERMS = 40
 _CAUSAL = ("CausalLM", "LMHead")
 _PER_TOKEN = (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration", "MaskedImageModeling")
 CONTRASTIVE = (
@@ -176,6 +181,14 @@ CONTRASTIVE = (
 UNKNOWN_COUNT = (
     "the loss is made of an average over labels that are not ignored, and something else: each rank's loss counts by "
     "its samples. Return (loss_sum, count) from loss_fn if it is to count by labels"
+)
+OF_AVERAGES = (
+    "the loss is a root, a power or a quotient of averages over the batch: each rank and gradient accumulation step "
+    "computes it for its own samples, so the loss is not that of one process with the whole batch"
+)
+ENDS_IN_QUOTIENT = (
+    "the loss is a sum divided by a number that is not its number of samples, such as a sum of weights: it is averaged "
+    "over ranks and gradient accumulation steps by samples. Return (loss_sum, count) from loss_fn"
 )
 ENDS_IN_SUM = (
     "the loss ends in a sum: it is averaged over ranks and gradient accumulation steps. Return (loss_sum, count) from "
@@ -189,8 +202,38 @@ def _tell(found: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callabl
         tell("contrastive_loss", CONTRASTIVE)
     elif not is_known and any(_ignores_some(call.arguments) for call in means):
         tell("loss_by_samples", UNKNOWN_COUNT)
-    if not is_known and type(found.grad_fn).__name__ == "SumBackward0":
+    if is_known:
+        return
+    sums = [call for call in calls if call.reduction == "sum"]
+    for kind, node, divisor in parts_of_form(found):
+        if kind == "curved":
+            tell("loss_of_averages", OF_AVERAGES)
+        elif divisor == 1:
+            tell("loss_is_a_sum", ENDS_IN_SUM)
+        elif divisor not in _leading_products(node._saved_self_sym_sizes):
+            tell("loss_is_a_sum", ENDS_IN_QUOTIENT)
+    if any(call.result.requires_grad and _is_part(call.result, found) for call in sums):
         tell("loss_is_a_sum", ENDS_IN_SUM)
+
+
+def _is_part(part: torch.Tensor, loss: torch.Tensor) -> bool:
+    """Whether a loss holds the sum ``part``, and does not divide it."""
+    waiting: list[Any] = [loss.grad_fn]
+    for _ in range(_MOST_TERMS):
+        if not waiting:
+            return False
+        node = waiting.pop()
+        if node is part.grad_fn:
+            return True
+        if kind_of(node) in ("Add", "Sub", "Neg", "Mul"):
+            waiting += [below for below, _ in node.next_functions if below is not None]
+    return False
+
+
+def _leading_products(shape: Iterable[int]) -> list[float]:
+    """Numbers of samples that a tensor of this shape may have: its length along dim 0, along dims 0 and 1, and so
+    on."""
+    return [float(size) for size in itertools.accumulate(shape, operator.mul)]
 
 
 def _total(found: tuple[Any, ...]) -> LossTerm:
@@ -299,8 +342,9 @@ def _ignores_some(arguments: dict[str, Any]) -> bool:
 
 
 def _is_contrastive(arguments: dict[str, Any]) -> bool:
-    """Whether each sample's label is its own number among the samples: a loss such as InfoNCE."""
+    """Whether each sample's label is its own number among the samples, and the scores are products of samples: a loss
+    such as InfoNCE."""
     scores, target = arguments["input"], arguments["target"]
     if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2 or target.is_floating_point():
         return False
-    return bool((target == torch.arange(len(target), device=target.device)).all())
+    return bool((target == torch.arange(len(target), device=target.device)).all()) and compares_samples(scores)
