@@ -19,6 +19,8 @@ INPUTS = torch.randn(4, 6)
 LABELS = torch.tensor([0, 1, 3, 2])
 SOME_IGNORED = torch.tensor([0, -100, 3, -100])
 OWN_NUMBERS = torch.arange(4)
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.0])
+SCALES = nn.Parameter(torch.zeros(2))
 
 
 def scores() -> torch.Tensor:
@@ -51,6 +53,14 @@ SILENT: dict[str, Callable[[], Any]] = {
     "torch's sum": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
     "sum and count": lambda: (functional.cross_entropy(scores(), SOME_IGNORED, reduction="sum"), 2),
     "a sum that is averaged": lambda: scores().square().sum() / 4,
+    "torch's sum that is averaged": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum") / 4,
+    "a penalty on weights": lambda: scores().square().mean() + 0.1 * WEIGHT.square().sum() + 0.1 * WEIGHT.norm(),
+    "a sum of losses that were stacked": lambda: torch.stack([scores().mean(), scores().square().mean()]).sum(),
+    "losses with a learned weight": lambda: torch.sum(
+        torch.exp(-SCALES) * torch.stack([scores().mean(), scores().square().mean()]) + SCALES
+    ),
+    "labels that are their own numbers by chance": lambda: functional.cross_entropy(scores(), OWN_NUMBERS),
+    "the same, of a hidden layer": lambda: functional.cross_entropy(scores().relu() @ WEIGHT.T[:, :4], OWN_NUMBERS),
 }
 TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
     "in-batch contrast": ({"contrastive_loss"}, lambda: functional.cross_entropy(similarities(), OWN_NUMBERS)),
@@ -71,6 +81,23 @@ TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
     ),
     "ignored labels, scaled": ({"loss_by_samples"}, lambda: 0.5 * functional.cross_entropy(scores(), SOME_IGNORED)),
     "a sum": ({"loss_is_a_sum"}, lambda: (scores() - INPUTS[:, :4]).square().sum()),
+    "a part of torch's sum": (
+        {"loss_is_a_sum"},
+        lambda: 0.5 * functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
+    ),
+    "two sums": (
+        {"loss_is_a_sum"},
+        lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum") - 0.5 * scores().exp().sum(),
+    ),
+    "a sum divided by weights": (
+        {"loss_is_a_sum"},
+        lambda: (scores().square().mean(1) * WEIGHTS).sum() / WEIGHTS.sum(),
+    ),
+    "a root of a mean": ({"loss_of_averages"}, lambda: 2 * functional.mse_loss(scores(), INPUTS[:, :4]).sqrt()),
+    "a quotient of sums": (
+        {"loss_of_averages"},
+        lambda: 1 - (2 * (scores().sigmoid() * LABELS).sum() + 1) / (scores().sigmoid().sum() + 1),
+    ),
     "a sum of what torch did not average": (
         {"loss_is_a_sum"},
         lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="none").sum(),

@@ -2,13 +2,15 @@
 
 Colossal-AI puts gradients into buckets as it meets them and leaves out parameters without one (low_level_optim.py:431,
 736). Where ranks use different parameters, as with experts or branches, gradients of different parameters are added up,
-or messages of different sizes meet. Here ranks agree first. Where they use the same parameters, nothing changes; else
-the step is reduced after backward, in the order of the parameters, with zeros for missing gradients.
+or messages of different sizes meet. Here ranks agree first. Where they use the same parameters, these go into buckets
+while backward runs, in one order on all ranks: in that of backward they may differ, as after sequences of different
+lengths. Else the step is reduced after backward, with zeros for missing gradients.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -33,11 +35,14 @@ class ZeroReduction:
         ]
         self._while_backward = bool(optimizer.grad_handles)
         self._afterwards = True
+        #: what this backward pass is still to put into buckets, the last layer first, and what it has computed of that
+        self._waiting: deque[tuple[Any, int]] = deque()
+        self._computed: set[int] = set()
         while optimizer.grad_handles:
             optimizer.grad_handles.pop().remove()
-        for parameter, group in self._parameters if self._while_backward else ():
+        for parameter, _ in self._parameters if self._while_backward else ():
             # weakly, as the user's parameters outlive the optimizer
-            hook = partial(_computed, weakref.proxy(self), group=group)
+            hook = partial(_computed, weakref.proxy(self))
             optimizer.grad_handles.append(parameter.register_post_accumulate_grad_hook(hook))
         optimizer._reduce_grad = self._reduce
 
@@ -50,16 +55,21 @@ class ZeroReduction:
         used = [int(id(parameter) in graph.leaves) for parameter, _ in self._parameters]
         *counts, reentrant = self._summed([*used, int(graph.is_reentrant)])
         self._afterwards = bool(reentrant) or any(0 < count < dist.get_world_size() for count in counts)
+        pairs = zip(self._parameters, counts, strict=True)
+        self._waiting = deque(reversed([parameter for parameter, count in pairs if count]))
+        self._computed = set()
 
     def _summed(self, numbers: list[int]) -> list[int]:
         total = torch.tensor(numbers, dtype=torch.int32, device=self._device)
         all_reduce_uncounted(total)
         return total.tolist()
 
-    def computed(self, parameter: torch.Tensor, group: int) -> None:
+    def computed(self, parameter: torch.Tensor) -> None:
         """Backward has computed the gradient of a parameter."""
         if self._optimizer.require_grad_sync and not self._afterwards:
-            self._optimizer._add_to_bucket(parameter, group)
+            self._computed.add(id(parameter))
+            while self._waiting and id(self._waiting[0][0]) in self._computed:
+                self._optimizer._add_to_bucket(*self._waiting.popleft())
 
     def _reduce(self, partition: bool) -> None:
         """As ``LowLevelZeroOptimizer._reduce_grad``, at the end of a backward pass."""
@@ -70,8 +80,13 @@ class ZeroReduction:
                     parameter.grad = torch.zeros_like(parameter)
                 if count:
                     self._optimizer._add_to_bucket(parameter, group)
+        while not self._afterwards and self._waiting:  # one of them is in the graph, and backward did not come there
+            parameter, group = self._waiting.popleft()
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            self._optimizer._add_to_bucket(parameter, group)
         self._optimizer._run_reduction()
 
 
-def _computed(reduction: ZeroReduction, parameter: torch.Tensor, *, group: int) -> None:
-    reduction.computed(parameter, group)
+def _computed(reduction: ZeroReduction, parameter: torch.Tensor) -> None:
+    reduction.computed(parameter)

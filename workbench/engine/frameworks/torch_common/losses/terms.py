@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from workbench.engine.frameworks.torch_common.losses.form import compares_samples, kind_of, parts_of_form
 from workbench.errors import ConfigError
 
 #: a number on the host, or a scalar on the device that the host need not wait for
@@ -46,10 +50,27 @@ class LossTerm:
     form: str = "mean"
 
 
+#: torch's loss functions whose mean is one over all elements
+_OVER_ELEMENTS = frozenset(
+    (
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "soft_margin_loss",
+        "poisson_nll_loss",
+        "hinge_embedding_loss",
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A call of one of torch's loss functions: its result and its arguments."""
+    """A call of one of torch's loss functions: its name, its result and its arguments."""
 
+    name: str
     result: torch.Tensor
     arguments: dict[str, Any]
 
@@ -65,6 +86,14 @@ class _Call:
     def averages_over_labels(self) -> bool:
         """Whether the result is a mean over labels, some of which may be ignored or count more than others."""
         return "ignore_index" in self.arguments and self.reduction == "mean"
+
+    def count(self) -> Number | None:
+        """Over what a mean averages: labels or elements, of which a cell may have chosen some; None: unknown."""
+        if self.averages_over_labels:
+            return count_of_labels(self.arguments)
+        if self.reduction != "mean" or self.name not in _OVER_ELEMENTS or self.arguments.get("weight") is not None:
+            return None
+        return float(math.prod(torch.broadcast_shapes(self.arguments["input"].shape, self.arguments["target"].shape)))
 
 
 class _Recorder:
@@ -100,7 +129,7 @@ def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             return result
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        _recorder.calls.append(_Call(result, bound.arguments))
+        _recorder.calls.append(_Call(name, result, bound.arguments))
         return result
 
     return noting
@@ -138,11 +167,11 @@ def loss_term(
         _tell(found, calls, call is not None or count is not None, tell)
     if call is None:
         return LossTerm(value, count)
-    if not (call.averages_over_labels or call.reduction == "sum"):
-        return LossTerm(value)
-    return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, count_of_labels(call.arguments))
+    return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, call.count())
 
 
+#: nodes of a loss that are looked at for a sum
+_MOST_TERMS = 40
 _CAUSAL = ("CausalLM", "LMHead")
 _PER_TOKEN = (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration", "MaskedImageModeling")
 CONTRASTIVE = (
@@ -152,6 +181,14 @@ CONTRASTIVE = (
 UNKNOWN_COUNT = (
     "the loss is made of an average over labels that are not ignored, and something else: each rank's loss counts by "
     "its samples. Return (loss_sum, count) from loss_fn if it is to count by labels"
+)
+OF_AVERAGES = (
+    "the loss is a root, a power or a quotient of averages over the batch: each rank and gradient accumulation step "
+    "computes it for its own samples, so the loss is not that of one process with the whole batch"
+)
+ENDS_IN_QUOTIENT = (
+    "the loss is a sum divided by a number that is not its number of samples, such as a sum of weights: it is averaged "
+    "over ranks and gradient accumulation steps by samples. Return (loss_sum, count) from loss_fn"
 )
 ENDS_IN_SUM = (
     "the loss ends in a sum: it is averaged over ranks and gradient accumulation steps. Return (loss_sum, count) from "
@@ -165,8 +202,38 @@ def _tell(found: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callabl
         tell("contrastive_loss", CONTRASTIVE)
     elif not is_known and any(_ignores_some(call.arguments) for call in means):
         tell("loss_by_samples", UNKNOWN_COUNT)
-    if not is_known and type(found.grad_fn).__name__ == "SumBackward0":
+    if is_known:
+        return
+    sums = [call for call in calls if call.reduction == "sum"]
+    for kind, node, divisor in parts_of_form(found):
+        if kind == "curved":
+            tell("loss_of_averages", OF_AVERAGES)
+        elif divisor == 1:
+            tell("loss_is_a_sum", ENDS_IN_SUM)
+        elif divisor not in _leading_products(node._saved_self_sym_sizes):
+            tell("loss_is_a_sum", ENDS_IN_QUOTIENT)
+    if any(call.result.requires_grad and _is_part(call.result, found) for call in sums):
         tell("loss_is_a_sum", ENDS_IN_SUM)
+
+
+def _is_part(part: torch.Tensor, loss: torch.Tensor) -> bool:
+    """Whether a loss holds the sum ``part``, and does not divide it."""
+    waiting: list[Any] = [loss.grad_fn]
+    for _ in range(_MOST_TERMS):
+        if not waiting:
+            return False
+        node = waiting.pop()
+        if node is part.grad_fn:
+            return True
+        if kind_of(node) in ("Add", "Sub", "Neg", "Mul"):
+            waiting += [below for below, _ in node.next_functions if below is not None]
+    return False
+
+
+def _leading_products(shape: Iterable[int]) -> list[float]:
+    """Numbers of samples that a tensor of this shape may have: its length along dim 0, along dims 0 and 1, and so
+    on."""
+    return [float(size) for size in itertools.accumulate(shape, operator.mul)]
 
 
 def _total(found: tuple[Any, ...]) -> LossTerm:
@@ -275,8 +342,9 @@ def _ignores_some(arguments: dict[str, Any]) -> bool:
 
 
 def _is_contrastive(arguments: dict[str, Any]) -> bool:
-    """Whether each sample's label is its own number among the samples: a loss such as InfoNCE."""
+    """Whether each sample's label is its own number among the samples, and the scores are products of samples: a loss
+    such as InfoNCE."""
     scores, target = arguments["input"], arguments["target"]
     if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2 or target.is_floating_point():
         return False
-    return bool((target == torch.arange(len(target), device=target.device)).all())
+    return bool((target == torch.arange(len(target), device=target.device)).all()) and compares_samples(scores)
