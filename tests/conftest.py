@@ -14,6 +14,8 @@ import pytest
 #: a folder comes before the one that holds it
 TOGETHER = ("browser", "cluster", "engine", "gpu", "training/cells", "training")
 FOLDER = Path(__file__).parent
+#: the files right in this folder look at the project's source, which one process then parses once
+SOURCE = "unit"
 
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -43,7 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         sys.modules["hypothesis"].settings.load_profile("suite")
     for item in items:
         path = item.path.relative_to(FOLDER)
-        group = next((folder for folder in TOGETHER if path.is_relative_to(folder)), path.as_posix())
+        alone = SOURCE if path.parent == Path(SOURCE) else path.as_posix()
+        group = next((folder for folder in TOGETHER if path.is_relative_to(folder)), alone)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
+COMPILER = "torch._inductor.compile_fx"
 
 
 class RankFailed(AssertionError):
@@ -58,9 +59,23 @@ class RankPool:
             self._process.kill()
             self._process.wait()
 
-    def run(self, ranks: int, function: str, *, timeout_s: float = 180.0, lost: tuple[int, ...] = (), **arguments: Any):
-        """Results of all ranks in order; None for those in ``lost``, which may die. ``RankFailed`` with a traceback."""
+    def run(
+        self,
+        ranks: int,
+        function: str,
+        *,
+        timeout_s: float = 180.0,
+        lost: tuple[int, ...] = (),
+        compiles: bool = False,
+        **arguments: Any,
+    ):
+        """Results of all ranks in order; None for those in ``lost``, which may die. ``RankFailed`` with a traceback.
+
+        ``compiles``: the ranks call ``torch.compile``, whose compiler is then imported once, before they are forked.
+        """
+        modules = [function.partition(":")[0], *([COMPILER] if compiles else [])]
         request = {"ranks": ranks, "function": function, "arguments": arguments, "timeout": timeout_s, "lost": lost}
+        request["imports"] = modules
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -81,18 +96,18 @@ def _serve() -> None:
     settle = pkgutil.resolve_name(framework(sys.argv[1]).preload)()
     for line in sys.stdin:
         request = json.loads(line)
-        _import(request["function"])
+        _import(request["imports"])
         with tempfile.TemporaryDirectory() as directory:
             print(json.dumps(_run(request, Path(directory), settle)), file=answers, flush=True)
 
 
-def _import(function: str) -> None:
+def _import(modules: list[str]) -> None:
     """What the ranks of this and of later requests would each import for themselves; a failure is theirs to tell."""
-    module = function.partition(":")[0]
-    if module in sys.modules:
+    if sys.modules.keys() >= set(modules):
         return
     with contextlib.suppress(Exception):
-        importlib.import_module(module)
+        for module in modules:
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a rank's collector never walks, and so never copies, what was imported here
 

@@ -72,7 +72,7 @@ def test_logged_statistics_are_those_of_one_process(pool, alone, case):
 def wrapped(pool) -> list[list[dict]]:
     """What each rank found in each of ``WRAPPED``; in one process a rank, which imports the compiler once."""
     cases = [{"wrap": wrap, "model": model, "options": options} for wrap, model, options in WRAPPED]
-    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=300.0)
+    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=300.0, compiles=True)
 
 
 @pytest.mark.parametrize("number", range(len(WRAPPED)), ids=lambda number: "-".join(map(str, WRAPPED[number])))

@@ -20,7 +20,13 @@ def sources() -> dict[str, Path]:
 @cache
 def tree(module: str) -> ast.Module:
     """The parsed source of a module."""
-    return ast.parse(sources()[module].read_text(encoding="utf-8"))
+    return parsed(sources()[module])
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file, shared by all who look at the source."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @cache
@@ -36,6 +42,7 @@ def imported(module: str, *, at_module_level: bool = False) -> frozenset[str]:
     return frozenset(_imports(tree(module), package, at_module_level))
 
 
+@cache
 def graph(*, at_module_level: bool = False) -> dict[str, set[str]]:
     """Module -> modules of the project that it imports."""
     known = sources()
@@ -57,19 +64,22 @@ def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
     number: dict[str, int] = {}
     lowest: dict[str, int] = {}
     path: list[str] = []
+    unfinished: set[str] = set()
     found: list[list[str]] = []
 
     def visit(node: str) -> None:
         number[node] = lowest[node] = len(number)
         path.append(node)
+        unfinished.add(node)
         for other in edges.get(node, ()):
             if other not in number:
                 visit(other)
-            if other in path:
+            if other in unfinished:
                 lowest[node] = min(lowest[node], lowest[other])
         if lowest[node] == number[node]:
             group = path[path.index(node) :]
             del path[path.index(node) :]
+            unfinished.difference_update(group)
             if len(group) > 1:
                 found.append(sorted(group))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,15 @@ def functions(tree: ast.Module) -> Iterator[Function]:
             yield node
 
 
-def called(function: Function) -> set[str]:
+@cache
+@cache
+def called(function: Function) -> frozenset[str]:
     """Names of the plain functions that are called."""
     calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
-    return {call.id for call in calls if isinstance(call, ast.Name)}
+    return frozenset(call.id for call in calls if isinstance(call, ast.Name))
 
 
+@cache
 def asserts_itself(function: Function) -> bool:
     """Whether it has an ``assert``, or calls ``pytest.raises``, ``warns``, ``fail``, or a library's ``assert_...``."""
     for node in ast.walk(function):

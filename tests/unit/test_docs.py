@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import workbench
+from tests.unit.imports import ROOT, parsed, sources
 from workbench.cli.commands import COMMANDS
 from workbench.cli.main import parser
 from workbench.core import run_files
 from workbench.core.config import TrainSpec, read_spec_options
 from workbench.core.records import TABLES, columns_of
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 PAGES["CONTRIBUTING.md"] = ROOT / "CONTRIBUTING.md"
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
@@ -276,22 +276,22 @@ def test_the_glossary_is_in_order() -> None:
 
 def test_every_message_is_one_that_the_code_says() -> None:
     """Its fixed words stand in one text of the code, with a value wherever the page has "…", a number or 'x'."""
-    said = list(texts_of_the_code())
+    said = set(texts_of_the_code())
     messages = [text for row in tables("docs/troubleshooting.md")[0] for text in re.findall(r"`([^`]+)`", row[0])]
     messages = [text for text in messages if not text.startswith("workbench ")]
     assert len(messages) > 10
-    assert [text for text in messages if not any(pattern_of(text).search(line) for line in said)] == []
+    patterns = {text: pattern_of(text) for text in messages}
+    assert [text for text, pattern in patterns.items() if not any(map(pattern.search, said))] == []
 
 
 def texts_of_the_code() -> Iterator[str]:
     """Every text in the sources; a value that is put in is a zero byte."""
-    for folder in ("workbench", "magics", "widgets"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+    for path in sources().values():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def pattern_of(message: str) -> re.Pattern[str]:

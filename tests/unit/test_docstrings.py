@@ -14,17 +14,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for package in ("workbench", "widgets", "magics") for path in (ROOT / package).rglob("*.py"))
+from tests.unit.imports import ROOT, parsed, sources
+
+SOURCES = list(sources().values())
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 #: lines of a body that need no explanation
 SHORT = 5
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Definition]]:

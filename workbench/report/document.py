@@ -19,6 +19,7 @@ from workbench.plots.base import Plot
 from workbench.report import run_data, words
 from workbench.report.compared import compare_runs
 from workbench.report.figures import FigureBundle, load_bokehjs, to_script_json
+from workbench.report.pdf import find_browser, print_to_pdf
 from workbench.report.run_data import RunData
 from workbench.report.sections import make_section
 from workbench.rundir.directory import REPORT_FILE
@@ -56,6 +57,8 @@ def render(
         raise RunDirectoryError(
             "no run was given to report on: pass the name or directory of a run; `workbench runs` lists them"
         )
+    if pdf:
+        find_browser()  # before all figures are drawn
     data = [run_data.read(name) for name in names]
     html = render_html(
         data,
@@ -91,8 +94,6 @@ def write_report(html: str, target: Path, *, pdf: bool = False) -> Path:
         try:
             temporary.write_text(html, encoding="utf-8", errors="replace")
             if pdf:
-                from workbench.report.pdf import print_to_pdf
-
                 print_to_pdf(temporary, target)
             else:
                 temporary.replace(target)

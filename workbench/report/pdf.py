@@ -23,17 +23,23 @@ _FLAGS = (
 TIMEOUT_S = 120.0
 
 
-def print_to_pdf(html: Path, target: Path) -> None:
-    """Print the file ``html`` to the PDF ``target``.
-
-    Raises ``ReportError`` when no browser is found, or when it fails (with the end of its error output).
-    """
+def find_browser() -> str:
+    """Path of the browser that prints. Raises ``ReportError`` when there is none."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise ReportError(
             f"a PDF needs a browser, and none of {', '.join(BROWSERS)} is on the PATH: install one "
             "(Debian: apt install chromium), or write an HTML report and print it with your own browser"
         )
+    return browser
+
+
+def print_to_pdf(html: Path, target: Path) -> None:
+    """Print the file ``html`` to the PDF ``target``.
+
+    Raises ``ReportError`` when no browser is found, or when it fails (with the end of its error output).
+    """
+    browser = find_browser()
     with tempfile.TemporaryDirectory(prefix="workbench-print-") as profile:
         made = Path(profile) / "report.pdf"
         command = [browser, *_FLAGS, f"--user-data-dir={profile}", f"--print-to-pdf={made}", html.absolute().as_uri()]

@@ -22,7 +22,8 @@ from workbench.core.config import MonitorSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import Command, Event, EventKind, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
-from workbench.plots import memory, utilisation
+from workbench.plots import gradients, loss, memory, throughput, utilisation
+from workbench.plots import timeline as plot_of_timeline
 from workbench.report import document, mesh_diagram, render, run_data, timeline, words
 from workbench.report.compared import compare_runs
 from workbench.report.control_history import read_control_history
@@ -34,6 +35,7 @@ from workbench.rundir.directory import OWNER_FILE
 from workbench.rundir.log import RankLogWriter
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+SHOWN = [loss, throughput, gradients, memory, utilisation, plot_of_timeline]
 
 
 def page_of(path: Path) -> BeautifulSoup:
@@ -47,9 +49,10 @@ def text_page(run: Path) -> BeautifulSoup:
 
 @pytest.fixture(scope="module")
 def phased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BeautifulSoup]:
-    """A run of 40 steps with known phases, and its report."""
+    """A run of 40 steps with known phases, and its report with six figures."""
     run = make_fake_run(tmp_path_factory.mktemp("phased") / "run", steps=40)
-    return run, page_of(render(with_phases(run, {"forward": 50, "communication": 60, "optimizer": 10})))
+    with_phases(run, {"forward": 50, "communication": 60, "optimizer": 10})
+    return run, page_of(render(run, figures=SHOWN))
 
 
 def with_phases(run: Path, phases: dict[str, float]) -> Path:
@@ -248,7 +251,7 @@ def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
 
 def test_a_light_report_is_small_and_has_no_script(phased: tuple[Path, BeautifulSoup], tmp_path: Path) -> None:
     run, _ = phased
-    light = render(run, tmp_path / "light.html", light=True)
+    light = render(run, tmp_path / "light.html", figures=SHOWN, light=True)
     page = page_of(light)
     assert not page.find("script") and len(page.find_all("svg", class_="still")) >= 5
     assert light.stat().st_size < 200_000 < (run / "report.html").stat().st_size

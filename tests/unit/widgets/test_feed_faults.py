@@ -167,7 +167,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
-    tmp_path: Path, opened: Callable[..., tuple[Feed, Told]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few_figures: None, opened: Callable[..., tuple[Feed, Told]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed, told = opened(Store(make_fake_run(tmp_path / "run", steps=5, state="running")), status=lambda: "running")
     wait_until(lambda: told.kinds("full") == 1)
@@ -195,7 +195,7 @@ def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
 
 
 def test_a_page_that_asks_after_the_end_is_told_of_a_failure_too(
-    tmp_path: Path, opened: Callable[..., tuple[Feed, Told]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few_figures: None, opened: Callable[..., tuple[Feed, Told]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed, told = opened(Store(make_fake_run(tmp_path / "run", steps=5)))
     assert feed.ended.wait(60)
@@ -213,7 +213,7 @@ def test_a_page_that_asks_after_the_end_is_told_of_a_failure_too(
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("no width"), RunDirectoryError("the disk is full")])
 def test_a_picture_that_cannot_be_made_is_told_and_keeps_nobody_waiting(
-    tmp_path: Path, opened: Callable[..., tuple[Feed, Told]], error: Exception
+    tmp_path: Path, few_figures: None, opened: Callable[..., tuple[Feed, Told]], error: Exception
 ) -> None:
     def no_picture(*_: Any) -> None:
         raise error

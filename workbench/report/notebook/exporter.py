@@ -29,6 +29,7 @@ from workbench.report.figures import FigureBundle, to_script_json
 from workbench.report.notebook.cells import Cell, CellConverter
 from workbench.report.notebook.formulas import draw_formulas
 from workbench.report.notebook.widget_html import STATE_TYPE
+from workbench.report.pdf import find_browser
 from workbench.report.sections import RunSection, make_section
 from workbench.rundir import directory as run_directory
 
@@ -90,6 +91,8 @@ def render_notebook(
     if widgets:
         saved = node.metadata.setdefault("widgets", {}).setdefault(STATE_TYPE, {"state": {}})
         saved["state"] = {**widgets, **saved.get("state", {})}
+    if pdf:
+        find_browser()  # before all figures are drawn
     html = render_html(node, folder=path.parent, name=path.stem, light=light or pdf, unfolded=pdf)
     return write_report(html, report_path(out, path.with_suffix(".html"), pdf=pdf), pdf=pdf)
 

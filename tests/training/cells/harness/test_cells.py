@@ -9,12 +9,13 @@ import pytest
 
 from tests.engine.rank_pool import RankPool
 from tests.training.cells.harness.case import load_cases
-from tests.training.cells.harness.trained import RANKS, train_case
+from tests.training.cells.harness.trained import RANKS, compiles, train_case
 from workbench.core.records import EventKind
 from workbench.events.decode import of_kind
 from workbench.run.reader import RunReader
 
-CASES = load_cases()
+#: those that need the compiler come last: ranks of the others are forked from a smaller process
+CASES = dict(sorted(load_cases().items(), key=lambda item: compiles(item[1])))
 EACH = [pytest.param(name, plan, id=f"{name}-{plan}") for name, case in CASES.items() for plan in case.plans]
 
 
@@ -27,7 +28,7 @@ def plain(pool: RankPool) -> Any:
         if name not in found:
             case = CASES[name]
             arguments = {"cell": case.cell, "loop": case.plain, "options": case.options("1 rank")}
-            (found[name],) = pool.run(1, f"{RANKS}:plain", **arguments)
+            (found[name],) = pool.run(1, f"{RANKS}:plain", compiles=compiles(case), **arguments)
         return found[name]
 
     return of

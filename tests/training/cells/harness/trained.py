@@ -15,6 +15,11 @@ from workbench.rundir import directory as run_directory
 RANKS = "tests.training.cells.harness.ranks"
 
 
+def compiles(case: Case) -> bool:
+    """Whether the cell calls ``torch.compile``."""
+    return "torch.compile(" in case.cell
+
+
 def train_case(
     pool: RankPool, case: Case, plan: str, *, function: str = "train", **more: Any
 ) -> tuple[RunReader | None, str]:
@@ -24,7 +29,7 @@ def train_case(
     except ConfigError as error:
         return None, str(error)
     path = run_directory.create(request.spec, request.cell)
-    pool.run(request.spec.plan.ranks, f"{RANKS}:{function}", run=str(path))
+    pool.run(request.spec.plan.ranks, f"{RANKS}:{function}", compiles=compiles(case), run=str(path))
     run = RunReader(path)
     run.store.refresh()
     failed = failure_of(run.store.table("events"))
