@@ -23,7 +23,7 @@ from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import seconds_per_step
 from workbench.telemetry.pauses import Pauses
-from workbench.telemetry.row_views import StepCursor, metrics_since
+from workbench.telemetry.row_views import StepCursor, metric_words, metrics_since
 from workbench.telemetry.store import Store
 
 RECENT_STEPS = 50
@@ -45,7 +45,7 @@ class Facts:
         self._devices = 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._latest: dict[str, float] = {}
-        self._known: dict[str, Any] = {"validation": None, "accuracy": None, "notice": None, "failure": None}
+        self._known: dict[str, Any] = {"validation": None, "metric": None, "notice": None, "failure": None}
         self._pauses = Pauses()
         self._first_event: float | None = None
         self._known |= {"own": is_owned_here(store.run), "saved": None}
@@ -161,9 +161,10 @@ class Facts:
         kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])
         if kind == EventKind.STATE and rank >= 0:
             self._take_state(rank, name, step, float(event["time"]), decode(event["value"]))
-        elif kind == EventKind.VALIDATION and name in ("loss", "accuracy"):
-            value = {"step": step, "value": _number(decode(event["value"]))}
-            self._known["validation" if name == "loss" else name] = value
+        elif kind == EventKind.VALIDATION and name == "loss":
+            self._known["validation"] = {"step": step, "value": _number(decode(event["value"]))}
+        elif kind == EventKind.VALIDATION and (value := _number(decode(event["value"]))) is not None:
+            self._take_metric(name, value)
         elif kind == EventKind.SAMPLE:
             self.samples.append({"step": step, "text": str(decode(event["value"]))[:LONGEST_TEXT]})
         elif kind == EventKind.CHECKPOINT and name == "saved":
@@ -174,6 +175,12 @@ class Facts:
             self._known["notice"] = {"level": "warning", "text": words(kind, name, decode(event["value"]))}
         elif kind == EventKind.RANK and name == "died":
             self._take_death(decode(event["value"]))
+
+    def _take_metric(self, name: str, value: float) -> None:
+        """Keep the value of the first metric that came: there is room for one."""
+        known = self._known["metric"]
+        if known is None or known["name"] == name:
+            self._known["metric"] = {"name": name, "text": metric_words(name, value)}
 
     def _take_death(self, value: Any) -> None:
         if isinstance(value, dict) and is_rank(value.get("rank")):

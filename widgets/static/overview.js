@@ -14,7 +14,7 @@ const TILES = [
 ];
 
 function validationNote(facts) {
-  if (known(facts.accuracy?.value)) return `${percent(facts.accuracy.value)} accuracy`;
+  if (facts.metric) return facts.metric.text;
   return facts.validation ? `step ${whole(facts.validation.step)}` : "";
 }
 

@@ -30,7 +30,7 @@ Found = dict[str, list[tuple[float, float]]]
 def columns(store: Store, cursor: Cursor | None, *, shares: bool) -> tuple[Columns, Cursor]:
     """step, and one column per metric: NaN where it was not measured. The loss has a figure of its own.
 
-    ``shares``: the metrics all of whose values are between 0 and 1, in percent; else the others.
+    ``shares``: the metrics that are stated in percent (``row_views.is_share``); else the others.
     """
     since, known = cursor or (0, {})
     events, after = rows.told_since(store, since)
@@ -42,12 +42,15 @@ def columns(store: Store, cursor: Cursor | None, *, shares: bool) -> tuple[Colum
         if event.name != "loss" and is_listed and not math.isnan(value):
             found.setdefault(event.name, []).append((float(event.step), value))
             is_new = True
-    out = _table({name: values for name, values in found.items() if _is_share(values) == shares}, 100 if shares else 1)
+    out = _table(
+        {
+            name: values
+            for name, values in found.items()
+            if rows.is_share(name, [value for _, value in values]) == shares
+        },
+        100 if shares else 1,
+    )
     return (out if is_new else {name: column[:0] for name, column in out.items()}), (after, found)
-
-
-def _is_share(values: list[tuple[float, float]]) -> bool:
-    return all(0 <= value <= 1 for _, value in values)
 
 
 def _table(found: Found, factor: float) -> Columns:

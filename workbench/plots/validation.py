@@ -22,7 +22,7 @@ EMPTY = "No samples: an evaluation can generate text, or measure accuracy and a 
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
-    """step, and one column per metric whose values are between 0 and 1: percent."""
+    """step, and one column per metric that is stated in percent."""
     return by_metric.columns(store, cursor, shares=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
+from workbench.telemetry.row_views import is_share
 
 #: rows of the table of events; further events are only counted
 _MAX_EVENTS = 500
 #: text samples that are shown: the last ones
 _MAX_SAMPLES = 20
+#: tiles of metrics on validation data
+_MOST_METRICS = 4
 _MAX_SAMPLE_LENGTH = 4000
 _MAX_DIFF_LENGTH = 200_000
 #: kinds of events that the table of events leaves out; most of them have a section of their own
@@ -210,9 +214,10 @@ def key_figures(run: RunData) -> list[tuple[str, str, str]]:
     ):
         if summary[key] is not None:
             tiles.append((label, words.format_number(summary[key]), unit))
-    accuracy = [row["accuracy"] for row in run.validation() if "accuracy" in row]
-    if accuracy:
-        tiles.append(("Accuracy", f"{100 * accuracy[-1]:.1f}", "%"))
+    last = {name: value for row in run.validation() for name, value in row.items() if name not in ("step", "loss")}
+    for name, value in islice(last.items(), _MOST_METRICS):
+        shown, unit = (f"{100 * value:.1f}", "%") if is_share(name, [value]) else (words.format_number(value), "")
+        tiles.append((name.replace("_", " ").capitalize(), shown, unit))
     if run.seconds:
         tiles.append(("Time", words.format_duration(run.seconds), ""))
     return tiles

@@ -150,7 +150,7 @@ def test_loss_shows_global_values_and_each_validation(run: Path) -> None:
 def test_metrics_get_lines_of_their_own_as_they_come(tmp_path: Path) -> None:
     """Shares are in percent, others in their own unit; what was not measured at a step is NaN."""
     write_spec(tmp_path, fake_spec())
-    told = [(2, "loss", 2.5), (2, "accuracy", 0.25), (4, "accuracy", 0.5), (4, "r2", -0.5), (4, "matrix", [[1]])]
+    told = [(2, "loss", 2.5), (2, "accuracy", 0.25), (4, "accuracy", 0.5), (4, "r2", 0.5), (4, "matrix", [[1]])]
     by_name = {plot.NAME: plot for plot in plots()}
     with RankLogWriter(tmp_path, 0) as writer:
         for step, name, value in told:
@@ -159,7 +159,7 @@ def test_metrics_get_lines_of_their_own_as_they_come(tmp_path: Path) -> None:
     shares, cursor = by_name["validation"].columns(store, None)
     others, _ = by_name["metrics"].columns(store, None)
     assert {name: column.tolist() for name, column in shares.items()} == {"step": [2, 4], "metric accuracy": [25, 50]}
-    assert {name: column.tolist() for name, column in others.items()} == {"step": [4], "metric r2": [-0.5]}
+    assert {name: column.tolist() for name, column in others.items()} == {"step": [4], "metric r2": [0.5]}
     with RankLogWriter(tmp_path, 1) as writer:
         writer.event("validation", "f1", 0.125, step=6)
     store.refresh()
