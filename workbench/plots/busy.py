@@ -24,7 +24,7 @@ NAME = "busy"
 TITLE = "Which ranks are idle, and when (GPU or CPU use in %)"
 TAB = "ranks"
 AXIS = "time"
-EMPTY = "No device samples yet."
+EMPTY = "Of up to 8 ranks, the lines of 'Utilisation per rank' show this."
 PERIOD_S = 1.0
 
 
