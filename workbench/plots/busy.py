@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "busy"
-TITLE = "Which ranks are idle, and when (GPU or CPU use in %)"
+TITLE = "Which ranks are busy, and when (%)"
 TAB = "ranks"
 AXIS = "time"
-EMPTY = "No device samples yet."
+EMPTY = "Of up to 8 ranks, the lines of 'Utilisation per rank' show this."
 PERIOD_S = 1.0
 
 

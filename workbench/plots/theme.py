@@ -227,7 +227,7 @@ def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", forma
 
 
 def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
-    """Add a one-line legend above the plot; a click on an entry hides or shows its renderers."""
+    """Add a legend of one or two lines above the plot; a click on an entry hides or shows its renderers."""
     from bokeh.models.annotations import Legend, LegendItem
 
     legend: Any = Legend(items=[LegendItem(label=label, renderers=renderers) for label, renderers in items])
@@ -239,7 +239,9 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     legend.label_text_font_size = "11px"
     legend.padding = legend.margin = 0
     legend.label_width = 0
-    legend.spacing = 10 if len(items) <= 6 else 8  # eight entries fit into half of a page of 900 px
+    legend.spacing = 10
+    if len(items) > 5:  # more do not fit into half of a page of 900 px
+        legend.ncols = (len(items) + 1) // 2
     legend.glyph_width = 14
     legend.label_standoff = 4
     drawn.add_layout(legend, "above")

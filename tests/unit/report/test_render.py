@@ -86,7 +86,8 @@ def test_a_report_has_landmarks_headers_and_every_figure(run: Path) -> None:
     assert {"header", "nav", "main", "footer", "h1"} <= set(page.tags)
     assert {"col", "row"} == set(page.headers)
     assert len(page.ids) == len(set(page.ids))
-    assert {f"figure-{plot.NAME}" for plot in plots()} <= set(page.ids)
+    shown = {plot.NAME for plot in plots()} - {"busy"}  # which needs more than 8 ranks
+    assert {f"figure-{name}" for name in shown} <= set(page.ids)
     assert "The training loss fell from" in page.text and "workbench train" in page.text
 
 
