@@ -131,7 +131,7 @@ class DatasetSource:
             self._origin = (number, position["epoch"], position["samples"])
         elif position["batch_size"] != self.batch_size:
             raise ConfigError(
-                f"an iterable dataset goes on with the batch size of its checkpoint only: use --batch-size "
+                f"an iterable dataset resumes only with the batch size of its checkpoint: use --batch-size "
                 f"{position['batch_size']}, or a dataset with len(dataset) and dataset[index]",
                 field="--batch-size",
             )
@@ -242,9 +242,9 @@ class LoaderSource:
         was, now = position["batch_size"], self._global_size()
         if None not in (was, now) and was != now:
             raise ConfigError(
-                f"a dataloader goes on with the batch size of its checkpoint only, which was {was} over all ranks, and "
-                f"now is {now}. Give it batch_size={was}, or define a dataset, which goes on at the next sample "
-                "whatever --batch-size is",
+                f"a dataloader resumes only with the batch size of its checkpoint, which is {was} over all ranks, not "
+                f"{now}. Give it batch_size={was}, or define a dataset, which resumes at the next sample with any "
+                "--batch-size",
                 field="dataloader",
             )
 
