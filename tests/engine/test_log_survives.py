@@ -32,7 +32,7 @@ def test_a_full_disk_is_told_on_the_stream_to_the_notebook_and_printing_goes_on(
         log.event("state", "running")
         log.flush()
         log.event("state", "finished")
-    assert heard.getvalue() == "rank 3 logs nothing any more: No space left on device. Training goes on.\n"
+    assert heard.getvalue() == "rank 3 can no longer write its log: No space left on device. Training continues.\n"
     heard.close()
     _telling(heard, 3)(OSError(28, "No space left on device"))  # nobody hears it, and nothing breaks
 

@@ -259,7 +259,7 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
 
     def tell(error: OSError) -> None:
         with contextlib.suppress(OSError, ValueError):  # the notebook is gone too: nobody is left to tell
-            stream.write(f"rank {rank} logs nothing any more: {error.strerror or error}. Training goes on.\n")
+            stream.write(f"rank {rank} can no longer write its log: {error.strerror or error}. Training continues.\n")
             stream.flush()
 
     return tell

@@ -74,7 +74,7 @@ class Store:
         self.assumed: TrainSpec | None = None
         self._spare = spare
         if not self.run.is_dir():
-            raise RunDirectoryError(f"{self.run} is no run directory")
+            raise RunDirectoryError(f"{self.run} is not a run directory")
         self._run = _Directory(str(self.run))
         self._logs: list[_Directory] = []
         self._tails: dict[str, dict[str, Tail]] = {}

@@ -120,7 +120,7 @@ def test_more_runs_than_a_panel_has_room_for(tmp_path: Path) -> None:
 
 
 def test_path_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="no run directory"):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
         Panel(tmp_path / "missing")
     with pytest.raises(ConfigError, match="cannot read the spec"):
         Panel(tmp_path)

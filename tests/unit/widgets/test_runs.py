@@ -192,7 +192,7 @@ def test_hostile_labels_are_no_markup_in_tooltips_and_pictures(home: Path) -> No
 
 
 def test_a_path_without_a_run_is_said(home: Path, shell: InteractiveShell) -> None:
-    with pytest.raises(ConfigError, match="takes two runs"):
+    with pytest.raises(ConfigError, match="needs at least two runs"):
         workbench.compare(["first"])
 
 

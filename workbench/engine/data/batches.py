@@ -75,7 +75,7 @@ def _read(batch: Batch, expected: int | None = None) -> tuple[int, Layout, bool]
     if sizes is None:
         lengths = list(dict.fromkeys(_list_lengths(batch)))
         if len(lengths) != 1:
-            raise ConfigError(f"the batch (a {type(batch).__name__}) holds no tensor", field="dataset")
+            raise ConfigError(f"the batch (a {type(batch).__name__}) contains no tensor", field="dataset")
         sizes = lengths
     if not sizes:
         shapes = ", ".join(f"{place or 'batch'} {tuple(array.shape)}" for place, array in arrays_in(batch))

@@ -145,7 +145,7 @@ class DatasetSource:
             what = "a dataset in place of a dataloader" if self._is_indexed else "an iterable dataset"
             instead = "" if self._is_indexed else ", or a dataset with len(dataset) and dataset[index]"
             raise ConfigError(
-                f"{what} goes on with the batch size of its checkpoint only: use --batch-size "
+                f"{what} resumes only with the batch size of its checkpoint: use --batch-size "
                 f"{position['batch_size']}{instead}",
                 field="--batch-size",
             )
@@ -267,9 +267,9 @@ class LoaderSource:
         was, now = position["batch_size"], self._global_size()
         if None not in (was, now) and was != now:
             raise ConfigError(
-                f"a dataloader goes on with the batch size of its checkpoint only, which was {was} over all ranks, and "
-                f"now is {now}. Give it batch_size={was}, or define a dataset, which goes on at the next sample "
-                "whatever --batch-size is",
+                f"a dataloader resumes only with the batch size of its checkpoint, which is {was} over all ranks, not "
+                f"{now}. Give it batch_size={was}, or define a dataset, which resumes at the next sample with any "
+                "--batch-size",
                 field="dataloader",
             )
 

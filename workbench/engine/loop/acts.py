@@ -106,7 +106,7 @@ def _branch(at: Boundary, options: dict[str, Any]) -> Change:
 
 def _save_to_end(at: Boundary) -> None:
     if not at.loop.save(at.step, asked=True):
-        raise RunError("the checkpoint could not be written, so the run goes on")
+        raise RunError("the checkpoint could not be written, so the run continues")
 
 
 def _evaluate(at: Boundary, value: None) -> Change:

@@ -176,9 +176,9 @@ def test_split_in_one_is_the_batch_itself() -> None:
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        ({"a": 1}, "holds no tensor"),
+        ({"a": 1}, "contains no tensor"),
         ((X, torch.zeros(3)), "dim 0 of each"),
-        ({"a": torch.tensor(1.0)}, "holds no tensor"),
+        ({"a": torch.tensor(1.0)}, "contains no tensor"),
     ],
 )
 def test_batches_without_samples_are_refused(batch, words: str) -> None:

@@ -94,13 +94,13 @@ def check_trainable(spec: TrainSpec, workload: Workload) -> None:
     known = {id(p) for p in trainable}
     if not any(id(p) in known for group in workload.optimizer.param_groups for p in group["params"]):
         raise ConfigError(
-            "the optimizer holds no parameter of the model: make it from model.parameters() after the model",
+            "the optimizer has no parameter of the model: make it from model.parameters() after the model",
             field="optimizer",
         )
     check_max_norm(workload.model, spec)
     if workload.beside and spec.plan.tp * spec.plan.pp > 1:
         raise ConfigError(
-            f"the optimizer holds parameters of {', '.join(workload.beside)}, which is no part of the model: a model "
+            f"the optimizer has parameters of {', '.join(workload.beside)}, which is not part of the model: a model "
             "that is split by --tp or --pp is trained alone. Use --plugin ddp, zero1 or zero2",
             field="optimizer",
         )

@@ -77,7 +77,8 @@ def check_scheduler(scheduler: Any) -> None:
     if needed:
         raise ConfigError(
             f"{type(scheduler).__name__}.step needs {', '.join(needed)}: the schedule is stepped after each optimizer "
-            "step without a metric. Use a schedule over steps, or turn the learning rate while it trains",
+            "step without a metric. Use a schedule over steps, or change the learning rate while it trains (%dist_set "
+            "lr=...)",
             field="lr_scheduler",
         )
 
