@@ -45,6 +45,7 @@ from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
+from workbench.engine.watch.torch.buffer_changes import BufferChanges
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.joint_losses import JointLosses
 from workbench.engine.watch.torch.peak_flops import log_peak_events
@@ -189,6 +190,7 @@ def observers_of(
         BatchSizeLogger(strategy, log, exchange, tokens_per_sample=workload.tokens_per_sample),
         WithoutGradient(strategy),
         JointLosses(spec, strategy, workload.model),
+        BufferChanges(spec, strategy, workload.model, exchange),
     ]
     if spec.monitor.level == "off":
         return [*always]
