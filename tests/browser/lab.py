@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -58,8 +60,19 @@ class Lab:
 
     def end_kernels(self) -> None:
         """End all kernels, so that what a test left running takes nothing from the next."""
-        for kernel in json.loads(self._request("GET", "api/kernels")):
+        for kernel in self._kernels():
             self._request("DELETE", f"api/kernels/{kernel['id']}")
+
+    def _kernels(self) -> list[dict[str, Any]]:
+        """The kernels that run. The server answers with status 500 while it removes one that has ended."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return list(json.loads(self._request("GET", "api/kernels")))
+            except HTTPError as error:
+                if error.code != HTTPStatus.INTERNAL_SERVER_ERROR or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def _request(self, method: str, path: str) -> bytes:
         headers = {"Authorization": f"token {self.token}"}
