@@ -82,7 +82,8 @@ def test_every_tab_draws_its_figures_and_asks_for_nothing(bare: Any, runs: dict[
     ready(panel)
     for tab, figures in FIGURES.items():
         panel.open(tab)
-        panel.pump(all_drawn(bare, tab, figures), 120)
+        shown = figures - {"busy"} if name == "two" else figures  # a heat map of many ranks
+        panel.pump(all_drawn(bare, tab, shown), 120)
         assert bare.evaluate("document.documentElement.scrollWidth") <= 900
         cut = bare.evaluate(CUT, tab)
         assert not cut, cut

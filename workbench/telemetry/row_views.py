@@ -250,10 +250,10 @@ def marked(step: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray, Mark
     """Marks (step, value) beside the rows of ``step``: columns of where and what, NaN where there is none, and those
     that wait for rows to come. A mark is on the row of its step or, where it comes too late, on a later one."""
     where, what, free = np.full(step.size, math.nan), np.full(step.size, math.nan), 0
-    for number, (at, value) in enumerate(marks):
+    for place, (at, value) in enumerate(marks):
         row = max(free, int(np.searchsorted(step, at)))
         if row >= step.size:
-            return where, what, marks[number:]
+            return where, what, marks[place:]
         where[row], what[row], free = at, value, row + 1
     return where, what, []
 
