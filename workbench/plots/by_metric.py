@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: largest number of metrics that are drawn, in the order in which they came
 MOST = 12
 _PREFIX = "metric "
+_COLOURS = (theme.VALIDATION, *(colour for colour in theme.RANK_COLOURS if colour != theme.VALIDATION))
 
 #: metric -> (step, value) in order
 Found = dict[str, list[tuple[float, float]]]
@@ -74,7 +75,7 @@ def draw(source: ColumnDataSource, title: str, *, unit: str = "") -> Figure:
     entries: list[tuple[str, list[Any]]] = []
     for place, name in enumerate(names):
         column = _PREFIX + name
-        colour = theme.VALIDATION if place == 0 else theme.rank_colour(place)
+        colour = _COLOURS[place % len(_COLOURS)]
         line = drawn.line("step", column, source=source, color=colour, line_width=2)
         points = drawn.scatter("step", column, source=source, color=colour, size=8, line_color=None)
         number = f"@{{{column}}}{{0.0}} %" if unit == "%" else f"@{{{column}}}{{0.[0000]}}"

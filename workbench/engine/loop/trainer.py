@@ -339,8 +339,9 @@ class Trainer:
 
     def sample(self, step: int) -> None:
         """Let the model write, on all ranks; rank 0 logs it. ``ConfigError`` when it writes nothing."""
-        if self.workload.sample is None and self.workload.evaluate is None:
-            raise ConfigError("this training has no samples: its workload has neither sample nor evaluate")
+        is_cell = self.workload.cell_state is not None
+        if self.workload.sample is None and (is_cell or self.workload.evaluate is None):
+            raise ConfigError("this training has no samples: define sample(model) in the cell")
         self._enter("evaluate")
         if self.workload.sample is not None:
             texts = self.workload.sample(self._evaluating())
@@ -376,7 +377,9 @@ class Trainer:
         if beside is not None and beside.left_out and not self._warned_state:
             self._warned_state = True
             names = ", ".join(beside.left_out)
-            text = f"checkpoints do not hold {names} of the cell: state = [...] in the cell names what they hold"
+            text = (
+                f"checkpoints do not hold the cell's variables {names}: state = [...] in the cell names what they hold"
+            )
             self.log.event(EventKind.WARNING, "state_not_saved", text, step=step)
         return is_saved
 

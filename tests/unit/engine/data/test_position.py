@@ -125,9 +125,9 @@ def test_another_batch_size_goes_on_at_the_same_sample(shuffle: bool) -> None:
     assert read(3, 3, source.position(4))[0] == [*epoch[16:22], *epoch[22:25]]
 
 
-ITERABLE = r"an iterable dataset goes on .* only: use --batch-size 4, or a dataset with len"
-REPLACED = r"a dataset in place of a dataloader goes on .* only: use --batch-size 4$"
-LOADER = r"a dataloader goes on .* which was 4 over all ranks, and now is 8. Give it batch_size=4"
+ITERABLE = r"an iterable dataset resumes only with .*: use --batch-size 4, or a dataset with len"
+REPLACED = r"a dataset in place of a dataloader resumes only with .*: use --batch-size 4$"
+LOADER = r"a dataloader resumes only with .* which is 4 over all ranks, not 8. Give it batch_size=4"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_sampler_of_each_replica_counts_all_of_them() -> None:
 
     position = source(2, 2).position(3)
     source(4, 1).begin_at(position, 3)
-    with pytest.raises(ConfigError, match="was 4 over all ranks, and now is 8"):
+    with pytest.raises(ConfigError, match="is 4 over all ranks, not 8"):
         source(4, 2).begin_at(position, 3)
 
 
