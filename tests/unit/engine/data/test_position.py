@@ -164,8 +164,9 @@ def test_a_sampler_of_each_replica_counts_all_of_them() -> None:
 def test_a_loader_of_unknown_batch_size_goes_on() -> None:
     unknown = LoaderSource([torch.ones(3)])
     position = unknown.position(2)
+    assert position["batch_size"] is None
     for source in (unknown, LoaderSource(DataLoader(Counted(), batch_size=8)), SOURCES["in order"]()):
-        source.begin_at(position, 2)
+        source.begin_at(position, 2)  # does not raise
 
 
 def test_what_can_be_read_once_says_so_and_does_not_go_back() -> None:
