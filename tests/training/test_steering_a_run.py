@@ -123,9 +123,10 @@ def test_a_branch_lays_its_rate_over_the_cells_own_schedule(shell: InteractiveSh
     branch = run.branch(lr=0.02)
     until(lambda: branch.last_step > branch_point(branch) + 2)
     branch.set(lr="schedule")
-    until(lambda: commands(branch)[1:])
-    (start, _, _), (back, value, old) = commands(branch)
-    assert (start, back, old) == ("lr", "lr", 0.02)
+    until(lambda: commands(branch))
+    ((back, value, old),) = commands(branch)
+    assert (back, old) == ("lr", 0.02)
+    assert branch.events().query("name == 'resumed_with' and rank == 0")["value"].tolist() == [{"lr": 0.02}]
     turned = branch.events().query("name == 'lr' and who != '' and rank == 0")["step"].iloc[0]
     until(lambda: branch.last_step > turned + 2)
     branch.stop()
@@ -152,16 +153,17 @@ def test_rolling_back_while_it_trains(shell: InteractiveShell, two_ranks: Sessio
     run.rollback()
     run.step(2)
     until(lambda: run.status == "paused")
-    until(lambda: run.last_step == saved + 2)
+    last = run.last_step  # the second command may come some steps after the first
+    assert last >= saved + 2
     after = run.metrics().set_index("step")["loss"]
-    assert list(after.index) == list(range(1, saved + 3))
+    assert list(after.index) == list(range(1, last + 1))
     np.testing.assert_array_equal(after[[saved + 1, saved + 2]], before[[saved + 1, saved + 2]])
     run.stop()
     assert run.wait(timeout=300).status == "stopped"
     again = run.gradients()
-    assert again["step"].max() == saved + 2
+    assert again["step"].max() == last
     for step in (saved + 1, saved + 2):
         kept, new = (table[table["step"] == step].reset_index(drop=True) for table in (gradients, again))
         pd.testing.assert_frame_equal(new, kept)  # of the steps trained again, once, as they were
-    assert run.phases()["step"].max() == saved + 2 and run.collectives()["step"].max() <= saved + 2
+    assert run.phases()["step"].max() <= last and run.collectives()["step"].max() <= last
     assert not run.phases().duplicated(["step", "rank", "phase", "micro_batch", "start_ms"]).any()
