@@ -208,9 +208,10 @@ class LabPage:
         return int(self.page.evaluate(POINTS))
 
     def wait_for_points(self, more_than: int, timeout_s: float = 300) -> int:
-        """Wait until the loss curve has more than so many points."""
-        self.page.wait_for_function(f"() => ({POINTS})() > {more_than}", timeout=timeout_s * 1000)
-        return self.points()
+        """Wait until the loss curve has more than so many points, and return how many: a curve that is drawn anew has
+        none for a moment."""
+        enough = f"() => {{ const points = ({POINTS})(); return points > {more_than} && points; }}"
+        return int(self.page.wait_for_function(enough, timeout=timeout_s * 1000).json_value())
 
 
 KERNEL_READY = """() => {
