@@ -9,7 +9,7 @@ import torch
 
 from workbench.core.config import TrainSpec
 from workbench.engine.entry import build_workload
-from workbench.engine.state.randomness import RandomGenerators
+from workbench.engine.state.randomness import random_numbers_kept
 from workbench.engine.state.weights import load_weights, whole_weights
 from workbench.errors import ConfigError, RunError, WorkbenchError
 
@@ -31,10 +31,9 @@ def load_model(
 
 
 def _built(run: Path, spec: TrainSpec) -> Any:
-    generators = RandomGenerators({})
-    before = generators.capture()
     try:
-        return build_workload(run, spec).model
+        with random_numbers_kept():
+            return build_workload(run, spec).model
     except WorkbenchError:
         raise
     except Exception as error:
@@ -42,8 +41,6 @@ def _built(run: Path, spec: TrainSpec) -> Any:
             f"the cell of {run.name} cannot be run in this process ({type(error).__name__}: {error}): make the model "
             "yourself and pass it, as in run.load_model(model)"
         ) from error
-    finally:
-        generators.restore(before)
 
 
 def save_pretrained(model: Any, directory: Path) -> Path:

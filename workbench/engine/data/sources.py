@@ -339,8 +339,9 @@ class LoaderSource:
         if self._generator is not None:
             self._generator.set_state(self._generator_state)
         for epoch in count(first):
-            found = 0
-            for found, batch in enumerate(self._read_epoch(dp, dp_size, epoch), 1):  # noqa: B007 - counted
+            found = False
+            for batch in self._read_epoch(dp, dp_size, epoch):
+                found = True
                 yield batch
             if not found:
                 self._same.check(None)

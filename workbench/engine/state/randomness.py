@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,3 +88,14 @@ class RandomGenerators:
         if "cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["cuda"])
         torch.set_rng_state(tensors["torch"])
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Afterwards the generators of the process are as they were before."""
+    generators = RandomGenerators({})
+    state = generators.capture()
+    try:
+        yield
+    finally:
+        generators.restore(state)

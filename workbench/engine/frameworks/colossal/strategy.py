@@ -246,10 +246,13 @@ class ColossalStrategy(Strategy):
     def _micro_loss(self, weigh: Callable[[LossTerm, float], torch.Tensor], outputs: Any, batch: Batch) -> torch.Tensor:
         """The weighted loss of a micro-batch, times the number of micro-batches, by which the schedule divides it."""
         batch = self._named.original(batch)
-        term = loss_term(
+        return weigh(self._term_of(outputs, batch), samples_in(batch)) * self.spec.plan.micro_batches
+
+    def _term_of(self, outputs: Any, batch: Batch) -> LossTerm:
+        """The loss of a batch by what the last stage put out for it."""
+        return loss_term(
             lambda: self._criterion(outputs, batch), self._tell, lambda loss: self._labels(loss, outputs, batch)
         )
-        return weigh(term, samples_in(batch)) * self.spec.plan.micro_batches
 
     def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:
         assert self.workload.criterion is not None  # check refused a workload without
@@ -353,12 +356,7 @@ class ColossalStrategy(Strategy):
     def _evaluated_by_stages(self, batch: Batch) -> tuple[Any, LossTerm] | None:
         plan = self._hybrid()
         found = forward_only(plan.plugin.scheduler, plan.model, self._named.named(batch))
-        if not self.has_loss():
-            return None
-        term = loss_term(
-            lambda: self._criterion(found, batch), self._tell, lambda loss: self._labels(loss, found, batch)
-        )
-        return found, term
+        return (found, self._term_of(found, batch)) if self.has_loss() else None
 
     @contextmanager
     def evaluation(self) -> Iterator[torch.nn.Module]:

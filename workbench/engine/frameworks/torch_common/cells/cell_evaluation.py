@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -22,7 +21,7 @@ from workbench.engine.data.sources import LoaderSource
 from workbench.engine.frameworks.torch_common.batches import to_device
 from workbench.engine.frameworks.torch_common.cells.metrics import Totals, added_up
 from workbench.engine.frameworks.torch_common.device import rank_device
-from workbench.engine.state.randomness import RandomGenerators
+from workbench.engine.state.randomness import random_numbers_kept
 from workbench.errors import ConfigError
 
 Metric = Callable[[Any, Batch], Any]
@@ -88,13 +87,13 @@ class CellEvaluation:
         if self._sample is None:
             return ()
         able = _able(strategy)
-        with _random_numbers_kept(), able.evaluation() as model:
+        with random_numbers_kept(), able.evaluation() as model:
             found = self._sample(model)
         return [found] if isinstance(found, str) else [str(text) for text in found]
 
     def _measured(self, strategy: Validating, most: int | None = None) -> Totals:
         own = Totals()
-        with _random_numbers_kept():
+        with random_numbers_kept():
             try:
                 if self._evaluate is not None:
                     self._add_users(own, strategy, most)
@@ -164,16 +163,6 @@ def _able(strategy: Evaluating) -> Validating:
             field="eval_dataset",
         )
     return strategy
-
-
-@contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    generators = RandomGenerators({})
-    state = generators.capture()
-    try:
-        yield
-    finally:
-        generators.restore(state)
 
 
 def _words(error: Exception) -> str:
