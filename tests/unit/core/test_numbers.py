@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 
 import pytest
+from playwright._impl._driver import compute_driver_executable
 
 from widgets.page.bundle import STATIC
 from workbench.core import numbers
 from workbench.plots.browser_numbers import FUNCTIONS
 
+#: the script engine that playwright brings
+NODE = str(compute_driver_executable()[0])
 NUMBERS = {
     3e-4: "3e-4", 0.0: "0", 0.5: "0.5", 1493.34: "1,493", 4.26321: "4.263", 12.0: "12", 0.00123456: "0.001235",
     -2.5e-7: "-2.5e-7", 123456.0: "123,456", 999.96: "1,000", 1e16: "1e16", 0.1 + 0.2: "0.3", 100.0: "100",
@@ -35,7 +37,6 @@ def test_python() -> None:
     assert numbers.seconds(1.4933) == "1.49 s"
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 @pytest.mark.parametrize("where", ["tooltips", "panel"])
 def test_browser(where: str) -> None:
     functions = FUNCTIONS
@@ -47,5 +48,5 @@ def test_browser(where: str) -> None:
 const found = {{}};
 for (const [name, values] of Object.entries({asked})) found[name] = values.map((value) => eval(name)(value));
 console.log(JSON.stringify(found));"""
-    out = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, timeout=60)
+    out = subprocess.run([NODE, "-e", code], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(out.stdout) == {name: list(table.values()) for name, table in tables.items()}
