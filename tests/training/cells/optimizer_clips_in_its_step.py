@@ -1,6 +1,6 @@
 """An optimizer that clips the gradients of the model in its own step, by the model and not by its groups."""
 
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.case import LOSSES_ONLY, Case
 
 CASE = Case(
     cell="""
@@ -19,13 +19,6 @@ dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
 criterion = nn.MSELoss()
 """,
     plans=("1 rank", "ddp", "zero1", "zero2"),
-    plain="""
-for batch, _ in zip(batches(globals()), range(spec.steps)):
-    loss = loss_of(globals(), batch)
-    optimizer.zero_grad()
-    loss.backward()
-    losses.append(loss.item())
-    optimizer.step()
-""",
+    plain=LOSSES_ONLY,
     refused=dict.fromkeys(("zero1", "zero2"), "Clipping.step reads .grad of the model's weights"),
 )

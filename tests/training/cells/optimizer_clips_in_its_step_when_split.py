@@ -1,16 +1,16 @@
 """An optimizer that clips the gradients of a split model in its own step: each rank has those of its part."""
 
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.case import LOSSES_ONLY, Case
 
-CASE = Case(
-    cell="""
+#: a step that reads gradients: ``reads`` is its statement
+CELL = """
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 class Stepping(torch.optim.SGD):
     def step(self, closure=None):
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        {reads}
         return super().step(closure)
 
 model = GPT2LMHeadModel(GPT2Config(
@@ -19,17 +19,12 @@ model = GPT2LMHeadModel(GPT2Config(
 ))
 optimizer = Stepping(model.parameters(), lr=0.1)
 ids = torch.arange(32 * 8).reshape(32, 8) * 7 % 32
-dataset = [{"input_ids": row, "labels": row} for row in ids]
+dataset = [{{"input_ids": row, "labels": row}} for row in ids]
 criterion = lambda outputs, batch: outputs.loss
-""",
+"""
+CASE = Case(
+    cell=CELL.format(reads="nn.utils.clip_grad_norm_(model.parameters(), 0.1)"),
     plans=("ddp", "tp", "pp"),
-    plain="""
-for batch, _ in zip(batches(globals()), range(spec.steps)):
-    loss = loss_of(globals(), batch)
-    optimizer.zero_grad()
-    loss.backward()
-    losses.append(loss.item())
-    optimizer.step()
-""",
+    plain=LOSSES_ONLY,
     refused={"tp": "clips gradients by their norm", "pp": "clips gradients by their norm"},
 )

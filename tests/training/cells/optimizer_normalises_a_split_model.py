@@ -1,37 +1,14 @@
 """An optimizer that divides each gradient by its norm: a tensor-parallel rank has a part of it, a stage the whole."""
 
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.case import LOSSES_ONLY, Case
+from tests.training.cells.optimizer_clips_in_its_step_when_split import CELL
 
-CASE = Case(
-    cell="""
-import torch
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
-
-class Stepping(torch.optim.SGD):
-    def step(self, closure=None):
-        for parameter in model.parameters():
+NORMALISES = """for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad /= parameter.grad.norm() + 1
-        return super().step(closure)
-
-model = GPT2LMHeadModel(GPT2Config(
-    vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-    use_cache=False, tie_word_embeddings=False,
-))
-optimizer = Stepping(model.parameters(), lr=0.1)
-ids = torch.arange(32 * 8).reshape(32, 8) * 7 % 32
-dataset = [{"input_ids": row, "labels": row} for row in ids]
-criterion = lambda outputs, batch: outputs.loss
-""",
+                parameter.grad /= parameter.grad.norm() + 1"""
+CASE = Case(
+    cell=CELL.format(reads=NORMALISES),
     plans=("ddp", "tp", "pp"),
-    plain="""
-for batch, _ in zip(batches(globals()), range(spec.steps)):
-    loss = loss_of(globals(), batch)
-    optimizer.zero_grad()
-    loss.backward()
-    losses.append(loss.item())
-    optimizer.step()
-""",
+    plain=LOSSES_ONLY,
     refused={"tp": "adds up the elements of gradients"},
 )

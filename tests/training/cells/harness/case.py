@@ -24,6 +24,15 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 #: plans for any module; the others split models of the transformers library
 FOR_ANY_MODEL = ("1 rank", "ddp", "zero1", "zero2", "accumulate 2", "torch ddp")
+#: ``Case.plain``: the usual loop, of which the losses alone are compared
+LOSSES_ONLY = """
+for batch, _ in zip(batches(globals()), range(spec.steps)):
+    loss = loss_of(globals(), batch)
+    optimizer.zero_grad()
+    loss.backward()
+    losses.append(loss.item())
+    optimizer.step()
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
