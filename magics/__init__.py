@@ -19,7 +19,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.tracebacks import end_at_the_cell
     from magics.train import TrainMagics
     from magics.watch import WatchMagics
-    from workbench.cluster.session import warm_up
+    from workbench.cluster.spare import warm_up
     from workbench.errors import WorkbenchError
 
     shell.register_magics(

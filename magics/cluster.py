@@ -26,7 +26,8 @@ from workbench.cluster.output import (
     group_errors,
     group_output,
 )
-from workbench.cluster.session import Session, close_spare_server
+from workbench.cluster.session import Session
+from workbench.cluster.spare import close_spare
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.errors import CellInterrupt, ClusterError, ConfigError, format_ranks
@@ -86,7 +87,7 @@ class ClusterMagics(Magics):
         parse(self.dist_down, line)
         session = Session.current()
         if session is None:
-            close_spare_server()
+            close_spare()
             print("no ranks are up")
             return
         session.down()

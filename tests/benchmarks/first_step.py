@@ -67,10 +67,10 @@ def run_kernel() -> None:
 
 def warm_up() -> None:
     """Start a rank server as loading the extension does, and wait until it has imported everything."""
-    from workbench.cluster import client, session
+    from workbench.cluster import spare
 
-    session.warm_up()
-    server = client.start_spare()
+    spare.warm_up()
+    server = spare.start_spare()
     while not any(warmth.state == "warm" for warmth in server.warmth.values()):
         time.sleep(0.05)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workbench.cluster import client
+from workbench.cluster import spare
 from workbench.cluster.session import Session
 
 LIGHT = "tests.cluster.preloads:light"
@@ -51,7 +51,7 @@ def nothing_left():
     session = Session.current()
     if session is not None and session is not _shared.get("session"):
         session.down()
-    client.close_spare()
+    spare.close_spare()
     left = [each for each in descendants() if each.pid not in before and not _is_shared(each)]
     assert not still_there(left)
     ours = {path for path in directories() - kept if path != _shared_directory()}

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.cluster.conftest import LIGHT, descendants, directories, keep_threads, still_there
-from workbench.cluster import client
+from workbench.cluster import client, spare
 from workbench.cluster.base import protocol as p
 from workbench.cluster.session import Session
 from workbench.errors import ClusterError, RankDiedError
@@ -28,7 +28,7 @@ time.sleep(600)
 
 
 def test_the_warm_process_forks_ranks_and_down_ends_them(fresh):
-    server = client.start_spare(preload=LIGHT)
+    server = spare.start_spare(preload=LIGHT)
     server.ensure_controller().result(60)
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
@@ -43,13 +43,13 @@ def test_the_warm_process_forks_ranks_and_down_ends_them(fresh):
 
 def test_start_spare_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_TEST_GATE", str(tmp_path / "gate"))
-    server = client.start_spare(preload="tests.cluster.preloads:gated")
+    server = spare.start_spare(preload="tests.cluster.preloads:gated")
     server.ensure_controller()
     assert not any(each.state == "warm" for each in server.warmth.values()), "it waits for the file"
     (tmp_path / "gate").touch()
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
-    client.close_spare()
+    spare.close_spare()
 
 
 def test_no_process_survives_a_killed_owner():

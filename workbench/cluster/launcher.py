@@ -25,6 +25,7 @@ from workbench.cluster.engines import unregister
 from workbench.cluster.hosts import machine
 from workbench.cluster.hosts.specs import MASTER_ADDR, plan_ranks, rank_specs
 from workbench.cluster.server.warm import rank_log_path
+from workbench.cluster.spare import take_server
 from workbench.errors import ConfigError
 
 #: options of ipyparallel's programs that the launchers give themselves
@@ -182,7 +183,7 @@ class WorkbenchEngineSetLauncher(_ServerLauncher, EngineLauncher):
         for warning in placement.warnings:
             self.log.warning(warning)
         self._port = machine.reserve_master_port(MASTER_ADDR, self.master_port or None)
-        self.server = rank_servers.take_server(preload=self.preload, python=self.python)
+        self.server = take_server(preload=self.preload, python=self.python)
         self.server.on_event(self._handle_event)
         self._report_end()
         specs = rank_specs(

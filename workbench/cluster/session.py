@@ -9,38 +9,27 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import signal as signals
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from workbench.cluster import client as rank_servers
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cell_group import CellGroup
-from workbench.cluster.cells import CellResult, Submission, send
+from workbench.cluster.cells import CellResult, Submission, wait_until_done
+from workbench.cluster.client import RankServer
+from workbench.cluster.connection import Connection
+from workbench.cluster.engines import get_value
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
 from workbench.cluster.roster import Roster
-from workbench.cluster.status import RankStatus, measure_rank
+from workbench.cluster.spare import close_spare, take_server
+from workbench.cluster.status import RankStatus, measure_ranks
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
-
-#: seconds that ranks have to start: enough to import a large framework, uncompiled, from a slow disk
-_START_TIMEOUT_S = 180.0
-
-
-def warm_up() -> None:
-    """Starts a rank server, its controller and its warm processes in the background. Returns immediately."""
-    rank_servers.start_spare().ensure_controller()
-
-
-def close_spare_server() -> None:
-    """Ends the rank server that ``warm_up`` started, unless a session uses it."""
-    rank_servers.close_spare()
 
 
 class Session:
@@ -53,15 +42,14 @@ class Session:
     _current: Session | None = None
     _lifecycle = threading.RLock()
 
-    def __init__(self, server: rank_servers.RankServer, kind: RankKind) -> None:
+    def __init__(self, server: RankServer, kind: RankKind) -> None:
         self.kind = kind
         self.job: Job | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
         self._port: socket.socket | None = None  # reserves MASTER_PORT for the ranks
         self._server = server
-        self._client: Any = None
-        self._engine_info: dict[str, Any] = {}
+        self._connection = Connection(server, self._check_alive)
         self._roster = Roster()
         self._group = CellGroup(server.directory)
         self._stopping = self._down = False
@@ -130,7 +118,7 @@ class Session:
                 else:
                     port = undo.enter_context(reserve_master_port(MASTER_ADDR, master_port))
                 server = current._end_ranks_only() if current is not None else None
-                session = cls(server or rank_servers.take_server(preload=kind.preload, python=kind.python), kind)
+                session = cls(server or take_server(preload=kind.preload, python=kind.python), kind)
                 undo.callback(session.down)
                 session._start_ranks(placement, port)
                 undo.pop_all()
@@ -181,24 +169,21 @@ class Session:
             try:
                 self._mark_down()
             finally:  # also when a callback raises
-                if self._client is not None:
-                    self._client.close(linger=0)
+                self._connection.close()
                 self._server.close()
 
-    def _end_ranks_only(self) -> rank_servers.RankServer | None:
+    def _end_ranks_only(self) -> RankServer | None:
         """Ends the ranks and returns the rank server for reuse. If that fails, ends the server too and returns None."""
-        from workbench.cluster.engines import unregister_and_wait
-
         self._stopping = True
         try:
             self._server.stop_ranks().result(2.0)
-            unregister_and_wait(self._client, self._engine_info, range(self.n), timeout_s=2.0)
+            self._connection.unregister_and_wait(range(self.n), timeout_s=2.0)
         except (ClusterError, TimeoutError):
             self.down()
             return None
         self._server.remove_callbacks()
         self._mark_down()
-        self._client.close(linger=0)
+        self._connection.close()
         return self._server
 
     def _mark_down(self) -> None:
@@ -214,28 +199,13 @@ class Session:
         return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
     def _start_ranks(self, placement: Placement, port: socket.socket) -> None:
-        from workbench.cluster.engines import connect, read_connection_file, wait_for_output, wait_until_registered
         from workbench.cluster.hosts.specs import rank_specs
 
         self.placement, self._port, self.master_port = placement, port, port.getsockname()[1]
-        rank_servers.wait_for_reply(self._server.ensure_controller(), _START_TIMEOUT_S, self._check_alive)
-        self._engine_info = read_connection_file(self._server.profile_dir, "engine")
-        server = self._server
-        specs = rank_specs(
-            placement,
-            self.kind,
-            master_port=self.master_port,
-            profile_dir=server.profile_dir,
-            connection=json.dumps(self._engine_info),
+        profile_dir = self._server.profile_dir
+        self._connection.open(
+            partial(rank_specs, placement, self.kind, master_port=self.master_port, profile_dir=profile_dir)
         )
-        started = server.start_ranks(specs)
-        self._client = connect(read_connection_file(self._server.profile_dir, "client"))
-        rank_servers.wait_for_reply(started, _START_TIMEOUT_S, self._check_alive)
-        try:
-            wait_until_registered(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
-            wait_for_output(self._client, self.n, timeout_s=_START_TIMEOUT_S, check=self._check_alive)
-        except TimeoutError as error:
-            raise ClusterError(f"{error}: run %dist_up again, with fewer ranks if the machine is overloaded") from error
 
     def _check_alive(self) -> None:
         self._roster.raise_if_dead(range(self.n), "the other ranks were stopped too; run %dist_up to try again")
@@ -269,10 +239,8 @@ class Session:
             return
         for callback in list(self._death_callbacks):
             callback(rank, reason)
-        if self._server.alive and self._engine_info:
-            from workbench.cluster.engines import unregister
-
-            unregister(self._engine_info, [rank])
+        if self._server.alive and self._connection.is_known:
+            self._connection.unregister([rank])
 
     def on_rank_died(self, callback: Callable[[int, str], None]) -> None:
         """Registers ``callback(rank, reason)`` for ranks that end unexpectedly. It runs in another thread and must not
@@ -310,14 +278,14 @@ class Session:
             self._group.make(self.n, self._run_silently)
         submission = Submission(code, targets)
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
-        send(self._client, submission)
+        self._connection.send(submission)
         for rank in set(targets) & set(self.dead):  # ranks that died since the check
             submission.mark_dead(rank, self.dead[rank])
         return submission
 
     def _run_silently(self, submission: Submission) -> None:
         self._submissions.append(submission)
-        send(self._client, submission, follows=False)
+        self._connection.send(submission, follows=False)
         self.wait(submission)
 
     def wait(
@@ -328,14 +296,8 @@ class Session:
         while_waiting: Callable[[Submission], None] | None = None,
     ) -> None:
         """Waits for a submission; ``while_waiting(submission)`` is called every 0.5 s. Errors: see ``execute``."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        finished = False
         try:
-            while not finished and (deadline is None or time.monotonic() < deadline):
-                slice_s = 0.5 if deadline is None else min(0.5, max(0.0, deadline - time.monotonic()))
-                finished = submission.wait(slice_s)
-                if not finished and while_waiting is not None:
-                    while_waiting(submission)
+            finished = wait_until_done(submission, timeout, while_waiting)
         except KeyboardInterrupt:
             self.interrupt(submission.ranks)
             submission.wait(2.0)
@@ -366,11 +328,9 @@ class Session:
         return {rank: dict(zip(several, row, strict=True)) for rank, row in zip(targets, values, strict=True)}
 
     def _transfer(self, action: Callable[[Any], Any], ranks: Sequence[int] | None) -> tuple[list[int], Any]:
-        from workbench.cluster.engines import get_value
-
         targets = self._check_targets(ranks)
         self.check_free(targets)
-        result = action(self._client.direct_view(targets))
+        result = action(self._connection.view(targets))
         while not result.wait(0.1):
             self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
         return targets, get_value(result)
@@ -430,15 +390,14 @@ class Session:
     def status(self) -> list[RankStatus]:
         """Returns the status of each rank: where it runs and what it does. Does not query the ranks, so it also works
         while they train."""
-        running, host, rows = self._ranks_with_cells(), socket.gethostname(), []
-        job = self.job
-        for binding in self.placement.bindings:
-            rank = binding.rank
-            state = "training" if job is not None else "running cell" if rank in running else "idle"
-            step = job.step_of(rank) if job is not None else None
-            pid, dead = self.pids.get(rank, 0), self.dead.get(rank)
-            rows.append(measure_rank(binding, pid=pid, host=host, state=state, step=step, dead=dead))
-        return rows
+        running, job = self._ranks_with_cells(), self.job
+
+        def state_of(rank: int) -> tuple[str, int | None]:
+            if job is not None:
+                return "training", job.step_of(rank)
+            return ("running cell" if rank in running else "idle"), None
+
+        return measure_ranks(self.placement.bindings, pids=self.pids, dead=self.dead, state_of=state_of)
 
 
 @atexit.register
@@ -446,7 +405,7 @@ def _end_at_exit() -> None:
     session = Session.current()
     if session is not None:
         session.down()
-    close_spare_server()
+    close_spare()
 
 
 os.register_at_fork(after_in_child=lambda: atexit.unregister(_end_at_exit))  # a forked child does not own the ranks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -29,9 +31,24 @@ class RankStatus:
     warning: str = ""
 
 
-def measure_rank(
-    binding: Binding, *, pid: int, host: str, state: str, step: int | None, dead: str | None
-) -> RankStatus:
+def measure_ranks(
+    bindings: Iterable[Binding],
+    *,
+    pids: Mapping[int, int],
+    dead: Mapping[int, str],
+    state_of: Callable[[int], tuple[str, int | None]],
+) -> list[RankStatus]:
+    """Returns the status of each rank of this host. ``dead``: why ranks ended; ``state_of(rank)``: state and step of
+    one that did not."""
+    host, rows = socket.gethostname(), []
+    for binding in bindings:
+        rank = binding.rank
+        state, step = state_of(rank)
+        rows.append(_measure(binding, pid=pids.get(rank, 0), host=host, state=state, step=step, dead=dead.get(rank)))
+    return rows
+
+
+def _measure(binding: Binding, *, pid: int, host: str, state: str, step: int | None, dead: str | None) -> RankStatus:
     """Returns the status of a rank, measured from outside its process. ``dead``: why the rank ended, or None."""
     memory, warning = 0, dead.splitlines()[0] if dead else ""
     if dead is None:

@@ -19,7 +19,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,37 +35,10 @@ from workbench.cluster.base.processes import (
 )
 from workbench.cluster.hosts.machine import count_oom_kills
 from workbench.cluster.hosts.placement import CPU
+from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
 from workbench.errors import format_ranks
-
-_LOG_TAIL_BYTES = 4000
-
-
-@dataclass
-class _WarmProcess:
-    """A warm process, or one that is still warming up.
-
-    ``log``: name of its log file, without suffix. ``channel``: connection to it.
-    ``assigned``: ranks that it must start and has not started yet. ``started``: for a GPU, the rank that it became.
-    """
-
-    pid: int
-    spec: WarmSpec
-    log: str
-    channel: socket.socket
-    buffer: p.LineBuffer = field(default_factory=p.LineBuffer)
-    assigned: list[p.RankSpec] = field(default_factory=list)
-    started: list[int] = field(default_factory=list)
-
-
-@dataclass
-class _Rank:
-    """A running rank. ``oom_kills``: out-of-memory kills of the cgroup, counted when the rank started."""
-
-    pid: int
-    rank: int
-    oom_kills: int
 
 
 class Server:
@@ -82,8 +54,8 @@ class Server:
         self._directory = directory
         self._buffer = p.LineBuffer()
         self._selector = selectors.DefaultSelector()
-        self._warm: dict[int, _WarmProcess] = {}  # by pid
-        self._ranks: dict[int, _Rank] = {}  # by pid
+        self._warm: dict[int, WarmProcess] = {}  # by pid
+        self._ranks: dict[int, RunningRank] = {}  # by pid
         self._controller = 0  # pid; 0: none
         self._controller_request = 0  # id of the request that waits for the controller; 0: none
         self._pending_ranks: dict[int, set[int]] = {}  # request id -> ranks that have no process yet
@@ -162,7 +134,7 @@ class Server:
 
     # --- warm processes
 
-    def _start_warm_process(self, spec: WarmSpec) -> _WarmProcess:
+    def _start_warm_process(self, spec: WarmSpec) -> WarmProcess:
         ours, theirs = socket.socketpair()
         log = f"warm-{next(self._log_numbers)}"
         pid = fork(
@@ -171,11 +143,11 @@ class Server:
             keep=[theirs.fileno()],
         )
         theirs.close()
-        warm = self._warm[pid] = _WarmProcess(pid=pid, spec=spec, log=log, channel=ours)
+        warm = self._warm[pid] = WarmProcess(pid=pid, spec=spec, log=log, channel=ours)
         self._watch(ours, lambda: self._on_warm_process(warm))
         return warm
 
-    def _on_warm_process(self, warm: _WarmProcess) -> bool:
+    def _on_warm_process(self, warm: WarmProcess) -> bool:
         """Handles received messages of a warm process. Returns whether there were any."""
         try:
             data = warm.channel.recv(1 << 16, socket.MSG_DONTWAIT)
@@ -198,7 +170,7 @@ class Server:
                     self._on_child_end(message.pid, exit_code(message.wait_status))
         return True
 
-    def _close_channel(self, warm: _WarmProcess) -> None:
+    def _close_channel(self, warm: WarmProcess) -> None:
         if warm.channel.fileno() >= 0:
             self._selector.unregister(warm.channel)
             warm.channel.close()
@@ -211,7 +183,7 @@ class Server:
         while warm is not None and self._on_warm_process(warm):
             pass
 
-    def _fail_assigned_ranks(self, warm: _WarmProcess, detail: str) -> None:
+    def _fail_assigned_ranks(self, warm: WarmProcess, detail: str) -> None:
         assigned = {spec.rank for spec in warm.assigned}
         warm.assigned.clear()
         for request, ranks in list(self._pending_ranks.items()):
@@ -219,7 +191,7 @@ class Server:
                 del self._pending_ranks[request]
                 self._send(p.Reply(id=request, error=detail))
 
-    def _get_warm_process(self, spec: WarmSpec) -> _WarmProcess:
+    def _get_warm_process(self, spec: WarmSpec) -> WarmProcess:
         """Returns a warm process of this kind that can start a rank; starts one if there is none.
 
         For the CPU that is the process that forks; for a GPU, one that has no rank yet.
@@ -245,9 +217,9 @@ class Server:
             with contextlib.suppress(OSError):
                 warm.channel.sendall(p.encode(spec))
 
-    def _on_forked(self, warm: _WarmProcess, message: p.Forked) -> None:
+    def _on_forked(self, warm: WarmProcess, message: p.Forked) -> None:
         warm.assigned = [spec for spec in warm.assigned if spec.rank != message.rank]
-        self._ranks[message.pid] = _Rank(pid=message.pid, rank=message.rank, oom_kills=count_oom_kills())
+        self._ranks[message.pid] = RunningRank(pid=message.pid, rank=message.rank, oom_kills=count_oom_kills())
         self._send(p.RankStarted(rank=message.rank, pid=message.pid))
         for request, ranks in list(self._pending_ranks.items()):
             ranks.discard(message.rank)
@@ -292,27 +264,19 @@ class Server:
                     pid=pid,
                     status=status,
                     reason=reason,
-                    tail=self._read_log_tail(f"rank-{rank.rank:05d}"),
+                    tail=read_log_tail(self._directory, f"rank-{rank.rank:05d}"),
                 )
             )
             self._answer_stop_requests()
         elif pid in self._warm:
             warm = self._warm.pop(pid)
             self._close_channel(warm)
-            detail = (
-                f"the warm process ended ({describe_exit(status)}); its last output:\n{self._read_log_tail(warm.log)}"
-            )
+            tail = read_log_tail(self._directory, warm.log)
+            detail = f"the warm process ended ({describe_exit(status)}); its last output:\n{tail}"
             self._fail_assigned_ranks(warm, detail)
             self._send(p.Warmth(**dataclasses.asdict(warm.spec), state="failed", detail=detail))
         elif pid == self._controller:
             self._on_controller_end(status)
-
-    def _read_log_tail(self, name: str) -> str:
-        try:
-            data = (self._directory / f"{name}.log").read_bytes()
-        except OSError:
-            return ""
-        return data[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
     # --- controller
 
@@ -344,7 +308,8 @@ class Server:
         pid, self._controller = self._controller, 0
         reason = describe_exit(status)
         if self._controller_request:
-            error = f"the controller did not start ({reason}); its last output:\n{self._read_log_tail('controller')}"
+            tail = read_log_tail(self._directory, "controller")
+            error = f"the controller did not start ({reason}); its last output:\n{tail}"
             self._send(p.Reply(id=self._controller_request, error=error))
             self._controller_request = 0
         else:  # without a controller the ranks cannot be reached
