@@ -8,6 +8,7 @@ import pandas as pd
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
 from workbench.telemetry.gradients import combine, once_per_element
+from workbench.telemetry.running import interval_of_ratio
 
 NOISE_COLUMNS = (
     "step",
@@ -17,6 +18,8 @@ NOISE_COLUMNS = (
     "gradient_sq",
     "noise",
     "noise_scale",
+    "low",
+    "high",
     "kind",
 )
 
@@ -34,8 +37,9 @@ def noise_scale(rows: Columns, mesh: Mesh, batch_size: int, *, window: int | Non
 
     One row per step for which every layer is logged. Columns: step, layers (how many), reduced_sq (|G|^2), local_sq
     (mean |g_r|^2), gradient_sq and noise (the estimates of this step, either of which can be negative), noise_scale
-    (running), kind: "exact", or "one replica" where there is nothing to compare (all estimates are NaN then). With
-    ``--grad-layers`` it is the noise scale of those layers.
+    (running), low and high (the ends of its 90 % interval, see ``telemetry.running.interval_of_ratio``; with fewer than
+    three rows 0 and infinite), kind: "exact", or "one replica" where there is nothing to compare (all estimates are NaN
+    then). With ``--grad-layers`` it is the noise scale of those layers.
     """
     table = combine(rows, mesh)
     if table.empty:
@@ -54,14 +58,19 @@ def noise_scale(rows: Columns, mesh: Mesh, batch_size: int, *, window: int | Non
     both = both[np.isfinite(both["local_sq"]) & np.isfinite(both["reduced_sq"])]
     small, large = batch_size / mesh.dp, float(batch_size)
     if mesh.dp == 1:
-        both[["gradient_sq", "noise", "noise_scale"]] = np.nan
+        both[["gradient_sq", "noise", "noise_scale", "low", "high"]] = np.nan
         return both.assign(kind="one replica").reset_index(drop=True)[list(NOISE_COLUMNS)]
     both["gradient_sq"] = (large * both["reduced_sq"] - small * both["local_sq"]) / (large - small)
     both["noise"] = (both["local_sq"] - both["reduced_sq"]) / (1 / small - 1 / large)
     length = window or max(1, len(both))
-    averages = both[["gradient_sq", "noise"]].rolling(length, min_periods=1).mean()
+    noise, gradient = both["noise"], both["gradient_sq"]
+    products = pd.DataFrame({"a": noise, "b": gradient, "aa": noise**2, "ab": noise * gradient, "bb": gradient**2})
+    windows = products.rolling(length, min_periods=1)
+    averages, share = windows.mean(), 1 / windows["a"].count().to_numpy()
+    top, bottom, *squares = averages.to_numpy().T
+    both["low"], both["high"] = interval_of_ratio(top, bottom, (squares[0], squares[1], squares[2]), share)
     # an average that is not positive yet says that the noise drowns the gradient so far, not how much
-    both["noise_scale"] = (averages["noise"] / averages["gradient_sq"]).where(averages["gradient_sq"] > 0)
+    both["noise_scale"] = (averages["a"] / averages["b"]).where(averages["b"] > 0)
     return both.assign(kind="exact").reset_index(drop=True)[list(NOISE_COLUMNS)]
 
 

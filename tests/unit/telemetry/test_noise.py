@@ -52,6 +52,19 @@ def test_noise_scale_is_the_one_that_the_samples_were_drawn_with():
     assert found["gradient_sq"].iloc[0] == pytest.approx(expected)
 
 
+def test_its_interval_holds_the_true_value_and_narrows():
+    steps = drawn(200)
+    rows = table([row for number, found in enumerate(steps, 1) for row in logged(found, number)])
+    found = noise_scale(rows, Mesh(dp=REPLICAS), BATCH)
+    gradient = np.random.default_rng(0).normal(size=SIZE)
+    true = 9.0 * SIZE / (gradient @ gradient)
+    assert (found["low"].iloc[0], found["high"].iloc[0]) == (0.0, np.inf), "one step says nothing"
+    inside = found.iloc[2:]
+    assert ((inside["low"] <= true) & (true <= inside["high"])).mean() > 0.8
+    width = (found["high"] - found["low"]).to_numpy()
+    assert width[199] < width[50] < width[5]
+
+
 def test_numerator_and_denominator_are_averaged_apart():
     rows = table([row for number, found in enumerate(drawn(50, noise=30.0), 1) for row in logged(found, number)])
     found = noise_scale(rows, Mesh(dp=REPLICAS), BATCH)
