@@ -121,6 +121,7 @@ class FigureBundle:
             columns = _compute_columns(store, plot)
             if not any(len(values) for values in columns.values()):
                 return ReportFigure(**texts, empty_text=str(getattr(plot, "EMPTY", ""))), None
+            texts["title"] = _title(plot, columns)
             data = {name: to_bokeh_column(values) for name, values in columns.items()}
             figure = plot.figure(ColumnDataSource(data))
             event_lines.add_marks(figure, marks)
@@ -163,6 +164,13 @@ class FigureBundle:
         serialized = {"document": document.to_json(deferred=False), "roots": roots}
         self._documents.append(json.dumps(serialized, separators=(",", ":")))
         self.count += len(roots)
+
+
+def _title(plot: Plot, columns: Columns) -> str:
+    """The title of a figure; one of the selected layer names the layer that is shown, as nothing is selected here."""
+    if getattr(plot, "CHOICE", None) != "layer":
+        return plot.TITLE
+    return plot.TITLE.replace("the selected layer", f"layer {columns['layer'][0]}")
 
 
 def _describe_figure(

@@ -22,7 +22,7 @@ from workbench.core.config import MonitorSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import Command, Event, EventKind, GradientStats, PhaseRecord
 from workbench.history.show import tables as tables_of
-from workbench.plots import gradients, loss, memory, throughput, utilisation
+from workbench.plots import gradients, histogram, loss, memory, throughput, utilisation
 from workbench.plots import timeline as plot_of_timeline
 from workbench.report import document, mesh_diagram, render, run_data, timeline, words
 from workbench.report.compared import compare_runs
@@ -33,6 +33,7 @@ from workbench.run.api import Run
 from workbench.rundir import environment
 from workbench.rundir.directory import OWNER_FILE
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.store import Store
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 SHOWN = [loss, throughput, gradients, memory, utilisation, plot_of_timeline]
@@ -269,6 +270,14 @@ def test_figures_over_the_same_axis_are_linked(phased: tuple[Path, BeautifulSoup
     assert shared["figure-loss"] == shared["figure-throughput"] == shared["figure-gradients"]
     assert shared["figure-memory"] == shared["figure-utilisation"] != shared["figure-loss"]
     assert gzip.decompress(b64decode(compress_text("é"))).decode() == "é"
+
+
+def test_a_figure_of_one_layer_names_it(phased: tuple[Path, BeautifulSoup]) -> None:
+    store = Store(phased[0])
+    store.refresh()
+    first = str(store.table("histograms")["layer"][0])
+    (drawn,) = FigureBundle(light=True).draw_plots(store, [histogram])
+    assert drawn.title == f"Gradient magnitudes of layer {first}"
 
 
 def test_printing_without_a_browser_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
