@@ -49,7 +49,9 @@ SILENT: dict[str, Callable[[], Any]] = {
     "more classes than samples": lambda: functional.cross_entropy(scores()[:3], OWN_NUMBERS[:3]),
     "as many classes as samples": lambda: functional.cross_entropy(scores(), LABELS),
     "one sample of one class": lambda: functional.cross_entropy(scores()[:1, :1], OWN_NUMBERS[:1]),
-    "own numbers, not averaged": lambda: functional.cross_entropy(similarities(), OWN_NUMBERS, reduction="none").mean(),
+    "attention below the last layer": lambda: (similarities().softmax(1) @ scores() @ WEIGHT.T).square().mean(),
+    "products with fixed vectors": lambda: (scores() @ torch.randn(4, 4)).logsumexp(1).mean(),
+    "products of a sample with itself": lambda: (scores() * scores().flip(1)).sum(1).sigmoid().log().mean(),
     "torch's sum": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
     "sum and count": lambda: (functional.cross_entropy(scores(), SOME_IGNORED, reduction="sum"), 2),
     "a sum that is averaged": lambda: scores().square().sum() / 4,
@@ -74,6 +76,22 @@ TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
     "in-batch contrast by nll_loss": (
         {"contrastive_loss"},
         lambda: functional.nll_loss(similarities().log_softmax(1), OWN_NUMBERS),
+    ),
+    "in-batch contrast, averaged by hand": (
+        {"contrastive_loss"},
+        lambda: functional.cross_entropy(similarities(), OWN_NUMBERS, reduction="none").mean(),
+    ),
+    "in-batch contrast by hand": (
+        {"contrastive_loss"},
+        lambda: 0.5 * (similarities().logsumexp(1) - similarities().diagonal()).mean(),
+    ),
+    "in-batch contrast by einsum": (
+        {"contrastive_loss"},
+        lambda: -torch.einsum("id,jd->ij", scores(), scores().tanh()).log_softmax(1).diagonal().mean(),
+    ),
+    "distances of each with each": (
+        {"contrastive_loss"},
+        lambda: torch.cdist(scores(), scores()).amax(1).mean(),
     ),
     "ignored labels and something": (
         {"loss_by_samples"},

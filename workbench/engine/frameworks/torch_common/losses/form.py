@@ -26,6 +26,8 @@ _LINEAR = (
 _CURVED = ("Sqrt", "Rsqrt", "Pow", "Exp", "Log", "Logsumexp", "LinalgVectorNorm", "Norm", "Std", "Var", "Reciprocal")
 #: operations by which data come in, though their own node shows no other input
 _OF_DATA = ("Mm", "Bmm", "Addmm", "Baddbmm", "Convolution", "Embedding", "Index", "Gather")
+#: distances of each sample with each
+_DISTANCES = ("Cdist", "EuclideanDist")
 #: nodes that are looked at of one term
 _MOST = 40
 
@@ -70,6 +72,32 @@ def compares_samples(scores: torch.Tensor) -> bool:
             return False
         node = inputs[0]
     return False
+
+
+def holds_comparison(loss: torch.Tensor) -> bool:
+    """Whether a loss is made of products or distances of each sample with each, such as InfoNCE written by hand: what
+    lies between it and the last layers of the model is looked at."""
+    waiting, seen = [loss.grad_fn], 0
+    while waiting and seen < _MOST:
+        node = waiting.pop(0)
+        seen += 1
+        if node is None or is_of_parameters(node):
+            continue
+        kind, inputs = kind_of(node), [below for below, _ in node.next_functions if below is not None]
+        if kind in _DISTANCES or (kind in ("Mm", "Bmm") and _is_of_each_with_each(node, inputs)):
+            return True
+        if kind not in _OF_DATA:
+            waiting += inputs
+    return False
+
+
+def _is_of_each_with_each(node: Any, inputs: list[Any]) -> bool:
+    """Whether a product is of two things that depend on the batch, and square: of one matrix of samples each."""
+    if len(inputs) < 2 or any(is_of_parameters(below) for below in inputs):
+        return False
+    *batch, rows, _ = node._saved_self_sym_sizes if kind_of(node) == "Mm" else node._saved_self.shape
+    columns = (node._saved_mat2_sym_sizes if kind_of(node) == "Mm" else node._saved_mat2.shape)[-1]
+    return rows == columns > 1 and all(size == 1 for size in batch)
 
 
 def kind_of(node: Any) -> str:

@@ -20,7 +20,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from workbench.engine.frameworks.torch_common.losses.form import compares_samples, kind_of, parts_of_form
+from workbench.engine.frameworks.torch_common.losses.form import (
+    compares_samples,
+    holds_comparison,
+    kind_of,
+    parts_of_form,
+)
 from workbench.errors import ConfigError
 
 #: a number on the host, or a scalar on the device that the host need not wait for
@@ -204,6 +209,8 @@ def _tell(found: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callabl
         tell("loss_by_samples", UNKNOWN_COUNT)
     if is_known:
         return
+    if holds_comparison(found):
+        tell("contrastive_loss", CONTRASTIVE)
     sums = [call for call in calls if call.reduction == "sum"]
     for kind, node, divisor in parts_of_form(found):
         if kind == "curved":
