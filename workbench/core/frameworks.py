@@ -98,6 +98,7 @@ class Plugin:
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
     of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
+    ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``:
     those that ``tp`` and ``pp`` split.
     """
@@ -105,6 +106,7 @@ class Plugin:
     name: str
     summary: str
     strategy: str
+    own_steps: str = ""
     options: frozenset[str] = frozenset()
     capabilities: frozenset[Capability]
     lacks: Mapping[Capability, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -168,6 +170,23 @@ class Framework:
                 cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
                 raise ConfigError(f"{shown} {needs if able else cannot}", field=flag)
         self.check(plan)
+
+
+def check_own_steps(name: str, plugin: str) -> None:
+    """Refuse, with ``ConfigError``, a cell with a ``train_step`` under a plugin that cannot train it."""
+    chosen = framework(name)
+    if not chosen.plugin(plugin).own_steps:
+        able = [
+            f"--framework {each.name} --plugin {found.name}"
+            for each in usable()
+            for found in each.plugins
+            if found.own_steps
+        ]
+        raise ConfigError(
+            f"train_step: a step of the cell's own needs the whole model and its gradients on every rank, which "
+            f"{name} {plugin} does not have: use {' or '.join(able)}",
+            field="--plugin",
+        )
 
 
 def installed() -> list[str]:

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
-from workbench.core.frameworks import Capability, framework
+from workbench.core.frameworks import Capability, check_own_steps, framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
 from workbench.engine import notebook_group
@@ -120,7 +121,7 @@ def _train(
     failed: Callable[[BaseException], None],
 ) -> str:
     with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed), noted_losses():
-        strategy = load_strategy(spec)(spec, rank)
+        strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
         try:
@@ -206,9 +207,17 @@ def joined_of(spec: TrainSpec) -> Joined:
     return pkgutil.resolve_name(framework(spec.plan.framework).joined)
 
 
-def load_strategy(spec: TrainSpec) -> type[Strategy]:
-    """The class that trains the plan, as its framework names it."""
-    return pkgutil.resolve_name(framework(spec.plan.framework).plugin(spec.plan.plugin).strategy)
+def load_strategy(spec: TrainSpec, *, own_steps: bool = False) -> type[Strategy]:
+    """The class that trains the plan, as its framework names it. ``own_steps``: a cell with a ``train_step``;
+    ``ConfigError`` where the plan cannot train it."""
+    plugin = framework(spec.plan.framework).plugin(spec.plan.plugin)
+    if own_steps:
+        check_own_steps(spec.plan.framework, spec.plan.plugin)
+    return pkgutil.resolve_name(plugin.own_steps if own_steps else plugin.strategy)
+
+
+def _has_own_steps(path: Path, spec: TrainSpec) -> bool:
+    return not spec.recipe and OWN_STEP in names_of((path / CELL_FILE).read_text(encoding="utf-8"))
 
 
 def build_workload(path: Path, spec: TrainSpec) -> Workload:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core.cell_source import OWN_STEP, check_cell, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, check_types, read_spec_options
 from workbench.core.flags import FLAGS
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, check_own_steps, framework
 from workbench.core.recipe import check_plan, recipe
 from workbench.errors import ConfigError, RunDirectoryError, format_ranks
-from workbench.run.cell_source import check_cell, names_of
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
@@ -207,6 +207,8 @@ def _completed(options: dict[str, Any], cell: str | None, default_ranks: int) ->
     spec = _spec(options, default_ranks)
     if cell is not None:
         check_cell(cell)
+        if OWN_STEP in names_of(cell):
+            check_own_steps(spec.plan.framework, spec.plan.plugin)
     return spec
 
 

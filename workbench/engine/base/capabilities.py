@@ -250,6 +250,7 @@ def needed(strategy: Any, protocol: type[Wanted], capability: Capability) -> Wan
     """``strategy`` as what can do it. ``ConfigError`` with the framework's reason when it cannot."""
     if not isinstance(strategy, protocol):
         plan = strategy.spec.plan
-        reason = plan.why_unavailable(capability)
+        lacks = getattr(strategy, "lacks", {}).get(capability, "")
+        reason = f"{capability.value}: not available ({lacks})" if lacks else plan.why_unavailable(capability)
         raise ConfigError(reason or f"{capability.value}: not available with {plan.framework} {plan.plugin}")
     return strategy

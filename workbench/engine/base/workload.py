@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Criterion = Callable[[Any, Batch], "torch.Tensor"]
 #: loss_fn(model, batch) -> mean loss over the batch, or (sum of losses, count)
 LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor | tuple[torch.Tensor, Any]"]
+#: train_step(model, batch) -> loss of the batch, or a dict of named losses; it makes its own updates
+OwnStep = Callable[["torch.nn.Module", Batch], Any]
 
 
 class BatchSource(Protocol):
@@ -89,7 +91,8 @@ class Workload:
     """A model, its optimizer, data and loss.
 
     ``beside``: modules and parameters that the optimizer updates too and that are no part of the model, by name.
-    Exactly one of ``loss_fn`` and ``criterion`` is set. ``tokens_per_sample`` is 1 where a model has no tokens, and
+    Exactly one of ``loss_fn`` and ``criterion`` is set; with a ``train_step`` they serve the evaluation, and there may
+    be none. ``tokens_per_sample`` is 1 where a model has no tokens, and
     None where each batch shows how many it has (``data.tokens_in``).
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
@@ -103,6 +106,7 @@ class Workload:
     data: BatchSource
     loss_fn: LossFunction | None = None
     criterion: Criterion | None = None
+    train_step: OwnStep | None = None
     lr_scheduler: Any = None
     tokens_per_sample: int | None = 1
     evaluate: Callable[[Evaluating], Evaluation] | None = None

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from workbench.core.frameworks import Capability
 from workbench.core.knobs import Knobs
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
@@ -138,7 +139,11 @@ class NonfiniteGuard(StepObserver):
         self._searches += 1
         if self._searches > MAX_SEARCHES or self._replayable is None:
             if self._strategy.rank == 0:
-                self._log.event(EventKind.NONFINITE, name, {"step": step, "action": self._action}, step=step)
+                value: dict[str, Any] = {"step": step, "action": self._action}
+                if self._replayable is None:
+                    lacks = getattr(self._strategy, "lacks", {})
+                    value["not_found"] = lacks.get(Capability.REPLAYABLE, "this plan cannot run a step again")
+                self._log.event(EventKind.NONFINITE, name, value, step=step)
             return
         finding, again = self._search(self._replayable)
         findings = self._control.gathered(None if finding is None else asdict(finding))
@@ -154,7 +159,7 @@ class NonfiniteGuard(StepObserver):
                 findings,
                 strategy=self._replayable,
             )
-        value: dict[str, Any] = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
+        value = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
         if origins.get(here.dp) == self._strategy.rank and finding is not None:
             value |= {"rank": self._strategy.rank, "loss": _number_or_name(loss), "loss_again": _number_or_name(again)}
             value |= asdict(finding) | {

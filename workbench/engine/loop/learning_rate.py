@@ -46,6 +46,8 @@ class LearningRate:
 
     def set(self, value: float | str) -> None:
         """A number, a factor of what is in force (``"x0.5"``), or ``"schedule"``."""
+        if not self._turned:  # a ``train_step`` may have stepped a schedule of its own
+            self._scheduled = [_number(group["lr"]) for group in self._optimizer.param_groups]
         if value == SCHEDULE:
             self._absolute, self._factor = None, 1.0
         elif isinstance(value, str):

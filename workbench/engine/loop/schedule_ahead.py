@@ -19,6 +19,9 @@ def check_schedule(optimizer: Any, scheduler: Any, done: int, steps: int) -> str
 
     Raises ``ConfigError`` when the scheduler raises in one of these steps, as torch's OneCycleLR after its last.
     """
+    parts = getattr(scheduler, "parts", None)  # of several optimizers
+    if parts is not None:
+        return next(filter(None, (check_schedule(part.optimizer, part, done, steps) for part in parts)), "")
     groups = [{**group, "params": []} for group in optimizer.param_groups]
     stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), defaults=dict(optimizer.defaults), step=_no_step)
     ahead = copy.deepcopy(scheduler, {id(optimizer): stand_in})

@@ -152,6 +152,8 @@ def _set_clip(settings: Settings, norm: float) -> None:
 
 
 def _set_accumulate(settings: Settings, pieces: int) -> None:
+    if settings.workload.train_step is not None and pieces != 1:
+        raise ConfigError("train_step is called once a step and makes its own updates: cut the batch inside of it")
     micro_batches, has_stages = settings.spec.plan.micro_batches, settings.spec.plan.pp > 1
     if has_stages and settings.share is not None and settings.share % (pieces * micro_batches):
         raise ConfigError(

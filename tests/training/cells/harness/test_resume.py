@@ -95,7 +95,7 @@ def _check_restored_bit_by_bit(pool: RankPool, case: Case, first: str, others: t
     for then in others:
         plan = {"framework": "colossal", "tp": 1, "pp": 1, **PLANS[then]}
         resumed, failure = train_case(
-            pool, case, then, function="save_restored", resume=f"{run.path}@3", **plan | {"steps": 6}
+            pool, case, then, function=f"{RANKS}:save_restored", resume=f"{run.path}@3", **plan | {"steps": 6}
         )
         assert not failure
         assert resumed is not None

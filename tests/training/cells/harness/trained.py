@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tests.engine.rank_pool import RankPool
@@ -21,15 +23,22 @@ def compiles(case: Case) -> bool:
 
 
 def train_case(
-    pool: RankPool, case: Case, plan: str, *, function: str = "train", **more: Any
+    pool: RankPool,
+    case: Case,
+    plan: str,
+    *,
+    function: str = f"{RANKS}:train",
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
 ) -> tuple[RunReader | None, str]:
-    """The run, and what ended it early: a refusal, or an error of the ranks. ``function``: of the ranks."""
+    """The run, and what ended it early: a refusal, or an error of the ranks. ``function`` of the ranks is given the run
+    and the ``arguments``; ``more`` are options of the spec."""
     try:
         request = resolve(case.options(plan) | more, cell=case.cell, default_ranks=2)
     except ConfigError as error:
         return None, str(error)
     path = run_directory.create(request.spec, request.cell)
-    pool.run(request.spec.plan.ranks, f"{RANKS}:{function}", compiles=compiles(case), run=str(path))
+    pool.run(request.spec.plan.ranks, function, compiles=compiles(case), run=str(path), **arguments)
     run = RunReader(path)
     run.store.refresh()
     failed = failure_of(run.store.table("events"))

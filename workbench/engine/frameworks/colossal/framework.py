@@ -7,6 +7,7 @@ from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
 _STRATEGY = "workbench.engine.frameworks.colossal.strategy:ColossalStrategy"
+_OWN_STEPS = "workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps"
 _ALL_BUT_PIPELINES = frozenset(Capability) - {Capability.PIPELINED}
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
@@ -33,11 +34,12 @@ def _check(plan: PlanOptions) -> None:
         )
 
 
-def _data_parallel(name: str, summary: str) -> Plugin:
+def _data_parallel(name: str, summary: str, *, own_steps: str = "") -> Plugin:
     return Plugin(
         name=name,
         summary=summary,
         strategy=_STRATEGY,
+        own_steps=own_steps,
         options=frozenset(("sync_batchnorm",)),
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
@@ -48,7 +50,7 @@ COLOSSAL = Framework(
     name="colossal",
     title="Colossal-AI",
     plugins=(
-        _data_parallel("ddp", "each rank holds the whole model; gradients are averaged"),
+        _data_parallel("ddp", "each rank holds the whole model; gradients are averaged", own_steps=_OWN_STEPS),
         _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks"),
         _data_parallel("zero2", "as zero1, with the gradients split too"),
         Plugin(

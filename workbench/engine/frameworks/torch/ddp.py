@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,19 +23,13 @@ from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
-from workbench.engine.frameworks.torch_common.batches import (
-    call_model,
-    check_trainable,
-    evaluating,
-    first_output,
-    outputs_seen,
-    to_device,
-)
+from workbench.engine.frameworks.torch_common.batches import check_trainable, to_device
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
-from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, Number, loss_term
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, Number
+from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
@@ -46,12 +40,11 @@ from workbench.engine.frameworks.torch_common.parameters import (
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
-from workbench.engine.frameworks.torch_common.trained import trained, users_model
+from workbench.engine.frameworks.torch_common.trained import trained
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell, check_changed_alike, versions_of
 from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 
-_AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: first loss scale in fp16; torch's 2**16 skips so many steps that short runs learn less
 _FIRST_SCALE = 2.0**10
 
@@ -67,6 +60,7 @@ class DdpStrategy(Strategy):
         self.workload = workload
         self.device = rank_device()
         self._module = trained(workload).to(self.device)
+        self._whole = WholeModel(workload, self._module, self.device, self.spec.precision)
         self.originals = Originals(self._module)
         self.norms = BatchNorms(
             self._module,
@@ -140,19 +134,7 @@ class DdpStrategy(Strategy):
         return loss.detach()
 
     def _term(self, batch: Batch) -> LossTerm:
-        model = users_model(self._module)
-        with self._autocast():
-            return loss_term(lambda: self._loss_of(model, batch), self.tell if self.average.is_new else None)
-
-    def _loss_of(self, model: torch.nn.Module, batch: Batch) -> Any:
-        if self.workload.loss_fn is not None:
-            return self.workload.loss_fn(model, batch)
-        assert self.workload.criterion is not None  # check refused a workload without
-        return self.workload.criterion(call_model(model, batch), batch)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _AUTOCAST_TYPES.get(self.spec.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+        return self._whole.term(batch, self.tell if self.average.is_new else None)
 
     def step(self) -> bool:
         norm = self._global_norm() if self._clip > 0 else 0.0
@@ -270,23 +252,17 @@ class DdpStrategy(Strategy):
         """As ``Freezable.set_frozen``."""
         self._frozen = frozenset(layers)
 
-    @torch.no_grad()
     def forward(self, batch: Batch) -> Any:
         """As ``Evaluating.forward``."""
-        with evaluating(self._module), self._autocast():
-            return call_model(users_model(self._module), to_device(batch, self.device))
+        return self._whole.forward(batch)
 
     def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
         """As ``Validating.evaluated``."""
-        with self.evaluation() as model, outputs_seen(model) as seen:
-            term = self._term(to_device(contents(batch), self.device))
-        return first_output(seen) if outputs else None, term
+        return self._whole.evaluated(batch, outputs=outputs)
 
-    @contextmanager
-    def evaluation(self) -> Iterator[torch.nn.Module]:
+    def evaluation(self) -> AbstractContextManager[torch.nn.Module]:
         """As ``Validating.evaluation``."""
-        with torch.no_grad(), evaluating(self._module), self._autocast():
-            yield users_model(self._module)
+        return self._whole.evaluation()
 
     def close(self) -> None:
         if hasattr(self, "model"):

@@ -12,6 +12,7 @@ TORCH = Framework(
             name="ddp",
             summary="each rank holds the whole model; DistributedDataParallel averages the gradients",
             strategy="workbench.engine.frameworks.torch.ddp:DdpStrategy",
+            own_steps="workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps",
             options=frozenset(("sync_batchnorm",)),
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers"},

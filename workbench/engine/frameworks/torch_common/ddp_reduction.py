@@ -59,15 +59,15 @@ class DdpReduction:
         self._before()
         if self._size == 1:
             return  # nothing is to be reduced, whatever the graph holds
-        held = [_kind(parameter.grad) for parameter in self._parameters]
+        held = [gradient_kind(parameter.grad) for parameter in self._parameters]
         agreed = torch.tensor([*held, int(self._is_reentrant)], dtype=torch.int32, device=self._ddp.device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
         *kinds, reentrant = agreed.tolist()
         for parameter, kind in zip(self._parameters, kinds, strict=True):
             if kind != _NONE and parameter.grad is None:
-                parameter.grad = _zeros(parameter, kind)
+                parameter.grad = zero_gradient(parameter, kind)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        for bucket in _buckets([gradient for gradient in gradients if not gradient.is_sparse]):
+        for bucket in gradient_buckets([gradient for gradient in gradients if not gradient.is_sparse]):
             flat = _flatten_dense_tensors(bucket)
             dist.all_reduce(flat, group=self._group)
             flat /= self._size
@@ -121,17 +121,19 @@ def _nothing() -> None:
     """Nobody watches."""
 
 
-def _kind(gradient: torch.Tensor | None) -> int:
+def gradient_kind(gradient: torch.Tensor | None) -> int:
+    """0: there is none; 1: a dense one; 2: a sparse one."""
     return _NONE if gradient is None else _SPARSE if gradient.is_sparse else _DENSE
 
 
-def _zeros(parameter: torch.Tensor, kind: int) -> torch.Tensor:
+def zero_gradient(parameter: torch.Tensor, kind: int) -> torch.Tensor:
+    """A gradient of zeros of that kind."""
     if kind == _DENSE:
         return torch.zeros_like(parameter)
     return torch.zeros_like(parameter, layout=torch.sparse_coo)
 
 
-def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+def gradient_buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """Gradients of one type each, in order, of about ``_BUCKET_BYTES``."""
     for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
         bucket: list[torch.Tensor] = []

@@ -48,21 +48,26 @@ def check_changed_alike(items: Sequence[RankParameter], before: list[int], devic
     changed = flags.to(device, torch.int32)
     all_reduce_uncounted(changed, dist.ReduceOp.MAX)
     chosen = [item for item, is_changed in zip(items, changed.tolist(), strict=True) if is_changed]
-    if not chosen:
-        return
-    sums = torch.stack([_checksum(item.parameter.detach()) for item in chosen]).to(device)
-    least, most = sums.clone(), sums.clone()
-    all_reduce_uncounted(least, dist.ReduceOp.MIN)
-    all_reduce_uncounted(most, dist.ReduceOp.MAX)
-    close = torch.isclose(least, most, rtol=1e-9, atol=0.0, equal_nan=True).all(1).tolist()
-    apart = [item.layer for item, is_close in zip(chosen, close, strict=True) if not is_close]
+    apart = layers_apart(chosen, device)
     if apart:
         raise ConfigError(
-            f"loss_fn or the model changes weights in place ({', '.join(dict.fromkeys(apart))}) in a different way on "
+            f"loss_fn or the model changes weights in place ({', '.join(apart)}) in a different way on "
             "each rank, as by the samples that it has: ranks would train different models. Train on one rank, or "
             "change weights by something that all ranks share",
             field="loss_fn",
         )
+
+
+def layers_apart(items: Sequence[RankParameter], device: torch.device) -> list[str]:
+    """Layers whose weights are not the same on all ranks, each of which holds all ``items``. Collective."""
+    if not items:
+        return []
+    sums = torch.stack([_checksum(item.parameter.detach()) for item in items]).to(device)
+    least, most = sums.clone(), sums.clone()
+    all_reduce_uncounted(least, dist.ReduceOp.MIN)
+    all_reduce_uncounted(most, dist.ReduceOp.MAX)
+    close = torch.isclose(least, most, rtol=1e-9, atol=0.0, equal_nan=True).all(1).tolist()
+    return list(dict.fromkeys(item.layer for item, is_close in zip(items, close, strict=True) if not is_close))
 
 
 def _checksum(weight: torch.Tensor) -> torch.Tensor:

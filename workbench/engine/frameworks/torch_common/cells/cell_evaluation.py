@@ -8,8 +8,9 @@ gradients, and random generators are as they were.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from workbench.engine.agree.exchange import Alone, Exchange
@@ -20,6 +21,7 @@ from workbench.engine.data.batches import samples_in
 from workbench.engine.data.sources import LoaderSource
 from workbench.engine.frameworks.torch_common.batches import to_device
 from workbench.engine.frameworks.torch_common.cells.metrics import Totals, added_up
+from workbench.engine.frameworks.torch_common.cells.stateful_metrics import StatefulMetric
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.state.randomness import random_numbers_kept
 from workbench.errors import ConfigError
@@ -30,9 +32,9 @@ Metric = Callable[[Any, Batch], Any]
 class CellEvaluation:
     """``Workload.evaluate`` of a cell. ``data``: None if it defines none.
 
-    ``metrics``: name -> function(outputs, batch); ``evaluate``: function(model, loader) -> name -> value, instead of
-    loss and metrics; ``sample``: function(model) -> texts. A metric that raises has no value, and is told once; the
-    training goes on.
+    ``metrics``: name -> function(outputs, batch); ``stateful``: those that keep a state over batches; ``evaluate``:
+    function(model, loader) -> name -> value, instead of loss and metrics; ``sample``: function(model) -> texts. A
+    metric that raises has no value, and is told once; the training goes on.
     """
 
     def __init__(
@@ -40,14 +42,20 @@ class CellEvaluation:
         data: LoaderSource | None,
         *,
         metrics: Mapping[str, Metric],
+        stateful: Mapping[str, StatefulMetric] = MappingProxyType({}),
         evaluate: Callable[[Any, Any], Mapping[str, Any]] | None = None,
         sample: Callable[[Any], Any] | None = None,
     ) -> None:
         self._data = data
         self._metrics = metrics
+        self._stateful = stateful
         self._evaluate = evaluate
         self._sample = sample
         self._exchange: Exchange = Alone()
+
+    @property
+    def _names(self) -> Collection[str]:
+        return {*self._metrics, *self._stateful}
 
     @property
     def writes(self) -> bool:
@@ -66,7 +74,7 @@ class CellEvaluation:
         found = self._measured(_able(strategy), most=1)
         if found.errors:
             name, error = next(iter(found.errors.items()))
-            raise ConfigError(_told(name, error, self._metrics), field=name if name == "evaluate" else "metrics")
+            raise ConfigError(_told(name, error, self._names), field=name if name == "evaluate" else "metrics")
         if self._data is not None and self._evaluate is None and not found.counts:
             raise ConfigError("the evaluation data gave no samples", field="eval_dataset")
 
@@ -76,10 +84,10 @@ class CellEvaluation:
         found = self._measured(able)
         for name, error in found.errors.items():
             if strategy.rank == 0:
-                able.tell(f"metric_{name}", _told(name, error, self._metrics))
+                able.tell(f"metric_{name}", _told(name, error, self._names))
         for name, value in found.values().items():
             if isinstance(value, float) and not math.isfinite(value) and strategy.rank == 0:
-                able.tell(f"metric_{name}", _told(name, f"the value is {value}", self._metrics))
+                able.tell(f"metric_{name}", _told(name, f"the value is {value}", self._names))
         return Evaluation(values=found.values(), texts=self.texts(strategy))
 
     def texts(self, strategy: Evaluating) -> Sequence[str]:
@@ -93,6 +101,8 @@ class CellEvaluation:
 
     def _measured(self, strategy: Validating, most: int | None = None) -> Totals:
         own = Totals()
+        for metric in self._stateful.values():
+            metric.begin(rank_device())
         with random_numbers_kept():
             try:
                 if self._evaluate is not None:
@@ -103,7 +113,13 @@ class CellEvaluation:
             except Exception as error:  # told below, on all ranks: what only watches ends no training
                 own.errors["evaluate" if self._evaluate is not None else "loss"] = _words(error)
         counts = strategy.coordinates.tp == 0
-        return added_up(self._exchange.gathered(own if counts or own.errors else Totals()))
+        whole = added_up(self._exchange.gathered(own if counts or own.errors else Totals()))
+        for name, metric in self._stateful.items():
+            try:
+                whole.computed |= metric.values(name, self._exchange, is_failed=name in whole.errors)
+            except Exception as error:  # the same on all ranks, which have the same states
+                whole.errors[name] = _words(error)
+        return whole
 
     def _batches(self, strategy: Validating) -> Iterator[Batch]:
         assert self._data is not None
@@ -112,7 +128,7 @@ class CellEvaluation:
                 yield batch
 
     def _add(self, own: Totals, strategy: Validating, batch: Batch) -> None:
-        found = strategy.evaluated(batch, outputs=bool(self._metrics))
+        found = strategy.evaluated(batch, outputs=bool(self._metrics or self._stateful))
         if found is None or strategy.coordinates.tp:  # an earlier stage; or another rank adds the same
             return
         outputs, term = found
@@ -123,6 +139,12 @@ class CellEvaluation:
             if name not in own.errors:
                 try:
                     own.add_found(name, metric(outputs, here), samples)
+                except Exception as error:  # told by whoever asked
+                    own.errors[name] = _words(error)
+        for name, stateful in self._stateful.items():
+            if name not in own.errors:
+                try:
+                    stateful.add(outputs, here)
                 except Exception as error:  # told by whoever asked
                     own.errors[name] = _words(error)
 
@@ -169,7 +191,7 @@ def _words(error: Exception) -> str:
     return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
 
 
-def _told(name: str, error: str, metrics: Mapping[str, Metric]) -> str:
+def _told(name: str, error: str, metrics: Collection[str]) -> str:
     what = (
         f"metrics[{name!r}]" if name in metrics else "evaluate(model, loader)" if name == "evaluate" else "validation"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,13 @@ MEAN, SUM = "mean", "sum"
 @dataclass(slots=True)
 class Totals:
     """``sums`` and ``counts`` by name; ``forms`` says what becomes of them; ``matrices`` are added up element by
-    element; ``errors``: why a name has no value."""
+    element; ``computed``: values of the metrics that keep a state; ``errors``: why a name has no value."""
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     forms: dict[str, str] = field(default_factory=dict)
     matrices: dict[str, torch.Tensor] = field(default_factory=dict)
+    computed: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, total: float, count: float, form: str = MEAN) -> None:
@@ -64,6 +65,8 @@ class Totals:
             if name not in self.errors and self.counts[name]:
                 found[name] = total if self.forms[name] == SUM else total / self.counts[name]
         shown = {name: matrix for name, matrix in self.matrices.items() if name not in self.errors}
+        found |= {name: value for name, value in self.computed.items() if isinstance(value, float)}
+        shown |= {name: torch.tensor(value) for name, value in self.computed.items() if isinstance(value, list)}
         return found | {name: _plain(matrix) for name, matrix in shown.items()}
 
 
@@ -80,21 +83,22 @@ def added_up(parts: list[Totals]) -> Totals:
     return whole
 
 
-def checked_metrics(metrics: Any) -> dict[str, Any]:
-    """The cell's ``metrics``, by name; ``ConfigError`` for what is no mapping of functions."""
+def checked_metrics(metrics: Any, *, also: Collection[str] = ()) -> dict[str, Any]:
+    """The cell's ``metrics``, by name; ``ConfigError`` for what is no mapping of functions, and for names (``also``:
+    those of other metrics) that are taken."""
     if not isinstance(metrics, Mapping):
         raise ConfigError(
             f'metrics is a {type(metrics).__name__}: define metrics = {{"accuracy": function(outputs, batch)}}',
             field="metrics",
         )
+    if "loss" in {*metrics, *also}:
+        raise ConfigError("metrics: the name 'loss' is that of the validation loss; use another", field="metrics")
     for name, function in metrics.items():
         if not callable(function):
             raise ConfigError(
                 f"metrics[{name!r}] is a {type(function).__name__}: it must be a function of (outputs, batch)",
                 field="metrics",
             )
-        if name == "loss":
-            raise ConfigError("metrics: the name 'loss' is that of the validation loss; use another", field="metrics")
     return {str(name): function for name, function in metrics.items()}
 
 

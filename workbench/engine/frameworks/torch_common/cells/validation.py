@@ -13,6 +13,7 @@ from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.data.sources import LoaderSource
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.metrics import checked_metrics
+from workbench.engine.frameworks.torch_common.cells.stateful_metrics import split_metrics
 from workbench.errors import ConfigError
 
 #: batch size of an ``eval_dataset`` where the dataloader has the batch size of training and does not say it
@@ -28,8 +29,9 @@ def evaluation_of(names: Mapping[str, Any], spec: TrainSpec) -> CellEvaluation |
     data = _data(names, spec)
     evaluate = _function(names, "evaluate", ("model", "loader"))
     sample = _function(names, "sample", ("model",))
-    metrics = checked_metrics(names["metrics"]) if data is not None and "metrics" in names else {}
-    if evaluate is not None and metrics:
+    declared, stateful = split_metrics(names["metrics"]) if data is not None and "metrics" in names else ({}, {})
+    metrics = checked_metrics(declared, also=stateful)
+    if evaluate is not None and (metrics or stateful):
         raise ConfigError(
             "metrics and evaluate(model, loader) contradict each other: return the metrics from evaluate, or leave it "
             "out",
@@ -44,7 +46,7 @@ def evaluation_of(names: Mapping[str, Any], spec: TrainSpec) -> CellEvaluation |
             )
     if data is None and evaluate is None and sample is None:
         return None
-    return CellEvaluation(data, metrics=metrics, evaluate=evaluate, sample=sample)
+    return CellEvaluation(data, metrics=metrics, stateful=stateful, evaluate=evaluate, sample=sample)
 
 
 def _data(names: Mapping[str, Any], spec: TrainSpec) -> LoaderSource | None:

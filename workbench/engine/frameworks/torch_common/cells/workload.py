@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from workbench.core.cell_source import OWN_STEP
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
@@ -18,6 +19,8 @@ from workbench.engine.data.sources import DatasetSource, LoaderSource
 from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
+from workbench.engine.frameworks.torch_common.steps.declared import own_step
+from workbench.engine.frameworks.torch_common.steps.optimizers import joined_optimizer, joined_scheduler
 from workbench.engine.state.cell_names import CellNames, restore
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
@@ -51,10 +54,17 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
 
 
 def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
-    model, optimizer = names["model"], names["optimizer"]
-    scheduler = names.get("lr_scheduler")
-    check_optimizer(optimizer)
-    check_scheduler(scheduler)
+    model, train_step = names["model"], names.get(OWN_STEP)
+    if train_step is None:
+        optimizer, scheduler = names["optimizer"], names.get("lr_scheduler")
+        check_optimizer(optimizer)
+        check_scheduler(scheduler)
+    else:
+        given = names["optimizer"] if "optimizer" in names else names["optimizers"]
+        train_step = own_step(names, given)
+        optimizer, scheduler = joined_optimizer(given), joined_scheduler(names.get("lr_scheduler"))
+        for each in getattr(scheduler, "parts", [scheduler]):
+            check_scheduler(each)
     if spec.lr is not None and scheduler is None:
         rates = scaled([float(group["lr"]) for group in optimizer.param_groups], spec.lr)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -85,6 +95,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         data=data,
         loss_fn=loss_fn,
         criterion=_on_pairs(criterion) if criterion is not None else None,
+        train_step=train_step,
         lr_scheduler=scheduler,
         tokens_per_sample=None,
         knobs=knobs,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from workbench.core.cell_source import check_cell
 from workbench.errors import ConfigError
-from workbench.run.cell_source import check_cell
 
 CELL = """
 import torch

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from workbench.errors import ConfigError
 
 #: a cell must define at least one name of each entry
-REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
+REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion", "train_step"))
+#: the name of a function that makes the steps of a training itself
+OWN_STEP = "train_step"
 
 
 def check_cell(source: str) -> None:
@@ -20,11 +22,12 @@ def check_cell(source: str) -> None:
     names = names_of(source)
     if "*" in names:
         return
-    missing = [_missing(choice, names) for choice in REQUIRED_NAMES if not names.intersection(choice)]
+    known = names | {"optimizer"} if OWN_STEP in names and "optimizers" in names else names
+    missing = [_missing(choice, names) for choice in REQUIRED_NAMES if not known.intersection(choice)]
     if missing:
         raise ConfigError(
             f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model, optimizer, dataset or "
-            "dataloader, and loss_fn(model, batch) or criterion",
+            "dataloader, and loss_fn(model, batch), criterion or train_step(model, optimizer, batch)",
             field="cell",
         )
 

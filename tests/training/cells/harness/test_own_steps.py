@@ -1,0 +1,218 @@
+"""Cells with a ``train_step``: steering, checkpoints, numbers that are not finite, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.training.cells import steps_gan, steps_sam
+from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.steps import step_case
+from tests.training.cells.harness.trained import RANKS, train_case
+from workbench.core.records import EventKind
+from workbench.events.decode import of_kind
+from workbench.run.reader import RunReader
+
+SCRIPTED = "tests.training.cells.harness.step_ranks:train"
+
+TWO = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+model = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(2, 1)})
+optimizer = {
+    "a": torch.optim.SGD(model["a"].parameters(), lr=0.1, momentum=0.9), "b": torch.optim.Adam(model["b"].parameters())
+}
+inputs = torch.randn(20, 3)
+dataloader = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=5)
+
+def train_step(model, optimizer, batch):
+    for each in optimizer.values():
+        each.zero_grad()
+    loss = (model["b"](model["a"](batch[0])) - batch[1]).square().mean()
+    loss.backward()
+    for each in optimizer.values():
+        each.step()
+    return loss
+"""
+
+
+def plain(pool: RankPool, case: Case, loop: str = "") -> dict[str, Any]:
+    return pool.run(1, f"{RANKS}:plain", cell=case.cell, loop=loop or case.plain, options=case.options("1 rank"))[0]
+
+
+def trained(pool: RankPool, case: Case, plan: str = "ddp", **more: Any) -> RunReader:
+    run, failure = train_case(pool, case, plan, **more)
+    assert not failure
+    assert run is not None
+    return run
+
+
+def said(run: RunReader, kind: EventKind) -> dict[str, Any]:
+    return {event.name: event.value for event in of_kind(run.store.table("events"), kind)}
+
+
+@pytest.mark.parametrize("name", ["gan", "sam"])
+def test_it_goes_on_from_a_checkpoint(name: str, pool: RankPool) -> None:
+    """States of all optimizers, of those inside of others, and of all schedules are kept."""
+    case = {"gan": steps_gan.CASE, "sam": steps_sam.CASE}[name]
+    flags = {**case.flags, "steps": 6}
+    right = plain(pool, case)["losses"]
+    run = trained(pool, case, **flags, save_every=2)
+    for plan in ("1 rank", "ddp"):
+        resumed = trained(pool, case, plan, **flags, resume=f"{run.path}@2")
+        expected = right[2:6]
+        np.testing.assert_allclose(resumed.metrics()["loss"], expected, rtol=2e-4, atol=1e-7)
+
+
+def test_a_rollback_restores_every_optimizer(pool: RankPool) -> None:
+    case = steps_gan.CASE
+    script = {"2": [["checkpoint", None]], "4": [["rollback", 2]]}
+    run = trained(pool, case, function=SCRIPTED, arguments={"script": script})
+    np.testing.assert_allclose(run.metrics()["loss"], plain(pool, case)["losses"], rtol=2e-4, atol=1e-7)
+    assert not said(run, EventKind.REFUSED)
+
+
+def test_it_is_steered_as_one_process(pool: RankPool) -> None:
+    case = step_case(TWO, flags={"steps": 7})
+    script = {
+        "1": [["lr", "x0.5"]],
+        "2": [["clip", 0.5]],
+        "3": [["freeze", "^b$"], ["accumulate", 2]],
+        "5": [["unfreeze", "."]],
+    }
+    run = trained(pool, case, function=SCRIPTED, arguments={"script": script})
+    loop = """
+for batch, step in zip(batches(globals()), range(1, spec.steps + 1)):
+    if step == 2:
+        for each in optimizer.values():
+            each.param_groups[0]["lr"] *= 0.5
+    for each in optimizer.values():
+        each.zero_grad()
+    loss = (model["b"](model["a"](batch[0])) - batch[1]).square().mean()
+    loss.backward()
+    squares = 0.0
+    for name, each in optimizer.items():
+        if name == "b" and step in (4, 5):
+            continue
+        squares += norm_of(each) ** 2
+        if step > 2:
+            nn.utils.clip_grad_norm_(model[name].parameters(), 0.5)
+        each.step()
+    losses.append(loss.item())
+    norms.append(squares ** 0.5)
+"""
+    right, metrics = plain(pool, case, loop), run.metrics()
+    np.testing.assert_allclose(metrics["loss"], right["losses"], rtol=2e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], right["norms"], rtol=2e-4)
+    assert [round(rate, 6) for rate in metrics["lr"][:3]] == [0.1, 0.05, 0.05]
+    assert "cut the batch inside" in said(run, EventKind.REFUSED)["accumulate"]["reason"]
+
+
+@pytest.mark.parametrize(("action", "steps"), [("skip", 4), ("stop", 2)])
+def test_gradients_that_are_not_finite_update_nothing(action: str, steps: int, pool: RankPool) -> None:
+    """Only the first rank's samples of the second batch are wrong."""
+    cell = TWO.replace("dataloader =", "inputs[5] = float('nan')\ndataloader =")
+    case = step_case(cell, flags={"steps": 4})
+    run = trained(pool, case, on_nonfinite=action)
+    loop = """
+for batch, step in zip(batches(globals()), range(1, spec.steps + 1)):
+    before = [p.detach().clone() for p in model.parameters()]
+    if step == 2:
+        losses.append(float("nan"))
+    else:
+        losses.append(float(train_step(model, optimizer, batch)))
+"""
+    metrics = run.metrics()
+    np.testing.assert_allclose(metrics["loss"], plain(pool, case, loop)["losses"][:steps], rtol=2e-4)
+    assert list(metrics["skipped"].astype(bool)) == [step == 2 for step in range(1, steps + 1)]
+    (found,) = said(run, EventKind.NONFINITE).values()
+    assert "middle of a step" in found["not_found"]
+
+
+def test_gradients_set_by_hand_are_averaged_and_said(pool: RankPool) -> None:
+    cell = TWO.replace(
+        "    loss.backward()\n",
+        "    parameters = list(model.parameters())\n"
+        "    for p, g in zip(parameters, torch.autograd.grad(loss, parameters)):\n"
+        "        p.grad = g\n",
+    )
+    case = step_case(cell)
+    run = trained(pool, case)
+    np.testing.assert_allclose(run.metrics()["loss"], plain(pool, case)["losses"], rtol=2e-4)
+    assert "averaged over ranks when the optimizer steps" in said(run, EventKind.WARNING)["gradients_by_hand"]
+
+
+def test_validation_and_what_is_not_watched(pool: RankPool) -> None:
+    cell = (
+        TWO
+        + """
+eval_dataset = TensorDataset(inputs[:7], inputs[:7].sum(1, keepdim=True))
+loss_fn = lambda model, batch: (model["b"](model["a"](batch[0])) - batch[1]).square().mean()
+"""
+    )
+    case = step_case(cell, flags={"steps": 4, "eval_every": 4})
+    run = trained(pool, case)
+    loop = case.plain + "\nlosses.append(float(loss_fn(model, (inputs[:7], inputs[:7].sum(1, keepdim=True)))))"
+    right = plain(pool, case, loop)["losses"]
+    np.testing.assert_allclose(run.metrics()["loss"], right[:-1], rtol=2e-4)
+    assert math.isclose(said(run, EventKind.VALIDATION)["loss"], right[-1], rel_tol=2e-4)
+    assert "gradient statistics by layer" in said(run, EventKind.WARNING)["train_step"]
+    phases = run.phases()
+    assert {"forward", "backward", "communication", "optimizer"} <= set(phases["phase"])
+
+
+#: what is changed of the cell -> options, and the text that refuses it
+REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "zero1": ("", "", {"plugin": "zero1"}, "use --framework colossal --plugin ddp or --framework torch --plugin ddp"),
+    "hybrid": ("", "", {"plugin": "hybrid", "tp": 2}, "use --framework colossal --plugin ddp"),
+    "accumulate": ("", "", {"accumulate": 2}, "cut the batch inside of train_step"),
+    "fp16": ("", "", {"precision": "fp16"}, "use --precision bf16"),
+    "passes per sample": (
+        "    loss.backward()",
+        "    [((model['b'](model['a'](x)) - y) ** 2).sum().backward() for x, y in zip(*batch)]",
+        {},
+        "call backward once",
+    ),
+    "weights by rank": (
+        "    return loss",
+        "    with torch.no_grad():\n        model['a'].bias.add_(batch[0].mean())\n    return loss",
+        {},
+        "changes weights (a) in a different way on each rank",
+    ),
+    "a graph of gradients": ("loss.backward()", "loss.backward(create_graph=True)", {}, "torch.autograd.grad(..."),
+    "an optimizer that is not named": (
+        "    return loss",
+        "    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).step()\n    return loss",
+        {},
+        "that neither model nor optimizer of the cell holds",
+    ),
+    "no loss": ("    return loss", "    return None", {}, "train_step returned a NoneType: return the loss"),
+    "losses of samples": ("    return loss", "    return loss + batch[1]", {}, "a tensor of shape"),
+    "other arguments": ("(model, optimizer, batch)", "(model, batch)", {}, "define train_step(model, optimizer"),
+    "a dict of models": ("nn.ModuleDict({", "dict({", {}, "torch.nn.ModuleDict"),
+    "a hook": ("inputs = torch", "model['a'].weight.register_hook(lambda g: g * 2)\ninputs = torch", {}, "hooks on"),
+    "shared parameters": (
+        'Adam(model["b"].parameters())',
+        "Adam(model.parameters())",
+        {},
+        "optimizer['a'] and optimizer['b'] hold the same parameter",
+    ),
+    "validation without a loss": ("inputs = torch", "eval_dataset = [1]\ninputs = torch", {}, "computes a valid"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused(name: str, pool: RankPool) -> None:
+    before, after, options, text = REFUSED[name]
+    assert before in TWO
+    cell = TWO.replace(before, after, 1) if before else TWO
+    cell = cell.replace("= dict({", "= ({", 1).replace("}))", "})") if "dict({" in after else cell
+    run, failure = train_case(pool, step_case(cell), "ddp", **options)
+    assert text in failure
+    assert run is None or run.last_step <= 1
