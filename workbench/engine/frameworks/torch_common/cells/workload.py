@@ -14,10 +14,11 @@ from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.sources import LoaderSource, dataset_source
+from workbench.engine.frameworks.torch_common.cells.declared import hooks_of, schedule_of
 from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
 from workbench.engine.frameworks.torch_common.device import rank_device
-from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
+from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer
 from workbench.engine.state.cell_names import CellNames, restore
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
@@ -54,7 +55,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, optimizer = names["model"], names["optimizer"]
     scheduler = names.get("lr_scheduler")
     check_optimizer(optimizer)
-    check_scheduler(scheduler)
+    every, metric = schedule_of(names, spec)
     if spec.lr is not None and scheduler is None:
         rates = scaled([float(group["lr"]) for group in optimizer.param_groups], spec.lr)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -75,7 +76,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
             field="dataloader",
         )
     else:
-        data = DatasetSource(names["dataset"], spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
+        data = dataset_source(names["dataset"], spec)
     loss_fn = names.get("loss_fn")
     criterion = names.get("criterion") if loss_fn is None else None
     evaluation = evaluation_of(names, spec)
@@ -86,6 +87,9 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         loss_fn=loss_fn,
         criterion=_on_pairs(criterion) if criterion is not None else None,
         lr_scheduler=scheduler,
+        schedule_every=every,
+        schedule_metric=metric,
+        hooks=hooks_of(names),
         tokens_per_sample=None,
         knobs=knobs,
         beside=_beside(names, model, optimizer),
