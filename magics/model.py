@@ -25,7 +25,7 @@ class ModelMagics(Magics):
         "run",
         metavar="RUN[@STEP]",
         nargs="?",
-        help="a run, or a step of it (default: the newest run; its newest checkpoint)",
+        help="a run, or a step of it, or RUN@best (default: the newest run; its newest checkpoint)",
     )
     @argument("--into", metavar="NAME", help="assign to this variable of the notebook instead of returning")
     @argument("--save", metavar="DIR", help="write it as from_pretrained of the transformers library reads it")
@@ -42,7 +42,7 @@ class ModelMagics(Magics):
             raise ConfigError(f"--into {arguments.into} is not a variable's name", field="--into")
         name, step = checkpoints.split(arguments.run) if arguments.run else (None, checkpoints.NEWEST)
         run = Run(name)
-        chosen = None if step == checkpoints.NEWEST else int(step)
+        chosen = None if step == checkpoints.NEWEST else step
         if arguments.save is not None:
             print(f"written to {run.save_pretrained(arguments.save, step=chosen)}")
             return None

@@ -18,7 +18,7 @@ from workbench.events.decode import as_number, decode, is_rank
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
-from workbench.rundir.lineage import Branches, parent
+from workbench.rundir.lineage import Branches, parent, place
 from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import seconds_per_step
@@ -146,7 +146,7 @@ class Facts:
 
     def _origin(self) -> str:
         origin = parent(self._store.spec)
-        return f"continues {origin[0]} from step {origin[1]}" if origin else ""
+        return f"continues {origin[0]} from {place(origin[1])}" if origin else ""
 
     def _take_metrics(self) -> None:
         metrics, self._metrics = metrics_since(self._store, self._metrics)

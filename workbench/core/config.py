@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.core import criteria
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
@@ -23,6 +24,7 @@ from workbench.core.frameworks import (
     framework_if_usable,
     why_unavailable,
 )
+from workbench.core.intervals import Every, check_interval
 from workbench.core.mesh import Mesh
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -41,6 +43,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "float": ((int, float), "a number"),
     "str": ((str,), "a string"),
     "bool": ((bool,), "true or false"),
+    "Every": ((int, str), "a whole number of steps, or epochs such as '1ep'"),
 }
 #: options whose flag has another name
 _FLAGS = {
@@ -207,8 +210,11 @@ class TrainSpec:
     pipeline splits each of them into ``plan.micro_batches``.
     ``lr``: the learning rate; None: the recipe's default, or that of the optimizer that the cell defines.
     ``clip``: the largest global L2 norm of the gradient (0: no clipping).
-    ``eval_every``: steps between evaluations, with one more at the end (0: no evaluation).
-    ``save_every``: steps between checkpoints (0: only on request), of which the newest ``keep`` are kept (0: all).
+    ``steps`` and ``epochs``: the training ends with whichever comes first (0: that one sets no end).
+    ``eval_every``: steps between evaluations, or epochs ("1ep"), with one more at the end (0: no evaluation).
+    ``save_every``: likewise between checkpoints (0: only on request), of which the newest ``keep`` are kept (0: all).
+    ``save_best``: the value of the validation whose best checkpoint is kept; ``stop_when``: when to end before the last
+    step; both as ``core.criteria`` describes ("": off).
     ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from.
     Raises ``ConfigError`` for values that cannot work.
@@ -219,6 +225,7 @@ class TrainSpec:
     name: str = "run"
     plan: ParallelPlan = field(default_factory=ParallelPlan)
     steps: int = 100
+    epochs: int = 0
     batch_size: int = 8
     lr: float | None = None
     precision: str = "fp32"
@@ -226,8 +233,10 @@ class TrainSpec:
     accumulate: int = 1
     clip: float = 0.0
     shuffle: bool = False
-    eval_every: int = 50
-    save_every: int = 0
+    eval_every: Every = 50
+    save_every: Every = 0
+    save_best: str = ""
+    stop_when: str = ""
     keep: int = 0
     final_checkpoint: bool = True
     resume: str = ""
@@ -236,15 +245,17 @@ class TrainSpec:
     def __post_init__(self) -> None:
         _check_own_types(self)
         for name, least in (
-            ("steps", 1),
+            ("steps", 0 if self.epochs > 0 else 1),
+            ("epochs", 0),
             ("batch_size", 0),
             ("accumulate", 1),
-            ("eval_every", 0),
-            ("save_every", 0),
             ("keep", 0),
             ("seed", 0),
         ):
             _check_least(self, name, least)
+        check_interval(self.eval_every, "--eval-every")
+        check_interval(self.save_every, "--save-every")
+        criteria.check(self.save_best, self.stop_when, evaluates=bool(self.eval_every))
         _check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
@@ -308,6 +319,8 @@ def check_capabilities(spec: TrainSpec) -> None:
     for asked, flag, capability in (
         (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
+        (bool(spec.save_best), "--save-best", Capability.CHECKPOINTABLE),
+        (bool(spec.save_best), "--save-best", Capability.EVALUATING),
         (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),
         (bool(spec.monitor.grad_every), "--grad-every", Capability.WATCHABLE),
         (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),

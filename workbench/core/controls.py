@@ -25,7 +25,7 @@ LIVE = ("starting", "running", "paused")
 #: value of ``lr`` that returns the learning rate to its schedule
 SCHEDULE = "schedule"
 AUTOMATIC = "auto"
-NEWEST = "newest"
+NEWEST, BEST = "newest", "best"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +213,7 @@ def _interval(control: Control, value: Any) -> int | str:
 
 
 def _checkpoint(control: Control, value: Any) -> int | str:
-    return NEWEST if value == NEWEST else _int(control, value)
+    return value if value in (NEWEST, BEST) else _int(control, value)
 
 
 def _changes(control: Control, value: Any) -> dict[str, Any]:
@@ -243,7 +243,7 @@ KINDS: dict[str, Kind] = {
     "regex": Kind(_regex, "a regular expression to search for in layer names", "text", "part of a name"),
     "lr": Kind(_lr, "a number above 0, a factor such as x0.5, or schedule", "text", "1e-4, or x0.5"),
     "interval": Kind(_interval, "a whole number of steps (0: never), or auto", "text", "steps, or auto"),
-    "checkpoint": Kind(_checkpoint, "the step of a checkpoint, or newest", "text"),
+    "checkpoint": Kind(_checkpoint, "the step of a checkpoint, newest, or best", "text"),
     "changes": Kind(_changes, "options of a run, such as lr=1e-4", "text", "lr=1e-4 name=b"),
 }
 

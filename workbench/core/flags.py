@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
 from workbench.core.frameworks import installed, usable
+from workbench.core.intervals import interval
 from workbench.core.recipe import recipes
 
 
@@ -94,6 +95,8 @@ FLAGS = (
     Flag(names=("--precision",), option="precision", kind=str, group=SPREAD,
          help=f"training precision: {', '.join(PRECISIONS)}"),
     Flag(names=("--steps",), option="steps", kind=int, group=LEARNT, help="optimizer steps"),
+    Flag(names=("--epochs",), option="epochs", kind=int, group=LEARNT, metavar="E",
+         help="passes over all samples; with --steps, what comes first ends the run", default=""),
     Flag(names=("--batch-size",), option="batch_size", kind=int, group=LEARNT, metavar="B",
          help="global batch: samples per step over all ranks"),
     Flag(names=("--lr",), option="lr", kind=float, group=LEARNT, help="learning rate",
@@ -105,8 +108,8 @@ FLAGS = (
          help="gradient clipping: largest global norm; 0: off", default="0"),
     Flag(names=("--shuffle",), option="shuffle", kind=None, group=LEARNT,
          help="shuffle the dataset, by --seed (recipes do)"),
-    Flag(names=("--eval-every",), option="eval_every", kind=int, group=WATCHED, metavar="STEPS",
-         help="steps between evaluations; 0: off"),
+    Flag(names=("--eval-every",), option="eval_every", kind=interval, group=WATCHED, metavar="STEPS|1ep",
+         help="steps or epochs between evaluations; 0: off", default="50; 1ep with --epochs"),
     Flag(names=("--monitor",), option="level", kind=str, group=WATCHED, metavar="LEVEL",
          help=f"how much the monitor records: {', '.join(MONITOR_LEVELS)}"),
     Flag(names=("--monitor-budget",), option="budget", kind=share, group=WATCHED, metavar="SHARE",
@@ -117,8 +120,14 @@ FLAGS = (
          help="gradient statistics only of layers whose names match", default="all"),
     Flag(names=("--on-nonfinite",), option="on_nonfinite", kind=str, group=WATCHED, metavar="WHAT",
          help=f"on a NaN or infinite loss or gradient: {', '.join(ON_NONFINITE)}"),
-    Flag(names=("--save-every",), option="save_every", kind=int, group=WATCHED, metavar="STEPS",
-         help="steps between checkpoints; 0: off"),
+    Flag(names=("--save-every",), option="save_every", kind=interval, group=WATCHED, metavar="STEPS|1ep",
+         help="steps or epochs between checkpoints; 0: off"),
+    Flag(names=("--save-best",), option="save_best", kind=str, group=WATCHED, metavar="VALUE",
+         help="keep the checkpoint with the best value of the validation: validation_loss, 'accuracy highest'",
+         default=""),
+    Flag(names=("--stop-when",), option="stop_when", kind=str, group=WATCHED, metavar="RULE",
+         help="end early: 'validation_loss has not improved for 5 evaluations', 'accuracy > 0.95'",
+         default=""),
     Flag(names=("--keep",), option="keep", kind=int, group=WATCHED, metavar="K",
          help="how many checkpoints to keep; 0: all"),
     Flag(names=("--no-final-checkpoint",), option="final_checkpoint", kind=None, group=WATCHED, const=False,
@@ -155,7 +164,8 @@ ASSIGNMENT = "NAME=VALUE"
 _ELSEWHERE = {
     "--learning-rate": "--lr",
     "--max-steps": "--steps",
-    "--epochs": "--steps",
+    "--num-train-epochs": "--epochs",
+    "--max-epochs": "--epochs",
     "--num-processes": "--nproc-per-node",
     "--world-size": "--nproc-per-node",
     "--gpus": "--nproc-per-node",

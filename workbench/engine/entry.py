@@ -12,13 +12,14 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 
+from workbench.core import criteria
 from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
@@ -97,8 +98,8 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
                 lost = notebook_group.leave()
                 if lost:
                     log.event(EventKind.WARNING, "process_group", f"{lost}: a run has groups of its own")
-                state = _train(path, spec, rank, log, progress, failed=failed)
-            log.event(EventKind.STATE, state, step=progress.step)
+                state, reason = _train(path, spec, rank, log, progress, failed=failed)
+            log.event(EventKind.STATE, state, reason or None, step=progress.step)
         except BaseException as error:
             state = "failed"
             failed(error)
@@ -119,7 +120,8 @@ def _train(
     progress: Progress,
     *,
     failed: Callable[[BaseException], None],
-) -> str:
+) -> tuple[str, str]:
+    """How the training ended, and why it ended early ("": it did not)."""
     with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed), noted_losses():
         strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
@@ -140,8 +142,7 @@ def _train(
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy)
-            if isinstance(workload.evaluate, CellEvaluation) and spec.eval_every:
-                workload.evaluate.rehearse(needed(strategy, Evaluating, Capability.EVALUATING))
+            _rehearse(spec, workload, strategy, exchange)
             control = AgreedControl(path, exchange)
             observers = observers_of(spec, strategy, workload, log, exchange)
             trainer = Trainer(
@@ -157,7 +158,7 @@ def _train(
                 resume=_checkpoint(spec),
                 on_host=rank_device().type == "cpu",
             )
-            return trainer.run()
+            return trainer.run(), trainer.reason
         except BaseException as error:
             failed(error)
             raise
@@ -165,6 +166,26 @@ def _train(
             for observer in observers:
                 observer.close()
             strategy.close()
+
+
+def _rehearse(spec: TrainSpec, workload: Workload, strategy: Strategy, exchange: Exchange) -> None:
+    """Try the validation before the first step. ``ConfigError`` when it fails, or gives no value of a name that
+    something follows."""
+    evaluate, rules = workload.evaluate, criteria.parse_rules(spec.stop_when)
+    followed = [("--stop-when", rule.name) for rule in rules if not rule.of_training]
+    if spec.save_best:
+        followed.append(("--save-best", criteria.parse_best(spec.save_best).name))
+    if workload.schedule_metric:
+        followed.append(("lr_scheduler_metric", workload.schedule_metric))
+    values: Mapping[str, Any] = {}
+    if isinstance(evaluate, CellEvaluation) and spec.eval_every:
+        values = evaluate.rehearse(needed(strategy, Evaluating, Capability.EVALUATING))
+    elif evaluate is not None and followed:  # of a recipe, which knows no part of it
+        values = evaluate(needed(strategy, Evaluating, Capability.EVALUATING)).values
+    if followed:
+        known = criteria.names_in(exchange.gathered(dict(values))[0])
+        for where, name in followed:
+            criteria.check_known(name, known, where)
 
 
 def _record_settings(path: Path, changed: dict[str, str], log: RankLogWriter) -> None:
@@ -279,7 +300,8 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
 def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
     """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
     is_peers = isinstance(error, PeerFailed | PeerLostError | dist.DistError | KeyboardInterrupt)
-    return failure(type(error).__name__, str(error), _traceback_of_user(error, cell), peer=is_peers)
+    text = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", ())]))
+    return failure(type(error).__name__, text, _traceback_of_user(error, cell), peer=is_peers)
 
 
 def _traceback_of_user(error: BaseException, cell: Path) -> str:

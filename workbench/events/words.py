@@ -111,7 +111,7 @@ _ACTS: dict[str, Callable[[Any, Any], str]] = {
 def _state(name: str, value: Any, old: Any) -> str:
     if isinstance(value, dict) and "ename" in value:
         return f"{name}: {value['ename']}: {value.get('evalue', '')}"
-    return _STATES.get(name, name)
+    return f"{name}: {value}" if isinstance(value, str) and value else _STATES.get(name, name)
 
 
 def _refused(name: str, value: Any, old: Any) -> str:
@@ -159,6 +159,27 @@ def _saved(name: str, value: Any, old: Any) -> str:
 def _checkpoint_name(value: Any) -> str:
     path = value.get("path") if isinstance(value, dict) else value
     return PurePath(path).name if isinstance(path, str) else short(path)
+
+
+def _best(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    return f"best checkpoint: {short(told.get('name'))} {short(told.get('value'))}"
+
+
+def _epochs(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    epochs, length, steps = (told.get(key) for key in ("epochs", "steps_per_epoch", "steps"))
+    done, of = told.get("done"), f" of {short(epochs)}" if epochs else ""
+    if name == "epoch":
+        return f"epoch {short(done)}{of} is done"
+    text = f"{short(epochs)} epochs" if epochs else "epochs are counted"
+    if not length:
+        return f"{text} of as many steps as the data give"
+    text += f" of {short(length)} steps"
+    end = told.get("end_of_epochs")
+    if steps and end and steps < end:
+        return f"{text}, which would end with step {short(end)}: step {short(steps)} comes first and ends the run"
+    return f"{text}: the run ends with step {short(steps)}" if steps and epochs else text
 
 
 def _batch(name: str, value: Any, old: Any) -> str:
@@ -233,6 +254,9 @@ _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
 _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "died"): _died,
     (EventKind.CHECKPOINT, "saved"): _saved,
+    (EventKind.CHECKPOINT, "best"): _best,
+    (EventKind.DATA, "epochs"): _epochs,
+    (EventKind.DATA, "epoch"): _epochs,
     (EventKind.CHECKPOINT, "restored"): lambda name, value, old: f"resumed from checkpoint {_checkpoint_name(value)}",
     (EventKind.CHECKPOINT, "resumed_with"): _resumed_with,
     (EventKind.CHECKPOINT, "removed"): lambda name, value, old: (

@@ -96,7 +96,7 @@ def build(spec: TrainSpec) -> Workload:
     from torch.utils.data import TensorDataset
 
     from workbench.engine.base.workload import Workload
-    from workbench.engine.data.sources import DatasetSource
+    from workbench.engine.data.sources import dataset_source, steps_planned
     from workbench.recipes.models import seeded_model
 
     size = spec.size or RECIPE.default_size
@@ -106,18 +106,14 @@ def build(spec: TrainSpec) -> Workload:
     model = seeded_model("ViTForImageClassification", make_config(size), spec.seed)
     lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    data = dataset_source(TensorDataset(images[train], digits[train]), spec, _collate)
+    steps = steps_planned(spec, data)
     return Workload(
         model=model,
         optimizer=optimizer,
-        data=DatasetSource(
-            TensorDataset(images[train], digits[train]),
-            spec.batch_size,
-            seed=spec.seed,
-            shuffle=spec.shuffle,
-            collate_fn=_collate,
-        ),
+        data=data,
         criterion=_loss,
-        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, spec.steps)),
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps)),
         evaluate=_Evaluator(images[validation], digits[validation]),
     )
 

@@ -104,7 +104,7 @@ def build(spec: TrainSpec) -> Workload:
     import torch
 
     from workbench.engine.base.workload import Workload
-    from workbench.engine.data.sources import DatasetSource
+    from workbench.engine.data.sources import dataset_source, steps_planned
     from workbench.recipes.models import seeded_model
 
     size = spec.size or RECIPE.default_size
@@ -115,12 +115,14 @@ def build(spec: TrainSpec) -> Workload:
     evaluator = _Evaluator(size, corpus.vocabulary, corpus.validation)
     lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+    data = dataset_source(corpus.train, spec, _collate)
+    steps = steps_planned(spec, data)
     return Workload(
         model=model,
         optimizer=optimizer,
-        data=DatasetSource(corpus.train, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle, collate_fn=_collate),
+        data=data,
         criterion=_loss,
-        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, spec.steps)),
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps)),
         tokens_per_sample=length,
         evaluate=evaluator,
         sample=evaluator.sample,

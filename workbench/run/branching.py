@@ -88,7 +88,7 @@ def check(spec: TrainSpec, settings: Mapping[str, Any], last_step: int, changes:
             )
     typed = resolve.typed(changes)
     branch = resolve.changed(spec, settings, typed)
-    if branch.steps <= last_step:
+    if 0 < branch.steps <= last_step:
         raise ConfigError(
             f"the run is at step {last_step}, so a branch with steps={branch.steps} would have no step to train: pass "
             f"steps greater than {last_step}",

@@ -195,20 +195,21 @@ class RunReader:
         ``engine.state.weights.whole_weights``. Raises ``ConfigError`` when there is no such checkpoint."""
         return _in_engine("whole_weights")(self._checkpoint(step))
 
-    def load_model(self, model: Any = None, *, step: int | None = None, device: str = "cpu") -> Any:
-        """The trained model, whole, in this process, from a checkpoint (default: the newest), in evaluation mode.
+    def load_model(self, model: Any = None, *, step: int | str | None = None, device: str = "cpu") -> Any:
+        """The trained model, whole, in this process, from a checkpoint (a step, or "best"; default: the newest), in
+        evaluation mode.
 
         ``model``: a model of the same parameters that takes the weights (default: the run's recipe or cell builds one,
         for which the cell is run here). Raises as ``engine.trained_model.load_model``.
         """
         return _in_engine("load_model")(self.path, self._checkpoint(step), self.spec, model, device)
 
-    def save_pretrained(self, out: str | Path, *, step: int | None = None) -> Path:
+    def save_pretrained(self, out: str | Path, *, step: int | str | None = None) -> Path:
         """Write the trained model of a checkpoint (default: the newest) into the directory ``out``, as
         ``from_pretrained`` of the transformers library reads it. Raises ``ConfigError`` for any other model."""
         return _in_engine("save_pretrained")(self.load_model(step=step), Path(out))
 
-    def _checkpoint(self, step: int | None) -> Path:
+    def _checkpoint(self, step: int | str | None) -> Path:
         return checkpoints.find(self.path, checkpoints.NEWEST if step is None else step)
 
     def controls(self) -> list[Control]:

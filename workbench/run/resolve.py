@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.core.cell_source import OWN_STEP, check_cell, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, check_types, read_spec_options
+from workbench.core.controls import BEST
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, check_own_steps, framework
 from workbench.core.recipe import check_plan, recipe
@@ -75,6 +76,9 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
             kept.pop(option, None)
     if "pp" in overrides and (overrides["pp"] == 1 or kept.get("micro_batches", 1) < overrides["pp"]):
         kept.pop("micro_batches", None)
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):  # the new end replaces the old one
+        if overrides.get(name) and other not in overrides and kept.get(other):
+            kept[other] = 0
     options = {**kept, **overrides}
     if "ranks" not in overrides and "ranks" in base and _divides(base) and not _divides(options):
         del options["ranks"]
@@ -155,8 +159,8 @@ def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any],
     except RunDirectoryError as error:
         raise ConfigError(f"--resume {options['resume']}: {error}", field="--resume") from error
     path = checkpoints.find(run, step)
-    in_force = checkpoints.read_index(path)["state"]["trainer"]["settings"]["values"]
-    done = checkpoints.step_of(path)
+    index = checkpoints.read_index(path)
+    in_force, done = index["state"]["trainer"]["settings"]["values"], checkpoints.step_of(path)
     before = TrainSpec.from_options(read_spec_options(run / SPEC_FILE))
     if cell is None and "recipe" not in options and not before.recipe:
         cell = (run / CELL_FILE).read_text(encoding="utf-8")
@@ -164,13 +168,14 @@ def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any],
     if cell is not None:  # the learning rate is that of the optimizer that the cell defines
         base.pop("recipe", None)
         base.pop("lr", None)
-    resumed = {**merged(base, options), "resume": f"{run}@{done}"}
-    if resumed["steps"] <= done:
-        raise ConfigError(
-            f"--resume {name}@{done}: the checkpoint has {done} steps and --steps is {resumed['steps']}, so no step is "
-            f"left to train: pass --steps greater than {done}",
-            field="--steps",
-        )
+    resumed = {**merged(base, options), "resume": f"{run}@{step if step == BEST else done}"}
+    for end, count in (("steps", done), ("epochs", index["state"]["trainer"].get("epochs") or 0)):
+        if 0 < resumed.get(end, 0) <= count:
+            raise ConfigError(
+                f"--resume {name}@{done}: the checkpoint has {count} {end} and --{end} is {resumed[end]}, so no step "
+                f"is left to train: pass --{end} greater than {count}",
+                field=f"--{end}",
+            )
     return resumed, cell
 
 
@@ -193,6 +198,8 @@ def _completed(options: dict[str, Any], cell: str | None, default_ranks: int) ->
 
     A cell with a dataloader defines its own batch size; the spec then has the batch size 0.
     """
+    if options.get("epochs"):
+        options = {"steps": 0, "eval_every": "1ep", **options}
     if cell is None:
         options = _over_recipe(options)
     elif options.get("recipe"):

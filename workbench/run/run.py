@@ -16,7 +16,7 @@ import numpy as np
 
 from workbench.core import controls
 from workbench.core.columns import Columns
-from workbench.core.controls import NEWEST
+from workbench.core.controls import BEST, NEWEST
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, failure_of
@@ -186,7 +186,8 @@ class Run(RunReader):
         self._check({name: checked})
         self.refuse_if_ended(name)
         if control.kind == "checkpoint":
-            checked = checkpoints.step_of(checkpoints.find(self.path, checked))
+            found = checkpoints.find(self.path, checked)
+            checked = checked if checked == BEST else checkpoints.step_of(found)
         write_commands(self.path, [new_command(name, checked)])
 
     def control(self, name: str, value: Any = None) -> None:

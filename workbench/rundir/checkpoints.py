@@ -2,7 +2,8 @@
 
 ``checkpoints/step-000100/`` holds ``index.json`` (the whole: per tensor its name in the user's model, its shape and
 which file has which elements; a checksum per file), and of each rank ``rank-00000.safetensors`` and ``rank-00000.json``
-(random generators). It is written beside, as ``step-000100.tmp``, and renamed when it is complete.
+(random generators). It is written beside, as ``step-000100.tmp``, and renamed when it is complete. ``best/`` is one
+more of the same form: that of the best value of ``--save-best``, which its index names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from workbench.core.controls import NEWEST
+from workbench.core.controls import BEST, NEWEST
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -30,6 +31,21 @@ def directory(run: str | Path, step: int) -> Path:
     return Path(run) / CHECKPOINTS_DIR / f"step-{step:06d}"
 
 
+def best_directory(run: str | Path) -> Path:
+    """Where the best checkpoint is, or would be."""
+    return Path(run) / CHECKPOINTS_DIR / BEST
+
+
+def best_of(run: str | Path) -> dict[str, Any] | None:
+    """Of the best checkpoint: ``name``, ``value`` and ``highest`` of what it is best at, and ``step``; None without
+    one."""
+    path = _restored(best_directory(run))
+    if not (path / INDEX_FILE).exists():
+        return None
+    index = read_index(path)
+    return {**index["best"], "step": index["step"]}
+
+
 def steps(run: str | Path) -> list[int]:
     """Steps that have a whole checkpoint, ascending."""
     parent = Path(run) / CHECKPOINTS_DIR
@@ -38,13 +54,20 @@ def steps(run: str | Path) -> list[int]:
 
 
 def find(run: str | Path, step: int | str = NEWEST) -> Path:
-    """The checkpoint after ``step``, or the newest. ``ConfigError`` says which there are.
+    """The checkpoint after ``step``, the newest, or the best. ``ConfigError`` says which there are.
 
     One that was being replaced when its writer died is put back.
     """
+    if step == BEST:
+        if best_of(run) is None:
+            raise ConfigError(f"{run} has no best checkpoint: --save-best validation_loss keeps one")
+        return best_directory(run)
     known = steps(run)
     if not known:
-        raise ConfigError(f"{run} has no checkpoint: write one with run.checkpoint(), or train with --save-every N")
+        other = " but the best, RUN@best" if best_of(run) is not None else ""
+        raise ConfigError(
+            f"{run} has no checkpoint{other}: write one with run.checkpoint(), or train with --save-every N"
+        )
     if step == NEWEST:
         step = max(known, key=lambda each: _saved_at(_present(run, each)))
     if step not in known:
@@ -55,7 +78,10 @@ def find(run: str | Path, step: int | str = NEWEST) -> Path:
 
 
 def _present(run: str | Path, step: int) -> Path:
-    path = directory(run, step)
+    return _restored(directory(run, step))
+
+
+def _restored(path: Path) -> Path:
     old = path.with_name(path.name + REPLACED)
     if not path.exists() and old.exists():
         old.rename(path)
@@ -67,7 +93,9 @@ def _saved_at(path: Path) -> float:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's directory names."""
+    """The step of a checkpoint, by its directory's name."""
+    if path.name == BEST:
+        return int(read_index(path)["step"])
     match = _STEP.fullmatch(path.name)
     if match is None:
         raise ConfigError(f"{path} is not a checkpoint: the directory of one is called step-000100")
@@ -75,13 +103,16 @@ def step_of(path: Path) -> int:
 
 
 def split(name: str) -> tuple[str, int | str]:
-    """``"RUN@100"`` -> ``("RUN", 100)``; without a step: the newest. ``ConfigError`` for a step that is none."""
+    """``"RUN@100"`` -> ``("RUN", 100)``, ``"RUN@best"`` -> ``("RUN", "best")``; without a step: the newest.
+    ``ConfigError`` for a step that is none."""
     run, at, step = name.rpartition("@")
     if not at:
         return name, NEWEST
-    if not run or not (step.isdigit() or step == NEWEST):
-        raise ConfigError(f"{name!r} names no checkpoint: write RUN or RUN@STEP, such as first@100", field="--resume")
-    return run, NEWEST if step == NEWEST else int(step)
+    if not run or not (step.isdigit() or step in (NEWEST, BEST)):
+        raise ConfigError(
+            f"{name!r} names no checkpoint: write RUN, RUN@STEP such as first@100, or RUN@best", field="--resume"
+        )
+    return run, step if step in (NEWEST, BEST) else int(step)
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -133,6 +164,23 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def keep_best(run: Path, parent: Path) -> None:
+    """Take over the best checkpoint of ``parent``, a run that this one continues: as links where the disk has them."""
+    temporary = best_directory(run).with_name(BEST + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copytree(best_directory(parent), temporary, copy_function=_linked)
+    publish(best_directory(run))
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+    return target
 
 
 def remove_old(run: str | Path, keep: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.controls import BEST
 from workbench.errors import ConfigError, SchemaError
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import run_name
@@ -21,6 +22,11 @@ def parent(spec: TrainSpec) -> tuple[str, int | str] | None:
         return None
     run, step = checkpoints.split(spec.resume)
     return run_name(Path(run)), step
+
+
+def place(step: int | str) -> str:
+    """A checkpoint in words: "step 120", "its best checkpoint"."""
+    return "its best checkpoint" if step == BEST else f"step {step}"
 
 
 class Branches:
@@ -47,7 +53,7 @@ class Branches:
     def words(self) -> str:
         """The runs that continue this one: "continues in slower from step 120"; "" while there are none."""
         return (
-            "continues in " + ", ".join(f"{name} from step {step}" for name, step in self.found) if self.found else ""
+            "continues in " + ", ".join(f"{name} from {place(step)}" for name, step in self.found) if self.found else ""
         )
 
     def _later(self) -> Iterator[str]:

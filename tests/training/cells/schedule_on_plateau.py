@@ -1,18 +1,31 @@
-"""A schedule that wants a metric."""
+"""A schedule that is given the validation loss, over two groups with rates of their own."""
 
-from tests.training.cells.harness.case import FOR_ANY_MODEL, Case
+from tests.training.cells.harness.case import Case
 
 CASE = Case(
+    flags={"steps": 12, "eval_every": 2},
     cell="""
 import torch
 from torch import nn
 
-model = nn.Linear(6, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 1))
+groups = [{"params": model[0].parameters(), "lr": 0.3}, {"params": model[1].parameters()}]
+optimizer = torch.optim.SGD(groups, lr=0.1)
+lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.2)
+lr_scheduler_metric = "validation_loss"
 inputs = torch.randn(32, 6)
 dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
+eval_dataset = torch.utils.data.TensorDataset(inputs[:7], -inputs[:7, :1])
 criterion = nn.MSELoss()
 """,
-    refused=dict.fromkeys(FOR_ANY_MODEL, "needs metrics"),
+    plain="""
+def validate():
+    value = float(criterion(model(inputs[:7]), -inputs[:7, :1]))
+    lr_scheduler.step(value)
+    return {"loss": value}
+
+names = {**globals(), "lr_scheduler": None}
+losses, norms = train(names, validate)
+assert optimizer.param_groups[0]["lr"] < 0.3
+""",
 )

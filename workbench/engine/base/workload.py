@@ -25,6 +25,13 @@ LossFunction = Callable[["torch.nn.Module", Batch], "torch.Tensor | tuple[torch.
 OwnStep = Callable[["torch.nn.Module", Batch], Any]
 
 
+class EpochEnd:
+    """Stands between two batches of a source, the last of an epoch and the first of the next."""
+
+
+EPOCH_END = EpochEnd()
+
+
 class BatchSource(Protocol):
     """Where batches come from. ``batches(dp, dp_size, start)`` yields this replica's share of each global batch from
     number ``start`` on, for ever, the same on every call; samples are in the same order whatever ``dp_size`` is.
@@ -49,6 +56,22 @@ class Positioned(Protocol):
 
     def check_repeatable(self) -> None:
         """Raise ``ConfigError`` where batches that were read cannot be read again in this process."""
+
+
+@runtime_checkable
+class Epochal(Protocol):
+    """A batch source that is read in epochs: passes over all its samples."""
+
+    def marked(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch | EpochEnd]:
+        """As ``batches``, with ``EPOCH_END`` after the last batch of each epoch. The next epoch is not touched before
+        its first batch is asked for."""
+
+    def batches_through(self, epochs: int) -> int | None:
+        """How many batches have been given when ``epochs`` epochs have been read; None where only reading tells."""
+
+    def epochs_at(self, number: int) -> float | None:
+        """Epochs that have been read before batch ``number``, with the share of the begun one; None where only
+        reading tells."""
 
 
 class KeptState(Protocol):
@@ -92,13 +115,15 @@ class Workload:
 
     ``beside``: modules and parameters that the optimizer updates too and that are no part of the model, by name.
     Exactly one of ``loss_fn`` and ``criterion`` is set; with a ``train_step`` they serve the evaluation, and there may
-    be none. ``tokens_per_sample`` is 1 where a model has no tokens, and
-    None where each batch shows how many it has (``data.tokens_in``).
-    ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
-    values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
-    that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
-    what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
-    directory had that. ``names``: what the cell defines and sees.
+    be none. ``tokens_per_sample`` is 1 where a model has no tokens, and None where each batch shows how many it has
+    (``data.tokens_in``). ``lr_scheduler`` is stepped after each "step", "epoch" or "evaluation" (``schedule_every``),
+    with the value of the validation that ``schedule_metric`` names ("": without). ``hooks``: ``on_step`` and
+    ``on_epoch``, called with a number and values. ``evaluate(strategy)`` runs on every rank at the same step (it may
+    use ``strategy.forward``) and returns the same values on every rank, or values on rank 0 only.
+    ``sample(strategy)``, likewise, gives texts only. ``knobs``: those that the training script or the recipe declares,
+    now or later; its parts read their present values. ``cell_state``: what a cell keeps beside these, for checkpoints.
+    ``cell_names``: what it took from elsewhere, unless the run directory had that. ``names``: what the cell defines
+    and sees.
     """
 
     model: torch.nn.Module
@@ -108,6 +133,9 @@ class Workload:
     criterion: Criterion | None = None
     train_step: OwnStep | None = None
     lr_scheduler: Any = None
+    schedule_every: str = "step"
+    schedule_metric: str = ""
+    hooks: Mapping[str, Callable[[int, Mapping[str, Any]], Any]] = field(default_factory=dict)
     tokens_per_sample: int | None = 1
     evaluate: Callable[[Evaluating], Evaluation] | None = None
     sample: Callable[[Evaluating], Sequence[str]] | None = None

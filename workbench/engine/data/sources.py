@@ -22,8 +22,10 @@ from torch.utils.data import (
     default_collate,
 )
 
+from workbench.core.config import TrainSpec
 from workbench.engine.agree.exchange import Exchange
-from workbench.engine.base.batch import Batch
+from workbench.engine.base.batch import Batch, StandIn
+from workbench.engine.base.workload import EPOCH_END, EpochEnd
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.data.generators import DataGenerators
 from workbench.engine.data.read_once import check_repeatable, remark_on_iterator
@@ -36,7 +38,8 @@ Collate = Callable[[list[Any]], Batch]
 
 
 class DatasetSource:
-    """Global batches of ``batch_size`` samples of a dataset, epoch after epoch; an incomplete last batch is dropped.
+    """Global batches of ``batch_size`` samples of a dataset, epoch after epoch. An incomplete last batch is dropped, or
+    given as it is with ``keep_last``; ``equal_parts``: a pipeline cuts each batch into so many equal parts.
 
     ``dataset`` is map-style (``len`` and ``[index]``) or any iterable of samples. It is read in its own order or, with
     ``shuffle`` (map-style only), in a permutation that depends on ``seed`` and the epoch only. ``collate_fn`` makes a
@@ -46,13 +49,23 @@ class DatasetSource:
     """
 
     def __init__(
-        self, dataset: Any, batch_size: int, *, seed: int, shuffle: bool, collate_fn: Collate | None = None
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        collate_fn: Collate | None = None,
+        keep_last: bool = False,
+        equal_parts: int = 1,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.collate = collate_fn or default_collate
+        self.keep_last = keep_last
+        self._equal_parts = equal_parts
         self._generators = DataGenerators(seed)
         self._draws = False
         self._same = SameData()
@@ -60,7 +73,9 @@ class DatasetSource:
         self._origin = (0, 0, 0)
         self._is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         if self._is_indexed:
-            _check_length(len(dataset), batch_size)
+            _check_length(len(dataset), 1 if keep_last else batch_size)
+            if keep_last:
+                self._check_last(len(dataset) % batch_size)
         elif not isinstance(dataset, Iterable):
             raise ConfigError(
                 f"dataset is a {type(dataset).__name__}: it must have len(dataset) and dataset[index], or be iterable",
@@ -93,38 +108,67 @@ class DatasetSource:
         Skipped batches are not read from a map-style dataset; they are read from an iterable. Raises ``ConfigError`` if
         ``dp_size`` does not divide the batch size.
         """
-        share = _share_size(self.batch_size, dp_size)
+        return _without_marks(self.marked(dp, dp_size, start))
+
+    def marked(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch | EpochEnd]:
+        """As ``Epochal.marked``; see ``batches``."""
+        _share_size(self.batch_size, dp_size)
         if self._is_indexed:
-            return self._read_indexed(dp * share, share, start)
-        return _skip(self._read_iterable(dp * share, share), start)
+            return self._read_indexed(dp, dp_size, start)
+        return _skip(self._read_iterable(dp, dp_size), start)
+
+    def batches_through(self, epochs: int) -> int | None:
+        """As ``Epochal.batches_through``."""
+        if not self._is_indexed:
+            return None
+        origin, epoch, done = self._origin
+        return origin + self._number_in(len(self.dataset) - done) + (epochs - epoch - 1) * self._number_in()
+
+    def epochs_at(self, number: int) -> float | None:
+        """As ``Epochal.epochs_at``."""
+        if not self._is_indexed:
+            return None
+        epoch, samples = self._at(number)
+        return epoch + samples / len(self.dataset)
+
+    def _number_in(self, samples: int | None = None) -> int:
+        """Number of batches of so many samples, or of an epoch."""
+        samples = len(self.dataset) if samples is None else max(0, samples)
+        return -(-samples // self.batch_size) if self.keep_last else samples // self.batch_size
 
     def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
         """Dataset indices of this replica's share of global batch ``number`` (from 0); None for an iterable."""
         if not self._is_indexed:
             return None
-        share = _share_size(self.batch_size, dp_size)
+        _share_size(self.batch_size, dp_size)
         epoch, begin = self._at(number)
-        first = begin + dp * share
-        return list(self._sample_order(epoch, len(self.dataset))[first : first + share])
+        samples = len(self.dataset)
+        first, last = _share(min(self.batch_size, samples - begin), dp, dp_size)
+        return list(self._sample_order(epoch, samples)[begin + first : begin + last])
 
-    def _read_indexed(self, first: int, share: int, skip: int) -> Iterator[Batch]:
+    def _read_indexed(self, dp: int, dp_size: int, skip: int) -> Iterator[Batch | EpochEnd]:
         samples = len(self.dataset)
         first_epoch, done = self._at(skip)
         for epoch in count(first_epoch):
             order = self._sample_order(epoch, samples)
-            for start in range(done, samples - self.batch_size + 1, self.batch_size):
-                begin = start + first
-                yield self._read_share(order[begin : begin + share], epoch, begin)
+            for start in range(done, samples if self.keep_last else samples - self.batch_size + 1, self.batch_size):
+                first, last = _share(min(self.batch_size, samples - start), dp, dp_size)
+                begin, end = start + first, start + last
+                if end > begin:
+                    yield self._read_share(order[begin:end], epoch, begin)
+                else:
+                    yield StandIn(self._read_share(order[start : start + 1], epoch, start))
             done = 0
+            yield EPOCH_END
 
     def _at(self, number: int) -> tuple[int, int]:
         """Epoch in which batch ``number`` is, and samples of the epoch before it."""
-        samples, (origin, epoch, done) = len(self.dataset), self._origin
+        origin, epoch, done = self._origin
         number -= origin
-        left = max(0, samples - done) // self.batch_size
+        left = self._number_in(len(self.dataset) - done)
         if number < left:
             return epoch, done + number * self.batch_size
-        epochs, batches = divmod(number - left, samples // self.batch_size)
+        epochs, batches = divmod(number - left, self._number_in())
         return epoch + 1 + epochs, batches * self.batch_size
 
     def position(self, number: int) -> dict[str, Any]:
@@ -176,19 +220,34 @@ class DatasetSource:
             return self.dataset.__getitems__(list(indices))
         return [self.dataset[index] for index in indices]
 
-    def _read_iterable(self, first: int, share: int) -> Iterator[Batch]:
+    def _read_iterable(self, dp: int, dp_size: int) -> Iterator[Batch | EpochEnd]:
         for epoch in count():
             samples = self._generators.read(self.dataset, epoch)
             found = 0
-            while len(batch := list(islice(samples, self.batch_size))) == self.batch_size:
+            while batch := list(islice(samples, self.batch_size)):
+                if len(batch) < self.batch_size:
+                    if not self.keep_last:
+                        break
+                    self._check_last(len(batch))
                 self._same.check(batch)
+                first, last = _share(len(batch), dp, dp_size)
                 with self._generators.in_use(epoch, found + first):
-                    share_of_batch = self.collate(batch[first : first + share])
-                found += self.batch_size
-                yield share_of_batch
+                    share = self.collate(batch[first:last]) if last > first else StandIn(self.collate(batch[:1]))
+                found += len(batch)
+                yield share
             if not found:
                 self._same.check(None)
                 _raise_for_empty_epoch(epoch, len(batch), self.batch_size)
+            yield EPOCH_END
+
+    def _check_last(self, samples: int) -> None:
+        if samples % self._equal_parts:
+            raise ConfigError(
+                f"the last batch of an epoch has {samples} samples, which cannot be split into {self._equal_parts} "
+                "equal parts, as pipeline parallelism needs: use another --batch-size, or --steps in place of "
+                "--epochs, which drops it",
+                field="--epochs",
+            )
 
 
 class LoaderSource:
@@ -279,11 +338,25 @@ class LoaderSource:
         Whole epochs are skipped without reading when their length and order are known (torch's own samplers); other
         skipped batches are read now. Raises ``ConfigError`` for a batch that cannot be cut as the plan needs it.
         """
+        return _without_marks(self.marked(dp, dp_size, start))
+
+    def marked(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch | EpochEnd]:
+        """As ``Epochal.marked``; see ``batches``."""
         if self._distributed_sampler is not None:
             check_sampler(self._distributed_sampler, dp, dp_size)
         length = self._batches_per_epoch() if start else None
         epochs, left = divmod(start, length) if length else (0, start)
         return _skip(self._read_epochs(dp, dp_size, epochs), left)
+
+    def batches_through(self, epochs: int) -> int | None:
+        """As ``Epochal.batches_through``: known for torch's own samplers."""
+        length = self._batches_per_epoch()
+        return None if length is None else epochs * length
+
+    def epochs_at(self, number: int) -> float | None:
+        """As ``Epochal.epochs_at``: known for torch's own samplers."""
+        length = self._batches_per_epoch()
+        return None if length is None else number / length
 
     def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
         """Dataset indices of this replica's share of batch ``number`` (from 0).
@@ -335,7 +408,7 @@ class LoaderSource:
             self._generator.set_state(self._generator_state)
         return self._read_epoch(dp, dp_size, 0)
 
-    def _read_epochs(self, dp: int, dp_size: int, first: int) -> Iterator[Batch]:
+    def _read_epochs(self, dp: int, dp_size: int, first: int) -> Iterator[Batch | EpochEnd]:
         if self._generator is not None:
             self._generator.set_state(self._generator_state)
         for epoch in count(first):
@@ -346,6 +419,7 @@ class LoaderSource:
             if not found:
                 self._same.check(None)
                 _raise_for_empty_epoch(epoch, 0, self._batch_size or 1)
+            yield EPOCH_END
 
     def _read_epoch(self, dp: int, dp_size: int, epoch: int) -> Iterator[Batch]:
         own_stream = dp + 1 if self._distributed_sampler is not None else 0  # each replica reads other samples
@@ -374,12 +448,41 @@ class LoaderSource:
             self._seeded_sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
-def _skip(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
+def dataset_source(dataset: Any, spec: TrainSpec, collate_fn: Collate | None = None) -> DatasetSource:
+    """The source of a dataset under the options of a run. A run that counts epochs trains all samples of each."""
+    parts = spec.plan.mesh.dp * spec.accumulate * spec.plan.micro_batches if spec.plan.pp > 1 else 1
+    return DatasetSource(
+        dataset,
+        spec.batch_size,
+        seed=spec.seed,
+        shuffle=spec.shuffle,
+        collate_fn=collate_fn,
+        keep_last=spec.epochs > 0,
+        equal_parts=parts,
+    )
+
+
+def steps_planned(spec: TrainSpec, data: DatasetSource) -> int:
+    """Steps of a run over a dataset with ``len(dataset)``: those of its epochs or ``spec.steps``, what comes first."""
+    ends = [spec.steps, data.batches_through(spec.epochs) if spec.epochs else 0]
+    return min(end for end in ends if end)
+
+
+def _without_marks(stream: Iterator[Batch | EpochEnd]) -> Iterator[Batch]:
+    return (item for item in stream if item is not EPOCH_END)
+
+
+def _skip(stream: Iterator[Batch | EpochEnd], number: int) -> Iterator[Batch | EpochEnd]:
     """Read and drop the first ``number`` batches now, so that reading them draws its random numbers before the caller
     restores the state of the generators."""
-    for _ in islice(batches, number):
-        pass
-    return batches
+    while number > 0:
+        number -= next(stream) is not EPOCH_END
+    return stream
+
+
+def _share(samples: int, dp: int, dp_size: int) -> tuple[int, int]:
+    """The first sample of replica ``dp``'s share of a batch, and the one after its last."""
+    return samples * dp // dp_size, samples * (dp + 1) // dp_size
 
 
 def _share_size(batch_size: int, dp_size: int) -> int:
@@ -408,7 +511,8 @@ def _raise_for_empty_epoch(epoch: int, samples: int, batch_size: int) -> None:
     if epoch:
         raise ConfigError(
             f"the data ended after {epoch} epoch{'s' if epoch > 1 else ''} and gives nothing when iterated again: "
-            "pass an object whose __iter__ starts from the beginning (not a generator), or train for fewer --steps",
+            "pass an object whose __iter__ starts from the beginning (not a generator), or train for fewer --steps "
+            "or --epochs",
             field="dataset",
         )
     what = f"only {samples} samples, fewer than one batch of {batch_size}" if samples else "no samples"

@@ -88,6 +88,8 @@ class NonfiniteGuard(StepObserver):
         self._nonfinite_steps = 0
         self._searches = 0
         self._weights_saved = False
+        #: of the global batch of the last step: alike on all ranks
+        self.loss = math.nan
 
     def begins(self, step: int, watch: int) -> None:
         self.cost_ms = 0.0
@@ -111,8 +113,9 @@ class NonfiniteGuard(StepObserver):
         self._strategy.mark("optimizer", -1)
         loss_is_nonfinite = not math.isfinite(all_loss)
         is_finite = not loss_is_nonfinite and math.isfinite(all_sq)
+        self.loss = all_loss / self._ranks_with_loss
         if self._strategy.rank == 0:
-            self._log_spikes(step, all_loss / self._ranks_with_loss, math.sqrt(all_sq))
+            self._log_spikes(step, self.loss, math.sqrt(all_sq))
         self.cost_ms += (time.thread_time() - began) * 1e3
         if is_finite:
             self._overflow_steps = self._nonfinite_steps = 0

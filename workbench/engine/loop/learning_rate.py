@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from workbench.core.controls import SCHEDULE
@@ -12,13 +13,14 @@ class LearningRate:
     """Steps the scheduler and lays a hand-set value (the first group's; others keep their ratio to it) or a factor over
     what it says.
 
-    The scheduler always sees its own values, so that ``schedule`` goes back to where it would have been. As long as
-    nobody turns anything, the optimizer's groups are not touched.
+    ``every``: what the scheduler is stepped after. The scheduler always sees its own values, so that ``schedule`` goes
+    back to where it would have been. As long as nobody turns anything, the optimizer's groups are not touched.
     """
 
-    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+    def __init__(self, optimizer: Any, scheduler: Any, every: str = "step") -> None:
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._every = every
         self._base = [_number(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self._scheduled = [_number(group["lr"]) for group in optimizer.param_groups]
         self._absolute: float | None = None
@@ -35,10 +37,16 @@ class LearningRate:
 
     def advance(self) -> None:
         """After an optimizer step."""
+        self._advance(self._scheduler.step if self._scheduler is not None and self._every == "step" else _no_step)
+
+    def advance_schedule(self, *metric: float) -> None:
+        """After an epoch or an evaluation, for a scheduler that is stepped then, with a value if it takes one."""
+        self._advance(lambda: self._scheduler.step(*metric))
+
+    def _advance(self, step: Callable[[], object]) -> None:
         if self._turned:
             self._write(self._scheduled)
-        if self._scheduler is not None:
-            self._scheduler.step()
+        step()
         if self._scheduler is not None or self._turned:
             self._scheduled = [_number(group["lr"]) for group in self._optimizer.param_groups]
         if self._turned:
@@ -96,6 +104,10 @@ class LearningRate:
                 group["initial_lr"] = base
         if hasattr(self._scheduler, "base_lrs"):
             self._scheduler.base_lrs = list(self._base)
+
+
+def _no_step() -> None:
+    """For a scheduler that is not stepped now."""
 
 
 def _number(value: Any) -> float:

@@ -13,9 +13,9 @@ from workbench.errors import ConfigError
 _MOST_STEPS = 20_000
 
 
-def check_schedule(optimizer: Any, scheduler: Any, done: int, steps: int) -> str:
+def check_schedule(optimizer: Any, scheduler: Any, done: int, steps: int, unit: str = "step") -> str:
     """What to warn of in steps ``done`` + 1 to ``steps`` of a schedule that continues from its present state; "" if
-    nothing. A copy of the scheduler steps; the optimizer's tensors are not copied.
+    nothing. A copy of the scheduler steps; the optimizer's tensors are not copied. ``unit``: what it is stepped after.
 
     Raises ``ConfigError`` when the scheduler raises in one of these steps, as torch's OneCycleLR after its last.
     """
@@ -33,15 +33,15 @@ def check_schedule(optimizer: Any, scheduler: Any, done: int, steps: int) -> str
             try:
                 ahead.step()
             except Exception as error:
-                fewer = f"train with --steps {step - 1} or less, or " if step - 1 > done else ""
+                fewer = f"train with --{unit}s {step - 1} or less, or " if step - 1 > done else ""
                 raise ConfigError(
-                    f"the cell's lr_scheduler fails after step {step}: {type(error).__name__}: {error}. To go on, "
+                    f"the cell's lr_scheduler fails after {unit} {step}: {type(error).__name__}: {error}. To go on, "
                     f"{fewer}leave lr_scheduler out of the cell",
                     field="lr_scheduler",
                 ) from error
     if highest or done >= steps:
         return ""
-    return f"the cell's lr_scheduler gives a learning rate of 0 for all of steps {done + 1} to {steps}"
+    return f"the cell's lr_scheduler gives a learning rate of 0 for all of {unit}s {done + 1} to {steps}"
 
 
 def _no_step() -> None:

@@ -33,7 +33,7 @@ class Settings:
         self.workload = workload
         self.strategy = strategy
         self.observers = observers
-        self.lr = LearningRate(workload.optimizer, workload.lr_scheduler)
+        self.lr = LearningRate(workload.optimizer, workload.lr_scheduler, workload.schedule_every)
         self.clip = spec.clip
         self.accumulate = spec.accumulate
         self.log_every = 1

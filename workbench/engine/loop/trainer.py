@@ -7,87 +7,44 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.config import TrainSpec
-from workbench.core.frameworks import Capability
-from workbench.core.records import EventKind, StepRecord
+from workbench.core.intervals import epochs_in, is_due
+from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.batch import Batch
-from workbench.engine.base.capabilities import (
-    Checkpointable,
-    Evaluating,
-    LossScaled,
-    Normed,
-    NormReporting,
-    Pipelined,
-    needed,
-)
+from workbench.engine.base.capabilities import Checkpointable, LossScaled, Normed, NormReporting, Pipelined
 from workbench.engine.base.decision import GO, STOP
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Positioned, Workload
 from workbench.engine.data.batches import samples_in, split, tokens_in
+from workbench.engine.loop.epochs import EpochReader
+from workbench.engine.loop.evaluating import Evaluations
+from workbench.engine.loop.following import Following
+from workbench.engine.loop.saving import Saving
 from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.engine.loop.settings import Settings
 from workbench.engine.loop.steering import Steering
+from workbench.engine.loop.step_rows import Measured, StepRows
 from workbench.engine.watch.host.sampler import Progress
-from workbench.errors import ConfigError
 from workbench.rundir import checkpoints
 from workbench.rundir.log import RankLogWriter
 
 if TYPE_CHECKING:
     from workbench.engine.faults.nonfinite import NonfiniteGuard
-    from workbench.engine.state.checkpoint import Checkpoints
-
-
-@dataclass(slots=True)
-class _Measured:
-    """A finished step whose loss and squared norm (scalars of the framework; None: it has none) may still be on their
-    way to the host."""
-
-    step: int
-    loss: Any
-    grad_sq: Any
-    lr: float
-    tokens: int
-    step_time_ms: float
-    data_wait_ms: float
-    skipped: bool
-    loss_scale: float
-    clip: float
-    framework_norm: float
-    monitor_ms: float
-
-    def record(self, rank: int) -> StepRecord:
-        return StepRecord(
-            time=time.time(),
-            step=self.step,
-            rank=rank,
-            loss=math.nan if self.loss is None else float(self.loss),
-            lr=self.lr,
-            grad_sq=math.nan if self.grad_sq is None else float(self.grad_sq),
-            tokens=self.tokens,
-            step_time_ms=self.step_time_ms,
-            data_wait_ms=self.data_wait_ms,
-            skipped=self.skipped,
-            loss_scale=self.loss_scale,
-            clip=self.clip,
-            framework_norm=self.framework_norm,
-            monitor_ms=self.monitor_ms,
-        )
 
 
 class Trainer:
-    """Trains a prepared strategy for ``spec.steps`` steps, or until a stop is agreed.
+    """Trains a prepared strategy for ``spec.steps`` steps or ``spec.epochs`` epochs, or until a stop is agreed.
 
-    ``run()`` returns "finished" or "stopped". Every rank of the plan calls it at the same time. ``resume``: a
-    checkpoint to begin from, of this run or another; then the first step is the one after it. ``on_host``: losses and
-    norms can be read at once; otherwise (on a GPU) a step's are read a step later, and nothing waits for them.
+    ``run()`` returns "finished" or "stopped"; ``reason`` says why it finished before its last step. Every rank of the
+    plan calls it at the same time. ``resume``: a checkpoint to begin from, of this run or another; then the first step
+    is the one after it. ``on_host``: losses and norms can be read at once; otherwise (on a GPU) a step's are read a
+    step later, and nothing waits for them.
     """
 
     def __init__(
@@ -116,55 +73,66 @@ class Trainer:
         self._ended_by_guard = False
         self.settings = Settings(spec, workload, strategy, self.observers)
         self._run = run
-        self._on_host = on_host
         self._normed = strategy if isinstance(strategy, Normed) else None
         self._reporting = strategy if isinstance(strategy, NormReporting) else None
         self._scaled = strategy if isinstance(strategy, LossScaled) else None
         self._pipelined = strategy if isinstance(strategy, Pipelined) else None
-        self._evaluates = bool(spec.eval_every and workload.evaluate is not None and isinstance(strategy, Evaluating))
         self.steering = Steering(settings=self.settings, loop=self, control=control, log=log, enter=self._enter)
         self._resume = resume
-        self._batches: Iterator[Batch] = iter(())
-        self._consumed = 0
-        self._in_flight: _Measured | None = None
-        self._unlogged: StepRecord | None = None
+        has_loss = self._pipelined is None or self._pipelined.has_loss()
+        self._rows = StepRows(log, strategy.rank, on_host=on_host, has_loss=has_loss)
+        self._evaluations = Evaluations(workload, strategy, control, log, self._enter)
+        self._evaluates = bool(spec.eval_every) and self._evaluations.can_evaluate
+        self._saving = Saving(run, workload, strategy, control, log)
+        self._following = Following(spec, workload, self.settings.lr)
+        intervals = spec.epochs or epochs_in(spec.eval_every) or epochs_in(spec.save_every)
+        self._counts_epochs = bool(intervals) or self._following.follows_epochs
+        here, mesh = strategy.coordinates, strategy.mesh
+        self._reader = EpochReader(workload.data, here.dp, mesh.dp, exact=self._counts_epochs)
+        self._read_ahead_s = 0.0
+        self._loss: Any = None
+        self._lr, self._skipped = 0.0, False
         self._threads_s = log.cost_s + progress.sampling_s
-        self._warned_nonfinite = False
         self._scale: float | None = None
-        self._warned_schedule = False
-        self._warned_state = False
         self._saves_at_end = spec.final_checkpoint and isinstance(strategy, Checkpointable)
-        self._saved = -1  # the step of the newest checkpoint of this run
+
+    @property
+    def reason(self) -> str:
+        """Why the training finished before its last step; "" if it did not."""
+        return self._following.reason
 
     def run(self) -> str:
-        """Train to the last step, or until somebody stops it."""
+        """Train to the last step, or until a rule or somebody stops it."""
         step = self.begin()
         self.log.event(EventKind.STATE, "running", step=step)
         self.steering.declare_knobs(step)
         self.steering.tell_in_force(step)
         outcome = "finished"
-        while step < self.spec.steps:
+        while not self._is_last(step):
             step += 1
             self.take_step(step)
             evaluated = self._scheduled(step)
             here = self.steering.boundary(step)
             step = here.step
             stop = here.stop or self._ended_by_guard
-            if stop and step < self.spec.steps:
+            if stop and not self._is_last(step):
                 outcome = "stopped"
                 if self._evaluates and not evaluated:
-                    self.evaluate(step)
+                    self._saving.save_if_best(step, self._evaluated(step), self._state_of(step))
             if stop:
                 self._saves_at_end &= here.saves
                 break
-        if self._saves_at_end and self._saved != step:
+        if self._saves_at_end and self._saving.saved != step:
             self.save(step, asked=False)
-        self._write_in_flight()
-        if self._unlogged is not None:
-            self.log.append(self._unlogged)
+        self._rows.end(self.settings.log_every)
         self.steering.end(step)
         self._enter("idle")
         return outcome
+
+    def _is_last(self, step: int) -> bool:
+        spec = self.spec
+        ended = 0 < spec.steps <= step or 0 < spec.epochs <= self._reader.done
+        return ended or bool(self.reason)
 
     def begin(self) -> int:
         """Make the data ready, from a checkpoint if there is one to go on from; the step that is done already."""
@@ -172,41 +140,83 @@ class Trainer:
         if self.spec.lr is not None and not self.spec.recipe and len(set(rates)) > 1:
             text = f"--lr is the first parameter group's; the others keep their ratio to it: {rates}"
             self.log.event(EventKind.WARNING, "lr_of_groups", text)
+        step = 0
         if self._resume is not None:
             step = self._restore(self._resume)
             before = self.settings.lr.now
             if self.settings.follow_spec():
                 after = {"lr": self.settings.lr.now}
                 self.log.event(EventKind.CHECKPOINT, "resumed_with", after, step=step, old_value={"lr": before})
-            self._check_schedule(step)
-            return step
-        self._check_schedule(0)
-        self._batches = self._batches_from(0)
-        return 0
+        else:
+            self._reader.begin(0)
+            self._tell_epochs("epochs", step)
+        self._saving.begin(self._resume, step)
+        self._check_schedule(step)
+        return step
 
     def _check_schedule(self, done: int) -> None:
-        scheduler = self.workload.lr_scheduler
-        if scheduler is None or self.spec.recipe:
+        """Try the schedule on the steps or epochs to come, if they are known."""
+        scheduler, unit = self.workload.lr_scheduler, self.workload.schedule_every
+        if scheduler is None or self.spec.recipe or self.workload.schedule_metric:
             return
-        warning = check_schedule(self.workload.optimizer, scheduler, done, self.spec.steps)
+        last = self._last_step(done) if unit == "step" else self.spec.epochs
+        done = done if unit == "step" else self._reader.done
+        warning = check_schedule(self.workload.optimizer, scheduler, done, last, unit) if last else ""
         if warning and self.spec.lr is None:
             self.log.event(EventKind.WARNING, "schedule_ended", warning, step=done)
 
-    def _batches_from(self, number: int) -> Iterator[Batch]:
-        self._consumed = number
-        here, mesh = self.strategy.coordinates, self.strategy.mesh
-        if not number:
-            return self.workload.data.batches(here.dp, mesh.dp)
-        return self.workload.data.batches(here.dp, mesh.dp, number)
+    def _last_step(self, step: int) -> int | None:
+        """The step after which the training ends by itself; None where only reading the data tells."""
+        spec = self.spec
+        through = self._reader.steps_through(spec.epochs) if spec.epochs else None
+        ends = [end for end in (spec.steps or None, None if through is None else step + through) if end is not None]
+        return min(ends) if ends else None
+
+    def _tell_epochs(self, name: str, step: int) -> None:
+        if self._counts_epochs and self.strategy.rank == 0:
+            reader = self._reader
+            value = {"epochs": self.spec.epochs, "steps_per_epoch": reader.length, "done": reader.progress}
+            left = reader.steps_through(self.spec.epochs) if self.spec.epochs else None
+            value |= {"steps": self._last_step(step), "end_of_epochs": None if left is None else step + left}
+            self.log.event(EventKind.DATA, name, value, step=step)
 
     def _scheduled(self, step: int) -> bool:
-        """Evaluate and save when they are due; whether it was evaluated."""
-        due = self._evaluates and (step == self.spec.steps or step % self.spec.eval_every == 0)
+        """What is due after a step: hooks, rules, evaluation, schedule, checkpoint; whether it was evaluated."""
+        self._tell_loss(step)
+        began = time.perf_counter()
+        epoch_ended = self._reader.look_ahead()
+        self._read_ahead_s = time.perf_counter() - began
+        done = self._reader.done
+        due = self._is_last(step) or is_due(self.spec.eval_every, step, done, epoch_ended=epoch_ended)
+        due &= self._evaluates
         if due:
-            self.evaluate(step)
-        if self.spec.save_every and step % self.spec.save_every == 0:
+            self._following.evaluated(step, self._evaluated(step))
+        if epoch_ended:
+            self._following.epoch_ended(done, step)
+            self._tell_epochs("epoch", step)
+        if due:
+            self._saving.save_if_best(step, self._following.values, self._state_of(step))
+        if is_due(self.spec.save_every, step, done, epoch_ended=epoch_ended):
             self.save(step, asked=False)
         return due
+
+    def _tell_loss(self, step: int) -> None:
+        """Tell who follows it the loss of the global batch, which the guard has summed over ranks in any case."""
+        if not self._following.follows_losses:
+            return
+        if self.guard is not None:
+            loss = self.guard.loss
+        else:
+            own = 0.0 if self._loss is None else float(self._loss)
+            total, ranks = self.control.summed(own, float(self._loss is not None))
+            loss = total / ranks
+        epoch = self._reader.progress
+        self._following.stepped(step, loss, lr=self._lr, skipped=self._skipped, epoch=epoch)
+
+    def _evaluated(self, step: int) -> dict[str, Any]:
+        """The values of an evaluation that is due, alike on all ranks, if something follows them."""
+        values = self._evaluations.evaluate(step)
+        return self._evaluations.agreed(values) if self._following.follows_evaluations else {}
 
     def take_step(self, step: int) -> None:
         """One step of ``run``, without what comes between steps (``steering.boundary`` is due after it)."""
@@ -221,10 +231,9 @@ class Trainer:
         for observer in self.observers:
             observer.begins(step, watch)
         self._enter("data")
-        batch = next(self._batches)
-        self._consumed += 1
+        batch = next(self._reader)
         self.settings.share = samples_in(batch)
-        data_wait = time.perf_counter() - started
+        data_wait = time.perf_counter() - started + self._read_ahead_s
         for observer in self.observers:
             observer.batch(step, batch)
         self._enter("forward_backward")
@@ -252,8 +261,9 @@ class Trainer:
         cost_ms = self._cost_ms(0.0 if self.guard is not None or self.settings.clip else norm_ms)  # who else needs it
         for observer in self.observers:
             observer.accounted(step, cost_ms)
-        self._write_in_flight()
-        self._in_flight = _Measured(
+        self._rows.flush(self.settings.log_every)
+        self._loss, self._lr, self._skipped = loss, lr, not updated
+        measured = Measured(
             step=step,
             loss=loss,
             grad_sq=grad_sq,
@@ -267,8 +277,7 @@ class Trainer:
             framework_norm=self._reporting.framework_norm() if self._reporting is not None else math.nan,
             monitor_ms=cost_ms,
         )
-        if self._on_host:
-            self._write_in_flight()
+        self._rows.add(measured, self.settings.log_every)
 
     def _cost_ms(self, own_ms: float) -> float:
         """What watching the step cost: the trainer's own part, that of the observers, and of the threads that write the
@@ -302,86 +311,33 @@ class Trainer:
         for observer in self.observers:
             observer.phase(phase)
 
-    def _write_in_flight(self) -> None:
-        if self._in_flight is None:
-            return
-        record = self._in_flight.record(self.strategy.rank)
-        self._in_flight = None
-        if record.step % self.settings.log_every == 0:
-            self._unlogged = None
-            self.log.append(record)
-        else:
-            self._unlogged = record
-        if not self._warned_nonfinite and self._has_bad_loss(record):
-            self._warned_nonfinite = True
-            self.log.event(EventKind.WARNING, "nonfinite_loss", str(record.loss), step=record.step)
-
-    def _has_bad_loss(self, record: StepRecord) -> bool:
-        has_loss = self._pipelined is None or self._pipelined.has_loss()
-        return has_loss and not math.isfinite(record.loss)
-
     def evaluate(self, step: int) -> None:
-        """Evaluate, on all ranks; rank 0 logs what was found. ``ConfigError`` when there is nothing to do it with."""
-        if self.workload.evaluate is None:
-            raise ConfigError(
-                "this training has nothing to evaluate with: define eval_dataset or eval_dataloader in the cell"
-            )
-        self._enter("evaluate")
-        found = self.workload.evaluate(self._evaluating())
-        if self.strategy.rank == 0:
-            for name, value in found.values.items():
-                self.log.event(EventKind.VALIDATION, name, value, step=step)
-            for text in found.texts:
-                self.log.event(EventKind.SAMPLE, "text", text, step=step)
-
-    def _evaluating(self) -> Evaluating:
-        return needed(self.strategy, Evaluating, Capability.EVALUATING)
+        """Evaluate because it was asked for: rules, schedule and best checkpoint follow only what is due."""
+        self._evaluations.evaluate(step)
 
     def sample(self, step: int) -> None:
         """Let the model write, on all ranks; rank 0 logs it. ``ConfigError`` when it writes nothing."""
-        is_cell = self.workload.cell_state is not None
-        if self.workload.sample is None and (is_cell or self.workload.evaluate is None):
-            raise ConfigError("this training has no samples: define sample(model) in the cell")
-        self._enter("evaluate")
-        if self.workload.sample is not None:
-            texts = self.workload.sample(self._evaluating())
-        else:
-            texts = self.workload.evaluate(self._evaluating()).texts  # type: ignore[misc]
-        if self.strategy.rank == 0:
-            for text in texts:
-                self.log.event(EventKind.SAMPLE, "text", text, step=step)
-
-    def checkpoints(self) -> Checkpoints:
-        """What writes and reads them. ``ConfigError`` where the strategy has none."""
-        from workbench.engine.state.checkpoint import Checkpoints
-
-        needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE)
-        return Checkpoints(self._run, self.strategy, self.control, self.log, self.spec.keep, self.workload.cell_state)
+        self._evaluations.sample(step)
 
     def save(self, step: int, *, asked: bool) -> bool:
         """Write a checkpoint; whether it is there."""
-        files = self.checkpoints()
-        self._enter("checkpoint")
-        self._write_in_flight()
-        settings, left_out = self.settings.state()
-        if left_out and not self._warned_schedule:
-            self._warned_schedule = True
-            self.log.event(EventKind.WARNING, "schedule_not_saved", f"lr_scheduler: {', '.join(left_out)}", step=step)
-        state = {"step": step, "batches": self._consumed, "settings": settings}
-        if isinstance(self.workload.data, Positioned):
-            state["position"] = self.workload.data.position(self._consumed)
-        is_saved = files.save(step, state, asked=asked)
-        if is_saved:
-            self._saved = step
-        beside = self.workload.cell_state
-        if beside is not None and beside.left_out and not self._warned_state:
-            self._warned_state = True
-            names = ", ".join(beside.left_out)
-            text = (
-                f"checkpoints do not hold the cell's variables {names}: state = [...] in the cell names what they hold"
-            )
-            self.log.event(EventKind.WARNING, "state_not_saved", text, step=step)
-        return is_saved
+        return self._saving.save(step, *self._state_of(step)(), asked=asked)
+
+    def _state_of(self, step: int) -> Callable[[], tuple[dict[str, Any], list[str]]]:
+        """Makes what a checkpoint holds beside weights, and the names of what it cannot hold of the schedule."""
+
+        def state() -> tuple[dict[str, Any], list[str]]:
+            self._enter("checkpoint")
+            self._rows.flush(self.settings.log_every)
+            settings, left_out = self.settings.state()
+            found = {"step": step, "batches": self._reader.consumed, "settings": settings}
+            if self._counts_epochs:
+                found["epochs"] = self._reader.done
+            if isinstance(self.workload.data, Positioned):
+                found["position"] = self.workload.data.position(self._reader.consumed)
+            return {**found, "followed": self._following.state()}, left_out
+
+        return state
 
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
@@ -389,19 +345,22 @@ class Trainer:
         if isinstance(self.workload.data, Positioned):
             self.workload.data.check_repeatable()
         self._enter("checkpoint")
-        self._write_in_flight()
-        self._saved = self._restore(path)
-        return self._saved
+        self._rows.flush(self.settings.log_every)
+        restored = self._restore(path)
+        self._saving.saved = restored if path == checkpoints.directory(self._run, restored) else -1
+        return restored
 
     def _restore(self, path: Path) -> int:
-        state = self.checkpoints().restore(path, prepare=self._prepare)
+        state = self._saving.restore(path, self._prepare)
         self.settings.restore(state["settings"])
         step = int(state["step"])
         self.progress.step = step
-        self._unlogged = None
+        self._rows.forget()
+        self._following.restore(state.get("followed", {}))
         for observer in self.observers:
             observer.rolled_back(step)
         self.log.event(EventKind.CHECKPOINT, "restored", {"path": str(path), "rows": self.log.taken()}, step=step)
+        self._tell_epochs("epochs", step)
         return step
 
     def _prepare(self, state: dict[str, Any]) -> None:
@@ -409,4 +368,5 @@ class Trainer:
         number, data = int(state["batches"]), self.workload.data
         if "position" in state and isinstance(data, Positioned):
             data.begin_at(state["position"], number)
-        self._batches = self._batches_from(number)
+        self._read_ahead_s = 0.0
+        self._reader.begin(number, state.get("epochs"))

@@ -54,24 +54,27 @@ class Checkpoints:
     def _held(self) -> RankState:
         return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).rank_state()
 
-    def save(self, step: int, state: dict[str, Any], *, asked: bool) -> bool:
+    def save(self, step: int, state: dict[str, Any], *, asked: bool, best: dict[str, Any] | None = None) -> bool:
         """Save the checkpoint of ``step`` and return whether that succeeded.
 
         ``state``: the trainer's state as JSON types, which ``restore`` returns. ``asked``: the user requested this
-        checkpoint, so ``keep`` never removes it.
+        checkpoint, so ``keep`` never removes it. ``best``: it replaces the best checkpoint, with what it is best at.
         """
-        path = checkpoints.directory(self.run, step)
+        path = checkpoints.directory(self.run, step) if best is None else checkpoints.best_directory(self.run)
         temporary = path.with_name(path.name + TEMPORARY)
         reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
         reason = reason or self._run_and_agree(lambda: self._write_shards(temporary))
         reason = reason or self._run_and_agree(
-            lambda: self._publish(path, temporary, step, state, asked), first_only=True
+            lambda: self._publish(path, temporary, step, state, {"asked": asked, "best": best}), first_only=True
         )
         if reason:
             if self.strategy.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             self.log.event(EventKind.CHECKPOINT, "failed", reason, step=step)
             return False
+        if best is not None:
+            self.log.event(EventKind.CHECKPOINT, "best", {"name": best["name"], "value": best["value"]}, step=step)
+            return True
         self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
         if self.strategy.rank == 0:
             for removed in checkpoints.remove_old(self.run, self.keep):
@@ -118,14 +121,14 @@ class Checkpoints:
         scaler = to_plain(held.scaler_state())
         writer.write({"random": random.plain(), "optimizer": plain, "scaler": scaler, "cell": beside})
 
-    def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], asked: bool) -> None:
+    def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], about: dict[str, Any]) -> None:
         groups = [
             {name: to_plain(value) for name, value in group.items() if name != "params"}
             for group in self._held().optimizer.param_groups
         ]
         ranks = self.strategy.mesh.world_size
         document = {"trainer": state, "groups": groups}
-        write_index(temporary, step=step, ranks=ranks, plan=self._plan, state=document, asked=asked)
+        write_index(temporary, step=step, ranks=ranks, plan=self._plan, state=document, **about)
         checkpoints.publish(path)
 
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -59,7 +59,14 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
 
 
 def write_index(
-    directory: Path, *, step: int, ranks: int, plan: ParallelPlan, state: dict[str, Any], asked: bool
+    directory: Path,
+    *,
+    step: int,
+    ranks: int,
+    plan: ParallelPlan,
+    state: dict[str, Any],
+    asked: bool,
+    best: dict[str, Any] | None = None,
 ) -> None:
     """Write the index of a checkpoint: the shards of every tensor, and a checksum per file."""
     tensors: dict[str, Any] = {}
@@ -78,6 +85,7 @@ def write_index(
         "step": step,
         "saved_at": time.time(),
         "asked": asked,
+        **({} if best is None else {"best": best}),
         "ranks": ranks,
         "plan": asdict(plan),
         "state": state,

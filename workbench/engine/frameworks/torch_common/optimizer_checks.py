@@ -32,6 +32,8 @@ _ELEMENTWISE = frozenset(
         "SparseAdam",
     )
 )
+#: what a schedule may be stepped after
+SCHEDULE_UNITS = ("step", "epoch", "evaluation")
 _TRIAL_STEPS = 3
 #: large enough for optimizers that treat small weights in another way, as those that factor moments do
 _SHAPE = (160, 144)
@@ -65,8 +67,18 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Refuse, with ``ConfigError``, an ``lr_scheduler`` whose ``step`` needs an argument, such as a metric."""
+def check_scheduler(scheduler: Any, every: Any = "step", metric: Any = "") -> None:
+    """Refuse, with ``ConfigError``, an ``lr_scheduler`` that cannot be stepped after each ``every``: with the value
+    that ``metric`` names, or without an argument."""
+    if every not in SCHEDULE_UNITS or (metric and every == "step") or (every == "evaluation" and not metric):
+        known = '"epoch" or "evaluation"' if metric else '"step" or "epoch"'
+        raise ConfigError(f"lr_scheduler_every is {every!r}: it must be {known}", field="lr_scheduler_every")
+    if not isinstance(metric, str):
+        raise ConfigError(
+            f"lr_scheduler_metric is a {type(metric).__name__}: it names a value of the validation, such as "
+            '"validation_loss"',
+            field="lr_scheduler_metric",
+        )
     if scheduler is None:
         return
     if not callable(getattr(scheduler, "step", None)):
@@ -74,12 +86,18 @@ def check_scheduler(scheduler: Any) -> None:
             f"lr_scheduler is a {type(scheduler).__name__}: it must have a method step()", field="lr_scheduler"
         )
     needed = _arguments_of_step(scheduler)
-    if needed:
+    name = type(scheduler).__name__
+    if needed and not (metric and len(needed) == 1):
         raise ConfigError(
-            f"{type(scheduler).__name__}.step needs {', '.join(needed)}: the schedule is stepped after each optimizer "
-            "step without a metric. Use a schedule over steps, or change the learning rate while it trains (%dist_set "
-            "lr=...)",
+            f"{name}.step needs {', '.join(needed)}: name a value of the validation in the cell, lr_scheduler_metric = "
+            '"validation_loss", to step it with that value after each evaluation; or use a schedule over steps',
             field="lr_scheduler",
+        )
+    if metric and not needed:
+        raise ConfigError(
+            f"lr_scheduler_metric = {metric!r}, but {name}.step takes no value: leave the name out, or use "
+            "ReduceLROnPlateau",
+            field="lr_scheduler_metric",
         )
 
 

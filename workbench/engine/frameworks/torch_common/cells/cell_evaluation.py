@@ -68,15 +68,16 @@ class CellEvaluation:
         if self._data is not None:
             self._data.share_with(exchange)
 
-    def rehearse(self, strategy: Evaluating) -> None:
-        """Evaluate one batch, before the first step. ``ConfigError`` on all ranks when something is wrong with it, or
-        when there are no data. Collective."""
+    def rehearse(self, strategy: Evaluating) -> Mapping[str, Any]:
+        """Evaluate one batch, before the first step; its values. ``ConfigError`` on all ranks when something is wrong
+        with it, or when there are no data. Collective."""
         found = self._measured(_able(strategy), most=1)
         if found.errors:
             name, error = next(iter(found.errors.items()))
             raise ConfigError(_told(name, error, self._names), field=name if name == "evaluate" else "metrics")
         if self._data is not None and self._evaluate is None and not found.counts:
             raise ConfigError("the evaluation data gave no samples", field="eval_dataset")
+        return found.values()
 
     def __call__(self, strategy: Evaluating) -> Evaluation:
         """The values over all evaluation data, the same on every rank, and sampled texts. Collective."""

@@ -15,10 +15,11 @@ from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.sources import LoaderSource, dataset_source
+from workbench.engine.frameworks.torch_common.cells.declared import hooks_of, schedule_of
 from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
 from workbench.engine.frameworks.torch_common.device import rank_device
-from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer, check_scheduler
+from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer
 from workbench.engine.frameworks.torch_common.steps.declared import own_step
 from workbench.engine.frameworks.torch_common.steps.optimizers import joined_optimizer, joined_scheduler
 from workbench.engine.state.cell_names import CellNames, restore
@@ -58,13 +59,11 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     if train_step is None:
         optimizer, scheduler = names["optimizer"], names.get("lr_scheduler")
         check_optimizer(optimizer)
-        check_scheduler(scheduler)
     else:
         given = names["optimizer"] if "optimizer" in names else names["optimizers"]
         train_step = own_step(names, given)
         optimizer, scheduler = joined_optimizer(given), joined_scheduler(names.get("lr_scheduler"))
-        for each in getattr(scheduler, "parts", [scheduler]):
-            check_scheduler(each)
+    every, metric = schedule_of(names, getattr(scheduler, "parts", [scheduler]), spec)
     if spec.lr is not None and scheduler is None:
         rates = scaled([float(group["lr"]) for group in optimizer.param_groups], spec.lr)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -85,7 +84,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
             field="dataloader",
         )
     else:
-        data = DatasetSource(names["dataset"], spec.batch_size, seed=spec.seed, shuffle=spec.shuffle)
+        data = dataset_source(names["dataset"], spec)
     loss_fn = names.get("loss_fn")
     criterion = names.get("criterion") if loss_fn is None else None
     evaluation = evaluation_of(names, spec)
@@ -97,6 +96,9 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         criterion=_on_pairs(criterion) if criterion is not None else None,
         train_step=train_step,
         lr_scheduler=scheduler,
+        schedule_every=every,
+        schedule_metric=metric,
+        hooks=hooks_of(names),
         tokens_per_sample=None,
         knobs=knobs,
         beside=_beside(names, model, optimizer),

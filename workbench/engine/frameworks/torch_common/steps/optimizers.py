@@ -170,10 +170,10 @@ class JoinedScheduler:
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts
 
-    def step(self) -> None:
-        """Step all."""
+    def step(self, *values: Any) -> None:
+        """Step all, each with the same value of a validation where they follow one."""
         for part in self.parts:
-            part.step()
+            part.step(*values)
 
     @property
     def base_lrs(self) -> list[float]:
