@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from workbench.errors import ConfigError
 
 #: a cell must define at least one name of each entry
-REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
+REQUIRED_NAMES = (("model", "pretrained"), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion"))
 
 
 def check_cell(source: str) -> None:
@@ -23,8 +23,8 @@ def check_cell(source: str) -> None:
     missing = [_missing(choice, names) for choice in REQUIRED_NAMES if not names.intersection(choice)]
     if missing:
         raise ConfigError(
-            f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model, optimizer, dataset or "
-            "dataloader, and loss_fn(model, batch) or criterion",
+            f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model (or pretrained), "
+            "optimizer, dataset or dataloader, and loss_fn(model, batch) or criterion",
             field="cell",
         )
 

@@ -95,7 +95,8 @@ class Workload:
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
     that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
     what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
-    directory had that. ``names``: what the cell defines and sees.
+    directory had that. ``names``: what the cell defines and sees. ``after_split(model)``: to be called once a plan has
+    split the model, whose weights may still be views of files. ``tokenizer``: what ``save_pretrained`` writes too.
     """
 
     model: torch.nn.Module
@@ -112,3 +113,5 @@ class Workload:
     beside: Mapping[str, Any] = field(default_factory=dict)
     cell_names: TakenNames | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
+    after_split: Callable[[torch.nn.Module], object] | None = None
+    tokenizer: Any = None
