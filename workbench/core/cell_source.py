@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from workbench.errors import ConfigError
 
 #: a cell must define at least one name of each entry
-REQUIRED_NAMES = (("model",), ("optimizer",), ("dataset", "dataloader"), ("loss_fn", "criterion", "train_step"))
+REQUIRED_NAMES = (
+    ("model", "pretrained"),
+    ("optimizer",),
+    ("dataset", "dataloader"),
+    ("loss_fn", "criterion", "train_step"),
+)
 #: the name of a function that makes the steps of a training itself
 OWN_STEP = "train_step"
 
@@ -26,8 +31,9 @@ def check_cell(source: str) -> None:
     missing = [_missing(choice, names) for choice in REQUIRED_NAMES if not known.intersection(choice)]
     if missing:
         raise ConfigError(
-            f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model, optimizer, dataset or "
-            "dataloader, and loss_fn(model, batch), criterion or train_step(model, optimizer, batch)",
+            f"the cell does not define {', '.join(missing)}: a %%dist_train cell defines model (or pretrained), "
+            "optimizer, dataset or dataloader, and loss_fn(model, batch), criterion or "
+            "train_step(model, optimizer, batch)",
             field="cell",
         )
 

@@ -204,10 +204,12 @@ class RunReader:
         """
         return _in_engine("load_model")(self.path, self._checkpoint(step), self.spec, model, device)
 
-    def save_pretrained(self, out: str | Path, *, step: int | str | None = None) -> Path:
+    def save_pretrained(self, out: str | Path, *, step: int | str | None = None, merge: bool = True) -> Path:
         """Write the trained model of a checkpoint (default: the newest) into the directory ``out``, as
-        ``from_pretrained`` of the transformers library reads it. Raises ``ConfigError`` for any other model."""
-        return _in_engine("save_pretrained")(self.load_model(step=step), Path(out))
+        ``from_pretrained`` of the transformers library reads it. ``merge``: adapters are added to the weights; False:
+        the adapters alone are written, as ``peft.PeftModel.from_pretrained`` reads them. Raises ``ConfigError`` for
+        any other model."""
+        return _in_engine("save_pretrained")(self.path, self._checkpoint(step), self.spec, Path(out), merge)
 
     def _checkpoint(self, step: int | str | None) -> Path:
         return checkpoints.find(self.path, checkpoints.NEWEST if step is None else step)

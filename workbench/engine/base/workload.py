@@ -144,3 +144,5 @@ class Workload:
     beside: Mapping[str, Any] = field(default_factory=dict)
     cell_names: TakenNames | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
+    after_split: Callable[[torch.nn.Module], object] | None = None
+    tokenizer: Any = None

@@ -260,6 +260,8 @@ class HybridPlan(Plan):
         else:
             self.policy = UnchangedPolicy()
         super().boost(workload)
+        if workload.after_split is not None:
+            workload.after_split(self.module)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision)
 

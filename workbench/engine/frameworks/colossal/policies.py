@@ -11,6 +11,7 @@ from colossalai.shardformer.policies.auto_policy import _POLICY_LIST, _fullname,
 from colossalai.shardformer.policies.base_policy import Policy
 
 from workbench.core.config import TrainSpec
+from workbench.engine.frameworks.colossal.adapters import check_adapters
 from workbench.engine.frameworks.colossal.families import ANY_FAMILY, FAMILIES, Family, family_of, family_of_class
 from workbench.engine.frameworks.colossal.split_policy import SplitPolicy
 from workbench.errors import ConfigError
@@ -87,12 +88,18 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
         if family is None or type(model).__name__ not in family.classes(axis):
             raise ConfigError(_unknown_class(model, family, axis, count), field=f"--{axis}")
     if family is not None and axes:
+        check_adapters(model, family, axes)
         _check_settings(model, family, axes)
         _check_sizes(model, family, plan.tp, plan.pp)
 
 
 def _unknown_class(model: torch.nn.Module, family: Family | None, axis: str, count: int) -> str:
     name = type(model).__name__
+    if hasattr(model, "merge_and_unload"):
+        return (
+            f"--{axis} {count} cannot split a {name}: define the model without get_peft_model, and lora = the same "
+            "LoraConfig, or use --plugin ddp, zero1 or zero2"
+        )
     if family is None:
         no_subclass = ", and no subclass of them" if any(map(family_of_class, type(model).__mro__)) else ""
         titles = ", ".join(item.title for item in FAMILIES.values())

@@ -31,6 +31,7 @@ from colossalai.shardformer.policies.base_policy import (
     SubModuleReplacementDescription,
 )
 
+from workbench.engine.frameworks.colossal.adapters import AROUND_ADAPTERS
 from workbench.engine.frameworks.colossal.families import Family, family_of
 
 _VOCABULARY = (PaddingEmbedding, PaddingLMHead, VocabParallelEmbedding1D, VocabParallelLMHead1D)
@@ -89,6 +90,7 @@ class SplitPolicy(Policy):
                     _mend_gated(replacement)
                 if replacement.target_module is DropoutForParallelInput and not _is_of_shards(name, replacement.suffix):
                     replacement.target_module = DropoutForReplicatedInput
+                replacement.target_module = AROUND_ADAPTERS.get(replacement.target_module, replacement.target_module)
         self._use_own_forward(policy)
         return policy
 

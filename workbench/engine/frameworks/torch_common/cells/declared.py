@@ -14,9 +14,8 @@ HOOKS = ("on_step", "on_epoch")
 
 
 def schedule_of(names: Mapping[str, Any], schedulers: Sequence[Any], spec: TrainSpec) -> tuple[str, str]:
-    """What the cell's ``schedulers`` (None: it has none) are stepped after, and the value of the validation that they are given
-    ("": none).
-    ``ConfigError`` for one that cannot be stepped so."""
+    """What the cell's ``schedulers`` (None: it has none) are stepped after, and the value of the validation that they
+    are given ("": none). ``ConfigError`` for one that cannot be stepped so."""
     metric = names.get("lr_scheduler_metric", "")
     every = names.get("lr_scheduler_every", "evaluation" if metric else "step")
     for scheduler in schedulers:

@@ -17,6 +17,7 @@ from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.data.sources import LoaderSource, dataset_source
 from workbench.engine.frameworks.torch_common.cells.declared import hooks_of, schedule_of
+from workbench.engine.frameworks.torch_common.cells.pretrained import make_model
 from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer
@@ -47,7 +48,11 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     exec(compile(source, str(file), "exec"), namespace)
     # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
+    after_split = make_model(defined, spec)
+    namespace |= {name: defined[name] for name in ("model", "optimizer", "lr_scheduler") if name in defined}
     workload = _workload(defined, spec, knobs)
+    workload.after_split = after_split
+    workload.tokenizer = namespace.get("tokenizer")
     workload.cell_state = CellState(namespace, defined)
     workload.cell_names = names
     workload.names = namespace
