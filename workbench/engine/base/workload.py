@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from workbench.core.knobs import Knobs
+from workbench.core.own_alerts import OwnAlerts
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
 
@@ -95,7 +96,8 @@ class Workload:
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
     that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
     what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
-    directory had that. ``names``: what the cell defines and sees.
+    directory had that. ``names``: what the cell defines and sees. ``alerts``: those that it sets up; ``on_alert``: its
+    function that is told of each.
     """
 
     model: torch.nn.Module
@@ -112,3 +114,5 @@ class Workload:
     beside: Mapping[str, Any] = field(default_factory=dict)
     cell_names: TakenNames | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
+    alerts: OwnAlerts = field(default_factory=OwnAlerts)
+    on_alert: Callable[[dict[str, Any]], object] | None = None
