@@ -16,6 +16,7 @@ from workbench.core.numbers import number
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 from workbench.events.alerts import BEGINS, Alert
+from workbench.events.decode import as_number
 
 LONGEST = 300
 _CURVES = {"loss": "the loss", "grad_norm": "the gradient norm"}
@@ -188,7 +189,7 @@ def _bad_command(name: str, value: Any, old: Any) -> str:
 
 def _cost(name: str, value: Any, old: Any) -> str:
     return (
-        f"monitoring overhead so far: {100 * value:.2g} %"
+        f"monitoring overhead so far: {100 * as_number(value):.2g} %"
         if isinstance(value, (int, float))
         else _plain(name, value, old)
     )

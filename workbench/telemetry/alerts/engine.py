@@ -131,7 +131,7 @@ class _State:
 def _place(finding: Finding | Alert, places: Mapping[str, int]) -> tuple[float, ...]:
     """Where in the computation of a step something is, as a number that grows with it."""
     layer = finding.layer if isinstance(finding, Finding) else (finding.layers[0] if finding.layers else None)
-    module = math.inf if layer is None else places.get(layer, len(places))
+    module = -math.inf if layer is None else places.get(layer, len(places))
     if finding.where == "backward" and layer is not None:
         module = -module
     stage = PASSES.index(finding.where) if finding.where in PASSES else len(PASSES)
