@@ -22,6 +22,7 @@ from workbench.core.records import (
     WeightStats,
 )
 from workbench.engine.watch.host.phase_spans import NO_PHASE, Span, compute_spans
+from workbench.events.alerts import Alert
 from workbench.rundir.log import RankLogWriter
 
 STEP_S = 0.12
@@ -288,10 +289,23 @@ class FakeRank:
             self.tell(when, "checkpoint", "saved", {"path": f"checkpoints/step-{step:06d}", "ms": 41.0}, step=step)
         if self.rank == 0 and step == int(0.45 * steps):
             self.tell(when, "spike", "grad_norm", {"value": 3.1, "usual": 0.6, "score": 12.0}, step=step)
+            self._alerts(step, when)
             self.tell(when, "monitor", "interval", 20, step=step, old=10)
         if self.is_straggler and step == int(0.5 * steps):
             value = {"layer": self.names[-1], "count": 3}
             self.tell(when, "nonfinite", "gradient", value, step=step)
+
+    def _alerts(self, step: int, when: float) -> None:
+        """Two alerts of one step, one of which ends."""
+        alerts = [
+            Alert(time=when, step=step, name="rank_gradient_differs", state="begins", value=9.4, limit=0.7,
+                  where="backward", rank=self.mesh.world_size - 1),
+            Alert(time=when, step=step, name="grad_norm_spike", state="begins", value=3.1, limit=1.8,
+                  where="reduction", order=1, event="spike grad_norm"),
+            Alert(time=when + 1, step=step + 5, name="grad_norm_spike", state="ends", since=step),
+        ]  # fmt: skip
+        for alert in alerts:
+            self.writer.append(alert.to_event())
 
     def tell(
         self, when: float, kind: str, name: str, value: object = None, *, step: int = 0, old: object = None

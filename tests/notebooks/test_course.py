@@ -85,3 +85,14 @@ def test_a_training_is_paused_rolled_back_and_branched(execute, few_figures: Non
     assert rolled_back["value"].tolist() == [60, 60]
     assert runs["bolder"].spec.lr == pytest.approx(6e-3)
     assert render_notebook(executed).stat().st_size > 100_000
+
+
+def test_an_alert_names_the_fault_that_the_loss_does_not_show(execute, few_figures: None) -> None:
+    runs, executed = execute("07_warned_before_the_loss.ipynb", steps=24, at=12)
+    alerts = runs["eight-bits"].alerts()
+    (dead,) = alerts[alerts["name"] == "dead_layer"].to_dict("records")
+    assert dead["step"] == 15 and dead["where"] == "backward" and "self_attn" in dead["layer"]
+    loss = runs["eight-bits"].metrics()["loss"]
+    assert loss.iloc[-5:].mean() < loss.iloc[:12].mean(), "the text says that it goes on falling"
+    book = nbformat.read(executed, 4)
+    assert any("dead layer" in output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))

@@ -62,15 +62,16 @@ class Folded:
             self._ranks.pop(old)
             self._changed.pop(old, None)
 
-    def renew(self, key: Hashable, rank: int, **shown: Any) -> None:
-        """Let an item take the place of the newest entry with the same ``key``, whose ``count`` then rises."""
+    def renew(self, key: Hashable, rank: int, *, again: int = 1, **shown: Any) -> None:
+        """Let an item take the place of the newest entry with the same ``key``, whose ``count`` then rises by
+        ``again``."""
         place = self._recent.get(key)
         if place is None or place not in self._entries:
             self.add(key, rank, **shown)
             return
         self._ranks[place].add(rank)
         entry = self._entries[place]
-        entry |= {**shown, "count": entry["count"] + 1, "ranks": ranges(self._ranks[place])}
+        entry |= {**shown, "count": entry["count"] + again, "ranks": ranges(self._ranks[place])}
         self._recent.move_to_end(key)
         self._changed[place] = None
 

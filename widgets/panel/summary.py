@@ -14,6 +14,7 @@ from widgets.panel.verdict import SpeedVerdict, VerdictTracker
 from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
+from workbench.events.alerts import active, alerts_of
 from workbench.events.decode import as_number, decode, is_rank
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
@@ -55,6 +56,8 @@ class Facts:
         self._judged: SpeedVerdict = SpeedVerdict()
         self._judged_at = -math.inf
         self._in_force = InForce()
+        self._alerts: list[str] = []
+        self._alert_rows = (-1, -1)
         self._branches = Branches(store.run)
         self._asked_to_branch = False
         self.ranks = RankTable(store.spec.plan.ranks)
@@ -66,6 +69,7 @@ class Facts:
         ``clock``: monotonic time in seconds; None: make a new verdict in any case.
         """
         self._take_metrics()
+        self._take_alerts()
         devices, self._devices = rows.since(self._store, "devices", self._devices)
         if devices["rank"].size:
             self.ranks.take_devices(devices)
@@ -131,6 +135,7 @@ class Facts:
             "lr": _number(self._in_force.values.get("lr", self._latest.get("lr"))),
             "in_force": in_force_words(self._in_force.values),
             **self._known,
+            "alerts": self._alerts,
             "verdict": self._judged.sentence,
             "straggler": self._judged.straggler,
             "mfu": _number(self._judged.mfu),
@@ -156,6 +161,14 @@ class Facts:
         for index in range(max(0, size - RECENT_STEPS), size):
             self._recent.append((int(metrics["step"][index]), float(metrics["time"][index])))
         self._latest = {name: float(values[-1]) for name, values in metrics.items()}
+
+    def _take_alerts(self) -> None:
+        """Read again which alerts are on when there are new events, or when a rollback took some back."""
+        rows_read = (self._store.rows("events"), len(self._store.rollbacks.known))
+        if rows_read != self._alert_rows:
+            self._alert_rows = rows_read
+            told, _ = rows.told_since(self._store, 0)
+            self._alerts = [f"step {alert.step}: {alert.sentence()}" for alert in active(alerts_of(told))]
 
     def _take_event(self, event: dict[str, Any]) -> None:
         kind, name, rank, step = event["kind"], event["name"], int(event["rank"]), int(event["step"])

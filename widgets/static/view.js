@@ -58,6 +58,9 @@ export class View {
     this.runs.addEventListener("change", () => this.switchRun(this.runs.selectedIndex));
     this.lineage = make("span", "dw-note", title);
     this.about = make("div", "dw-about", names, { role: "status" });
+    this.alerts = make("button", "dw-alerts", head, { type: "button" });
+    this.alerts.hidden = true;
+    this.alerts.addEventListener("click", () => this.showEvents());
     this.pill = make("span", "dw-pill", head, { role: "status" });
     this.notice = make("div", "dw-notice", this.root, { role: "status" });
     this.notice.hidden = true;
@@ -277,6 +280,7 @@ export class View {
     this.about.title = this.about.textContent;
     this.about.dataset.level = notice?.level ?? "";
     say(this.pill, !cut || ended ? facts.status : cut === GONE && facts.own ? "lost" : "no kernel");
+    this.sayAlerts(facts.alerts ?? []);
     this.quick.say(facts);
     this.controls.say(facts);
     const share = Math.min(1, facts.step / facts.steps);
@@ -287,6 +291,19 @@ export class View {
     const left = known(facts.eta) && !cut ? ` · about ${duration(facts.eta)} left` : "";
     say(this.clock, known(facts.elapsed) ? `${duration(facts.elapsed)} elapsed${left}` : "");
     this.overview.say(facts);
+  }
+
+  // How many alerts are on; the list of events explains them.
+  sayAlerts(alerts) {
+    this.alerts.hidden = !alerts.length;
+    say(this.alerts, `${alerts.length} ${alerts.length === 1 ? "alert" : "alerts"}`);
+    this.alerts.title = alerts.join("\n");
+    this.alerts.setAttribute("aria-label", `${this.alerts.textContent}: ${alerts.join("; ")}`);
+  }
+
+  showEvents() {
+    this.open("overview");
+    this.overview.events.node.focus();
   }
 
   listLayers() {

@@ -171,7 +171,8 @@ class MonitorSpec:
     monitor takes at most the share ``budget`` of the step time (0.01 is 1 %). ``grad_layers``: a regular expression;
     statistics cover only layers whose qualified name it matches (``re.search``). ``sample_hz``: device samples per
     second. ``on_nonfinite``: the response to a non-finite loss or gradient: "stop" the run, "skip" the step on all
-    ranks, or "go" on. Raises ``ConfigError`` for values that cannot work.
+    ranks, or "go" on. ``notify``: what is told of each alert: a command line, which gets it as JSON on its standard
+    input, or ``module:function``. Raises ``ConfigError`` for values that cannot work.
     """
 
     level: str = "full"
@@ -180,6 +181,7 @@ class MonitorSpec:
     budget: float = 0.01
     sample_hz: float = 2.0
     on_nonfinite: str = "stop"
+    notify: str = ""
 
     def __post_init__(self) -> None:
         _check_own_types(self)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from workbench.core.own_alerts import check_alert
 from workbench.errors import ConfigError, suggest
 
 #: what applies a control: the training loop, the strategy, the monitor, the cell, or the session
@@ -216,6 +217,18 @@ def _checkpoint(control: Control, value: Any) -> int | str:
     return value if value in (NEWEST, BEST) else _int(control, value)
 
 
+def _alert(control: Control, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return check_alert(*(value.get(key, default) for key, default in _ALERT.items()))
+    name, colon, when = str(value).partition(":")
+    if not colon:
+        raise control._refusal(value)
+    return check_alert(name.strip(), when.strip())
+
+
+_ALERT = {"name": "", "when": "", "text": "", "after": 1}
+
+
 def _changes(control: Control, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise control._refusal(value)
@@ -244,6 +257,7 @@ KINDS: dict[str, Kind] = {
     "lr": Kind(_lr, "a number above 0, a factor such as x0.5, or schedule", "text", "1e-4, or x0.5"),
     "interval": Kind(_interval, "a whole number of steps (0: never), or auto", "text", "steps, or auto"),
     "checkpoint": Kind(_checkpoint, "the step of a checkpoint, newest, or best", "text"),
+    "alert": Kind(_alert, "NAME: CONDITION, such as high: loss > 10", "text", "high: loss > 10"),
     "changes": Kind(_changes, "options of a run, such as lr=1e-4", "text", "lr=1e-4 name=b"),
 }
 
@@ -283,6 +297,8 @@ CONTROLS: tuple[Control, ...] = (
             help="restore a checkpoint: weights, optimizer, schedule, random generators, data position, settings"),
     Control(name="branch", title="branch", kind="changes", applies="session", ends=True,
             help="stop this run with a checkpoint and continue from it as a new run with changed options"),
+    Control(name="alert", title="alert", kind="alert",
+            help="alert whenever a condition begins to hold, such as spike: grad_norm > 5 * median(grad_norm, 50)"),
     Control(name="freeze", title="freeze layers", kind="regex", applies="strategy", alters="frozen", when_empty="none",
             help="stop updating the layers whose names match"),
     Control(name="unfreeze", title="unfreeze layers", kind="regex", applies="strategy", default=".", alters="frozen",

@@ -257,6 +257,7 @@ class EventKind(StrEnum):
     DATA = "data"
     NONFINITE = "nonfinite"
     SPIKE = "spike"
+    ALERT = "alert"
     MONITOR = "monitor"
     LAYERS = "layers"
     LOSS_SCALE = "loss_scale"
@@ -280,9 +281,11 @@ class Event:
     ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput
     counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
     grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard deviations between, from
-    rank 0), ``monitor`` (name: interval, steps between full sets of gradient statistics; cost, share of the time so
-    far), ``layers`` (name: norms; value: ``layout``, its number, and ``parts``, the layer, ``sharded`` and number of
-    elements of each norm of a row of ``LayerNorms``), ``loss_scale`` (name: changed), ``checkpoint`` (name: saved,
+    rank 0), ``alert`` (name: the rule, or the user's own name; value: the fields of ``events.alerts.Alert``; in the log
+    of rank 0, with the step, the time and the rank that it is about), ``monitor`` (name: interval, steps between full
+    sets of gradient statistics; cost, share of the time so far), ``layers`` (name: norms; value: ``layout``, its
+    number, and ``parts``, the layer, ``sharded`` and number of elements of each norm of a row of ``LayerNorms``),
+    ``loss_scale`` (name: changed), ``checkpoint`` (name: saved,
     failed, removed; restored, value: ``path``, and ``rows``: how many rows of each table this rank had logged by then,
     of which those of steps after ``step`` count no more; resumed_with, value: the settings of the resumed run that are
     not the checkpoint's), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the

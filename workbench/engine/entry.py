@@ -45,6 +45,8 @@ from workbench.engine.frameworks.torch_common.torch_settings import changed_sett
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
+from workbench.engine.watch.host.alerts import AlertWatch
+from workbench.engine.watch.host.notify import target_of
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.buffer_changes import BufferChanges
@@ -90,6 +92,7 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
             log.event(EventKind.WARNING, "reloaded_modules", ", ".join(reloaded))
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
         sampler.start()
+        alerts = AlertWatch(path, spec.name, log, progress) if rank == 0 else None
         try:
             with torch_defaults() as changed:
                 if changed:
@@ -98,7 +101,9 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
                 lost = notebook_group.leave()
                 if lost:
                     log.event(EventKind.WARNING, "process_group", f"{lost}: a run has groups of its own")
-                state, reason = _train(path, spec, rank, log, progress, failed=failed)
+                state, reason = _train(path, spec, rank, log, progress, failed=failed, alerts=alerts)
+            if alerts is not None:
+                alerts.close()
             log.event(EventKind.STATE, state, reason or None, step=progress.step)
         except BaseException as error:
             state = "failed"
@@ -106,6 +111,8 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
             if not isinstance(error, Exception):
                 raise
         finally:
+            if alerts is not None:
+                alerts.close(wait=False)
             sampler.stop()
             gc.collect()
     lost = "" if log.failure is None else f"{log.failure.strerror or log.failure} (disk of {path})"
@@ -120,6 +127,7 @@ def _train(
     progress: Progress,
     *,
     failed: Callable[[BaseException], None],
+    alerts: AlertWatch | None,
 ) -> tuple[str, str]:
     """How the training ended, and why it ended early ("": it did not)."""
     with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed), noted_losses():
@@ -144,6 +152,9 @@ def _train(
             separate_generators(strategy)
             _rehearse(spec, workload, strategy, exchange)
             control = AgreedControl(path, exchange)
+            notify = target_of(spec.monitor.notify) or workload.on_alert
+            if alerts is not None and (spec.monitor.level != "off" or workload.alerts or notify):
+                alerts.begin(workload.alerts, notify)
             observers = observers_of(spec, strategy, workload, log, exchange)
             trainer = Trainer(
                 spec=spec,

@@ -15,6 +15,8 @@ from workbench.core.controls import AUTOMATIC, find, settings
 from workbench.core.numbers import number
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
+from workbench.events.alerts import BEGINS, Alert
+from workbench.events.decode import as_number
 
 LONGEST = 300
 _CURVES = {"loss": "the loss", "grad_norm": "the gradient norm"}
@@ -93,6 +95,12 @@ def _layers(value: Any) -> str:
     return short(value) if value else "none"
 
 
+def _own_alert(value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    condition = "a function of the cell" if told.get("is_function") else short(told.get("when"))
+    return f"alert {short(told.get('name'))} when {condition}"
+
+
 _ACTS: dict[str, Callable[[Any, Any], str]] = {
     "pause": lambda value, old: "pause after this step",
     "resume": lambda value, old: "resume training",
@@ -103,6 +111,7 @@ _ACTS: dict[str, Callable[[Any, Any], str]] = {
     "checkpoint": lambda value, old: "checkpoint requested",
     "rollback": lambda value, old: f"rolled back to step {short(value)}{'' if old is None else f', from {short(old)}'}",
     "branch": lambda value, old: f"branched: a new run continues{f' with {short(value)}' if value else ''}",
+    "alert": _own_alert,
     "freeze": lambda value, old: f"frozen layers: {_layers(old)} → {_layers(value)}",
     "unfreeze": lambda value, old: f"frozen layers: {_layers(old)} → {_layers(value)}",
 }
@@ -152,6 +161,12 @@ def _spike(name: str, value: Any, old: Any) -> str:
     return f"{what} spiked to {short(told['value'])}{usual}"
 
 
+def _alert(name: str, value: Any, old: Any) -> str:
+    alert = Alert.from_value(name, value)
+    says_more = alert.state == BEGINS and not alert.is_own
+    return f"{alert.sentence()}. {alert.explanation()}" if says_more else alert.sentence()
+
+
 def _saved(name: str, value: Any, old: Any) -> str:
     return f"checkpoint {_checkpoint_name(value)} was written"
 
@@ -195,7 +210,7 @@ def _bad_command(name: str, value: Any, old: Any) -> str:
 
 def _cost(name: str, value: Any, old: Any) -> str:
     return (
-        f"monitoring overhead so far: {100 * value:.2g} %"
+        f"monitoring overhead so far: {100 * as_number(value):.2g} %"
         if isinstance(value, (int, float))
         else _plain(name, value, old)
     )
@@ -249,6 +264,7 @@ _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
     EventKind.REFUSED: _refused,
     EventKind.NONFINITE: _nonfinite,
     EventKind.SPIKE: _spike,
+    EventKind.ALERT: _alert,
     EventKind.WARNING: lambda name, value, old: name.replace("_", " ") if value is None else short(value),
 }
 _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.core.records import EventKind
+from workbench.events.alerts import alerts_of, table_of
 from workbench.events.words import words as event_in_words
 from workbench.plots.base import Plot
 from workbench.report import mesh_diagram, timeline, words
@@ -22,7 +23,7 @@ from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
-from workbench.telemetry.row_views import is_share
+from workbench.telemetry.row_views import is_share, told_since
 
 #: rows of the table of events; further events are only counted
 _MAX_EVENTS = 500
@@ -41,6 +42,7 @@ _OMITTED_KINDS = (
     EventKind.SETTINGS,
     EventKind.LAYERS,
     EventKind.VERIFY,
+    EventKind.ALERT,
 )
 #: headings of the groups of figures, in the order of the report; other groups follow, named after their tab
 _GROUPS = {
@@ -52,7 +54,7 @@ _GROUPS = {
     "timeline": "Timeline",
 }
 #: sections of a report of one run that are not folded; in a report of several runs all are, as they are compared above
-_OPEN_SECTIONS = frozenset({"overview", "samples", "gradients", "controls"})
+_OPEN_SECTIONS = frozenset({"overview", "samples", "gradients", "alerts", "controls"})
 
 
 @dataclass(kw_only=True)
@@ -84,6 +86,7 @@ class RunSection:
     validation: list[dict[str, Any]]
     confusion: dict[str, Any] | None
     samples: list[tuple[int, str]]
+    alerts: list[dict[str, Any]]
     events: list[dict[str, Any]]
     omitted_events: int
     controls: list[dict[str, Any]]
@@ -107,7 +110,11 @@ class RunSection:
     def contents(self) -> list[tuple[str, str]]:
         """(id, title) of the sections of this run, in order, for a table of contents."""
         groups = [(group.name, group.title) for group in self.groups if group.figures or self.has_table(group.name)]
-        optional = [("controls", "Controls", self.controls), ("verification", "Verification", self.verification)]
+        optional = [
+            ("alerts", "Alerts", self.alerts),
+            ("controls", "Controls", self.controls),
+            ("verification", "Verification", self.verification),
+        ]
         tables = [(name, title) for name, title, rows in optional if rows]
         entries = [("summary", "Summary"), *groups, ("plan", "Plan"), *tables, ("events", "Events")]
         return [*entries, ("environment", "Environment"), ("spec", "Spec"), ("rerun", "Run it again")]
@@ -144,6 +151,7 @@ def make_section(
         validation=run.validation(),
         confusion=_last_confusion_matrix(run),
         samples=_samples(run),
+        alerts=_alerts(run),
         events=[
             {
                 "elapsed": _elapsed(event.time, start_time),
@@ -258,13 +266,24 @@ def _samples(run: RunData) -> list[tuple[int, str]]:
 
 
 def _other_events(run: RunData) -> list[LoggedEvent]:
-    """Events for the table; of those of the monitor, such as a changed interval, the last of each name."""
+    """Events for the table, without those that an alert tells; of those of the monitor, such as a changed interval, the
+    last of each name."""
     last = {event.name: event for event in run.events_of_kind(EventKind.MONITOR)}
+    alerts = alerts_of(run.store.table("events"))
+    told = {(alert.step, alert.event) for alert in alerts if alert.event.startswith(EventKind.SPIKE)}
     return [
         event
         for event in run.logged_events
-        if event.kind not in _OMITTED_KINDS and (event.kind != EventKind.MONITOR or event is last[event.name])
+        if event.kind not in _OMITTED_KINDS
+        and (event.step, f"{event.kind} {event.name}") not in told
+        and (event.kind != EventKind.MONITOR or event is last[event.name])
     ]
+
+
+def _alerts(run: RunData) -> list[dict[str, Any]]:
+    """Rows of the table of alerts: ``events.alerts.table_of``, of the steps that no rollback took back."""
+    told, _ = told_since(run.store, 0)
+    return [{str(name): value for name, value in row.items()} for row in table_of(alerts_of(told)).to_dict("records")]
 
 
 def _verify_events(run: RunData) -> list[tuple[str, str]]:

@@ -151,6 +151,13 @@ class RunReader:
             frame[column] = [decode(text) for text in frame[column]]
         return frame.sort_values("time", kind="stable", ignore_index=True)
 
+    def alerts(self) -> pd.DataFrame:
+        """Alerts by step, of one step in the order of the computation: step, name, text, rank, layer, value, limit,
+        where, order, ended (the step of the end, 0: not yet), explanation."""
+        from workbench.events.alerts import alerts_of, table_of
+
+        return table_of(alerts_of(self._events()))
+
     def samples(self) -> list[tuple[int, str]]:
         """Texts sampled from the model, as (step, text)."""
         return [(event.step, str(event.value)) for event in of_kind(self._events(), EventKind.SAMPLE)]

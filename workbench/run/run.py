@@ -150,6 +150,14 @@ class Run(RunReader):
         """Resume updating frozen layers whose names the regular expression ``layers`` matches (default: all)."""
         self.ask("unfreeze", layers)
 
+    def alert(self, name: str, when: str, *, text: str = "", after: int = 1) -> None:
+        """Alert, from the next step on, whenever ``when`` begins to hold at ``after`` steps in a row.
+
+        ``when``: an expression such as ``"grad_norm > 5 * median(grad_norm, 50)"``. ``text``: what it means and what to
+        do. An alert of the same name is replaced.
+        """
+        self.ask("alert", {"name": name, "when": when, "text": text, "after": after})
+
     def branch(self, **changes: Any) -> Run:
         """Continue as a new run with changed options (``lr=1e-4, name="slower"``), and return the new run.
 

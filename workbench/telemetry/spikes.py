@@ -21,7 +21,7 @@ THRESHOLD = 8.0
 #: a spike is also at least so much of the median above it: a smooth curve has hardly any deviation
 LEAST_SHARE = {"loss": 0.1, "grad_norm": 1.0}
 #: the median absolute deviation of normal noise is its standard deviation times 0.6745 (Rousseeuw & Croux 1993)
-_MAD_OF_NORMAL = 0.6744897501960817
+MAD_OF_NORMAL = 0.6744897501960817
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class _Curve:
         if value - usual <= abs(usual) * share:
             return None
         deviation = _median(sorted(abs(other - usual) for other in self._sorted))
-        scale = max(deviation / _MAD_OF_NORMAL, abs(usual) * share / threshold)
+        scale = max(deviation / MAD_OF_NORMAL, abs(usual) * share / threshold)
         return (usual, (value - usual) / scale) if scale > 0 else None
 
     def add(self, step: int, value: float) -> None:

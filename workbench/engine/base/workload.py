@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from workbench.core.knobs import Knobs
+from workbench.core.own_alerts import OwnAlerts
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
 
@@ -115,15 +116,22 @@ class Workload:
 
     ``beside``: modules and parameters that the optimizer updates too and that are no part of the model, by name.
     Exactly one of ``loss_fn`` and ``criterion`` is set; with a ``train_step`` they serve the evaluation, and there may
-    be none. ``tokens_per_sample`` is 1 where a model has no tokens, and None where each batch shows how many it has
-    (``data.tokens_in``). ``lr_scheduler`` is stepped after each "step", "epoch" or "evaluation" (``schedule_every``),
-    with the value of the validation that ``schedule_metric`` names ("": without). ``hooks``: ``on_step`` and
-    ``on_epoch``, called with a number and values. ``evaluate(strategy)`` runs on every rank at the same step (it may
-    use ``strategy.forward``) and returns the same values on every rank, or values on rank 0 only.
-    ``sample(strategy)``, likewise, gives texts only. ``knobs``: those that the training script or the recipe declares,
-    now or later; its parts read their present values. ``cell_state``: what a cell keeps beside these, for checkpoints.
-    ``cell_names``: what it took from elsewhere, unless the run directory had that. ``names``: what the cell defines
-    and sees.
+    be none.
+
+    ``lr_scheduler`` is stepped after each "step", "epoch" or "evaluation" (``schedule_every``), with the value of the
+    validation that ``schedule_metric`` names ("": without).
+    ``hooks``: ``on_step`` and ``on_epoch``, called with a number and values.
+    ``tokens_per_sample`` is 1 where a model has no tokens, and None where each batch shows how many it has
+    (``data.tokens_in``).
+    ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
+    values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only.
+    ``knobs``: those that the training script or the recipe declares, now or later; its parts read their present values.
+    ``cell_state``: what a cell keeps beside these, for checkpoints.
+    ``cell_names``: what it took from elsewhere, unless the run directory had that.
+    ``names``: what the cell defines and sees.
+    ``after_split(model)``: to be called once a plan has split the model, whose weights may still be views of files.
+    ``tokenizer``: what ``save_pretrained`` writes too.
+    ``alerts``: those that a cell sets up; ``on_alert``: its function that is told of each.
     """
 
     model: torch.nn.Module
@@ -146,3 +154,5 @@ class Workload:
     names: Mapping[str, Any] = field(default_factory=dict)
     after_split: Callable[[torch.nn.Module], object] | None = None
     tokenizer: Any = None
+    alerts: OwnAlerts = field(default_factory=OwnAlerts)
+    on_alert: Callable[[dict[str, Any]], object] | None = None

@@ -132,6 +132,10 @@ def _rollback(at: Boundary, target: int | str) -> Change:
     return Change(at.step, before, restored=True)
 
 
+def _alert(at: Boundary, declared: dict[str, Any]) -> Change:
+    return Change(declared)  # who evaluates alerts reads it from the log
+
+
 def _freeze(at: Boundary, pattern: str) -> Change:
     before = at.settings.frozen
     at.settings.freeze(pattern, frozen=True)
@@ -157,6 +161,7 @@ ACTS: dict[str, Act] = {
     "checkpoint": _checkpoint,
     "rollback": _rollback,
     "branch": _branch,
+    "alert": _alert,
     "freeze": _freeze,
     "unfreeze": _unfreeze,
 }

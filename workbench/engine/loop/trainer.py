@@ -92,7 +92,7 @@ class Trainer:
         self._read_ahead_s = 0.0
         self._loss: Any = None
         self._lr, self._skipped = 0.0, False
-        self._threads_s = log.cost_s + progress.sampling_s
+        self._threads_s = log.cost_s + progress.threads_s
         self._scale: float | None = None
         self._saves_at_end = spec.final_checkpoint and isinstance(strategy, Checkpointable)
 
@@ -283,7 +283,7 @@ class Trainer:
         """What watching the step cost: the trainer's own part, that of the observers, and of the threads that write the
         log and sample the device, which take the interpreter from training. The guard, and what it needs, is part of
         training: it is there whatever is watched."""
-        before, self._threads_s = self._threads_s, self.log.cost_s + self.progress.sampling_s
+        before, self._threads_s = self._threads_s, self.log.cost_s + self.progress.threads_s
         watching_ms = sum(observer.cost_ms for observer in self.observers if observer is not self.guard)
         return own_ms + (self._threads_s - before) * 1e3 + watching_ms
 

@@ -28,15 +28,22 @@ FIRST_SAMPLE_S = 0.1
 class Progress:
     """Shared between the trainer and the sampler's thread; assigning an attribute is atomic.
 
-    The trainer sets ``step`` and ``phase``. The sampler sets ``sampling_s``, the CPU seconds that it has used so far.
+    The trainer sets ``step`` and ``phase``. The sampler sets ``sampling_s``, the CPU seconds that it has used so far,
+    and what evaluates alerts ``alerting_s``, likewise.
     """
 
-    __slots__ = ("phase", "sampling_s", "step")
+    __slots__ = ("alerting_s", "phase", "sampling_s", "step")
 
     def __init__(self) -> None:
         self.step = 0
         self.phase = "starting"
         self.sampling_s = 0.0
+        self.alerting_s = 0.0
+
+    @property
+    def threads_s(self) -> float:
+        """CPU seconds of all threads that watch beside the training."""
+        return self.sampling_s + self.alerting_s
 
 
 @dataclass(frozen=True, slots=True)

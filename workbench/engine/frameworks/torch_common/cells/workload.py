@@ -12,6 +12,7 @@ import torch
 from workbench.core.cell_source import OWN_STEP
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
+from workbench.core.own_alerts import OwnAlerts
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
@@ -32,14 +33,20 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, and ``knob``, a method of the workload's
-    own ``Knobs``. Errors of the cell are raised
+    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, ``knob``, a method of the workload's
+    own ``Knobs``, and ``alert``, one of its ``OwnAlerts``. Errors of the cell are raised
     unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
-    knobs = Knobs()
+    knobs, alerts = Knobs(), OwnAlerts()
     on_rank = _defined_on_rank()
-    given = {"world_size": spec.plan.ranks, "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
+    given = {
+        "world_size": spec.plan.ranks,
+        "spec": spec,
+        "knob": knobs.knob,
+        "alert": alerts.alert,
+        "__name__": "__main__",
+    }
     before = {"rank": int(os.environ.get("RANK", "0")), "device": rank_device(), **on_rank, **given}
     is_kept = restore(file.parent, before)
     names = None if is_kept else CellNames.of(source, on_rank, given)
@@ -56,6 +63,8 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     workload.cell_state = CellState(namespace, defined)
     workload.cell_names = names
     workload.names = namespace
+    workload.alerts = alerts
+    workload.on_alert = _on_alert(defined)
     return workload
 
 
@@ -110,6 +119,13 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         evaluate=evaluation,
         sample=evaluation.texts if evaluation is not None and evaluation.writes else None,
     )
+
+
+def _on_alert(names: dict[str, Any]) -> Any:
+    found = names.get("on_alert")
+    if found is not None and not callable(found):
+        raise ConfigError("on_alert is to be a function of one argument, the alert as a dict", field="on_alert")
+    return found
 
 
 def _beside(names: dict[str, Any], model: Any, optimizer: Any) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""The built-in rules on single layers: gradients, updates, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench.core.columns import Columns
+from workbench.telemetry.alerts.rules import Finding
+from workbench.telemetry.alerts.steps import StepView
+from workbench.telemetry.spikes import MAD_OF_NORMAL, THRESHOLD
+
+
+class _OfLayers:
+    """``_found`` names the layers that are concerned; a layer counts once it is at ``looks`` looks in a row."""
+
+    name = ""
+    after, quiet, looks = 1, 3, 3
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+
+    def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
+        found = self._found(view)
+        if found is None:
+            return None
+        self._held = {str(finding.layer): self._held.get(str(finding.layer), 0) + 1 for finding in found}
+        return [finding for finding in found if self._held[str(finding.layer)] >= self.looks]
+
+    def _found(self, view: StepView) -> list[Finding] | None:
+        raise NotImplementedError
+
+
+def _reduced(view: StepView) -> Columns | None:
+    """Rows of whole layers after the reduction, each once."""
+    if view.layers is None or view.values.get("skipped"):
+        return None
+    reduced = np.flatnonzero(view.layers["scope"] == "reduced")
+    if not reduced.size:
+        return None
+    _, first = np.unique(view.layers["layer"][reduced].astype(str), return_index=True)
+    return {name: values[reduced[first]] for name, values in view.layers.items()}
+
+
+class DeadLayer(_OfLayers):
+    """Layers without any gradient. Those that are frozen have none at all, and no row."""
+
+    name = "dead_layer"
+    ZEROS = 0.999
+
+    def _found(self, view: StepView) -> list[Finding] | None:
+        layers = _reduced(view)
+        if layers is None or not (layers["norm"] > 0).any():
+            return None
+        dead = (layers["norm"] == 0) | (layers["zero_fraction"] >= self.ZEROS)
+        return [
+            Finding(where="backward", value=float(norm), layer=str(layer))
+            for layer, norm in zip(layers["layer"][dead], layers["norm"][dead], strict=True)
+        ]
+
+
+class VanishingGradient(_OfLayers):
+    """Layers whose gradient is tiny beside that of others."""
+
+    name = "vanishing_gradient"
+    looks = 5
+    SHARE = 1e-5
+
+    def _found(self, view: StepView) -> list[Finding] | None:
+        layers = _reduced(view)
+        if layers is None or layers["norm"].size < 2:
+            return None
+        limit = self.SHARE * float(np.nanmedian(layers["norm"]))
+        tiny = (layers["norm"] > 0) & (layers["norm"] < limit)
+        return [
+            Finding(where="backward", value=float(norm), limit=limit, layer=str(layer))
+            for layer, norm in zip(layers["layer"][tiny], layers["norm"][tiny], strict=True)
+        ]
+
+
+class UpdateRatio(_OfLayers):
+    """Layers that one update changes by too much, or hardly (``is_low``). The first steps, in which weights that began
+    at 0 grow and the rate warms up, are not judged."""
+
+    HIGH, LOW, FROM_STEP = 0.05, 1e-7, 20
+
+    def __init__(self, *, is_low: bool) -> None:
+        super().__init__()
+        self.name = "update_vanishes" if is_low else "update_ratio"
+        self._is_low = is_low
+        self.looks = 3 if is_low else 1
+
+    def _found(self, view: StepView) -> list[Finding] | None:
+        weights = view.weights
+        if weights is None or view.step <= self.FROM_STEP or view.values.get("skipped"):
+            return None
+        ratio = weights["update_ratio"].astype(float)
+        if self._is_low:
+            limit = self.LOW
+            beyond = (ratio < limit) & (weights["weight_norm"] > 0) & (view.values.get("lr", 0.0) > 0)
+        else:
+            limit = self.HIGH
+            beyond = ratio > limit
+        return [
+            Finding(where="update", value=float(value), limit=limit, layer=str(layer))
+            for layer, value in zip(weights["layer"][beyond], ratio[beyond], strict=True)
+        ]
+
+
+class RankLayerDiffers:
+    """One layer whose gradients differ between replicas as those of no other layer do."""
+
+    name, after, quiet = "rank_layer_differs", 1, 3
+    FACTOR, LEAST_LAYERS = 5.0, 4
+
+    def __init__(self) -> None:
+        self._before: np.ndarray | None = None
+
+    def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
+        """Of two replicas, the one whose norm has moved more since the last look that found nothing."""
+        table = _by_replica(view)
+        if table is None or table[1].shape[0] < 2 or table[1].shape[1] < self.LEAST_LAYERS:
+            return None
+        names, logs = table
+        others = np.stack([np.median(np.delete(logs, place, axis=0), axis=0) for place in range(len(logs))])
+        gaps = logs - others
+        gaps -= np.median(gaps, axis=1, keepdims=True)
+        spread = np.median(np.abs(gaps), axis=1, keepdims=True) / MAD_OF_NORMAL
+        beyond = np.abs(gaps) > np.maximum(np.log(self.FACTOR), THRESHOLD * spread)
+        before = self._before if self._before is not None and self._before.shape == logs.shape else others
+        found = []
+        for layer in np.flatnonzero(beyond.any(axis=0)):
+            moved = np.where(beyond[:, layer], np.abs(logs - before)[:, layer], -1.0)
+            rank = int(moved.argmax())
+            value, limit = (float(np.exp(each[rank, layer])) for each in (logs, others))
+            place = rank * view.block
+            found.append(Finding(where="backward", value=value, limit=limit, rank=place, layer=str(names[layer])))
+        if not found:
+            self._before = logs
+        return found
+
+
+def _by_replica(view: StepView) -> tuple[np.ndarray, np.ndarray] | None:
+    """Layers, and the logarithm of the norm of each replica's own gradient (replicas, layers), where all have one."""
+    if view.layers is None:
+        return None
+    local = np.flatnonzero((view.layers["scope"] == "local") & (view.layers["norm"] > 0))
+    names, layer = np.unique(view.layers["layer"][local].astype(str), return_inverse=True)
+    replica = view.layers["rank"][local] // view.block
+    if not local.size:
+        return None
+    norms = np.full((int(replica.max()) + 1, names.size), np.nan)
+    norms[replica, layer] = np.log(view.layers["norm"][local])
+    known = np.isfinite(norms).all(axis=0)
+    return names[known], norms[:, known]
+
+
+class ExplodingLogits(_OfLayers):
+    """The largest logit of attention, where the table ``activations`` has a column ``max_logit``."""
+
+    name = "exploding_logits"
+    LIMIT = 50.0
+
+    def _found(self, view: StepView) -> list[Finding] | None:
+        rows = view.activations
+        if rows is None or "max_logit" not in rows or not np.isfinite(rows["max_logit"]).any():
+            return None
+        beyond = np.flatnonzero(rows["max_logit"] > self.LIMIT)
+        largest: dict[str, int] = {}
+        for row in beyond:
+            layer = str(rows["layer"][row])
+            if layer not in largest or rows["max_logit"][row] > rows["max_logit"][largest[layer]]:
+                largest[layer] = int(row)
+        micro_batch = rows.get("micro_batch")
+        return [
+            Finding(
+                where="forward",
+                value=float(rows["max_logit"][row]),
+                limit=self.LIMIT,
+                rank=int(rows["rank"][row]),
+                micro_batch=-1 if micro_batch is None else int(micro_batch[row]),
+                layer=layer,
+            )
+            for layer, row in largest.items()
+        ]
