@@ -14,8 +14,15 @@ def llama(path: Path, *, dtype: torch.dtype = torch.float32, shards: bool = Fals
     """A Llama with grouped key-value heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    settings = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **{**sizes, **config})
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "num_key_value_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    settings = LlamaConfig(**{**sizes, **config})
     return _saved(LlamaForCausalLM, settings, path, dtype, shards)
 
 

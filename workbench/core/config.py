@@ -207,6 +207,9 @@ class TrainSpec:
     """One training run.
 
     ``recipe``: the name of a recipe; "" when a cell defines the model.
+    ``model``, ``data``, ``seq_len``, ``lora_rank``: options of recipes that take them, such as ``causal-lm``: a local
+    directory or configuration, data files separated by commas, tokens of a sequence (0: the recipe's choice), and the
+    rank of LoRA adapters (0: all weights are trained).
     ``batch_size``: the global batch size, in samples per optimizer step over all ranks (0: the cell's dataloader has
     its own). Each data-parallel rank splits its contiguous share into ``accumulate`` gradient accumulation steps, and a
     pipeline splits each of them into ``plan.micro_batches``.
@@ -224,6 +227,10 @@ class TrainSpec:
 
     recipe: str = ""
     size: str = ""
+    model: str = ""
+    data: str = ""
+    seq_len: int = 0
+    lora_rank: int = 0
     name: str = "run"
     plan: ParallelPlan = field(default_factory=ParallelPlan)
     steps: int = 100
@@ -253,6 +260,8 @@ class TrainSpec:
             ("accumulate", 1),
             ("keep", 0),
             ("seed", 0),
+            ("seq_len", 0),
+            ("lora_rank", 0),
         ):
             _check_least(self, name, least)
         check_interval(self.eval_every, "--eval-every")

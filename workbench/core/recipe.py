@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from workbench.core import registry
-from workbench.core.config import TrainSpec
+from workbench.core.config import TrainSpec, flag_of
 from workbench.errors import ConfigError, suggest
 
 #: entry points whose objects are ``Recipe``
 GROUP = "dist_workbench.recipes"
+#: options of a spec that some recipes take
+OPTIONS = ("model", "data", "seq_len", "lora_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +38,11 @@ class Recipe:
     """A ready model with real data.
 
     ``defaults``: size -> options (``steps``, ``batch_size``, ``lr`` ...) used where the user gave none. ``plugins``:
-    those that can train it. ``check_data()`` raises ``ConfigError`` that names what is missing. ``build(spec)`` runs on
-    a rank after the process group exists and returns an ``engine.base.workload.Workload`` with the same initial weights
-    on every rank; it touches no global state. ``warm()`` does, once, what forked ranks can share; single-threaded.
+    those that can train it. ``options``: those of ``OPTIONS`` that it takes; without ``sizes`` its model comes from
+    ``--model``. ``check_data()`` raises ``ConfigError`` that names what is missing, ``check(spec)`` one for options
+    that it cannot train with. ``build(spec)`` runs on a rank after the process group exists and returns an
+    ``engine.base.workload.Workload`` with the same initial weights on every rank; it touches no global state.
+    ``warm()`` does, once, what forked ranks can share; single-threaded.
     """
 
     name: str
@@ -49,10 +54,16 @@ class Recipe:
     check_data: Callable[[], None]
     build: Callable[[TrainSpec], Any]
     warm: Callable[[], object] = lambda: None
+    options: tuple[str, ...] = ()
+    check: Callable[[TrainSpec], None] = lambda spec: None
 
     def shape(self, size: str) -> ModelShape:
         """Shape of a size ("" is the default one); ``ConfigError`` for an unknown one."""
         size = size or self.default_size
+        if not self.sizes:
+            raise ConfigError(
+                f"recipe {self.name} has no sizes, but the model of --model: leave --size out", field="--size"
+            )
         if size not in self.sizes:
             raise ConfigError(f"recipe {self.name} has no size {size!r}: {suggest(size, self.sizes)}", field="--size")
         return self.sizes[size]
@@ -76,12 +87,42 @@ def recipe(name: str) -> Recipe:
 def check_plan(spec: TrainSpec) -> None:
     """Refuse, before a rank does anything, a plan that does not fit the recipe's model. ``ConfigError``."""
     chosen = recipe(spec.recipe)
-    shape = chosen.shape(spec.size)
     plan = spec.plan
     if plan.plugin not in chosen.plugins:
         raise ConfigError(
             f"recipe {chosen.name} trains with {', '.join(chosen.plugins)}, not {plan.plugin}", field="--plugin"
         )
+    if chosen.sizes:
+        _check_shape(chosen, spec)
+    check_options(spec)
+    chosen.check_data()
+    chosen.check(spec)
+
+
+def check_options(spec: TrainSpec) -> None:
+    """Refuse, with ``ConfigError``, options of recipes that the spec's recipe does not take, or that a cell has."""
+    takes = recipe(spec.recipe).options if spec.recipe else ()
+    for option in OPTIONS:
+        if getattr(spec, option) and option not in takes:
+            who = ", ".join(name for name, each in recipes().items() if option in each.options)
+            what = (
+                f"recipe {spec.recipe} brings its own model and data" if spec.recipe else "a cell defines these itself"
+            )
+            raise ConfigError(f"{flag_of(option)} is for the recipe {who}: {what}", field=flag_of(option))
+
+
+def with_absolute_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` whose paths do not depend on the directory of a process."""
+    paths = {
+        name: ",".join(str(Path(part.strip()).expanduser().absolute()) for part in options[name].split(","))
+        for name in ("model", "data")
+        if options.get(name)
+    }
+    return {**options, **paths}
+
+
+def _check_shape(chosen: Recipe, spec: TrainSpec) -> None:
+    shape, plan = chosen.shape(spec.size), spec.plan
     for what, count, flag, parts in (
         ("attention heads", shape.heads, "tp", plan.tp),
         ("key-value heads", shape.kv_heads, "tp", plan.tp),
@@ -94,4 +135,3 @@ def check_plan(spec: TrainSpec) -> None:
                 f"{spec.size or chosen.default_size}: use one of {', '.join(fits)}",
                 field=f"--{flag}",
             )
-    chosen.check_data()

@@ -13,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import ConfigError
 from workbench.recipes import stdlib_text
+from workbench.recipes.language_data import cut_windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,21 +39,32 @@ def load_corpus(*, max_bytes: int, vocabulary: int, length: int) -> Corpus:
 
     ``max_bytes``: amount of source text. ``vocabulary``: tokens. ``length``: tokens of a window. The name of the cached
     file is a hash of everything that the tokens depend on. Where the cache cannot be read or written, the text is
-    encoded as it is without a cache.
+    encoded as it is without a cache. Raises ``ConfigError`` for too little text for one window of each.
     """
     text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), max_bytes)
     kind = f"stdlib-llama-{max_bytes}-{vocabulary}-py{sys.version_info.major}{sys.version_info.minor}"
     file = cache_directory() / f"{kind}-{_hash_inputs(text, vocabulary)}.npz"
     found = _read(file)
     if found is None:
+        _check_amount(text, max_bytes)
         found = _encode(text, vocabulary)
         _write(file, found, replaces=f"{kind}-*.npz")
     vocabulary_json, train, validation = found
     return Corpus(
         vocabulary=stdlib_text.Vocabulary.from_json(vocabulary_json),
-        train=_cut_windows(train, length),
-        validation=_cut_windows(validation, length),
+        train=cut_windows(train, length, _named("training", max_bytes), "--size"),
+        validation=cut_windows(validation, length, _named("validation", max_bytes), "--size"),
     )
+
+
+def _named(part: str, max_bytes: int) -> str:
+    return f"the {part} text in {max_bytes} bytes of the standard library"
+
+
+def _check_amount(text: stdlib_text.Text, max_bytes: int) -> None:
+    for part, files in (("training", text.train), ("validation", text.validation)):
+        if not any(files):
+            raise ConfigError(f"{_named(part, max_bytes)} is empty: read more bytes (max_bytes)", field="--size")
 
 
 def cache_directory() -> Path:
@@ -67,14 +80,6 @@ _Encoded = tuple[str, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 def _encode(text: stdlib_text.Text, size: int) -> _Encoded:
     vocabulary = stdlib_text.Vocabulary.train(text.train, size)
     return vocabulary.to_json(), vocabulary.encode_files(text.train), vocabulary.encode_files(text.validation)
-
-
-def _cut_windows(tokens: np.ndarray[Any, Any], length: int) -> torch.Tensor:
-    """Split ``tokens`` into windows, int64 [windows, length]; what is left at the end is dropped."""
-    import torch
-
-    count = len(tokens) // length
-    return torch.from_numpy(tokens[: count * length].astype("int64")).view(count, length)
 
 
 def _hash_inputs(text: stdlib_text.Text, vocabulary: int) -> str:

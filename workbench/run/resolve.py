@@ -17,7 +17,7 @@ from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, chec
 from workbench.core.controls import BEST
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, check_own_steps, framework
-from workbench.core.recipe import check_plan, recipe
+from workbench.core.recipe import check_options, check_plan, recipe, with_absolute_paths
 from workbench.errors import ConfigError, RunDirectoryError, format_ranks
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import CELL_FILE
@@ -227,8 +227,9 @@ def _over_recipe(options: dict[str, Any]) -> dict[str, Any]:
         )
     chosen = recipe(options["recipe"])
     size = options.get("size") or chosen.default_size
-    chosen.shape(size)
-    return {"name": chosen.name, **chosen.defaults[size], **options, "size": size}
+    if size or chosen.sizes:
+        chosen.shape(size)
+    return {"name": chosen.name, **chosen.defaults[size], **with_absolute_paths(options), "size": size}
 
 
 def _spec(options: dict[str, Any], default_ranks: int) -> TrainSpec:
@@ -244,6 +245,8 @@ def _spec(options: dict[str, Any], default_ranks: int) -> TrainSpec:
     check_capabilities(spec)
     if spec.recipe:
         check_plan(spec)
+    else:
+        check_options(spec)
     return spec
 
 

@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine.rank_pool import RankPool
 from tests.training import directories
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.case import PLANS, Case
 from tests.training.cells.harness.trained import RANKS, train_case
+from workbench.core.config import TrainSpec
+from workbench.core.records import EventKind
+from workbench.events.decode import of_kind
+from workbench.recipes import language_data
+from workbench.recipes.stdlib_llama import learning_rate_factor
+from workbench.run.resolve import resolve
+from workbench.run.run import Run
+from workbench.rundir import directory as run_directory
 
 DATA = """
 ids = torch.arange(16 * 8).reshape(16, 8) * 7 % 64
@@ -88,3 +97,141 @@ def test_adapters_train_as_one_process_with_peft(plan: str, pool: RankPool, tmp_
     frozen = run.state_dict()["model.layers.0.self_attn.q_proj.base_layer.weight"]
     before = AutoModelForCausalLM.from_pretrained(path).model.layers[0].self_attn.q_proj.weight
     assert torch.equal(frozen, before), "only adapters are trained"
+
+
+def test_the_adapter_alone_is_read_by_peft(pool: RankPool, tmp_path: Path) -> None:
+    path = directories.llama(tmp_path / "model")
+    run, failure = train_case(pool, case_of(path, ALL), "tp", final_checkpoint=True)
+    assert not failure
+    assert run is not None
+    merged = AutoModelForCausalLM.from_pretrained(run.save_pretrained(tmp_path / "merged"))
+    adapter = run.save_pretrained(tmp_path / "adapter", merge=False)
+    assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert peft.PeftConfig.from_pretrained(adapter).base_model_name_or_path == str(path)
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), adapter)
+    tokens = torch.arange(16).view(2, 8)
+    torch.testing.assert_close(model.eval()(tokens).logits, merged.eval()(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+OWN = """
+import peft, torch
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained("{path}")
+config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+"""
+WAYS = {
+    "get_peft_model": "model = peft.get_peft_model(base, config)\nbefore = list(model.parameters())",
+    "lora": "model, lora = base, config",
+}
+OPTIMIZERS = {
+    "get_peft_model": "optimizer = torch.optim.SGD([p for p in before if p.requires_grad], lr=0.1)",
+    "lora": "optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+}
+
+
+def own_cell(path: Path, way: str) -> Case:
+    parts = (OWN.replace("{path}", str(path)), WAYS[way], OPTIMIZERS[way], DATA)
+    return Case(cell="\n".join(parts))
+
+
+@pytest.mark.parametrize("plan", ["ddp", "zero2"])
+def test_a_model_of_get_peft_model_trains_as_the_same_adapters_by_name(
+    plan: str, pool: RankPool, tmp_path: Path
+) -> None:
+    path = directories.llama(tmp_path / "model")
+    case = own_cell(path, "get_peft_model")
+    (right,) = pool.run(1, f"{RANKS}:plain", cell=case.cell, loop="", options=case.options("1 rank"))
+    weights = []
+    for way in WAYS:
+        run, failure = train_case(pool, own_cell(path, way), plan, final_checkpoint=True)
+        assert not failure
+        assert run is not None
+        np.testing.assert_allclose(run.metrics()["loss"], right["losses"], rtol=2e-4)
+        weights.append(AutoModelForCausalLM.from_pretrained(run.save_pretrained(tmp_path / way)).state_dict())
+        run.save_pretrained(tmp_path / f"{way}-adapter", merge=False)
+        peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), tmp_path / f"{way}-adapter")
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+REFUSED = {
+    "two models": ("ddp", "model = torch.nn.Linear(1, 1)", "defines model and pretrained"),
+    "an optimizer": ("ddp", "optimizer = torch.optim.SGD([torch.zeros(1)], lr=1)", "as a function of them"),
+    "no path": ("ddp", "pretrained = 3", "pretrained is a int"),
+    "no directory": ("tp", 'pretrained = "absent/model"', "no such directory"),
+    "an embedding": ("tp", 'lora = {"target_modules": ["embed_tokens"]}', "LoRA adapters of embed_tokens"),
+    "dropout": ("tp", 'lora = {"r": 2, "lora_dropout": 0.1}', "set lora_dropout=0"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_cannot_be_trained_is_refused_before_a_step(fault: str, pool: RankPool, tmp_path: Path) -> None:
+    plan, line, message = REFUSED[fault]
+    path = directories.llama(tmp_path / "model")
+    case = case_of(path)
+    run, failure = train_case(pool, Case(cell=f"{case.cell}\n{line}\n"), plan)
+    assert message in failure
+    assert run is None or not run.last_step
+
+
+def test_plans_that_split_refuse_adapters_that_they_cannot(pool: RankPool, tmp_path: Path) -> None:
+    _, failure = train_case(pool, own_cell(directories.llama(tmp_path / "llama"), "get_peft_model"), "tp")
+    assert "without get_peft_model" in failure
+    case = case_of(directories.gpt2(tmp_path / "gpt2"), ["c_attn"])
+    _, failure = train_case(pool, case, "tp")
+    assert "cannot train LoRA adapters of a GPT-2 model" in failure
+
+
+def plain_recipe(spec: TrainSpec) -> list[float]:
+    """Losses of a loop of transformers and peft over the recipe's sequences, in their order."""
+    tokenizer = AutoTokenizer.from_pretrained(spec.model)
+    tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
+    windows = language_data.cut_windows(tokens, spec.seq_len, "", "")
+    train, _ = language_data.split_validation(windows, spec.seq_len)
+    with torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_pretrained(spec.model).train()
+        if spec.lora_rank:
+            torch.manual_seed(spec.seed)
+            config = peft.LoraConfig(r=spec.lora_rank, lora_alpha=2 * spec.lora_rank)
+            model = peft.get_peft_model(model, config)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=spec.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, spec.steps))
+        losses = []
+        for step in range(spec.steps):
+            batch = train[step * spec.batch_size : (step + 1) * spec.batch_size]
+            loss = model(input_ids=batch, labels=batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, spec.clip)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.parametrize(("plan", "rank"), [("ddp", 0), ("zero2", 4), ("tp", 4), ("pp", 0)])
+def test_the_recipe_fine_tunes_as_a_loop_of_transformers(plan: str, rank: int, pool: RankPool, tmp_path: Path) -> None:
+    path = directories.llama(tmp_path / "model", vocab_size=258, max_position_embeddings=64)
+    language_data.byte_tokenizer().save_pretrained(path)
+    (tmp_path / "some.txt").write_text("the cat sat on the mat. " * 200)
+    options = {"recipe": "causal-lm", "model": str(path), "data": str(tmp_path / "some.txt"), "seq_len": 32}
+    options |= {"lora_rank": rank, "steps": 4, "lr": 0.01, "shuffle": False, **PLANS[plan]}
+    spec = resolve(options, default_ranks=2).spec
+    directory = run_directory.create(spec, None)
+    pool.run(2, f"{RANKS}:train", run=str(directory))
+    run = Run(directory)
+    run.raise_if_failed()
+    np.testing.assert_allclose(run.metrics()["loss"], plain_recipe(spec), rtol=2e-4)
+    validation = {event.name: event.value for event in of_kind(run.store.table("events"), EventKind.VALIDATION)}
+    out = run.save_pretrained(tmp_path / "out")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    held_out = _held_out(spec, tokenizer)
+    with torch.no_grad():
+        assert validation["loss"] == pytest.approx(float(model(input_ids=held_out, labels=held_out).loss), rel=1e-3)
+    assert run.samples()[-1][1].startswith(tokenizer.decode(held_out[0, :16]))
+
+
+def _held_out(spec: TrainSpec, tokenizer: Any) -> torch.Tensor:
+    tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
+    return language_data.split_validation(language_data.cut_windows(tokens, 32, "", ""), 32)[1]
