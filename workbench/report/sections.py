@@ -22,6 +22,7 @@ from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
+from workbench.telemetry.epochs import EpochProgress
 from workbench.telemetry.row_views import is_share
 
 #: rows of the table of events; further events are only counted
@@ -201,7 +202,12 @@ def key_figures(run: RunData) -> list[tuple[str, str, str]]:
     """The key figures of a run for its tiles: (label, value, unit)."""
     summary = run.summary()
     steps = f"{summary['steps']:,}"
-    tiles = [("Steps", steps, f"of {run.spec.steps:,}" if run.spec else "")]
+    epochs = EpochProgress().take(run.store.table("events"))
+    planned = epochs.last_step(run.spec.steps if run.spec else 0)
+    tiles = [("Steps", steps, f"of {planned:,}" if planned else "")]
+    if epochs.counts:
+        done = epochs.at(summary["steps"])
+        tiles.append(("Epochs", words.format_number(round(done, 2)), f"of {epochs.epochs}" if epochs.epochs else ""))
     unit_of_throughput = batch_of(run.store.table("events"))[1].capitalize()
     for label, key, unit in (
         ("Training loss", "last_loss", f"from {words.format_number(summary['first_loss'])}"),
