@@ -15,6 +15,7 @@ from workbench.core import controls
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number, decode, is_rank
+from workbench.events.epochs import EpochProgress
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
@@ -22,7 +23,6 @@ from workbench.rundir.lineage import Branches, parent, place
 from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import seconds_per_step
-from workbench.telemetry.epochs import EpochProgress
 from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.row_views import StepCursor, metric_words, metrics_since
 from workbench.telemetry.store import Store

@@ -15,12 +15,12 @@ from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
 from workbench.core.records import columns_of
 from workbench.errors import WorkbenchError, format_ranks
+from workbench.events.epochs import EpochProgress
 from workbench.history import labels as run_labels
 from workbench.history import logs
 from workbench.rundir import state
 from workbench.rundir.directory import run_name
 from workbench.telemetry.derive import global_metrics
-from workbench.telemetry.epochs import EpochProgress
 from workbench.telemetry.row_views import validations
 
 #: the state of a directory whose spec or logs cannot be read

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.core.records import EventKind
+from workbench.events.epochs import EpochProgress
 from workbench.events.words import words as event_in_words
 from workbench.plots.base import Plot
 from workbench.report import mesh_diagram, timeline, words
@@ -22,7 +23,6 @@ from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
-from workbench.telemetry.epochs import EpochProgress
 from workbench.telemetry.row_views import is_share
 
 #: rows of the table of events; further events are only counted

@@ -15,10 +15,10 @@ from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
 from workbench.errors import format_ranks
 from workbench.events.decode import as_number
+from workbench.events.epochs import EpochProgress
 from workbench.events.outcome import FirstFailure, early_end_of, failure_of
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
-from workbench.telemetry.epochs import EpochProgress
 from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number, of_kind
+from workbench.events.epochs import EpochProgress
 from workbench.rundir.state import ENDED
 from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
-from workbench.telemetry.epochs import EpochProgress
 from workbench.telemetry.pauses import Pauses
 from workbench.telemetry.store import Store
 
