@@ -16,6 +16,7 @@ from workbench.core.columns import Columns
 from workbench.core.records import EventKind
 from workbench.events.alerts import active, alerts_of
 from workbench.events.decode import as_number, decode, is_rank
+from workbench.events.epochs import EpochProgress
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
@@ -48,6 +49,7 @@ class Facts:
         self._latest: dict[str, float] = {}
         self._known: dict[str, Any] = {"validation": None, "metric": None, "notice": None, "failure": None}
         self._pauses = Pauses()
+        self._epochs = EpochProgress()
         self._first_event: float | None = None
         self._known |= {"own": is_owned_here(store.run), "saved": None}
         self._began: float | None = None
@@ -77,6 +79,7 @@ class Facts:
         if self._first_event is None and events["time"].size:
             self._first_event = float(events["time"].min())
         self._pauses.take(events)
+        self._epochs.take(events)
         self._in_force.take(events)
         if self._recent:
             self._in_force.take_lr(self._latest["lr"], self._recent[-1][1])
@@ -117,7 +120,8 @@ class Facts:
         over = status in ENDED
         end = (self._ended or (self._recent[-1][1] if self._recent else None)) if over else clock
         elapsed = max(0.0, end - self._began - float(self._pauses.before(end))) if self._began and end else None
-        left = spec.steps - step
+        steps = self._epochs.last_step(spec.steps)
+        left = steps - step
         pace = self._seconds_per_step()
         return {
             "name": self._store.run.name,
@@ -128,7 +132,9 @@ class Facts:
             "status": status,
             "controls": "none" if not can_control else "ended" if over else "ready",
             "step": step,
-            "steps": spec.steps,
+            "steps": steps,
+            "epoch": self._epochs.words(step),
+            "share": self._epochs.fraction(step, spec.steps),
             "elapsed": None if elapsed is None else round(elapsed),
             "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
             **{name: _number(self._latest.get(name)) for name in _NUMBERS},
@@ -203,6 +209,8 @@ class Facts:
         self.ranks.take_state(rank, state, step)
         if state == "running" and self._began is None:
             self._began = time
+        if state == "finished" and isinstance(value, str) and not self._known["failure"]:
+            self._known["notice"] = {"level": "info", "text": f"ended early: {value}"}
         if state in ENDED:
             self._ended = max(time, self._ended or time)
 

@@ -283,11 +283,13 @@ export class View {
     this.sayAlerts(facts.alerts ?? []);
     this.quick.say(facts);
     this.controls.say(facts);
-    const share = Math.min(1, facts.step / facts.steps);
+    const { share } = facts;
+    const of = facts.steps ? ` of ${whole(facts.steps)}` : "";
+    const epoch = facts.epoch ? ` · ${facts.epoch}` : "";
     this.fillBar.style.width = `${100 * share}%`;
-    this.bar.setAttribute("aria-valuemax", facts.steps);
+    this.bar.setAttribute("aria-valuemax", facts.steps || facts.step);
     this.bar.setAttribute("aria-valuenow", facts.step);
-    say(this.count, `step ${whole(facts.step)} of ${whole(facts.steps)} · ${Math.floor(100 * share)} %`);
+    say(this.count, `step ${whole(facts.step)}${of}${epoch} · ${Math.floor(100 * share)} %`);
     const left = known(facts.eta) && !cut ? ` · about ${duration(facts.eta)} left` : "";
     say(this.clock, known(facts.elapsed) ? `${duration(facts.elapsed)} elapsed${left}` : "");
     this.overview.say(facts);

@@ -271,26 +271,38 @@ class EventKind(StrEnum):
 class Event:
     """Something that happened. ``value`` and ``old_value`` are JSON texts (a number, a string, a matrix).
 
-    Kinds: ``state`` (name: starting, running, paused, finished, stopped, failed), ``control`` (name: what was done or
-    set, ``who``: who asked for it, ``step``: after which it took effect; name ``declared``: a knob of the training
-    script, value: its declaration and ``value``), ``refused`` (name: a command that could not be applied; value: why;
-    of both, ``command``: the ``id`` of the line of ``control.jsonl`` that is answered), ``settings`` (name: in_force;
-    value: settings, knobs and ``frozen`` layers as they are at the begin and after a rollback, from rank 0),
-    ``validation`` (name: loss, accuracy, bits_per_byte, confusion_matrix), ``sample`` (name: text), ``warning``,
-    ``log`` (name: dropped, value: how many records did not fit; name: failed, value: why nothing is logged any more),
-    ``rank`` (name: died), ``data`` (name: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput
-    counts, "tokens" or "samples"), ``nonfinite`` (name: loss, gradient; value: what was found), ``spike`` (name: loss,
-    grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard deviations between, from
-    rank 0), ``alert`` (name: the rule, or the user's own name; value: the fields of ``events.alerts.Alert``; in the log
-    of rank 0, with the step, the time and the rank that it is about), ``monitor`` (name: interval, steps between full
-    sets of gradient statistics; cost, share of the time so far), ``layers`` (name: norms; value: ``layout``, its
-    number, and ``parts``, the layer, ``sharded`` and number of elements of each norm of a row of ``LayerNorms``),
-    ``loss_scale`` (name: changed), ``checkpoint`` (name: saved,
-    failed, removed; restored, value: ``path``, and ``rows``: how many rows of each table this rank had logged by then,
-    of which those of steps after ``step`` count no more; resumed_with, value: the settings of the resumed run that are
-    not the checkpoint's), ``gpu`` (name: lost), ``peak`` (name: flops; value: what the
-    device can do per second, and how that is known; name: model; value: its parameters, and the floating point
-    operations that training takes per token).
+    Kinds, and what their names and values are:
+
+    - ``state``: starting, running, paused, finished (value: why before the last step), stopped, failed
+    - ``control``: what was done or set, ``who``: who asked for it, ``step``: after which it took effect; ``declared``:
+      a knob of the training script, value: its declaration and ``value``
+    - ``refused``: a command that could not be applied; value: why. Of this and of ``control``, ``command`` is the
+      ``id`` of the line of ``control.jsonl`` that is answered
+    - ``settings``: in_force; value: settings, knobs and ``frozen`` layers as they are at the begin and after a
+      rollback, from rank 0
+    - ``validation``: loss, accuracy, bits_per_byte, confusion_matrix, or any other name of a metric
+    - ``sample``: text
+    - ``warning``: any name; value: its text
+    - ``log``: dropped, value: how many records did not fit; failed, value: why nothing is logged any more
+    - ``rank``: died
+    - ``data``: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput counts, "tokens" or
+      "samples"; epochs, where a training that counts them begins, and epoch, at each end of one; value: ``epochs`` to
+      train, ``steps_per_epoch``, ``done``, the last ``steps`` and ``end_of_epochs``
+    - ``nonfinite``: loss, gradient; value: what was found
+    - ``spike``: loss, grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard
+      deviations between, from rank 0
+    - ``alert``: the rule, or the user's own name; value: the fields of ``events.alerts.Alert``; in the log of rank 0,
+      with the step, the time and the rank that it is about
+    - ``monitor``: interval, steps between full sets of gradient statistics; cost, share of the time so far
+    - ``layers``: norms; value: ``layout``, its number, and ``parts``, the layer, ``sharded`` and number of elements of
+      each norm of a row of ``LayerNorms``
+    - ``loss_scale``: changed
+    - ``checkpoint``: saved, failed, removed; best, value: ``name`` and ``value`` of what it is best at; restored,
+      value: ``path``, and ``rows``: how many rows of each table this rank had logged by then, of which those of steps
+      after ``step`` count no more; resumed_with, value: the settings of the resumed run that are not the checkpoint's
+    - ``gpu``: lost
+    - ``peak``: flops; value: what the device can do per second, and how that is known; model; value: its parameters,
+      and the floating point operations that training takes per token
     """
 
     time: float

@@ -96,5 +96,11 @@ def failure_of(events: Columns) -> FirstFailure | None:
     return FirstFailure(sorted(same), _what(first.fields), str(first.fields.get("traceback", "")), first.step)
 
 
+def early_end_of(events: Columns) -> str:
+    """Why a run finished before its last step, as its ranks agreed; "" if it did not."""
+    reasons = [event.value for event in of_kind(events, EventKind.STATE, "finished")]
+    return next((reason for reason in reasons if isinstance(reason, str)), "")
+
+
 def _what(value: dict[str, Any]) -> str:
     return f"{value.get('ename', 'error')}: {value.get('evalue', '')}"

@@ -113,7 +113,7 @@ def cells(row: RunRow) -> list[str]:
         row.recipe,
         row.plan,
         str(row.ranks or ""),
-        f"{row.steps}/{row.steps_planned}" if row.steps_planned else str(row.steps),
+        steps(row),
         number(row.best_loss),
         number(row.best_validation),
         number(row.tps),
@@ -122,6 +122,12 @@ def cells(row: RunRow) -> list[str]:
         ", ".join(row.tags),
         notes,
     ]
+
+
+def steps(row: RunRow) -> str:
+    """``120/360 (epoch 1 of 3)``."""
+    planned = f"/{row.steps_planned}" if row.steps_planned else ""
+    return f"{row.steps}{planned}{f' ({row.epoch})' if row.epoch else ''}"
 
 
 def number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.mesh import Mesh
 from workbench.core.records import columns_of
 from workbench.errors import WorkbenchError, format_ranks
+from workbench.events.epochs import EpochProgress
 from workbench.history import labels as run_labels
 from workbench.history import logs
 from workbench.rundir import state
@@ -33,7 +34,8 @@ class RunRow:
     """One run. Numbers are None where the run has none.
 
     ``directory``: its name in the runs' home. ``when``: seconds since the epoch at which it began. ``steps`` of
-    ``steps_planned`` were finished by all ranks. ``best_loss`` and ``best_validation``: the lowest training loss of a
+    ``steps_planned`` (0: not known) were finished by all ranks; ``epoch``: in words, "" where none are
+    counted. ``best_loss`` and ``best_validation``: the lowest training loss of a
     step, and the lowest validation loss. ``tps``: tokens per second per device, median over steps without the first.
     ``state``: of ``Run.status``, or ``broken``. ``problem``: what is wrong with the directory, in words.
     """
@@ -46,6 +48,7 @@ class RunRow:
     ranks: int = 0
     steps: int = 0
     steps_planned: int = 0
+    epoch: str = ""
     best_loss: float | None = None
     best_validation: float | None = None
     tps: float | None = None
@@ -82,6 +85,8 @@ def read_row(run: Path) -> RunRow:
     labels = run_labels.read(run)
     metrics = global_metrics(steps, mesh)
     tps = metrics["tps"][1:] if metrics["tps"].size > 1 else metrics["tps"]
+    step = int(metrics["step"][-1]) if metrics["step"].size else 0
+    epochs = EpochProgress().take(events)
     return RunRow(
         directory=run.name,
         name=spec.name if spec else run_name(run),
@@ -89,8 +94,9 @@ def read_row(run: Path) -> RunRow:
         recipe=(spec.recipe or "cell") if spec else "",
         plan=spec.plan.describe() if spec else "",
         ranks=mesh.world_size,
-        steps=int(metrics["step"][-1]) if metrics["step"].size else 0,
-        steps_planned=spec.steps if spec else 0,
+        steps=step,
+        steps_planned=epochs.last_step(spec.steps if spec else 0),
+        epoch=epochs.words(step),
         best_loss=lowest(metrics["loss"]),
         best_validation=lowest(_validation(events)),
         tps=float(np.median(tps)) if tps.size and np.isfinite(np.median(tps)) else None,

@@ -15,6 +15,7 @@ import numpy as np
 
 from workbench.core.records import EventKind
 from workbench.events.alerts import alerts_of, table_of
+from workbench.events.epochs import EpochProgress
 from workbench.events.words import words as event_in_words
 from workbench.plots.base import Plot
 from workbench.report import mesh_diagram, timeline, words
@@ -209,7 +210,12 @@ def key_figures(run: RunData) -> list[tuple[str, str, str]]:
     """The key figures of a run for its tiles: (label, value, unit)."""
     summary = run.summary()
     steps = f"{summary['steps']:,}"
-    tiles = [("Steps", steps, f"of {run.spec.steps:,}" if run.spec else "")]
+    epochs = EpochProgress().take(run.store.table("events"))
+    planned = epochs.last_step(run.spec.steps if run.spec else 0)
+    tiles = [("Steps", steps, f"of {planned:,}" if planned else "")]
+    if epochs.counts:
+        done = epochs.at(summary["steps"])
+        tiles.append(("Epochs", words.format_number(round(done, 2)), f"of {epochs.epochs}" if epochs.epochs else ""))
     unit_of_throughput = batch_of(run.store.table("events"))[1].capitalize()
     for label, key, unit in (
         ("Training loss", "last_loss", f"from {words.format_number(summary['first_loss'])}"),

@@ -15,7 +15,8 @@ from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
 from workbench.errors import format_ranks
 from workbench.events.decode import as_number
-from workbench.events.outcome import FirstFailure, failure_of
+from workbench.events.epochs import EpochProgress
+from workbench.events.outcome import FirstFailure, early_end_of, failure_of
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
 from workbench.telemetry.phases import posting_time
@@ -89,9 +90,13 @@ def _describe_training(run: RunData) -> str:
     batch = spec.batch_size or batch_of(run.store.table("events"))[0]
     batches = f"{batch:,} samples per step" if batch else "with the batches of the cell's dataloader"
     done = int(run.metrics["step"][-1]) if run.metrics["step"].size else 0
-    trained = f"was trained for {done:,} of {spec.steps:,} steps"
+    epochs = EpochProgress().take(run.store.table("events"))
+    steps = epochs.last_step(spec.steps)
+    trained = f"was trained for {done:,} of {steps:,} steps" if steps else f"was trained for {done:,} steps"
+    if epochs.counts and done:
+        trained += f" ({epochs.words(done)})"
     if not done:
-        trained = f"completed none of its {spec.steps:,} steps"
+        trained = f"completed none of its {f'{steps:,} ' if steps else ''}steps"
     return f"{model} {trained}, with plan {spec.plan.describe()}, in {spec.precision}, {batches}."
 
 
@@ -131,6 +136,9 @@ def _describe_speed(run: RunData) -> str:
 def _describe_end(run: RunData) -> str:
     text = _STATUS_SENTENCES[run.status]
     failed = find_first_failure(run)
+    reason = early_end_of(run.store.table("events"))
+    if reason and run.status == "finished":
+        text = f"It ended before its last step: {reason}."
     if failed:
         text = f"It failed on {failed.who}: {format_value(failed.message)}."
     for died in run.events_of_kind(EventKind.RANK, "died"):

@@ -233,7 +233,8 @@ class Run(RunReader):
         return frozenset(int(rank) for rank in events["rank"][found])
 
     def __repr__(self) -> str:
-        return f"<Run {self.name!r} {self.status} at step {self.last_step}/{self.spec.steps}: {self.plan.describe()}>"
+        of = f"/{self.spec.steps}" if self.spec.steps else ""
+        return f"<Run {self.name!r} {self.status} at step {self.last_step}{of}: {self.plan.describe()}>"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """An output of a notebook stays as it is, so it says how far the run is only once that changes no more."""
@@ -241,7 +242,9 @@ class Run(RunReader):
         if state.ended(status):
             printer.text(repr(self))
         else:
-            printer.text(f"<Run {self.name!r}: {self.plan.describe()}, {self.spec.steps} steps>")
+            spec = self.spec
+            length = f"{spec.steps} steps" if spec.steps else f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
+            printer.text(f"<Run {self.name!r}: {self.plan.describe()}, {length}>")
 
     def _events(self) -> Columns:
         events, session_log = self._table("events"), log_of(self.path)

@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number, of_kind
+from workbench.events.epochs import EpochProgress
 from workbench.rundir.state import ENDED
 from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
 from workbench.telemetry.pauses import Pauses
@@ -18,8 +19,9 @@ _RECENT_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run at one moment. ``tps``: tokens (``unit``) per second per device over the last steps; NaN where nothing is
-    known."""
+    """A run at one moment. ``steps``: its last one (0: not known); ``epoch``: in words, "" where none are counted;
+    ``fraction``: the share that is done, 0 to 1. ``tps``: tokens (``unit``) per second per device over the last steps;
+    NaN where nothing is known."""
 
     step: int
     steps: int
@@ -28,12 +30,9 @@ class Snapshot:
     tps: float
     step_time_ms: float
     eta_s: float
+    fraction: float
+    epoch: str = ""
     unit: str = "tokens"
-
-    @property
-    def fraction(self) -> float:
-        """The share of the steps that are done, 0 to 1."""
-        return self.step / self.steps if self.steps else 0.0
 
 
 def snapshot(store: Store) -> Snapshot:
@@ -48,15 +47,19 @@ def snapshot(store: Store) -> Snapshot:
     tps = float(np.mean(recent["tps"][-times.size :])) if known else float("nan")
     step = int(metrics["step"][-1]) if known else 0
     paused = Pauses().take(store.table("events"))
+    epochs = EpochProgress().take(store.table("events"))
+    steps = epochs.last_step(spec.steps)
     pace = seconds_per_step(metrics["step"], metrics["time"] - paused.before(metrics["time"]))
     return Snapshot(
         step=step,
-        steps=spec.steps,
+        steps=steps,
+        epoch=epochs.words(step),
+        fraction=epochs.fraction(step, spec.steps),
         loss=float(metrics["loss"][-1]) if known else float("nan"),
         validation_loss=last_value(store, "loss"),
         tps=tps,
         step_time_ms=step_time,
-        eta_s=(spec.steps - step) * (step_time / 1e3 if np.isnan(pace) else pace),
+        eta_s=(steps - step) * (step_time / 1e3 if np.isnan(pace) else pace) if steps else float("nan"),
         unit=batch_of(store.table("events"))[1],
     )
 
@@ -70,7 +73,10 @@ def last_value(store: Store, name: str) -> float:
 
 def line(run_name: str, state: str, now: Snapshot) -> str:
     """One line for a terminal."""
-    parts = [f"{run_name}: {state}, step {now.step}/{now.steps}"]
+    of = f"/{now.steps}" if now.steps else ""
+    parts = [f"{run_name}: {state}, step {now.step}{of}"]
+    if now.epoch:
+        parts.append(now.epoch)
     if now.step:
         parts.append(f"loss {now.loss:.4f}")
         parts.append(f"{now.tps:,.0f} {now.unit}/s per rank")

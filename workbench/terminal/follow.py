@@ -71,7 +71,7 @@ def follow_lines(run: Run) -> None:
     follow(
         lambda: [run.path],
         run.ended,
-        steps_per_line=max(1, run.spec.steps // 20),
+        steps_per_line=max(1, run.spec.steps // 20) if run.spec.steps else 0,
         console=Console(force_terminal=False),
     )
 
@@ -113,13 +113,13 @@ def _show_progress(
     state = state_of(run.store.table("events"), spec.plan.ranks)
     run.is_over = all_done or state in ENDED
     if bars.disable:
-        lines_due = snapshot.step // (steps_per_line or max(1, spec.steps // 10))
+        lines_due = snapshot.step // (steps_per_line or max(1, (snapshot.steps or 100) // 10))
         if run.is_over or lines_due > run.lines_due:
             run.lines_due = lines_due
             bars.console.print(progress.line(label, state, snapshot), markup=False, highlight=False, soft_wrap=True)
         return
     if run.bar is None:
-        run.bar = bars.add_task(escape(label), total=spec.steps, figures="")
+        run.bar = bars.add_task(escape(label), total=snapshot.steps or None, figures="")
     # without the first two parts of the line: the bar already shows the label and the step
     figures = ", ".join([state, *progress.line("", state, snapshot).split(", ")[2:]])
-    bars.update(run.bar, completed=snapshot.step, figures=escape(figures))
+    bars.update(run.bar, total=snapshot.steps or None, completed=snapshot.step, figures=escape(figures))
