@@ -51,8 +51,8 @@ class TrainMagics(Magics):
 
         Line form: ``%dist_train --recipe stdlib-llama -n 2`` or ``%dist_train --config spec.toml``. Cell form: the cell
         runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
-        ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler``, ``eval_dataset`` or
-        ``eval_dataloader``, and ``metrics``.
+        ``loss_fn(model, batch)``, ``criterion(outputs, target)`` or ``train_step(model, optimizer, batch)``;
+        optionally ``lr_scheduler``, ``eval_dataset`` or ``eval_dataloader``, and ``metrics``.
         """
         arguments = parse(self.dist_train, line)
         source = None if cell is None else self.shell.transform_cell(cell)

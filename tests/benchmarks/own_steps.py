@@ -1,7 +1,7 @@
 """What a ``train_step`` costs: the same training as loss_fn and as train_step, under torch's ddp.
 
-``python -m tests.benchmarks.own_steps [--width 1024] [--steps 40] [--ranks 2]`` prints the median time of a step of each
-and their ratio. Each is trained twice, in turn.
+``python -m tests.benchmarks.own_steps [--width 1024] [--steps 40] [--ranks 2]`` prints the median time of a step of
+each and their ratio. Each is trained twice, in turn.
 """
 
 from __future__ import annotations
