@@ -14,6 +14,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import clear_output, publish_display_data
 
+from magics.push_size import warn_of_copies
 from magics.words import parse
 from workbench.cluster.cells import Submission
 from workbench.cluster.hosts.placement import parse_ranks
@@ -134,7 +135,11 @@ class ClusterMagics(Magics):
         if missing:
             raise ConfigError(f"not defined in the notebook: {', '.join(missing)}; define it or correct the name")
         values = {name: self.shell.user_ns[name] for name in arguments.names}
-        session.push(values, parse_ranks(arguments.targets, session.n))
+        ranks = parse_ranks(arguments.targets, session.n)
+        warning = warn_of_copies(values, len(ranks))
+        if warning:
+            print(warning, file=sys.stderr)
+        session.push(values, ranks)
 
     @magic_arguments()
     @_TARGETS

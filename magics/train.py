@@ -51,9 +51,9 @@ class TrainMagics(Magics):
 
         Line form: ``%dist_train --recipe stdlib-llama -n 2`` or ``%dist_train --config spec.toml``. Cell form: the cell
         runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
-        ``loss_fn(model, batch)`` or ``criterion(outputs, target)``; optionally ``lr_scheduler`` (with
-        ``lr_scheduler_every`` and ``lr_scheduler_metric``), ``eval_dataset`` or ``eval_dataloader``, ``metrics``,
-        ``on_step(step, values)`` and ``on_epoch(epoch, values)``.
+        ``loss_fn(model, batch)``, ``criterion(outputs, target)`` or ``train_step(model, optimizer, batch)``;
+        optionally ``lr_scheduler`` (with ``lr_scheduler_every`` and ``lr_scheduler_metric``), ``eval_dataset`` or
+        ``eval_dataloader``, ``metrics``, ``on_step(step, values)`` and ``on_epoch(epoch, values)``.
         """
         arguments = parse(self.dist_train, line)
         source = None if cell is None else self.shell.transform_cell(cell)

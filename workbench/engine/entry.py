@@ -43,6 +43,7 @@ from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.share.share import ShareFailed
 from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.alerts import AlertWatch
@@ -310,7 +311,7 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
 
 def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
     """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
-    is_peers = isinstance(error, PeerFailed | PeerLostError | dist.DistError | KeyboardInterrupt)
+    is_peers = isinstance(error, PeerFailed | PeerLostError | ShareFailed | dist.DistError | KeyboardInterrupt)
     text = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", ())]))
     return failure(type(error).__name__, text, _traceback_of_user(error, cell), peer=is_peers)
 

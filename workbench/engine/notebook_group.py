@@ -50,11 +50,23 @@ def join(directory: str, token: str) -> None:
     except WorkbenchError as error:
         print(f"cells have no process group: {error}", file=sys.stderr)
         return
+    _give_share()
     _ours[:] = [id(dist.group.WORLD)]
     _mark[:] = [_destroyed_mark(directory, token)]
     if not hasattr(dist.init_process_group, "replaces"):
         dist.init_process_group = _replacing(dist.init_process_group)
         dist.destroy_process_group = _telling(dist.destroy_process_group)
+
+
+def _give_share() -> None:
+    """Let cells find ``share``, which needs the group."""
+    from IPython.core.getipython import get_ipython
+
+    from workbench.engine.share.share import share
+
+    shell = get_ipython()
+    if shell is not None and "share" not in shell.user_ns:
+        shell.push({"share": share}, interactive=False)
 
 
 def leave() -> str:

@@ -6,9 +6,12 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from workbench.engine.base.containers import arrays_in
+from workbench.engine.share.regions import is_shared
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
 from workbench.errors import ConfigError, RunError
 
@@ -62,7 +65,7 @@ class CellState:
         if isinstance(value, torch.nn.Module):
             return any(not self._is_elsewhere(part) for part in value.state_dict(keep_vars=True).values())
         if isinstance(value, torch.Tensor):
-            return not self._is_elsewhere(value)
+            return not self._is_elsewhere(value) and not is_shared(_storage(value))
         return not isinstance(value, type | Dataset | DataLoader | Sampler) and all(
             callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")
         )
@@ -180,9 +183,20 @@ def _may_change(value: Any) -> bool:
         return False  # saved elsewhere, or without state
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.device | torch.dtype):
         return False
+    if _is_shared_data(value):
+        return False
     if isinstance(value, type | types.ModuleType | Dataset | DataLoader | Sampler):
         return False
     return isinstance(value, dict | list | set) or not (callable(value) or isinstance(value, tuple | range))
+
+
+def _is_shared_data(value: Any) -> bool:
+    """Whether ``value`` is an array, or a container of arrays, that ranks share."""
+    if not isinstance(value, np.ndarray | dict | list | tuple):
+        return False
+    arrays = [array for _, array in arrays_in(value)]
+    addresses = [each.ctypes.data if isinstance(each, np.ndarray) else _storage(each) for each in arrays]
+    return bool(addresses) and all(map(is_shared, addresses))
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -24,6 +24,7 @@ from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_optimizer
 from workbench.engine.frameworks.torch_common.steps.declared import own_step
 from workbench.engine.frameworks.torch_common.steps.optimizers import joined_optimizer, joined_scheduler
+from workbench.engine.share.share import share
 from workbench.engine.state.cell_names import CellNames, restore
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
@@ -33,8 +34,8 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, ``knob``, a method of the workload's
-    own ``Knobs``, and ``alert``, one of its ``OwnAlerts``. Errors of the cell are raised
+    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, ``share``, ``knob``, a method of the
+    workload's own ``Knobs``, and ``alert``, one of its ``OwnAlerts``. Errors of the cell are raised
     unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
@@ -45,6 +46,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
         "spec": spec,
         "knob": knobs.knob,
         "alert": alerts.alert,
+        "share": share,
         "__name__": "__main__",
     }
     before = {"rank": int(os.environ.get("RANK", "0")), "device": rank_device(), **on_rank, **given}

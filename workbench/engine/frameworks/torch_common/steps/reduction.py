@@ -129,9 +129,9 @@ class StepReduction:
         if moment is _Moment.UPDATE and self._ranks > 1:
             self._tell_of_gradients_by_hand(chosen)
         with torch.no_grad():
-            gradients = [self._weighted(self._parameters[index], kinds[index]) for index in chosen]
+            gradients = [self._gradient(self._parameters[index], kinds[index]) for index in chosen]
             if self._ranks > 1:
-                _sum_over_ranks(gradients)
+                _sum_over_ranks(gradients, self.share)
         for gradient in gradients:
             setattr(gradient, _REDUCED, gradient._version)
 
@@ -172,12 +172,10 @@ class StepReduction:
             )
         return gradient_kind(gradient)
 
-    def _weighted(self, parameter: torch.nn.Parameter, kind: int) -> torch.Tensor:
-        """The parameter's gradient, times this rank's share; zeros where this rank has none."""
+    def _gradient(self, parameter: torch.nn.Parameter, kind: int) -> torch.Tensor:
+        """The parameter's gradient; zeros where this rank has none."""
         if parameter.grad is None or not self.share:  # of a stand-in even what is not finite counts nothing
             parameter.grad = zero_gradient(parameter, kind)
-        elif self._ranks > 1:
-            parameter.grad.mul_(self.share)
         return parameter.grad
 
     def _tell_of_gradients_by_hand(self, chosen: list[int]) -> None:
@@ -189,12 +187,15 @@ class StepReduction:
         )
 
 
-def _sum_over_ranks(gradients: list[torch.Tensor]) -> None:
+def _sum_over_ranks(gradients: list[torch.Tensor], share: float) -> None:
+    """Put the sum over ranks of the gradients, each times the rank's share, in their place."""
     for bucket in gradient_buckets([gradient for gradient in gradients if not gradient.is_sparse]):
         flat = _flatten_dense_tensors(bucket)
+        flat.mul_(share)
         dist.all_reduce(flat)
         for gradient, reduced in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
             gradient.copy_(reduced)
     for gradient in gradients:
         if gradient.is_sparse:
+            gradient.mul_(share)
             dist.all_reduce(gradient)

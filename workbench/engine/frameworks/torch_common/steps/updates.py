@@ -16,6 +16,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from workbench.engine.frameworks.torch_common.steps.reduction import StepReduction
+from workbench.engine.watch.torch.tensor_statistics import norms
 from workbench.errors import ConfigError
 
 
@@ -114,9 +115,5 @@ class Updates:
 
 def _norm(gradients: list[torch.Tensor]) -> float:
     dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    squares = [torch.linalg.vector_norm(gradient, dtype=_wide(gradient)).square() for gradient in dense]
-    return math.sqrt(float(torch.stack([square.to(squares[0].device).double() for square in squares]).sum()))
-
-
-def _wide(gradient: torch.Tensor) -> torch.dtype:
-    return torch.complex128 if gradient.is_complex() else torch.float64
+    real = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in dense]
+    return math.sqrt(float(norms(real).square().sum()))
