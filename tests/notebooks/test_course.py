@@ -95,4 +95,5 @@ def test_an_alert_names_the_fault_that_the_loss_does_not_show(execute, few_figur
     loss = runs["eight-bits"].metrics()["loss"]
     assert loss.iloc[-5:].mean() < loss.iloc[:12].mean(), "the text says that it goes on falling"
     book = nbformat.read(executed, 4)
-    assert any("dead layer" in output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+    printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+    assert "step 15: dead layer" in printed and "step 15: dead layer" in runs["eight-bits"].output()

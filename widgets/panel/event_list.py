@@ -70,7 +70,7 @@ class EventList:
         level = "info" if alert.state == ENDS else "warning"
         shown |= {"level": level, "time": shown["time"] - _ORDER_S * alert.order}
         key = (alert.step, alert.event or f"{EventKind.ALERT} {alert.name} {alert.state}")
-        self._folded.renew(key, rank, again=0, **shown)
+        self._folded.renew(key, alert.rank if alert.rank >= 0 else rank, again=0, **shown)
 
     def news(self) -> list[dict[str, Any]]:
         """Return the entries that are new or changed since the last call."""

@@ -291,8 +291,8 @@ class Event:
     - ``nonfinite``: loss, gradient; value: what was found
     - ``spike``: loss, grad_norm; value: ``value``, the ``usual`` median before it, and ``score``, robust standard
       deviations between, from rank 0
-    - ``alert``: the rule, or the user's own name; value: the fields of ``events.alerts.Alert``; in the log of rank 0,
-      with the step, the time and the rank that it is about
+    - ``alert``: the rule, or the user's own name; value: the fields of ``events.alerts.Alert``; from rank 0, with the
+      step and the time that it is about
     - ``monitor``: interval, steps between full sets of gradient statistics; cost, share of the time so far
     - ``layers``: norms; value: ``layout``, its number, and ``parts``, the layer, ``sharded`` and number of elements of
       each norm of a row of ``LayerNorms``

@@ -70,11 +70,11 @@ class Alert:
     is_own: bool = field(default=False)
 
     def to_event(self) -> Event:
-        """The record of a log."""
+        """The record of rank 0's log."""
         told = {name: value for name, value in asdict(self).items() if name not in ("time", "step", "name")}
         told |= {name: None for name in ("value", "limit") if not math.isfinite(told[name])}
         return Event(
-            time=self.time, step=self.step, rank=max(0, self.rank), kind=EventKind.ALERT, name=self.name,
+            time=self.time, step=self.step, rank=0, kind=EventKind.ALERT, name=self.name,
             value=json.dumps(told),
         )  # fmt: skip
 
