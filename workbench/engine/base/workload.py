@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from workbench.core.knobs import Knobs
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
+from workbench.engine.base.user_log import UserLog
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ class Workload:
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only. ``knobs``: those
     that the training script or the recipe declares, now or later; its parts read their present values. ``cell_state``:
     what a cell keeps beside these, for checkpoints. ``cell_names``: what it took from elsewhere, unless the run
-    directory had that. ``names``: what the cell defines and sees.
+    directory had that. ``names``: what the cell defines and sees. ``user_log``: the ``log`` that its code calls.
     """
 
     model: torch.nn.Module
@@ -112,3 +113,4 @@ class Workload:
     beside: Mapping[str, Any] = field(default_factory=dict)
     cell_names: TakenNames | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
+    user_log: UserLog = field(default_factory=UserLog)

@@ -12,6 +12,7 @@ import torch
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.engine.base.group_rates import scaled
+from workbench.engine.base.user_log import UserLog
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.data.sources import DatasetSource, LoaderSource
@@ -27,26 +28,30 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, and ``knob``, a method of the workload's
-    own ``Knobs``. Errors of the cell are raised
+    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, ``knob``, a method of the workload's
+    own ``Knobs``, and ``log``, its ``UserLog`` (unless it has a ``log`` of its own). Errors of the cell are raised
     unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
-    knobs = Knobs()
+    knobs, user_log = Knobs(), UserLog()
     on_rank = _defined_on_rank()
     given = {"world_size": spec.plan.ranks, "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
+    if "log" not in on_rank:  # such as that of ``math``
+        given["log"] = user_log
     before = {"rank": int(os.environ.get("RANK", "0")), "device": rank_device(), **on_rank, **given}
     is_kept = restore(file.parent, before)
     names = None if is_kept else CellNames.of(source, on_rank, given)
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
+    user_log.suspend()
     # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
     workload = _workload(defined, spec, knobs)
     workload.cell_state = CellState(namespace, defined)
     workload.cell_names = names
     workload.names = namespace
+    workload.user_log = user_log
     return workload
 
 
