@@ -21,6 +21,7 @@ from workbench.telemetry.derive import cumulative_tokens, metrics_frame
 from workbench.telemetry.flops import cost_of
 from workbench.telemetry.logged.curves import curves
 from workbench.telemetry.logged.media import Logged, media
+from workbench.telemetry.rollbacks import without_taken_back
 
 
 class ExportSource:
@@ -59,7 +60,7 @@ class ExportSource:
     def metrics(self) -> Columns:
         """The columns of ``Run.metrics()``, and ``tokens``: the tokens that all replicas have consumed so far."""
         cost = cost_of(self.columns("events"), self.mesh.world_size)
-        frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost, logged=self.columns("values"))
+        frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost, logged=self._logged("values"))
         columns = {name: frame[name].to_numpy() for name in frame}
         return {**columns, "tokens": cumulative_tokens(columns, self.mesh.world_size)}
 
@@ -88,15 +89,25 @@ class ExportSource:
         start = float(self.metrics["time"][0]) if self.metrics["time"].size else 0.0
         found = [
             (self.time_of_step.get(step, start), step, f"log/{curve.label}", value)
-            for curve in curves(self.columns("values"), self.mesh)
+            for curve in curves(self._logged("values"), self.mesh)
             for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
         ]
         return sorted(found, key=lambda row: row[1])
 
+    def _logged(self, table: str) -> Columns:
+        """What the cell logged, without what a rollback took back, of the steps to export."""
+        whole = {name: logs.read_table(self.path, name) for name in (table, "events")}
+        rows, events = ({name: read[name].to_numpy() for name in read.column_names} for read in whole.values())
+        rows = without_taken_back(table, rows, events)
+        if self.steps is None:
+            return rows
+        wanted = (rows["step"] >= self.steps[0]) & (rows["step"] <= self.steps[1])
+        return {name: values[wanted] for name, values in rows.items()}
+
     def logged_media(self) -> list[tuple[float, Logged]]:
         """The images and texts that the cell logged, each with its time."""
         start = float(self.metrics["time"][0]) if self.metrics["time"].size else 0.0
-        found = media(self.columns("media"), self.path)
+        found = media(self._logged("media"), self.path)
         return [(self.time_of_step.get(one.step, start), one) for one in found]
 
     def samples(self) -> list[tuple[float, int, str]]:
