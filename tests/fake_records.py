@@ -19,6 +19,7 @@ from workbench.core.records import (
     HistogramStats,
     PhaseRecord,
     StepRecord,
+    ValueRecord,
     WeightStats,
 )
 from workbench.engine.watch.host.phase_spans import NO_PHASE, Span, compute_spans
@@ -94,6 +95,7 @@ class FakeRank:
                 monitor_ms=0.6,
             )
         )
+        self._log_values(step, noise)
         if step % self.detail_every == 0:
             self._phases(step, step_ms, data_ms)
         every = self.spec.monitor.grad_every
@@ -102,6 +104,15 @@ class FakeRank:
             self._histograms(step)
             self._weights(step)
         self._print(step, loss)
+
+    def _log_values(self, step: int, noise: float) -> None:
+        """What the cell logs: of three sizes, one name of them a curve per rank."""
+        for name, reduce, value in (
+            ("entropy", "mean", 3.0 * math.exp(-step / 80) + noise),
+            ("router load", "none", 0.02 + 0.004 * self.rank + noise / 40),
+            ("tokens seen", "sum", 128.0 * step),
+        ):
+            self.writer.append(ValueRecord(step=step, rank=self.rank, name=name, reduce=reduce, value=value, count=1))
 
     def _phases(self, step: int, step_ms: float, data_ms: float) -> None:
         """What fills the step, visit by visit, in rows as a real rank sums them; and the collectives in it."""

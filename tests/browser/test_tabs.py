@@ -22,8 +22,9 @@ from workbench.rundir.log import RankLogWriter
 
 pytestmark = pytest.mark.browser
 
+LOGGED = ["logged", "logged_second", "logged_third"]
 FIGURES = {
-    "overview": {"loss", "throughput", "learning_rate", "grad_norm"},
+    "overview": {"loss", "throughput", "learning_rate", "grad_norm", *LOGGED},
     "ranks": {"utilisation", "memory", "busy", "phase_bars", "lag"},
     "gradients": {"gradients", "cosine", "noise", "histogram", "update_ratio"},
     "communication": {"traffic", "exposed", "bandwidth"},
@@ -144,9 +145,11 @@ def test_a_figure_comes_in_its_place_with_its_first_rows(
     monkeypatch.setattr(throughput, "columns", later)
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
-    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "learning_rate", "grad_norm"], 60)
+    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "learning_rate", "grad_norm", *LOGGED], 60)
     has_rows.set()
-    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "throughput", "learning_rate", "grad_norm"], 60)
+    panel.pump(
+        lambda: bare.evaluate(DRAWN, "overview") == ["loss", "throughput", "learning_rate", "grad_norm", *LOGGED], 60
+    )
     panel.close()
 
 
@@ -448,7 +451,7 @@ def test_a_figure_that_fails_says_so_in_its_place(
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
     drawn = "() => [...document.querySelectorAll('.dw-figure')].filter((n) => n.dwPlot).map((n) => n.dataset.figure)"
-    panel.pump(lambda: set(bare.evaluate(drawn)) == {"loss", "grad_norm"}, 60)
+    panel.pump(lambda: set(bare.evaluate(drawn)) == {"loss", "grad_norm", *LOGGED}, 60)
     panel.pump("() => document.querySelectorAll('.dw-figure[data-failed=true]').length === 2", 60)
     texts = {
         name: bare.locator(f".dw-figure[data-figure={name}]").inner_text() for name in ("throughput", "learning_rate")

@@ -242,6 +242,41 @@ class CollectiveRecord:
     post_ms: float = math.nan
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueRecord:
+    """What the training script logged under one name in one step on one rank: ``log(name, value, reduce=...)``.
+
+    ``value`` sums up the ``count`` calls of this step on this rank: their sum for ``reduce`` "sum", the largest for
+    "max", the smallest for "min", their mean for "mean" and "none" (ranks are not combined). ``name`` begins with
+    "eval/" where it was logged during the evaluation of that step. ``telemetry.logged.curves`` combines ranks.
+    """
+
+    step: int
+    rank: int
+    name: str
+    reduce: str
+    value: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaRecord:
+    """An image or a text that the training script logged: ``log.image`` and ``log.text``.
+
+    ``kind``: "image" (``file``: a PNG, its path relative to the run directory; ``width`` and ``height`` in pixels) or
+    "text" (``text``). ``name`` as in ``ValueRecord``. Of many images of one name some files are removed again.
+    """
+
+    step: int
+    rank: int
+    name: str
+    kind: str
+    text: str = ""
+    file: str = ""
+    width: int = 0
+    height: int = 0
+
+
 class EventKind(StrEnum):
     """What an event is about: see ``Event``."""
 
@@ -326,6 +361,8 @@ Record = (
     | WeightStats
     | PhaseRecord
     | CollectiveRecord
+    | ValueRecord
+    | MediaRecord
     | Event
 )
 
@@ -340,6 +377,8 @@ TABLES: dict[str, type] = {
     "weights": WeightStats,
     "phases": PhaseRecord,
     "collectives": CollectiveRecord,
+    "values": ValueRecord,
+    "media": MediaRecord,
     "events": Event,
 }
 

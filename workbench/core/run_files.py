@@ -30,6 +30,7 @@ FILES = (
         what="that rank's log: an Arrow IPC stream per record type, readable up to the last whole batch",
     ),
     RunFile(pattern="rank-?????/*.txt", what="what the rank printed (`output.txt`)"),
+    RunFile(pattern="rank-?????/media/*.png", what="images that the cell logged with `log.image`"),
     RunFile(
         pattern="rank-?????/nonfinite-step-*", what="a step whose loss or gradient was not finite, for `%dist_replay`"
     ),

@@ -42,6 +42,7 @@ from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
+from workbench.engine.logged.observer import LoggedValues
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.share.share import ShareFailed
 from workbench.engine.state import cell_names
@@ -225,6 +226,7 @@ def observers_of(
         WithoutGradient(strategy),
         JointLosses(spec, strategy, workload.model),
         BufferChanges(spec, strategy, workload.model, exchange),
+        LoggedValues(workload.user_log, strategy, log),
     ]
     if spec.monitor.level == "off":
         return [*always]

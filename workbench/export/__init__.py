@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 FORMATS = {
     "csv": ("tables", "one CSV file per table, and one with the metrics of the run"),
     "parquet": ("tables", "one Parquet file per table, and one with the metrics of the run"),
-    "tensorboard": ("tensorboard", "TensorBoard event files: scalars, histograms of gradients, text samples"),
+    "tensorboard": (
+        "tensorboard",
+        "TensorBoard event files: scalars, histograms of gradients, text samples, logged images",
+    ),
     "trace": ("trace", "a timeline (JSON) for Perfetto or chrome://tracing, with phases and collectives of every rank"),
     "wandb": ("to_wandb", "a Weights & Biases run, written by its client"),
     "mlflow": ("to_mlflow", "an MLflow run, written by its client"),

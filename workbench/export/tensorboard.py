@@ -1,7 +1,8 @@
 """Writes a run as a TensorBoard event file.
 
 The file contains scalars of the run and of each rank's device, the norms of each layer's gradient, weights and update,
-histograms of gradient magnitudes, text samples, the spec and the cell.
+histograms of gradient magnitudes, text samples, what the cell logged (numbers, texts and images), the spec and the
+cell.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.export.source import ExportSource, estimate_bucket_sums
-from workbench.history.tensorboard_file import EventFile, histogram, scalar, text
+from workbench.history.tensorboard_file import EventFile, histogram, image, scalar, text
 
 SCALARS = ("loss", "lr", "grad_norm", "tps", "tokens", "step_time_ms", "data_wait_ms")
 _DEVICE_SCALARS = ("cpu_percent", "rss_bytes", "gpu_percent", "gpu_memory_bytes", "gpu_power_watts")
@@ -19,7 +20,14 @@ _DEVICE_SCALARS = ("cpu_percent", "rss_bytes", "gpu_percent", "gpu_memory_bytes"
 
 def write(source: ExportSource, out: Path) -> Path:
     """Write one event file into the folder ``out`` and return ``out``, for ``tensorboard --logdir``."""
-    events = [*_metrics(source), *_validation(source), *_devices(source), *_gradients(source), *_texts(source)]
+    events = [
+        *_metrics(source),
+        *_validation(source),
+        *_logged(source),
+        *_devices(source),
+        *_gradients(source),
+        *_texts(source),
+    ]
     events.sort(key=lambda event: event[:2])
     with EventFile(out, began=events[0][0] if events else None) as file:
         for time, step, values in events:
@@ -41,6 +49,18 @@ def _metrics(source: ExportSource) -> _Events:
 
 def _validation(source: ExportSource) -> _Events:
     return [(time, step, [scalar(f"validation/{name}", value)]) for time, step, name, value in source.validation()]
+
+
+def _logged(source: ExportSource) -> _Events:
+    """What the cell logged: numbers, texts and images."""
+    events: _Events = [(time, step, [scalar(name, value)]) for time, step, name, value in source.logged_values]
+    for time, one in source.logged_media():
+        name = f"log/{one.name}" if one.rank == 0 else f"log/{one.name}/rank {one.rank}"
+        if one.kind == "text":
+            events.append((time, one.step, [text(name, one.text)]))
+        elif one.file is not None:
+            events.append((time, one.step, [image(name, one.file.read_bytes(), one.width, one.height)]))
+    return events
 
 
 def _devices(source: ExportSource) -> _Events:

@@ -88,6 +88,16 @@ def _log_run(client: Any, entities: Any, experiment_id: str, source: ExportSourc
     texts = [{"step": step, "text": text} for _, step, text in source.samples()]
     if texts:
         client.log_text(run_id, json.dumps(texts, indent=1, ensure_ascii=False), "samples.json")
+    for _, one in source.logged_media():
+        if one.file is not None:
+            client.log_artifact(run_id, str(one.file), f"media/rank {one.rank}")
+    logged = [
+        {"step": o.step, "rank": o.rank, "name": o.name, "text": o.text}
+        for _, o in source.logged_media()
+        if o.kind == "text"
+    ]
+    if logged:
+        client.log_text(run_id, json.dumps(logged, indent=1, ensure_ascii=False), "texts.json")
     end_time = int(source.metrics["time"][-1] * 1e3) if source.metrics["time"].size else None
     client.set_terminated(run_id, status=_status(source), end_time=end_time)
 
@@ -100,7 +110,7 @@ def _status(source: ExportSource) -> str:
 
 
 def _finite_metrics(source: ExportSource) -> list[tuple[float, int, str, float]]:
-    """All metrics, validation metrics and norms of layers that are finite: (time, step, name, value)."""
+    """All metrics, validation metrics, logged values and norms of layers that are finite: (time, step, name, value)."""
     times, steps = source.metrics["time"].tolist(), source.metrics["step"].astype(int).tolist()
     metrics = [
         (time, step, name, value)
@@ -109,6 +119,7 @@ def _finite_metrics(source: ExportSource) -> list[tuple[float, int, str, float]]
         if math.isfinite(value)
     ]
     metrics += [(time, step, f"validation/{name}", value) for time, step, name, value in source.validation()]
+    metrics += [row for row in source.logged_values if math.isfinite(row[3])]
     time_of_step, start = source.time_of_step, times[0] if times else 0.0
     return metrics + [
         (time_of_step.get(step, start), step, f"{kind}/{layer}", norm) for step, kind, layer, norm in source.layer_norms

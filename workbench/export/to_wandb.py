@@ -52,6 +52,9 @@ def write(source: ExportSource, out: Path) -> Path:
         samples = [[step, text] for _, step, text in source.samples()]
         if samples:
             run.log({"samples": wandb.Table(columns=["step", "text"], data=samples)})
+        texts = [[one.step, one.rank, one.name, one.text] for _, one in source.logged_media() if one.kind == "text"]
+        if texts:
+            run.log({"texts": wandb.Table(columns=["step", "rank", "name", "text"], data=texts)})
     finally:
         run.finish()
     return folder
@@ -65,6 +68,12 @@ def _values_by_step(source: ExportSource, wandb: Any) -> dict[int, dict[str, Any
         values_by_step[step] = {name: value for name, value in zip(SCALARS, values, strict=True) if np.isfinite(value)}
     for _, step, name, value in source.validation():
         values_by_step.setdefault(step, {})[f"validation/{name}"] = value
+    for _, step, name, value in source.logged_values:
+        values_by_step.setdefault(step, {})[name] = value
+    for _, one in source.logged_media():
+        if one.file is not None:
+            name = f"log/{one.name}" if one.rank == 0 else f"log/{one.name}/rank {one.rank}"
+            values_by_step.setdefault(one.step, {})[name] = wandb.Image(str(one.file))
     for step, kind, layer, norm in source.layer_norms:
         values_by_step.setdefault(step, {})[f"{kind.replace(' ', '_')}/{layer}"] = norm
     for step, layer, first, (zeros, *counts) in source.histograms():

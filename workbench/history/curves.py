@@ -14,21 +14,37 @@ from workbench.telemetry import row_views as rows
 
 if TYPE_CHECKING:
     from workbench.history.compare import Comparison, Scaling
+    from workbench.history.findings import Findings
 
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _WIDEST_LABEL = 40
+#: figures of what cells logged
+_MOST_LOGGED = 8
 
 
 def figures(found: Comparison) -> list[Any]:
-    """Loss, throughput and gradient norm over the axis, and speed-up over ranks where they differ: Bokeh figures with
-    their data."""
+    """Loss, throughput, gradient norm and what the cells logged over the axis, and speed-up over ranks where they
+    differ: Bokeh figures with their data."""
     drawn = [_loss(found)]
     if any(np.isfinite(s.curve["tps"]).any() for s in found.subjects):
         drawn.append(_throughput(found))
     if any((s.curve["grad_norm"] > 0).any() for s in found.subjects):
         drawn.append(_norm(found))
+    drawn += [_logged(found, column) for column in logged_columns(found)]
     if found.scaling is not None:
         drawn.append(_scaling(found.scaling))
+    return drawn
+
+
+def logged_columns(found: Findings) -> list[str]:
+    """The columns ``log/NAME`` that any of the runs has, the first of them."""
+    names = dict.fromkeys(name for s in found.subjects for name in s.curve if name.startswith("log/"))
+    return list(names)[:_MOST_LOGGED]
+
+
+def _logged(found: Comparison, column: str) -> Any:
+    drawn = theme.new_figure(f"Logged: {column[4:]}", x_label=AXES[found.x], y_label="value", height=260)
+    _draw(drawn, found, column, "@smooth{number}")
     return drawn
 
 
@@ -46,7 +62,8 @@ def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
     """Per run: x, y and smooth (moving average), thinned for the screen; rows without x or y left out."""
     out = []
     for subject in found.subjects:
-        x, y = subject.axis(found.x), subject.curve[column]
+        x = subject.axis(found.x)
+        y = subject.curve.get(column, np.full(x.size, math.nan))
         known = np.isfinite(x) & np.isfinite(y)
         x, y = x[known], y[known]
         out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}, of=["y"]))
@@ -89,7 +106,7 @@ def _draw(drawn: Any, found: Comparison, column: str, value: str) -> None:
         each = drawn.line("x", "y", source=source, alpha=0.3, line_width=1, **look)
         smooth = drawn.line("x", "smooth", source=source, line_width=2, **look)
         label = short_label(subject.label)
-        tips = [("run", _tip(label)), (AXES[found.x], "@x{0,0.[00]}"), (column, value)]
+        tips = [("run", _tip(label)), (AXES[found.x], "@x{0,0.[00]}"), (_tip(column), value)]
         drawn.add_tools(hover(tips, renderers=[smooth], mode="mouse"))
         items.append((label, [each, smooth]))
     theme.add_legend(drawn, items)

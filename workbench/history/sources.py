@@ -14,6 +14,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.records import columns_of
 from workbench.errors import ConfigError, RunDirectoryError, suggest
 from workbench.events.settings import hand_changes
 from workbench.history import logs
@@ -23,6 +24,8 @@ from workbench.rundir import directory as run_directory
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
 from workbench.telemetry.derive import batch_of, cumulative_tokens, global_metrics
+from workbench.telemetry.logged.curves import curves
+from workbench.telemetry.rollbacks import without_taken_back
 from workbench.telemetry.row_views import validations
 
 #: what a curve can be drawn over
@@ -38,14 +41,18 @@ ENVIRONMENT_FILE = "environment.json"
 _LOSS_WORDS = ("loss", "train_loss", "training_loss", "loss/train", "train/loss")
 
 
+#: curves of the cell's own that are compared
+_MOST_LOGGED = 12
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """One curve of a comparison and where it comes from.
 
     ``curve``: columns step, time (seconds of training), tokens (NaN where not known), loss, tps (tokens per second per
-    device; NaN likewise), grad_norm (likewise) and, where it was asked for, bytes. ``options``: the spec's, flat; empty
-    for imported curves. ``environment``: what ``spec.toml`` says of versions, machine and code. ``validation``: steps
-    and losses.
+    device; NaN likewise), grad_norm (likewise), ``log/NAME`` for what the cell logged (NaN in steps without a value)
+    and, where it was asked for, bytes. ``options``: the spec's, flat; empty for imported curves. ``environment``: what
+    ``spec.toml`` says of versions, machine and code. ``validation``: steps and losses.
     """
 
     label: str
@@ -92,7 +99,7 @@ def load(name: str | Path, *, x: str = "step", tag: str = "") -> Subject:
 def from_run(run: Path, *, x: str = "step") -> Subject:
     """A run directory. ``ConfigError`` when its spec cannot be read: then nothing about its numbers is certain."""
     spec = TrainSpec.from_options(read_spec_options(run / SPEC_FILE))
-    wanted: dict[str, Any] = {"steps": STEP_COLUMNS, "events": EVENT_COLUMNS}
+    wanted: dict[str, Any] = {"steps": STEP_COLUMNS, "events": EVENT_COLUMNS, "values": tuple(columns_of("values"))}
     if x == "bytes":
         wanted |= {"collectives": ("step", "rank", "bytes"), "devices": ("time", "rank", "net_sent_bytes")}
     found = logs.read(run, wanted)
@@ -110,6 +117,7 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
         spec=spec,
         cell=cell.read_text(encoding="utf-8", errors="replace") if cell.exists() else "",
         problem=row.problem,
+        logged=without_taken_back("values", found.tables["values"], found.tables["events"]),
     )
     if x == "bytes":
         subject.curve["bytes"] = _bytes(metrics, found.tables)
@@ -127,8 +135,10 @@ def from_logs(
     spec: TrainSpec | None,
     cell: str,
     problem: str,
+    logged: Columns | None = None,
 ) -> Subject:
-    """A run whose logs are read: ``metrics`` as ``global_metrics`` gives them, and the table ``events``. Without a
+    """A run whose logs are read: ``metrics`` as ``global_metrics`` gives them, and the tables ``events`` and ``values``
+    (``logged``, without what rollbacks took back). Without a
     ``spec`` its options are not known, and it is a repeat of nothing."""
     return Subject(
         label=label,
@@ -136,7 +146,7 @@ def from_logs(
         origin="run",
         state=state,
         ranks=ranks,
-        curve=_curve(metrics, ranks),
+        curve=_curve(metrics, ranks) | _logged(metrics["step"], logged, spec),
         validation=_validation(events),
         options=spec.options() if spec else {},
         environment=_environment(run),
@@ -160,6 +170,18 @@ def _curve(metrics: Columns, ranks: int) -> Columns:
         "tps": metrics["tps"],
         "grad_norm": metrics["grad_norm"],
     }
+
+
+def _logged(steps: np.ndarray, rows: Columns | None, spec: TrainSpec | None) -> Columns:
+    """``log/NAME`` -> values at ``steps``, of the first names that the cell logged."""
+    if rows is None or spec is None:
+        return {}
+    out: Columns = {}
+    for curve in curves(rows, spec.plan.mesh)[:_MOST_LOGGED]:
+        column = out[f"log/{curve.label}"] = np.full(steps.size, math.nan)
+        known = np.isin(curve.steps, steps)
+        column[np.searchsorted(steps, curve.steps[known])] = curve.values[known]
+    return out
 
 
 def _bytes(metrics: Columns, tables: dict[str, Columns]) -> np.ndarray:

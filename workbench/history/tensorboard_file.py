@@ -98,6 +98,12 @@ def text(tag: str, value: str) -> bytes:
     return _bytes(1, tag) + _bytes(8, tensor) + _bytes(9, metadata)
 
 
+def image(tag: str, png: bytes, width: int, height: int) -> bytes:
+    """A ``Summary.Value`` with a PNG."""
+    rgb = 3
+    return _bytes(1, tag) + _bytes(4, _int(1, height) + _int(2, width) + _int(3, rgb) + _bytes(4, png))
+
+
 def histogram(
     tag: str, limits: Sequence[float], counts: Sequence[float], sums: tuple[float, float, float, float]
 ) -> bytes:
@@ -118,7 +124,7 @@ class EventFile:
         self._record(_double(1, now) + _bytes(3, "brain.Event:2"))
 
     def add(self, when: float, step: int, values: Iterable[bytes]) -> None:
-        """One event with some ``Summary.Value`` (made by ``scalar``, ``text``, ``histogram``)."""
+        """One event with some ``Summary.Value`` (made by ``scalar``, ``text``, ``image``, ``histogram``)."""
         summary = b"".join(_bytes(1, value) for value in values)
         if summary:
             self._record(_double(1, when) + _int(2, step) + _bytes(5, summary))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workbench.history import compare, curves, show
 from workbench.history.sources import Subject, from_logs
@@ -45,8 +47,8 @@ def compare_runs(
         tables=show.tables(findings),
         diffs=findings.code_diffs,
         figures=[
-            bundle.add_figure(title, f"{prefix}compared-{_slug(title)}", figure, wide=False)
-            for title, figure in figures
+            bundle.add_figure(title, f"{prefix}compared-{_slug(title)}{number or ''}", figure, wide=False)
+            for title, figure, number in _numbered(figures)
         ],
     )
 
@@ -62,7 +64,18 @@ def _make_subject(run: RunData, label: str) -> Subject:
         spec=run.spec,
         cell=run.cell,
         problem=" ".join(run.notes),
+        logged=run.store.table("values"),
     )
+
+
+def _numbered(figures: Sequence[tuple[str, Any]]) -> list[tuple[str, Any, int]]:
+    """Figures with a number each that tells those of equal ids apart (0: the first)."""
+    seen: Counter[str] = Counter()
+    out = []
+    for title, figure in figures:
+        out.append((title, figure, seen[_slug(title)]))
+        seen[_slug(title)] += 1
+    return out
 
 
 def _slug(title: str) -> str:

@@ -21,6 +21,7 @@ from workbench.telemetry.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.telemetry.logged.media import Logged
     from workbench.telemetry.verdict import Verdict
 
 
@@ -74,12 +75,28 @@ class RunReader:
         ``per_rank`` a column ``rank`` is added and each step has a row per rank as well, with that rank's own loss, lr,
         step_time_ms, data_wait_ms and tps; the global rows have rank -1. ``tokens_per_s`` is the total of all devices,
         ``tflops`` 10**12 model operations per second and device, ``mfu`` their share of the device's peak in percent.
+        What the cell logged has a column per name (``NAME/rank R`` where ranks are not combined, ``log/NAME`` where a
+        column has that name already), NaN in steps without a value.
         """
         from workbench.telemetry.derive import metrics_frame
         from workbench.telemetry.flops import cost_of
 
         cost = cost_of(self._events(), self.plan.ranks)
-        return metrics_frame(self._table("steps"), self.plan.mesh, per_rank=per_rank, cost=cost)
+        steps, logged = self._table("steps"), self._table("values")
+        return metrics_frame(steps, self.plan.mesh, per_rank=per_rank, cost=cost, logged=logged)
+
+    def values(self) -> pd.DataFrame:
+        """What the cell logged with ``log``, at every step: step, name, rank (-1: of all ranks), reduce, value."""
+        from workbench.telemetry.logged.curves import values_frame
+
+        return values_frame(self._table("values"), self.plan.mesh)
+
+    def media(self) -> list[Logged]:
+        """Images and texts that the cell logged, in order of steps: objects with step, rank, name, kind ("image" or
+        "text"), text, file (path of the PNG), width and height."""
+        from workbench.telemetry.logged.media import media
+
+        return media(self._table("media"), self.path)
 
     def devices(self) -> pd.DataFrame:
         """Device samples: time, rank, cpu_percent, rss_bytes, GPU columns, network and disk bytes, phase, step."""

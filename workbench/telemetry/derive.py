@@ -13,6 +13,7 @@ from workbench.core.mesh import Mesh
 from workbench.core.records import EventKind, Record
 from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
+from workbench.telemetry.logged.curves import add_columns
 from workbench.telemetry.rollbacks import standing
 
 if TYPE_CHECKING:
@@ -138,13 +139,21 @@ def _is_stage_without_loss(rank: np.ndarray, mesh: Mesh) -> np.ndarray:
     return (rank // mesh.tp) % mesh.pp != mesh.pp - 1
 
 
-def metrics_frame(steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: Cost | None = None) -> pd.DataFrame:
+def metrics_frame(
+    steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: Cost | None = None, logged: Columns | None = None
+) -> pd.DataFrame:
     """``global_metrics`` as a DataFrame; ``per_rank`` adds a column ``rank`` and a row per rank and step.
 
     Global rows then have rank -1. A rank's ``tps`` is its replica's tokens over its own time and the replica's ranks;
     its ``grad_norm`` is the global one's share (square root of ``grad_sq``). ``tokens_per_s`` (of all devices),
     ``tflops`` (per device) and ``mfu`` (percent) follow from ``tps`` and ``cost``: NaN where that is not known.
+    ``logged``: the table ``values``, which adds a column per curve (``telemetry.logged.curves.add_columns``).
     """
+    frame = _own_metrics(steps, mesh, per_rank=per_rank, cost=cost)
+    return frame if logged is None else add_columns(frame, logged, mesh)
+
+
+def _own_metrics(steps: Columns, mesh: Mesh, *, per_rank: bool, cost: Cost | None) -> pd.DataFrame:
     import pandas as pd
 
     steps = standing(steps)

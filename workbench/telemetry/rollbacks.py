@@ -52,6 +52,15 @@ def standing(steps: Columns) -> Columns:
     return {name: values[kept] for name, values in steps.items()}
 
 
+def without_taken_back(table: str, rows: Columns, events: Columns) -> Columns:
+    """All rows of one of ``STEP_TABLES``, each rank's in the order in which they were written, that no rollback among
+    ``events`` took back."""
+    found = Rollbacks()
+    for _ in found.take(events):
+        pass
+    return found.standing(table, rows)
+
+
 class Rollbacks:
     """Knows them all, and how many rows of each rank were read. ``standing`` is asked of all rows, in their order."""
 

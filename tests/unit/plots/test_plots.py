@@ -419,7 +419,7 @@ TOLD = {
     **dict.fromkeys(("utilisation", "memory", "busy"), ("rank", "elapsed")),
     **dict.fromkeys(("gradients", "update_ratio"), ("step", "layer")),
     **dict.fromkeys(("lag", "cosine"), ("rank", "step")),
-    **dict.fromkeys(("histogram", "validation", "metrics"), ("step",)),
+    **dict.fromkeys(("histogram", "validation", "metrics", "logged", "logged_second", "logged_third"), ("step",)),
     "phase_bars": ("rank", "phase"),
     "timeline": ("rank", "step", "phase"),
     "confusion": ("true class", "predicted"),

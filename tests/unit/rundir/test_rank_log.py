@@ -25,8 +25,10 @@ from workbench.core.records import (
     GradientStats,
     HistogramStats,
     LayerNorms,
+    MediaRecord,
     PhaseRecord,
     StepRecord,
+    ValueRecord,
     WeightStats,
 )
 from workbench.errors import RunDirectoryError, SchemaError
@@ -55,6 +57,8 @@ def test_every_record_type_comes_back(tmp_path: Path) -> None:
         PhaseRecord(step=1, rank=0, phase="forward", micro_batch=-1, start_ms=0.5, duration_ms=4.0),
         CollectiveRecord(step=1, rank=0, kind="all_reduce", group="dp", group_size=2, bytes=64, start_ms=1.0,
                          duration_ms=2.0, exposed_ms=1.0),
+        ValueRecord(step=1, rank=0, name="own/é", reduce="none", value=float("nan"), count=3),
+        MediaRecord(step=1, rank=0, name="own", kind="text", text="a\nb"),
         Event(time=1.0, step=1, rank=0, kind="sample", name="text", value=json.dumps("é\n")),
     ]  # fmt: skip
     with RankLogWriter(tmp_path, 0) as log:

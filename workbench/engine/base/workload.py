@@ -13,6 +13,7 @@ from workbench.core.knobs import Knobs
 from workbench.core.own_alerts import OwnAlerts
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
+from workbench.engine.base.user_log import UserLog
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +133,7 @@ class Workload:
     ``after_split(model)``: to be called once a plan has split the model, whose weights may still be views of files.
     ``tokenizer``: what ``save_pretrained`` writes too.
     ``alerts``: those that a cell sets up; ``on_alert``: its function that is told of each.
+    ``user_log``: the ``log`` that a cell's code calls.
     """
 
     model: torch.nn.Module
@@ -156,3 +158,4 @@ class Workload:
     tokenizer: Any = None
     alerts: OwnAlerts = field(default_factory=OwnAlerts)
     on_alert: Callable[[dict[str, Any]], object] | None = None
+    user_log: UserLog = field(default_factory=UserLog)

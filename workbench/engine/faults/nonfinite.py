@@ -29,6 +29,7 @@ from workbench.engine.base.decision import GO
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.user_log import silenced
 from workbench.engine.data.batches import split
 from workbench.engine.faults.nonfinite_search import (
     Finding,
@@ -178,7 +179,7 @@ class NonfiniteGuard(StepObserver):
         after = self._generators.capture()
         try:
             self._generators.restore(self._random_state)
-            with NonfiniteSearch(strategy.module) as search:
+            with silenced(), NonfiniteSearch(strategy.module) as search:
                 again = strategy.rerun(split(self._batch, self.accumulate), search.loss)
             return search.found, again
         finally:

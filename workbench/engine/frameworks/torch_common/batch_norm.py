@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workbench.engine.base.batch import Batch, StandIn
 from workbench.engine.base.names import users_name
+from workbench.engine.base.user_log import silenced
 from workbench.errors import RunDirectoryError
 
 _SHOWN = 3
@@ -91,10 +92,11 @@ class BatchNorms:
 
     @contextmanager
     def around(self, piece: Batch) -> Iterator[None]:
-        """Around the forward pass of one piece of a batch."""
+        """Around the forward pass of one piece of a batch. What a ``StandIn`` logs counts nowhere either."""
         self._is_counted = not isinstance(piece, StandIn)
         try:
-            yield
+            with nullcontext() if self._is_counted else silenced():
+                yield
         finally:
             self._is_counted = True
 

@@ -14,6 +14,7 @@ from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.core.own_alerts import OwnAlerts
 from workbench.engine.base.group_rates import scaled
+from workbench.engine.base.user_log import UserLog
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.data.sources import LoaderSource, dataset_source
@@ -34,27 +35,24 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """Run the cell in ``file`` and build its workload.
 
     The cell runs in a copy of the rank's namespace, so it sees names that were pushed or defined by ``%%dist`` cells.
-    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, ``share``, ``knob``, a method of the
-    workload's own ``Knobs``, and ``alert``, one of its ``OwnAlerts``. Errors of the cell are raised
+    It also sees ``spec``, ``rank``, ``world_size`` and ``device`` of the run, ``knob``, a method of the workload's own
+    ``Knobs``, and, unless an earlier cell defined these names, ``alert``, one of its ``OwnAlerts``, ``log``, its
+    ``UserLog``, and ``share``. Errors of the cell are raised
     unchanged, with its lines in the traceback. Raises ``ConfigError`` when the cell contradicts the options.
     """
     source = file.read_text(encoding="utf-8")
-    knobs, alerts = Knobs(), OwnAlerts()
+    knobs, alerts, user_log = Knobs(), OwnAlerts(), UserLog()
     on_rank = _defined_on_rank()
-    given = {
-        "world_size": spec.plan.ranks,
-        "spec": spec,
-        "knob": knobs.knob,
-        "alert": alerts.alert,
-        "share": share,
-        "__name__": "__main__",
-    }
+    given: dict[str, Any] = {"world_size": spec.plan.ranks, "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
+    offered = {"alert": alerts.alert, "log": user_log, "share": share}
+    given |= {name: value for name, value in offered.items() if name not in on_rank}
     before = {"rank": int(os.environ.get("RANK", "0")), "device": rank_device(), **on_rank, **given}
     is_kept = restore(file.parent, before)
     names = None if is_kept else CellNames.of(source, on_rank, given)
     namespace = dict(before)
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
+    user_log.suspend()
     # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
     after_split = make_model(defined, spec)
@@ -67,6 +65,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     workload.names = namespace
     workload.alerts = alerts
     workload.on_alert = _on_alert(defined)
+    workload.user_log = user_log
     return workload
 
 

@@ -1,0 +1,1 @@
+"""What the training script logs with ``log``: numbers, images and texts."""

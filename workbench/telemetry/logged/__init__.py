@@ -1,0 +1,1 @@
+"""What the training script logged, as readers see it."""
