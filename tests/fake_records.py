@@ -12,12 +12,15 @@ import numpy as np
 from workbench.core.config import TrainSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import (
+    ActivationStats,
+    AttentionStats,
     CollectiveRecord,
     DeviceSample,
     Event,
     GradientStats,
     HistogramStats,
     PhaseRecord,
+    RouterStats,
     StepRecord,
     ValueRecord,
     WeightStats,
@@ -103,6 +106,7 @@ class FakeRank:
             self._gradients(step)
             self._histograms(step)
             self._weights(step)
+            self._inside(step)
         self._print(step, loss)
 
     def _log_values(self, step: int, noise: float) -> None:
@@ -244,6 +248,37 @@ class FakeRank:
                 )
             )
 
+    def _inside(self, step: int) -> None:
+        """What ``--watch`` adds: outputs, gradients, attention, and a router in every layer."""
+        here = {"step": step, "rank": self.rank, "micro_batch": -1}
+        for index, name in enumerate(self.names):
+            size = 0.8 * math.exp(0.1 * (self.first_layer + index)) * (1 + 0.2 * float(self.random.random()))
+            for what, scale in (("output", size), ("gradient", 1e-4 / size)):
+                self.writer.append(
+                    ActivationStats(
+                        **here,
+                        layer=name,
+                        what=what,
+                        sharded="",
+                        numel=NUMEL,
+                        sum=0.01 * scale * NUMEL,
+                        sum_sq=scale**2 * NUMEL,
+                        max_abs=5 * scale,
+                        zero_count=40,
+                        nonfinite_count=0,
+                        underflow_count=7,
+                        overflow_count=0,
+                    )
+                )
+            share = 0.85 - 0.5 * step / self.spec.steps + 0.1 * math.cos(index)
+            sums = {"queries": 64, "entropy_sum": 64 * 4.0 * share, "uniform_sum": 64 * 4.0}
+            self.writer.append(AttentionStats(**here, layer=name, sharded="", max_logit=3 + 8 * (1 - share), **sums))
+            load = [128 + (40 if expert == index % 4 else 0) for expert in range(4)]
+            tokens = sum(load) // 2
+            self.writer.append(
+                RouterStats(**here, layer=name, tokens=tokens, top_k=2, load=load, entropy_sum=1.1 * tokens)
+            )
+
     def _norm(self, index: int, step: int) -> float:
         depth = (self.first_layer + index) / 40
         wave = 1.3 * math.cos(3 * depth) - 0.9 * step / self.spec.steps
@@ -274,7 +309,7 @@ class FakeRank:
         if self.rank:
             return
         value = {"lr": 0.0, "clip": 1.0, "weight_decay": 0.1, "accumulate": self.spec.accumulate, "log_every": 1}
-        watched = {"grad_every": self.spec.monitor.grad_every or 0, "grad_layers": ""}
+        watched = {"grad_every": self.spec.monitor.grad_every or 0, "grad_layers": "", "watch": ""}
         self.tell(when, "settings", "in_force", {**value, **watched, "frozen": []})
         self.tell(when, "data", "batch", {"samples": self.spec.batch_size, "unit": unit}, step=1)
 

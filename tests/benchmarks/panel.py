@@ -33,7 +33,7 @@ GOAL_CORE, GOAL_BYTES = 0.03, 50_000
 STEP_S = 0.5
 #: of the soak's updates; those between are appended to the figures all the same
 DRAW_EVERY = 10
-TABS = ("overview", "ranks", "gradients", "communication", "timeline", "samples", "console", "controls")
+TABS = ("overview", "ranks", "gradients", "inside", "communication", "timeline", "samples", "console", "controls")
 _WRITE = """
 import sys
 from tests.fake_run import LiveFakeRun

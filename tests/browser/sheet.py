@@ -24,7 +24,8 @@ from workbench.report import render
 
 REPORT = "report"
 TABS = (
-    "overview", "ranks", "gradients", "communication", "timeline", "samples", "console", "controls", "compare", REPORT,
+    "overview", "ranks", "gradients", "inside", "communication", "timeline", "samples", "console", "controls",
+    "compare", REPORT,
 )  # fmt: skip
 _TEXT = ("text",)
 _CLASSES = ("accuracy", "confusion_matrix")

@@ -18,7 +18,10 @@ def model(kind: str) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(17, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
     if kind == "normed":  # what a sample becomes depends on those that it is computed with
         return torch.nn.Sequential(torch.nn.Linear(17, 32), torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 3))
-    return _TRANSFORMERS[kind.partition("-")[0]]()
+    network = _TRANSFORMERS[kind.partition("-")[0]]()
+    if kind.endswith("-eager"):
+        network.config._attn_implementation = "eager"
+    return network
 
 
 def _llama(layers: int = 4) -> torch.nn.Module:

@@ -76,7 +76,7 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
     assert commands(run, 1) == commands(run, 0)
     assert run.settings() == {
         "lr": 0.05, "clip": 0.5, "weight_decay": 0.0, "accumulate": 1, "log_every": 1, "grad_every": "auto",
-        "grad_layers": "", "scale": 2.0, "frozen": [],
+        "grad_layers": "", "watch": "", "watch_every": "auto", "watch_layers": "", "scale": 2.0, "frozen": [],
     }  # fmt: skip
     with pytest.raises(RunError, match=r"has ended \(stopped"):
         run.pause()

@@ -12,6 +12,7 @@ const TABS = [
   ["overview", "Overview"],
   ["ranks", "Ranks"],
   ["gradients", "Gradients"],
+  ["inside", "Inside"],
   ["communication", "Communication"],
   ["timeline", "Timeline"],
   ["samples", "Samples"],

@@ -26,6 +26,7 @@ from workbench.core.frameworks import (
 )
 from workbench.core.intervals import Every, check_interval
 from workbench.core.mesh import Mesh
+from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
 SPEC_VERSION = 1
@@ -169,15 +170,20 @@ class MonitorSpec:
     ``level``: "off" (step records only), "light" (norms, phases, device samples) or "full" (all statistics).
     ``grad_every``: steps between gradient statistics; 0: never; None: the governor chooses the interval so that the
     monitor takes at most the share ``budget`` of the step time (0.01 is 1 %). ``grad_layers``: a regular expression;
-    statistics cover only layers whose qualified name it matches (``re.search``). ``sample_hz``: device samples per
-    second. ``on_nonfinite``: the response to a non-finite loss or gradient: "stop" the run, "skip" the step on all
-    ranks, or "go" on. ``notify``: what is told of each alert: a command line, which gets it as JSON on its standard
-    input, or ``module:function``. Raises ``ConfigError`` for values that cannot work.
+    statistics cover only layers whose qualified name it matches (``re.search``). ``watch``: what is recorded inside the
+    model, names of ``core.watches.WATCHES`` separated by commas ("": nothing), at the first step and every
+    ``watch_every`` steps (None: within the budget), of modules whose names ``watch_layers`` matches. ``sample_hz``:
+    device samples per second. ``on_nonfinite``: the response to a non-finite loss or gradient: "stop" the run, "skip"
+    the step on all ranks, or "go" on. ``notify``: what is told of each alert: a command line, which gets it as JSON on
+    its standard input, or ``module:function``. Raises ``ConfigError`` for values that cannot work.
     """
 
     level: str = "full"
     grad_every: int | None = None
     grad_layers: str = ""
+    watch: str = ""
+    watch_every: int | None = None
+    watch_layers: str = ""
     budget: float = 0.01
     sample_hz: float = 2.0
     on_nonfinite: str = "stop"
@@ -191,12 +197,24 @@ class MonitorSpec:
             "--grad-every",
             f"--grad-every must be a whole number of steps (0: never), not {self.grad_every!r}",
         )
-        try:
-            re.compile(self.grad_layers)
-        except re.error as error:
-            raise ConfigError(
-                f"--grad-layers {self.grad_layers!r} is not a valid regular expression: {error}", field="--grad-layers"
-            ) from error
+        object.__setattr__(self, "watch", parse_watch(self.watch))
+        _check(
+            self.watch_every is None or self.watch_every >= 1,
+            "--watch-every",
+            f"--watch-every must be a whole number of steps of at least 1, not {self.watch_every!r}",
+        )
+        for flag, pattern in (("--grad-layers", self.grad_layers), ("--watch-layers", self.watch_layers)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"{flag} {pattern!r} is not a valid regular expression: {error}", field=flag
+                ) from error
+        _check(
+            not self.watch or self.level != "off",
+            "--watch",
+            f"--watch {self.watch} needs the monitor: leave out --monitor off",
+        )
         _check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
         _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
         _check_known(self.on_nonfinite, ON_NONFINITE, "--on-nonfinite")
@@ -335,6 +353,7 @@ def check_capabilities(spec: TrainSpec) -> None:
         (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),
         (bool(spec.monitor.grad_every), "--grad-every", Capability.WATCHABLE),
         (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),
+        (bool(spec.monitor.watch), "--watch", Capability.INSPECTABLE),
         (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
     ):
         reason = spec.plan.why_unavailable(capability) if asked else ""

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from workbench.core.own_alerts import check_alert
+from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, suggest
 
 #: what applies a control: the training loop, the strategy, the monitor, the cell, or the session
@@ -213,6 +214,10 @@ def _interval(control: Control, value: Any) -> int | str:
     return AUTOMATIC if value == AUTOMATIC else _int(control, value)
 
 
+def _watch(control: Control, value: Any) -> str:
+    return parse_watch(value, control.name)
+
+
 def _checkpoint(control: Control, value: Any) -> int | str:
     return value if value in (NEWEST, BEST) else _int(control, value)
 
@@ -256,6 +261,7 @@ KINDS: dict[str, Kind] = {
     "regex": Kind(_regex, "a regular expression to search for in layer names", "text", "part of a name"),
     "lr": Kind(_lr, "a number above 0, a factor such as x0.5, or schedule", "text", "1e-4, or x0.5"),
     "interval": Kind(_interval, "a whole number of steps (0: never), or auto", "text", "steps, or auto"),
+    "watch": Kind(_watch, "names such as activations,attention, or off", "text", "activations, or off"),
     "checkpoint": Kind(_checkpoint, "the step of a checkpoint, newest, or best", "text"),
     "alert": Kind(_alert, "NAME: CONDITION, such as high: loss > 10", "text", "high: loss > 10"),
     "changes": Kind(_changes, "options of a run, such as lr=1e-4", "text", "lr=1e-4 name=b"),
@@ -291,6 +297,12 @@ CONTROLS: tuple[Control, ...] = (
             unit="steps", help="steps between gradient statistics (0: never, auto: within the monitoring budget)"),
     Control(name="grad_layers", title="layers watched", kind="regex", setting=True, applies="observer",
             when_empty="all", help="record gradients only of layers whose names match (empty: all)"),
+    Control(name="watch", title="watched inside the model", kind="watch", setting=True, applies="observer",
+            when_empty="nothing", help="activations, attention, routers, micro_batches (separated by commas), or off"),
+    Control(name="watch_every", title="inside the model", kind="interval", setting=True, applies="observer", low=1,
+            unit="steps", help="steps between looks inside the model (auto: within the monitoring budget)"),
+    Control(name="watch_layers", title="modules watched inside", kind="regex", setting=True, applies="observer",
+            when_empty="all", help="look only into modules whose names match (empty: all)"),
     Control(name="evaluate", title="evaluate", kind="none", help="evaluate after this step"),
     Control(name="sample", title="sample", kind="none", help="generate a sample from the model after this step"),
     Control(name="rollback", title="roll back", kind="checkpoint", low=0, default=NEWEST, unit="step",

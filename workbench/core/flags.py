@@ -17,6 +17,7 @@ from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, Trai
 from workbench.core.frameworks import installed, usable
 from workbench.core.intervals import interval
 from workbench.core.recipe import recipes
+from workbench.core.watches import WATCHES
 
 
 def share(text: str) -> float:
@@ -126,6 +127,12 @@ FLAGS = (
          help="steps between gradient statistics; 0: never", default="chosen to stay within the budget"),
     Flag(names=("--grad-layers",), option="grad_layers", kind=str, group=WATCHED, metavar="REGEX",
          help="gradient statistics only of layers whose names match", default="all"),
+    Flag(names=("--watch",), option="watch", kind=str, group=WATCHED, metavar="WHAT",
+         help=f"what to record inside the model, separated by commas: {', '.join(WATCHES)}", default="nothing"),
+    Flag(names=("--watch-every",), option="watch_every", kind=int, group=WATCHED, metavar="STEPS",
+         help="steps between looks inside the model", default="chosen to stay within the budget"),
+    Flag(names=("--watch-layers",), option="watch_layers", kind=str, group=WATCHED, metavar="REGEX",
+         help="look only into modules whose names match", default="all"),
     Flag(names=("--on-nonfinite",), option="on_nonfinite", kind=str, group=WATCHED, metavar="WHAT",
          help=f"on a NaN or infinite loss or gradient: {', '.join(ON_NONFINITE)}"),
     Flag(names=("--notify",), option="notify", kind=str, group=WATCHED, metavar="COMMAND",

@@ -31,6 +31,7 @@ class Capability(StrEnum):
     PIPELINED = "pipeline stages"
     FREEZABLE = "freezing layers"
     EVALUATING = "evaluation"
+    INSPECTABLE = "looking inside the model"
 
 
 #: the capability that a control of a run (``workbench.core.controls``), or one value of it, needs; the others need none
@@ -39,6 +40,9 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
         "clip": Capability.NORMED,
         "grad_every": Capability.WATCHABLE,
         "grad_layers": Capability.WATCHABLE,
+        "watch": Capability.INSPECTABLE,
+        "watch_every": Capability.INSPECTABLE,
+        "watch_layers": Capability.INSPECTABLE,
         "freeze": Capability.FREEZABLE,
         "unfreeze": Capability.FREEZABLE,
         "checkpoint": Capability.CHECKPOINTABLE,

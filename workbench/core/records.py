@@ -201,6 +201,75 @@ class WeightStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationStats:
+    """Sums over one rank's part of a module's output at one step, or of the gradient of that output.
+
+    ``layer`` is the module's qualified name in the user's own model. ``what`` is "output", or "gradient": that of the
+    loss of the *global* batch with respect to the output (loss scale removed), so that rows of all ranks add up.
+    ``micro_batch`` counts from 0; -1 where the row is of the whole step. ``sharded``: "tp" where the elements are split
+    over the tensor-parallel ranks, "" where each of them has all. The other columns as in ``GradientStats``, and
+    ``overflow_count``: finite elements of at least 1/16 of the largest number of the training's precision (2**12 in
+    fp16, 2**124 otherwise); like ``underflow_count`` with the loss scale still in them, and both estimated from about
+    2,048 elements of each output where the interval is automatic. ``telemetry.inside.activations`` combines rows.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    what: str
+    micro_batch: int
+    sharded: str
+    numel: int
+    sum: float
+    sum_sq: float
+    max_abs: float
+    zero_count: int
+    nonfinite_count: int
+    underflow_count: int
+    overflow_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionStats:
+    """Attention probabilities of some ``queries`` (at most 16 positions of each head and sample) of one rank's part.
+
+    ``layer``: the module that computes the attention. ``entropy_sum``: of the queries' entropies in nats;
+    ``uniform_sum``: what it would be if each query attended to all keys that its mask allows alike. ``max_logit``: the
+    largest product of a query and a key, scaled, before the softmax. ``micro_batch`` and ``sharded`` (the heads) as in
+    ``ActivationStats``.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    micro_batch: int
+    sharded: str
+    queries: int
+    entropy_sum: float
+    uniform_sum: float
+    max_logit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterStats:
+    """What a router of experts chose for one rank's ``tokens``.
+
+    ``load[i]`` of the tokens' choices fell on expert i (``top_k`` of each token); ``entropy_sum`` is that of the
+    tokens' probabilities over the experts, in nats. ``layer``: the module that gives the router's logits.
+    ``micro_batch`` as in ``ActivationStats``.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    micro_batch: int
+    tokens: int
+    top_k: int
+    load: list[int]
+    entropy_sum: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseRecord:
     """One phase of one step on one rank. ``start_ms`` counts from the beginning of the step on that rank.
 
@@ -359,6 +428,9 @@ Record = (
     | HistogramStats
     | GradientSketch
     | WeightStats
+    | ActivationStats
+    | AttentionStats
+    | RouterStats
     | PhaseRecord
     | CollectiveRecord
     | ValueRecord
@@ -375,6 +447,9 @@ TABLES: dict[str, type] = {
     "histograms": HistogramStats,
     "sketches": GradientSketch,
     "weights": WeightStats,
+    "activations": ActivationStats,
+    "attention": AttentionStats,
+    "routers": RouterStats,
     "phases": PhaseRecord,
     "collectives": CollectiveRecord,
     "values": ValueRecord,

@@ -29,7 +29,7 @@ from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
-from workbench.engine.base.capabilities import Evaluating, Watchable, needed
+from workbench.engine.base.capabilities import Evaluating, Inspectable, Watchable, needed
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -50,6 +50,7 @@ from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.alerts import AlertWatch
 from workbench.engine.watch.host.notify import target_of
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
+from workbench.engine.watch.inside.inside_watch import InsideWatch
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.buffer_changes import BufferChanges
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
@@ -234,7 +235,8 @@ def observers_of(
     gradients: list[StepObserver] = (
         [GradientWatch(spec, strategy, log, device)] if isinstance(strategy, Watchable) else []
     )
-    return [*always, *add_phase_watch(spec.monitor, strategy, log, device.type, gradients)]
+    inside: list[StepObserver] = [InsideWatch(spec, strategy, log, device)] if isinstance(strategy, Inspectable) else []
+    return [*always, *add_phase_watch(spec.monitor, strategy, log, device.type, [*gradients, *inside])]
 
 
 def joined_of(spec: TrainSpec) -> Joined:

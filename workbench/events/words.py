@@ -48,10 +48,12 @@ def setting(name: str, value: Any, unit: str = "") -> str:
         return "not known"
     if name == "clip" and value == 0:
         return "off"
-    if name in ("log_every", "grad_every"):
+    if name in ("log_every", "grad_every", "watch_every"):
         special = ((AUTOMATIC, "auto (within the monitoring budget)"), (0, "never"), (1, "every step"))
         return next((text for known, text in special if value == known), f"every {short(value)} steps")
-    if name == "grad_layers":
+    if name == "watch":
+        return str(value).replace(",", ", ") if value else "nothing"
+    if name in ("grad_layers", "watch_layers"):
         return f"names matching {value!r}" if value else "all"
     return f"{short(value)} {unit}".rstrip()
 
@@ -71,6 +73,10 @@ def _plain(name: str, value: Any, old: Any) -> str:
     return f"{name.replace('_', ' ')}{'' if old is None else f' {short(old)} →'}{now}"
 
 
+#: settings of what is watched inside the model
+_INSIDE = ("watch", "watch_every", "watch_layers")
+
+
 def _control(name: str, value: Any, old: Any, units: Mapping[str, str]) -> str:
     if name in _ACTS:
         return _ACTS[name](value, old)
@@ -79,7 +85,7 @@ def _control(name: str, value: Any, old: Any, units: Mapping[str, str]) -> str:
         return f"the training script declared the knob {value.get('name')} = {short(value.get('value'))}{unit}"
     unit = units.get(name, "")
     now = setting(name, value, unit)
-    colon = ":" if name in ("log_every", "grad_every", "grad_layers") else ""
+    colon = ":" if name in ("log_every", "grad_every", "grad_layers", *_INSIDE) else ""
     return f"{_title(name)}{colon} {now if old is None else f'{setting(name, old)} → {now}'}"
 
 

@@ -39,6 +39,7 @@ TABS = {
     "overview": "Overview",
     "ranks": "Ranks",
     "gradients": "Gradients",
+    "inside": "Inside",
     "communication": "Communication",
     "timeline": "Timeline",
     "samples": "Samples",

@@ -51,6 +51,7 @@ _GROUPS = {
     "samples": "Validation and samples",
     "ranks": "Ranks",
     "gradients": "Gradients",
+    "inside": "Inside the model",
     "communication": "Communication",
     "timeline": "Timeline",
 }

@@ -122,6 +122,26 @@ class RunReader:
 
         return combine_weights(self._table("weights"), self.plan.mesh)
 
+    def activations(self, *, whole_batch: bool = True) -> pd.DataFrame:
+        """Statistics of modules' outputs and of their gradients, per step and layer (``whole_batch`` of
+        ``telemetry.inside.activations``); with ``whole_batch=False`` per replica and micro-batch (``combine``)."""
+        from workbench.telemetry.inside import activations
+
+        compute = activations.whole_batch if whole_batch else activations.combine
+        return compute(self._table("activations"), self.plan.mesh)
+
+    def attention(self) -> pd.DataFrame:
+        """Entropy and largest logit of attention, per step and layer: see ``telemetry.inside.activations``."""
+        from workbench.telemetry.inside.activations import combine_attention
+
+        return combine_attention(self._table("attention"), self.plan.mesh)
+
+    def routers(self) -> pd.DataFrame:
+        """Load of the experts and entropy of each router: see ``telemetry.inside.activations.combine_routers``."""
+        from workbench.telemetry.inside.activations import combine_routers
+
+        return combine_routers(self._table("routers"), self.plan.mesh)
+
     def noise_scale(self, *, window: int | None = None) -> pd.DataFrame:
         """Gradient noise scale, averaged over the last ``window`` full sets: see ``telemetry.noise.noise_scale``."""
         from workbench.telemetry.noise import noise_scale

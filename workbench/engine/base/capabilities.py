@@ -225,6 +225,19 @@ class Validating(Evaluating, Protocol):
 
 
 @runtime_checkable
+class Inspectable(Protocol):
+    """Lets its modules be looked at while they compute."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """As ``Replayable.module``."""
+
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """The mesh axes over which a module's output is split, "" where each rank of a replica has the whole of it;
+        None where the output is split as the module's input is."""
+
+
+@runtime_checkable
 class Pipelined(Protocol):
     """May cut the model into stages: then ``forward_backward`` has a loss on the last one only."""
 
@@ -241,6 +254,7 @@ PROTOCOLS: Mapping[Capability, type] = {
     Capability.PIPELINED: Pipelined,
     Capability.FREEZABLE: Freezable,
     Capability.EVALUATING: Evaluating,
+    Capability.INSPECTABLE: Inspectable,
 }
 
 Wanted = TypeVar("Wanted")

@@ -195,7 +195,7 @@ def _of_observers(name: str) -> Setting:
     def change(settings: Settings, value: Any) -> None:
         observers = having(settings)
         if not observers:
-            raise ConfigError(f"nothing watches gradients in this run (--monitor off): {name} has no effect")
+            raise ConfigError(f"nothing of this run is watched (--monitor off): {name} has no effect")
         for observer in observers:
             observer.set(name, value)
 
@@ -211,4 +211,7 @@ SETTINGS: dict[str, Setting] = {
     "log_every": Setting(lambda settings: settings.log_every, _set_log_every),
     "grad_every": _of_observers("grad_every"),
     "grad_layers": _of_observers("grad_layers"),
+    "watch": _of_observers("watch"),
+    "watch_every": _of_observers("watch_every"),
+    "watch_layers": _of_observers("watch_layers"),
 }

@@ -19,6 +19,7 @@ from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.output_sharding import output_sharding
 from workbench.engine.frameworks.colossal.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
@@ -226,6 +227,10 @@ class ColossalStrategy(Strategy):
     def module(self) -> torch.nn.Module:
         """As ``Replayable.module``."""
         return self.plan.module
+
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """As ``Inspectable.output_sharding``."""
+        return output_sharding(module) if self.mesh.tp > 1 else ""
 
     def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
         plan = self._hybrid()

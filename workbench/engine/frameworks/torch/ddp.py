@@ -230,6 +230,10 @@ class DdpStrategy(Strategy):
         """As ``Replayable.module``."""
         return self._module
 
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """As ``Inspectable.output_sharding``: every rank has the whole model."""
+        return ""
+
     def generators(self) -> Mapping[str, ModuleGenerator]:
         """As ``Replayable.generators``: torch keeps none in modules."""
         return {}

@@ -88,8 +88,8 @@ class PendingRecords:
         sums = _totals(index, np.column_stack([first[:, SUM] / scale, (first[:, NORM] / scale) ** 2]))
         zeros_of_part = first[:, ZEROS].astype(np.int64)
         zeros, nonfinite = _totals(index, zeros_of_part), _totals(index, counts[:, -1])
-        spread = _totals(index, _spread(counts, np.array(self.numel), zeros_of_part))
-        underflow = spread[:, : BIAS + self.smallest_normal].sum(axis=1)
+        by_exponent = _totals(index, spread(counts, np.array(self.numel), zeros_of_part))
+        underflow = by_exponent[:, : BIAS + self.smallest_normal].sum(axis=1)
         largest = np.zeros(len(places))
         np.maximum.at(largest, index, first[:, MAX_ABS] / scale)
         compared = np.array([places[key] for key in self.compared], dtype=np.int64)
@@ -121,7 +121,7 @@ class PendingRecords:
             sizes = _totals(compared, slice_numel, len(places))
             squares = _totals(compared, (slice_norm / scale[0]) ** 2, len(places))
             made += self._slices(list(places), sizes, squares, dots)
-        made += self._histograms(places, spread, shift, (zeros, nonfinite, underflow))
+        made += self._histograms(places, by_exponent, shift, (zeros, nonfinite, underflow))
         return made
 
     def _norms(
@@ -160,11 +160,11 @@ class PendingRecords:
     def _histograms(
         self,
         places: Iterable[tuple[str, str]],
-        spread: np.ndarray,
+        by_exponent: np.ndarray,
         shift: np.ndarray,
         counts: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> list[HistogramStats]:
-        filled = spread > 0
+        filled = by_exponent > 0
         is_any = filled.any(axis=1)
         first = np.where(is_any, filled.argmax(axis=1), BIAS)
         end = np.where(is_any, filled.shape[1] - filled[:, ::-1].argmax(axis=1), BIAS)
@@ -184,7 +184,7 @@ class PendingRecords:
                 sampled=self.sampled,
             )
             for row, ((layer, sharded), exponent, begin, stop, zero, bad, low) in zip(
-                spread, _rows(places, columns), strict=True
+                by_exponent, _rows(places, columns), strict=True
             )
         ]
 
@@ -194,7 +194,7 @@ def _rows(places: Iterable[tuple[str, str]], columns: Sequence[np.ndarray]) -> I
     return zip(places, *(column.tolist() for column in columns), strict=True)
 
 
-def _spread(counts: np.ndarray, numel: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+def spread(counts: np.ndarray, numel: np.ndarray, zeros: np.ndarray) -> np.ndarray:
     """Counts of non-zero finite elements, int64 [parts, buckets - 1], from the counts of all elements or of a sample.
 
     In a sample the lowest bucket is left out, as zeros (whose number is known) cannot be told there from magnitudes

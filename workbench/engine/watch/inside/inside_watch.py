@@ -1,0 +1,223 @@
+"""Which steps are looked at inside the model, and the way of what is seen there into the log."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from workbench.core.config import TrainSpec
+from workbench.core.controls import AUTOMATIC
+from workbench.core.frameworks import Capability
+from workbench.engine.base.capabilities import Inspectable, LossScaled, Watchable, needed
+from workbench.engine.base.names import users_name
+from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.strategy import Strategy
+from workbench.engine.watch.host.governor import FULL, NOTHING, Governor
+from workbench.engine.watch.inside.attention import attention_seen, summed
+from workbench.engine.watch.inside.collector import InsideCollector, PendingInside
+from workbench.engine.watch.inside.routers import routed, routers_of
+from workbench.engine.watch.inside.taps import Taps
+from workbench.engine.watch.torch.host_copy import Stopwatch
+from workbench.errors import ConfigError
+from workbench.rundir.log import RankLogWriter
+
+#: share of the monitor's budget that looking inside may take
+SHARE = 0.5
+#: of the number that ranks agree on, the bit that says that the next step is looked at (``host.intervals`` has others)
+BIT = 1 << 24
+
+
+class InsideWatch(StepObserver):
+    """Logs statistics of outputs, their gradients, attention and routers, of the first step in which ``watch`` is on
+    and of every ``watch_every``-th; without an interval rank 0's governor chooses the steps within ``SHARE`` of the
+    budget, and all ranks look at the same. Nothing is hooked in other steps.
+
+    Raises ``ConfigError`` for a compiled model, which runs none of its modules' hooks.
+    """
+
+    def __init__(self, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, device: torch.device) -> None:
+        monitor = spec.monitor
+        self._every = monitor.watch_every
+        self._pattern = monitor.watch_layers
+        self._strategy = strategy
+        self._inspected = needed(strategy, Inspectable, Capability.INSPECTABLE)
+        self._scaled = strategy if isinstance(strategy, LossScaled) else None
+        self._watchable = strategy if isinstance(strategy, Watchable) else None
+        self._log = log
+        self._precision = spec.precision
+        self._governor = Governor(budget=SHARE * monitor.budget, norms=False)
+        self._cost = Stopwatch(device)
+        self._pending: list[PendingInside] = []
+        self._collector: InsideCollector | None = None
+        self._choose(monitor.watch)
+
+    def _choose(self, watch: str) -> None:
+        self._watched = frozenset(filter(None, watch.split(",")))
+        if self._watched:
+            compiled = compiled_modules(self._inspected.module)
+            if compiled:
+                self._watched = frozenset()
+                raise ConfigError(
+                    f"watch={watch}: {compiled[0]} is compiled (torch.compile), and nothing can be seen inside of it: "
+                    "leave torch.compile out, or watch=off",
+                    field="watch",
+                )
+        self._watch = watch
+        self._is_first = True
+
+    def settings(self) -> dict[str, Any]:
+        every = AUTOMATIC if self._every is None else self._every
+        return {"watch": self._watch, "watch_every": every, "watch_layers": self._pattern}
+
+    def set(self, name: str, value: Any) -> None:
+        if name == "watch":
+            self._choose(value)
+        elif name == "watch_every":
+            self._every = None if value == AUTOMATIC else value
+        elif name == "watch_layers":
+            self._pattern = value
+
+    def propose(self, step: int) -> int:
+        if not self._watched or self._every is not None or self._strategy.rank:
+            return 0
+        return BIT if self._governor.choose() == FULL else 0
+
+    def begins(self, step: int, watch: int) -> None:
+        self.cost_ms = 0.0
+        self._began = time.perf_counter()
+        self._collector = None
+        if self._watched and self._is_due(step, watch):
+            self._collector = InsideCollector(sampled=self._every is None, precision=self._precision)
+
+    def _is_due(self, step: int, watch: int) -> bool:
+        first, self._is_first = self._is_first, False
+        return first or (bool(watch & BIT) if self._every is None else step % self._every == 0)
+
+    def around(self, step: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._collector is None else self._looking(self._collector)
+
+    @contextmanager
+    def _looking(self, collector: InsideCollector) -> Iterator[None]:
+        """Look at what runs inside. Only entering, leaving and what is computed for it count as cost."""
+        with ExitStack() as looking:
+            with self._cost:
+                taps = self._taps(collector)
+                looking.enter_context(taps)
+                if "attention" in self._watched:
+                    looking.enter_context(self._attention(taps, collector))
+                if "micro_batches" in self._watched:
+                    looking.enter_context(self._counting(taps))
+            yield
+
+    def _taps(self, collector: InsideCollector) -> Taps:
+        model = self._inspected.module
+        held = {users_name(name).rpartition(".")[0] for name, _ in model.named_parameters()}
+        sizes = self._watchable.layer_sizes() if self._watchable is not None else {}
+        elsewhere = [name for name in sizes if name not in held] if self._strategy.mesh.pp > 1 else []
+        names = {users_name(name) for name, _ in model.named_modules()}
+        self._chosen = {
+            name
+            for name in names
+            if re.search(self._pattern, name) and not any(_is_within(layer, name) for layer in elsewhere)
+        }
+        self._routers = routers_of(model) if "routers" in self._watched else {}
+        self._aside_taken = self._timed(collector)
+        tapped = self._chosen if "activations" in self._watched else self._chosen & self._routers.keys()
+        sharding = self._inspected.output_sharding if self._strategy.mesh.tp > 1 else None
+        return Taps(model, tapped, self._aside_taken, sharding)
+
+    def _timed(self, collector: InsideCollector) -> Any:
+        """What takes an output or a gradient; its time is that of the monitor, and no phase of training."""
+
+        def taken(found: Any) -> None:
+            layer, what, micro_batch, sharded, tensor = found
+            with self._cost:
+                if "activations" in self._watched:
+                    collector.take((layer, what, micro_batch, sharded), tensor)
+                if what == "output" and layer in self._routers:
+                    top_k = self._routers[layer]
+                    collector.take_router((layer, micro_batch, top_k), *routed(tensor, top_k))
+
+        aside: Any = self._strategy.aside(taken)  # takes one argument, whatever it is
+        return lambda *found: aside(found)
+
+    def _attention(self, taps: Taps, collector: InsideCollector) -> AbstractContextManager[None]:
+        def taken(logits: Any) -> None:
+            call = taps.calls[-1]
+            if call.name in self._chosen:
+                with self._cost:
+                    sharded = "tp" if self._strategy.mesh.tp > 1 and taps.split else ""
+                    collector.take_attention((call.name, taps.micro_batch, sharded), *summed(logits))
+
+        aside: Any = self._strategy.aside(taken)  # takes one argument, whatever it is
+        return attention_seen(taps, aside)
+
+    @contextmanager
+    def _counting(self, taps: Taps) -> Iterator[None]:
+        """Tell ``taps`` which micro-batch is computed, as the strategy says it to those who measure phases."""
+        before = self._strategy.mark
+
+        def marked(phase: str, micro_batch: int) -> None:
+            taps.micro_batch = max(micro_batch, 0)
+            before(phase, micro_batch)
+
+        self._strategy.mark = marked
+        try:
+            yield
+        finally:
+            self._strategy.mark = before
+
+    def reduced(self, step: int) -> None:
+        if self._collector is None:
+            return
+        with self._cost:
+            scale: Any = self._strategy.mesh.dp * (self._scaled.loss_scale() if self._scaled is not None else 1.0)
+            if self._watchable is not None:
+                scale = scale / self._watchable.local_factor()
+            self._pending.append(self._collector.finish(step, self._strategy.rank, scale))
+
+    def ends(self, step: int) -> None:
+        if self._pending:
+            with self._cost:
+                while self._pending and self._pending[0].ready():
+                    self._write(self._pending.pop(0))
+        self.cost_ms = self._cost.take()
+
+    def accounted(self, step: int, cost_ms: float) -> None:
+        if self._watched:
+            looked = NOTHING if self._collector is None else FULL
+            step_ms = (time.perf_counter() - self._began) * 1e3
+            self._governor.account(looked, self.cost_ms, step_ms, 0.0)
+
+    def rolled_back(self, step: int) -> None:
+        self._write_all()
+
+    def close(self) -> None:
+        self._write_all()
+
+    def _write_all(self) -> None:
+        while self._pending:
+            self._write(self._pending.pop(0))
+
+    def _write(self, pending: PendingInside) -> None:
+        for record in pending.records():
+            self._log.append(record)
+
+
+def _is_within(layer: str, module: str) -> bool:
+    """Whether ``layer`` is that module or in it; the root's name is ""."""
+    return not module or layer == module or layer.startswith(f"{module}.")
+
+
+def compiled_modules(model: torch.nn.Module) -> list[str]:
+    """Names of the modules of ``model`` that ``torch.compile`` has compiled; the root is "the model"."""
+    return [
+        users_name(name) or "the model"
+        for name, module in model.named_modules()
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    ]
