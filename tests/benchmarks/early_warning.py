@@ -59,7 +59,7 @@ if fault == "attention":
     ALL_ATTENTION_FUNCTIONS["rounded"] = rounded_attention
     model.config._attn_implementation = "rounded"
 if fault == "gradient" and rank == 1:
-    corrupt = lambda module, grads: (-20 * grads[0],) if is_on() else None
+    corrupt = lambda module, grads: (-20 * grads[0],) if steps["done"] > at else None  # its loss is counted
     model.model.layers[2].mlp.down_proj.register_full_backward_pre_hook(corrupt)
 if fault == "rate":
     factor = stdlib_llama.learning_rate_factor
