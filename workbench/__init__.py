@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from workbench.cluster.session import Session
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
 
-__all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "compare", "runs", "train"]
+__all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "compare", "observe", "runs", "train"]
 
 _HOMES = {
     "MonitorSpec": "workbench.core.config",
@@ -28,6 +29,7 @@ _HOMES = {
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
     "compare": "workbench.history.compare",
+    "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
 }
