@@ -18,7 +18,7 @@ from workbench import Run
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("observed_script.py")
-WAIT_S = 120.0
+WAIT_S = 300.0
 
 
 @pytest.fixture
@@ -158,3 +158,16 @@ def test_a_killed_script_is_a_lost_run(started: Any, tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert run.status == "lost"
+
+
+@pytest.mark.parametrize("trainer", ["trainer", "accelerate"])
+def test_trainers_show_what_they_log_themselves(started: Any, tmp_path: Path, trainer: str) -> None:
+    process = started(trainer, 1, script=SCRIPT.with_name("observed_trainers.py"))
+    said, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, said
+    run = Run(Path((tmp_path / "run-0").read_text()))
+    assert run.status == "finished", run.events().to_string()
+    expected = json.loads((tmp_path / "expected.json").read_text())
+    metrics = run.metrics()
+    assert list(metrics["loss"]) == pytest.approx([each["loss"] for each in expected], abs=2e-4)
+    assert list(metrics["grad_norm"]) == pytest.approx([each["grad_norm"] for each in expected], rel=1e-3)
