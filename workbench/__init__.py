@@ -15,11 +15,24 @@ if TYPE_CHECKING:
 
     from workbench.cluster.session import Session
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.engine.observed.callback import WorkbenchCallback
+    from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
 
-__all__ = ["MonitorSpec", "ParallelPlan", "Run", "Session", "TrainSpec", "compare", "runs", "train"]
+__all__ = [
+    "MonitorSpec",
+    "ParallelPlan",
+    "Run",
+    "Session",
+    "TrainSpec",
+    "WorkbenchCallback",
+    "compare",
+    "observe",
+    "runs",
+    "train",
+]
 
 _HOMES = {
     "MonitorSpec": "workbench.core.config",
@@ -27,7 +40,9 @@ _HOMES = {
     "Run": "workbench.run.api",
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
+    "WorkbenchCallback": "workbench.engine.observed.callback",
     "compare": "workbench.history.compare",
+    "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
 }

@@ -34,9 +34,13 @@ HEARTBEAT_S = 0.5
 class AgreedControl:
     """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run.
 
-    ``one_host``: the ranks may be on one host, and agree through a file if they are."""
+    ``one_host``: the ranks may be on one host, and agree through a file if they are. ``patience_s`` as in
+    ``SharedSlots``."""
 
-    def __init__(self, run: str | Path, exchange: Exchange, *, one_host: bool = True) -> None:
+    def __init__(
+        self, run: str | Path, exchange: Exchange, *, one_host: bool = True, patience_s: float | None = None
+    ) -> None:
+        self._patience_s = patience_s
         self._reader = CommandReader(run)
         self._exchange = exchange
         self._rank = exchange.rank
@@ -60,7 +64,7 @@ class AgreedControl:
         told = self._exchange.from_rank_0(nonce.to_bytes(8, "little") + host)
         slots = None
         try:
-            slots = SharedSlots(path, self._rank, ranks)
+            slots = SharedSlots(path, self._rank, ranks, patience_s=self._patience_s)
             is_this_runs = slots.nonce == int.from_bytes(told[:8], "little")
             able = able and is_this_runs and slots.lives(0) and told[8:] == host
         except (OSError, ValueError):

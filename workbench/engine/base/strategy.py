@@ -32,8 +32,8 @@ def _as_it_is(observer: BatchObserver) -> BatchObserver:
     return observer
 
 
-class Strategy(ABC):
-    """One way to train a workload over the ranks of the default process group, which is initialised already."""
+class PlannedRank:
+    """A rank's place in a plan, and who is told where its step is: all that those who watch need of a strategy."""
 
     def __init__(self, spec: TrainSpec, rank: int) -> None:
         self.spec = spec
@@ -48,6 +48,10 @@ class Strategy(ABC):
         self.tell: Callable[[str, str], object] = untold
         #: wraps an observer of gradients, so that its own time is not taken for that of training
         self.aside: Callable[[BatchObserver], BatchObserver] = _as_it_is
+
+
+class Strategy(PlannedRank, ABC):
+    """One way to train a workload over the ranks of the default process group, which is initialised already."""
 
     @classmethod
     @abstractmethod

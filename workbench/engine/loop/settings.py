@@ -13,7 +13,7 @@ from workbench.core.frameworks import Capability
 from workbench.core.knobs import Knobs
 from workbench.engine.base.capabilities import Freezable, Normed, needed
 from workbench.engine.base.observer import StepObserver
-from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop.learning_rate import LearningRate
 from workbench.engine.state.plain_state import from_plain, to_plain_where_possible
@@ -27,7 +27,7 @@ class Settings:
     """
 
     def __init__(
-        self, spec: TrainSpec, workload: Workload, strategy: Strategy, observers: Sequence[StepObserver]
+        self, spec: TrainSpec, workload: Workload, strategy: PlannedRank, observers: Sequence[StepObserver]
     ) -> None:
         self.spec = spec
         self.workload = workload

@@ -16,7 +16,7 @@ from workbench.core.records import EventKind
 from workbench.engine.base.capabilities import Normed, NormReporting, Watchable, needed
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import Comparison, GradientPart, PartNorms, WeightPart
-from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.watch.host.governor import FULL, MASK, NOTHING, Governor
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector, PendingRecords
 from workbench.engine.watch.torch.host_copy import Stopwatch
@@ -43,7 +43,7 @@ class GradientWatch(StepObserver):
     histograms are estimated from a sample. At level "light" local norms take the place of the full set.
     """
 
-    def __init__(self, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, device: torch.device) -> None:
+    def __init__(self, spec: TrainSpec, strategy: PlannedRank, log: RankLogWriter, device: torch.device) -> None:
         monitor = spec.monitor
         self._every = monitor.grad_every
         self._strategy = strategy

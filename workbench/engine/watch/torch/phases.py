@@ -22,7 +22,7 @@ from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import DdpReduced
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import BatchObserver
-from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.watch.host.clock import Clock, Reading, make_clock
 from workbench.engine.watch.host.intervals import RecordingIntervals
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
@@ -52,7 +52,7 @@ class PhaseWatch(StepObserver):
     def __init__(
         self,
         spec: MonitorSpec,
-        strategy: Strategy,
+        strategy: PlannedRank,
         log: RankLogWriter,
         *,
         device: str = "cpu",
@@ -271,7 +271,7 @@ def _measure_boundary_ms(clock: Clock) -> float:
 
 
 def add_phase_watch(
-    spec: MonitorSpec, strategy: Strategy, log: RankLogWriter, device: str, others: list[StepObserver]
+    spec: MonitorSpec, strategy: PlannedRank, log: RankLogWriter, device: str, others: list[StepObserver]
 ) -> list[StepObserver]:
     """Return ``others`` between a ``PhaseWatch`` and its ``step_end``."""
     watch = PhaseWatch(spec, strategy, log, device=device)

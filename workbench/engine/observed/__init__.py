@@ -1,0 +1,1 @@
+"""A training loop that somebody else wrote, observed: what it does becomes a run like any other."""

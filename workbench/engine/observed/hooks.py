@@ -1,0 +1,147 @@
+"""Where a loop that is not ours is: told by hooks on its model, its optimizer, backward passes and gradient clipping.
+
+The hooks do nothing but tell ``LoopListener``; they change no tensor, and all of them are taken off again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.nn.utils import clip_grad
+from torch.optim import optimizer as optimizers
+
+#: the function of torch that scales gradients, whatever it is called through (absent before torch 2.6)
+_CLIPS = "_clip_grads_with_norm_"
+
+
+class LoopListener(Protocol):
+    """Told where the loop is."""
+
+    def forward_begins(self, batch: Any, training: bool) -> None:
+        """The model is called with ``batch``, its arguments; ``training``: with gradients."""
+
+    def forward_ends(self, output: Any, training: bool) -> None:
+        """The model returns ``output``."""
+
+    def backward_begins(self, loss: torch.Tensor) -> None:
+        """``backward`` is called on a loss."""
+
+    def backward_computed(self) -> None:
+        """All gradients of a backward pass are computed, and some may still be reduced."""
+
+    def backward_ends(self) -> None:
+        """Nothing of a backward pass is left."""
+
+    def clips(self) -> None:
+        """Gradients are about to be clipped."""
+
+    def optimizer_begins(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, ours or another, is about to step."""
+
+    def optimizer_ends(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped."""
+
+
+class _OfModule:
+    """A hook of a module. Copies of the module, in memory (an average of the weights) or on disk, have one that does
+    nothing: they are not observed."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return unobserved
+
+    def __reduce__(self) -> Any:
+        return _unobserved, ()
+
+
+def unobserved(*args: Any) -> None:
+    """The hook of a copy of an observed module."""
+
+
+def _unobserved() -> Callable[..., None]:
+    return unobserved
+
+
+class LoopHooks:
+    """Puts the hooks on when it is made; ``remove`` takes them off."""
+
+    def __init__(self, listener: LoopListener, model: torch.nn.Module) -> None:
+        self._listener = listener
+        self._undo: list[Callable[[], object]] = []
+        self._depth = 0
+        before = model.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
+        after = model.register_forward_hook(_OfModule(self._forward_ends))
+        self._undo += [before.remove, after.remove]
+        for handle in (
+            optimizers.register_optimizer_step_pre_hook(self._optimizer_begins),
+            optimizers.register_optimizer_step_post_hook(self._optimizer_ends),
+        ):
+            self._undo.append(handle.remove)
+        self._wrap(torch.Tensor, "backward", self._around_backward)
+        self.sees_clipping = hasattr(clip_grad, _CLIPS)
+        if self.sees_clipping:
+            self._wrap(clip_grad, _CLIPS, self._around_clipping)
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _wrap(self, owner: Any, name: str, around: Callable[[Any], Any]) -> None:
+        before = getattr(owner, name)
+        ours = functools.wraps(before)(around(before))
+        setattr(owner, name, ours)
+
+        def undo() -> None:
+            if getattr(owner, name) is ours:  # whoever wrapped it meanwhile keeps calling ours, which then only passes
+                setattr(owner, name, before)
+
+        self._undo.append(undo)
+
+    def _forward_begins(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        self._listener.forward_begins(kwargs or args, module.training and torch.is_grad_enabled())
+
+    def _forward_ends(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._listener.forward_ends(output, module.training and torch.is_grad_enabled())
+
+    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._listener.optimizer_begins(optimizer)
+
+    def _optimizer_ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._listener.optimizer_ends(optimizer)
+
+    def _around_backward(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not self._undo or not loss.requires_grad or self._depth:
+                return before(loss, *args, **kwargs)
+            self._listener.backward_begins(loss)
+            handle = loss.register_hook(self._computes)
+            self._depth += 1
+            try:
+                return before(loss, *args, **kwargs)
+            finally:
+                self._depth -= 1
+                handle.remove()
+                self._listener.backward_ends()
+
+        return backward
+
+    def _computes(self, _: torch.Tensor) -> None:
+        """A callback queued when backward begins runs after all gradients, and before the one in which DDP waits."""
+        torch.autograd.Variable._execution_engine.queue_callback(self._listener.backward_computed)
+
+    def _around_clipping(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def clip(*args: Any, **kwargs: Any) -> Any:
+            if self._undo:
+                self._listener.clips()
+            return before(*args, **kwargs)
+
+        return clip

@@ -1,0 +1,216 @@
+"""A model that somebody else's loop trains, as those who watch gradients see it.
+
+What can be seen depends on how the model is wrapped (``seen_of``):
+
+- not wrapped, one rank: gradients and weights;
+- ``DistributedDataParallel``: the local gradients, before they are reduced, too;
+- ``fully_shard`` (FSDP2) and ``FullyShardedDataParallel``: this rank's shards of the reduced gradients and of weights;
+- not wrapped, several ranks: gradients as the optimizer takes them, which are taken for those of replicas;
+- DeepSpeed's engine, Megatron's DDP: their gradients are in buffers of their own, and not seen.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
+from workbench.engine.base.strategy import PlannedRank
+from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
+from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
+from workbench.engine.frameworks.torch_common.parameters import (
+    ModelNames,
+    RankParameter,
+    rank_parameters,
+    share_of_replicas,
+)
+from workbench.engine.watch.torch import tensor_statistics as figures
+from workbench.errors import ConfigError
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What can be seen of a wrapped model. ``kind``: how it is wrapped, the plan's plugin. ``unseen``: what cannot be
+    seen, as a sentence; "" when everything can. ``gradients``: whether ``.grad`` holds the reduced ones."""
+
+    kind: str
+    unseen: str = ""
+    gradients: bool = True
+
+
+def in_process(kind: type[Kind]) -> list[Kind]:
+    """The living objects of a class."""
+    return [found for found in gc.get_objects() if issubclass(type(found), kind)]
+
+
+def wrapper_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The ``DistributedDataParallel`` around ``model`` where there is one; else ``model``."""
+    if isinstance(model, DistributedDataParallel):
+        return model
+    return next((ddp for ddp in in_process(DistributedDataParallel) if ddp.module is model), model)
+
+
+def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
+    """What can be seen of ``model``, as the loop calls it, on ``ranks`` ranks."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__}
+    if any(name.startswith("deepspeed.") for name in names):
+        why = "DeepSpeed keeps gradients in partitions of its own: norms and statistics of gradients are not seen"
+        return Seen("deepspeed", why, gradients=False)
+    if any(name.startswith("megatron.") for name in names):
+        why = "Megatron's DDP reduces gradients in a buffer of its own (main_grad): gradients are not seen"
+        return Seen("megatron", why, gradients=False)
+    if isinstance(model, DistributedDataParallel):
+        in_place = "gradient_as_bucket_view=True lets DDP reduce in place: local gradients are not seen"
+        return Seen("ddp", in_place if model.gradient_as_bucket_view else "")
+    if any(_is_sharded(parameter) for parameter in model.parameters()) or any("fsdp" in name for name in names):
+        return Seen("fsdp", "FSDP reduces whole gradients before they can be seen: local gradients are not seen")
+    why = (
+        "the model is in no DistributedDataParallel: gradients are seen when the optimizer takes them, and are taken "
+        "for those of replicas"
+    )
+    return Seen("replicas", why) if ranks > 1 else Seen("single")
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a ``DTensor``; any other tensor is whole."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+
+
+class ObservedModel(PlannedRank):
+    """``Normed`` and ``Watchable`` for a model whose gradients are in ``.grad``. ``scale``: what the loss of a backward
+    pass is multiplied by (a ``GradScaler``)."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        rank: int,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scale: Callable[[], float],
+    ) -> None:
+        super().__init__(spec, rank)
+        self.wrapper = model
+        self.optimizer = optimizer
+        self.seen = seen_of(model, spec.plan.ranks)
+        self._ddp = model if isinstance(model, DistributedDataParallel) else None
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model: torch.nn.Module = inner
+        self._scale = scale
+        self._part_norms: PartNorms | None = None
+        self.choose(optimizer)
+        first = next(iter(inner.parameters()), None)
+        self.device = torch.device("cpu") if first is None else first.device
+
+    def choose(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watch what ``optimizer`` updates. ``ConfigError`` when that is nothing of the model."""
+        names = ModelNames(self.model, optimizer)
+        held = rank_parameters(self.model, names)
+        if not held:
+            raise ConfigError(
+                f"the optimizer updates no parameter of {type(self.model).__name__}: make it of this model's "
+                "parameters, and observe the model that it was made of"
+            )
+        self.optimizer = optimizer
+        self._names, self._held = names, held
+        turns = {layer: turn for turn, layer in enumerate(names.layers)}
+        is_split = self.seen.kind == "fsdp"
+        self._mine = held if is_split else share_of_replicas(held, turns, self.mesh, self.coordinates)
+        self._shares = {(item.layer, item.sharded) for item in self._mine}
+        self.ids = frozenset(id(item.parameter) for item in held)
+
+    def begin(self) -> None:
+        """A step begins: the norms of the last one are forgotten."""
+        self._part_norms = None
+
+    def grad_sq(self) -> torch.Tensor:
+        """As ``Normed.grad_sq``."""
+        if self._part_norms is None:
+            self._part_norms = figures.part_norms(self._parts(self._mine, 1.0), self.device)
+        return self._part_norms.squared()
+
+    def part_norms(self) -> PartNorms | None:
+        """As ``Normed.part_norms``."""
+        return self._part_norms
+
+    def set_clip(self, clip: float) -> None:
+        """As ``Normed.set_clip``; the loop clips by itself."""
+        raise ConfigError("clip: the loop is the script's own, which clips by itself")
+
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        """As ``Watchable.watch_batches``."""
+        ddp = self._ddp
+        if ddp is None or self.seen.unseen:
+            return nullcontext()
+        items = self._chosen(self._held, layers)
+        show = self.aside(observer)
+        return before_ddp_reduces(
+            items, self._local, show, keep=keep, is_last=lambda: bool(ddp.require_backward_grad_sync)
+        )
+
+    def local_factor(self) -> float:
+        """As ``Watchable.local_factor``: DDP takes the mean."""
+        return 1.0
+
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        """As ``Watchable.reduced_gradients``."""
+        return self._parts(self._chosen(self._held if all_held else self._mine, layers), 1.0)
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """As ``Watchable.reports``."""
+        return any(layer == mine for mine, _ in self._shares)
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+        """As ``Watchable.compare``."""
+        return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
+
+    def layer_sizes(self) -> dict[str, int]:
+        """As ``Watchable.layer_sizes``."""
+        return self._names.sizes
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
+        if self.seen.kind == "fsdp":
+            return []
+        chosen = self._chosen(self._mine, layers)
+        return [weight_part(item, item.parameter, self.optimizer) for item in chosen]
+
+    def reducer(self) -> DistributedDataParallel | None:
+        """As ``DdpReduced.reducer``."""
+        return self._ddp
+
+    @property
+    def sharded(self) -> str:
+        """The axes over which the gradients of a rank are split."""
+        return "dp" if self.seen.kind == "fsdp" and self.mesh.dp > 1 else ""
+
+    def _local(self, items: Sequence[RankParameter]) -> list[GradientPart]:
+        return self._parts(items, self._scale())
+
+    @staticmethod
+    def _chosen(items: Sequence[RankParameter], layers: Collection[str] | None) -> list[RankParameter]:
+        return [item for item in items if layers is None or item.layer in layers]
+
+    def _parts(self, items: Sequence[RankParameter], scale: float) -> list[GradientPart]:
+        found = []
+        for item in items:
+            gradient = item.parameter.grad
+            if gradient is not None:
+                real = local_part(gradient) if self.sharded else item.real(local_part(gradient))
+                found.append(GradientPart(item.layer, real, self.sharded, scale, item))
+        return found
