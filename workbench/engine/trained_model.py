@@ -13,6 +13,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.entry import build_workload
 from workbench.engine.pretrained import lora
 from workbench.engine.pretrained.directory import BESIDE_TOKENIZERS, CONFIG_FILE, TOKENIZER_FILES
+from workbench.engine.pretrained.load import TRAINED
 from workbench.engine.state.randomness import random_numbers_kept
 from workbench.engine.state.weights import load_weights, whole_weights
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -47,6 +48,7 @@ def _built(run: Path, spec: TrainSpec) -> Workload:
         ) from error
     if workload.after_split is not None:
         workload.after_split(workload.model)
+        workload.model.to(TRAINED)  # the weights of a checkpoint are those that were trained, in half precision too
     return workload
 
 

@@ -235,3 +235,14 @@ def test_the_recipe_fine_tunes_as_a_loop_of_transformers(plan: str, rank: int, p
 def _held_out(spec: TrainSpec, tokenizer: Any) -> torch.Tensor:
     tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
     return language_data.split_validation(language_data.cut_windows(tokens, 32, "", ""), 32)[1]
+
+
+@pytest.mark.parametrize("plan", ["tp", "pp", "zero2"])
+def test_weights_of_half_precision_train_in_half_precision(plan: str, pool: RankPool, tmp_path: Path) -> None:
+    case = case_of(directories.llama(tmp_path / "model", dtype=torch.bfloat16), ALL)
+    (right,) = pool.run(1, f"{RANKS}:plain", cell=case.cell, loop=case.plain, options=case.options("1 rank"))
+    run, failure = train_case(pool, case, plan, precision="bf16", final_checkpoint=True)
+    assert not failure
+    assert run is not None
+    np.testing.assert_allclose(run.metrics()["loss"], right["losses"], rtol=3e-2)
+    assert run.load_model().lm_head.weight.dtype == torch.float32
