@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faulty_run import Faulty, alter
-from workbench.core.own_alerts import OwnAlerts
+from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.watch.host import alerts, notify
 from workbench.engine.watch.host.alerts import AlertWatch
 from workbench.engine.watch.host.notify import Notifier, target_of

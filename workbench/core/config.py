@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import criteria
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
@@ -26,6 +25,7 @@ from workbench.core.frameworks import (
 )
 from workbench.core.intervals import Every, check_interval
 from workbench.core.mesh import Mesh
+from workbench.core.rules import criteria
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -237,7 +237,7 @@ class TrainSpec:
     ``eval_every``: steps between evaluations, or epochs ("1ep"), with one more at the end (0: no evaluation).
     ``save_every``: likewise between checkpoints (0: only on request), of which the newest ``keep`` are kept (0: all).
     ``save_best``: the value of the validation whose best checkpoint is kept; ``stop_when``: when to end before the last
-    step; both as ``core.criteria`` describes ("": off).
+    step; both as ``core.rules.criteria`` describes ("": off).
     ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from.
     Raises ``ConfigError`` for values that cannot work.

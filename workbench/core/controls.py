@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workbench.core.own_alerts import check_alert
+from workbench.core.rules.own_alerts import check_alert
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, suggest
 

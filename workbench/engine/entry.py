@@ -19,12 +19,12 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from workbench.core import criteria
 from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
 from workbench.core.recipe import recipe
 from workbench.core.records import EventKind
+from workbench.core.rules import criteria
 from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange

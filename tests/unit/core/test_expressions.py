@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from workbench.core.expressions import Expression
-from workbench.core.own_alerts import OwnAlerts, check_alert
+from workbench.core.rules.expressions import Expression
+from workbench.core.rules.own_alerts import OwnAlerts, check_alert
 from workbench.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from workbench.core.knobs import Knobs
-from workbench.core.own_alerts import OwnAlerts
+from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
 from workbench.engine.base.user_log import UserLog

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.core.config import TrainSpec
-from workbench.core.criteria import names_in, parse_rules, value_of
+from workbench.core.rules.criteria import names_in, parse_rules, value_of
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop.hooks import Hooks
 from workbench.engine.loop.learning_rate import LearningRate

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.criteria import Best, parse_best, value_of
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
+from workbench.core.rules.criteria import Best, parse_best, value_of
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy

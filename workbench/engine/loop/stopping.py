@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.core.criteria import Best, Rule, value_of
 from workbench.core.numbers import number
+from workbench.core.rules.criteria import Best, Rule, value_of
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.core.expressions import Expression
 from workbench.core.records import EventKind
+from workbench.core.rules.expressions import Expression
 from workbench.errors import ConfigError
 from workbench.events.alerts import BEGINS, ENDS, MOST_LAYERS, PASSES, Alert
 from workbench.events.decode import as_mapping, as_number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from workbench.core.criteria import parse_rules
+from workbench.core.rules.criteria import parse_rules
 from workbench.engine.loop.stopping import Stopping
 from workbench.engine.state.plain_state import from_plain, to_plain
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import background
-from workbench.core.own_alerts import OwnAlerts
 from workbench.core.records import END_STATES, EventKind
+from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.watch.host.notify import Notifier, Target
 from workbench.engine.watch.host.sampler import Progress
 from workbench.events.alerts import BEGINS, Alert

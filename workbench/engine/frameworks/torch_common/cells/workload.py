@@ -12,7 +12,7 @@ import torch
 from workbench.core.cell_source import OWN_STEP
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
-from workbench.core.own_alerts import OwnAlerts
+from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.user_log import UserLog
 from workbench.engine.base.workload import BatchSource, Workload

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from workbench.core.expressions import Expression
+from workbench.core.rules.expressions import Expression
 from workbench.errors import ConfigError
 
 _NAME = re.compile(r"[\w .-]{1,64}")
