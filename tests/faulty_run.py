@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.fake_run import write_spec
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
-from workbench.core.records import DeviceSample, GradientStats, StepRecord, WeightStats
+from workbench.core.records import AttentionStats, DeviceSample, GradientStats, StepRecord, WeightStats
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.spikes import SpikeFinder
 
@@ -71,6 +71,13 @@ class Faulty:
                 WeightStats(
                     step=step, rank=rank, layer=layer, sharded="", numel=10, weight_sq=1.0, update_sq=ratio**2,
                     moment1_sq=0.0, moment2_sq=0.0,
+                )
+            )  # fmt: skip
+        for layer in LAYERS[1:3]:
+            log.append(
+                AttentionStats(
+                    step=step, rank=rank, layer=layer, micro_batch=0, sharded="", queries=16, entropy_sum=8.0,
+                    uniform_sum=16.0, max_logit=get(f"max_logit {layer}", 6.0),
                 )
             )  # fmt: skip
         log.append(

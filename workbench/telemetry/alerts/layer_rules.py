@@ -1,4 +1,4 @@
-"""The built-in rules on single layers: gradients, updates, activations."""
+"""The built-in rules on single layers: gradients, updates, attention."""
 
 from __future__ import annotations
 
@@ -157,14 +157,14 @@ def _by_replica(view: StepView) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 class ExplodingLogits(_OfLayers):
-    """The largest logit of attention, where the table ``activations`` has a column ``max_logit``."""
+    """The largest logit of attention, where it is watched."""
 
     name = "exploding_logits"
     LIMIT = 50.0
 
     def _found(self, view: StepView) -> list[Finding] | None:
-        rows = view.activations
-        if rows is None or "max_logit" not in rows or not np.isfinite(rows["max_logit"]).any():
+        rows = view.attention
+        if rows is None:
             return None
         beyond = np.flatnonzero(rows["max_logit"] > self.LIMIT)
         largest: dict[str, int] = {}
@@ -172,14 +172,13 @@ class ExplodingLogits(_OfLayers):
             layer = str(rows["layer"][row])
             if layer not in largest or rows["max_logit"][row] > rows["max_logit"][largest[layer]]:
                 largest[layer] = int(row)
-        micro_batch = rows.get("micro_batch")
         return [
             Finding(
                 where="forward",
                 value=float(rows["max_logit"][row]),
                 limit=self.LIMIT,
                 rank=int(rows["rank"][row]),
-                micro_batch=-1 if micro_batch is None else int(micro_batch[row]),
+                micro_batch=int(rows["micro_batch"][row]),
                 layer=layer,
             )
             for layer, row in largest.items()

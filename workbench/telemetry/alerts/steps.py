@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.core.records import TABLES, EventKind
+from workbench.core.records import EventKind
 from workbench.events.decode import DecodedEvent, as_mapping, as_number, decoded_row
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import METRICS, global_metrics
@@ -17,12 +17,8 @@ from workbench.telemetry.gradients import combine_columns, combine_weights
 from workbench.telemetry.layer_norms import LayerLists, with_norms
 from workbench.telemetry.store import Store
 
-#: tables that rules look at, where the run has them
-_TABLES: list[str] = [
-    table
-    for table in ("events", "steps", "devices", "gradients", "layer_norms", "weights", "activations")
-    if table in TABLES
-]
+#: tables that rules look at
+_TABLES = ("events", "steps", "devices", "gradients", "layer_norms", "weights", "attention")
 #: kinds of events that rules look at
 _KINDS = (EventKind.SPIKE, EventKind.NONFINITE, EventKind.CONTROL, EventKind.VALIDATION)
 #: steps whose rows are combined at a time
@@ -35,7 +31,7 @@ class StepView:
 
     ``values``: the numbers of ``Run.metrics`` and of the last validation, empty where the step was not logged.
     ``losses``: of each data-parallel replica. ``layers``: rows of ``telemetry.gradients.combine``; ``weights``: of
-    ``combine_weights``; ``activations``: rows of that table; None without any. ``memory``: bytes of each rank.
+    ``combine_weights``; ``attention``: rows of that table; None without any. ``memory``: bytes of each rank.
     ``places``: layer -> its place in the model. ``block``: ranks of a replica.
     """
 
@@ -45,7 +41,7 @@ class StepView:
     losses: np.ndarray | None = None
     layers: Columns | None = None
     weights: Columns | None = None
-    activations: Columns | None = None
+    attention: Columns | None = None
     memory: Mapping[int, float] = field(default_factory=dict)
     events: tuple[DecodedEvent, ...] = ()
     places: Mapping[str, int] = field(default_factory=dict)
@@ -125,7 +121,7 @@ class StepReader:
                 losses=self._losses(_at(taken["steps"], step)) if row.size else None,
                 layers=_some(layers, step),
                 weights=_some(weights, step),
-                activations=_some(taken.get("activations"), step),
+                attention=_some(taken["attention"], step),
                 memory=memory.get(step, {}),
                 events=told,
                 places=self._places,
