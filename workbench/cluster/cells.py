@@ -15,7 +15,7 @@ from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
 
 #: seconds to wait for the remaining output of a rank after its reply
-_OUTPUT_TIMEOUT_S = 2.0
+_OUTPUT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)

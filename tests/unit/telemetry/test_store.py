@@ -157,6 +157,24 @@ def test_lists_and_texts_come_back(tmp_path: Path) -> None:
     assert found["layer"][0] is found["layer"][9], "each text is held once"
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_batch_that_ends_as_a_stream_does_is_whole(tmp_path: Path, is_over: bool) -> None:
+    """32 true values are the bytes of the mark at the end of a stream."""
+    mark = b"\xff\xff\xff\xff\0\0\0\0"
+    for rank in range(2):
+        rows = [
+            HistogramStats(step=1, rank=rank, layer=f"block.{i}", scope="reduced", sharded="", first_exponent=-9,
+                           counts=[1, 2], zero_count=0, nonfinite_count=0, underflow_count=0, sampled=True)
+            for i in range(32)
+        ]  # fmt: skip
+        file = write(tmp_path, rank, "histograms", rows)
+        data = file.read_bytes()
+        assert data.endswith(2 * mark), "the last values, and the mark after them"
+        file.write_bytes(data if is_over else data.removesuffix(mark))
+    found = opened(tmp_path).table("histograms")
+    assert found["sampled"].tolist() == [True] * 64 and list(found["counts"][63]) == [1, 2]
+
+
 def test_columns_cannot_be_changed_by_a_reader_and_keep_their_rows(tmp_path: Path) -> None:
     with RankLogWriter(tmp_path, 0, flush_s=60) as log:
         log.append(step(1))

@@ -23,8 +23,8 @@ from workbench.telemetry.reading.batches import PREFIX, Batches, decode, layout
 #: bytes read from one file at a time, so that opening a long run needs no copy of it in memory
 CHUNK_BYTES = 32 * 2**20
 _MARK = 0xFFFFFFFF
-#: the mark of the end of a stream
-END = b"\xff\xff\xff\xff\0\0\0\0"
+#: the metadata of the message that ends a stream
+END = b""
 
 
 def message_end(data: bytes | memoryview, at: int) -> int:
@@ -124,7 +124,7 @@ def parse(head: bytes, pieces: list[Batches], texts: dict[str, str]) -> Columns:
     if found is not None:
         return found
     # the end of one file must not end the reading of the next
-    bodies = [piece.data.removesuffix(END) for piece in pieces]
+    bodies = [piece.data[: piece.starts.get(END, [len(piece.data)])[0]] for piece in pieces]
     with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *bodies]))) as reader:
         rows = reader.read_all()
     return {
