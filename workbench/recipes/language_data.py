@@ -123,7 +123,11 @@ def byte_tokenizer() -> Any:
     tokenizer: Any = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END, clean_up_tokenization_spaces=False)
+    # without token types: a causal model's generate would refuse them
+    names = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_END, clean_up_tokenization_spaces=False, model_input_names=names
+    )
 
 
 def encode(files: list[Path], tokenizer: Any) -> np.ndarray[Any, Any]:

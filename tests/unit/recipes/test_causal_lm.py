@@ -54,6 +54,7 @@ def test_bytes_come_back_from_their_tokens() -> None:
     assert len(tokenizer) == 257
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
     assert len(tokenizer(TEXT)["input_ids"]) == len(TEXT.encode())
+    assert set(tokenizer(TEXT)) == {"input_ids", "attention_mask"}, "what a causal model takes"
 
 
 def test_texts_are_packed_with_an_end_after_each(tmp_path: Path) -> None:

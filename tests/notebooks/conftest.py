@@ -1,0 +1,34 @@
+"""Executing a course notebook as a reader would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from workbench.cli.commands import notebooks
+from workbench.run.api import Run
+
+
+@pytest.fixture
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Execute a course notebook; returns its runs by name and the executed file."""
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
+
+    def run(name: str, **values: object) -> tuple[dict[str, Run], Path]:
+        executed = tmp_path / name
+        papermill.execute_notebook(
+            str(notebooks.folder() / name),
+            str(executed),
+            values,
+            kernel_name="python3",
+            cwd=str(tmp_path),
+            progress_bar=False,
+        )
+        cells = nbformat.read(executed, 4).cells
+        assert not any(o.get("name") == "stderr" for cell in cells for o in cell.get("outputs", []))
+        return {run.name: run for run in map(Run, (tmp_path / "runs").iterdir())}, executed
+
+    return run
