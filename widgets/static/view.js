@@ -124,7 +124,7 @@ export class View {
     this.controls = new Controls((name, value) => this.state.control(this.number, name, value));
     for (const tab of ["overview", "ranks", "samples", "console", "controls"]) this.tabs.get(tab).page.append(this[tab].node);
     this.alignment(this.tabs.get("compare").page);
-    for (const tab of ["gradients", "communication", "timeline", "compare"]) this.tabs.get(tab).page.append(figures[tab].node);
+    for (const tab of ["gradients", "inside", "communication", "timeline", "compare"]) this.tabs.get(tab).page.append(figures[tab].node);
     this.open("overview", false);
   }
 
