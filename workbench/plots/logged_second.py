@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "logged_second"
-TITLE = "Logged values of another size"
+TITLE = "Logged values, on a second scale"
 TAB = "overview"
 AXIS = "step"
 REPLACE = True

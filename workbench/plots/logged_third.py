@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "logged_third"
-TITLE = "Logged values of a third size"
+TITLE = "Logged values, on a third scale"
 TAB = "overview"
 AXIS = "step"
 REPLACE = True
