@@ -93,6 +93,8 @@ def _take_panel(page: Any, runs: list[Path], paths: dict[str, Path], *, dark: bo
     for tab, path in paths.items():
         if page.locator(f".dw [role=tab][id$='-{tab}']").is_visible():
             panel.open(tab)
+            if tab == "samples" and page.locator(".dw-logged").is_visible():
+                page.get_by_label("Name of the image or text").select_option(index=1)
             panel.pump(timeout_s=0.8, fails=False)
             page.locator(".dw").screenshot(path=str(path))
     for error in panel.errors:
