@@ -304,14 +304,18 @@ class FakeRank:
             )
         )
 
-    def begin(self, when: float, unit: str = "tokens") -> None:
-        """What rank 0 says once: the settings in force, and what a batch is."""
+    def begin(self, when: float, unit: str = "tokens", *, epochs: int = 0) -> None:
+        """What rank 0 says once: the settings in force, what a batch is, and what it knows of ``epochs``."""
         if self.rank:
             return
         value = {"lr": 0.0, "clip": 1.0, "weight_decay": 0.1, "accumulate": self.spec.accumulate, "log_every": 1}
         watched = {"grad_every": self.spec.monitor.grad_every or 0, "grad_layers": "", "watch": ""}
         self.tell(when, "settings", "in_force", {**value, **watched, "frozen": []})
         self.tell(when, "data", "batch", {"samples": self.spec.batch_size, "unit": unit}, step=1)
+        if epochs:
+            length = self.spec.steps / epochs
+            told = {"epochs": epochs, "steps_per_epoch": length, "steps": self.spec.steps, "done": 0.0}
+            self.tell(when, "data", "epochs", told)
 
     def milestone(self, step: int, when: float) -> None:
         """What happens now and then: rank 0 evaluates, samples and takes commands, all ranks apply them."""

@@ -70,20 +70,23 @@ def make_fake_run(
     detail_every: int | None = None,
     unit: str = "tokens",
     measures: Collection[str] = MEASURES,
+    epochs: int = 0,
+    early: str = "",
     **plan: int,
 ) -> Path:
     """Write a whole run into ``directory`` (made if need be) and return its path.
 
     ``state``: starting (no step yet), running, finished, stopped or failed (also a dead rank). ``names`` replaces the
     layers' names. ``unit``: what throughput counts. ``measures``: what an evaluation logs besides the loss.
-    ``detail_every`` steps there are phases and collectives (default: 1, more for many ranks).
+    ``detail_every`` steps there are phases and collectives (default: 1, more for many ranks). ``epochs``: how many the
+    run trains. ``early``: why it ends after 6 of 10 steps.
     """
     path = Path(directory)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec = fake_spec(ranks=ranks, steps=steps, plugin=plugin, grad_every=grad_every, **plan)
     write_spec(path, spec)
     detail_every = detail_every or max(1, min(ranks // 8, steps // 12))
-    done = {"finished": steps, "starting": 0}.get(state, max(1, steps * 6 // 10))
+    done = {"finished": steps, "starting": 0}.get("" if early else state, max(1, steps * 6 // 10))
     start = time.time() - done * STEP_S
     for number in range(ranks):
         with RankLogWriter(path, number, flush_s=10, capacity=10**7) as writer:
@@ -93,7 +96,7 @@ def make_fake_run(
             if state == "starting":
                 continue
             rank.tell(start, "state", "running")
-            rank.begin(start, unit)
+            rank.begin(start, unit, epochs=epochs)
             next_sample = 0.0
             for step in range(1, done + 1):
                 age_s = step * STEP_S
@@ -107,7 +110,7 @@ def make_fake_run(
             if state == "failed":
                 writer.event("state", "failed", FAILURE, step=done)
             elif state != "running":
-                writer.event("state", state, step=done)
+                writer.event("state", state, early or None, step=done)
     if state == "failed":
         with RankLogWriter(path, -1) as writer:
             writer.event("rank", "died", {"rank": ranks - 1, "reason": "ended by signal 9 (killed)"}, step=done)

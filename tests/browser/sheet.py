@@ -1,7 +1,7 @@
 """Pictures of every tab of the panel, and of the report, for a look before and after a change.
 
-python -m tests.browser.sheet --out DIR [--runs 2 8 64 tp failed starting] [--width 900 1280] [--theme light dark]
-[--tabs overview ... report]
+python -m tests.browser.sheet --out DIR [--runs 2 8 64 tp logged failed starting] [--width 900 1280]
+[--theme light dark] [--tabs overview ... report]
 
 Each picture is ``TAB-RUN-WIDTH-THEME.png``; ``index.html`` shows all of them, those of one tab beside each other.
 """
@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from tests.browser.lab import BROWSER_FLAGS, find_browser
 from tests.browser.static_page import StaticPanel
+from tests.fake_media import add_media
 from tests.fake_run import make_fake_run
 from workbench.report import render
 
@@ -27,15 +28,19 @@ TABS = (
     "overview", "ranks", "gradients", "inside", "communication", "timeline", "samples", "console", "controls",
     "compare", REPORT,
 )  # fmt: skip
+EARLY = "validation_loss has not improved for 3 evaluations: 1.52 at step 50 is best, 1.61 now"
 _TEXT = ("text",)
 _CLASSES = ("accuracy", "confusion_matrix")
-#: the runs that are shown: a language model and a classifier, each way to split a model, and runs with little to show
+#: the runs that are shown: a language model and a classifier, each way to split a model, one with epochs, images and an
+#: early end, and runs with little to show
 RUNS: dict[str, dict[str, Any]] = {
     "2": {"ranks": 2, "plugin": "ddp", "steps": 200, "state": "running", "measures": _TEXT},
     "8": {"ranks": 8, "plugin": "hybrid", "tp": 2, "pp": 2, "micro_batches": 4, "steps": 120, "state": "running",
           "measures": _CLASSES, "unit": "samples"},
     "64": {"ranks": 64, "plugin": "hybrid", "pp": 4, "micro_batches": 8, "steps": 60, "layers": 12, "state": "running"},
     "tp": {"ranks": 2, "plugin": "hybrid", "tp": 2, "steps": 200, "measures": _TEXT},
+    "logged": {"ranks": 2, "plugin": "ddp", "steps": 200, "measures": _CLASSES, "unit": "samples", "epochs": 8,
+               "early": EARLY},
     "failed": {"ranks": 3, "plugin": "ddp", "steps": 120, "state": "failed", "measures": _TEXT},
     "starting": {"ranks": 2, "plugin": "ddp", "steps": 200, "state": "starting"},
 }  # fmt: skip
@@ -63,6 +68,8 @@ def main() -> None:
         other = make_fake_run(Path(folder) / "2026-05-01-120000-baseline", steps=200, measures=_TEXT)
         for name in given.runs:
             run = make_fake_run(Path(folder) / f"2026-05-01-120100-{name}", **RUNS[name])
+            if name == "logged":
+                add_media(run)
             if REPORT in given.tabs:
                 render(run)
             for width, theme in itertools.product(given.width, given.theme):
@@ -86,6 +93,8 @@ def _take_panel(page: Any, runs: list[Path], paths: dict[str, Path], *, dark: bo
     for tab, path in paths.items():
         if page.locator(f".dw [role=tab][id$='-{tab}']").is_visible():
             panel.open(tab)
+            if tab == "samples" and page.locator(".dw-logged").is_visible():
+                page.get_by_label("Name of the image or text").select_option(index=1)
             panel.pump(timeout_s=0.8, fails=False)
             page.locator(".dw").screenshot(path=str(path))
     for error in panel.errors:

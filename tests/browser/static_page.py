@@ -90,7 +90,7 @@ class StaticPanel:
             for number, feed in enumerate(self.feeds):
                 feed.look(content["views"], content.get("seq") if number == place else None)
         elif kind == "choose":
-            for what in ("rank", "layer"):
+            for what in ("rank", "layer", "logged"):
                 if what in content:
                     self.feeds[place].choose(what, content[what])
         elif kind == "control" and self._on_control is not None:

@@ -8,8 +8,21 @@ from pathlib import Path
 
 STATIC = Path(__file__).parents[1] / "static"
 #: modules of the panel: each comes after those that it imports
-SCRIPTS = ("text", "page", "link", "figures", "overview", "ranks", "lists", "controls", "view", "state", "panel")
-STYLES = ("panel", "tabs", "lists")
+SCRIPTS = (
+    "text",
+    "page",
+    "link",
+    "figures",
+    "overview",
+    "ranks",
+    "lists",
+    "logged",
+    "controls",
+    "view",
+    "state",
+    "panel",
+)
+STYLES = ("panel", "tabs", "lists", "logged")
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)
 

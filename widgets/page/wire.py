@@ -16,8 +16,8 @@ panel):
 - ``trouble``: ``text``, a message to show; ``detail``: a traceback, for the browser's console.
 
 Browser to kernel: ``hello`` (``have``: BokehJS version that the page has, or null), ``ack`` (``run``, ``seq``,
-``views``: per view what it shows: ``tab``, ``visible``), ``look`` (``views``), ``choose`` (``run``, ``rank`` or
-``layer``), and ``control`` (``run``, ``name``, ``value``).
+``views``: per view what it shows: ``tab``, ``visible``), ``look`` (``views``), ``choose`` (``run``, and ``rank``,
+``layer`` or ``logged``), and ``control`` (``run``, ``name``, ``value``).
 
 ``columns`` is ``{figure: [[column, kind, place(, texts)], ...]}``: buffer number ``place`` holds little-endian numbers
 of ``kind``; the kind "code" stands for u2 indices into ``texts``.

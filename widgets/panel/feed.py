@@ -127,9 +127,12 @@ class Feed:
                 self._now_or_soon()
 
     def choose(self, what: str, value: Any) -> None:
-        """Select a rank (``what`` "rank") or a layer ("layer"); None: none."""
+        """Select a rank (``what`` "rank") or a layer ("layer"), None: none; or a logged image or text ("logged")."""
         with self._lock:
-            self._stream.choose(what, value)
+            if what == "logged":
+                self._tab_content.logged_media.choose(value)
+            else:
+                self._stream.choose(what, value)
             self._now_or_soon()
 
     def tabs(self) -> set[str]:
@@ -276,7 +279,7 @@ class Feed:
             news.columns["rank_table"] = self._facts.ranks.columns()
             news.replace.append("rank_table")
         changed = {name: value for name, value in facts.items() if self._shown.get(name) != value}
-        extra = self._tab_content.news(tabs)
+        extra = self._tab_content.news(tabs, None if self._over else clock)
         self._shown = facts
         if not (news or changed or extra) and clock - self._pace.sent_at < HEARTBEAT_S:
             return

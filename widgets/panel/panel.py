@@ -141,7 +141,7 @@ class Panel:
             for number, feed in enumerate(self.feeds):
                 feed.look(content.get("views") or [], content.get("seq") if number == place else None)
         elif kind == "choose":
-            for what in ("rank", "layer"):
+            for what in ("rank", "layer", "logged"):
                 if what in content:
                     self.feeds[place].choose(what, content[what])
         elif kind == "control":

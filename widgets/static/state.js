@@ -8,7 +8,7 @@ const MOST_KEPT = 1500;
 
 const newRun = () => ({
   full: null, facts: null, theme: null, rows: {}, items: new Map(),
-  events: [], console: new Map(), samples: [], history: [], marks: [],
+  events: [], console: new Map(), samples: [], history: [], marks: [], logged: null, logged_item: null,
 });
 
 export class State {
@@ -153,7 +153,7 @@ export class State {
     run.events = [...byId.values()].slice(-200);
     for (const entry of extra.console ?? []) run.console.set(entry.id, entry);
     while (run.console.size > MOST_KEPT) run.console.delete(run.console.keys().next().value);
-    for (const name of ["samples", "history", "marks"]) run[name] = extra[name] ?? run[name];
+    for (const name of ["samples", "history", "marks", "logged", "logged_item"]) run[name] = extra[name] ?? run[name];
   }
 
   looks() {

@@ -5,6 +5,7 @@ import { Figures, Window } from "./figures.js";
 import { Overview } from "./overview.js";
 import { PhaseLegend, Ranks } from "./ranks.js";
 import { Console, Samples } from "./lists.js";
+import { Logged } from "./logged.js";
 import { Controls, Quick } from "./controls.js";
 import { GONE } from "./link.js";
 
@@ -119,12 +120,13 @@ export class View {
     }
     this.overview = new Overview(figures.overview);
     this.ranks = new Ranks(figures.ranks, (rank) => this.state.choose(this.number, { rank }));
-    this.samples = new Samples(figures.samples);
+    this.logged = new Logged((logged) => this.state.choose(this.number, { logged }));
+    this.samples = new Samples(figures.samples, this.logged.node);
     this.console = new Console();
     this.controls = new Controls((name, value) => this.state.control(this.number, name, value));
     for (const tab of ["overview", "ranks", "samples", "console", "controls"]) this.tabs.get(tab).page.append(this[tab].node);
     this.alignment(this.tabs.get("compare").page);
-    for (const tab of ["gradients", "communication", "timeline", "compare"]) this.tabs.get(tab).page.append(figures[tab].node);
+    for (const tab of ["gradients", "inside", "communication", "timeline", "compare"]) this.tabs.get(tab).page.append(figures[tab].node);
     this.open("overview", false);
   }
 
@@ -177,6 +179,7 @@ export class View {
     this.overview.list(run.events);
     this.console.show([...run.console.values()]);
     this.samples.list(run.samples);
+    this.logged.show(run.logged, run.logged_item);
     this.takeHistory(run.history);
     const names = this.state.runs[0].full?.runs ?? [];
     this.tabs.get("compare").button.hidden = this.runs.hidden = names.length < 2;
@@ -222,6 +225,7 @@ export class View {
     if (extra.events) this.overview.list(extra.events);
     if (extra.console) this.console.show(extra.console);
     if (extra.samples) this.samples.list(extra.samples);
+    if (extra.logged || extra.logged_item) this.logged.show(run.logged, run.logged_item);
     if (extra.controls) {
       run.full.controls = extra.controls;
       this.declare(extra.controls);

@@ -120,7 +120,7 @@ class Alert:
     def sentence(self) -> str:
         """What happened, with the values, in a line."""
         if self.state == ENDS:
-            return f"{self.title}: over (since step {self.since})"
+            return f"{self.title}: over; it began at step {self.since}"
         if self.words is None:
             return f"{self.title}: {self.text}"
         place = self._place()

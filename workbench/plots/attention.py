@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "attention"
-TITLE = "Attention entropy (share of uniform attention)"
+TITLE = "Attention entropy (1: uniform, 0: a single key)"
 TAB = "inside"
 AXIS = "step"
 EMPTY = "No attention was looked at: --watch attention does, where torch's or transformers' attention is used."

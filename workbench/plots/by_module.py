@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure as Figure
 
+#: pixels of a figure above and below its rows, and from one labelled row to the next
+_AROUND_PX, _LABEL_PX = 90, 20
 #: makes one row per step and layer of the rows of a table
 Combine = Callable[[Columns, Store], "pd.DataFrame"]
 
@@ -64,6 +66,13 @@ def module_figure(
     """Draw the heat map with its colour bar."""
     drawn = heat.new_figure(title, x_label="step", y_label="", height=height, marks="step")
     mapper = heat.make_mapper(log=log, **scale)
-    heat.draw(source, drawn, mapper, [("layer", "@layer"), ("step", "@measured{0}"), *tips], **heat.PALER)
+    heat.draw(
+        source,
+        drawn,
+        mapper,
+        [("layer", "@layer"), ("step", "@measured{0}"), *tips],
+        **heat.PALER,
+        ticks=(height - _AROUND_PX) // _LABEL_PX,
+    )
     theme.add_colour_bar(drawn, mapper, log=log)
     return theme.finish(drawn)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "logged_third"
-TITLE = "Logged values of a third size"
+TITLE = "Logged values, on a third scale"
 TAB = "overview"
 AXIS = "step"
 REPLACE = True
 PERIOD_S = by_name.PERIOD_S
-EMPTY = "Nothing was logged: log(name, value) in the cell adds a curve."
+EMPTY = "Nothing was logged whose values need a scale of their own."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

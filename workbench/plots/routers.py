@@ -48,4 +48,4 @@ def figure(source: ColumnDataSource) -> Figure:
         ("entropy", "@entropy{number} nats"),
         ("tokens", "@tokens{0}"),
     ]
-    return by_module.module_figure(source, TITLE, tips, height=HEIGHT, log=False)
+    return by_module.module_figure(source, TITLE, tips, height=HEIGHT, log=False, low=1.0)

@@ -18,7 +18,10 @@ TITLE = "Validation metrics in percent"
 TAB = "samples"
 AXIS = "step"
 REPLACE = True
-EMPTY = "No samples: an evaluation can generate text, or measure accuracy and a confusion matrix."
+EMPTY = (
+    "No samples: an evaluation can generate text, or measure accuracy and a confusion matrix, "
+    "and log.image and log.text in the cell add images and texts."
+)
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

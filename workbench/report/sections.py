@@ -21,6 +21,7 @@ from workbench.plots.base import Plot
 from workbench.report import mesh_diagram, timeline, words
 from workbench.report.control_history import read_control_history
 from workbench.report.figures import FigureBundle, ReportFigure
+from workbench.report.logged import LoggedName, read_logged
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
@@ -88,6 +89,8 @@ class RunSection:
     validation: list[dict[str, Any]]
     confusion: dict[str, Any] | None
     samples: list[tuple[int, str]]
+    logged: list[LoggedName]
+    omitted_logged: int
     alerts: list[dict[str, Any]]
     events: list[dict[str, Any]]
     omitted_events: int
@@ -129,7 +132,9 @@ class RunSection:
 
     def has_table(self, group: str) -> bool:
         """Whether a group has tables besides its figures."""
-        return group == "ranks" or (group == "samples" and bool(self.validation or self.samples or self.confusion))
+        return group == "ranks" or (
+            group == "samples" and bool(self.validation or self.samples or self.confusion or self.logged)
+        )
 
 
 def make_section(
@@ -141,6 +146,7 @@ def make_section(
     commands = read_control_history(run)
     events = _other_events(run)
     counts = Counter(event.name for event in run.events_of_kind(EventKind.MONITOR))
+    logged, omitted_logged = read_logged(run)
     start_time = run.logged_events[0].time if run.logged_events else 0.0
     return RunSection(
         run=run,
@@ -153,6 +159,8 @@ def make_section(
         validation=run.validation(),
         confusion=_last_confusion_matrix(run),
         samples=_samples(run),
+        logged=logged,
+        omitted_logged=omitted_logged,
         alerts=_alerts(run),
         events=[
             {

@@ -21,8 +21,8 @@ from workbench.core import background
 from workbench.core.records import EventKind, MediaRecord
 from workbench.engine.base.strategy import Strategy
 from workbench.rundir.log import RankLogWriter
+from workbench.telemetry.logged.media import MOST_KEPT
 
-MOST_KEPT = 64
 MOST_NAMES = 50
 #: characters of a text, pixels along the longer side of an image, bytes of its PNG
 LONGEST_TEXT = 10_000

@@ -127,7 +127,7 @@
   }
   let closed = [];
   window.addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll(".notebook details:not([open])")];
+    closed = [...document.querySelectorAll(".notebook details:not([open], .thumbnail)")];
     for (const details of closed) details.open = true;
   });
   window.addEventListener("afterprint", () => { for (const details of closed) details.open = false; });

@@ -45,7 +45,7 @@
   followLink();
   let unfolded = [];
   window.addEventListener("beforeprint", () => {
-    unfolded = [...document.querySelectorAll("main details:not([open])")];
+    unfolded = [...document.querySelectorAll("main details:not([open], .thumbnail)")];
     for (const fold of unfolded) fold.open = true;
   });
   window.addEventListener("afterprint", () => {

@@ -8,6 +8,9 @@ from typing import Any
 
 from workbench.core.columns import Columns
 
+#: fewer images of a name than this are kept on a rank: of so many, every second file goes
+MOST_KEPT = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
