@@ -49,8 +49,8 @@ class TrainMagics(Magics):
     def dist_train(self, line: str, cell: str | None = None) -> Run:
         """Train a model across ranks. Returns the ``Run`` at once and shows its live panel.
 
-        Line form: ``%dist_train --recipe stdlib-llama -n 2`` or ``%dist_train --config spec.toml``. Cell form: the cell
-        runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
+        Line form: ``%dist_train stdlib-llama -n 2`` (or ``--recipe stdlib-llama``), ``%dist_train --config spec.toml``.
+        Cell form: the cell runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and
         ``loss_fn(model, batch)``, ``criterion(outputs, target)`` or ``train_step(model, optimizer, batch)``;
         optionally ``lr_scheduler`` (with ``lr_scheduler_every`` and ``lr_scheduler_metric``), ``eval_dataset`` or
         ``eval_dataloader``, ``metrics``, ``on_step(step, values)`` and ``on_epoch(epoch, values)``.

@@ -16,14 +16,15 @@ def parse(magic: Any, line: str) -> argparse.Namespace:
     """Parse ``line`` with the arguments of ``magic``, a method with ``magic_arguments``.
 
     Quotes are removed as in a shell, and a ``#`` that stands alone starts a comment. Backslashes are kept, as regular
-    expressions need them. Raises ``ConfigError``, with a suggestion, for an argument or a value that the magic does
-    not take.
+    expressions need them. The name of a recipe may stand for ``--recipe NAME``. Raises ``ConfigError``, with a
+    suggestion, for an argument or a value that the magic does not take.
     """
     parser: argparse.ArgumentParser = magic.parser
     try:
         given, unknown = parser.parse_known_args(_split(flags.normalised(line)))
     except UsageError as error:
         raise ConfigError(f"%{parser.prog}: {error}; %{parser.prog}? lists all arguments") from error
+    unknown = flags.take_recipe(given, unknown)
     if unknown:
         raise ConfigError(
             f"%{parser.prog}: {flags.not_understood(unknown, parser)}; %{parser.prog}? lists all arguments"

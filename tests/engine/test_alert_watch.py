@@ -49,7 +49,7 @@ def watching(run: Faulty, monkeypatch: pytest.MonkeyPatch, own: OwnAlerts, targe
     monkeypatch.setattr(alerts, "EVERY_S", 0.02)
     monkeypatch.setattr(alerts, "SHARE", 1.0)
     watch = AlertWatch(run.path, "faulty", run.logs[0], Progress())
-    watch.begin(own, target)
+    watch.begin(own, {"--notify": target})
     return watch
 
 
@@ -94,6 +94,27 @@ def test_after_a_rollback_alerts_are_of_the_steps_that_stand(tmp_path: Path, mon
     watch.close()
     assert find_alerts(run.path) == []
     assert {alert.step for alert in logged(run.path)} <= {22, 32}, "of the steps that were taken back"
+
+
+def test_a_command_and_the_function_of_the_cell_are_both_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, told, out = Faulty(tmp_path / "run", DEAD), [], tmp_path / "told"
+    monkeypatch.setattr(alerts, "EVERY_S", 0.02)
+    watch = AlertWatch(run.path, "faulty", run.logs[0], Progress())
+
+    def on_alert(alert: dict[str, Any]) -> None:
+        told.append(alert["alert"])
+        alert["nothing"]
+
+    watch.begin(OwnAlerts(), {"--notify": f"cat >> {out}", "on_alert": on_alert})
+    run.train(1, 40)
+    run.logs[1].event("state", "finished", step=40)
+    run.logs[1].flush()
+    watch.close()
+    run.logs[0].flush()
+    assert told == ["dead_layer"] and json.loads(out.read_text())["alert"] == "dead_layer"
+    assert warnings(run.path) == [
+        json.dumps("on_alert failed: KeyError: 'nothing'. It is told once; training continues")
+    ]
 
 
 def test_a_command_gets_each_alert_as_json_and_its_failure_is_told_once(tmp_path: Path) -> None:

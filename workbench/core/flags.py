@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
@@ -176,6 +177,15 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {flag.option: values[flag.option] for flag in FLAGS if values.get(flag.option) is not None}
 
 
+def take_recipe(given: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Take the first of ``words``, which the parser left over, as the value of ``--recipe`` if it names a recipe and
+    none was given. Returns the words that remain."""
+    if words and words[0] in recipes() and vars(given).get("recipe", "") is None:
+        given.recipe = words[0]
+        return list(words[1:])
+    return list(words)
+
+
 #: metavar of arguments that change settings
 ASSIGNMENT = "NAME=VALUE"
 #: flags of other tools whose spelling is not close to ours
@@ -210,6 +220,8 @@ def not_understood(words: Sequence[str], parser: argparse.ArgumentParser) -> str
         meant = f"-n {word}" if "-n" in known else ""
     elif word.endswith(".toml"):
         meant = f"--config {word}" if "--config" in known else ""
+    elif "--data" in known and Path(word).is_file():
+        return f"{word!r} is not understood: separate files by commas, or quote a pattern (--data 'notes/*.txt')"
     else:
         meant = f"--recipe {word}" if "--recipe" in known and word in recipes() else ""
     return f"{word!r} is not understood" + (f": did you mean {meant}?" if meant else "")

@@ -155,9 +155,9 @@ def _train(
             separate_generators(strategy)
             _rehearse(spec, workload, strategy, exchange)
             control = AgreedControl(path, exchange)
-            notify = target_of(spec.monitor.notify) or workload.on_alert
-            if alerts is not None and (spec.monitor.level != "off" or workload.alerts or notify):
-                alerts.begin(workload.alerts, notify)
+            told = {"--notify": target_of(spec.monitor.notify), "on_alert": workload.on_alert}
+            if alerts is not None and (spec.monitor.level != "off" or workload.alerts or any(told.values())):
+                alerts.begin(workload.alerts, told)
             observers = observers_of(spec, strategy, workload, log, exchange)
             trainer = Trainer(
                 spec=spec,
@@ -191,6 +191,7 @@ def _rehearse(spec: TrainSpec, workload: Workload, strategy: Strategy, exchange:
         followed.append(("--save-best", criteria.parse_best(spec.save_best).name))
     if workload.schedule_metric:
         followed.append(("lr_scheduler_metric", workload.schedule_metric))
+    followed += workload.alerts.validations()
     values: Mapping[str, Any] = {}
     if isinstance(evaluate, CellEvaluation) and spec.eval_every:
         values = evaluate.rehearse(needed(strategy, Evaluating, Capability.EVALUATING))

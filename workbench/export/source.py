@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from workbench.telemetry.derive import cumulative_tokens, metrics_frame
 from workbench.telemetry.flops import cost_of
 from workbench.telemetry.logged.curves import curves
 from workbench.telemetry.logged.media import Logged, media
-from workbench.telemetry.rollbacks import without_taken_back
+from workbench.telemetry.rollbacks import validated, without_taken_back
 
 
 class ExportSource:
@@ -53,14 +54,14 @@ class ExportSource:
 
     def columns(self, table: str) -> Columns:
         """A table of the logs as NumPy columns."""
-        rows = self.arrow(table)
-        return {name: rows.column(name).to_numpy() for name in rows.column_names}
+        return _columns(self.arrow(table))
 
     @cached_property
     def metrics(self) -> Columns:
         """The columns of ``Run.metrics()``, and ``tokens``: the tokens that all replicas have consumed so far."""
-        cost = cost_of(self.columns("events"), self.mesh.world_size)
-        frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost, logged=self._logged("values"))
+        events = _columns(logs.read_table(self.path, "events"))
+        cost, logged = cost_of(events, self.mesh.world_size), self._logged("values")
+        frame = metrics_frame(self.columns("steps"), self.mesh, cost=cost, events=events, logged=logged)
         columns = {name: frame[name].to_numpy() for name in frame}
         return {**columns, "tokens": cumulative_tokens(columns, self.mesh.world_size)}
 
@@ -73,13 +74,13 @@ class ExportSource:
         return sorted(rows, key=lambda row: row["time"])
 
     def validation(self) -> list[tuple[float, int, str, float]]:
-        """The numeric validation metrics: (time, step, name, value)."""
+        """The numeric validation metrics, without what a rollback took back: (time, step, name, value)."""
+        first, last = self.steps or (0, math.inf)
+        found = validated(_columns(logs.read_table(self.path, "events")))
         return [
-            (row["time"], row["step"], row["name"], as_number(row["value"]))
-            for row in self.events
-            if row["kind"] == EventKind.VALIDATION
-            and isinstance(row["value"], (int, float))
-            and not isinstance(row["value"], bool)
+            (event.time, event.step, event.name, as_number(event.value))
+            for event in sorted(found, key=lambda event: event.time)
+            if first <= event.step <= last
         ]
 
     @cached_property
@@ -96,8 +97,7 @@ class ExportSource:
 
     def _logged(self, table: str) -> Columns:
         """What the cell logged, without what a rollback took back, of the steps to export."""
-        whole = {name: logs.read_table(self.path, name) for name in (table, "events")}
-        rows, events = ({name: read[name].to_numpy() for name in read.column_names} for read in whole.values())
+        rows, events = (_columns(logs.read_table(self.path, name)) for name in (table, "events"))
         rows = without_taken_back(table, rows, events)
         if self.steps is None:
             return rows
@@ -189,3 +189,7 @@ def estimate_bucket_sums(first_exponent: int, counts: list[int]) -> tuple[list[f
     weights = np.asarray(counts, dtype=float)
     limits = np.exp2(exponents + 1).tolist()
     return limits, float((weights * middles).sum()), float((weights * middles**2).sum())
+
+
+def _columns(table: pa.Table) -> Columns:
+    return {name: table.column(name).to_numpy() for name in table.column_names}

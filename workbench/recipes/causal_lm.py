@@ -94,7 +94,7 @@ def build(spec: TrainSpec) -> Workload:
     import torch
 
     from workbench.engine.base.workload import Workload
-    from workbench.engine.data.sources import DatasetSource
+    from workbench.engine.data.sources import dataset_source, steps_planned
     from workbench.recipes.stdlib_llama import learning_rate_factor
 
     config, _ = _read_model(spec)
@@ -110,13 +110,15 @@ def build(spec: TrainSpec) -> Workload:
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.01
     )
+    data = dataset_source(train, spec, _collate)
+    steps = steps_planned(spec, data)
     evaluator = _Evaluator(tokenizer, model.config.vocab_size, validation[:_VALIDATION_WINDOWS])
     return Workload(
         model=model,
         optimizer=optimizer,
-        data=DatasetSource(train, spec.batch_size, seed=spec.seed, shuffle=spec.shuffle, collate_fn=_collate),
+        data=data,
         criterion=_loss,
-        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, spec.steps)),
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps)),
         tokens_per_sample=length,
         evaluate=evaluator,
         sample=evaluator.sample,

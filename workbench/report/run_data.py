@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import present_state, state_of
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.pauses import Pauses
+from workbench.telemetry.rollbacks import validated
 from workbench.telemetry.store import Store
 
 #: optional file with the result of comparing this run with training in one process
@@ -108,11 +108,10 @@ class RunData:
         return [event for event in self.logged_events if event.kind == kind and name in (None, event.name)]
 
     def validation(self) -> list[dict[str, Any]]:
-        """The numeric validation metrics, one row per step: ``{"step": 50, "loss": 2.3, ...}``."""
+        """The numeric validation metrics that no rollback took back, one row per step: ``{"step": 50, ...}``."""
         rows: dict[int, dict[str, Any]] = {}
-        for event in self.events_of_kind(EventKind.VALIDATION):
-            if isinstance(event.value, float) or not math.isnan(as_number(event.value)):
-                rows.setdefault(event.step, {"step": event.step})[event.name] = as_number(event.value)
+        for event in validated(self.store.table("events")):
+            rows.setdefault(event.step, {"step": event.step})[event.name] = as_number(event.value)
         return [rows[step] for step in sorted(rows)]
 
     @property

@@ -48,7 +48,7 @@ _VALUES: Mapping[str, Callable[[Given], Collection[str]]] = {
     "level": lambda given: MONITOR_LEVELS,
     "on_nonfinite": lambda given: ON_NONFINITE,
     "config": lambda given: _spec_files(),
-    "spec": lambda given: _spec_files(),
+    "spec": lambda given: [*_spec_files(), *sorted(recipes())],
 }
 
 
@@ -80,6 +80,8 @@ def candidates(parser: argparse.ArgumentParser, words: Sequence[str], current: s
     used = {id(flags[word]) for word in words if word in flags}
     found = [flag for flag, action in flags.items() if flag.startswith("--") and id(action) not in used]
     positional = [value for each in parser._get_positional_actions() for value in values(each, parser.prog)]
+    if not words and "--recipe" in flags:
+        positional += [name for name in sorted(recipes()) if name not in positional]
     if "_" in current:
         found = [f"--{flag[2:].replace('-', '_')}" for flag in found]
     return found if current.startswith("-") else [*positional, *found]

@@ -75,15 +75,17 @@ class RunReader:
         ``per_rank`` a column ``rank`` is added and each step has a row per rank as well, with that rank's own loss, lr,
         step_time_ms, data_wait_ms and tps; the global rows have rank -1. ``tokens_per_s`` is the total of all devices,
         ``tflops`` 10**12 model operations per second and device, ``mfu`` their share of the device's peak in percent.
-        What the cell logged has a column per name (``NAME/rank R`` where ranks are not combined, ``log/NAME`` where a
-        column has that name already), NaN in steps without a value.
+        A validation has columns ``validation_loss``, ``validation_NAME`` of each metric that is a number, NaN in steps
+        without one. What the cell logged has a column per name (``NAME/rank R`` where ranks are not combined,
+        ``log/NAME`` where a column has that name already), NaN in steps without a value.
         """
         from workbench.telemetry.derive import metrics_frame
         from workbench.telemetry.flops import cost_of
 
-        cost = cost_of(self._events(), self.plan.ranks)
+        events = self._events()
+        cost = cost_of(events, self.plan.ranks)
         steps, logged = self._table("steps"), self._table("values")
-        return metrics_frame(steps, self.plan.mesh, per_rank=per_rank, cost=cost, logged=logged)
+        return metrics_frame(steps, self.plan.mesh, per_rank=per_rank, cost=cost, events=events, logged=logged)
 
     def values(self) -> pd.DataFrame:
         """What the cell logged with ``log``, at every step: step, name, rank (-1: of all ranks), reduce, value."""

@@ -11,10 +11,11 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
 from workbench.core.records import EventKind, Record
+from workbench.core.rules.expressions import VALIDATION
 from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
 from workbench.telemetry.logged.curves import add_columns
-from workbench.telemetry.rollbacks import standing
+from workbench.telemetry.rollbacks import standing, validated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,16 +141,25 @@ def _is_stage_without_loss(rank: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 
 def metrics_frame(
-    steps: Columns, mesh: Mesh, *, per_rank: bool = False, cost: Cost | None = None, logged: Columns | None = None
+    steps: Columns,
+    mesh: Mesh,
+    *,
+    per_rank: bool = False,
+    cost: Cost | None = None,
+    events: Columns | None = None,
+    logged: Columns | None = None,
 ) -> pd.DataFrame:
     """``global_metrics`` as a DataFrame; ``per_rank`` adds a column ``rank`` and a row per rank and step.
 
     Global rows then have rank -1. A rank's ``tps`` is its replica's tokens over its own time and the replica's ranks;
     its ``grad_norm`` is the global one's share (square root of ``grad_sq``). ``tokens_per_s`` (of all devices),
     ``tflops`` (per device) and ``mfu`` (percent) follow from ``tps`` and ``cost``: NaN where that is not known.
-    ``logged``: the table ``values``, which adds a column per curve (``telemetry.logged.curves.add_columns``).
+    ``events`` adds a column per metric of the validation that is a number, ``logged``,
+    the table ``values``, one per curve (``telemetry.logged.curves.add_columns``).
     """
     frame = _own_metrics(steps, mesh, per_rank=per_rank, cost=cost)
+    if events is not None:
+        frame = _with_validations(frame, events)
     return frame if logged is None else add_columns(frame, logged, mesh)
 
 
@@ -168,6 +178,22 @@ def _own_metrics(steps: Columns, mesh: Mesh, *, per_rank: bool, cost: Cost | Non
     whole.insert(1, "rank", -1)
     rows = pd.concat([whole, own]) if len(own) else whole
     return _with_speed(rows.sort_values(["step", "rank"], ignore_index=True)[list(whole.columns)], mesh, cost)
+
+
+def _with_validations(frame: pd.DataFrame, events: Columns) -> pd.DataFrame:
+    """A column per metric: NaN in steps without a validation, and in rows of one rank."""
+    values: dict[str, dict[int, float]] = {}
+    for event in validated(events):
+        values.setdefault(VALIDATION + event.name, {})[event.step] = as_number(event.value)
+    if not values:
+        return frame
+    import pandas as pd
+
+    steps = frame["step"].astype(int).to_numpy()
+    if "rank" in frame:
+        steps = np.where(frame["rank"] < 0, steps, -1)
+    added = {name: [of_step.get(step, np.nan) for step in steps.tolist()] for name, of_step in values.items()}
+    return pd.concat([frame, pd.DataFrame(added, index=frame.index, dtype=float)], axis=1)
 
 
 def _with_speed(frame: pd.DataFrame, mesh: Mesh, cost: Cost | None) -> pd.DataFrame:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.core.records import EventKind
-from workbench.events.decode import as_number, of_kind
+from workbench.events.decode import as_number
 from workbench.events.epochs import EpochProgress
 from workbench.rundir.state import ENDED
 from workbench.telemetry.derive import batch_of, global_metrics, seconds_per_step
 from workbench.telemetry.pauses import Pauses
+from workbench.telemetry.rollbacks import validated
 from workbench.telemetry.store import Store
 
 _RECENT_STEPS = 20
@@ -66,8 +66,7 @@ def snapshot(store: Store) -> Snapshot:
 
 def last_value(store: Store, name: str) -> float:
     """The newest validation value of that name; NaN when there is none."""
-    events = store.table("events")
-    values = [as_number(event.value) for event in of_kind(events, EventKind.VALIDATION, name)]
+    values = [as_number(event.value) for event in validated(store.table("events"), name)]
     return values[-1] if values else float("nan")
 
 

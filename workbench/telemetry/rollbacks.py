@@ -14,7 +14,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.records import STEP_TABLES, EventKind
-from workbench.events.decode import as_mapping, as_number, of_kind
+from workbench.events.decode import DecodedEvent, as_mapping, as_number, of_kind
 from workbench.telemetry.columns import GrowingTable
 
 #: a log may have been written by anybody
@@ -59,6 +59,17 @@ def without_taken_back(table: str, rows: Columns, events: Columns) -> Columns:
     for _ in found.take(events):
         pass
     return found.standing(table, rows)
+
+
+def validated(events: Columns, name: str | None = None) -> list[DecodedEvent]:
+    """The validations among rows of the table ``events`` (of one name, if it is given) whose values are numbers,
+    without those of steps that a rollback among these rows took back."""
+    found = Rollbacks()
+    for _ in found.take(events):
+        pass
+    stands = found.stand(events)
+    told = (event for event in of_kind(events, EventKind.VALIDATION, name) if stands[event.row])
+    return [event for event in told if isinstance(event.value, int | float) and not isinstance(event.value, bool)]
 
 
 class Rollbacks:

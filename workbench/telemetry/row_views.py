@@ -23,6 +23,7 @@ from workbench.telemetry.derive import batch_of, global_metrics
 from workbench.telemetry.gradients import combine_columns
 from workbench.telemetry.layer_norms import LayerLists, with_norms
 from workbench.telemetry.pauses import Pauses
+from workbench.telemetry.rollbacks import validated
 from workbench.telemetry.store import Store
 from workbench.telemetry.thin import minmax_indices
 
@@ -241,8 +242,9 @@ def metric_words(name: str, value: float) -> str:
 
 
 def validations(events: Columns, name: str) -> Marks:
-    """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table."""
-    found = ((event.step, as_number(event.value)) for event in of_kind(events, EventKind.VALIDATION, name))
+    """Step and value of the validations of that name, those that are numbers, among rows of the ``events`` table,
+    without those that a rollback among them took back."""
+    found = ((event.step, as_number(event.value)) for event in validated(events, name))
     return [(float(step), value) for step, value in found if not math.isnan(value)]
 
 

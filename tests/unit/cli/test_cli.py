@@ -65,6 +65,8 @@ def test_a_report_by_name_and_by_directory(
         (["demo", "--plugin", "zer1"], 2, "unknown plugin 'zer1': did you mean 'zero1'?"),
         (["train", "--recipe", "digits-vit", "--plugin", "fsdp"], 2, "(known: ddp, hybrid, zero1, zero2)"),
         (["train", "--recipe", "digits-vit", "-n", "3", "--tp", "2"], 2, "does not divide 3 ranks"),
+        (["train", "digits-vit", "-n", "3", "--tp", "2"], 2, "does not divide 3 ranks"),
+        (["train", "causal-lm", "--data", "a.txt"], 2, "causal-lm needs --model"),
         (["train", "--resume", "nothing"], 2, "no run 'nothing'"),
         (["demo", "-n", "3"], 2, "cannot be split into dp 3"),
     ],
@@ -88,6 +90,16 @@ def test_a_plan_that_cannot_work_ends_before_any_rank(
     (tmp_path / "s.toml").write_text('recipe = "stdlib-llama"\n')
     assert cli.main(["train", str(tmp_path / "s.toml"), "-n", "3", "--tp", "2"]) == 2
     assert "does not divide" in capsys.readouterr().err and not home.exists()
+
+
+def test_files_that_a_shell_made_of_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for words in (["train", "causal-lm", "--data", *files], ["train", "--recipe", "causal-lm", "--data", *files]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert "b.txt' is not understood: separate files by commas" in capsys.readouterr().err
 
 
 def test_a_flag_that_is_not_there_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from workbench.core.rules.criteria import check_known
 from workbench.core.rules.expressions import Expression
 from workbench.core.rules.own_alerts import OwnAlerts, check_alert
 from workbench.errors import ConfigError
@@ -82,3 +83,16 @@ def test_alerts_of_a_cell_are_declared_once_and_replaced_by_name() -> None:
 def test_what_is_no_alert_is_refused(name: object, when: object, text: object, after: object) -> None:
     with pytest.raises(ConfigError):
         check_alert(name, when, text, after)
+
+
+def test_what_an_alert_asks_of_the_validation() -> None:
+    own = OwnAlerts()
+    own.alert("stuck", "validation_loss > 2 * min(validation_err, 5) or loss < 1")
+    own.alert("odd", lambda values: values["validation_nothing"] > 1)
+    asked = [("alert 'stuck'", "validation_err"), ("alert 'stuck'", "validation_loss")]
+    assert own.validations() == asked
+    own.alert("stuck", "loss < 1")
+    assert own.validations() == []
+    check_known("validation_err", ["validation_loss", "err"], "alert 'stuck'")
+    with pytest.raises(ConfigError, match="alert 'stuck': the validation gives no 'validation_er': did you mean"):
+        check_known("validation_er", ["validation_loss", "err"], "alert 'stuck'")

@@ -52,6 +52,24 @@ def test_a_word_that_is_not_understood_is_answered_with_what_was_meant(word: str
     assert said == f"{word!r} is not understood" + (f": did you mean {meant}?" if meant else "")
 
 
+@pytest.mark.parametrize(
+    ("line", "recipe", "left"),
+    [
+        ("causal-lm --model DIR --data FILES", "causal-lm", []),
+        ("--model DIR causal-lm --data FILES", "causal-lm", []),
+        ("causal-lm --modle DIR", "causal-lm", ["--modle", "DIR"]),
+        ("digits-vit --recipe causal-lm", "causal-lm", ["digits-vit"]),
+        ("causal", None, ["causal"]),
+    ],
+)
+def test_the_name_of_a_recipe_may_stand_for_the_flag(line: str, recipe: str | None, left: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    flags.add_to(parser)
+    given, words = parser.parse_known_args(line.split())
+    assert flags.take_recipe(given, words) == left
+    assert given.recipe == recipe
+
+
 def test_only_what_was_given_is_an_option() -> None:
     parser = argparse.ArgumentParser()
     flags.add_to(parser)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -85,6 +87,25 @@ def test_sequences_are_of_one_length_and_the_last_ones_validate(model: Path, tex
     trained = {name for name, p in workload.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
     assert len(trained) == sum(len(group["params"]) for group in workload.optimizer.param_groups)
+
+
+def test_a_run_that_counts_epochs_trains_every_sequence_with_a_rate_that_falls_to_its_end(
+    model: Path, text: Path
+) -> None:
+    workload = causal_lm.build(spec_of(model, text, seq_len=32, lr=1.0, batch_size=4, steps=0, epochs=3))
+    sequences = len(workload.data.dataset)
+    assert sequences % 4, "the last batch of an epoch is a smaller one"
+    assert workload.data.batches_through(1) == math.ceil(sequences / 4)
+    steps = 3 * math.ceil(sequences / 4)
+    warm_up = max(1, steps // 20)
+    rates = []
+    for _ in range(steps):
+        rates.append(workload.lr_scheduler.get_last_lr()[0])
+        workload.optimizer.step()
+        workload.lr_scheduler.step()
+    turns = np.pi * (np.arange(warm_up, steps) - warm_up) / (steps - warm_up)
+    np.testing.assert_allclose(rates[warm_up:], 0.1 + 0.9 * (1 + np.cos(turns)) / 2)
+    assert rates[0] == pytest.approx(1 / warm_up)
 
 
 def test_a_configuration_gives_random_weights_and_single_bytes(model: Path, text: Path, tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ STOPPED, INTERRUPTED = 3, 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench train``."""
     parser.add_argument(
-        "spec", type=Path, metavar="SPEC.toml", nargs="?", help="the spec file (not needed with --recipe or --resume)"
+        "spec",
+        type=Path,
+        metavar="SPEC.toml|RECIPE",
+        nargs="?",
+        help="the spec file, or the name of a recipe (not needed with --recipe or --resume)",
     )
     flags.add_to(parser)
     parser.add_argument(
@@ -37,11 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     from workbench.cluster.session import Session
     from workbench.run import api
 
+    spec = arguments.spec
+    if spec is not None and not spec.exists() and not flags.take_recipe(arguments, [str(spec)]):
+        spec = None  # the word was a recipe's name
     options = flags.options_of(arguments)
-    if arguments.spec is None and not options.keys() & {"recipe", "resume"}:
+    if spec is not None and "data" in options and spec.suffix != ".toml":  # the shell made files of a pattern
+        arguments.parser.error(flags.not_understood([str(spec)], arguments.parser))
+    if spec is None and not options.keys() & {"recipe", "resume"}:
         arguments.parser.error("nothing to train: pass a spec file, --recipe NAME or --resume RUN")
     try:
-        started = api.train(options, config=arguments.spec)
+        started = api.train(options, config=spec)
         print(f"run directory: {started.path}", flush=True)
         return _until_ended(started, arguments.every)
     finally:

@@ -76,6 +76,11 @@ class Expression:
         windows = {name: functools.partial(self._over_window, function) for name, function in WINDOWS.items()}
         self._functions = {**FUNCTIONS, **windows, "__builtins__": {}}
 
+    @property
+    def names(self) -> list[str]:
+        """The values that it compares, those of the steps before included."""
+        return sorted(self._names | self._windows.keys())
+
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether the condition holds at this step. A comparison with what is not known is false, and so is a condition
         that cannot be computed."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from workbench.core.rules.expressions import Expression
+from workbench.core.rules.expressions import VALIDATION, Expression
 from workbench.errors import ConfigError
 
 _NAME = re.compile(r"[\w .-]{1,64}")
@@ -59,6 +59,16 @@ class OwnAlerts:
             raise ConfigError(f"alert {name!r}: {MOST} alerts are the most of a run", field="alert")
         self._declared[name] = declared
         self._news.append(declared)
+
+    def validations(self) -> list[tuple[str, str]]:
+        """The values of the validation that conditions compare, each with the alert that asks for it."""
+        conditions = {name: Expression(each["when"]) for name, each in self._declared.items() if each["when"]}
+        return [
+            (f"alert {name!r}", asked)
+            for name, condition in conditions.items()
+            for asked in condition.names
+            if asked.startswith(VALIDATION)
+        ]
 
     def news(self) -> list[dict[str, Any]]:
         """The declarations since the last call."""

@@ -88,8 +88,8 @@ class LoggedMedia:
     def _take_image(self, step: int, name: str, image: Any, kept: _Kept) -> str:
         try:
             taken = _taken(image)
-        except (TypeError, ValueError, RuntimeError) as error:
-            return str(error)
+        except Exception as error:  # a figure or picture of the script's may raise anything when it is drawn or copied
+            return str(error) or type(error).__name__
         if self._thread is None:
             self._thread = background.thread(self._loop, name="logged-images", failed=self._failed)
             self._thread.start()
@@ -104,7 +104,7 @@ class LoggedMedia:
             step, name, taken, kept = waiting
             try:
                 self._keep(step, name, _png(taken), kept)
-            except (TypeError, ValueError, OSError, RuntimeError) as error:
+            except Exception as error:  # of this picture: the others are written
                 self._strategy.tell(f"log_image_{name}", f"log.image({name!r}, ...) was not written: {error}")
 
     def _failed(self, error: BaseException) -> None:
@@ -200,8 +200,8 @@ def _png(taken: Any) -> tuple[bytes, int, int]:
 
 
 def _bytes_of(taken: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Height x width (x channels) as bytes. Floats are from 0 to 1; others are spread over their own range. What is
-    not finite is black."""
+    """Height x width (x channels) as bytes. Integers are from 0 to 255, floats from 0 to 1; others are spread over
+    their own range with 0. What is not finite counts as 0."""
     first = isinstance(taken, torch.Tensor)
     array = taken.to(torch.float32).numpy() if isinstance(taken, torch.Tensor) and taken.is_floating_point() else taken
     values = np.asarray(array)
@@ -212,11 +212,11 @@ def _bytes_of(taken: torch.Tensor | np.ndarray) -> np.ndarray:
         values = values[..., 0]
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * 255
-    if values.dtype.kind in "iu":
-        return np.clip(values, 0, 255).astype(np.uint8)
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 255:
+        return values.astype(np.uint8)
     finite = np.isfinite(values)
     values = np.where(finite, values, 0.0)
     low, high = values.min(initial=0.0), values.max(initial=0.0)
     if low < 0 or high > 1:
-        values = (values - low) / (high - low)
+        values = (values / 2 - low / 2) / (high / 2 - low / 2)  # the range of the widest floats overflows
     return np.ascontiguousarray((np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8))

@@ -96,7 +96,7 @@ class LoggedValues(StepObserver):
         self.cost_ms += (time.perf_counter() - began) * 1e3
 
     def _add(self, name: str, value: Any, reduce: Any) -> None:
-        if reduce not in REDUCTIONS:
+        if not isinstance(reduce, str) or reduce not in REDUCTIONS:
             self._refuse(
                 name, f'log({name!r}, ..., reduce={reduce!r}): reduce is one of "mean", "sum", "max", "min" and None'
             )
@@ -109,8 +109,8 @@ class LoggedValues(StepObserver):
             )
         try:
             number = plain_number(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            self._refuse(name, f"log({name!r}, ...): {error}")
+        except Exception as error:  # an object of the script's may raise anything when it is made a number
+            self._refuse(name, f"log({name!r}, ...): {error or type(error).__name__}")
             return
         running = self._running.get(key := self._prefixed(name))
         if running is None:

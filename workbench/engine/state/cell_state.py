@@ -19,7 +19,7 @@ from workbench.errors import ConfigError, RunError
 _TENSOR = "__tensor__"
 #: what a training saves by itself, or reads anew
 _DATA = ("dataset", "dataloader", "eval_dataset", "eval_dataloader")
-_SAVED_ELSEWHERE = ("model", "optimizer", "lr_scheduler", "metrics", *_DATA)
+_SAVED_ELSEWHERE = ("model", "lora", "tokenizer", "optimizer", "optimizers", "lr_scheduler", "metrics")
 #: containers deeper or longer than this are searched for a dataset's tensors no further
 _DEPTH, _LENGTH = 4, 8
 
@@ -46,7 +46,8 @@ class CellState:
             self.names = list(dict.fromkeys(chosen))
             self.left_out: list[str] = []
         else:
-            own = {id(defined[name]) for name in _SAVED_ELSEWHERE if name in defined}
+            own = {id(defined[name]) for name in _DATA if name in defined}
+            own |= {id(value) for name in _SAVED_ELSEWHERE if name in defined for value in _with_parts(defined[name])}
             others = {name: value for name, value in defined.items() if id(value) not in own and name[:2] != "__"}
             self.names = [name for name, value in others.items() if self._is_state(value)]
             #: mutable objects of the cell that no checkpoint holds
@@ -137,13 +138,20 @@ def _refilled(value: Any, saved: Any) -> Any:
     return saved
 
 
+def _with_parts(value: Any) -> list[Any]:
+    """``value``, and what it holds where it is a list or mapping, as of several optimizers."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [value, *parts]
+
+
 def _tensors_saved_elsewhere(defined: Mapping[str, Any]) -> dict[int, int]:
-    """id -> storage of the tensors that the model, the optimizer, and the data for training and validation hold."""
+    """id -> storage of the tensors that the model, its optimizers, and the data for training and validation hold."""
     found: dict[int, int] = {}
-    model, optimizer = defined.get("model"), defined.get("optimizer")
+    model = defined.get("model")
     held: list[torch.Tensor] = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
-    if isinstance(optimizer, torch.optim.Optimizer):
-        held += [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for optimizer in (part for name in ("optimizer", "optimizers") for part in _with_parts(defined.get(name))):
+        if isinstance(optimizer, torch.optim.Optimizer):
+            held += [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for data in map(defined.get, _DATA):
         held += _tensors_in(data)
     for tensor in held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,6 +170,8 @@ def test_what_is_silenced_or_taken_back_is_not_logged(rank: Rank) -> None:
         ("own", torch.ones(2, 3), "mean", "a tensor of shape (2, 3)"),
         ("own", np.ones(4), "mean", "an array of shape (4,)"),
         ("own", "high", "mean", "a str is no single real number"),
+        ("own", 10**400, "mean", "int too large to convert to float"),
+        ("own", 1.0, ["mean"], "reduce is one of"),
         ("own", 1j, "mean", "a complex is no single real number"),
         ("own", None, "mean", "a NoneType"),
         ("own", 1, "average", 'reduce is one of "mean"'),
@@ -229,6 +232,8 @@ def test_images_come_back_as_they_were(rank: Rank) -> None:
         "pil": Image.new("P", (6, 2)),
         "figure": figure,
         "range": np.array([[-1.0, 3.0], [math.nan, 1.0]]),
+        "wide": np.array([[0, 60_000], [30_000, 15_000]], dtype=np.uint16),
+        "widest": np.array([[-1.5e308, 1.5e308]]),
     }
     rank.step(2)
     for name, image in images.items():
@@ -237,11 +242,14 @@ def test_images_come_back_as_they_were(rank: Rank) -> None:
     found = {one.name: (one.width, one.height, np.asarray(Image.open(one.file))) for one in shown(rank.run)}
     assert {name: size[:2] for name, size in found.items()} == {
         "grey": (4, 3), "tensor": (7, 5), "mask": (4, 3), "pil": (6, 2), "figure": (200, 100), "range": (2, 2),
+        "wide": (2, 2), "widest": (2, 1),
     }  # fmt: skip
     np.testing.assert_array_equal(found["grey"][2], grey)
     np.testing.assert_array_equal(found["tensor"][2], np.broadcast_to([0, 255, 0], (5, 7, 3)))
     np.testing.assert_array_equal(found["mask"][2], 255 * (grey > 5))
     np.testing.assert_array_equal(found["range"][2], [[0, 255], [64, 128]])
+    np.testing.assert_array_equal(found["wide"][2], [[0, 255], [128, 64]])
+    np.testing.assert_array_equal(found["widest"][2], [[0, 255]])
     assert not rank.told
 
 
@@ -271,6 +279,7 @@ def test_images_and_texts_are_bounded_in_number_and_size(rank: Rank) -> None:
         (np.ones(5), "shape (5,)"),
         (np.ones((0, 3)), "shape (0, 3)"),
         (torch.ones(2, 2, dtype=torch.complex64), "is no image"),
+        (types.SimpleNamespace(savefig=lambda out, **_: {}["backend"]), "'backend'"),
     ],
 )
 def test_what_is_no_image_is_told_once(rank: Rank, image: Any, part: str) -> None:

@@ -7,8 +7,10 @@ further, and one look later than that, so that no row of it is still on its way.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ class AlertWatch:
         self._run, self._name = run, name
         self._log, self._progress = log, progress
         self._own = OwnAlerts()
-        self._notifier: Notifier | None = None
+        self._notifiers: list[Notifier] = []
         self._engine: Any = None
         self._limit = self._rollbacks = 0
         self._told: set[tuple[str, str, int]] = set()
@@ -43,12 +45,14 @@ class AlertWatch:
         self._thread: threading.Thread | None = None
         self._rounds = background.Rounds(self._failed)
 
-    def begin(self, own: OwnAlerts, notify: str | Target | None = None) -> None:
-        """Log what the cell has set up, and start to look."""
+    def begin(self, own: OwnAlerts, targets: Mapping[str, str | Target | None]) -> None:
+        """Log what the cell has set up, and start to look. ``targets``: who is told of each alert, by what the user
+        calls it."""
         self._own = own
         self._declare(0)
-        if notify:
-            self._notifier = Notifier(notify, self._notify_failed)
+        for name, target in targets.items():
+            if target:
+                self._notifiers.append(Notifier(target, functools.partial(self._notify_failed, name)))
         self._thread = background.thread(self._work, name="alerts", failed=self._failed)
         self._thread.start()
 
@@ -62,8 +66,8 @@ class AlertWatch:
         self._log.flush()
         with self._rounds:
             self._look(LAST_ROWS_S if wait else 0.0)
-        if self._notifier is not None:
-            self._notifier.close()
+        for notifier in self._notifiers:
+            notifier.close()
 
     def _work(self) -> None:
         pause = EVERY_S
@@ -136,15 +140,15 @@ class AlertWatch:
             return
         self._told.add(key)
         self._log.append(alert.to_event())
-        if alert.state == BEGINS and self._notifier is not None:
-            self._notifier.send(alert.message(self._name))
+        for notifier in self._notifiers if alert.state == BEGINS else ():
+            notifier.send(alert.message(self._name))
 
     def _condition_failed(self, name: str, error: Exception) -> None:
         text = f"alert {name!r}: its function raised {background.described(error)} and is asked no more"
         self._log.event(EventKind.WARNING, "alert_failed", text, step=self._progress.step)
 
-    def _notify_failed(self, why: str) -> None:
-        text = f"--notify failed: {why}. It is told once; training continues"
+    def _notify_failed(self, name: str, why: str) -> None:
+        text = f"{name} failed: {why}. It is told once; training continues"
         self._log.event(EventKind.WARNING, "notify_failed", text, step=self._progress.step)
 
     def _failed(self, error: BaseException) -> None:

@@ -1,0 +1,37 @@
+"""Which variables of a cell a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from workbench.engine.state.cell_state import CellState
+
+
+def gan() -> dict[str, Any]:
+    """Two networks, an averaged one beside them, an optimizer and a schedule for each."""
+    g, d, teacher = (torch.nn.Linear(2, 2) for _ in range(3))
+    of_g, of_d = (torch.optim.Adam(network.parameters()) for network in (g, d))
+    schedules = [torch.optim.lr_scheduler.StepLR(each, 5) for each in (of_g, of_d)]
+    names = {"g": g, "d": d, "teacher": teacher, "of_g": of_g, "of_d": of_d, "of_rate": schedules[0], "history": []}
+    return {**names, "model": torch.nn.ModuleDict({"g": g, "d": d}), "lr_scheduler": schedules}
+
+
+def test_what_the_training_saves_by_itself_is_not_saved_again() -> None:
+    names = gan()
+    of_g, of_d = names["of_g"], names["of_d"]
+    for optimizers in ({"optimizer": {"g": of_g, "d": of_d}}, {"optimizers": [of_g, of_d]}):
+        defined = {**names, **optimizers}
+        state = CellState(defined, defined)
+        assert state.names == ["teacher"]
+        assert state.left_out == ["history"]
+
+
+def test_what_a_cell_declares_is_not_told_as_lost() -> None:
+    defined = {
+        "pretrained": "models/small", "lora": {"r": 8}, "tokenizer": object(), "metrics": {"accuracy": len},
+        "dataset": [{"x": torch.ones(2)}], "queue": [],
+    }  # fmt: skip
+    state = CellState(defined, defined)
+    assert (state.names, state.left_out) == ([], ["queue"])
