@@ -1,4 +1,4 @@
-"""The course notebook on a model of one's own, with few steps: it validates, comes back, is fine-tuned and read again."""
+"""The course notebook on a model of one's own, with few steps: validated, fine-tuned, read again."""
 
 from __future__ import annotations
 

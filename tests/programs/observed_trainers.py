@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,4 +89,5 @@ def by_accelerate(out: Path) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     directory = Path(sys.argv[2])
     expected = (by_trainer if sys.argv[1] == "trainer" else by_accelerate)(directory)
-    (directory / "expected.json").write_text(json.dumps(expected))
+    if os.environ.get("RANK", "0") == "0":
+        (directory / "expected.json").write_text(json.dumps(expected))

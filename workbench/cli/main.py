@@ -38,7 +38,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code. A ``WorkbenchError`` is printed as one line, without a traceback."""
     if "_ARGCOMPLETE" in os.environ:
         _complete()
-    spelt = [_spelt(word) for word in (sys.argv[1:] if words is None else words)]
+    given = list(sys.argv[1:] if words is None else words)
+    own = given.index("--") if "--" in given else len(given)  # what follows is somebody else's
+    spelt = [*map(_spelt, given[:own]), *given[own:]]
     arguments, unknown = parser().parse_known_args(spelt)
     if unknown:
         arguments.parser.error(not_understood(unknown, arguments.parser))

@@ -40,16 +40,25 @@ def home() -> Path:
     return Path(os.environ.get("WORKBENCH_HOME") or "runs").expanduser().absolute()
 
 
-def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None) -> Path:
+def reserve(name: str) -> Path:
+    """Make the empty directory of a run to come. Raises ``RunDirectoryError`` as ``create`` does."""
+    parent = home()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return _make(parent, _stem(name))
+    except OSError as error:
+        raise _cannot_make(parent, error) from error
+
+
+def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None, at: Path | None = None) -> Path:
     """Make the directory of a new run, mode 0700, with its spec, the cell's source and who owns it.
 
     ``like``: the folder that the cell comes from, such as another run's directory, with what that cell took from
-    elsewhere.
+    elsewhere. ``at``: what ``reserve`` gave.
 
     Raises ``RunDirectoryError`` when it cannot be written or the disk is full; then nothing is left behind.
     """
-    parent = home()
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{spec.name}"
+    parent = home() if at is None else at.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
@@ -57,11 +66,9 @@ def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None
             raise RunDirectoryError(
                 f"the disk of {parent} is full ({free // 2**20} MiB free): make room, or set WORKBENCH_HOME elsewhere"
             )
-        path = _make(parent, stem)
+        path = _make(parent, _stem(spec.name)) if at is None else at
     except OSError as error:
-        raise RunDirectoryError(
-            f"cannot make a run directory in {parent}: {error.strerror}; set WORKBENCH_HOME to a writable directory"
-        ) from error
+        raise _cannot_make(parent, error) from error
     try:
         document = {**spec.to_toml(), "versions": versions(spec.plan.framework), "machine": machine()}
         if cell is not None:
@@ -86,6 +93,16 @@ def _copy_what_the_cell_used(before: Path, run: Path) -> None:
         shutil.copyfile(before / NAMES_FILE, run / NAMES_FILE)
     if (before / MODULES_DIR).is_dir():
         shutil.copytree(before / MODULES_DIR, run / MODULES_DIR)
+
+
+def _stem(name: str) -> str:
+    return f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
+
+
+def _cannot_make(parent: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"cannot make a run directory in {parent}: {error.strerror}; set WORKBENCH_HOME to a writable directory"
+    )
 
 
 def _make(parent: Path, stem: str) -> Path:

@@ -71,10 +71,15 @@ def _unobserved() -> Callable[..., None]:
 
 
 class LoopHooks:
-    """Puts the hooks on when it is made; ``remove`` takes them off."""
+    """Puts the hooks on when it is made; ``remove`` takes them off. An exception of the listener never reaches the
+    loop: it is given to ``failed``, and the listener is told nothing more."""
 
-    def __init__(self, listener: LoopListener, model: torch.nn.Module) -> None:
+    def __init__(
+        self, listener: LoopListener, model: torch.nn.Module, *, failed: Callable[[Exception], object]
+    ) -> None:
         self._listener = listener
+        self._failed = failed
+        self._has_failed = False
         self._undo: list[Callable[[], object]] = []
         self._depth = 0
         before = model.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
@@ -95,6 +100,14 @@ class LoopHooks:
         while self._undo:
             self._undo.pop()()
 
+    def _tell(self, told: Callable[..., None], *what: Any) -> None:
+        try:
+            if self._undo and not self._has_failed:
+                told(*what)
+        except Exception as error:  # ours, and not the loop's; torch may be going through the hooks, so they stay
+            self._has_failed = True
+            self._failed(error)
+
     def _wrap(self, owner: Any, name: str, around: Callable[[Any], Any]) -> None:
         before = getattr(owner, name)
         ours = functools.wraps(before)(around(before))
@@ -107,22 +120,22 @@ class LoopHooks:
         self._undo.append(undo)
 
     def _forward_begins(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        self._listener.forward_begins(kwargs or args, module.training and torch.is_grad_enabled())
+        self._tell(self._listener.forward_begins, kwargs or args, module.training and torch.is_grad_enabled())
 
     def _forward_ends(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        self._listener.forward_ends(output, module.training and torch.is_grad_enabled())
+        self._tell(self._listener.forward_ends, output, module.training and torch.is_grad_enabled())
 
     def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._listener.optimizer_begins(optimizer)
+        self._tell(self._listener.optimizer_begins, optimizer)
 
     def _optimizer_ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._listener.optimizer_ends(optimizer)
+        self._tell(self._listener.optimizer_ends, optimizer)
 
     def _around_backward(self, before: Callable[..., Any]) -> Callable[..., Any]:
         def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if not self._undo or not loss.requires_grad or self._depth:
                 return before(loss, *args, **kwargs)
-            self._listener.backward_begins(loss)
+            self._tell(self._listener.backward_begins, loss)
             handle = loss.register_hook(self._computes)
             self._depth += 1
             try:
@@ -130,18 +143,20 @@ class LoopHooks:
             finally:
                 self._depth -= 1
                 handle.remove()
-                self._listener.backward_ends()
+                self._tell(self._listener.backward_ends)
 
         return backward
 
     def _computes(self, _: torch.Tensor) -> None:
         """A callback queued when backward begins runs after all gradients, and before the one in which DDP waits."""
-        torch.autograd.Variable._execution_engine.queue_callback(self._listener.backward_computed)
+        torch.autograd.Variable._execution_engine.queue_callback(self._computed)
+
+    def _computed(self) -> None:
+        self._tell(self._listener.backward_computed)
 
     def _around_clipping(self, before: Callable[..., Any]) -> Callable[..., Any]:
         def clip(*args: Any, **kwargs: Any) -> Any:
-            if self._undo:
-                self._listener.clips()
+            self._tell(self._listener.clips)
             return before(*args, **kwargs)
 
         return clip

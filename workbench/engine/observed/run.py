@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
-import traceback
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from workbench.core import background
 from workbench.core.config import TrainSpec
 from workbench.core.records import EventKind, StepRecord
 from workbench.engine.agree.exchange import Exchange
@@ -23,13 +23,11 @@ from workbench.engine.data.batches import counts_tokens, samples_in, tokens_in
 from workbench.engine.observed.agreement import ObservedControl
 from workbench.engine.observed.hooks import LoopHooks
 from workbench.engine.observed.model import ObservedModel
+from workbench.engine.observed.recording import RankRecording
 from workbench.engine.observed.steered import NoData, ObservedSettings, ObservedSteering, OnCheckpoint, OwnCheckpoints
-from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.errors import ConfigError
-from workbench.events.outcome import failure
-from workbench.rundir.log import RankLogWriter
 
 #: optimizer steps without ``step``, or calls of ``step`` without one of the optimizer, after which it is said
 _ODD = 8
@@ -44,9 +42,8 @@ class ObservedRun:
 
     def __init__(
         self,
-        path: Path,
+        recording: RankRecording,
         spec: TrainSpec,
-        rank: int,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
@@ -54,23 +51,20 @@ class ObservedRun:
         patience_s: float,
         scaler: Any = None,
         on_checkpoint: OnCheckpoint | None = None,
+        steps_before: int = 0,
     ) -> None:
-        self.path = path
+        self.path = recording.path
         self.spec = spec
-        self.rank = rank
-        self.steps = 0
+        self.rank = rank = recording.rank
+        self.steps = self._steps_before = steps_before
         self._process = os.getpid()
         self._scaler = scaler
         self._model = ObservedModel(spec, rank, model, optimizer, scale=self._loss_scale)
         self._on_host = self._model.device.type == "cpu"
-        self._log = RankLogWriter(path, rank)
-        self._progress = Progress()
-        device = str(self._model.device)
-        self._log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
-        self._sampler = DeviceSampler(
-            self._log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=self._progress
-        )
-        self._control = ObservedControl(path, exchange, patience_s=patience_s, tell=self._tell_apart)
+        self._recording = recording
+        self._log, self._progress = recording.log, recording.progress
+        recording.watch_device(str(self._model.device))
+        self._control = ObservedControl(self.path, exchange, patience_s=patience_s, tell=self._tell_apart)
         self._observers = self._made_observers()
         workload = Workload(model=self._model.model, optimizer=optimizer, data=NoData())
         self._settings = ObservedSettings(spec, workload, self._model, self._observers)  # type: ignore[arg-type]
@@ -87,7 +81,7 @@ class ObservedRun:
         self._around = ExitStack()
         self._closed = False
         self._in_step = False
-        self._hooks = LoopHooks(self, self._model.wrapper)
+        self._hooks = LoopHooks(self, self._model.wrapper, failed=self._watch_no_more)
         self._begin()
 
     def _made_observers(self) -> list[StepObserver]:
@@ -99,13 +93,12 @@ class ObservedRun:
         return add_phase_watch(self.spec.monitor, self._model, self._log, self._model.device.type, gradients)
 
     def _begin(self) -> None:
-        self._sampler.start()
         self._log.event(EventKind.STATE, "running")
         self._steering.tell_in_force(0)
         if self._model.seen.unseen:
-            self._tell("not_seen", self._model.seen.unseen)
+            self.tell_once("not_seen", self._model.seen.unseen)
         if not self._hooks.sees_clipping:
-            self._tell("clipping_not_seen", "torch before 2.6: gradients are seen after clipping")
+            self.tell_once("clipping_not_seen", "torch before 2.6: gradients are seen after clipping")
         self._threads_s = self._log.cost_s + self._progress.sampling_s
         self._begin_step()
 
@@ -221,7 +214,12 @@ class ObservedRun:
         self._uncounted += 1
         if self._uncounted == _ODD:
             text = f"the optimizer stepped {_ODD} times and run.step was not called: call it once after each step"
-            self._tell("step_not_called", text)
+            self.tell_once("step_not_called", text)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one that is observed now."""
+        return self._model.optimizer
 
     def _adopts(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether ``optimizer`` has taken the place of the observed one: it updates the same parameters."""
@@ -237,6 +235,16 @@ class ObservedRun:
         )
         self._log.event(EventKind.WARNING, "optimizer_swapped", text, step=self._progress.step)
         return True
+
+    def _watch_no_more(self, error: Exception) -> None:
+        """A hook failed, and no other will tell anything: steps, losses and commands go on."""
+        text = f"{background.described(error)}: phases and gradients are not watched any more; training goes on"
+        self._log.event(EventKind.WARNING, "hook_failed", f"{text}\n{background.traceback_of(error)}",
+                        step=self._progress.step)  # fmt: skip
+        print(f"workbench: {text}", file=sys.stderr, flush=True)
+        self._in_step = False
+        self._around = ExitStack()
+        self._observers.clear()
 
     def _loss_scale(self) -> float:
         return float(self._scaler.get_scale()) if self._scaler is not None and self._scaler.is_enabled() else 1.0
@@ -281,11 +289,12 @@ class ObservedRun:
             ) from error
 
     def _end_step(self, loss: Any, samples: int | None, tokens: int | None) -> None:
+        if not self._stepped:
+            self._see_reduced()  # observers see gradients before they are told that nothing was done with them
         self._in_step = False
         self.steps += 1
         step = self.steps
         self._uncounted = 0
-        self._around.close()
         if not self._stepped:
             for observer in self._observers:
                 observer.updated(step, True)
@@ -300,7 +309,7 @@ class ObservedRun:
         self._pieces_before = self._pieces
         samples = self._samples if samples is None else samples
         tokens = (self._tokens or samples) if tokens is None else tokens
-        if step == 1 and self.rank == 0 and samples:
+        if step == self._steps_before + 1 and self.rank == 0 and samples:
             unit = "tokens" if tokens != samples else "samples"
             value = {"samples": samples * self.spec.plan.mesh.dp, "unit": unit}
             self._log.event(EventKind.DATA, "batch", value, step=step)
@@ -336,16 +345,17 @@ class ObservedRun:
         if record.step % self._settings.log_every == 0:
             self._log.append(StepRecord(**values))
         if not math.isfinite(values["loss"]):
-            self._tell("nonfinite_loss", str(values["loss"]))
+            self.tell_once("nonfinite_loss", str(values["loss"]))
 
     def _tell_odd(self) -> None:
         self._unstepped = 0 if self._stepped else self._unstepped + 1
         if self._unstepped == _ODD:
-            self._tell("optimizer_not_stepped",
+            self.tell_once("optimizer_not_stepped",
                        f"run.step was called {_ODD} times and the observed {type(self._model.optimizer).__name__} did "
                        "not step: call it once per optimizer.step(), and observe the optimizer that steps")  # fmt: skip
 
-    def _tell(self, name: str, text: str) -> None:
+    def tell_once(self, name: str, text: str) -> None:
+        """Log the warning ``name`` unless it was logged before."""
         if name not in self._told:
             self._told.add(name)
             self._log.event(EventKind.WARNING, name, text, step=self._progress.step)
@@ -356,8 +366,9 @@ class ObservedRun:
 
     # the end
 
-    def close(self, state: str = "finished", error: BaseException | None = None) -> None:
-        """End the run: take the hooks off, write what is left. ``error``: it failed of this."""
+    def close(self, state: str = "finished", error: BaseException | None = None, *, others_come: bool = True) -> None:
+        """End the run: take the hooks off, write what is left. ``error``: it failed of this. ``others_come``: the other
+        ranks end their runs now too."""
         if self._closed or os.getpid() != self._process:  # a child of a fork has none of the threads
             return
         self._closed = True
@@ -369,15 +380,13 @@ class ObservedRun:
             observer.close()
         self._write_unwritten()
         if not self.steps:
-            self._tell("step_not_called", "run.step(loss) was never called: call it once after each optimizer.step()")
-        if self._control.apart or error is not None:
-            pass  # other ranks may not come any more
-        else:
+            self.tell_once(
+                "step_not_called", "run.step(loss) was never called: call it once after each optimizer.step()"
+            )
+        if others_come and not self._control.apart and error is None:
             self._steering.end(self.steps)
         self._progress.step = self.steps
-        self._log.event(EventKind.STATE, state, _failure(error) if error is not None else None, step=self.steps)
-        self._sampler.stop()
-        self._log.close()
+        self._recording.end(state, error)
 
     def __enter__(self) -> ObservedRun:
         return self
@@ -389,9 +398,3 @@ class ObservedRun:
             return True
         self.close("finished" if error is None else "failed", error)
         return False
-
-
-def _failure(error: BaseException) -> dict[str, Any]:
-    is_peers = isinstance(error, KeyboardInterrupt | torch.distributed.DistError)
-    text = "".join(traceback.format_exception(error))
-    return failure(type(error).__name__, str(error), text, peer=is_peers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+from workbench.core.config import MonitorSpec, TrainSpec
 from workbench.engine.agree.exchange import Alone, Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.observed.agreement import StoreExchange
 from workbench.engine.observed.model import in_process, seen_of, wrapper_of
+from workbench.engine.observed.recording import RankRecording
 from workbench.engine.observed.run import ObservedRun
+from workbench.engine.observed.spec import spec_of
 from workbench.engine.observed.steered import OnCheckpoint
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.rundir import directory
 
-#: the plan's framework of observed runs: it is none that ``%dist_train`` could start
-FRAMEWORK = "observed"
-#: the planned steps of a loop that does not say how many it makes
-UNKNOWN_STEPS = 10**6
-#: the bytes in which rank 0 tells the run directory
-_PATH_BYTES = 4096
+#: what rank 0 says of a meeting to which not all ranks came
+_CLOSED = b"closed"
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-#: one for each run that this process observed, on every rank alike
-_numbers = itertools.count(1)
 
 
 def start(
@@ -42,8 +36,11 @@ def start(
     scaler: Any,
     monitor: MonitorSpec | None,
     patience_s: float,
+    recording: RankRecording | None = None,
+    steps_before: int = 0,
 ) -> ObservedRun:
-    """As ``workbench.engine.observed.observe.observe``."""
+    """As ``workbench.engine.observed.observe.observe``. ``recording``: of this rank, when it began before.
+    ``steps_before``: of the loop, which nobody saw."""
     rank, ranks = _place()
     chosen = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
     inner = getattr(optimizer, "optimizer", None)
@@ -55,30 +52,33 @@ def start(
             f"{type(optimizer).__name__}"
         )
     called = wrapper_of(model)
-    spec = TrainSpec(
-        name=name,
-        plan=ParallelPlan(ranks=ranks, framework=FRAMEWORK, plugin=seen_of(called, ranks).kind),
-        steps=steps or UNKNOWN_STEPS,
-        batch_size=0,
-        precision=_precision(called),
-        eval_every=0,
-        final_checkpoint=False,
-        monitor=monitor or MonitorSpec(on_nonfinite="go"),
-    )
-    exchange = _exchange(rank, ranks, patience_s)
+    kind = seen_of(called, ranks).kind
+    spec = spec_of(name, ranks=ranks, kind=kind, steps=steps, precision=_precision(called), monitor=monitor)
+    exchange: Exchange = Alone()
+    own: RankRecording | None = None
     try:
+        exchange, path = _meetings.join(spec, rank, patience_s, recording)
+        if recording is None or recording.path != path:
+            device = next((str(parameter.device) for parameter in called.parameters()), "cpu")
+            recording = own = RankRecording(path, rank, sample_hz=spec.monitor.sample_hz, device=device)
         return ObservedRun(
-            _met(spec, exchange),
+            recording,
             spec,
-            rank,
             called,
             chosen,
             exchange=exchange,
             patience_s=patience_s,
             scaler=scaler if scaler is not None else _scaler(),
             on_checkpoint=on_checkpoint,
+            steps_before=steps_before,
         )
-    except PeerLostError as error:
+    except (PeerLostError, WorkbenchError) as error:
+        if rank == 0 and isinstance(exchange, StoreExchange):
+            exchange.tell_late(_CLOSED)
+        if own is not None:
+            own.end("failed", error)
+        if isinstance(error, WorkbenchError):
+            raise
         raise ConfigError(f"workbench.observe: {error}: call it on every one of the {ranks} ranks") from error
 
 
@@ -95,28 +95,52 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def _exchange(rank: int, ranks: int, patience_s: float) -> Exchange:
-    if ranks == 1:
-        return Alone()
-    store = dist.PrefixStore(f"workbench-observe-{next(_numbers)}", dist.distributed_c10d._get_default_store())
-    return StoreExchange(store, rank, ranks, patience_s=patience_s)
+class _Meetings:
+    """Where the ranks meet to observe: rank 0 opens one, tells the run directory there, and closes it when not all
+    came. A rank that comes later goes on to the next one, and one that came when none was open has been to none."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def join(
+        self, spec: TrainSpec, rank: int, patience_s: float, recording: RankRecording | None
+    ) -> tuple[Exchange, Path]:
+        """How the ranks of this run exchange data, and its directory, which rank 0 has or makes.
+
+        ``WorkbenchError`` on every rank where it cannot; ``PeerLostError`` when rank 0 does not come.
+        """
+        ranks = spec.plan.ranks
+        if ranks == 1:
+            return Alone(), directory.create(spec) if recording is None else recording.path
+        while True:
+            store = dist.distributed_c10d._get_default_store()
+            place = dist.PrefixStore(f"workbench-observe-{self._number + 1}", store)
+            exchange = StoreExchange(place, rank, ranks, patience_s=patience_s)
+            if rank == 0:
+                self._number += 1
+                return exchange, _told(spec, exchange, recording)
+            found = exchange.from_rank_0(b"")
+            self._number += 1
+            if found == _CLOSED:
+                continue
+            if found[:1] != b"+":
+                raise ConfigError(f"rank 0 cannot make the run directory: {found[1:].decode(errors='replace')}")
+            return exchange, Path(found[1:].decode())
 
 
-def _met(spec: TrainSpec, exchange: Exchange) -> Path:
-    """The run directory, which rank 0 makes. ``WorkbenchError`` on every rank where it cannot."""
-    told = b""
-    failed: WorkbenchError | None = None
-    if exchange.rank == 0:
-        try:
-            told = b"+" + str(directory.create(spec)).encode()
-        except WorkbenchError as error:
-            failed, told = error, b"-" + str(error).encode()[: _PATH_BYTES - 1]
-    found = exchange.from_rank_0(told.ljust(_PATH_BYTES, b"\0")).rstrip(b"\0")
-    if failed is not None:
-        raise failed
-    if found[:1] != b"+":
-        raise ConfigError(f"rank 0 cannot make the run directory: {found[1:].decode(errors='replace')}")
-    return Path(found[1:].decode())
+#: those that this process has been to
+_meetings = _Meetings()
+
+
+def _told(spec: TrainSpec, exchange: Exchange, recording: RankRecording | None) -> Path:
+    """The run directory, told to all ranks by rank 0."""
+    try:
+        path = directory.create(spec) if recording is None else recording.path
+    except WorkbenchError as error:
+        exchange.from_rank_0(b"-" + str(error).encode())
+        raise
+    exchange.from_rank_0(b"+" + str(path).encode())
+    return path
 
 
 def _precision(model: torch.nn.Module) -> str:

@@ -1,0 +1,32 @@
+"""The spec of an observed run: what can be said of it before its loop is known."""
+
+from __future__ import annotations
+
+from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+
+#: the plan's framework of observed runs: it is none that ``%dist_train`` could start
+FRAMEWORK = "observed"
+#: the planned steps of a loop that does not say how many it makes
+UNKNOWN_STEPS = 10**6
+
+
+def spec_of(
+    name: str,
+    *,
+    ranks: int,
+    kind: str,
+    steps: int | None = None,
+    precision: str = "fp32",
+    monitor: MonitorSpec | None = None,
+) -> TrainSpec:
+    """``kind``: how the model is wrapped, or "watched" while that is not known. ``steps``: None if nobody says."""
+    return TrainSpec(
+        name=name,
+        plan=ParallelPlan(ranks=ranks, framework=FRAMEWORK, plugin=kind),
+        steps=steps or UNKNOWN_STEPS,
+        batch_size=0,
+        precision=precision,
+        eval_every=0,
+        final_checkpoint=False,
+        monitor=monitor or MonitorSpec(on_nonfinite="go"),
+    )

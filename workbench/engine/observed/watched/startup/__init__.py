@@ -1,0 +1,1 @@
+"""The folder that ``workbench watch`` puts first on ``PYTHONPATH``."""
