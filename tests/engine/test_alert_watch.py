@@ -97,7 +97,8 @@ def test_after_a_rollback_alerts_are_of_the_steps_that_stand(tmp_path: Path, mon
 
 
 def test_a_command_and_the_function_of_the_cell_are_both_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, told, out = Faulty(tmp_path / "run", DEAD), [], tmp_path / "told"
+    run, out = Faulty(tmp_path / "run", DEAD), tmp_path / "told"
+    told: list[str] = []
     monkeypatch.setattr(alerts, "EVERY_S", 0.02)
     watch = AlertWatch(run.path, "faulty", run.logs[0], Progress())
 
