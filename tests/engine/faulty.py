@@ -16,7 +16,7 @@ from workbench.core.config import TrainSpec
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
-from workbench.engine.data.sources import DatasetSource
+from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.exchange import exchange_of

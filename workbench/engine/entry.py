@@ -34,7 +34,8 @@ from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.dataset_source import DatasetSource
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell

@@ -94,7 +94,7 @@ def build(spec: TrainSpec) -> Workload:
     import torch
 
     from workbench.engine.base.workload import Workload
-    from workbench.engine.data.sources import dataset_source, steps_planned
+    from workbench.engine.data.dataset_source import dataset_source, steps_planned
     from workbench.recipes.stdlib_llama import learning_rate_factor
 
     config, _ = _read_model(spec)

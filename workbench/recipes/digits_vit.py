@@ -96,7 +96,7 @@ def build(spec: TrainSpec) -> Workload:
     from torch.utils.data import TensorDataset
 
     from workbench.engine.base.workload import Workload
-    from workbench.engine.data.sources import dataset_source, steps_planned
+    from workbench.engine.data.dataset_source import dataset_source, steps_planned
     from workbench.recipes.models import seeded_model
 
     size = spec.size or RECIPE.default_size

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SubsetRandomSampler, WeightedRandomSampler
 
+from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.data.generators import DataGenerators
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.loader_source import LoaderSource
 
 LENGTH = 12
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.dataset_source import DatasetSource
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.errors import ConfigError
 
 LENGTH = 22

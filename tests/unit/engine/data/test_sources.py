@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from workbench.engine.base.batch import StandIn, contents
 from workbench.engine.data.batches import samples_in, split
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.dataset_source import DatasetSource
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.errors import ConfigError
 
 SAMPLES = [{"x": torch.tensor([float(i), -float(i)]), "y": torch.tensor(i)} for i in range(22)]

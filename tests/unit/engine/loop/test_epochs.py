@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from workbench.engine.base.batch import StandIn
-from workbench.engine.data.sources import DatasetSource, LoaderSource
+from workbench.engine.data.dataset_source import DatasetSource
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.loop.epochs import EpochReader
 from workbench.errors import ConfigError
 

@@ -18,7 +18,7 @@ from workbench.engine.base.batch import Batch, StandIn, contents
 from workbench.engine.base.capabilities import Evaluating, Validating
 from workbench.engine.base.workload import Evaluation
 from workbench.engine.data.batches import samples_in
-from workbench.engine.data.sources import LoaderSource
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.frameworks.torch_common.batches import to_device
 from workbench.engine.frameworks.torch_common.cells.metrics import Totals, added_up
 from workbench.engine.frameworks.torch_common.cells.stateful_metrics import StatefulMetric

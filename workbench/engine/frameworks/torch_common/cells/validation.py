@@ -9,8 +9,8 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from workbench.core.config import TrainSpec
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.data.replica_samplers import is_distributed
-from workbench.engine.data.sources import LoaderSource
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.metrics import checked_metrics
 from workbench.engine.frameworks.torch_common.cells.stateful_metrics import split_metrics

@@ -16,8 +16,9 @@ from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.user_log import UserLog
 from workbench.engine.base.workload import BatchSource, Workload
+from workbench.engine.data.dataset_source import dataset_source
+from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.data.replica_samplers import is_distributed
-from workbench.engine.data.sources import LoaderSource, dataset_source
 from workbench.engine.frameworks.torch_common.cells.declared import hooks_of, schedule_of
 from workbench.engine.frameworks.torch_common.cells.pretrained import make_model
 from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
