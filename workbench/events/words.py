@@ -182,6 +182,11 @@ def _checkpoint_name(value: Any) -> str:
     return PurePath(path).name if isinstance(path, str) else short(path)
 
 
+def _saved_by_script(name: str, value: Any, old: Any) -> str:
+    path = value.get("path") if isinstance(value, dict) else None
+    return f"the script wrote a checkpoint: {short(path)}" if path else "the script wrote a checkpoint"
+
+
 def _best(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     return f"best checkpoint: {short(told.get('name'))} {short(told.get('value'))}"
@@ -276,6 +281,7 @@ _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
 _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "died"): _died,
     (EventKind.CHECKPOINT, "saved"): _saved,
+    (EventKind.CHECKPOINT, "saved_by_script"): _saved_by_script,
     (EventKind.CHECKPOINT, "best"): _best,
     (EventKind.DATA, "epochs"): _epochs,
     (EventKind.DATA, "epoch"): _epochs,

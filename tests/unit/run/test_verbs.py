@@ -27,6 +27,7 @@ from workbench.rundir.log import RankLogWriter
 SPEC = TrainSpec(recipe="digits-vit", name="first", plan=ParallelPlan(ranks=2), steps=10, batch_size=8)
 #: a value for each control that takes one, as text and as the line then has it
 VALUES = {
+    "alert": ("high: loss > 10", {"name": "high", "when": "loss > 10", "text": "", "after": 1}),
     "step": ("5", 5),
     "stop": ("checkpoint", "checkpoint"),
     "lr": ("1e-4", 1e-4),
@@ -70,6 +71,14 @@ def lines(path: Path) -> list[tuple[str, Any]]:
     return [(command.name, command.value) for command in written]
 
 
+def called(run: Run, verb: str, value: Any) -> None:
+    """Give a command by its method, whose arguments are the fields of a value that has some."""
+    if isinstance(value, dict):
+        getattr(run, verb)(**value)
+    else:
+        getattr(run, verb)(*([] if value is None else [value]))
+
+
 def test_every_control_has_its_verb_magic_and_word(shell: InteractiveShell) -> None:
     known = shell.magics_manager.magics["line"]
     for control in controls.acts():
@@ -89,8 +98,8 @@ def test_all_ways_write_the_same_line(control: Any, path: Path, shell: Interacti
         shell.run_line_magic("dist_set", f"{control.name}={text}")
         words = ["set", f"{control.name}={text}"]
     else:
-        getattr(run, control.name)(*([] if value is None else [value]))
-        shell.run_line_magic(f"dist_{control.name}", text)
+        called(run, control.name, value)
+        shell.run_line_magic(f"dist_{control.name}", f'"{text}"' if " " in text else text)
         words = [control.name, *filter(None, [text])]
     assert cli.main(["control", "first", *words]) == 0
     run.ask(control.name, text or None)
@@ -148,7 +157,7 @@ def test_a_run_that_has_ended_takes_nothing(control: Any, path: Path) -> None:
             log.event("state", "failed", {"ename": "E", "evalue": "", "traceback": "", "peer": False})
     _, value = VALUES.get(control.name, ("", None))
     with pytest.raises(RunError, match=rf"has ended \(failed at step 0\), so {control.name} has no effect"):
-        getattr(Run(path), control.name)(*([] if value is None else [value]))
+        called(Run(path), control.name, value)
     with pytest.raises(RunError, match="failed at step 0"):
         Run(path).set(lr=1.0)
     assert lines(path) == [] and newest_live() is None
