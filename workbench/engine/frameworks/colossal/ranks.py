@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ def joined(
         set_accelerator(GlooAccelerator())
     repairs.apply(device.type)
     repairs.forget_coordinator()
+    # of torch, about an argument that Colossal-AI gives: nobody who trains can do anything about it
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     with process_group.joined(rank, world_size, rendezvous_dir, backend=backend_of(device), **meeting):
         set_seed(seed)
         try:
