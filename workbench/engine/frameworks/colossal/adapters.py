@@ -22,19 +22,24 @@ _FAMILIES = ("Llama", "Mistral", "Qwen2")
 _LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def _split(upstream: Any, adapter: str, module: Any, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """``module`` split by the layer ``upstream``, and the one of its two ``adapter`` matrices that is split with it."""
+    if not hasattr(module, "lora_A"):
+        return upstream.from_native_module(module, process_group, *args, **kwargs)
+    module.base_layer = upstream.from_native_module(module.base_layer, process_group, *args, **kwargs)
+    parts = getattr(module, adapter)
+    for name, part in list(parts.items()):
+        parts[name] = upstream.from_native_module(part, process_group)
+    return module
+
+
 class ColumnsWithAdapter(Linear1D_Col):
     """Splits a linear layer by columns, with its adapters if it has some."""
 
     @staticmethod
     def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """As upstream's."""
-        if not hasattr(module, "lora_A"):
-            return Linear1D_Col.from_native_module(module, process_group, *args, **kwargs)
-        layer: Any = module
-        layer.base_layer = Linear1D_Col.from_native_module(layer.base_layer, process_group, *args, **kwargs)
-        for name, part in list(layer.lora_B.items()):
-            layer.lora_B[name] = Linear1D_Col.from_native_module(part, process_group)
-        return layer
+        return _split(Linear1D_Col, "lora_B", module, process_group, *args, **kwargs)
 
 
 class RowsWithAdapter(Linear1D_Row):
@@ -43,13 +48,7 @@ class RowsWithAdapter(Linear1D_Row):
     @staticmethod
     def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """As upstream's."""
-        if not hasattr(module, "lora_A"):
-            return Linear1D_Row.from_native_module(module, process_group, *args, **kwargs)
-        layer: Any = module
-        layer.base_layer = Linear1D_Row.from_native_module(layer.base_layer, process_group, *args, **kwargs)
-        for name, part in list(layer.lora_A.items()):
-            layer.lora_A[name] = Linear1D_Row.from_native_module(part, process_group)
-        return layer
+        return _split(Linear1D_Row, "lora_A", module, process_group, *args, **kwargs)
 
 
 #: upstream's split layer -> the one that also takes an adapted layer
