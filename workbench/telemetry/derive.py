@@ -11,7 +11,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
 from workbench.core.records import EventKind, Record
-from workbench.core.rules.expressions import VALIDATION
+from workbench.core.rules.expressions import METRICS, VALIDATION
 from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.flops import Cost, mfu_percent, tflops_per_device
 from workbench.telemetry.logged.curves import add_columns
@@ -19,22 +19,6 @@ from workbench.telemetry.rollbacks import standing, validated
 
 if TYPE_CHECKING:
     import pandas as pd
-
-METRICS = (
-    "step",
-    "time",
-    "loss",
-    "lr",
-    "grad_norm",
-    "grad_norm_clipped",
-    "framework_norm",
-    "loss_scale",
-    "tps",
-    "step_time_ms",
-    "data_wait_ms",
-    "monitor_ms",
-    "skipped",
-)
 
 
 def with_rows(columns: Columns, rows: Sequence[Record]) -> Columns:

@@ -19,9 +19,10 @@ from workbench.errors import ConfigError, suggest
 MOST_STEPS = 10_000
 #: a window says something once it has so many finite values, or all it asks for
 LEAST = 10
-#: values that a condition can name: the columns of ``Run.metrics`` that are numbers
-NAMES = (
+#: the columns of ``Run.metrics`` that are numbers of each step
+METRICS = (
     "step",
+    "time",
     "loss",
     "lr",
     "grad_norm",
@@ -34,6 +35,8 @@ NAMES = (
     "monitor_ms",
     "skipped",
 )
+#: those that a condition can name
+NAMES = tuple(name for name in METRICS if name != "time")
 #: also every metric of the last evaluation: validation_loss, validation_accuracy, ...
 VALIDATION = "validation_"
 FUNCTIONS: dict[str, Callable[..., float]] = {"abs": abs, "log": math.log, "sqrt": math.sqrt}

@@ -10,9 +10,10 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
+from workbench.core.rules.expressions import METRICS
 from workbench.events.decode import DecodedEvent, as_mapping, as_number, decoded_row
 from workbench.telemetry import row_views as rows
-from workbench.telemetry.derive import METRICS, global_metrics
+from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine_columns, combine_weights
 from workbench.telemetry.layer_norms import LayerLists, with_norms
 from workbench.telemetry.store import Store
