@@ -95,6 +95,7 @@ def build(spec: TrainSpec) -> Workload:
 
     from workbench.engine.base.workload import Workload
     from workbench.engine.data.dataset_source import dataset_source, steps_planned
+    from workbench.recipes.models import collate_tokens, loss_of_model
     from workbench.recipes.stdlib_llama import learning_rate_factor
 
     config, _ = _read_model(spec)
@@ -110,14 +111,14 @@ def build(spec: TrainSpec) -> Workload:
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.01
     )
-    data = dataset_source(train, spec, _collate)
+    data = dataset_source(train, spec, collate_tokens)
     steps = steps_planned(spec, data)
     evaluator = _Evaluator(tokenizer, model.config.vocab_size, validation[:_VALIDATION_WINDOWS])
     return Workload(
         model=model,
         optimizer=optimizer,
         data=data,
-        criterion=_loss,
+        criterion=loss_of_model,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps)),
         tokens_per_sample=length,
         evaluate=evaluator,
@@ -171,17 +172,6 @@ def _check_vocabulary(model: Any, tokenizer: Any, spec: TrainSpec) -> None:
             f"{len(tokenizer)}",
             field="--model",
         )
-
-
-def _collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    import torch
-
-    tokens = torch.stack(samples)
-    return {"input_ids": tokens, "labels": tokens}
-
-
-def _loss(outputs: Any, _batch: Any) -> torch.Tensor:
-    return outputs.loss
 
 
 class _Evaluator:

@@ -97,7 +97,7 @@ def build(spec: TrainSpec) -> Workload:
 
     from workbench.engine.base.workload import Workload
     from workbench.engine.data.dataset_source import dataset_source, steps_planned
-    from workbench.recipes.models import seeded_model
+    from workbench.recipes.models import loss_of_model, seeded_model
 
     size = spec.size or RECIPE.default_size
     images, digits = load_digits()
@@ -112,7 +112,7 @@ def build(spec: TrainSpec) -> Workload:
         model=model,
         optimizer=optimizer,
         data=data,
-        criterion=_loss,
+        criterion=loss_of_model,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps)),
         evaluate=_Evaluator(images[validation], digits[validation]),
     )
@@ -123,10 +123,6 @@ def _collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torc
 
     images, digits = zip(*samples, strict=True)
     return {"pixel_values": torch.stack(images), "labels": torch.stack(digits)}
-
-
-def _loss(outputs: Any, _batch: Any) -> torch.Tensor:
-    return outputs.loss
 
 
 class _Evaluator:

@@ -22,3 +22,16 @@ def seeded_model(class_name: str, config: Any, seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)
         with torch.device("cuda" if on_gpu else "cpu"):
             return getattr(transformers, class_name)(config)
+
+
+def collate_tokens(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch of a language model: sequences of equal length, each token of which is also a label."""
+    import torch
+
+    tokens = torch.stack(samples)
+    return {"input_ids": tokens, "labels": tokens}
+
+
+def loss_of_model(outputs: Any, _batch: Any) -> torch.Tensor:
+    """The loss computed by the model, which is also correct when its logits are sharded over tensor-parallel ranks."""
+    return outputs.loss

@@ -105,7 +105,7 @@ def build(spec: TrainSpec) -> Workload:
 
     from workbench.engine.base.workload import Workload
     from workbench.engine.data.dataset_source import dataset_source, steps_planned
-    from workbench.recipes.models import seeded_model
+    from workbench.recipes.models import collate_tokens, loss_of_model, seeded_model
 
     size = spec.size or RECIPE.default_size
     length = RECIPE.shape(size).sequence_length
@@ -115,13 +115,13 @@ def build(spec: TrainSpec) -> Workload:
     evaluator = _Evaluator(size, corpus.vocabulary, corpus.validation)
     lr = spec.lr if spec.lr is not None else RECIPE.defaults[size]["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
-    data = dataset_source(corpus.train, spec, _collate)
+    data = dataset_source(corpus.train, spec, collate_tokens)
     steps = steps_planned(spec, data)
     return Workload(
         model=model,
         optimizer=optimizer,
         data=data,
-        criterion=_loss,
+        criterion=loss_of_model,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps)),
         tokens_per_sample=length,
         evaluate=evaluator,
@@ -151,18 +151,6 @@ def _rescale_initial_weights(model: Any) -> None:
         for layer in model.model.layers:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 projection.weight.div_(math.sqrt(2 * model.config.num_hidden_layers))
-
-
-def _collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    import torch
-
-    tokens = torch.stack(samples)
-    return {"input_ids": tokens, "labels": tokens}
-
-
-def _loss(outputs: Any, _batch: Any) -> torch.Tensor:
-    """The loss computed by the model, which is also correct when its logits are sharded over tensor-parallel ranks."""
-    return outputs.loss
 
 
 class _Evaluator:
