@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.phases import ratio
 from tests.engine.rank_pool import RankPool
 
 PLANS: dict[str, dict[str, Any]] = {
@@ -115,13 +116,8 @@ def main() -> None:
             call = "tests.benchmarks.messages:rank_blocks"
             found = pool.run(2, call, timeout_s=600, plan=PLANS[name], **options)[0]
             step_ms = statistics.median(bare[0] for bare, _ in found)
-            print(f"{name:10} {step_ms:6.1f} ms/step   with messages {_ratio(found, 0)} by the clock, "
-                  f"{_ratio(found, 1)} processor time")  # fmt: skip
-
-
-def _ratio(pairs: list[Any], which: int) -> str:
-    ratios = [told[which] / bare[which] for bare, told in pairs]
-    return f"{statistics.median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
+            print(f"{name:10} {step_ms:6.1f} ms/step   with messages {ratio(found, 0)} by the clock, "
+                  f"{ratio(found, 1)} processor time")  # fmt: skip
 
 
 if __name__ == "__main__":

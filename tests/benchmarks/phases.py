@@ -127,12 +127,13 @@ def main() -> None:
             step_ms = statistics.median(bare[0] for bare, _ in pairs)
             cost_ms = statistics.mean(results[0]["cost_ms"])
             print(
-                f"{name:6} {step_ms:6.1f} ms/step   with phases and collectives {_ratio(pairs, 0)} by the clock, "
-                f"{_ratio(pairs, 1)} processor time   own account {cost_ms:.3f} ms ({cost_ms / step_ms:.2%})"
+                f"{name:6} {step_ms:6.1f} ms/step   with phases and collectives {ratio(pairs, 0)} by the clock, "
+                f"{ratio(pairs, 1)} processor time   own account {cost_ms:.3f} ms ({cost_ms / step_ms:.2%})"
             )
 
 
-def _ratio(pairs: list[Any], which: int) -> str:
+def ratio(pairs: list[Any], which: int) -> str:
+    """Of pairs (bare, other): the median ratio and its range, of the clock (0) or the processor (1)."""
     ratios = [watched[which] / bare[which] for bare, watched in pairs]
     return f"{statistics.median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
 
