@@ -213,7 +213,7 @@ def test_the_contents_stay_in_view_and_open_what_is_folded(reader: Reader, tmp_p
     runs = [make_fake_run(tmp_path / name, steps=60) for name in ("a", "b")]
     reader.open(render(runs, tmp_path / "two.html"), width=width)
     page = reader.page
-    assert page.evaluate("document.documentElement.scrollHeight") < 6500
+    assert page.evaluate("document.documentElement.scrollHeight") < 6000
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     main = page.locator("main").bounding_box()
     assert main["x"] + main["width"] == width and main["x"] < 0.3 * width

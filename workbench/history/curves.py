@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _WIDEST_LABEL = 40
-#: figures of what cells logged
+#: how the titles of figures of what cells logged begin, and how many there are at most
+LOGGED = "Logged: "
 _MOST_LOGGED = 8
 
 
@@ -43,7 +44,7 @@ def logged_columns(found: Findings) -> list[str]:
 
 
 def _logged(found: Comparison, column: str) -> Any:
-    drawn = theme.new_figure(f"Logged: {column[4:]}", x_label=AXES[found.x], y_label="value", height=260)
+    drawn = theme.new_figure(f"{LOGGED}{column[4:]}", x_label=AXES[found.x], y_label="value", height=260)
     _draw(drawn, found, column, "@smooth{number}")
     return drawn
 

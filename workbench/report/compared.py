@@ -21,7 +21,7 @@ class Comparison:
 
     ``labels``: names of the runs, in order. ``sentences``: the result in words. ``tables``: (title, column heads,
     rows); the first table has one row per run. ``diffs``: label -> diff of the run's cell against the first run's cell.
-    ``figures``: figures with the curves of all runs.
+    ``figures``: figures with the curves of all runs; ``logged``: those of values that the cells logged.
     """
 
     labels: list[str]
@@ -29,6 +29,7 @@ class Comparison:
     tables: list[tuple[str, list[str], list[list[str]]]]
     diffs: dict[str, str]
     figures: list[ReportFigure]
+    logged: list[ReportFigure]
 
 
 def compare_runs(
@@ -41,15 +42,17 @@ def compare_runs(
     labels = list(labels) or compare.unique_labels([run_name(run.path) for run in runs])
     findings = compare.of_subjects([_make_subject(run, label) for run, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(findings)]
+    drawn = [
+        bundle.add_figure(title, f"{prefix}compared-{_slug(title)}{number or ''}", figure, wide=False)
+        for title, figure, number in _numbered(figures)
+    ]
     return Comparison(
         labels=labels,
         sentences=findings.words(),
         tables=show.tables(findings),
         diffs=findings.code_diffs,
-        figures=[
-            bundle.add_figure(title, f"{prefix}compared-{_slug(title)}{number or ''}", figure, wide=False)
-            for title, figure, number in _numbered(figures)
-        ],
+        figures=[each for each in drawn if not each.title.startswith(curves.LOGGED)],
+        logged=[each for each in drawn if each.title.startswith(curves.LOGGED)],
     )
 
 
