@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from workbench.cluster.session import Session
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.core.plans.capability_table import capability_table
     from workbench.engine.observed.callback import WorkbenchCallback
     from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare
@@ -28,6 +29,7 @@ __all__ = [
     "Session",
     "TrainSpec",
     "WorkbenchCallback",
+    "capability_table",
     "compare",
     "observe",
     "runs",
@@ -41,6 +43,7 @@ _HOMES = {
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
     "WorkbenchCallback": "workbench.engine.observed.callback",
+    "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
     "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",

@@ -20,6 +20,7 @@ from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
     Capability,
+    Feature,
     framework_if_usable,
     why_unavailable,
 )
@@ -152,9 +153,9 @@ class ParallelPlan:
         of = "" if self.framework == DEFAULT_FRAMEWORK else f"{self.framework} "
         return f"{of}{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
 
-    def why_unavailable(self, capability: Capability) -> str:
-        """Why this plan lacks a capability, in words; "" when it has it."""
-        return why_unavailable(self.framework, self.plugin, capability)
+    def why_unavailable(self, asked: Capability | Feature) -> str:
+        """Why this plan cannot do something, in words; "" when it can."""
+        return why_unavailable(self.framework, self.plugin, asked)
 
     def why_control_unavailable(self, control: str) -> str:
         """Why a control, or one value of it ("stop checkpoint"), cannot be used in a run of this plan; "" when
@@ -355,6 +356,8 @@ def check_capabilities(spec: TrainSpec) -> None:
         (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),
         (bool(spec.monitor.watch), "--watch", Capability.INSPECTABLE),
         (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
+        (True, "--precision", Feature(spec.precision)),
+        (spec.accumulate > 1, "--accumulate", Feature.ACCUMULATED),
     ):
         reason = spec.plan.why_unavailable(capability) if asked else ""
         _check(not reason, flag, f"{flag}: {reason}; leave it out, or choose another --plugin or --framework")

@@ -1,4 +1,4 @@
-"""Numbers and times for people, the same in figures, tables, reports and messages.
+"""Numbers, times and plain tables for people, the same in figures, tables, reports and messages.
 
 ``workbench/plots/browser_numbers.py`` and ``widgets/static/text.js`` have the same functions for the browser; a test
 holds all three to the same texts.
@@ -69,6 +69,16 @@ def metric_words(name: str, value: float) -> str:
     """``accuracy``, 0.9523 -> "accuracy 95.2 %"; ``bits_per_byte``, 1.2 -> "bits per byte 1.2"."""
     shown = f"{100 * value:.1f} %" if is_share(name, [value]) else number(value)
     return f"{name.replace('_', ' ')} {shown}"
+
+
+def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Rows as a plain text table with left-aligned columns."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
 
 
 def _short(text: str) -> str:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import PLUGIN_OPTIONS, Capability, Framework, PlanOptions, Plugin, SplitModels
+from workbench.core.frameworks import (
+    PLUGIN_OPTIONS,
+    UNTRIED_ON_GPUS,
+    Capability,
+    Framework,
+    PlanOptions,
+    Plugin,
+    SplitModels,
+)
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
@@ -41,6 +49,7 @@ def _data_parallel(name: str, summary: str, *, own_steps: str = "") -> Plugin:
         strategy=_STRATEGY,
         own_steps=own_steps,
         options=frozenset(("sync_batchnorm",)),
+        untried=UNTRIED_ON_GPUS,
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
     )
@@ -58,6 +67,7 @@ COLOSSAL = Framework(
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
             options=frozenset(PLUGIN_OPTIONS),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))

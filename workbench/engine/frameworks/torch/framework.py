@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, Plugin
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin
 
 TORCH = Framework(
     name="torch",
@@ -14,6 +14,7 @@ TORCH = Framework(
             strategy="workbench.engine.frameworks.torch.ddp:DdpStrategy",
             own_steps="workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps",
             options=frozenset(("sync_batchnorm",)),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers"},
         ),
