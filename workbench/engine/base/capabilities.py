@@ -105,6 +105,24 @@ class Watchable(Protocol):
 
 
 @runtime_checkable
+class UpdateWatchable(Protocol):
+    """Makes its updates inside of ``forward_backward``, and shows the reduced gradients of each, and the weights."""
+
+    def watch_updates(
+        self, observer: BatchObserver, layers: Collection[str] | None = None
+    ) -> AbstractContextManager[None]:
+        """While entered, ``forward_backward`` shows ``observer``, before an optimizer steps and before clipping, the
+        reduced gradients that it steps with: this rank's share of the layers, as in ``Watchable.reduced_gradients``. A
+        gradient with the ``source`` of an earlier one takes its place."""
+
+    def layer_sizes(self) -> dict[str, int]:
+        """As ``Watchable.layer_sizes``."""
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
+
+
+@runtime_checkable
 class DdpReduced(Protocol):
     """May leave the reduction of gradients to torch's ``DistributedDataParallel``, out of Python's sight."""
 

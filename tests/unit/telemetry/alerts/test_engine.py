@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.faulty_run import MIB, Faulty, alter
-from workbench.core.records import Event
+from workbench.core.records import Event, ValueRecord
 from workbench.events.alerts import BEGINS, ENDS, RULES, Alert, active, alerts_of, table_of
 from workbench.telemetry.alerts.engine import AlertEngine, built_in, find_alerts
 from workbench.telemetry.alerts.steps import last_whole_step
@@ -101,6 +101,30 @@ def test_live_and_later_are_the_same(tmp_path: Path, seed: int) -> None:
     live += engine.look(last_whole_step(engine.store, over=True))
     later = find_alerts(run.path)
     assert live == later and {alert.name for alert in live} >= {"loss_spike", "vanishing_gradient", "high"}
+
+
+def test_conditions_on_logged_values(tmp_path: Path) -> None:
+    """Logged every third step by both ranks; a condition is asked at these steps only, and what never comes is told."""
+    run = Faulty(tmp_path / "run", lambda step, rank, name, value: value)
+    for name, when, after in (("high", "entropy > 2", 2), ("ranks", "apart > 1.4", 1), ("never", "entrop > 1", 1)):
+        run.logs[0].event("control", "alert", {"name": name, "when": when, "text": "", "after": after}, step=0)
+    for rank, log in enumerate(run.logs):
+        for step in range(3, 31, 3):
+            value = 4.0 if step >= 12 else 0.0
+            log.append(ValueRecord(step=step, rank=rank, name="entropy", reduce="mean", value=value, count=1))
+            log.append(ValueRecord(step=step, rank=rank, name="apart", reduce="none", value=1.0 + rank, count=1))
+            log.append(ValueRecord(step=step, rank=rank, name="nobody asks", reduce="mean", value=value, count=1))
+    run.train(1, 31)
+    store = Store(run.path)
+    store.refresh()
+    missing: list[Any] = []
+    engine = AlertEngine(store, missing=lambda *told: missing.append(told))
+    assert told(engine.look(31)) == [(3, "ranks", BEGINS), (15, "high", BEGINS)]
+    engine.tell_missing(50)
+    assert missing == []
+    engine.tell_missing()
+    engine.tell_missing()
+    assert missing == [("never", ["entrop"], 31)]
 
 
 def test_the_origin_stands_first(tmp_path: Path) -> None:
