@@ -21,7 +21,14 @@ from workbench.core.frameworks import Capability
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
+from workbench.engine.base.parts import (
+    BatchObserver,
+    Comparison,
+    GradientPart,
+    PartNorms,
+    WeightMatrix,
+    WeightPart,
+)
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -253,6 +260,19 @@ class Inspectable(Protocol):
     def output_sharding(self, module: torch.nn.Module) -> str | None:
         """The mesh axes over which a module's output is split, "" where each rank of a replica has the whole of it;
         None where the output is split as the module's input is."""
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """Knows its weights as matrices."""
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """Trained weights of at least two dimensions that this rank holds, as the forward pass uses them, shared out
+        like ``Watchable.weights``: of those that are split, all ranks with a part have one, in the same order. No
+        communication."""
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """Add up ``values``, in place, over the ranks that hold parts of the same weights. Collective over these."""
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from workbench.errors import ConfigError
 from workbench.events.decode import DecodedEvent, as_mapping, as_number, decoded_row
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import global_metrics
-from workbench.telemetry.gradients import combine_columns, combine_weights
+from workbench.telemetry.gradients import combine_columns, weight_columns
 from workbench.telemetry.layer_norms import LayerLists, with_norms
 from workbench.telemetry.logged.curves import by_step
 from workbench.telemetry.store import Store
@@ -36,7 +36,7 @@ class StepView:
     ``values``: the numbers of ``Run.metrics``, of the last validation, and what the script logged; empty where the step
     was not logged. ``logged``: the names of those that the script logged at this step.
     ``losses``: of each data-parallel replica. ``layers``: rows of ``telemetry.gradients.combine``; ``weights``: of
-    ``combine_weights``; ``attention``: rows of that table; None without any. ``memory``: bytes of each rank.
+    ``weight_columns``; ``attention``: rows of that table; None without any. ``memory``: bytes of each rank.
     ``places``: layer -> its place in the model. ``block``: ranks of a replica.
     """
 
@@ -124,8 +124,7 @@ class StepReader:
         metrics = global_metrics(taken["steps"], mesh, len(store.absent))
         raw = with_norms(taken["gradients"], taken["layer_norms"], self._lists, mesh)
         layers = combine_columns(raw, mesh) if raw["step"].size else None
-        frame = combine_weights(taken["weights"], mesh) if taken["weights"]["step"].size else None
-        weights = None if frame is None else {str(name): frame[name].to_numpy() for name in frame}
+        weights = weight_columns(taken["weights"], mesh) if taken["weights"]["step"].size else None
         memory = _memory_by_step(taken["devices"])
         logged = by_step(taken["values"], mesh)
         for step in map(int, steps):

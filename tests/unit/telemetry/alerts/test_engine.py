@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,15 @@ def test_an_alert_is_read_back_as_it_was_logged(tmp_path: Path) -> None:
     row = table[table["name"] == "dead_layer"].iloc[0]
     assert (row["step"], row["ended"], row["layer"]) == (122, 132, "block.0")
     assert "dead layer: 0, block.0" in row["text"] and "learns nothing" in row["explanation"]
+
+
+def test_ranks_evaluate_rules_without_pandas(tmp_path: Path) -> None:
+    """Importing it takes a second of rank 0's time."""
+    run = Faulty(tmp_path / "run", FAULTS["update_ratio"][0])
+    run.train(1, 130)
+    script = (
+        "import sys; from workbench.telemetry.alerts.engine import find_alerts; "
+        f"print([alert.name for alert in find_alerts({str(run.path)!r})], 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['update_ratio'] False"
