@@ -30,6 +30,7 @@ def case(ranks: int, model: str, tolerance: float = FP32, **options: Any):
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -78,6 +79,11 @@ CASES = [
     case(4, "plain", accumulate=2, clip=0.5, **TORCH),
     case(2, "gpt2", precision="bf16", tolerance=BF16, **TORCH),
     case(2, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **TORCH),
+    *[case(2, model, **FSDP) for model in ("llama", "gpt2", "plain", "tied", "vit")],
+    case(2, "llama", no_reshard=True, accumulate=2, clip=0.5, **FSDP),
+    case(4, "plain", replicate=2, accumulate=2, clip=0.5, **FSDP),
+    case(2, "gpt2", precision="bf16", tolerance=BF16, **FSDP),
+    case(2, "llama", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **FSDP),
 ]
 
 
@@ -118,7 +124,7 @@ def test_trains_as_one_process(pool, plain_loop, case):
 
 
 def test_loss_fn_instead_of_criterion(pool, plain_loop):
-    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH):
+    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP):
         found = pool.run(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
 

@@ -74,7 +74,9 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
 
 
 #: options of a plan that only some plugins take -> what they are for the others
-PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType({"tp": 1, "pp": 1, "micro_batches": 1, "sync_batchnorm": False})
+PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType(
+    {"tp": 1, "pp": 1, "micro_batches": 1, "replicate": 1, "no_reshard": False, "sync_batchnorm": False}
+)
 
 
 class PlanOptions(Protocol):
@@ -83,6 +85,10 @@ class PlanOptions(Protocol):
     @property
     def ranks(self) -> int:
         """How many ranks train."""
+
+    @property
+    def framework(self) -> str:
+        """Name of the framework."""
 
     @property
     def plugin(self) -> str:
@@ -99,6 +105,14 @@ class PlanOptions(Protocol):
     @property
     def micro_batches(self) -> int:
         """Pieces that a pipeline cuts a batch into."""
+
+    @property
+    def replicate(self) -> int:
+        """Groups of data-parallel ranks that each hold all shards of the model."""
+
+    @property
+    def no_reshard(self) -> bool:
+        """Whether parameters stay whole between the forward and the backward pass."""
 
     @property
     def sync_batchnorm(self) -> bool:
@@ -119,7 +133,7 @@ class Plugin:
     """One way in which a framework spreads a training over ranks.
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
-    of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
+    of ``PLUGIN_OPTIONS`` that it takes; the others keep their defaults.
     ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each.
     ``refuses``: why it cannot have a feature; ``untried``: why nobody knows yet whether a feature works. It has those
