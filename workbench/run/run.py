@@ -120,7 +120,7 @@ class Run(RunReader):
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
 
         ``lr="x0.5"`` multiplies the learning rate, ``lr="schedule"`` returns it to its schedule. All changes of one
-        call take effect at the same step.
+        call take effect at the same step. The plan is changed by ``switch``.
         """
         checked = controls.checked_settings(settings, self.declared())
         self._check(checked)
@@ -173,6 +173,15 @@ class Run(RunReader):
             branching.wait_until_stopped(self.name, self.ended, self._events)
             started = branching.wait_for_branch(self.path, before)
         return Run(started)
+
+    def switch(self, plan: str) -> Run:
+        """Continue under another plan, such as ``"zero2"`` or ``"tp2 pp2"``, on the ranks that are up; the new run.
+
+        A branch that changes nothing but the plan, called after it: weights, optimizer, schedule, settings and the
+        position in the data go on; what each rank draws at random does not, as the ranks have other parts. Raises as
+        ``branch`` does.
+        """
+        return self.branch(plan=plan, name=branching.name_under(self.name, plan))
 
     def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
         """Ask the ranks to stop for a branch, and return None. For a run that has ended, start the branch instead and
