@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
+    from workbench.run.inside_comparison import compare_inside
 
 __all__ = [
     "MonitorSpec",
@@ -29,6 +30,7 @@ __all__ = [
     "TrainSpec",
     "WorkbenchCallback",
     "compare",
+    "compare_inside",
     "observe",
     "runs",
     "train",
@@ -42,6 +44,7 @@ _HOMES = {
     "TrainSpec": "workbench.core.config",
     "WorkbenchCallback": "workbench.engine.observed.callback",
     "compare": "workbench.history.compare",
+    "compare_inside": "workbench.run.inside_comparison",
     "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
