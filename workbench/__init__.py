@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
+    from workbench.run.inside_comparison import compare_inside
 
 __all__ = [
     "MonitorSpec",
@@ -31,6 +32,7 @@ __all__ = [
     "WorkbenchCallback",
     "capability_table",
     "compare",
+    "compare_inside",
     "observe",
     "runs",
     "train",
@@ -45,6 +47,7 @@ _HOMES = {
     "WorkbenchCallback": "workbench.engine.observed.callback",
     "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
+    "compare_inside": "workbench.run.inside_comparison",
     "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
