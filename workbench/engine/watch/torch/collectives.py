@@ -45,7 +45,9 @@ RECORDED_FUNCTIONS = {
     "reduce": _Signature("reduce", 0, 3),
     "all_gather": _Signature("all_gather", 0, 2),
     "all_gather_into_tensor": _Signature("all_gather", 0, 2),
+    "all_gather_single": _Signature("all_gather", 0, 2),  # torch >= 2.13, as FSDP2 calls it
     "reduce_scatter": _Signature("reduce_scatter", 1, 3),
+    "reduce_scatter_single": _Signature("reduce_scatter", 1, 3),
     "reduce_scatter_tensor": _Signature("reduce_scatter", 1, 3),
     "all_to_all": _Signature("all_to_all", 1, 2),
     "all_to_all_single": _Signature("all_to_all", 1, 4),
