@@ -85,6 +85,17 @@ def test_tensor_parallel_reduces_activations(pool) -> None:
         }
 
 
+def test_dtensor_reduces_activations(pool) -> None:
+    """Forward: per layer the outputs of attention and of the MLP. Backward: the inputs of q, k, v, gate and up. The 257
+    rows of embedding and head are not even, so both are whole."""
+    results = trained(pool, framework="torch", plugin="fsdp", tp=2)
+    activation, count = B * T * H * FP32, 7 * L
+    for rank in (0, 1):
+        assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
+            (rank, "all_reduce", "tp"): (count, count * activation),
+        }
+
+
 def test_a_pipeline_sends_activations_on_and_their_gradients_back(pool) -> None:
     results = trained(pool, plugin="hybrid", pp=2, micro_batches=2)
     message = B // 2 * T * H * FP32

@@ -126,13 +126,13 @@ def _part_of(runs: Runs, first: int, length: int) -> Runs:
         if low < high:
             found.append((begin + low - start, high - low))
         start += size
-    return tuple(found)
+    return tuple(found) or ((0, 0),)
 
 
 def flat_runs(numbers: torch.Tensor) -> Runs:
     """Increasing numbers as runs: ``[0, 1, 2, 8, 9]`` -> ``((0, 3), (8, 2))``."""
     if not numbers.numel():
-        return ()
+        return ((0, 0),)
     breaks = (numbers.diff() != 1).nonzero().reshape(-1) + 1
     begins = torch.cat([torch.zeros(1, dtype=torch.int64), breaks])
     ends = torch.cat([breaks, torch.tensor([numbers.numel()])])

@@ -1,8 +1,8 @@
 """torch's FSDP2: parameters, gradients and optimizer state are split over the data-parallel ranks.
 
 Each block's parameters are gathered when it computes. With ``tp`` layers are cut over tensor-parallel ranks first. With
-``replicate`` the ranks form groups that each hold all shards (HSDP). In mixed precision ranks gather and compute in bf16
-or fp16, over fp32 shards, and reduce in fp32.
+``replicate`` the ranks form groups that each hold all shards (HSDP). In mixed precision ranks gather and compute in
+bf16 or fp16, over fp32 shards, and reduce in fp32.
 """
 
 from __future__ import annotations
@@ -101,10 +101,8 @@ class FsdpStrategy(DdpStrategy):
         self._parameter_names = {id(parameter): name for name, parameter in after.items()}
         self._held = rank_parameters(self._module, self._names)
         self._axes = {id(item.parameter): self.places.axes(self._name(item)) for item in self._held}
-        turns = self.originals.order
-        self._mine = [
-            item for item in self._held if self.places.is_counted_here(self._name(item), turns[self._name(item)])
-        ]
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}  # the parts of a layer are told together
+        self._mine = [item for item in self._held if self.places.is_counted_here(self._name(item), turns[item.layer])]
         self._shares = {(item.layer, self._axes[id(item.parameter)]) for item in self._mine}
         self.model = self._module
         sharded_modules(self._module)[0]._get_fsdp_state()._lazy_init()  # before a block computes by itself
