@@ -24,6 +24,7 @@ from workbench.engine.frameworks.torch.ddp import FIRST_SCALE, DdpStrategy
 from workbench.engine.frameworks.torch.fsdp import checks
 from workbench.engine.frameworks.torch.fsdp.local_gradients import before_reduce_scatter
 from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
+from workbench.engine.frameworks.torch.fsdp.reduction import FsdpReduction
 from workbench.engine.frameworks.torch.fsdp.sharding import (
     blocks_of,
     gathered,
@@ -40,28 +41,6 @@ from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters
 from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged
 from workbench.engine.state.layout import RankState
-
-
-class FsdpReduction:
-    """Gradients are reduced while backward of the last piece runs; those of earlier pieces stay whole on their rank."""
-
-    #: the recorder of collectives sees its calls
-    afterwards = True
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._root = sharded_modules(module)[0]
-
-    @contextmanager
-    def around(self, *, is_last: bool) -> Iterator[None]:
-        """As ``DdpReduction.around``."""
-        self._root.set_requires_gradient_sync(is_last)
-        yield
-
-    def looks_at(self, loss: torch.Tensor) -> None:
-        """Nothing is to be known of the graph."""
-
-    def finish(self) -> None:
-        """Nothing is left to reduce."""
 
 
 class FsdpStrategy(DdpStrategy):
@@ -106,7 +85,7 @@ class FsdpStrategy(DdpStrategy):
         self._shares = {(item.layer, self._axes[id(item.parameter)]) for item in self._mine}
         self.model = self._module
         sharded_modules(self._module)[0]._get_fsdp_state()._lazy_init()  # before a block computes by itself
-        self._reduction = FsdpReduction(self._module)
+        self._reduction = FsdpReduction(self._module, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe)
 
     def _name(self, item: RankParameter) -> str:
         return self._parameter_names[id(item.parameter)]
