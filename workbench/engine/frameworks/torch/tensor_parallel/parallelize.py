@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -78,29 +76,16 @@ def _replace(module: torch.nn.Module, name: str, tensor: DTensor) -> None:
 
 
 def _exchange(module: torch.nn.Module, style: str, mesh: DeviceMesh) -> None:
-    """Hooks around the forward pass: plain inputs become DTensors, and the output plain again."""
+    """Let ``module`` compute with DTensors: plain inputs become such, and the output plain again.
+
+    Its ``forward`` is replaced, so that hooks of others see plain tensors only.
+    """
     given: Placement = Shard(-1) if style == "rowwise" else Replicate()
-    wanted: Placement = Shard(-1) if style in _KEPT else Replicate()
-    module.register_forward_pre_hook(_taking(given, mesh), prepend=True)
-    module.register_forward_hook(_giving(wanted), prepend=True)
+    compute = module.forward
 
+    def forward(values: torch.Tensor) -> torch.Tensor:
+        output = compute(DTensor.from_local(values, mesh, [given], run_check=False))
+        wanted = Shard(output.dim() - 1) if style in _KEPT else Replicate()
+        return output.redistribute(placements=[wanted]).to_local()
 
-def _taking(given: Placement, mesh: DeviceMesh) -> Callable[..., Any]:
-    def take(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        first = inputs[0]
-        if not isinstance(first, DTensor):
-            first = DTensor.from_local(first, mesh, [given], run_check=False)
-        return (first, *inputs[1:])
-
-    return take
-
-
-def _giving(wanted: Placement) -> Callable[..., Any]:
-    def give(module: torch.nn.Module, inputs: Any, output: DTensor) -> torch.Tensor:
-        dim = output.dim() - 1
-        placement = Shard(dim) if isinstance(wanted, Shard) else wanted
-        if output.placements != (placement,):
-            output = output.redistribute(placements=[placement])
-        return output.to_local()
-
-    return give
+    vars(module)["forward"] = forward
