@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin, SplitModels
+from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
 TORCH = Framework(
     name="torch",
@@ -20,12 +21,13 @@ TORCH = Framework(
         ),
         Plugin(
             name="fsdp",
-            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks",
+            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
             strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
-            options=frozenset(("sync_batchnorm", "replicate", "no_reshard")),
+            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
+            models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",
