@@ -18,12 +18,21 @@ def load(shell: InteractiveShell) -> None:
     from magics.runs import RunsMagics
     from magics.tracebacks import end_at_the_cell
     from magics.train import TrainMagics
+    from magics.verify import VerifyMagics
     from magics.watch import WatchMagics
     from workbench.cluster.spare import warm_up
     from workbench.errors import WorkbenchError
 
     shell.register_magics(
-        ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ModelMagics, ReplayMagics, ReportMagics, RunsMagics
+        ClusterMagics,
+        TrainMagics,
+        VerifyMagics,
+        WatchMagics,
+        ControlMagics,
+        ModelMagics,
+        ReplayMagics,
+        ReportMagics,
+        RunsMagics,
     )
     complete.register(shell)
     shell.events.register("post_run_cell", end_at_the_cell)

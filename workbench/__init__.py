@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
+    from workbench.run.verify import verify
+    from workbench.verification.result import Verification
 
 __all__ = [
     "MonitorSpec",
@@ -27,11 +29,13 @@ __all__ = [
     "Run",
     "Session",
     "TrainSpec",
+    "Verification",
     "WorkbenchCallback",
     "compare",
     "observe",
     "runs",
     "train",
+    "verify",
 ]
 
 _HOMES = {
@@ -45,6 +49,8 @@ _HOMES = {
     "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
+    "Verification": "workbench.verification.result",
+    "verify": "workbench.run.verify",
 }
 
 
