@@ -85,8 +85,8 @@ def test_a_layer_norm_that_tensor_parallel_ranks_do_not_share_is_named(verify: V
 
 def test_the_causal_mask_that_colossal_ai_loses_is_found(verify: Verifier) -> None:
     """Without the repair: sharded GPT-2 hands sdpa a padding mask, which switches off its causal one."""
-    assert verify(MASKED_GPT2, tp=2).same
-    found = verify(MASKED_GPT2, plant="causal mask", tp=2)
+    assert verify(MASKED_GPT2, pp=2).same
+    found = verify(MASKED_GPT2, plant="causal mask", pp=2)
     assert (
         found.verdict == "differs" and found.first is not None and (found.first.what, found.first.step) == ("loss", 1)
     )

@@ -23,8 +23,9 @@ def causes(evidence: Evidence) -> list[str]:
     """All that explain the difference: reasons known in advance first, then patterns."""
     found = [text for look in _KNOWN for text in look(evidence)]
     if evidence.step:
-        stale = stale_copies(evidence, evidence.step - 1) or stale_copies(evidence, evidence.step)
-        found += stale or (of_gradients(evidence) if evidence.gradients else of_weights(evidence))
+        found += stale_copies(evidence, evidence.step - 1) or (
+            of_gradients(evidence) if evidence.gradients else of_weights(evidence)
+        )
     return found
 
 

@@ -161,9 +161,9 @@ def _direction(evidence: Evidence, names: list[str]) -> str:
 
 def of_weights(evidence: Evidence) -> list[str]:
     """What the weights that differ have in common, where all gradients are right."""
-    names, found = list(evidence.weights), []
+    names, found = list(evidence.weights), stale_copies(evidence, evidence.step)
     if not names:
-        return ["the loss differs although weights and gradients agree: it is put together in another way"]
+        return found or ["the loss differs although weights and gradients agree: it is put together in another way"]
     stale: dict[str, list[str]] = {}
     factors: dict[str, float] = {}
     for name in names:
