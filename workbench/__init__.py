@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from workbench.history.index import runs
     from workbench.run.api import Run, train
     from workbench.run.inside_comparison import compare_inside
+    from workbench.run.verify import verify
+    from workbench.verification.result import Verification
 
 __all__ = [
     "MonitorSpec",
@@ -29,6 +31,7 @@ __all__ = [
     "Run",
     "Session",
     "TrainSpec",
+    "Verification",
     "WorkbenchCallback",
     "capability_table",
     "compare",
@@ -36,6 +39,7 @@ __all__ = [
     "observe",
     "runs",
     "train",
+    "verify",
 ]
 
 _HOMES = {
@@ -51,6 +55,8 @@ _HOMES = {
     "observe": "workbench.engine.observed.observe",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
+    "Verification": "workbench.verification.result",
+    "verify": "workbench.run.verify",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
     from workbench.run.replay import Replay
+    from workbench.verification.result import Verification
 
 
 class Run(RunReader):
@@ -247,6 +249,19 @@ class Run(RunReader):
         from workbench.run.replay import replay
 
         return replay(self.path, self.spec, step, rank)
+
+    def verify(self, against: str = "single", steps: int = 20, progress: Any = None) -> Verification:
+        """Whether the plan of this run trains the same as one process (``against="ddp"``: as torch's
+        DistributedDataParallel), over its first ``steps`` steps, on live ranks: see ``workbench.verify``. What was
+        found is kept in the run directory."""
+        found: Verification = resolve_name("workbench.run.verify:verify_run")(self, against, steps, progress)
+        return found
+
+    def verification(self) -> Verification:
+        """What ``verify`` or ``%dist_verify`` has found. Raises ``RunDirectoryError`` when it was not asked."""
+        from workbench.verification.result import Verification
+
+        return Verification.read(self.path)
 
     def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
         """Return the ranks that have logged one of these states, such as ``failed``."""

@@ -15,7 +15,8 @@ from workbench.cli.commands import (
     runs,
     sweep,
     train,
+    verify,
     watch,
 )
 
-COMMANDS = (demo, lab, new, train, watch, control, sweep, report, runs, export, frameworks, doctor)
+COMMANDS = (demo, lab, new, train, verify, watch, control, sweep, report, runs, export, frameworks, doctor)
