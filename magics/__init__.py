@@ -13,6 +13,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
     from magics.model import ModelMagics
+    from magics.plans import PlansMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
@@ -23,7 +24,15 @@ def load(shell: InteractiveShell) -> None:
     from workbench.errors import WorkbenchError
 
     shell.register_magics(
-        ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ModelMagics, ReplayMagics, ReportMagics, RunsMagics
+        ClusterMagics,
+        TrainMagics,
+        WatchMagics,
+        ControlMagics,
+        ModelMagics,
+        PlansMagics,
+        ReplayMagics,
+        ReportMagics,
+        RunsMagics,
     )
     complete.register(shell)
     shell.events.register("post_run_cell", end_at_the_cell)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
+    from workbench.run.planning.plans import plans
 
 __all__ = [
     "MonitorSpec",
@@ -30,6 +31,7 @@ __all__ = [
     "WorkbenchCallback",
     "compare",
     "observe",
+    "plans",
     "runs",
     "train",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "WorkbenchCallback": "workbench.engine.observed.callback",
     "compare": "workbench.history.compare",
     "observe": "workbench.engine.observed.observe",
+    "plans": "workbench.run.planning.plans",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
 }

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from workbench.core import registry
+from workbench.core.shares import Shares
 from workbench.errors import ConfigError, suggest
 
 GROUP = "dist_workbench.frameworks"
@@ -104,7 +105,9 @@ class Plugin:
     of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
     ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``:
-    those that ``tp`` and ``pp`` split.
+    those that ``tp`` and ``pp`` split. ``shares``: what its ranks hold and send, for the planner (None: it cannot
+    predict the plugin). ``splits``: dotted name of the function that says, on a rank, how ``tp`` and ``pp`` cut a model
+    (``workbench.planner.model.Splits``).
     """
 
     name: str
@@ -115,6 +118,8 @@ class Plugin:
     capabilities: frozenset[Capability]
     lacks: Mapping[Capability, str] = field(default_factory=lambda: MappingProxyType({}))
     models: tuple[SplitModels, ...] = ()
+    shares: Shares | None = None
+    splits: str = ""
 
     def __post_init__(self) -> None:
         unexplained = set(Capability) - self.capabilities - set(self.lacks)

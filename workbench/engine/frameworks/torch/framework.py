@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.core.frameworks import Capability, Framework, Plugin
+from workbench.core.shares import WHOLE, Shares
 
 TORCH = Framework(
     name="torch",
@@ -16,6 +17,7 @@ TORCH = Framework(
             options=frozenset(("sync_batchnorm",)),
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers"},
+            shares=Shares(bucket_bytes=WHOLE),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

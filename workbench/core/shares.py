@@ -1,0 +1,36 @@
+"""What a plugin of a framework keeps on each rank, declared once: the planner computes from it. Loads nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: ``Shares.bucket_bytes``: the buffers of the reduction hold the whole gradient
+WHOLE = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What the data-parallel ranks of a plugin split among them, and what it sends.
+
+    ``parameters``, ``gradients``, ``state``: whether each data-parallel rank holds a part only. ``by_rows``: parts are
+    chunks of dim 0, as ``torch.chunk`` cuts them; else flat slices of every parameter, padded to equal lengths.
+    ``copies``: when the optimizer updates a copy in fp32 in place of the parameter: "never", "mixed" (in bf16 and fp16)
+    or "always". ``casts``: in bf16 and fp16 the model itself is cast; else it is fp32 under autocast. ``bucket_bytes``:
+    the largest size of the buffers in which gradients are reduced (``WHOLE``: as large as the gradient). ``gathers``:
+    how often a step gathers the parameters. ``gathered_bytes``: whether gathered parameters are held beside the parts,
+    one layer at a time.
+    """
+
+    parameters: bool = False
+    gradients: bool = False
+    state: bool = False
+    by_rows: bool = False
+    copies: str = "never"
+    casts: bool = False
+    bucket_bytes: int = 0
+    gathers: int = 0
+    gathered_bytes: bool = False
+
+    def has_copies(self, precision: str) -> bool:
+        """Whether the optimizer updates fp32 copies at this precision."""
+        return self.copies == "always" or (self.copies == "mixed" and precision != "fp32")
