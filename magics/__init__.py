@@ -12,6 +12,7 @@ def load(shell: InteractiveShell) -> None:
     from magics import complete
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
+    from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
     from magics.plans import PlansMagics
     from magics.replay import ReplayMagics
@@ -33,6 +34,7 @@ def load(shell: InteractiveShell) -> None:
         ReplayMagics,
         ReportMagics,
         RunsMagics,
+        FrameworkMagics,
     )
     complete.register(shell)
     shell.events.register("post_run_cell", end_at_the_cell)

@@ -48,6 +48,8 @@ def act_magic(control: Control) -> Callable[[str], Run | None]:
         if control.starts_run:
             return run.branch(**controls.assignments(arguments.changes))
         value = getattr(arguments, "value", None)
+        if isinstance(value, list):
+            value = " ".join(value)
         run.ask(control.name, value or None)
         print(f"{run.name}: {control.name}{f' {value}' if value else ''} after this step")
         return None
@@ -59,6 +61,8 @@ def act_magic(control: Control) -> Callable[[str], Run | None]:
         wrapped = _CHANGES(wrapped)
     elif control.kind != "none":
         optional = {"nargs": "?"} if control.default is not None else {}
+        if control.kind == "alert":  # a condition has blanks
+            optional = {"nargs": "+"}
         value = argument("value", metavar=control.unit.upper() or "VALUE", help=control.allowed(), **optional)
         wrapped = value(wrapped)
     magic = magic_arguments()(wrapped)

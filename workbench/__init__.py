@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from workbench.cluster.session import Session
+    from workbench.core.plans.capability_table import capability_table
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
     from workbench.engine.observed.callback import WorkbenchCallback
     from workbench.engine.observed.observe import observe
@@ -29,6 +30,7 @@ __all__ = [
     "Session",
     "TrainSpec",
     "WorkbenchCallback",
+    "capability_table",
     "compare",
     "observe",
     "plans",
@@ -43,6 +45,7 @@ _HOMES = {
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
     "WorkbenchCallback": "workbench.engine.observed.callback",
+    "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
     "observe": "workbench.engine.observed.observe",
     "plans": "workbench.run.planning.plans",

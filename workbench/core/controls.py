@@ -298,7 +298,7 @@ CONTROLS: tuple[Control, ...] = (
     Control(name="grad_layers", title="layers watched", kind="regex", setting=True, applies="observer",
             when_empty="all", help="record gradients only of layers whose names match (empty: all)"),
     Control(name="watch", title="watched inside the model", kind="watch", setting=True, applies="observer",
-            when_empty="nothing", help="activations, attention, routers, micro_batches (separated by commas), or off"),
+            when_empty="nothing", help="activations, attention, routers, weights, micro_batches (with commas), or off"),
     Control(name="watch_every", title="inside the model", kind="interval", setting=True, applies="observer", low=1,
             unit="steps", help="steps between looks inside the model (auto: within the monitoring budget)"),
     Control(name="watch_layers", title="modules watched inside", kind="regex", setting=True, applies="observer",

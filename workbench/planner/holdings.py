@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from workbench.core.config import ParallelPlan
 from workbench.core.mesh import Coordinates
-from workbench.core.shares import WHOLE, Shares
+from workbench.core.shares import GATHERED, KEPT, WHOLE, Shares
 from workbench.planner.model import (
     COLUMN,
     ROW,
@@ -75,8 +75,19 @@ class Job:
         return self.accumulate * (self.plan.micro_batches if self.plan.pp > 1 else 1)
 
     def itemsize(self, parameter: Parameter) -> int:
-        """Bytes of an element of a parameter that the model computes with."""
-        return HALF_BYTES if self.mode == "cast" else parameter.itemsize
+        """Bytes of an element of a parameter that a rank keeps."""
+        is_half = self.precision != "fp32" and self.shares.casts == KEPT
+        return HALF_BYTES if is_half else parameter.itemsize
+
+    def gathered_itemsize(self, parameter: Parameter) -> int:
+        """Bytes of an element of a parameter that was gathered for a pass."""
+        is_half = self.precision != "fp32" and self.shares.casts == GATHERED
+        return HALF_BYTES if is_half else self.itemsize(parameter)
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which the replicas share out what they share."""
+        return self.plan.mesh.dp // self.plan.replicate
 
     def stage(self, pp: int) -> tuple[str, ...] | None:
         """Modules that a pipeline stage holds; None: all of them."""
@@ -150,35 +161,33 @@ def tensor_parallel_shape(parameter: Parameter, job: Job) -> tuple[int, ...]:
 
 def replica_slice(shape: tuple[int, ...], job: Job, dp: int) -> tuple[int, ...]:
     """What replica ``dp`` holds of something that the replicas share out: a flat slice, or rows of dim 0."""
-    replicas = job.plan.mesh.dp
     if not job.shares.by_rows:
-        return (-(-math.prod(shape) // replicas),)
+        return (-(-math.prod(shape) // job.shards),)
     if not shape:
         return shape
-    rows = -(-shape[0] // replicas)
-    return (max(0, min(rows, shape[0] - dp * rows)), *shape[1:])
+    rows = -(-shape[0] // job.shards)
+    return (max(0, min(rows, shape[0] - dp % job.shards * rows)), *shape[1:])
 
 
 def memory(model: ModelDescription, job: Job, here: Coordinates) -> RankMemory:
     """What the rank at these coordinates holds."""
     shares = job.shares
-    sliced = job.plan.mesh.dp > 1 or not shares.by_rows
+    # pieces before the last one leave whole gradients where parameters are gathered
+    keeps_slices = shares.gradients and not (shares.parameters and job.accumulate > 1)
     parameters = gradients = whole_gradient = 0
-    layers: dict[str, int] = {}
     held = list(parts(model, job, here))
     for part in held:
         itemsize = job.itemsize(part.parameter)
         parameters += itemsize * (part.slice_elements if shares.parameters else part.elements)
-        layers[part.parameter.module] = layers.get(part.parameter.module, 0) + itemsize * part.elements
         if part.parameter.trained:
             whole_gradient += itemsize * part.elements
-            gradients += itemsize * (part.slice_elements if shares.gradients and sliced else part.elements)
+            gradients += itemsize * (part.slice_elements if keeps_slices else part.elements)
     buffers = model.buffer_bytes
     # a pipeline reduces one gradient after another, in place
     if job.plan.mesh.dp > 1 and job.plan.pp == 1 and shares.bucket_bytes:
         buffers += whole_gradient if shares.bucket_bytes == WHOLE else min(whole_gradient, shares.bucket_bytes)
-    if shares.gathered_bytes and job.plan.mesh.dp > 1:
-        buffers += max(layers.values(), default=0)
+    if shares.parameters and job.shards > 1:
+        buffers += gathered_bytes(model, job, held)
     return RankMemory(
         parameters=parameters,
         gradients=gradients,
@@ -186,6 +195,16 @@ def memory(model: ModelDescription, job: Job, here: Coordinates) -> RankMemory:
         activations=activation_bytes(model, job, here.pp),
         buffers=buffers,
     )
+
+
+def gathered_bytes(model: ModelDescription, job: Job, held: Sequence[Part]) -> int:
+    """Bytes of whole parameters that a rank has at once: the largest block, and what is in no block."""
+    blocks: dict[str, int] = {}
+    for part in held:
+        block = model.block_of(part.parameter)
+        blocks[block] = blocks.get(block, 0) + job.gathered_itemsize(part.parameter) * part.elements
+    rest = blocks.pop("", 0)
+    return rest + (sum if job.plan.no_reshard else max)(blocks.values() or [0])
 
 
 def state_bytes(model: ModelDescription, job: Job, held: Sequence[Part]) -> float:

@@ -99,8 +99,9 @@ class ModelDescription:
     ``states``: ``state_key(group, dims, itemsize)`` -> what the optimizer keeps for such a parameter; missing where
     ``state_unknown`` says why. ``activity``: "autocast" and "cast" (see ``Shares.casts``) -> what each module does;
     empty where ``activity_unknown`` says why. ``batch_size``: samples of a global batch. ``splits``: "FRAMEWORK
-    PLUGIN" -> how it splits the model. ``tied``: name of a parameter -> the other modules that share it. ``refused``:
-    number of a candidate -> why it cannot train this model.
+    PLUGIN" -> how it splits the model. ``tied``: name of a parameter -> the other modules that share it. ``blocks``:
+    the repeated blocks, modules that are gathered one by one where ranks hold parts of parameters. ``refused``: number
+    of a candidate -> why it cannot train this model.
     """
 
     title: str
@@ -113,12 +114,17 @@ class ModelDescription:
     activity_unknown: str = ""
     splits: Mapping[str, Splits] = field(default_factory=dict)
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     refused: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def elements(self) -> int:
         """Number of elements of all parameters."""
         return sum(parameter.elements for parameter in self.parameters)
+
+    def block_of(self, parameter: Parameter) -> str:
+        """The block that a parameter is in; "": in none."""
+        return next((block for block in self.blocks if is_within(parameter.module, block)), "")
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -139,6 +145,7 @@ class ModelDescription:
             mode: tuple(Activity(**item) for item in items) for mode, items in data["activity"].items()
         }
         fields["splits"] = {name: _splits(item) for name, item in data["splits"].items()}
+        fields["blocks"] = tuple(data["blocks"])
         fields["tied"] = {name: tuple(modules) for name, modules in data["tied"].items()}
         fields["refused"] = {int(number): reason for number, reason in data["refused"].items()}
         return cls(**fields)

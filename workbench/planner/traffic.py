@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from workbench.core.mesh import Coordinates
-from workbench.planner.holdings import Job, activity_on_stage, parts
+from workbench.planner.holdings import Job, Part, activity_on_stage, parts
 from workbench.planner.model import COLUMN, HEAD, ROW, VOCABULARY, Activity, ModelDescription, is_within
+
+#: DistributedDataParallel's default size of a bucket
+_BUCKET_BYTES = 25 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +45,17 @@ def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterat
     dp, shares = job.plan.mesh.dp, job.shares
     if dp == 1:
         return
-    reduced = gathered = calls = 0
-    for part in parts(model, job, here):
-        itemsize = job.itemsize(part.parameter)
-        # slices are equal, so that the last one is padded
-        is_cut = shares.state or shares.parameters
-        whole = dp * -(-part.elements // dp) if is_cut and not shares.by_rows else part.elements
-        if shares.by_rows and part.shape:
-            whole = dp * -(-part.shape[0] // dp) * math.prod(part.shape[1:])
-        if part.parameter.trained:
-            reduced += itemsize * whole
-            calls += 1
-        if shares.parameters or part.parameter.trained:
-            gathered += itemsize * whole
-    buckets = calls if job.plan.pp > 1 else max(1, -(-reduced // (25 * 2**20)))
-    kind = "reduce_scatter" if shares.gradients else "all_reduce"
-    reductions = job.passes if shares.parameters or (shares.gradients and job.plan.pp == 1) else 1
+    held = list(parts(model, job, here))
+    trained = [part for part in held if part.parameter.trained]
+    # of gathered halves the gradients are reduced in fp32
+    reduced = sum(job.itemsize(part.parameter) * _padded(part, job) for part in trained)
+    buckets = len(trained) if job.plan.pp > 1 else max(1, -(-reduced // _BUCKET_BYTES))
+    if shares.parameters:
+        yield from _of_gathered(model, job, held, reduced)
+        return
+    reductions = job.passes if shares.gradients else 1  # a slice takes no whole gradient to add to
     yield Traffic(
-        kind=kind,
+        kind="reduce_scatter" if shares.gradients else "all_reduce",
         axis="dp",
         ranks=dp,
         calls=buckets * reductions,
@@ -67,8 +63,48 @@ def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterat
         beside_backward=job.plan.pp == 1,
     )
     if shares.gathers:
-        times = shares.gathers * (job.passes if shares.parameters else 1)
-        yield Traffic(kind="all_gather", axis="dp", ranks=dp, calls=buckets * times, bytes=gathered * times)
+        yield Traffic(
+            kind="all_gather", axis="dp", ranks=dp, calls=buckets * shares.gathers, bytes=reduced * shares.gathers
+        )
+
+
+def _of_gathered(model: ModelDescription, job: Job, held: Sequence[Part], reduced: int) -> Iterator[Traffic]:
+    """Each pass gathers every block, and again for the backward pass; what is in no block is kept in between. Gradients
+    are reduced in the last pass, and over the groups that hold the same shards."""
+    blocks = len({model.block_of(part.parameter) for part in held})
+    gathered = 0
+    for part in held:
+        times = 2 if model.block_of(part.parameter) and not job.plan.no_reshard else 1
+        gathered += times * job.gathered_itemsize(part.parameter) * _padded(part, job)
+    if job.shards > 1:
+        yield Traffic(
+            kind="all_gather",
+            axis="dp",
+            ranks=job.shards,
+            calls=2 * blocks * job.passes,
+            bytes=gathered * job.passes,
+        )
+        yield Traffic(
+            kind="reduce_scatter", axis="dp", ranks=job.shards, calls=blocks, bytes=reduced, beside_backward=True
+        )
+    if job.plan.replicate > 1:
+        yield Traffic(
+            kind="all_reduce",
+            axis="dp",
+            ranks=job.plan.replicate,
+            calls=blocks,
+            bytes=reduced / job.shards,
+            beside_backward=True,
+        )
+
+
+def _padded(part: Part, job: Job) -> int:
+    """Elements of a whole parameter that is cut into equal parts, as it is sent."""
+    if not (job.shares.state or job.shares.parameters):
+        return part.elements
+    if job.shares.by_rows and part.shape:
+        return job.shards * -(-part.shape[0] // job.shards) * math.prod(part.shape[1:])
+    return job.shards * -(-part.elements // job.shards)
 
 
 def _of_tensor_parallel(model: ModelDescription, job: Job, here: Coordinates) -> Iterator[Traffic]:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.core import controls
+from workbench.core.cell_source import logged_names
 from workbench.core.columns import Columns
 from workbench.core.controls import BEST, NEWEST
 from workbench.core.records import EventKind
+from workbench.core.rules.expressions import Expression
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.run import branching
@@ -25,7 +27,7 @@ from workbench.run.reader import RunReader
 from workbench.run.session_log import log_of
 from workbench.rundir import checkpoints, state
 from workbench.rundir.commands import new_command, write_commands
-from workbench.rundir.directory import run_directories
+from workbench.rundir.directory import CELL_FILE, run_directories
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
@@ -219,6 +221,17 @@ class Run(RunReader):
                 raise ConfigError(
                     f"the monitor of this run is off (--monitor off), so {name} has no effect", field=name
                 )
+            if control.kind == "alert":
+                self._check_condition(value["when"])
+
+    def _check_condition(self, when: str) -> None:
+        """Raise ``ConfigError`` for a condition that names what this run cannot log, as far as that is known."""
+        cell = self.path / CELL_FILE
+        logged: set[str] | None = set() if self.spec.recipe else None
+        if cell.exists():
+            logged = logged_names(cell.read_text(encoding="utf-8"))
+        if logged is not None:
+            Expression(when).check_known(logged)
 
     def replay(self, step: int | None = None, rank: int | None = None) -> Replay:
         """Replay a recorded step whose loss or gradient was not finite, on live ranks: see ``workbench.run.replay``."""

@@ -418,7 +418,7 @@ TOLD = {
     **dict.fromkeys(("traffic", "bandwidth"), ("step", "collective")),
     **dict.fromkeys(("utilisation", "memory", "busy"), ("rank", "elapsed")),
     **dict.fromkeys(("gradients", "update_ratio"), ("step", "layer")),
-    **dict.fromkeys(("activations", "activation_gradients", "attention", "routers"), ("step", "layer")),
+    **dict.fromkeys(("activations", "activation_gradients", "attention", "routers", "stable_rank"), ("step", "layer")),
     **dict.fromkeys(("lag", "cosine"), ("rank", "step")),
     **dict.fromkeys(("histogram", "validation", "metrics", "logged", "logged_second", "logged_third"), ("step",)),
     "phase_bars": ("rank", "phase"),

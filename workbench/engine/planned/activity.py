@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from workbench.engine.base.names import users_name
 from workbench.engine.base.batch import Batch, contents
+from workbench.engine.base.names import users_name
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.frameworks.torch_common.batches import call_model

@@ -19,6 +19,7 @@ from workbench.engine.base.names import users_name
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.entry import build_workload, joined_of, load_strategy
+from workbench.engine.frameworks.torch.fsdp.sharding import blocks_of
 from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.frameworks.torch_common.trained import trained
 from workbench.engine.planned.activity import measure
@@ -84,7 +85,14 @@ def describe_workload(workload: Workload, spec: TrainSpec, candidates: Sequence[
         refused=refused,
         splits=_splits(workload.model, accepted),
         tied=_tied(module),
+        blocks=_blocks(module),
     )
+
+
+def _blocks(module: torch.nn.Module) -> tuple[str, ...]:
+    """As ``ModelDescription.blocks``."""
+    found = {id(block) for block in blocks_of(module)}
+    return tuple(users_name(name) for name, each in module.named_modules() if id(each) in found)
 
 
 def _tied(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:

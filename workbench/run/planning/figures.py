@@ -55,9 +55,7 @@ def drawn(found: Sequence[Forecast], limit: float) -> list[Any]:
     return drawings
 
 
-def _bars(
-    title: str, unit: str, names: Sequence[str], rows: Sequence[Sequence[float]], parts: _Parts
-) -> Any:
+def _bars(title: str, unit: str, names: Sequence[str], rows: Sequence[Sequence[float]], parts: _Parts) -> Any:
     from bokeh.models import ColumnDataSource, FactorRange
 
     height = 110 + _BAR_HEIGHT * len(names)

@@ -26,12 +26,25 @@ def holders(model: ModelDescription, job: Job) -> list[str]:
         held = memory(model, job, Coordinates(dp=0, pp=stage, tp=0))
         ranks = [job.plan.mesh.rank(dp=0, pp=stage, tp=tp) for tp in range(job.plan.tp)]
         who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
-        also = f", and alike in {job.plan.mesh.dp - 1} more replicas" if job.plan.mesh.dp > 1 else ""
+        others = job.plan.mesh.dp - 1
+        also = f"; {others} more replica{'s hold' if others > 1 else ' holds'} the same" if others else ""
         share = f"a {_fraction(job.plan.tp)} of " if job.plan.tp > 1 else ""
-        of_state = f"1/{job.plan.mesh.dp} of its optimizer state" if job.shares.state and job.plan.mesh.dp > 1 else ""
-        what = f"{share}{layers_of(job, stage)}{f', with {of_state}' if of_state else ''}"
+        what = f"{share}{layers_of(job, stage)}{_parts_of(job)}"
+        also = "" if job.shares.parameters and job.shards > 1 else also
         lines.append(f"  {who}: {what} ({numbers.decimal_bytes(held.parameters)} of parameters){also}")
     return lines
+
+
+def _parts_of(job: Job) -> str:
+    """Which of a rank's things are only a part of its replica's."""
+    shares, names = job.shares, ("parameters", "gradients", "optimizer state")
+    cut = [
+        name for name, is_cut in zip(names, (shares.parameters, shares.gradients, shares.state), strict=True) if is_cut
+    ]
+    if not cut or job.shards == 1:
+        return ""
+    listed = f"{', '.join(cut[:-1])} and {cut[-1]}" if len(cut) > 1 else cut[0]
+    return f", of its {listed} 1/{job.shards}"
 
 
 def _fraction(parts: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import platformdirs
 
 from workbench.cluster.hosts.machine import describe_host
-from workbench.cluster.hosts.placement import default_ranks, place
+from workbench.cluster.hosts.placement import Host, default_ranks, place
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.core.config import TrainSpec
@@ -25,20 +25,28 @@ from workbench.rundir import directory as run_directory
 
 _DESCRIBE = "from workbench.engine.planned.describe import describe as _d; _d({path!r})"
 _CALIBRATE = "from workbench.engine.planned.calibrate import calibrate as _c; _c({path!r})"
+#: ranks without a GPU that share the cores of a host
+_FEW_RANKS = 8
 #: files of the directory that the ranks share with the notebook (``workbench.engine.planned.describe``)
 _ASKED, _ANSWER = "candidates.json", "description.json"
 
 
+def most_ranks(host: Host) -> int:
+    """How many ranks are started at most to plan: one per GPU, or a few that share cores."""
+    return len(host.devices) or max(_FEW_RANKS, default_ranks(host))
+
+
 def session_for(ranks: int, framework: str) -> Session:
-    """The ranks that are up or, if none are, new ones: as many as the plans use or, if they use more than this host has
-    place for, its default number."""
+    """The ranks that are up or, if none are, new ones: as many as the plans use or, if these are more than this host
+    has place for, its default number."""
     session = Session.current()
     if session is not None:
         session.check_free(range(session.n))
         return session
     host = describe_host()
+    started = ranks if ranks <= most_ranks(host) else default_ranks(host)
     with print_when_slow():
-        session = Session.start(place(min(ranks, default_ranks(host)), host), framework=framework)
+        session = Session.start(place(started, host), framework=framework)
     for text in session.warnings:
         print(f"warning: {text}", file=sys.stderr)
     return session

@@ -14,7 +14,9 @@ from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Host, default_ranks
 from workbench.cluster.session import Session
 from workbench.core.config import ParallelPlan, TrainSpec
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework, usable
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework, usable
+from workbench.core.plans import OPTIONS as PLAN_OPTIONS
+from workbench.core.plans import expanded
 from workbench.errors import ConfigError
 from workbench.planner.candidates import candidates
 from workbench.planner.forecast import Forecast, Refused, forecast, ordered, why_first
@@ -23,12 +25,9 @@ from workbench.planner.machine import Machine
 from workbench.planner.model import ModelDescription, Splits
 from workbench.planner.sizes import bytes_of
 from workbench.run.planning.attempt import STEPS, Attempt, attempt
-from workbench.run.planning.on_ranks import calibration, described, session_for
+from workbench.run.planning.on_ranks import calibration, described, most_ranks, session_for
 from workbench.run.planning.shown import Plans
 from workbench.run.resolve import Request, resolve
-
-#: options that a plan sets, so that they are not those of the base
-_OF_PLAN = ("ranks", "framework", "plugin", "tp", "pp", "micro_batches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +65,17 @@ def plans(
     Nothing is trained unless ``tries`` is given; one rank builds the model and runs a forward pass on shapes. Ranks are
     started when none are up. Raises ``ConfigError`` and ``CellError`` as a training would, and ``ClusterError``.
     """
-    given = {name: value for name, value in {**(options or {}), **more}.items() if value is not None}
+    given = expanded({**(options or {}), **more})
     host = describe_host()
     session = Session.current()
     ranks = int(given.get("ranks") or (session.n if session is not None else default_ranks(host)))
+    if tries and ranks > most_ranks(host):
+        raise ConfigError(
+            f"--try runs the plans, and this host has place for {most_ranks(host)} ranks, not {ranks}: leave out --try",
+            field="--try",
+        )
     limit = bytes_of(memory, "--memory") if memory else memory_per_rank(host, ranks)
-    base = {name: value for name, value in given.items() if name not in _OF_PLAN}
+    base = {name: value for name, value in given.items() if name not in PLAN_OPTIONS}
     alone = resolve({**base, "ranks": 1}, config=config, cell=cell, default_ranks=1)
     found, refused = _resolved(given, base, ranks, config, cell)
     session = session_for(ranks, given.get("framework") or DEFAULT_FRAMEWORK)
@@ -103,11 +107,14 @@ def _resolved(
 ) -> tuple[list[_Candidate], list[Refused]]:
     """The candidates that their options allow, and why the others are refused."""
     found, refused = [], []
-    fixed = {name: given[name] for name in ("micro_batches",) if name in given}
+    fixed = {name: given[name] for name in PLUGIN_OPTIONS if name in given and name not in ("tp", "pp")}
     for options in candidates(usable(), ranks, given):
-        micro = fixed if options.get("pp", 1) > 1 else {}
+        taken = framework(options["framework"]).plugin(options["plugin"]).options
+        more = {name: value for name, value in fixed.items() if name in taken}
+        if options.get("pp", 1) == 1:
+            more.pop("micro_batches", None)
         try:
-            request = resolve({**base, **options, **micro}, config=config, cell=cell, default_ranks=ranks)
+            request = resolve({**base, **options, **more}, config=config, cell=cell, default_ranks=ranks)
         except ConfigError as error:
             refused.append(Refused(name=_name(options), reason=str(error)))
         else:
@@ -188,6 +195,6 @@ def plan_options(plan: ParallelPlan) -> dict[str, Any]:
     always = ("ranks", "framework", "plugin")
     return {
         name: getattr(plan, name)
-        for name in _OF_PLAN
+        for name in PLAN_OPTIONS
         if name in always or getattr(plan, name) != getattr(defaults, name)
     }

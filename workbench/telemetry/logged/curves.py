@@ -90,6 +90,15 @@ def _curve(name: str, rank: int, reduce: str, rows: Columns) -> Curve:
     return Curve(name=name, rank=rank, reduce=reduce, steps=steps, values=values)
 
 
+def by_step(rows: Columns, mesh: Mesh) -> dict[int, dict[str, float]]:
+    """step -> name -> value; of a name that is not reduced over ranks the mean of those ranks that logged it."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for curve in curves(rows, mesh):
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True):
+            found.setdefault(step, {}).setdefault(curve.name, []).append(value)
+    return {step: {name: sum(each) / len(each) for name, each in names.items()} for step, names in found.items()}
+
+
 def values_frame(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     """``curves`` as rows: step, name, rank (-1: of all ranks), reduce, value."""
     import pandas as pd

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workbench.core.frameworks import PLUGIN_OPTIONS, Capability, Framework, PlanOptions, Plugin, SplitModels
-from workbench.core.shares import WHOLE, Shares
+from workbench.core.frameworks import (
+    PLUGIN_OPTIONS,
+    UNTRIED_ON_GPUS,
+    Capability,
+    Framework,
+    PlanOptions,
+    Plugin,
+    SplitModels,
+)
+from workbench.core.shares import KEPT, WHOLE, Shares
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
@@ -14,7 +22,7 @@ _OWN_STEPS = "workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps"
 _ALL_BUT_PIPELINES = frozenset(Capability) - {Capability.PIPELINED}
 #: LowLevelZeroPlugin's default: 12 * 2**20 elements in fp32
 _ZERO_BUCKET = 12 * 2**20 * 4
-_ZERO = Shares(state=True, copies="always", casts=True, bucket_bytes=_ZERO_BUCKET, gathers=1)
+_ZERO = Shares(state=True, copies="always", casts=KEPT, bucket_bytes=_ZERO_BUCKET, gathers=1)
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
@@ -47,6 +55,7 @@ def _data_parallel(name: str, summary: str, shares: Shares, *, own_steps: str = 
         strategy=_STRATEGY,
         own_steps=own_steps,
         options=frozenset(("sync_batchnorm",)),
+        untried=UNTRIED_ON_GPUS,
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
         shares=shares,
@@ -70,12 +79,13 @@ COLOSSAL = Framework(
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
             options=frozenset(PLUGIN_OPTIONS),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
                 for family in FAMILIES.values()
             ),
-            shares=Shares(copies="mixed", casts=True, bucket_bytes=WHOLE),
+            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE),
             splits="workbench.engine.frameworks.colossal.planned.splits:splits_of",
         ),
     ),

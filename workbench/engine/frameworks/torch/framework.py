@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, Plugin
-from workbench.core.shares import WHOLE, Shares
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin
+from workbench.core.shares import GATHERED, WHOLE, Shares
 
 TORCH = Framework(
     name="torch",
@@ -15,9 +15,19 @@ TORCH = Framework(
             strategy="workbench.engine.frameworks.torch.ddp:DdpStrategy",
             own_steps="workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps",
             options=frozenset(("sync_batchnorm",)),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers"},
             shares=Shares(bucket_bytes=WHOLE),
+        ),
+        Plugin(
+            name="fsdp",
+            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks",
+            strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
+            options=frozenset(("sync_batchnorm", "replicate", "no_reshard")),
+            capabilities=frozenset(Capability) - {Capability.PIPELINED},
+            lacks={Capability.PIPELINED: "every rank computes all layers"},
+            shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from workbench.core.records import EventKind
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
