@@ -25,6 +25,7 @@ TORCH = Framework(
             summary="FSDP2: parameters, gradients and optimizer state are split over the ranks",
             strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
             options=frozenset(("sync_batchnorm", "replicate", "no_reshard")),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
             shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
