@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from workbench.cluster.session import Session
-    from workbench.core.plans.capability_table import capability_table
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.core.plans.capability_table import capability_table
     from workbench.engine.observed.callback import WorkbenchCallback
     from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare

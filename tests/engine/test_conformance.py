@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from workbench.core.plans.capability_table import Support, capability_table
 from workbench.core.config import TrainSpec
 from workbench.core.frameworks import Capability, Feature, usable
+from workbench.core.plans.capability_table import Support, capability_table
 
 #: largest difference of the loss over 20 steps while it falls by 0.6 to 1.0.
 #: fp32: the order of additions differs. fp16 and bf16 with fp32 master weights: activations are rounded to 11 and 8

@@ -17,10 +17,10 @@ import workbench
 from workbench import errors
 from workbench.cli.main import parser
 from workbench.core import run_files
-from workbench.core.plans.capability_table import capability_table
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import usable
+from workbench.core.plans.capability_table import capability_table
 from workbench.core.records import SCHEMA_VERSION, TABLES, columns_of
 
 _KINDS = {

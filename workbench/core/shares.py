@@ -18,9 +18,9 @@ class Shares:
     ranks hold parts are gathered block by block for each pass. ``by_rows``: parts are chunks of dim 0, as
     ``torch.chunk`` cuts them; else flat slices of every parameter, padded to equal lengths. ``copies``: when the
     optimizer updates a copy in fp32 in place of the parameter: "never", "mixed" (in bf16 and fp16) or "always".
-    ``casts``: ``KEPT`` or ``GATHERED``, or "" where the model is fp32 under autocast. ``bucket_bytes``: the largest size
-    of the buffers in which gradients are reduced (``WHOLE``: as large as the gradient). ``gathers``: how often a step
-    gathers the parameters that its ranks updated.
+    ``casts``: ``KEPT`` or ``GATHERED``, or "" where the model is fp32 under autocast. ``bucket_bytes``: the largest
+    size of the buffers in which gradients are reduced (``WHOLE``: as large as the gradient). ``gathers``: how often a
+    step gathers the parameters that its ranks updated.
     """
 
     parameters: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from workbench.core.config import ParallelPlan
 from workbench.core.mesh import Coordinates
@@ -98,6 +99,11 @@ class Job:
         held = self.stage(pp)
         return held is None or any(is_within(module, outer) for outer in held)
 
+    @cached_property
+    def cuts(self) -> dict[str, Split]:
+        """Name of a parameter -> the split that cuts it."""
+        return {name: split for split in self.splits.tp.values() for name in split.dims}
+
     def split_of(self, module: str) -> tuple[str, Split] | None:
         """The module that tensor parallelism cuts and that is, or holds, ``module``; None: it is not cut."""
         if self.plan.tp == 1:
@@ -145,11 +151,10 @@ def _is_tied_to(model: ModelDescription, parameter: Parameter, job: Job, pp: int
 
 def tensor_parallel_shape(parameter: Parameter, job: Job) -> tuple[int, ...]:
     """The shape of each tensor-parallel rank's part of a parameter."""
-    found = job.split_of(parameter.module)
-    shape, tp = list(parameter.shape), job.plan.tp
-    if found is None or parameter.name not in found[1].dims:
+    split = job.cuts.get(parameter.name) if job.plan.tp > 1 else None
+    if split is None:
         return parameter.shape
-    split, dim = found[1], found[1].dims[parameter.name]
+    shape, tp, dim = list(parameter.shape), job.plan.tp, split.dims[parameter.name]
     if split.multiple:
         unit = split.multiple * tp
         shape[dim] = -(-shape[dim] // unit) * unit

@@ -54,28 +54,13 @@ def describe(directory: str) -> None:
 def describe_workload(workload: Workload, spec: TrainSpec, candidates: Sequence[TrainSpec]) -> ModelDescription:
     """Describe a workload that was just built, and which of the ``candidates`` refuse it."""
     module = trained(workload)
-    groups = {
-        id(parameter): number
-        for number, group in enumerate(workload.optimizer.param_groups)
-        for parameter in group["params"]
-    }
     states, state_unknown = states_of(workload.optimizer)
     batch, activity, activity_unknown = _activity(workload, spec)
     refused = {number: reason for number, each in enumerate(candidates) if (reason := _refusal(each, workload))}
     accepted = [each for number, each in enumerate(candidates) if number not in refused]
     return ModelDescription(
         title=type(workload.model).__name__,
-        parameters=tuple(
-            Parameter(
-                name=users_name(name),
-                module=users_name(name).rpartition(".")[0],
-                shape=tuple(parameter.shape),
-                itemsize=parameter.element_size(),
-                trained=parameter.requires_grad,
-                group=groups.get(id(parameter), -1),
-            )
-            for name, parameter in module.named_parameters()
-        ),
+        parameters=parameters_of(workload),
         buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in module.buffers()),
         states=states,
         state_unknown=state_unknown,
@@ -84,7 +69,7 @@ def describe_workload(workload: Workload, spec: TrainSpec, candidates: Sequence[
         activity_unknown=activity_unknown,
         refused=refused,
         splits=_splits(workload.model, accepted),
-        tied=_tied(module),
+        tied=tied_in(module),
         blocks=_blocks(module),
     )
 
@@ -95,7 +80,27 @@ def _blocks(module: torch.nn.Module) -> tuple[str, ...]:
     return tuple(users_name(name) for name, each in module.named_modules() if id(each) in found)
 
 
-def _tied(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+def parameters_of(workload: Workload) -> tuple[Parameter, ...]:
+    """The parameters of a workload's model and of what stands beside it, tied ones once."""
+    groups = {
+        id(parameter): number
+        for number, group in enumerate(workload.optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    return tuple(
+        Parameter(
+            name=users_name(name),
+            module=users_name(name).rpartition(".")[0],
+            shape=tuple(parameter.shape),
+            itemsize=parameter.element_size(),
+            trained=parameter.requires_grad,
+            group=groups.get(id(parameter), -1),
+        )
+        for name, parameter in trained(workload).named_parameters()
+    )
+
+
+def tied_in(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     """As ``ModelDescription.tied``."""
     names = {id(parameter): users_name(name) for name, parameter in module.named_parameters()}
     found: dict[str, tuple[str, ...]] = {}

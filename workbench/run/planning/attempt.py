@@ -23,10 +23,11 @@ from workbench.run.resolve import Request
 from workbench.run.run import Run
 from workbench.rundir import directory as run_directory
 
-#: fewer steps would measure the first ones only, which are slower
+#: steps of a plan that is tried, unless others are asked for
 STEPS = 6
-#: steps at the beginning that do not count
+#: steps at the beginning that do not count, as they are slower
 _WARM_UP = 2
+LEAST_STEPS = _WARM_UP + 1
 #: what each call smaller than this carries is no tensor of the model: norms, flags, agreements
 SMALL_BYTES = 1024
 

@@ -35,11 +35,12 @@ def errors(model: ModelDescription, item: Forecast, tried: Attempt) -> list[Erro
     grown = [each.total - each.parameters - model.buffer_bytes for each in held]
     sent = [sum(each.bytes for each in traffic(model, item.job, here)) for here in places]
     step = math.nan if item.time is None else item.time.total
+    sent_measured = tried.sent_bytes if tried.by_kind or not max(sent) else ()  # functional collectives are not seen
     return [
         _sizes(item.name, "parameters", [each.parameters for each in held], tried.parameters),
         _sizes(item.name, "optimizer state", [each.state for each in held], tried.state),
         _sizes(item.name, "growth while training", grown, tried.grown),
-        _sizes(item.name, "sent per step", sent, tried.sent_bytes),
+        _sizes(item.name, "sent per step", sent, sent_measured),
         Error(
             plan=item.name,
             what="step",

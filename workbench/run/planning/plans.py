@@ -15,8 +15,7 @@ from workbench.cluster.hosts.placement import Host, default_ranks
 from workbench.cluster.session import Session
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework, usable
-from workbench.core.plans import OPTIONS as PLAN_OPTIONS
-from workbench.core.plans import expanded
+from workbench.core.plans import grammar
 from workbench.errors import ConfigError
 from workbench.planner.candidates import candidates
 from workbench.planner.forecast import Forecast, Refused, forecast, ordered, why_first
@@ -24,7 +23,7 @@ from workbench.planner.holdings import Job
 from workbench.planner.machine import Machine
 from workbench.planner.model import ModelDescription, Splits
 from workbench.planner.sizes import bytes_of
-from workbench.run.planning.attempt import STEPS, Attempt, attempt
+from workbench.run.planning.attempt import LEAST_STEPS, Attempt, attempt
 from workbench.run.planning.on_ranks import calibration, described, most_ranks, session_for
 from workbench.run.planning.shown import Plans
 from workbench.run.resolve import Request, resolve
@@ -65,7 +64,7 @@ def plans(
     Nothing is trained unless ``tries`` is given; one rank builds the model and runs a forward pass on shapes. Ranks are
     started when none are up. Raises ``ConfigError`` and ``CellError`` as a training would, and ``ClusterError``.
     """
-    given = expanded({**(options or {}), **more})
+    given = grammar.expanded({**(options or {}), **more})
     host = describe_host()
     session = Session.current()
     ranks = int(given.get("ranks") or (session.n if session is not None else default_ranks(host)))
@@ -75,7 +74,7 @@ def plans(
             field="--try",
         )
     limit = bytes_of(memory, "--memory") if memory else memory_per_rank(host, ranks)
-    base = {name: value for name, value in given.items() if name not in PLAN_OPTIONS}
+    base = {name: value for name, value in given.items() if name not in grammar.OPTIONS}
     alone = resolve({**base, "ranks": 1}, config=config, cell=cell, default_ranks=1)
     found, refused = _resolved(given, base, ranks, config, cell)
     session = session_for(ranks, given.get("framework") or DEFAULT_FRAMEWORK)
@@ -165,7 +164,7 @@ def _tried(predicted: list[Forecast], found: list[_Candidate], steps: int) -> di
     requests = {each.spec.plan: each.request for each in found}
     frameworks = list(dict.fromkeys(item.job.plan.framework for item in predicted))
     return {
-        item.job.plan: attempt(requests[item.job.plan], max(steps, STEPS))
+        item.job.plan: attempt(requests[item.job.plan], max(steps, LEAST_STEPS))
         for name in frameworks
         for item in (predicted if steps else ())
         if item.fits and item.job.plan.framework == name
@@ -195,6 +194,6 @@ def plan_options(plan: ParallelPlan) -> dict[str, Any]:
     always = ("ranks", "framework", "plugin")
     return {
         name: getattr(plan, name)
-        for name in PLAN_OPTIONS
+        for name in grammar.OPTIONS
         if name in always or getattr(plan, name) != getattr(defaults, name)
     }
