@@ -14,6 +14,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.control import ControlMagics
     from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
+    from magics.plans import PlansMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
@@ -31,6 +32,7 @@ def load(shell: InteractiveShell) -> None:
         WatchMagics,
         ControlMagics,
         ModelMagics,
+        PlansMagics,
         ReplayMagics,
         ReportMagics,
         RunsMagics,

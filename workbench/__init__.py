@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.history.index import runs
     from workbench.run.api import Run, train
     from workbench.run.inside_comparison import compare_inside
+    from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
     from workbench.verification.result import Verification
 
@@ -37,6 +38,7 @@ __all__ = [
     "compare",
     "compare_inside",
     "observe",
+    "plans",
     "runs",
     "train",
     "verify",
@@ -53,6 +55,7 @@ _HOMES = {
     "compare": "workbench.history.compare",
     "compare_inside": "workbench.run.inside_comparison",
     "observe": "workbench.engine.observed.observe",
+    "plans": "workbench.run.planning.plans",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
     "Verification": "workbench.verification.result",

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from workbench.core import registry
+from workbench.core.shares import Shares
 from workbench.errors import ConfigError, suggest
 
 GROUP = "dist_workbench.frameworks"
@@ -139,7 +140,9 @@ class Plugin:
     ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each.
     ``refuses``: why it cannot have a feature; ``untried``: why nobody knows yet whether a feature works. It has those
-    that are in neither. ``models``: those that ``tp`` and ``pp`` split.
+    that are in neither. ``models``: those that ``tp`` and ``pp`` split. ``shares``: what its ranks hold and send, for
+    the planner (None: it cannot predict the plugin). ``splits``: dotted name of the function that says, on a rank, how
+    ``tp`` and ``pp`` cut a model (``workbench.planner.model.Splits``).
     """
 
     name: str
@@ -152,6 +155,8 @@ class Plugin:
     refuses: Mapping[Feature, str] = field(default_factory=lambda: MappingProxyType({}))
     untried: Mapping[Feature, str] = field(default_factory=lambda: MappingProxyType({}))
     models: tuple[SplitModels, ...] = ()
+    shares: Shares | None = None
+    splits: str = ""
 
     def __post_init__(self) -> None:
         unexplained = set(Capability) - self.capabilities - set(self.lacks)

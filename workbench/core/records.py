@@ -422,7 +422,8 @@ class Event:
       after ``step`` count no more; resumed_with, value: the settings of the resumed run that are not the checkpoint's
     - ``gpu``: lost
     - ``peak``: flops; value: what the device can do per second, and how that is known; model; value: its parameters,
-      and the floating point operations that training takes per token
+      and the floating point operations that training takes per token; held, at the second step; value: bytes of this
+      rank's ``parameters`` and ``optimizer_state``, and by how many its memory has ``grown`` at most since the first
     """
 
     time: float

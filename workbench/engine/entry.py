@@ -56,6 +56,7 @@ from workbench.engine.watch.inside.inside_watch import InsideWatch
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.buffer_changes import BufferChanges
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.held_bytes import HeldBytes
 from workbench.engine.watch.torch.joint_losses import JointLosses
 from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
@@ -247,6 +248,7 @@ def observers_of(
     elif isinstance(strategy, UpdateWatchable):
         gradients.append(UpdateWatch(spec, strategy, log, device))
     inside: list[StepObserver] = [InsideWatch(spec, strategy, log, device)] if isinstance(strategy, Inspectable) else []
+    always.append(HeldBytes(workload, log))
     return [*always, *add_phase_watch(spec.monitor, strategy, log, device.type, [*gradients, *inside])]
 
 

@@ -11,6 +11,7 @@ from workbench.cli.commands import (
     frameworks,
     lab,
     new,
+    plans,
     report,
     runs,
     sweep,
@@ -19,4 +20,4 @@ from workbench.cli.commands import (
     watch,
 )
 
-COMMANDS = (demo, lab, new, train, verify, watch, control, sweep, report, runs, export, frameworks, doctor)
+COMMANDS = (demo, lab, new, plans, train, verify, watch, control, sweep, report, runs, export, frameworks, doctor)

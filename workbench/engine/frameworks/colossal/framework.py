@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from workbench.core.frameworks import (
     PLUGIN_OPTIONS,
     UNTRIED_ON_GPUS,
@@ -11,12 +13,16 @@ from workbench.core.frameworks import (
     Plugin,
     SplitModels,
 )
+from workbench.core.shares import KEPT, WHOLE, Shares
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
 _STRATEGY = "workbench.engine.frameworks.colossal.strategy:ColossalStrategy"
 _OWN_STEPS = "workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps"
 _ALL_BUT_PIPELINES = frozenset(Capability) - {Capability.PIPELINED}
+#: LowLevelZeroPlugin's default: 12 * 2**20 elements in fp32
+_ZERO_BUCKET = 12 * 2**20 * 4
+_ZERO = Shares(state=True, copies="always", casts=KEPT, bucket_bytes=_ZERO_BUCKET, gathers=1)
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
@@ -42,7 +48,7 @@ def _check(plan: PlanOptions) -> None:
         )
 
 
-def _data_parallel(name: str, summary: str, *, own_steps: str = "") -> Plugin:
+def _data_parallel(name: str, summary: str, shares: Shares, *, own_steps: str = "") -> Plugin:
     return Plugin(
         name=name,
         summary=summary,
@@ -52,6 +58,7 @@ def _data_parallel(name: str, summary: str, *, own_steps: str = "") -> Plugin:
         untried=UNTRIED_ON_GPUS,
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
+        shares=shares,
     )
 
 
@@ -59,9 +66,14 @@ COLOSSAL = Framework(
     name="colossal",
     title="Colossal-AI",
     plugins=(
-        _data_parallel("ddp", "each rank holds the whole model; gradients are averaged", own_steps=_OWN_STEPS),
-        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks"),
-        _data_parallel("zero2", "as zero1, with the gradients split too"),
+        _data_parallel(
+            "ddp",
+            "each rank holds the whole model; gradients are averaged",
+            Shares(bucket_bytes=WHOLE),
+            own_steps=_OWN_STEPS,
+        ),
+        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO),
+        _data_parallel("zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True)),
         Plugin(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
@@ -73,6 +85,8 @@ COLOSSAL = Framework(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
                 for family in FAMILIES.values()
             ),
+            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE),
+            splits="workbench.engine.frameworks.colossal.planned.splits:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.colossal.preload:load",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin, SplitModels
+from workbench.core.shares import GATHERED, WHOLE, Shares
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
 TORCH = Framework(
@@ -18,6 +19,7 @@ TORCH = Framework(
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers"},
+            shares=Shares(bucket_bytes=WHOLE),
         ),
         Plugin(
             name="fsdp",
@@ -28,6 +30,7 @@ TORCH = Framework(
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
+            shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",
