@@ -80,6 +80,7 @@ class Updates:
     def _preparing(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         def closing() -> Any:
             loss = closure()
+            self._reduction.before_update()  # what it set without a backward pass
             self._prepare(optimizer)
             return self._reduction.mean_of(loss)  # a line search decides by it, on all ranks alike
 
