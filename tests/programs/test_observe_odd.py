@@ -74,6 +74,13 @@ def test_a_loop_that_never_calls_step_is_told(alone: dict[str, Any]) -> None:
     assert "call it once after each step" in warnings(run)["step_not_called"]
 
 
+def test_a_block_that_is_left_by_an_exit_failed_where_its_code_says_so(alone: dict[str, Any]) -> None:
+    assert Run(Path(alone["left-well"]["path"])).status == "finished"
+    run = Run(Path(alone["left-badly"]["path"]))
+    (failed,) = run.events().query("name == 'failed'").itertuples()
+    assert run.status == "failed" and failed.value["evalue"] == "no data"
+
+
 def test_observing_on_one_rank_is_refused_and_the_ranks_meet_the_next_time(ranks: list[dict[str, Any]]) -> None:
     assert "rank 1 has not come" in ranks[0]["told"] and "call it on every one of the 2 ranks" in ranks[0]["told"]
     assert ranks[0]["fsdp"]["path"] == ranks[1]["fsdp"]["path"]

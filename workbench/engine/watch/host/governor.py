@@ -43,11 +43,13 @@ class Account:
     measurements: int = 0
 
     def earn(self, ms: float) -> None:
+        """Take the account's share of ``ms``, up to the limit of its credit."""
         self.credit_ms += ms * self.share
         if self.cost_ms is not None:
             self.credit_ms = min(self.credit_ms, max(_CREDIT_LIMIT * self.cost_ms, ms * self.share))
 
     def pay(self, ms: float) -> None:
+        """Pay for a measurement that cost ``ms``."""
         self.credit_ms -= ms
         self.measurements += 1
         if self.cost_ms is None or self.measurements == 2:  # the first one in a process costs more than later ones
