@@ -1,6 +1,6 @@
 """Loops that are observed and odd: ``observed_odd.py MODE OUT``. ``alone``: an optimizer that is swapped, a run whose
-optimizer never steps, one that is never stepped, and two that are left. ``ranks``: one rank only observes; then a model of FSDP2, whose
-statistics stand beside those of a whole model in float64."""
+optimizer never steps, one that is never stepped, and two that are left. ``ranks``: one rank only observes; then a
+model of FSDP2, whose statistics stand beside those of a whole model in float64."""
 
 from __future__ import annotations
 
