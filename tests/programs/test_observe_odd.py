@@ -61,6 +61,12 @@ def test_an_optimizer_that_is_swapped_is_followed(alone: dict[str, Any]) -> None
     assert list(metrics["grad_norm"]) == pytest.approx(alone["swapped"]["norms"], rel=1e-5)
 
 
+def test_gradients_of_a_closure_are_seen_after_it(alone: dict[str, Any]) -> None:
+    run = Run(Path(alone["closed"]["path"]))
+    assert not warnings(run)
+    assert list(run.metrics()["grad_norm"]) == pytest.approx(alone["closed"]["norms"], rel=1e-5)
+
+
 def test_an_optimizer_that_never_steps_is_named(alone: dict[str, Any]) -> None:
     run = Run(Path(alone["unstepped"]["path"]))
     assert run.status == "finished" and run.last_step == 10

@@ -42,8 +42,12 @@ class LoopListener(Protocol):
     def clips(self, parameters: list[torch.Tensor], norm: torch.Tensor | None) -> None:
         """The gradients of ``parameters`` are about to be clipped by their L2 norm; None: by another one."""
 
-    def optimizer_begins(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """An optimizer, ours or another, is about to step; None: the engine's."""
+    def optimizer_begins(self, optimizer: torch.optim.Optimizer | None, computed: bool) -> None:
+        """An optimizer, ours or another, is about to step; None: the engine's. ``computed``: gradients are there, and
+        are not computed by a closure within the step."""
+
+    def closure_ends(self, optimizer: torch.optim.Optimizer) -> None:
+        """The closure that an optimizer's step was given has computed the gradients."""
 
     def optimizer_ends(self, optimizer: torch.optim.Optimizer | None) -> None:
         """An optimizer has stepped; None: the engine's."""
@@ -68,6 +72,10 @@ class _OfModule:
 
 def unobserved(*args: Any) -> None:
     """The hook of a copy of an observed module."""
+
+
+def _named(closure: Callable[[], Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {"closure": closure} if "closure" in kwargs else {}
 
 
 def _unobserved() -> Callable[..., None]:
@@ -119,7 +127,7 @@ class LoopHooks:
 
         def around_step(before: Callable[..., Any]) -> Callable[..., Any]:
             def step(*args: Any, **kwargs: Any) -> Any:
-                self._tell(self._listener.optimizer_begins, None)
+                self._tell(self._listener.optimizer_begins, None, True)
                 found = before(*args, **kwargs)
                 if not engine.skipped():
                     self._tell(self._listener.optimizer_ends, None)
@@ -170,8 +178,19 @@ class LoopHooks:
     def _forward_ends(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._tell(self._listener.forward_ends, output, module.training and torch.is_grad_enabled())
 
-    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._tell(self._listener.optimizer_begins, optimizer)
+    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """``args`` have the optimizer itself first. With a closure, the step gets ours around it."""
+        given = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        self._tell(self._listener.optimizer_begins, optimizer, given is None)
+        if given is None:
+            return None
+
+        def closure() -> Any:
+            found = given()
+            self._tell(self._listener.closure_ends, optimizer)
+            return found
+
+        return (args[0], closure, *args[2:]) if len(args) > 1 else args, {**kwargs, **_named(closure, kwargs)}
 
     def _optimizer_ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._tell(self._listener.optimizer_ends, optimizer)

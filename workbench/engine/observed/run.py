@@ -21,6 +21,7 @@ from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import counts_tokens, samples_in, tokens_in
 from workbench.engine.observed.agreement import ObservedControl
+from workbench.engine.observed.costs import Costs
 from workbench.engine.observed.hooks import LoopHooks
 from workbench.engine.observed.loss import value_of
 from workbench.engine.observed.model import ObservedModel
@@ -79,7 +80,7 @@ class ObservedRun:
         )
         self._told: set[str] = set()
         self._rows = StepRows(self._log, self._settings, self.tell_once)
-        self._own_s = 0.0
+        self._costs = Costs(self._log, self._progress)
         self._unstepped = self._uncounted = 0
         self._pieces_before = 0
         self._around = ExitStack()
@@ -109,7 +110,6 @@ class ObservedRun:
             self.tell_once("not_seen", self._model.seen.unseen)
         if not self._hooks.sees_clipping:
             self.tell_once("clipping_not_seen", "torch before 2.6: gradients are seen after clipping")
-        self._told_s = (self._log.cost_s + self._progress.sampling_s, 0.0)
         self._begin_step()
 
     # the loop, as hooks tell it
@@ -201,7 +201,7 @@ class ObservedRun:
             observer.reduced(self._progress.step)
         self._grad_sq = self._norm.squared()
 
-    def optimizer_begins(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def optimizer_begins(self, optimizer: torch.optim.Optimizer | None, computed: bool = True) -> None:
         """As ``LoopListener.optimizer_begins``."""
         optimizer = optimizer or self._model.optimizer
         if not self._in_step:
@@ -209,10 +209,16 @@ class ObservedRun:
         if optimizer is not self._model.optimizer and not self._adopts(optimizer):
             return
         self._scale = self._loss_scale()
-        self._mark("optimizer")
-        self._see_reduced()
+        if computed:
+            self._mark("optimizer")
+            self._see_reduced()
         self._settings.lr.begin()
         self._rate = self._settings.lr.now
+
+    def closure_ends(self, optimizer: torch.optim.Optimizer) -> None:
+        """As ``LoopListener.closure_ends``."""
+        if optimizer is self._model.optimizer:
+            self._see_reduced()
 
     def optimizer_ends(self, optimizer: torch.optim.Optimizer | None) -> None:
         """As ``LoopListener.optimizer_ends``."""
@@ -284,16 +290,14 @@ class ObservedRun:
         if self._closed:
             raise ConfigError("run.step: this run has ended; observe again for another one")
         value = value_of(loss, self._losses)
-        began = time.perf_counter()
-        self._end_step(value, samples, tokens)
-        self._own_s += time.perf_counter() - began
+        with self._costs:
+            self._end_step(value, samples, tokens)
         here = self._steering.boundary(self.steps)
         if here.stop:
             self.close("stopped")
             return True
-        began = time.perf_counter()
-        self._begin_step()
-        self._own_s += time.perf_counter() - began
+        with self._costs:
+            self._begin_step()
         return False
 
     def _end_step(self, loss: Any, samples: int | None, tokens: int | None) -> None:
@@ -310,7 +314,7 @@ class ObservedRun:
         self._model.mark("monitor", -1)
         for observer in self._observers:
             observer.ends(step)
-        cost_ms = self._cost_ms()
+        cost_ms = self._costs.take(self._hooks.spent_s, self._observers)
         for observer in self._observers:
             observer.accounted(step, cost_ms)
         self._pieces_before = self._pieces
@@ -338,13 +342,6 @@ class ObservedRun:
         self._rows.keep(values, loss, self._grad_sq)
         if self._on_host:
             self._rows.write()
-
-    def _cost_ms(self) -> float:
-        """What observing cost since the last call: in threads, and in the loop, its observers with it."""
-        threads_s, own_s = self._log.cost_s + self._progress.sampling_s, self._own_s + self._hooks.spent_s
-        spent_s = (threads_s - self._told_s[0], own_s - self._told_s[1])
-        self._told_s = (threads_s, own_s)
-        return spent_s[0] * 1e3 + max(spent_s[1] * 1e3, sum(observer.cost_ms for observer in self._observers))
 
     def _tell_odd(self) -> None:
         self._unstepped = 0 if self._stepped else self._unstepped + 1
@@ -395,6 +392,7 @@ class ObservedRun:
     ) -> bool:
         if isinstance(error, RunStopped):
             return True
-        is_failure = error is not None and not (isinstance(error, SystemExit) and error.code in (None, 0))
-        self.close("failed" if is_failure else "finished", error if is_failure else None)
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            error = None
+        self.close("finished" if error is None else "failed", error)
         return False
