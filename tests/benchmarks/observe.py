@@ -7,11 +7,11 @@ workbench does not need), and it is said where they are not::
 
     pip install traceml-ai mindstudio-probe wandb
 
-Each side is a process of its own that trains on one thread, and they take turns of some steps, so that what else the
-machine does meets all alike; who waits is stopped (SIGSTOP), threads and helpers too. Counted is the time of the
-processor, of all threads of the process, and apart from it that of the processes that it started. Printed is the sum
-over all rounds relative to the bare loop's, with the quartiles that resampling the rounds gives. ``control`` is another
-bare loop: what its figure differs from 1 by is what two processes differ by on this machine.
+Each side is a process of its own that trains on one thread. They take turns of some steps, so that what else a machine
+does meets all alike; who waits is stopped (SIGSTOP), threads and helpers too. Counted is the processor's time, of all
+threads of the process, and apart from it that of the processes that it started. Printed is the sum over all rounds
+relative to the bare loop's, with the quartiles that resampling the rounds gives. ``control`` is a second bare loop: its
+figure differs from 1 by what two processes differ by on this machine.
 
 What each records: gradients, phases and device samples within 1 % (us); phases by ``trace_step`` under ``traceml run``
 in its mode "summary", and no gradients (TraceML); a histogram of each gradient in every 100th step, by default every

@@ -1,9 +1,10 @@
 """Loops that are observed and odd: ``observed_odd.py MODE OUT``. ``alone``: an optimizer that is swapped, a run whose
-optimizer never steps, and one that is never stepped. ``ranks``: one rank only observes; then a model of FSDP2, whose
-statistics stand beside those of a whole model in float64."""
+optimizer never steps, one that is never stepped, and two that are left. ``ranks``: one rank only observes; then a
+model of FSDP2, whose statistics stand beside those of a whole model in float64."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import sys
@@ -73,6 +74,39 @@ def uncalled() -> dict[str, Any]:
     return {"path": str(run.path)}
 
 
+def closed() -> dict[str, Any]:
+    """The gradients are computed by a closure within the optimizer's step, from two pieces of the batch."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    norms: list[float] = []
+    with workbench.observe(model, optimizer, name="closed", monitor=EVERY_STEP) as run:
+        for step in range(STEPS):
+
+            def closure(number: int = step) -> float:
+                for piece in range(2):
+                    x, y = batch(piece, number)
+                    (cross_entropy(model(x), y) / 2).backward()
+                norms.append(sum(float(p.grad.double().square().sum()) for p in model.parameters()) ** 0.5)  # type: ignore[union-attr]
+                return 0.0
+
+            optimizer.zero_grad()
+            optimizer.step(closure)
+            run.step()
+    return {"path": str(run.path), "norms": norms}
+
+
+def left(code: object) -> dict[str, Any]:
+    """The script leaves the block by ``sys.exit``."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    with contextlib.suppress(SystemExit), workbench.observe(model, optimizer, name="left") as run:
+        backward(model, 0)
+        optimizer.step()
+        run.step()
+        sys.exit(code)  # type: ignore[arg-type]
+    return {"path": str(run.path)}
+
+
 def one_rank(rank: int) -> str:
     """Rank 0 alone observes: what it is told."""
     model = network()
@@ -115,6 +149,7 @@ def sharded(rank: int, ranks: int) -> dict[str, Any]:
 def main(mode: str, out: Path) -> None:
     if mode == "alone":
         found = {"swapped": swapped(), "unstepped": unstepped(), "uncalled": uncalled()}
+        found |= {"closed": closed(), "left-well": left(0), "left-badly": left("no data")}
         (out / "found-0.json").write_text(json.dumps(found))
         return
     dist.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""The trainers of transformers and accelerate, observed: ``observed_trainers.py MODE OUT``."""
+"""The trainers of transformers, accelerate and Lightning, observed: ``observed_trainers.py MODE OUT``."""
 
 from __future__ import annotations
 
@@ -86,8 +86,56 @@ def by_accelerate(out: Path) -> list[dict[str, Any]]:
     return found
 
 
+def by_lightning(out: Path) -> list[dict[str, Any]]:
+    import lightning.pytorch as lightning
+
+    found: list[dict[str, Any]] = []
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.digits = Digits()
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = self.digits(**batch)["loss"]
+            mean = self.all_gather(loss.detach()).mean().item()
+            if index % 2:
+                found[-1]["loss"] = (found[-1]["loss"] + mean) / 2
+            else:
+                found.append({"loss": mean})
+            return loss
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            found[-1]["grad_norm"] = float(sum(each.double().square().sum() for each in gradients)) ** 0.5
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = workbench.WorkbenchCallback(name="lightning")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_steps=STEPS,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=out,
+    )
+    data = samples() * ranks
+    trainer.fit(Module(), torch.utils.data.DataLoader(data, batch_size=4))  # type: ignore[arg-type]
+    (out / "run-0").write_text(str(callback.run.path))
+    return found
+
+
 if __name__ == "__main__":
     directory = Path(sys.argv[2])
-    expected = (by_trainer if sys.argv[1] == "trainer" else by_accelerate)(directory)
+    by = {"trainer": by_trainer, "accelerate": by_accelerate, "lightning": by_lightning}
+    expected = by[sys.argv[1]](directory)
     if os.environ.get("RANK", "0") == "0":
         (directory / "expected.json").write_text(json.dumps(expected))

@@ -61,6 +61,12 @@ def test_an_optimizer_that_is_swapped_is_followed(alone: dict[str, Any]) -> None
     assert list(metrics["grad_norm"]) == pytest.approx(alone["swapped"]["norms"], rel=1e-5)
 
 
+def test_gradients_of_a_closure_are_seen_after_it(alone: dict[str, Any]) -> None:
+    run = Run(Path(alone["closed"]["path"]))
+    assert not warnings(run)
+    assert list(run.metrics()["grad_norm"]) == pytest.approx(alone["closed"]["norms"], rel=1e-5)
+
+
 def test_an_optimizer_that_never_steps_is_named(alone: dict[str, Any]) -> None:
     run = Run(Path(alone["unstepped"]["path"]))
     assert run.status == "finished" and run.last_step == 10
@@ -72,6 +78,13 @@ def test_a_loop_that_never_calls_step_is_told(alone: dict[str, Any]) -> None:
     run = Run(Path(alone["uncalled"]["path"]))
     assert run.status == "finished"
     assert "call it once after each step" in warnings(run)["step_not_called"]
+
+
+def test_a_block_that_is_left_by_an_exit_failed_where_its_code_says_so(alone: dict[str, Any]) -> None:
+    assert Run(Path(alone["left-well"]["path"])).status == "finished"
+    run = Run(Path(alone["left-badly"]["path"]))
+    (failed,) = run.events().query("name == 'failed'").itertuples()
+    assert run.status == "failed" and failed.value["evalue"] == "no data"
 
 
 def test_observing_on_one_rank_is_refused_and_the_ranks_meet_the_next_time(ranks: list[dict[str, Any]]) -> None:

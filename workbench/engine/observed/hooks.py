@@ -14,6 +14,8 @@ import torch
 from torch.nn.utils import clip_grad
 from torch.optim import optimizer as optimizers
 
+from workbench.engine.observed.deepspeed import Engine
+
 #: the functions of torch that scale gradients, and that compute by what, whatever they are called through (absent
 #: before torch 2.6)
 _CLIPS, _NORM = "_clip_grads_with_norm_", "_get_total_norm"
@@ -40,11 +42,15 @@ class LoopListener(Protocol):
     def clips(self, parameters: list[torch.Tensor], norm: torch.Tensor | None) -> None:
         """The gradients of ``parameters`` are about to be clipped by their L2 norm; None: by another one."""
 
-    def optimizer_begins(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer, ours or another, is about to step."""
+    def optimizer_begins(self, optimizer: torch.optim.Optimizer | None, computed: bool) -> None:
+        """An optimizer, ours or another, is about to step; None: the engine's. ``computed``: gradients are there, and
+        are not computed by a closure within the step."""
 
-    def optimizer_ends(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer has stepped."""
+    def closure_ends(self, optimizer: torch.optim.Optimizer) -> None:
+        """The closure that an optimizer's step was given has computed the gradients."""
+
+    def optimizer_ends(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """An optimizer has stepped; None: the engine's."""
 
 
 class _OfModule:
@@ -68,14 +74,19 @@ def unobserved(*args: Any) -> None:
     """The hook of a copy of an observed module."""
 
 
+def _named(closure: Callable[[], Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {"closure": closure} if "closure" in kwargs else {}
+
+
 def _unobserved() -> Callable[..., None]:
     return unobserved
 
 
 class LoopHooks:
     """Puts the hooks on when it is made; ``remove`` takes them off. An exception of the listener never reaches the
-    loop: it is given to ``failed``, and the listener is told nothing more. ``reduces``: whether
-    gradients are reduced, and ``backward_computed`` is to be told. ``spent_s``: the time of telling so far."""
+    loop: it is given to ``failed``, and the listener is told nothing more. ``reduces``: whether gradients are reduced,
+    and ``backward_computed`` is to be told. ``engine``: the one that ``model`` is. ``spent_s``: the time of telling so
+    far."""
 
     def __init__(
         self,
@@ -84,6 +95,7 @@ class LoopHooks:
         *,
         failed: Callable[[Exception], object],
         reduces: bool = True,
+        engine: Engine | None = None,
     ) -> None:
         self._reduces = reduces
         self._listener = listener
@@ -95,17 +107,43 @@ class LoopHooks:
         before = model.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
         after = model.register_forward_hook(_OfModule(self._forward_ends))
         self._undo += [before.remove, after.remove]
-        for handle in (
-            optimizers.register_optimizer_step_pre_hook(self._optimizer_begins),
-            optimizers.register_optimizer_step_post_hook(self._optimizer_ends),
-        ):
-            self._undo.append(handle.remove)
+        if engine is not None:
+            self._watch_engine(engine, model)
+        else:
+            for handle in (
+                optimizers.register_optimizer_step_pre_hook(self._optimizer_begins),
+                optimizers.register_optimizer_step_post_hook(self._optimizer_ends),
+            ):
+                self._undo.append(handle.remove)
         self._wrap(torch.Tensor, "backward", self._around_backward)
         self._norm: torch.Tensor | None = None  # the last that was computed
         self.sees_clipping = hasattr(clip_grad, _CLIPS) and hasattr(clip_grad, _NORM)
         if self.sees_clipping:
             self._wrap(clip_grad, _NORM, self._around_norm)
             self._wrap(clip_grad, _CLIPS, self._around_clipping)
+
+    def _watch_engine(self, engine: Engine, model: torch.nn.Module) -> None:
+        """The steps that an engine takes are those of its own optimizer, around torch's."""
+
+        def around_step(before: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                self._tell(self._listener.optimizer_begins, None, True)
+                found = before(*args, **kwargs)
+                if not engine.skipped():
+                    self._tell(self._listener.optimizer_ends, None)
+                return found
+
+            return step
+
+        def around_clipping(before: Callable[..., Any]) -> Callable[..., Any]:
+            def clip(*args: Any, **kwargs: Any) -> Any:
+                self._tell(self._listener.clips, [], None)
+                return before(*args, **kwargs)
+
+            return clip
+
+        self._wrap(engine.steps_by, "step", around_step)
+        self._wrap(model, engine.clips_by, around_clipping)
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -140,8 +178,19 @@ class LoopHooks:
     def _forward_ends(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._tell(self._listener.forward_ends, output, module.training and torch.is_grad_enabled())
 
-    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._tell(self._listener.optimizer_begins, optimizer)
+    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """``args`` have the optimizer itself first. With a closure, the step gets ours around it."""
+        given = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        self._tell(self._listener.optimizer_begins, optimizer, given is None)
+        if given is None:
+            return None
+
+        def closure() -> Any:
+            found = given()
+            self._tell(self._listener.closure_ends, optimizer)
+            return found
+
+        return (args[0], closure, *args[2:]) if len(args) > 1 else args, {**kwargs, **_named(closure, kwargs)}
 
     def _optimizer_ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._tell(self._listener.optimizer_ends, optimizer)

@@ -6,7 +6,8 @@ What can be seen depends on how the model is wrapped (``seen_of``):
 - ``DistributedDataParallel``: the local gradients, before they are reduced, too;
 - ``fully_shard`` (FSDP2) and ``FullyShardedDataParallel``: this rank's shards of the reduced gradients and of weights;
 - not wrapped, several ranks: gradients as the optimizer takes them, which are taken for those of replicas;
-- DeepSpeed's engine, Megatron's DDP: their gradients are in buffers of their own, and not seen.
+- DeepSpeed's engine: without ZeRO as replicas; with ZeRO it tells the global norm, and its partitions are not seen;
+- Megatron's DDP: its gradients are in a buffer of its own, and not seen.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import gc
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +33,7 @@ from workbench.engine.frameworks.torch_common.parameters import (
     rank_parameters,
     share_of_replicas,
 )
+from workbench.engine.observed.deepspeed import Engine
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
 
@@ -63,8 +65,15 @@ def wrapper_of(model: torch.nn.Module) -> torch.nn.Module:
 def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
     """What can be seen of ``model``, as the loop calls it, on ``ranks`` ranks."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__}
-    if any(name.startswith("deepspeed.") for name in names):
-        why = "DeepSpeed keeps gradients in partitions of its own: norms and statistics of gradients are not seen"
+    engine = Engine.of(model)
+    if engine is not None:
+        if engine.has_gradients:
+            return Seen(
+                "deepspeed", "DeepSpeed reduces gradients before they can be seen: local gradients are not seen"
+            )
+        why = (
+            "DeepSpeed keeps gradients and weights in partitions of its own: of gradients the global norm alone is seen"
+        )
         return Seen("deepspeed", why, gradients=False)
     if any(name.startswith("megatron.") for name in names):
         why = "Megatron's DDP reduces gradients in a buffer of its own (main_grad): gradients are not seen"
@@ -79,6 +88,13 @@ def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
         "for those of replicas"
     )
     return Seen("replicas", why) if ranks > 1 else Seen("single")
+
+
+class _UpdatesAll:
+    """Stands for an optimizer whose parameters are partitions: it updates all of the model that is trained."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
 
 
 class ObservedModel(PlannedRank):
@@ -99,8 +115,9 @@ class ObservedModel(PlannedRank):
         self.optimizer = optimizer
         self.seen = seen_of(model, spec.plan.ranks)
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
+        self.engine = Engine.of(model)
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        self.model: torch.nn.Module = inner
+        self.model: torch.nn.Module = inner if self.engine is None else self.engine.module
         self._scale = scale
         self._part_norms: PartNorms | None = None
         self.choose(optimizer)
@@ -109,7 +126,8 @@ class ObservedModel(PlannedRank):
 
     def choose(self, optimizer: torch.optim.Optimizer) -> None:
         """Watch what ``optimizer`` updates. ``ConfigError`` when that is nothing of the model."""
-        names = ModelNames(self.model, optimizer)
+        partitioned = self.seen.kind == "deepspeed" and not self.seen.gradients
+        names = ModelNames(self.model, _UpdatesAll(self.model) if partitioned else optimizer)
         held = rank_parameters(self.model, names)
         if not held:
             raise ConfigError(
@@ -183,7 +201,7 @@ class ObservedModel(PlannedRank):
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
-        if self.seen.kind == "fsdp":
+        if self.seen.kind == "fsdp" or not self.seen.gradients:
             return []
         chosen = self._chosen(self._mine, layers)
         return [weight_part(item, item.parameter, self.optimizer) for item in chosen]

@@ -15,18 +15,20 @@ import torch
 
 from workbench.core import background
 from workbench.core.config import TrainSpec
-from workbench.core.records import EventKind, StepRecord
+from workbench.core.records import EventKind
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import counts_tokens, samples_in, tokens_in
 from workbench.engine.observed.agreement import ObservedControl
+from workbench.engine.observed.costs import Costs
 from workbench.engine.observed.hooks import LoopHooks
 from workbench.engine.observed.loss import value_of
 from workbench.engine.observed.model import ObservedModel
 from workbench.engine.observed.recording import RankRecording
 from workbench.engine.observed.steered import NoData, ObservedSettings, ObservedSteering, OnCheckpoint, OwnCheckpoints
 from workbench.engine.observed.step_norm import StepNorm
+from workbench.engine.observed.step_rows import StepRows
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.errors import ConfigError
@@ -77,14 +79,20 @@ class ObservedRun:
             settings=self._settings, loop=own, control=self._control, log=self._log, enter=self._enter
         )
         self._told: set[str] = set()
-        self._unwritten: tuple[dict[str, Any], Any, Any] | None = None
-        self._own_s = 0.0
+        self._rows = StepRows(self._log, self._settings, self.tell_once)
+        self._costs = Costs(self._log, self._progress)
         self._unstepped = self._uncounted = 0
         self._pieces_before = 0
         self._around = ExitStack()
         self._closed = False
         self._in_step = False
-        self._hooks = LoopHooks(self, self._model.wrapper, failed=self._watch_no_more, reduces=spec.plan.ranks > 1)
+        self._hooks = LoopHooks(
+            self,
+            self._model.wrapper,
+            failed=self._watch_no_more,
+            reduces=spec.plan.ranks > 1,
+            engine=self._model.engine,
+        )
         self._begin()
 
     def _made_observers(self) -> list[StepObserver]:
@@ -102,7 +110,6 @@ class ObservedRun:
             self.tell_once("not_seen", self._model.seen.unseen)
         if not self._hooks.sees_clipping:
             self.tell_once("clipping_not_seen", "torch before 2.6: gradients are seen after clipping")
-        self._told_s = (self._log.cost_s + self._progress.sampling_s, 0.0)
         self._begin_step()
 
     # the loop, as hooks tell it
@@ -194,22 +201,31 @@ class ObservedRun:
             observer.reduced(self._progress.step)
         self._grad_sq = self._norm.squared()
 
-    def optimizer_begins(self, optimizer: torch.optim.Optimizer) -> None:
+    def optimizer_begins(self, optimizer: torch.optim.Optimizer | None, computed: bool = True) -> None:
         """As ``LoopListener.optimizer_begins``."""
+        optimizer = optimizer or self._model.optimizer
         if not self._in_step:
             return
         if optimizer is not self._model.optimizer and not self._adopts(optimizer):
             return
         self._scale = self._loss_scale()
-        self._mark("optimizer")
-        self._see_reduced()
+        if computed:
+            self._mark("optimizer")
+            self._see_reduced()
         self._settings.lr.begin()
         self._rate = self._settings.lr.now
 
-    def optimizer_ends(self, optimizer: torch.optim.Optimizer) -> None:
+    def closure_ends(self, optimizer: torch.optim.Optimizer) -> None:
+        """As ``LoopListener.closure_ends``."""
+        if optimizer is self._model.optimizer:
+            self._see_reduced()
+
+    def optimizer_ends(self, optimizer: torch.optim.Optimizer | None) -> None:
         """As ``LoopListener.optimizer_ends``."""
-        if not self._in_step or optimizer is not self._model.optimizer:
+        if not self._in_step or optimizer not in (None, self._model.optimizer):
             return
+        if self._model.engine is not None:
+            self._grad_sq = self._norm.told(self._model.engine.norm(), self._grad_sq)
         self._settings.lr.end()
         if not self._stepped:
             for observer in self._observers:
@@ -252,6 +268,8 @@ class ObservedRun:
         self._observers.clear()
 
     def _loss_scale(self) -> float:
+        if self._model.engine is not None:
+            return self._model.engine.loss_scale()
         return float(self._scaler.get_scale()) if self._scaler is not None and self._scaler.is_enabled() else 1.0
 
     # the script's own calls
@@ -272,16 +290,14 @@ class ObservedRun:
         if self._closed:
             raise ConfigError("run.step: this run has ended; observe again for another one")
         value = value_of(loss, self._losses)
-        began = time.perf_counter()
-        self._end_step(value, samples, tokens)
-        self._own_s += time.perf_counter() - began
+        with self._costs:
+            self._end_step(value, samples, tokens)
         here = self._steering.boundary(self.steps)
         if here.stop:
             self.close("stopped")
             return True
-        began = time.perf_counter()
-        self._begin_step()
-        self._own_s += time.perf_counter() - began
+        with self._costs:
+            self._begin_step()
         return False
 
     def _end_step(self, loss: Any, samples: int | None, tokens: int | None) -> None:
@@ -298,7 +314,7 @@ class ObservedRun:
         self._model.mark("monitor", -1)
         for observer in self._observers:
             observer.ends(step)
-        cost_ms = self._cost_ms()
+        cost_ms = self._costs.take(self._hooks.spent_s, self._observers)
         for observer in self._observers:
             observer.accounted(step, cost_ms)
         self._pieces_before = self._pieces
@@ -308,7 +324,7 @@ class ObservedRun:
             unit = "tokens" if tokens != samples else "samples"
             value = {"samples": samples * self.spec.plan.mesh.dp, "unit": unit}
             self._log.event(EventKind.DATA, "batch", value, step=step)
-        self._write_unwritten()
+        self._rows.write()
         values = dict(
             time=time.time(),
             step=step,
@@ -323,27 +339,9 @@ class ObservedRun:
             framework_norm=math.nan,
             monitor_ms=cost_ms,
         )
-        self._unwritten = (values, loss, self._grad_sq)
+        self._rows.keep(values, loss, self._grad_sq)
         if self._on_host:
-            self._write_unwritten()
-
-    def _cost_ms(self) -> float:
-        """What observing cost since the last call: in threads, and in the loop, its observers with it."""
-        threads_s, own_s = self._log.cost_s + self._progress.sampling_s, self._own_s + self._hooks.spent_s
-        spent_s = (threads_s - self._told_s[0], own_s - self._told_s[1])
-        self._told_s = (threads_s, own_s)
-        return spent_s[0] * 1e3 + max(spent_s[1] * 1e3, sum(observer.cost_ms for observer in self._observers))
-
-    def _write_unwritten(self) -> None:
-        """Write the record of the last step: on a GPU its numbers have arrived by the next one."""
-        if self._unwritten is None:
-            return
-        (values, loss, grad_sq), self._unwritten = self._unwritten, None
-        record = StepRecord(**values, loss=float(loss), grad_sq=math.nan if grad_sq is None else float(grad_sq))
-        if record.step % self._settings.log_every == 0:
-            self._log.append(record)
-        if not math.isfinite(record.loss):
-            self.tell_once("nonfinite_loss", str(record.loss))
+            self._rows.write()
 
     def _tell_odd(self) -> None:
         self._unstepped = 0 if self._stepped else self._unstepped + 1
@@ -376,7 +374,7 @@ class ObservedRun:
         for observer in self._observers:
             observer.phase("idle")
             observer.close()
-        self._write_unwritten()
+        self._rows.write()
         if not self.steps:
             self.tell_once(
                 "step_not_called", "run.step(loss) was never called: call it once after each optimizer.step()"
@@ -394,5 +392,7 @@ class ObservedRun:
     ) -> bool:
         if isinstance(error, RunStopped):
             return True
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            error = None
         self.close("finished" if error is None else "failed", error)
         return False

@@ -74,6 +74,10 @@ class StepNorm(StepObserver):
             return self._clipped_by.double().square() * (self._model.rank == 0)
         return self._model.grad_sq() if self._is_due else None
 
+    def told(self, norm: float | None, known: torch.Tensor | None) -> torch.Tensor | None:
+        """As ``squared``, of a step whose norm an engine tells after it; ``known`` where it tells none."""
+        return known if norm is None else torch.tensor(norm**2 if self._model.rank == 0 else 0.0)
+
     def ends(self, step: int) -> None:
         self.cost_ms = self._cost.take()
 

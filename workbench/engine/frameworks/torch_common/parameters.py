@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.names import users_name
 from workbench.engine.base.parts import WeightMatrix
+
+
+class Updating(Protocol):
+    """Has ``param_groups`` as torch's optimizers do."""
+
+    param_groups: list[dict[str, Any]]
 
 
 class ModelNames:
@@ -20,7 +27,7 @@ class ModelNames:
     requires a gradient and is updated by ``optimizer``.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: Updating) -> None:
         updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._is_trained: dict[tuple[str, str], bool] = {}
         self._owner: dict[tuple[str, str], str] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core import background
+from workbench.engine.observed.watched.exit_codes import ExitCode
 from workbench.engine.observed.watched.first_step import WhenImported, after_steps, model_of
 from workbench.engine.observed.watched.output import OutputCopy
 from workbench.engine.observed.watched.roles import WATCH_RANK, Role, role_of
@@ -45,7 +46,7 @@ class WatchedScript:
         self._run: ObservedRun | None = None
         self._steps_before = 0
         self._given_up = False
-        self._exit_code: object = None
+        self._exit_code = ExitCode()
         self._lock = threading.RLock()
         self._process = os.getpid()
 
@@ -59,16 +60,7 @@ class WatchedScript:
         atexit.register(self._output.end)
         atexit.register(self._guarded(self._end))
         background.timer(_WITHOUT_TORCH_S, self._without_torch, failed=self._give_up).start()
-        self._note_exit_codes()
-
-    def _note_exit_codes(self) -> None:
-        leave = sys.exit
-
-        def noted(status: Any = None, /) -> Any:
-            self._exit_code = status
-            leave(status)
-
-        sys.exit = noted
+        self._exit_code.begin()
 
     def _guarded(self, call: Callable[..., object]) -> Callable[..., None]:
         def guarded(*args: Any) -> None:
@@ -121,7 +113,6 @@ class WatchedScript:
     # the loop
 
     def _after_step(self, optimizer: Any) -> None:
-        self._exit_code = None
         stops: list[bool] = []
         self._guarded(lambda: stops.append(self._stepped(optimizer)))()
         if any(stops):
@@ -163,9 +154,7 @@ class WatchedScript:
 
     def _end(self) -> None:
         self._record()
-        error = getattr(sys, "last_value", None)
-        if error is None and self._exit_code not in (None, 0):
-            error = SystemExit(self._exit_code)
+        error = getattr(sys, "last_value", None) or self._exit_code.failure
         state = "finished" if error is None else "failed"
         if self._run is not None:
             self._run.close(state, error, others_come=False)

@@ -43,6 +43,7 @@ class Account:
     measurements: int = 0
 
     def earn(self, ms: float) -> None:
+        """Take the account's share of ``ms``, up to the limit of its credit."""
         self.credit_ms += ms * self.share
         if self.cost_ms is not None:
             self.credit_ms = min(self.credit_ms, max(_CREDIT_LIMIT * self.cost_ms, ms * self.share))
