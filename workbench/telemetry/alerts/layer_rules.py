@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.telemetry.alerts.gap_test import MOST, GapTest
 from workbench.telemetry.alerts.rules import Finding
 from workbench.telemetry.alerts.steps import StepView
-from workbench.telemetry.spikes import MAD_OF_NORMAL, THRESHOLD
 
 
 class _OfLayers:
@@ -109,35 +110,46 @@ class UpdateRatio(_OfLayers):
 
 
 class RankLayerDiffers:
-    """One layer whose gradients differ between replicas as those of no other layer do."""
+    """Layers whose gradients differ between replicas as they did not before, by ``GapTest``, while others do not: what
+    changes all of them is the rank's data, and no fault of a layer. Going backward, the first of them is the origin."""
 
     name, after, quiet = "rank_layer_differs", 1, 3
-    FACTOR, LEAST_LAYERS = 5.0, 4
+    FACTOR, LEAST_LAYERS, LASTING = 5.0, 4, 5
 
     def __init__(self) -> None:
-        self._before: np.ndarray | None = None
+        self._names: list[str] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._test = GapTest(dict.fromkeys((1, self.LASTING), float(np.log(self.FACTOR))))
+        self._usual: deque[np.ndarray] = deque(maxlen=MOST)
 
     def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
-        """Of two replicas, the one whose norm has moved more since the last look that found nothing."""
+        """Of two replicas, the one whose norm has moved more from what was usual."""
         table = _by_replica(view)
         if table is None or table[1].shape[0] < 2 or table[1].shape[1] < self.LEAST_LAYERS:
             return None
         names, logs = table
+        if self._names != names.tolist():
+            self._names = names.tolist()
+            self._begin()
         others = np.stack([np.median(np.delete(logs, place, axis=0), axis=0) for place in range(len(logs))])
-        gaps = logs - others
-        gaps -= np.median(gaps, axis=1, keepdims=True)
-        spread = np.median(np.abs(gaps), axis=1, keepdims=True) / MAD_OF_NORMAL
-        beyond = np.abs(gaps) > np.maximum(np.log(self.FACTOR), THRESHOLD * spread)
-        before = self._before if self._before is not None and self._before.shape == logs.shape else others
+        beyond = self._test.look(logs - others)
+        if not beyond.any():
+            if not is_active:
+                self._test.accept()
+                self._usual.append(logs)
+            return []
+        if beyond.any(axis=0).all():
+            return []
+        usual = np.median(np.stack(self._usual), axis=0) if self._usual else others
         found = []
         for layer in np.flatnonzero(beyond.any(axis=0)):
-            moved = np.where(beyond[:, layer], np.abs(logs - before)[:, layer], -1.0)
+            moved = np.where(beyond[:, layer], np.abs(logs - usual)[:, layer], -1.0)
             rank = int(moved.argmax())
             value, limit = (float(np.exp(each[rank, layer])) for each in (logs, others))
             place = rank * view.block
             found.append(Finding(where="backward", value=value, limit=limit, rank=place, layer=str(names[layer])))
-        if not found:
-            self._before = logs
         return found
 
 
