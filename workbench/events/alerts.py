@@ -252,6 +252,13 @@ RULES: dict[str, RuleWords] = {
         meaning="The layer stands still: its update is lost in rounding, or the rate is far too low.",
         advice="Raise the rate, or keep fp32 master weights.",
     ),
+    "update_drift": RuleWords(
+        title="updates grow",
+        fires="after warm-up and step 25, the median layer's update is twice the smallest of 50 steps, and above 1 %",
+        meaning="Steps get longer though the rate should fall or stay: the rate rises, or gradients change their size.",
+        advice="Look at the learning rate and its schedule; lower the rate (%dist_set lr=x0.5).",
+        unit="%",
+    ),
     "rank_loss_differs": RuleWords(
         title="a rank's loss differs",
         beside="others",

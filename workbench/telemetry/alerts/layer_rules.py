@@ -109,6 +109,41 @@ class UpdateRatio(_OfLayers):
         ]
 
 
+class UpdateDrift:
+    """The update of the median layer, relative to its norm, beside the smallest of the steps before. While the rate
+    rises from the start of the run (a warm-up) nothing is judged."""
+
+    name, after, quiet = "update_drift", 1, 3
+    TIMES, LEAST, STEPS, FROM_STEP = 2.0, 0.01, 50, 25
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque()
+        self._rate = -np.inf
+        self._warms_up = True
+
+    def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
+        """Ten times what is usual (0.1 % a step) is the least that counts."""
+        rate = view.values.get("lr", np.nan)
+        self._warms_up &= not rate <= self._rate
+        self._rate = rate if np.isfinite(rate) else self._rate
+        if view.weights is None or view.values.get("skipped"):
+            return None
+        ratios = view.weights["update_ratio"].astype(float)
+        ratios = ratios[np.isfinite(ratios)]
+        if not ratios.size:
+            return None
+        value = float(np.median(ratios))
+        while self._recent and self._recent[0][0] < view.step - self.STEPS:
+            self._recent.popleft()
+        usual = min((ratio for _, ratio in self._recent), default=np.inf)
+        limit = max(self.TIMES * usual, self.LEAST)
+        self._recent.append((view.step, value))
+        if self._warms_up or view.step <= self.FROM_STEP:
+            self._recent.clear()
+            return None
+        return [Finding(where="update", value=value, limit=limit)] if value > limit else []
+
+
 class RankLayerDiffers:
     """Layers whose gradients differ between replicas as they did not before, by ``GapTest``, while others do not: what
     changes all of them is the rank's data, and no fault of a layer. Going backward, the first of them is the origin."""
