@@ -8,8 +8,8 @@ import pytest
 from tests.engine import models
 from tests.engine.watched_inside import as_rows
 from workbench.core.config import TrainSpec
-from workbench.core.records import ActivationStats, AttentionStats, SpectralStats
-from workbench.telemetry.inside.activations import combine, combine_attention, whole_batch
+from workbench.core.records import ActivationStats, AttentionStats, RouterStats, SpectralStats
+from workbench.telemetry.inside.activations import combine, combine_attention, combine_routers, whole_batch
 from workbench.telemetry.inside.spectra import combine_spectra
 
 TP = {"plugin": "hybrid", "tp": 2}
@@ -117,6 +117,19 @@ def test_attention_is_that_of_the_formula(pool, ranks, model, options):
         assert row["entropy_share"] == pytest.approx(known["entropy_share"], rel=1e-4)
         assert row["max_logit"] == pytest.approx(known["max_logit"], rel=1e-3)
     assert all("ActivationStats" not in rank for rank in found), "nobody asked for them"
+
+
+@pytest.mark.parametrize("options", [{"plugin": "ddp"}, TP, PP], ids=str)
+def test_routers_of_mixtral_are_those_of_one_process(pool, options):
+    (expected,) = pool.run(1, "tests.engine.watched_inside:routers_alone", model="mixtral")
+    found, mesh = _watch(pool, 2, "mixtral", {**INSIDE, **options, "watch": "routers"})
+    table = combine_routers(as_rows(found, RouterStats), mesh).set_index("layer")
+    assert set(table.index) == set(expected) and len(expected) == 2
+    for layer, known in expected.items():
+        row = table.loc[layer]
+        assert row["tokens"] == known["tokens"] and row["entropy"] == pytest.approx(known["entropy"], rel=1e-5)
+        np.testing.assert_allclose(row["load"], known["load"], atol=1e-9)
+        assert row["max_load"] == pytest.approx(4 * max(known["load"]))
 
 
 def test_watching_is_switched_on_and_off_while_it_trains(pool):

@@ -121,6 +121,30 @@ def attention_alone(rank: int, ranks: int, directory: Path, *, model: str) -> di
     return found
 
 
+def routers_alone(rank: int, ranks: int, directory: Path, *, model: str) -> dict[str, dict[str, Any]]:
+    """Of one process in float64 with the whole batch: entropy and load of each router, by NumPy."""
+    network = models.model(model).double().train()
+    found: dict[str, dict[str, Any]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: torch.Tensor) -> None:
+            logits = output.detach().numpy()
+            chances = np.exp(logits - logits.max(-1, keepdims=True))
+            chances /= chances.sum(-1, keepdims=True)
+            chosen = np.argsort(-logits, axis=-1)[:, : network.config.num_experts_per_tok]
+            load = np.bincount(chosen.ravel(), minlength=logits.shape[-1])
+            entropy = float(-np.sum(chances * np.log(chances), axis=-1).mean())
+            found[name] = {"tokens": len(logits), "entropy": entropy, "load": (load / load.sum()).tolist()}
+
+        return hook
+
+    for name, module in network.named_modules():
+        if name.endswith(".gate"):
+            module.register_forward_hook(keep(name))
+    models.outputs(network, models.batch(model, 0))
+    return found
+
+
 def alone(
     rank: int, ranks: int, directory: Path, *, model: str, share: int = 0, of: int = 1
 ) -> dict[str, dict[str, Any]]:
@@ -167,4 +191,12 @@ def as_rows(found: list[dict[str, Any]], record: type) -> dict[str, np.ndarray]:
     """The records of a type of all ranks, as columns."""
     rows = [row for rank in found for row in rank.get(record.__name__, [])]
     names = [field.name for field in dataclasses.fields(record)]
-    return {name: np.array([row[name] for row in rows]) for name in names}
+    return {name: _column([row[name] for row in rows]) for name in names}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if not values or not isinstance(values[0], list):
+        return np.array(values)
+    lists = np.empty(len(values), dtype=object)
+    lists[:] = values
+    return lists

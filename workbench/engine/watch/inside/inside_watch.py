@@ -151,9 +151,9 @@ class InsideWatch(StepObserver):
             with self._cost:
                 if "activations" in self._watched:
                     collector.take((layer, what, micro_batch, sharded), tensor)
-                if what == "output" and layer in self._routers:
-                    top_k = self._routers[layer]
-                    collector.take_router((layer, micro_batch, top_k), *routed(tensor, top_k))
+                router = self._routers.get(layer) if what == "output" else None
+                if router is not None and tensor.shape[-1] == router.experts:
+                    collector.take_router((layer, micro_batch, router.top_k), *routed(tensor, router.top_k))
 
         aside: Any = self._strategy.aside(taken)  # takes one argument, whatever it is
         return lambda *found: aside(found)
