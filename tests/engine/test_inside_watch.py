@@ -157,6 +157,15 @@ def test_the_governor_chooses_steps_and_all_ranks_look_at_the_same(pool, options
     assert [{row["step"] for row in rank["AttentionStats"]} for rank in found] == steps
 
 
+def test_it_is_said_why_a_tiny_model_is_looked_at_rarely(pool):
+    options = {"plugin": "ddp", "steps": 21, "watch": "activations", "budget": 1e-6}
+    (found,), _ = _watch(pool, 1, "plain", options)
+    (text,) = [text for text in found["told"] if text.startswith("watched_rarely")]
+    assert "looked inside in 1 of 20 steps" in text and "watch_every=10" in text
+    (found,), _ = _watch(pool, 1, "plain", {**options, "watch_every": 15})
+    assert not [text for text in found["told"] if text.startswith("watched_rarely")], "somebody chose it"
+
+
 def test_a_compiled_model_is_refused_with_what_to_do(pool):
     with pytest.raises(Exception, match=r"is compiled .* leave torch\.compile out, or watch=off"):
         _watch(pool, 1, "plain", {**INSIDE, "plugin": "ddp"}, wrap="compile")

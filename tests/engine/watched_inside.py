@@ -52,6 +52,8 @@ def train(
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, model, wrap=wrap)
         strategy.workload.data = Batches(model)
+        told: list[str] = []
+        strategy.tell = lambda name, text: told.append(f"{name}: {text}")
         if change:
             CHANGES[change](users_model(strategy.module))
         observers = [Script(directory, rank, dict(script or {}), 0.0)]
@@ -75,7 +77,7 @@ def train(
             strategy.close()
     rows = log.rows()
     refused = [json.loads(row["value"]) for row in rows.pop("Event", []) if row["kind"] == "refused"]
-    return {**rows, "hooks": hooks, "refused": refused, "matrices": matrices}
+    return {**rows, "hooks": hooks, "refused": refused, "matrices": matrices, "told": told}
 
 
 def _checkpointed(reentrant: bool) -> Callable[[torch.nn.Module], None]:
