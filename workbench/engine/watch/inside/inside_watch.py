@@ -229,8 +229,8 @@ class InsideWatch(StepObserver):
             self._strategy.tell(
                 "watched_rarely",
                 f"looked inside in {self._looks} of {self._seen} steps, as a look costs more than the monitoring "
-                "budget earns in a step of this model: watch_every=10 (%dist_set, or --watch-every 10) looks at every 10th, "
-                "whatever it costs; watch_layers looks at fewer modules",
+                "budget earns in a step of this model: watch_every=10 (%dist_set, or --watch-every 10) looks at every "
+                "10th, whatever it costs; watch_layers looks at fewer modules",
             )
 
     def rolled_back(self, step: int) -> None:
