@@ -1,6 +1,6 @@
 """At which step each alert begins, beside the step at which the loss shows a fault: three planted faults, healthy runs.
 
-    python -m tests.benchmarks.early_warning [--steps 240] [--at 120] [--healthy 5] [--first-seed 1]
+    python -m tests.benchmarks.early_warning [--steps 240] [--at 120] [--healthy 5] [--first-seed 1] [--logged DIR]
 
 A small Llama (recipe stdlib-llama, tiny) learns on 2 CPU ranks. Faults begin at step ``--at``:
 
@@ -11,7 +11,10 @@ A small Llama (recipe stdlib-llama, tiny) learns on 2 CPU ranks. Faults begin at
 
 "The loss shows it": from this step on, the median of 10 losses lies 2 % above the largest of the healthy runs, for 10
 steps.
-The faulty runs have the first seed; what begins before the fault is a false alarm, as is everything in healthy runs.
+
+With ``--logged DIR`` nothing is trained: the alerts of the runs that an earlier call left in DIR are found again, by
+the rules as they are now. The faulty runs have the first seed; what begins before the fault is a false alarm, as is
+everything in healthy runs.
 Thresholds (workbench/events/alerts.py) were chosen on runs with seeds from 101 on.
 """
 
@@ -28,6 +31,7 @@ from tests.benchmarks.machine import describe_machine
 from workbench.cluster.session import Session
 from workbench.events.alerts import BEGINS, alerts_of
 from workbench.run import api
+from workbench.telemetry.alerts.engine import find_alerts
 
 FAULTS = ("rate", "attention", "batch", "gradient")
 CELL = """
@@ -85,9 +89,17 @@ def train(fault: str, seed: int, given: argparse.Namespace) -> api.Run:
     return api.train(options, cell=CELL.format(fault=fault, at=given.at)).wait()
 
 
-def begins(run: api.Run) -> list[tuple[int, str, str]]:
-    """Step, name and sentence of the alerts of a run, as they were logged."""
-    found = alerts_of(run.store.table("events"))
+def trained(fault: str, seed: int, given: argparse.Namespace) -> api.Run:
+    """The run of a fault ("": healthy): trained now, or logged before."""
+    if given.logged is None:
+        return train(fault, seed, given)
+    kept = sorted(path for path in given.logged.iterdir() if path.name.endswith(f"-{fault or 'healthy'}"))
+    return api.Run(kept[0 if fault else seed - given.first_seed])
+
+
+def begins(run: api.Run, given: argparse.Namespace) -> list[tuple[int, str, str]]:
+    """Step, name and sentence of the alerts of a run, as they were logged, or found anew."""
+    found = alerts_of(run.store.table("events")) if given.logged is None else find_alerts(run.path)
     return [(alert.step, alert.name, alert.sentence()) for alert in found if alert.state == BEGINS]
 
 
@@ -110,26 +122,27 @@ def main() -> None:
     parser.add_argument("--healthy", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--grad-every", type=int, default=5)
+    parser.add_argument("--logged", type=Path, metavar="DIR", help="runs that were trained before")
     parser.add_argument("--faults", nargs="*", default=FAULTS)
     given = parser.parse_args()
     print(describe_machine())
     os.environ.setdefault("WORKBENCH_HOME", tempfile.mkdtemp())
     healthy, false = [], 0
     for seed in range(given.first_seed, given.first_seed + given.healthy):
-        run = train("", seed, given)
+        run = trained("", seed, given)
         healthy.append(smooth(run))
-        found = begins(run)
+        found = begins(run, given)
         false += len(found)
         print(f"healthy, seed {seed}: {found or 'no alert'}", flush=True)
     print(f"{false} false alarms in {given.healthy} healthy runs of {given.steps} steps\n")
     print("| fault | the loss shows it at step | alerts, and at which step they begin | false alarms |\n|--|--|--|--|")
     for fault in given.faults:
-        run = train(fault, given.first_seed, given)
-        shown, found = first_shown(smooth(run), healthy, given.at), begins(run)
+        run = trained(fault, given.first_seed, given)
+        shown, found = first_shown(smooth(run), healthy, given.at), begins(run, given)
         told = "; ".join(f"{step}: {text}" for step, _, text in found if step > given.at)
         early = sum(step <= given.at for step, _, _ in found)
         print(f"| {fault}, from step {given.at + 1} | {shown or 'never'} | {told or 'none'} | {early} |", flush=True)
-    print(f"\nruns in {Path(os.environ['WORKBENCH_HOME'])}")
+    print(f"\nruns in {given.logged or os.environ['WORKBENCH_HOME']}")
     session = Session.current()
     if session is not None:
         session.down()

@@ -55,7 +55,16 @@ def _vit() -> torch.nn.Module:
     return ViTForImageClassification(ViTConfig(hidden_dropout_prob=0.0, **sizes, **images))
 
 
+def _mixtral() -> torch.nn.Module:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "num_local_experts": 4}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **sizes))
+
+
 _TRANSFORMERS = {
+    "mixtral": _mixtral,
     "llama": _llama,
     "shallow": functools.partial(_llama, layers=2),
     "tied": _tied,

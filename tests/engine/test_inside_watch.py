@@ -8,8 +8,8 @@ import pytest
 from tests.engine import models
 from tests.engine.watched_inside import as_rows
 from workbench.core.config import TrainSpec
-from workbench.core.records import ActivationStats, AttentionStats, SpectralStats
-from workbench.telemetry.inside.activations import combine, combine_attention, whole_batch
+from workbench.core.records import ActivationStats, AttentionStats, RouterStats, SpectralStats
+from workbench.telemetry.inside.activations import combine, combine_attention, combine_routers, whole_batch
 from workbench.telemetry.inside.spectra import combine_spectra
 
 TP = {"plugin": "hybrid", "tp": 2}
@@ -119,6 +119,19 @@ def test_attention_is_that_of_the_formula(pool, ranks, model, options):
     assert all("ActivationStats" not in rank for rank in found), "nobody asked for them"
 
 
+@pytest.mark.parametrize("options", [{"plugin": "ddp"}, TP, PP], ids=str)
+def test_routers_of_mixtral_are_those_of_one_process(pool, options):
+    (expected,) = pool.run(1, "tests.engine.watched_inside:routers_alone", model="mixtral")
+    found, mesh = _watch(pool, 2, "mixtral", {**INSIDE, **options, "watch": "routers"})
+    table = combine_routers(as_rows(found, RouterStats), mesh).set_index("layer")
+    assert set(table.index) == set(expected) and len(expected) == 2
+    for layer, known in expected.items():
+        row = table.loc[layer]
+        assert row["tokens"] == known["tokens"] and row["entropy"] == pytest.approx(known["entropy"], rel=1e-5)
+        np.testing.assert_allclose(row["load"], known["load"], atol=1e-9)
+        assert row["max_load"] == pytest.approx(4 * max(known["load"]))
+
+
 def test_watching_is_switched_on_and_off_while_it_trains(pool):
     script = {
         "2": [["watch", "activations"]], "3": [["watch_layers", "mlp$|q_proj"]], "5": [["watch", "off"]],
@@ -142,6 +155,15 @@ def test_the_governor_chooses_steps_and_all_ranks_look_at_the_same(pool, options
     steps = [{row["step"] for row in rank["ActivationStats"]} for rank in found]
     assert steps[0] == steps[1] and 1 in steps[0] and 1 < len(steps[0]) < 30
     assert [{row["step"] for row in rank["AttentionStats"]} for rank in found] == steps
+
+
+def test_it_is_said_why_a_tiny_model_is_looked_at_rarely(pool):
+    options = {"plugin": "ddp", "steps": 21, "watch": "activations", "budget": 1e-6}
+    (found,), _ = _watch(pool, 1, "plain", options)
+    (text,) = [text for text in found["told"] if text.startswith("watched_rarely")]
+    assert "looked inside in 1 of 20 steps" in text and "watch_every=10" in text
+    (found,), _ = _watch(pool, 1, "plain", {**options, "watch_every": 15})
+    assert not [text for text in found["told"] if text.startswith("watched_rarely")], "somebody chose it"
 
 
 def test_a_compiled_model_is_refused_with_what_to_do(pool):

@@ -52,6 +52,8 @@ def train(
     with joined(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, model, wrap=wrap)
         strategy.workload.data = Batches(model)
+        told: list[str] = []
+        strategy.tell = lambda name, text: told.append(f"{name}: {text}")
         if change:
             CHANGES[change](users_model(strategy.module))
         observers = [Script(directory, rank, dict(script or {}), 0.0)]
@@ -75,7 +77,7 @@ def train(
             strategy.close()
     rows = log.rows()
     refused = [json.loads(row["value"]) for row in rows.pop("Event", []) if row["kind"] == "refused"]
-    return {**rows, "hooks": hooks, "refused": refused, "matrices": matrices}
+    return {**rows, "hooks": hooks, "refused": refused, "matrices": matrices, "told": told}
 
 
 def _checkpointed(reentrant: bool) -> Callable[[torch.nn.Module], None]:
@@ -118,6 +120,30 @@ def attention_alone(rank: int, ranks: int, directory: Path, *, model: str) -> di
         models.outputs(network, data)
     finally:
         torch.nn.functional.scaled_dot_product_attention = product
+    return found
+
+
+def routers_alone(rank: int, ranks: int, directory: Path, *, model: str) -> dict[str, dict[str, Any]]:
+    """Of one process in float64 with the whole batch: entropy and load of each router, by NumPy."""
+    network = models.model(model).double().train()
+    found: dict[str, dict[str, Any]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: torch.Tensor) -> None:
+            logits = output.detach().numpy()
+            chances = np.exp(logits - logits.max(-1, keepdims=True))
+            chances /= chances.sum(-1, keepdims=True)
+            chosen = np.argsort(-logits, axis=-1)[:, : network.config.num_experts_per_tok]
+            load = np.bincount(chosen.ravel(), minlength=logits.shape[-1])
+            entropy = float(-np.sum(chances * np.log(chances), axis=-1).mean())
+            found[name] = {"tokens": len(logits), "entropy": entropy, "load": (load / load.sum()).tolist()}
+
+        return hook
+
+    for name, module in network.named_modules():
+        if name.endswith(".gate"):
+            module.register_forward_hook(keep(name))
+    models.outputs(network, models.batch(model, 0))
     return found
 
 
@@ -167,4 +193,12 @@ def as_rows(found: list[dict[str, Any]], record: type) -> dict[str, np.ndarray]:
     """The records of a type of all ranks, as columns."""
     rows = [row for rank in found for row in rank.get(record.__name__, [])]
     names = [field.name for field in dataclasses.fields(record)]
-    return {name: np.array([row[name] for row in rows]) for name in names}
+    return {name: _column([row[name] for row in rows]) for name in names}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if not values or not isinstance(values[0], list):
+        return np.array(values)
+    lists = np.empty(len(values), dtype=object)
+    lists[:] = values
+    return lists

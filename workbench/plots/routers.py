@@ -19,7 +19,7 @@ NAME = "routers"
 TITLE = "Expert load (busiest expert of each router, 1: even)"
 TAB = "inside"
 AXIS = "step"
-EMPTY = "No router of experts was looked at: --watch routers does, of modules called gate or router."
+EMPTY = "No router of experts was looked at: --watch routers does, where a layer has a row for each expert."
 WIDE = True
 HEIGHT = 300
 

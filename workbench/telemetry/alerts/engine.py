@@ -23,6 +23,7 @@ from workbench.telemetry.alerts.layer_rules import (
     DeadLayer,
     ExplodingLogits,
     RankLayerDiffers,
+    UpdateDrift,
     UpdateRatio,
     VanishingGradient,
 )
@@ -61,6 +62,7 @@ def built_in() -> list[Rule]:
         ExplodingLogits(),
         UpdateRatio(is_low=False),
         UpdateRatio(is_low=True),
+        UpdateDrift(),
         RankDiffers(
             "rank_loss_differs", "loss", replica_losses, at_once=LEAST_SHARE["loss"], lasting=LEAST_SHARE["loss"]
         ),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.telemetry.alerts.gap_test import MOST, GapTest
 from workbench.telemetry.alerts.rules import Finding
 from workbench.telemetry.alerts.steps import StepView
-from workbench.telemetry.spikes import MAD_OF_NORMAL, THRESHOLD
 
 
 class _OfLayers:
@@ -108,36 +109,82 @@ class UpdateRatio(_OfLayers):
         ]
 
 
-class RankLayerDiffers:
-    """One layer whose gradients differ between replicas as those of no other layer do."""
+class UpdateDrift:
+    """The update of the median layer, relative to its norm, beside the smallest of the steps before. While the rate
+    rises from the start of the run (a warm-up) nothing is judged."""
 
-    name, after, quiet = "rank_layer_differs", 1, 3
-    FACTOR, LEAST_LAYERS = 5.0, 4
+    name, after, quiet = "update_drift", 1, 3
+    TIMES, LEAST, STEPS, FROM_STEP = 2.0, 0.01, 50, 25
 
     def __init__(self) -> None:
-        self._before: np.ndarray | None = None
+        self._recent: deque[tuple[int, float]] = deque()
+        self._rate = -np.inf
+        self._warms_up = True
 
     def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
-        """Of two replicas, the one whose norm has moved more since the last look that found nothing."""
+        """Ten times what is usual (0.1 % a step) is the least that counts."""
+        rate = view.values.get("lr", np.nan)
+        self._warms_up &= not rate <= self._rate
+        self._rate = rate if np.isfinite(rate) else self._rate
+        if view.weights is None or view.values.get("skipped"):
+            return None
+        ratios = view.weights["update_ratio"].astype(float)
+        ratios = ratios[np.isfinite(ratios)]
+        if not ratios.size:
+            return None
+        value = float(np.median(ratios))
+        while self._recent and self._recent[0][0] < view.step - self.STEPS:
+            self._recent.popleft()
+        usual = min((ratio for _, ratio in self._recent), default=np.inf)
+        limit = max(self.TIMES * usual, self.LEAST)
+        self._recent.append((view.step, value))
+        if self._warms_up or view.step <= self.FROM_STEP:
+            self._recent.clear()
+            return None
+        return [Finding(where="update", value=value, limit=limit)] if value > limit else []
+
+
+class RankLayerDiffers:
+    """Layers whose gradients differ between replicas as they did not before, by ``GapTest``, while others do not: what
+    changes all of them is the rank's data, and no fault of a layer. Going backward, the first of them is the origin."""
+
+    name, after, quiet = "rank_layer_differs", 1, 3
+    FACTOR, LEAST_LAYERS, LASTING = 5.0, 4, 5
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._test = GapTest(dict.fromkeys((1, self.LASTING), float(np.log(self.FACTOR))))
+        self._usual: deque[np.ndarray] = deque(maxlen=MOST)
+
+    def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
+        """Of two replicas, the one whose norm has moved more from what was usual."""
         table = _by_replica(view)
         if table is None or table[1].shape[0] < 2 or table[1].shape[1] < self.LEAST_LAYERS:
             return None
         names, logs = table
+        if self._names != names.tolist():
+            self._names = names.tolist()
+            self._begin()
         others = np.stack([np.median(np.delete(logs, place, axis=0), axis=0) for place in range(len(logs))])
-        gaps = logs - others
-        gaps -= np.median(gaps, axis=1, keepdims=True)
-        spread = np.median(np.abs(gaps), axis=1, keepdims=True) / MAD_OF_NORMAL
-        beyond = np.abs(gaps) > np.maximum(np.log(self.FACTOR), THRESHOLD * spread)
-        before = self._before if self._before is not None and self._before.shape == logs.shape else others
+        beyond = self._test.look(logs - others)
+        if not beyond.any():
+            if not is_active:
+                self._test.accept()
+                self._usual.append(logs)
+            return []
+        if beyond.any(axis=0).all():
+            return []
+        usual = np.median(np.stack(self._usual), axis=0) if self._usual else others
         found = []
         for layer in np.flatnonzero(beyond.any(axis=0)):
-            moved = np.where(beyond[:, layer], np.abs(logs - before)[:, layer], -1.0)
+            moved = np.where(beyond[:, layer], np.abs(logs - usual)[:, layer], -1.0)
             rank = int(moved.argmax())
             value, limit = (float(np.exp(each[rank, layer])) for each in (logs, others))
             place = rank * view.block
             found.append(Finding(where="backward", value=value, limit=limit, rank=place, layer=str(names[layer])))
-        if not found:
-            self._before = logs
         return found
 
 

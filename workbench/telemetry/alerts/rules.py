@@ -14,8 +14,9 @@ import numpy as np
 
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number
+from workbench.telemetry.alerts.gap_test import LEAST, MOST, GapTest
 from workbench.telemetry.alerts.steps import StepView
-from workbench.telemetry.spikes import LEAST_SHARE, MAD_OF_NORMAL, THRESHOLD
+from workbench.telemetry.spikes import LEAST_SHARE, MAD_OF_NORMAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,50 +213,49 @@ class MemoryCreep:
 
 
 class RankDiffers:
-    """One replica's value beside the others': how far, of what it was far before."""
+    """One replica's value beside the others', by ``GapTest``. ``at_once``, ``lasting``: shares by which a value, or the
+    median of several looks, has to lie off the others' to count at all."""
 
     after, quiet = 1, 10
-    STEPS, LEAST, LASTING = 50, 10, 5
+    LASTING = (5, 20)
 
     def __init__(
         self, name: str, where: str, read: Callable[[StepView], np.ndarray | None], at_once: float, lasting: float
     ) -> None:
         self.name = name
         self._where, self._read = where, read
-        self._at_once, self._lasting = math.log1p(at_once), math.log1p(lasting)
-        self._gaps: deque[np.ndarray] = deque(maxlen=self.STEPS)
-        self._values: deque[np.ndarray] = deque(maxlen=self.STEPS)
-        self._newest: deque[np.ndarray] = deque(maxlen=self.LASTING)
+        self._test = GapTest({1: math.log1p(at_once), **dict.fromkeys(self.LASTING, math.log1p(lasting))})
+        self._values: deque[np.ndarray] = deque(maxlen=MOST + max(self.LASTING))
 
     def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
-        """A gap that is large at once, or one that is there in most of the last ``LASTING`` looks."""
+        """A gap that is large at once, or one that lasts."""
         values = self._read(view)
         if values is None or values.size < 2 or not (np.isfinite(values) & (values > 0)).all():
             return None
         logs = np.log(values)
         gaps = np.array([logs[place] - np.median(np.delete(logs, place)) for place in range(logs.size)])
-        self._newest.append(gaps)
-        found = self._find(gaps, logs, values, view) if len(self._gaps) >= self.LEAST else None
-        if not is_active and not found:  # a fault does not become what is usual
-            self._gaps.append(gaps)
+        beyond = self._test.look(gaps)
+        if beyond.any():
+            # of two that differ from each other, the one that differs more from where it was going
+            expected = _continued(list(self._values), max(self.LASTING)) if self._values else logs - gaps
+            chosen = int(np.argmax(np.where(beyond, np.abs(logs - expected) + np.abs(gaps) / 1e3, -1.0)))
+            others = float(np.exp(np.median(np.delete(logs, chosen))))
+            rank = chosen * view.block
+            return [Finding(where=self._where, value=float(values[chosen]), limit=others, rank=rank)]
+        if not is_active:
+            self._test.accept()
             self._values.append(logs)
-        return found
+        return []
 
-    def _find(self, gaps: np.ndarray, logs: np.ndarray, values: np.ndarray, view: StepView) -> list[Finding]:
-        before = np.stack(self._gaps)
-        middle = np.median(before, axis=0)
-        spread = np.median(np.abs(before - middle), axis=0) / MAD_OF_NORMAL
-        at_once = np.abs(gaps) > np.maximum(self._at_once, THRESHOLD * spread)
-        error = spread / math.sqrt(self.LASTING)
-        newest = np.median(np.stack(self._newest), axis=0)
-        lasting = np.abs(newest) > np.maximum(self._lasting, 6 * error)
-        if not (at_once | lasting).any():
-            return []
-        # of two that differ from each other, the one that differs more from what it was
-        moved = np.abs(logs - np.median(np.stack(self._values), axis=0)) + np.abs(gaps) / 1e3
-        chosen = int(np.argmax(np.where(at_once | lasting, moved, -1.0)))
-        others = float(np.exp(np.median(np.delete(logs, chosen))))
-        return [Finding(where=self._where, value=float(values[chosen]), limit=others, rank=chosen * view.block)]
+
+def _continued(before: Sequence[np.ndarray], left_out: int) -> np.ndarray:
+    """The straight line through the values before (of each replica), at the step that follows them; without the newest
+    ``left_out`` of them, where a fault may be already, if there are enough."""
+    kept = before[:-left_out] if len(before) >= left_out + LEAST else before
+    if len(kept) < 2:
+        return kept[-1]
+    slope, level = np.polyfit(np.arange(len(kept)), np.stack(kept), 1)
+    return np.asarray(level + slope * len(before))
 
 
 def replica_losses(view: StepView) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from workbench.core.records import columns_of
 from workbench.core.watches import parse_watch
 from workbench.engine.base.parts import WeightMatrix
 from workbench.engine.watch.inside.attention import QUERIES, product_logits, softmax_logits, summed
-from workbench.engine.watch.inside.routers import routed, routers_of
+from workbench.engine.watch.inside.routers import Router, routed, routers_of
 from workbench.engine.watch.inside.spectra import PowerIteration
 from workbench.engine.watch.inside.taps import Taps
 from workbench.errors import ConfigError
@@ -64,11 +64,37 @@ def test_a_router_by_its_formula() -> None:
     assert float(found[0]) == pytest.approx(_entropy(logits.double().numpy()).sum())
 
 
-def test_routers_are_found_by_name_and_number_of_experts() -> None:
-    block, plain = torch.nn.Module(), torch.nn.Module()
-    block.gate, block.top_k = torch.nn.Linear(4, 8), 2
+def test_routers_are_found_by_structure() -> None:
+    block, plain, odd = torch.nn.Module(), torch.nn.Module(), torch.nn.Module()
+    block.chooser, block.top_k = torch.nn.Linear(4, 8), 2
+    block.experts = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(8))
+    block.shared_expert_gate = torch.nn.Linear(4, 1)
     plain.gate = torch.nn.Linear(4, 8)  # of a gated perceptron
-    assert routers_of(torch.nn.ModuleDict({"block": block, "plain": plain})) == {"block.gate": 2}
+    odd.gate, odd.top_k, odd.num_experts = torch.nn.Linear(4, 6), 2, 8  # gives something else than logits of experts
+    found = routers_of(torch.nn.ModuleDict({"block": block, "plain": plain, "odd": odd}))
+    assert found == {"block.chooser": Router(experts=8, top_k=2)}
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "where", "top_k"),
+    [
+        ("Mixtral", {"num_local_experts": 4}, "model.layers.{}.block_sparse_moe.gate", 2),
+        ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 3}, "model.layers.{}.mlp.gate", 3),
+        ("Qwen2Moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+                      "shared_expert_intermediate_size": 8}, "model.layers.{}.mlp.gate", 2),
+        ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2},
+         "model.layers.{}.block_sparse_moe.router.layer", 2),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_routers_of_real_models(family: str, options: dict[str, Any], where: str, top_k: int) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{family}Config")(**sizes, **options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    assert routers_of(model) == {where.format(layer): Router(experts=4, top_k=top_k) for layer in range(2)}
 
 
 def test_singular_values_ride_along() -> None:

@@ -38,6 +38,11 @@ FAULTS: dict[str, tuple[Any, int, int]] = {
     "exploding_logits": (alter("max_logit block.1", range(120, 130), lambda value: 80.0, rank=1), 122, 132),
     "update_ratio": (alter("ratio head", range(120, 130), lambda value: 0.5), 120, 132),
     "update_vanishes": (alter("ratio head", range(120, 130), lambda value: 1e-9), 122, 132),
+    "update_drift": (
+        lambda step, rank, name, value: 30 * value if step in range(120, 130) and name.startswith("ratio") else value,
+        120,
+        132,
+    ),
     "rank_loss_differs": (alter("loss", range(120, 130), lambda value: 2.4, rank=1), 120, 0),
     "rank_gradient_differs": (alter("local block.1", range(120, 122), lambda value: 30.0, rank=1), 120, 131),
     "rank_layer_differs": (alter("local block.1", range(120, 122), lambda value: 30.0, rank=1), 120, 124),

@@ -29,6 +29,8 @@ from workbench.rundir.log import RankLogWriter
 
 #: share of the monitor's budget that looking inside may take
 SHARE = 0.5
+#: where a whole run would have fewer looks than this, it is said why, after so many steps at the least
+FEW_LOOKS, LEAST_SEEN = 5, 20
 #: of the number that ranks agree on, the bit that says that the next step is looked at (``host.intervals`` has others)
 BIT = 1 << 24
 
@@ -79,6 +81,7 @@ class InsideWatch(StepObserver):
                 )
         self._watch = watch
         self._is_first = True
+        self._seen = self._looks = 0
 
     def settings(self) -> dict[str, Any]:
         every = AUTOMATIC if self._every is None else self._every
@@ -151,9 +154,9 @@ class InsideWatch(StepObserver):
             with self._cost:
                 if "activations" in self._watched:
                     collector.take((layer, what, micro_batch, sharded), tensor)
-                if what == "output" and layer in self._routers:
-                    top_k = self._routers[layer]
-                    collector.take_router((layer, micro_batch, top_k), *routed(tensor, top_k))
+                router = self._routers.get(layer) if what == "output" else None
+                if router is not None and tensor.shape[-1] == router.experts:
+                    collector.take_router((layer, micro_batch, router.top_k), *routed(tensor, router.top_k))
 
         aside: Any = self._strategy.aside(taken)  # takes one argument, whatever it is
         return lambda *found: aside(found)
@@ -215,6 +218,20 @@ class InsideWatch(StepObserver):
             looked = NOTHING if self._collector is None else FULL
             step_ms = (time.perf_counter() - self._began) * 1e3
             self._governor.account(looked, self.cost_ms, step_ms, 0.0)
+            self._seen += 1
+            self._looks += looked == FULL
+            if self._seen == max(LEAST_SEEN, self._strategy.spec.steps // FEW_LOOKS):
+                self._tell_if_rare()
+
+    def _tell_if_rare(self) -> None:
+        """Say, in an event, why there is little to see of a model whose steps are short."""
+        if self._looks < 2 and self._every is None and not self._strategy.rank:
+            self._strategy.tell(
+                "watched_rarely",
+                f"looked inside in {self._looks} of {self._seen} steps, as a look costs more than the monitoring "
+                "budget earns in a step of this model: watch_every=10 (%dist_set, or --watch-every 10) looks at every "
+                "10th, whatever it costs; watch_layers looks at fewer modules",
+            )
 
     def rolled_back(self, step: int) -> None:
         self._write_all()
