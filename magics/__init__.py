@@ -12,18 +12,31 @@ def load(shell: InteractiveShell) -> None:
     from magics import complete
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
+    from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
+    from magics.plans import PlansMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
     from magics.tracebacks import end_at_the_cell
     from magics.train import TrainMagics
+    from magics.verify import VerifyMagics
     from magics.watch import WatchMagics
     from workbench.cluster.spare import warm_up
     from workbench.errors import WorkbenchError
 
     shell.register_magics(
-        ClusterMagics, TrainMagics, WatchMagics, ControlMagics, ModelMagics, ReplayMagics, ReportMagics, RunsMagics
+        ClusterMagics,
+        TrainMagics,
+        VerifyMagics,
+        WatchMagics,
+        ControlMagics,
+        ModelMagics,
+        PlansMagics,
+        ReplayMagics,
+        ReportMagics,
+        RunsMagics,
+        FrameworkMagics,
     )
     complete.register(shell)
     shell.events.register("post_run_cell", end_at_the_cell)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from workbench.core.frameworks import usable
+from workbench.core.config import TrainSpec
+from workbench.core.frameworks import Capability, Feature, usable
+from workbench.core.plans.capability_table import Support, capability_table
 
 #: largest difference of the loss over 20 steps while it falls by 0.6 to 1.0.
 #: fp32: the order of additions differs. fp16 and bf16 with fp32 master weights: activations are rounded to 11 and 8
@@ -86,6 +88,28 @@ CASES = [
     case(2, "gpt2", precision="bf16", tolerance=BF16, **FSDP),
     case(2, "llama", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **FSDP),
 ]
+
+
+#: what a plan is asked for -> the options of a run that ask for it
+ASKED_BY = {
+    Feature.FP32: {"precision": ("fp32",)},
+    Feature.BF16: {"precision": ("bf16",)},
+    Feature.FP16: {"precision": ("fp16",)},
+    Feature.ACCUMULATED: {"accumulate": (2, 4)},
+    Capability.NORMED: {"clip": (0.5,)},
+    Capability.PIPELINED: {"pp": (2, 4)},
+}
+
+
+PROMISED = [each for each in capability_table().entries if each.asked in ASKED_BY and each.support is Support.WORKS]
+
+
+@pytest.mark.parametrize("entry", PROMISED, ids=lambda each: f"{each.framework} {each.plugin}-{each.asked}")
+def test_each_yes_of_the_table_has_a_case(entry):
+    defaults = TrainSpec().options()
+    found = [{**defaults, **options} for _, _, options, _ in (each.values[0] for each in CASES)]
+    of_plan = [each for each in found if (each["framework"], each["plugin"]) == (entry.framework, entry.plugin)]
+    assert any(each[name] in values for each in of_plan for name, values in ASKED_BY[entry.asked].items())
 
 
 @pytest.mark.parametrize("case", CASES)

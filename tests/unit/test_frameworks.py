@@ -20,13 +20,15 @@ from tests.unit.fake_frameworks import NO_HOOKS, installed
 from widgets.panel import control_set
 from workbench.core import frameworks
 from workbench.core.config import ParallelPlan, TrainSpec, check_capabilities, read_spec_options
-from workbench.core.frameworks import Capability, Plugin
+from workbench.core.frameworks import Capability, Feature, Framework, Plugin
+from workbench.core.plans.capability_table import capability_table
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Alone
 from workbench.engine.base.capabilities import PROTOCOLS
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.torch_common.batches import check_trainable
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
@@ -102,6 +104,47 @@ def test_what_a_plugin_lacks_is_refused_before_launch_where_it_is_asked_for(opti
         with pytest.raises(ConfigError, match=words):
             check_capabilities(spec)
         check_capabilities(TrainSpec.from_options({"framework": "bare", "plugin": "solo"}))
+
+
+def _with_half_precision_refused() -> Plugin:
+    return Plugin(
+        name="solo",
+        summary="",
+        strategy="",
+        capabilities=frozenset(Capability) - {Capability.PIPELINED},
+        lacks={Capability.PIPELINED: "every rank holds all layers"},
+        refuses={Feature.FP16: "its kernels have no fp16", Feature.COMPILED: "it rewrites the forward pass"},
+        untried={Feature.GPU: "nobody has one"},
+    )
+
+
+def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    framework = Framework(
+        name="own", title="Own", plugins=(_with_half_precision_refused(),), preload="", joined="", packages=()
+    )
+    found = capability_table([framework])
+    signs = dict(found.rows())
+    assert (signs["fp32"], signs["fp16"], signs["GPU ranks"], signs["train_step"]) == ("yes", "no", "?", "no")
+    assert signs["pipeline stages"] == "no" and signs["gradient statistics"] == "yes"
+    assert "fp16 with own solo: its kernels have no fp16" in found.reasons()
+    assert "GPU ranks with own solo: nobody has one" in repr(found)
+    assert "<th>own solo</th>" in found._repr_html_() and "<li>fp16 with own solo" in found._repr_html_()
+    monkeypatch.setattr(frameworks, "framework_if_usable", lambda name: framework)
+    monkeypatch.setattr(frameworks, "installed", lambda: ["own"])
+    reason = r"fp16: not available with own solo \(its kernels have no fp16\)"
+    assert frameworks.why_unavailable("own", "solo", Feature.FP32) == ""
+    with pytest.raises(ConfigError, match=reason):
+        frameworks.check_feature("own", "solo", Feature.FP16, field="--precision")
+    spec = SimpleNamespace(plan=SimpleNamespace(framework="own", plugin="solo", tp=1, pp=1), precision="fp32")
+    network = torch.compile(torch.nn.Linear(2, 1))
+    work = Workload(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters()),
+        data=None,
+        criterion=lambda out, batch: out.sum(),
+    )
+    with pytest.raises(ConfigError, match=r"torch\.compile: not available with own solo"):
+        check_trainable(spec, work)
 
 
 def test_what_a_plugin_lacks_has_a_reason() -> None:

@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import plans
+from workbench.core import plan_grammar
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
     Capability,
+    Feature,
     framework_if_usable,
     why_unavailable,
 )
-from workbench.core.intervals import Every, check_interval
 from workbench.core.mesh import Mesh
 from workbench.core.rules import criteria
+from workbench.core.rules.intervals import Every, check_interval
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -150,11 +151,11 @@ class ParallelPlan:
 
     @classmethod
     def parse(cls, text: str) -> ParallelPlan:
-        """Make a plan from its words (``workbench.core.plans``), ``"fsdp2 tp2"``; without a size, it is for one rank.
+        """Make a plan from its words, ``"fsdp2 tp2"`` (``workbench.core.plan_grammar``); without a size, for one rank.
 
         Raises ``ConfigError`` for a text that is no plan, and for a plan that cannot work.
         """
-        return cls(**plans.completed(plans.expanded({"plan": text})))
+        return cls(**plan_grammar.completed(plan_grammar.expanded({"plan": text})))
 
     @classmethod
     def recorded(cls, options: Mapping[str, Any]) -> ParallelPlan:
@@ -168,11 +169,11 @@ class ParallelPlan:
 
     def describe(self) -> str:
         """The plan's words, such as ``"tp2 pp2"``, ``"zero2 dp2"`` or ``"torch ddp2"``, which ``parse`` reads."""
-        return plans.described(self)
+        return plan_grammar.described(self)
 
-    def why_unavailable(self, capability: Capability) -> str:
-        """Why this plan lacks a capability, in words; "" when it has it."""
-        return why_unavailable(self.framework, self.plugin, capability)
+    def why_unavailable(self, asked: Capability | Feature) -> str:
+        """Why this plan cannot do something, in words; "" when it can."""
+        return why_unavailable(self.framework, self.plugin, asked)
 
     def why_control_unavailable(self, control: str) -> str:
         """Why a control, or one value of it ("stop checkpoint"), cannot be used in a run of this plan; "" when
@@ -373,6 +374,8 @@ def check_capabilities(spec: TrainSpec) -> None:
         (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),
         (bool(spec.monitor.watch), "--watch", Capability.INSPECTABLE),
         (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
+        (True, "--precision", Feature(spec.precision)),
+        (spec.accumulate > 1, "--accumulate", Feature.ACCUMULATED),
     ):
         reason = spec.plan.why_unavailable(capability) if asked else ""
         _check(not reason, flag, f"{flag}: {reason}; leave it out, or choose another --plugin or --framework")

@@ -16,8 +16,8 @@ from typing import Any
 
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
 from workbench.core.frameworks import installed, usable
-from workbench.core.intervals import interval
 from workbench.core.recipe import recipes
+from workbench.core.rules.intervals import interval
 from workbench.core.watches import WATCHES
 
 
@@ -92,7 +92,8 @@ FLAGS = (
     Flag(names=("-n", "--nproc-per-node"), option="ranks", kind=int, group=SPREAD, metavar="N",
          help="number of ranks", default="those that are up, else one per GPU or core"),
     Flag(names=("--plan",), option="plan", kind=str, group=SPREAD, metavar="WORDS",
-         help="the parallel plan in words, instead of the flags below: ddp2, zero2, 'tp2 pp2', 'fsdp2 tp2'",
+         help="the parallel plan in words, instead of the flags below: ddp2, zero2, 'tp2 pp2', 'fsdp2 tp2'; "
+              "auto: the first choice of %%dist_plans",
          default=""),
     Flag(names=("--framework",), option="framework", kind=str, group=SPREAD,
          help=f"training framework: {', '.join(installed())}"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.numbers import is_share
 from workbench.core.records import EventKind
 from workbench.events.alerts import alerts_of, table_of
 from workbench.events.epochs import EpochProgress
@@ -25,7 +26,7 @@ from workbench.report.logged import LoggedName, read_logged
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
-from workbench.telemetry.row_views import is_share, told_since
+from workbench.telemetry.row_views import told_since
 
 #: rows of the table of events; further events are only counted
 _MAX_EVENTS = 500
@@ -181,7 +182,7 @@ def make_section(
         packages=_packages(run),
         diff=words.format_value(_git(run).get("diff"), _MAX_DIFF_LENGTH),
         untracked=_untracked_files(run),
-        verification=_flatten(run.verification) + _verify_events(run),
+        verification=_verified(run) + _verify_events(run),
         rerun=words.rerun_commands(run),
     )
 
@@ -299,6 +300,12 @@ def _alerts(run: RunData) -> list[dict[str, Any]]:
     """Rows of the table of alerts: ``events.alerts.table_of``, of the steps that no rollback took back."""
     told, _ = told_since(run.store, 0)
     return [{str(name): value for name, value in row.items()} for row in table_of(alerts_of(told)).to_dict("records")]
+
+
+def _verified(run: RunData) -> list[tuple[str, str]]:
+    """What a verification says; its figures by step and layer are for ``run.verification()``."""
+    words_only = {name: value for name, value in run.verification.items() if name not in ("figures", "version")}
+    return _flatten(words_only)
 
 
 def _verify_events(run: RunData) -> list[tuple[str, str]]:

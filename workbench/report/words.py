@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core import numbers, plans
+from workbench.core import numbers, plan_grammar
 from workbench.core.config import TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
@@ -189,7 +189,7 @@ def command_line_flags(spec: TrainSpec) -> list[str]:
     """The arguments of ``%dist_train`` or ``workbench train`` that make this spec."""
     defaults = TrainSpec().options()
     arguments: list[str] = []
-    options = {name: value for name, value in spec.options().items() if name not in plans.OPTIONS}
+    options = {name: value for name, value in spec.options().items() if name not in plan_grammar.OPTIONS}
     options["plan"] = spec.plan.describe()
     for flag in FLAGS:
         value = options.get(flag.option)

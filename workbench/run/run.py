@@ -10,14 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.core import controls
+from workbench.core.cell_source import logged_names
 from workbench.core.columns import Columns
 from workbench.core.controls import BEST, NEWEST
 from workbench.core.records import EventKind
+from workbench.core.rules.expressions import Expression
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.run import branching
@@ -25,11 +28,12 @@ from workbench.run.reader import RunReader
 from workbench.run.session_log import log_of
 from workbench.rundir import checkpoints, state
 from workbench.rundir.commands import new_command, write_commands
-from workbench.rundir.directory import run_directories
+from workbench.rundir.directory import CELL_FILE, run_directories
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
     from workbench.run.replay import Replay
+    from workbench.verification.result import Verification
 
 
 class Run(RunReader):
@@ -118,7 +122,7 @@ class Run(RunReader):
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
 
         ``lr="x0.5"`` multiplies the learning rate, ``lr="schedule"`` returns it to its schedule. All changes of one
-        call take effect at the same step.
+        call take effect at the same step. The plan is changed by ``switch``.
         """
         checked = controls.checked_settings(settings, self.declared())
         self._check(checked)
@@ -172,6 +176,15 @@ class Run(RunReader):
             started = branching.wait_for_branch(self.path, before)
         return Run(started)
 
+    def switch(self, plan: str) -> Run:
+        """Continue under another plan, such as ``"zero2"`` or ``"tp2 pp2"``, on the ranks that are up; the new run.
+
+        A branch that changes nothing but the plan, called after it: weights, optimizer, schedule, settings and the
+        position in the data go on; what each rank draws at random does not, as the ranks have other parts. Raises as
+        ``branch`` does.
+        """
+        return self.branch(plan=plan, name=branching.name_under(self.name, plan))
+
     def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
         """Ask the ranks to stop for a branch, and return None. For a run that has ended, start the branch instead and
         return its directory."""
@@ -219,12 +232,36 @@ class Run(RunReader):
                 raise ConfigError(
                     f"the monitor of this run is off (--monitor off), so {name} has no effect", field=name
                 )
+            if control.kind == "alert":
+                self._check_condition(value["when"])
+
+    def _check_condition(self, when: str) -> None:
+        """Raise ``ConfigError`` for a condition that names what this run cannot log, as far as that is known."""
+        cell = self.path / CELL_FILE
+        logged: set[str] | None = set() if self.spec.recipe else None
+        if cell.exists():
+            logged = logged_names(cell.read_text(encoding="utf-8"))
+        if logged is not None:
+            Expression(when).check_known(logged)
 
     def replay(self, step: int | None = None, rank: int | None = None) -> Replay:
         """Replay a recorded step whose loss or gradient was not finite, on live ranks: see ``workbench.run.replay``."""
         from workbench.run.replay import replay
 
         return replay(self.path, self.spec, step, rank)
+
+    def verify(self, against: str = "single", steps: int = 20, progress: Any = None) -> Verification:
+        """Whether the plan of this run trains the same as one process (``against="ddp"``: as torch's
+        DistributedDataParallel), over its first ``steps`` steps, on live ranks: see ``workbench.verify``. What was
+        found is kept in the run directory."""
+        found: Verification = resolve_name("workbench.run.verify:verify_run")(self, against, steps, progress)
+        return found
+
+    def verification(self) -> Verification:
+        """What ``verify`` or ``%dist_verify`` has found. Raises ``RunDirectoryError`` when it was not asked."""
+        from workbench.verification.result import Verification
+
+        return Verification.read(self.path)
 
     def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
         """Return the ranks that have logged one of these states, such as ``failed``."""

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightMatrix, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
@@ -219,6 +219,13 @@ class DdpStrategy(Strategy):
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
         return [weight_part(item, item.parameter, self._optimizer) for item in self._chosen(self._mine, layers)]
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """As ``Shaped.weight_matrices``."""
+        return [matrix for item in self._mine if (matrix := item.matrix()) is not None]
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: every rank has the whole model."""
 
     @staticmethod
     def _chosen(items: Sequence[RankParameter], layers: Collection[str] | None) -> list[RankParameter]:

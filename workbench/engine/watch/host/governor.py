@@ -33,7 +33,7 @@ _CREDIT_LIMIT = 1.5
 
 
 @dataclass(slots=True)
-class _Account:
+class Account:
     """Pays for one sort of measurement. ``share``: of the earnings; ``credit_ms``: earned and not spent (negative:
     debt); ``cost_ms``: running average of one measurement's cost, None before the first."""
 
@@ -48,6 +48,7 @@ class _Account:
             self.credit_ms = min(self.credit_ms, max(_CREDIT_LIMIT * self.cost_ms, ms * self.share))
 
     def pay(self, ms: float) -> None:
+        """Take what a measurement has cost from the credit, and learn from it what one costs."""
         self.credit_ms -= ms
         self.measurements += 1
         if self.cost_ms is None or self.measurements == 2:  # the first one in a process costs more than later ones
@@ -73,8 +74,8 @@ class Governor:
     def __init__(self, *, budget: float, norms: bool) -> None:
         self.budget = budget
         share = NORMS_SHARE if norms else 0.0
-        self._full = _Account(1 - share)
-        self._norms = _Account(share)
+        self._full = Account(1 - share)
+        self._norms = Account(share)
         self._pending: list[int] = []  # chosen, and not accounted for yet
         self._step_ms: float | None = None
         self._owed_ms = 0.0

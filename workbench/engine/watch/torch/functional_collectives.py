@@ -32,22 +32,6 @@ FUNCTIONS = {
 _MOST_PENDING = 256
 
 
-class Recorder(Protocol):
-    """What keeps the calls of a step: a ``CollectiveRecorder``."""
-
-    phases: PhaseRecorder
-    recording: bool
-
-    def new_call(self, kind: str, ranks: list[int], tensors: Any, now: Reading) -> list[Any]:
-        """Record a call that began at ``now``."""
-
-    def mark_posted(self, calls: list[Any]) -> Reading:
-        """Record that the backend has taken the calls over."""
-
-    def wait(self, work: Any, calls: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Wait for ``work`` and record the wait."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     """``wait_tensor`` of one tensor as the wait of a ``Work``."""
@@ -57,6 +41,22 @@ class _Waiting:
 
     def wait(self) -> Any:
         return self.original(self.tensor)
+
+
+class Recorder(Protocol):
+    """What records the collectives of a step (``collectives.CollectiveRecorder``)."""
+
+    phases: PhaseRecorder
+    recording: bool
+
+    def new_call(self, kind: str, ranks: list[int], tensors: Any, now: Reading) -> list[Any]:
+        """Begin to record a call of ``ranks``; nothing where no other rank takes part."""
+
+    def mark_posted(self, calls: list[Any]) -> Reading:
+        """The backend has taken the calls over."""
+
+    def wait(self, work: Any, calls: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Wait for ``work``, and record the wait."""
 
 
 class FunctionalCollectives:
