@@ -16,6 +16,7 @@ DDP = {"plugin": "ddp"}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TP = {"plugin": "hybrid", "tp": 2}
 ZERO = {"plugin": "zero1"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 
 
 def done(found: list[dict[str, Any]], kind: str = "control") -> list[tuple[Any, ...]]:
@@ -107,6 +108,7 @@ CASES = {
     "zero1, accumulate": ("normed", ZERO, BY_PIECES, 10),
     "ddp": ("llama", DDP, CHANGES, 14),
     "zero1": ("llama", ZERO, CHANGES, 14),
+    "fsdp": ("llama", FSDP, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),
     "pp2": ("llama", PP, CHANGES, 14),
 }

@@ -151,7 +151,7 @@ class ParallelPlan:
 
     @classmethod
     def parse(cls, text: str) -> ParallelPlan:
-        """Make a plan from its words (``workbench.core.plans``), ``"fsdp2 tp2"``; without a size, it is for one rank.
+        """Make a plan from its words, ``"fsdp2 tp2"`` (``workbench.core.plan_grammar``); without a size, for one rank.
 
         Raises ``ConfigError`` for a text that is no plan, and for a plan that cannot work.
         """

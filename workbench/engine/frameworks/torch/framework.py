@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin, SplitModels
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, PlanOptions, Plugin, SplitModels
 from workbench.core.shares import GATHERED, WHOLE, Shares
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
+from workbench.errors import ConfigError
+
+
+def _check(plan: PlanOptions) -> None:
+    """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice."""
+    if plan.sync_batchnorm and plan.tp > 1:
+        raise ConfigError(
+            "--sync-batchnorm is not available with --tp: leave out one of them",
+            field="--sync-batchnorm",
+        )
+
 
 TORCH = Framework(
     name="torch",
@@ -36,4 +47,5 @@ TORCH = Framework(
     preload="workbench.engine.frameworks.torch.ranks:load",
     joined="workbench.engine.frameworks.torch.ranks:joined",
     packages=("torch",),
+    check=_check,
 )

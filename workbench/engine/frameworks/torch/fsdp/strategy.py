@@ -107,6 +107,11 @@ class FsdpStrategy(DdpStrategy):
     def _check_weights(self, items: list[RankParameter], before: list[int]) -> None:
         check_unchanged(items, before, self.spec.plan.plugin)
 
+    def _term(self, batch: Batch) -> LossTerm:
+        term = super()._term(batch)
+        # FSDP2 puts a hook on what the forward pass returns, and warns of one on a view
+        return term if term.value._base is None else replace(term, value=term.value.clone())
+
     def step(self) -> bool:
         is_scaled = self._scaler.is_enabled()
         norm = self._global_norm() if self._clip > 0 or is_scaled else 0.0
