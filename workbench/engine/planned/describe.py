@@ -24,6 +24,7 @@ from workbench.engine.frameworks.torch_common.torch_settings import torch_defaul
 from workbench.engine.frameworks.torch_common.trained import trained
 from workbench.engine.planned.activity import measure
 from workbench.engine.planned.optimizer_state import states_of
+from workbench.engine.planned.shapes import shapes_only
 from workbench.errors import ConfigError
 from workbench.planner.model import ModelDescription, Parameter, Splits
 
@@ -42,7 +43,7 @@ def describe(directory: str) -> None:
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     candidates = [TrainSpec.from_options(options) for options in json.loads((path / ASKED).read_text("utf-8"))]
     try:
-        with torch_defaults(), joined_of(spec)(0, 1, path / "alone", seed=spec.seed):
+        with torch_defaults(), joined_of(spec)(0, 1, path / "alone", seed=spec.seed), shapes_only():
             answer: dict[str, Any] = describe_workload(build_workload(path, spec), spec, candidates).to_json()
     except ConfigError as error:
         answer = {"error": str(error)}
