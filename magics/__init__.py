@@ -20,6 +20,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.runs import RunsMagics
     from magics.tracebacks import end_at_the_cell
     from magics.train import TrainMagics
+    from magics.verify import VerifyMagics
     from magics.watch import WatchMagics
     from workbench.cluster.spare import warm_up
     from workbench.errors import WorkbenchError
@@ -27,6 +28,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(
         ClusterMagics,
         TrainMagics,
+        VerifyMagics,
         WatchMagics,
         ControlMagics,
         ModelMagics,

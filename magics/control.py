@@ -30,13 +30,19 @@ class ControlMagics(Magics):
     @_RUN
     @_CHANGES
     @line_magic
-    def dist_set(self, line: str) -> None:
-        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or knobs that it declares."""
+    def dist_set(self, line: str) -> Run | None:
+        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or knobs that it declares.
+
+        ``plan=zero2`` or ``plan='tp2 pp2'``, alone: go on under another plan, as a new run, which is returned.
+        """
         arguments = parse(self.dist_set, line)
         run = _run(arguments.run)
         changes = controls.assignments(arguments.changes)
+        if list(changes) == ["plan"]:
+            return run.switch(changes["plan"])
         run.set(**changes)
         print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} from the next step")
+        return None
 
 
 def act_magic(control: Control) -> Callable[[str], Run | None]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from widgets.panel.panel import Panel
 
 
-def _run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+def run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     """All flags of a run as magic arguments, in the order and the groups of ``flags.FLAGS``."""
     declared: list[Callable[..., Any]] = []
     for title, members in itertools.groupby(flags.FLAGS, key=lambda flag: flag.group):
@@ -41,7 +41,7 @@ class TrainMagics(Magics):
 
     @magic_arguments()
     @argument("--config", metavar="FILE", help="a spec file (TOML); flags override it")
-    @_run_flags
+    @run_flags
     @argument_group("in the notebook")
     @argument("--wait", action="store_true", help="wait until the run ends, with a live panel; Ctrl-C stops the run")
     @argument("--quiet", action="store_true", help="no panel and no progress lines")

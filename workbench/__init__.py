@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
+    from workbench.run.inside_comparison import compare_inside
     from workbench.run.planning.plans import plans
+    from workbench.run.verify import verify
+    from workbench.verification.result import Verification
 
 __all__ = [
     "MonitorSpec",
@@ -29,13 +32,16 @@ __all__ = [
     "Run",
     "Session",
     "TrainSpec",
+    "Verification",
     "WorkbenchCallback",
     "capability_table",
     "compare",
+    "compare_inside",
     "observe",
     "plans",
     "runs",
     "train",
+    "verify",
 ]
 
 _HOMES = {
@@ -47,10 +53,13 @@ _HOMES = {
     "WorkbenchCallback": "workbench.engine.observed.callback",
     "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
+    "compare_inside": "workbench.run.inside_comparison",
     "observe": "workbench.engine.observed.observe",
     "plans": "workbench.run.planning.plans",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
+    "Verification": "workbench.verification.result",
+    "verify": "workbench.run.verify",
 }
 
 

@@ -70,3 +70,19 @@ def test_an_alert_names_the_fault_that_the_loss_does_not_show(execute, few_figur
     book = nbformat.read(executed, 4)
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
     assert "step 15: dead layer" in printed and "step 15: dead layer" in runs["eight-bits"].output()
+
+
+def test_a_plan_is_verified_and_a_planted_error_is_named(execute, few_figures: None) -> None:
+    """The error scales what flows back into the second layer: its MLP, and all that is before it in part."""
+    runs, executed = execute("08_is_it_right.ipynb", steps=3)
+    assert set(runs) == {"right", "wrong"}
+    assert runs["right"].verification().same
+    found = runs["wrong"].verification()
+    assert found.verdict == "differs" and found.first_step == 1 and not found.ranked("loss")
+    halved = [f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+    assert any(all(name in cause for name in halved) and "is 0.5 times" in cause for cause in found.causes), str(found)
+    cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+    for cell in ("verify-04", "verify-06"):
+        assert any("<svg" in output.get("data", {}).get("text/html", "") for output in cells[cell].outputs)
+    printed = "".join(output.get("text", "") for output in cells["verify-08"].outputs)
+    assert printed.startswith("1\n") and "0.5 times the reference" in printed

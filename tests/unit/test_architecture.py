@@ -14,7 +14,7 @@ import pytest
 from tests.unit.imports import ROOT, circles, graph, imported, reached, room, sources, tree, within
 
 DATA = ("core", "events", "rundir", "telemetry")
-BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "report", "cluster")
+BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "verification", "report", "cluster")
 #: room of ``workbench`` -> the other rooms that it may import
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "plots": DATA,
     "history": (*DATA, "plots"),
     "export": (*DATA, "history"),
+    "verification": DATA,
     "report": (*DATA, "plots", "history"),
     "cluster": ("core",),
     "engine": (*DATA, "planner"),

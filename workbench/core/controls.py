@@ -349,6 +349,12 @@ def checked_settings(changes: Mapping[str, Any], declared: Iterable[Control] = (
         raise ConfigError(f"no setting was given: pass name=value, where name is one of {names}")
     found = {}
     for name, value in changes.items():
+        if name == "plan":
+            raise ConfigError(
+                "plan is changed alone, as the run goes on under another plan as a new run: set plan=... with nothing "
+                "beside it, or run.switch(plan)",
+                field=name,
+            )
         control = find(name, declared)
         if not control.setting:
             raise ConfigError(

@@ -20,6 +20,8 @@ from workbench.errors import ConfigError, suggest
 GROUP = "dist_workbench.frameworks"
 #: the framework of a plan that names none
 DEFAULT_FRAMEWORK = "colossal"
+#: the framework of the plan of an observed loop: it is none that ``%dist_train`` could start
+OBSERVED = "observed"
 
 
 class Capability(StrEnum):

@@ -42,6 +42,9 @@ FILES = (
     RunFile(pattern="checkpoints/*", what="checkpoints, a folder `step-000100` each: safetensors and an index"),
     RunFile(pattern="nonfinite/*", what="the same, in run directories of older versions"),
     RunFile(pattern="exports/*", what="what `workbench export` wrote, a folder per format"),
+    RunFile(pattern="verification.json", what="what `%dist_verify` or `run.verify()` found"),
+    RunFile(pattern="verify/*", what="the trainings that it is compared with, while it is"),
+    RunFile(pattern="recording/*", what="gradients and weights of a training that is verified, while it is"),
     RunFile(pattern="report.html", what="the report, once written"),
 )
 

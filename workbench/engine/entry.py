@@ -45,6 +45,7 @@ from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.logged.observer import LoggedValues
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.recording.recorder import recorder_of
 from workbench.engine.share.share import ShareFailed
 from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
@@ -140,8 +141,11 @@ def _train(
         strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
+        recorder = recorder_of(path, spec, strategy)
         try:
             workload = _agreed_workload(path, spec, strategy)
+            if recorder is not None:
+                recorder.take(workload)
             if rank == 0 and (changed := changed_settings()):
                 _record_settings(path, changed, log)
             if rank == 0 and not spec.recipe:
@@ -162,6 +166,8 @@ def _train(
             if alerts is not None and (spec.monitor.level != "off" or workload.alerts or any(told.values())):
                 alerts.begin(workload.alerts, told)
             observers = observers_of(spec, strategy, workload, log, exchange)
+            if recorder is not None:
+                observers.append(recorder)
             trainer = Trainer(
                 spec=spec,
                 workload=workload,

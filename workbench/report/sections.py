@@ -182,7 +182,7 @@ def make_section(
         packages=_packages(run),
         diff=words.format_value(_git(run).get("diff"), _MAX_DIFF_LENGTH),
         untracked=_untracked_files(run),
-        verification=_flatten(run.verification) + _verify_events(run),
+        verification=_verified(run) + _verify_events(run),
         rerun=words.rerun_commands(run),
     )
 
@@ -300,6 +300,12 @@ def _alerts(run: RunData) -> list[dict[str, Any]]:
     """Rows of the table of alerts: ``events.alerts.table_of``, of the steps that no rollback took back."""
     told, _ = told_since(run.store, 0)
     return [{str(name): value for name, value in row.items()} for row in table_of(alerts_of(told)).to_dict("records")]
+
+
+def _verified(run: RunData) -> list[tuple[str, str]]:
+    """What a verification says; its figures by step and layer are for ``run.verification()``."""
+    words_only = {name: value for name, value in run.verification.items() if name not in ("figures", "version")}
+    return _flatten(words_only)
 
 
 def _verify_events(run: RunData) -> list[tuple[str, str]]:

@@ -14,9 +14,11 @@ from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Placement, default_ranks, place
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import print_when_slow
+from workbench.core.config import TrainSpec
+from workbench.errors import ConfigError
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
-from workbench.run.resolve import resolve
+from workbench.run.resolve import Request, resolve
 from workbench.run.run import Run
 from workbench.rundir import directory as run_directory
 
@@ -37,28 +39,46 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
     """
     if options.get("plan") == AUTO:
         options = _with_chosen_plan(options, config, cell)
-    session = Session.current()
-    host = describe_host()
-    up = 0 if session is None else session.n
-    request = resolve(options, config=config, cell=cell, default_ranks=up or default_ranks(host), ranks_up=up)
-    ranks = request.spec.plan.ranks
-    if session is not None:
-        session.check_free(range(ranks))
-    placement = place(ranks, host) if session is None else session.placement
+    request = resolved(options, config=config, cell=cell)
+    is_up = Session.current() is not None
     with contextlib.ExitStack() as undo:
         path = run_directory.create(request.spec, request.cell, like=request.cell_folder)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
-        framework = request.spec.plan.framework
-        if session is None or not session.kind.can_train(framework):
-            started = _start_ranks(placement, framework, again=session is not None)
-            if session is None:
-                undo.callback(started.down)
-            session = started
+        session = session_for(request.spec)
+        if not is_up:
+            undo.callback(session.down)
         job = TrainingJob(Run(path))
         submission = job.start(session)
         PeerWatch(session, job, submission)
         undo.pop_all()
     return job.run
+
+
+def resolved(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Request:
+    """Resolve the options of a run for the ranks that are up, or that this machine has. Arguments and errors: see
+    ``train``; ``RanksBusyError`` where they are in use."""
+    session = Session.current()
+    up = 0 if session is None else session.n
+    most = up or default_ranks(describe_host())
+    request = resolve(options, config=config, cell=cell, default_ranks=most, ranks_up=up)
+    if session is not None:
+        session.check_free(range(request.spec.plan.ranks))
+    return request
+
+
+def session_for(spec: TrainSpec) -> Session:
+    """The ranks that are up if they can train ``spec``, or else new ones. Raises ``ClusterError`` when they cannot be
+    started, and ``ConfigError`` when too few are up."""
+    session, plan = Session.current(), spec.plan
+    if session is not None and session.n < plan.ranks:
+        raise ConfigError(
+            f"the plan needs {plan.ranks} ranks and {session.n} are up: run %dist_up -n {plan.ranks} first",
+            field="--nproc-per-node",
+        )
+    if session is not None and session.kind.can_train(plan.framework):
+        return session
+    placement = place(plan.ranks, describe_host()) if session is None else session.placement
+    return _start_ranks(placement, plan.framework, again=session is not None)
 
 
 def _with_chosen_plan(options: Mapping[str, Any], config: str | Path | None, cell: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
     from workbench.run.replay import Replay
+    from workbench.verification.result import Verification
 
 
 class Run(RunReader):
@@ -120,7 +122,7 @@ class Run(RunReader):
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
 
         ``lr="x0.5"`` multiplies the learning rate, ``lr="schedule"`` returns it to its schedule. All changes of one
-        call take effect at the same step.
+        call take effect at the same step. The plan is changed by ``switch``.
         """
         checked = controls.checked_settings(settings, self.declared())
         self._check(checked)
@@ -173,6 +175,15 @@ class Run(RunReader):
             branching.wait_until_stopped(self.name, self.ended, self._events)
             started = branching.wait_for_branch(self.path, before)
         return Run(started)
+
+    def switch(self, plan: str) -> Run:
+        """Continue under another plan, such as ``"zero2"`` or ``"tp2 pp2"``, on the ranks that are up; the new run.
+
+        A branch that changes nothing but the plan, called after it: weights, optimizer, schedule, settings and the
+        position in the data go on; what each rank draws at random does not, as the ranks have other parts. Raises as
+        ``branch`` does.
+        """
+        return self.branch(plan=plan, name=branching.name_under(self.name, plan))
 
     def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
         """Ask the ranks to stop for a branch, and return None. For a run that has ended, start the branch instead and
@@ -238,6 +249,19 @@ class Run(RunReader):
         from workbench.run.replay import replay
 
         return replay(self.path, self.spec, step, rank)
+
+    def verify(self, against: str = "single", steps: int = 20, progress: Any = None) -> Verification:
+        """Whether the plan of this run trains the same as one process (``against="ddp"``: as torch's
+        DistributedDataParallel), over its first ``steps`` steps, on live ranks: see ``workbench.verify``. What was
+        found is kept in the run directory."""
+        found: Verification = resolve_name("workbench.run.verify:verify_run")(self, against, steps, progress)
+        return found
+
+    def verification(self) -> Verification:
+        """What ``verify`` or ``%dist_verify`` has found. Raises ``RunDirectoryError`` when it was not asked."""
+        from workbench.verification.result import Verification
+
+        return Verification.read(self.path)
 
     def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
         """Return the ranks that have logged one of these states, such as ``failed``."""

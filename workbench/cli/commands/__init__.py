@@ -16,7 +16,8 @@ from workbench.cli.commands import (
     runs,
     sweep,
     train,
+    verify,
     watch,
 )
 
-COMMANDS = (demo, lab, new, plans, train, watch, control, sweep, report, runs, export, frameworks, doctor)
+COMMANDS = (demo, lab, new, plans, train, verify, watch, control, sweep, report, runs, export, frameworks, doctor)

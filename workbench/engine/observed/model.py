@@ -124,6 +124,12 @@ class ObservedModel(PlannedRank):
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         self.ids = frozenset(id(item.parameter) for item in held)
 
+    def are_all(self, parameters: Sequence[torch.Tensor]) -> bool:
+        """Whether the gradients of ``parameters``, and no others, are those of the whole model on this rank."""
+        given = {id(parameter) for parameter in parameters if parameter.grad is not None}
+        held = {id(item.parameter) for item in self._held if item.parameter.grad is not None}
+        return self.seen.gradients and self.seen.kind != "fsdp" and given == held
+
     def begin(self) -> None:
         """A step begins: the norms of the last one are forgotten."""
         self._part_norms = None

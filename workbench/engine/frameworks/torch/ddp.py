@@ -208,7 +208,7 @@ class DdpStrategy(Strategy):
         """As ``Watchable.reports``."""
         return (layer, sharded) in self._shares
 
-    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
         """As ``Watchable.compare``: by now ``p.grad`` is the reduced gradient."""
         return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
 

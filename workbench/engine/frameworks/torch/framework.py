@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin, SplitModels
 from workbench.core.shares import GATHERED, WHOLE, Shares
+from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
 TORCH = Framework(
     name="torch",
@@ -22,12 +23,13 @@ TORCH = Framework(
         ),
         Plugin(
             name="fsdp",
-            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks",
+            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
             strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
-            options=frozenset(("sync_batchnorm", "replicate", "no_reshard")),
+            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
+            models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
             shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
         ),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.core.config import TrainSpec
 from workbench.engine.base.names import users_name
 from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.torch.tensor_parallel.plan import TensorPlan, plan_of
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_parts
 from workbench.engine.frameworks.torch_common.trained import trained
@@ -46,5 +47,12 @@ def check(spec: TrainSpec, workload: Workload) -> None:
                 f"or {_INSTEAD}",
                 field="model",
             )
+    if spec.plan.tp > 1:
+        tensor_plan(spec, workload)
     check_hooks(spec, module, workload.optimizer, has_copies=True)
     check_parts(workload.optimizer, "fsdp", tp=spec.plan.tp, pp=1, has_slices=spec.plan.mesh.dp > 1)
+
+
+def tensor_plan(spec: TrainSpec, workload: Workload) -> TensorPlan:
+    """How tensor parallelism cuts the model: by the cell's ``tp_plan``, or as its family is known to be cut."""
+    return plan_of(workload.model, spec.plan.tp, workload.names.get("tp_plan"))

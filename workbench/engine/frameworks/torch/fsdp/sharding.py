@@ -120,3 +120,12 @@ def _sharded(whole: torch.Tensor, like: torch.Tensor, part: torch.Tensor) -> tor
     local = local_part(sharded)
     local.copy_(part.reshape(local.shape))
     return sharded
+
+
+def one_by_one(optimizer: torch.optim.Optimizer) -> None:
+    """Let ``optimizer`` update each parameter by itself: they are on different meshes, which torch's updates of several
+    tensors at once do not take."""
+    for group in optimizer.param_groups:
+        for option in ("foreach", "fused"):
+            if option in group:
+                group[option] = False

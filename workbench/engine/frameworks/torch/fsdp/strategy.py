@@ -1,7 +1,8 @@
 """torch's FSDP2: parameters, gradients and optimizer state are split over the data-parallel ranks.
 
-Each block's parameters are gathered when it computes. With ``replicate`` the ranks form groups that each hold all
-shards (HSDP). In mixed precision ranks gather and compute in bf16 or fp16, over fp32 shards, and reduce in fp32.
+Each block's parameters are gathered when it computes. With ``tp`` layers are cut over tensor-parallel ranks first. With
+``replicate`` the ranks form groups that each hold all shards (HSDP). In mixed precision ranks gather and compute in
+bf16 or fp16, over fp32 shards, and reduce in fp32.
 """
 
 from __future__ import annotations
@@ -23,43 +24,23 @@ from workbench.engine.frameworks.torch.ddp import FIRST_SCALE, DdpStrategy
 from workbench.engine.frameworks.torch.fsdp import checks
 from workbench.engine.frameworks.torch.fsdp.local_gradients import before_reduce_scatter
 from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
+from workbench.engine.frameworks.torch.fsdp.reduction import FsdpReduction
 from workbench.engine.frameworks.torch.fsdp.sharding import (
     blocks_of,
     gathered,
+    one_by_one,
     replace_parameters,
     shard,
     sharded_modules,
     sharded_parameters,
 )
 from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
+from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters
 from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged
 from workbench.engine.state.layout import RankState
-
-
-class FsdpReduction:
-    """Gradients are reduced while backward of the last piece runs; those of earlier pieces stay whole on their rank."""
-
-    #: the recorder of collectives sees its calls
-    afterwards = True
-
-    def __init__(self, module: torch.nn.Module, items: Sequence[RankParameter]) -> None:
-        self._root = sharded_modules(module)[0]
-        self._items = {id(item.parameter): item for item in items}
-
-    @contextmanager
-    def around(self, *, is_last: bool) -> Iterator[None]:
-        """As ``DdpReduction.around``."""
-        self._root.set_requires_gradient_sync(is_last)
-        yield
-
-    def looks_at(self, loss: torch.Tensor) -> None:
-        """Nothing is to be known of the graph."""
-
-    def finish(self) -> None:
-        """Nothing is left to reduce."""
 
 
 class FsdpStrategy(DdpStrategy):
@@ -73,28 +54,41 @@ class FsdpStrategy(DdpStrategy):
     def _distribute(self) -> None:
         plan = self.spec.plan
         self._entered = False
-        self.places = ShardPlaces(self.originals.shapes, self.mesh, self.coordinates, replicate=plan.replicate)
         before = {self.originals.name(name): parameter for name, parameter in self._module.named_parameters()}
-        sizes, names = (plan.replicate, self.mesh.dp // plan.replicate), ("replicate", "shard")
-        mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=names)
+        sizes = (plan.replicate, self.mesh.dp // plan.replicate, self.mesh.tp)
+        mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("replicate", "shard", "tp"))
+        cuts: dict[str, Cut] = {}
+        if self.mesh.tp > 1:
+            cuts = parallelize(self._module, checks.tensor_plan(self.spec, self.workload), mesh["tp"])
+            one_by_one(self._optimizer)
+        self.places = ShardPlaces(
+            self.originals.shapes,
+            self.mesh,
+            self.coordinates,
+            replicate=plan.replicate,
+            cuts={self.originals.name(name): cut for name, cut in cuts.items()},
+        )
         shard(
             self._module,
             blocks_of(self._module),
-            mesh if plan.replicate > 1 else mesh["shard"],
+            mesh["replicate", "shard"] if plan.replicate > 1 else mesh["shard"],
             precision=self.spec.precision,
             no_reshard=plan.no_reshard,
         )
         after = {self.originals.name(name): parameter for name, parameter in self._module.named_parameters()}
-        cut = lambda name, whole: self.places.place(name).of(whole)  # noqa: E731
-        replace_parameters(self._optimizer, before, after, cut)
+        replace_parameters(self._optimizer, before, after, lambda name, whole: self.places.place(name).of(whole))
         self._parameter_names = {id(parameter): name for name, parameter in after.items()}
         self._held = rank_parameters(self._module, self._names)
-        self._mine = self._held
-        self._sharded = "dp" if self.mesh.dp > 1 else ""
-        self._shares = {(item.layer, self._sharded) for item in self._mine}
+        self._axes = {id(item.parameter): self.places.axes(self._name(item)) for item in self._held}
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}  # the parts of a layer are told together
+        self._mine = [item for item in self._held if self.places.is_counted_here(self._name(item), turns[item.layer])]
+        self._shares = {(item.layer, self._axes[id(item.parameter)]) for item in self._mine}
         self.model = self._module
         sharded_modules(self._module)[0]._get_fsdp_state()._lazy_init()  # before a block computes by itself
-        self._reduction = FsdpReduction(self._module, self._held)
+        self._reduction = FsdpReduction(self._module, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe)
+
+    def _name(self, item: RankParameter) -> str:
+        return self._parameter_names[id(item.parameter)]
 
     def _make_scaler(self) -> SharedLossScale:
         return SharedLossScale(FIRST_SCALE, enabled=self.spec.precision == "fp16")
@@ -136,23 +130,25 @@ class FsdpStrategy(DdpStrategy):
         scale = self.loss_scale()
 
         def part_of(item: RankParameter, gradient: torch.Tensor) -> GradientPart:
-            return GradientPart(item.layer, gradient, "", scale, item)
+            sharded = "tp" if "tp" in self._axes[id(item.parameter)] else ""
+            return GradientPart(item.layer, gradient, sharded, scale, item)
 
         by_id = {id(item.parameter): item for item in items}
         return before_reduce_scatter(by_id, part_of, self.aside(observer))
 
-    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
         """As ``Watchable.compare``: this rank has a slice of the reduced gradient."""
+        if self.mesh.tp > 1 and self.mesh.dp > 1:
+            return None  # a slice of a tensor-parallel part
         pairs = []
         for part in parts:
-            name = self._parameter_names[id(part.source.parameter)]
             reduced = self._own(local_part(part.source.parameter.grad))
-            pairs.append([(self._own(self.places.place(name).of(part.tensor)), reduced)])
+            pairs.append([(self._own(self.places.rows_of(part.tensor)), reduced)])
         return Comparison("exact" if self.mesh.dp == 1 else "slice", pairs)
 
-    def reports(self, layer: str, sharded: str) -> bool:
-        """As ``Watchable.reports``."""
-        return (layer, sharded) in self._shares
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """As ``Inspectable.output_sharding``."""
+        return output_sharding(module) if self.mesh.tp > 1 else ""
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
@@ -161,13 +157,15 @@ class FsdpStrategy(DdpStrategy):
             moments = moments_of(self._optimizer, item.parameter)
             first, second = [None if moment is None else self._own(local_part(moment)) for moment in moments]
             weight = self._own(local_part(item.parameter.detach()))
-            found.append(WeightPart(item.layer, weight, self._sharded, (first, second)))
+            found.append(WeightPart(item.layer, weight, self._axes[id(item.parameter)], (first, second)))
         return found
 
     def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
         scale = self.loss_scale()
         return [
-            GradientPart(item.layer, self._own(local_part(item.parameter.grad)), self._sharded, scale, item)
+            GradientPart(
+                item.layer, self._own(local_part(item.parameter.grad)), self._axes[id(item.parameter)], scale, item
+            )
             for item in items
             if item.parameter.grad is not None
         ]

@@ -1,0 +1,124 @@
+"""Verification on ranks: every plugin of every framework trains the same as one process; planted errors are found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
+from workbench.core.frameworks import PLUGIN_OPTIONS, usable
+from workbench.errors import ConfigError
+
+CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
+
+
+def _plans() -> Iterator[Any]:
+    """Every plugin on two ranks: by itself, and with each of its ways to split a model."""
+    for framework in usable():
+        for plugin in framework.plugins:
+            options = {"framework": framework.name, "plugin": plugin.name}
+            yield pytest.param(options, id=f"{framework.name}-{plugin.name}")
+            for axis in sorted({"tp", "pp"} & plugin.options & PLUGIN_OPTIONS.keys()):
+                yield pytest.param({**options, axis: 2}, id=f"{framework.name}-{plugin.name}-{axis}")
+
+
+@pytest.fixture(scope="module")
+def verify(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verifier]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("runs")))
+        yield Verifier(pool)
+
+
+@pytest.mark.parametrize("options", list(_plans()))
+def test_a_plan_trains_the_same_as_one_process(options: dict[str, Any], verify: Verifier) -> None:
+    """A model that a plan cannot split is refused before the first step."""
+    for name, cell in CELLS.items():
+        try:
+            found = verify(cell, **options)
+        except ConfigError as refusal:
+            assert name == "mlp" and options.keys() & {"tp", "pp"}, refusal
+            continue
+        assert found.same, str(found)
+        assert max(found.losses) > 0 and len(found.layers) > 2
+        assert not any("sample" in note for note in found.notes)
+        if name != "mlp":
+            assert any(note.startswith("causal:") for note in found.notes), found.notes
+
+
+def test_bf16_has_the_tolerance_of_bf16(verify: Verifier) -> None:
+    found = verify(GPT2, tp=2, precision="bf16")
+    assert found.same, str(found)
+    assert max(found.loss_tolerances) > 1e-3 and "in bf16" in found.basis
+
+
+@pytest.mark.parametrize(
+    ("plant", "options", "cause"),
+    [
+        ("scale 1/dp twice", {}, "each gradient is 0.5 times the reference: averaged twice over dp (2 replicas)"),
+        ("not reduced over dp", {}, "is not averaged over dp: each rank keeps that of its own share"),
+        ("accumulation", {"accumulate": 2}, "or not divided by the 2 gradient accumulation steps"),
+        ("stale copy", {"plugin": "zero1"}, "rank 1 holds another copy of 0.weight after step 2: a stale shard"),
+    ],
+)
+def test_an_error_planted_into_the_reduction_is_named(
+    plant: str, options: dict[str, Any], cause: str, verify: Verifier
+) -> None:
+    found = verify(MLP, plant=plant, **options)
+    assert found.verdict == "differs"
+    assert any(cause in text for text in found.causes), str(found)
+    assert found.first_step == (3 if plant == "stale copy" else 1)
+
+
+def test_a_layer_norm_that_tensor_parallel_ranks_do_not_share_is_named(verify: Verifier) -> None:
+    name = "transformer.h.1.ln_1.weight"
+    found = verify(GPT2, plant="layer norm", tp=2)
+    assert found.verdict == "differs" and found.first_step == 1
+    assert name in found.sentence and [each.name for each in found.ranked("gradient")] == [name]
+    assert found.causes == [
+        f"the gradient of {name} is not reduced over tp: the sum of the ranks' parts is the reference"
+    ]
+
+
+def test_the_causal_mask_that_colossal_ai_loses_is_found(verify: Verifier) -> None:
+    """Without the repair: sharded GPT-2 hands sdpa a padding mask, which switches off its causal one."""
+    assert verify(MASKED_GPT2, pp=2).same
+    found = verify(MASKED_GPT2, plant="causal mask", pp=2)
+    assert (
+        found.verdict == "differs" and found.first is not None and (found.first.what, found.first.step) == ("loss", 1)
+    )
+    assert found.causes[0].startswith(
+        "the causal mask is lost: another last token moves the logits of earlier positions"
+    )
+
+
+def test_batch_normalisation_and_random_numbers_are_named(verify: Verifier) -> None:
+    normed = MLP.replace("LayerNorm", "BatchNorm1d")
+    found = verify(normed)
+    assert found.verdict == "differs" and "uses the statistics of each rank's own share" in found.causes[0]
+    assert verify(normed, sync_batchnorm=True).same
+    noisy = MLP.replace("torch.nn.Tanh()", "Noise()").replace(
+        "model =",
+        "class Noise(torch.nn.Module):\n    def forward(self, x):\n        return x + torch.randn_like(x)\nmodel =",
+    )
+    found = verify(noisy)
+    assert found.verdict == "undecided" and "draws random numbers (2)" in found.causes[0]
+
+
+def test_a_plan_may_be_compared_with_ddp(verify: Verifier) -> None:
+    found = verify(LLAMA, against="ddp", tp=2)
+    assert found.same and found.reference == "torch's DistributedDataParallel on 2 ranks", str(found)
+
+
+def test_large_tensors_are_sampled(verify: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.run import verify as module
+
+    few = dataclasses.replace(module.RecordRequest(), elements=500)
+    monkeypatch.setattr(module, "RecordRequest", lambda **more: dataclasses.replace(few, **more))
+    found = verify(LLAMA, plugin="zero2")
+    assert found.same and any("a sample of the elements was compared" in note for note in found.notes)
+    planted = verify(LLAMA, plant="scale 1/dp twice")
+    assert "averaged twice over dp" in planted.causes[0]

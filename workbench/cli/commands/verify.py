@@ -1,0 +1,64 @@
+"""Train a spec file (TOML) or a recipe a few steps under its plan and under a reference, and tell whether they train
+the same, as %dist_verify does.
+
+Exit codes: 0 the same, 1 not the same or failed, 2 wrong usage, 3 it cannot be said, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from workbench.core import flags
+
+NAME = "verify"
+HELP = "tell whether a plan trains the same as one process"
+_CODES = {"same": 0, "differs": 1, "undecided": 3}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``workbench verify``."""
+    parser.add_argument(
+        "spec",
+        type=Path,
+        metavar="SPEC.toml|RECIPE",
+        nargs="?",
+        help="the spec file, or the name of a recipe (not needed with --recipe)",
+    )
+    parser.add_argument(
+        "--against",
+        default="single",
+        choices=("single", "ddp"),
+        help="what the plan is compared with: single (one process) or ddp (torch's DistributedDataParallel)",
+    )
+    flags.add_to(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify, print what was found, and take the ranks down; returns the exit code."""
+    from workbench.cluster.session import Session
+    from workbench.run.verify import verify
+
+    spec = arguments.spec
+    if spec is not None and not spec.exists() and not flags.take_recipe(arguments, [str(spec)]):
+        spec = None  # the word was a recipe's name
+    options = flags.options_of(arguments)
+    if spec is None and "recipe" not in options:
+        arguments.parser.error("nothing to verify: pass a spec file, or --recipe NAME")
+    try:
+        found = verify(options, config=spec, against=arguments.against, progress=_tell)
+        print(found)
+        return _CODES[found.verdict]
+    finally:
+        session = Session.current()
+        if session is not None:
+            session.down()
+
+
+def _tell(what: str, done: int, steps: int) -> None:
+    """Overwrites one line of a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        end = "\n" if done == steps else ""
+        sys.stderr.write(f"\r\033[K{what}: step {done} of {steps}{end}")
+        sys.stderr.flush()
