@@ -39,12 +39,13 @@ def test_every_plan_holds_and_sends_what_was_predicted(shell: InteractiveShell, 
         "pp2",
         "torch ddp2",
         "fsdp2",
+        "fsdp tp2",
     }
     for error in found.errors():
         what = f"{error.plan}: {error.what} {error.predicted} {error.measured}"
         if error.what in ("parameters", "optimizer state"):
             assert error.share == "exact", what
-        elif error.what == "sent per step" and not error.plan.startswith("fsdp"):
+        elif error.what == "sent per step":
             assert error.values[0] == error.values[1], what
     rows = found.table().set_index("plan")
     assert (rows["measured_step_s"] > 0).all()

@@ -114,6 +114,16 @@ def test_layers_of_a_stage_are_named_in_short():
     assert lines[1].startswith("  ranks 0-1: half of embed, layers 0-1 (")
 
 
+def test_what_replicas_share_out_is_said():
+    assert (
+        "rank 0: the whole model, with half of the gradients and optimizer state ("
+        in holders(MODEL, job("zero2 dp2", MODEL))[1]
+    )
+    assert holders(MODEL, job("fsdp4", MODEL))[1].startswith(
+        "  rank 0: a quarter of the parameters, gradients and optimizer state of the whole model ("
+    )
+
+
 def test_replicas_are_drawn_up_to_a_number():
     model = transformer(batch_size=1024)
     few, many = draw_holders(model, job("tp2 pp2", model)), draw_holders(model, job("zero2 dp1024", model))

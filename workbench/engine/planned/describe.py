@@ -69,7 +69,7 @@ def describe_workload(workload: Workload, spec: TrainSpec, candidates: Sequence[
         activity=activity,
         activity_unknown=activity_unknown,
         refused=refused,
-        splits=_splits(workload.model, accepted),
+        splits=_splits(workload, accepted),
         tied=tied_in(module),
         blocks=_blocks(module),
     )
@@ -141,19 +141,19 @@ def _refusal(spec: TrainSpec, workload: Workload) -> str:
     return ""
 
 
-def _splits(model: torch.nn.Module, candidates: Sequence[TrainSpec]) -> dict[str, Splits]:
+def _splits(workload: Workload, candidates: Sequence[TrainSpec]) -> dict[str, Splits]:
     """How the plugins split the model, as each of them says for the stages that are asked."""
     asked: dict[tuple[str, str], list[TrainSpec]] = {}
     for spec in candidates:
         if spec.plan.tp * spec.plan.pp > 1:
             asked.setdefault((spec.plan.framework, spec.plan.plugin), []).append(spec)
-    return {f"{name} {plugin}": _splits_of(name, plugin, model, specs) for (name, plugin), specs in asked.items()}
+    return {f"{name} {plugin}": _splits_of(name, plugin, workload, specs) for (name, plugin), specs in asked.items()}
 
 
-def _splits_of(name: str, plugin: str, model: torch.nn.Module, specs: Sequence[TrainSpec]) -> Splits:
+def _splits_of(name: str, plugin: str, workload: Workload, specs: Sequence[TrainSpec]) -> Splits:
     function = framework(name).plugin(plugin).splits
     if not function:
         return Splits(unknown=f"{name} {plugin} does not say how it splits a model")
     tps, pps = ({spec.plan.tp for spec in specs}, {spec.plan.pp for spec in specs})
-    found: Splits = pkgutil.resolve_name(function)(model, tps - {1}, pps - {1})
+    found: Splits = pkgutil.resolve_name(function)(workload, tps - {1}, pps - {1})
     return found

@@ -29,22 +29,22 @@ def holders(model: ModelDescription, job: Job) -> list[str]:
         others = job.plan.mesh.dp - 1
         also = f"; {others} more replica{'s hold' if others > 1 else ' holds'} the same" if others else ""
         share = f"{_fraction(job.plan.tp)} of " if job.plan.tp > 1 else ""
-        what = f"{share}{layers_of(job, stage)}{_parts_of(job)}"
+        what = _with_parts(job, f"{share}{layers_of(job, stage)}")
         also = "" if job.shares.parameters and job.shards > 1 else also
         lines.append(f"  {who}: {what} ({numbers.decimal_bytes(held.parameters)} of parameters){also}")
     return lines
 
 
-def _parts_of(job: Job) -> str:
-    """Which of a rank's things are only a part of its replica's."""
-    shares, names = job.shares, ("parameters", "gradients", "optimizer state")
-    cut = [
-        name for name, is_cut in zip(names, (shares.parameters, shares.gradients, shares.state), strict=True) if is_cut
-    ]
+def _with_parts(job: Job, layers: str) -> str:
+    """What a rank holds of these layers: all of it, or its part of what the replicas share out."""
+    shares = job.shares
+    kinds = {"parameters": shares.parameters, "gradients": shares.gradients, "optimizer state": shares.state}
+    cut = [name for name, is_cut in kinds.items() if is_cut]
     if not cut or job.shards == 1:
-        return ""
+        return layers
     listed = f"{', '.join(cut[:-1])} and {cut[-1]}" if len(cut) > 1 else cut[0]
-    return f", of its {listed} 1/{job.shards}"
+    part = f"{_fraction(job.shards)} of the {listed}"
+    return f"{part} of {layers}" if shares.parameters else f"{layers}, with {part}"
 
 
 def _fraction(parts: int) -> str:
