@@ -63,6 +63,13 @@ def test_the_first_choice_is_trained(
     assert "--plan auto: zero1 dp2: the only plan that can be predicted" in capsys.readouterr().out
 
 
+def test_the_magic_shows_the_plans_that_are_left(shell: InteractiveShell, two_ranks: Session) -> None:
+    found = shell.run_cell_magic("dist_plans", "-n 2 --batch-size 8 --plugin ddp --memory 1kB --no-calibrate", CELL)
+    assert [each.name for each in found.forecasts] == ["ddp2", "torch ddp2"]
+    assert not found.chosen.fits
+    assert "no plan fits into 1 kB per rank" in found.why
+
+
 def test_what_cannot_be_described_is_named(shell: InteractiveShell, two_ranks: Session) -> None:
     with pytest.raises(ConfigError, match="the cell does not define optimizer"):
         plans(OPTIONS, cell="model = 1")
