@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faulty_run import Faulty, alter
+from workbench.core.records import ValueRecord
 from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.watch.host import alerts, notify
 from workbench.engine.watch.host.alerts import AlertWatch
@@ -116,6 +117,17 @@ def test_a_command_and_the_function_of_the_cell_are_both_told(tmp_path: Path, mo
     assert warnings(run.path) == [
         json.dumps("on_alert failed: KeyError: 'nothing'. It is told once; training continues")
     ]
+
+
+def test_a_name_that_nothing_logs_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, own = Faulty(tmp_path / "run", DEAD), OwnAlerts()
+    own.alert("typo", "entrop > 1")
+    watch = watching(run, monkeypatch, own)
+    run.logs[0].append(ValueRecord(step=2, rank=0, name="entropy", reduce="mean", value=1.0, count=1))
+    run.train(1, 60)
+    until(lambda: any("did you mean 'entropy'" in text for text in warnings(run.path)))
+    watch.close(wait=False)
+    assert len(warnings(run.path)) == 1
 
 
 def test_a_command_gets_each_alert_as_json_and_its_failure_is_told_once(tmp_path: Path) -> None:

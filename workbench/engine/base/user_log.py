@@ -6,7 +6,7 @@ is kept for it. A repeated forward pass that is no part of the training is ``sil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -52,6 +52,8 @@ class UserLog:
         self._early: list[tuple[str, tuple[Any, ...]]] = []
         self._keeps_early = True
         self._names: set[str] = set()
+        #: names whose numbers are not taken now
+        self.skipped: Collection[str] = frozenset()
 
     def __call__(self, name: str, value: Any, reduce: str | None = "mean") -> None:
         """Log one number of this step: a curve called ``name``.
@@ -61,12 +63,14 @@ class UserLog:
         curve per rank.
         """
         if isinstance(name, str):
+            if name in self.skipped:
+                return
             self._names.add(name)
         self._give("value", name, value, reduce)
 
     def add(self, name: str, value: Any, reduce: str) -> None:
         """Log a number that the run knows of itself, unless the script logs one of this name."""
-        if name not in self._names:
+        if name not in self._names and name not in self.skipped:
             self._give("value", name, value, reduce)
 
     def image(self, name: str, image: Any, *, every_rank: bool = False) -> None:

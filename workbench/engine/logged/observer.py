@@ -19,6 +19,7 @@ from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.user_log import UserLog
 from workbench.engine.logged.media import LoggedMedia
 from workbench.engine.logged.numbers import REDUCTIONS, OnTheWay, Running, plain_number
+from workbench.engine.logged.pace import BIT, Pace
 from workbench.engine.logged.recomputation import is_recomputing
 from workbench.rundir.log import RankLogWriter
 
@@ -39,25 +40,59 @@ class LoggedValues(StepObserver):
         self._refused: set[str] = set()
         self._running: dict[str, Running] = {}
         self._unread: deque[tuple[int, Sequence[tuple[str, Running]], OnTheWay]] = deque()
+        self._pace = Pace(strategy.spec.monitor.budget)
+        self._skips = self._told_pace = False
+        self._began = time.perf_counter()
         self._media = LoggedMedia(log, strategy)
         self._user_log = user_log
         user_log.attach(self)
         self._collect()
 
+    def propose(self, step: int) -> int:
+        if self._strategy.rank or not self._pace.skips_next():
+            return 0
+        if not self._told_pace:
+            self._told_pace = True
+            self._strategy.tell(
+                "log_interval",
+                f"{len(self._pace.frequent)} names are logged in each step, at {self._pace.cost:.1%} of its time: to "
+                f"stay within half of --monitor-budget they are taken every {self._pace.interval} steps or so. Names "
+                "that are logged more rarely, and those of evaluations, are always taken",
+            )
+        return BIT
+
     def begins(self, step: int, watch: int) -> None:
-        self.cost_ms = 0.0
-        self._collect()
-        self._write()
-        self._step, self._is_evaluating = step, False
+        self._began = time.perf_counter()
+        self._finish_step()
+        self._step, self._is_evaluating, self._skips = step, False, bool(watch & BIT)
+        self._choose()
+        self.cost_ms += (time.perf_counter() - self._began) * 1e3
 
     def phase(self, name: str) -> None:
         if (name == "evaluate") != self._is_evaluating:
             self._collect()
             self._is_evaluating = name == "evaluate"
+            self._choose()
 
     def ends(self, step: int) -> None:
+        began = time.perf_counter()
+        self._finish_step()
+        now = time.perf_counter()
+        self.cost_ms += (now - began) * 1e3
+        self._pace.account(self.cost_ms, (now - self._began) * 1e3, taken=not self._skips)
+
+    def accounted(self, step: int, cost_ms: float) -> None:
+        self.cost_ms = 0.0  # calls before the next step count there
+
+    def _finish_step(self) -> None:
+        if not self._is_evaluating:
+            self._pace.came(self._step, self._running)
         self._collect()
         self._write()
+
+    def _choose(self) -> None:
+        is_short = self._skips and not self._is_evaluating
+        self._user_log.skipped = self._pace.frequent if is_short else frozenset()
 
     def rolled_back(self, step: int) -> None:
         self._running.clear()
@@ -67,6 +102,7 @@ class LoggedValues(StepObserver):
 
     def close(self) -> None:
         self._user_log.attach(None)
+        self._user_log.skipped = frozenset()
         self._collect()
         self._write(wait=True)
         self._media.finish()

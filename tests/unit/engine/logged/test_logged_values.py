@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
+from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.core.records import columns_of
 from workbench.engine.base.user_log import UserLog, silenced
 from workbench.engine.logged import media, observer
 from workbench.engine.logged.observer import LoggedValues
+from workbench.engine.logged.pace import Pace
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.logged.curves import curves
 from workbench.telemetry.logged.media import Logged, image_file
@@ -36,7 +38,8 @@ class Rank:
     def __init__(self, run: Path, *, rank: int = 0, mesh: Mesh | None = None, log: UserLog | None = None) -> None:
         self.told: list[tuple[str, str]] = []
         place = (mesh or Mesh()).coordinates(rank)
-        strategy: Any = SimpleNamespace(rank=rank, coordinates=place, tell=lambda *told: self.told.append(told))
+        tell = lambda *told: self.told.append(told)  # noqa: E731
+        strategy: Any = SimpleNamespace(rank=rank, coordinates=place, tell=tell, spec=TrainSpec())
         self.run, self.writer, self.log = run, RankLogWriter(run, rank, flush_s=60), log or UserLog()
         self.watch = LoggedValues(self.log, strategy, self.writer)
 
@@ -342,3 +345,50 @@ def test_ranks_of_a_tensor_parallel_group_count_once_and_stages_each() -> None:
     assert curves(rows, mesh)[0].values.tolist() == [4.0]
     only = rows_of((1, 3, "own", "sum", 1.0, 1), (1, 99, "own", "sum", 1.0, 1))
     assert curves(only, mesh)[0].values.tolist() == [1.0], "a later rank of the group speaks where it is alone"
+
+
+def test_many_names_are_taken_at_an_interval_that_is_said_once(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 10 ms on this clock, and each look at it 50 microseconds: 30 names are far over half of 1 %. What
+    comes at every fifth step, in an evaluation, or from another rank's point of view is as before."""
+    clock = [0.0]
+
+    def now() -> float:
+        clock[0] += 5e-5
+        return clock[0]
+
+    monkeypatch.setattr(observer.time, "perf_counter", now)
+    watch = 0
+    for step in range(1, 1001):
+        rank.watch.begins(step, watch)
+        watch = rank.watch.propose(step)
+        rank.watch.phase("forward_backward")
+        for number in range(30):
+            rank.log(f"name {number}", float(step))
+        if step % 5 == 0:
+            rank.log("rare", float(step))
+        clock[0] += 0.01
+        rank.watch.ends(step)
+        rank.watch.accounted(step, rank.watch.cost_ms)
+        rank.log("after", 1.0)
+        if step % 100 == 0:
+            rank.watch.phase("evaluate")
+            rank.log("name 1", float(step))
+    rows = rank.rows()
+    steps = [step for step, name, *_ in rows if name == "name 0"]
+    assert [row[0] for row in rows if row[1] == "rare"] == list(range(5, 1001, 5))
+    assert [row[0] for row in rows if row[1] == "eval/name 1"] == list(range(100, 1001, 100))
+    assert {step for step, name, *_ in rows if name == "after"} >= set(steps[10:-1])
+    # 31 values of 50 us and as much for writing them, against half of 1 % of about 10 ms
+    assert 10 < len(steps) < 40 and steps[:10] == list(range(1, 11))
+    assert [name for name, _ in rank.told] == ["log_interval"] and "every" in rank.told[0][1]
+
+
+def test_few_names_are_taken_whatever_they_cost() -> None:
+    pace = Pace(0.01)
+    for step in range(1, 50):
+        pace.came(step, [str(number) for number in range(10)])
+        pace.account(5.0, 10.0, taken=True)
+    assert len(pace.frequent) == 10 and not pace.skips_next()
+    for step in range(50, 70):
+        pace.came(step, ["one more"])
+    assert pace.skips_next()

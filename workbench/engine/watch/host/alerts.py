@@ -157,9 +157,10 @@ class AlertWatch:
         if name in self._told_missing:
             return
         self._told_missing.add(name)
+        known = {*NAMES, *self._engine.store.table("values")["name"].tolist()}
         text = (
             f"alert {name!r} waits for {', '.join(map(repr, missing))}, which no step has logged in {steps} steps and "
-            f"which is no column of Run.metrics() ({suggest(missing[0], NAMES)}): log it, or set the alert again"
+            f"which is no column of Run.metrics() ({suggest(missing[0], known)}): log it, or set the alert again"
         )
         self._log.event(EventKind.WARNING, "alert_not_logged", text, step=self._progress.step)
 
