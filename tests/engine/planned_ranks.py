@@ -39,7 +39,7 @@ def _workload(case: Case) -> Workload:
 def _predicted(rank: int, spec: TrainSpec, case: Case) -> int:
     workload, plan = _workload(case), spec.plan
     own, tied = parameters_of(workload), tied_in(workload.model)
-    splits = splits_of(workload.model, {plan.tp} - {1}, {plan.pp} - {1})
+    splits = splits_of(workload, {plan.tp} - {1}, {plan.pp} - {1})
     assert not splits.unknown, splits.unknown
     model = ModelDescription(title="", parameters=own, buffer_bytes=0, states={}, batch_size=8, tied=tied)
     shares = framework(plan.framework).plugin(plan.plugin).shares

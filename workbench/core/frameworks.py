@@ -141,8 +141,8 @@ class Plugin:
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each.
     ``refuses``: why it cannot have a feature; ``untried``: why nobody knows yet whether a feature works. It has those
     that are in neither. ``models``: those that ``tp`` and ``pp`` split. ``shares``: what its ranks hold and send, for
-    the planner (None: it cannot predict the plugin). ``splits``: dotted name of the function that says, on a rank, how
-    ``tp`` and ``pp`` cut a model (``workbench.planner.model.Splits``).
+    the planner (None: it cannot predict the plugin). ``splits``: dotted name of a function of a workload, sizes
+    of tp and sizes of pp that says, on a rank, how these cut the model (``workbench.planner.model.Splits``).
     """
 
     name: str

@@ -13,10 +13,10 @@ from typing import Any
 class Machine:
     """Rates of one rank while all ranks are busy.
 
-    ``flops_per_s``: of matrix products in fp32. ``bytes_per_s``: read and written by one operation on a large tensor.
-    ``operation_s``: of an operation on a tiny tensor, forward only. ``latency_s`` and ``link_bytes_per_s``: of a
-    message between two ranks (NaN: not measured, one rank). ``host``, ``device``, ``ranks``, ``threads``: where it was
-    measured; ``date``: when, as ISO text. ``overlaps``: whether reductions run beside the backward pass.
+    ``flops_per_s``: of matrix products in ``precision``. ``bytes_per_s``: read and written by one operation on a large
+    tensor. ``operation_s``: of an operation on a tiny tensor, forward only. ``latency_s`` and ``link_bytes_per_s``: of
+    a message between two ranks (NaN: not measured, one rank). ``host``, ``device``, ``ranks``, ``threads``: where it
+    was measured; ``date``: when, as ISO text. ``overlaps``: whether reductions run beside the backward pass.
     """
 
     host: str
@@ -24,6 +24,7 @@ class Machine:
     ranks: int
     threads: int
     date: str
+    precision: str
     flops_per_s: float
     bytes_per_s: float
     operation_s: float

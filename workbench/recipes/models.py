@@ -12,11 +12,16 @@ def seeded_model(class_name: str, config: Any, seed: int) -> torch.nn.Module:
     """Create a model of the transformers class ``class_name``, with equal weights on every rank.
 
     Torch's random generators keep their state. The model is created on the rank's device, which for a large model takes
-    a second instead of a minute on the CPU.
+    a second instead of a minute on the CPU; without weights on the meta device where it is only described.
     """
     import torch
     import transformers
 
+    from workbench.engine.planned.shapes import makes_shapes_only
+
+    if makes_shapes_only():
+        with torch.device("meta"):
+            return getattr(transformers, class_name)(config)
     on_gpu = torch.cuda.is_available()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
         torch.manual_seed(seed)

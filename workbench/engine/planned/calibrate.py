@@ -19,17 +19,21 @@ from workbench.planner.machine import Machine
 
 _REPEATS = 5
 _SMALL_OPERATIONS = 200
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GEMM_SIZE = {"cpu": 512, "cuda": 4096}
 #: elements of the large tensors: 32 MB in fp32
 _ELEMENTS = 8 * 2**20
 _SMALL_ELEMENTS = 4
 
 
-def calibrate(file: str) -> None:
-    """On every rank, in the group of cells: measure, and write the ``Machine`` into ``file`` on rank 0. Collective."""
+def calibrate(file: str, precision: str) -> None:
+    """On every rank, in the group of cells: measure, and write the ``Machine`` into ``file`` on rank 0. Collective.
+
+    ``precision``: that of matrix products, fp32, bf16 or fp16.
+    """
     device = rank_device()
     size = _GEMM_SIZE[device.type]
-    left, right = torch.ones(2, size, size, device=device)
+    left, right = torch.ones(2, size, size, device=device, dtype=_DTYPES[precision])
     large, other = torch.ones(2, _ELEMENTS, device=device)
     small = torch.ones(16, device=device, requires_grad=True)
 
@@ -50,6 +54,7 @@ def calibrate(file: str) -> None:
             device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             ranks=ranks,
             threads=torch.get_num_threads(),
+            precision=precision,
             date=datetime.now().isoformat(timespec="minutes"),
             flops_per_s=2 * size**3 / product_s,
             bytes_per_s=3 * large.numel() * large.element_size() / moved_s,

@@ -24,6 +24,7 @@ from workbench.engine.frameworks.torch_common.torch_settings import torch_defaul
 from workbench.engine.frameworks.torch_common.trained import trained
 from workbench.engine.planned.activity import measure
 from workbench.engine.planned.optimizer_state import states_of
+from workbench.engine.planned.shapes import shapes_only
 from workbench.errors import ConfigError
 from workbench.planner.model import ModelDescription, Parameter, Splits
 
@@ -42,7 +43,7 @@ def describe(directory: str) -> None:
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     candidates = [TrainSpec.from_options(options) for options in json.loads((path / ASKED).read_text("utf-8"))]
     try:
-        with torch_defaults(), joined_of(spec)(0, 1, path / "alone", seed=spec.seed):
+        with torch_defaults(), joined_of(spec)(0, 1, path / "alone", seed=spec.seed), shapes_only():
             answer: dict[str, Any] = describe_workload(build_workload(path, spec), spec, candidates).to_json()
     except ConfigError as error:
         answer = {"error": str(error)}
@@ -68,7 +69,7 @@ def describe_workload(workload: Workload, spec: TrainSpec, candidates: Sequence[
         activity=activity,
         activity_unknown=activity_unknown,
         refused=refused,
-        splits=_splits(workload.model, accepted),
+        splits=_splits(workload, accepted),
         tied=tied_in(module),
         blocks=_blocks(module),
     )
@@ -140,19 +141,19 @@ def _refusal(spec: TrainSpec, workload: Workload) -> str:
     return ""
 
 
-def _splits(model: torch.nn.Module, candidates: Sequence[TrainSpec]) -> dict[str, Splits]:
+def _splits(workload: Workload, candidates: Sequence[TrainSpec]) -> dict[str, Splits]:
     """How the plugins split the model, as each of them says for the stages that are asked."""
     asked: dict[tuple[str, str], list[TrainSpec]] = {}
     for spec in candidates:
         if spec.plan.tp * spec.plan.pp > 1:
             asked.setdefault((spec.plan.framework, spec.plan.plugin), []).append(spec)
-    return {f"{name} {plugin}": _splits_of(name, plugin, model, specs) for (name, plugin), specs in asked.items()}
+    return {f"{name} {plugin}": _splits_of(name, plugin, workload, specs) for (name, plugin), specs in asked.items()}
 
 
-def _splits_of(name: str, plugin: str, model: torch.nn.Module, specs: Sequence[TrainSpec]) -> Splits:
+def _splits_of(name: str, plugin: str, workload: Workload, specs: Sequence[TrainSpec]) -> Splits:
     function = framework(name).plugin(plugin).splits
     if not function:
         return Splits(unknown=f"{name} {plugin} does not say how it splits a model")
     tps, pps = ({spec.plan.tp for spec in specs}, {spec.plan.pp for spec in specs})
-    found: Splits = pkgutil.resolve_name(function)(model, tps - {1}, pps - {1})
+    found: Splits = pkgutil.resolve_name(function)(workload, tps - {1}, pps - {1})
     return found

@@ -40,7 +40,8 @@ def states_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, tuple[StateTe
 def _state_of_one(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], dims: int, dtype: torch.dtype
 ) -> tuple[StateTensor, ...]:
-    device = next((parameter.device for parameter in group["params"]), torch.device("cpu"))
+    found = next((parameter.device for parameter in group["params"]), torch.device("cpu"))
+    device = torch.device("cpu") if found.type == "meta" else found
     parameter = torch.nn.Parameter(torch.ones(_LENGTHS[:dims], dtype=dtype, device=device))
     parameter.grad = torch.ones_like(parameter)
     probe = copy.copy(optimizer)

@@ -27,7 +27,8 @@ from workbench.rundir import directory as run_directory
 STEPS = 6
 #: steps at the beginning that do not count, as they are slower
 _WARM_UP = 2
-LEAST_STEPS = _WARM_UP + 1
+#: DistributedDataParallel tells of a step in the next one
+LEAST_STEPS = _WARM_UP + 2
 #: what each call smaller than this carries is no tensor of the model: norms, flags, agreements
 SMALL_BYTES = 1024
 

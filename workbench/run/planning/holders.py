@@ -28,27 +28,27 @@ def holders(model: ModelDescription, job: Job) -> list[str]:
         who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
         others = job.plan.mesh.dp - 1
         also = f"; {others} more replica{'s hold' if others > 1 else ' holds'} the same" if others else ""
-        share = f"a {_fraction(job.plan.tp)} of " if job.plan.tp > 1 else ""
-        what = f"{share}{layers_of(job, stage)}{_parts_of(job)}"
+        share = f"{_fraction(job.plan.tp)} of " if job.plan.tp > 1 else ""
+        what = _with_parts(job, f"{share}{layers_of(job, stage)}")
         also = "" if job.shares.parameters and job.shards > 1 else also
         lines.append(f"  {who}: {what} ({numbers.decimal_bytes(held.parameters)} of parameters){also}")
     return lines
 
 
-def _parts_of(job: Job) -> str:
-    """Which of a rank's things are only a part of its replica's."""
-    shares, names = job.shares, ("parameters", "gradients", "optimizer state")
-    cut = [
-        name for name, is_cut in zip(names, (shares.parameters, shares.gradients, shares.state), strict=True) if is_cut
-    ]
+def _with_parts(job: Job, layers: str) -> str:
+    """What a rank holds of these layers: all of it, or its part of what the replicas share out."""
+    shares = job.shares
+    kinds = {"parameters": shares.parameters, "gradients": shares.gradients, "optimizer state": shares.state}
+    cut = [name for name, is_cut in kinds.items() if is_cut]
     if not cut or job.shards == 1:
-        return ""
+        return layers
     listed = f"{', '.join(cut[:-1])} and {cut[-1]}" if len(cut) > 1 else cut[0]
-    return f", of its {listed} 1/{job.shards}"
+    part = f"{_fraction(job.shards)} of the {listed}"
+    return f"{part} of {layers}" if shares.parameters else f"{layers}, with {part}"
 
 
 def _fraction(parts: int) -> str:
-    return {2: "half", 3: "third", 4: "quarter"}.get(parts, f"share of 1/{parts}")
+    return {2: "half", 3: "a third", 4: "a quarter"}.get(parts, f"1/{parts}")
 
 
 def layers_of(job: Job, stage: int) -> str:
@@ -68,11 +68,12 @@ def layers_of(job: Job, stage: int) -> str:
             runs[stem] = []
             shown.append(stem)
         runs[stem].append(int(found[2]))
-    return ", ".join(f"{name} {_span(runs[name])}" if name in runs else name for name in shown)
+    return ", ".join(_run(name, runs[name]) if name in runs else name for name in shown)
 
 
-def _span(numbers_: list[int]) -> str:
-    return str(numbers_[0]) if len(numbers_) == 1 else f"{numbers_[0]}-{numbers_[-1]}"
+def _run(stem: str, places: list[int]) -> str:
+    """``layers 0-1``, ``layer 2``."""
+    return f"{stem.removesuffix('s')} {places[0]}" if len(places) == 1 else f"{stem} {places[0]}-{places[-1]}"
 
 
 def draw_holders(model: ModelDescription, job: Job) -> str:

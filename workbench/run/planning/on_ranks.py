@@ -24,7 +24,7 @@ from workbench.run.resolve import Request
 from workbench.rundir import directory as run_directory
 
 _DESCRIBE = "from workbench.engine.planned.describe import describe as _d; _d({path!r})"
-_CALIBRATE = "from workbench.engine.planned.calibrate import calibrate as _c; _c({path!r})"
+_CALIBRATE = "from workbench.engine.planned.calibrate import calibrate as _c; _c({path!r}, {precision!r})"
 #: ranks without a GPU that share the cores of a host
 _FEW_RANKS = 8
 #: files of the directory that the ranks share with the notebook (``workbench.engine.planned.describe``)
@@ -77,14 +77,14 @@ def run_on(session: Session, code: str, *, in_group: bool) -> None:
     submission.result().raise_on_error()
 
 
-def calibration(session: Session, *, measure: bool) -> Machine | None:
+def calibration(session: Session, precision: str, *, measure: bool) -> Machine | None:
     """What this machine does in a second. ``measure``: measure it now, and keep it for later; False: what was kept last
     for as many ranks (None: nothing)."""
-    file = _kept_file(session.n, "cpu" if session.placement.bindings[0].device == "cpu" else "gpu")
+    file = _kept_file(session.n, "cpu" if session.placement.bindings[0].device == "cpu" else "gpu", precision)
     if measure:
         with tempfile.TemporaryDirectory(prefix="workbench-plans-") as folder:
             answer = Path(folder) / "machine.json"
-            run_on(session, _CALIBRATE.format(path=str(answer)), in_group=True)
+            run_on(session, _CALIBRATE.format(path=str(answer), precision=precision), in_group=True)
             text = answer.read_text(encoding="utf-8")
         _keep(file, text)
         return Machine.from_json(json.loads(text))
@@ -102,6 +102,6 @@ def _keep(file: Path, text: str) -> None:
         print(f"warning: the calibration is not kept: {error.strerror} ({file})", file=sys.stderr)
 
 
-def _kept_file(ranks: int, device: str) -> Path:
+def _kept_file(ranks: int, device: str, precision: str) -> Path:
     folder = platformdirs.user_cache_path("dist-workbench", appauthor=False)
-    return folder / f"machine-{platform.node()}-{device}-{ranks}.json"
+    return folder / f"machine-{platform.node()}-{device}-{precision}-{ranks}.json"

@@ -79,7 +79,7 @@ def plans(
     found, refused = _resolved(given, base, ranks, config, cell)
     session = session_for(ranks, given.get("framework") or DEFAULT_FRAMEWORK)
     model = described(alone, [each.spec for each in found], session)
-    machine = calibration(session, measure=calibrate)
+    machine = calibration(session, alone.spec.precision, measure=calibrate)
     predicted, unpredicted = _predicted(model, found, machine, limit)
     return Plans(
         model=model,
@@ -125,10 +125,9 @@ def _resolved(
 
 
 def _name(options: Mapping[str, Any]) -> str:
-    name = options["framework"]
-    axes = " x ".join(f"{axis} {options[axis]}" for axis in ("pp", "tp") if options.get(axis, 1) > 1)
-    plugin = options["plugin"] + (f": {axes}" if axes else "")
-    return plugin if name == DEFAULT_FRAMEWORK else f"{name} {plugin}"
+    axes = [f"{axis}{options[axis]}" for axis in ("tp", "pp") if options.get(axis, 1) > 1]
+    framework_ = [] if options["framework"] == DEFAULT_FRAMEWORK else [options["framework"]]
+    return " ".join([*framework_, options["plugin"], *axes])
 
 
 def _predicted(

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 _STYLE = (
     "<style>.dw-plans{font:13px/1.45 system-ui,sans-serif}.dw-plans table{border-collapse:collapse;margin:4px 0 12px}"
     ".dw-plans th,.dw-plans td{padding:2px 10px;text-align:right;border-bottom:1px solid #8884;"
-    "font-variant-numeric:tabular-nums}.dw-plans td:first-child,.dw-plans th:first-child{text-align:left}"
+    "font-variant-numeric:tabular-nums;white-space:nowrap}"
+    ".dw-plans td:first-child,.dw-plans th:first-child{text-align:left}"
     ".dw-plans caption{text-align:left;font-weight:600;padding:4px 0}.dw-plans .scroll{overflow-x:auto}"
-    ".dw-plans tr.over td{opacity:.55}.dw-plans svg text{fill:currentColor}</style>"
+    ".dw-plans svg text{fill:currentColor}</style>"
 )
 #: what the parts of a rank's memory are called
 PARTS = {
@@ -198,9 +199,7 @@ class Plans:
             parts.append(draw_holders(self.model, self.chosen.job))
         if self.refused:
             items = "".join(f"<li>{markup.escape(line)}</li>" for line in self._reasons())
-            parts.append(
-                f"<details><summary>{len(self.refused)} plans are not possible</summary><ul>{items}</ul></details>"
-            )
+            parts.append(f"<details><summary>{_count(self.refused)} not possible</summary><ul>{items}</ul></details>")
         return "".join([*parts, "</div>"])
 
 
@@ -218,11 +217,15 @@ def _of_machine(machine: Machine | None, ranks: int) -> str:
     ranks_measured = f"{machine.ranks} rank{'s' if machine.ranks != 1 else ''}"
     said = (
         f"Measured on {machine.date.replace('T', ' ')} on {machine.host} with {ranks_measured} ({machine.device}): "
-        f"{machine.flops_per_s / 1e9:.3g} GFLOP/s per rank{link}."
+        f"{machine.flops_per_s / 1e9:.3g} GFLOP/s per rank in {machine.precision}{link}."
     )
     if ranks > machine.ranks:
         said += f" {ranks} ranks are more than were measured: estimated as if every link were like these."
     return said
+
+
+def _count(refused: Sequence[Refused]) -> str:
+    return "1 plan is" if len(refused) == 1 else f"{len(refused)} plans are"
 
 
 def _place(here: Coordinates) -> dict[str, int]:

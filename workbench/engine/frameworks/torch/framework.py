@@ -42,6 +42,7 @@ TORCH = Framework(
             lacks={Capability.PIPELINED: "every rank computes all layers"},
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
             shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
+            splits="workbench.engine.frameworks.torch.tensor_parallel.splits:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

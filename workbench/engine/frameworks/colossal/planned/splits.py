@@ -21,6 +21,7 @@ from colossalai.shardformer.layer.parallel_module import ParallelModule
 from colossalai.shardformer.layer.qkv_fused_linear import GPT2FusedLinearConv1D_Col, GPT2FusedLinearConv1D_Row
 from colossalai.shardformer.shard.shard_config import ShardConfig
 
+from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.adapters import AROUND_ADAPTERS
 from workbench.engine.frameworks.colossal.policies import policy_for
 from workbench.planner.model import COLUMN, HEAD, ROW, VOCABULARY, Split, Splits
@@ -59,10 +60,10 @@ class _Stages(PipelineStageManager):
         return self._stage
 
 
-def splits_of(model: torch.nn.Module, tps: Collection[int], pps: Collection[int]) -> Splits:
+def splits_of(workload: Workload, tps: Collection[int], pps: Collection[int]) -> Splits:
     """As ``Plugin.splits``: for a model that the plugin's check let through, how each of these numbers of
     tensor-parallel ranks and of stages splits it."""
-    model = getattr(model, "_orig_mod", model)
+    model = getattr(workload.model, "_orig_mod", workload.model)
     tp, unknown = _tensor_parallel(model) if tps else ({}, "")
     stages = {count: tuple(_held(model, stage, count) for stage in range(count)) for count in pps}
     return Splits(tp=tp, stages=stages, unknown=unknown)

@@ -30,7 +30,7 @@ def parallelize(model: torch.nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> d
     cuts: dict[str, Cut] = {}
     for name, (module, style) in plan.modules.items():
         for parameter_name, parameter in list(module.named_parameters(recurse=False)):
-            dim = _dim(module, parameter_name, style)
+            dim = dim_of(module, parameter_name, style)
             if dim is None:
                 _replace(module, parameter_name, distribute_tensor(parameter.detach(), mesh, [Replicate()]))
                 continue
@@ -54,7 +54,7 @@ def output_sharding(module: torch.nn.Module) -> str | None:
     return getattr(module, "_output_sharding", None)
 
 
-def _dim(module: torch.nn.Module, parameter: str, style: str) -> int | None:
+def dim_of(module: torch.nn.Module, parameter: str, style: str) -> int | None:
     """The dim along which a parameter is cut; None: it is whole on every rank."""
     if style == "vocabulary":
         return 0
