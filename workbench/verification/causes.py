@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from workbench.verification.evidence import Evidence, listed
-from workbench.verification.patterns import of_gradients, of_weights, stale_copies
+from workbench.verification.patterns import of_gradients, of_weights, stale_copies, where
 from workbench.verification.training import Training
 
 #: a model is causal when another last token moves outputs at earlier positions by less than this share of its own
@@ -26,7 +26,7 @@ def causes(evidence: Evidence) -> list[str]:
         found += stale_copies(evidence, evidence.step - 1) or (
             of_gradients(evidence) if evidence.gradients else of_weights(evidence)
         )
-    return found
+    return found or [where(evidence)]
 
 
 def _initial(evidence: Evidence) -> list[str]:

@@ -29,10 +29,7 @@ def of_gradients(evidence: Evidence) -> list[str]:
     mixed = [name for name in rest if _is_permuted(*_pair(evidence, name), evidence.tolerance("gradient", name))]
     if mixed:
         found.append(f"the gradient of {listed(mixed)} has the right elements in another order: shards are mixed up")
-    found += _of_ranks(evidence, "gradient", [name for name in rest if name not in mixed])
-    if not found:
-        found.append(_direction(evidence, names))
-    return found
+    return found + _of_ranks(evidence, "gradient", [name for name in rest if name not in mixed])
 
 
 def _pair(evidence: Evidence, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -148,22 +145,23 @@ def _of_ranks(evidence: Evidence, kind: str, names: list[str]) -> list[str]:
     return [f"only the part of {rank} is wrong in the {kind} of {listed(names)}" for rank, names in found.items()]
 
 
-def _direction(evidence: Evidence, names: list[str]) -> str:
-    """What is left to say: where the error enters."""
+def where(evidence: Evidence) -> str:
+    """What is left to say without a pattern: where the error enters."""
+    if evidence.loss and not evidence.gradients:
+        return "the loss differs although gradients agree: it is put together in another way"
+    if not evidence.gradients:
+        return "gradients agree and updates do not: the optimizer computes something else"
     if evidence.loss:
         return "the forward pass computes something else, as the loss of this step differs already"
-    last = names[-1]
     return (
         "the loss of this step is right, so the backward pass or the reduction is wrong; the first in the order of the "
-        f"backward pass is {last}"
+        f"backward pass is {evidence.gradients[-1]}"
     )
 
 
 def of_weights(evidence: Evidence) -> list[str]:
     """What the weights that differ have in common, where all gradients are right."""
     names, found = list(evidence.weights), stale_copies(evidence, evidence.step)
-    if not names:
-        return found or ["the loss differs although weights and gradients agree: it is put together in another way"]
     stale: dict[str, list[str]] = {}
     factors: dict[str, float] = {}
     for name in names:
@@ -180,7 +178,7 @@ def of_weights(evidence: Evidence) -> list[str]:
         found.append(f"{of} did not change in step {evidence.step} although its gradient is right: a stale shard")
     if factors:
         found.append(_updates(evidence, factors))
-    return found or ["gradients agree and updates do not: the optimizer computes something else"]
+    return found
 
 
 def _unchanged_part(evidence: Evidence, name: str) -> int | None:
