@@ -12,7 +12,9 @@ def load(shell: InteractiveShell) -> None:
     from magics import complete
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
+    from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
+    from magics.plans import PlansMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
     from magics.runs import RunsMagics
@@ -30,9 +32,11 @@ def load(shell: InteractiveShell) -> None:
         WatchMagics,
         ControlMagics,
         ModelMagics,
+        PlansMagics,
         ReplayMagics,
         ReportMagics,
         RunsMagics,
+        FrameworkMagics,
     )
     complete.register(shell)
     shell.events.register("post_run_cell", end_at_the_cell)

@@ -23,7 +23,6 @@ from workbench.cluster.output import (
     RankOutput,
     apply_carriage_returns,
     elide,
-    format_table,
     group_errors,
     group_output,
 )
@@ -31,6 +30,7 @@ from workbench.cluster.session import Session
 from workbench.cluster.spare import close_spare
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
+from workbench.core.numbers import format_table
 from workbench.errors import CellInterrupt, ClusterError, ConfigError, format_ranks
 
 _TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")

@@ -30,13 +30,19 @@ class ControlMagics(Magics):
     @_RUN
     @_CHANGES
     @line_magic
-    def dist_set(self, line: str) -> None:
-        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or knobs that it declares."""
+    def dist_set(self, line: str) -> Run | None:
+        """Change settings of a running run: lr=1e-4, lr=x0.5, lr=schedule, clip=1.0, or knobs that it declares.
+
+        ``plan=zero2`` or ``plan='tp2 pp2'``, alone: go on under another plan, as a new run, which is returned.
+        """
         arguments = parse(self.dist_set, line)
         run = _run(arguments.run)
         changes = controls.assignments(arguments.changes)
+        if list(changes) == ["plan"]:
+            return run.switch(changes["plan"])
         run.set(**changes)
         print(f"{run.name}: {', '.join(f'{name} = {value}' for name, value in changes.items())} from the next step")
+        return None
 
 
 def act_magic(control: Control) -> Callable[[str], Run | None]:
@@ -48,6 +54,8 @@ def act_magic(control: Control) -> Callable[[str], Run | None]:
         if control.starts_run:
             return run.branch(**controls.assignments(arguments.changes))
         value = getattr(arguments, "value", None)
+        if isinstance(value, list):
+            value = " ".join(value)
         run.ask(control.name, value or None)
         print(f"{run.name}: {control.name}{f' {value}' if value else ''} after this step")
         return None
@@ -59,6 +67,8 @@ def act_magic(control: Control) -> Callable[[str], Run | None]:
         wrapped = _CHANGES(wrapped)
     elif control.kind != "none":
         optional = {"nargs": "?"} if control.default is not None else {}
+        if control.kind == "alert":  # a condition has blanks
+            optional = {"nargs": "+"}
         value = argument("value", metavar=control.unit.upper() or "VALUE", help=control.allowed(), **optional)
         wrapped = value(wrapped)
     magic = magic_arguments()(wrapped)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -11,9 +12,11 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
 from magics.words import parse
+from workbench.errors import ConfigError
 from workbench.history import list_options, listing, sources
 from workbench.history.compare import Comparison, compare
 from workbench.history.index import RunIndex
+from workbench.run.inside_comparison import InsideComparison, compare_inside
 
 
 def _list_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,14 +63,22 @@ class RunsMagics(Magics):
     )
     @argument("--x", metavar="AXIS", default="step", help="axis of the curves: step (default), tokens, time or bytes")
     @argument("--tag", metavar="SCALAR", default="", help="the scalar of TensorBoard files that is the training loss")
+    @argument(
+        "--inside",
+        action="store_true",
+        help="compute one batch in the models of two runs, with the same weights: the first module that differs",
+    )
     @line_magic
-    def dist_compare(self, line: str) -> Comparison:
+    def dist_compare(self, line: str) -> Comparison | InsideComparison:
         """Compare runs: their curves, different options, speed-up, and whether a difference exceeds seed noise.
 
         Returns a ``Comparison``, which is displayed as tables and has ``.table()``, ``.curves()``,
         ``.differences_table()``, ``.tests`` and ``.scaling``. Runs whose specs differ only in ``--seed`` are repeats.
+        ``--inside A B`` is ``workbench.compare_inside``: it uses the live ranks, and ``A@STEP`` names a checkpoint.
         """
         given = parse(self.dist_compare, line)
+        if given.inside:
+            return _compared_inside(given.runs or sources.newest_two())
         found = compare(given.runs or sources.newest_two(), given.x, tag=given.tag)
         if widgets.available():
             from widgets.overlay import StaticFigures
@@ -76,3 +87,9 @@ class RunsMagics(Magics):
             title = f"Curves of {', '.join(s.label for s in found.subjects)}"
             StaticFigures(curves.figures(found), picture=curves.picture(found), title=title).show()
         return found
+
+
+def _compared_inside(names: Sequence[str | Path]) -> InsideComparison:
+    if len(names) != 2:
+        raise ConfigError(f"--inside compares two runs, not {len(names)}", field="RUN")
+    return compare_inside(*names)

@@ -21,6 +21,7 @@ from workbench.core.records import (
     HistogramStats,
     PhaseRecord,
     RouterStats,
+    SpectralStats,
     StepRecord,
     ValueRecord,
     WeightStats,
@@ -278,6 +279,9 @@ class FakeRank:
             self.writer.append(
                 RouterStats(**here, layer=name, tokens=tokens, top_k=2, load=load, entropy_sum=1.1 * tokens)
             )
+
+            sizes = {"weight_sq": 50.0 + index, "sigma_max": 2 + step / self.spec.steps}
+            self.writer.append(SpectralStats(step=step, rank=self.rank, layer=name, **sizes))
 
     def _norm(self, index: int, step: int) -> float:
         depth = (self.first_layer + index) / 40

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
     from workbench.cluster.session import Session
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+    from workbench.core.plans.capability_table import capability_table
     from workbench.engine.observed.callback import WorkbenchCallback
     from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, train
+    from workbench.run.inside_comparison import compare_inside
+    from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
     from workbench.verification.result import Verification
 
@@ -31,8 +34,11 @@ __all__ = [
     "TrainSpec",
     "Verification",
     "WorkbenchCallback",
+    "capability_table",
     "compare",
+    "compare_inside",
     "observe",
+    "plans",
     "runs",
     "train",
     "verify",
@@ -45,8 +51,11 @@ _HOMES = {
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
     "WorkbenchCallback": "workbench.engine.observed.callback",
+    "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
+    "compare_inside": "workbench.run.inside_comparison",
     "observe": "workbench.engine.observed.observe",
+    "plans": "workbench.run.planning.plans",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
     "Verification": "workbench.verification.result",

@@ -27,7 +27,7 @@ FIGURES = {
     "overview": {"loss", "throughput", "learning_rate", "grad_norm", *LOGGED},
     "ranks": {"utilisation", "memory", "busy", "phase_bars", "lag"},
     "gradients": {"gradients", "cosine", "noise", "histogram", "update_ratio"},
-    "inside": {"activations", "activation_gradients", "attention", "routers"},
+    "inside": {"activations", "activation_gradients", "attention", "routers", "stable_rank"},
     "communication": {"traffic", "exposed", "bandwidth"},
     "timeline": {"timeline"},
     "samples": {"validation", "metrics", "confusion"},

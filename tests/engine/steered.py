@@ -30,6 +30,7 @@ from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.torch_common.exchange import GlooExchange, exchange_of
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.state.checkpoint_files import ShardWriter, rank_file
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir import checkpoints
 from workbench.rundir.commands import CommandReader
@@ -252,21 +253,25 @@ class PauseCounter(StepObserver):
 
 def _fill_disk(trainer: Trainer, step: int) -> None:
     """While the checkpoint of that step is written, no file of this process may grow beyond 2 kB."""
-    save = trainer.save
+    saving = trainer._saving
+    begin_save = saving.begin_save
 
-    def limited(at: int, *, asked: bool) -> bool:
+    def limited(at: int, *arguments: Any, **options: Any) -> None:
         if at != step:
-            return save(at, asked=asked)
+            begin_save(at, *arguments, **options)
+            return
+        saving.finish()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         trainer.log.flush()
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
         try:
-            return save(at, asked=asked)
+            begin_save(at, *arguments, **options)
+            saving.finish()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    trainer.save = limited  # type: ignore[method-assign]
+    saving.begin_save = limited  # type: ignore[method-assign]
 
 
 def _die_at(number: int) -> None:
@@ -361,6 +366,35 @@ def damaged(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[st
         return train(rank, ranks, directory, **arguments)
     finally:
         checkpoints.publish = publish
+
+
+def written_late(rank: int, ranks: int, directory: Path, *, until: int, **arguments: Any) -> dict[str, Any]:
+    """``train`` on a disk that writes nothing of a checkpoint before step ``until`` was taken, and the checksums of the
+    tensors of the first checkpoint. Where training waited for the disk, the disk would wait for ever."""
+    write, take_step, taken = ShardWriter.write, Trainer.take_step, threading.Event()
+
+    def late(writer: ShardWriter, state: dict[str, Any]) -> None:
+        if not taken.wait(60.0):
+            raise TimeoutError(f"step {until} was not taken while the checkpoint was written")
+        write(writer, state)
+
+    def counted(trainer: Trainer, step: int) -> None:
+        take_step(trainer, step)
+        if step >= until:
+            taken.set()
+
+    ShardWriter.write, Trainer.take_step = late, counted  # type: ignore[method-assign]
+    try:
+        found = train(rank, ranks, directory, **arguments)
+    finally:
+        ShardWriter.write, Trainer.take_step = write, take_step  # type: ignore[method-assign]
+    run = directory / "run"
+    first = checkpoints.directory(run, checkpoints.steps(run)[0])
+    return {
+        **found,
+        "steps": checkpoints.steps(run),
+        "tensors": checkpoints.digest(first / rank_file(rank, "safetensors")),
+    }
 
 
 def kept(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:

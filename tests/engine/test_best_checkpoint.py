@@ -17,5 +17,5 @@ def test_a_rollback_to_the_best_trains_the_same_again(pool: RankPool) -> None:
         assert steps == [*range(1, steps[back - 1] + 1), 3, 4, 5, 6]
         losses = {step: [row[1] for row in found["rows"] if row[0] == step] for step in (3, 4)}
         assert all(first == again for first, again in losses.values())
-        best = [event for event in found["events"] if event["kind"] == "checkpoint" and event["name"] == "best"]
-        assert [(event["step"], event["value"]) for event in best] == [(2, {"name": "validation_loss", "value": 1.0})]
+    best = [event for event in ranks[0]["events"] if event["kind"] == "checkpoint" and event["name"] == "best"]
+    assert [(event["step"], event["value"]) for event in best] == [(2, {"name": "validation_loss", "value": 1.0})]

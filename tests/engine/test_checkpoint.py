@@ -9,6 +9,7 @@ import pytest
 from tests.engine.test_steering import DDP, PP, TP, TRAIN, ZERO, column, done
 
 TORCH = {"framework": "torch", "plugin": "ddp"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
     "ddp-noisy": ("noise", DDP),
@@ -16,6 +17,8 @@ PLANS = {
     "torch": ("gpt2-drop", TORCH | {"clip": 0.5}),
     "torch-noisy": ("noise", TORCH),
     "torch-fp16": ("plain", TORCH | {"precision": "fp16"}),
+    "fsdp": ("gpt2-drop", FSDP | {"clip": 0.5}),
+    "fsdp-fp16": ("plain", FSDP | {"precision": "fp16"}),
     "zero1": ("gpt2-drop", ZERO | {"clip": 0.5}),
     "zero1-noisy": ("noisy", ZERO),
     "zero1-bf16": ("llama", ZERO | {"precision": "bf16"}),
@@ -40,9 +43,9 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str
     assert column(found, "step") == [*range(1, 23), *range(3, 24)]
     for rank in losses(found):
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
-    assert done(found, "checkpoint")[-1][:2] == (2, "restored")
+    assert done_of_rank(found[0], "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
-    if plan not in ("torch", "zero1", "tp2", "pp2"):
+    if plan not in ("torch", "fsdp", "zero1", "tp2", "pp2"):
         return
     turned = pool.run(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
@@ -65,6 +68,10 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
         ("tied", DDP, PP),
         ("tied", PP, ZERO),
         ("tied", ZERO, TORCH),
+        ("tied", TORCH, FSDP),
+        ("gpt2", TP, FSDP),
+        ("plain", FSDP, ZERO),
+        ("gpt2", FSDP | {"tp": 2}, TP),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),
 )
@@ -107,8 +114,19 @@ def test_a_rank_killed_while_it_writes_leaves_the_previous_one(pool):
     found = pool.run(2, "tests.engine.steered:killed_writer", lost=(1,), **arguments)[0]
     assert found["failed"], "the peer notices"
     assert found["steps"] == [2, 4], "the third was not finished"
-    assert found["left"] == ["step-000006.tmp"]
+    assert found["left"] == []
     assert found["verified"] == [2, 4]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_step(pool):
+    """The disk writes the checkpoint of step 2 after step 4, with what the ranks held after step 2."""
+    arguments = {"model": "plain", "options": {"plugin": "zero1", "save_every": 2}, "steps": 5}
+    late = pool.run(2, "tests.engine.steered:written_late", until=4, **arguments)
+    at_once = pool.run(2, "tests.engine.steered:written_late", until=0, **arguments)
+    assert losses(late) == losses(at_once)
+    for rank, same in zip(late, at_once, strict=True):
+        assert rank["steps"] == [2, 4] and rank["tensors"] == same["tensors"]
+    assert [step for step, name, _ in done_of_rank(late[0], "checkpoint") if name == "saved"] == [2, 4]
 
 
 def test_a_full_disk_is_an_event_and_training_goes_on(pool):

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from workbench.core.frameworks import usable
+from workbench.core.config import TrainSpec
+from workbench.core.frameworks import Capability, Feature, usable
+from workbench.core.plans.capability_table import Support, capability_table
 
 #: largest difference of the loss over 20 steps while it falls by 0.6 to 1.0.
 #: fp32: the order of additions differs. fp16 and bf16 with fp32 master weights: activations are rounded to 11 and 8
@@ -28,6 +30,7 @@ def case(ranks: int, model: str, tolerance: float = FP32, **options: Any):
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -76,7 +79,37 @@ CASES = [
     case(4, "plain", accumulate=2, clip=0.5, **TORCH),
     case(2, "gpt2", precision="bf16", tolerance=BF16, **TORCH),
     case(2, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **TORCH),
+    *[case(2, model, **FSDP) for model in ("llama", "gpt2", "plain", "tied", "vit")],
+    case(2, "llama", no_reshard=True, accumulate=2, clip=0.5, **FSDP),
+    case(4, "plain", replicate=2, accumulate=2, clip=0.5, **FSDP),
+    *[case(2, model, tp=2, **FSDP) for model in ("gpt2", "vit", "tied")],
+    case(4, "llama", tp=2, accumulate=2, clip=0.5, **FSDP),
+    case(4, "gpt2", tp=2, precision="bf16", tolerance=BF16, **FSDP),
+    case(2, "gpt2", precision="bf16", tolerance=BF16, **FSDP),
+    case(2, "llama", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **FSDP),
 ]
+
+
+#: what a plan is asked for -> the options of a run that ask for it
+ASKED_BY = {
+    Feature.FP32: {"precision": ("fp32",)},
+    Feature.BF16: {"precision": ("bf16",)},
+    Feature.FP16: {"precision": ("fp16",)},
+    Feature.ACCUMULATED: {"accumulate": (2, 4)},
+    Capability.NORMED: {"clip": (0.5,)},
+    Capability.PIPELINED: {"pp": (2, 4)},
+}
+
+
+PROMISED = [each for each in capability_table().entries if each.asked in ASKED_BY and each.support is Support.WORKS]
+
+
+@pytest.mark.parametrize("entry", PROMISED, ids=lambda each: f"{each.framework} {each.plugin}-{each.asked}")
+def test_each_yes_of_the_table_has_a_case(entry):
+    defaults = TrainSpec().options()
+    found = [{**defaults, **options} for _, _, options, _ in (each.values[0] for each in CASES)]
+    of_plan = [each for each in found if (each["framework"], each["plugin"]) == (entry.framework, entry.plugin)]
+    assert any(each[name] in values for each in of_plan for name, values in ASKED_BY[entry.asked].items())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,7 +127,7 @@ def test_trains_as_one_process(pool, plain_loop, case):
 
 
 def test_loss_fn_instead_of_criterion(pool, plain_loop):
-    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH):
+    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP):
         found = pool.run(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.engine import models
 from tests.engine.watched_inside import as_rows
 from workbench.core.config import TrainSpec
-from workbench.core.records import ActivationStats, AttentionStats
+from workbench.core.records import ActivationStats, AttentionStats, SpectralStats
 from workbench.telemetry.inside.activations import combine, combine_attention, whole_batch
+from workbench.telemetry.inside.spectra import combine_spectra
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
@@ -150,10 +152,41 @@ def test_a_compiled_model_is_refused_with_what_to_do(pool):
     assert "is compiled" in found[0]["refused"][0]["reason"] and "ActivationStats" not in found[0]
 
 
-def test_training_is_the_same_whatever_is_watched(pool):
-    for options in ({"plugin": "zero2"}, TP, PP):
-        losses = []
-        for watch in ("", "activations,attention"):
-            found, _ = _watch(pool, 2, "llama", {**options, "steps": 4, "watch": watch, "watch_every": 1})
-            losses.append([[row["loss"] for row in rank["StepRecord"]] for rank in found])
-        np.testing.assert_array_equal(*losses)
+@pytest.mark.parametrize(("model", "options"), [("llama", {"plugin": "ddp"}), ("llama", {"plugin": "zero2"}),
+                                                ("llama", TP), ("llama", PP), ("gpt2", TP)], ids=str)  # fmt: skip
+def test_training_is_the_same_whatever_is_watched_and_singular_values_are_those_of_whole_weights(pool, model, options):
+    losses = []
+    for watch in ("", "activations,attention,weights"):
+        asked = {**options, "steps": 4, "watch": watch, "watch_every": 1}
+        found, _ = _watch(pool, 2, model, asked, iterations=80)
+        losses.append([[row["loss"] for row in rank["StepRecord"]] for rank in found])
+    np.testing.assert_array_equal(*losses)
+    whole = _whole_matrices(found)
+    shapes = {
+        name.removesuffix(".weight"): tuple(value.shape) for name, value in models.model(model).named_parameters()
+    }
+    assert {layer: matrix.shape for layer, matrix in whole.items()} == {
+        layer: shape for layer, shape in shapes.items() if len(shape) == 2 and (layer != "lm_head" or model != "gpt2")
+    }
+    table = combine_spectra(as_rows(found, SpectralStats)).query("step == 4").set_index("layer")
+    assert set(table.index) == set(whole)
+    for layer, matrix in whole.items():
+        sigma = np.linalg.svd(matrix, compute_uv=False)
+        row = table.loc[layer]
+        assert row["sigma_max"] == pytest.approx(sigma[0], rel=3e-3) and row["sigma_max"] <= sigma[0] * (1 + 1e-6)
+        assert row["norm"] == pytest.approx(np.sqrt(np.sum(sigma**2)), rel=1e-6)
+        assert row["stable_rank"] == pytest.approx(np.sum(sigma**2) / sigma[0] ** 2, rel=6e-3)
+
+
+def _whole_matrices(found: list[dict]) -> dict[str, np.ndarray]:
+    """Weights of all ranks in float64, parts of tensor-parallel ranks beside each other."""
+    parts: dict[str, list[np.ndarray]] = {}
+    axes: dict[str, int] = {}
+    for rank in found:
+        for layer, split, matrix in rank["matrices"]:
+            axes[layer] = {"": -1, "rows": 0, "columns": 1}[split]
+            parts.setdefault(layer, []).append(np.array(matrix, dtype=np.float64))
+    assert all(len(values) == 1 for layer, values in parts.items() if axes[layer] < 0), "one rank reports each"
+    return {
+        layer: values[0] if axes[layer] < 0 else np.concatenate(values, axes[layer]) for layer, values in parts.items()
+    }

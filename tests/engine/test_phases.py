@@ -17,6 +17,7 @@ PLANS = [
     {"plugin": "ddp", "accumulate": 2},
     {"plugin": "zero1"},
     {"plugin": "hybrid", "tp": 2},
+    {"framework": "torch", "plugin": "fsdp"},
     PP,
 ]
 

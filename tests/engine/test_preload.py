@@ -11,7 +11,7 @@ import json, os, sys, threading
 from workbench.engine.frameworks.colossal.preload import load
 load()
 import torch
-kept = [name for name in ("peft", "bitsandbytes", "sklearn") if name in sys.modules]
+kept = [name for name in ("peft", "bitsandbytes", "sklearn", "pandas") if name in sys.modules]
 tasks, python_threads = len(os.listdir("/proc/self/task")), threading.active_count()
 from colossalai.booster.plugin import torch_ddp_plugin
 late = torch_ddp_plugin.PeftModel

@@ -181,7 +181,7 @@ def test_paused_ranks_look_and_agree_a_few_times_a_second(pool, one_host: bool):
 def test_stop_now_or_after_a_checkpoint_and_what_comes_too_late(pool):
     found = pool.run(2, TRAIN, model="plain", options=DDP, steps=50, script={"2": [["stop", "checkpoint"]]})
     assert found[0]["outcome"] == "stopped" and column(found, "step") == [1, 2, 3]
-    assert done(found, "checkpoint") == [(3, "saved", "step-000003", None)]
+    assert done(found[:1], "checkpoint") == [(3, "saved", "step-000003", None)]
     found = pool.run(2, TRAIN, model="plain", options=DDP, steps=3, script={"3": [["clip", 1]]})
     assert found[0]["outcome"] == "finished"
     assert [(step, name, value["value"]) for step, name, value, _ in done(found, "refused")] == [(3, "clip", 1)]

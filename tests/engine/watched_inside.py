@@ -25,6 +25,7 @@ from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.trained import users_model
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
+from workbench.engine.watch.inside import spectra
 from workbench.engine.watch.inside.inside_watch import InsideWatch
 from workbench.rundir.directory import CONTROL_FILE
 
@@ -39,9 +40,12 @@ def train(
     script: dict[str, list[Any]] | None = None,
     change: str = "",
     wrap: str = "",
+    iterations: int = 0,
 ) -> dict[str, Any]:
-    """Records of this rank by type, the reasons of refused commands, and how many hooks are left. ``change``: of
-    ``CHANGES``, ``wrap``: as ``boosted.workload``."""
+    """Records of this rank by type, the reasons of refused commands, how many hooks are left, and the weights that it
+    holds as matrices. ``change``: of ``CHANGES``, ``wrap``: as ``boosted.workload``; ``iterations``: of singular
+    values, at each look."""
+    spectra.FIRST, spectra.LATER = (iterations or default for default in (spectra.FIRST, spectra.LATER))
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
     (directory / CONTROL_FILE).touch()
     log = Log(rank)
@@ -65,12 +69,13 @@ def train(
             ).run()
             observers[-1].close()
             dist.barrier()
+            matrices = [(one.layer, one.split, one.matrix.tolist()) for one in strategy.weight_matrices()]
             hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in strategy.module.modules())
         finally:
             strategy.close()
     rows = log.rows()
     refused = [json.loads(row["value"]) for row in rows.pop("Event", []) if row["kind"] == "refused"]
-    return {**rows, "hooks": hooks, "refused": refused}
+    return {**rows, "hooks": hooks, "refused": refused, "matrices": matrices}
 
 
 def _checkpointed(reentrant: bool) -> Callable[[torch.nn.Module], None]:

@@ -25,7 +25,7 @@ def main() -> None:
     assert session.pull("loaded") == {0: [], 1: []}
     losses = run.metrics()["loss"]
     assert losses.iloc[-1] < losses.iloc[0]
-    assert run.plan.describe() == "torch ddp: dp 2 on 2 ranks"
+    assert run.plan.describe() == "torch ddp2"
     assert run.checkpoints() == [3, 6]
     assert "torch ddp" in run.report().read_text()
     Panel(run).close()

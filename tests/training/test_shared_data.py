@@ -65,6 +65,13 @@ def test_one_rank_loads_and_all_have_the_same_pages(two_ranks: Session) -> None:
     assert in_shared_files() == before
 
 
+def test_the_ranks_of_a_cell_share_among_themselves(two_ranks: Session) -> None:
+    """A cell on one rank waits for no other, and groups of cells stay what they are."""
+    two_ranks.execute("import numpy as np\nmine = share(np.full(3, rank))", [1]).raise_on_error()
+    assert results(two_ranks, "int(globals().get('mine', np.zeros(1)).sum())") == [0, 3]
+    assert results(two_ranks, "float(share(np.full(2, 4.0 + rank)).sum())") == [8.0, 8.0]
+
+
 @pytest.mark.parametrize(
     ("source", "text"),
     [

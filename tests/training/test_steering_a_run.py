@@ -116,6 +116,23 @@ def test_a_branch_goes_on_from_here_and_the_old_run_is_kept(shell: InteractiveSh
     assert second.metrics()["step"].tolist() == [parted + 1, parted + 2] and second.name == "twig"
 
 
+def test_a_switch_of_the_plan_goes_on_with_the_same_loss(shell: InteractiveShell, two_ranks: Session) -> None:
+    """Over two switches the losses are those of one run under the first plan."""
+    line = "-n 2 --batch-size 16 --quiet --eval-every 0"
+    whole = train(shell, f"{line} --steps 60", CELL).wait(timeout=300).metrics().set_index("step")["loss"]
+    runs = [train(shell, f"{line} --steps 60 --name wide", SLOW)]
+    for change, name in (("plan=zero2", "wide-zero2"), ("plan='torch ddp'", "wide-zero2-torch-ddp")):
+        until(lambda: runs[-1].last_step >= 2)
+        runs.append(shell.run_line_magic("dist_set", change))
+        assert runs[-1].name == name
+    runs[-1].wait(timeout=300)
+    losses = pd.concat([run.metrics().set_index("step")["loss"] for run in runs])
+    np.testing.assert_allclose(losses, whole, atol=1e-5)
+    assert [run.plan.describe() for run in runs[1:]] == ["zero2 dp2", "torch ddp2"]
+    with pytest.raises(ConfigError, match="plan is changed alone"):
+        shell.run_line_magic("dist_set", "plan=ddp lr=1")
+
+
 def test_a_branch_lays_its_rate_over_the_cells_own_schedule(shell: InteractiveShell, two_ranks: Session) -> None:
     decaying = SLOW + "lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)\n"
     run = train(shell, "-n 2 --steps 5000 --quiet --eval-every 0 --name decaying", decaying)

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.imports import ROOT, circles, graph, imported, reached, room, sources, tree, within
 
 DATA = ("core", "events", "rundir", "telemetry")
-BELOW_RUN = (*DATA, "plots", "history", "export", "verification", "report", "cluster")
+BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "verification", "report", "cluster")
 #: room of ``workbench`` -> the other rooms that it may import
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -22,13 +22,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "events": ("core",),
     "rundir": ("core", "events"),
     "telemetry": ("core", "events", "rundir"),
+    "planner": ("core",),
     "plots": DATA,
     "history": (*DATA, "plots"),
     "export": (*DATA, "history"),
     "verification": DATA,
     "report": (*DATA, "plots", "history"),
     "cluster": ("core",),
-    "engine": DATA,
+    "engine": (*DATA, "planner"),
     "recipes": ("core", "engine"),
     "run": BELOW_RUN,
     "terminal": (*BELOW_RUN, "run"),

@@ -20,13 +20,15 @@ from tests.unit.fake_frameworks import NO_HOOKS, installed
 from widgets.panel import control_set
 from workbench.core import frameworks
 from workbench.core.config import ParallelPlan, TrainSpec, check_capabilities, read_spec_options
-from workbench.core.frameworks import Capability, Plugin
+from workbench.core.frameworks import Capability, Feature, Framework, Plugin
+from workbench.core.plans.capability_table import capability_table
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Alone
 from workbench.engine.base.capabilities import PROTOCOLS
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.faults.nonfinite import NonfiniteGuard
+from workbench.engine.frameworks.torch_common.batches import check_trainable
 from workbench.engine.loop.trainer import Trainer
 from workbench.engine.watch.host.sampler import Progress
 from workbench.errors import ConfigError
@@ -56,7 +58,7 @@ def test_a_framework_that_is_not_installed_can_be_shown_and_not_trained(tmp_path
     (tmp_path / "spec.toml").write_text(tomli_w.dumps(spec.to_toml()))
     assert TrainSpec.from_options(read_spec_options(tmp_path / "spec.toml")) == spec
     row = read_row(tmp_path)
-    assert (row.name, row.plan) == ("foreign", "colosal warp: dp 2 on 2 ranks")
+    assert (row.name, row.plan) == ("foreign", "colosal warp2")
     assert row.state != "broken"
     with pytest.raises(ConfigError, match="unknown framework 'colosal': did you mean 'colossal'"):
         resolve({**spec.options(), "recipe": "digits-vit"}, default_ranks=2)
@@ -66,7 +68,7 @@ def test_a_broken_framework_stops_nothing_but_its_own_training() -> None:
     with installed(colossal=COLOSSAL, bad="no_such_package.at_all:X", worse="tests.unit.fake_frameworks:NO_HOOKS"):
         assert frameworks.installed() == ["colossal", "bad", "worse"]
         assert [each.name for each in frameworks.usable()] == ["colossal"]
-        assert ParallelPlan(framework="bad", plugin="any").describe() == "bad any: one rank"
+        assert ParallelPlan(framework="bad", plugin="any").describe() == "bad any1"
         with pytest.raises(
             ConfigError, match=r"'bad' is installed but broken: no_such_package\.at_all:X: ModuleNotFound"
         ):
@@ -102,6 +104,47 @@ def test_what_a_plugin_lacks_is_refused_before_launch_where_it_is_asked_for(opti
         with pytest.raises(ConfigError, match=words):
             check_capabilities(spec)
         check_capabilities(TrainSpec.from_options({"framework": "bare", "plugin": "solo"}))
+
+
+def _with_half_precision_refused() -> Plugin:
+    return Plugin(
+        name="solo",
+        summary="",
+        strategy="",
+        capabilities=frozenset(Capability) - {Capability.PIPELINED},
+        lacks={Capability.PIPELINED: "every rank holds all layers"},
+        refuses={Feature.FP16: "its kernels have no fp16", Feature.COMPILED: "it rewrites the forward pass"},
+        untried={Feature.GPU: "nobody has one"},
+    )
+
+
+def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    framework = Framework(
+        name="own", title="Own", plugins=(_with_half_precision_refused(),), preload="", joined="", packages=()
+    )
+    found = capability_table([framework])
+    signs = dict(found.rows())
+    assert (signs["fp32"], signs["fp16"], signs["GPU ranks"], signs["train_step"]) == ("yes", "no", "?", "no")
+    assert signs["pipeline stages"] == "no" and signs["gradient statistics"] == "yes"
+    assert "fp16 with own solo: its kernels have no fp16" in found.reasons()
+    assert "GPU ranks with own solo: nobody has one" in repr(found)
+    assert "<th>own solo</th>" in found._repr_html_() and "<li>fp16 with own solo" in found._repr_html_()
+    monkeypatch.setattr(frameworks, "framework_if_usable", lambda name: framework)
+    monkeypatch.setattr(frameworks, "installed", lambda: ["own"])
+    reason = r"fp16: not available with own solo \(its kernels have no fp16\)"
+    assert frameworks.why_unavailable("own", "solo", Feature.FP32) == ""
+    with pytest.raises(ConfigError, match=reason):
+        frameworks.check_feature("own", "solo", Feature.FP16, field="--precision")
+    spec = SimpleNamespace(plan=SimpleNamespace(framework="own", plugin="solo", tp=1, pp=1), precision="fp32")
+    network = torch.compile(torch.nn.Linear(2, 1))
+    work = Workload(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters()),
+        data=None,
+        criterion=lambda out, batch: out.sum(),
+    )
+    with pytest.raises(ConfigError, match=r"torch\.compile: not available with own solo"):
+        check_trainable(spec, work)
 
 
 def test_what_a_plugin_lacks_has_a_reason() -> None:

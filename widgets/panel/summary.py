@@ -13,6 +13,7 @@ from widgets.panel.rank_table import RankTable
 from widgets.panel.verdict import SpeedVerdict, VerdictTracker
 from workbench.core import controls
 from workbench.core.columns import Columns
+from workbench.core.numbers import metric_words
 from workbench.core.records import EventKind
 from workbench.events.alerts import active, alerts_of
 from workbench.events.decode import as_number, decode, is_rank
@@ -25,7 +26,7 @@ from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import seconds_per_step
 from workbench.telemetry.pauses import Pauses
-from workbench.telemetry.row_views import StepCursor, metric_words, metrics_since
+from workbench.telemetry.row_views import StepCursor, metrics_since
 from workbench.telemetry.store import Store
 
 RECENT_STEPS = 50

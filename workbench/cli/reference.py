@@ -20,6 +20,7 @@ from workbench.core import run_files
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import usable
+from workbench.core.plans.capability_table import capability_table
 from workbench.core.records import SCHEMA_VERSION, TABLES, columns_of
 
 _KINDS = {
@@ -45,6 +46,7 @@ def text() -> str:
         *magics(),
         *command_line(),
         *spec_file(),
+        *capabilities(),
         *split_models(),
         *python_api(),
         *directory(),
@@ -172,6 +174,19 @@ def spec_file() -> Iterator[str]:
             rows.append((f"`{field.name}`", str(field.type), default, spelt, what))
         yield f"### {title}\n\n{prose(kind.__doc__)}"
         yield table(("key", "type", "default", "flag", "what"), rows)
+
+
+def capabilities() -> Iterator[str]:
+    """What each plan of each framework can do."""
+    found = capability_table()
+    yield (
+        "## What each plan can do\n\n`yes`: it works, `no`: it is refused before the run starts, `?`: not tried yet. "
+        "Made from what the frameworks declare; `workbench frameworks` and `%dist_frameworks` show the same. Each "
+        "`yes` of a precision, of accumulation, clipping and pipelines is a case of "
+        "`tests/engine/test_conformance.py`, which compares it with one process."
+    )
+    yield table(("", *found.plans()), found.rows())
+    yield "\n".join(f"- {reason}" for reason in found.reasons())
 
 
 def split_models() -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.cluster.base.protocol import FOLLOWS, WORK_DIR
+from workbench.cluster.base.protocol import FOLLOWS, RANKS, WORK_DIR
 from workbench.cluster.output import CellFailure, RankOutput, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
@@ -221,7 +221,7 @@ def send(client: Any, submission: Submission, *, follows: bool = True) -> None:
     If it ``follows``, the ranks change to the notebook's working directory, and reload modules that changed on
     disk, before they run the code. Raises ``ClusterError`` when a rank is not connected to the controller.
     """
-    metadata = _metadata() if follows else {FOLLOWS: False}
+    metadata = {**_work_dir(), RANKS: submission.ranks} if follows else {FOLLOWS: False}
     for rank in submission.ranks:
         engine = client._engines.get(rank)
         if engine is None:
@@ -251,7 +251,7 @@ def send(client: Any, submission: Submission, *, follows: bool = True) -> None:
         )
 
 
-def _metadata() -> dict[str, Any]:
+def _work_dir() -> dict[str, Any]:
     try:
         return {WORK_DIR: os.getcwd()}
     except FileNotFoundError:  # the notebook's directory was deleted: the ranks stay where they are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,13 +166,3 @@ def group_errors(outputs: Mapping[int, RankOutput]) -> list[tuple[tuple[int, ...
         assert first is not None
         grouped.append((tuple(ranks), first))
     return grouped
-
-
-def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Formats rows as a plain text table with left-aligned columns."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    return "\n".join(lines)

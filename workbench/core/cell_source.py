@@ -15,6 +15,8 @@ REQUIRED_NAMES = (
     ("dataset", "dataloader"),
     ("loss_fn", "criterion", "train_step"),
 )
+#: what is logged during an evaluation is a curve of this name and its own
+EVALUATION = "eval/"
 #: the name of a function that makes the steps of a training itself
 OWN_STEP = "train_step"
 
@@ -57,6 +59,23 @@ def names_of(source: str) -> set[str]:
         raise ConfigError(
             f"line {error.lineno} of the cell is not valid Python: {error.msg}{place}", field="cell"
         ) from error
+
+
+def logged_names(source: str) -> set[str] | None:
+    """The names of values that a cell logs with ``log("name", ...)``; None where they are made while it trains."""
+    tree = ast.parse(source)
+    names: set[str] = set()
+    understood: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="log") as function, args=[ast.Constant(value=str() as name), *_]):
+                names |= {name, EVALUATION + name}
+                understood.add(function)
+            case ast.Attribute(value=ast.Name(id="log") as function, attr="image" | "text"):
+                understood.add(function)
+    others = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "log"]
+    is_whole = all(node in understood for node in others) and OWN_STEP not in _defined_names(tree)
+    return names if is_whole else None
 
 
 def _defined_names(node: ast.AST) -> Iterator[str]:

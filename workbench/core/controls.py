@@ -298,7 +298,7 @@ CONTROLS: tuple[Control, ...] = (
     Control(name="grad_layers", title="layers watched", kind="regex", setting=True, applies="observer",
             when_empty="all", help="record gradients only of layers whose names match (empty: all)"),
     Control(name="watch", title="watched inside the model", kind="watch", setting=True, applies="observer",
-            when_empty="nothing", help="activations, attention, routers, micro_batches (separated by commas), or off"),
+            when_empty="nothing", help="activations, attention, routers, weights, micro_batches (with commas), or off"),
     Control(name="watch_every", title="inside the model", kind="interval", setting=True, applies="observer", low=1,
             unit="steps", help="steps between looks inside the model (auto: within the monitoring budget)"),
     Control(name="watch_layers", title="modules watched inside", kind="regex", setting=True, applies="observer",
@@ -349,6 +349,12 @@ def checked_settings(changes: Mapping[str, Any], declared: Iterable[Control] = (
         raise ConfigError(f"no setting was given: pass name=value, where name is one of {names}")
     found = {}
     for name, value in changes.items():
+        if name == "plan":
+            raise ConfigError(
+                "plan is changed alone, as the run goes on under another plan as a new run: set plan=... with nothing "
+                "beside it, or run.switch(plan)",
+                field=name,
+            )
         control = find(name, declared)
         if not control.setting:
             raise ConfigError(

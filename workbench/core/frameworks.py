@@ -14,11 +14,14 @@ from types import MappingProxyType
 from typing import Protocol
 
 from workbench.core import registry
+from workbench.core.shares import Shares
 from workbench.errors import ConfigError, suggest
 
 GROUP = "dist_workbench.frameworks"
 #: the framework of a plan that names none
 DEFAULT_FRAMEWORK = "colossal"
+#: the framework of the plan of an observed loop: it is none that ``%dist_train`` could start
+OBSERVED = "observed"
 
 
 class Capability(StrEnum):
@@ -34,6 +37,24 @@ class Capability(StrEnum):
     INSPECTABLE = "looking inside the model"
 
 
+class Feature(StrEnum):
+    """What else a person may ask of a plan; the value is how people call it."""
+
+    CPU = "CPU ranks"
+    GPU = "GPU ranks"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    ACCUMULATED = "gradient accumulation"
+    COMPILED = "torch.compile"
+    ADAPTED = "LoRA adapters"
+    OWN_STEPS = "train_step"
+
+
+#: of plugins that have only been run on CPU ranks so far
+UNTRIED_ON_GPUS: Mapping[Feature, str] = MappingProxyType(
+    {Feature.GPU: "written and tested with fakes, not yet run on a GPU (tests/gpu/RESULTS.md)"}
+)
 #: the capability that a control of a run (``workbench.core.controls``), or one value of it, needs; the others need none
 NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
     {
@@ -56,7 +77,9 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
 
 
 #: options of a plan that only some plugins take -> what they are for the others
-PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType({"tp": 1, "pp": 1, "micro_batches": 1, "sync_batchnorm": False})
+PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType(
+    {"tp": 1, "pp": 1, "micro_batches": 1, "replicate": 1, "no_reshard": False, "sync_batchnorm": False}
+)
 
 
 class PlanOptions(Protocol):
@@ -65,6 +88,10 @@ class PlanOptions(Protocol):
     @property
     def ranks(self) -> int:
         """How many ranks train."""
+
+    @property
+    def framework(self) -> str:
+        """Name of the framework."""
 
     @property
     def plugin(self) -> str:
@@ -81,6 +108,14 @@ class PlanOptions(Protocol):
     @property
     def micro_batches(self) -> int:
         """Pieces that a pipeline cuts a batch into."""
+
+    @property
+    def replicate(self) -> int:
+        """Groups of data-parallel ranks that each hold all shards of the model."""
+
+    @property
+    def no_reshard(self) -> bool:
+        """Whether parameters stay whole between the forward and the backward pass."""
 
     @property
     def sync_batchnorm(self) -> bool:
@@ -101,10 +136,13 @@ class Plugin:
     """One way in which a framework spreads a training over ranks.
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
-    of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
+    of ``PLUGIN_OPTIONS`` that it takes; the others keep their defaults.
     ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
-    ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``:
-    those that ``tp`` and ``pp`` split.
+    ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each.
+    ``refuses``: why it cannot have a feature; ``untried``: why nobody knows yet whether a feature works. It has those
+    that are in neither. ``models``: those that ``tp`` and ``pp`` split. ``shares``: what its ranks hold and send, for
+    the planner (None: it cannot predict the plugin). ``splits``: dotted name of the function that says, on a rank, how
+    ``tp`` and ``pp`` cut a model (``workbench.planner.model.Splits``).
     """
 
     name: str
@@ -114,7 +152,11 @@ class Plugin:
     options: frozenset[str] = frozenset()
     capabilities: frozenset[Capability]
     lacks: Mapping[Capability, str] = field(default_factory=lambda: MappingProxyType({}))
+    refuses: Mapping[Feature, str] = field(default_factory=lambda: MappingProxyType({}))
+    untried: Mapping[Feature, str] = field(default_factory=lambda: MappingProxyType({}))
     models: tuple[SplitModels, ...] = ()
+    shares: Shares | None = None
+    splits: str = ""
 
     def __post_init__(self) -> None:
         unexplained = set(Capability) - self.capabilities - set(self.lacks)
@@ -123,6 +165,14 @@ class Plugin:
                 f"plugin {self.name}: each capability is either in capabilities or, with a reason, in lacks; "
                 f"wrong: {sorted(unexplained | self.capabilities & set(self.lacks))}"
             )
+
+    def why_not(self, asked: Capability | Feature) -> str:
+        """Why this plugin cannot do what is asked; "" where it can, or where it was not tried."""
+        if isinstance(asked, Capability):
+            return "" if asked in self.capabilities else self.lacks[asked]
+        if asked is Feature.OWN_STEPS and not self.own_steps:
+            return "a step of the cell's own needs the whole model and its gradients on every rank"
+        return self.refuses.get(asked, "")
 
 
 def _no_check(plan: PlanOptions) -> None:
@@ -178,8 +228,8 @@ class Framework:
 
 def check_own_steps(name: str, plugin: str) -> None:
     """Refuse, with ``ConfigError``, a cell with a ``train_step`` under a plugin that cannot train it."""
-    chosen = framework(name)
-    if not chosen.plugin(plugin).own_steps:
+    reason = framework(name).plugin(plugin).why_not(Feature.OWN_STEPS)
+    if reason:
         able = [
             f"--framework {each.name} --plugin {found.name}"
             for each in usable()
@@ -187,8 +237,7 @@ def check_own_steps(name: str, plugin: str) -> None:
             if found.own_steps
         ]
         raise ConfigError(
-            f"train_step: a step of the cell's own needs the whole model and its gradients on every rank, which "
-            f"{name} {plugin} does not have: use {' or '.join(able)}",
+            f"train_step: {reason}, which {name} {plugin} does not have: use {' or '.join(able)}",
             field="--plugin",
         )
 
@@ -222,11 +271,23 @@ def _plugin_names(name: str) -> list[str]:
     return [plugin.name for plugin in found.plugins] if found is not None else []
 
 
-def why_unavailable(name: str, plugin: str, capability: Capability) -> str:
+def check_feature(name: str, plugin: str, feature: Feature, *, field: str) -> None:
+    """Refuse, with ``ConfigError``, a feature that a plugin cannot have."""
+    reason = why_unavailable(name, plugin, feature)
+    if reason:
+        able = [
+            f"--framework {each.name} --plugin {found.name}"
+            for each in usable()
+            for found in each.plugins
+            if not found.why_not(feature)
+        ]
+        raise ConfigError(f"{reason}: leave it out" + (f", or use {' or '.join(able)}" if able else ""), field=field)
+
+
+def why_unavailable(name: str, plugin: str, asked: Capability | Feature) -> str:
     """Why a plan cannot do something: ``"checkpoints: not available with NAME PLUGIN (reason)"``; "" when it can, or
     when nothing is known about the framework."""
     found = framework_if_usable(name)
     known = next((each for each in found.plugins if each.name == plugin), None) if found is not None else None
-    if known is None or capability in known.capabilities:
-        return ""
-    return f"{capability.value}: not available with {name} {plugin} ({known.lacks[capability]})"
+    reason = "" if known is None else known.why_not(asked)
+    return f"{asked.value}: not available with {name} {plugin} ({reason})" if reason else ""

@@ -1,4 +1,4 @@
-"""Numbers and times for people, the same in figures, tables, reports and messages.
+"""Numbers, times and plain tables for people, the same in figures, tables, reports and messages.
 
 ``workbench/plots/browser_numbers.py`` and ``widgets/static/text.js`` have the same functions for the browser; a test
 holds all three to the same texts.
@@ -7,6 +7,8 @@ holds all three to the same texts.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -52,6 +54,31 @@ def decimal_bytes(value: float) -> str:
     while value >= 999.5 and place < len(units) - 1:
         value, place = value / 1000, place + 1
     return f"{number(value, 3)} {units[place]}"
+
+
+#: names of metrics that people state in percent
+_SHARES = re.compile(r"acc|precision|recall|f1|auc|iou|dice|share|top.?\d", re.IGNORECASE)
+
+
+def is_share(name: str, values: Sequence[float]) -> bool:
+    """Whether a metric is stated in percent: by its name, and all of its values are between 0 and 1."""
+    return bool(_SHARES.search(name)) and all(0 <= value <= 1 for value in values)
+
+
+def metric_words(name: str, value: float) -> str:
+    """``accuracy``, 0.9523 -> "accuracy 95.2 %"; ``bits_per_byte``, 1.2 -> "bits per byte 1.2"."""
+    shown = f"{100 * value:.1f} %" if is_share(name, [value]) else number(value)
+    return f"{name.replace('_', ' ')} {shown}"
+
+
+def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Rows as a plain text table with left-aligned columns."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
 
 
 def _short(text: str) -> str:

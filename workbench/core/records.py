@@ -270,6 +270,22 @@ class RouterStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpectralStats:
+    """Of the whole of one weight, as a matrix, after an optimizer step: the square of its Frobenius norm, and its
+    largest singular value by a power iteration, which comes from below.
+
+    ``layer``: the module that owns it, followed by the parameter's name unless that is "weight". A weight with more
+    than two dimensions counts as a matrix of the first by all others. Ranks that hold parts of it log the same.
+    """
+
+    step: int
+    rank: int
+    layer: str
+    weight_sq: float
+    sigma_max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseRecord:
     """One phase of one step on one rank. ``start_ms`` counts from the beginning of the step on that rank.
 
@@ -406,7 +422,8 @@ class Event:
       after ``step`` count no more; resumed_with, value: the settings of the resumed run that are not the checkpoint's
     - ``gpu``: lost
     - ``peak``: flops; value: what the device can do per second, and how that is known; model; value: its parameters,
-      and the floating point operations that training takes per token
+      and the floating point operations that training takes per token; held, at the second step; value: bytes of this
+      rank's ``parameters`` and ``optimizer_state``, and by how many its memory has ``grown`` at most since the first
     """
 
     time: float
@@ -431,6 +448,7 @@ Record = (
     | ActivationStats
     | AttentionStats
     | RouterStats
+    | SpectralStats
     | PhaseRecord
     | CollectiveRecord
     | ValueRecord
@@ -450,6 +468,7 @@ TABLES: dict[str, type] = {
     "activations": ActivationStats,
     "attention": AttentionStats,
     "routers": RouterStats,
+    "spectra": SpectralStats,
     "phases": PhaseRecord,
     "collectives": CollectiveRecord,
     "values": ValueRecord,

@@ -14,6 +14,9 @@ from pathlib import Path
 
 _OWN_PACKAGES = frozenset({"workbench", "magics", "widgets"})
 
+#: the variable of a rank with the ranks that run the current cell
+CELL_RANKS = "_cell_ranks"
+
 
 def user_modules() -> dict[str, str]:
     """Returns the files of the user's imported modules by the modules' names."""

@@ -14,6 +14,7 @@ WATCHES: dict[str, str] = {
     "activations": "statistics of each module's output and of its gradient",
     "attention": "entropy and largest logit of each attention, from some of its queries",
     "routers": "load of the experts and entropy of each router",
+    "weights": "stable rank and largest singular value of each weight",
     "micro_batches": "with the others: a row for each micro-batch instead of one for the step",
 }
 #: words for nothing at all

@@ -29,7 +29,7 @@ from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
-from workbench.engine.base.capabilities import Evaluating, Inspectable, Watchable, needed
+from workbench.engine.base.capabilities import Evaluating, Inspectable, UpdateWatchable, Watchable, needed
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -56,9 +56,11 @@ from workbench.engine.watch.inside.inside_watch import InsideWatch
 from workbench.engine.watch.torch.batch_sizes import BatchSizeLogger
 from workbench.engine.watch.torch.buffer_changes import BufferChanges
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
+from workbench.engine.watch.torch.held_bytes import HeldBytes
 from workbench.engine.watch.torch.joint_losses import JointLosses
 from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
+from workbench.engine.watch.torch.update_watch import UpdateWatch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
 from workbench.errors import WorkbenchError
 from workbench.events.outcome import Outcome, failure
@@ -240,10 +242,13 @@ def observers_of(
     if spec.monitor.level == "off":
         return [*always]
     device = rank_device()
-    gradients: list[StepObserver] = (
-        [GradientWatch(spec, strategy, log, device)] if isinstance(strategy, Watchable) else []
-    )
+    gradients: list[StepObserver] = []
+    if isinstance(strategy, Watchable):
+        gradients.append(GradientWatch(spec, strategy, log, device))
+    elif isinstance(strategy, UpdateWatchable):
+        gradients.append(UpdateWatch(spec, strategy, log, device))
     inside: list[StepObserver] = [InsideWatch(spec, strategy, log, device)] if isinstance(strategy, Inspectable) else []
+    always.append(HeldBytes(workload, log))
     return [*always, *add_phase_watch(spec.monitor, strategy, log, device.type, [*gradients, *inside])]
 
 

@@ -24,7 +24,7 @@ COMMON = (
     "torch._dynamo",  # the first optimizer that is made asks for it
     "torch.utils.data.distributed",
     "workbench.engine.entry",
-    "workbench.telemetry.alerts.engine",  # with pandas, which takes a second
+    "workbench.telemetry.alerts.engine",
 )
 
 

@@ -72,7 +72,7 @@ def _check_environment(backend: str) -> None:
     if dist.get_debug_level() == dist.DebugLevel.DETAIL:
         raise ConfigError(
             "TORCH_DISTRIBUTED_DEBUG=DETAIL ends ranks while they train: unset it or set it to INFO, "
-            " then start the ranks again (%dist_down, %dist_up)"
+            "then start the ranks again (%dist_down, %dist_up)"
         )
     names = os.environ.get("GLOO_SOCKET_IFNAME", "") if backend == "gloo" else ""
     known = [name for _, name in socket.if_nameindex()]

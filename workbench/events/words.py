@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from workbench.core.controls import AUTOMATIC, find, settings
-from workbench.core.numbers import number
+from workbench.core.numbers import decimal_bytes, number
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 from workbench.events.alerts import BEGINS, Alert
@@ -242,6 +242,12 @@ def _model(name: str, value: Any, old: Any) -> str:
     return f"model: {parameters} parameters, {_scaled(told.get('flops_per_token'), 'FLOP')} per token{formula}"
 
 
+def _held(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    parameters, state = (decimal_bytes(as_number(told.get(key))) for key in ("parameters", "optimizer_state"))
+    return f"this rank holds {parameters} of parameters and {state} of optimizer state"
+
+
 def _scaled(value: Any, unit: str) -> str:
     """4.57e10 and "FLOP/s" -> "45.7 GFLOP/s"; what is no number, as it stands."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -300,6 +306,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.LOSS_SCALE, "changed"): lambda name, value, old: _plain("loss scale", value, old),
     (EventKind.PEAK, "flops"): _peak,
     (EventKind.PEAK, "model"): _model,
+    (EventKind.PEAK, "held"): _held,
     (EventKind.MONITOR, "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
     (EventKind.MONITOR, "cost"): _cost,
     (EventKind.MONITOR, "phases"): _phases,

@@ -123,9 +123,11 @@ class ExportSource:
     def layer_norms(self) -> list[tuple[int, str, str, float]]:
         """L2 norms of whole layers: (step, kind, layer, norm). Norms that are not finite are left out.
 
-        ``kind``: ``gradient norm`` (of the reduced gradient), ``weight norm`` or ``update norm`` (of the last update).
+        ``kind``: ``gradient norm`` (of the reduced gradient), ``weight norm``, ``update norm`` (of the last update);
+        with ``--watch weights`` also ``largest singular value`` and ``stable rank`` of each weight.
         """
         from workbench.telemetry.gradients import combine, combine_weights
+        from workbench.telemetry.inside.spectra import combine_spectra
         from workbench.telemetry.layer_norms import LayerLists, with_norms
 
         lists = LayerLists().read(self.columns("events"))
@@ -133,11 +135,14 @@ class ExportSource:
         gradients = combine(rows, self.mesh)
         gradients = gradients[gradients["scope"] == "reduced"].drop_duplicates(["step", "layer"])
         weights = combine_weights(self.columns("weights"), self.mesh)
+        spectra = combine_spectra(self.columns("spectra"))
         norms: list[tuple[int, str, str, float]] = []
         for kind, rows, column in (
             ("gradient norm", gradients, "norm"),
             ("weight norm", weights, "weight_norm"),
             ("update norm", weights, "update_norm"),
+            ("largest singular value", spectra, "sigma_max"),
+            ("stable rank", spectra, "stable_rank"),
         ):
             finite = rows[np.isfinite(rows[column].to_numpy(dtype=float))]
             layers = [str(layer) or "model" for layer in finite["layer"]]

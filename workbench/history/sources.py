@@ -24,7 +24,7 @@ from workbench.rundir import directory as run_directory
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
 from workbench.telemetry.derive import batch_of, cumulative_tokens, global_metrics
-from workbench.telemetry.logged.curves import curves
+from workbench.telemetry.logged.curves import curves, one_per_name
 from workbench.telemetry.rollbacks import without_taken_back
 from workbench.telemetry.row_views import validations
 
@@ -173,11 +173,12 @@ def _curve(metrics: Columns, ranks: int) -> Columns:
 
 
 def _logged(steps: np.ndarray, rows: Columns | None, spec: TrainSpec | None) -> Columns:
-    """``log/NAME`` -> values at ``steps``, of the first names that the cell logged."""
+    """``log/NAME`` -> values at ``steps``, of the first names that the cell logged; the mean where each rank has its
+    own."""
     if rows is None or spec is None:
         return {}
     out: Columns = {}
-    for curve in curves(rows, spec.plan.mesh)[:_MOST_LOGGED]:
+    for curve in one_per_name(curves(rows, spec.plan.mesh))[:_MOST_LOGGED]:
         column = out[f"log/{curve.label}"] = np.full(steps.size, math.nan)
         known = np.isin(curve.steps, steps)
         column[np.searchsorted(steps, curve.steps[known])] = curve.values[known]

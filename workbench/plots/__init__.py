@@ -33,6 +33,7 @@ ALL = (
     "activation_gradients",
     "attention",
     "routers",
+    "stable_rank",
     "traffic",
     "exposed",
     "bandwidth",

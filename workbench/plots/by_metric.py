@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.core.numbers import is_share
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number, of_kind
 from workbench.plots import theme
@@ -31,7 +32,7 @@ Found = dict[str, list[tuple[float, float]]]
 def columns(store: Store, cursor: Cursor | None, *, shares: bool) -> tuple[Columns, Cursor]:
     """step, and one column per metric: NaN where it was not measured. The loss has a figure of its own.
 
-    ``shares``: the metrics that are stated in percent (``row_views.is_share``); else the others.
+    ``shares``: the metrics that are stated in percent (``core.numbers.is_share``); else the others.
     """
     since, known = cursor or (0, {})
     events, after = rows.told_since(store, since)
@@ -44,11 +45,7 @@ def columns(store: Store, cursor: Cursor | None, *, shares: bool) -> tuple[Colum
             found.setdefault(event.name, []).append((float(event.step), value))
             is_new = True
     out = _table(
-        {
-            name: values
-            for name, values in found.items()
-            if rows.is_share(name, [value for _, value in values]) == shares
-        },
+        {name: values for name, values in found.items() if is_share(name, [value for _, value in values]) == shares},
         100 if shares else 1,
     )
     return (out if is_new else {name: column[:0] for name, column in out.items()}), (after, found)

@@ -6,6 +6,7 @@ A figure has one y axis, so names are grouped by the size of their first value. 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,9 @@ GROUPS = 3
 #: values of one figure are within this factor of its first one
 _SIZE = 30.0
 _PREFIX = "value "
+#: characters of a name in the legend
+_LONGEST = 52
+_HEIGHT_PX, _LINE_PX = 250, 20
 
 
 class _Known:
@@ -104,10 +108,31 @@ def _name_of(label: str, names: dict[str, int]) -> str:
     return label.rpartition("/rank ")[0] if "/rank " in label else label.rpartition(", ")[0]
 
 
+def _names(columns: Mapping[str, Any]) -> list[str]:
+    return [name.removeprefix(_PREFIX) for name in columns if name != "step"]
+
+
+def _short(name: str) -> str:
+    """``name`` as the legend has it; the curve's tooltip has all of it."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-(_LONGEST // 2 - 1) :]}"
+
+
+def height(columns: Mapping[str, Any]) -> int:
+    """Pixels of a figure of ``columns``: more for a legend of more than two lines."""
+    lines = theme.legend_lines([_short(name) for name in _names(columns)])
+    return _HEIGHT_PX + _LINE_PX * max(0, lines - 2)
+
+
 def draw(source: ColumnDataSource, title: str) -> Figure:
     """Draw a line per curve, with points where steps are few or far between."""
-    names = [name.removeprefix(_PREFIX) for name in source.data if name != "step"]
-    drawn = theme.new_figure(title, x_label="step", y_label=names[0] if len(names) == 1 else "value", marks="step")
+    names = _names(source.data)
+    drawn = theme.new_figure(
+        title,
+        x_label="step",
+        y_label=names[0] if len(names) == 1 else "value",
+        height=height(source.data),
+        marks="step",
+    )
     entries: list[tuple[str, list[Any]]] = []
     for place, name in enumerate(names):
         column = _PREFIX + name
@@ -115,7 +140,7 @@ def draw(source: ColumnDataSource, title: str) -> Figure:
         line = drawn.line("step", column, source=source, color=colour, line_width=2)
         points = drawn.scatter("step", column, source=source, color=colour, size=4, line_color=None)
         drawn.add_tools(hover([("step", "@step{0}"), (name, f"@{{{column}}}{{number}}")], renderers=[points]))
-        entries.append((name, [line, points]))
+        entries.append((_short(name), [line, points]))
     if len(entries) > 1:
         theme.add_legend(drawn, entries)
     return theme.finish(drawn)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.core.columns import Columns
+from workbench.core.frameworks import OBSERVED
 from workbench.plots import theme
 from workbench.plots.base import Cursor
 from workbench.plots.browser_numbers import hover
@@ -27,11 +28,13 @@ EMPTY = "No step was completed."
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     """step, norm (NaN where it is not positive), clip (clipping threshold, NaN: off), spike_at and spike (step and norm
-    of spikes)."""
+    of spikes). Steps of an observed loop whose norm was not computed are left out."""
     steps, event_row, waiting = cursor or (None, 0, [])
     row = steps[0] if steps else 0
     metrics, steps = rows.metrics_since(store, steps)
     events, event_row = rows.told_since(store, event_row)
+    if store.spec.plan.framework == OBSERVED:
+        metrics = {name: values[~np.isnan(metrics["grad_norm"])] for name, values in metrics.items()}
     step = metrics["step"].astype(float)
     norm = np.where(metrics["grad_norm"] > 0, metrics["grad_norm"].astype(float), math.nan)
     spike_at, spike, waiting = rows.marked(step, waiting + rows.spikes(events, NAME))

@@ -27,6 +27,11 @@ def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:
     return by_name.columns(store, cursor, group=2)
 
 
+def height(columns: Columns) -> int:
+    """Pixels."""
+    return by_name.height(columns)
+
+
 def figure(source: ColumnDataSource) -> Figure:
     """Draw one line per curve."""
     return by_name.draw(source, TITLE)

@@ -6,6 +6,7 @@ colours of text, axes and grid for a light or dark page. The live panel does the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from workbench.plots.browser_numbers import hover, tick_formatter
@@ -52,6 +53,8 @@ COLOURS = {
     "light": {"text": "#1f2328", "muted": "#59636e", "line": "#c8ced6", "grid": "#e7eaee", "empty": "#eceff2"},
     "dark": {"text": "#e6e9ee", "muted": "#a3acb8", "line": "#4a525d", "grid": "#31373f", "empty": "#2c3138"},
 }
+#: pixels of a legend, of a character in it, and of what is beside the text of an entry
+_LEGEND_PX, _LEGEND_CHARACTER_PX, _LEGEND_GLYPH_PX = 390, 6.2, 28
 
 
 def rank_colour(rank: int) -> str:
@@ -226,8 +229,16 @@ def add_colour_bar(drawn: Any, mapper: Any, *, log: bool, title: str = "", forma
     return bar
 
 
+def legend_lines(labels: Sequence[str]) -> int:
+    """Lines of a legend with these entries, so that none is cut off in half of a page of 900 px."""
+    widths = [_LEGEND_GLYPH_PX + _LEGEND_CHARACTER_PX * len(label) for label in labels]
+    if sum(widths) <= _LEGEND_PX or not widths:
+        return 1
+    return -(-len(widths) // max(1, int(_LEGEND_PX // max(widths))))
+
+
 def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
-    """Add a legend of one or two lines above the plot; a click on an entry hides or shows its renderers."""
+    """Add a legend above the plot, of as many lines as it needs; a click on an entry hides or shows its renderers."""
     from bokeh.models.annotations import Legend, LegendItem
 
     legend: Any = Legend(items=[LegendItem(label=label, renderers=renderers) for label, renderers in items])
@@ -240,8 +251,11 @@ def add_legend(drawn: Any, items: list[tuple[str, list[Any]]]) -> None:
     legend.padding = legend.margin = 0
     legend.label_width = 0
     legend.spacing = 10
-    if len(items) > 5:  # more do not fit into half of a page of 900 px
-        legend.ncols = (len(items) + 1) // 2
+    lines = legend_lines([label for label, _ in items])
+    if lines > 1:
+        legend.ncols = -(-len(items) // lines)
+    if lines > 2:  # closer together
+        legend.spacing, legend.label_height, legend.glyph_height = 4, 14, 14
     legend.glyph_width = 14
     legend.label_standoff = 4
     drawn.add_layout(legend, "above")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core.numbers import is_share
 from workbench.core.records import EventKind
 from workbench.events.alerts import alerts_of, table_of
 from workbench.events.epochs import EpochProgress
@@ -25,7 +26,7 @@ from workbench.report.logged import LoggedName, read_logged
 from workbench.report.missing import why_missing
 from workbench.report.run_data import LoggedEvent, RunData
 from workbench.telemetry.derive import batch_of
-from workbench.telemetry.row_views import is_share, told_since
+from workbench.telemetry.row_views import told_since
 
 #: rows of the table of events; further events are only counted
 _MAX_EVENTS = 500

@@ -10,6 +10,7 @@ This module does not import the code that starts runs; ``workbench.run.api`` reg
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -100,6 +101,12 @@ def check(spec: TrainSpec, settings: Mapping[str, Any], last_step: int, changes:
 def options_for(parent: Path, name: str, changes: Mapping[str, Any], step: int) -> dict[str, Any]:
     """Return the options of a branch of the run ``parent`` (called ``name``) from its checkpoint of step ``step``."""
     return {"name": f"{name[:57]}-branch", **changes, "resume": f"{parent}@{step}"}
+
+
+def name_under(name: str, plan: str) -> str:
+    """What a run is called that goes on under ``plan``: ``"first"``, ``"tp2 pp2"`` -> ``"first-tp2-pp2"``."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", plan).strip("-")
+    return f"{name[:40]}-{words}"[:64]
 
 
 def agreed(events: Columns) -> tuple[dict[str, Any], int] | None:

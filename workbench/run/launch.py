@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pkgutil
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,17 +22,23 @@ from workbench.run.resolve import Request, resolve
 from workbench.run.run import Run
 from workbench.rundir import directory as run_directory
 
+#: the plan that the planner chooses
+AUTO = "auto"
+
 
 def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Run:
     """Start a run and return it at once.
 
-    ``options``: names of ``TrainSpec.options()`` -> values; None counts as not given. ``config``: a spec file, which
+    ``options``: names of ``TrainSpec.options()`` -> values; None counts as not given; ``plan`` "auto" is the planner's
+    first choice (``workbench.plans``), which is printed with the reason. ``config``: a spec file, which
     ``options`` override. ``cell``: the source of a cell that defines the model; by default the cell beside the spec
     file, or that of the run that is resumed. Ranks are started when none are up.
 
     Raises ``ConfigError``, ``SchemaError``, ``RanksBusyError`` or ``RunDirectoryError`` before any rank is used, and
     ``ClusterError`` when the ranks cannot be started. After an error no run directory is left.
     """
+    if options.get("plan") == AUTO:
+        options = _with_chosen_plan(options, config, cell)
     request = resolved(options, config=config, cell=cell)
     is_up = Session.current() is not None
     with contextlib.ExitStack() as undo:
@@ -72,6 +79,15 @@ def session_for(spec: TrainSpec) -> Session:
         return session
     placement = place(plan.ranks, describe_host()) if session is None else session.placement
     return _start_ranks(placement, plan.framework, again=session is not None)
+
+
+def _with_chosen_plan(options: Mapping[str, Any], config: str | Path | None, cell: str | None) -> dict[str, Any]:
+    """``options`` with the planner's first choice as their plan. Prints which it is, and why."""
+    choose = pkgutil.resolve_name("workbench.run.planning.plans:choose")  # it trains plans too, by this module's parts
+    others = {name: value for name, value in options.items() if name != "plan"}
+    chosen, why = choose(others, config=config, cell=cell)
+    print(f"--plan {AUTO}: {why}")
+    return {**others, **chosen}
 
 
 def _start_ranks(placement: Placement, framework: str, *, again: bool) -> Session:

@@ -144,6 +144,12 @@ class RunReader:
 
         return combine_routers(self._table("routers"), self.plan.mesh)
 
+    def spectra(self) -> pd.DataFrame:
+        """Stable rank and largest singular value of weights: see ``telemetry.inside.spectra.combine_spectra``."""
+        from workbench.telemetry.inside.spectra import combine_spectra
+
+        return combine_spectra(self._table("spectra"))
+
     def noise_scale(self, *, window: int | None = None) -> pd.DataFrame:
         """Gradient noise scale, averaged over the last ``window`` full sets: see ``telemetry.noise.noise_scale``."""
         from workbench.telemetry.noise import noise_scale

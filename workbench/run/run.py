@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.core import controls
+from workbench.core.cell_source import logged_names
 from workbench.core.columns import Columns
 from workbench.core.controls import BEST, NEWEST
 from workbench.core.records import EventKind
+from workbench.core.rules.expressions import Expression
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.run import branching
@@ -26,7 +28,7 @@ from workbench.run.reader import RunReader
 from workbench.run.session_log import log_of
 from workbench.rundir import checkpoints, state
 from workbench.rundir.commands import new_command, write_commands
-from workbench.rundir.directory import run_directories
+from workbench.rundir.directory import CELL_FILE, run_directories
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class Run(RunReader):
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
 
         ``lr="x0.5"`` multiplies the learning rate, ``lr="schedule"`` returns it to its schedule. All changes of one
-        call take effect at the same step.
+        call take effect at the same step. The plan is changed by ``switch``.
         """
         checked = controls.checked_settings(settings, self.declared())
         self._check(checked)
@@ -174,6 +176,15 @@ class Run(RunReader):
             started = branching.wait_for_branch(self.path, before)
         return Run(started)
 
+    def switch(self, plan: str) -> Run:
+        """Continue under another plan, such as ``"zero2"`` or ``"tp2 pp2"``, on the ranks that are up; the new run.
+
+        A branch that changes nothing but the plan, called after it: weights, optimizer, schedule, settings and the
+        position in the data go on; what each rank draws at random does not, as the ranks have other parts. Raises as
+        ``branch`` does.
+        """
+        return self.branch(plan=plan, name=branching.name_under(self.name, plan))
+
     def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
         """Ask the ranks to stop for a branch, and return None. For a run that has ended, start the branch instead and
         return its directory."""
@@ -221,6 +232,17 @@ class Run(RunReader):
                 raise ConfigError(
                     f"the monitor of this run is off (--monitor off), so {name} has no effect", field=name
                 )
+            if control.kind == "alert":
+                self._check_condition(value["when"])
+
+    def _check_condition(self, when: str) -> None:
+        """Raise ``ConfigError`` for a condition that names what this run cannot log, as far as that is known."""
+        cell = self.path / CELL_FILE
+        logged: set[str] | None = set() if self.spec.recipe else None
+        if cell.exists():
+            logged = logged_names(cell.read_text(encoding="utf-8"))
+        if logged is not None:
+            Expression(when).check_known(logged)
 
     def replay(self, step: int | None = None, rank: int | None = None) -> Replay:
         """Replay a recorded step whose loss or gradient was not finite, on live ranks: see ``workbench.run.replay``."""

@@ -38,6 +38,8 @@ SESSION_DIR = "session"
 #: touched by every writer of a run's logs, so that readers on other hosts see that it is alive
 HEARTBEAT_FILE = "heartbeat"
 HEARTBEAT_S = 10.0
+#: longest time between two writes, whatever they cost
+MOST_FLUSH_S = 2.0
 #: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
 _BATCH_ROWS = 65_536
 
@@ -180,7 +182,8 @@ class RankLogWriter:
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
     ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
     thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
-    ``cost_s`` is the processor time that the writing thread has used.
+    ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
+    ``MOST_FLUSH_S`` at the least, where it would otherwise use more than this share of a processor.
     """
 
     def __init__(
@@ -191,6 +194,7 @@ class RankLogWriter:
         flush_s: float = 0.4,
         capacity: int = 20_000,
         on_failure: Callable[[OSError], None] | None = None,
+        share: float = 1.0,
     ) -> None:
         self.rank = rank
         self._on_failure = on_failure
@@ -199,6 +203,7 @@ class RankLogWriter:
         self.cost_s = 0.0
         self.failure: OSError | None = None
         self._flush_s = flush_s
+        self._share = share
         self._capacity = capacity
         self._buffer: list[Record] = []
         self._lock = threading.Lock()
@@ -313,13 +318,14 @@ class RankLogWriter:
         self.close()
 
     def _loop(self) -> None:
-        next_beat = 0.0
-        while not self._wake.wait(self._flush_s):
+        next_beat, wait_s = 0.0, self._flush_s
+        while not self._wake.wait(wait_s):
             self.flush()
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + HEARTBEAT_S
                 self._beat()
-            self.cost_s = time.thread_time()
+            before, self.cost_s = self.cost_s, time.thread_time()
+            wait_s = max(self._flush_s, min((self.cost_s - before) / self._share, MOST_FLUSH_S))
 
     def _beat(self) -> None:
         """Touch the run's heartbeat. Where that fails, the files of the log show the same, if later."""

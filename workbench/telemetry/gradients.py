@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from workbench.core.columns import Columns
 from workbench.core.mesh import Mesh
+
+if TYPE_CHECKING:  # ranks combine columns and import no pandas, which takes a second
+    import pandas as pd
 
 STATISTICS = ("norm", "max_abs", "mean", "zero_fraction", "nonfinite_count", "underflow_fraction")
 _KEYS = ["step", "layer", "scope", "group"]
@@ -35,6 +37,8 @@ def combine(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     estimate), "" (not known). Where only norms were taken, the other columns are NaN; ``nonfinite_count`` is then known
     only if the norm is finite.
     """
+    import pandas as pd
+
     return pd.DataFrame(combine_columns(rows, mesh))
 
 
@@ -125,8 +129,11 @@ def _taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _codes(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which each text is among the distinct ones, and those, ascending."""
-    codes, names = pd.factorize(np.asarray(texts, dtype=object), sort=True)
-    return codes, names
+    listed = np.asarray(texts, dtype=object).tolist()
+    names = sorted(set(listed))
+    code = {name: place for place, name in enumerate(names)}
+    codes = np.fromiter((code[text] for text in listed), dtype=np.int64, count=len(listed))
+    return codes, np.array(names, dtype=object)
 
 
 def _whole_layers(rows: Columns, cell: np.ndarray, mesh: Mesh) -> tuple[_Places, Columns]:
@@ -228,19 +235,40 @@ def combine_weights(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     Columns: step, layer, weight_norm, update_norm, update_ratio (update over weight), moment1_norm, moment2_norm (NaN
     where the optimizer has none), shards.
     """
-    columns = ["step", "layer", "weight_norm", "update_norm", "update_ratio", "moment1_norm", "moment2_norm", "shards"]
-    raw = pd.DataFrame(rows)
-    if raw.empty:
-        return pd.DataFrame(columns=columns)
-    unique = once_per_element(raw.assign(scope="weights"), mesh)
-    squares = {"weight_sq": "weight_norm", "update_sq": "update_norm"}
-    squares |= {"moment1_sq": "moment1_norm", "moment2_sq": "moment2_norm"}
-    parts = unique.groupby(["step", "layer"], sort=True)
-    whole = (parts[list(squares)].sum(min_count=1) ** 0.5).rename(columns=squares)
+    import pandas as pd
+
+    return pd.DataFrame(weight_columns(rows, mesh))
+
+
+def weight_columns(rows: Columns, mesh: Mesh) -> Columns:
+    """``combine_weights`` as columns, by step and layer."""
+    raw = {name: np.asarray(values) for name, values in rows.items()}
+    raw["scope"] = np.full(raw["step"].size, "weights", dtype=object)
+    once = {name: values[_once(raw, mesh)] for name, values in raw.items()}
+    (layer, layers), (sharded, texts) = (_codes(once[name]) for name in ("layer", "sharded"))
+    numbers, place = np.unique(once["step"].astype(np.int64) * max(1, layers.size) + layer, return_inverse=True)
+
+    def norm(name: str) -> np.ndarray:  # NaN only where no part is known
+        values = once[name].astype(float)
+        known = ~np.isnan(values)
+        total = np.bincount(place[known], weights=values[known], minlength=numbers.size)
+        return np.sqrt(np.where(np.bincount(place[known], minlength=numbers.size) > 0, total, np.nan))
+
+    shards = np.zeros(numbers.size, dtype=np.int64)
+    np.maximum.at(shards, place, np.array([_shards(text, mesh) for text in texts], dtype=np.int64)[sharded])
+    weight, update = norm("weight_sq"), norm("update_sq")
     with np.errstate(invalid="ignore", divide="ignore"):
-        whole["update_ratio"] = whole["update_norm"] / whole["weight_norm"]
-    whole["shards"] = parts["sharded"].agg(lambda axes: max(_shards(text, mesh) for text in set(axes)))
-    return whole.reset_index()[columns]
+        ratio = update / weight
+    return {
+        "step": numbers // max(1, layers.size),
+        "layer": layers[numbers % max(1, layers.size)],
+        "weight_norm": weight,
+        "update_norm": update,
+        "update_ratio": ratio,
+        "moment1_norm": norm("moment1_sq"),
+        "moment2_norm": norm("moment2_sq"),
+        "shards": shards,
+    }
 
 
 def combine_histograms(rows: Columns, mesh: Mesh) -> pd.DataFrame:
@@ -250,6 +278,8 @@ def combine_histograms(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     [2**exponent, 2**(exponent + 1)); zeros and non-finite elements are in ``combine``. ``rank`` is the first rank of
     the replica that holds the layer; scope "reduced" has one row per bucket.
     """
+    import pandas as pd
+
     columns = ["step", "rank", "layer", "scope", "exponent", "count"]
     raw = pd.DataFrame(rows)
     if raw.empty:

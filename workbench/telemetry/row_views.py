@@ -7,7 +7,6 @@ comes later is sent whole. Figures of one tick read the same news: what was read
 from __future__ import annotations
 
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.core.numbers import number
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number, of_kind
 from workbench.telemetry.derive import batch_of, global_metrics
@@ -224,21 +222,6 @@ def spikes(events: Columns, name: str) -> Marks:
     """Step and value of the spikes of "loss" or "grad_norm" among rows of the ``events`` table."""
     found = ((e.step, as_number(e.fields.get("value"))) for e in of_kind(events, EventKind.SPIKE, name))
     return [(float(step), value) for step, value in found if not math.isnan(value)]
-
-
-#: names of metrics that people state in percent
-_SHARES = re.compile(r"acc|precision|recall|f1|auc|iou|dice|share|top.?\d", re.IGNORECASE)
-
-
-def is_share(name: str, values: Sequence[float]) -> bool:
-    """Whether a metric is stated in percent: by its name, and all of its values are between 0 and 1."""
-    return bool(_SHARES.search(name)) and all(0 <= value <= 1 for value in values)
-
-
-def metric_words(name: str, value: float) -> str:
-    """``accuracy``, 0.9523 -> "accuracy 95.2 %"; ``bits_per_byte``, 1.2 -> "bits per byte 1.2"."""
-    shown = f"{100 * value:.1f} %" if is_share(name, [value]) else number(value)
-    return f"{name.replace('_', ' ')} {shown}"
 
 
 def validations(events: Columns, name: str) -> Marks:

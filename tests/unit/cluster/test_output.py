@@ -6,7 +6,6 @@ from workbench.cluster.output import (
     RankOutput,
     apply_carriage_returns,
     elide,
-    format_table,
     group_errors,
     group_output,
 )
@@ -80,7 +79,3 @@ def test_equal_output_of_100_000_lines_on_eight_ranks_forms_one_block():
 def test_a_progress_bar_becomes_one_line():
     assert apply_carriage_returns("a\n 1%\r50%\r100%\nend") == "a\n100%\nend"
     assert apply_carriage_returns("dos\r\nline") == "dos\nline"
-
-
-def test_format_table():
-    assert format_table([("1", "long cell"), ("22", "")], ("a", "b")) == "a   b\n1   long cell\n22"

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from workbench.core.cell_source import logged_names
 from workbench.core.rules.criteria import check_known
 from workbench.core.rules.expressions import Expression
 from workbench.core.rules.own_alerts import OwnAlerts, check_alert
@@ -44,9 +45,10 @@ def test_a_window_is_over_the_steps_before_and_says_nothing_of_few() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "loss", "loss +", "True", "__import__('os').system('x') > 1", "loss.real > 1", "open > 1", "[1] > 1",
+    ["", "loss", "loss +", "True", "__import__('os').system('x') > 1", "loss.real > 1", "open(1) > 1", "[1] > 1",
      "median(loss) > 1", "median(loss, 0) > 1", "median(loss + 1, 5) > 1", "median(loss, True) > 1", "'a' > 1",
-     "loss in loss", "lambda: 1", "los > 1", "max(loss, step) > 1", "loss > 1" + " " * 500, "(" * 400 + "1"],
+     "loss in loss", "lambda: 1", "max(loss, step) > 1", "max > 1", "logged(1) > 1",
+     "loss > 1" + " " * 500, "(" * 400 + "1"],
 )  # fmt: skip
 def test_everything_else_is_refused_with_what_is_understood(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -54,8 +56,39 @@ def test_everything_else_is_refused_with_what_is_understood(text: str) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="grad_norm"):
-        Expression("gradnorm > 1")
+    with pytest.raises(ConfigError, match="did you mean 'grad_norm'"):
+        Expression("gradnorm > 1").check_known(["entropy"])
+    with pytest.raises(ConfigError, match="did you mean 'entropy'"):
+        Expression("mean(entrop, 5) > 1").check_known(["entropy"])
+
+
+def test_a_condition_knows_what_the_training_logs() -> None:
+    condition = Expression('entropy > 2 * mean(logged("a b"), 2) and logged("eval/x") < loss')
+    assert condition.names == ["a b", "entropy", "eval/x", "loss"] and condition.logged == ["a b", "entropy", "eval/x"]
+    condition.check_known(["a b", "entropy", "eval/x"])
+    values = {"entropy": 3.0, "a b": 1.0, "eval/x": 0.0, "loss": 1.0}
+    assert [condition.holds({**values, "a b": each}) for each in (1.0, 1.0, 9.0, 9.0)] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ('log("a", 1)\nlog("b c", x, reduce=None)\nlog.image("i", x)', {"a", "eval/a", "b c", "eval/b c"}),
+        ("x = 1", set()),
+        ('log(f"{x}", 1)', None),
+        ("use(log)", None),
+        ("def train_step(m, o, b): return {'g': 1}", None),
+    ],
+)
+def test_which_names_a_cell_logs(source: str, names: set[str] | None) -> None:
+    assert logged_names(source) == names
+
+
+def test_an_alert_on_what_the_cell_never_logs_is_refused() -> None:
+    own = OwnAlerts()
+    own.alert("high", "entrop > 1")
+    with pytest.raises(ConfigError, match="entropy"):
+        own.check_known({"entropy"})
 
 
 def test_alerts_of_a_cell_are_declared_once_and_replaced_by_name() -> None:

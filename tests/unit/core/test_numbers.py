@@ -50,3 +50,7 @@ for (const [name, values] of Object.entries({asked})) found[name] = values.map((
 console.log(JSON.stringify(found));"""
     out = subprocess.run([NODE, "-e", code], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(out.stdout) == {name: list(table.values()) for name, table in tables.items()}
+
+
+def test_a_plain_table_has_columns_under_each_other() -> None:
+    assert numbers.format_table([("1", "long cell"), ("22", "")], ("a", "b")) == "a   b\n1   long cell\n22"

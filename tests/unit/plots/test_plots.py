@@ -21,6 +21,7 @@ from workbench.plots import (
     busy,
     event_lines,
     gradients,
+    logged,
     loss,
     memory,
     plots,
@@ -418,7 +419,7 @@ TOLD = {
     **dict.fromkeys(("traffic", "bandwidth"), ("step", "collective")),
     **dict.fromkeys(("utilisation", "memory", "busy"), ("rank", "elapsed")),
     **dict.fromkeys(("gradients", "update_ratio"), ("step", "layer")),
-    **dict.fromkeys(("activations", "activation_gradients", "attention", "routers"), ("step", "layer")),
+    **dict.fromkeys(("activations", "activation_gradients", "attention", "routers", "stable_rank"), ("step", "layer")),
     **dict.fromkeys(("lag", "cosine"), ("rank", "step")),
     **dict.fromkeys(("histogram", "validation", "metrics", "logged", "logged_second", "logged_third"), ("step",)),
     "phase_bars": ("rank", "phase"),
@@ -436,3 +437,18 @@ def test_a_hover_tells_where_and_how_much(plot: Plot, run: Path) -> None:
     wanted = set(TOLD[plot.NAME])
     assert any(names > wanted for names in told), told
     assert all("step" in names for names in told if not names > wanted), "a spike, a validation: at a step"
+
+
+def test_a_legend_of_long_names_has_the_lines_and_the_height_that_it_needs() -> None:
+    """At 900 px a figure has half of the page: five short names stand in a line, nine long ones one below another."""
+    short, long = (
+        [f"a {place}" for place in range(5)],
+        [f"encoder.layers.{place}.attention/entropy" for place in range(9)],
+    )
+    assert [theme.legend_lines(labels) for labels in (short, short * 2, long)] == [1, 2, 9]
+    columns = {"step": np.arange(2.0), **{f"value {name}": np.arange(2.0) for name in [*long, "x" * 99]}}
+    drawn = logged.figure(ColumnDataSource(columns))
+    (legend,) = drawn.legend
+    labels = [item.label.value for item in legend.items]
+    assert labels[:9] == long and len(labels[9]) == 52
+    assert legend.ncols == 1 and drawn.height == logged.height(columns) == 250 + 8 * 20

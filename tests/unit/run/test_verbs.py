@@ -106,6 +106,18 @@ def test_all_ways_write_the_same_line(control: Any, path: Path, shell: Interacti
     assert lines(path) == [(control.name, value)] * 4
 
 
+def test_a_condition_needs_no_quotes(path: Path, shell: InteractiveShell) -> None:
+    shell.run_line_magic("dist_alert", "high: loss > -1 and step < 10 --run first")
+    assert cli.main(["control", "first", "alert", *["high:", "loss", ">", "-1", "and", "step", "<", "10"]]) == 0
+    value = {"name": "high", "when": "loss > -1 and step < 10", "text": "", "after": 1}
+    assert lines(path) == [("alert", value)] * 2
+
+
+def test_a_recipe_logs_nothing_that_a_condition_could_name(path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'loss'"):
+        Run(path).alert("high", "los > 1")
+
+
 def test_several_settings_are_one_write_and_take_effect_together(path: Path, shell: InteractiveShell) -> None:
     shell.run_line_magic("dist_set", "lr=x0.5 clip=1.0 --run first")
     assert lines(path) == [("lr", "x0.5"), ("clip", 1.0)]

@@ -3,6 +3,21 @@
 To add one, write its module and name it in ``COMMANDS``. ``run`` returns the exit code and imports what it needs.
 """
 
-from workbench.cli.commands import control, demo, doctor, export, lab, new, report, runs, sweep, train, verify, watch
+from workbench.cli.commands import (
+    control,
+    demo,
+    doctor,
+    export,
+    frameworks,
+    lab,
+    new,
+    plans,
+    report,
+    runs,
+    sweep,
+    train,
+    verify,
+    watch,
+)
 
-COMMANDS = (demo, lab, new, train, verify, watch, control, sweep, report, runs, export, doctor)
+COMMANDS = (demo, lab, new, plans, train, verify, watch, control, sweep, report, runs, export, frameworks, doctor)

@@ -19,6 +19,8 @@ VERSION = 1
 WORK_DIR = "work_dir"
 #: key in the same metadata: False before code of ours that is not to follow the notebook
 FOLLOWS = "follows"
+#: key in the same metadata: the ranks that the request was sent to
+RANKS = "ranks"
 _RESTART = "; restart the kernel if dist-workbench was updated while it ran"
 
 

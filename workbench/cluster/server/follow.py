@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from workbench.cluster.base.protocol import FOLLOWS, WORK_DIR
-from workbench.core.user_modules import names_imported_from, user_modules
+from workbench.cluster.base.protocol import FOLLOWS, RANKS, WORK_DIR
+from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
 RELOADED = "_reloaded_modules"
@@ -73,6 +73,7 @@ class Follower:
         metadata = self._shell.get_parent().get("metadata", {})
         if not metadata.get(FOLLOWS, True):
             return tree
+        self._shell.user_ns[CELL_RANKS] = metadata.get(RANKS, [])
         self._change_directory(metadata.get(WORK_DIR, ""))
         self._reloader.note_imports(self._cell_started)
         try:

@@ -11,7 +11,7 @@ import functools
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from workbench.errors import ConfigError, suggest
 
@@ -39,6 +39,8 @@ METRICS = (
 NAMES = tuple(name for name in METRICS if name != "time")
 #: also every metric of the last evaluation: validation_loss, validation_accuracy, ...
 VALIDATION = "validation_"
+#: ``logged("a name")`` is a value of that name that the training script logs
+LOGGED = "logged"
 FUNCTIONS: dict[str, Callable[..., float]] = {"abs": abs, "log": math.log, "sqrt": math.sqrt}
 WINDOWS: dict[str, Callable[[Sequence[float]], float]] = {
     "median": statistics.median,
@@ -64,6 +66,8 @@ class Expression:
         self.text = text
         self._windows: dict[str, int] = {}
         self._names: set[str] = set()
+        windows = {name: functools.partial(self._over_window, function) for name, function in WINDOWS.items()}
+        self._functions: dict[str, object] = {**FUNCTIONS, **windows, LOGGED: None, "__builtins__": {}}
         if not isinstance(text, str) or len(text) > _LONGEST:
             raise ConfigError(f"a condition is a text of at most {_LONGEST} characters, such as 'loss > 10'")
         try:
@@ -76,20 +80,26 @@ class Expression:
         tree.body = self._checked(tree.body)
         self._code = compile(ast.fix_missing_locations(tree), "<condition>", "eval")
         self._before: dict[str, deque[float]] = {name: deque(maxlen=steps) for name, steps in self._windows.items()}
-        windows = {name: functools.partial(self._over_window, function) for name, function in WINDOWS.items()}
-        self._functions = {**FUNCTIONS, **windows, "__builtins__": {}}
 
     @property
     def names(self) -> list[str]:
         """The values that it compares, those of the steps before included."""
         return sorted(self._names | self._windows.keys())
 
+    @property
+    def logged(self) -> list[str]:
+        """Those of them that only a script can log."""
+        return [name for name in self.names if name not in NAMES and not name.startswith(VALIDATION)]
+
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether the condition holds at this step. A comparison with what is not known is false, and so is a condition
         that cannot be computed."""
-        known = dict.fromkeys(self._names, math.nan) | {name: values[name] for name in self._names & values.keys()}
+        known = {name: values.get(name, math.nan) for name in self._names}
+        here = {LOGGED: known.__getitem__}
         try:
-            found = bool(eval(self._code, self._functions, known))  # of what ``_checked`` let through, nothing else
+            found = bool(
+                eval(self._code, self._functions | here, known)
+            )  # of what ``_checked`` let through, nothing else
         except (ArithmeticError, ValueError, TypeError):  # TypeError: a root of a negative number is complex
             found = False
         for name, before in self._before.items():
@@ -100,7 +110,8 @@ class Expression:
 
     def _refusal(self, why: str) -> ConfigError:
         return ConfigError(
-            f"the condition {self.text!r} {why}: compare numbers, {', '.join(NAMES)}, {VALIDATION}NAME, "
+            f"the condition {self.text!r} {why}: compare numbers, {', '.join(NAMES)}, {VALIDATION}NAME, names that the "
+            f'training logs (or {LOGGED}("any name")), '
             f"{', '.join(FUNCTIONS)}, and over the steps before {', '.join(WINDOWS)}, "
             "as in grad_norm > 5 * median(grad_norm, 50)"
         )
@@ -112,13 +123,16 @@ class Expression:
                 pass
             case ast.Constant(value=int() | float()):
                 return ast.Constant(float(node.value))  # type: ignore[arg-type]
-            case ast.Name():
-                self._check_name(node.id)
+            case ast.Name() if node.id not in self._functions:
                 self._names.add(node.id)
                 return node
-            case ast.Call(
-                func=ast.Name(id=name), args=[ast.Name(id=of), ast.Constant(value=int() as steps)], keywords=[]
-            ) if name in WINDOWS:
+            case ast.Call(func=ast.Name(id="logged"), args=[ast.Constant(value=str() as name)], keywords=[]):
+                self._names.add(name)
+                return node
+            case ast.Call(func=ast.Name(id=name), args=[part, ast.Constant(value=int() as steps)], keywords=[]) if (
+                name in WINDOWS
+            ):
+                of = self._named(part)
                 self._add_window(of, steps)
                 return ast.Call(node.func, [ast.Constant(of), ast.Constant(steps)], [])
             case ast.Call(func=ast.Name(id=name), args=[part], keywords=[]) if name in FUNCTIONS:
@@ -137,14 +151,23 @@ class Expression:
         return node
 
     def _add_window(self, name: str, steps: int) -> None:
-        self._check_name(name)
         if not 1 <= steps <= MOST_STEPS or isinstance(steps, bool):
             raise self._refusal(f"looks back {steps} steps, not 1 to {MOST_STEPS}")
         self._windows[name] = max(steps, self._windows.get(name, 1))
 
-    def _check_name(self, name: str) -> None:
-        if name not in NAMES and not name.startswith(VALIDATION):
-            raise self._refusal(f"names {name!r} ({suggest(name, NAMES)})")
+    def _named(self, node: ast.expr) -> str:
+        match node:
+            case ast.Name(id=name) if name not in self._functions:
+                return name
+            case ast.Call(func=ast.Name(id="logged"), args=[ast.Constant(value=str() as name)], keywords=[]):
+                return name
+        raise self._refusal(f"looks back on {ast.unparse(node)!r}, which is no name")
+
+    def check_known(self, logged: Collection[str]) -> None:
+        """``ConfigError`` for a name that is no column and is not among those that are ``logged``."""
+        unknown = [name for name in self.logged if name not in logged]
+        if unknown:
+            raise self._refusal(f"names {unknown[0]!r} ({suggest(unknown[0], [*NAMES, *logged])})")
 
     def _over_window(self, function: Callable[[Sequence[float]], float], name: str, steps: int) -> float:
         before = list(self._before[name])[-steps:]

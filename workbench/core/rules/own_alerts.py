@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from workbench.core.rules.expressions import VALIDATION, Expression
@@ -69,6 +69,12 @@ class OwnAlerts:
             for asked in condition.names
             if asked.startswith(VALIDATION)
         ]
+
+    def check_known(self, logged: Collection[str]) -> None:
+        """``ConfigError`` for a condition that names what is no column, and not among the names that are ``logged``."""
+        for declared in self._declared.values():
+            if declared["when"]:
+                Expression(declared["when"]).check_known(logged)
 
     def news(self) -> list[dict[str, Any]]:
         """The declarations since the last call."""

@@ -14,14 +14,21 @@ The order of calls in a step is::
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from workbench.core.frameworks import Capability
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
+from workbench.engine.base.parts import (
+    BatchObserver,
+    Comparison,
+    GradientPart,
+    PartNorms,
+    WeightMatrix,
+    WeightPart,
+)
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,6 +109,24 @@ class Watchable(Protocol):
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """Weights and moments this rank holds, shared out like ``reduced_gradients``; no communication."""
+
+
+@runtime_checkable
+class UpdateWatchable(Protocol):
+    """Makes its updates inside of ``forward_backward``, and shows the reduced gradients of each, and the weights."""
+
+    def watch_updates(
+        self, observer: BatchObserver, layers: Collection[str] | None = None
+    ) -> AbstractContextManager[None]:
+        """While entered, ``forward_backward`` shows ``observer``, before an optimizer steps and before clipping, the
+        reduced gradients that it steps with: this rank's share of the layers, as in ``Watchable.reduced_gradients``. A
+        gradient with the ``source`` of an earlier one takes its place."""
+
+    def layer_sizes(self) -> dict[str, int]:
+        """As ``Watchable.layer_sizes``."""
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
 
 
 @runtime_checkable
@@ -191,6 +216,20 @@ class Evaluating(Protocol):
         (tp, pp); None on pipeline stages that are not the last."""
 
 
+@runtime_checkable
+class Gathering(Protocol):
+    """Has its weights in parts, which all ranks put together before one of them computes by itself."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While entered, ranks compute with the model without each other (but over tp and pp). Every rank enters and
+        leaves it, collectively; entered again inside, it does nothing."""
+
+
+def gathered(strategy: Any) -> AbstractContextManager[None]:
+    """``Gathering.gathered`` of a strategy; nothing where it has whole weights."""
+    return strategy.gathered() if isinstance(strategy, Gathering) else nullcontext()
+
+
 class BatchLoss(Protocol):
     """The loss of a batch: ``value`` is a "mean" over ``count`` (None: the samples), a "total" over ``count``, or a
     "sum" that is divided by nothing; ``form`` says which."""
@@ -235,6 +274,19 @@ class Inspectable(Protocol):
     def output_sharding(self, module: torch.nn.Module) -> str | None:
         """The mesh axes over which a module's output is split, "" where each rank of a replica has the whole of it;
         None where the output is split as the module's input is."""
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """Knows its weights as matrices."""
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """Trained weights of at least two dimensions that this rank holds, as the forward pass uses them, shared out
+        like ``Watchable.weights``: of those that are split, all ranks with a part have one, in the same order. No
+        communication."""
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """Add up ``values``, in place, over the ranks that hold parts of the same weights. Collective over these."""
 
 
 @runtime_checkable

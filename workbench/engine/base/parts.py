@@ -56,6 +56,19 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightMatrix:
+    """A trained weight, or this rank's part of it, as a matrix: the first dimension and all others together.
+
+    ``layer``: as in ``GradientPart``, followed by the parameter's name unless that is "weight". ``split``: "" where the
+    matrix is whole, "rows" or "columns" where the other ranks of ``Shaped.sum_over_shards`` hold the others.
+    """
+
+    layer: str
+    matrix: torch.Tensor
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
 class WeightPart:
     """One parameter, or this rank's part of it, as the optimizer updates it (the fp32 master where there is one).
 

@@ -51,6 +51,7 @@ class UserLog:
         self._sink: LogSink | None = None
         self._early: list[tuple[str, tuple[Any, ...]]] = []
         self._keeps_early = True
+        self._names: set[str] = set()
 
     def __call__(self, name: str, value: Any, reduce: str | None = "mean") -> None:
         """Log one number of this step: a curve called ``name``.
@@ -59,7 +60,14 @@ class UserLog:
         combined: "mean" (each call counts alike), "sum", "max" or "min"; None: the mean of the calls on each rank, one
         curve per rank.
         """
+        if isinstance(name, str):
+            self._names.add(name)
         self._give("value", name, value, reduce)
+
+    def add(self, name: str, value: Any, reduce: str) -> None:
+        """Log a number that the run knows of itself, unless the script logs one of this name."""
+        if name not in self._names:
+            self._give("value", name, value, reduce)
 
     def image(self, name: str, image: Any, *, every_rank: bool = False) -> None:
         """Log an image: an array or tensor (height x width, with 1, 3 or 4 channels last or first; integers from 0 to

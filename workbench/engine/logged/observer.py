@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.core.cell_source import EVALUATION
 from workbench.core.records import ValueRecord
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -24,7 +25,6 @@ from workbench.rundir.log import RankLogWriter
 #: names of one run that are logged, of each kind; more are told once and left out
 MOST_NAMES = 500
 _LONGEST_NAME = 100
-EVALUATION = "eval/"
 
 
 class LoggedValues(StepObserver):

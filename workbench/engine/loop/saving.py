@@ -17,6 +17,7 @@ from workbench.rundir import checkpoints
 from workbench.rundir.log import RankLogWriter
 
 if TYPE_CHECKING:
+    from workbench.engine.state.background_save import BackgroundSave
     from workbench.engine.state.checkpoint import Checkpoints
 
 
@@ -39,6 +40,8 @@ class Saving:
         self._log = log
         self._told: set[str] = set()
         self.saved = -1
+        self._newest: tuple[int, BackgroundSave] | None = None  # its step, and what writes it
+        self._best: tuple[float | None, BackgroundSave] | None = None  # the best value before, and what writes it
         spec = strategy.spec
         self.best: Best | None = parse_best(spec.save_best) if spec.save_best else None
         self._best_value: float | None = None
@@ -54,24 +57,60 @@ class Saving:
     def save(self, step: int, state: dict[str, Any], left_out: list[str], *, asked: bool) -> bool:
         """Write the checkpoint of ``step``; whether it is there. ``left_out``: parts of the schedule that ``state``
         does not hold."""
-        is_saved = self.checkpoints().save(step, state, asked=asked)
-        if is_saved:
-            self.saved = step
+        self.begin_save(step, state, left_out, asked=asked)
+        self.finish()
+        return self.saved == step
+
+    def begin_save(self, step: int, state: dict[str, Any], left_out: list[str], *, asked: bool = False) -> None:
+        """Write the checkpoint of ``step`` while training goes on. One that is being written is finished first."""
+        self._finish_newest()
+        writing = self.checkpoints().begin(step, state, asked=asked)
+        self._newest = None if writing is None else (step, writing)
         self._tell_what_is_missing(step, left_out)
-        return is_saved
 
     def save_if_best(
         self, step: int, values: Mapping[str, Any], state: Callable[[], tuple[dict[str, Any], list[str]]]
     ) -> None:
-        """Write the best checkpoint again when an evaluation gave a better value than all before."""
+        """Write the best checkpoint again, while training goes on, when an evaluation gave a better value than all
+        before."""
         value = value_of(self.best.name, values) if self.best is not None else None
-        if self.best is None or value is None or not self.best.improves(value, self._best_value):
+        if self.best is None or value is None:
+            return
+        self._finish_best()  # whether it is there decides what the best value so far is
+        if not self.best.improves(value, self._best_value):
             return
         about = {"name": self.best.name, "highest": self.best.highest, "value": value}
         found, left_out = state()
-        if self.checkpoints().save(step, found, asked=True, best=about):
+        writing = self.checkpoints().begin(step, found, asked=True, best=about)
+        if writing is not None:
+            self._best = (self._best_value, writing)
             self._best_value = value
         self._tell_what_is_missing(step, left_out)
+
+    def finish(self) -> None:
+        """Wait for what is being written. Collective."""
+        self._finish_newest()
+        self._finish_best()
+
+    def _finish_newest(self) -> None:
+        if self._newest is not None:
+            (step, writing), self._newest = self._newest, None
+            if self.checkpoints().finish(writing):
+                self.saved = step
+
+    def _finish_best(self) -> None:
+        if self._best is not None:
+            (before, writing), self._best = self._best, None
+            if not self.checkpoints().finish(writing):
+                self._best_value = before
+
+    def close(self) -> None:
+        """End what is being written: it becomes a checkpoint where all ranks finish their part within
+        ``background_save.PATIENCE_S`` seconds, and leaves nothing otherwise. Not collective."""
+        for kept in (self._newest, self._best):
+            if kept is not None:
+                kept[1].abandon()
+        self._newest = self._best = None
 
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """The trainer's state of a checkpoint, which is loaded into the ranks."""

@@ -103,6 +103,12 @@ class Trainer:
 
     def run(self) -> str:
         """Train to the last step, or until a rule or somebody stops it."""
+        try:
+            return self._train()
+        finally:
+            self._saving.close()
+
+    def _train(self) -> str:
         step = self.begin()
         self.log.event(EventKind.STATE, "running", step=step)
         self.steering.declare_knobs(step)
@@ -122,6 +128,7 @@ class Trainer:
             if stop:
                 self._saves_at_end &= here.saves
                 break
+        self._saving.finish()
         if self._saves_at_end and self._saving.saved != step:
             self.save(step, asked=False)
         self._rows.end(self.settings.log_every)
@@ -197,7 +204,7 @@ class Trainer:
         if due:
             self._saving.save_if_best(step, self._following.values, self._state_of(step))
         if is_due(self.spec.save_every, step, done, epoch_ended=epoch_ended):
-            self.save(step, asked=False)
+            self._saving.begin_save(step, *self._state_of(step)())
         return due
 
     def _tell_loss(self, step: int) -> None:
@@ -341,6 +348,7 @@ class Trainer:
 
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
+        self._saving.finish()
         path = checkpoints.find(self._run, target)
         if isinstance(self.workload.data, Positioned):
             self.workload.data.check_repeatable()

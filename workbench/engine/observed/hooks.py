@@ -6,6 +6,7 @@ The hooks do nothing but tell ``LoopListener``; they change no tensor, and all o
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,8 +14,9 @@ import torch
 from torch.nn.utils import clip_grad
 from torch.optim import optimizer as optimizers
 
-#: the function of torch that scales gradients, whatever it is called through (absent before torch 2.6)
-_CLIPS = "_clip_grads_with_norm_"
+#: the functions of torch that scale gradients, and that compute by what, whatever they are called through (absent
+#: before torch 2.6)
+_CLIPS, _NORM = "_clip_grads_with_norm_", "_get_total_norm"
 
 
 class LoopListener(Protocol):
@@ -35,8 +37,8 @@ class LoopListener(Protocol):
     def backward_ends(self) -> None:
         """Nothing of a backward pass is left."""
 
-    def clips(self) -> None:
-        """Gradients are about to be clipped."""
+    def clips(self, parameters: list[torch.Tensor], norm: torch.Tensor | None) -> None:
+        """The gradients of ``parameters`` are about to be clipped by their L2 norm; None: by another one."""
 
     def optimizer_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer, ours or another, is about to step."""
@@ -72,14 +74,22 @@ def _unobserved() -> Callable[..., None]:
 
 class LoopHooks:
     """Puts the hooks on when it is made; ``remove`` takes them off. An exception of the listener never reaches the
-    loop: it is given to ``failed``, and the listener is told nothing more."""
+    loop: it is given to ``failed``, and the listener is told nothing more. ``reduces``: whether
+    gradients are reduced, and ``backward_computed`` is to be told. ``spent_s``: the time of telling so far."""
 
     def __init__(
-        self, listener: LoopListener, model: torch.nn.Module, *, failed: Callable[[Exception], object]
+        self,
+        listener: LoopListener,
+        model: torch.nn.Module,
+        *,
+        failed: Callable[[Exception], object],
+        reduces: bool = True,
     ) -> None:
+        self._reduces = reduces
         self._listener = listener
         self._failed = failed
         self._has_failed = False
+        self.spent_s = 0.0
         self._undo: list[Callable[[], object]] = []
         self._depth = 0
         before = model.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
@@ -91,8 +101,10 @@ class LoopHooks:
         ):
             self._undo.append(handle.remove)
         self._wrap(torch.Tensor, "backward", self._around_backward)
-        self.sees_clipping = hasattr(clip_grad, _CLIPS)
+        self._norm: torch.Tensor | None = None  # the last that was computed
+        self.sees_clipping = hasattr(clip_grad, _CLIPS) and hasattr(clip_grad, _NORM)
         if self.sees_clipping:
+            self._wrap(clip_grad, _NORM, self._around_norm)
             self._wrap(clip_grad, _CLIPS, self._around_clipping)
 
     def remove(self) -> None:
@@ -101,12 +113,15 @@ class LoopHooks:
             self._undo.pop()()
 
     def _tell(self, told: Callable[..., None], *what: Any) -> None:
+        if not self._undo or self._has_failed:
+            return
+        began = time.perf_counter()
         try:
-            if self._undo and not self._has_failed:
-                told(*what)
+            told(*what)
         except Exception as error:  # ours, and not the loop's; torch may be going through the hooks, so they stay
             self._has_failed = True
             self._failed(error)
+        self.spent_s += time.perf_counter() - began
 
     def _wrap(self, owner: Any, name: str, around: Callable[[Any], Any]) -> None:
         before = getattr(owner, name)
@@ -136,13 +151,14 @@ class LoopHooks:
             if not self._undo or not loss.requires_grad or self._depth:
                 return before(loss, *args, **kwargs)
             self._tell(self._listener.backward_begins, loss)
-            handle = loss.register_hook(self._computes)
+            handle = loss.register_hook(self._computes) if self._reduces else None
             self._depth += 1
             try:
                 return before(loss, *args, **kwargs)
             finally:
                 self._depth -= 1
-                handle.remove()
+                if handle is not None:
+                    handle.remove()
                 self._tell(self._listener.backward_ends)
 
         return backward
@@ -154,9 +170,19 @@ class LoopHooks:
     def _computed(self) -> None:
         self._tell(self._listener.backward_computed)
 
+    def _around_norm(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def norm(tensors: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
+            found = before(tensors, norm_type, *args, **kwargs)
+            self._norm = found if float(norm_type) == 2.0 else None
+            return found
+
+        return norm
+
     def _around_clipping(self, before: Callable[..., Any]) -> Callable[..., Any]:
-        def clip(*args: Any, **kwargs: Any) -> Any:
-            self._tell(self._listener.clips)
-            return before(*args, **kwargs)
+        def clip(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
+            listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+            norm, self._norm = self._norm, None
+            self._tell(self._listener.clips, listed, norm if norm is total_norm else None)
+            return before(listed, max_norm, total_norm, *args, **kwargs)
 
         return clip

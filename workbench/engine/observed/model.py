@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.core.config import TrainSpec
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import PlannedRank
+from workbench.engine.base.tensor import is_sharded, local_part
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
@@ -71,22 +72,13 @@ def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
     if isinstance(model, DistributedDataParallel):
         in_place = "gradient_as_bucket_view=True lets DDP reduce in place: local gradients are not seen"
         return Seen("ddp", in_place if model.gradient_as_bucket_view else "")
-    if any(_is_sharded(parameter) for parameter in model.parameters()) or any("fsdp" in name for name in names):
+    if any(is_sharded(parameter) for parameter in model.parameters()) or any("fsdp" in name for name in names):
         return Seen("fsdp", "FSDP reduces whole gradients before they can be seen: local gradients are not seen")
     why = (
         "the model is in no DistributedDataParallel: gradients are seen when the optimizer takes them, and are taken "
         "for those of replicas"
     )
     return Seen("replicas", why) if ranks > 1 else Seen("single")
-
-
-def _is_sharded(tensor: torch.Tensor) -> bool:
-    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a ``DTensor``; any other tensor is whole."""
-    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 class ObservedModel(PlannedRank):
@@ -131,6 +123,12 @@ class ObservedModel(PlannedRank):
         self._mine = held if is_split else share_of_replicas(held, turns, self.mesh, self.coordinates)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         self.ids = frozenset(id(item.parameter) for item in held)
+
+    def are_all(self, parameters: Sequence[torch.Tensor]) -> bool:
+        """Whether the gradients of ``parameters``, and no others, are those of the whole model on this rank."""
+        given = {id(parameter) for parameter in parameters if parameter.grad is not None}
+        held = {id(item.parameter) for item in self._held if item.parameter.grad is not None}
+        return self.seen.gradients and self.seen.kind != "fsdp" and given == held
 
     def begin(self) -> None:
         """A step begins: the norms of the last one are forgotten."""

@@ -8,28 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import background
+from workbench.core.config import MonitorSpec
 from workbench.core.records import EventKind
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.events.outcome import failure
 from workbench.rundir.log import RankLogWriter
 
+#: of the monitor's budget: what writing the log may take, and what samples of resources may take
+WRITING, SAMPLING = 0.25, 0.15
+
 
 class RankRecording:
-    """The log of ``rank`` in the run directory ``path``, and its resources, sampled from now until ``end``."""
+    """The log of ``rank`` in the run directory ``path``, and its resources, sampled from now until ``end``; both take
+    at most a part of the budget of ``monitor`` from a processor, and become rarer instead."""
 
-    def __init__(self, path: Path, rank: int, *, sample_hz: float, device: str = "cpu") -> None:
+    def __init__(self, path: Path, rank: int, *, monitor: MonitorSpec, device: str = "cpu") -> None:
         self.path = path
         self.rank = rank
-        self.log = RankLogWriter(path, rank)
+        self.log = RankLogWriter(path, rank, share=WRITING * monitor.budget)
         self.progress = Progress()
         self._process = os.getpid()
-        self._sample_hz = sample_hz
+        self._monitor = monitor
         self._device = device
         self.log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
         self._sampler = self._sampling()
 
     def _sampling(self) -> DeviceSampler:
-        found = DeviceSampler(self.log, rank=self.rank, hz=self._sample_hz, device=self._device, progress=self.progress)
+        found = DeviceSampler(
+            self.log,
+            rank=self.rank,
+            hz=self._monitor.sample_hz,
+            device=self._device,
+            progress=self.progress,
+            share=SAMPLING * self._monitor.budget,
+        )
         found.start()
         return found
 

@@ -22,9 +22,11 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import counts_tokens, samples_in, tokens_in
 from workbench.engine.observed.agreement import ObservedControl
 from workbench.engine.observed.hooks import LoopHooks
+from workbench.engine.observed.loss import value_of
 from workbench.engine.observed.model import ObservedModel
 from workbench.engine.observed.recording import RankRecording
 from workbench.engine.observed.steered import NoData, ObservedSettings, ObservedSteering, OnCheckpoint, OwnCheckpoints
+from workbench.engine.observed.step_norm import StepNorm
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.errors import ConfigError
@@ -65,6 +67,7 @@ class ObservedRun:
         self._log, self._progress = recording.log, recording.progress
         recording.watch_device(str(self._model.device))
         self._control = ObservedControl(self.path, exchange, patience_s=patience_s, tell=self._tell_apart)
+        self._norm = StepNorm(spec.monitor, self._model)
         self._observers = self._made_observers()
         workload = Workload(model=self._model.model, optimizer=optimizer, data=NoData())
         self._settings = ObservedSettings(spec, workload, self._model, self._observers)  # type: ignore[arg-type]
@@ -74,14 +77,14 @@ class ObservedRun:
             settings=self._settings, loop=own, control=self._control, log=self._log, enter=self._enter
         )
         self._told: set[str] = set()
-        self._unwritten: tuple[StepRecord, Any, Any] | None = None
-        self._threads_s = 0.0
+        self._unwritten: tuple[dict[str, Any], Any, Any] | None = None
+        self._own_s = 0.0
         self._unstepped = self._uncounted = 0
         self._pieces_before = 0
         self._around = ExitStack()
         self._closed = False
         self._in_step = False
-        self._hooks = LoopHooks(self, self._model.wrapper, failed=self._watch_no_more)
+        self._hooks = LoopHooks(self, self._model.wrapper, failed=self._watch_no_more, reduces=spec.plan.ranks > 1)
         self._begin()
 
     def _made_observers(self) -> list[StepObserver]:
@@ -89,7 +92,7 @@ class ObservedRun:
             return []
         gradients: list[StepObserver] = []
         if self._model.seen.gradients:
-            gradients.append(GradientWatch(self.spec, self._model, self._log, self._model.device))
+            gradients = [self._norm, GradientWatch(self.spec, self._model, self._log, self._model.device)]
         return add_phase_watch(self.spec.monitor, self._model, self._log, self._model.device.type, gradients)
 
     def _begin(self) -> None:
@@ -99,7 +102,7 @@ class ObservedRun:
             self.tell_once("not_seen", self._model.seen.unseen)
         if not self._hooks.sees_clipping:
             self.tell_once("clipping_not_seen", "torch before 2.6: gradients are seen after clipping")
-        self._threads_s = self._log.cost_s + self._progress.sampling_s
+        self._told_s = (self._log.cost_s + self._progress.sampling_s, 0.0)
         self._begin_step()
 
     # the loop, as hooks tell it
@@ -162,11 +165,12 @@ class ObservedRun:
         if self._in_step:
             self._mark("backward")
             if loss.numel() == 1:
-                self._losses.append(loss.detach() / self._loss_scale())
+                scale = self._loss_scale()
+                self._losses.append(loss.detach() if scale == 1.0 else loss.detach() / scale)
 
     def backward_computed(self) -> None:
         """As ``LoopListener.backward_computed``."""
-        if self._in_step and self.spec.plan.ranks > 1:
+        if self._in_step:
             self._mark("communication")
 
     def backward_ends(self) -> None:
@@ -174,9 +178,11 @@ class ObservedRun:
         if self._in_step:
             self._mark("optimizer" if self._pieces >= self._pieces_before else "data")
 
-    def clips(self) -> None:
+    def clips(self, parameters: list[torch.Tensor], norm: torch.Tensor | None) -> None:
         """As ``LoopListener.clips``."""
-        self._see_reduced()
+        if self._in_step and not self._reduced:
+            self._norm.clips(parameters, norm)
+            self._see_reduced()
 
     def _see_reduced(self) -> None:
         """Gradients are reduced, and neither clipped nor used yet."""
@@ -186,8 +192,7 @@ class ObservedRun:
         self._around.close()
         for observer in self._observers:
             observer.reduced(self._progress.step)
-        if self._model.seen.gradients:
-            self._grad_sq = self._model.grad_sq()
+        self._grad_sq = self._norm.squared()
 
     def optimizer_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """As ``LoopListener.optimizer_begins``."""
@@ -266,27 +271,18 @@ class ObservedRun:
         """As ``step``, for loops that end by themselves: whether the run is to end."""
         if self._closed:
             raise ConfigError("run.step: this run has ended; observe again for another one")
-        value = self._value_of(loss)
+        value = value_of(loss, self._losses)
+        began = time.perf_counter()
         self._end_step(value, samples, tokens)
+        self._own_s += time.perf_counter() - began
         here = self._steering.boundary(self.steps)
         if here.stop:
             self.close("stopped")
             return True
+        began = time.perf_counter()
         self._begin_step()
+        self._own_s += time.perf_counter() - began
         return False
-
-    def _value_of(self, loss: Any) -> Any:
-        if loss is None:
-            return sum(self._losses) if self._losses else math.nan
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            return loss.detach()
-        try:
-            return float(loss)
-        except (TypeError, ValueError, RuntimeError) as error:
-            what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)[:80]
-            raise ConfigError(
-                f"run.step({what}): the loss is a number or a tensor of one element, as loss.mean()"
-            ) from error
 
     def _end_step(self, loss: Any, samples: int | None, tokens: int | None) -> None:
         if not self._stepped:
@@ -302,8 +298,7 @@ class ObservedRun:
         self._model.mark("monitor", -1)
         for observer in self._observers:
             observer.ends(step)
-        before, self._threads_s = self._threads_s, self._log.cost_s + self._progress.sampling_s
-        cost_ms = (self._threads_s - before) * 1e3 + sum(observer.cost_ms for observer in self._observers)
+        cost_ms = self._cost_ms()
         for observer in self._observers:
             observer.accounted(step, cost_ms)
         self._pieces_before = self._pieces
@@ -314,13 +309,11 @@ class ObservedRun:
             value = {"samples": samples * self.spec.plan.mesh.dp, "unit": unit}
             self._log.event(EventKind.DATA, "batch", value, step=step)
         self._write_unwritten()
-        record = StepRecord(
+        values = dict(
             time=time.time(),
             step=step,
             rank=self.rank,
-            loss=math.nan,
             lr=self._rate,
-            grad_sq=math.nan,
             tokens=tokens,
             step_time_ms=(time.perf_counter() - self._began) * 1e3,
             data_wait_ms=(self._data_s or 0.0) * 1e3,
@@ -330,22 +323,27 @@ class ObservedRun:
             framework_norm=math.nan,
             monitor_ms=cost_ms,
         )
-        self._unwritten = (record, loss, self._grad_sq)
+        self._unwritten = (values, loss, self._grad_sq)
         if self._on_host:
             self._write_unwritten()
+
+    def _cost_ms(self) -> float:
+        """What observing cost since the last call: in threads, and in the loop, its observers with it."""
+        threads_s, own_s = self._log.cost_s + self._progress.sampling_s, self._own_s + self._hooks.spent_s
+        spent_s = (threads_s - self._told_s[0], own_s - self._told_s[1])
+        self._told_s = (threads_s, own_s)
+        return spent_s[0] * 1e3 + max(spent_s[1] * 1e3, sum(observer.cost_ms for observer in self._observers))
 
     def _write_unwritten(self) -> None:
         """Write the record of the last step: on a GPU its numbers have arrived by the next one."""
         if self._unwritten is None:
             return
-        (record, loss, grad_sq), self._unwritten = self._unwritten, None
-        values = {name: getattr(record, name) for name in StepRecord.__slots__}
-        values["loss"] = float(loss)
-        values["grad_sq"] = math.nan if grad_sq is None else float(grad_sq)
+        (values, loss, grad_sq), self._unwritten = self._unwritten, None
+        record = StepRecord(**values, loss=float(loss), grad_sq=math.nan if grad_sq is None else float(grad_sq))
         if record.step % self._settings.log_every == 0:
-            self._log.append(StepRecord(**values))
-        if not math.isfinite(values["loss"]):
-            self.tell_once("nonfinite_loss", str(values["loss"]))
+            self._log.append(record)
+        if not math.isfinite(record.loss):
+            self.tell_once("nonfinite_loss", str(record.loss))
 
     def _tell_odd(self) -> None:
         self._unstepped = 0 if self._stepped else self._unstepped + 1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
+from workbench.core.frameworks import OBSERVED
 
-#: the plan's framework of observed runs: it is none that ``%dist_train`` could start
-FRAMEWORK = "observed"
 #: the planned steps of a loop that does not say how many it makes
 UNKNOWN_STEPS = 10**6
 
@@ -22,7 +21,7 @@ def spec_of(
     """``kind``: how the model is wrapped, or "watched" while that is not known. ``steps``: None if nobody says."""
     return TrainSpec(
         name=name,
-        plan=ParallelPlan(ranks=ranks, framework=FRAMEWORK, plugin=kind),
+        plan=ParallelPlan(ranks=ranks, framework=OBSERVED, plugin=kind),
         steps=steps or UNKNOWN_STEPS,
         batch_size=0,
         precision=precision,

@@ -60,7 +60,7 @@ def start(
         exchange, path = _meetings.join(spec, rank, patience_s, recording)
         if recording is None or recording.path != path:
             device = next((str(parameter.device) for parameter in called.parameters()), "cpu")
-            recording = own = RankRecording(path, rank, sample_hz=spec.monitor.sample_hz, device=device)
+            recording = own = RankRecording(path, rank, monitor=spec.monitor, device=device)
         return ObservedRun(
             recording,
             spec,

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from workbench.engine.share.members import Members
 from workbench.engine.share.regions import note_region
 from workbench.errors import ConfigError
 
@@ -36,16 +36,15 @@ def share(data: Any) -> Any:
 
     ``data``: a NumPy array, a tensor, or lists, tuples, dicts and objects of them, such as a ``TensorDataset``; or a
     function without arguments that returns one, which is then called by one rank per host only. Every rank of the
-    process group calls this at the same time. Writing to an array is seen by the rank that writes only.
+    training, or of the ``%%dist`` cell, calls this at the same time. What a rank writes to an array, it alone sees.
 
     Raises ``ConfigError`` for data without arrays or with much else, and ``ShareFailed`` on the other ranks when one
     cannot load or map the data, whose own error is raised on it.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if ranks > 1 else 0
+    members = Members.here()
     host = _host()
-    hosts = _gathered(host, ranks)
-    loads = hosts.index(host) == rank
+    hosts = members.gathered(host)
+    loads = hosts.index(host) == members.place
     written: tuple[int, int, bytes] | None = None
     error: BaseException | None = None
     if loads:
@@ -55,13 +54,13 @@ def share(data: Any) -> Any:
             error = raised
     try:
         place = None if written is None else (os.getpid(), written[0], written[1], written[2])
-        found = _agreed(place, error, ranks, rank)
+        found = _agreed(place, error, members)
         result: Any = None
         try:
             result = _mapped(*found[hosts.index(host)], own=loads)
         except BaseException as raised:
             error = raised
-        _agreed(None, error, ranks, rank)
+        _agreed(None, error, members)
         return result
     finally:
         if written is not None:
@@ -80,21 +79,13 @@ def _host() -> tuple[str, str, str]:
     return socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")
 
 
-def _gathered(value: Any, ranks: int) -> list[Any]:
-    if ranks == 1:
-        return [value]
-    found: list[Any] = [None] * ranks
-    dist.all_gather_object(found, value)
-    return found
-
-
-def _agreed(value: Any, error: BaseException | None, ranks: int, rank: int) -> list[Any]:
+def _agreed(value: Any, error: BaseException | None, members: Members) -> list[Any]:
     """What every rank passes; when one has an error, all raise. Collective."""
     text = None if error is None else f"{type(error).__name__}: {error}"
-    found = _gathered((text, value), ranks)
+    found = members.gathered((text, value))
     if error is not None:
         raise error
-    for other, (failure, _) in enumerate(found):
+    for other, (failure, _) in zip(members.ranks, found, strict=True):
         if failure is not None:
             raise ShareFailed(f"share() failed on rank {other}: {failure}")
     return [passed for _, passed in found]

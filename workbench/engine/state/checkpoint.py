@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import KeptState
+from workbench.engine.state.background_save import BackgroundSave
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import RankState, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
@@ -32,7 +34,7 @@ _IN_RANK_FILE = {"file": "own"}
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saves and restores the checkpoints of one run. Both methods are collective.
+    """Saves and restores the checkpoints of one run. Its methods are collective.
 
     A checkpoint that cannot be written (for example on a full disk) is logged as an event, and training continues. A
     checkpoint that cannot be read changes nothing, as all ranks check it before any of them changes a weight. ``keep``:
@@ -55,33 +57,55 @@ class Checkpoints:
         return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).rank_state()
 
     def save(self, step: int, state: dict[str, Any], *, asked: bool, best: dict[str, Any] | None = None) -> bool:
-        """Save the checkpoint of ``step`` and return whether that succeeded.
+        """Save the checkpoint of ``step`` and return whether that succeeded. Arguments: see ``begin``."""
+        writing = self.begin(step, state, asked=asked, best=best)
+        return writing is not None and self.finish(writing)
 
-        ``state``: the trainer's state as JSON types, which ``restore`` returns. ``asked``: the user requested this
-        checkpoint, so ``keep`` never removes it. ``best``: it replaces the best checkpoint, with what it is best at.
+    def begin(
+        self, step: int, state: dict[str, Any], *, asked: bool, best: dict[str, Any] | None = None
+    ) -> BackgroundSave | None:
+        """Copy what the checkpoint of ``step`` holds, and begin to write it in the background; ``finish`` ends that.
+
+        The copy is in the host's memory until it is written. ``state``: the trainer's state as JSON types, which
+        ``restore`` returns. ``asked``: the user requested this checkpoint, so ``keep`` never removes it. ``best``: it
+        replaces the best checkpoint, with what it is best at. None when a rank could not copy its state, or when the
+        directory could not be made.
         """
         path = checkpoints.directory(self.run, step) if best is None else checkpoints.best_directory(self.run)
         temporary = path.with_name(path.name + TEMPORARY)
+        about = {"asked": asked, "best": best}
         reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
-        reason = reason or self._run_and_agree(lambda: self._write_shards(temporary))
-        reason = reason or self._run_and_agree(
-            lambda: self._publish(path, temporary, step, state, {"asked": asked, "best": best}), first_only=True
-        )
+        copied: list[Any] = []
+        reason = reason or self._run_and_agree(lambda: copied.extend(self._copied(temporary)))
         if reason:
+            self.tell_failure(step, reason)
             if self.strategy.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-            self.log.event(EventKind.CHECKPOINT, "failed", reason, step=step)
-            return False
-        if best is not None:
-            self.log.event(EventKind.CHECKPOINT, "best", {"name": best["name"], "value": best["value"]}, step=step)
-            return True
-        self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
+            return None
+        shards, plain, groups = copied
+        document = {"trainer": state, "groups": groups}
+        return BackgroundSave(
+            temporary,
+            shards,
+            plain,
+            ranks=self.strategy.mesh.world_size,
+            publish=partial(self._publish, path, step, document, about) if self.strategy.rank == 0 else None,
+            failed=lambda why: self.tell_failure(step, why),
+        )
+
+    def finish(self, writing: BackgroundSave) -> bool:
+        """Wait until the checkpoint is written; whether it is there, alike on all ranks. Collective."""
+        went_well = self.control.all_can(not writing.wait_written())
         if self.strategy.rank == 0:
-            for removed in checkpoints.remove_old(self.run, self.keep):
-                self.log.event(
-                    EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step
-                )
-        return True
+            if went_well:
+                went_well = not writing.wait_published()
+            else:
+                writing.abandon(0.0)
+        return self.control.all_can(went_well)
+
+    def tell_failure(self, step: int, reason: str) -> None:
+        """Log that the checkpoint of ``step`` could not be written."""
+        self.log.event(EventKind.CHECKPOINT, "failed", reason, step=step)
 
     def _run_and_agree(self, work: Any, *, first_only: bool = False) -> str:
         """Run ``work`` on all ranks (or rank 0 only) and agree on the outcome.
@@ -101,7 +125,8 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700, parents=True)
 
-    def _write_shards(self, temporary: Path) -> None:
+    def _copied(self, temporary: Path) -> tuple[ShardWriter, dict[str, Any], list[dict[str, Any]]]:
+        """This rank's shards, copied, what its file says beside them, and the options of the parameter groups."""
         held = self._held()
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
@@ -119,17 +144,25 @@ class Checkpoints:
         for name, tensor in tensors.items():
             writer.add(f"cell/{name}", tensor)
         scaler = to_plain(held.scaler_state())
-        writer.write({"random": random.plain(), "optimizer": plain, "scaler": scaler, "cell": beside})
-
-    def _publish(self, path: Path, temporary: Path, step: int, state: dict[str, Any], about: dict[str, Any]) -> None:
         groups = [
             {name: to_plain(value) for name, value in group.items() if name != "params"}
-            for group in self._held().optimizer.param_groups
+            for group in held.optimizer.param_groups
         ]
+        return writer, {"random": random.plain(), "optimizer": plain, "scaler": scaler, "cell": beside}, groups
+
+    def _publish(self, path: Path, step: int, document: dict[str, Any], about: dict[str, Any]) -> None:
+        """Make the checkpoint of what all ranks have written, say so, and remove those that are kept no longer."""
         ranks = self.strategy.mesh.world_size
-        document = {"trainer": state, "groups": groups}
+        temporary = path.with_name(path.name + TEMPORARY)
         write_index(temporary, step=step, ranks=ranks, plan=self._plan, state=document, **about)
         checkpoints.publish(path)
+        best = about["best"]
+        if best is not None:
+            self.log.event(EventKind.CHECKPOINT, "best", {"name": best["name"], "value": best["value"]}, step=step)
+            return
+        self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
+        for removed in checkpoints.remove_old(self.run, self.keep):
+            self.log.event(EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step)
 
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Load a checkpoint into this training and return the trainer's state that was saved with it.

@@ -45,7 +45,8 @@ class ShardWriter:
             self._entries[name] = {"dtype": dtype, **asdict(place)}
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write both files and flush them to disk. ``state``: JSON types. Raises one of ``WRITE_ERRORS``."""
+        """Write both files and flush them to disk, the description last. ``state``: JSON types. Raises one of
+        ``WRITE_ERRORS``."""
         tensors = self._directory / rank_file(self._rank, "safetensors")
         save_file(self._tensors, tensors)
         checkpoints.sync(tensors)
@@ -54,8 +55,11 @@ class ShardWriter:
 
 
 def _write_json(file: Path, document: dict[str, Any]) -> None:
-    file.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
-    checkpoints.sync(file)
+    """Write the file whole or not at all: who waits for it reads it as soon as it is there."""
+    part = file.with_name(f".{file.name}")
+    part.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+    checkpoints.sync(part)
+    part.rename(file)
 
 
 def write_index(

@@ -9,7 +9,7 @@ the order of the model), loss, backward (the other way round), reduction, update
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,27 @@ def built_in() -> list[Rule]:
 
 
 class OwnRule:
-    """A rule of the user's own: an expression, or a function of a step's values."""
+    """A rule of the user's own: an expression, or a function of a step's values. ``missing``: names of what the script
+    is to log and has not logged yet; ``looks``: steps at which the rule was there."""
 
     quiet = 1
 
-    def __init__(self, name: str, condition: Condition, *, text: str, after: int = 1) -> None:
+    def __init__(
+        self, name: str, condition: Condition, *, text: str, after: int = 1, logged: Collection[str] = ()
+    ) -> None:
         self.name, self.text, self.after = name, text, after
+        self.missing = set(logged)
+        self.looks = 0
         self._condition = condition
+        self._logged = frozenset(logged)
 
     def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
-        """Asks the condition of a step that was logged."""
+        """Asks the condition of a step that was logged; one on logged values where one of them was logged."""
         if not view.values:
+            return None
+        self.looks += 1
+        self.missing -= view.logged
+        if self._logged and not self._logged & view.logged:
             return None
         return [Finding(where="resources")] if self._condition(view.values) else []
 
@@ -140,23 +150,33 @@ def _place(finding: Finding | Alert, places: Mapping[str, int]) -> tuple[float, 
 
 class AlertEngine:
     """Finds the alerts of one run. ``own``: conditions of the user's that are functions, by name; those that are texts
-    stand in the run's events. ``failed``: told of a condition that raised, which is asked no more."""
+    stand in the run's events. ``failed``: told of a condition that raised, which is asked no more. ``missing``: told of
+    an alert whose condition has names that nothing logs."""
 
     def __init__(
         self,
         store: Store,
         own: Mapping[str, Condition] | None = None,
         failed: Callable[[str, Exception], object] | None = None,
+        missing: Callable[[str, list[str], int], object] | None = None,
     ) -> None:
         self.store = store
         self._own = dict(own or {})
-        self._failed = failed
-        self._reader = StepReader(store)
+        self._failed, self._missing = failed, missing
+        self._reader = StepReader(store, all_logged=bool(own))
         self._states = [_State(rule) for rule in built_in()]
 
     def look(self, limit: int) -> list[Alert]:
         """The alerts of the steps up to ``limit`` that were not looked at before, in order."""
         return [alert for view in self._reader.read(limit) for alert in self._look(view)]
+
+    def tell_missing(self, least: int = 1) -> None:
+        """Tell which alerts wait for values that were not logged in the first ``least`` steps or more."""
+        for state in self._states:
+            rule = state.rule
+            if isinstance(rule, OwnRule) and rule.missing and rule.looks >= least and self._missing is not None:
+                self._missing(rule.name, sorted(rule.missing), rule.looks)
+                rule.missing = set()
 
     def _look(self, view: StepView) -> Iterable[Alert]:
         found: list[Alert] = []
@@ -194,12 +214,14 @@ class AlertEngine:
         after = as_number(told.get("after", 1))
         text = str(told.get("text") or when)
         condition = self._own.get(name) if told.get("is_function") is True else None
+        logged: list[str] = []
         if condition is None:
             try:
-                condition = Expression(when if isinstance(when, str) else "").holds
+                expression = Expression(when if isinstance(when, str) else "")
             except ConfigError:  # a function of a process that is gone, or a log of anybody's
                 return None
-        return OwnRule(name, condition, text=text, after=int(after) if 1 <= after < 2**31 else 1)
+            condition, logged = expression.holds, expression.logged
+        return OwnRule(name, condition, text=text, after=int(after) if 1 <= after < 2**31 else 1, logged=logged)
 
 
 def find_alerts(run: str | Path, own: Mapping[str, Condition] | None = None) -> list[Alert]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.records import EventKind
-from workbench.core.rules.expressions import METRICS
+from workbench.core.rules.expressions import METRICS, Expression
+from workbench.errors import ConfigError
 from workbench.events.decode import DecodedEvent, as_mapping, as_number, decoded_row
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import global_metrics
-from workbench.telemetry.gradients import combine_columns, combine_weights
+from workbench.telemetry.gradients import combine_columns, weight_columns
 from workbench.telemetry.layer_norms import LayerLists, with_norms
+from workbench.telemetry.logged.curves import by_step
 from workbench.telemetry.store import Store
 
 #: tables that rules look at
-_TABLES = ("events", "steps", "devices", "gradients", "layer_norms", "weights", "attention")
+_TABLES = ("events", "steps", "devices", "gradients", "layer_norms", "weights", "attention", "values")
 #: kinds of events that rules look at
 _KINDS = (EventKind.SPIKE, EventKind.NONFINITE, EventKind.CONTROL, EventKind.VALIDATION)
 #: steps whose rows are combined at a time
@@ -30,15 +33,17 @@ _CHUNK = 200
 class StepView:
     """What is known of one step that all ranks have finished.
 
-    ``values``: the numbers of ``Run.metrics`` and of the last validation, empty where the step was not logged.
+    ``values``: the numbers of ``Run.metrics``, of the last validation, and what the script logged; empty where the step
+    was not logged. ``logged``: the names of those that the script logged at this step.
     ``losses``: of each data-parallel replica. ``layers``: rows of ``telemetry.gradients.combine``; ``weights``: of
-    ``combine_weights``; ``attention``: rows of that table; None without any. ``memory``: bytes of each rank.
+    ``weight_columns``; ``attention``: rows of that table; None without any. ``memory``: bytes of each rank.
     ``places``: layer -> its place in the model. ``block``: ranks of a replica.
     """
 
     step: int
     time: float
     values: Mapping[str, float] = field(default_factory=dict)
+    logged: frozenset[str] = frozenset()
     losses: np.ndarray | None = None
     layers: Columns | None = None
     weights: Columns | None = None
@@ -50,10 +55,14 @@ class StepView:
 
 
 class StepReader:
-    """Gives each step once, in order. ``limit`` of ``read`` is the last step that no rank will add to any more."""
+    """Gives each step once, in order. ``limit`` of ``read`` is the last step that no rank will add to any more.
 
-    def __init__(self, store: Store) -> None:
+    Of what the script logged it gives what conditions name, or everything (``all_logged``)."""
+
+    def __init__(self, store: Store, *, all_logged: bool = False) -> None:
         self._store = store
+        self._all_logged = all_logged
+        self._wanted: set[str] = set()
         self._cursors: dict[str, int] = dict.fromkeys(_TABLES, 0)
         self._waiting: dict[str, list[Columns]] = {table: [] for table in _TABLES}
         self._lists = LayerLists()
@@ -66,6 +75,7 @@ class StepReader:
         """The steps up to ``limit`` that were not given before."""
         taken = {table: self._take(table, limit) for table in _TABLES}
         self._read_lists(taken["events"])
+        taken["values"] = self._of_conditions(taken["values"], taken["events"])
         steps = np.unique(np.concatenate([taken[name]["step"] for name in _TABLES if name != "devices"]))
         steps = steps[steps > 0] if not (taken["events"]["step"] == 0).any() else steps
         self._done = max([self._done, *steps[-1:].tolist()])
@@ -98,14 +108,25 @@ class StepReader:
                 if isinstance(part, list) and part:
                     self._places.setdefault(str(part[0]), len(self._places))
 
+    def _of_conditions(self, values: Columns, events: Columns) -> Columns:
+        """The rows of what conditions name, those that ``events`` declare too."""
+        if self._all_logged:
+            return values
+        for row in np.flatnonzero(events["name"] == "alert"):
+            when = as_mapping(decoded_row(events, int(row)).value).get("when")
+            with suppress(ConfigError):  # an event that is no declaration: the engine leaves it out too
+                self._wanted.update(Expression(str(when)).logged)
+        wanted = np.isin(values["name"].astype(object), list(self._wanted))
+        return {name: column[wanted] for name, column in values.items()}
+
     def _views(self, steps: np.ndarray, taken: dict[str, Columns]) -> Iterator[StepView]:
         store, mesh = self._store, self._store.mesh
         metrics = global_metrics(taken["steps"], mesh, len(store.absent))
         raw = with_norms(taken["gradients"], taken["layer_norms"], self._lists, mesh)
         layers = combine_columns(raw, mesh) if raw["step"].size else None
-        frame = combine_weights(taken["weights"], mesh) if taken["weights"]["step"].size else None
-        weights = None if frame is None else {str(name): frame[name].to_numpy() for name in frame}
+        weights = weight_columns(taken["weights"], mesh) if taken["weights"]["step"].size else None
         memory = _memory_by_step(taken["devices"])
+        logged = by_step(taken["values"], mesh)
         for step in map(int, steps):
             row = np.flatnonzero(metrics["step"] == step)
             values = {name: float(metrics[name][row[0]]) for name in METRICS} if row.size else {}
@@ -118,7 +139,8 @@ class StepReader:
             yield StepView(
                 step=step,
                 time=self._time,
-                values=values | self._validation if values else {},
+                values=logged.get(step, {}) | self._validation | values if values else {},
+                logged=frozenset(logged.get(step, {})),
                 losses=self._losses(_at(taken["steps"], step)) if row.size else None,
                 layers=_some(layers, step),
                 weights=_some(weights, step),

@@ -90,6 +90,29 @@ def _curve(name: str, rank: int, reduce: str, rows: Columns) -> Curve:
     return Curve(name=name, rank=rank, reduce=reduce, steps=steps, values=values)
 
 
+def one_per_name(found: list[Curve]) -> list[Curve]:
+    """The curves, with one per name: where ranks are not combined, the mean of those that logged a step."""
+    by_name: dict[str, list[Curve]] = {}
+    for curve in found:
+        by_name.setdefault(curve.name, []).append(curve)
+    return [own[0] if own[0].rank == ALL_RANKS else _mean(own) for own in by_name.values()]
+
+
+def _mean(own: list[Curve]) -> Curve:
+    rows = {name: np.concatenate([getattr(curve, name) for curve in own]) for name in ("steps", "values")}
+    columns = {"step": rows["steps"], "value": rows["values"], "count": np.ones(rows["steps"].size)}
+    return _curve(own[0].name, ALL_RANKS, "none", columns)
+
+
+def by_step(rows: Columns, mesh: Mesh) -> dict[int, dict[str, float]]:
+    """step -> name -> value, of ``one_per_name``."""
+    found: dict[int, dict[str, float]] = {}
+    for curve in one_per_name(curves(rows, mesh)):
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True):
+            found.setdefault(step, {})[curve.name] = value
+    return found
+
+
 def values_frame(rows: Columns, mesh: Mesh) -> pd.DataFrame:
     """``curves`` as rows: step, name, rank (-1: of all ranks), reduce, value."""
     import pandas as pd

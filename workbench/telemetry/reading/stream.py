@@ -127,14 +127,34 @@ def parse(head: bytes, pieces: list[Batches], texts: dict[str, str]) -> Columns:
     bodies = [piece.data[: piece.starts.get(END, [len(piece.data)])[0]] for piece in pieces]
     with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *bodies]))) as reader:
         rows = reader.read_all()
+    columns = {field.name: rows[field.name].combine_chunks() for field in rows.schema}
     return {
-        field.name: _shared(rows[field.name], texts) if field.type == pa.string() else rows[field.name].to_numpy()
-        for field in rows.schema
+        name: _shared(column, texts) if column.type == pa.string() else _values(column)
+        for name, column in columns.items()
     }
 
 
-def _shared(column: pa.ChunkedArray, texts: dict[str, str]) -> np.ndarray:
+def _values(column: pa.Array) -> np.ndarray:
+    """A column of numbers, truth values or lists of numbers; ``pa.Array.to_numpy`` would import pandas first, which
+    takes a second."""
+    if column.null_count:  # of a log that somebody else wrote
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    if pa.types.is_list(column.type):
+        numbers, ends = _values(column.values), _values(column.offsets).tolist()
+        lists = np.empty(len(column), dtype=object)
+        for place in range(len(column)):
+            lists[place] = numbers[ends[place] : ends[place + 1]]
+        return lists
+    if pa.types.is_boolean(column.type):
+        if not len(column):
+            return np.empty(0, dtype=bool)
+        bits = np.unpackbits(np.frombuffer(column.buffers()[1], dtype=np.uint8), bitorder="little")
+        return bits[column.offset : column.offset + len(column)].astype(bool)
+    return np.from_dlpack(column)
+
+
+def _shared(column: pa.Array, texts: dict[str, str]) -> np.ndarray:
     """Texts as objects, of which each is kept once however often it comes."""
-    coded = column.combine_chunks().dictionary_encode()
+    coded = column.dictionary_encode()
     known = np.array([texts.setdefault(text, text) for text in coded.dictionary.to_pylist()], dtype=object)
-    return known[coded.indices.to_numpy()] if known.size else np.empty(0, dtype=object)
+    return known[_values(coded.indices)] if known.size else np.empty(0, dtype=object)

@@ -162,9 +162,61 @@ loss_fn = lambda model, batch: (model["b"](model["a"](batch[0])) - batch[1]).squ
     right = plain(pool, case, loop)["losses"]
     np.testing.assert_allclose(run.metrics()["loss"], right[:-1], rtol=2e-4)
     assert math.isclose(said(run, EventKind.VALIDATION)["loss"], right[-1], rel_tol=2e-4)
-    assert "gradient statistics by layer" in said(run, EventKind.WARNING)["train_step"]
+    assert "those of a rank's own samples" in said(run, EventKind.WARNING)["train_step"]
     phases = run.phases()
     assert {"forward", "backward", "communication", "optimizer"} <= set(phases["phase"])
+
+
+def test_named_losses_and_gradients_by_layer_are_those_of_one_process(pool: RankPool) -> None:
+    """In float64: the last batch is uneven, the discriminator is updated twice, and its last update counts; clipping
+    comes after what is shown. A name that the cell logs itself is its own."""
+    cell = steps_gan.CASE.cell.replace("model = nn", "torch.set_default_dtype(torch.float64)\nmodel = nn")
+    cell = cell.replace("    nn.utils.clip_grad", "    if False: nn.utils.clip_grad")  # it would come before the step
+    cell = cell.replace("return {", 'log("g", 7.0)\n    return {"twice": 2 * loss_d, ')
+    cell = cell.replace("import torch\n", "import torch\nlog = globals().get('log', lambda *_: None)\n", 1)
+    case = step_case(cell, flags={"steps": 3, "grad_every": 3, "clip": 0.01})
+    run = trained(pool, case)
+    loop = """
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+seen, values = {}, []
+
+def look(optimizer, *_):
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in model.named_parameters():
+        if any(p is each for each in held):
+            seen[name] = p.grad.clone()
+    nn.utils.clip_grad_norm_(held, 0.01)
+
+register_optimizer_step_pre_hook(look)
+for batch, _ in zip(batches(globals()), range(spec.steps)):
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = train_step(model, optimizer, batch)
+    values.append({name: float(loss) for name, loss in found.items()})
+    for each in lr_scheduler:
+        each.step()
+layers = {}
+for name, p in model.named_parameters():
+    layers.setdefault(name.rpartition(".")[0], []).append((seen[name].flatten(), (p.detach() - first[name]).flatten()))
+for name, parts in layers.items():
+    gradient, change = (torch.cat(each) for each in zip(*parts))
+    values.append({"layer": name, "norm": gradient.norm().item(), "max_abs": gradient.abs().max().item(),
+                   "mean": gradient.mean().item(), "update_norm": change.norm().item()})
+validations = values
+"""
+    right = plain(pool, case, loop)["validations"]
+    values = run.values().pivot_table(index="step", columns="name", values="value")
+    np.testing.assert_allclose(values["d"], [step["d"] for step in right[:3]], rtol=1e-9)
+    np.testing.assert_allclose(values["twice"], [2 * step["d"] for step in right[:3]], rtol=1e-9)
+    assert list(values["g"]) == [7.0] * 3
+    gradients = run.gradients()
+    of_step = gradients[(gradients.step == 3) & (gradients.scope == "reduced")].set_index("layer")
+    weights = run.weights()
+    weights = weights[weights.step == 3].set_index("layer")
+    assert len(of_step) == len(right[3:]) == 4
+    for layer in right[3:]:
+        for name in ("norm", "max_abs", "mean"):
+            assert math.isclose(of_step[name][layer["layer"]], layer[name], rel_tol=1e-6), (layer, name)
+        assert math.isclose(weights["update_norm"][layer["layer"]], layer["update_norm"], rel_tol=1e-6)
 
 
 #: what is changed of the cell -> options, and the text that refuses it

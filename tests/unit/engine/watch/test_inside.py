@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from workbench.core.records import columns_of
 from workbench.core.watches import parse_watch
+from workbench.engine.base.parts import WeightMatrix
 from workbench.engine.watch.inside.attention import QUERIES, product_logits, softmax_logits, summed
 from workbench.engine.watch.inside.routers import routed, routers_of
+from workbench.engine.watch.inside.spectra import PowerIteration
 from workbench.engine.watch.inside.taps import Taps
 from workbench.errors import ConfigError
+from workbench.telemetry.inside.spectra import combine_spectra
 
 
 def _entropy(logits: np.ndarray) -> np.ndarray:
@@ -67,6 +71,34 @@ def test_routers_are_found_by_name_and_number_of_experts() -> None:
     assert routers_of(torch.nn.ModuleDict({"block": block, "plain": plain})) == {"block.gate": 2}
 
 
+def test_singular_values_ride_along() -> None:
+    """Of a linear layer, a convolution, and weights of zeros and of NaN; after few iterations each time."""
+    random = np.random.default_rng(0)
+    weights = {
+        "linear": random.normal(size=(9, 6)), "conv": random.normal(size=(4, 3 * 2 * 2)), "zeros": np.zeros((3, 2)),
+        "nan": np.full((2, 2), np.nan),
+    }  # fmt: skip
+    iteration = PowerIteration(lambda values: None)
+    for look in range(40):
+        weights["linear"] += 1e-3 * random.normal(size=(9, 6))
+        matrices = [WeightMatrix(name, torch.tensor(value, dtype=torch.float32), "") for name, value in weights.items()]
+        pending = iteration.look(matrices, look, 0)
+        assert pending is not None and pending.ready()
+    found = {row.layer: row for row in pending.records()}
+    for name in ("linear", "conv"):
+        sigma = np.linalg.svd(weights[name], compute_uv=False)
+        assert sigma[0] * (1 - 1e-5) <= found[name].sigma_max <= sigma[0] * (1 + 1e-6)
+        assert found[name].weight_sq == pytest.approx(np.sum(sigma**2), rel=1e-6)
+    assert found["zeros"].sigma_max == 0 and math.isnan(found["nan"].sigma_max)
+    rows = {name: np.array([getattr(row, name) for row in found.values()]) for name in columns_of("spectra")}
+    table = combine_spectra(rows).set_index("layer")
+    assert math.isnan(table.loc["zeros", "stable_rank"]) and table.loc["zeros", "norm"] == 0
+    matrices[-1] = WeightMatrix("nan", torch.diag(torch.tensor([3.0, 1.0])), "")
+    again = {row.layer: row for row in iteration.look(matrices, 41, 0).records()}  # type: ignore[union-attr]
+    assert again["nan"].sigma_max == pytest.approx(3, rel=0.2), "a weight that was NaN is looked at again"
+    assert iteration.look([], 1, 0) is None
+
+
 class _Net(torch.nn.Module):
     """Layers of which one is computed again in the backward pass, and one fails once and is called again."""
 
@@ -113,7 +145,7 @@ def test_what_is_split_follows_from_the_layers_of_the_plan() -> None:
     assert seen == {"0.cols": "tp", "0.act": "tp", "0.rows": "", "0.norm": "", "1": ""}
 
 
-@pytest.mark.parametrize("value", ["weights", "activation", "micro_batches", 3])
+@pytest.mark.parametrize("value", ["weight", "activation", "micro_batches", 3])
 def test_what_cannot_be_watched_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="--watch"):
         parse_watch(value)

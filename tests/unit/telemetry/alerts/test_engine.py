@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.faulty_run import MIB, Faulty, alter
-from workbench.core.records import Event
+from workbench.core.records import Event, ValueRecord
 from workbench.events.alerts import BEGINS, ENDS, RULES, Alert, active, alerts_of, table_of
 from workbench.telemetry.alerts.engine import AlertEngine, built_in, find_alerts
 from workbench.telemetry.alerts.steps import last_whole_step
@@ -103,6 +105,30 @@ def test_live_and_later_are_the_same(tmp_path: Path, seed: int) -> None:
     assert live == later and {alert.name for alert in live} >= {"loss_spike", "vanishing_gradient", "high"}
 
 
+def test_conditions_on_logged_values(tmp_path: Path) -> None:
+    """Logged every third step by both ranks; a condition is asked at these steps only, and what never comes is told."""
+    run = Faulty(tmp_path / "run", lambda step, rank, name, value: value)
+    for name, when, after in (("high", "entropy > 2", 2), ("ranks", "apart > 1.4", 1), ("never", "entrop > 1", 1)):
+        run.logs[0].event("control", "alert", {"name": name, "when": when, "text": "", "after": after}, step=0)
+    for rank, log in enumerate(run.logs):
+        for step in range(3, 31, 3):
+            value = 4.0 if step >= 12 else 0.0
+            log.append(ValueRecord(step=step, rank=rank, name="entropy", reduce="mean", value=value, count=1))
+            log.append(ValueRecord(step=step, rank=rank, name="apart", reduce="none", value=1.0 + rank, count=1))
+            log.append(ValueRecord(step=step, rank=rank, name="nobody asks", reduce="mean", value=value, count=1))
+    run.train(1, 31)
+    store = Store(run.path)
+    store.refresh()
+    missing: list[Any] = []
+    engine = AlertEngine(store, missing=lambda *told: missing.append(told))
+    assert told(engine.look(31)) == [(3, "ranks", BEGINS), (15, "high", BEGINS)]
+    engine.tell_missing(50)
+    assert missing == []
+    engine.tell_missing()
+    engine.tell_missing()
+    assert missing == [("never", ["entrop"], 31)]
+
+
 def test_the_origin_stands_first(tmp_path: Path) -> None:
     """Rank 1's batch goes wrong at step 120: its loss, then its gradient, then the mean and the reduced gradient."""
     wrong = range(120, 123)
@@ -187,3 +213,15 @@ def test_an_alert_is_read_back_as_it_was_logged(tmp_path: Path) -> None:
     row = table[table["name"] == "dead_layer"].iloc[0]
     assert (row["step"], row["ended"], row["layer"]) == (122, 132, "block.0")
     assert "dead layer: 0, block.0" in row["text"] and "learns nothing" in row["explanation"]
+
+
+def test_ranks_evaluate_rules_without_pandas(tmp_path: Path) -> None:
+    """Importing it takes a second of rank 0's time."""
+    run = Faulty(tmp_path / "run", FAULTS["update_ratio"][0])
+    run.train(1, 130)
+    script = (
+        "import sys; from workbench.telemetry.alerts.engine import find_alerts; "
+        f"print([alert.name for alert in find_alerts({str(run.path)!r})], 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['update_ratio'] False"

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import PLUGIN_OPTIONS, Capability, Framework, PlanOptions, Plugin, SplitModels
+from dataclasses import replace
+
+from workbench.core.frameworks import (
+    PLUGIN_OPTIONS,
+    UNTRIED_ON_GPUS,
+    Capability,
+    Framework,
+    PlanOptions,
+    Plugin,
+    SplitModels,
+)
+from workbench.core.shares import KEPT, WHOLE, Shares
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
 _STRATEGY = "workbench.engine.frameworks.colossal.strategy:ColossalStrategy"
 _OWN_STEPS = "workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps"
 _ALL_BUT_PIPELINES = frozenset(Capability) - {Capability.PIPELINED}
+#: LowLevelZeroPlugin's default: 12 * 2**20 elements in fp32
+_ZERO_BUCKET = 12 * 2**20 * 4
+_ZERO = Shares(state=True, copies="always", casts=KEPT, bucket_bytes=_ZERO_BUCKET, gathers=1)
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
@@ -34,15 +48,17 @@ def _check(plan: PlanOptions) -> None:
         )
 
 
-def _data_parallel(name: str, summary: str, *, own_steps: str = "") -> Plugin:
+def _data_parallel(name: str, summary: str, shares: Shares, *, own_steps: str = "") -> Plugin:
     return Plugin(
         name=name,
         summary=summary,
         strategy=_STRATEGY,
         own_steps=own_steps,
         options=frozenset(("sync_batchnorm",)),
+        untried=UNTRIED_ON_GPUS,
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
+        shares=shares,
     )
 
 
@@ -50,19 +66,27 @@ COLOSSAL = Framework(
     name="colossal",
     title="Colossal-AI",
     plugins=(
-        _data_parallel("ddp", "each rank holds the whole model; gradients are averaged", own_steps=_OWN_STEPS),
-        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks"),
-        _data_parallel("zero2", "as zero1, with the gradients split too"),
+        _data_parallel(
+            "ddp",
+            "each rank holds the whole model; gradients are averaged",
+            Shares(bucket_bytes=WHOLE),
+            own_steps=_OWN_STEPS,
+        ),
+        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO),
+        _data_parallel("zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True)),
         Plugin(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
             options=frozenset(PLUGIN_OPTIONS),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
                 for family in FAMILIES.values()
             ),
+            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE),
+            splits="workbench.engine.frameworks.colossal.planned.splits:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.colossal.preload:load",

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightMatrix, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
@@ -38,6 +38,7 @@ from workbench.engine.frameworks.torch_common.batches import (
     outputs_seen,
     to_device,
 )
+from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.terms import (
@@ -321,6 +322,15 @@ class ColossalStrategy(Strategy):
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
         return self.plan.weights(layers)
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """As ``Shaped.weight_matrices``."""
+        return [matrix for item in self.plan.mine if (matrix := item.matrix()) is not None]
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: over the tensor-parallel ranks."""
+        if self.mesh.tp > 1:
+            all_reduce_uncounted(values, group=self._hybrid().plugin.tp_group)
 
     def layer_sizes(self) -> dict[str, int]:
         """As ``Watchable.layer_sizes``."""

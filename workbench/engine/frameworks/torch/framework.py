@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, Plugin
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, Plugin, SplitModels
+from workbench.core.shares import GATHERED, WHOLE, Shares
+from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
 TORCH = Framework(
     name="torch",
@@ -14,8 +16,21 @@ TORCH = Framework(
             strategy="workbench.engine.frameworks.torch.ddp:DdpStrategy",
             own_steps="workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps",
             options=frozenset(("sync_batchnorm",)),
+            untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers"},
+            shares=Shares(bucket_bytes=WHOLE),
+        ),
+        Plugin(
+            name="fsdp",
+            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
+            strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
+            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard")),
+            untried=UNTRIED_ON_GPUS,
+            capabilities=frozenset(Capability) - {Capability.PIPELINED},
+            lacks={Capability.PIPELINED: "every rank computes all layers"},
+            models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
+            shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import Feature, check_feature
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.containers import mapped
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.torch_common.weight_changes import check_max_norm
+from workbench.engine.pretrained.lora import has_adapters
 from workbench.errors import ConfigError
 
 
@@ -97,6 +99,12 @@ def check_trainable(spec: TrainSpec, workload: Workload) -> None:
             "the optimizer has no parameter of the model: make it from model.parameters() after the model",
             field="optimizer",
         )
+    for is_so, feature in (
+        (hasattr(workload.model, "_orig_mod"), Feature.COMPILED),
+        (has_adapters(workload.model), Feature.ADAPTED),
+    ):
+        if is_so:
+            check_feature(spec.plan.framework, spec.plan.plugin, feature, field="model")
     check_max_norm(workload.model, spec)
     if workload.beside and spec.plan.tp * spec.plan.pp > 1:
         raise ConfigError(

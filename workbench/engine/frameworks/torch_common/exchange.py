@@ -19,12 +19,15 @@ from workbench.engine.agree.exchange import Alone, Exchange
 _TO_RANK_0, _FROM_RANK_0 = 1, 2  # tags
 
 
-def all_reduce_uncounted(tensor: torch.Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
-    """Reduce ``tensor`` over all ranks, in place. The group itself is asked, so that nobody who watches
-    ``torch.distributed`` counts it among the collectives of the training."""
+def all_reduce_uncounted(
+    tensor: torch.Tensor, operation: Any = dist.ReduceOp.SUM, *, group: dist.ProcessGroup | None = None
+) -> None:
+    """Reduce ``tensor`` over the ranks of ``group`` (default: all), in place. The group itself is asked, so that nobody
+    who watches ``torch.distributed`` counts it among the collectives of the training."""
     options = dist.AllreduceOptions()
     options.reduceOp = operation
-    dist.group.WORLD.allreduce([tensor], options).wait()  # type: ignore[union-attr]
+    whole: Any = dist.group.WORLD
+    (whole if group is None else group).allreduce([tensor], options).wait()
 
 
 def exchange_of(rank: int, ranks: int) -> Exchange:

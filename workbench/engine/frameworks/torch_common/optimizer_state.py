@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,3 +35,14 @@ def _named(state: dict[str, Any], names: tuple[str, ...], weight: torch.Tensor) 
         if isinstance(found, torch.Tensor) and found.numel() == weight.numel():
             return found
     return None
+
+
+def tensors_in(values: Iterable[Any]) -> Iterable[torch.Tensor]:
+    """The tensors among values, also those in lists and dicts."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)

@@ -9,6 +9,7 @@ import torch
 
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.names import users_name
+from workbench.engine.base.parts import WeightMatrix
 
 
 class ModelNames:
@@ -55,7 +56,8 @@ class RankParameter:
     """A trainable parameter, or the part of one, that this rank holds.
 
     ``rows`` of dimension 0 count; the others are padding of the vocabulary. ``sharded`` is "" or "tp". ``foreign``: an
-    earlier pipeline stage holds the same (tied) parameter and counts it.
+    earlier pipeline stage holds the same (tied) parameter and counts it. ``name``: of the parameter in its module;
+    ``split``: the dimension over which tensor-parallel ranks split it, None where they do not.
     """
 
     layer: str
@@ -63,6 +65,18 @@ class RankParameter:
     sharded: str
     rows: int
     foreign: bool
+    name: str = "weight"
+    split: int | None = None
+
+    def matrix(self) -> WeightMatrix | None:
+        """The parameter as a matrix; None where it has fewer than two dimensions, or it is not known how it is split.
+        A dimension of padding is left out."""
+        weight = self.real(self.parameter.detach())
+        if self.parameter.dim() < 2 or not self.parameter.is_floating_point() or (self.sharded and self.split is None):
+            return None
+        layer = self.layer if self.name == "weight" else f"{self.layer}.{self.name}"
+        split = "" if self.split is None else "columns" if self.split else "rows"
+        return WeightMatrix(layer, weight.flatten(1), split)
 
     def reduced(self) -> torch.Tensor:
         """The reduced gradient where it is in ``.grad``; zeros where a hook of the cell has used it up."""
@@ -99,12 +113,15 @@ def rank_parameters(
             if not is_trained or id(parameter) in held:
                 continue
             sharded = "tp" if is_sharded(parameter) else ""
+            original = names.shape(module_name, name)
             held[id(parameter)] = RankParameter(
                 names.owner(module_name, name),
                 parameter,
                 sharded,
-                _rows(parameter.shape, names.shape(module_name, name), tp if sharded else 0),
+                _rows(parameter.shape, original, tp if sharded else 0),
                 id(parameter) in others,
+                name,
+                _split(parameter.shape, original) if sharded else None,
             )
     return list(held.values())
 
@@ -115,6 +132,13 @@ def _rows(now: torch.Size, original: torch.Size | None, tp: int) -> int:
     if original is None or now[0] == original[0]:
         return now[0]
     return max(0, min(now[0], original[0] - tp * now[0]))
+
+
+def _split(now: torch.Size, original: torch.Size | None) -> int | None:
+    """The first dimension in which a part differs from the whole."""
+    if original is None or len(now) != len(original):
+        return None
+    return next((dim for dim, (part, whole) in enumerate(zip(now, original, strict=True)) if part != whole), None)
 
 
 def share_of_replicas(

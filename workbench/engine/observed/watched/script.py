@@ -110,7 +110,7 @@ class WatchedScript:
 
             if self._role.rank == 0:
                 self._make(place)
-            self._recording = RankRecording(place, self._role.rank, sample_hz=MonitorSpec().sample_hz)
+            self._recording = RankRecording(place, self._role.rank, monitor=MonitorSpec())
 
     def _make(self, place: Path) -> None:
         from workbench.engine.observed.spec import spec_of

@@ -16,9 +16,11 @@ from typing import Any
 
 from workbench.core import background
 from workbench.core.records import END_STATES, EventKind
+from workbench.core.rules.expressions import NAMES
 from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.watch.host.notify import Notifier, Target
 from workbench.engine.watch.host.sampler import Progress
+from workbench.errors import suggest
 from workbench.events.alerts import BEGINS, Alert
 from workbench.rundir.log import RankLogWriter
 
@@ -28,6 +30,8 @@ LONGEST_S = 60.0
 SHARE = 0.005
 #: seconds that the end of a run waits for the last rows of other ranks
 LAST_ROWS_S = 3.0
+#: steps after which a value that a condition names and nothing logged is told
+LOGS_BY = 50
 
 
 class AlertWatch:
@@ -41,6 +45,7 @@ class AlertWatch:
         self._engine: Any = None
         self._limit = self._rollbacks = 0
         self._told: set[tuple[str, str, int]] = set()
+        self._told_missing: set[str] = set()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._rounds = background.Rounds(self._failed)
@@ -95,6 +100,7 @@ class AlertWatch:
             limit = last_whole_step(engine.store, over=True)
         for alert in engine.look(limit):
             self._tell(alert)
+        engine.tell_missing(1 if last_rows_s is not None else LOGS_BY)
         self._limit = last_whole_step(engine.store)
 
     def _read(self) -> Any:
@@ -105,7 +111,7 @@ class AlertWatch:
         def new() -> AlertEngine:
             store = Store(self._run, most=DISPLAY_ROWS, spare=True)
             store.refresh()
-            return AlertEngine(store, self._own.conditions, self._condition_failed)
+            return AlertEngine(store, self._own.conditions, self._condition_failed, self._not_logged)
 
         if self._engine is None:
             self._engine = new()
@@ -146,6 +152,16 @@ class AlertWatch:
     def _condition_failed(self, name: str, error: Exception) -> None:
         text = f"alert {name!r}: its function raised {background.described(error)} and is asked no more"
         self._log.event(EventKind.WARNING, "alert_failed", text, step=self._progress.step)
+
+    def _not_logged(self, name: str, missing: list[str], steps: int) -> None:
+        if name in self._told_missing:
+            return
+        self._told_missing.add(name)
+        text = (
+            f"alert {name!r} waits for {', '.join(map(repr, missing))}, which no step has logged in {steps} steps and "
+            f"which is no column of Run.metrics() ({suggest(missing[0], NAMES)}): log it, or set the alert again"
+        )
+        self._log.event(EventKind.WARNING, "alert_not_logged", text, step=self._progress.step)
 
     def _notify_failed(self, name: str, why: str) -> None:
         text = f"{name} failed: {why}. It is told once; training continues"

@@ -33,7 +33,7 @@ _CREDIT_LIMIT = 1.5
 
 
 @dataclass(slots=True)
-class _Account:
+class Account:
     """Pays for one sort of measurement. ``share``: of the earnings; ``credit_ms``: earned and not spent (negative:
     debt); ``cost_ms``: running average of one measurement's cost, None before the first."""
 
@@ -73,8 +73,8 @@ class Governor:
     def __init__(self, *, budget: float, norms: bool) -> None:
         self.budget = budget
         share = NORMS_SHARE if norms else 0.0
-        self._full = _Account(1 - share)
-        self._norms = _Account(share)
+        self._full = Account(1 - share)
+        self._norms = Account(share)
         self._pending: list[int] = []  # chosen, and not accounted for yet
         self._step_ms: float | None = None
         self._owed_ms = 0.0

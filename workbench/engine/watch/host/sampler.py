@@ -23,6 +23,8 @@ from workbench.rundir.log import RankLogWriter
 
 #: the kernel counts CPU time in ticks of 10 ms, so CPU usage over a shorter time than this is meaningless
 FIRST_SAMPLE_S = 0.1
+#: longest time between two samples, whatever they cost
+MOST_PERIOD_S = 2.0
 
 
 class Progress:
@@ -114,7 +116,8 @@ class DeviceSampler:
 
     ``device``: torch's name of the rank's device ("cpu", "cuda", "cuda:1"). ``gpu``: reads it (default: NVML). A GPU
     that cannot be found is logged as the event ``warning gpu_unavailable``, one that stops answering as ``gpu lost``;
-    from then on the GPU's columns are NaN.
+    from then on the GPU's columns are NaN. With ``share`` samples are rarer, every ``MOST_PERIOD_S`` at the
+    least, where they would otherwise take more than this share of a processor.
     """
 
     def __init__(
@@ -126,10 +129,12 @@ class DeviceSampler:
         device: str,
         progress: Progress,
         gpu: GpuReader | None = None,
+        share: float = 1.0,
     ) -> None:
         self.log = log
         self.rank = rank
         self.period_s = 1 / hz
+        self._share = share
         self.device = device
         self.progress = progress
         self.samples = 0
@@ -180,8 +185,9 @@ class DeviceSampler:
         while not self._stopping.is_set():
             self.log.append(self._sample(process, first))
             self.samples += 1
-            self.progress.sampling_s = time.thread_time()
-            due = max(due + self.period_s, time.monotonic())
+            before, self.progress.sampling_s = self.progress.sampling_s, time.thread_time()
+            costs_s = (self.progress.sampling_s - before) / self._share
+            due = max(due + max(self.period_s, min(costs_s, MOST_PERIOD_S)), time.monotonic())
             self._stopping.wait(due - time.monotonic())
 
     def _sample(self, process: psutil.Process, first: _Counters) -> DeviceSample:

@@ -13,7 +13,7 @@ import torch
 from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
 from workbench.core.frameworks import Capability
-from workbench.engine.base.capabilities import Inspectable, LossScaled, Watchable, needed
+from workbench.engine.base.capabilities import Inspectable, LossScaled, Shaped, Watchable, needed
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -21,6 +21,7 @@ from workbench.engine.watch.host.governor import FULL, NOTHING, Governor
 from workbench.engine.watch.inside.attention import attention_seen, summed
 from workbench.engine.watch.inside.collector import InsideCollector, PendingInside
 from workbench.engine.watch.inside.routers import routed, routers_of
+from workbench.engine.watch.inside.spectra import PendingSpectra, PowerIteration
 from workbench.engine.watch.inside.taps import Taps
 from workbench.engine.watch.torch.host_copy import Stopwatch
 from workbench.errors import ConfigError
@@ -33,11 +34,12 @@ BIT = 1 << 24
 
 
 class InsideWatch(StepObserver):
-    """Logs statistics of outputs, their gradients, attention and routers, of the first step in which ``watch`` is on
-    and of every ``watch_every``-th; without an interval rank 0's governor chooses the steps within ``SHARE`` of the
-    budget, and all ranks look at the same. Nothing is hooked in other steps.
+    """Logs statistics of outputs, their gradients, attention, routers and weights, of the first step in which ``watch``
+    is on and of every ``watch_every``-th; without an interval rank 0's governor chooses the steps within ``SHARE`` of
+    the budget, and all ranks look at the same. Nothing is hooked in other steps.
 
-    Raises ``ConfigError`` for a compiled model, which runs none of its modules' hooks.
+    Raises ``ConfigError`` for a compiled model, which runs none of its modules' hooks, and for weights of a plan that
+    does not show them as matrices.
     """
 
     def __init__(self, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, device: torch.device) -> None:
@@ -52,19 +54,27 @@ class InsideWatch(StepObserver):
         self._precision = spec.precision
         self._governor = Governor(budget=SHARE * monitor.budget, norms=False)
         self._cost = Stopwatch(device)
-        self._pending: list[PendingInside] = []
+        self._pending: list[PendingInside | PendingSpectra] = []
+        self._shaped = strategy if isinstance(strategy, Shaped) else None
+        self._iteration = None if self._shaped is None else PowerIteration(self._shaped.sum_over_shards)
         self._collector: InsideCollector | None = None
         self._choose(monitor.watch)
 
     def _choose(self, watch: str) -> None:
         self._watched = frozenset(filter(None, watch.split(",")))
-        if self._watched:
+        if "weights" in self._watched and self._shaped is None:
+            self._watched = frozenset()
+            plan = self._strategy.spec.plan
+            raise ConfigError(
+                f"watch={watch}: weights: not available with {plan.framework} {plan.plugin}", field="watch"
+            )
+        if self._watched - {"weights"}:
             compiled = compiled_modules(self._inspected.module)
             if compiled:
                 self._watched = frozenset()
                 raise ConfigError(
                     f"watch={watch}: {compiled[0]} is compiled (torch.compile), and nothing can be seen inside of it: "
-                    "leave torch.compile out, or watch=off",
+                    "leave torch.compile out, or watch=off (watch=weights works)",
                     field="watch",
                 )
         self._watch = watch
@@ -99,7 +109,9 @@ class InsideWatch(StepObserver):
         return first or (bool(watch & BIT) if self._every is None else step % self._every == 0)
 
     def around(self, step: int) -> AbstractContextManager[None]:
-        return nullcontext() if self._collector is None else self._looking(self._collector)
+        if self._collector is None or self._watched == {"weights"}:
+            return nullcontext()
+        return self._looking(self._collector)
 
     @contextmanager
     def _looking(self, collector: InsideCollector) -> Iterator[None]:
@@ -181,6 +193,16 @@ class InsideWatch(StepObserver):
                 scale = scale / self._watchable.local_factor()
             self._pending.append(self._collector.finish(step, self._strategy.rank, scale))
 
+    def updated(self, step: int, skipped: bool) -> None:
+        if self._collector is None or "weights" not in self._watched:
+            return
+        assert self._shaped is not None and self._iteration is not None
+        with self._cost:
+            matrices = [one for one in self._shaped.weight_matrices() if re.search(self._pattern, one.layer)]
+            found = self._iteration.look(matrices, step, self._strategy.rank)
+            if found is not None:
+                self._pending.append(found)
+
     def ends(self, step: int) -> None:
         if self._pending:
             with self._cost:
@@ -204,7 +226,7 @@ class InsideWatch(StepObserver):
         while self._pending:
             self._write(self._pending.pop(0))
 
-    def _write(self, pending: PendingInside) -> None:
+    def _write(self, pending: PendingInside | PendingSpectra) -> None:
         for record in pending.records():
             self._log.append(record)
 

@@ -260,6 +260,7 @@ class GradientCollector:
         self._keys: list[tuple[str, str]] = []
         self._numel: list[int] = []
         self._scales: list[float] = []
+        self._sources: list[int] = []
         self._figures: list[torch.Tensor] = []
         self._counts: list[torch.Tensor] = []
         self._comparison: tuple[str, list[torch.Tensor]] = ("", [])
@@ -288,8 +289,22 @@ class GradientCollector:
             self._figures.append(found)
             for part, tensor in chunk:
                 self._keys.append((part.layer, part.sharded))
+                self._sources.append(id(part.source))
                 self._numel.append(tensor.numel())
                 self._scales.append(part.scale)
+
+    def replace(self, parts: Sequence[GradientPart]) -> None:
+        """As ``take``, in place of what was taken of the same sources."""
+        again = {id(part.source) for part in parts} & set(self._sources)
+        if again:
+            rows = [row for row, source in enumerate(self._sources) if source not in again]
+            self._figures = [torch.cat(self._figures)[rows]]
+            self._counts = [torch.cat(self._counts)[rows]]
+            self._keys = [self._keys[row] for row in rows]
+            self._numel = [self._numel[row] for row in rows]
+            self._scales = [self._scales[row] for row in rows]
+            self._sources = [self._sources[row] for row in rows]
+        self.take(parts)
 
     def compare(self, comparison: Comparison | None) -> None:
         """Compute the inner products of the kept ``parts`` with the reduced gradients."""

@@ -43,20 +43,24 @@ class GradientWatch(StepObserver):
     histograms are estimated from a sample. At level "light" local norms take the place of the full set.
     """
 
+    #: whether gradients are seen before they are reduced
+    _has_local = True
+
     def __init__(self, spec: TrainSpec, strategy: PlannedRank, log: RankLogWriter, device: torch.device) -> None:
         monitor = spec.monitor
         self._every = monitor.grad_every
         self._strategy = strategy
-        self._watchable = needed(strategy, Watchable, Capability.WATCHABLE)
+        self._watchable = self._source(strategy)
         self._normed = strategy if isinstance(strategy, Normed) else None
         self._reporting = strategy if isinstance(strategy, NormReporting) else None
         self._log = log
         self._device = device
         self._one_replica = strategy.mesh.dp == 1
+        self._sees_local = self._has_local and not self._one_replica
         self._whole = monitor.level == "full"
         self._precision = spec.precision
         self._clips = spec.clip > 0
-        self._governor = Governor(budget=monitor.budget, norms=self._whole and not self._one_replica)
+        self._governor = Governor(budget=monitor.budget, norms=self._whole and self._sees_local)
         self._choose(monitor.grad_layers)
         self._norm_log = LayerNormLog(log, strategy.rank)
         self._cost = Stopwatch(device)
@@ -72,6 +76,10 @@ class GradientWatch(StepObserver):
         self._full_sets = 0
         self._step = 0
         _warm_up(device)
+
+    def _source(self, strategy: PlannedRank) -> Any:
+        """What shows gradients and weights. ``ConfigError`` where nothing does."""
+        return needed(strategy, Watchable, Capability.WATCHABLE)
 
     def _choose(self, pattern: str) -> None:
         """Watch the layers in whose names ``pattern`` is found ("": all)."""

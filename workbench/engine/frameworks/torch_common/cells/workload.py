@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from workbench.core.cell_source import OWN_STEP
+from workbench.core.cell_source import OWN_STEP, logged_names
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
 from workbench.core.rules.own_alerts import OwnAlerts
@@ -54,6 +54,9 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     linecache.cache[str(file)] = (len(source), None, source.splitlines(keepends=True), str(file))
     exec(compile(source, str(file), "exec"), namespace)
     user_log.suspend()
+    logged = logged_names(source)
+    if logged is not None:
+        alerts.check_known(logged)
     # a name that an earlier cell defined on the rank does not belong to this cell
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
     after_split = make_model(defined, spec)

@@ -6,8 +6,8 @@ are reduced after each backward pass (``steps.reduction``), and looked at before
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.distributed.utils import _sync_module_states, _verify_param_shape_acr
 from workbench.core.config import TrainSpec
 from workbench.core.frameworks import Capability
 from workbench.engine.base.batch import Batch, contents
-from workbench.engine.base.parts import PartNorms
+from workbench.engine.base.parts import BatchObserver, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
@@ -26,8 +26,10 @@ from workbench.engine.frameworks.torch_common.batches import to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
-from workbench.engine.frameworks.torch_common.parameters import ModelNames, rank_parameters
+from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
+from workbench.engine.frameworks.torch_common.parameters import ModelNames, rank_parameters, share_of_replicas
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.frameworks.torch_common.steps.losses import log_named_losses, loss_of
 from workbench.engine.frameworks.torch_common.steps.reduction import StepReduction
 from workbench.engine.frameworks.torch_common.steps.updates import Updates
 from workbench.engine.frameworks.torch_common.trained import trained, users_model
@@ -45,7 +47,7 @@ class OwnSteps(Strategy):
 
     #: why this way to train cannot do what the plan's own can
     lacks: Mapping[Capability, str] = {
-        Capability.WATCHABLE: "train_step decides when gradients are complete",
+        Capability.WATCHABLE: "of a rank's own samples: train_step decides when gradients are complete",
         Capability.REPLAYABLE: "train_step updates weights in the middle of a step",
     }
 
@@ -91,7 +93,10 @@ class OwnSteps(Strategy):
         self._optimizer = workload.optimizer
         names = ModelNames(self._module, workload.optimizer)
         self._layers = names.layers
+        self._sizes = names.sizes
         self._held = rank_parameters(self._module, names)
+        turns = {layer: turn for turn, layer in enumerate(names.layers)}
+        self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         parameters = dict(self._module.named_parameters())
         self._reduction = StepReduction(
             parameters,
@@ -110,9 +115,10 @@ class OwnSteps(Strategy):
         if self.rank == 0:
             self.tell(
                 "train_step",
-                "train_step makes its own updates: gradient statistics by layer, the search for the module of a "
-                "non-finite number and its replay are not available; loss, gradient norm, clipping, phases, learning "
-                "rate, freezing, checkpoints and rollback are",
+                "train_step makes its own updates: gradient statistics are those of the gradients that optimizers step "
+                "with, averaged over ranks; those of a rank's own samples, the search for the module of a non-finite "
+                "number and its replay are not available. Loss, gradient norm, clipping, phases, learning rate, "
+                "freezing, checkpoints and rollback are",
             )
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
@@ -129,7 +135,8 @@ class OwnSteps(Strategy):
             self._whole.autocast(),
         ):
             found = self.workload.train_step(self._model, batch)  # type: ignore[misc]
-        loss = _as_loss(found, self.device)
+        loss = loss_of(found, self.device)
+        log_named_losses(self.workload.user_log, found, self._reduction.share)
         self._look_at_first_steps()
         if not self._reduction.share:
             return torch.zeros_like(loss)
@@ -173,8 +180,37 @@ class OwnSteps(Strategy):
         return torch.tensor(self._updates.squared_norm() / self.mesh.dp, dtype=torch.float32, device=self.device)
 
     def part_norms(self) -> PartNorms | None:
-        """As ``Normed.part_norms``: there are none by layer."""
-        return None
+        """As ``Normed.part_norms``: of what each parameter was updated with last."""
+        norms = self._updates.norms
+        mine = [item for item in self._mine if id(item.parameter) in norms]
+        parts = [(item.layer, "", item.parameter.numel()) for item in mine]
+        found = [norms[id(item.parameter)] for item in mine]
+        return PartNorms(parts, torch.tensor(found, dtype=torch.float64), 1.0)
+
+    @contextmanager
+    def watch_updates(self, observer: BatchObserver, layers: Collection[str] | None = None) -> Iterator[None]:
+        """As ``UpdateWatchable.watch_updates``."""
+        mine = {id(item.parameter): item for item in self._mine if layers is None or item.layer in layers}
+        show = self.aside(observer)
+
+        def look(updated: list[torch.Tensor]) -> None:
+            items = [mine[id(parameter)] for parameter in updated if id(parameter) in mine]
+            show([GradientPart(item.layer, item.reduced(), "", source=item) for item in items])
+
+        self._updates.look = look
+        try:
+            yield
+        finally:
+            self._updates.look = None
+
+    def layer_sizes(self) -> dict[str, int]:
+        """As ``UpdateWatchable.layer_sizes``."""
+        return self._sizes
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``UpdateWatchable.weights``."""
+        chosen = [item for item in self._mine if layers is None or item.layer in layers]
+        return [weight_part(item, item.parameter, self._optimizer) for item in chosen]
 
     def set_clip(self, clip: float) -> None:
         """As ``Normed.set_clip``: of the gradients that each optimizer steps with."""
@@ -234,22 +270,3 @@ def _check_hooks(workload: Workload) -> None:
             "train_step after backward(), where they are those of all ranks",
             field="train_step",
         )
-
-
-def _as_loss(found: Any, device: torch.device) -> torch.Tensor:
-    """The loss that ``train_step`` returned, detached; of a dict of losses the entry "loss", or else their sum."""
-    if isinstance(found, Mapping):
-        parts = {name: _as_loss(part, device) for name, part in found.items() if not isinstance(part, Mapping)}
-        if not parts:
-            raise ConfigError("train_step returned no loss: return a number, or a dict of them", field="train_step")
-        return parts["loss"] if "loss" in parts else torch.stack(list(parts.values())).sum()
-    if isinstance(found, torch.Tensor) and found.numel() == 1:
-        return found.detach().to(device).float().reshape(())
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return torch.tensor(float(found), dtype=torch.float32, device=device)
-    what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-    raise ConfigError(
-        f"train_step returned {what}: return the loss of the batch (a number or a tensor of one element), or a dict of "
-        "named losses",
-        field="train_step",
-    )

@@ -37,18 +37,20 @@ class Updates:
         self.frozen: frozenset[int] = frozenset()
         self.count = 0
         self.left_out = 0
-        #: ids of parameters -> squared norm of the gradient that they were last updated with
-        self._squares: dict[tuple[int, ...], float] = {}
+        #: id of a parameter -> norm of the gradient that it was last updated with in ``watching``
+        self.norms: dict[int, float] = {}
+        #: shown the parameters that are about to be updated: gradients are reduced and not clipped
+        self.look: Callable[[list[torch.Tensor]], object] | None = None
 
     def squared_norm(self) -> float:
         """Of the gradients that the last ``watching`` updated with: of several updates of a parameter the last."""
-        return sum(self._squares.values())
+        return sum(norm**2 for norm in self.norms.values())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While entered, steps of all optimizers of this process are those of the training."""
         self.count = self.left_out = 0
-        self._squares = {}
+        self.norms = {}
         before, after = register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)
         try:
             yield
@@ -99,11 +101,15 @@ class Updates:
         for parameter in held:
             if id(parameter) in self.frozen:
                 parameter.grad = None
-        gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-        if not gradients:
+        updated = [parameter for parameter in held if parameter.grad is not None]
+        if not updated:
             return
-        norm = _norm(gradients)
-        self._squares[tuple(map(id, held))] = norm**2
+        if self.look is not None:
+            self.look(updated)
+        gradients = [parameter.grad for parameter in updated]
+        found = _norms(gradients)
+        self.norms |= zip(map(id, updated), found, strict=True)
+        norm = math.sqrt(sum(each**2 for each in found))
         if not math.isfinite(norm):
             self.left_out += 1
             for parameter in held:
@@ -113,7 +119,7 @@ class Updates:
                 gradient.mul_(self.clip / (norm + 1e-6))
 
 
-def _norm(gradients: list[torch.Tensor]) -> float:
+def _norms(gradients: list[torch.Tensor]) -> list[float]:
     dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     real = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in dense]
-    return math.sqrt(float(norms(real).square().sum()))
+    return norms(real).tolist()

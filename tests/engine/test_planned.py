@@ -1,0 +1,18 @@
+"""The bytes of parameters that are predicted for a split model are those that each rank holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.engine.test_split_models import LM, PLANS, SETTINGS
+
+RANKS = "tests.engine.planned_ranks"
+
+
+@pytest.mark.parametrize("axis", PLANS)
+def test_every_family_holds_what_was_predicted(axis: str, pool: RankPool) -> None:
+    cases = [*((*case, {}, {}) for case in LM), *((*case, {}) for case in SETTINGS)]
+    for found in pool.run(2, f"{RANKS}:parameters", cases=cases, options=PLANS[axis]):
+        for case, (predicted, held) in zip(cases, found, strict=True):
+            assert predicted == held, case

@@ -1,0 +1,93 @@
+"""What each plan of each framework can do, as a table made from what the frameworks declare.
+
+The same declarations refuse a run before it starts (``config.check_capabilities``), fill the chapter of
+``docs/reference.md`` and choose the cases of the conformance tests.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from workbench.core.frameworks import Capability, Feature, Framework, Plugin, usable
+from workbench.core.numbers import format_table
+
+#: all that can be asked of a plan, in the order of the table's columns
+ASKED: tuple[Feature | Capability, ...] = (*Feature, *Capability)
+
+
+class Support(StrEnum):
+    """Whether a plan can do something; the value is the sign in a table."""
+
+    WORKS = "yes"
+    REFUSED = "no"
+    UNTRIED = "?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Whether ``plugin`` of ``framework`` can do ``asked``; ``reason``: why it cannot, or why nobody knows."""
+
+    framework: str
+    plugin: str
+    asked: Feature | Capability
+    support: Support
+    reason: str = ""
+
+
+def entry(framework: Framework, plugin: Plugin, asked: Feature | Capability) -> Entry:
+    """One place of the table."""
+    refused = plugin.why_not(asked)
+    untried = plugin.untried.get(asked, "") if isinstance(asked, Feature) else ""
+    support = Support.REFUSED if refused else Support.UNTRIED if untried else Support.WORKS
+    return Entry(framework=framework.name, plugin=plugin.name, asked=asked, support=support, reason=refused or untried)
+
+
+@dataclass(frozen=True)
+class CapabilityTable:
+    """Every plan of the frameworks, and whether it can do each thing that can be asked. Shown as text and as HTML.
+
+    ``entries``: in the order of the plans, and of ``ASKED`` within a plan.
+    """
+
+    entries: tuple[Entry, ...]
+
+    def plans(self) -> list[str]:
+        """The plans, as "framework plugin"."""
+        return list(dict.fromkeys(f"{each.framework} {each.plugin}" for each in self.entries))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """What can be asked, and the sign for each plan."""
+        signs: dict[Feature | Capability, list[str]] = {asked: [] for asked in ASKED}
+        for each in self.entries:
+            signs[each.asked].append(each.support.value)
+        return [(asked.value, *found) for asked, found in signs.items()]
+
+    def reasons(self) -> list[str]:
+        """Each reason for what is refused or untried, with the plans that it holds for, as sentences."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for each in self.entries:
+            if each.reason:
+                found.setdefault((each.asked.value, each.reason), []).append(f"{each.framework} {each.plugin}")
+        return [f"{asked} with {', '.join(plans)}: {reason}" for (asked, reason), plans in found.items()]
+
+    def __repr__(self) -> str:
+        return "\n".join([format_table(self.rows(), ("", *self.plans())), "", *self.reasons()])
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Iterable[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line("td", row) for row in self.rows())
+        notes = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons())
+        return f"<table><thead>{line('th', ('', *self.plans()))}</thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
+
+
+def capability_table(frameworks: Iterable[Framework] | None = None) -> CapabilityTable:
+    """The table of ``frameworks`` (default: those that are installed and not broken)."""
+    chosen = usable() if frameworks is None else frameworks
+    return CapabilityTable(
+        tuple(entry(each, plugin, asked) for each in chosen for plugin in each.plugins for asked in ASKED)
+    )

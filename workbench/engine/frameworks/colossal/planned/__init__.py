@@ -1,0 +1,1 @@
+"""What the planner asks of Colossal-AI, on a rank."""

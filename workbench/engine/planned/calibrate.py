@@ -1,0 +1,89 @@
+"""Measures what this machine does in a second, on all ranks at once: less than two seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.planner.machine import Machine
+
+_REPEATS = 5
+_SMALL_OPERATIONS = 200
+_GEMM_SIZE = {"cpu": 512, "cuda": 4096}
+#: elements of the large tensors: 32 MB in fp32
+_ELEMENTS = 8 * 2**20
+_SMALL_ELEMENTS = 4
+
+
+def calibrate(file: str) -> None:
+    """On every rank, in the group of cells: measure, and write the ``Machine`` into ``file`` on rank 0. Collective."""
+    device = rank_device()
+    size = _GEMM_SIZE[device.type]
+    left, right = torch.ones(2, size, size, device=device)
+    large, other = torch.ones(2, _ELEMENTS, device=device)
+    small = torch.ones(16, device=device, requires_grad=True)
+
+    def many() -> None:
+        found = small
+        for _ in range(_SMALL_OPERATIONS):
+            found = found + 1
+
+    _meet()
+    product_s = _seconds(lambda: torch.mm(left, right), device)
+    moved_s = _seconds(lambda: large.add_(other), device)
+    operation_s = _seconds(many, device) / _SMALL_OPERATIONS
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    latency_s, link = _link(large, device, ranks) if ranks > 1 else (float("nan"), float("nan"))
+    if int(os.environ["RANK"]) == 0:
+        found = Machine(
+            host=platform.node(),
+            device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            ranks=ranks,
+            threads=torch.get_num_threads(),
+            date=datetime.now().isoformat(timespec="minutes"),
+            flops_per_s=2 * size**3 / product_s,
+            bytes_per_s=3 * large.numel() * large.element_size() / moved_s,
+            operation_s=operation_s,
+            latency_s=latency_s,
+            link_bytes_per_s=link,
+            overlaps=device.type == "cuda",
+        )
+        Path(file).write_text(json.dumps(found.to_json()), encoding="utf-8")
+
+
+def _link(large: torch.Tensor, device: torch.device, ranks: int) -> tuple[float, float]:
+    """Latency of a message, and bytes per second, from a small and a large all-reduce over a ring."""
+    few = torch.ones(_SMALL_ELEMENTS, device=device)
+    _meet()
+    small_s = _seconds(lambda: dist.all_reduce(few), device)
+    large_s = _seconds(lambda: dist.all_reduce(large), device)
+    rounds = 2 * (ranks - 1)
+    sent = large.numel() * large.element_size() * rounds / ranks
+    return small_s / rounds, sent / max(1e-9, large_s - small_s)
+
+
+def _meet() -> None:
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1, device=rank_device()))
+
+
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    """The median time of an act, after one that does not count."""
+    taken = []
+    for _ in range(_REPEATS + 1):
+        began = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])

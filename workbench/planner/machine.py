@@ -1,0 +1,58 @@
+"""What a machine does in a second, as a short calibration measured it, and how long messages take on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Rates of one rank while all ranks are busy.
+
+    ``flops_per_s``: of matrix products in fp32. ``bytes_per_s``: read and written by one operation on a large tensor.
+    ``operation_s``: of an operation on a tiny tensor, forward only. ``latency_s`` and ``link_bytes_per_s``: of a
+    message between two ranks (NaN: not measured, one rank). ``host``, ``device``, ``ranks``, ``threads``: where it was
+    measured; ``date``: when, as ISO text. ``overlaps``: whether reductions run beside the backward pass.
+    """
+
+    host: str
+    device: str
+    ranks: int
+    threads: int
+    date: str
+    flops_per_s: float
+    bytes_per_s: float
+    operation_s: float
+    latency_s: float = math.nan
+    link_bytes_per_s: float = math.nan
+    overlaps: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Machine:
+        """The inverse of ``to_json``."""
+        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+        return cls(**values)
+
+    def message_s(self, kind: str, size: int, bytes_: float) -> float:
+        """Seconds of one collective of ``bytes_`` over ``size`` ranks, by the alpha-beta model of ring algorithms.
+
+        ``bytes_`` counts as ``CollectiveRecord.bytes``. An all-reduce sends ``2 (n-1)/n`` of them in ``2 (n-1)``
+        messages, an all-gather, reduce-scatter or all-to-all half of that, a message between two ranks all of them
+        once (Thakur, Rabenseifner and Gropp 2005).
+        """
+        if size < 2:
+            return 0.0
+        rounds = {"all_reduce": 2 * (size - 1), "send": 1, "recv": 1}.get(kind, size - 1)
+        sent = bytes_ if kind in ("send", "recv") else bytes_ * rounds / size
+        return rounds * self.latency_s + sent / self.link_bytes_per_s

@@ -1,0 +1,163 @@
+"""Two runs compared module by module: the same batch, the same weights, on the live session's ranks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.cluster.session import Session
+from workbench.core.frameworks import Capability
+from workbench.errors import ConfigError, RunDirectoryError
+from workbench.history.compare import compare
+from workbench.history.findings import Difference as OptionDifference
+from workbench.run.run import Run
+from workbench.rundir import checkpoints
+from workbench.telemetry.inside.compared import GRADIENT, INPUT, Difference, compared, joined, origin
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LOOK = "from workbench.engine.module_outputs import look as _look; _look({run!r}, {rank}, **{given!r})"
+#: the distance from 1 to the next number of each precision
+_ROUNDING = {"fp32": 2.0**-23, "bf16": 2.0**-7, "fp16": 2.0**-10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideComparison:
+    """The outcome of ``compare_inside``. ``runs``: how they are called; ``weights``: where those that both computed
+    with come from. ``rows``: of every module that both have, in the order of the computation (inputs and outputs
+    forward, then gradients backward). ``first``: the first output or gradient that differs, ``None`` without any;
+    ``origin``: in words, whose computation made it so. ``options``: what differs in specs, environments and code."""
+
+    runs: tuple[str, str]
+    weights: str
+    rows: tuple[Difference, ...]
+    first: Difference | None
+    origin: str
+    options: tuple[OptionDifference, ...]
+
+    def table(self) -> pd.DataFrame:
+        """One row per module and ``what`` (output, gradient): difference (relative L2), rounding (what one rounding of
+        all weights changes), limit (ten times that), differs, note (why it was not compared)."""
+        import pandas as pd
+
+        names = ("layer", "what", "call", "difference", "rounding", "limit", "differs", "note")
+        rows = [row for row in self.rows if row.what != INPUT]
+        return pd.DataFrame([[getattr(row, name) for name in names] for row in rows], columns=list(names))
+
+    def __str__(self) -> str:
+        compared_rows = [row for row in self.rows if row.what != INPUT and not row.note]
+        many = sum(row.differs for row in compared_rows)
+        lines = [f"{self.runs[0]} and {self.runs[1]}, same batch, weights of {self.weights}, without dropout:"]
+        if self.first is None:
+            largest = max(compared_rows, key=lambda row: row.difference / row.limit, default=None)
+            told = (
+                "" if largest is None else f"; the largest difference is {largest.difference:.2g}, of {_said(largest)}"
+            )
+            lines.append(f"no output or gradient of {len(compared_rows)} differs by more than rounding{told}")
+        else:
+            lines.append(f"first difference: {self.origin}")
+            lines.append(
+                f"  {_said(self.first)} differs by {self.first.difference:.2g} of its norm; rounding makes "
+                f"{self.first.rounding:.2g} of it, {self.first.limit:.2g} is allowed"
+            )
+            lines.append(f"  {many} of {len(compared_rows)} outputs and gradients differ: .table() has all")
+        skipped = [row for row in self.rows if row.note and row.what != INPUT]
+        if skipped:
+            lines.append(f"  not compared: {len(skipped)}, the first {_said(skipped[0])}: {skipped[0].note}")
+        for each in self.options:
+            lines.append(f"  {each.section}: {each.name}: {' / '.join(map(str, each.values))}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _said(row: Difference) -> str:
+    what = "the gradient of the output" if row.what == GRADIENT else "the output"
+    call = f" (call {row.call + 1})" if row.call else ""
+    return f"{what} of {row.layer or 'the model'}{call}"
+
+
+def compare_inside(a: str | Path | Run, b: str | Path | Run) -> InsideComparison:
+    """Compute one batch in the models of two runs, with the same weights, and find the first module that differs.
+
+    Both are computed on the live session's ranks (started where there is none), one data-parallel replica of each,
+    under its own plan and precision, with the code that the run was made with and the packages that are installed now.
+    The batch is the first of ``a``; the weights are those of the newest checkpoint of ``a`` (``RUN@STEP``: of that
+    step), or, without any, those with which ``a`` began. Dropout is off. How much the two may differ is measured by
+    computing ``a`` once more with every weight changed by one rounding of the coarser precision.
+
+    Raises ``ConfigError`` where a plan cannot be looked into, ``RunDirectoryError`` when a run is not there or too few
+    ranks are up, ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails or the weights do not
+    fit.
+    """
+    (first, step), (second, _) = _named(a), _named(b)
+    pair = (first, second)
+    for run in pair:
+        reason = run.plan.why_unavailable(Capability.INSPECTABLE)
+        if reason:
+            raise ConfigError(f"run {run.name!r} cannot be compared inside: {reason}", field="RUN")
+    sizes = [run.plan.mesh.tp * run.plan.mesh.pp for run in pair]
+    session = Session.current() or Session.up(max(sizes))
+    if session.n < max(sizes):
+        raise RunDirectoryError(
+            f"a replica of these runs has {max(sizes)} ranks, but {session.n} are up: run %dist_down, then "
+            f"%dist_up -n {max(sizes)}"
+        )
+    has_some = step != checkpoints.NEWEST or checkpoints.steps(first.path)
+    checkpoint = checkpoints.find(first.path, step) if has_some else None
+    rounding = max(_ROUNDING[run.spec.precision] for run in pair)
+    with tempfile.TemporaryDirectory(prefix="workbench-inside-") as directory:
+        found = []
+        for place, (run, size) in enumerate(zip(pair, sizes, strict=True)):
+            out = Path(directory) / str(place)
+            out.mkdir()
+            given = {"token": f"inside-{time.time_ns()}", "shared": directory, "out": str(out)}
+            given |= {"checkpoint": "" if checkpoint is None else str(checkpoint)}
+            _look(session, run.path, size, given | {"rounding": 0.0 if place else rounding})
+            found.append(_read(out, range(size), "", run))
+        again = _read(Path(directory) / "0", range(sizes[0]), "rounded-", first)
+    rows = compared(found[0], found[1], again, rounding)
+    earliest, told = origin(rows)
+    weights = first.name if checkpoint is None else f"{first.name} at step {checkpoints.step_of(checkpoint)}"
+    return InsideComparison(
+        runs=(first.name, second.name),
+        weights=weights if checkpoint is not None else f"{weights} when it began",
+        rows=tuple(rows),
+        first=earliest,
+        origin=told,
+        options=tuple(compare([first, second]).differences),
+    )
+
+
+def _named(run: str | Path | Run) -> tuple[Run, int | str]:
+    """A run, and the step of ``RUN@STEP``."""
+    if isinstance(run, Run):
+        return run, checkpoints.NEWEST
+    name, step = checkpoints.split(str(run))
+    return Run(name), step
+
+
+def _look(session: Session, run: Path, size: int, given: dict[str, Any]) -> None:
+    code = [_LOOK.format(run=str(run), rank=rank, given=given) for rank in range(size)]
+    submissions = [session.submit(each, [rank], in_group=False) for rank, each in enumerate(code)]
+    for submission in submissions:
+        session.wait(submission)
+    for submission in submissions:
+        submission.result().raise_on_error()
+
+
+def _read(directory: Path, ranks: Sequence[int], prefix: str, run: Run) -> list[Any]:
+    found = []
+    for rank in ranks:
+        index = json.loads((directory / f"{prefix}{rank}.json").read_text(encoding="utf-8"))
+        with np.load(directory / f"{prefix}{rank}.npz") as arrays:
+            found.append([(about, arrays[str(place)]) for place, about in enumerate(index)])
+    return joined(found, run.plan.mesh.tp)

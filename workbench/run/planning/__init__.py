@@ -1,0 +1,1 @@
+"""Plans before anything is trained: what each would take on these ranks, which to choose, and trying them."""
