@@ -15,8 +15,16 @@ from workbench.verification.training import Training
 
 #: a model is causal when another last token moves outputs at earlier positions by less than this share of its own
 CAUSAL = 1e-3
-#: remarks of a training about its loss
-_REMARKS = ("loss_is_a_sum", "loss_of_averages", "loss_by_samples", "contrastive_loss", "joint_loss", "batch_norm")
+#: remarks of a training about what is not that of one process
+_REMARKS = (
+    "loss_is_a_sum",
+    "loss_of_averages",
+    "loss_by_samples",
+    "contrastive_loss",
+    "joint_loss",
+    "batch_norm",
+    "buffers_by_share",
+)
 
 
 def causes(evidence: Evidence) -> list[str]:
