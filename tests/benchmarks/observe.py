@@ -10,7 +10,7 @@ workbench does not need), and it is said where they are not::
 Each side is a process of its own that trains on one thread, and they take turns of some steps, so that what else the
 machine does meets all alike; who waits is stopped (SIGSTOP), threads and helpers too. Counted is the time of the
 processor, of all threads of the process, and apart from it that of the processes that it started. Printed is the sum
-over all rounds relative to the bare loop's, with the quartiles that resampling the rounds gives. ``control`` is a second
+over all rounds relative to the bare loop's, with the quartiles that resampling the rounds gives. ``control`` is another
 bare loop: what its figure differs from 1 by is what two processes differ by on this machine.
 
 What each records: gradients, phases and device samples within 1 % (us); phases by ``trace_step`` under ``traceml run``

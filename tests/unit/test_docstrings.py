@@ -32,9 +32,14 @@ def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, D
 
 
 @cache
-def classes() -> dict[str, ast.ClassDef]:
-    """Every class of ours by its name."""
-    return {node.name: node for path in SOURCES for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)}
+def classes() -> dict[str, list[ast.ClassDef]]:
+    """Every class of ours by its name, which several may have."""
+    found: dict[str, list[ast.ClassDef]] = {}
+    for path in SOURCES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(node)
+    return found
 
 
 @cache
@@ -48,11 +53,11 @@ def is_inherited(kind: ast.ClassDef, method: str) -> bool:
     """Whether a base class of ours, or of a strategy the protocol of a capability, defines a method."""
     bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in kind.bases]
     for base in [*bases, *(capabilities() if "Strategy" in bases else [])]:
-        found = classes().get(base)
-        if found is None or found is kind:
-            continue
-        if any(isinstance(n, Definition) and n.name == method for n in found.body) or is_inherited(found, method):
-            return True
+        for found in classes().get(base, []):
+            if found is kind:
+                continue
+            if any(isinstance(n, Definition) and n.name == method for n in found.body) or is_inherited(found, method):
+                return True
     return False
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.core import plan_grammar
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
@@ -24,10 +25,9 @@ from workbench.core.frameworks import (
     framework_if_usable,
     why_unavailable,
 )
-from workbench.core.intervals import Every, check_interval
 from workbench.core.mesh import Mesh
-from workbench.core.plans import grammar
 from workbench.core.rules import criteria
+from workbench.core.rules.intervals import Every, check_interval
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -155,7 +155,7 @@ class ParallelPlan:
 
         Raises ``ConfigError`` for a text that is no plan, and for a plan that cannot work.
         """
-        return cls(**grammar.completed(grammar.expanded({"plan": text})))
+        return cls(**plan_grammar.completed(plan_grammar.expanded({"plan": text})))
 
     @classmethod
     def recorded(cls, options: Mapping[str, Any]) -> ParallelPlan:
@@ -169,7 +169,7 @@ class ParallelPlan:
 
     def describe(self) -> str:
         """The plan's words, such as ``"tp2 pp2"``, ``"zero2 dp2"`` or ``"torch ddp2"``, which ``parse`` reads."""
-        return grammar.described(self)
+        return plan_grammar.described(self)
 
     def why_unavailable(self, asked: Capability | Feature) -> str:
         """Why this plan cannot do something, in words; "" when it can."""

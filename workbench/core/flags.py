@@ -16,8 +16,8 @@ from typing import Any
 
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
 from workbench.core.frameworks import installed, usable
-from workbench.core.intervals import interval
 from workbench.core.recipe import recipes
+from workbench.core.rules.intervals import interval
 from workbench.core.watches import WATCHES
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core import plan_grammar
 from workbench.core.cell_source import OWN_STEP, check_cell, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, check_types, read_spec_options
 from workbench.core.controls import BEST
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, check_own_steps, framework
-from workbench.core.plans import grammar
 from workbench.core.recipe import check_options, check_plan, recipe, with_absolute_paths
 from workbench.errors import ConfigError, RunDirectoryError, format_ranks
 from workbench.rundir import checkpoints
@@ -61,11 +61,11 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     (``overrides["plan"]``) replaces all options of the base's plan but the number of ranks.
     """
     is_new_plan = overrides.get("plan") is not None
-    base, overrides = grammar.expanded(base), grammar.expanded(overrides)
+    base, overrides = plan_grammar.expanded(base), plan_grammar.expanded(overrides)
     check_types(base)
     check_types(overrides)
     if is_new_plan:
-        base = {name: value for name, value in base.items() if name == "ranks" or name not in grammar.OPTIONS}
+        base = {name: value for name, value in base.items() if name == "ranks" or name not in plan_grammar.OPTIONS}
     kept = dict(base)
     name = overrides.get("framework", base.get("framework", DEFAULT_FRAMEWORK))
     chosen = framework(name)
@@ -239,7 +239,7 @@ def _over_recipe(options: dict[str, Any]) -> dict[str, Any]:
 
 def _spec(options: dict[str, Any], default_ranks: int) -> TrainSpec:
     """Return the spec, with the defaults of its plan: the plugin, the micro-batches and the number of ranks."""
-    options = grammar.completed(options)
+    options = plan_grammar.completed(options)
     if "ranks" not in options:
         options["ranks"] = _fitting_ranks(options, default_ranks)
     spec = TrainSpec.from_options(options)

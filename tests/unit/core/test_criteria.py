@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from workbench.core import intervals
 from workbench.core.config import TrainSpec
-from workbench.core.rules import criteria
+from workbench.core.rules import criteria, intervals
 from workbench.core.rules.criteria import Best, Rule
 from workbench.errors import ConfigError
 

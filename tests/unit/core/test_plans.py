@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from workbench.core import plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec, read_spec_options
 from workbench.core.frameworks import usable
-from workbench.core.plans import grammar
 from workbench.errors import ConfigError
 from workbench.run.resolve import merged, resolve
 
@@ -39,7 +39,7 @@ def test_words_of_a_plan(text: str, expected: dict) -> None:
 def any_plan(draw: st.DrawFn) -> ParallelPlan:
     framework, plugin = draw(st.sampled_from(EVERY_PLUGIN))
     tp, pp = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    switches = draw(st.sets(st.sampled_from(sorted(grammar.SWITCHES))))
+    switches = draw(st.sets(st.sampled_from(sorted(plan_grammar.SWITCHES))))
     try:
         return ParallelPlan(
             framework=framework,
@@ -49,7 +49,7 @@ def any_plan(draw: st.DrawFn) -> ParallelPlan:
             pp=pp,
             micro_batches=draw(st.integers(1, 8)),
             replicate=draw(st.sampled_from((1, 2))),
-            **dict(grammar.SWITCHES[switch] for switch in switches),
+            **dict(plan_grammar.SWITCHES[switch] for switch in switches),
         )
     except ConfigError:
         reject()
@@ -93,7 +93,7 @@ def test_refused_words(text: str, message: str) -> None:
 )
 def test_flags_that_contradict_a_plan(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        grammar.expanded(options)
+        plan_grammar.expanded(options)
 
 
 def resolved(options: dict, **others) -> ParallelPlan:

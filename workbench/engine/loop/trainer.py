@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.config import TrainSpec
-from workbench.core.intervals import epochs_in, is_due
 from workbench.core.records import EventKind
+from workbench.core.rules.intervals import epochs_in, is_due
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, LossScaled, Normed, NormReporting, Pipelined
 from workbench.engine.base.decision import GO, STOP

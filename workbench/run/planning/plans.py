@@ -13,9 +13,9 @@ import psutil
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Host, default_ranks
 from workbench.cluster.session import Session
+from workbench.core import plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework, usable
-from workbench.core.plans import grammar
 from workbench.errors import ConfigError
 from workbench.planner.candidates import candidates
 from workbench.planner.forecast import Forecast, Refused, forecast, ordered, why_first
@@ -64,7 +64,7 @@ def plans(
     Nothing is trained unless ``tries`` is given; one rank builds the model and runs a forward pass on shapes. Ranks are
     started when none are up. Raises ``ConfigError`` and ``CellError`` as a training would, and ``ClusterError``.
     """
-    given = grammar.expanded({**(options or {}), **more})
+    given = plan_grammar.expanded({**(options or {}), **more})
     host = describe_host()
     session = Session.current()
     ranks = int(given.get("ranks") or (session.n if session is not None else default_ranks(host)))
@@ -74,7 +74,7 @@ def plans(
             field="--try",
         )
     limit = bytes_of(memory, "--memory") if memory else memory_per_rank(host, ranks)
-    base = {name: value for name, value in given.items() if name not in grammar.OPTIONS}
+    base = {name: value for name, value in given.items() if name not in plan_grammar.OPTIONS}
     alone = resolve({**base, "ranks": 1}, config=config, cell=cell, default_ranks=1)
     found, refused = _resolved(given, base, ranks, config, cell)
     session = session_for(ranks, given.get("framework") or DEFAULT_FRAMEWORK)
@@ -194,6 +194,6 @@ def plan_options(plan: ParallelPlan) -> dict[str, Any]:
     always = ("ranks", "framework", "plugin")
     return {
         name: getattr(plan, name)
-        for name in grammar.OPTIONS
+        for name in plan_grammar.OPTIONS
         if name in always or getattr(plan, name) != getattr(defaults, name)
     }

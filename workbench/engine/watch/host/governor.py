@@ -48,6 +48,7 @@ class Account:
             self.credit_ms = min(self.credit_ms, max(_CREDIT_LIMIT * self.cost_ms, ms * self.share))
 
     def pay(self, ms: float) -> None:
+        """Take what a measurement has cost from the credit, and learn from it what one costs."""
         self.credit_ms -= ms
         self.measurements += 1
         if self.cost_ms is None or self.measurements == 2:  # the first one in a process costs more than later ones
