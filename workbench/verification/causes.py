@@ -50,6 +50,11 @@ def _data(evidence: Evidence) -> list[str]:
     for step in range(1, evidence.step + 1):
         mine, right = evidence.plan.samples(step), evidence.reference.samples(step)
         missing = list((Counter(right) - Counter(mine)).elements())
+        if mine and len(mine) != len(right):
+            return [
+                f"the global batch of step {step} has {len(mine)} samples, and {len(right)} in the reference: the "
+                "dataloader's batches depend on the number of ranks, as with a DistributedSampler"
+            ]
         if missing and mine:
             shapes = {digest.partition(" ")[2] for digest in right}
             if not shapes & {digest.partition(" ")[2] for digest in mine}:

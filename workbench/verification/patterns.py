@@ -18,11 +18,12 @@ def of_gradients(evidence: Evidence) -> list[str]:
     found, explained = _unreduced(evidence)
     names = [name for name in names if name not in explained]
     by_factor: dict[float, list[str]] = {}
-    for name in names:
+    for name in sorted(names, key=lambda each: evidence.reference.sizes[each] == 1):
         c = factor(*_pair(evidence, name), evidence.tolerance("gradient", name))
         if c is not None:
             key = next((known for known in by_factor if abs(known - c) <= _ALIKE * max(1.0, abs(c))), c)
-            by_factor.setdefault(key, []).append(name)
+            if key in by_factor or evidence.reference.sizes[name] > 1:  # any number is a multiple of any other
+                by_factor.setdefault(key, []).append(name)
     for c, scaled in by_factor.items():
         found.append(_scaled(evidence, c, scaled))
     rest = [name for name in names if not any(name in scaled for scaled in by_factor.values())]

@@ -97,10 +97,12 @@ def _with(**about: object) -> Verification:
 
 
 def test_reasons_that_are_known_are_named() -> None:
-    other = {**ABOUT["samples"], 2: [f"9-{n} 6" for n in range(4)]}
+    other = {**ABOUT["samples"], 2: [f"9-{n} 6" for n in range(8)]}
     assert "8 of 8 samples of step 2 are others than in the reference" in _with(samples=other).causes[0]
-    padded = {**ABOUT["samples"], 1: [f"9-{n} 7" for n in range(4)]}
+    padded = {**ABOUT["samples"], 1: [f"9-{n} 7" for n in range(8)]}
     assert "in step 1 samples have other shapes" in _with(samples=padded).causes[0]
+    more = {**ABOUT["samples"], 1: [f"1-{n} 6" for n in range(16)]}
+    assert "the global batch of step 1 has 16 samples, and 8 in the reference" in _with(samples=more).causes[0]
     random = _with(random=["noise"])
     assert random.verdict == "undecided" and "the forward pass draws random numbers (noise)" in random.causes[0]
     assert "cannot be said" in random.sentence
