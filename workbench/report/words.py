@@ -191,7 +191,7 @@ def command_line_flags(spec: TrainSpec) -> list[str]:
     arguments: list[str] = []
     options = spec.options()
     for flag in FLAGS:
-        value = options[flag.option]
+        value = options.get(flag.option)  # ``--plan`` says in words what others say
         if value is not None and (value != defaults[flag.option] or flag.option in _ALWAYS_STATED):
             arguments += [flag.names[0]] if flag.kind is None else [flag.names[0], str(value)]
     return arguments
