@@ -13,17 +13,21 @@ from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
 from workbench.core.frameworks import PLUGIN_OPTIONS, usable
 from workbench.errors import ConfigError
 
+#: options that a pipeline or a model with batch normalisation needs
+NOT_ALONE = ("micro_batches", "sync_batchnorm")
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 
 def _plans() -> Iterator[Any]:
-    """Every plugin on two ranks: by itself, and with each of its ways to split a model."""
+    """Every plugin on two ranks: by itself, and with each of its options that needs no other."""
     for framework in usable():
         for plugin in framework.plugins:
             options = {"framework": framework.name, "plugin": plugin.name}
             yield pytest.param(options, id=f"{framework.name}-{plugin.name}")
-            for axis in sorted({"tp", "pp"} & plugin.options & PLUGIN_OPTIONS.keys()):
-                yield pytest.param({**options, axis: 2}, id=f"{framework.name}-{plugin.name}-{axis}")
+            for name, default in PLUGIN_OPTIONS.items():
+                if name in plugin.options and name not in NOT_ALONE:
+                    value = True if isinstance(default, bool) else 2
+                    yield pytest.param({**options, name: value}, id=f"{framework.name}-{plugin.name}-{name}")
 
 
 @pytest.fixture(scope="module")

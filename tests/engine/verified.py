@@ -64,7 +64,7 @@ class Verifier:
     def __call__(self, cell: str, plant: str = "", against: str = "single", **options: Any) -> Verification:
         given = {"batch_size": 8, "steps": STEPS, "ranks": 2, **options}
         request = resolve(given, cell=cell, default_ranks=2)
-        spec = verify._short(request.spec, STEPS)
+        spec = verify._short(request.spec, STEPS, cell)
         path = run_directory.create(spec, request.cell)
         planned = verify.trainings(path, spec, path, against)
         runs = [self._trained(path, training, cell, plant) for training in planned]

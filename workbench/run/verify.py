@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.session import Session
+from workbench.core.cell_source import names_of
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
@@ -42,7 +43,6 @@ _SEED = 1
 #: options of a short training that is compared: it neither ends early nor writes anything but its recording
 _SHORT = {
     "epochs": 0,
-    "eval_every": 0,
     "save_every": 0,
     "save_best": "",
     "stop_when": "",
@@ -92,7 +92,7 @@ def verify(
     steps = steps or options.get("steps") or STEPS
     given = {"name": "verify", **{name: value for name, value in options.items() if value is not None}, "steps": steps}
     request = resolved(given, config=config, cell=cell)
-    spec = _short(request.spec, steps)
+    spec = _short(request.spec, steps, request.cell)
     path = run_directory.create(spec, request.cell, like=request.cell_folder)
     return _verified(path, spec, path, against, progress)
 
@@ -102,17 +102,20 @@ def verify_run(run: Run, against: str = SINGLE, steps: int = STEPS, progress: Pr
     ``verify``."""
     if not state.ended(run.status):
         raise ConfigError(f"run {run.name!r} is {run.status}: verify it when it has ended, as it uses the ranks")
-    spec = _short(run.spec, steps)
+    file = run.path / CELL_FILE
+    spec = _short(run.spec, steps, file.read_text(encoding="utf-8") if file.is_file() else None)
     return _verified(run.path, spec, run.path / _BESIDE / "plan", against, progress)
 
 
-def _short(spec: TrainSpec, steps: int) -> TrainSpec:
+def _short(spec: TrainSpec, steps: int, cell: str | None) -> TrainSpec:
+    """``spec`` for ``steps`` steps, without validation unless the learning rate of the ``cell`` follows it."""
     plan = spec.plan
     for capability in (Capability.CHECKPOINTABLE, Capability.WATCHABLE):
         reason = plan.why_unavailable(capability)
         if reason:
             raise ConfigError(f"{plan.describe()} cannot be verified: {reason}", field="--plugin")
-    return spec.replace(**_SHORT, steps=steps)
+    follows = cell is not None and "lr_scheduler_metric" in names_of(cell)
+    return spec.replace(**{**_SHORT, "eval_every": spec.eval_every if follows else 0}, steps=steps)
 
 
 def reference_of(spec: TrainSpec, against: str, precision: str = "fp32") -> TrainSpec:

@@ -10,13 +10,21 @@ from collections import Counter
 from collections.abc import Callable
 
 from workbench.verification.evidence import Evidence, listed
-from workbench.verification.patterns import of_gradients, of_weights, stale_copies
+from workbench.verification.patterns import of_gradients, of_weights, stale_copies, where
 from workbench.verification.training import Training
 
 #: a model is causal when another last token moves outputs at earlier positions by less than this share of its own
 CAUSAL = 1e-3
-#: remarks of a training about its loss
-_REMARKS = ("loss_is_a_sum", "loss_of_averages", "loss_by_samples", "contrastive_loss", "joint_loss", "batch_norm")
+#: remarks of a training about what is not that of one process
+_REMARKS = (
+    "loss_is_a_sum",
+    "loss_of_averages",
+    "loss_by_samples",
+    "contrastive_loss",
+    "joint_loss",
+    "batch_norm",
+    "buffers_by_share",
+)
 
 
 def causes(evidence: Evidence) -> list[str]:
@@ -26,7 +34,7 @@ def causes(evidence: Evidence) -> list[str]:
         found += stale_copies(evidence, evidence.step - 1) or (
             of_gradients(evidence) if evidence.gradients else of_weights(evidence)
         )
-    return found
+    return found or [where(evidence)]
 
 
 def _initial(evidence: Evidence) -> list[str]:
@@ -42,6 +50,11 @@ def _data(evidence: Evidence) -> list[str]:
     for step in range(1, evidence.step + 1):
         mine, right = evidence.plan.samples(step), evidence.reference.samples(step)
         missing = list((Counter(right) - Counter(mine)).elements())
+        if mine and len(mine) != len(right):
+            return [
+                f"the global batch of step {step} has {len(mine)} samples, and {len(right)} in the reference: the "
+                "dataloader's batches depend on the number of ranks, as with a DistributedSampler"
+            ]
         if missing and mine:
             shapes = {digest.partition(" ")[2] for digest in right}
             if not shapes & {digest.partition(" ")[2] for digest in mine}:

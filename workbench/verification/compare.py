@@ -97,6 +97,17 @@ def tolerance(spread: np.ndarray, perturbation: float) -> np.ndarray:
 
 
 def loss_tolerance(losses: np.ndarray, perturbed: np.ndarray, perturbation: float) -> np.ndarray:
-    """As ``tolerance``, of the loss: absolute, by step, and at least two perturbations of the loss itself."""
+    """As ``tolerance``, of the loss: absolute, by step, and at least two perturbations, or two rounding errors, of the
+    loss itself."""
     spread = np.maximum.accumulate(np.nan_to_num(np.abs(perturbed - losses)))
-    return np.maximum(FACTOR * spread, 2 * perturbation * np.abs(losses))
+    return np.maximum(FACTOR * spread, 2 * max(perturbation, roundoff_of(losses)) * np.abs(losses))
+
+
+def roundoff_of(losses: np.ndarray) -> float:
+    """The unit roundoff of the type that losses were computed in: of bf16 or fp16 where all of them are numbers of that
+    type, as a cell may compute its loss so; else 0."""
+    fractions, _ = np.frexp(losses[np.isfinite(losses)])
+    for bits in (8, 11):
+        if fractions.size and (np.ldexp(fractions, bits) % 1 == 0).all():
+            return float(2.0**-bits)
+    return 0.0

@@ -18,21 +18,19 @@ def of_gradients(evidence: Evidence) -> list[str]:
     found, explained = _unreduced(evidence)
     names = [name for name in names if name not in explained]
     by_factor: dict[float, list[str]] = {}
-    for name in names:
+    for name in sorted(names, key=lambda each: evidence.reference.sizes[each] == 1):
         c = factor(*_pair(evidence, name), evidence.tolerance("gradient", name))
         if c is not None:
             key = next((known for known in by_factor if abs(known - c) <= _ALIKE * max(1.0, abs(c))), c)
-            by_factor.setdefault(key, []).append(name)
+            if key in by_factor or evidence.reference.sizes[name] > 1:  # any number is a multiple of any other
+                by_factor.setdefault(key, []).append(name)
     for c, scaled in by_factor.items():
         found.append(_scaled(evidence, c, scaled))
     rest = [name for name in names if not any(name in scaled for scaled in by_factor.values())]
     mixed = [name for name in rest if _is_permuted(*_pair(evidence, name), evidence.tolerance("gradient", name))]
     if mixed:
         found.append(f"the gradient of {listed(mixed)} has the right elements in another order: shards are mixed up")
-    found += _of_ranks(evidence, "gradient", [name for name in rest if name not in mixed])
-    if not found:
-        found.append(_direction(evidence, names))
-    return found
+    return found + _of_ranks(evidence, "gradient", [name for name in rest if name not in mixed])
 
 
 def _pair(evidence: Evidence, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -148,22 +146,23 @@ def _of_ranks(evidence: Evidence, kind: str, names: list[str]) -> list[str]:
     return [f"only the part of {rank} is wrong in the {kind} of {listed(names)}" for rank, names in found.items()]
 
 
-def _direction(evidence: Evidence, names: list[str]) -> str:
-    """What is left to say: where the error enters."""
+def where(evidence: Evidence) -> str:
+    """What is left to say without a pattern: where the error enters."""
+    if evidence.loss and not evidence.gradients:
+        return "the loss differs although gradients agree: it is put together in another way"
+    if not evidence.gradients:
+        return "gradients agree and updates do not: the optimizer computes something else"
     if evidence.loss:
         return "the forward pass computes something else, as the loss of this step differs already"
-    last = names[-1]
     return (
         "the loss of this step is right, so the backward pass or the reduction is wrong; the first in the order of the "
-        f"backward pass is {last}"
+        f"backward pass is {evidence.gradients[-1]}"
     )
 
 
 def of_weights(evidence: Evidence) -> list[str]:
     """What the weights that differ have in common, where all gradients are right."""
     names, found = list(evidence.weights), stale_copies(evidence, evidence.step)
-    if not names:
-        return found or ["the loss differs although weights and gradients agree: it is put together in another way"]
     stale: dict[str, list[str]] = {}
     factors: dict[str, float] = {}
     for name in names:
@@ -180,7 +179,7 @@ def of_weights(evidence: Evidence) -> list[str]:
         found.append(f"{of} did not change in step {evidence.step} although its gradient is right: a stale shard")
     if factors:
         found.append(_updates(evidence, factors))
-    return found or ["gradients agree and updates do not: the optimizer computes something else"]
+    return found
 
 
 def _unchanged_part(evidence: Evidence, name: str) -> int | None:

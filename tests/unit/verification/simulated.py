@@ -91,7 +91,7 @@ def train(
 ) -> Training:
     """Train with ``dp`` x ``tp`` ranks. ``noise``: relative perturbation of the weights for forward and backward."""
     mesh = Mesh(dp=dp, tp=tp)
-    parts = [Part({"perturbation": 5e-7, **(about or {})}) for _ in range(dp * tp)]
+    parts = [Part({"perturbation": 5e-7, **_of_share(about or {}, rank // tp, dp)}) for rank in range(dp * tp)]
     weights, losses = initial(), []
     _record_weights(parts, mesh, 0, weights, weights)
     for step in range(1, STEPS + 1):
@@ -111,6 +111,13 @@ def train(
         stale = before if is_faulty and fault == "stale shard" else weights
         _record_weights(parts, mesh, step, weights, stale, copies=is_faulty and fault == "stale copy", before=before)
     return Training(mesh, parts, losses, **more)
+
+
+def _of_share(about: dict[str, Any], index: int, dp: int) -> dict[str, Any]:
+    """``about`` with those of its samples that a replica reads."""
+    samples = about.get("samples", {})
+    mine = {step: found[index * len(found) // dp : (index + 1) * len(found) // dp] for step, found in samples.items()}
+    return {**about, "samples": mine}
 
 
 def _perturbed(weights: Weights, noise: float, step: int) -> Weights:

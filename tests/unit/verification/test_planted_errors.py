@@ -11,7 +11,7 @@ import pytest
 from tests.unit.verification import simulated
 from tests.unit.verification.simulated import FAULTY, FIRST, NORM, SECOND, STEPS, train
 from workbench.errors import RunDirectoryError
-from workbench.verification.compare import relative, tolerance
+from workbench.verification.compare import loss_tolerance, relative, roundoff_of, tolerance
 from workbench.verification.judge import Plan, judge
 from workbench.verification.result import Verification
 
@@ -97,10 +97,12 @@ def _with(**about: object) -> Verification:
 
 
 def test_reasons_that_are_known_are_named() -> None:
-    other = {**ABOUT["samples"], 2: [f"9-{n} 6" for n in range(4)]}
+    other = {**ABOUT["samples"], 2: [f"9-{n} 6" for n in range(8)]}
     assert "8 of 8 samples of step 2 are others than in the reference" in _with(samples=other).causes[0]
-    padded = {**ABOUT["samples"], 1: [f"9-{n} 7" for n in range(4)]}
+    padded = {**ABOUT["samples"], 1: [f"9-{n} 7" for n in range(8)]}
     assert "in step 1 samples have other shapes" in _with(samples=padded).causes[0]
+    more = {**ABOUT["samples"], 1: [f"1-{n} 6" for n in range(16)]}
+    assert "the global batch of step 1 has 16 samples, and 8 in the reference" in _with(samples=more).causes[0]
     random = _with(random=["noise"])
     assert random.verdict == "undecided" and "the forward pass draws random numbers (noise)" in random.causes[0]
     assert "cannot be said" in random.sentence
@@ -148,6 +150,14 @@ def test_tensors_of_rounding_errors_are_not_judged() -> None:
     assert relative(np.array([np.nan]), np.array([1.0])) == math.inf
     assert relative(np.array([np.nan]), np.array([np.nan])) == 0.0
     assert relative(np.array([1e-9]), np.array([0.0]), floor=1.0) == pytest.approx(1e-9)
+
+
+def test_a_loss_that_the_cell_computes_in_bfloat16_has_its_rounding_errors() -> None:
+    losses = np.array([1.8984375, 2.75])
+    assert (roundoff_of(losses), roundoff_of(losses + 2**-9)) == (2.0**-8, 2.0**-11)
+    assert roundoff_of(losses + 1e-4) == 0.0
+    np.testing.assert_allclose(loss_tolerance(losses, losses, 1e-6), 2**-7 * losses)
+    np.testing.assert_allclose(loss_tolerance(losses + 1e-4, losses, 1e-6)[:1], [1e-3])
 
 
 def test_it_is_kept_shown_and_read_again(tmp_path: Path) -> None:

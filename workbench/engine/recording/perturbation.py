@@ -34,7 +34,7 @@ def relative_size(model: torch.nn.Module, batch: Batch, precision: str) -> float
 
     n is the largest number of terms that are likely to be added up: inputs of a unit, or positions of the batch.
     """
-    inputs = [parameter.numel() // parameter.shape[0] for parameter in model.parameters() if parameter.numel()]
+    inputs = [math.prod(parameter.shape[1:]) for parameter in model.parameters()]
     terms = max([*inputs, *(math.prod(array.shape) for _, array in arrays_in(contents(batch)))], default=1)
     single = ROUNDOFF[torch.float32]
     if next(model.parameters()).device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:

@@ -21,6 +21,7 @@ from workbench.engine.base.containers import arrays_in
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.frameworks.torch_common.trained import trained
@@ -106,10 +107,12 @@ class Recorder(StepObserver):
             names.setdefault(id(parameter), []).append(users_name(name))
         for part in self._strategy.reduced_gradients(all_held=True):
             name = next(name for name in names[id(part.source.parameter)] if name in slots)
-            tensor = part.tensor
-            if slots[name].saved.tensor.is_complex():
-                tensor = torch.view_as_complex(tensor.reshape(*slots[name].saved.tensor.shape, 2)).abs()
-            self._add("gradient", name, tensor / part.scale, slots[name].saved.place)
+            saved, tensor = slots[name].saved, part.tensor
+            if saved.tensor.is_complex():
+                tensor = torch.view_as_complex(tensor.reshape(*saved.tensor.shape, 2)).abs()
+            elif tensor.numel() != saved.place.numel:  # the share of a group of ranks that hold the same shard
+                tensor = local_part(part.source.parameter.grad)
+            self._add("gradient", name, tensor / part.scale, saved.place)
 
     def updated(self, step: int, skipped: bool) -> None:
         if skipped:

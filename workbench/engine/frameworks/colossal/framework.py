@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from workbench.core.frameworks import (
-    PLUGIN_OPTIONS,
     UNTRIED_ON_GPUS,
     Capability,
     Framework,
@@ -78,7 +77,7 @@ COLOSSAL = Framework(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
-            options=frozenset(PLUGIN_OPTIONS),
+            options=frozenset(("tp", "pp", "micro_batches", "sync_batchnorm")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(
