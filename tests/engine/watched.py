@@ -203,7 +203,7 @@ def train(
         finally:
             for observer in observers:
                 observer.close()
-            parameters = [_size(p) for p in strategy.plan.module.parameters()]
+            parameters = [_size(p) for p in strategy.module.parameters()]
             strategy.close()
     changed = [name for name, value in before.items() if getattr(dist, name) is not value]
     times = buckets.times if buckets is not None else []

@@ -107,7 +107,7 @@ class ParallelPlan:
 
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
-    parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of ``schedule``).
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
@@ -121,6 +121,7 @@ class ParallelPlan:
     tp: int = 1
     pp: int = 1
     micro_batches: int = 1
+    schedule: str = "1f1b"
     sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:

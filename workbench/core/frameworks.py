@@ -56,7 +56,9 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
 
 
 #: options of a plan that only some plugins take -> what they are for the others
-PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType({"tp": 1, "pp": 1, "micro_batches": 1, "sync_batchnorm": False})
+PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
+    {"tp": 1, "pp": 1, "micro_batches": 1, "schedule": "1f1b", "sync_batchnorm": False}
+)
 
 
 class PlanOptions(Protocol):
@@ -83,6 +85,10 @@ class PlanOptions(Protocol):
         """Pieces that a pipeline cuts a batch into."""
 
     @property
+    def schedule(self) -> str:
+        """The order of a pipeline's micro-batches."""
+
+    @property
     def sync_batchnorm(self) -> bool:
         """Whether batch normalisation uses the statistics of the whole batch."""
 
@@ -101,7 +107,7 @@ class Plugin:
     """One way in which a framework spreads a training over ranks.
 
     ``strategy``: dotted name of the class that trains (``workbench.engine.base.strategy.Strategy``). ``options``: those
-    of ``tp``, ``pp``, ``micro_batches`` and ``sync_batchnorm`` that it takes; the others keep their defaults.
+    of ``PLUGIN_OPTIONS`` that it takes; the others keep their defaults.
     ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each. ``models``:
     those that ``tp`` and ``pp`` split.

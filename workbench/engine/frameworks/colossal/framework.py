@@ -57,7 +57,7 @@ COLOSSAL = Framework(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
-            options=frozenset(PLUGIN_OPTIONS),
+            options=frozenset(PLUGIN_OPTIONS) - {"schedule"},  # 1F1B
             capabilities=frozenset(Capability),
             models=tuple(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))

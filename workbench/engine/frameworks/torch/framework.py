@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.core.frameworks import Capability, Framework, Plugin
+from workbench.engine.frameworks.torch.pipeline.schedules import check_schedule
 
 TORCH = Framework(
     name="torch",
@@ -15,10 +16,18 @@ TORCH = Framework(
             own_steps="workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps",
             options=frozenset(("sync_batchnorm",)),
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
-            lacks={Capability.PIPELINED: "every rank holds all layers"},
+            lacks={Capability.PIPELINED: "every rank holds all layers: use hybrid"},
+        ),
+        Plugin(
+            name="hybrid",
+            summary="pipeline stages (torch.distributed.pipelining) x data parallel",
+            strategy="workbench.engine.frameworks.torch.pipeline.strategy:PipelineStrategy",
+            options=frozenset(("pp", "micro_batches", "schedule")),
+            capabilities=frozenset(Capability),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",
     joined="workbench.engine.frameworks.torch.ranks:joined",
     packages=("torch",),
+    check=check_schedule,
 )

@@ -17,7 +17,9 @@ from workbench.engine.frameworks.torch_common.device import backend_of, rank_dev
 
 def load() -> Callable[[], None]:
     """As ``workbench.engine.preload.load``."""
-    return preload.load(("workbench.engine.frameworks.torch.ddp",), title="torch")
+    return preload.load(
+        ("workbench.engine.frameworks.torch.ddp", "workbench.engine.frameworks.torch.pipeline.strategy"), title="torch"
+    )
 
 
 @contextmanager
