@@ -94,7 +94,7 @@ def show_table(page: Any, *, width: int, theme: str) -> Any:
     named = zip(("first", "second", "long-name-of-a-run", "d", "e"), STATES, strict=True)
     rows = [
         RunRow(directory=f"2026-11-{day:02d}-120758-{name}", name=name, when=1.79e9 + 1e5 * day, recipe="stdlib-llama",
-               plan="hybrid: dp 2, tp 2 on 4 ranks", ranks=4, steps=1200, steps_planned=12000, best_loss=2.3456,
+               plan="dp2 tp2", ranks=4, steps=1200, steps_planned=12000, best_loss=2.3456,
                best_validation=2.4567, tps=12345.6, state=state, disk_bytes=123_400_000, tags=("baseline",),
                notes="with a longer warm-up of the learning rate")
         for day, (name, state) in enumerate(named, 1)

@@ -10,6 +10,7 @@ from tests.engine.test_steering import DDP, PP, TP, TRAIN, ZERO, column, done
 
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
     "ddp-noisy": ("noise", DDP),
@@ -17,6 +18,8 @@ PLANS = {
     "torch": ("gpt2-drop", TORCH | {"clip": 0.5}),
     "torch-noisy": ("noise", TORCH),
     "torch-fp16": ("plain", TORCH | {"precision": "fp16"}),
+    "fsdp": ("gpt2-drop", FSDP | {"clip": 0.5}),
+    "fsdp-fp16": ("plain", FSDP | {"precision": "fp16"}),
     "zero1": ("gpt2-drop", ZERO | {"clip": 0.5}),
     "zero1-noisy": ("noisy", ZERO),
     "zero1-bf16": ("llama", ZERO | {"precision": "bf16"}),
@@ -45,7 +48,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
     assert done(found, "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
-    if plan not in ("torch", "zero1", "tp2", "pp2", "stages2"):
+    if plan not in ("torch", "fsdp", "zero1", "tp2", "pp2", "stages2"):
         return
     turned = pool.run(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
@@ -70,6 +73,10 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
         ("tied", ZERO, TORCH),
         ("gpt2", TP, STAGES | {"schedule": "interleaved"}),
         ("tied", STAGES, ZERO),
+        ("tied", TORCH, FSDP),
+        ("gpt2", TP, FSDP),
+        ("plain", FSDP, ZERO),
+        ("gpt2", FSDP | {"tp": 2}, TP),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),
 )

@@ -59,6 +59,19 @@ def test_zero_reduces_gradients_and_gathers_weights(pool, plugin: str, reduction
         assert found[rank, "all_gather", "dp"][1] == padded
 
 
+def test_fsdp_gathers_weights_twice_and_scatters_gradients_once(pool) -> None:
+    """Blocks are gathered for the forward and again for the backward pass; embedding, last norm and head once. The 257
+    rows of embedding and head are padded to an even number."""
+    results = trained(pool, framework="torch", plugin="fsdp")
+    block = 4 * H * H + 3 * H * 2 * H + 2 * H
+    rest = 2 * 258 * H + H
+    for rank in (0, 1):
+        assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
+            (rank, "all_gather", "dp"): (1 + 2 * L, (rest + 2 * L * block) * FP32),
+            (rank, "reduce_scatter", "dp"): (1 + L, (rest + L * block) * FP32),
+        }
+
+
 def test_tensor_parallel_reduces_activations(pool) -> None:
     """Forward: the embedding, and per layer the outputs of attention and of the MLP. Backward: the inputs of q, k, v,
     gate and up, and of the head. Logits are gathered over the vocabulary, padded to an even size."""
@@ -69,6 +82,17 @@ def test_tensor_parallel_reduces_activations(pool) -> None:
         assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
             (rank, "all_reduce", "tp"): (count, count * activation),
             (rank, "all_gather", "tp"): (1, B * T * 258 * FP32),
+        }
+
+
+def test_dtensor_reduces_activations(pool) -> None:
+    """Forward: per layer the outputs of attention and of the MLP. Backward: the inputs of q, k, v, gate and up. The 257
+    rows of embedding and head are not even, so both are whole."""
+    results = trained(pool, framework="torch", plugin="fsdp", tp=2)
+    activation, count = B * T * H * FP32, 7 * L
+    for rank in (0, 1):
+        assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
+            (rank, "all_reduce", "tp"): (count, count * activation),
         }
 
 

@@ -29,6 +29,7 @@ TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {"framework": "torch", "plugin": "hybrid", "pp": 2}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -89,6 +90,14 @@ CASES = [
     case(2, "gpt2", framework="torch", plugin="hybrid"),
     case(2, "llama", precision="bf16", micro_batches=2, tolerance=BF16, **STAGES),
     case(2, "gpt2", precision="fp16", micro_batches=2, clip=0.5, tolerance=FP16, **STAGES),
+    *[case(2, model, **FSDP) for model in ("llama", "gpt2", "plain", "tied", "vit")],
+    case(2, "llama", no_reshard=True, accumulate=2, clip=0.5, **FSDP),
+    case(4, "plain", replicate=2, accumulate=2, clip=0.5, **FSDP),
+    *[case(2, model, tp=2, **FSDP) for model in ("gpt2", "vit", "tied")],
+    case(4, "llama", tp=2, accumulate=2, clip=0.5, **FSDP),
+    case(4, "gpt2", tp=2, precision="bf16", tolerance=BF16, **FSDP),
+    case(2, "gpt2", precision="bf16", tolerance=BF16, **FSDP),
+    case(2, "llama", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **FSDP),
 ]
 
 
@@ -107,7 +116,8 @@ def test_trains_as_one_process(pool, plain_loop, case):
 
 
 def test_loss_fn_instead_of_criterion(pool, plain_loop):
-    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, {**STAGES, "pp": 1}):
+    plans = ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP, {**STAGES, "pp": 1})
+    for options in plans:
         found = pool.run(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
 

@@ -21,6 +21,7 @@ from workbench.telemetry.store import Store
 STEPS, AT = 4, 3
 DDP, ZERO1, ZERO2 = ({"plugin": plugin} for plugin in ("ddp", "zero1", "zero2"))
 TORCH = {"framework": "torch", "plugin": "ddp"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 STAGES = {**PP, "framework": "torch"}
@@ -29,6 +30,9 @@ CASES = [
     (2, "plain", DDP, 1, "plain"),
     (2, "plain", {**DDP, "accumulate": 2}, 1, "plain"),
     (2, "plain", {**TORCH, "accumulate": 2}, 1, "plain"),
+    (2, "plain", {**FSDP, "accumulate": 2}, 1, "plain"),
+    (2, "llama", FSDP, 1, "llama"),
+    (4, "llama", {**FSDP, "tp": 2}, 3, "llama"),
     (2, "llama", ZERO1, 1, "llama"),
     (2, "plain", ZERO2, 0, "plain"),
     (2, "llama", {**ZERO1, "precision": "bf16"}, 0, "llama"),

@@ -18,6 +18,7 @@ PLANS = [
     {"plugin": "ddp", "accumulate": 2},
     {"plugin": "zero1"},
     {"plugin": "hybrid", "tp": 2},
+    {"framework": "torch", "plugin": "fsdp"},
     PP,
     STAGES,
 ]

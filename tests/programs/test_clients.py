@@ -59,7 +59,7 @@ def test_wandb_offline(run: Path, tmp_path: Path) -> None:
     (file,) = folder.glob("*.wandb")
     found = list(wandb_records(file))
     config = {item.key: json.loads(item.value_json) for r in found for item in r.run.config.update}
-    assert config["ranks"] == 2 and config["tp"] == 2 and config["plan"] == "hybrid: tp 2 on 2 ranks"
+    assert config["ranks"] == 2 and config["tp"] == 2 and config["plan"] == "tp2"
     history = []
     for each in found:
         if each.WhichOneof("record_type") == "history":

@@ -25,10 +25,17 @@ def main() -> None:
     assert session.pull("loaded") == {0: [], 1: []}
     losses = run.metrics()["loss"]
     assert losses.iloc[-1] < losses.iloc[0]
-    assert run.plan.describe() == "torch ddp: dp 2 on 2 ranks"
+    assert run.plan.describe() == "torch ddp2"
     assert run.checkpoints() == [3, 6]
     assert "torch ddp" in run.report().read_text()
     Panel(run).close()
+    sharded = train({"plan": "fsdp2", "resume": f"{run.path}@3", "steps": 6, "save_every": 0, "name": "sharded"})
+    sharded.wait()
+    assert sharded.status == "finished", sharded.status
+    assert sharded.plan.describe() == "fsdp2"
+    assert abs(sharded.metrics()["loss"].iloc[-1] - losses.iloc[-1]) < 1e-6, "the optimizer's state moved too"
+    session.execute(LOADED)
+    assert session.pull("loaded") == {0: [], 1: []}
     session.down()
     print("DONE")
 

@@ -56,7 +56,7 @@ def test_a_framework_that_is_not_installed_can_be_shown_and_not_trained(tmp_path
     (tmp_path / "spec.toml").write_text(tomli_w.dumps(spec.to_toml()))
     assert TrainSpec.from_options(read_spec_options(tmp_path / "spec.toml")) == spec
     row = read_row(tmp_path)
-    assert (row.name, row.plan) == ("foreign", "colosal warp: dp 2 on 2 ranks")
+    assert (row.name, row.plan) == ("foreign", "colosal warp2")
     assert row.state != "broken"
     with pytest.raises(ConfigError, match="unknown framework 'colosal': did you mean 'colossal'"):
         resolve({**spec.options(), "recipe": "digits-vit"}, default_ranks=2)
@@ -66,7 +66,7 @@ def test_a_broken_framework_stops_nothing_but_its_own_training() -> None:
     with installed(colossal=COLOSSAL, bad="no_such_package.at_all:X", worse="tests.unit.fake_frameworks:NO_HOOKS"):
         assert frameworks.installed() == ["colossal", "bad", "worse"]
         assert [each.name for each in frameworks.usable()] == ["colossal"]
-        assert ParallelPlan(framework="bad", plugin="any").describe() == "bad any: one rank"
+        assert ParallelPlan(framework="bad", plugin="any").describe() == "bad any1"
         with pytest.raises(
             ConfigError, match=r"'bad' is installed but broken: no_such_package\.at_all:X: ModuleNotFound"
         ):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.core import plans
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
@@ -109,6 +110,8 @@ class ParallelPlan:
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
     parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of ``schedule``).
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
+    ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
+    ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
     runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train.
@@ -122,11 +125,13 @@ class ParallelPlan:
     pp: int = 1
     micro_batches: int = 1
     schedule: str = "1f1b"
+    replicate: int = 1
+    no_reshard: bool = False
     sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         _check_own_types(self)
-        for name in ("ranks", "tp", "pp", "micro_batches"):
+        for name in ("ranks", "tp", "pp", "micro_batches", "replicate"):
             _check_least(self, name, 1)
         known = framework_if_usable(self.framework)
         if known is not None:
@@ -137,6 +142,20 @@ class ParallelPlan:
             f"tp*pp = {self.tp * self.pp} does not divide {self.ranks} ranks: "
             f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
         )
+        _check(
+            self.mesh.dp % self.replicate == 0,
+            "--replicate",
+            f"--replicate {self.replicate} does not divide the {self.mesh.dp} data-parallel ranks: use a divisor of "
+            f"{self.mesh.dp}, or change -n",
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> ParallelPlan:
+        """Make a plan from its words (``workbench.core.plans``), ``"fsdp2 tp2"``; without a size, it is for one rank.
+
+        Raises ``ConfigError`` for a text that is no plan, and for a plan that cannot work.
+        """
+        return cls(**plans.completed(plans.expanded({"plan": text})))
 
     @classmethod
     def recorded(cls, options: Mapping[str, Any]) -> ParallelPlan:
@@ -149,9 +168,8 @@ class ParallelPlan:
         return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
 
     def describe(self) -> str:
-        """The plan in words: ``"hybrid: tp 2 on 2 ranks"``, after the name of a framework that is not the default."""
-        of = "" if self.framework == DEFAULT_FRAMEWORK else f"{self.framework} "
-        return f"{of}{self.plugin}: {self.mesh.describe()}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
+        """The plan's words, such as ``"tp2 pp2"``, ``"zero2 dp2"`` or ``"torch ddp2"``, which ``parse`` reads."""
+        return plans.described(self)
 
     def why_unavailable(self, capability: Capability) -> str:
         """Why this plan lacks a capability, in words; "" when it has it."""
@@ -386,7 +404,8 @@ def _group_of(key: str) -> str:
     if key in _GROUPS:
         return _GROUPS[key]
     if key in _TABLES:
-        raise ConfigError(f"{key} is a table: write [{key}] and its options below it", field=key)
+        words = " (or plan = 'zero2' at the top of the file)" if key == "plan" else ""
+        raise ConfigError(f"{key} is a table: write [{key}] and its options below it{words}", field=key)
     raise ConfigError(f"unknown option {key!r}: {suggest(key, _GROUPS)}", field=key)
 
 
@@ -411,6 +430,9 @@ def read_spec_options(path: str | Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key in _INFORMATION:
+            continue
+        if key == "plan" and isinstance(value, str):  # its words; what they stand for depends on flags beside them
+            flat[key] = value
             continue
         entries = value if isinstance(value, dict) else {key: value}
         table = key if isinstance(value, dict) else ""

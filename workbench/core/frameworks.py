@@ -57,7 +57,15 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
 
 #: options of a plan that only some plugins take -> what they are for the others
 PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
-    {"tp": 1, "pp": 1, "micro_batches": 1, "schedule": "1f1b", "sync_batchnorm": False}
+    {
+        "tp": 1,
+        "pp": 1,
+        "micro_batches": 1,
+        "schedule": "1f1b",
+        "replicate": 1,
+        "no_reshard": False,
+        "sync_batchnorm": False,
+    }
 )
 
 
@@ -67,6 +75,10 @@ class PlanOptions(Protocol):
     @property
     def ranks(self) -> int:
         """How many ranks train."""
+
+    @property
+    def framework(self) -> str:
+        """Name of the framework."""
 
     @property
     def plugin(self) -> str:
@@ -87,6 +99,14 @@ class PlanOptions(Protocol):
     @property
     def schedule(self) -> str:
         """The order of a pipeline's micro-batches."""
+
+    @property
+    def replicate(self) -> int:
+        """Groups of data-parallel ranks that each hold all shards of the model."""
+
+    @property
+    def no_reshard(self) -> bool:
+        """Whether parameters stay whole between the forward and the backward pass."""
 
     @property
     def sync_batchnorm(self) -> bool:

@@ -89,7 +89,7 @@ def _of_replica(mine: dict[str, Any], first: int, mesh: Mesh) -> dict[str, Any]:
 def spec_of_replica(spec: TrainSpec) -> TrainSpec:
     """The spec of one data-parallel replica alone: its ranks, its share of the batch."""
     mesh = spec.plan.mesh
-    plan = dataclasses.replace(spec.plan, ranks=mesh.tp * mesh.pp)
+    plan = dataclasses.replace(spec.plan, ranks=mesh.tp * mesh.pp, replicate=1)
     return dataclasses.replace(spec, plan=plan, batch_size=spec.batch_size // mesh.dp)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core import numbers
+from workbench.core import numbers, plans
 from workbench.core.config import TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.records import SESSION_RANK, EventKind
@@ -23,7 +23,7 @@ from workbench.telemetry.phases import posting_time
 from workbench.telemetry.verdict import verdict
 
 #: options whose defaults depend on the recipe: the command line always states them
-_ALWAYS_STATED = ("ranks", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
+_ALWAYS_STATED = ("plan", "steps", "batch_size", "lr", "precision", "eval_every", "clip")
 _STATUS_SENTENCES = {
     "starting": "It had not completed a step when this report was written.",
     "running": "It was still training when this report was written.",
@@ -189,10 +189,11 @@ def command_line_flags(spec: TrainSpec) -> list[str]:
     """The arguments of ``%dist_train`` or ``workbench train`` that make this spec."""
     defaults = TrainSpec().options()
     arguments: list[str] = []
-    options = spec.options()
+    options = {name: value for name, value in spec.options().items() if name not in plans.OPTIONS}
+    options["plan"] = spec.plan.describe()
     for flag in FLAGS:
-        value = options[flag.option]
-        if value is not None and (value != defaults[flag.option] or flag.option in _ALWAYS_STATED):
+        value = options.get(flag.option)
+        if value is not None and (value != defaults.get(flag.option) or flag.option in _ALWAYS_STATED):
             arguments += [flag.names[0]] if flag.kind is None else [flag.names[0], str(value)]
     return arguments
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core import plans
 from workbench.core.cell_source import OWN_STEP, check_cell, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, check_capabilities, check_types, read_spec_options
 from workbench.core.controls import BEST
@@ -56,11 +57,15 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     ``overrides`` does not take (tp with ``--plugin zero1``); a plugin that does not take the ``tp`` or ``pp`` in
     ``overrides`` (``ddp`` with ``--tp 2``); the plugin of another framework; micro-batches that are fewer than the new
     number of stages, or that one stage does not need; and a number of ranks that the new ``tp * pp`` does not divide.
-    Contradictions within ``base`` or within ``overrides`` are kept and raise an error later.
+    Contradictions within ``base`` or within ``overrides`` are kept and raise an error later. A plan in words
+    (``overrides["plan"]``) replaces all options of the base's plan but the number of ranks.
     """
+    is_new_plan = overrides.get("plan") is not None
+    base, overrides = plans.expanded(base), plans.expanded(overrides)
     check_types(base)
-    overrides = {name: value for name, value in overrides.items() if value is not None}
     check_types(overrides)
+    if is_new_plan:
+        base = {name: value for name, value in base.items() if name == "ranks" or name not in plans.OPTIONS}
     kept = dict(base)
     name = overrides.get("framework", base.get("framework", DEFAULT_FRAMEWORK))
     chosen = framework(name)
@@ -236,11 +241,7 @@ def _over_recipe(options: dict[str, Any]) -> dict[str, Any]:
 
 def _spec(options: dict[str, Any], default_ranks: int) -> TrainSpec:
     """Return the spec, with the defaults of its plan: the plugin, the micro-batches and the number of ranks."""
-    chosen = framework(options.get("framework", DEFAULT_FRAMEWORK))
-    if "plugin" not in options:
-        options["plugin"] = chosen.plugin_with([option for option in _SPLIT if options.get(option, 1) > 1]).name
-    if options.get("pp", 1) > 1:
-        options.setdefault("micro_batches", options["pp"])
+    options = plans.completed(options)
     if "ranks" not in options:
         options["ranks"] = _fitting_ranks(options, default_ranks)
     spec = TrainSpec.from_options(options)

@@ -146,13 +146,14 @@ def test_another_directory_raises(tmp_path: Path) -> None:
 def test_the_flags_of_a_run_make_the_same_spec(tmp_path: Path) -> None:
     import argparse
 
-    from workbench.core import flags
+    from workbench.core import flags, plans
 
     spec = run_data.read(make_fake_run(tmp_path, ranks=4, steps=10, plugin="hybrid", tp=2, pp=2, micro_batches=2)).spec
     parser = argparse.ArgumentParser()
     flags.add_to(parser)
     assert spec is not None
-    assert spec.replace(**flags.options_of(parser.parse_args(words.command_line_flags(spec)))) == spec
+    given = plans.expanded(flags.options_of(parser.parse_args(words.command_line_flags(spec))))
+    assert spec.replace(**given) == spec
 
 
 @pytest.mark.parametrize(

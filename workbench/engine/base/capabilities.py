@@ -14,7 +14,7 @@ The order of calls in a step is::
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from workbench.core.frameworks import Capability
@@ -189,6 +189,20 @@ class Evaluating(Protocol):
     def forward(self, batch: Batch) -> Any:
         """Outputs of the model for ``batch`` without gradients, in evaluation mode. Collective over a replica's ranks
         (tp, pp); None on pipeline stages that are not the last."""
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """Has its weights in parts, which all ranks put together before one of them computes by itself."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While entered, ranks compute with the model without each other (but over tp and pp). Every rank enters and
+        leaves it, collectively; entered again inside, it does nothing."""
+
+
+def gathered(strategy: Any) -> AbstractContextManager[None]:
+    """``Gathering.gathered`` of a strategy; nothing where it has whole weights."""
+    return strategy.gathered() if isinstance(strategy, Gathering) else nullcontext()
 
 
 class BatchLoss(Protocol):

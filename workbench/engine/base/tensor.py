@@ -17,3 +17,13 @@ def is_tensor(value: Any) -> bool:
 def is_array(value: Any) -> bool:
     """Whether ``value`` is a torch tensor or a NumPy array of at least one dimension."""
     return (is_tensor(value) or isinstance(value, np.ndarray)) and value.ndim > 0
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether ``value`` is a ``DTensor``, of which a rank has a part."""
+    return hasattr(value, "placements") and hasattr(value, "to_local")
+
+
+def local_part(tensor: Any) -> Any:
+    """This rank's shard of a ``DTensor``; any other tensor is whole."""
+    return tensor.to_local() if is_sharded(tensor) else tensor

@@ -24,11 +24,12 @@ from workbench.core.knobs import Knobs
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.batch import Batch, StandIn, contents
-from workbench.engine.base.capabilities import Replayable
+from workbench.engine.base.capabilities import Replayable, gathered
 from workbench.engine.base.decision import GO
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.tensor import local_part
 from workbench.engine.base.user_log import silenced
 from workbench.engine.data.batches import split
 from workbench.engine.faults.nonfinite_search import (
@@ -149,7 +150,11 @@ class NonfiniteGuard(StepObserver):
                     value["not_found"] = lacks.get(Capability.REPLAYABLE, "this plan cannot run a step again")
                 self._log.event(EventKind.NONFINITE, name, value, step=step)
             return
-        finding, again = self._search(self._replayable)
+        with gathered(self._strategy):
+            self._locate(step, name, loss, self._replayable)
+
+    def _locate(self, step: int, name: str, loss: torch.Tensor | None, strategy: Replayable) -> None:
+        finding, again = self._search(strategy)
         findings = self._control.gathered(None if finding is None else asdict(finding))
         origins = self._find_origins(findings)
         here = self._strategy.coordinates
@@ -161,7 +166,7 @@ class NonfiniteGuard(StepObserver):
                 loss,
                 origins[here.dp],
                 findings,
-                strategy=self._replayable,
+                strategy=strategy,
             )
         value = {"step": step, "action": self._action, "kept": kept, "not_kept": why_not}
         if origins.get(here.dp) == self._strategy.rank and finding is not None:
@@ -260,8 +265,9 @@ class NonfiniteGuard(StepObserver):
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of ``module`` by the user's names."""
-    return {users_name(name): tensor for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    """Parameters and buffers of ``module``, or this rank's parts of them, by the user's names."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {users_name(name): local_part(tensor) for name, tensor in named}
 
 
 def _number_or_name(loss: torch.Tensor | None) -> float | str | None:

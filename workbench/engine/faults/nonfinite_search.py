@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from workbench.engine.base.tensor import local_part
 from workbench.engine.frameworks.torch_common.trained import users_model
 
 #: name of the origin when it lies outside the model
@@ -182,7 +183,7 @@ def find_origin(found: Sequence[tuple[int, int, Finding]]) -> int:
 @torch.no_grad()
 def describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
     """Shape, dtype, count of non-finite elements, and min, max and mean of the finite ones (None if there are none)."""
-    values = tensor.detach()
+    values = local_part(tensor.detach())
     finite = values[torch.isfinite(values)].double()
     some = finite.numel() > 0
     return {
@@ -214,9 +215,10 @@ def _floating_tensors(value: Any) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def _is_finite(tensor: torch.Tensor) -> bool:
-    return bool(torch.isfinite(tensor.detach()).all())
+    return bool(torch.isfinite(local_part(tensor.detach())).all())
 
 
 @torch.no_grad()
 def _count_nonfinite(tensor: torch.Tensor) -> int:
-    return int(tensor.numel() - torch.isfinite(tensor.detach()).sum())
+    values = local_part(tensor.detach())
+    return int(values.numel() - torch.isfinite(values).sum())

@@ -8,7 +8,7 @@ from typing import Any
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.capabilities import Evaluating, needed
+from workbench.engine.base.capabilities import Evaluating, gathered, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.errors import ConfigError
@@ -45,7 +45,8 @@ class Evaluations:
                 "this training has nothing to evaluate with: define eval_dataset or eval_dataloader in the cell"
             )
         self._enter("evaluate")
-        found = self._workload.evaluate(self._evaluating())
+        with gathered(self._strategy):
+            found = self._workload.evaluate(self._evaluating())
         if self._strategy.rank == 0:
             for name, value in found.values.items():
                 self._log.event(EventKind.VALIDATION, name, value, step=step)
@@ -63,10 +64,11 @@ class Evaluations:
         if self._workload.sample is None and (is_cell or self._workload.evaluate is None):
             raise ConfigError("this training has no samples: define sample(model) in the cell")
         self._enter("evaluate")
-        if self._workload.sample is not None:
-            texts = self._workload.sample(self._evaluating())
-        else:
-            texts = self._workload.evaluate(self._evaluating()).texts  # type: ignore[misc]
+        with gathered(self._strategy):
+            if self._workload.sample is not None:
+                texts = self._workload.sample(self._evaluating())
+            else:
+                texts = self._workload.evaluate(self._evaluating()).texts  # type: ignore[misc]
         self._log_texts(texts, step)
 
     def _evaluating(self) -> Evaluating:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.core.config import TrainSpec
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import PlannedRank
+from workbench.engine.base.tensor import is_sharded, local_part
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
@@ -71,22 +72,13 @@ def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
     if isinstance(model, DistributedDataParallel):
         in_place = "gradient_as_bucket_view=True lets DDP reduce in place: local gradients are not seen"
         return Seen("ddp", in_place if model.gradient_as_bucket_view else "")
-    if any(_is_sharded(parameter) for parameter in model.parameters()) or any("fsdp" in name for name in names):
+    if any(is_sharded(parameter) for parameter in model.parameters()) or any("fsdp" in name for name in names):
         return Seen("fsdp", "FSDP reduces whole gradients before they can be seen: local gradients are not seen")
     why = (
         "the model is in no DistributedDataParallel: gradients are seen when the optimizer takes them, and are taken "
         "for those of replicas"
     )
     return Seen("replicas", why) if ranks > 1 else Seen("single")
-
-
-def _is_sharded(tensor: torch.Tensor) -> bool:
-    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a ``DTensor``; any other tensor is whole."""
-    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 class ObservedModel(PlannedRank):

@@ -15,6 +15,7 @@ import torch
 
 from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.names import users_name
+from workbench.engine.base.tensor import local_part
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -92,7 +93,8 @@ class Slot:
     mine: bool
 
     def part(self, like_key: torch.Tensor) -> torch.Tensor:
-        """The elements that count of a tensor shaped like ``key``."""
+        """This rank's elements that count of a tensor shaped like ``key``."""
+        like_key = local_part(like_key)
         return like_key if not like_key.dim() or like_key.shape[0] == self.real else like_key[: self.real]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import PLUGIN_OPTIONS, Capability, Framework, PlanOptions, Plugin, SplitModels
+from workbench.core.frameworks import Capability, Framework, PlanOptions, Plugin, SplitModels
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.errors import ConfigError
 
@@ -57,7 +57,7 @@ COLOSSAL = Framework(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
-            options=frozenset(PLUGIN_OPTIONS) - {"schedule"},  # 1F1B
+            options=frozenset(("tp", "pp", "micro_batches", "sync_batchnorm")),
             capabilities=frozenset(Capability),
             models=tuple(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))

@@ -46,7 +46,7 @@ from workbench.engine.state.layout import Originals, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 
 #: first loss scale in fp16; torch's 2**16 skips so many steps that short runs learn less
-_FIRST_SCALE = 2.0**10
+FIRST_SCALE = 2.0**10
 
 
 class DdpStrategy(Strategy):
@@ -77,19 +77,26 @@ class DdpStrategy(Strategy):
         if remark:
             self.tell("module_hooks", remark)
         self._names = ModelNames(self._module, workload.optimizer)
+        self._distribute()
+        self.average = LossAverage(self.mesh, self.device)
+        self._scaler = self._make_scaler()
+        self._clip = self.spec.clip
+        self._frozen: frozenset[str] = frozenset()
+        self._part_norms: PartNorms | None = None
+
+    def _make_scaler(self) -> Any:
+        is_fp16 = self.spec.precision == "fp16"
+        return torch.amp.GradScaler(self.device.type, init_scale=FIRST_SCALE, enabled=is_fp16)
+
+    def _distribute(self) -> None:
+        """Spread the model over the ranks; ``model(compute)`` is then a forward pass whose gradients are reduced."""
         self._held = rank_parameters(self._module, self._names)
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         # only a recipe is known to use all of its parameters in every step
-        self.model = DistributedDataParallel(self._module, find_unused_parameters=not self.spec.recipe)
-        self._reduction = DdpReduction(self.model, afterwards=not self.spec.recipe)
-        self.average = LossAverage(self.mesh, self.device)
-        is_fp16 = self.spec.precision == "fp16"
-        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
-        self._clip = self.spec.clip
-        self._frozen: frozenset[str] = frozenset()
-        self._part_norms: PartNorms | None = None
+        self.model: Any = DistributedDataParallel(self._module, find_unused_parameters=not self.spec.recipe)
+        self._reduction: Any = DdpReduction(self.model, afterwards=not self.spec.recipe)
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
         self._part_norms = None
@@ -119,12 +126,12 @@ class DdpStrategy(Strategy):
     def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
         self.mark("forward", number)
-        before = versions_of(self._held)
+        items = self._versioned()
+        before = versions_of(items)
         with self.norms.around(piece):
             term = self.model(lambda: self._term(batch))
         self._frozen_by_cell.check()
-        if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
-            check_changed_alike(self._held, before, self.device)
+        self._check_weights(items, before)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self._reduction.looks_at(loss)
         self.mark("backward", number)
@@ -132,6 +139,15 @@ class DdpStrategy(Strategy):
             mark_what_follows(loss, self.mark, number)
         self._scaler.scale(loss).backward()
         return loss.detach()
+
+    def _versioned(self) -> list[RankParameter]:
+        """The weights that a forward pass computes with."""
+        return self._held
+
+    def _check_weights(self, items: list[RankParameter], before: list[int]) -> None:
+        """Refuse what the forward pass changed of the weights where ranks would part."""
+        if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
+            check_changed_alike(items, before, self.device)
 
     def _term(self, batch: Batch) -> LossTerm:
         return self._whole.term(batch, self.tell if self.average.is_new else None)
@@ -192,7 +208,7 @@ class DdpStrategy(Strategy):
         """As ``Watchable.reports``."""
         return (layer, sharded) in self._shares
 
-    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
         """As ``Watchable.compare``: by now ``p.grad`` is the reduced gradient."""
         return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, Plugin
+from workbench.core.frameworks import Capability, Framework, Plugin, SplitModels
 from workbench.engine.frameworks.torch.pipeline.schedules import check_schedule
+from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
 TORCH = Framework(
     name="torch",
@@ -17,6 +18,15 @@ TORCH = Framework(
             options=frozenset(("sync_batchnorm",)),
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers: use hybrid"},
+        ),
+        Plugin(
+            name="fsdp",
+            summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
+            strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
+            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard")),
+            capabilities=frozenset(Capability) - {Capability.PIPELINED},
+            lacks={Capability.PIPELINED: "every rank computes all layers"},
+            models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
         ),
         Plugin(
             name="hybrid",

@@ -14,12 +14,17 @@ import torch
 from workbench.engine import preload, process_group
 from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
 
+#: the strategies, and what their first step would otherwise import
+MODULES = (
+    "workbench.engine.frameworks.torch.ddp",
+    "workbench.engine.frameworks.torch.fsdp.strategy",
+    "workbench.engine.frameworks.torch.pipeline.strategy",
+)
+
 
 def load() -> Callable[[], None]:
     """As ``workbench.engine.preload.load``."""
-    return preload.load(
-        ("workbench.engine.frameworks.torch.ddp", "workbench.engine.frameworks.torch.pipeline.strategy"), title="torch"
-    )
+    return preload.load(MODULES, title="torch")
 
 
 @contextmanager

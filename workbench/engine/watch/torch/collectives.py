@@ -22,6 +22,7 @@ from workbench.core.mesh import AXES, Mesh
 from workbench.core.records import CollectiveRecord
 from workbench.engine.watch.host.clock import Reading
 from workbench.engine.watch.host.phase_spans import WORK_PHASES, PhaseRecorder
+from workbench.engine.watch.torch.functional_collectives import FunctionalCollectives
 
 
 class _Signature(NamedTuple):
@@ -45,7 +46,9 @@ RECORDED_FUNCTIONS = {
     "reduce": _Signature("reduce", 0, 3),
     "all_gather": _Signature("all_gather", 0, 2),
     "all_gather_into_tensor": _Signature("all_gather", 0, 2),
+    "all_gather_single": _Signature("all_gather", 0, 2),  # torch >= 2.13, as FSDP2 calls it
     "reduce_scatter": _Signature("reduce_scatter", 1, 3),
+    "reduce_scatter_single": _Signature("reduce_scatter", 1, 3),
     "reduce_scatter_tensor": _Signature("reduce_scatter", 1, 3),
     "all_to_all": _Signature("all_to_all", 1, 2),
     "all_to_all_single": _Signature("all_to_all", 1, 4),
@@ -99,15 +102,17 @@ class CollectiveRecorder:
     def __init__(self, recorder: PhaseRecorder, mesh: Mesh, rank: int, *, split: bool) -> None:
         self.recording = False
         self.calls: list[_Call] = []
-        self._recorder = recorder
+        self.phases = recorder
         self._mesh = mesh
         self._rank = rank
         self._split = split
         self._groups: dict[tuple[int, ...], tuple[str, int]] = {}
         self._installed: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        self._functional = FunctionalCollectives(self)
 
     def install(self) -> None:
         """Wrap the functions; a second call does nothing."""
+        self._functional.install()
         for name, function in RECORDED_FUNCTIONS.items():
             original = getattr(dist, name, None)
             if original is not None:
@@ -116,6 +121,7 @@ class CollectiveRecorder:
 
     def remove(self) -> None:
         """Restore the original functions, except those that other code has replaced since."""
+        self._functional.remove()
         for name, (original, wrapper) in self._installed.items():
             if getattr(dist, name) is wrapper:
                 setattr(dist, name, original)
@@ -132,7 +138,7 @@ class CollectiveRecorder:
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            recorder = self._recorder
+            recorder = self.phases
             before = recorder.current
             if before[0] not in WORK_PHASES or torch.compiler.is_compiling():
                 return original(*args, **kwargs)
@@ -143,7 +149,7 @@ class CollectiveRecorder:
                 args, kwargs = _with_async_op(args, kwargs, names)
             try:
                 result = original(*args, **kwargs)
-                now = self._mark_posted(calls)
+                now = self.mark_posted(calls)
                 if not isinstance(result, dist.Work):
                     self._mark_done(calls, started, now)
                 elif blocks:
@@ -162,14 +168,14 @@ class CollectiveRecorder:
     def _wrap_batch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(operations: list[Any]) -> list[Any]:
-            recorder = self._recorder
+            recorder = self.phases
             before = recorder.current
             in_step = before[0] in WORK_PHASES or before[0] in ("bubble", "communication")
             if not in_step or torch.compiler.is_compiling():
                 return original(operations)
             calls = [self._record_message(item) for item in operations] if self.recording else []
             works = original(operations)
-            self._mark_posted(calls)
+            self.mark_posted(calls)
             if len(works) == len(calls):
                 return [_RecordedWork(self, work, [call]) for work, call in zip(works, calls, strict=True)]
             return [_RecordedWork(self, work, calls) for work in works]  # NCCL returns one Work for all
@@ -178,7 +184,7 @@ class CollectiveRecorder:
 
     def wait(self, work: Any, calls: list[_Call], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Wait for an asynchronous call and record the wait, which is the part that computation did not hide."""
-        recorder = self._recorder
+        recorder = self.phases
         before = recorder.current
         works = before[0] in WORK_PHASES
         if not works and not calls:
@@ -190,11 +196,11 @@ class CollectiveRecorder:
             call.waits.append((began, ended))
         return result
 
-    def _mark_posted(self, calls: list[_Call]) -> Reading:
+    def mark_posted(self, calls: list[_Call]) -> Reading:
         """Record that the backend has taken the calls over. The rank was blocked until now, so this time is exposed."""
         if not calls:
             return None
-        now = self._recorder.clock.now()
+        now = self.phases.clock.now()
         for call in calls:
             call.posted = now
             call.waits.append((call.started, now))
@@ -212,7 +218,7 @@ class CollectiveRecorder:
         """Record when gloo completes an operation, which may be long before the caller waits for it."""
         if not calls or not self._split:
             return
-        clock, call = self._recorder.clock, calls[0]
+        clock, call = self.phases.clock, calls[0]
 
         def complete(_: Any) -> None:
             if call.done is None:
@@ -236,16 +242,20 @@ class CollectiveRecorder:
         ranks = dist.get_process_group_ranks(group)
         if function.peer is not None and argument(function.peer) is not None:
             ranks = [self._rank, argument(function.peer)]
+        return self.new_call(function.kind, ranks, argument(function.tensors), now)
+
+    def new_call(self, kind: str, ranks: list[int], tensors: Any, now: Reading) -> list[_Call]:
+        """Record a call of ``ranks`` that began at ``now``; nothing where no other rank takes part."""
         if len(ranks) == 1:
-            return []  # no other rank takes part
-        call = _Call(function.kind, *self._group_of(ranks), _count_bytes(argument(function.tensors)), now)
+            return []
+        call = _Call(kind, *self._group_of(ranks), _count_bytes(tensors), now)
         self.calls.append(call)
         return [call]
 
     def _record_message(self, operation: Any) -> _Call:
         kind = "send" if operation.op.__name__ == "isend" else "recv"
         name, size = self._group_of([self._rank, operation.peer])
-        call = _Call(kind, name, size, _count_bytes(operation.tensor), self._recorder.clock.now())
+        call = _Call(kind, name, size, _count_bytes(operation.tensor), self.phases.clock.now())
         self.calls.append(call)
         return call
 

@@ -1,0 +1,199 @@
+"""One grammar for parallel plans: ``"fsdp2 tp2"`` in flags, spec files, Python and everything that is shown.
+
+A plan is words, in any order, separated by spaces or commas::
+
+    plan      = { word }
+    word      = framework | plugin | plugin SIZE | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
+    axis      = "dp" | "tp" | "pp"
+    switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard"
+
+A size behind a plugin is its data-parallel size: ``ddp2`` is ``ddp dp2``. A plugin whose own name ends in a digit takes
+none: ``zero2`` is ZeRO stage 2, and ``zero2 dp4`` that on 4 ranks. Without a framework, that of the plugin is meant;
+without a plugin, the first that takes the sizes. Sizes that are written give the number of ranks; ``zero2`` alone
+leaves it to ``-n``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from workbench.core.frameworks import (
+    DEFAULT_FRAMEWORK,
+    PLUGIN_OPTIONS,
+    PlanOptions,
+    framework,
+    framework_if_usable,
+    installed,
+    usable,
+)
+from workbench.errors import ConfigError, suggest
+
+#: words with a number -> the option that it sets ("dp" is none: it gives the number of ranks)
+COUNTS: Mapping[str, str] = MappingProxyType(
+    {"dp": "dp", "tp": "tp", "pp": "pp", "mb": "micro_batches", "replicate": "replicate"}
+)
+#: words without a number -> the option that they set, and its value
+SWITCHES: Mapping[str, tuple[str, Any]] = MappingProxyType(
+    {
+        "gpipe": ("schedule", "gpipe"),
+        "interleaved": ("schedule", "interleaved"),
+        "zero-bubble": ("schedule", "zero-bubble"),
+        "sync-batchnorm": ("sync_batchnorm", True),
+        "no-reshard": ("no_reshard", True),
+    }
+)
+#: all options that a plan stands for
+OPTIONS = ("ranks", "framework", "plugin", *PLUGIN_OPTIONS)
+_SPLIT = ("tp", "pp")
+_FIELD = "--plan"
+
+
+def read(text: str, *, chosen: str = "") -> dict[str, Any]:
+    """The options that a plan's words set, and no others; ``dp`` is among them where it is written.
+
+    ``chosen``: a framework that was chosen elsewhere, of which plugins are then. Raises ``ConfigError``, with the
+    nearest word, for a word that is none, for a word that is there twice, and for a plugin of another framework.
+    """
+    if not isinstance(text, str) or not _words(text):
+        raise ConfigError(f"--plan {text!r} is no plan: write words such as 'ddp2', 'zero2' or 'tp2 pp2'", field=_FIELD)
+    found: dict[str, Any] = {}
+    for word in _words(text):
+        for option, value in _meaning(word, text).items():
+            if option in found:
+                raise ConfigError(f"--plan {text!r} sets {_called(option)} twice: leave out {word!r}", field=_FIELD)
+            found[option] = value
+    written = found.get("framework", chosen)
+    if "plugin" in found and not written:
+        found["framework"] = _framework_with(found["plugin"])
+    elif "plugin" in found:
+        framework(written).plugin(found["plugin"])  # refuses one of another framework
+    return found
+
+
+def expanded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with those that ``options["plan"]`` stands for in its place; options that are None are left out.
+
+    Raises ``ConfigError`` for a plan that another option contradicts.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    text = given.pop("plan", None)
+    if text is None:
+        return given
+    written = read(text, chosen=given.get("framework", ""))
+    for option, value in written.items():
+        if option in given and given[option] != value:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(
+                f"--plan {text!r} says {_called(option)} {value}, and {flag} says {given[option]}: "
+                "leave out one of them",
+                field=flag,
+            )
+    dp = written.pop("dp", None)
+    found = {**given, **written}
+    block = max(1, found.get("tp", 1)) * max(1, found.get("pp", 1))
+    if dp is not None and given.get("ranks", dp * block) != dp * block:
+        raise ConfigError(
+            f"--plan {text!r} is for {dp * block} ranks (dp {dp} x tp*pp {block}), and -n says {given['ranks']}: "
+            "leave out -n, or the data-parallel size of the plan",
+            field="--nproc-per-node",
+        )
+    if dp is not None or any(option in written for option in _SPLIT):
+        found.setdefault("ranks", (dp or 1) * block)
+    return found
+
+
+def completed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with the defaults that follow from others: the plugin, and the micro-batches of a pipeline."""
+    found = dict(options)
+    if "plugin" not in found:
+        chosen = framework(found.get("framework", DEFAULT_FRAMEWORK))
+        found["plugin"] = chosen.plugin_with([option for option in _SPLIT if found.get(option, 1) > 1]).name
+    if found.get("pp", 1) > 1:
+        found.setdefault("micro_batches", found["pp"])
+    return found
+
+
+def described(plan: PlanOptions) -> str:
+    """The words of a plan, its data-parallel size included: ``"zero2 dp2"``, ``"tp2 pp2"``, ``"torch ddp2"``.
+
+    Of an installed framework, they are read back as the same plan.
+    """
+    dp = plan.ranks // (plan.tp * plan.pp)
+    sizes = [f"{axis}{getattr(plan, axis)}" for axis in _SPLIT if getattr(plan, axis) > 1]
+    words = []
+    if not (sizes and _is_implied(plan)):
+        if plan.framework != _framework_with(plan.plugin, missing=DEFAULT_FRAMEWORK):
+            words.append(plan.framework)
+        words.append(plan.plugin)
+    if dp > 1 or not sizes:
+        if words and not words[-1][-1].isdigit():
+            words[-1] += str(dp)
+        else:
+            words.append(f"dp{dp}")
+    words += sizes
+    if plan.micro_batches != (plan.pp if plan.pp > 1 else 1):
+        words.append(f"mb{plan.micro_batches}")
+    if plan.replicate != 1:
+        words.append(f"replicate{plan.replicate}")
+    words += [word for word, (option, value) in SWITCHES.items() if getattr(plan, option) == value]
+    return " ".join(words)
+
+
+def _is_implied(plan: PlanOptions) -> bool:
+    """Whether the default framework takes this plugin for the plan's sizes."""
+    known = framework_if_usable(plan.framework)
+    if known is None or plan.framework != DEFAULT_FRAMEWORK:
+        return False
+    return known.plugin_with([option for option in _SPLIT if getattr(plan, option) > 1]).name == plan.plugin
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text.strip()) if word]
+
+
+def _meaning(word: str, text: str) -> dict[str, Any]:
+    """What one word sets."""
+    if word in SWITCHES:
+        option, value = SWITCHES[word]
+        return {option: value}
+    if word in installed():
+        return {"framework": word}
+    plugins = _plugins()
+    if word in plugins:
+        return {"plugin": word}
+    name, number = _split(word)
+    if name in COUNTS and number is not None:
+        return {COUNTS[name]: number}
+    if name in plugins and number is not None:
+        return {"plugin": name, "dp": number}
+    if word in COUNTS:
+        raise ConfigError(f"--plan {text!r}: {word} needs a number, such as {word}2", field=_FIELD)
+    known = [*plugins, *(f"{count}{number or 2}" for count in COUNTS), *SWITCHES, *installed()]
+    raise ConfigError(f"--plan {text!r}: unknown word {word!r}: {suggest(word, known)}", field=_FIELD)
+
+
+def _split(word: str) -> tuple[str, int | None]:
+    """``"tp2"`` -> ``("tp", 2)``."""
+    found = re.fullmatch(r"(.*?)(\d+)", word)
+    return (found[1], int(found[2])) if found else (word, None)
+
+
+def _plugins() -> list[str]:
+    """Names of all plugins, each once, those of the default framework first."""
+    return list(dict.fromkeys(plugin.name for each in usable() for plugin in each.plugins))
+
+
+def _framework_with(plugin: str, missing: str = "") -> str:
+    """The first framework that has a plugin of this name."""
+    return next((each.name for each in usable() if plugin in _names(each.plugins)), missing)
+
+
+def _names(plugins: Iterable[Any]) -> list[str]:
+    return [plugin.name for plugin in plugins]
+
+
+def _called(option: str) -> str:
+    return {"dp": "the data-parallel size", "micro_batches": "micro-batches"}.get(option, option.replace("_", "-"))

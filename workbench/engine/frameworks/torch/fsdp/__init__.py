@@ -1,0 +1,1 @@
+"""FSDP2: ``fully_shard`` per block and for the rest of the model."""

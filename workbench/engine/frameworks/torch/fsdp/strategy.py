@@ -1,0 +1,229 @@
+"""torch's FSDP2: parameters, gradients and optimizer state are split over the data-parallel ranks.
+
+Each block's parameters are gathered when it computes. With ``tp`` layers are cut over tensor-parallel ranks first. With
+``replicate`` the ranks form groups that each hold all shards (HSDP). In mixed precision ranks gather and compute in
+bf16 or fp16, over fp32 shards, and reduce in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.tensor import local_part
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.torch.ddp import FIRST_SCALE, DdpStrategy
+from workbench.engine.frameworks.torch.fsdp import checks
+from workbench.engine.frameworks.torch.fsdp.local_gradients import before_reduce_scatter
+from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
+from workbench.engine.frameworks.torch.fsdp.reduction import FsdpReduction
+from workbench.engine.frameworks.torch.fsdp.sharding import (
+    blocks_of,
+    gathered,
+    one_by_one,
+    replace_parameters,
+    shard,
+    sharded_modules,
+    sharded_parameters,
+)
+from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
+from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
+from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters
+from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged
+from workbench.engine.state.layout import RankState
+
+
+class FsdpStrategy(DdpStrategy):
+    """Loss, gradients and updates are those of one process with the global batch."""
+
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None:
+        super().check(spec, workload)
+        checks.check(spec, workload)
+
+    def _distribute(self) -> None:
+        plan = self.spec.plan
+        self._entered = False
+        before = {self.originals.name(name): parameter for name, parameter in self._module.named_parameters()}
+        sizes = (plan.replicate, self.mesh.dp // plan.replicate, self.mesh.tp)
+        mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("replicate", "shard", "tp"))
+        cuts: dict[str, Cut] = {}
+        if self.mesh.tp > 1:
+            cuts = parallelize(self._module, checks.tensor_plan(self.spec, self.workload), mesh["tp"])
+            one_by_one(self._optimizer)
+        self.places = ShardPlaces(
+            self.originals.shapes,
+            self.mesh,
+            self.coordinates,
+            replicate=plan.replicate,
+            cuts={self.originals.name(name): cut for name, cut in cuts.items()},
+        )
+        shard(
+            self._module,
+            blocks_of(self._module),
+            mesh["replicate", "shard"] if plan.replicate > 1 else mesh["shard"],
+            precision=self.spec.precision,
+            no_reshard=plan.no_reshard,
+        )
+        after = {self.originals.name(name): parameter for name, parameter in self._module.named_parameters()}
+        replace_parameters(self._optimizer, before, after, lambda name, whole: self.places.place(name).of(whole))
+        self._parameter_names = {id(parameter): name for name, parameter in after.items()}
+        self._held = rank_parameters(self._module, self._names)
+        self._axes = {id(item.parameter): self.places.axes(self._name(item)) for item in self._held}
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}  # the parts of a layer are told together
+        self._mine = [item for item in self._held if self.places.is_counted_here(self._name(item), turns[item.layer])]
+        self._shares = {(item.layer, self._axes[id(item.parameter)]) for item in self._mine}
+        self.model = self._module
+        sharded_modules(self._module)[0]._get_fsdp_state()._lazy_init()  # before a block computes by itself
+        self._reduction = FsdpReduction(self._module, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe)
+
+    def _name(self, item: RankParameter) -> str:
+        return self._parameter_names[id(item.parameter)]
+
+    def _make_scaler(self) -> SharedLossScale:
+        return SharedLossScale(FIRST_SCALE, enabled=self.spec.precision == "fp16")
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [local_part(gradient) for gradient in super()._gradients()]
+
+    def _versioned(self) -> list[RankParameter]:
+        """The gathered parameters, of which the forward pass computes: those that were gathered before."""
+        whole = {id(each.sharded_param): each for each in sharded_parameters(self._module)}
+        found = [(item, whole[id(item.parameter)]) for item in self._held]
+        return [
+            replace(item, parameter=each._unsharded_param) for item, each in found if hasattr(each, "_unsharded_param")
+        ]
+
+    def _check_weights(self, items: list[RankParameter], before: list[int]) -> None:
+        check_unchanged(items, before, self.spec.plan.plugin)
+
+    def _term(self, batch: Batch) -> LossTerm:
+        term = super()._term(batch)
+        # FSDP2 puts a hook on what the forward pass returns, and warns of one on a view
+        return term if term.value._base is None else replace(term, value=term.value.clone())
+
+    def step(self) -> bool:
+        is_scaled = self._scaler.is_enabled()
+        norm = self._global_norm() if self._clip > 0 or is_scaled else 0.0
+        overflowed = is_scaled and not norm < float("inf")
+        factor = 1 / self._scaler.get_scale()
+        if self._clip > 0 and norm > self._clip:
+            factor *= self._clip / (norm + 1e-6)
+        if not overflowed:
+            if factor != 1:
+                torch._foreach_mul_(self._gradients(), factor)
+            self._optimizer.step()
+        self._scaler.update(overflowed=overflowed)
+        self._optimizer.zero_grad()
+        return not overflowed
+
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        """As ``Watchable.watch_batches``."""
+        items = [item for item in self._chosen(self._held, layers) if item.layer not in self._frozen]
+        scale = self.loss_scale()
+
+        def part_of(item: RankParameter, gradient: torch.Tensor) -> GradientPart:
+            sharded = "tp" if "tp" in self._axes[id(item.parameter)] else ""
+            return GradientPart(item.layer, gradient, sharded, scale, item)
+
+        by_id = {id(item.parameter): item for item in items}
+        return before_reduce_scatter(by_id, part_of, self.aside(observer))
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison | None:
+        """As ``Watchable.compare``: this rank has a slice of the reduced gradient."""
+        if self.mesh.tp > 1 and self.mesh.dp > 1:
+            return None  # a slice of a tensor-parallel part
+        pairs = []
+        for part in parts:
+            reduced = self._own(local_part(part.source.parameter.grad))
+            pairs.append([(self._own(self.places.rows_of(part.tensor)), reduced)])
+        return Comparison("exact" if self.mesh.dp == 1 else "slice", pairs)
+
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """As ``Inspectable.output_sharding``."""
+        return output_sharding(module) if self.mesh.tp > 1 else ""
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
+        found = []
+        for item in self._chosen(self._mine, layers):
+            moments = moments_of(self._optimizer, item.parameter)
+            first, second = [None if moment is None else self._own(local_part(moment)) for moment in moments]
+            weight = self._own(local_part(item.parameter.detach()))
+            found.append(WeightPart(item.layer, weight, self._axes[id(item.parameter)], (first, second)))
+        return found
+
+    def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
+        scale = self.loss_scale()
+        return [
+            GradientPart(
+                item.layer, self._own(local_part(item.parameter.grad)), self._axes[id(item.parameter)], scale, item
+            )
+            for item in items
+            if item.parameter.grad is not None
+        ]
+
+    def _own(self, local: torch.Tensor) -> torch.Tensor:
+        """What this rank tells of its shard: all of it, or, where groups hold the same, its group's share."""
+        return self.places.told(local)
+
+    def reducer(self) -> None:  # type: ignore[override]
+        """As ``DdpReduced.reducer``: there is none."""
+        return
+
+    def rank_state(self) -> RankState:
+        """As ``Checkpointable.rank_state``."""
+        scaler = self._scaler if self._scaler.is_enabled() else None
+        return self.places.rank_state(self._module, self.originals, self._optimizer, scaler)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """As ``Gathering.gathered``."""
+        if self._entered:
+            yield
+            return
+        self._entered = True
+        try:
+            with gathered(self._module, no_reshard=self.spec.plan.no_reshard):
+                yield
+        finally:
+            self._entered = False
+
+    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """As ``Replayable.rerun``. Collective over all ranks, unless inside ``gathered``."""
+        with self.gathered():
+            return super().rerun(pieces, seen)
+
+    def forward(self, batch: Batch) -> Any:
+        """As ``Evaluating.forward``. Collective over all ranks, unless inside ``gathered``."""
+        with self.gathered():
+            return super().forward(batch)
+
+    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
+        """As ``Validating.evaluated``. Collective over all ranks, unless inside ``gathered``."""
+        with self.gathered():
+            return super().evaluated(batch, outputs=outputs)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[torch.nn.Module]:
+        """As ``Validating.evaluation``. Collective over all ranks, unless inside ``gathered``."""
+        with self.gathered(), super().evaluation() as model:
+            yield model
+
+    def close(self) -> None:
+        if hasattr(self, "model"):
+            self.norms.close()
+            self._hooks.give_back()
+            del self.model

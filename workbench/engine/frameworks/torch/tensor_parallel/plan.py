@@ -1,0 +1,126 @@
+"""Which modules of a model are cut over tensor-parallel ranks, checked before anything is cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workbench.engine.base.names import users_name
+from workbench.engine.frameworks.torch.tensor_parallel.families import (
+    FAMILIES,
+    OPTIONAL,
+    STYLES,
+    family_of,
+)
+from workbench.errors import ConfigError, suggest
+
+_FIELD = "tp_plan"
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """``modules``: qualified name -> (module, style). ``counts``: (module, attribute) to be divided by the ranks."""
+
+    modules: Mapping[str, tuple[torch.nn.Module, str]] = field(default_factory=dict)
+    counts: tuple[tuple[torch.nn.Module, str], ...] = ()
+
+
+def is_conv1d(module: torch.nn.Module) -> bool:
+    """Whether a module is transformers' ``Conv1D``: a linear layer whose weight is [inputs, outputs]."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def plan_of(model: torch.nn.Module, tp: int, own: Any = None) -> TensorPlan:
+    """How ``model`` is cut over ``tp`` ranks: by ``own``, the ``tp_plan`` of a cell, or by the plan of its family.
+
+    ``ConfigError`` for a model that is not known and has no plan, for a plan that names no module or another style, and
+    for sizes that cannot be cut evenly.
+    """
+    if own is not None:
+        return _checked(model, own, tp)
+    family = family_of(type(model).__name__)
+    if family is None:
+        known = "; ".join(family.title for family in FAMILIES)
+        raise ConfigError(
+            f"--tp {tp}: how to cut {type(model).__name__} over ranks is not known (known: {known}): define it in the "
+            'cell, tp_plan = {"layers.*.attn.q": "colwise", "layers.*.attn.out": "rowwise"}, or leave out --tp',
+            field="--tp",
+        )
+    for name in family.heads:
+        heads = getattr(model.config, name)
+        if heads % tp:
+            raise ConfigError(f"--tp {tp} does not divide {name} = {heads}: use a divisor of {heads}", field="--tp")
+    counts = [
+        (module, attribute)
+        for pattern, attributes in family.counts.items()
+        for _, module in _matching(model, pattern)
+        for attribute in attributes
+    ]
+    found = _checked(model, family.styles, tp)
+    return TensorPlan(found.modules, tuple(counts))
+
+
+def _checked(model: torch.nn.Module, styles: Any, tp: int) -> TensorPlan:
+    if not isinstance(styles, Mapping) or not styles:
+        raise ConfigError(
+            f"tp_plan is a {type(styles).__name__}: it must be a dict of patterns of module names -> styles "
+            f"({', '.join(STYLES)})",
+            field=_FIELD,
+        )
+    shared = _shared(model)
+    modules: dict[str, tuple[torch.nn.Module, str]] = {}
+    for pattern, style in styles.items():
+        if style not in STYLES:
+            raise ConfigError(f"tp_plan[{pattern!r}] = {style!r}: {suggest(str(style), STYLES)}", field=_FIELD)
+        matching = list(_matching(model, pattern))
+        if not matching:
+            names = [users_name(name) for name, _ in model.named_modules() if name]
+            raise ConfigError(f"tp_plan[{pattern!r}] matches no module: {suggest(pattern, names)}", field=_FIELD)
+        for name, module in matching:
+            reason = _why_not(module, style, tp, shared)
+            if not reason:
+                modules[name] = (module, style)
+            elif style not in OPTIONAL:
+                raise ConfigError(f"{name} cannot be cut {style} over --tp {tp}: {reason}", field=_FIELD)
+    return TensorPlan(modules)
+
+
+def _matching(model: torch.nn.Module, pattern: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+    for name, module in model.named_modules():
+        if expression.fullmatch(users_name(name)):
+            yield users_name(name), module
+
+
+def _shared(model: torch.nn.Module) -> set[int]:
+    """Ids of the parameters that several modules have."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _why_not(module: torch.nn.Module, style: str, tp: int, shared: set[int]) -> str:
+    """Why a module cannot be cut in a style; "" when it can."""
+    is_linear = type(module) is torch.nn.Linear or is_conv1d(module)
+    if style == "vocabulary":
+        if type(module) is not torch.nn.Embedding or module.max_norm is not None:
+            return f"it is a {type(module).__name__}, not a torch.nn.Embedding without max_norm"
+        size = module.num_embeddings
+    elif not is_linear:
+        return f"it is a {type(module).__name__}, not a torch.nn.Linear or a Conv1D of transformers"
+    else:
+        inputs, outputs = module.weight.shape if is_conv1d(module) else module.weight.shape[::-1]  # type: ignore[misc,union-attr,index]
+        size = inputs if style == "rowwise" else outputs // 3 if style == "fused" else outputs
+        if style == "fused" and outputs % 3:
+            return f"its {outputs} outputs are not three equal parts"
+    if size % tp:
+        return f"{tp} does not divide {size}"
+    if any(id(parameter) in shared for parameter in module.parameters()):
+        return "another module has the same weights"
+    return ""
