@@ -73,6 +73,7 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
         ("tied", ZERO, TORCH),
         ("gpt2", TP, STAGES | {"schedule": "interleaved"}),
         ("tied", STAGES, ZERO),
+        ("gpt2", STAGES | {"pp": 1, "micro_batches": 1, "tp": 2}, TP),
         ("tied", TORCH, FSDP),
         ("gpt2", TP, FSDP),
         ("plain", FSDP, ZERO),

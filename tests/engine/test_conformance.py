@@ -87,6 +87,8 @@ CASES = [
         for schedule in ("1f1b", "gpipe", "interleaved", "zero-bubble")
     ],
     case(4, "llama", micro_batches=4, **{**STAGES, "pp": 4}),
+    case(4, "llama", tp=2, micro_batches=2, schedule="zero-bubble", clip=0.5, **STAGES),
+    case(4, "gpt2", tp=2, micro_batches=2, accumulate=2, **STAGES),
     case(2, "gpt2", framework="torch", plugin="hybrid"),
     case(2, "llama", precision="bf16", micro_batches=2, tolerance=BF16, **STAGES),
     case(2, "gpt2", precision="fp16", micro_batches=2, clip=0.5, tolerance=FP16, **STAGES),

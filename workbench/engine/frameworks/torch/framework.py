@@ -30,10 +30,11 @@ TORCH = Framework(
         ),
         Plugin(
             name="hybrid",
-            summary="pipeline stages (torch.distributed.pipelining) x data parallel",
+            summary="pipeline stages (torch.distributed.pipelining) x tensor parallel (DTensor) x data parallel",
             strategy="workbench.engine.frameworks.torch.pipeline.strategy:PipelineStrategy",
-            options=frozenset(("pp", "micro_batches", "schedule")),
+            options=frozenset(("tp", "pp", "micro_batches", "schedule")),
             capabilities=frozenset(Capability),
+            models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

@@ -19,6 +19,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.engine.base.parts import BatchObserver
+from workbench.engine.base.tensor import local_part
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf, before_ddp_reduces
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -115,7 +116,7 @@ def average_gradients(parameters: Sequence[torch.Tensor], kinds: Sequence[int], 
     for parameter, kind in zip(parameters, kinds, strict=True):
         if kind != _NONE and parameter.grad is None:
             parameter.grad = zero_gradient(parameter, kind)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     for bucket in gradient_buckets([gradient for gradient in gradients if not gradient.is_sparse]):
         flat = _flatten_dense_tensors(bucket)
         dist.all_reduce(flat, group=group)

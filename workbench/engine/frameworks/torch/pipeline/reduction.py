@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from workbench.engine.base.parts import BatchObserver
+from workbench.engine.base.tensor import local_part
 from workbench.engine.frameworks.torch_common.ddp_reduction import average_gradients, gradient_kind, zero_gradient
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -45,7 +46,7 @@ class StageReduction:
             (kind,) = self._kinds([parameter], group)
             if kind:
                 parameter.grad = zero_gradient(parameter, kind) if parameter.grad is None else parameter.grad
-                dist.all_reduce(parameter.grad, group=group)
+                dist.all_reduce(local_part(parameter.grad), group=group)
         self._before()
         if self._size > 1 and self._parameters:
             kinds = self._kinds(self._parameters, self._replicas)

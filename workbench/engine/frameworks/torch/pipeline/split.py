@@ -208,6 +208,12 @@ class Stages:
             else:
                 parent.__dict__.pop(name, None)
 
+    def replace(self, parameters: Mapping[int, torch.nn.Parameter]) -> None:
+        """Hold other parameters, by the ids of those before."""
+        self.held = {stage: [parameters.get(id(p), p) for p in held] for stage, held in self.held.items()}
+        self.shared = [(parameters.get(id(p), p), ranks) for p, ranks in self.shared]
+        self.direct = [(parent, name, parameters.get(id(p), p)) for parent, name, p in self.direct]
+
     def leave(self) -> None:
         """Undo ``enter``."""
         self.enter(0, None)

@@ -13,20 +13,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.device_mesh import init_device_mesh
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import Strategy
+from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
+from workbench.engine.frameworks.torch.ddp import FIRST_SCALE
+from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
+from workbench.engine.frameworks.torch.fsdp.sharding import one_by_one, replace_parameters
 from workbench.engine.frameworks.torch.pipeline import split as splitting
 from workbench.engine.frameworks.torch.pipeline.groups import AxisGroups
 from workbench.engine.frameworks.torch.pipeline.reduction import StageReduction
 from workbench.engine.frameworks.torch.pipeline.runner import MicroBatch, Runner
 from workbench.engine.frameworks.torch.pipeline.schedules import SCHEDULES
+from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
+from workbench.engine.frameworks.torch.tensor_parallel.plan import TensorPlan, plan_of
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
@@ -62,12 +68,10 @@ from workbench.engine.frameworks.torch_common.rerun import undone
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.step_reads import StepReads
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
-from workbench.engine.state.layout import Originals, RankState
+from workbench.engine.state.layout import Originals, Place, RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
 
-#: first loss scale in fp16; torch's 2**16 skips so many steps that short runs learn less
-_FIRST_SCALE = 2.0**10
 _AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,6 +87,14 @@ class PipelineStrategy(Strategy):
                 "--framework torch --plugin hybrid trains the model alone. Use --plugin ddp",
                 field="optimizer",
             )
+        if spec.plan.tp > 1:
+            plan_of(workload.model, spec.plan.tp, workload.names.get("tp_plan"))
+            if any(workload.optimizer.state.values()):
+                raise ConfigError(
+                    "the optimizer has state already, as the cell stepped it or loaded its state: --tp splits weights "
+                    "only. Leave out --tp, or make the optimizer anew",
+                    field="optimizer",
+                )
         if spec.plan.pp > 1:
             splitting.check_split(workload.model, spec, workload.pipeline_split)
         check_hooks(spec, workload.model, workload.optimizer, has_copies=False)
@@ -113,10 +125,7 @@ class PipelineStrategy(Strategy):
         self.norms.tell_on(self.rank, self.tell)
         self._split(workload)
         self.average = LossAverage(self.mesh, self.device, self._expected)
-        is_fp16 = self.spec.precision == "fp16"
-        # ranks hold different weights, so they agree whether any gradient is infinite
-        self._scaler = ShardedGradScaler(self.device.type, init_scale=_FIRST_SCALE, enabled=is_fp16)
-        self._scaler.scale(torch.zeros((), device=self.device))  # makes the scale also where no loss is
+        self._scaler = SharedLossScale(FIRST_SCALE, enabled=self.spec.precision == "fp16")
         self._clip = self.spec.clip
         self._frozen: frozenset[str] = frozenset()
         self._part_norms: PartNorms | None = None
@@ -126,6 +135,7 @@ class PipelineStrategy(Strategy):
         """Leave the other ranks' stages out, and make what this rank's need."""
         mesh, here = self.mesh, self.coordinates
         schedule = SCHEDULES[self.spec.plan.schedule]
+        tensor_plan = plan_of(self._module, mesh.tp, workload.names.get("tp_plan")) if mesh.tp > 1 else None
         cuts = splitting.cuts_of(self._module, self.spec, workload.pipeline_split)
         rank_of_stage = {stage: stage % mesh.pp for stage in range(len(cuts) + 1)}
         stages = splitting.split(self._module, cuts, rank_of_stage, here.pp, self.device)
@@ -138,10 +148,14 @@ class PipelineStrategy(Strategy):
             group["params"] = [p for p in group["params"] if id(p) in held]
         if workload.after_split is not None:
             workload.after_split(self._module)
+        self._cuts = self._cut_layers(stages, tensor_plan) if tensor_plan is not None else {}
         groups = AxisGroups(mesh, here)
         tied = [(parameter, groups.of_stages(ranks)) for parameter, ranks in stages.shared]
         foreign = [parameter for parameter, ranks in stages.shared if here.pp in ranks[1:]]
-        self._held = rank_parameters(self._module, self._names, foreign=foreign)
+        cut = {id(p) for name, p in self._module.named_parameters() if self.originals.name(name) in self._cuts}
+        self._held = rank_parameters(
+            self._module, self._names, is_sharded=lambda parameter: id(parameter) in cut, foreign=foreign
+        )
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._mine = share_of_replicas(self._held, turns, mesh, here)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
@@ -165,6 +179,22 @@ class PipelineStrategy(Strategy):
             device=self.device,
             autocast=self._autocast,
         )
+
+    def _cut_layers(self, stages: splitting.Stages, plan: TensorPlan) -> dict[str, Cut]:
+        """Cut the layers of this rank's stages over its tensor-parallel ranks; what is left of parameters, by name."""
+        mesh = init_device_mesh(
+            self.device.type, (self.mesh.dp, self.mesh.pp, self.mesh.tp), mesh_dim_names=("dp", "pp", "tp")
+        )
+        held = {id(module) for module in self._module.modules()}
+        modules = {name: found for name, found in plan.modules.items() if id(found[0]) in held}
+        counts = tuple(found for found in plan.counts if id(found[0]) in held)
+        before = dict(self._module.named_parameters(remove_duplicate=False))
+        cuts = parallelize(self._module, TensorPlan(modules, counts), mesh["tp"])
+        after = dict(self._module.named_parameters(remove_duplicate=False))
+        stages.replace({id(before[name]): after[name] for name in before})
+        replace_parameters(self._optimizer, before, after, lambda name, whole: whole)
+        one_by_one(self._optimizer)
+        return {self.originals.name(name): found for name, found in cuts.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _AUTOCAST_TYPES.get(self.spec.precision)
@@ -231,18 +261,22 @@ class PipelineStrategy(Strategy):
         return loss_term(compute, self.tell if self.average.is_new else None, count)
 
     def _gradients(self) -> list[torch.Tensor]:
-        return [item.parameter.grad for item in self._held if item.parameter.grad is not None]
+        return [local_part(item.parameter.grad) for item in self._held if item.parameter.grad is not None]
 
     def step(self) -> bool:
-        norm = self._global_norm() if self._clip > 0 else 0.0
-        self._scaler.unscale_(self._optimizer)
+        is_scaled = self._scaler.is_enabled()
+        norm = self._global_norm() if self._clip > 0 or is_scaled else 0.0
+        overflowed = is_scaled and not norm < math.inf
+        factor = 1 / self._scaler.get_scale()
         if self._clip > 0 and norm > self._clip:
-            torch._foreach_mul_(self._gradients(), self._clip / (norm + 1e-6))
-        before = self._scaler.get_scale()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+            factor *= self._clip / (norm + 1e-6)
+        if not overflowed:
+            if factor != 1:
+                torch._foreach_mul_(self._gradients(), factor)
+            self._optimizer.step()
+        self._scaler.update(overflowed=overflowed)
         self._optimizer.zero_grad()
-        return self._scaler.get_scale() >= before
+        return not overflowed
 
     def _global_norm(self) -> float:
         total = self.grad_sq().clone()
@@ -321,6 +355,7 @@ class PipelineStrategy(Strategy):
             mesh=self.mesh,
             here=self.coordinates,
             foreign={id(item.parameter) for item in self._held if item.foreign},
+            places={name: Place(self.originals.shapes[name], cut.dim, cut.runs) for name, cut in self._cuts.items()},
         )
         return state.rank_state(self._optimizer, scaler=self._scaler if self._scaler.is_enabled() else None)
 
@@ -330,8 +365,8 @@ class PipelineStrategy(Strategy):
         return self._module
 
     def output_sharding(self, module: torch.nn.Module) -> str | None:
-        """As ``Inspectable.output_sharding``: every rank of a stage has the whole of it."""
-        return ""
+        """As ``Inspectable.output_sharding``."""
+        return output_sharding(module) if self.mesh.tp > 1 else ""
 
     def generators(self) -> Mapping[str, ModuleGenerator]:
         """As ``Replayable.generators``: torch keeps none in modules."""
