@@ -219,23 +219,27 @@ class First:
     """The first module of a stage, called with what the stage has received as its first argument."""
 
     def __init__(self, module: torch.nn.Module, running: Running) -> None:
-        self._module = module
+        self.module = module
         self._received = running.received
         self._running = running
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module."""
+        args, kwargs = self.given(args, kwargs)
+        return self.module(*args, **kwargs)
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with what was received."""
         self._running.has_begun = True
         if args:
-            return self._module(self._filled(args[0]), *args[1:], **kwargs)
+            return (self._filled(args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
-        return self._module(**{**kwargs, name: self._filled(kwargs[name])})
+        return (), {**kwargs, name: self._filled(kwargs[name])}
 
     def _filled(self, given: torch.Tensor) -> torch.Tensor:
         """What was received, in the tensor ``given`` itself: the caller may use it too, as in ``x = x + block(x)``."""
         assert self._received is not None
-        is_written = torch._C._current_graph_task_id() != -1  # this is a recomputation
-        if is_written or given._is_view() or given.requires_grad or given.shape != self._received.shape:
+        if given._is_view() or given.requires_grad or given.shape != self._received.shape:
             return self._received
         given.data = torch.empty_like(self._received)  # it has the storage of all blanks
         filled: torch.Tensor = given.copy_(self._received)
@@ -243,7 +247,7 @@ class First:
 
     def __getattr__(self, name: str) -> Any:
         """An attribute of the module."""
-        return getattr(self._module, name)
+        return getattr(self.module, name)
 
 
 class _Items:
@@ -273,18 +277,13 @@ class _Bound:
 
     def __init__(self, item: StageItem) -> None:
         self._item = item
-        self._call = item.now()
+        self.call = item.now()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        return self.call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._item, name)
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether a module of this rank is called."""
-        return isinstance(self._call, First | torch.nn.Module)
 
 
 class StagedList(torch.nn.ModuleList):
@@ -324,4 +323,7 @@ def recomputed_here(recompute: Callable[..., Any], function: Callable[..., Any],
         owner = _Bound(owner)
     if not isinstance(owner, _Bound):
         return recompute(function, *args, **kwargs)
-    return recompute(owner.__call__, *args, **kwargs) if owner.is_computed else owner(*args, **kwargs)
+    call = owner.call
+    if isinstance(call, First):  # what it received is written before, as a recomputation takes its inputs as they were
+        (args, kwargs), call = call.given(args, kwargs), call.module
+    return recompute(call.__call__, *args, **kwargs) if isinstance(call, torch.nn.Module) else call(*args, **kwargs)

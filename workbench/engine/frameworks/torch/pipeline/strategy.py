@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
@@ -25,14 +24,13 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.frameworks.torch.ddp import FIRST_SCALE
 from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
-from workbench.engine.frameworks.torch.fsdp.sharding import one_by_one, replace_parameters
-from workbench.engine.frameworks.torch.pipeline import split as splitting
+from workbench.engine.frameworks.torch.pipeline.assembly import assemble, tensor_plan
 from workbench.engine.frameworks.torch.pipeline.groups import AxisGroups
 from workbench.engine.frameworks.torch.pipeline.reduction import StageReduction
 from workbench.engine.frameworks.torch.pipeline.runner import MicroBatch, Runner
 from workbench.engine.frameworks.torch.pipeline.schedules import SCHEDULES
-from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
-from workbench.engine.frameworks.torch.tensor_parallel.plan import TensorPlan, plan_of
+from workbench.engine.frameworks.torch.pipeline.split import check_split
+from workbench.engine.frameworks.torch.tensor_parallel.parallelize import output_sharding
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
@@ -88,7 +86,7 @@ class PipelineStrategy(Strategy):
                 field="optimizer",
             )
         if spec.plan.tp > 1:
-            plan_of(workload.model, spec.plan.tp, workload.names.get("tp_plan"))
+            tensor_plan(spec, workload)
             if any(workload.optimizer.state.values()):
                 raise ConfigError(
                     "the optimizer has state already, as the cell stepped it or loaded its state: --tp splits weights "
@@ -96,7 +94,7 @@ class PipelineStrategy(Strategy):
                     field="optimizer",
                 )
         if spec.plan.pp > 1:
-            splitting.check_split(workload.model, spec, workload.pipeline_split)
+            check_split(workload.model, spec, workload.pipeline_split)
         check_hooks(spec, workload.model, workload.optimizer, has_copies=False)
         check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, pp=spec.plan.pp, has_slices=False)
 
@@ -134,21 +132,8 @@ class PipelineStrategy(Strategy):
     def _split(self, workload: Workload) -> None:
         """Leave the other ranks' stages out, and make what this rank's need."""
         mesh, here = self.mesh, self.coordinates
-        schedule = SCHEDULES[self.spec.plan.schedule]
-        tensor_plan = plan_of(self._module, mesh.tp, workload.names.get("tp_plan")) if mesh.tp > 1 else None
-        cuts = splitting.cuts_of(self._module, self.spec, workload.pipeline_split)
-        rank_of_stage = {stage: stage % mesh.pp for stage in range(len(cuts) + 1)}
-        stages = splitting.split(self._module, cuts, rank_of_stage, here.pp, self.device)
-        self._blanks = stages.blanks
-        self._module.to(self.device)
-        held = {id(parameter) for parameter in self._module.parameters()}
-        for group in workload.optimizer.param_groups:
-            for parameter in [p for p in group["params"] if id(p) not in held]:
-                workload.optimizer.state.pop(parameter, None)
-            group["params"] = [p for p in group["params"] if id(p) in held]
-        if workload.after_split is not None:
-            workload.after_split(self._module)
-        self._cuts = self._cut_layers(stages, tensor_plan) if tensor_plan is not None else {}
+        found = assemble(self.spec, workload, here, self.device, self.originals)
+        stages, self._blanks, self._cuts = found.stages, found.stages.blanks, found.cuts
         groups = AxisGroups(mesh, here)
         tied = [(parameter, groups.of_stages(ranks)) for parameter, ranks in stages.shared]
         foreign = [parameter for parameter, ranks in stages.shared if here.pp in ranks[1:]]
@@ -172,29 +157,13 @@ class PipelineStrategy(Strategy):
         self._runner = Runner(
             self._module,
             stages,
-            schedule,
-            rank_of_stage=rank_of_stage,
+            SCHEDULES[self.spec.plan.schedule],
+            rank_of_stage=found.rank_of_stage,
             here=here.pp,
             group=groups.pipeline,
             device=self.device,
             autocast=self._autocast,
         )
-
-    def _cut_layers(self, stages: splitting.Stages, plan: TensorPlan) -> dict[str, Cut]:
-        """Cut the layers of this rank's stages over its tensor-parallel ranks; what is left of parameters, by name."""
-        mesh = init_device_mesh(
-            self.device.type, (self.mesh.dp, self.mesh.pp, self.mesh.tp), mesh_dim_names=("dp", "pp", "tp")
-        )
-        held = {id(module) for module in self._module.modules()}
-        modules = {name: found for name, found in plan.modules.items() if id(found[0]) in held}
-        counts = tuple(found for found in plan.counts if id(found[0]) in held)
-        before = dict(self._module.named_parameters(remove_duplicate=False))
-        cuts = parallelize(self._module, TensorPlan(modules, counts), mesh["tp"])
-        after = dict(self._module.named_parameters(remove_duplicate=False))
-        stages.replace({id(before[name]): after[name] for name in before})
-        replace_parameters(self._optimizer, before, after, lambda name, whole: whole)
-        one_by_one(self._optimizer)
-        return {self.originals.name(name): found for name, found in cuts.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _AUTOCAST_TYPES.get(self.spec.precision)
