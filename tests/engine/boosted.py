@@ -34,6 +34,7 @@ def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Workload
         model=network,
         optimizer=models.optimizer(network),
         data=None,  # type: ignore[arg-type]
+        names={"tp_plan": models.TP_PLAN} if kind == "plain" else {},
         **(loss if by_loss_fn else {"criterion": models.criterion}),
     )
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+#: how a cell that defines the model "plain" cuts its layers over tensor-parallel ranks
+TP_PLAN = {"0": "colwise", "2": "rowwise"}
 VOCABULARY = 257  # odd: no tensor-parallel size divides it
 BATCH = 8
 

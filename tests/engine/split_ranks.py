@@ -17,6 +17,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
+from workbench.engine.frameworks.torch_common.trained import users_model
 from workbench.errors import ConfigError
 
 for _family in FAMILIES:  # once, in the process that ranks are forked from
@@ -79,7 +80,7 @@ def _train(rank: int, spec: TrainSpec, case: Case) -> tuple[Losses, Losses]:
     strategy = _prepared(rank, spec, case)
     losses, norms = [], []
     try:
-        labels = strategy.module.config.num_labels
+        labels = users_model(strategy.module).config.num_labels
         for step in range(STEPS):
             data = split_models.batch(*case[:2], step, labels)
             pieces = [part(data, index, spec.accumulate) for index in range(spec.accumulate)]

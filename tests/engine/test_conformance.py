@@ -95,7 +95,7 @@ CASES = [
     *[case(2, model, **FSDP) for model in ("llama", "gpt2", "plain", "tied", "vit")],
     case(2, "llama", no_reshard=True, accumulate=2, clip=0.5, **FSDP),
     case(4, "plain", replicate=2, accumulate=2, clip=0.5, **FSDP),
-    *[case(2, model, tp=2, **FSDP) for model in ("gpt2", "vit", "tied")],
+    *[case(2, model, tp=2, **FSDP) for model in ("gpt2", "vit", "tied", "plain")],
     case(4, "llama", tp=2, accumulate=2, clip=0.5, **FSDP),
     case(4, "gpt2", tp=2, precision="bf16", tolerance=BF16, **FSDP),
     case(2, "gpt2", precision="bf16", tolerance=BF16, **FSDP),

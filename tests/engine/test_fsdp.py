@@ -24,6 +24,27 @@ def test_ranks_may_use_different_parameters(pool):
             assert found[name] == pytest.approx(weights, abs=1e-6), name
 
 
+#: a class of each family that DTensor cuts, with settings in which models differ
+CUT = [
+    ("llama", "LlamaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True}, {}),
+    ("llama", "LlamaForCausalLM", {}, {"recompute": True}),
+    ("mistral", "MistralForCausalLM", {"head_dim": 16, "attn_implementation": "eager"}, {}),
+    ("qwen2", "Qwen2ForCausalLM", {}, {}),
+    ("mixtral", "MixtralForCausalLM", {}, {}),
+    ("gpt2", "GPT2LMHeadModel", {"tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True}, {}),
+    ("gpt2", "GPT2LMHeadModel", {"attn_implementation": "eager"}, {}),
+    ("vit", "ViTForImageClassification", {}, {}),
+]
+
+
+def test_models_that_dtensor_cuts_train_as_in_one_process(pool):
+    expected = pool.run(1, "tests.engine.split_ranks:plain", cases=CUT)[0]
+    for found in pool.run(2, "tests.engine.split_ranks:train", cases=CUT, options={**FSDP, "tp": 2}):
+        for case, one, (losses, norms) in zip(CUT, found, expected, strict=True):
+            assert one[0] == pytest.approx(losses, abs=1e-5), case
+            assert one[1] == pytest.approx(norms, rel=1e-4), case
+
+
 def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, **options) -> None:
     spec = TrainSpec.from_options({**FSDP, "ranks": 2, **options})
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)

@@ -17,6 +17,7 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 STAGES = {**PP, "framework": "torch"}
 TP = {"plugin": "hybrid", "tp": 2}
 ZERO = {"plugin": "zero1"}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 
 
 def done(found: list[dict[str, Any]], kind: str = "control") -> list[tuple[Any, ...]]:
@@ -108,6 +109,7 @@ CASES = {
     "zero1, accumulate": ("normed", ZERO, BY_PIECES, 10),
     "ddp": ("llama", DDP, CHANGES, 14),
     "zero1": ("llama", ZERO, CHANGES, 14),
+    "fsdp": ("llama", FSDP, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),
     "pp2": ("llama", PP, CHANGES, 14),
 }

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import Capability, Framework, Plugin, SplitModels
+from workbench.core.frameworks import Capability, Framework, PlanOptions, Plugin, SplitModels
 from workbench.engine.frameworks.torch.pipeline.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
+from workbench.errors import ConfigError
+
+
+def _check(plan: PlanOptions) -> None:
+    """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice; a schedule runs some
+    numbers of micro-batches only."""
+    check_schedule(plan)
+    if plan.sync_batchnorm and plan.tp > 1:
+        raise ConfigError(
+            "--sync-batchnorm is not available with --tp: leave out one of them",
+            field="--sync-batchnorm",
+        )
+
 
 TORCH = Framework(
     name="torch",
@@ -40,5 +53,5 @@ TORCH = Framework(
     preload="workbench.engine.frameworks.torch.ranks:load",
     joined="workbench.engine.frameworks.torch.ranks:joined",
     packages=("torch",),
-    check=check_schedule,
+    check=_check,
 )

@@ -10,15 +10,13 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from workbench.engine.watch.host.phase_spans import WORK_PHASES
-
-if TYPE_CHECKING:
-    from workbench.engine.watch.torch.collectives import CollectiveRecorder
+from workbench.engine.watch.host.clock import Reading
+from workbench.engine.watch.host.phase_spans import WORK_PHASES, PhaseRecorder
 
 #: function -> the collective's name, the position of its group, and whether its result is what is counted
 FUNCTIONS = {
@@ -32,6 +30,22 @@ FUNCTIONS = {
 }
 #: most calls that nobody has awaited yet; older ones are forgotten
 _MOST_PENDING = 256
+
+
+class Recorder(Protocol):
+    """What keeps the calls of a step: a ``CollectiveRecorder``."""
+
+    phases: PhaseRecorder
+    recording: bool
+
+    def new_call(self, kind: str, ranks: list[int], tensors: Any, now: Reading) -> list[Any]:
+        """Record a call that began at ``now``."""
+
+    def mark_posted(self, calls: list[Any]) -> Reading:
+        """Record that the backend has taken the calls over."""
+
+    def wait(self, work: Any, calls: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Wait for ``work`` and record the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,7 @@ class _Waiting:
 class FunctionalCollectives:
     """Tells ``recorder`` of functional collectives between ``install`` and ``remove``."""
 
-    def __init__(self, recorder: CollectiveRecorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         #: address of a result -> the calls that it is of
         self._pending: dict[int, list[Any]] = {}

@@ -1,4 +1,4 @@
-"""What a rank keeps of a workload: the modules of its stages, cut over its tensor-parallel ranks, and their optimizer."""
+"""What a rank keeps of a workload: its stages, cut over its tensor-parallel ranks, and their optimizer."""
 
 from __future__ import annotations
 
