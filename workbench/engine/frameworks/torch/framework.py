@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workbench.core.frameworks import Capability, Framework, PlanOptions, Plugin, SplitModels
-from workbench.engine.frameworks.torch.pipeline.schedules import check_schedule
+from workbench.engine.frameworks.torch.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 from workbench.errors import ConfigError
 

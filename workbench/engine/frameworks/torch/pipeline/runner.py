@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.containers import arrays_in
 from workbench.engine.frameworks.torch.pipeline.items import EndOfStage, Shape
-from workbench.engine.frameworks.torch.pipeline.schedules import Schedule
 from workbench.engine.frameworks.torch.pipeline.split import Stages
 from workbench.engine.frameworks.torch.pipeline.stage import MarkedStage, Marks, StageModule
+from workbench.engine.frameworks.torch.schedules import Schedule
 from workbench.engine.frameworks.torch_common.batches import call_model
 from workbench.errors import ConfigError
 

@@ -22,7 +22,7 @@ from workbench.engine.frameworks.torch.pipeline.items import (
     StageItem,
     recomputed_here,
 )
-from workbench.engine.frameworks.torch.pipeline.schedules import SCHEDULES
+from workbench.engine.frameworks.torch.schedules import SCHEDULES
 from workbench.errors import ConfigError
 
 #: a list is the model's blocks if it has this share of the parameters of all lists of equal modules

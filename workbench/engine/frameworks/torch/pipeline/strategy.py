@@ -28,8 +28,8 @@ from workbench.engine.frameworks.torch.pipeline.assembly import assemble, tensor
 from workbench.engine.frameworks.torch.pipeline.groups import AxisGroups
 from workbench.engine.frameworks.torch.pipeline.reduction import StageReduction
 from workbench.engine.frameworks.torch.pipeline.runner import MicroBatch, Runner
-from workbench.engine.frameworks.torch.pipeline.schedules import SCHEDULES
 from workbench.engine.frameworks.torch.pipeline.split import check_split
+from workbench.engine.frameworks.torch.schedules import SCHEDULES
 from workbench.engine.frameworks.torch.tensor_parallel.parallelize import output_sharding
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
