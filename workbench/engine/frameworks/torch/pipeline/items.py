@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -318,6 +319,8 @@ class StagedSequential(torch.nn.Sequential):
 
 def recomputed_here(recompute: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Checkpoint ``function`` by ``recompute`` if it is a module of the running stage; else call it."""
+    if isinstance(function, partial):  # transformers gives some arguments so
+        args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
     owner = getattr(function, "__self__", None)
     if isinstance(owner, StageItem):
         owner = _Bound(owner)
