@@ -9,6 +9,7 @@ import pytest
 from tests.engine.test_steering import DDP, PP, TP, TRAIN, ZERO, column, done
 
 TORCH = {"framework": "torch", "plugin": "ddp"}
+STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
@@ -27,6 +28,8 @@ PLANS = {
     "tp2-fp16": ("gpt2", TP | {"precision": "fp16"}),
     "pp2": ("llama", PP | {"accumulate": 2}),
     "pp2-tied": ("tied", PP),
+    "stages2-tied": ("tied", STAGES | {"schedule": "gpipe", "precision": "fp16"}),
+    "stages2": ("llama", STAGES | {"schedule": "zero-bubble", "accumulate": 2}),
 }
 
 
@@ -45,13 +48,13 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
     assert done_of_rank(found[0], "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
-    if plan not in ("torch", "fsdp", "zero1", "tp2", "pp2"):
+    if plan not in ("torch", "fsdp", "zero1", "tp2", "pp2", "stages2"):
         return
     turned = pool.run(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
 
-@pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "zero1", "tp2", "pp2"])
+@pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "zero1", "tp2", "pp2", "stages2"])
 def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
     model, options = PLANS[plan]
     found = pool.run(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
@@ -68,6 +71,9 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
         ("tied", DDP, PP),
         ("tied", PP, ZERO),
         ("tied", ZERO, TORCH),
+        ("gpt2", TP, STAGES | {"schedule": "interleaved"}),
+        ("tied", STAGES, ZERO),
+        ("gpt2", STAGES | {"pp": 1, "micro_batches": 1, "tp": 2}, TP),
         ("tied", TORCH, FSDP),
         ("gpt2", TP, FSDP),
         ("plain", FSDP, ZERO),

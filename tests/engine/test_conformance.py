@@ -30,6 +30,7 @@ def case(ranks: int, model: str, tolerance: float = FP32, **options: Any):
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
+STAGES = {"framework": "torch", "plugin": "hybrid", "pp": 2}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 
 CASES = [
@@ -79,6 +80,20 @@ CASES = [
     case(4, "plain", accumulate=2, clip=0.5, **TORCH),
     case(2, "gpt2", precision="bf16", tolerance=BF16, **TORCH),
     case(2, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **TORCH),
+    *[case(2, model, micro_batches=2, **STAGES) for model in ("llama-padded", "gpt2", "vit", "tied", "plain")],
+    case(2, "gpt2-padded", micro_batches=4, schedule="gpipe", **STAGES),
+    case(2, "gpt2", micro_batches=4, schedule="interleaved", **STAGES),
+    case(2, "llama", micro_batches=4, schedule="zero-bubble", **STAGES),
+    *[
+        case(4, "llama", micro_batches=2, schedule=schedule, accumulate=2, clip=0.5, **STAGES)
+        for schedule in ("1f1b", "gpipe", "interleaved", "zero-bubble")
+    ],
+    case(4, "llama", micro_batches=4, **{**STAGES, "pp": 4}),
+    case(4, "llama", tp=2, micro_batches=2, schedule="zero-bubble", clip=0.5, **STAGES),
+    case(4, "gpt2", tp=2, micro_batches=2, accumulate=2, **STAGES),
+    case(2, "gpt2", framework="torch", plugin="hybrid"),
+    case(2, "llama", precision="bf16", micro_batches=2, tolerance=BF16, **STAGES),
+    case(2, "gpt2", precision="fp16", micro_batches=2, clip=0.5, tolerance=FP16, **STAGES),
     *[case(2, model, **FSDP) for model in ("llama", "gpt2", "plain", "tied", "vit")],
     case(2, "llama", no_reshard=True, accumulate=2, clip=0.5, **FSDP),
     case(4, "plain", replicate=2, accumulate=2, clip=0.5, **FSDP),
@@ -127,7 +142,8 @@ def test_trains_as_one_process(pool, plain_loop, case):
 
 
 def test_loss_fn_instead_of_criterion(pool, plain_loop):
-    for options in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP):
+    plans = ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP, {**STAGES, "pp": 1})
+    for options in plans:
         found = pool.run(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
 

@@ -22,6 +22,7 @@ from workbench.telemetry.noise import noise_scale
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
+STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
 FP32, FP16, BF16 = 2e-5, 2e-2, 1e-1
@@ -45,6 +46,9 @@ CASES = [
     *[(2, model, TORCH, FP32) for model in ("gpt2", "plain")],
     (4, "plain", {**TORCH, "accumulate": 2}, FP32),
     (2, "gpt2", {**TORCH, "precision": "fp16"}, FP16),
+    (2, "tied", {**STAGES, "accumulate": 2}, FP32),
+    (4, "gpt2", {**STAGES, "schedule": "zero-bubble"}, FP32),
+    (4, "tied", {**STAGES, "tp": 2}, FP32),
     (2, "gpt2", FSDP, FP32),
     (4, "plain", {**FSDP, "accumulate": 2, "replicate": 2}, FP32),
     (2, "gpt2", {**FSDP, "precision": "fp16", "accumulate": 2}, FP16),
@@ -56,7 +60,10 @@ CASES = [
 WRAPPED = [
     *[("compile", "plain", {"plugin": plugin}) for plugin in ("ddp", "zero1", "zero2", "hybrid")],
     *[("compile", "shallow", plan) for plan in (TP, PP)],  # each layer takes seconds to compile
-    *[("checkpoint", "llama", plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)],
+    *[
+        ("checkpoint", "llama", plan)
+        for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP, STAGES)
+    ],
     *[("", "tied", {"plugin": plugin}) for plugin in ("ddp", "zero1", "zero2")],
     ("compile", "plain", FSDP),
     ("checkpoint", "llama", FSDP),

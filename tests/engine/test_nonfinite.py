@@ -24,6 +24,7 @@ TORCH = {"framework": "torch", "plugin": "ddp"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+STAGES = {**PP, "framework": "torch"}
 #: (ranks, model, plan, rank with the fault, its place)
 CASES = [
     (2, "plain", DDP, 1, "plain"),
@@ -38,8 +39,11 @@ CASES = [
     (2, "llama", TP, 1, "llama"),
     (2, "llama", PP, 0, "llama"),
     (2, "llama", PP, 1, "late"),
+    (2, "llama", {**STAGES, "schedule": "interleaved"}, 1, "late"),
     (4, "llama", TP, 3, "llama"),
-    *[(2, "gpt2", plan, 0, "gpt2") for plan in (DDP, TP, PP)],  # with dropout, which must fall the same way again
+    *[
+        (2, "gpt2", plan, 0, "gpt2") for plan in (DDP, TP, PP, STAGES)
+    ],  # with dropout, which must fall the same way again
 ]
 
 
@@ -104,14 +108,14 @@ def test_a_planted_fault_is_found_and_the_run_stops_before_the_update(
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("plan", [DDP, ZERO1, ZERO2, TP, PP], ids=str)
+@pytest.mark.parametrize("plan", [DDP, ZERO1, ZERO2, TP, PP, STAGES], ids=str)
 def test_a_skipped_step_is_skipped_on_all_ranks_and_training_goes_on(
     pool: Any, tmp_path: Path, plan: dict[str, Any]
 ) -> None:
-    model = "llama" if plan in (TP, PP) else "plain"
+    model = "llama" if plan in (TP, PP, STAGES) else "plain"
     sample = poisoned_sample(2, plan, 1)
     options = {"steps": 6, "on_nonfinite": "skip", **plan}
-    place = PLACES["late" if plan is PP else model]  # on the stage of rank 1
+    place = PLACES["late" if plan in (PP, STAGES) else model]  # on the stage of rank 1
     arguments = {"model": model, "where": "forward", "options": options, "faulty_rank": 1, "place": place}
     ended = pool.run(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=sample, **arguments)
     assert [(one["outcome"], one["finite"]) for one in ended] == [("finished", True)] * 2

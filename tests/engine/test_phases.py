@@ -12,6 +12,7 @@ from tests.engine.frames import columns
 from workbench.telemetry.phases import BETWEEN, HIDDEN, WAITING, bubble_share, collectives_frame, in_turn, phases_frame
 
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 4}
+STAGES = {**PP, "framework": "torch"}
 PLANS = [
     {"plugin": "ddp"},
     {"plugin": "ddp", "accumulate": 2},
@@ -19,6 +20,7 @@ PLANS = [
     {"plugin": "hybrid", "tp": 2},
     {"framework": "torch", "plugin": "fsdp"},
     PP,
+    STAGES,
 ]
 
 
@@ -77,21 +79,23 @@ def test_drawn_side_by_side_only_waiting_moves(run, options) -> None:
 
 
 def test_micro_batches_have_rows_of_their_own(run) -> None:
-    frame = phases_frame(columns(run(PP), "phases"))
-    for phase in ("forward", "backward"):
-        rows = frame[(frame["phase"] == phase) & (frame["step"] == 4)]
-        assert rows.groupby("rank")["micro_batch"].apply(list).tolist() == [[0, 1, 2, 3]] * 2
+    for plan in (PP, STAGES):
+        frame = phases_frame(columns(run(plan), "phases"))
+        for phase in ("forward", "backward"):
+            rows = frame[(frame["phase"] == phase) & (frame["step"] == 4)]
+            assert rows.groupby("rank")["micro_batch"].apply(list).tolist() == [[0, 1, 2, 3]] * 2
     pieces = phases_frame(columns(run({"plugin": "ddp", "accumulate": 2}), "phases"))
     assert set(pieces[pieces["phase"] == "forward"]["micro_batch"]) == {0, 1}
 
 
-def test_a_pipelines_bubble_is_near_its_closed_form(pool) -> None:
+@pytest.mark.parametrize("options", [PP, STAGES], ids=["colossal", "torch"])
+def test_a_pipelines_bubble_is_near_its_closed_form(pool, options) -> None:
     """Forward sleeps, so each stage's compute is the same whatever the machine does; backward is short beside it.
 
     On a busy machine forward has to sleep longer for that.
     """
     for work_s in (0.05, 0.2, 0.8):
-        results = pool.run(2, "tests.engine.watched:train", options=PP, work_s=work_s, steps=5)
+        results = pool.run(2, "tests.engine.watched:train", options=options, work_s=work_s, steps=5)
         frame = phases_frame(columns(results, "phases"))
         last = frame[(frame["rank"] == 1) & (frame["step"] > 2) & ~frame["phase"].isin(HIDDEN)]
         bubble = last[last["phase"] == "bubble"].groupby("step")["duration_ms"].sum()

@@ -14,6 +14,7 @@ from workbench.engine.agree.control import HEARTBEAT_S, POLL_S
 TRAIN = "tests.engine.steered:train"
 DDP = {"plugin": "ddp"}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+STAGES = {**PP, "framework": "torch"}
 TP = {"plugin": "hybrid", "tp": 2}
 ZERO = {"plugin": "zero1"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
@@ -129,7 +130,7 @@ def test_a_change_does_what_it_does_in_a_plain_loop(pool, edited, case):
         assert apart(found, edited(model, steps, without, shards)) > 1e-4, step
 
 
-@pytest.mark.parametrize("options", [DDP, ZERO, TP, PP], ids=["ddp", "zero1", "tp2", "pp2"])
+@pytest.mark.parametrize("options", [DDP, ZERO, TP, PP, STAGES], ids=["ddp", "zero1", "tp2", "pp2", "stages2"])
 def test_a_frozen_layer_stays_as_it_is(pool, options):
     script = {"1": [["freeze", "embed_tokens"]], "3": [["unfreeze", "."]], "4": [["freeze", "."], ["freeze", "xyz"]]}
     script["2"] = [["checkpoint", None]]

@@ -109,7 +109,7 @@ class ParallelPlan:
 
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
-    parallel times ``pp`` pipeline stages times data parallel; 1F1B schedule over ``micro_batches``).
+    parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of ``schedule``).
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
@@ -125,6 +125,7 @@ class ParallelPlan:
     tp: int = 1
     pp: int = 1
     micro_batches: int = 1
+    schedule: str = "1f1b"
     replicate: int = 1
     no_reshard: bool = False
     sync_batchnorm: bool = False

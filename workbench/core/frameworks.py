@@ -77,8 +77,16 @@ NEEDED_BY_CONTROL: Mapping[str, Capability] = MappingProxyType(
 
 
 #: options of a plan that only some plugins take -> what they are for the others
-PLUGIN_OPTIONS: Mapping[str, int] = MappingProxyType(
-    {"tp": 1, "pp": 1, "micro_batches": 1, "replicate": 1, "no_reshard": False, "sync_batchnorm": False}
+PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
+    {
+        "tp": 1,
+        "pp": 1,
+        "micro_batches": 1,
+        "schedule": "1f1b",
+        "replicate": 1,
+        "no_reshard": False,
+        "sync_batchnorm": False,
+    }
 )
 
 
@@ -108,6 +116,10 @@ class PlanOptions(Protocol):
     @property
     def micro_batches(self) -> int:
         """Pieces that a pipeline cuts a batch into."""
+
+    @property
+    def schedule(self) -> str:
+        """The order of a pipeline's micro-batches."""
 
     @property
     def replicate(self) -> int:

@@ -81,6 +81,8 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
             kept.pop(option, None)
     if "pp" in overrides and (overrides["pp"] == 1 or kept.get("micro_batches", 1) < overrides["pp"]):
         kept.pop("micro_batches", None)
+    if overrides.get("pp") == 1:
+        kept.pop("schedule", None)
     for name, other in (("steps", "epochs"), ("epochs", "steps")):  # the new end replaces the old one
         if overrides.get(name) and other not in overrides and kept.get(other):
             kept[other] = 0

@@ -127,6 +127,7 @@ class Workload:
     ``evaluate(strategy)`` runs on every rank at the same step (it may use ``strategy.forward``) and returns the same
     values on every rank, or values on rank 0 only. ``sample(strategy)``, likewise, gives texts only.
     ``knobs``: those that the training script or the recipe declares, now or later; its parts read their present values.
+    ``pipeline_split``: the modules with which pipeline stages begin, all but the first; empty: the plan finds them.
     ``cell_state``: what a cell keeps beside these, for checkpoints.
     ``cell_names``: what it took from elsewhere, unless the run directory had that.
     ``names``: what the cell defines and sees.
@@ -152,6 +153,7 @@ class Workload:
     knobs: Knobs = field(default_factory=Knobs)
     cell_state: KeptState | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
+    pipeline_split: Sequence[str] = ()
     cell_names: TakenNames | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
     after_split: Callable[[torch.nn.Module], object] | None = None

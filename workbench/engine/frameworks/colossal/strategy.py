@@ -66,6 +66,12 @@ class ColossalStrategy(Strategy):
         check_trainable(spec, workload)
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
+        if spec.plan.pp > 1 and workload.pipeline_split:
+            raise ConfigError(
+                "Colossal-AI chooses the layers of each pipeline stage by itself: leave pipeline_split out, or use "
+                "--framework torch",
+                field="pipeline_split",
+            )
         has_copies = spec.plan.plugin in ("zero1", "zero2") or (
             spec.plan.plugin == "hybrid" and spec.precision != "fp32"
         )

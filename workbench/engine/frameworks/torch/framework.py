@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, PlanOptions, Plugin, SplitModels
 from workbench.core.shares import GATHERED, WHOLE, Shares
+from workbench.engine.frameworks.torch.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 from workbench.errors import ConfigError
 
 
 def _check(plan: PlanOptions) -> None:
-    """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice."""
+    """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice; a schedule runs some
+    numbers of micro-batches only."""
+    check_schedule(plan)
     if plan.sync_batchnorm and plan.tp > 1:
         raise ConfigError(
             "--sync-batchnorm is not available with --tp: leave out one of them",
@@ -29,7 +32,7 @@ TORCH = Framework(
             options=frozenset(("sync_batchnorm",)),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
-            lacks={Capability.PIPELINED: "every rank holds all layers"},
+            lacks={Capability.PIPELINED: "every rank holds all layers: use hybrid"},
             shares=Shares(bucket_bytes=WHOLE),
         ),
         Plugin(
@@ -43,6 +46,15 @@ TORCH = Framework(
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
             shares=Shares(parameters=True, gradients=True, state=True, by_rows=True, casts=GATHERED),
             splits="workbench.engine.frameworks.torch.tensor_parallel.splits:splits_of",
+        ),
+        Plugin(
+            name="hybrid",
+            summary="pipeline stages (torch.distributed.pipelining) x tensor parallel (DTensor) x data parallel",
+            strategy="workbench.engine.frameworks.torch.pipeline.strategy:PipelineStrategy",
+            options=frozenset(("tp", "pp", "micro_batches", "schedule")),
+            untried=UNTRIED_ON_GPUS,
+            capabilities=frozenset(Capability),
+            models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

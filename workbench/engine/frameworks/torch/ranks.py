@@ -18,6 +18,7 @@ from workbench.engine.frameworks.torch_common.device import backend_of, rank_dev
 MODULES = (
     "workbench.engine.frameworks.torch.ddp",
     "workbench.engine.frameworks.torch.fsdp.strategy",
+    "workbench.engine.frameworks.torch.pipeline.strategy",
 )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.engine.base.parts import BatchObserver
+from workbench.engine.base.tensor import local_part
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf, before_ddp_reduces
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -63,20 +65,7 @@ class DdpReduction:
         agreed = torch.tensor([*held, int(self._is_reentrant)], dtype=torch.int32, device=self._ddp.device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
         *kinds, reentrant = agreed.tolist()
-        for parameter, kind in zip(self._parameters, kinds, strict=True):
-            if kind != _NONE and parameter.grad is None:
-                parameter.grad = zero_gradient(parameter, kind)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        for bucket in gradient_buckets([gradient for gradient in gradients if not gradient.is_sparse]):
-            flat = _flatten_dense_tensors(bucket)
-            dist.all_reduce(flat, group=self._group)
-            flat /= self._size
-            for gradient, reduced in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
-                gradient.copy_(reduced)
-        for gradient in gradients:
-            if gradient.is_sparse:
-                dist.all_reduce(gradient, group=self._group)
-                gradient.div_(self._size)
+        average_gradients(self._parameters, kinds, self._group, self._size)
         self._is_reentrant = bool(reentrant)
         if not reentrant:
             self._hand_over()
@@ -119,6 +108,25 @@ class DdpReduction:
 
 def _nothing() -> None:
     """Nobody watches."""
+
+
+def average_gradients(parameters: Sequence[torch.Tensor], kinds: Sequence[int], group: Any, size: int) -> None:
+    """Average the gradients of ``parameters`` over the ``size`` ranks of ``group``, in place. ``kinds``: the greatest
+    ``gradient_kind`` of each on any of them. Collective."""
+    for parameter, kind in zip(parameters, kinds, strict=True):
+        if kind != _NONE and parameter.grad is None:
+            parameter.grad = zero_gradient(parameter, kind)
+    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    for bucket in gradient_buckets([gradient for gradient in gradients if not gradient.is_sparse]):
+        flat = _flatten_dense_tensors(bucket)
+        dist.all_reduce(flat, group=group)
+        flat /= size
+        for gradient, reduced in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
+            gradient.copy_(reduced)
+    for gradient in gradients:
+        if gradient.is_sparse:
+            dist.all_reduce(gradient, group=group)
+            gradient.div_(size)
 
 
 def gradient_kind(gradient: torch.Tensor | None) -> int:

@@ -11,6 +11,7 @@ import torch
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.names import users_name
 from workbench.engine.base.parts import WeightMatrix
+from workbench.engine.base.tensor import local_part
 
 
 class Updating(Protocol):
@@ -91,7 +92,8 @@ class RankParameter:
         return self.real(torch.zeros_like(self.parameter) if gradient is None else gradient)
 
     def real(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The part of ``gradient`` (shaped like the parameter) that is no padding: dense, with real numbers."""
+        """This rank's part of ``gradient`` (shaped like the parameter) that is no padding: dense, with real numbers."""
+        gradient = local_part(gradient)
         if gradient.is_sparse:
             gradient = gradient.to_dense()
         if gradient.is_complex():

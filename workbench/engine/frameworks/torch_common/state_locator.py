@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from workbench.core.mesh import Coordinates, Mesh
+from workbench.engine.base.tensor import local_part
 from workbench.engine.state.layout import Originals, Place, RankState, Slot, Target, persistent_buffers, place_of
 
 
@@ -20,7 +21,7 @@ class StateLocator:
     ``module``: the user's, as the framework left it; ``originals``: its names and shapes before. ``masters``:
     parameter's id -> the fp32 tensor that the optimizer updates in its stead; ``masters_are_slices``: a flat slice of
     it per replica (ZeRO), else a tensor of the parameter's shape. ``foreign``: ids of parameters that another rank
-    saves.
+    saves. ``places``: of parameters that are cut as DTensors, by name.
     """
 
     module: torch.nn.Module
@@ -30,6 +31,7 @@ class StateLocator:
     masters: Mapping[int, torch.Tensor] = field(default_factory=dict)
     masters_are_slices: bool = False
     foreign: Collection[int] = ()
+    places: Mapping[str, Place] = field(default_factory=dict)
 
     def rank_state(self, optimizer: torch.optim.Optimizer, **others: Any) -> RankState:
         """What this rank holds: parameters, buffers, optimizer states, each with its place in the user's model.
@@ -53,13 +55,14 @@ class StateLocator:
                 yield self._slot(self.originals.name(name), parameter)
 
     def _slot(self, name: str, parameter: torch.nn.Parameter) -> Slot:
-        place = place_of(parameter, self.originals.shapes[name], self.here.tp)
+        local: torch.Tensor = local_part(parameter.detach())
+        place = self.places.get(name) or place_of(local, self.originals.shapes[name], self.here.tp)
         rows = sum(length for _, length in place.runs) if place.dim == 0 else None
-        working = Target(parameter.detach() if rows is None else parameter.detach()[:rows], place)
+        working = Target(local if rows is None else local[:rows], place)
         master = self.masters.get(id(parameter))
         mine = self._is_mine(name, place, id(parameter) in self.foreign)
         if master is None or master is parameter:
-            return Slot(name, working, (), parameter, _rows(parameter, rows), mine)
+            return Slot(name, working, (), parameter, _rows(local, rows), mine)
         if not self.masters_are_slices:
             whole = master.detach() if rows is None else master.detach()[:rows]
             return Slot(name, Target(whole, place), (working,), master, _rows(master, rows), mine)

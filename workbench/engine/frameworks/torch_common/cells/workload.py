@@ -121,6 +121,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         tokens_per_sample=None,
         knobs=knobs,
         beside=_beside(names, model, optimizer),
+        pipeline_split=names.get("pipeline_split") or (),
         evaluate=evaluation,
         sample=evaluation.texts if evaluation is not None and evaluation.writes else None,
     )

@@ -1,0 +1,1 @@
+"""Pipeline stages with ``torch.distributed.pipelining``: plugin ``hybrid`` of framework ``torch``."""
