@@ -67,7 +67,7 @@ def act_magic(control: Control) -> Callable[[str], Run | None]:
         wrapped = _CHANGES(wrapped)
     elif control.kind != "none":
         optional = {"nargs": "?"} if control.default is not None else {}
-        if control.kind == "alert":  # a condition has blanks
+        if control.has_blanks:
             optional = {"nargs": "+"}
         value = argument("value", metavar=control.unit.upper() or "VALUE", help=control.allowed(), **optional)
         wrapped = value(wrapped)

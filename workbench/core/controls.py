@@ -90,6 +90,11 @@ class Control:
         return KINDS[self.kind].hint
 
     @property
+    def has_blanks(self) -> bool:
+        """Whether a value may be several words, which need no quotes."""
+        return KINDS[self.kind].has_blanks
+
+    @property
     def starts_run(self) -> bool:
         """Whether it ends the run and continues it as a new run."""
         return self.kind == "changes"
@@ -245,12 +250,14 @@ class Kind:
     """A kind of value: how it is parsed, the allowed values in words, and the form element that takes it.
 
     ``parse`` takes the control and the given value. ``widget`` is one of ``WIDGETS``. ``hint``: an example of a value.
+    ``has_blanks``: a value may be several words, which need no quotes.
     """
 
     parse: Callable[[Control, Any], Any]
     allowed: str
     widget: str
     hint: str = ""
+    has_blanks: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -263,7 +270,7 @@ KINDS: dict[str, Kind] = {
     "interval": Kind(_interval, "a whole number of steps (0: never), or auto", "text", "steps, or auto"),
     "watch": Kind(_watch, "names such as activations,attention, or off", "text", "activations, or off"),
     "checkpoint": Kind(_checkpoint, "the step of a checkpoint, newest, or best", "text"),
-    "alert": Kind(_alert, "NAME: CONDITION, such as high: loss > 10", "text", "high: loss > 10"),
+    "alert": Kind(_alert, "NAME: CONDITION, such as high: loss > 10", "text", "high: loss > 10", has_blanks=True),
     "changes": Kind(_changes, "options of a run, such as lr=1e-4", "text", "lr=1e-4 name=b"),
 }
 

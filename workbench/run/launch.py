@@ -41,6 +41,7 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
         options = _with_chosen_plan(options, config, cell)
     request = resolved(options, config=config, cell=cell)
     is_up = Session.current() is not None
+    _place_of(request.spec)  # refuses what this machine has no place for
     with contextlib.ExitStack() as undo:
         path = run_directory.create(request.spec, request.cell, like=request.cell_folder)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
@@ -77,8 +78,13 @@ def session_for(spec: TrainSpec) -> Session:
         )
     if session is not None and session.kind.can_train(plan.framework):
         return session
-    placement = place(plan.ranks, describe_host()) if session is None else session.placement
-    return _start_ranks(placement, plan.framework, again=session is not None)
+    return _start_ranks(_place_of(spec), plan.framework, again=session is not None)
+
+
+def _place_of(spec: TrainSpec) -> Placement:
+    """Where ranks are, or would be started. ``ConfigError`` when this machine has no place for those of ``spec``."""
+    session = Session.current()
+    return place(spec.plan.ranks, describe_host()) if session is None else session.placement
 
 
 def _with_chosen_plan(options: Mapping[str, Any], config: str | Path | None, cell: str | None) -> dict[str, Any]:

@@ -34,11 +34,8 @@ FIGURES = [
     "Throughput",
     "Gradient norm (global L2)",
     "Logged: entropy",
-    "Logged: router load/rank 0",
-    "Logged: router load/rank 1",
+    "Logged: router load",
     "Logged: tokens seen",
-    "Logged: router load/rank 2",
-    "Logged: router load/rank 3",
     "Speed-up",
 ]
 

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif controls.find(arguments.act).starts_run:
         print(chosen.branch(**controls.assignments(arguments.values)).path)
         return 0
-    elif controls.find(arguments.act).kind == "alert":  # a condition has blanks
+    elif controls.find(arguments.act).has_blanks:
         chosen.ask(arguments.act, " ".join(arguments.values))
     elif len(arguments.values) > 1:
         raise ConfigError(f"{arguments.act} takes at most one value, not {' '.join(arguments.values)}")
