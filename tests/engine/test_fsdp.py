@@ -11,6 +11,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.torch.fsdp.sharding import blocks_of
 from workbench.engine.frameworks.torch.fsdp.strategy import FsdpStrategy
 from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
+from workbench.engine.pretrained.lora import add_adapters
 from workbench.errors import ConfigError
 
 FSDP = {"framework": "torch", "plugin": "fsdp"}
@@ -126,6 +127,12 @@ def test_a_cell_names_the_layers_to_cut() -> None:
 def test_a_plan_that_cannot_be_cut_is_refused(own, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_of(_Own(), 2, own)
+
+
+def test_layers_with_adapters_are_not_cut() -> None:
+    model = add_adapters(boosted.models.model("llama"), {"r": 2, "target_modules": ["q_proj"]})
+    with pytest.raises(ConfigError, match="cannot cut layers that have LoRA adapters"):
+        plan_of(model, 2)
 
 
 def test_heads_have_to_be_a_multiple_of_the_ranks() -> None:

@@ -38,11 +38,11 @@ class Recipe:
     """A ready model with real data.
 
     ``defaults``: size -> options (``steps``, ``batch_size``, ``lr`` ...) used where the user gave none. ``plugins``:
-    those that can train it. ``options``: those of ``OPTIONS`` that it takes; without ``sizes`` its model comes from
-    ``--model``. ``check_data()`` raises ``ConfigError`` that names what is missing, ``check(spec)`` one for options
-    that it cannot train with. ``build(spec)`` runs on a rank after the process group exists and returns an
-    ``engine.base.workload.Workload`` with the same initial weights on every rank; it touches no global state.
-    ``warm()`` does, once, what forked ranks can share; single-threaded.
+    the only ones that can train it (empty: every one of every framework). ``options``: those of ``OPTIONS`` that it
+    takes; without ``sizes`` its model comes from ``--model``. ``check_data()`` raises ``ConfigError`` that names what
+    is missing, ``check(spec)`` one for options that it cannot train with. ``build(spec)`` runs on a rank after the
+    process group exists and returns an ``engine.base.workload.Workload`` with the same initial weights on every rank;
+    it touches no global state. ``warm()`` does, once, what forked ranks can share; single-threaded.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Recipe:
     sizes: Mapping[str, ModelShape]
     default_size: str
     defaults: Mapping[str, Mapping[str, Any]]
-    plugins: tuple[str, ...]
     check_data: Callable[[], None]
     build: Callable[[TrainSpec], Any]
+    plugins: tuple[str, ...] = ()
     warm: Callable[[], object] = lambda: None
     options: tuple[str, ...] = ()
     check: Callable[[TrainSpec], None] = lambda spec: None
@@ -88,7 +88,7 @@ def check_plan(spec: TrainSpec) -> None:
     """Refuse, before a rank does anything, a plan that does not fit the recipe's model. ``ConfigError``."""
     chosen = recipe(spec.recipe)
     plan = spec.plan
-    if plan.plugin not in chosen.plugins:
+    if chosen.plugins and plan.plugin not in chosen.plugins:
         raise ConfigError(
             f"recipe {chosen.name} trains with {', '.join(chosen.plugins)}, not {plan.plugin}", field="--plugin"
         )

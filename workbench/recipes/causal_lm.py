@@ -206,7 +206,6 @@ RECIPE = Recipe(
     sizes={},
     default_size="",
     defaults={"": {"steps": 100, "batch_size": 8, "eval_every": 50, "shuffle": True, "clip": 1.0}},
-    plugins=("ddp", "zero1", "zero2", "hybrid"),
     check_data=lambda: None,
     build=build,
     options=("model", "data", "seq_len", "lora_rank"),

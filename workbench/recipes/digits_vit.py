@@ -162,7 +162,6 @@ RECIPE = Recipe(
         "tiny": {"steps": 300, "batch_size": 64, "lr": 3e-3, "eval_every": 50, "shuffle": True},
         "small": {"steps": 500, "batch_size": 128, "lr": 1e-3, "eval_every": 100, "shuffle": True},
     },
-    plugins=("ddp", "zero1", "zero2", "hybrid"),
     check_data=check_data,
     build=build,
 )

@@ -196,7 +196,6 @@ RECIPE: Recipe = Recipe(
         "small": {"steps": 1000, "batch_size": 16, "lr": 1e-3, "eval_every": 100, "shuffle": True, "clip": 1.0},
         "1b": {"steps": 500, "batch_size": 16, "lr": 3e-4, "eval_every": 100, "shuffle": True, "clip": 1.0},
     },
-    plugins=("ddp", "zero1", "zero2", "hybrid"),
     check_data=lambda: stdlib_text.check_sources(stdlib_text.stdlib_directory()),
     build=build,
     warm=lambda: _load_corpus("tiny"),

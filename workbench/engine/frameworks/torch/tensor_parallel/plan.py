@@ -16,6 +16,7 @@ from workbench.engine.frameworks.torch.tensor_parallel.families import (
     STYLES,
     family_of,
 )
+from workbench.engine.pretrained.lora import has_adapters
 from workbench.errors import ConfigError, suggest
 
 _FIELD = "tp_plan"
@@ -37,9 +38,15 @@ def is_conv1d(module: torch.nn.Module) -> bool:
 def plan_of(model: torch.nn.Module, tp: int, own: Any = None) -> TensorPlan:
     """How ``model`` is cut over ``tp`` ranks: by ``own``, the ``tp_plan`` of a cell, or by the plan of its family.
 
-    ``ConfigError`` for a model that is not known and has no plan, for a plan that names no module or another style, and
+    ``ConfigError`` for a model that is not known and has no plan, or has LoRA adapters, for a plan that names no module or another style, and
     for sizes that cannot be cut evenly.
     """
+    if has_adapters(model):
+        raise ConfigError(
+            f"--tp {tp}: framework torch cannot cut layers that have LoRA adapters: use --framework colossal --plugin "
+            "hybrid, or leave out --tp",
+            field="--tp",
+        )
     if own is not None:
         return _checked(model, own, tp)
     family = family_of(type(model).__name__)
