@@ -38,8 +38,8 @@ def is_conv1d(module: torch.nn.Module) -> bool:
 def plan_of(model: torch.nn.Module, tp: int, own: Any = None) -> TensorPlan:
     """How ``model`` is cut over ``tp`` ranks: by ``own``, the ``tp_plan`` of a cell, or by the plan of its family.
 
-    ``ConfigError`` for a model that is not known and has no plan, or has LoRA adapters, for a plan that names no module or another style, and
-    for sizes that cannot be cut evenly.
+    ``ConfigError`` for a model that is not known and has no plan, or has LoRA adapters, for a plan that names no module
+    or another style, and for sizes that cannot be cut evenly.
     """
     if has_adapters(model):
         raise ConfigError(
