@@ -49,10 +49,10 @@ FEW = settings(
 
 
 def told(rank: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """What a rank's log says of commands, in order."""
+    """What a rank's log says of commands, in order. That a checkpoint is there, or removed, only rank 0 says."""
     kinds = ("control", "refused", "warning", "checkpoint", "state")
     rows = [(e["step"], e["kind"], e["name"], str(e["value"]), str(e["old"])) for e in rank["events"]]
-    return [row for row in rows if row[1] in kinds and row[2] != "removed"]
+    return [row for row in rows if row[1] in kinds and row[2] not in ("saved", "removed")]
 
 
 def with_endings(script: dict[str, list[Any]]) -> dict[str, list[Any]]:
