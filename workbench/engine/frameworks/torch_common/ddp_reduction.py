@@ -29,6 +29,34 @@ _BUCKET_BYTES = 25 * 2**20
 _NONE, _DENSE, _SPARSE = range(3)
 
 
+class LookBefore:
+    """Called just before gradients are reduced in place; inside ``watching`` it shows them."""
+
+    def __init__(self) -> None:
+        self._show: Callable[[], None] = _nothing
+
+    def __call__(self) -> None:
+        self._show()
+
+    @contextmanager
+    def watching(
+        self, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
+    ) -> Iterator[None]:
+        """Show the complete local gradients of ``items``. ``keep``: what was shown stays as it is."""
+
+        def look() -> None:
+            parts = parts_of(items)
+            show(parts)
+            for part in parts if keep else ():
+                part.source.parameter.grad = part.source.parameter.grad.clone()
+
+        self._show = look
+        try:
+            yield
+        finally:
+            self._show = _nothing
+
+
 class DdpReduction:
     """Reduces the gradients of ``ddp``. ``afterwards``: begin with reductions after backward (a model not known yet).
 
@@ -43,7 +71,7 @@ class DdpReduction:
         self._size = dist.get_world_size(self._group)
         self.afterwards = afterwards
         self._is_reentrant = False
-        self._before: Callable[[], None] = _nothing
+        self._look = LookBefore()
 
     def around(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Around forward and backward of one piece."""
@@ -58,7 +86,7 @@ class DdpReduction:
         """Reduce, unless DDP did; and decide how the next step is reduced. Collective."""
         if not self.afterwards:
             return
-        self._before()
+        self._look()
         if self._size == 1:
             return  # nothing is to be reduced, whatever the graph holds
         held = [gradient_kind(parameter.grad) for parameter in self._parameters]
@@ -85,25 +113,9 @@ class DdpReduction:
     ) -> AbstractContextManager[None]:
         """Show the complete local gradients of ``items`` before they are reduced."""
         if self.afterwards:
-            return self._watching_afterwards(items, parts_of, show, keep=keep)
+            return self._look.watching(items, parts_of, show, keep=keep)
         is_last = lambda: bool(self._ddp.require_backward_grad_sync)  # noqa: E731
         return before_ddp_reduces(items, parts_of, show, keep=keep, is_last=is_last)
-
-    @contextmanager
-    def _watching_afterwards(
-        self, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
-    ) -> Iterator[None]:
-        def look() -> None:
-            parts = parts_of(items)
-            show(parts)
-            for part in parts if keep else ():
-                part.source.parameter.grad = part.source.parameter.grad.clone()
-
-        self._before = look
-        try:
-            yield
-        finally:
-            self._before = _nothing
 
 
 def _nothing() -> None:

@@ -20,10 +20,8 @@ from workbench.engine.base.batch import Batch
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
-from workbench.engine.frameworks.torch.ddp import FIRST_SCALE, DdpStrategy
 from workbench.engine.frameworks.torch.fsdp import checks
 from workbench.engine.frameworks.torch.fsdp.local_gradients import before_reduce_scatter
-from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
 from workbench.engine.frameworks.torch.fsdp.reduction import FsdpReduction
 from workbench.engine.frameworks.torch.fsdp.sharding import (
     blocks_of,
@@ -36,6 +34,7 @@ from workbench.engine.frameworks.torch.fsdp.sharding import (
 )
 from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
 from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
+from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters
@@ -43,7 +42,7 @@ from workbench.engine.frameworks.torch_common.weight_changes import check_unchan
 from workbench.engine.state.layout import RankState
 
 
-class FsdpStrategy(DdpStrategy):
+class FsdpStrategy(WholeModelStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     @classmethod
@@ -90,12 +89,6 @@ class FsdpStrategy(DdpStrategy):
     def _name(self, item: RankParameter) -> str:
         return self._parameter_names[id(item.parameter)]
 
-    def _make_scaler(self) -> SharedLossScale:
-        return SharedLossScale(FIRST_SCALE, enabled=self.spec.precision == "fp16")
-
-    def _gradients(self) -> list[torch.Tensor]:
-        return [local_part(gradient) for gradient in super()._gradients()]
-
     def _versioned(self) -> list[RankParameter]:
         """The gathered parameters, of which the forward pass computes: those that were gathered before."""
         whole = {id(each.sharded_param): each for each in sharded_parameters(self._module)}
@@ -111,21 +104,6 @@ class FsdpStrategy(DdpStrategy):
         term = super()._term(batch)
         # FSDP2 puts a hook on what the forward pass returns, and warns of one on a view
         return term if term.value._base is None else replace(term, value=term.value.clone())
-
-    def step(self) -> bool:
-        is_scaled = self._scaler.is_enabled()
-        norm = self._global_norm() if self._clip > 0 or is_scaled else 0.0
-        overflowed = is_scaled and not norm < float("inf")
-        factor = 1 / self._scaler.get_scale()
-        if self._clip > 0 and norm > self._clip:
-            factor *= self._clip / (norm + 1e-6)
-        if not overflowed:
-            if factor != 1:
-                torch._foreach_mul_(self._gradients(), factor)
-            self._optimizer.step()
-        self._scaler.update(overflowed=overflowed)
-        self._optimizer.zero_grad()
-        return not overflowed
 
     def watch_batches(
         self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
@@ -178,10 +156,6 @@ class FsdpStrategy(DdpStrategy):
     def _own(self, local: torch.Tensor) -> torch.Tensor:
         """What this rank tells of its shard: all of it, or, where groups hold the same, its group's share."""
         return self.places.told(local)
-
-    def reducer(self) -> None:  # type: ignore[override]
-        """As ``DdpReduced.reducer``: there is none."""
-        return
 
     def rank_state(self) -> RankState:
         """As ``Checkpointable.rank_state``."""

@@ -287,8 +287,8 @@ class _Bound:
         return getattr(self._item, name)
 
 
-class StagedList(torch.nn.ModuleList):
-    """A ``ModuleList`` some of whose modules are on other stages. ``items``: all of them."""
+class _Staged:
+    """Some modules of this container are on other stages. ``items``: all of them."""
 
     items: list[Any]
 
@@ -302,19 +302,12 @@ class StagedList(torch.nn.ModuleList):
         return _Items(self.items)[index]
 
 
-class StagedSequential(torch.nn.Sequential):
-    """A ``Sequential`` some of whose modules are on other stages. ``items``: all of them."""
+class StagedList(_Staged, torch.nn.ModuleList):
+    """A ``ModuleList`` some of whose modules are on other stages."""
 
-    items: list[Any]
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(_Items(self.items))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return _Items(self.items)[index]
+class StagedSequential(_Staged, torch.nn.Sequential):
+    """A ``Sequential`` some of whose modules are on other stages."""
 
 
 def recomputed_here(recompute: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +11,12 @@ import torch.distributed as dist
 
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.tensor import local_part
-from workbench.engine.frameworks.torch_common.ddp_reduction import average_gradients, gradient_kind, zero_gradient
+from workbench.engine.frameworks.torch_common.ddp_reduction import (
+    LookBefore,
+    average_gradients,
+    gradient_kind,
+    zero_gradient,
+)
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
 
@@ -37,7 +42,7 @@ class StageReduction:
         self._size = size
         self._tied = tied
         self._device = device
-        self._before: Callable[[], None] = lambda: None
+        self._look = LookBefore()
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -47,7 +52,7 @@ class StageReduction:
             if kind:
                 parameter.grad = zero_gradient(parameter, kind) if parameter.grad is None else parameter.grad
                 dist.all_reduce(local_part(parameter.grad), group=group)
-        self._before()
+        self._look()
         if self._size > 1 and self._parameters:
             kinds = self._kinds(self._parameters, self._replicas)
             average_gradients(self._parameters, kinds, self._replicas, self._size)
@@ -59,20 +64,8 @@ class StageReduction:
         found: list[int] = kinds.tolist()
         return found
 
-    @contextmanager
     def watching(
         self, items: Sequence[RankParameter], parts_of: PartsOf, show: BatchObserver, *, keep: bool
-    ) -> Iterator[None]:
-        """Show the complete local gradients of ``items`` before they are averaged, which is done in place."""
-
-        def look() -> None:
-            parts = parts_of(items)
-            show(parts)
-            for part in parts if keep else ():
-                part.source.parameter.grad = part.source.parameter.grad.clone()
-
-        self._before = look
-        try:
-            yield
-        finally:
-            self._before = lambda: None
+    ) -> AbstractContextManager[None]:
+        """Show the complete local gradients of ``items`` before they are averaged."""
+        return self._look.watching(items, parts_of, show, keep=keep)

@@ -6,24 +6,17 @@ Mixed precision is torch's autocast over fp32 weights, in fp16 with a gradient s
 from __future__ import annotations
 
 import gc
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
-from workbench.engine.base.generators import ModuleGenerator
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
-from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
-from workbench.engine.frameworks.torch.ddp import FIRST_SCALE
-from workbench.engine.frameworks.torch.fsdp.loss_scale import SharedLossScale
+from workbench.engine.frameworks.torch.native import NativeStrategy
 from workbench.engine.frameworks.torch.pipeline.assembly import assemble, tensor_plan
 from workbench.engine.frameworks.torch.pipeline.groups import AxisGroups
 from workbench.engine.frameworks.torch.pipeline.reduction import StageReduction
@@ -49,16 +42,13 @@ from workbench.engine.frameworks.torch_common.gradient_hooks import (
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.terms import (
     LossTerm,
-    Number,
     count_of_models_labels,
     expected_labels,
     loss_term,
 )
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_parts
-from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
-    RankParameter,
     rank_parameters,
     share_of_replicas,
 )
@@ -67,13 +57,12 @@ from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.step_reads import StepReads
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import Originals, Place, RankState
-from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
 
 _AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class PipelineStrategy(Strategy):
+class PipelineStrategy(NativeStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     @classmethod
@@ -123,10 +112,7 @@ class PipelineStrategy(Strategy):
         self.norms.tell_on(self.rank, self.tell)
         self._split(workload)
         self.average = LossAverage(self.mesh, self.device, self._expected)
-        self._scaler = SharedLossScale(FIRST_SCALE, enabled=self.spec.precision == "fp16")
-        self._clip = self.spec.clip
-        self._frozen: frozenset[str] = frozenset()
-        self._part_norms: PartNorms | None = None
+        self._begin()
         self._losses: list[torch.Tensor] = []
 
     def _split(self, workload: Workload) -> None:
@@ -187,15 +173,7 @@ class PipelineStrategy(Strategy):
         self.mark("communication", -1)
         self._reduction.finish()
         loss = torch.stack(self._losses).sum() if self._losses else None
-        factor = self.average.finish()
-        if factor is not None:
-            torch._foreach_mul_(self._gradients(), factor)
-            loss = None if loss is None else loss * factor
-        self._hooks.run(self.loss_scale())
-        for item in self._held if self._frozen else ():
-            if item.layer in self._frozen:
-                item.parameter.grad = None
-        return loss
+        return self._end_gradients(loss)
 
     def _run(self, piece: Batch, index: int, count: int, loss_of: Callable[[MicroBatch], torch.Tensor]) -> None:
         """Forward and backward over one piece of the batch."""
@@ -229,93 +207,6 @@ class PipelineStrategy(Strategy):
 
         return loss_term(compute, self.tell if self.average.is_new else None, count)
 
-    def _gradients(self) -> list[torch.Tensor]:
-        return [local_part(item.parameter.grad) for item in self._held if item.parameter.grad is not None]
-
-    def step(self) -> bool:
-        is_scaled = self._scaler.is_enabled()
-        norm = self._global_norm() if self._clip > 0 or is_scaled else 0.0
-        overflowed = is_scaled and not norm < math.inf
-        factor = 1 / self._scaler.get_scale()
-        if self._clip > 0 and norm > self._clip:
-            factor *= self._clip / (norm + 1e-6)
-        if not overflowed:
-            if factor != 1:
-                torch._foreach_mul_(self._gradients(), factor)
-            self._optimizer.step()
-        self._scaler.update(overflowed=overflowed)
-        self._optimizer.zero_grad()
-        return not overflowed
-
-    def _global_norm(self) -> float:
-        total = self.grad_sq().clone()
-        dist.all_reduce(total)
-        return math.sqrt(total.item())
-
-    def skip(self) -> None:
-        self._optimizer.zero_grad()
-
-    def grad_sq(self) -> torch.Tensor:
-        """As ``Normed.grad_sq``."""
-        if self._part_norms is None:
-            self._part_norms = figures.part_norms(self._parts(self._mine), self.device)
-        return self._part_norms.squared()
-
-    def part_norms(self) -> PartNorms | None:
-        """As ``Normed.part_norms``."""
-        return self._part_norms
-
-    def set_clip(self, clip: float) -> None:
-        """As ``Normed.set_clip``."""
-        self._clip = clip
-
-    def loss_scale(self) -> float:
-        """As ``LossScaled.loss_scale``."""
-        return self._scaler.get_scale()
-
-    def watch_batches(
-        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
-    ) -> AbstractContextManager[None]:
-        """As ``Watchable.watch_batches``."""
-        items = [item for item in self._chosen(self._held, layers) if item.layer not in self._frozen]
-        return self._reduction.watching(items, self._parts, self.aside(observer), keep=keep)
-
-    def local_factor(self) -> Number:
-        """As ``Watchable.local_factor``."""
-        return self.average.factor
-
-    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
-        """As ``Watchable.reduced_gradients``."""
-        return self._parts(self._chosen(self._held if all_held else self._mine, layers))
-
-    def reports(self, layer: str, sharded: str) -> bool:
-        """As ``Watchable.reports``."""
-        return (layer, sharded) in self._shares
-
-    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
-        """As ``Watchable.compare``: by now ``p.grad`` is the reduced gradient."""
-        return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
-
-    def layer_sizes(self) -> dict[str, int]:
-        """As ``Watchable.layer_sizes``."""
-        return self._names.sizes
-
-    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
-        """As ``Watchable.weights``."""
-        return [weight_part(item, item.parameter, self._optimizer) for item in self._chosen(self._mine, layers)]
-
-    @staticmethod
-    def _chosen(items: Sequence[RankParameter], layers: Collection[str] | None) -> list[RankParameter]:
-        return [item for item in items if layers is None or item.layer in layers]
-
-    def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
-        scale = self.loss_scale()
-        return [
-            GradientPart(item.layer, item.real(item.parameter.grad), item.sharded, scale, item)
-            for item in items
-            if item.parameter.grad is not None and not item.foreign
-        ]
-
     def rank_state(self) -> RankState:
         """As ``Checkpointable.rank_state``."""
         state = StateLocator(
@@ -328,18 +219,9 @@ class PipelineStrategy(Strategy):
         )
         return state.rank_state(self._optimizer, scaler=self._scaler if self._scaler.is_enabled() else None)
 
-    @property
-    def module(self) -> torch.nn.Module:
-        """As ``Replayable.module``."""
-        return self._module
-
     def output_sharding(self, module: torch.nn.Module) -> str | None:
         """As ``Inspectable.output_sharding``."""
         return output_sharding(module) if self.mesh.tp > 1 else ""
-
-    def generators(self) -> Mapping[str, ModuleGenerator]:
-        """As ``Replayable.generators``: torch keeps none in modules."""
-        return {}
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """As ``Replayable.rerun``."""
@@ -356,14 +238,6 @@ class PipelineStrategy(Strategy):
             for index, piece in enumerate(pieces):
                 self._run(piece, index, len(pieces), again)
         return torch.stack(losses).sum() if losses else None
-
-    def layers(self) -> list[str]:
-        """As ``Freezable.layers``."""
-        return self._names.layers
-
-    def set_frozen(self, layers: Collection[str]) -> None:
-        """As ``Freezable.set_frozen``."""
-        self._frozen = frozenset(layers)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Any:
