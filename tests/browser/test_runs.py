@@ -68,7 +68,7 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     line = table.locator(".dw-runs-line").inner_text()
     assert line == "%dist_compare 2026-05-01-120000-alpha 2026-05-03-120000-gamma"
 
-    figures = page.page.locator("[data-figures='10']")
+    figures = page.page.locator("[data-figures='7']")
     figures.wait_for()
     assert page.page.locator(".dw-cmp caption", has_text="Scaling").count() == 1
     page.page.locator("[role=img][aria-label=Loss]").scroll_into_view_if_needed()

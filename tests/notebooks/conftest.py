@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import nbformat
@@ -10,12 +12,15 @@ import pytest
 
 from workbench.cli.commands import notebooks
 from workbench.run.api import Run
+from workbench.rundir.directory import run_directories
 
 
 @pytest.fixture
 def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Execute a course notebook; returns its runs by name and the executed file."""
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
+    commands = Path(sys.executable).parent  # where a reader's ``workbench`` is found
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
 
     def run(name: str, **values: object) -> tuple[dict[str, Run], Path]:
         executed = tmp_path / name
@@ -29,6 +34,6 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         )
         cells = nbformat.read(executed, 4).cells
         assert not any(o.get("name") == "stderr" for cell in cells for o in cell.get("outputs", []))
-        return {run.name: run for run in map(Run, (tmp_path / "runs").iterdir())}, executed
+        return {run.name: run for run in map(Run, run_directories(tmp_path / "runs"))}, executed
 
     return run
