@@ -11,15 +11,16 @@ import pytest
 from tests.engine.rank_pool import RankPool
 from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
 from workbench.core.frameworks import PLUGIN_OPTIONS, usable
+from workbench.engine.frameworks.torch.schedules import SCHEDULES
 from workbench.errors import ConfigError
 
 #: options that a pipeline or a model with batch normalisation needs
-NOT_ALONE = ("micro_batches", "sync_batchnorm")
+NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule")
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 
 def _plans() -> Iterator[Any]:
-    """Every plugin on two ranks: by itself, and with each of its options that needs no other."""
+    """Every plugin on two ranks: by itself, with each option that needs no other, and with schedules of two stages."""
     for framework in usable():
         for plugin in framework.plugins:
             options = {"framework": framework.name, "plugin": plugin.name}
@@ -28,6 +29,10 @@ def _plans() -> Iterator[Any]:
                 if name in plugin.options and name not in NOT_ALONE:
                     value = True if isinstance(default, bool) else 2
                     yield pytest.param({**options, name: value}, id=f"{framework.name}-{plugin.name}-{name}")
+            takes = "schedule" in plugin.options  # the models have two blocks: one for each of two stages
+            for name in [name for name, each in SCHEDULES.items() if takes and each.stages == 1]:
+                pipeline = {"pp": 2, "micro_batches": 2, "schedule": name}
+                yield pytest.param({**options, **pipeline}, id=f"{framework.name}-{plugin.name}-{name}")
 
 
 @pytest.fixture(scope="module")
