@@ -7,6 +7,8 @@ written by their files, which appear whole.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from typing import Any
 from workbench.core import background
 from workbench.engine.state.checkpoint_files import ShardWriter, rank_file
 
+#: niceness of the thread that writes
+_NICENESS = 10
 #: seconds between looks for the other ranks' files
 _LOOK_S = 0.01
 #: seconds that a training which ends early waits for the other ranks' files
@@ -72,6 +76,8 @@ class BackgroundSave:
             shutil.rmtree(self._directory, ignore_errors=True)  # where it was published, it has another name
 
     def _work(self) -> None:
+        with contextlib.suppress(OSError):  # training goes first; where that is not allowed, it shares the cores
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             self._shards.write(self._state)
         finally:
