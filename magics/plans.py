@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
-from IPython.core.magic_arguments import argument, argument_group, magic_arguments
+from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
+from magics.train import run_flags
 from magics.words import parse
 from workbench.core import flags
 from workbench.run.planning.options import OPTIONS
@@ -19,12 +18,11 @@ from workbench.run.planning.plans import plans
 from workbench.run.planning.shown import Plans
 
 
-def _all_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags of plans, then those of a run, as magic arguments."""
-    declared: list[Callable[..., Any]] = [argument(name, **keywords) for name, keywords in OPTIONS]
-    for title, members in itertools.groupby(flags.FLAGS, key=lambda flag: flag.group):
-        declared += [argument_group(title), *(argument(*flag.names, **flag.keywords()) for flag in members)]
-    return functools.reduce(lambda wrapped, declare: declare(wrapped), reversed(declared), function)
+def _plan_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of plans as magic arguments."""
+    for name, keywords in reversed(OPTIONS):
+        function = argument(name, **keywords)(function)
+    return function
 
 
 @magics_class
@@ -34,7 +32,8 @@ class PlansMagics(Magics):
     shell: InteractiveShell
 
     @magic_arguments()
-    @_all_flags
+    @_plan_flags
+    @run_flags
     @line_cell_magic
     def dist_plans(self, line: str, cell: str | None = None) -> Plans:
         """Predict what each rank holds and sends under every plan, and show the plans, the best first.

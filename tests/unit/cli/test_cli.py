@@ -92,11 +92,12 @@ def test_a_plan_that_cannot_work_ends_before_any_rank(
     assert "does not divide" in capsys.readouterr().err and not home.exists()
 
 
-def test_files_that_a_shell_made_of_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["train", "plans", "verify"])
+def test_files_that_a_shell_made_of_a_pattern(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("text")
     files = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
-    for words in (["train", "causal-lm", "--data", *files], ["train", "--recipe", "causal-lm", "--data", *files]):
+    for words in ([command, "causal-lm", "--data", *files], [command, "--recipe", "causal-lm", "--data", *files]):
         with pytest.raises(SystemExit):
             cli.main(words)
         assert "b.txt' is not understood: separate files by commas" in capsys.readouterr().err

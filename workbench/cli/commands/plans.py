@@ -7,8 +7,8 @@ It takes the flags of `workbench train`. Options of the plan that are given are 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from workbench.cli.commands import spec_argument
 from workbench.core import flags
 from workbench.run.planning.options import OPTIONS
 
@@ -18,9 +18,7 @@ HELP = "what each rank will hold under each parallel plan, before anything is tr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench plans``."""
-    parser.add_argument(
-        "spec", type=Path, metavar="SPEC.toml|RECIPE", nargs="?", help="the spec file, or the name of a recipe"
-    )
+    spec_argument.add_to(parser, "the spec file, or the name of a recipe")
     for name, keywords in OPTIONS:
         if name != "--config":
             parser.add_argument(name, **keywords)
@@ -29,16 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plans; returns the exit code."""
-    from workbench.cluster.session import Session
     from workbench.run.planning.plans import plans
 
-    spec = arguments.spec
-    if spec is not None and not spec.exists() and not flags.take_recipe(arguments, [str(spec)]):
-        spec = None  # the word was a recipe's name
-    options = flags.options_of(arguments)
-    if spec is None and not options.keys() & {"recipe", "resume"}:
-        arguments.parser.error("nothing to plan: pass a spec file or --recipe NAME")
-    try:
+    spec, options = spec_argument.chosen(
+        arguments, ("recipe", "resume"), "nothing to plan: pass a spec file or --recipe NAME"
+    )
+    with spec_argument.ranks_ended():
         found = plans(
             options,
             config=spec,
@@ -46,9 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
             calibrate=not arguments.no_calibrate,
             tries=arguments.tries or 0,
         )
-    finally:
-        session = Session.current()
-        if session is not None:
-            session.down()
     print(found)
     return 0 if found.chosen is not None and found.chosen.fits else 1

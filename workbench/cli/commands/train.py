@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.cli.commands import spec_argument
 from workbench.core import flags
 
 if TYPE_CHECKING:
@@ -23,13 +23,7 @@ STOPPED, INTERRUPTED = 3, 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench train``."""
-    parser.add_argument(
-        "spec",
-        type=Path,
-        metavar="SPEC.toml|RECIPE",
-        nargs="?",
-        help="the spec file, or the name of a recipe (not needed with --recipe or --resume)",
-    )
+    spec_argument.add_to(parser, "the spec file, or the name of a recipe (not needed with --recipe or --resume)")
     flags.add_to(parser)
     parser.add_argument(
         "--every", type=int, default=0, metavar="N", help="without a terminal, print a line every N steps"
@@ -38,25 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train to the end and take the ranks down; returns the exit code."""
-    from workbench.cluster.session import Session
     from workbench.run import api
 
-    spec = arguments.spec
-    if spec is not None and not spec.exists() and not flags.take_recipe(arguments, [str(spec)]):
-        spec = None  # the word was a recipe's name
-    options = flags.options_of(arguments)
-    if spec is not None and "data" in options and spec.suffix != ".toml":  # the shell made files of a pattern
-        arguments.parser.error(flags.not_understood([str(spec)], arguments.parser))
-    if spec is None and not options.keys() & {"recipe", "resume"}:
-        arguments.parser.error("nothing to train: pass a spec file, --recipe NAME or --resume RUN")
-    try:
+    spec, options = spec_argument.chosen(
+        arguments, ("recipe", "resume"), "nothing to train: pass a spec file, --recipe NAME or --resume RUN"
+    )
+    with spec_argument.ranks_ended():
         started = api.train(options, config=spec)
         print(f"run directory: {started.path}", flush=True)
         return _until_ended(started, arguments.every)
-    finally:
-        session = Session.current()
-        if session is not None:
-            session.down()
 
 
 def _until_ended(started: Run, every: int) -> int:

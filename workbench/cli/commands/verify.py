@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from workbench.cli.commands import spec_argument
 from workbench.core import flags
 
 NAME = "verify"
@@ -19,13 +19,7 @@ _CODES = {"same": 0, "differs": 1, "undecided": 3}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench verify``."""
-    parser.add_argument(
-        "spec",
-        type=Path,
-        metavar="SPEC.toml|RECIPE",
-        nargs="?",
-        help="the spec file, or the name of a recipe (not needed with --recipe)",
-    )
+    spec_argument.add_to(parser, "the spec file, or the name of a recipe (not needed with --recipe)")
     parser.add_argument(
         "--against",
         default="single",
@@ -37,23 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify, print what was found, and take the ranks down; returns the exit code."""
-    from workbench.cluster.session import Session
     from workbench.run.verify import verify
 
-    spec = arguments.spec
-    if spec is not None and not spec.exists() and not flags.take_recipe(arguments, [str(spec)]):
-        spec = None  # the word was a recipe's name
-    options = flags.options_of(arguments)
-    if spec is None and "recipe" not in options:
-        arguments.parser.error("nothing to verify: pass a spec file, or --recipe NAME")
-    try:
+    spec, options = spec_argument.chosen(
+        arguments, ("recipe",), "nothing to verify: pass a spec file, or --recipe NAME"
+    )
+    with spec_argument.ranks_ended():
         found = verify(options, config=spec, against=arguments.against, progress=_tell)
         print(found)
         return _CODES[found.verdict]
-    finally:
-        session = Session.current()
-        if session is not None:
-            session.down()
 
 
 def _tell(what: str, done: int, steps: int) -> None:

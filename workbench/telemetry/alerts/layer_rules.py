@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from workbench.telemetry.alerts.rules import Finding
 from workbench.telemetry.alerts.steps import StepView
 
 
-class _OfLayers:
+class _OfLayers(ABC):
     """``_found`` names the layers that are concerned; a layer counts once it is at ``looks`` looks in a row."""
 
     name = ""
@@ -29,8 +30,9 @@ class _OfLayers:
         self._held = {str(finding.layer): self._held.get(str(finding.layer), 0) + 1 for finding in found}
         return [finding for finding in found if self._held[str(finding.layer)] >= self.looks]
 
+    @abstractmethod
     def _found(self, view: StepView) -> list[Finding] | None:
-        raise NotImplementedError
+        """The layers that are concerned at this step; None where nothing was looked at."""
 
 
 def _reduced(view: StepView) -> Columns | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
-from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
+from workbench.engine.frameworks.torch_common.losses.whole_model import EvaluatedWhole, WholeModel
 from workbench.engine.frameworks.torch_common.parameters import ModelNames, RankParameter
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun
@@ -30,7 +29,7 @@ from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import Originals
 
 
-class WholeModelStrategy(NativeStrategy):
+class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     #: ``model(compute)`` is a forward pass whose gradients are reduced
@@ -121,15 +120,3 @@ class WholeModelStrategy(NativeStrategy):
         with self.norms.around(piece):
             term = self._term(to_device(contents(piece), self.device))
         return self.average.again(term, samples_in(piece))
-
-    def forward(self, batch: Batch) -> Any:
-        """As ``Evaluating.forward``."""
-        return self._whole.forward(batch)
-
-    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
-        """As ``Validating.evaluated``."""
-        return self._whole.evaluated(batch, outputs=outputs)
-
-    def evaluation(self) -> AbstractContextManager[torch.nn.Module]:
-        """As ``Validating.evaluation``."""
-        return self._whole.evaluation()

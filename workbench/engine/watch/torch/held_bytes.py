@@ -6,11 +6,11 @@ import ctypes
 import gc
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from workbench.core.records import EventKind
 from workbench.engine.base.observer import StepObserver
+from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.optimizer_state import tensors_in
@@ -52,15 +52,15 @@ class HeldBytes(StepObserver):
 def held_bytes(workload: Workload) -> dict[str, int]:
     """Bytes of the parameters on this rank, and of the optimizer's state with copies that it updates in their stead."""
     parameters = {id(parameter): parameter for parameter in _parameters(workload)}
-    own = {_storage(_local(parameter)) for parameter in parameters.values()}
+    own = {_storage(local_part(parameter)) for parameter in parameters.values()}
     kept: dict[int, torch.Tensor] = {}
     for group in workload.optimizer.param_groups:
         kept |= {id(copy): copy for copy in group["params"] if id(copy) not in parameters}
-    copies = [tensor for tensor in map(_local, kept.values()) if _storage(tensor) not in own]
+    copies = [tensor for tensor in map(local_part, kept.values()) if _storage(tensor) not in own]
     state = {id(tensor): tensor for tensor in tensors_in(workload.optimizer.state.values())}
     return {
-        "parameters": _bytes(map(_local, parameters.values())),
-        "optimizer_state": _bytes(map(_local, state.values())) + _bytes(copies),
+        "parameters": _bytes(map(local_part, parameters.values())),
+        "optimizer_state": _bytes(map(local_part, state.values())) + _bytes(copies),
     }
 
 
@@ -72,11 +72,6 @@ def _parameters(workload: Workload) -> Iterable[torch.Tensor]:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _local(tensor: Any) -> torch.Tensor:
-    """This rank's part of a distributed tensor; any other is itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _storage(tensor: torch.Tensor) -> int:

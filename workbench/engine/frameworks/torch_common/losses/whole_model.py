@@ -67,3 +67,21 @@ class WholeModel:
         """As ``Validating.evaluation``."""
         with torch.no_grad(), evaluating(self._module), self.autocast():
             yield users_model(self._module)
+
+
+class EvaluatedWhole:
+    """``Evaluating`` and ``Validating`` where each rank has the whole model. ``_whole``: made in ``prepare``."""
+
+    _whole: WholeModel
+
+    def forward(self, batch: Batch) -> Any:
+        """As ``Evaluating.forward``."""
+        return self._whole.forward(batch)
+
+    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
+        """As ``Validating.evaluated``."""
+        return self._whole.evaluated(batch, outputs=outputs)
+
+    def evaluation(self) -> AbstractContextManager[torch.nn.Module]:
+        """As ``Validating.evaluation``."""
+        return self._whole.evaluation()

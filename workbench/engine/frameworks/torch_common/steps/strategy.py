@@ -7,8 +7,7 @@ are reduced after each backward pass (``steps.reduction``), and looked at before
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -24,8 +23,7 @@ from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import to_device
 from workbench.engine.frameworks.torch_common.device import rank_device
-from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
-from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
+from workbench.engine.frameworks.torch_common.losses.whole_model import EvaluatedWhole, WholeModel
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import ModelNames, rank_parameters, share_of_replicas
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
@@ -42,7 +40,7 @@ _BUFFER_BYTES = 250 * 2**20
 _FIRST_STEPS = 3
 
 
-class OwnSteps(Strategy):
+class OwnSteps(EvaluatedWhole, Strategy):
     """Gradients are those of one process with the global batch where losses are means over samples."""
 
     #: why this way to train cannot do what the plan's own can
@@ -228,18 +226,6 @@ class OwnSteps(Strategy):
     def set_frozen(self, layers: Collection[str]) -> None:
         """As ``Freezable.set_frozen``."""
         self._updates.frozen = frozenset(id(item.parameter) for item in self._held if item.layer in layers)
-
-    def forward(self, batch: Batch) -> Any:
-        """As ``Evaluating.forward``."""
-        return self._whole.forward(batch)
-
-    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
-        """As ``Validating.evaluated``."""
-        return self._whole.evaluated(batch, outputs=outputs)
-
-    def evaluation(self) -> AbstractContextManager[torch.nn.Module]:
-        """As ``Validating.evaluation``."""
-        return self._whole.evaluation()
 
     def close(self) -> None:
         if hasattr(self, "norms"):
