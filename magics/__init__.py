@@ -14,6 +14,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.control import ControlMagics
     from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
+    from magics.names import NamesMagics
     from magics.plans import PlansMagics
     from magics.replay import ReplayMagics
     from magics.report import ReportMagics
@@ -27,6 +28,7 @@ def load(shell: InteractiveShell) -> None:
 
     shell.register_magics(
         ClusterMagics,
+        NamesMagics,
         TrainMagics,
         VerifyMagics,
         WatchMagics,

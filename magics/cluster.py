@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import keyword
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,27 +17,31 @@ from IPython.display import clear_output, publish_display_data
 
 from magics.push_size import warn_of_copies
 from magics.words import parse
+from workbench.cluster.captured import CapturedCell
 from workbench.cluster.cells import Submission
 from workbench.cluster.hosts.placement import parse_ranks
 from workbench.cluster.output import (
     Block,
     RankOutput,
-    apply_carriage_returns,
     elide,
     group_errors,
     group_output,
 )
+from workbench.cluster.screen import on_screen
 from workbench.cluster.session import Session
 from workbench.cluster.spare import close_spare
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.core.numbers import format_table
-from workbench.errors import CellInterrupt, ClusterError, ConfigError, format_ranks
+from workbench.errors import CellError, CellInterrupt, ClusterError, ConfigError, format_ranks
 
-_TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
+#: the argument of magics that act on some of the ranks
+TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
 #: seconds until the preview of a running cell's output appears, and the largest number of its lines
 _PREVIEW_AFTER_S = 1.0
 _PREVIEW_LINES = 40
+#: a widget of a rank, which the front end cannot reach
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @magics_class
@@ -106,12 +111,23 @@ class ClusterMagics(Magics):
         return StatusTable(tuple(session.status()), session.warnings)
 
     @magic_arguments()
-    @_TARGETS
+    @TARGETS
+    @argument(
+        "--capture",
+        metavar="NAME",
+        help="show nothing and assign the output of the ranks to this variable of the notebook, with the values of the "
+        "cell's last expression in NAME.values, by rank",
+    )
     @cell_magic
     def dist(self, line: str, cell: str) -> None:
         """Run a cell on ranks and show their output. Identical output is shown once, with its ranks."""
-        session = _session()
-        targets = parse_ranks(parse(self.dist, line).targets, session.n)
+        session = current_session()
+        arguments = parse(self.dist, line)
+        targets = parse_ranks(arguments.targets, session.n)
+        if arguments.capture is not None:
+            check_name(arguments.capture, "--capture")
+            self._capture(session, cell, targets, arguments.capture)
+            return
         preview = _Preview(live=hasattr(self.shell, "kernel"))
         submission = session.submit(cell, targets)
         try:
@@ -123,13 +139,27 @@ class ClusterMagics(Magics):
             show(submission.outputs)
         submission.result().raise_on_error()
 
+    def _capture(self, session: Session, cell: str, targets: list[int], name: str) -> None:
+        """Run a cell and assign what it gave, also when it fails or is interrupted."""
+        submission = session.submit(cell, targets)
+        values: dict[int, Any] = {}
+        try:
+            session.wait(submission)
+            with_value = [rank for rank, output in submission.outputs.items() if output.result is not None]
+            values |= _last_values(session, with_value) if with_value else {}
+        except KeyboardInterrupt:
+            raise interrupted(submission) from None
+        finally:
+            self.shell.user_ns[name] = CapturedCell(submission.outputs, values=values)
+        submission.result().raise_on_error()
+
     @magic_arguments()
-    @_TARGETS
+    @TARGETS
     @argument("names", nargs="+", help="variables of the notebook")
     @line_magic
     def dist_push(self, line: str) -> None:
         """Copy variables from the notebook to ranks."""
-        session = _session()
+        session = current_session()
         arguments = parse(self.dist_push, line)
         missing = [name for name in arguments.names if name not in self.shell.user_ns]
         if missing:
@@ -142,7 +172,7 @@ class ClusterMagics(Magics):
         session.push(values, ranks)
 
     @magic_arguments()
-    @_TARGETS
+    @TARGETS
     @argument("--into", metavar="NAMES", help="assign to these variables of the notebook (a,b) instead of returning")
     @argument("names", nargs="+", help="variables of the ranks")
     @line_magic
@@ -152,7 +182,7 @@ class ClusterMagics(Magics):
         From several ranks a value is a dict rank -> value, from one rank (``-t 0``) it is the value itself. Several
         variables are returned as a dict name -> value.
         """
-        session = _session()
+        session = current_session()
         arguments = parse(self.dist_pull, line)
         into = None if arguments.into is None else [name.strip() for name in arguments.into.split(",")]
         if into is not None and not (len(into) == len(arguments.names) and all(map(str.isidentifier, into))):
@@ -171,7 +201,23 @@ class ClusterMagics(Magics):
         return None
 
 
-def _session() -> Session:
+def check_name(name: str, flag: str) -> None:
+    """Raise ``ConfigError`` for a text that cannot name a variable of the notebook."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ConfigError(f"{flag} {name} is not a variable's name", field=flag)
+
+
+def _last_values(session: Session, ranks: list[int]) -> dict[int, Any]:
+    """The value of the last expression of the last cell, by rank; none, with a warning, where it cannot be copied."""
+    try:
+        return session.pull("Out[max(Out)]", ranks)
+    except CellError as error:
+        print(f"warning: the output is kept, but not the value of the last expression: {error}", file=sys.stderr)
+        return {}
+
+
+def current_session() -> Session:
+    """The session that is up. Raises ``ClusterError`` without one."""
     session = Session.current()
     if session is None:
         raise ClusterError("no ranks are up: run %dist_up -n 4 first")
@@ -200,11 +246,13 @@ def show(outputs: Mapping[int, RankOutput]) -> None:
         for piece in block.pieces:
             if piece.kind in ("stdout", "stderr"):
                 stream = sys.stdout if piece.kind == "stdout" else sys.stderr
-                print(elide(apply_carriage_returns(str(piece.text))).rstrip("\n"), file=stream)
-            elif set(piece.data) == {"text/plain"}:
-                print(piece.data["text/plain"])
-            else:
-                publish_display_data(piece.data, piece.metadata)
+                print(elide(on_screen(str(piece.text))).rstrip("\n"), file=stream)
+                continue
+            shown = {kind: data for kind, data in piece.data.items() if kind != _WIDGET}
+            if set(shown) == {"text/plain"}:
+                print(shown["text/plain"])
+            elif shown:
+                publish_display_data(shown, piece.metadata)
     errors = sorted(group_errors(outputs), key=lambda found: -len(found[0]))
     for ranks, error in errors[1:]:
         print(f"{format_ranks(ranks)}: {error.ename}: {error.evalue}", file=sys.stderr)
@@ -215,9 +263,7 @@ def preview_text(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         text = "".join(str(piece.text) for piece in block.pieces if piece.kind in ("stdout", "stderr"))
-        parts.append(
-            f"{format_ranks(block.ranks)}\n{elide(apply_carriage_returns(text), lines=_PREVIEW_LINES, last=30)}"
-        )
+        parts.append(f"{format_ranks(block.ranks)}\n{elide(on_screen(text), lines=_PREVIEW_LINES, last=30)}")
     return "\n".join(parts)
 
 

@@ -8,8 +8,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
+from magics.cluster import check_name
 from magics.words import parse
-from workbench.errors import ConfigError
 from workbench.run.api import Run
 from workbench.rundir import checkpoints
 
@@ -38,8 +38,8 @@ class ModelMagics(Magics):
         model of yours instead.
         """
         arguments = parse(self.dist_model, line)
-        if arguments.into is not None and not arguments.into.isidentifier():
-            raise ConfigError(f"--into {arguments.into} is not a variable's name", field="--into")
+        if arguments.into is not None:
+            check_name(arguments.into, "--into")
         name, step = checkpoints.split(arguments.run) if arguments.run else (None, checkpoints.NEWEST)
         run = Run(name)
         chosen = None if step == checkpoints.NEWEST else step

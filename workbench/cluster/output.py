@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.cluster.screen import slowest_bars, without_progress
+
 #: characters kept of one stream of a rank, at the start and at the end each
 KEPT_CHARACTERS = 2_000_000
 #: lines shown of one output, and how many of these are its last lines
@@ -49,13 +51,6 @@ class BoundedText:
         return self._head_size > 0
 
 
-def apply_carriage_returns(text: str) -> str:
-    """Removes text that a carriage return overwrites on a terminal, so that a progress bar becomes one line."""
-    if "\r" not in text:
-        return text
-    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
-
-
 def elide(text: str, *, lines: int = SHOWN_LINES, last: int = SHOWN_LAST_LINES) -> str:
     """Shortens text to ``lines`` lines, of which ``last`` are its last ones; a marker counts the lines left out."""
     parts = text.splitlines(keepends=True)
@@ -87,8 +82,15 @@ class Piece:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def key(self) -> tuple[str, str]:
-        """Returns a key that is equal for pieces that are displayed alike."""
-        return self.kind, str(self.text) if self.kind in ("stdout", "stderr") else repr(sorted(self.data.items()))
+        """Returns a key that is equal for pieces that are displayed alike, progress bars at any point among them."""
+        if self.is_text:
+            return self.kind, without_progress(str(self.text))
+        return self.kind, repr(sorted(self.data.items()))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is text of a stream."""
+        return self.kind in ("stdout", "stderr")
 
 
 @dataclass
@@ -142,7 +144,8 @@ class Block:
 def group_output(outputs: Mapping[int, RankOutput]) -> list[Block]:
     """Groups ranks with equal output, ordered by their lowest rank. Leaves out ranks without output.
 
-    A rank with a rich display (a figure) forms a group of its own.
+    A rank with a rich display (a figure) forms a group of its own. Of progress bars, a group shows that of the rank
+    that is last.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for rank in sorted(outputs):
@@ -150,7 +153,23 @@ def group_output(outputs: Mapping[int, RankOutput]) -> list[Block]:
         separate_rank = rank if any(piece.kind == "display" for piece in pieces) else None
         if pieces:
             groups.setdefault((separate_rank, *(piece.key() for piece in pieces)), []).append(rank)
-    return [Block(tuple(ranks), tuple(outputs[ranks[0]].pieces)) for ranks in groups.values()]
+    return [Block(tuple(ranks), tuple(_merged({rank: outputs[rank] for rank in ranks}))) for ranks in groups.values()]
+
+
+def _merged(alike: Mapping[int, RankOutput]) -> list[Piece]:
+    """The pieces that stand for those of ranks with equal keys."""
+    first = next(iter(alike.values())).pieces
+    if len(alike) == 1:
+        return first
+    merged = []
+    for place, piece in enumerate(first):
+        texts = {rank: str(output.pieces[place].text) for rank, output in alike.items()}
+        if piece.is_text and "\r" in texts[min(texts)]:
+            merged.append(Piece(piece.kind))
+            merged[-1].text.append(slowest_bars(texts))
+        else:
+            merged.append(piece)
+    return merged
 
 
 def group_errors(outputs: Mapping[int, RankOutput]) -> list[tuple[tuple[int, ...], CellFailure]]:

@@ -283,10 +283,18 @@ class Session:
             submission.mark_dead(rank, self.dead[rank])
         return submission
 
-    def _run_silently(self, submission: Submission) -> None:
-        self._submissions.append(submission)
+    def ask(self, code: str, ranks: Sequence[int] | None = None, timeout: float | None = None) -> CellResult:
+        """As ``execute``, for code that is none of the user's: ranks keep their directory, modules and group."""
+        targets = self._check_targets(ranks)
+        self.check_free(targets)
+        submission = Submission(code, targets)
+        self._run_silently(submission, timeout)
+        return submission.result()
+
+    def _run_silently(self, submission: Submission, timeout: float | None = None) -> None:
+        self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         self._connection.send(submission, follows=False)
-        self.wait(submission)
+        self.wait(submission, timeout)
 
     def wait(
         self,
@@ -359,6 +367,10 @@ class Session:
             raise ClusterError(f"{format_ranks(outside)}: {self.n} ranks are up; use ranks 0 to {self.n - 1}")
         self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks, or choose other ranks")
         return targets
+
+    def is_busy(self) -> bool:
+        """Whether a run is training on the ranks, or one of them is running a cell."""
+        return self.job is not None or bool(self._ranks_with_cells())
 
     @property
     def busy(self) -> str | None:

@@ -4,11 +4,11 @@ from workbench.cluster.output import (
     BoundedText,
     CellFailure,
     RankOutput,
-    apply_carriage_returns,
     elide,
     group_errors,
     group_output,
 )
+from workbench.cluster.screen import on_screen
 
 
 def make_output(rank, *texts, error=None):
@@ -77,5 +77,38 @@ def test_equal_output_of_100_000_lines_on_eight_ranks_forms_one_block():
 
 
 def test_a_progress_bar_becomes_one_line():
-    assert apply_carriage_returns("a\n 1%\r50%\r100%\nend") == "a\n100%\nend"
-    assert apply_carriage_returns("dos\r\nline") == "dos\nline"
+    assert on_screen("a\n 1%\r50%\r100%\nend") == "a\n100%\nend"
+    assert on_screen("dos\r\nline") == "dos\nline"
+
+
+def test_nested_progress_bars_become_a_line_each():
+    from io import StringIO
+
+    from tqdm import tqdm
+
+    text = StringIO()
+    for _ in tqdm(range(2), desc="outer", file=text, mininterval=0, ascii=True):
+        for _ in tqdm(range(3), desc="inner", file=text, mininterval=0, ascii=True, leave=False):
+            pass
+    lines = [line for line in on_screen(text.getvalue()).split("\n") if line]
+    assert len(lines) == 1 and lines[0].startswith("outer: 100%|") and " 2/2 [" in lines[0]
+
+
+def bar(done, total=30, title="epoch", rate="9.8it/s"):
+    return f"\r{title}: {100 * done // total:3d}%|###  | {done}/{total} [00:01<00:02, {rate}]"
+
+
+def test_bars_of_ranks_are_shown_once_with_the_rank_that_is_last():
+    texts = {0: "start\n" + bar(1) + bar(9), 1: "start\n" + bar(1) + bar(8, rate="8.8it/s"), 2: "start\n" + bar(9)}
+    (block,) = group_output({rank: make_output(rank, text) for rank, text in texts.items()})
+    assert block.ranks == (0, 1, 2)
+    shown = on_screen(str(block.pieces[0].text)).split("\n")
+    assert shown == ["start", "epoch:  26%|###  | 8/30 [00:01<00:02, 8.8it/s]  rank 1 is last; up to 9"]
+    (ended,) = group_output({rank: make_output(rank, bar(30, rate=f"{rank}it/s") + "\n") for rank in (0, 1)})
+    assert str(ended.pieces[0].text) == "epoch: 100%|###  | 30/30 [00:01<00:02, 0it/s]\n"
+
+
+def test_other_bars_and_other_lines_are_shown_by_rank():
+    for other in (bar(9, title="test"), bar(9, total=40), bar(9) + "\nloss 2"):
+        outputs = {0: make_output(0, bar(9) + "\nloss 1"), 1: make_output(1, other)}
+        assert len(group_output(outputs)) == 2

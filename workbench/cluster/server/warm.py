@@ -25,6 +25,7 @@ from workbench.cluster.base.processes import fork, open_signal_pipe, reap
 from workbench.cluster.base.protocol import Forked, LineBuffer, RankSpec, Reaped, Warmth, encode
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.rank import become_rank
+from workbench.cluster.server.text_bars import use_text_bars
 
 
 def run_preload(preload: str) -> Callable[[], object] | None:
@@ -80,6 +81,7 @@ def run_warm_process(spec: WarmSpec, channel: socket.socket, directory: Path) ->
     """Calls the preload function, reports the result to the server, and starts ranks until the channel is closed."""
     device, preload = spec.device, spec.preload
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == CPU else device
+    use_text_bars()
     started = time.monotonic()
     spec_fields = dataclasses.asdict(spec)
     try:
