@@ -1,9 +1,10 @@
 """Importing Colossal-AI without the packages that it imports and training does not use.
 
 peft, bitsandbytes and scikit-learn cost more time than the rest together, bitsandbytes looks at CUDA (which a process
-that forks must not do), and decorating with ``torch.compile`` loads a compiler. While ``lean_imports`` is entered,
-stand-ins take their place; afterwards they are gone from ``sys.modules``, so that a user's own ``import peft`` finds
-the real one. A name that was taken from a stand-in becomes the real one when it is called.
+that forks must not do), DeepSpeed starts threads (through its tuner, which imports MLflow and polars), and decorating
+with ``torch.compile`` loads a compiler. While ``lean_imports`` is entered, stand-ins take their place; afterwards they
+are gone from ``sys.modules``, so that a user's own ``import peft`` finds the real one. A name that was taken from a
+stand-in becomes the real one when it is called.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ STAND_INS: dict[str, tuple[str, ...]] = {
         "bitsandbytes.functional",
     ),
     "sklearn": ("sklearn", "sklearn.metrics"),
+    "deepspeed": ("deepspeed",),
 }
 
 
