@@ -138,12 +138,16 @@ def format_ranks(ranks: Iterable[int]) -> str:
 _FEW_NAMES = 8
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str], *, others: Iterable[str] = ()) -> str:
     """Returns a clause for an error message: the known name that resembles ``name``; and the known names, if they are
-    few or none resembles it."""
-    names = sorted(known)
-    listed = f"known: {', '.join(names)}"
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    few or none resembles it. ``others``: names that are suggested, but not listed; ``known`` is then listed in its own
+    order, the first of many."""
+    rest = list(others)
+    names = list(known) if rest else sorted(known)
+    first = names[:_FEW_NAMES] if rest else names
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    listed = f"known: {', '.join(first) or 'none'}{more}"
+    close = difflib.get_close_matches(name, [*names, *rest], n=1, cutoff=0.5)
     if not close:
         return listed
     return f"did you mean {close[0]!r}?" + (f" ({listed})" if len(names) <= _FEW_NAMES else "")

@@ -68,3 +68,12 @@ def test_an_interrupt_ends_the_run_and_the_ranks_observe_again(two_ranks: Sessio
     assert run.ended() and run.status == "failed"
     two_ranks.execute(CELL.format(name="after", steps=2)).raise_on_error()
     assert the_run(runs, "after").status == "finished"
+
+
+def test_the_cell_of_the_page(shell: InteractiveShell, two_ranks: Session, runs: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "observe.md").read_text(encoding="utf-8")
+    (cell,) = [block.partition("```")[0] for block in page.split("```python\n") if block.startswith("%%dist\n")]
+    shell.run_cell(cell).raise_error()
+    run = the_run(runs, "mine")
+    assert run.status == "finished" and run.plan.ranks == 2 and run.last_step == 100
+    assert run.metrics()["loss"].iloc[-1] < run.metrics()["loss"].iloc[0]

@@ -245,7 +245,8 @@ class RunReader:
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """The weights of a checkpoint (default: the newest), whole and on the CPU: see
         ``engine.state.weights.whole_weights``. Raises ``ConfigError`` when there is no such checkpoint."""
-        return _in_engine("whole_weights")(self._checkpoint(step))
+        checkpoint = self._checkpoint(step)
+        return _in_engine("whole_weights")(checkpoint)
 
     def load_model(self, model: Any = None, *, step: int | str | None = None, device: str = "cpu") -> Any:
         """The trained model, whole, in this process, from a checkpoint (a step, or "best"; default: the newest), in
@@ -254,14 +255,16 @@ class RunReader:
         ``model``: a model of the same parameters that takes the weights (default: the run's recipe or cell builds one,
         for which the cell is run here). Raises as ``engine.trained_model.load_model``.
         """
-        return _in_engine("load_model")(self.path, self._checkpoint(step), self.spec, model, device)
+        checkpoint = self._checkpoint(step)
+        return _in_engine("load_model")(self.path, checkpoint, self.spec, model, device)
 
     def save_pretrained(self, out: str | Path, *, step: int | str | None = None, merge: bool = True) -> Path:
         """Write the trained model of a checkpoint (default: the newest) into the directory ``out``, as
         ``from_pretrained`` of the transformers library reads it. ``merge``: adapters are added to the weights; False:
         the adapters alone are written, as ``peft.PeftModel.from_pretrained`` reads them. Raises ``ConfigError`` for
         any other model."""
-        return _in_engine("save_pretrained")(self.path, self._checkpoint(step), self.spec, Path(out), merge)
+        checkpoint = self._checkpoint(step)
+        return _in_engine("save_pretrained")(self.path, checkpoint, self.spec, Path(out), merge)
 
     def _checkpoint(self, step: int | str | None) -> Path:
         return checkpoints.find(self.path, checkpoints.NEWEST if step is None else step)

@@ -168,8 +168,8 @@ def find(name: str | Path | None = None) -> Path:
         return direct
     if (direct / SPEC_FILE).is_file():
         raise RunDirectoryError(f"{direct} has a spec but no run: start one with workbench train {direct / SPEC_FILE}")
-    known = {*(run.name for run in runs), *(run_name(run) for run in runs)}
-    raise RunDirectoryError(f"no run {text!r} in {home()}: {suggest(text, known or ['none'])}")
+    names = list(dict.fromkeys(run_name(run) for run in reversed(runs)))
+    raise RunDirectoryError(f"no run {text!r} in {home()}: {suggest(text, names, others=[run.name for run in runs])}")
 
 
 def _is_called(run: Path, name: str) -> bool:

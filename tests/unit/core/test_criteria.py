@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import ArgumentTypeError
 
 import pytest
 
@@ -94,8 +95,9 @@ def test_names_of_a_validation() -> None:
 
 def test_intervals() -> None:
     assert [intervals.interval(text) for text in ("50", "1ep", "2 epochs", "0")] == [50, "1ep", "2ep", 0]
-    with pytest.raises(ValueError, match="often"):
-        intervals.interval("often")
+    for wrong in ("often", "1.5ep", "1.5"):
+        with pytest.raises(ArgumentTypeError, match=f"whole number of steps .0: off., or of epochs .* not '{wrong}'"):
+            intervals.interval(wrong)
     assert [intervals.is_due(3, step, 0, epoch_ended=False) for step in (1, 2, 3)] == [False, False, True]
     assert [intervals.is_due("2ep", 9, done, epoch_ended=True) for done in (1, 2, 3)] == [False, True, False]
     assert not intervals.is_due("1ep", 9, 2, epoch_ended=False)

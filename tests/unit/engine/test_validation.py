@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.core.mesh import Mesh
 from workbench.engine.frameworks.torch_common.cells.metrics import Totals, added_up
 from workbench.engine.frameworks.torch_common.cells.validation import evaluation_of
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
@@ -113,3 +116,45 @@ def test_a_sum_stays_a_sum_and_what_is_not_a_number_is_kept() -> None:
     found = added_up([part]).values()
     assert found["loss"] == 7.0
     assert found["broken"] != found["broken"]
+
+
+@pytest.mark.parametrize("found", [torch.ones((), device="meta"), (torch.ones((), device="meta"), 4)])
+def test_a_tensor_without_values_is_refused(found: Any) -> None:
+    with pytest.raises(ConfigError, match="a tensor on the device 'meta', which has no values"):
+        Totals().add_found("score", found, 4)
+
+
+class Alone:
+    """A strategy of one rank, as far as texts ask for it. ``told``: its warnings."""
+
+    rank, mesh, coordinates = 0, Mesh(), Mesh().coordinates(0)
+
+    def __init__(self) -> None:
+        self.told: dict[str, str] = {}
+        self.tell = self.told.__setitem__
+
+    def forward(self, batch: Any) -> Any:
+        raise NotImplementedError
+
+    def evaluated(self, batch: Any, *, outputs: bool = False) -> Any:
+        raise NotImplementedError
+
+    def evaluation(self) -> Any:
+        return nullcontext(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("sample", "texts", "told"),
+    [
+        (lambda model: "one", ["one"], ""),
+        (lambda model: ["one", 2], ["one", "2"], ""),
+        (lambda model: 5, [], "sample(model): it returned a int: return a text or a list of texts (rank 0)"),
+        (lambda model: 1 / 0, [], "sample(model): ZeroDivisionError: division by zero (rank 0)"),
+    ],
+)
+def test_a_sample_that_fails_is_told_and_ends_no_training(
+    sample: Callable[[Any], Any], texts: list[str], told: str
+) -> None:
+    evaluation, strategy = evaluation_of({"sample": sample}, SPEC), Alone()
+    assert evaluation is not None and list(evaluation.texts(strategy)) == texts
+    assert strategy.told.get("sample", "") == told

@@ -120,5 +120,19 @@ def test_a_run_is_found_by_directory_name_then_by_name_then_by_path(run: Path, t
     assert state.find("fake") == newer, "the newest of that name"
     assert state.find(run) == state.find(str(run)) == run
     assert state.find() == newer
-    with pytest.raises(RunDirectoryError, match="no run 'fakes'"):
+    with pytest.raises(RunDirectoryError, match=r"no run 'fakes' .*: did you mean 'fake'\? \(known: fake\)"):
         state.find("fakes")
+
+
+def test_a_run_that_is_not_found_is_told_with_the_newest_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    with pytest.raises(RunDirectoryError, match="known: none"):
+        state.find("nothing")
+    for number in range(10):
+        make_fake_run(tmp_path / f"2026-01-01-00000{number}-r{number}", steps=1, layers=1)
+    with pytest.raises(RunDirectoryError, match=r"known: r9, r8, r7, r6, r5, r4, r3, r2 and 2 more$"):
+        state.find("nothing")
+    with pytest.raises(RunDirectoryError, match="did you mean '2026-01-01-000003-r3'"):
+        state.find("2026-01-01-00003-r3")

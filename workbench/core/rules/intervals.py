@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentTypeError
 
 from workbench.errors import ConfigError
 
@@ -12,18 +13,25 @@ _EPOCHS = re.compile(r"\s*(\d+)\s*(?:ep|epochs?)\s*")
 
 
 def interval(text: str) -> Every:
-    """``"50"`` -> 50, ``"2 epochs"`` -> ``"2ep"``. ``ValueError`` for anything else."""
+    """``"50"`` -> 50, ``"2 epochs"`` -> ``"2ep"``. ``ArgumentTypeError``, which parsers show, for anything else."""
     found = _EPOCHS.fullmatch(text)
-    return f"{int(found[1])}ep" if found else int(text)
+    if found:
+        return f"{int(found[1])}ep"
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(_not_an_interval(text)) from None
+
+
+def _not_an_interval(value: object) -> str:
+    return f"must be a whole number of steps (0: off), or of epochs such as 1ep, not {value!r}"
 
 
 def check_interval(value: Every, flag: str) -> None:
     """Raise ``ConfigError`` for what is no interval."""
     is_right = value >= 0 if isinstance(value, int) else epochs_in(value) > 0
     if not is_right:
-        raise ConfigError(
-            f"{flag} must be a whole number of steps (0: off), or of epochs such as 1ep, not {value!r}", field=flag
-        )
+        raise ConfigError(f"{flag} {_not_an_interval(value)}", field=flag)
 
 
 def epochs_in(every: Every) -> int:

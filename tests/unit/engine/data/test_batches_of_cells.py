@@ -100,6 +100,22 @@ def test_a_loader_that_is_none_after_all(tmp_path: Path) -> None:
         build(tmp_path, "dataset = TensorDataset(torch.zeros(64, 1))\ndataloader = None\n")
 
 
+@pytest.mark.parametrize(
+    ("tail", "told"),
+    [
+        ("model = None", "model is a NoneType: define a torch.nn.Module"),
+        ("model = torch.nn.Linear", "model is the class Linear, not an instance"),
+        ("criterion = 3", "criterion is a int: it must be a function criterion"),
+        ("criterion = torch.nn.MSELoss", "criterion is the class MSELoss, not an instance: it must be a function"),
+        ("loss_fn = 'mse'", "loss_fn is a str: it must be a function loss_fn"),
+    ],
+)
+def test_what_a_cell_cannot_be_trained_with(tmp_path: Path, tail: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build(tmp_path, f"dataset = TensorDataset(torch.zeros(8, 1), torch.zeros(8, 1))\n{tail}\n", batch_size=4)
+    assert told in str(refused.value) and refused.value.field in tail
+
+
 def test_what_a_log_says_of_its_batches_is_read_without_trust() -> None:
     def events(*values: str) -> dict[str, np.ndarray]:
         columns = {"kind": ["data"] * len(values), "name": ["batch"] * len(values), "value": values}

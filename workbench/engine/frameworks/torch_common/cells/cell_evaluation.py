@@ -34,7 +34,7 @@ class CellEvaluation:
 
     ``metrics``: name -> function(outputs, batch); ``stateful``: those that keep a state over batches; ``evaluate``:
     function(model, loader) -> name -> value, instead of loss and metrics; ``sample``: function(model) -> texts. A
-    metric that raises has no value, and is told once; the training goes on.
+    metric that raises has no value, and is told once, and so is a sample; the training goes on.
     """
 
     def __init__(
@@ -96,9 +96,17 @@ class CellEvaluation:
         if self._sample is None:
             return ()
         able = _able(strategy)
-        with random_numbers_kept(), able.evaluation() as model:
-            found = self._sample(model)
-        return [found] if isinstance(found, str) else [str(text) for text in found]
+        texts: Sequence[str] = ()
+        error = ""
+        try:
+            with random_numbers_kept(), able.evaluation() as model:
+                texts = _as_texts(self._sample(model))
+        except Exception as raised:  # told below, on all ranks: what only watches ends no training
+            error = _words(raised)
+        errors = [f"{words} (rank {rank})" for rank, words in enumerate(self._exchange.gathered(error)) if words]
+        if errors and strategy.rank == 0:
+            able.tell("sample", f"sample(model): {errors[0]}")
+        return texts
 
     def _measured(self, strategy: Validating, most: int | None = None) -> Totals:
         own = Totals()
@@ -186,6 +194,14 @@ def _able(strategy: Evaluating) -> Validating:
             field="eval_dataset",
         )
     return strategy
+
+
+def _as_texts(found: Any) -> list[str]:
+    if isinstance(found, str):
+        return [found]
+    if not isinstance(found, list | tuple):
+        raise ConfigError(f"it returned a {type(found).__name__}: return a text or a list of texts", field="sample")
+    return [str(text) for text in found]
 
 
 def _words(error: Exception) -> str:

@@ -48,6 +48,13 @@ class Totals:
     def add_found(self, name: str, found: Any, samples: int) -> None:
         """Add what a metric returned for ``samples`` samples: a mean over them, (sum, count), a tensor with a value for
         each, or a matrix. ``ConfigError`` for anything else."""
+        parts = found if isinstance(found, tuple) else (found,)
+        if any(isinstance(part, torch.Tensor) and part.is_meta for part in parts):
+            raise ConfigError(
+                "it returned a tensor on the device 'meta', which has no values: compute it from outputs and batch, "
+                "whose device is the rank's",
+                field="metrics",
+            )
         if isinstance(found, torch.Tensor) and found.dim() == 1:
             self.add(name, float(found.double().sum()), float(found.numel()))
         elif isinstance(found, torch.Tensor | list) and _dimensions(found) == 2:

@@ -75,6 +75,8 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
 
 def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, train_step = names["model"], names.get(OWN_STEP)
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"model is {_in_words(model)}: define a torch.nn.Module, as in Net(...)", field="model")
     if train_step is None:
         optimizer, scheduler = names["optimizer"], names.get("lr_scheduler")
         check_optimizer(optimizer)
@@ -106,6 +108,8 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         data = dataset_source(names["dataset"], spec)
     loss_fn = names.get("loss_fn")
     criterion = names.get("criterion") if loss_fn is None else None
+    _check_loss("loss_fn(model, batch)", loss_fn)
+    _check_loss("criterion(outputs, target)", criterion)
     evaluation = evaluation_of(names, spec)
     return Workload(
         model=model,
@@ -125,6 +129,17 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         evaluate=evaluation,
         sample=evaluation.texts if evaluation is not None and evaluation.writes else None,
     )
+
+
+def _in_words(value: Any) -> str:
+    return f"the class {value.__name__}, not an instance" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _check_loss(what: str, found: Any) -> None:
+    is_class = isinstance(found, type) and issubclass(found, torch.nn.Module)
+    if found is not None and (is_class or not callable(found)):
+        name = what.partition("(")[0]
+        raise ConfigError(f"{name} is {_in_words(found)}: it must be a function {what}", field=name)
 
 
 def _on_alert(names: dict[str, Any]) -> Any:
