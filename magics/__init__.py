@@ -10,6 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 def load(shell: InteractiveShell) -> None:
     """Register every magic, and start the rank server in the background unless ``c.Workbench.warm`` is False."""
     from magics import complete
+    from magics.attach import AttachMagics
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
     from magics.frameworks import FrameworkMagics
@@ -30,6 +31,7 @@ def load(shell: InteractiveShell) -> None:
         ClusterMagics,
         NamesMagics,
         TrainMagics,
+        AttachMagics,
         VerifyMagics,
         WatchMagics,
         ControlMagics,
