@@ -20,6 +20,16 @@ def model(kind: str) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(17, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
     if kind == "normed":  # what a sample becomes depends on those that it is computed with
         return torch.nn.Sequential(torch.nn.Linear(17, 32), torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 3))
+    if kind == "cnn":  # convolutions with and without strides and groups, and a norm over channels
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, padding=1),
+            torch.nn.GroupNorm(2, 8),
+            torch.nn.Tanh(),
+            torch.nn.Conv2d(8, 12, 3, stride=2, groups=4, bias=False),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Linear(12, 3),
+        )
     network = _TRANSFORMERS[kind.partition("-")[0]]()
     if kind.endswith("-eager"):
         network.config._attn_implementation = "eager"
@@ -84,6 +94,9 @@ def batch(kind: str, step: int) -> Any:
     if kind in ("plain", "normed"):
         inputs = torch.randn(BATCH, 17, generator=random)
         return inputs, (inputs[:, 0] > 0).long()
+    if kind == "cnn":
+        images = torch.randn(BATCH, 3, 6, 6, generator=random)
+        return images, (images.mean((1, 2, 3)) > 0).long()
     if kind == "vit":
         return {"pixel_values": torch.randn(BATCH, 1, 8, 8, generator=random), "labels": torch.arange(BATCH)}
     ids = (torch.randint(0, 256, (BATCH, 1), generator=random) + torch.arange(16) * 3) % 256

@@ -32,6 +32,8 @@ CASES = [
     *[(2, model, plan, FP32) for plan in (TP, PP) for model in ("llama", "gpt2", "tied")],
     (2, "plain", {"plugin": "hybrid"}, FP32),
     (2, "vit", TP, FP32),
+    *[(2, "cnn", plan, FP32) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, TORCH, FSDP)],
+    (4, "cnn", {"plugin": "zero2"}, FP32),
     (4, "llama", TP, FP32),
     (4, "gpt2", {**TP, **PP}, FP32),
     (4, "gpt2", PP, FP32),
