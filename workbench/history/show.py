@@ -24,10 +24,13 @@ _PLACES = 6
 _STYLE = (
     "<style>.dw-cmp{font:13px/1.45 system-ui,sans-serif}.dw-cmp table{border-collapse:collapse;margin:4px 0 14px}"
     ".dw-cmp th,.dw-cmp td{padding:2px 10px;text-align:left;border-bottom:1px solid #8884;max-width:28em;"
-    "overflow-wrap:anywhere}.dw-cmp td.n{text-align:right;font-variant-numeric:tabular-nums}.dw-cmp caption{"
-    "text-align:left;font-weight:600;padding:4px 0}.dw-cmp pre{overflow:auto;max-height:24em}"
-    ".dw-cmp .scroll{overflow-x:auto}</style>"
+    "overflow-wrap:anywhere}.dw-cmp .s{white-space:nowrap}.dw-cmp caption{text-align:left;font-weight:600;padding:4px 0}"
+    ".dw-cmp pre{overflow:auto;max-height:24em}.dw-cmp .scroll{overflow-x:auto}</style>"
 )
+
+
+#: characters of a cell that stays on one line where the page is narrow
+_NEVER_BROKEN = 16
 
 
 def number(value: float | None) -> str:
@@ -36,7 +39,7 @@ def number(value: float | None) -> str:
 
 
 def _name(metric: str, found: Findings) -> str:
-    names = {"loss": "training loss", "validation": "validation loss"}
+    names = {"loss": "training loss (mean of the last tenth)", "validation": "validation loss"}
     return names.get(metric, f"{found.counts} per second per device")
 
 
@@ -172,7 +175,7 @@ def curve_table(found: Findings) -> tuple[list[str], list[list[str]]]:
 
 
 def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
-    heads = ["run", "plan", "ranks", "state", "steps", "loss", "best loss", "validation", "at step"]
+    heads = ["run", "plan", "ranks", "state", "steps", "last loss", "best loss", "validation", "at step"]
     heads += [f"{found.counts}/s/device", "seconds"]
     rows = [
         [s.label, s.plan or s.origin, str(s.ranks or ""), s.state, str(f.steps)]
@@ -189,7 +192,7 @@ def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
 def _difference_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["what differs", "", *(s.label for s in found.subjects)]
     return heads, [
-        [d.section, d.name, *("\N{EN DASH}" if v is None else _short_text(v) for v in d.values)]
+        [d.section, d.name, *("\N{EN DASH}" if v in (None, "") else _short_text(v) for v in d.values)]
         for d in found.differences
     ]
 
@@ -250,4 +253,9 @@ def html(found: Findings) -> str:
 
 def _line(tag: str, cells: Sequence[str]) -> str:
     kind = ' scope="col"' if tag == "th" else ""
-    return "<tr>" + "".join(f"<{tag}{kind}>{markup.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    def drawn(cell: str) -> str:
+        short_class = ' class="s"' if len(cell) <= _NEVER_BROKEN else ""
+        return f"<{tag}{kind}{short_class}>{markup.escape(cell)}</{tag}>"
+
+    return "<tr>" + "".join(map(drawn, cells)) + "</tr>"

@@ -73,7 +73,7 @@ class InsideComparison:
         if skipped:
             lines.append(f"  not compared: {len(skipped)}, the first {_said(skipped[0])}: {skipped[0].note}")
         for each in self.options:
-            lines.append(f"  {each.section}: {each.name}: {' / '.join(map(str, each.values))}")
+            lines.append(f"  {each.section}: {each.name}: {' / '.join(str(value) or 'none' for value in each.values)}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -129,7 +129,7 @@ def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
 
 def test_one_run_each_is_no_evidence(home: Path) -> None:
     found = workbench.compare([run_with(home, "a", [1.0] * 5, lr=0.1), run_with(home, "b", [2.0] * 5, lr=0.2)])
-    assert found.tests == () and found.words()[0] == "a has the lowest training loss, 1."
+    assert found.tests == () and found.words()[0] == "a has the lowest training loss (mean of the last tenth), 1."
     assert "there is one seed only of a; b. Repeat with another --seed." in found.words()[1]
     repeats = workbench.compare([home / "a", run_with(home, "c", [1.2] * 5, lr=0.1, seed=9)])
     assert "2 repeats of one spec: training loss 1.1 ± 0.1414" in repeats.words()[1]
