@@ -24,8 +24,8 @@ _PLACES = 6
 _STYLE = (
     "<style>.dw-cmp{font:13px/1.45 system-ui,sans-serif}.dw-cmp table{border-collapse:collapse;margin:4px 0 14px}"
     ".dw-cmp th,.dw-cmp td{padding:2px 10px;text-align:left;border-bottom:1px solid #8884;max-width:28em;"
-    "overflow-wrap:anywhere}.dw-cmp .s{white-space:nowrap}.dw-cmp caption{text-align:left;font-weight:600;padding:4px 0}"
-    ".dw-cmp pre{overflow:auto;max-height:24em}.dw-cmp .scroll{overflow-x:auto}</style>"
+    "overflow-wrap:anywhere}.dw-cmp .s{white-space:nowrap}.dw-cmp caption{text-align:left;"
+    "font-weight:600;padding:4px 0}.dw-cmp pre{overflow:auto;max-height:24em}.dw-cmp .scroll{overflow-x:auto}</style>"
 )
 
 
