@@ -65,7 +65,7 @@ def by_trainer(out: Path) -> list[dict[str, Any]]:
 def by_accelerate(out: Path) -> list[dict[str, Any]]:
     accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
     model = Digits()
-    loader = torch.utils.data.DataLoader(samples(), batch_size=4)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(samples() * accelerator.num_processes, batch_size=4)  # type: ignore[arg-type]
     model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
     found, losses = [], []
     with workbench.observe(model, optimizer, name="accelerate") as run:
@@ -73,7 +73,7 @@ def by_accelerate(out: Path) -> list[dict[str, Any]]:
         for batch in loader:
             with accelerator.accumulate(model):
                 loss = model(**batch)["loss"]
-                losses.append(loss.item())
+                losses.append(accelerator.gather(loss.detach()).mean().item())
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(model.parameters(), 0.1)

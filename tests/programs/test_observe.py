@@ -160,13 +160,13 @@ def test_a_killed_script_is_a_lost_run(started: Any, tmp_path: Path) -> None:
     assert run.status == "lost"
 
 
-@pytest.mark.parametrize("trainer", ["trainer", "accelerate"])
-def test_trainers_show_what_they_log_themselves(started: Any, tmp_path: Path, trainer: str) -> None:
-    process = started(trainer, 1, script=SCRIPT.with_name("observed_trainers.py"))
+@pytest.mark.parametrize(("trainer", "ranks"), [("trainer", 1), ("accelerate", 1), ("accelerate", 2)])
+def test_trainers_show_what_they_log_themselves(started: Any, tmp_path: Path, trainer: str, ranks: int) -> None:
+    process = started(trainer, ranks, script=SCRIPT.with_name("observed_trainers.py"))
     said, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, said
     run = Run(Path((tmp_path / "run-0").read_text()))
-    assert run.status == "finished", run.events().to_string()
+    assert run.status == "finished" and run.plan.ranks == ranks, run.events().to_string()
     expected = json.loads((tmp_path / "expected.json").read_text())
     metrics = run.metrics()
     assert list(metrics["loss"]) == pytest.approx([each["loss"] for each in expected], abs=2e-4)
