@@ -160,7 +160,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Feed
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
