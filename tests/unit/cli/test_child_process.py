@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workbench.cli.child_process import run_child
+from workbench.terminal.child_process import run_child
 
 ROOT = Path(__file__).parents[3]
 RUN = """
 import os, sys
-from workbench.cli.child_process import end_by, run_child
+from workbench.terminal.child_process import end_by, run_child
 command = [sys.executable, *sys.argv[1:]]
 status = os.waitstatus_to_exitcode(run_child(sys.executable, command, os.environ, pid_name="ME"))
 if status < 0:

@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises ``ConfigError`` when there is no such command.
     """
-    from workbench.cli.child_process import end_by, run_child
     from workbench.errors import ConfigError
     from workbench.rundir.directory import home, reserve
+    from workbench.terminal.child_process import end_by, run_child
 
     words = arguments.words
     if words[:1] != ["--"] or not words[1:]:
