@@ -112,7 +112,7 @@ class StaticPanel:
     def lose(self, count: int) -> None:
         """Let the next messages go lost, as when a connection breaks."""
         for _ in range(count):
-            self._out.get(timeout=10)
+            self._out.get(timeout=300)
 
     def kinds(self) -> list[str]:
         """Kinds of the messages that were not handed over yet."""

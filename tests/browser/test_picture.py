@@ -104,7 +104,7 @@ def test_a_page_whose_first_messages_were_lost_asks_again(browser: Any, tmp_path
 
 def wait_for_all(panel: StaticPanel) -> None:
     """Wait until the feeds have ended, and have answered the page; nothing is handed to the page."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while panel.kinds().count("full") < len(panel.feeds) or not all(feed.ended.is_set() for feed in panel.feeds):
         panel.page.wait_for_timeout(20)
         assert time.monotonic() < deadline

@@ -58,7 +58,7 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     page.page.keyboard.press("Enter")
     table.locator("tbody tr", has_text="<i>one</i>").wait_for()
     stored = page.lab.root / "many" / "2026-05-02-120000-beta" / "labels.json"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not stored.exists() or json.loads(stored.read_text())["tags"] != ["<i>one</i>", "best"]:
         assert time.monotonic() < deadline, "the tags were not stored"
         page.page.wait_for_timeout(50)

@@ -33,8 +33,8 @@ def descendants(pid: int | None = None) -> list[psutil.Process]:
 
 
 def still_there(processes) -> list[psutil.Process]:
-    """Those of ``processes`` that have not ended after a minute."""
-    return [each for each in psutil.wait_procs(processes, timeout=60)[1] if each.status() != psutil.STATUS_ZOMBIE]
+    """Those of ``processes`` that have not ended after five minutes."""
+    return [each for each in psutil.wait_procs(processes, timeout=300)[1] if each.status() != psutil.STATUS_ZOMBIE]
 
 
 def directories() -> set[Path]:
@@ -55,7 +55,7 @@ def nothing_left():
     left = [each for each in descendants() if each.pid not in before and not _is_shared(each)]
     assert not still_there(left)
     ours = {path for path in directories() - kept if path != _shared_directory()}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while any(path.exists() and path.stat().st_uid == os.getuid() for path in ours) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [path for path in ours if path.exists()]

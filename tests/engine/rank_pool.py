@@ -64,7 +64,7 @@ class RankPool:
         ranks: int,
         function: str,
         *,
-        timeout_s: float = 180.0,
+        timeout_s: float = 600.0,
         lost: tuple[int, ...] = (),
         compiles: bool = False,
         **arguments: Any,

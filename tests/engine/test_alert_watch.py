@@ -27,7 +27,7 @@ DEAD = alter("reduced block.0", range(20, 30), lambda value: 0.0)
 
 
 def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

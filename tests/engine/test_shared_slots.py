@@ -66,7 +66,7 @@ def test_all_ranks_get_the_same_sums_however_far_they_are_apart(tmp_path: Path) 
 def as_a_process_that_has_ended() -> Iterator[None]:
     """What is made meanwhile is made by a process of which only the number is left."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(30)
+    ended.wait(300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: ended.pid)
         yield

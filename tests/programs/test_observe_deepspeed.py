@@ -1,5 +1,4 @@
-"""Loops around DeepSpeed's engine, observed on two ranks. They run where the package is installed:
-``uv run --extra deepspeed pytest tests/programs/test_observe_deepspeed.py``."""
+"""Loops around DeepSpeed's engine, observed on two ranks."""
 
 from __future__ import annotations
 
@@ -9,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.optional import needs
 from tests.programs.test_observe_odd import TORCHRUN, run_script, warnings
 from workbench import Run
 
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: uv sync --extra deepspeed")
+needs("deepspeed", "python -m uv sync --extra deepspeed", in_ci=False)  # .ci/run runs this file with it
 SCRIPT = Path(__file__).with_name("observed_deepspeed.py")
 
 

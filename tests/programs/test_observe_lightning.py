@@ -1,5 +1,4 @@
-"""Lightning's trainer, observed by the callback on one and two ranks, where the package is installed (the extra
-``lightning``)."""
+"""Lightning's trainer, observed by the callback on one and two ranks."""
 
 from __future__ import annotations
 
@@ -8,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.optional import needs
 from tests.programs.test_observe_odd import TORCHRUN, TRAINERS, run_script
 from workbench import Run
 
-pytest.importorskip("lightning", reason="Lightning is not installed: the extra lightning brings it")
+needs("lightning", "python -m uv sync", in_ci=True)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -16,7 +16,7 @@ from workbench import Run
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("observed_odd.py")
 TRAINERS = Path(__file__).with_name("observed_trainers.py")
-WAIT_S = 300.0
+WAIT_S = 600.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

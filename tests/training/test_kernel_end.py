@@ -30,7 +30,7 @@ while run.last_step < 2:
 threads = {thread.name.split("-")[0]: thread.daemon for thread in threading.enumerate()}
 assert {"panel", "runs"} <= set(threads) and threads["panel"] and threads["runs"], threads
 """
-WAIT_S = 120
+WAIT_S = 300
 
 
 def execute(client: Any, source: str) -> None:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from workbench.core.config import SPEC_FILE
 from workbench.core.records import SESSION_RANK, Event, EventKind
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir.log import RankLogWriter
-from workbench.rundir.state import LOST
+from workbench.rundir.state import LOST, state_of
+from workbench.telemetry.store import Store
 
 
 class SessionLog:
@@ -74,6 +76,29 @@ class SessionLog:
         self._log.flush()
         if self._log.failure is not None:
             self.unwritten += events
+
+
+def record_exit_code(run: Path, code: int) -> None:
+    """Record that the command whose ranks logged the run ``run`` ended with an exit code other than 0, where all that
+    they could log is that they finished: Python tells a program nothing of a ``SystemExit`` that ends it.
+
+    Does nothing for a folder that is no run, and for a run that ended otherwise.
+    """
+    if not (run / SPEC_FILE).is_file():
+        return
+    store = Store(run)
+    store.refresh()
+    ranks = store.spec.plan.ranks
+    if state_of(store.table("events"), ranks) != "finished":
+        return
+    log = RankLogWriter(run, SESSION_RANK)
+    # which of several ranks it was is not known
+    log.append(_state(0 if ranks == 1 else SESSION_RANK, "failed", failure("SystemExit", str(code)), _last_step(store)))
+    log.close()
+
+
+def _last_step(store: Store) -> int:
+    return int(max(store.table("steps")["step"], default=0))
 
 
 def _state(rank: int, name: str, value: object, step: int = 0) -> Event:

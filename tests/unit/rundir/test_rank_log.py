@@ -285,7 +285,7 @@ def test_the_thread_writes_by_itself_and_ends(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with RankLogWriter(tmp_path, 0, flush_s=0.02) as log:
         log.append(step(1))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not store.refresh() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert store.rows("steps") == 1

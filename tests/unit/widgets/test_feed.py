@@ -201,7 +201,7 @@ class Page:
         return [{"run": 0, "tab": self.tab, "visible": True}]
 
 
-def wait_until(condition: Any, timeout_s: float = 60) -> None:
+def wait_until(condition: Any, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

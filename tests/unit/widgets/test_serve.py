@@ -89,7 +89,7 @@ def execute_until_it_waits(client: Any, condition: str, waits: Path) -> str:
         f"import pathlib; got.clear()\nwait_serving_comms(lambda: pathlib.Path({str(waits)!r}).touch() or {condition})"
     )
     waiting = client.execute(code)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not waits.exists():
         assert time.monotonic() < deadline, "the cell does not wait"
         time.sleep(0.01)
@@ -111,7 +111,7 @@ def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any, tmp_path: P
     client.control_channel.send(client.session.msg("interrupt_request", {}))
     reply = reply_to(client, waiting)
     assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while reply_to(client, client.execute("1"))["content"]["status"] != "ok":  # cells sent too soon are dropped with it
         assert time.monotonic() < deadline, "the kernel runs no cell any more"
     assert evaluate(client, "1 + 1") == "2"

@@ -1,8 +1,8 @@
 """Run a training script unchanged and record it as a run: ``workbench watch -- torchrun --nproc-per-node 2 train.py``.
 
 Devices, output and liveness are recorded of every script in Python; steps, losses that backward was called on, phases
-and gradients of one that trains with an optimizer of torch, from its second step on. The command takes the place of
-this process: its exit code and its signals are its own.
+and gradients of one that trains with an optimizer of torch, from its second step on. Signals that are sent to this
+process reach the command, and this process ends as the command does.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Become the command; returns only where that fails. Raises ``ConfigError`` when there is no such command."""
+    """Run the command; returns its exit code, or ends by the signal that ended it.
+
+    Raises ``ConfigError`` when there is no such command.
+    """
     from workbench.errors import ConfigError
     from workbench.rundir.directory import home, reserve
+    from workbench.terminal.child_process import end_by, run_child
 
     words = arguments.words
     if words[:1] != ["--"] or not words[1:]:
@@ -48,13 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
         "WORKBENCH_HOME": str(home()),
         "WORKBENCH_WATCH": str(path),
         "WORKBENCH_WATCH_NAME": name,
-        "WORKBENCH_WATCH_PID": str(os.getpid()),
     }
     try:
-        os.execve(program, command, environment)
+        status = run_child(program, command, environment, pid_name="WORKBENCH_WATCH_PID")
     except OSError as error:
         path.rmdir()
         raise ConfigError(f"{program} cannot be run: {error.strerror}") from error
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        end_by(-code)
+    if code > 0:
+        from workbench.run.session_log import record_exit_code
+
+        record_exit_code(path, code)
+    return code
 
 
 def name_of(command: list[str]) -> str:

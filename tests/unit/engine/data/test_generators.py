@@ -129,9 +129,9 @@ class Threads:
 
     def gathered(self, value: Any) -> list[Any]:
         self._told[self.rank] = value
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         found = list(self._told)
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         return found
 
 
@@ -160,7 +160,7 @@ def test_rank_0_draws_the_order_of_an_unseeded_sampler(kind: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     for first in (0, 3):
         epoch = functools.reduce(operator.iadd, found[0][first : first + 3] + found[1][first : first + 3], [])
         assert sorted(epoch) == list(range(LENGTH))

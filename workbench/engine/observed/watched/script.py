@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core import background
-from workbench.engine.observed.watched.exit_codes import ExitCode
 from workbench.engine.observed.watched.first_step import WhenImported, after_steps, model_of
 from workbench.engine.observed.watched.output import OutputCopy
 from workbench.engine.observed.watched.roles import WATCH_RANK, Role, role_of
@@ -46,7 +45,6 @@ class WatchedScript:
         self._run: ObservedRun | None = None
         self._steps_before = 0
         self._given_up = False
-        self._exit_code = ExitCode()
         self._lock = threading.RLock()
         self._process = os.getpid()
 
@@ -60,7 +58,6 @@ class WatchedScript:
         atexit.register(self._output.end)
         atexit.register(self._guarded(self._end))
         background.timer(_WITHOUT_TORCH_S, self._without_torch, failed=self._give_up).start()
-        self._exit_code.begin()
 
     def _guarded(self, call: Callable[..., object]) -> Callable[..., None]:
         def guarded(*args: Any) -> None:
@@ -154,7 +151,7 @@ class WatchedScript:
 
     def _end(self) -> None:
         self._record()
-        error = getattr(sys, "last_value", None) or self._exit_code.failure
+        error = getattr(sys, "last_value", None)  # of a SystemExit the command's parent knows
         state = "finished" if error is None else "failed"
         if self._run is not None:
             self._run.close(state, error, others_come=False)
