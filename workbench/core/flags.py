@@ -105,7 +105,7 @@ FLAGS = (
     Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",
          help="micro-batches of a pipeline step", default="--pp"),
     Flag(names=("--schedule",), option="schedule", kind=str, group=SPREAD, metavar="S",
-         help="order of a pipeline's micro-batches: 1f1b, or with --framework torch gpipe, interleaved, zero-bubble",
+         help="order of a pipeline's micro-batches: 1f1b, interleaved, or with --framework torch gpipe, zero-bubble",
          default="1f1b"),
     Flag(names=("--replicate",), option="replicate", kind=int, group=SPREAD, metavar="GROUPS",
          help="groups of data-parallel ranks that each hold all shards of the model (fsdp)"),

@@ -14,6 +14,7 @@ from workbench.core.frameworks import (
 )
 from workbench.core.shares import KEPT, WHOLE, Shares
 from workbench.engine.frameworks.colossal.families import FAMILIES
+from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import check_schedule
 from workbench.errors import ConfigError
 
 _STRATEGY = "workbench.engine.frameworks.colossal.strategy:ColossalStrategy"
@@ -26,25 +27,13 @@ _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
 def _check(plan: PlanOptions) -> None:
-    """The 1F1B schedule keeps every stage busy only with as many micro-batches as stages; models that can be split have
-    no batch normalisation."""
+    """Schedules run some numbers of micro-batches only; models that can be split have no batch normalisation."""
     if plan.sync_batchnorm and plan.tp * plan.pp > 1:
         raise ConfigError(
             "--sync-batchnorm: models that --tp and --pp can split have no batch normalisation: leave it out",
             field="--sync-batchnorm",
         )
-    if plan.micro_batches < plan.pp:
-        raise ConfigError(
-            f"1F1B over {plan.pp} pipeline stages needs at least as many micro-batches, not {plan.micro_batches}: "
-            f"pass --micro-batches {plan.pp}",
-            field="--micro-batches",
-        )
-    if plan.pp == 1 and plan.micro_batches != 1:
-        raise ConfigError(
-            f"--micro-batches {plan.micro_batches} splits a batch over pipeline stages: pass --pp 2 or more, "
-            "or use --accumulate without a pipeline",
-            field="--micro-batches",
-        )
+    check_schedule(plan)
 
 
 def _data_parallel(name: str, summary: str, shares: Shares, *, own_steps: str = "") -> Plugin:
@@ -77,7 +66,7 @@ COLOSSAL = Framework(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
-            options=frozenset(("tp", "pp", "micro_batches", "sync_batchnorm")),
+            options=frozenset(("tp", "pp", "micro_batches", "schedule", "sync_batchnorm")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(

@@ -14,6 +14,7 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import before_buckets, before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
+from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import SCHEDULES
 from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
 from workbench.engine.frameworks.colossal.zero_reduction import ZeroReduction
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
@@ -226,7 +227,7 @@ class ZeroPlan(Plan):
 
 
 class HybridPlan(Plan):
-    """HybridParallelPlugin: tensor, pipeline (1F1B) and data parallel."""
+    """HybridParallelPlugin: tensor, pipeline and data parallel."""
 
     def make_plugin(self) -> Any:
         from colossalai.booster.plugin import HybridParallelPlugin
@@ -237,6 +238,9 @@ class HybridPlan(Plan):
             pp_size=plan.pp,
             precision=self.spec.precision,
             num_microbatches=plan.micro_batches if plan.pp > 1 else None,
+            pp_style=plan.schedule,
+            num_model_chunks=SCHEDULES[plan.schedule].chunks,
+            overlap_p2p=self.device.type == "cuda",  # else its last message is dropped (interleaved_pp.py:576)
             find_unused_parameters=not self.spec.recipe,
             initial_scale=INITIAL_SCALE,
             max_norm=self.spec.clip,

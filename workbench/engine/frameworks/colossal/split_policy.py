@@ -167,16 +167,21 @@ class StageOfModel:
         self._names = list(inspect.signature(_body_of(model).forward).parameters)
         self._needs_mask = _family(model).needs_mask
         self._received: Any = None
+        self._chunk: dict[str, Any] = {}
 
-    def forward_of_model(self, model: torch.nn.Module, *args: Any, hidden_states: Any = None, **kwargs: Any) -> Any:
-        """Outputs on the last stage, else what the next one receives. ``hidden_states``: of the stage before."""
+    def forward_of_model(
+        self, model: torch.nn.Module, *args: Any, hidden_states: Any = None, stage_index: Any = None, **kwargs: Any
+    ) -> Any:
+        """Outputs on the last stage, else what the next one receives. ``hidden_states``: of the stage before.
+        ``stage_index``: first and last layer of one of several parts that this rank holds."""
         self._received = hidden_states
+        self._chunk = {} if stage_index is None else {"stage_index": stage_index}
         try:
             return type(model).forward(model, *args, **kwargs)
         except _EndOfStage as end:
             return end.outputs
         finally:
-            self._received = None
+            self._received, self._chunk = None, {}
 
     def forward_of_body(self, body: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As the head calls its body."""
@@ -186,7 +191,7 @@ class StageOfModel:
             tokens = self._received if self._received is not None else given.get("inputs_embeds")
             like = given["input_ids"] if tokens is None else tokens[..., 0]
             known["attention_mask"] = torch.ones_like(like, dtype=torch.long)
-        outputs = self._compute(hidden_states=self._received, **known)
+        outputs = self._compute(hidden_states=self._received, **self._chunk, **known)
         if type(outputs) is dict:
             raise _EndOfStage(outputs)
         return outputs

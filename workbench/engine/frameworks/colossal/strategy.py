@@ -20,8 +20,12 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.output_sharding import output_sharding
-from workbench.engine.frameworks.colossal.phase_marks import mark_stages
-from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
+from workbench.engine.frameworks.colossal.pipeline_parallel.driving import (
+    NamedBatches,
+    forget_shapes_if_new,
+    forward_only,
+)
+from workbench.engine.frameworks.colossal.pipeline_parallel.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
