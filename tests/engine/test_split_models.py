@@ -123,6 +123,23 @@ def test_interleaved_stages(pool: RankPool) -> None:
         assert text in message and "use --schedule 1f1b" in message
 
 
+@pytest.mark.parametrize("mode", ["split_gather", "ring"])
+def test_ranks_that_share_the_positions_of_a_sequence(mode: str, pool: RankPool) -> None:
+    """Compared with eager attention: torch's sdpa multiplies gradients of rows that padding hides wholly on CPUs. The
+    sequences of odd length are padded to what the ranks can share."""
+    eager = {"attn_implementation": "eager"}
+    biased = {**eager, "tie_word_embeddings": True, "attention_bias": True, "num_hidden_layers": 3}
+    cases = [
+        ("llama", "LlamaForCausalLM", eager, {"recompute": True}),
+        ("llama", "LlamaForSequenceClassification", {**eager, "num_labels": 5}, {}),
+        ("llama", "LlamaForCausalLM", biased, {}),
+    ]
+    _compare(pool, cases, {"tp": 2, "accumulate": 2, "sequence_parallel": mode})
+    refused = pool.run(2, f"{RANKS}:train", cases=[("gpt2", "GPT2LMHeadModel", {}, {})],
+                       options={"tp": 2, "sequence_parallel": mode})[0][0]  # fmt: skip
+    assert f"--sequence-parallel {mode} cannot train a GPT2LMHeadModel, only LlamaForCausalLM" in refused
+
+
 def test_tensor_parallelism_with_accumulation(pool: RankPool) -> None:
     cases = [(*case, {}, {}) for case in LM if case[0] in ("llama", "gpt2", "bert", "t5")]
     _compare(pool, cases, {"tp": 2, "accumulate": 2})

@@ -155,6 +155,12 @@ def test_what_would_differ_in_a_pipeline_is_refused():
         ),
         ({"framework": "colossal", "schedule": "zigzag"}, "unknown schedule 'zigzag'"),
         ({"framework": "colossal", "schedule": "interleaved", "micro_batches": 5}, "Pass --micro-batches 4 or 6"),
+        (
+            {"framework": "colossal", "sequence_parallel": "ring_attn"},
+            "--sequence-parallel ring_attn: Colossal-AI's ring",
+        ),
+        ({"framework": "colossal", "sequence_parallel": "rings"}, "unknown mode 'rings'"),
+        ({"framework": "colossal", "sequence_parallel": "ring"}, "pass --tp 2 or more"),
         ({"framework": "colossal", "schedule": "interleaved", "pp": 1, "micro_batches": 1}, "pass --pp 2 or more"),
     ],
 )

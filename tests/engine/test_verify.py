@@ -15,7 +15,7 @@ from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
 
 #: options that a pipeline or a model with batch normalisation needs
-NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule")
+NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel")
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 
@@ -64,6 +64,13 @@ def test_stages_with_several_parts_train_the_same_as_one_process(verify: Verifie
     found = verify(deep, plugin="hybrid", pp=2, micro_batches=2, schedule="interleaved")
     assert found.same, str(found)
     assert max(found.losses) > 0 and any(note.startswith("causal:") for note in found.notes), found.notes
+
+
+def test_ranks_that_share_a_sequence_train_the_same_as_one_process(verify: Verifier) -> None:
+    for mode in ("split_gather", "ring"):
+        found = verify(LLAMA, plugin="hybrid", tp=2, sequence_parallel=mode)
+        assert found.same, str(found)
+        assert max(found.losses) > 0 and any(note.startswith("causal:") for note in found.notes), found.notes
 
 
 def test_bf16_has_the_tolerance_of_bf16(verify: Verifier) -> None:

@@ -16,6 +16,7 @@ from workbench.engine.frameworks.colossal.local_gradients import before_buckets,
 from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import SCHEDULES
 from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction, mark_biases
 from workbench.engine.frameworks.colossal.zero_reduction import ZeroReduction
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
@@ -247,6 +248,9 @@ class HybridPlan(Plan):
             parallel_output=False,  # a criterion sees whole logits
             make_vocab_size_divisible_by=1,
             custom_policy=self.policy,
+            sp_size=1,  # positions are shared over the tensor-parallel ranks
+            enable_sequence_parallelism=bool(plan.sequence_parallel),
+            sequence_parallelism_mode=plan.sequence_parallel or None,
         )
 
     def boost(self, workload: Workload) -> None:
@@ -264,12 +268,16 @@ class HybridPlan(Plan):
         else:
             self.policy = UnchangedPolicy()
         super().boost(workload)
+        if self.spec.plan.sequence_parallel:
+            mark_biases(self.module)
         if workload.after_split is not None:
             workload.after_split(self.module)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision)
 
-    def reduction_of(self) -> DdpReduction | None:
+    def reduction_of(self) -> DdpReduction | SequenceReduction | None:
+        if self.spec.plan.sequence_parallel and self.mesh.pp == 1:  # a pipeline reduces by itself
+            return SequenceReduction(self.model)
         if not self.is_whole or self.mesh.dp == 1:
             return None
         return DdpReduction(self.model.module, afterwards=not self.spec.recipe)

@@ -133,6 +133,41 @@ def _reduce_scatter() -> None:
     low_level_optim.dist = DistributedOnGloo()
 
 
+def _ring_gather() -> None:
+    import torch.distributed as dist
+    from colossalai.shardformer.layer import _operation
+
+    def ring_as_gather(  # noqa: PLR0917 - upstream's signature
+        func: Callable[..., torch.Tensor],
+        input_to_gather: dict[str, torch.Tensor],
+        input_local: dict[str, torch.Tensor],
+        process_group: Any = None,
+        gather_dim: int = 1,
+        keep_item: bool = False,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        ranks = dist.get_process_group_ranks(process_group)
+        size, here = len(ranks), dist.get_rank(process_group)
+        parts: list[dict[str, torch.Tensor]] = [{}] * size
+        outputs = [torch.empty(0)] * size
+        part = {name: tensor.contiguous() for name, tensor in input_to_gather.items()}
+        for turn in range(size):
+            received = {name: torch.empty_like(tensor) for name, tensor in part.items()} if turn < size - 1 else {}
+            operations = []
+            for name, tensor in received.items():
+                operations.append(dist.P2POp(dist.irecv, tensor, ranks[(here + 1) % size], group=process_group))
+                operations.append(dist.P2POp(dist.isend, part[name], ranks[here - 1], group=process_group))
+            requests = dist.batch_isend_irecv(operations) if operations else []
+            place = (here + turn) % size
+            parts[place], outputs[place] = part, func(**part, **input_local)
+            for request in requests:
+                request.wait()
+            part = received
+        gathered = {name: torch.cat([each[name] for each in parts], dim=gather_dim) for name in input_to_gather}
+        return torch.cat(outputs, dim=gather_dim), gathered
+
+    _operation._ring_as_gather = ring_as_gather
+
+
 def forget_coordinator() -> None:
     """Drop the ``DistCoordinator`` singleton (cluster/dist_coordinator.py): it keeps the rank and world size of the
     process group in which it was first made, so after a relaunch ``is_master`` and saving are wrong. Call it whenever
@@ -164,6 +199,13 @@ REPAIRS: tuple[Repair, ...] = (
         "a pipelined Mixtral with a sliding window sees one token more than the transformers library's",
         False,
         _causal_window,
+    ),
+    Repair(
+        "ring-gather",
+        "shardformer/layer/_operation.py:470",
+        "sequence parallelism in a ring keeps other inputs for the gradient than those that it computed with",
+        False,
+        _ring_gather,
     ),
     Repair(
         "batch-norm",
