@@ -168,6 +168,82 @@ def _ring_gather() -> None:
     _operation._ring_as_gather = ring_as_gather
 
 
+class _CpuAdam:
+    """What the compiled kernel of CPUAdam does (kernel/extensions/csrc/kernel/x86/cpu_adam.cpp), by torch."""
+
+    def __init__(  # noqa: PLR0917 - upstream's signature
+        self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw_mode: bool
+    ) -> None:
+        self._is_adamw = adamw_mode
+
+    def step(  # noqa: PLR0917 - upstream's signature
+        self,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        bias_correction: bool,
+        weight: torch.Tensor,
+        gradient: torch.Tensor,
+        mean: torch.Tensor,
+        square: torch.Tensor,
+        loss_scale: float,
+    ) -> None:
+        gradient = gradient.to(weight.dtype)
+        if loss_scale > 0:
+            gradient = gradient / loss_scale
+        if weight_decay > 0 and self._is_adamw:
+            weight.mul_(1 - lr * weight_decay)
+        elif weight_decay > 0:
+            gradient = gradient.add(weight, alpha=weight_decay)
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        first, second = (1 - beta1**step, 1 - beta2**step) if bias_correction else (1.0, 1.0)
+        weight.addcdiv_(mean, (square / second).sqrt_().add_(eps), value=-lr / first)
+
+
+class _CpuAdamLoader:
+    """Stands for upstream's, which finds no kernel."""
+
+    CPUAdamOptimizer = _CpuAdam
+
+    def load(self) -> type[_CpuAdamLoader]:
+        return type(self)
+
+
+def _cpu_adam() -> None:
+    from colossalai.nn.optimizer import cpu_adam
+
+    cpu_adam.CPUAdamLoader = _CpuAdamLoader
+
+
+def _fused_kernels() -> None:
+    from colossalai.kernel import kernel_loader
+    from colossalai.nn.optimizer import galore
+
+    class FusedOptimizerLoader(kernel_loader.FusedOptimizerLoader):
+        def load(self, ext_name: str | None = None) -> Any:
+            if not any(extension().is_available() for extension in self.REGISTRY):
+                raise ConfigError(
+                    "FusedAdam, FusedSGD and FusedLAMB of Colossal-AI have kernels for GPUs only: use HybridAdam, "
+                    "which trains on both, or an optimizer of torch.optim",
+                    field="optimizer",
+                )
+            return super().load(ext_name)
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError(
+            "GaLoreAdamW8bit keeps its state in 8 bits, with kernels of bitsandbytes that were not tried here: use "
+            "GaLoreAdamW of galore_torch with --plugin ddp, or an optimizer of torch.optim",
+            field="optimizer",
+        )
+
+    kernel_loader.FusedOptimizerLoader = FusedOptimizerLoader
+    galore.GaLoreAdamW8bit.__init__ = refuse
+
+
 def forget_coordinator() -> None:
     """Drop the ``DistCoordinator`` singleton (cluster/dist_coordinator.py): it keeps the rank and world size of the
     process group in which it was first made, so after a relaunch ``is_master`` and saving are wrong. Call it whenever
@@ -201,6 +277,13 @@ REPAIRS: tuple[Repair, ...] = (
         _causal_window,
     ),
     Repair(
+        "fused-kernels",
+        "nn/optimizer/fused_adam.py:75, galore.py:206",
+        "optimizers without a kernel for the device fail with an assertion, or with an error of their base class",
+        False,
+        _fused_kernels,
+    ),
+    Repair(
         "ring-gather",
         "shardformer/layer/_operation.py:470",
         "sequence parallelism in a ring keeps other inputs for the gradient than those that it computed with",
@@ -227,6 +310,13 @@ REPAIRS: tuple[Repair, ...] = (
         "asks torch.distributed for an HCCL attribute that only NPU builds have",
         True,
         _hccl,
+    ),
+    Repair(
+        "cpu-adam",
+        "kernel/extensions/pybind/cpu_adam/cpu_adam_x86.py:12",
+        "the kernel of HybridAdam and CPUAdam for CPUs is compiled on hosts with CUDA only",
+        True,
+        _cpu_adam,
     ),
     Repair(
         "reduce-scatter",
