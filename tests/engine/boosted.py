@@ -22,7 +22,7 @@ from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.watch.torch.gradient_statistics import GradientCollector
 
 
-def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Workload:
+def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "", optimizer_kind: str = "AdamW") -> Workload:
     """``wrap``: "compile" or "checkpoint" the model first."""
     network = models.model(kind)
     if wrap == "compile":
@@ -32,15 +32,16 @@ def workload(kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Workload
     loss = {"loss_fn": lambda model, data: models.criterion(models.outputs(model, data), data)}
     return Workload(
         model=network,
-        optimizer=models.optimizer(network),
+        optimizer=models.optimizer(network, optimizer_kind),
         data=None,  # type: ignore[arg-type]
         names={"tp_plan": models.TP_PLAN} if kind == "plain" else {},
         **(loss if by_loss_fn else {"criterion": models.criterion}),
     )
 
 
-def prepared(rank: int, spec: TrainSpec, kind: str, *, by_loss_fn: bool = False, wrap: str = "") -> Any:
-    work = workload(kind, by_loss_fn=by_loss_fn, wrap=wrap)
+def prepared(rank: int, spec: TrainSpec, kind: str, **options: Any) -> Any:
+    """``options``: of ``workload``."""
+    work = workload(kind, **options)
     strategy = load_strategy(spec)(spec, rank)
     strategy.check(spec, work)
     strategy.prepare(work)
@@ -64,6 +65,7 @@ def train(
     without: Sequence[str] = (),
     token: str = "",
     by_loss_fn: bool = False,
+    optimizer_kind: str = "AdamW",
 ) -> dict[str, Any]:
     """Losses and norms, global, of each step. ``without`` names repairs to leave out."""
     if without:
@@ -73,7 +75,7 @@ def train(
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
     losses, norms = [], []
     with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=token):
-        strategy = prepared(rank, spec, model, by_loss_fn=by_loss_fn)
+        strategy = prepared(rank, spec, model, by_loss_fn=by_loss_fn, optimizer_kind=optimizer_kind)
         try:
             for step in range(steps):
                 loss = strategy.forward_backward(pieces(strategy, model, step))

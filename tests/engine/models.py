@@ -122,5 +122,11 @@ def criterion(found: Any, data: Any) -> torch.Tensor:
     return found.loss if hasattr(found, "loss") else torch.nn.functional.cross_entropy(found, data[1])
 
 
-def optimizer(network: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
+def optimizer(network: torch.nn.Module, kind: str = "AdamW") -> torch.optim.Optimizer:
+    """``kind``: "AdamW" of torch, or an optimizer of Colossal-AI."""
+    if kind == "AdamW":
+        return torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
+    from colossalai.nn import optimizer as theirs
+
+    lr = 0.05 if kind == "Lamb" else 3e-3
+    return getattr(theirs, kind)(network.parameters(), lr=lr, weight_decay=0.01)

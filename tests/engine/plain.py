@@ -11,9 +11,18 @@ import torch
 from tests.engine import models
 
 
-def train(rank: int, ranks: int, directory: Path, *, model: str, steps: int = 20, clip: float = 0.0) -> dict[str, Any]:
+def train(
+    rank: int,
+    ranks: int,
+    directory: Path,
+    *,
+    model: str,
+    steps: int = 20,
+    clip: float = 0.0,
+    optimizer_kind: str = "AdamW",
+) -> dict[str, Any]:
     network = models.model(model).train()
-    optimizer = models.optimizer(network)
+    optimizer = models.optimizer(network, optimizer_kind)
     losses, norms = [], []
     for step in range(steps):
         data = models.batch(model, step)

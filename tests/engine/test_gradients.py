@@ -50,6 +50,7 @@ CASES = [
     (2, "gpt2", {**TORCH, "precision": "fp16"}, FP16),
     (2, "tied", {**STAGES, "accumulate": 2}, FP32),
     (4, "gpt2", {**STAGES, "schedule": "zero-bubble"}, FP32),
+    (4, "llama", {"plugin": "hybrid", "tp": 2, "sequence_parallel": "split_gather"}, FP32),
     (4, "tied", {**STAGES, "tp": 2}, FP32),
     (2, "gpt2", FSDP, FP32),
     (4, "plain", {**FSDP, "accumulate": 2, "replicate": 2}, FP32),

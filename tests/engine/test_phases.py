@@ -79,7 +79,7 @@ def test_drawn_side_by_side_only_waiting_moves(run, options) -> None:
 
 
 def test_micro_batches_have_rows_of_their_own(run) -> None:
-    for plan in (PP, STAGES):
+    for plan in (PP, STAGES, {**PP, "schedule": "interleaved"}):
         frame = phases_frame(columns(run(plan), "phases"))
         for phase in ("forward", "backward"):
             rows = frame[(frame["phase"] == phase) & (frame["step"] == 4)]

@@ -10,6 +10,7 @@ import pytest
 from tests.engine.rank_pool import RankPool
 from tests.engine.split_models import DROPOUT
 from workbench.engine.frameworks.colossal.families import FAMILIES
+from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import INTERLEAVED_FAMILIES
 
 RANKS = "tests.engine.split_ranks"
 PLANS: dict[str, dict[str, Any]] = {"tp": {"tp": 2}, "pp": {"pp": 2, "micro_batches": 2}}
@@ -98,6 +99,45 @@ def test_checkpointed_layers_of_the_default_kind(axis: str, pool: RankPool) -> N
         (*case, {}, {"recompute": True}) for case in LM if case[0] in ("llama", "mistral", "mixtral", "gpt2", "t5")
     ]
     _compare(pool, cases, PLANS[axis])
+
+
+def test_interleaved_stages(pool: RankPool) -> None:
+    layers = {"gpt2": "n_layer"}
+    cases = [
+        (*case, {layers.get(case[0], "num_hidden_layers"): 4}, {"recompute": case[0] in ("llama", "gpt2")})
+        for case in LM
+        if case[0] in INTERLEAVED_FAMILIES
+    ]
+    assert len(cases) == len(INTERLEAVED_FAMILIES)
+    options = {**PLANS["pp"], "schedule": "interleaved"}
+    _compare(pool, cases, options)
+    refused = [
+        ("opt", "OPTForCausalLM", {"num_hidden_layers": 4}, {}),
+        ("gpt2", "GPT2DoubleHeadsModel", {"n_layer": 4}, {}),
+        ("llama", "LlamaForCausalLM", {"num_hidden_layers": 3}, {}),
+    ]
+    messages = pool.run(2, f"{RANKS}:train", cases=refused, options=options)[0]
+    for text, message in zip(
+        ("layers of OPT each part has", "layers of it each", "it has 3 layers"), messages, strict=True
+    ):
+        assert text in message and "use --schedule 1f1b" in message
+
+
+@pytest.mark.parametrize("mode", ["split_gather", "ring"])
+def test_ranks_that_share_the_positions_of_a_sequence(mode: str, pool: RankPool) -> None:
+    """Compared with eager attention: torch's sdpa multiplies gradients of rows that padding hides wholly on CPUs. The
+    sequences of odd length are padded to what the ranks can share."""
+    eager = {"attn_implementation": "eager"}
+    biased = {**eager, "tie_word_embeddings": True, "attention_bias": True, "num_hidden_layers": 3}
+    cases = [
+        ("llama", "LlamaForCausalLM", eager, {"recompute": True}),
+        ("llama", "LlamaForSequenceClassification", {**eager, "num_labels": 5}, {}),
+        ("llama", "LlamaForCausalLM", biased, {}),
+    ]
+    _compare(pool, cases, {"tp": 2, "accumulate": 2, "sequence_parallel": mode})
+    refused = pool.run(2, f"{RANKS}:train", cases=[("gpt2", "GPT2LMHeadModel", {}, {})],
+                       options={"tp": 2, "sequence_parallel": mode})[0][0]  # fmt: skip
+    assert f"--sequence-parallel {mode} cannot train a GPT2LMHeadModel, only LlamaForCausalLM" in refused
 
 
 def test_tensor_parallelism_with_accumulation(pool: RankPool) -> None:

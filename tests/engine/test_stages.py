@@ -148,7 +148,20 @@ def test_what_would_differ_in_a_pipeline_is_refused():
         ({"pp": 1, "schedule": "gpipe", "micro_batches": 1}, "pass --pp 2 or more, or leave it out"),
         ({"pp": 1, "micro_batches": 2}, "or use --accumulate without a pipeline"),
         ({"plugin": "ddp", "schedule": "gpipe", "pp": 1}, "--schedule gpipe needs --plugin hybrid, not ddp"),
-        ({"framework": "colossal", "schedule": "gpipe"}, "is not available with colossal hybrid"),
+        ({"framework": "colossal", "schedule": "gpipe"}, "Colossal-AI has no such schedule: use --schedule 1f1b, or"),
+        (
+            {"framework": "colossal", "schedule": "zero-bubble"},
+            "off by 0.38 after 20 steps: use --schedule interleaved",
+        ),
+        ({"framework": "colossal", "schedule": "zigzag"}, "unknown schedule 'zigzag'"),
+        ({"framework": "colossal", "schedule": "interleaved", "micro_batches": 5}, "Pass --micro-batches 4 or 6"),
+        (
+            {"framework": "colossal", "sequence_parallel": "ring_attn"},
+            "--sequence-parallel ring_attn: Colossal-AI's ring",
+        ),
+        ({"framework": "colossal", "sequence_parallel": "rings"}, "unknown mode 'rings'"),
+        ({"framework": "colossal", "sequence_parallel": "ring"}, "pass --tp 2 or more"),
+        ({"framework": "colossal", "schedule": "interleaved", "pp": 1, "micro_batches": 1}, "pass --pp 2 or more"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused_with_what_to_do(options, message):

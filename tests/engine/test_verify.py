@@ -11,11 +11,11 @@ import pytest
 from tests.engine.rank_pool import RankPool
 from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
 from workbench.core.frameworks import PLUGIN_OPTIONS, usable
-from workbench.engine.frameworks.torch.schedules import SCHEDULES
+from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
 
 #: options that a pipeline or a model with batch normalisation needs
-NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule")
+NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel")
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 
@@ -29,8 +29,9 @@ def _plans() -> Iterator[Any]:
                 if name in plugin.options and name not in NOT_ALONE:
                     value = True if isinstance(default, bool) else 2
                     yield pytest.param({**options, name: value}, id=f"{framework.name}-{plugin.name}-{name}")
-            takes = "schedule" in plugin.options  # the models have two blocks: one for each of two stages
-            for name in [name for name, each in SCHEDULES.items() if takes and each.stages == 1]:
+            takes = framework.name == "torch" and "schedule" in plugin.options
+            # the models have two blocks: one for each of two stages
+            for name in [name for name, each in schedules.SCHEDULES.items() if takes and each.stages == 1]:
                 pipeline = {"pp": 2, "micro_batches": 2, "schedule": name}
                 yield pytest.param({**options, **pipeline}, id=f"{framework.name}-{plugin.name}-{name}")
 
@@ -56,6 +57,19 @@ def test_a_plan_trains_the_same_as_one_process(options: dict[str, Any], verify: 
         assert not any("sample" in note for note in found.notes)
         if name != "mlp":
             assert any(note.startswith("causal:") for note in found.notes), found.notes
+
+
+def test_stages_with_several_parts_train_the_same_as_one_process(verify: Verifier) -> None:
+    deep = LLAMA.replace("num_hidden_layers=2", "num_hidden_layers=4")
+    found = verify(deep, plugin="hybrid", pp=2, micro_batches=2, schedule="interleaved")
+    assert found.same, str(found)
+    assert max(found.losses) > 0 and any(note.startswith("causal:") for note in found.notes), found.notes
+
+
+def test_ranks_that_share_a_sequence_train_the_same_as_one_process(verify: Verifier) -> None:
+    found = verify(LLAMA, plugin="hybrid", tp=2, sequence_parallel="ring")
+    assert found.same, str(found)
+    assert max(found.losses) > 0 and any(note.startswith("causal:") for note in found.notes), found.notes
 
 
 def test_bf16_has_the_tolerance_of_bf16(verify: Verifier) -> None:

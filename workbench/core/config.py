@@ -112,6 +112,7 @@ class ParallelPlan:
     parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of ``schedule``).
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
+    ``sequence_parallel``: how tensor-parallel ranks share the positions of a sequence between split layers.
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
@@ -128,6 +129,7 @@ class ParallelPlan:
     schedule: str = "1f1b"
     replicate: int = 1
     no_reshard: bool = False
+    sequence_parallel: str = ""
     sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:

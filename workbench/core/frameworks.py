@@ -85,6 +85,7 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
         "schedule": "1f1b",
         "replicate": 1,
         "no_reshard": False,
+        "sequence_parallel": "",
         "sync_batchnorm": False,
     }
 )
@@ -128,6 +129,10 @@ class PlanOptions(Protocol):
     @property
     def no_reshard(self) -> bool:
         """Whether parameters stay whole between the forward and the backward pass."""
+
+    @property
+    def sequence_parallel(self) -> str:
+        """How tensor-parallel ranks share the positions of a sequence between split layers ("": each has all)."""
 
     @property
     def sync_batchnorm(self) -> bool:

@@ -5,7 +5,7 @@ A plan is words, in any order, separated by spaces or commas::
     plan      = { word }
     word      = framework | plugin | plugin SIZE | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
     axis      = "dp" | "tp" | "pp"
-    switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard"
+    switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "split-gather" | "ring"
 
 A size behind a plugin is its data-parallel size: ``ddp2`` is ``ddp dp2``. A plugin whose own name ends in a digit takes
 none: ``zero2`` is ZeRO stage 2, and ``zero2 dp4`` that on 4 ranks. Without a framework, that of the plugin is meant;
@@ -43,6 +43,8 @@ SWITCHES: Mapping[str, tuple[str, Any]] = MappingProxyType(
         "zero-bubble": ("schedule", "zero-bubble"),
         "sync-batchnorm": ("sync_batchnorm", True),
         "no-reshard": ("no_reshard", True),
+        "split-gather": ("sequence_parallel", "split_gather"),
+        "ring": ("sequence_parallel", "ring"),
     }
 )
 #: all options that a plan stands for

@@ -28,6 +28,7 @@ EVERY_PLUGIN = [(each.name, plugin.name) for each in usable() for plugin in each
         ("tp2 pp2", {"plugin": "hybrid", "tp": 2, "pp": 2, "micro_batches": 2, "ranks": 4}),
         ("pp2,mb8,dp2", {"plugin": "hybrid", "tp": 1, "pp": 2, "micro_batches": 8, "ranks": 4}),
         ("torch pp2 zero-bubble", {"framework": "torch", "plugin": "hybrid", "schedule": "zero-bubble", "ranks": 2}),
+        ("tp2 ring", {"plugin": "hybrid", "tp": 2, "sequence_parallel": "ring", "ranks": 2}),
         ("sync-batchnorm ddp2", {"plugin": "ddp", "sync_batchnorm": True, "ranks": 2}),
     ],
 )

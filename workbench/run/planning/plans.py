@@ -143,6 +143,12 @@ def _predicted(
         elif shares is None:
             text = f"not predicted: {each.plugin} does not declare what its ranks hold"
             refused.append(Refused(name=plan.describe(), reason=text))
+        elif plan.schedule != "1f1b":
+            text = f"not predicted: the planner knows the stages of 1F1B only, not those of {plan.schedule}"
+            refused.append(Refused(name=plan.describe(), reason=text))
+        elif plan.sequence_parallel:
+            text = "not predicted: the planner does not know what ranks send that share the positions of a sequence"
+            refused.append(Refused(name=plan.describe(), reason=text))
         elif plan.tp * plan.pp > 1 and splits.unknown:
             refused.append(Refused(name=plan.describe(), reason=f"not predicted: {splits.unknown}"))
         else:

@@ -14,7 +14,8 @@ from workbench.core.frameworks import (
 )
 from workbench.core.shares import KEPT, WHOLE, Shares
 from workbench.engine.frameworks.colossal.families import FAMILIES
-from workbench.errors import ConfigError
+from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import check_schedule
+from workbench.errors import ConfigError, suggest
 
 _STRATEGY = "workbench.engine.frameworks.colossal.strategy:ColossalStrategy"
 _OWN_STEPS = "workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps"
@@ -22,28 +23,44 @@ _ALL_BUT_PIPELINES = frozenset(Capability) - {Capability.PIPELINED}
 #: LowLevelZeroPlugin's default: 12 * 2**20 elements in fp32
 _ZERO_BUCKET = 12 * 2**20 * 4
 _ZERO = Shares(state=True, copies="always", casts=KEPT, bucket_bytes=_ZERO_BUCKET, gathers=1)
+#: values of ``--sequence-parallel``
+_MODES = ("split_gather", "ring")
+#: other modes of Colossal-AI -> why there are none here, and what to use
+_NO_MODES = {
+    "all_to_all": (
+        "Colossal-AI gives each sequence ranks beside those of --tp, an axis that plans here do not have: use "
+        "split_gather or ring"
+    ),
+    "ring_attn": (
+        "Colossal-AI's ring attention needs flash_attn, which runs on GPUs only, and its gradients in fp32 overwrite "
+        "each other: use split_gather or ring"
+    ),
+}
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
 def _check(plan: PlanOptions) -> None:
-    """The 1F1B schedule keeps every stage busy only with as many micro-batches as stages; models that can be split have
-    no batch normalisation."""
+    """Schedules run some numbers of micro-batches only; models that can be split have no batch normalisation."""
     if plan.sync_batchnorm and plan.tp * plan.pp > 1:
         raise ConfigError(
             "--sync-batchnorm: models that --tp and --pp can split have no batch normalisation: leave it out",
             field="--sync-batchnorm",
         )
-    if plan.micro_batches < plan.pp:
+    check_schedule(plan)
+    _check_sequences(plan)
+
+
+def _check_sequences(plan: PlanOptions) -> None:
+    mode = plan.sequence_parallel
+    if mode in _NO_MODES:
+        raise ConfigError(f"--sequence-parallel {mode}: {_NO_MODES[mode]}", field="--sequence-parallel")
+    if mode and mode not in _MODES:
+        raise ConfigError(f"unknown mode {mode!r}: {suggest(mode, _MODES)}", field="--sequence-parallel")
+    if mode and plan.tp == 1:
         raise ConfigError(
-            f"1F1B over {plan.pp} pipeline stages needs at least as many micro-batches, not {plan.micro_batches}: "
-            f"pass --micro-batches {plan.pp}",
-            field="--micro-batches",
-        )
-    if plan.pp == 1 and plan.micro_batches != 1:
-        raise ConfigError(
-            f"--micro-batches {plan.micro_batches} splits a batch over pipeline stages: pass --pp 2 or more, "
-            "or use --accumulate without a pipeline",
-            field="--micro-batches",
+            f"--sequence-parallel {mode} shares positions over the tensor-parallel ranks: pass --tp 2 or more, or "
+            "leave it out",
+            field="--sequence-parallel",
         )
 
 
@@ -77,7 +94,7 @@ COLOSSAL = Framework(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
             strategy=_STRATEGY,
-            options=frozenset(("tp", "pp", "micro_batches", "sync_batchnorm")),
+            options=frozenset(("tp", "pp", "micro_batches", "schedule", "sequence_parallel", "sync_batchnorm")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(

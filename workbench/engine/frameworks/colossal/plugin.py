@@ -17,6 +17,7 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
+from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, StepHooks
@@ -140,7 +141,7 @@ class Plan(ABC):
     def make_plugin(self) -> Any:
         """The Colossal-AI plugin for the spec."""
 
-    def reduction_of(self) -> DdpReduction | None:
+    def reduction_of(self) -> DdpReduction | SequenceReduction | None:
         """What reduces the gradients after backward where DDP would be wrong; None where no DDP reduces them."""
         return None
 

@@ -14,7 +14,9 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import before_buckets, before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
+from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import SCHEDULES
 from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction, mark_biases
 from workbench.engine.frameworks.colossal.zero_reduction import ZeroReduction
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
@@ -226,7 +228,7 @@ class ZeroPlan(Plan):
 
 
 class HybridPlan(Plan):
-    """HybridParallelPlugin: tensor, pipeline (1F1B) and data parallel."""
+    """HybridParallelPlugin: tensor, pipeline and data parallel."""
 
     def make_plugin(self) -> Any:
         from colossalai.booster.plugin import HybridParallelPlugin
@@ -237,12 +239,18 @@ class HybridPlan(Plan):
             pp_size=plan.pp,
             precision=self.spec.precision,
             num_microbatches=plan.micro_batches if plan.pp > 1 else None,
+            pp_style=plan.schedule,
+            num_model_chunks=SCHEDULES[plan.schedule].chunks,
+            overlap_p2p=self.device.type == "cuda",  # else its last message is dropped (interleaved_pp.py:576)
             find_unused_parameters=not self.spec.recipe,
             initial_scale=INITIAL_SCALE,
             max_norm=self.spec.clip,
             parallel_output=False,  # a criterion sees whole logits
             make_vocab_size_divisible_by=1,
             custom_policy=self.policy,
+            sp_size=1,  # positions are shared over the tensor-parallel ranks
+            enable_sequence_parallelism=bool(plan.sequence_parallel),
+            sequence_parallelism_mode=plan.sequence_parallel or None,
         )
 
     def boost(self, workload: Workload) -> None:
@@ -260,12 +268,16 @@ class HybridPlan(Plan):
         else:
             self.policy = UnchangedPolicy()
         super().boost(workload)
+        if self.spec.plan.sequence_parallel:
+            mark_biases(self.module)
         if workload.after_split is not None:
             workload.after_split(self.module)
         if self.spec.precision == "fp16":
             record_skips(self, self.optimizer.mixed_precision)
 
-    def reduction_of(self) -> DdpReduction | None:
+    def reduction_of(self) -> DdpReduction | SequenceReduction | None:
+        if self.spec.plan.sequence_parallel and self.mesh.pp == 1:  # a pipeline reduces by itself
+            return SequenceReduction(self.model)
         if not self.is_whole or self.mesh.dp == 1:
             return None
         return DdpReduction(self.model.module, afterwards=not self.spec.recipe)

@@ -13,6 +13,8 @@ from colossalai.shardformer.policies.base_policy import Policy
 from workbench.core.config import TrainSpec
 from workbench.engine.frameworks.colossal.adapters import check_adapters
 from workbench.engine.frameworks.colossal.families import ANY_FAMILY, FAMILIES, Family, family_of, family_of_class
+from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import check_chunks
+from workbench.engine.frameworks.colossal.sequence_parallel import check_sequences
 from workbench.engine.frameworks.colossal.split_policy import SplitPolicy
 from workbench.errors import ConfigError
 
@@ -87,10 +89,12 @@ def check_split(model: torch.nn.Module, spec: TrainSpec) -> None:
     for axis, count in axes.items():
         if family is None or type(model).__name__ not in family.classes(axis):
             raise ConfigError(_unknown_class(model, family, axis, count), field=f"--{axis}")
+    check_sequences(model, plan)
     if family is not None and axes:
         check_adapters(model, family, axes)
         _check_settings(model, family, axes)
         _check_sizes(model, family, plan.tp, plan.pp)
+        check_chunks(model, type(model).__module__.split(".")[2], family.title, plan)
 
 
 def _unknown_class(model: torch.nn.Module, family: Family | None, axis: str, count: int) -> str:

@@ -133,6 +133,117 @@ def _reduce_scatter() -> None:
     low_level_optim.dist = DistributedOnGloo()
 
 
+def _ring_gather() -> None:
+    import torch.distributed as dist
+    from colossalai.shardformer.layer import _operation
+
+    def ring_as_gather(  # noqa: PLR0917 - upstream's signature
+        func: Callable[..., torch.Tensor],
+        input_to_gather: dict[str, torch.Tensor],
+        input_local: dict[str, torch.Tensor],
+        process_group: Any = None,
+        gather_dim: int = 1,
+        keep_item: bool = False,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        ranks = dist.get_process_group_ranks(process_group)
+        size, here = len(ranks), dist.get_rank(process_group)
+        parts: list[dict[str, torch.Tensor]] = [{}] * size
+        outputs = [torch.empty(0)] * size
+        part = {name: tensor.contiguous() for name, tensor in input_to_gather.items()}
+        for turn in range(size):
+            received = {name: torch.empty_like(tensor) for name, tensor in part.items()} if turn < size - 1 else {}
+            operations = []
+            for name, tensor in received.items():
+                operations.append(dist.P2POp(dist.irecv, tensor, ranks[(here + 1) % size], group=process_group))
+                operations.append(dist.P2POp(dist.isend, part[name], ranks[here - 1], group=process_group))
+            requests = dist.batch_isend_irecv(operations) if operations else []
+            place = (here + turn) % size
+            parts[place], outputs[place] = part, func(**part, **input_local)
+            for request in requests:
+                request.wait()
+            part = received
+        gathered = {name: torch.cat([each[name] for each in parts], dim=gather_dim) for name in input_to_gather}
+        return torch.cat(outputs, dim=gather_dim), gathered
+
+    _operation._ring_as_gather = ring_as_gather
+
+
+class _CpuAdam:
+    """What the compiled kernel of CPUAdam does (kernel/extensions/csrc/kernel/x86/cpu_adam.cpp), by torch."""
+
+    def __init__(  # noqa: PLR0917 - upstream's signature
+        self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw_mode: bool
+    ) -> None:
+        self._is_adamw = adamw_mode
+
+    def step(  # noqa: PLR0917 - upstream's signature
+        self,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        bias_correction: bool,
+        weight: torch.Tensor,
+        gradient: torch.Tensor,
+        mean: torch.Tensor,
+        square: torch.Tensor,
+        loss_scale: float,
+    ) -> None:
+        gradient = gradient.to(weight.dtype)
+        if loss_scale > 0:
+            gradient = gradient / loss_scale
+        if weight_decay > 0 and self._is_adamw:
+            weight.mul_(1 - lr * weight_decay)
+        elif weight_decay > 0:
+            gradient = gradient.add(weight, alpha=weight_decay)
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        first, second = (1 - beta1**step, 1 - beta2**step) if bias_correction else (1.0, 1.0)
+        weight.addcdiv_(mean, (square / second).sqrt_().add_(eps), value=-lr / first)
+
+
+class _CpuAdamLoader:
+    """Stands for upstream's, which finds no kernel."""
+
+    CPUAdamOptimizer = _CpuAdam
+
+    def load(self) -> type[_CpuAdamLoader]:
+        return type(self)
+
+
+def _cpu_adam() -> None:
+    from colossalai.nn.optimizer import cpu_adam
+
+    cpu_adam.CPUAdamLoader = _CpuAdamLoader
+
+
+def _fused_kernels() -> None:
+    from colossalai.kernel import kernel_loader
+    from colossalai.nn.optimizer import galore
+
+    class FusedOptimizerLoader(kernel_loader.FusedOptimizerLoader):
+        def load(self, ext_name: str | None = None) -> Any:
+            if not any(extension().is_available() for extension in self.REGISTRY):
+                raise ConfigError(
+                    "FusedAdam, FusedSGD and FusedLAMB of Colossal-AI have kernels for GPUs only: use HybridAdam, "
+                    "which trains on both, or an optimizer of torch.optim",
+                    field="optimizer",
+                )
+            return super().load(ext_name)
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError(
+            "GaLoreAdamW8bit keeps its state in 8 bits, with kernels of bitsandbytes that were not tried here: use "
+            "GaLoreAdamW of galore_torch with --plugin ddp, or an optimizer of torch.optim",
+            field="optimizer",
+        )
+
+    kernel_loader.FusedOptimizerLoader = FusedOptimizerLoader
+    galore.GaLoreAdamW8bit.__init__ = refuse
+
+
 def forget_coordinator() -> None:
     """Drop the ``DistCoordinator`` singleton (cluster/dist_coordinator.py): it keeps the rank and world size of the
     process group in which it was first made, so after a relaunch ``is_master`` and saving are wrong. Call it whenever
@@ -166,6 +277,20 @@ REPAIRS: tuple[Repair, ...] = (
         _causal_window,
     ),
     Repair(
+        "fused-kernels",
+        "nn/optimizer/fused_adam.py:75, galore.py:206",
+        "optimizers without a kernel for the device fail with an assertion, or with an error of their base class",
+        False,
+        _fused_kernels,
+    ),
+    Repair(
+        "ring-gather",
+        "shardformer/layer/_operation.py:470",
+        "sequence parallelism in a ring keeps other inputs for the gradient than those that it computed with",
+        False,
+        _ring_gather,
+    ),
+    Repair(
         "batch-norm",
         "booster/plugin/torch_ddp_plugin.py:286, hybrid_parallel_plugin.py:115",
         "batch normalisation becomes torch's synchronised one unasked, which runs on GPUs only (see BatchNorms)",
@@ -185,6 +310,13 @@ REPAIRS: tuple[Repair, ...] = (
         "asks torch.distributed for an HCCL attribute that only NPU builds have",
         True,
         _hccl,
+    ),
+    Repair(
+        "cpu-adam",
+        "kernel/extensions/pybind/cpu_adam/cpu_adam_x86.py:12",
+        "the kernel of HybridAdam and CPUAdam for CPUs is compiled on hosts with CUDA only",
+        True,
+        _cpu_adam,
     ),
     Repair(
         "reduce-scatter",

@@ -33,6 +33,7 @@ from colossalai.shardformer.policies.base_policy import (
 
 from workbench.engine.frameworks.colossal.adapters import AROUND_ADAPTERS
 from workbench.engine.frameworks.colossal.families import Family, family_of
+from workbench.engine.frameworks.colossal.sequence_parallel import padded
 
 _VOCABULARY = (PaddingEmbedding, PaddingLMHead, VocabParallelEmbedding1D, VocabParallelLMHead1D)
 
@@ -118,13 +119,21 @@ class SplitPolicy(Policy):
     def _use_own_forward(self, policy: dict[Any, ModulePolicyDescription]) -> None:
         """Let the model run its class's own forward pass; under a pipeline around a body that is Colossal-AI's."""
         model: Any = self.model
+        assert self.shard_config is not None
+        if self.shard_config.enable_sequence_parallelism and self.pipeline_stage_manager is None:
+            _methods_of(model, policy).pop("forward", None)
+            compute = partial(_forward_of_body(model), model.base_model, shard_config=self.shard_config)
+            stage = StageOfModel(model, compute, self.shard_config.sequence_parallel_size)
+            self.append_or_create_method_replacement({"forward": stage.forward_of_body}, policy, type(_body_of(model)))
+            return
         if self.pipeline_stage_manager is None:
             for module in (model, model.base_model):
                 _methods_of(module, policy).pop("forward", None)
             return
         if _body_of(model) is not None:
             upstream = _methods_of(model, policy).pop("forward")
-            stage = StageOfModel(model, partial(_forward_of_body(model), model.base_model, **upstream.keywords))
+            compute = partial(_forward_of_body(model), model.base_model, **upstream.keywords)
+            stage = StageOfModel(model, compute, self.shard_config.sequence_parallel_size)
             for module, forward in ((model, stage.forward_of_model), (_body_of(model), stage.forward_of_body)):
                 self.append_or_create_method_replacement({"forward": forward}, policy, type(module))
 
@@ -158,25 +167,31 @@ class StageOfModel:
     """The forward pass of one pipeline stage of a model that has a body and a head.
 
     The head's own forward pass is run up to its body, on the last stage to its end. ``compute``: Colossal-AI's forward
-    pass of this stage of the body.
+    pass of this stage of the body. ``sequence_ranks``: how many ranks share the positions of a sequence.
     """
 
-    def __init__(self, model: torch.nn.Module, compute: Callable[..., Any]) -> None:
+    def __init__(self, model: torch.nn.Module, compute: Callable[..., Any], sequence_ranks: int = 1) -> None:
         self._compute = compute
+        self._sequence_ranks = sequence_ranks
         self._takes = frozenset(inspect.signature(compute).parameters)
         self._names = list(inspect.signature(_body_of(model).forward).parameters)
         self._needs_mask = _family(model).needs_mask
         self._received: Any = None
+        self._chunk: dict[str, Any] = {}
 
-    def forward_of_model(self, model: torch.nn.Module, *args: Any, hidden_states: Any = None, **kwargs: Any) -> Any:
-        """Outputs on the last stage, else what the next one receives. ``hidden_states``: of the stage before."""
+    def forward_of_model(
+        self, model: torch.nn.Module, *args: Any, hidden_states: Any = None, stage_index: Any = None, **kwargs: Any
+    ) -> Any:
+        """Outputs on the last stage, else what the next one receives. ``hidden_states``: of the stage before.
+        ``stage_index``: first and last layer of one of several parts that this rank holds."""
         self._received = hidden_states
+        self._chunk = {} if stage_index is None else {"stage_index": stage_index}
         try:
             return type(model).forward(model, *args, **kwargs)
         except _EndOfStage as end:
             return end.outputs
         finally:
-            self._received = None
+            self._received, self._chunk = None, {}
 
     def forward_of_body(self, body: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As the head calls its body."""
@@ -186,9 +201,14 @@ class StageOfModel:
             tokens = self._received if self._received is not None else given.get("inputs_embeds")
             like = given["input_ids"] if tokens is None else tokens[..., 0]
             known["attention_mask"] = torch.ones_like(like, dtype=torch.long)
-        outputs = self._compute(hidden_states=self._received, **known)
+        if self._sequence_ranks > 1:
+            dtype = next(body.parameters()).dtype
+            known, length = padded(known, self._sequence_ranks, dtype)
+        outputs = self._compute(hidden_states=self._received, **self._chunk, **known)
         if type(outputs) is dict:
             raise _EndOfStage(outputs)
+        if self._sequence_ranks > 1:
+            outputs.last_hidden_state = outputs.last_hidden_state[:, :length]
         return outputs
 
 

@@ -19,16 +19,18 @@ from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
+from workbench.engine.frameworks.colossal.optimizers import check_distributed, is_distributed
 from workbench.engine.frameworks.colossal.output_sharding import output_sharding
-from workbench.engine.frameworks.colossal.phase_marks import mark_stages
-from workbench.engine.frameworks.colossal.pipeline import NamedBatches, forget_shapes_if_new, forward_only
+from workbench.engine.frameworks.colossal.pipeline_parallel.driving import (
+    NamedBatches,
+    forget_shapes_if_new,
+    forward_only,
+)
+from workbench.engine.frameworks.colossal.pipeline_parallel.phase_marks import mark_stages
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
-from workbench.engine.frameworks.colossal.zero_checks import (
-    check_parameters,
-    is_distributed,
-)
+from workbench.engine.frameworks.colossal.zero_checks import check_parameters
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
@@ -83,6 +85,7 @@ class ColossalStrategy(Strategy):
                 field="optimizer",
             )
         has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
+        check_distributed(workload.optimizer, spec.plan.plugin)
         if not is_distributed(workload.optimizer):
             check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, pp=spec.plan.pp, has_slices=has_slices)
         if spec.plan.plugin in ("zero1", "zero2"):

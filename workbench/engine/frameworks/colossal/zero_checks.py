@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from workbench.core.config import TrainSpec
@@ -46,10 +44,3 @@ def check_parameters(model: torch.nn.Module, spec: TrainSpec) -> None:
             f"the parameters have several types ({found}), which {plugin} cannot hold: use --plugin ddp, or one type",
             field="--plugin",
         )
-
-
-def is_distributed(optimizer: Any) -> bool:
-    """Whether Colossal-AI replaces the optimizer by one that knows of the other ranks' parts."""
-    from colossalai.nn.optimizer import optim2DistOptim
-
-    return type(optimizer) in optim2DistOptim

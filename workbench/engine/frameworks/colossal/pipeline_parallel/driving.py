@@ -1,13 +1,13 @@
-"""Driving Colossal-AI's 1F1B schedule where it remembers too much.
+"""Driving Colossal-AI's pipeline schedules where they remember too much.
 
-The schedule caches the shapes of messages between stages, the batch size and the number of micro-batches. A batch of
+A schedule caches the shapes of messages between stages, the batch size and the number of micro-batches. A batch of
 other shapes, or an evaluation between two training steps, would meet a stale cache.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,8 @@ from workbench.errors import ConfigError
 #: entry of a batch for the schedule that the model does not see
 _TARGET = "workbench_target"
 _REMEMBERED = (
-    "num_microbatches",
+    "num_microbatches",  # of 1F1B
+    "num_microbatch",  # of the interleaved schedule
     "microbatch_size",
     "last_batch_size",
     "enable_metadata_cache",
@@ -112,7 +113,7 @@ def _forget(schedule: Any) -> None:
 
 @contextmanager
 def _own_memory(schedule: Any) -> Iterator[None]:
-    before = {name: getattr(schedule, name) for name in _REMEMBERED}
+    before = {name: getattr(schedule, name) for name in _REMEMBERED if hasattr(schedule, name)}
     _forget(schedule)
     try:
         yield
@@ -136,6 +137,25 @@ def forward_only(schedule: Any, model: torch.nn.Module, batch: Any) -> Any:
     with _own_memory(schedule):
         schedule.enable_metadata_cache = False
         schedule.microbatch_size = sample.shape[0]
-        schedule.num_microbatches = 1
-        schedule.forward_backward_step(model, iter([batch]), take)
+        if schedule.stage_manager.is_interleave:
+            _through_chunks(schedule, model, batch, take)
+        else:
+            schedule.num_microbatches = 1
+            schedule.forward_backward_step(model, iter([batch]), take)
     return seen[0] if seen else None
+
+
+def _through_chunks(schedule: Any, model: torch.nn.Module, batch: Any, take: Callable[..., torch.Tensor]) -> None:
+    """One batch through all parts of the model, one after the other: the interleaved schedule itself can only send as
+    many as there are stages at a time."""
+    schedule.num_microbatch, schedule.forward_only = 1, True
+    schedule.load_batch(iter([batch]))
+    for chunk in range(schedule.num_model_chunks):
+        received, arrived = schedule.recv_forward(chunk)
+        _wait(arrived)
+        _wait(schedule.send_forward(chunk, schedule.forward_step(model, chunk, received, take)))
+
+
+def _wait(handles: Iterable[Any] | None) -> None:
+    for handle in handles or ():
+        handle.wait()

@@ -1,0 +1,1 @@
+"""Pipelines of Colossal-AI: their schedules, how they are driven, and when what they do is told."""
