@@ -152,6 +152,23 @@ def gradients(
     return {"rows": rows, "histograms": spread, "grad_sq": grad_sq, "second": second}
 
 
+def held_gradients(
+    rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any]
+) -> dict[str, tuple[int, float]]:
+    """Of all gradients that this rank holds, per layer: how many elements, and the sum of their squares."""
+    spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
+    found: dict[str, tuple[int, float]] = {}
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
+        strategy = prepared(rank, spec, model)
+        strategy.forward_backward(pieces(strategy, model, 0))
+        for part in strategy.reduced_gradients(all_held=True):
+            count, square = found.get(part.layer, (0, 0.0))
+            own = (count + part.tensor.numel(), square + part.tensor.double().square().sum().item())
+            found[part.layer] = own
+        strategy.close()
+    return found
+
+
 def several_gradients(rank: int, ranks: int, directory: Path, *, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """``gradients`` of each case, one after the other in the same process."""
     return [gradients(rank, ranks, directory, token=str(number), **case) for number, case in enumerate(cases)]

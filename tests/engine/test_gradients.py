@@ -86,6 +86,15 @@ def test_logged_statistics_are_those_of_one_process(pool, alone, case):
     _check(alone, case, found)
 
 
+def test_all_that_ranks_hold_is_the_gradient_once_in_each_group_of_ranks(pool, alone):
+    options = {**FSDP, "replicate": 2, "accumulate": 2}
+    found = pool.run(4, "tests.engine.boosted:held_gradients", model="plain", options=options)
+    for layer, expected in alone("plain", 1)[-1].items():
+        elements, squares = (sum(rank[layer][which] for rank in found) for which in (0, 1))
+        assert elements == 2 * expected["numel"]
+        assert squares / 2 == pytest.approx(expected["norm"] ** 2, rel=FP32)
+
+
 @pytest.fixture(scope="module")
 def wrapped(pool) -> list[list[dict]]:
     """What each rank found in each of ``WRAPPED``; in one process a rank, which imports the compiler once."""

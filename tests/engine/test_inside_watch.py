@@ -14,6 +14,7 @@ from workbench.telemetry.inside.spectra import combine_spectra
 
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+FSDP = {"framework": "torch", "plugin": "fsdp"}
 INSIDE = {"watch": "activations", "watch_every": 1, "steps": 1}
 LEAVES = ("proj", "norm", "lm_head", "c_fc", "act_fn", ".act", "query", "dense")
 
@@ -174,8 +175,20 @@ def test_a_compiled_model_is_refused_with_what_to_do(pool):
     assert "is compiled" in found[0]["refused"][0]["reason"] and "ActivationStats" not in found[0]
 
 
-@pytest.mark.parametrize(("model", "options"), [("llama", {"plugin": "ddp"}), ("llama", {"plugin": "zero2"}),
-                                                ("llama", TP), ("llama", PP), ("gpt2", TP)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("llama", {"plugin": "ddp"}),
+        ("llama", {"plugin": "zero2"}),
+        ("llama", TP),
+        ("llama", PP),
+        ("gpt2", TP),
+        ("llama", FSDP),
+        ("gpt2", {**FSDP, "tp": 2}),
+        ("gpt2", {"framework": "torch", "plugin": "hybrid", "tp": 2}),
+    ],
+    ids=str,
+)
 def test_training_is_the_same_whatever_is_watched_and_singular_values_are_those_of_whole_weights(pool, model, options):
     losses = []
     for watch in ("", "activations,attention,weights"):

@@ -20,7 +20,7 @@ from tests.engine.watched import Log
 from tests.engine.watched_gradients import Batches
 from workbench.core.config import TrainSpec
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.frameworks.colossal.ranks import joined
+from workbench.engine.entry import joined_of
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.trained import users_model
 from workbench.engine.loop.trainer import Trainer
@@ -49,7 +49,7 @@ def train(
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
     (directory / CONTROL_FILE).touch()
     log = Log(rank)
-    with joined(rank, ranks, directory, device_type="cpu"):
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, model, wrap=wrap)
         strategy.workload.data = Batches(model)
         told: list[str] = []

@@ -21,7 +21,6 @@ from workbench.engine.base.containers import arrays_in
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
-from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.frameworks.torch_common.trained import trained
@@ -110,8 +109,6 @@ class Recorder(StepObserver):
             saved, tensor = slots[name].saved, part.tensor
             if saved.tensor.is_complex():
                 tensor = torch.view_as_complex(tensor.reshape(*saved.tensor.shape, 2)).abs()
-            elif tensor.numel() != saved.place.numel:  # the share of a group of ranks that hold the same shard
-                tensor = local_part(part.source.parameter.grad)
             self._add("gradient", name, tensor / part.scale, saved.place)
 
     def updated(self, step: int, skipped: bool) -> None:

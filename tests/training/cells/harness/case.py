@@ -18,6 +18,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "zero2": {"ranks": 2, "plugin": "zero2"},
     "accumulate 2": {"ranks": 2, "plugin": "ddp", "accumulate": 2},
     "torch ddp": {"ranks": 2, "plugin": "ddp", "framework": "torch"},
+    "torch fsdp": {"ranks": 2, "plugin": "fsdp", "framework": "torch"},
+    "torch pp": {"ranks": 2, "plugin": "hybrid", "framework": "torch", "pp": 2, "micro_batches": 2},
     "hybrid dp": {"ranks": 2, "plugin": "hybrid"},
     "tp": {"ranks": 2, "plugin": "hybrid", "tp": 2},
     "pp": {"ranks": 2, "plugin": "hybrid", "pp": 2, "micro_batches": 2},

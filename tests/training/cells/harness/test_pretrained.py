@@ -80,7 +80,7 @@ def compare(pool: RankPool, case: Case, plan: str, path: Path, out: Path, **opti
     return run
 
 
-@pytest.mark.parametrize("plan", ["1 rank", "ddp", "zero2", "torch ddp", "tp", "pp"])
+@pytest.mark.parametrize("plan", ["1 rank", "ddp", "zero2", "torch ddp", "torch fsdp", "torch pp", "tp", "pp"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_directory_trains_as_one_process(kind: str, plan: str, pool: RankPool, tmp_path: Path) -> None:
     make = directories.llama if kind == "llama" else directories.gpt2
@@ -90,7 +90,7 @@ def test_a_directory_trains_as_one_process(kind: str, plan: str, pool: RankPool,
     compare(pool, case_of(path), plan, path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("plan", ["1 rank", "ddp", "zero1", "zero2", "torch ddp", "tp", "pp"])
+@pytest.mark.parametrize("plan", ["1 rank", "ddp", "zero1", "zero2", "torch ddp", "torch fsdp", "torch pp", "tp", "pp"])
 def test_adapters_train_as_one_process_with_peft(plan: str, pool: RankPool, tmp_path: Path) -> None:
     path = directories.llama(tmp_path / "model")
     run = compare(pool, case_of(path, ALL), plan, path, tmp_path / "out")

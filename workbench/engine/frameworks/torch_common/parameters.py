@@ -79,12 +79,17 @@ class RankParameter:
     def matrix(self) -> WeightMatrix | None:
         """The parameter as a matrix; None where it has fewer than two dimensions, or it is not known how it is split.
         A dimension of padding is left out."""
-        weight = self.real(self.parameter.detach())
-        if self.parameter.dim() < 2 or not self.parameter.is_floating_point() or (self.sharded and self.split is None):
+        if self.sharded and self.split is None:
+            return None
+        return self.matrix_of(self.real(self.parameter.detach()), self.split)
+
+    def matrix_of(self, weight: torch.Tensor, split: int | None) -> WeightMatrix | None:
+        """What this rank has of the parameter, ``weight``, as a matrix; ``split``: the dimension over which ranks split
+        it, None where they do not. None where it has fewer than two dimensions."""
+        if weight.dim() < 2 or not weight.is_floating_point():
             return None
         layer = self.layer if self.name == "weight" else f"{self.layer}.{self.name}"
-        split = "" if self.split is None else "columns" if self.split else "rows"
-        return WeightMatrix(layer, weight.flatten(1), split)
+        return WeightMatrix(layer, weight.flatten(1), "" if split is None else "columns" if split else "rows")
 
     def reduced(self) -> torch.Tensor:
         """The reduced gradient where it is in ``.grad``; zeros where a hook of the cell has used it up."""

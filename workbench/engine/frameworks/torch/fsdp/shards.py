@@ -82,6 +82,11 @@ class ShardPlaces:
         """Whether this rank, of the tensor-parallel ones that have the same shard, is the one that counts it."""
         return name in self._cuts or turn % self._tp == self._tp_rank
 
+    @property
+    def is_first_group(self) -> bool:
+        """Whether this rank is in the first of the groups that each hold all shards."""
+        return self._group == 0
+
     def told(self, local: torch.Tensor) -> torch.Tensor:
         """What this rank tells of a shard: all of it, or the share of its group, so that each element is told once."""
         if self._groups == 1:
@@ -89,6 +94,11 @@ class ShardPlaces:
         flat = local.reshape(-1)
         size = -(-flat.numel() // self._groups)
         return flat[self._group * size : (self._group + 1) * size]
+
+    def split_dims(self, name: str) -> set[int]:
+        """The dims along which the ranks of one group, tensor-parallel ones among them, split a parameter."""
+        cut = self._cuts.get(name)
+        return ({0} if self._shards > 1 else set()) | ({cut.dim} if cut is not None else set())
 
     def rank_state(
         self,
@@ -107,6 +117,7 @@ class ShardPlaces:
             saves_buffers=self._group == 0 and self._shard == 0 and self._tp_rank == 0,
             optimizer=optimizer,
             scaler=scaler,
+            tied=originals.tied,
         )
 
     def _slots(self, module: torch.nn.Module, originals: Originals) -> Iterator[Slot]:

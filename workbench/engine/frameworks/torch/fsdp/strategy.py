@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
 from workbench.engine.base.tensor import local_part
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.torch.fsdp import checks
@@ -35,6 +35,7 @@ from workbench.engine.frameworks.torch.fsdp.sharding import (
 from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
 from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
 from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
+from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters
@@ -84,6 +85,8 @@ class FsdpStrategy(WholeModelStrategy):
         self._shares = {(item.layer, self._axes[id(item.parameter)]) for item in self._mine}
         self.model = self._module
         sharded_modules(self._module)[0]._get_fsdp_state()._lazy_init()  # before a block computes by itself
+        within = mesh["shard"] if self.mesh.tp == 1 else mesh["shard", "tp"]._flatten("within")
+        self._within_group = within.get_group()
         self._reduction = FsdpReduction(self._module, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe)
 
     def _name(self, item: RankParameter) -> str:
@@ -143,12 +146,43 @@ class FsdpStrategy(WholeModelStrategy):
             found.append(WeightPart(item.layer, weight, self._axes[id(item.parameter)], (first, second)))
         return found
 
-    def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
-        scale = self.loss_scale()
-        return [
-            GradientPart(
-                item.layer, self._own(local_part(item.parameter.grad)), self._axes[id(item.parameter)], scale, item
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """As ``Shaped.weight_matrices``: of the first of the groups of ranks that hold the same. A weight that is split
+        both ways, by tensor parallelism along its columns, is left out."""
+        if not self.places.is_first_group:
+            return []
+        found, left_out = [], []
+        mine = {id(item) for item in self._mine}
+        for item in self._held:
+            dims, local = self.places.split_dims(self._name(item)), local_part(item.parameter.detach())
+            if len(dims) > 1:
+                left_out.append(item.layer)
+            elif dims or id(item) in mine:
+                # where tensor-parallel ranks have the same rows, one of them counts them
+                found.append(item.matrix_of(local if id(item) in mine else local[:0], next(iter(dims), None)))
+        if left_out and self.rank == 0:
+            text = (
+                f"no singular values of {left_out[0]} and {len(left_out) - 1} more weights, which are split both ways"
             )
+            self.tell("spectra", text)
+        return [matrix for matrix in found if matrix is not None]
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: over the ranks that hold one copy of the model."""
+        all_reduce_uncounted(values, group=self._within_group)
+
+    def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
+        """As ``Watchable.reduced_gradients``: with ``all_held`` whole shards, which every group of ranks has."""
+        if all_held:
+            return self._parts(self._chosen(self._held, layers), own=lambda shard: shard)
+        return super().reduced_gradients(layers)
+
+    def _parts(
+        self, items: Sequence[RankParameter], *, own: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> list[GradientPart]:
+        scale, told = self.loss_scale(), own or self._own
+        return [
+            GradientPart(item.layer, told(local_part(item.parameter.grad)), self._axes[id(item.parameter)], scale, item)
             for item in items
             if item.parameter.grad is not None
         ]

@@ -11,8 +11,11 @@ from workbench.core.mesh import Coordinates, Mesh
 
 
 class AxisGroups:
-    """This rank's groups: ``pipeline`` (its replica's stages), ``replicas`` (the ranks with the same stages), and of
-    some stages only. Every rank asks for the same groups in the same order; making one is collective."""
+    """This rank's groups. Every rank asks for the same groups in the same order; making one is collective.
+
+    ``pipeline``: its replica's stages. ``replicas``: the ranks with the same stages. ``tensor``: those that split the
+    layers of its stages; None without ``tp``. ``of_stages``: some stages only.
+    """
 
     def __init__(self, mesh: Mesh, here: Coordinates) -> None:
         self._mesh = mesh
@@ -25,6 +28,18 @@ class AxisGroups:
                 for pp in range(mesh.pp)
                 for tp in range(mesh.tp)
             ]
+        )
+
+        self.tensor = (
+            self._mine(
+                [
+                    [mesh.rank(dp=dp, pp=pp, tp=tp) for tp in range(mesh.tp)]
+                    for dp in range(mesh.dp)
+                    for pp in range(mesh.pp)
+                ]
+            )
+            if mesh.tp > 1
+            else None
         )
 
     def of_stages(self, ranks: Sequence[int]) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
+from workbench.engine.base.parts import WeightMatrix
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.frameworks.torch.native import NativeStrategy
@@ -34,6 +35,7 @@ from workbench.engine.frameworks.torch_common.batches import (
     to_device,
 )
 from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.gradient_hooks import (
     GradientHooks,
     check_hooks,
@@ -123,7 +125,12 @@ class PipelineStrategy(NativeStrategy):
         groups = AxisGroups(mesh, here)
         tied = [(parameter, groups.of_stages(ranks)) for parameter, ranks in stages.shared]
         foreign = [parameter for parameter, ranks in stages.shared if here.pp in ranks[1:]]
-        cut = {id(p) for name, p in self._module.named_parameters() if self.originals.name(name) in self._cuts}
+        cut = {
+            id(p): self._cuts[self.originals.name(name)].dim
+            for name, p in self._module.named_parameters()
+            if self.originals.name(name) in self._cuts
+        }
+        self._cut_dims, self._tensor_group = cut, groups.tensor
         self._held = rank_parameters(
             self._module, self._names, is_sharded=lambda parameter: id(parameter) in cut, foreign=foreign
         )
@@ -206,6 +213,19 @@ class PipelineStrategy(NativeStrategy):
             return count_of_models_labels(self._module, loss, outputs[0], batch) if outputs else None
 
         return loss_term(compute, self.tell if self.average.is_new else None, count)
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """As ``Shaped.weight_matrices``."""
+        found = [
+            item.matrix_of(item.real(item.parameter.detach()), self._cut_dims.get(id(item.parameter)))
+            for item in self._mine
+        ]
+        return [matrix for matrix in found if matrix is not None]
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: over the tensor-parallel ranks."""
+        if self._tensor_group is not None:
+            all_reduce_uncounted(values, group=self._tensor_group)
 
     def rank_state(self) -> RankState:
         """As ``Checkpointable.rank_state``."""
