@@ -18,6 +18,7 @@ TP = {"framework": "torch", "tp": 2}
 #: settings in which models differ from the smallest ones
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("LlamaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True, "vocab_size": 50}),
+    ("LlamaForCausalLM", {"vocab_size": 50}),  # tp divides it: the embedding is cut too
     ("GPT2LMHeadModel", {"tie_word_embeddings": False, "vocab_size": 50}),
     ("OPTForCausalLM", {"do_layer_norm_before": False, "attn_implementation": "eager"}),
     ("BloomForCausalLM", {"tie_word_embeddings": False, "apply_residual_connection_post_layernorm": True}),

@@ -47,6 +47,8 @@ def parallelize(model: torch.nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> d
                 parameter.detach().index_select(dim, torch.tensor(order)) if style == "fused" else parameter.detach()
             )
             _replace(module, parameter_name, distribute_tensor(whole, mesh, [Shard(dim)]))
+        if style == "vocabulary" and module.weight.requires_grad:  # torch's embedding gives the whole gradient
+            module.weight.register_hook(lambda gradient: gradient.redistribute(placements=[Shard(0)]))  # type: ignore[operator]
         _exchange(module, style, mesh)
         vars(module)["_output_sharding"] = "tp" if style in _KEPT else ""
     for module, attribute in plan.counts:
