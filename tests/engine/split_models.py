@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from workbench.engine.pretrained.lora import add_adapters
+
 VOCABULARY, LENGTH, BATCH = 49, 8, 8  # an odd vocabulary: no number of ranks divides it
 _PAD = 0
 _DECODER = {
@@ -29,6 +31,8 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", _DECODER),
     "mixtral": ("MixtralConfig", {**_DECODER, "num_local_experts": 4, "sliding_window": 4}),
     "cohere": ("CohereConfig", _DECODER),
+    "gemma": ("GemmaConfig", {**_DECODER, "head_dim": 4}),
+    "qwen3": ("Qwen3Config", {**_DECODER, "head_dim": 4}),
     "gpt2": ("GPT2Config", {**_GPT, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "opt": ("OPTConfig", {**_SIZES, "ffn_dim": 32, "word_embed_proj_dim": 8, "dropout": 0.0}),
@@ -69,8 +73,16 @@ DROPOUT: dict[str, dict[str, float]] = {
 }
 
 
-def model(family: str, name: str, settings: dict[str, Any], *, recompute: bool = False) -> torch.nn.Module:
-    """A model of the transformers library in training mode. ``recompute``: with activation checkpoints."""
+def family_of_class(name: str) -> str:
+    """The family in ``transformers.models`` that a class of this name belongs to."""
+    return next(family for family, (kind, _) in _CONFIGS.items() if name.startswith(kind.removesuffix("Config")))
+
+
+def model(
+    family: str, name: str, settings: dict[str, Any], *, recompute: bool = False, lora: list[str] | None = None
+) -> torch.nn.Module:
+    """A model of the transformers library in training mode. ``recompute``: with activation checkpoints. ``lora``:
+    names of layers that have adapters, which alone are trained then."""
     import transformers
 
     kind, sizes = _CONFIGS[family]
@@ -78,6 +90,8 @@ def model(family: str, name: str, settings: dict[str, Any], *, recompute: bool =
     heads = {"vocab_size": VOCABULARY, "classifier_dropout": 0.0, "summary_first_dropout": 0.0, "use_cache": False}
     torch.manual_seed(3)
     network = getattr(transformers, name)(getattr(transformers, kind)(**{**tokens, **heads, **sizes, **settings}))
+    if lora is not None:
+        add_adapters(network, {"r": 4, "lora_alpha": 8, "target_modules": lora})
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():

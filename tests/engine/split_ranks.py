@@ -37,7 +37,7 @@ def plain(rank: int, ranks: int, directory: Path, *, cases: list[Case]) -> list[
 
 def _plain(family: str, name: str, settings: dict[str, Any], more: dict[str, Any]) -> tuple[Losses, Losses]:
     network = split_models.model(family, name, settings, **more)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.02)
     losses, norms = [], []
     for step in range(STEPS):
         data = split_models.batch(family, name, step, network.config.num_labels)
@@ -68,7 +68,7 @@ def train(
 def _prepared(rank: int, spec: TrainSpec, case: Case) -> Any:
     family, name, settings, more = case
     network = split_models.model(family, name, settings, **more)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.02)
     workload = Workload(model=network, optimizer=optimizer, data=None, criterion=split_models.criterion)  # type: ignore[arg-type]
     strategy = load_strategy(spec)(spec, rank)
     strategy.check(spec, workload)

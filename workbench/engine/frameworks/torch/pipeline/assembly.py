@@ -68,11 +68,8 @@ def _cut_layers(
     """Cut the layers of this rank's stages; what is left of parameters, by name."""
     model, sizes = workload.model, spec.plan.mesh
     mesh = init_device_mesh(device.type, (sizes.dp, sizes.pp, sizes.tp), mesh_dim_names=("dp", "pp", "tp"))
-    held = {id(module) for module in model.modules()}
-    modules = {name: found for name, found in plan.modules.items() if id(found[0]) in held}
-    counts = tuple(found for found in plan.counts if id(found[0]) in held)
     before = dict(model.named_parameters(remove_duplicate=False))
-    cuts = parallelize(model, TensorPlan(modules, counts), mesh["tp"])
+    cuts = parallelize(model, plan.of(list(model.modules())), mesh["tp"])
     after = dict(model.named_parameters(remove_duplicate=False))
     stages.replace({id(before[name]): after[name] for name in before})
     replace_parameters(workload.optimizer, before, after, lambda name, whole: whole)

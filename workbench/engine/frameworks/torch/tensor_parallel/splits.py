@@ -11,7 +11,14 @@ from workbench.engine.frameworks.torch.tensor_parallel.parallelize import dim_of
 from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
 from workbench.planner.model import COLUMN, HEAD, ROW, VOCABULARY, Split, Splits
 
-_KINDS = {"colwise": COLUMN, "fused": COLUMN, "rowwise": ROW, "gathered": HEAD, "vocabulary": VOCABULARY}
+_KINDS = {
+    "colwise": COLUMN,
+    "fused": COLUMN,
+    "features": COLUMN,
+    "rowwise": ROW,
+    "gathered": HEAD,
+    "vocabulary": VOCABULARY,
+}
 
 
 def splits_of(workload: Workload, tps: Collection[int], pps: Collection[int]) -> Splits:
@@ -21,6 +28,8 @@ def splits_of(workload: Workload, tps: Collection[int], pps: Collection[int]) ->
     names = {id(parameter): users_name(name) for name, parameter in workload.model.named_parameters()}
     for tp in tps:
         for name, (module, style) in plan_of(workload.model, tp, workload.names.get("tp_plan")).modules.items():
+            if style not in _KINDS:  # every rank has the whole layer
+                continue
             dims = {names[id(each)]: dim_of(module, own, style) for own, each in module.named_parameters(recurse=False)}
             found[name] = Split(
                 kind=_KINDS[style],

@@ -1,0 +1,65 @@
+"""Families that framework torch cuts over tensor-parallel ranks: losses and norms are those of one process, or they are
+refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.rank_pool import RankPool
+from tests.engine.split_models import family_of_class
+from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
+
+RANKS = "tests.engine.split_ranks"
+Case = tuple[str, str, dict[str, Any], dict[str, Any]]
+TP = {"framework": "torch", "tp": 2}
+#: settings in which models differ from the smallest ones
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("LlamaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True, "vocab_size": 50}),
+    ("LlamaForCausalLM", {"vocab_size": 50}),  # tp divides it: the embedding is cut too
+    ("GPT2LMHeadModel", {"tie_word_embeddings": False, "vocab_size": 50}),
+    ("OPTForCausalLM", {"do_layer_norm_before": False, "attn_implementation": "eager"}),
+    ("BloomForCausalLM", {"tie_word_embeddings": False, "apply_residual_connection_post_layernorm": True}),
+    ("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("FalconForCausalLM", {"parallel_attn": False, "bias": True}),
+    ("BertForMaskedLM", {"tie_word_embeddings": False, "position_embedding_type": "relative_key_query"}),
+    ("T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    ("WhisperForConditionalGeneration", {"tie_word_embeddings": False, "encoder_layers": 1}),
+]
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("FalconForCausalLM", {"alibi": True}, "set alibi=False in its configuration"),
+    ("FalconForCausalLM", {"multi_query": True}, "set multi_query=False in its configuration"),
+    ("BloomForCausalLM", {"slow_but_exact": True}, "set slow_but_exact=False"),
+    ("CohereForCausalLM", {"use_qk_norm": True}, "set use_qk_norm=False"),
+    ("T5ForConditionalGeneration", {"num_heads": 1}, "--tp 2 does not divide num_heads = 1"),
+    ("T5ForSequenceClassification", {}, "how to cut T5ForSequenceClassification over ranks is not known"),
+]
+
+
+def _compare(pool: RankPool, cases: list[Case], options: dict[str, Any], ranks: int = 2) -> None:
+    right = pool.run(1, f"{RANKS}:plain", cases=cases)[0]
+    found = pool.run(ranks, f"{RANKS}:train", cases=cases, options=options)[0]
+    for case, one, several in zip(cases, right, found, strict=True):
+        assert not isinstance(several, str), (case, several)
+        np.testing.assert_allclose(several, one, rtol=2e-5, err_msg=str(case))
+
+
+def _case(name: str, settings: dict[str, Any]) -> Case:
+    return family_of_class(name), name, settings, {}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+def test_every_class_trains_as_one_process(family: Any, pool: RankPool) -> None:
+    _compare(pool, [_case(name, {}) for name in family.classes], TP)
+
+
+def test_settings_of_a_model_are_kept(pool: RankPool) -> None:
+    _compare(pool, [_case(*case) for case in SETTINGS], TP)
+
+
+def test_what_is_not_cut_rightly_is_refused_by_name(pool: RankPool) -> None:
+    found = pool.run(2, f"{RANKS}:train", cases=[_case(name, settings) for name, settings, _ in REFUSED], options=TP)[0]
+    for (*case, text), message in zip(REFUSED, found, strict=True):
+        assert text in message, case
