@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -52,30 +54,54 @@ def main() -> None:
         os.environ["WORKBENCH_HOME"] = home
         run = workbench.train(spec, cell=CELL.format(width=options.width))
         run.wait(timeout=1200)
-        store = Store(run.path)
-        store.refresh()
-        steps, events = store.table("steps"), store.table("events")
-        first = checkpoints.directory(run.path, checkpoints.steps(run.path)[0])
-        size = sum(file.stat().st_size for file in first.iterdir())
+        found = costs(run.path, options.every)
     session = Session.current()
     if session is not None:
         session.down()
+    print(f"checkpoint of {found.bytes / 2**20:.0f} MiB, {found.count} times; a step takes {found.step_ms:.0f} ms")
+    print(f"the step after a checkpoint / another step: {found.after_ms / found.step_ms:.2f}x")
+    print(f"between steps: {found.stall_ms:.0f} ms with a checkpoint, {found.between_ms:.0f} ms without")
+    print(f"until it is on the disk: {found.written_s:.2f} s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Medians. ``step_ms``: of a step without a checkpoint nearby; ``after_ms``: of the one after a checkpoint;
+    ``stall_ms``, ``between_ms``: between two steps, with and without a checkpoint; ``written_s``: until it is on the
+    disk."""
+
+    count: int
+    bytes: int
+    step_ms: float
+    after_ms: float
+    stall_ms: float
+    between_ms: float
+    written_s: float
+
+
+def costs(path: Path, every: int) -> Costs:
+    """What the checkpoints of a run cost that wrote one every so many steps."""
+    store = Store(path)
+    store.refresh()
+    steps, events = store.table("steps"), store.table("events")
+    first = checkpoints.directory(path, checkpoints.steps(path)[0])
     own = steps["rank"] == 0
     step, end_s, took_ms = steps["step"][own], steps["time"][own], steps["step_time_ms"][own]
     between_ms = np.append(0.0, np.diff(end_s) * 1e3 - took_ms[1:])
-    is_after = (step % options.every == 1) & (step > 1)
-    others = (step > 5) & ~is_after & (step % options.every != 2)
+    is_after = (step % every == 1) & (step > 1)
+    others = (step > 5) & ~is_after & (step % every != 2)
     saved = (events["kind"] == "checkpoint") & (events["name"] == "saved")
     begun = {int(at): float(time) for at, time in zip(step, end_s, strict=True)}
     lasted = [time - begun[int(at)] for at, time in zip(events["step"][saved], events["time"][saved], strict=True)]
-    usual = float(np.median(took_ms[others]))
-    print(f"checkpoint of {size / 2**20:.0f} MiB, {int(saved.sum())} times; a step takes {usual:.0f} ms")
-    print(f"the step after a checkpoint / another step: {np.median(took_ms[is_after]) / usual:.2f}x")
-    print(
-        f"between steps: {np.median(between_ms[is_after]):.0f} ms with a checkpoint, "
-        f"{np.median(between_ms[others]):.0f} ms without"
+    return Costs(
+        count=int(saved.sum()),
+        bytes=sum(file.stat().st_size for file in first.iterdir()),
+        step_ms=float(np.median(took_ms[others])),
+        after_ms=float(np.median(took_ms[is_after])),
+        stall_ms=float(np.median(between_ms[is_after])),
+        between_ms=float(np.median(between_ms[others])),
+        written_s=float(np.median(lasted)),
     )
-    print(f"until it is on the disk: {np.median(lasted):.2f} s")
 
 
 if __name__ == "__main__":

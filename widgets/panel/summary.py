@@ -21,7 +21,7 @@ from workbench.events.epochs import EpochProgress
 from workbench.events.outcome import failure_of
 from workbench.events.settings import InForce
 from workbench.events.words import words
-from workbench.rundir.lineage import Branches, parent, place
+from workbench.rundir.lineage import Branches, origin
 from workbench.rundir.state import ENDED, is_owned_here
 from workbench.telemetry import row_views as rows
 from workbench.telemetry.derive import seconds_per_step
@@ -61,7 +61,8 @@ class Facts:
         self._in_force = InForce()
         self._alerts: list[str] = []
         self._alert_rows = (-1, -1)
-        self._branches = Branches(store.run)
+        self._branches = Branches(store.run, store.spec.plan)
+        self._origin = origin(store.spec)
         self._asked_to_branch = False
         self.ranks = RankTable(store.spec.plan.ranks)
         self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
@@ -126,7 +127,7 @@ class Facts:
         pace = self._seconds_per_step()
         return {
             "name": self._store.run.name,
-            "lineage": " · ".join(filter(None, (self._origin(), self._branches.words()))),
+            "lineage": " · ".join(filter(None, (self._origin, self._branches.words()))),
             "recipe": " ".join(filter(None, (spec.recipe or "own model", spec.size))),
             "plan": spec.plan.describe(),
             "precision": spec.precision,
@@ -155,10 +156,6 @@ class Facts:
     def awaits_branch(self) -> bool:
         """Whether the ranks stopped for a branch that has no run directory yet."""
         return self._asked_to_branch and not self._branches.found
-
-    def _origin(self) -> str:
-        origin = parent(self._store.spec)
-        return f"continues {origin[0]} from {place(origin[1])}" if origin else ""
 
     def _take_metrics(self) -> None:
         metrics, self._metrics = metrics_since(self._store, self._metrics)

@@ -22,7 +22,7 @@ from workbench.planner.model import ModelDescription
 from workbench.planner.traffic import Traffic, traffic
 
 #: the backward pass takes as much as two forward passes
-_PASSES = 3
+PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def step_time(model: ModelDescription, job: Job, machine: Machine, messages: Seq
     for sent in messages:
         waited = sum(_message_s(item, machine) for item in sent if not item.beside_backward)
         hidden = sum(_message_s(item, machine) for item in sent if item.beside_backward)
-        backward = compute * (_PASSES - 1) / _PASSES if machine.overlaps else 0.0
+        backward = compute * (PASSES - 1) / PASSES if machine.overlaps else 0.0
         exposed = max(exposed, waited + max(0.0, hidden - backward))
     return StepTime(
         compute=compute,
@@ -123,7 +123,7 @@ def _pass_s(model: ModelDescription, job: Job, machine: Machine, pp: int) -> flo
         moved += item.moved_bytes * samples
         operations += item.operations
     seconds = flops / machine.flops_per_s + moved / machine.bytes_per_s + operations * machine.operation_s
-    return _PASSES * seconds
+    return PASSES * seconds
 
 
 def _message_s(item: Traffic, machine: Machine) -> float:
@@ -131,11 +131,13 @@ def _message_s(item: Traffic, machine: Machine) -> float:
 
 
 def _update_s(model: ModelDescription, job: Job, machine: Machine, pp: int) -> float:
-    """Seconds of the optimizer: it reads the gradient, and reads and writes parameter and state."""
+    """Seconds of the optimizer: it reads the gradient, reads and writes parameter and state, and calls operators for
+    each parameter."""
     held = parts(model, job, Coordinates(dp=0, pp=pp, tp=0))
-    moved = 0
+    moved = calls = 0
     for part in held:
         if part.parameter.trained and part.parameter.group >= 0:
+            calls += 1
             elements = part.slice_elements if job.shares.state else part.elements
             kept = next(
                 (
@@ -146,7 +148,7 @@ def _update_s(model: ModelDescription, job: Job, machine: Machine, pp: int) -> f
                 (),
             )
             moved += FP32_BYTES * elements * (3 + 2 * sum(bool(tensor.dims) for tensor in kept))
-    return moved / machine.bytes_per_s
+    return moved / machine.bytes_per_s + calls * machine.update_s
 
 
 def ordered(found: Sequence[Forecast]) -> list[Forecast]:

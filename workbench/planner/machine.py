@@ -14,7 +14,8 @@ class Machine:
     """Rates of one rank while all ranks are busy.
 
     ``flops_per_s``: of matrix products in ``precision``. ``bytes_per_s``: read and written by one operation on a large
-    tensor. ``operation_s``: of an operation on a tiny tensor, forward only. ``latency_s`` and ``link_bytes_per_s``: of
+    tensor. ``operation_s``: of a call of an operator on tiny tensors, with the module around it: a third of forward and
+    backward. ``update_s``: of the optimizer's calls for one tiny parameter. ``latency_s`` and ``link_bytes_per_s``: of
     a message between two ranks (NaN: not measured, one rank). ``host``, ``device``, ``ranks``, ``threads``: where it
     was measured; ``date``: when, as ISO text. ``overlaps``: whether reductions run beside the backward pass.
     """
@@ -28,6 +29,7 @@ class Machine:
     flops_per_s: float
     bytes_per_s: float
     operation_s: float
+    update_s: float
     latency_s: float = math.nan
     link_bytes_per_s: float = math.nan
     overlaps: bool = False

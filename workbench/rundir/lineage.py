@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
+from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec, read_spec_options
 from workbench.core.controls import BEST
-from workbench.errors import ConfigError, SchemaError
+from workbench.errors import ConfigError, SchemaError, WorkbenchError
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import run_name
 
@@ -24,17 +24,37 @@ def parent(spec: TrainSpec) -> tuple[str, int | str] | None:
     return run_name(Path(run)), step
 
 
+def origin(spec: TrainSpec) -> str:
+    """In words, which run this one continues, and under which plan that was if it was another one: "continues first
+    from step 5, under ddp2"; "" for a run that began by itself."""
+    found = parent(spec)
+    if found is None:
+        return ""
+    return f"continues {found[0]} from {place(found[1])}{_under(Path(checkpoints.split(spec.resume)[0]), spec.plan)}"
+
+
+def _under(run: Path, plan: ParallelPlan) -> str:
+    """``", under ddp2"`` where the plan of a run is another one than ``plan``, and can be read."""
+    try:
+        other = TrainSpec.from_options(read_spec_options(run / SPEC_FILE)).plan
+    except (OSError, WorkbenchError):
+        return ""  # taken away, or another version's
+    return f", under {other.describe()}" if other != plan else ""
+
+
 def place(step: int | str) -> str:
     """A checkpoint in words: "step 120", "its best checkpoint"."""
     return "its best checkpoint" if step == BEST else f"step {step}"
 
 
 class Branches:
-    """Runs beside ``run`` that go on from it: ``look`` reads specs that are new since the last call."""
+    """Runs beside ``run``, of this ``plan``, that go on from it: ``look`` reads specs that are new since the last
+    call."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, plan: ParallelPlan) -> None:
         self.found: list[tuple[str, int | str]] = []
-        self._run = run.absolute()
+        self._run, self._plan = run.absolute(), plan
+        self._plans: dict[str, str] = {}
         self._seen: set[str] = set()
 
     def look(self) -> list[tuple[str, int | str]]:
@@ -48,13 +68,13 @@ class Branches:
             self._seen.add(name)
             if mentioned and (step := self._step(spec)) is not None:
                 self.found.append((run_name(spec.parent), step))
+                self._plans[run_name(spec.parent)] = _under(spec.parent, self._plan)
         return self.found
 
     def words(self) -> str:
-        """The runs that continue this one: "continues in slower from step 120"; "" while there are none."""
-        return (
-            "continues in " + ", ".join(f"{name} from {place(step)}" for name, step in self.found) if self.found else ""
-        )
+        """The runs that continue this one: "continues in slower from step 120, under zero2"; "" while none does."""
+        said = [f"{name} from {place(step)}{self._plans[name]}" for name, step in self.found]
+        return f"continues in {', '.join(said)}" if said else ""
 
     def _later(self) -> Iterator[str]:
         try:

@@ -94,3 +94,12 @@ def test_sizes_are_read(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ConfigError, match="80GiB or 24GB"):
         bytes_of(text, "--memory")
+
+
+def test_an_update_calls_operators_for_each_parameter_of_a_rank():
+    model = transformer()
+    calls = {
+        text: forecast(model, job(text, model), machine(bytes_per_s=math.inf), math.nan).time.update / 1e-5
+        for text in ("ddp2", "pp2")
+    }
+    assert calls == pytest.approx({"ddp2": len(model.parameters), "pp2": len(model.parameters) / 2})

@@ -63,7 +63,7 @@ def test_stages_send_hidden_states_and_their_gradients(pp, neighbours):
 def machine(**changes) -> Machine:
     values = {"host": "here", "device": "cpu", "ranks": 2, "threads": 1, "date": "2030-01-01T00:00", "flops_per_s": 1e9}
     values |= {"precision": "fp32"}
-    values |= {"bytes_per_s": 1e9, "operation_s": 1e-6, "latency_s": 1e-3, "link_bytes_per_s": 1e6}
+    values |= {"bytes_per_s": 1e9, "operation_s": 1e-6, "update_s": 1e-5, "latency_s": 1e-3, "link_bytes_per_s": 1e6}
     return Machine(**{**values, **changes})
 
 

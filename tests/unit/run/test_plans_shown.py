@@ -9,6 +9,7 @@ import pytest
 from tests.unit.planner.models import job, transformer
 from tests.unit.planner.test_traffic import machine
 from workbench.core.mesh import Coordinates
+from workbench.errors import ConfigError
 from workbench.planner.forecast import Refused, forecast, ordered
 from workbench.planner.holdings import memory
 from workbench.planner.traffic import traffic
@@ -142,3 +143,12 @@ def test_options_of_a_plan_make_it_again():
         "pp": 2,
         "micro_batches": 2,
     }
+
+
+def test_a_plan_of_the_table_shows_who_holds_what() -> None:
+    found = shown()
+    picture = found.holders("pp2")
+    assert repr(picture).startswith("Who holds what: pp2\n") and "<svg" in picture._repr_html_()
+    assert "gradients and optimizer state</text>" in found.holders("zero2 dp2")._repr_html_()
+    with pytest.raises(ConfigError, match="no plan 'pp3' was predicted"):
+        found.holders("pp3")

@@ -64,6 +64,14 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+def operations_of(forward: Callable[[], object]) -> int:
+    """How many operators a function calls."""
+    seen = _Seen()
+    with _Counter(seen, [""]):
+        forward()
+    return seen.operations[""]
+
+
 def measure(workload: Workload, batch: Batch, mode: str, precision: str) -> tuple[Activity, ...]:
     """Run one forward pass with a few samples of ``batch`` and one with twice as many, and tell what is fixed in them
     from what grows with a sample.

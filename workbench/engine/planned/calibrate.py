@@ -1,11 +1,15 @@
-"""Measures what this machine does in a second, on all ranks at once: less than two seconds."""
+"""Measures what this machine does in a second, on all ranks at once: about two seconds.
+
+Every time is a mean over ``_LEAST_S``, not a median of short ones: a step is longer than the turn that a scheduler
+gives a process, so what other programs take of the cores is part of it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -15,10 +19,12 @@ import torch
 import torch.distributed as dist
 
 from workbench.engine.frameworks.torch_common.device import rank_device
+from workbench.engine.planned.reference import Reference
+from workbench.planner.forecast import PASSES
 from workbench.planner.machine import Machine
 
-_REPEATS = 5
-_SMALL_OPERATIONS = 200
+#: how often an act is repeated at least, and for how many seconds
+_REPEATS, _LEAST_S = 5, 0.25
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GEMM_SIZE = {"cpu": 512, "cuda": 4096}
 #: elements of the large tensors: 32 MB in fp32
@@ -35,17 +41,12 @@ def calibrate(file: str, precision: str) -> None:
     size = _GEMM_SIZE[device.type]
     left, right = torch.ones(2, size, size, device=device, dtype=_DTYPES[precision])
     large, other = torch.ones(2, _ELEMENTS, device=device)
-    small = torch.ones(16, device=device, requires_grad=True)
-
-    def many() -> None:
-        found = small
-        for _ in range(_SMALL_OPERATIONS):
-            found = found + 1
-
+    reference = Reference(device)
     _meet()
     product_s = _seconds(lambda: torch.mm(left, right), device)
     moved_s = _seconds(lambda: large.add_(other), device)
-    operation_s = _seconds(many, device) / _SMALL_OPERATIONS
+    operation_s = _seconds(reference.passes, device) / (PASSES * reference.operations)
+    update_s = _seconds(reference.update, device) / reference.parameters
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     latency_s, link = _link(large, device, ranks) if ranks > 1 else (float("nan"), float("nan"))
     if int(os.environ["RANK"]) == 0:
@@ -59,6 +60,7 @@ def calibrate(file: str, precision: str) -> None:
             flops_per_s=2 * size**3 / product_s,
             bytes_per_s=3 * large.numel() * large.element_size() / moved_s,
             operation_s=operation_s,
+            update_s=update_s,
             latency_s=latency_s,
             link_bytes_per_s=link,
             overlaps=device.type == "cuda",
@@ -83,12 +85,25 @@ def _meet() -> None:
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
-    """The median time of an act, after one that does not count."""
-    taken = []
-    for _ in range(_REPEATS + 1):
+    """The mean time of an act, after one that does not count. Collective where the act is: all ranks repeat it as often
+    as rank 0's first one lets expect."""
+    taken = 0.0
+    for _ in range(2):
         began = time.perf_counter()
         act()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+        _finish(device)
+        taken = time.perf_counter() - began
+    repeats = torch.tensor(max(_REPEATS, math.ceil(_LEAST_S / max(taken, 1e-9))), device=device)
+    if dist.is_initialized():
+        dist.broadcast(repeats, src=0)
+    count = int(repeats)
+    began = time.perf_counter()
+    for _ in range(count):
+        act()
+    _finish(device)
+    return (time.perf_counter() - began) / count
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

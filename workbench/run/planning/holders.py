@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import dataclass
 
 from workbench.core import numbers
 from workbench.core.mesh import Coordinates
@@ -17,6 +18,21 @@ _MOST_REPLICAS = 8
 _MOST_TP = 8
 _BOX_W, _BOX_H, _GAP, _LABELS = 74, 40, 6, 250
 _LAYER = re.compile(r"(.*\.)(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holders:
+    """Who holds what under one plan; shows itself."""
+
+    model: ModelDescription
+    job: Job
+
+    def __repr__(self) -> str:
+        return "\n".join(holders(self.model, self.job))
+
+    def _repr_html_(self) -> str:
+        title = html.escape(f"Who holds what: {self.job.plan.describe()}")
+        return f"<p><b>{title}</b></p>{draw_holders(self.model, self.job)}"
 
 
 def holders(model: ModelDescription, job: Job) -> list[str]:
@@ -86,7 +102,8 @@ def draw_holders(model: ModelDescription, job: Job) -> str:
     parts = []
     for stage in range(mesh.pp):
         top = 24 + stage * row
-        title = f"stage {stage}: {layers_of(job, stage)}" if mesh.pp > 1 else layers_of(job, stage)
+        title = _with_parts(job, layers_of(job, stage))
+        title = f"stage {stage}: {title}" if mesh.pp > 1 else title
         parts += _wrapped(title, top + 18)
         for replica in range(replicas):
             left = _LABELS + replica * (block + 14)
@@ -105,7 +122,7 @@ def draw_holders(model: ModelDescription, job: Job) -> str:
     width, height = _LABELS + replicas * (block + 14), 30 + mesh.pp * row
     left_out = _left_out(mesh.dp - replicas, mesh.tp - boxes)
     picture = (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" style="max-width:100%" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" style="max-width:100%" fill="currentColor" role="img" '
         f'aria-label="{html.escape(" ".join(holders(model, job)), quote=True)}" '
         f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import numbers
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.mesh import Coordinates
+from workbench.errors import ConfigError, suggest
 from workbench.planner.forecast import Forecast, Refused, why_first
 from workbench.planner.holdings import memory
 from workbench.planner.machine import Machine
@@ -18,7 +19,7 @@ from workbench.planner.model import ModelDescription
 from workbench.run.planning import figures
 from workbench.run.planning.attempt import Attempt
 from workbench.run.planning.errors import Error, errors
-from workbench.run.planning.holders import draw_holders, holders
+from workbench.run.planning.holders import Holders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +29,7 @@ _STYLE = (
     ".dw-plans th,.dw-plans td{padding:2px 10px;text-align:right;border-bottom:1px solid #8884;"
     "font-variant-numeric:tabular-nums;white-space:nowrap}"
     ".dw-plans td:first-child,.dw-plans th:first-child{text-align:left}"
-    ".dw-plans caption{text-align:left;font-weight:600;padding:4px 0}.dw-plans .scroll{overflow-x:auto}"
-    ".dw-plans svg text{fill:currentColor}</style>"
+    ".dw-plans caption{text-align:left;font-weight:600;padding:4px 0}.dw-plans .scroll{overflow-x:auto}</style>"
 )
 #: what the parts of a rank's memory are called
 PARTS = {
@@ -113,6 +113,16 @@ class Plans:
             for error in errors(self.model, item, self.tried[item.job.plan])
         ]
 
+    def holders(self, plan: str) -> Holders:
+        """Who holds what under a plan of the table, such as "pp2": a picture in a notebook, else lines of text.
+
+        Raises ``ConfigError`` for a plan that is not among ``forecasts``.
+        """
+        names = {item.name: item for item in self.forecasts}
+        if plan not in names:
+            raise ConfigError(f"no plan {plan!r} was predicted: {suggest(plan, list(names))}", field="plan")
+        return Holders(model=self.model, job=names[plan].job)
+
     def _row(self, item: Forecast) -> dict[str, Any]:
         held, time = item.largest, item.time
         row = {"plan": item.name, "fits": item.fits, **_parts(held), "total": held.total}
@@ -175,7 +185,7 @@ class Plans:
         parts = ["\n".join(self.words())]
         parts += [f"{title}\n{_plain(heads, rows)}" for title, heads, rows in self.tables()]
         if self.chosen is not None:
-            parts.append("\n".join(holders(self.model, self.chosen.job)))
+            parts.append(repr(self.holders(self.chosen.name)))
         if self.refused:
             parts.append("\n".join(["Not possible:", *self._reasons()]))
         return "\n\n".join(parts)
@@ -195,8 +205,7 @@ class Plans:
             )
             parts.append("</table></div>")
         if self.chosen is not None:
-            parts.append(f"<p><b>Who holds what: {markup.escape(self.chosen.name)}</b></p>")
-            parts.append(draw_holders(self.model, self.chosen.job))
+            parts.append(self.holders(self.chosen.name)._repr_html_())
         if self.refused:
             items = "".join(f"<li>{markup.escape(line)}</li>" for line in self._reasons())
             parts.append(f"<details><summary>{_count(self.refused)} not possible</summary><ul>{items}</ul></details>")
