@@ -23,10 +23,10 @@ class _Block(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden)
-        heads = [
+        query, key, value = (
             layer(normed).view(1, _TOKENS, _HEADS, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        ]
-        mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.out(mixed.transpose(1, 2).reshape(1, _TOKENS, _WIDTH))
         return hidden + self.down(functional.silu(self.gate(hidden)) * self.up(hidden))
 
