@@ -193,7 +193,7 @@ def interrupted(submission: Submission) -> CellInterrupt:
 def show(outputs: Mapping[int, RankOutput]) -> None:
     """Print and display the output of ranks, identical output once.
 
-    The most frequent error is left out, because the caller raises it; each other error is printed as one line.
+    The first error is left out, because the caller raises it; each other error is printed as one line.
     """
     for block in group_output(outputs):
         print(format_ranks(block.ranks))
@@ -205,8 +205,7 @@ def show(outputs: Mapping[int, RankOutput]) -> None:
                 print(piece.data["text/plain"])
             else:
                 publish_display_data(piece.data, piece.metadata)
-    errors = sorted(group_errors(outputs), key=lambda found: -len(found[0]))
-    for ranks, error in errors[1:]:
+    for ranks, error in group_errors(outputs)[1:]:
         print(f"{format_ranks(ranks)}: {error.ename}: {error.evalue}", file=sys.stderr)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from workbench.cluster import releases
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cell_group import CellGroup
@@ -277,6 +278,8 @@ class Session:
         elif not self.dead and not self._ranks_with_cells():
             self._group.make(self.n, self._run_silently)
         submission = Submission(code, targets)
+        if in_group:
+            submission.on_first_error(lambda failed: releases.release_waiting(failed, self._call))
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         self._connection.send(submission)
         for rank in set(targets) & set(self.dead):  # ranks that died since the check
@@ -299,8 +302,7 @@ class Session:
         try:
             finished = wait_until_done(submission, timeout, while_waiting)
         except KeyboardInterrupt:
-            self.interrupt(submission.ranks)
-            submission.wait(2.0)
+            releases.interrupt(submission, signal=self.interrupt, call=self._call)
             raise
         self._roster.raise_if_dead(
             submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
@@ -342,6 +344,9 @@ class Session:
     def signal(self, signum: int, ranks: Sequence[int] | None = None) -> None:
         """Sends a signal to the processes of ranks (default: all that are alive)."""
         self._server.signal(self._roster.select_alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
+
+    def _call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
+        self._server.call(self._roster.select_alive(ranks), function, arguments).result(2.0)
 
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
         """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""
