@@ -76,6 +76,8 @@ class ClusterMagics(Magics):
                 "variables of cells that ran there are lost",
                 file=sys.stderr,
             )
+        if before is session and session.renewal is not None:
+            print(session.renewal)
         for warning in session.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         ranks = "1 rank is" if session.n == 1 else f"{session.n} ranks are"

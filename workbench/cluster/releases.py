@@ -17,7 +17,7 @@ _GRACE_S = 0.1
 _AGAIN_S = 0.4
 _MOST_TEXT = 200
 #: seconds after which ranks are no longer released from what is in no collective
-_TIMEOUT_S = 2.0
+_TIMEOUT_S = 3.0
 
 #: ``call(ranks, function, arguments)``: calls a function in ranks, and waits until they were told
 Call = Callable[[Sequence[int], str, dict[str, Any]], None]

@@ -61,6 +61,7 @@ def load(
                 importlib.import_module(name)
         if recipes:
             _warm_recipes()
+        _render_a_traceback()
         importlib.import_module("workbench.engine.watch.torch.peak_flops").measure_cpu_peak_per_thread()
     started = _threads() - before
     if started > 0:
@@ -80,6 +81,16 @@ def _begin_rank() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if os.environ.get(DIRECTORY):
         record.install(os.environ[DIRECTORY])
+
+
+def _render_a_traceback() -> None:
+    """Load what IPython renders tracebacks with: the first one of a rank then takes no second."""
+    from IPython.core.ultratb import VerboseTB
+
+    try:
+        raise ValueError
+    except ValueError as error:
+        VerboseTB(include_vars=False).structured_traceback(type(error), error, error.__traceback__)
 
 
 def _warm_recipes() -> None:

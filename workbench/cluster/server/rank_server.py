@@ -35,8 +35,8 @@ from workbench.cluster.base.processes import (
 )
 from workbench.cluster.hosts.machine import count_oom_kills
 from workbench.cluster.hosts.placement import CPU
-from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.calls import call_in_ranks
+from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
 from workbench.errors import format_ranks

@@ -36,7 +36,7 @@ class Description:
     """What a rank does in a collective.
 
     ``kind``: the function of ``torch.distributed``. ``group``: the name of the group. ``members``: its ranks, in words.
-    ``shape``, ``dtype``, ``bytes``: of the tensor that the rank brings ("" and 0: none). ``detail``: reduction or
+    ``shape``, ``dtype``, ``byte_count``: of the tensor that the rank brings ("" and 0: none). ``detail``: reduction or
     source, in words. ``place``: the line of the user's code.
     """
 
@@ -45,7 +45,7 @@ class Description:
     members: str
     shape: str = ""
     dtype: str = ""
-    bytes: int = 0
+    byte_count: int = 0
     detail: str = ""
     place: str = ""
 

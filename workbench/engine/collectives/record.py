@@ -37,6 +37,7 @@ class _Function(NamedTuple):
 
 
 _OP, _SRC, _DST = "op", "src", "dst"
+_SUM = "SUM"  # what torch does unless it is told another operation
 FUNCTIONS = {
     "all_reduce": _Function(2, (0, "tensor"), True, ((1, _OP),)),
     "broadcast": _Function(2, (0, "tensor"), True, ((1, _SRC),)),
@@ -153,6 +154,10 @@ class Record:
             tensor = args[position] if len(args) > position else options.get(name)
             tensor = tensor if isinstance(tensor, torch.Tensor) else None
         details = [args[at] if len(args) > at else options.get(name) for at, name in function.details]
+        details = [
+            _SUM if name == _OP and value is None else value
+            for value, (_, name) in zip(details, function.details, strict=True)
+        ]
         shape, dtype = (tensor.shape, tensor.dtype) if tensor is not None else (None, None)
         cached = (kind, known.key, shape, dtype, frame.f_code, frame.f_lineno, *map(str, details))
         text = self._texts.get(cached)
@@ -225,7 +230,7 @@ def _described(
         members=known.words,
         shape="x".join(map(str, tensor.shape)) or "1" if tensor is not None else "",
         dtype=str(tensor.dtype).rpartition(".")[2] if tensor is not None else "",
-        bytes=tensor.numel() * tensor.element_size() if tensor is not None else 0,
+        byte_count=tensor.numel() * tensor.element_size() if tensor is not None else 0,
         detail=detail,
         place=place,
     )
