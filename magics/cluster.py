@@ -81,6 +81,8 @@ class ClusterMagics(Magics):
                 "variables of cells that ran there are lost",
                 file=sys.stderr,
             )
+        if before is session and session.renewal is not None:
+            print(session.renewal)
         for warning in session.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         ranks = "1 rank is" if session.n == 1 else f"{session.n} ranks are"
@@ -239,7 +241,7 @@ def interrupted(submission: Submission) -> CellInterrupt:
 def show(outputs: Mapping[int, RankOutput]) -> None:
     """Print and display the output of ranks, identical output once.
 
-    The most frequent error is left out, because the caller raises it; each other error is printed as one line.
+    The first error is left out, because the caller raises it; each other error is printed as one line.
     """
     for block in group_output(outputs):
         print(format_ranks(block.ranks))
@@ -253,8 +255,7 @@ def show(outputs: Mapping[int, RankOutput]) -> None:
                 print(shown["text/plain"])
             elif shown:
                 publish_display_data(shown, piece.metadata)
-    errors = sorted(group_errors(outputs), key=lambda found: -len(found[0]))
-    for ranks, error in errors[1:]:
+    for ranks, error in group_errors(outputs)[1:]:
         print(f"{format_ranks(ranks)}: {error.ename}: {error.evalue}", file=sys.stderr)
 
 

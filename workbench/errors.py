@@ -8,6 +8,9 @@
     │   ├── RankDiedError    the process of a rank ended while it was in use
     │   └── RanksBusyError   the ranks are training a run or running a cell
     ├── CellError            a cell failed on ranks; carries one traceback and the ranks that raised it
+    ├── CollectiveError      a collective of a rank cannot end (also a RuntimeError)
+    │   ├── CollectiveMismatchError   ranks of a group call different collectives
+    │   └── CollectiveReleasedError   another rank failed, or Ctrl-C ended the wait
     ├── RunError             a run failed, or is in a state that does not allow the request
     ├── ReportError          a report cannot be written (no browser to print a PDF, no notebook to export)
     └── RunDirectoryError    a run directory cannot be created, written or read
@@ -93,6 +96,18 @@ class CellInterrupt(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         return [*filter(None, [self.traceback.rstrip()]), f"interrupted: {self}"]
+
+
+class CollectiveError(WorkbenchError, RuntimeError):
+    """A collective of a rank cannot end."""
+
+
+class CollectiveMismatchError(CollectiveError):
+    """Ranks of a group call different collectives: other functions, sizes, dtypes, or another order."""
+
+
+class CollectiveReleasedError(CollectiveError):
+    """This rank was released from a collective that could not end: another rank failed, or Ctrl-C was pressed."""
 
 
 class RunError(WorkbenchError):

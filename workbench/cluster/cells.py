@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.cluster.base.protocol import FOLLOWS, RANKS, WORK_DIR
-from workbench.cluster.output import CellFailure, RankOutput, group_errors
+from workbench.cluster.output import RELEASED, CellFailure, RankOutput, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
 
 #: seconds to wait for the remaining output of a rank after its reply
 _OUTPUT_TIMEOUT_S = 10.0
+#: what torch raises in a rank whose collective was broken
+_BROKEN = ("RuntimeError", "DistBackendError", "DistNetworkError")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class CellResult:
         return all(output.error is None for output in self.outputs.values())
 
     def raise_on_error(self) -> CellResult:
-        """Raises ``CellError`` if the cell failed, for the error that most ranks raised. Otherwise returns itself."""
+        """Raises ``CellError`` if the cell failed, for the error that most ranks raised by themselves.
+
+        Otherwise returns itself."""
         groups = group_errors(self.outputs)
         if groups:
-            ranks, error = max(groups, key=lambda group: len(group[0]))
+            ranks, error = groups[0]
             raise CellError(ranks, error.ename, error.evalue, error.traceback)
         return self
 
@@ -64,6 +68,8 @@ class Submission:
         self._callbacks_called = False
         self._timer: threading.Timer | None = None
         self._callbacks: list[Callable[[Submission], None]] = []
+        self._error_callback: Callable[[Submission], None] | None = None
+        self.released: dict[int, str] = {}  # rank -> why it was told to leave its collective
         self.version = 0
 
     def done(self) -> bool:
@@ -116,6 +122,18 @@ class Submission:
         else:
             self._start_output_timer()
 
+    def on_first_error(self, callback: Callable[[Submission], None]) -> None:
+        """Calls ``callback(submission)`` once, when the first rank raises. It must not block."""
+        self._error_callback = callback
+
+    def wait_until_finished(self, timeout_s: float) -> bool:
+        """Waits until every rank has finished or died, ``timeout_s`` seconds at most. Returns whether they have."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self.done() and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+        return self.done()
+
     # --- updates, from the thread that receives messages
 
     def _is_finished(self, rank: int) -> bool:
@@ -164,12 +182,24 @@ class Submission:
         """Records the execute reply of ``rank``: ipyparallel's ``ExecuteReply``, or the exception of a failed cell."""
         with self._changed:
             if isinstance(reply, Exception):
-                self.outputs[rank].error = _failure(reply)
+                self.outputs[rank].error = self._failure(rank, reply)
                 if not getattr(reply, "engine_info", None):
                     self._complete_outputs.add(rank)  # the cell did not run on the rank, so it has no output
             self._reply_times[rank] = time.monotonic()
+            callback = self._error_callback
+            if isinstance(reply, Exception):
+                self._error_callback = None
         self._notify()
         self._start_output_timer()
+        if callback is not None and isinstance(reply, Exception):
+            callback(self)
+
+    def _failure(self, rank: int, reply: Exception) -> CellFailure:
+        failure = _failure(reply)
+        if rank not in self.released or failure.ename not in _BROKEN:
+            return failure
+        text = f"{self.released[rank]}; this rank was released from a collective"
+        return CellFailure(RELEASED, text, f"{failure.traceback}\n{RELEASED}: {text}")
 
     def _start_output_timer(self) -> None:
         """When every living rank has replied, makes sure that callbacks are called even if output is lost."""

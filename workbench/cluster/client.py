@@ -261,6 +261,12 @@ class RankServer:
         """Sends a signal to ranks. Done when it is sent."""
         return self._send_request(p.SignalRanks(id=next(self._ids), ranks=list(ranks), signum=int(signum)))
 
+    def call(self, ranks: Iterable[int], function: str, arguments: Mapping[str, Any]) -> Future[None]:
+        """Calls a function in a thread of ranks, also while they run a cell. Done when they were told."""
+        return self._send_request(
+            p.CallInRanks(id=next(self._ids), ranks=list(ranks), function=function, arguments=dict(arguments))
+        )
+
     def stop_ranks(self, grace_s: float = 0.5) -> Future[None]:
         """Ends all ranks with SIGTERM, and SIGKILL after ``grace_s`` seconds. Done when no rank is left."""
         return self._send_request(p.StopRanks(id=next(self._ids), grace_s=grace_s))

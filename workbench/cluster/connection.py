@@ -46,9 +46,24 @@ class Connection:
         started = server.start_ranks(specs)
         self._client = engines.connect(engines.read_connection_file(server.profile_dir, "client"))
         wait_for_reply(started, _START_TIMEOUT_S, self._check)
+        self._wait_for_engines([spec.rank for spec in specs], len(specs))
+
+    def add(self, make_specs: Callable[..., Sequence[p.RankSpec]], ranks: Sequence[int]) -> None:
+        """Starts ``ranks`` of those that ``make_specs`` makes, beside the others, and waits as ``open`` does.
+
+        Ranks of the same numbers have died before. Errors: see ``open``.
+        """
+        engines.wait_until_gone(self._client, ranks, timeout_s=_START_TIMEOUT_S, check=self._check)
+        specs = make_specs(connection=json.dumps(self._engine_info))
+        started = self._server.start_ranks([spec for spec in specs if spec.rank in ranks])
+        wait_for_reply(started, _START_TIMEOUT_S, self._check)
+        self._wait_for_engines(ranks, len(specs))
+
+    def _wait_for_engines(self, ranks: Sequence[int], registered: int) -> None:
+        """Waits until so many engines are ``registered``, and the output of ``ranks`` arrives."""
         try:
-            for wait in (engines.wait_until_registered, engines.wait_for_output):
-                wait(self._client, len(specs), timeout_s=_START_TIMEOUT_S, check=self._check)
+            engines.wait_until_registered(self._client, registered, timeout_s=_START_TIMEOUT_S, check=self._check)
+            engines.wait_for_output(self._client, ranks, timeout_s=_START_TIMEOUT_S, check=self._check)
         except TimeoutError as error:
             raise ClusterError(f"{error}: run %dist_up again, with fewer ranks if the machine is overloaded") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.cluster.cells import Submission, send
 from workbench.core import background
-from workbench.errors import CellError, format_ranks
+from workbench.errors import CellError, ClusterError, format_ranks
 
 _RETRY_INTERVAL_S = 0.25
 
@@ -114,14 +114,27 @@ def wait_until_registered(client: Any, n: int, *, timeout_s: float, check: Calla
         time.sleep(0.005)
 
 
-def wait_for_output(client: Any, n: int, *, timeout_s: float, check: Callable[[], None]) -> None:
-    """Waits until the client receives output of each of the engines ``0 .. n - 1``; earlier output is lost.
+def wait_until_gone(client: Any, ranks: Iterable[int], *, timeout_s: float, check: Callable[[], None]) -> None:
+    """Waits until the client knows that engines, which have ended, are no longer registered.
+
+    ``check()`` is called repeatedly. Raises ``ClusterError`` after ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while left := sorted(set(ranks) & set(client._ids)):
+        check()
+        if time.monotonic() > deadline:
+            raise ClusterError(f"the controller still lists {format_ranks(left)}: run %dist_down, then %dist_up")
+        time.sleep(0.005)
+
+
+def wait_for_output(client: Any, ranks: Iterable[int], *, timeout_s: float, check: Callable[[], None]) -> None:
+    """Waits until the client receives output of each of the engines ``ranks``; earlier output is lost.
 
     Sends empty cells until the end-of-output message of one has arrived from every engine. ``check()`` is called
     repeatedly and raises when an engine has died. Raises ``TimeoutError`` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
-    silent = set(range(n))
+    silent = set(ranks)
     while silent:
         probe = Submission("", sorted(silent))
         send(client, probe)

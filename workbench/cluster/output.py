@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.cluster.screen import slowest_bars, without_progress
+from workbench.errors import CollectiveReleasedError
 
+#: the error of a rank that was released from a collective, because another one failed
+RELEASED = CollectiveReleasedError.__name__
 #: characters kept of one stream of a rank, at the start and at the end each
 KEPT_CHARACTERS = 2_000_000
 #: lines shown of one output, and how many of these are its last lines
@@ -173,7 +176,10 @@ def _merged(alike: Mapping[int, RankOutput]) -> list[Piece]:
 
 
 def group_errors(outputs: Mapping[int, RankOutput]) -> list[tuple[tuple[int, ...], CellFailure]]:
-    """Groups ranks with the same error (class name and message). Each group has the error of its lowest rank."""
+    """Groups ranks with the same error (class name and message). Each group has the error of its lowest rank.
+
+    The errors that most ranks raised come first; errors of ranks that were released from a collective come last.
+    """
     groups: dict[tuple[str, str], list[int]] = {}
     for rank in sorted(outputs):
         error = outputs[rank].error
@@ -184,4 +190,4 @@ def group_errors(outputs: Mapping[int, RankOutput]) -> list[tuple[tuple[int, ...
         first = outputs[ranks[0]].error
         assert first is not None
         grouped.append((tuple(ranks), first))
-    return grouped
+    return sorted(grouped, key=lambda group: (group[1].ename == RELEASED, -len(group[0])))

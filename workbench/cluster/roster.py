@@ -31,6 +31,12 @@ class Roster:
         self._last_output[rank] = last_output
         return True
 
+    def forget_deaths(self) -> None:
+        """Forgets the ranks that ended: others take their place."""
+        self.dead.clear()
+        self._last_output.clear()
+        self._announced.clear()
+
     def select_alive(self, ranks: Iterable[int]) -> list[int]:
         """Returns those of ``ranks`` that have not ended."""
         return [rank for rank in ranks if rank not in self.dead]

@@ -12,11 +12,14 @@ import contextlib
 import os
 import signal as signals
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from workbench.cluster import releases
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cell_group import CellGroup
@@ -26,15 +29,20 @@ from workbench.cluster.connection import Connection
 from workbench.cluster.engines import get_value
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
+from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
 from workbench.errors import ClusterError, RanksBusyError, format_ranks
 
+#: seconds in which a rank that was killed has ended
+_END_TIMEOUT_S = 10.0
+
 
 class Session:
     """The ranks of a notebook. ``Session.up`` starts them; ``Session.current()`` returns the session that is up.
 
+    ``renewal``: which ranks the last ``up`` kept, replaced and added (None: all are as they were).
     ``job``: the training run that uses the ranks, or None. The code that starts a run sets it and resets it to None
     when the run has ended. While it is set, ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError``.
     """
@@ -45,6 +53,7 @@ class Session:
     def __init__(self, server: RankServer, kind: RankKind) -> None:
         self.kind = kind
         self.job: Job | None = None
+        self.renewal: Renewal | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
         self._port: socket.socket | None = None  # reserves MASTER_PORT for the ranks
@@ -79,7 +88,9 @@ class Session:
         framework's. Of these three, an omitted one keeps its value of the current session; without a session it is the
         default framework, the kernel's interpreter, and the preload function of the framework.
 
-        If the current session already matches the request, it is returned; otherwise its ranks are ended first.
+        If the current session already matches the request, it is returned. If it does but for ranks that died or are
+        missing, these are started and the others keep their variables (``renewal`` says which). Otherwise its ranks
+        are ended first.
 
         Raises ``ConfigError`` for an invalid argument, ``ClusterError`` when the port is taken or the rank server
         fails, ``RankDiedError`` (with the last output) when a rank ends during the start, and ``RanksBusyError`` when
@@ -109,6 +120,11 @@ class Session:
             kind = RankKind.resolve(current.kind if current is not None else None, framework, python, preload)
             if current is not None:
                 if current._matches(placement, master_port, kind):
+                    current.renewal = None
+                    return current
+                renewal = current._plan_renewal(placement, master_port, kind)
+                if renewal is not None:
+                    current._renew(placement, renewal)
                     return current
                 if not current.dead:
                     current.check_free(range(current.n))
@@ -207,6 +223,54 @@ class Session:
             partial(rank_specs, placement, self.kind, master_port=self.master_port, profile_dir=profile_dir)
         )
 
+    def _plan_renewal(self, placement: Placement, master_port: int | None, kind: RankKind) -> Renewal | None:
+        """Returns which ranks can be kept, or None when all have to be restarted."""
+        if kind != self.kind or master_port not in (None, self.master_port) or not self._server.alive:
+            return None
+        return plan_renewal(self.placement, placement, self.dead)
+
+    def _renew(self, placement: Placement, renewal: Renewal) -> None:
+        """Starts the ranks that are missing, and tells the others. After an error the session is down."""
+        from workbench.cluster.hosts.specs import rank_specs
+
+        self._free(renewal.kept)
+        self._roster.forget_deaths()
+        self.placement, self.renewal = placement, renewal
+        self._group.mark_left()
+        profile_dir = self._server.profile_dir
+        make_specs = partial(rank_specs, placement, self.kind, master_port=self.master_port, profile_dir=profile_dir)
+        try:
+            self._connection.add(make_specs, [*renewal.replaced, *renewal.added])
+            self._run_silently(Submission(rebinding_code(placement, self.master_port), renewal.kept))
+        except BaseException:
+            self.down()
+            raise
+
+    def _free(self, ranks: Sequence[int]) -> None:
+        """Ends cells that wait for a rank that died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
+        for submission in self._submissions:
+            if submission.dead_ranks() and not submission.done():
+                releases.interrupt(submission, signal=self.interrupt, call=self._call)
+        self.check_free(ranks)
+
+    def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
+        """Kills ranks and starts them anew, without their variables; the others keep theirs.
+
+        Raises ``RanksBusyError`` when one of the others is in use.
+        """
+        targets = sorted(set(ranks))
+        self.end_ranks(targets, why)
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while not self.dead.keys() >= set(targets):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{format_ranks(targets)} did not end: run %dist_down, then %dist_up")
+            time.sleep(0.005)
+        with Session._lifecycle:
+            renewal = plan_renewal(self.placement, self.placement, self.dead)
+            if renewal is None:
+                raise ClusterError("no rank is left: run %dist_up to start them again")
+            self._renew(self.placement, renewal)
+
     def _check_alive(self) -> None:
         self._roster.raise_if_dead(range(self.n), "the other ranks were stopped too; run %dist_up to try again")
 
@@ -277,6 +341,8 @@ class Session:
         elif not self.dead and not self._ranks_with_cells():
             self._group.make(self.n, self._run_silently)
         submission = Submission(code, targets)
+        if in_group:
+            submission.on_first_error(lambda failed: releases.release_waiting(failed, self._call))
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         self._connection.send(submission)
         for rank in set(targets) & set(self.dead):  # ranks that died since the check
@@ -307,8 +373,7 @@ class Session:
         try:
             finished = wait_until_done(submission, timeout, while_waiting)
         except KeyboardInterrupt:
-            self.interrupt(submission.ranks)
-            submission.wait(2.0)
+            self._interrupt_cell(submission)
             raise
         self._roster.raise_if_dead(
             submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
@@ -319,6 +384,21 @@ class Session:
                 f"{format_ranks(left)} did not finish within {timeout:g} s and still runs the cell: "
                 "wait longer (session.wait(submission)), or interrupt it (session.interrupt())"
             )
+
+    def _interrupt_cell(self, submission: Submission) -> None:
+        """Ends a cell after Ctrl-C. A second Ctrl-C ends the ranks that still run it and starts them anew."""
+        try:
+            releases.interrupt(submission, signal=self.interrupt, call=self._call)
+        except KeyboardInterrupt:
+            running = releases.running_ranks(submission)
+            if not running:
+                return
+            if len(running) == self.n:
+                print("interrupt: all ranks still run; %dist_down ends them", file=sys.stderr, flush=True)
+                return
+            print(f"interrupt: {format_ranks(running)} ended and started anew", file=sys.stderr, flush=True)
+            self.restart_ranks(running, "ended by a second interrupt")
+            print(f"interrupt: {self.renewal}", file=sys.stderr, flush=True)
 
     def push(self, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
         """Sets variables in the namespace of ranks (default: all)."""
@@ -350,6 +430,9 @@ class Session:
     def signal(self, signum: int, ranks: Sequence[int] | None = None) -> None:
         """Sends a signal to the processes of ranks (default: all that are alive)."""
         self._server.signal(self._roster.select_alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
+
+    def _call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
+        self._server.call(self._roster.select_alive(ranks), function, arguments).result(2.0)
 
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
         """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""

@@ -41,7 +41,9 @@ def join(directory: str, token: str) -> None:
     from workbench.engine import process_group
     from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
 
-    leave()
+    lost = leave()
+    if lost:
+        print(lost, file=sys.stderr)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         _joined.enter_context(
@@ -56,6 +58,18 @@ def join(directory: str, token: str) -> None:
     if not hasattr(dist.init_process_group, "replaces"):
         dist.init_process_group = _replacing(dist.init_process_group)
         dist.destroy_process_group = _telling(dist.destroy_process_group)
+        _forget_failures_before_cells()
+
+
+def _forget_failures_before_cells() -> None:
+    """Let each cell begin without what was told of the failures of the last one."""
+    from IPython.core.getipython import get_ipython
+
+    from workbench.engine.collectives import record
+
+    shell, recorded = get_ipython(), record.current()
+    if shell is not None and recorded is not None:
+        shell.events.register("pre_run_cell", lambda _: recorded.begin_cell())
 
 
 def _give_share() -> None:
@@ -88,6 +102,12 @@ def leave() -> str:
     process_group.leave()
     _mark[:] = mark
     return lost
+
+
+def mark_broken() -> None:
+    """Tell the session that the group no longer works: it is made anew before the next cell. From any thread."""
+    if _mark:
+        _mark[0].touch()
 
 
 def _is_ours(dist: Any) -> bool:

@@ -20,6 +20,7 @@ from workbench.errors import ClusterError, ConfigError
 #: needed by the first step of a rank of any framework that trains torch modules
 COMMON = (
     "workbench.engine.process_group",
+    "workbench.engine.collectives.release",
     "workbench.engine.watch.torch.gradient_statistics",
     "torch._dynamo",  # the first optimizer that is made asks for it
     "torch.utils.data.distributed",
@@ -60,13 +61,36 @@ def load(
                 importlib.import_module(name)
         if recipes:
             _warm_recipes()
+        _render_a_traceback()
         importlib.import_module("workbench.engine.watch.torch.peak_flops").measure_cpu_peak_per_thread()
     started = _threads() - before
     if started > 0:
         raise ClusterError(f"importing {title} started {started} thread(s): ranks forked from here could hang")
     gc.collect()
     gc.freeze()  # a rank's collector then never walks, and so never copies, what it shares with this process
-    return lambda: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return _begin_rank
+
+
+def _begin_rank() -> None:
+    """What a rank does first: it computes with its share of the cores, and records its collectives."""
+    import torch
+
+    from workbench.core.live.collective_row import DIRECTORY
+    from workbench.engine.collectives import record
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if os.environ.get(DIRECTORY):
+        record.install(os.environ[DIRECTORY])
+
+
+def _render_a_traceback() -> None:
+    """Load what IPython renders tracebacks with: the first one of a rank then takes no second."""
+    from IPython.core.ultratb import VerboseTB
+
+    try:
+        raise ValueError
+    except ValueError as error:
+        VerboseTB(include_vars=False).structured_traceback(type(error), error, error.__traceback__)
 
 
 def _warm_recipes() -> None:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.hosts.machine import describe_host
-from workbench.cluster.hosts.placement import Placement, default_ranks, place
+from workbench.cluster.hosts.placement import CPU, Placement, default_ranks, place
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.core.config import TrainSpec
-from workbench.errors import ConfigError
 from workbench.run import detached
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
@@ -45,7 +44,7 @@ def train(
         options = _with_chosen_plan(options, config, cell)
     if detach:
         most = default_ranks(describe_host())
-        request = resolve(options, config=config, cell=cell, default_ranks=most, ranks_up=0)
+        request = resolve(options, config=config, cell=cell, default_ranks=most)
         place(request.spec.plan.ranks, describe_host())
         return detached.start(request)
     request = resolved(options, config=config, cell=cell)
@@ -74,21 +73,18 @@ def resolved(options: Mapping[str, Any], *, config: str | Path | None = None, ce
     session = Session.current()
     up = 0 if session is None else session.n
     most = up or default_ranks(describe_host())
-    request = resolve(options, config=config, cell=cell, default_ranks=most, ranks_up=up)
+    request = resolve(options, config=config, cell=cell, default_ranks=most)
     if session is not None:
         session.check_free(range(request.spec.plan.ranks))
     return request
 
 
 def session_for(spec: TrainSpec) -> Session:
-    """The ranks that are up if they can train ``spec``, or else new ones. Raises ``ClusterError`` when they cannot be
-    started, and ``ConfigError`` when too few are up."""
+    """The ranks that are up if they can train ``spec``, with those that are missing, or else new ones. Raises
+    ``ClusterError`` when they cannot be started."""
     session, plan = Session.current(), spec.plan
-    if session is not None and session.n < plan.ranks:
-        raise ConfigError(
-            f"the plan needs {plan.ranks} ranks and {session.n} are up: run %dist_up -n {plan.ranks} first",
-            field="--nproc-per-node",
-        )
+    if session is not None and session.kind.can_train(plan.framework) and (session.n < plan.ranks or session.dead):
+        return _complete(session, max(plan.ranks, session.n))
     if session is not None and session.kind.can_train(plan.framework):
         return session
     return _start_ranks(_place_of(spec), plan.framework, again=session is not None)
@@ -97,7 +93,21 @@ def session_for(spec: TrainSpec) -> Session:
 def _place_of(spec: TrainSpec) -> Placement:
     """Where ranks are, or would be started. ``ConfigError`` when this machine has no place for those of ``spec``."""
     session = Session.current()
-    return place(spec.plan.ranks, describe_host()) if session is None else session.placement
+    fits = session is not None and session.n >= spec.plan.ranks
+    return session.placement if session is not None and fits else place(spec.plan.ranks, describe_host())
+
+
+def _complete(session: Session, ranks: int) -> Session:
+    """The session with ``ranks`` ranks, those that died and those that were missing started. Says what it did."""
+    bound = [binding.device for binding in session.placement.bindings]
+    print(f"{session.n - len(session.dead)} ranks are up and the run needs {ranks}: starting the others")
+    with print_when_slow():
+        whole = Session.up(ranks, devices="cpu" if set(bound) == {CPU} else None)
+    if whole is session:
+        print(whole.renewal)
+    else:
+        print("warning: all ranks were restarted: the variables of cells that ran there are lost", file=sys.stderr)
+    return whole
 
 
 def _with_chosen_plan(options: Mapping[str, Any], config: str | Path | None, cell: str | None) -> dict[str, Any]:

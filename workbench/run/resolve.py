@@ -19,7 +19,7 @@ from workbench.core.controls import BEST
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, check_own_steps, framework
 from workbench.core.recipe import check_options, check_plan, recipe, with_absolute_paths
-from workbench.errors import ConfigError, RunDirectoryError, format_ranks
+from workbench.errors import ConfigError, RunDirectoryError
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
@@ -120,14 +120,12 @@ def resolve(
     config: str | Path | None = None,
     cell: str | None = None,
     default_ranks: int,
-    ranks_up: int = 0,
 ) -> Request:
     """Resolve ``overrides`` (None: not given), which override the spec file ``config``, which overrides a resumed run.
 
     ``cell``: the source of a cell that defines the model. Without a cell and a recipe, the cell beside the spec file is
     used, or else that of the resumed run. ``default_ranks``: the largest number of ranks used when no number is given.
-    ``ranks_up``: the number of ranks that are up (0: none). Raises ``SchemaError``, and ``ConfigError`` for options
-    that cannot work or need more ranks than are up.
+    Raises ``SchemaError``, and ``ConfigError`` for options that cannot work.
     """
     options = merged({} if config is None else read_spec_options(config), overrides)
     folder: Path | None = None
@@ -142,13 +140,6 @@ def resolve(
         if own_cell is None and cell is not None:
             folder = Path(checkpoints.split(options["resume"])[0])
     spec = _completed(options, cell, default_ranks)
-    if ranks_up and spec.plan.ranks > ranks_up:
-        raise ConfigError(
-            f"-n {spec.plan.ranks} ({spec.plan.mesh.describe()}) but {format_ranks(range(ranks_up))} "
-            f"{'are' if ranks_up > 1 else 'is'} up: run %dist_up -n {spec.plan.ranks} first, or pass "
-            f"-n {ranks_up}",
-            field="--nproc-per-node",
-        )
     return Request(spec=spec, cell=cell, cell_folder=folder)
 
 

@@ -56,14 +56,6 @@ def test_wrong_options(options: dict, words: str) -> None:
         resolve(**options)
 
 
-def test_more_ranks_than_are_up_names_both_ways_out() -> None:
-    options = {"recipe": "stdlib-llama", "ranks": 4, "batch_size": 8}
-    with pytest.raises(ConfigError, match=r"ranks 0-1 are up: run %dist_up -n 4 first, or pass -n 2"):
-        planning.resolve(options, default_ranks=2, ranks_up=2)
-    for ranks_up in (0, 8):
-        assert planning.resolve(options, default_ranks=2, ranks_up=ranks_up).spec.plan.ranks == 4
-
-
 def test_a_recipe_and_a_cell_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="--recipe cannot be given: leave it out"):
         planning.resolve({"recipe": "stdlib-llama"}, default_ranks=2, cell=CELL)

@@ -84,6 +84,20 @@ class SignalRanks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CallInRanks:
+    """Request: call a function in a thread of ranks, also while they run a cell. The reply comes when they were told.
+
+    ``function``: ``module:name``. ``arguments``: keyword arguments, as JSON. Ranks that have not imported the module
+    ignore it.
+    """
+
+    id: int = 0
+    ranks: list[int]
+    function: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StopRanks:
     """Request: end all ranks with SIGTERM, and SIGKILL after ``grace_s`` seconds. The reply comes when none is left."""
 
@@ -180,14 +194,14 @@ class Reaped:
     wait_status: int
 
 
-Request = StartController | StartRanks | SignalRanks | StopRanks | Shutdown
+Request = StartController | StartRanks | SignalRanks | CallInRanks | StopRanks | Shutdown
 Message = Request | Reply | Warmth | ControllerReady | ControllerExited | RankStarted | RankExited
 WarmProcessMessage = RankSpec | Warmth | Forked | Reaped
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        *(RankSpec, StartController, StartRanks, SignalRanks, StopRanks, Shutdown),
+        *(RankSpec, StartController, StartRanks, SignalRanks, CallInRanks, StopRanks, Shutdown),
         *(Reply, Warmth, ControllerReady, ControllerExited, RankStarted, RankExited, Forked, Reaped),
     )
 }

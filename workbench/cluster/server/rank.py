@@ -7,16 +7,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from workbench.cluster.base.protocol import RankSpec
+from workbench.cluster.server.calls import serve_calls
+from workbench.core.live.collective_row import DIRECTORY
 
 #: seconds that an engine waits for the controller to accept its registration
 _REGISTRATION_TIMEOUT_S = 60.0
 
 
-def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> None:
+def become_rank(spec: RankSpec, directory: Path, after_start: Callable[[], object] | None) -> None:
     """Runs this process as the rank of ``spec`` until its engine is told to stop.
 
+    ``directory``: that of the rank server.
     ``after_start``: the function that the preload function returned, or None. It is called after the environment of the
     rank is set and before any cell, for example to set the number of threads.
     """
@@ -28,8 +32,10 @@ def become_rank(spec: RankSpec, after_start: Callable[[], object] | None) -> Non
         os.sched_setaffinity(0, spec.cores)
     if spec.work_dir:
         os.chdir(spec.work_dir)
+    os.environ[DIRECTORY] = str(directory)
     if after_start is not None:
         after_start()
+    serve_calls(directory, spec.rank)
     os.environ["IPP_CONNECTION_INFO"] = spec.connection
     from ipyparallel.engine.app import IPEngine
     from traitlets.config import Config

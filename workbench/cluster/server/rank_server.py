@@ -35,6 +35,7 @@ from workbench.cluster.base.processes import (
 )
 from workbench.cluster.hosts.machine import count_oom_kills
 from workbench.cluster.hosts.placement import CPU
+from workbench.cluster.server.calls import call_in_ranks
 from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
@@ -123,6 +124,8 @@ class Server:
                 case p.SignalRanks():
                     self._signal(request.ranks, request.signum)
                     self._send(p.Reply(id=request.id))
+                case p.CallInRanks():
+                    self._send(p.Reply(id=request.id, error=call_in_ranks(self._directory, request)))
                 case p.StopRanks():
                     self._stop_ranks(request)
                 case p.Shutdown():

@@ -129,7 +129,7 @@ def _fork_rank(
     def body() -> None:
         os.close(channel.detach())
         os.close(wakeup)
-        become_rank(spec, after_start)
+        become_rank(spec, directory, after_start)
 
     return fork(body, log=rank_log_path(directory, spec.rank))
 
@@ -147,7 +147,7 @@ def _wait_for_rank(channel: socket.socket, directory: Path, after_start: Callabl
             os.dup2(out, 1)
             os.dup2(out, 2)
             os.close(out)
-            become_rank(spec, after_start)
+            become_rank(spec, directory, after_start)
             return
 
 

@@ -1,0 +1,115 @@
+"""Ranks that wait in a collective for one that cannot come are released; they keep their variables and their group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from workbench.cluster.session import Session
+from workbench.core.live.collective_row import read_live
+from workbench.errors import CellError
+
+SUM = "import torch, torch.distributed as dist\nx = torch.ones(3)\ndist.all_reduce(x)\nx.tolist()"
+
+
+def sums(session: Session) -> list[str | None]:
+    return [output.result for output in session.execute(SUM).raise_on_error().outputs.values()]
+
+
+def test_a_rank_that_raises_releases_those_that_wait_for_it(two_ranks: Session) -> None:
+    both = ["[2.0, 2.0, 2.0]"] * 2
+    assert sums(two_ranks) == both
+    two_ranks.execute("kept = rank + 5\npair = dist.new_group()").raise_on_error()
+    result = two_ranks.execute("if rank == 1:\n    raise ValueError('no data')\ndist.all_reduce(x)")
+    with pytest.raises(CellError, match="rank 1: ValueError: no data"):
+        result.raise_on_error()
+    assert result[0].error is not None and result[0].error.ename == "CollectiveReleasedError"
+    assert "rank 1 raised ValueError: no data; this rank was released from all_reduce of 3 float32" in (
+        result[0].error.evalue
+    )
+    assert "line 3 of the cell: dist.all_reduce(x)" in result[0].error.evalue
+    assert sums(two_ranks) == both and two_ranks.pull("kept") == {0: 5, 1: 6}
+    # what only one group waits for ends that group; functional collectives bypass torch.distributed
+    functional = "from torch.distributed import _functional_collectives as fc\nif rank == 0:\n    raise KeyError('z')\n"
+    result = two_ranks.execute(functional + "fc.all_reduce(x, 'sum', dist.group.WORLD).tolist()")
+    assert [output.error and output.error.ename for output in result.outputs.values()] == [
+        "KeyError",
+        "CollectiveReleasedError",
+    ]
+    assert sums(two_ranks) == both
+
+
+def test_an_error_on_all_ranks_leaves_their_groups(two_ranks: Session) -> None:
+    sums(two_ranks)
+    two_ranks.execute("pair = dist.new_group()").raise_on_error()
+    assert not two_ranks.execute("undefined").ok
+    two_ranks.execute("dist.all_reduce(x, group=pair)").raise_on_error()
+    result = two_ranks.execute(
+        "import gc, weakref\nclass Held: pass\nheld = Held()\nseen = weakref.ref(held)\ndel held\nseen() is None"
+    )
+    assert result[0].result == "True"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("dist.all_reduce(torch.ones(3 + rank))", ("all_reduce of 3 float32", "all_reduce of 4 float32")),
+        ("dist.broadcast(x, 0) if rank else dist.all_reduce(x)", ("broadcast of 3 float32", "all_reduce of 3 float32")),
+        ("dist.all_reduce(x.double() if rank else x)", ("float64", "float32")),
+    ],
+)
+def test_collectives_that_differ_are_told_on_both_sides(two_ranks: Session, code: str, words: tuple[str, str]) -> None:
+    sums(two_ranks)
+    result = two_ranks.execute(code)
+    with pytest.raises(CellError, match=r"CollectiveMismatchError: collective \d+ of group 0") as told:
+        result.raise_on_error()
+    assert all(word in told.value.evalue for word in words) and "line 1 of the cell" in told.value.evalue
+    assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
+
+
+def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: InteractiveShell, capsys) -> None:
+    sums(two_ranks)
+    two_ranks.execute("mine = rank").raise_on_error()
+    directory: Path = two_ranks._server.directory
+
+    def press() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            live = read_live(directory, 0)
+            if live is not None and live.waiting and live.description.shape == "7":
+                break
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    result = shell.run_cell("%%dist\nif rank == 0:\n    dist.all_reduce(torch.ones(7))")
+    assert isinstance(result.error_in_exec, KeyboardInterrupt)
+    assert "collectives that wait are broken" in capsys.readouterr().err
+    assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2 and two_ranks.pull("mine") == {0: 0, 1: 1}
+
+
+def test_one_rank_is_replaced_and_two_are_added(two_ranks: Session, shell: InteractiveShell, capsys) -> None:
+    two_ranks.execute("kept = rank + 5").raise_on_error()
+    pid = two_ranks.pids[0]
+    two_ranks.end_ranks([1], "tested")
+    deadline = time.monotonic() + 60
+    while not two_ranks.dead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    shell.run_line_magic("dist_up", "-n 2")
+    assert "rank 1 was started anew, without its variables; rank 0 keeps its variables" in capsys.readouterr().out
+    assert Session.current() is two_ranks and two_ranks.pids[0] == pid and not two_ranks.dead
+    assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2 and two_ranks.pull("kept", [0]) == {0: 5}
+    shell.run_line_magic("dist_up", "-n 4")
+    assert "ranks 2-3 were added; ranks 0-1 keep their variables" in capsys.readouterr().out
+    assert sums(two_ranks) == ["[4.0, 4.0, 4.0]"] * 4 and two_ranks.pull("kept", [0]) == {0: 5}
+    worlds = two_ranks.execute("import os; (world_size, os.environ['WORLD_SIZE'], dist.get_world_size())")
+    assert {output.result for output in worlds.outputs.values()} == {"(4, '4', 4)"}
+    two_ranks.restart_ranks([2])
+    assert str(two_ranks.renewal).startswith("rank 2 was started anew") and sums(two_ranks) == ["[4.0, 4.0, 4.0]"] * 4
+    two_ranks.down()

@@ -1,0 +1,91 @@
+"""Releases ranks that wait in a collective for a rank that cannot come: it raised, or Ctrl-C was pressed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workbench.cluster.cells import Submission
+from workbench.core import background
+from workbench.errors import ClusterError, RankDiedError, format_ranks
+
+_RELEASE = "workbench.engine.collectives.release:release"
+#: seconds in which other ranks may raise by themselves, as after an error in the cell that all ranks meet
+_GRACE_S = 0.1
+#: seconds between two looks at ranks that still run
+_AGAIN_S = 0.4
+_MOST_TEXT = 200
+#: seconds after which ranks are no longer released from what is in no collective
+_TIMEOUT_S = 3.0
+
+#: ``call(ranks, function, arguments)``: calls a function in ranks, and waits until they were told
+Call = Callable[[Sequence[int], str, dict[str, Any]], None]
+
+
+def failures_of(submission: Submission) -> dict[int, str]:
+    """Returns the ranks of a cell that raised or died, each with what happened in a line."""
+    found = {}
+    for rank in submission.finished_ranks():
+        error = submission.error(rank)
+        if isinstance(error, RankDiedError):
+            found[rank] = f"rank {rank} died"
+        elif error is not None:
+            text = error.evalue.strip().partition("\n")[0]
+            text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} …"
+            found[rank] = f"rank {rank} raised {error.ename}{': ' if text else ''}{text}"
+    return found
+
+
+def running_ranks(submission: Submission) -> list[int]:
+    """Returns the ranks that have neither finished the cell nor died."""
+    finished = set(submission.finished_ranks())
+    return [rank for rank in submission.ranks if rank not in finished]
+
+
+def release_waiting(submission: Submission, call: Call) -> None:
+    """Starts a thread that releases the ranks of a cell that wait in a collective for one that raised."""
+
+    def work() -> None:
+        told: dict[int, str] = {}
+        pause = _GRACE_S
+        while not submission.wait_until_finished(pause):
+            causes = told or {rank: text for rank, text in failures_of(submission).items()}
+            told = causes
+            why = next(iter(causes.values()))
+            _release(submission, call, dict.fromkeys(failures_of(submission), why), "")
+            pause = _AGAIN_S
+
+    warn = background.warner("ranks that wait for one that failed could not be released")
+    background.thread(work, name="release-ranks", failed=warn).start()
+
+
+def _release(submission: Submission, call: Call, failed: dict[int, str], reason: str) -> None:
+    running = running_ranks(submission)
+    if running:
+        submission.released.update(dict.fromkeys(running, reason or next(iter(failed.values()))))
+        call(running, _RELEASE, {"failed": {str(rank): why for rank, why in failed.items()}, "reason": reason})
+
+
+def interrupt(submission: Submission, *, signal: Callable[[Sequence[int]], None], call: Call) -> None:
+    """Ends a cell that Ctrl-C interrupted: SIGINT to its ranks, then breaks the collectives that they wait in.
+
+    ``signal(ranks)`` sends SIGINT. Says what it does where that takes longer than SIGINT. Waits about 2 s at most;
+    ranks in native code, or that catch the interrupt, still run then. A second Ctrl-C raises ``KeyboardInterrupt``.
+    """
+    signal(running_ranks(submission))
+    if submission.wait_until_finished(0.3):
+        return
+    print(
+        f"interrupt: {format_ranks(running_ranks(submission))} did not stop within 0.3 s; collectives that wait are "
+        "broken (press again to end these ranks alone)",
+        file=sys.stderr,
+        flush=True,
+    )
+    for _ in range(int(_TIMEOUT_S / _AGAIN_S)):
+        try:
+            _release(submission, call, {}, "the cell was interrupted")
+        except ClusterError as error:
+            print(f"interrupt: {error}", file=sys.stderr, flush=True)
+        if submission.wait_until_finished(_AGAIN_S):
+            return

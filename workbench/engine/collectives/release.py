@@ -1,0 +1,64 @@
+"""Releases this rank from a collective that cannot end. Called in a thread of its own, while the cell waits."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from workbench.engine.collectives.record import Record, current
+
+#: where the main thread was when a release found it in no recorded collective
+_seen: list[tuple[FrameType, int]] = []
+
+
+def release(*, failed: dict[str, str], reason: str = "") -> None:
+    """Ends the collective that this rank waits in, if one of ``failed`` belongs to its group; the cell gets an error.
+
+    ``failed``: rank -> why it will not come ("rank 1 raised ValueError: ..."). Until the next cell, collectives with
+    these ranks end before they begin. ``reason``: end the collective whoever belongs to the group, and say this.
+    A rank in no collective goes on.
+    """
+    record = current()
+    if record is None:
+        return
+    record.failed.update({int(rank): why for rank, why in failed.items()})
+    waiting = record.waiting_in
+    if waiting is not None:
+        group, known, _ = waiting
+        missing = sorted(record.failed.keys() & set(known.members))
+        if missing or reason:
+            _break(record, [group], reason or record.failed[missing[0]])
+    elif _stands_in_torch():
+        groups = [each for each in record.connections.groups() if reason or _has(record, each)]
+        _break(record, groups, reason or next(iter(record.failed.values()), ""))
+
+
+def _has(record: Record, group: Any) -> bool:
+    import torch.distributed as dist
+
+    try:
+        return bool(record.failed.keys() & set(dist.get_process_group_ranks(group)))
+    except (KeyError, ValueError):  # it was left
+        return False
+
+
+def _break(record: Record, groups: list[Any], why: str) -> None:
+    from workbench.engine import notebook_group
+
+    record.released = why
+    for group in groups:
+        record.connections.shut(group)
+    if groups:
+        notebook_group.mark_broken()
+
+
+def _stands_in_torch() -> bool:
+    """Whether the main thread is where it was at the last call, in torch: DDP's reducer and functional collectives
+    wait there, unrecorded."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return False
+    seen, _seen[:] = _seen[:], [(frame, frame.f_lasti)]
+    return seen == _seen and "/torch/" in frame.f_code.co_filename
