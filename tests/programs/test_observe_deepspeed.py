@@ -12,7 +12,7 @@ from tests.optional import needs
 from tests.programs.test_observe_odd import TORCHRUN, run_script, warnings
 from workbench import Run
 
-needs("deepspeed", "python -m uv sync --extra deepspeed", in_ci=False)  # .ci/run runs this file with it
+needs("deepspeed", "python -m uv sync --extra deepspeed", in_ci=False)
 SCRIPT = Path(__file__).with_name("observed_deepspeed.py")
 
 

@@ -58,17 +58,18 @@ def join(directory: str, token: str) -> None:
     if not hasattr(dist.init_process_group, "replaces"):
         dist.init_process_group = _replacing(dist.init_process_group)
         dist.destroy_process_group = _telling(dist.destroy_process_group)
-        _forget_failures_before_cells()
+        _hear_of_failures()
 
 
-def _forget_failures_before_cells() -> None:
-    """Let each cell begin without what was told of the failures of the last one."""
+def _hear_of_failures() -> None:
+    """Hear when the group was broken, and let each cell begin without what was told of the failures of the last."""
     from IPython.core.getipython import get_ipython
 
     from workbench.engine.collectives import record
 
     shell, recorded = get_ipython(), record.current()
     if shell is not None and recorded is not None:
+        recorded.on_broken = _mark_broken
         shell.events.register("pre_run_cell", lambda _: recorded.begin_cell())
 
 
@@ -104,7 +105,7 @@ def leave() -> str:
     return lost
 
 
-def mark_broken() -> None:
+def _mark_broken() -> None:
     """Tell the session that the group no longer works: it is made anew before the next cell. From any thread."""
     if _mark:
         _mark[0].touch()

@@ -5,7 +5,6 @@ The rank server sends each call as a datagram to a Unix socket of the rank in th
 
 from __future__ import annotations
 
-import importlib
 import socket
 import sys
 from pathlib import Path
@@ -40,7 +39,7 @@ def serve_calls(directory: Path, rank: int) -> None:
 def _call(request: CallInRanks) -> None:
     module, _, name = request.function.partition(":")
     if module in sys.modules:
-        getattr(importlib.import_module(module), name)(**request.arguments)
+        getattr(sys.modules[module], name)(**request.arguments)
 
 
 def call_in_ranks(directory: Path, request: CallInRanks) -> str:

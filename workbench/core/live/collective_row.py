@@ -2,7 +2,7 @@
 
 Each rank has one file of fixed size, mapped into memory: a header, a slot for each of its last collectives, and one
 slot for transfers that have no number (``send``, ``recv``). A slot is found by the group and the number of the
-collective in it, so the slot of the same collective of another rank is read in a microsecond. Little-endian on one host.
+collective in it, so the slot of the same collective of another rank is read in a microsecond. Little-endian.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ class Record:
         self.waiting_in: tuple[Any, _Group, str] | None = None  # group, its record, the collective in words
         self.failed: dict[int, str] = {}  # ranks that cannot come to a collective of this cell -> why
         self.released = ""  # why a collective was broken
+        self.on_broken: Callable[[], None] = lambda: None  # called when a group was broken, from any thread
         self._row = RowWriter(row_path(directory, rank))
         self._readers: dict[int, RowReader] = {}
         self._groups: dict[int, _Group] = {}

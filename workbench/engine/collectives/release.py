@@ -45,13 +45,11 @@ def _has(record: Record, group: Any) -> bool:
 
 
 def _break(record: Record, groups: list[Any], why: str) -> None:
-    from workbench.engine import notebook_group
-
     record.released = why
     for group in groups:
         record.connections.shut(group)
     if groups:
-        notebook_group.mark_broken()
+        record.on_broken()
 
 
 def _stands_in_torch() -> bool:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import linecache
 import sys
+import sysconfig
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_PACKAGE = str(Path(__file__).resolve().parents[2]) + "/"
-
-
-def _library_paths() -> tuple[str, ...]:
-    names = ("torch", "colossalai", "transformers", "accelerate", "deepspeed", "lightning")
-    found = [Path(str(sys.modules[name].__file__)).parent for name in names if name in sys.modules]
-    return (_PACKAGE, *(f"{path}/" for path in found), "<frozen")
+_KINDS = ("purelib", "platlib", "stdlib")
+#: where no code of the user stands: this package, installed ones, and Python's own
+_LIBRARIES = (
+    f"{Path(__file__).resolve().parents[2]}/",
+    *(f"{sysconfig.get_path(name)}/" for name in _KINDS),
+    "<frozen",
+)
 
 
 def calling_frame() -> FrameType:
-    """Returns the innermost frame that is neither of torch, a framework, nor of this package; else the outermost one
-    of these."""
-    libraries = _library_paths()
+    """Returns the innermost frame that is neither of an installed package nor of this one; else the outermost."""
     frame: Any = sys._getframe(1)
     last = frame
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(libraries):
+        if not frame.f_code.co_filename.startswith(_LIBRARIES):
             return frame
         last, frame = frame, frame.f_back
     return last
