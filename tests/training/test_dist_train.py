@@ -207,7 +207,6 @@ def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_r
     before = sorted(runs.iterdir())
     for line, cell, words in (
         ("-n 2 --quiet", CELL.replace("model =", "modell ="), "does not define model"),
-        ("--recipe stdlib-llama -n 4 --quiet", None, "are up"),
         ("--recipe stdlib-llama -n 2 --tp 2 --plugin zero1 --quiet", None, "needs --plugin hybrid"),
         ("--recipe stdlib-llama -n 2 --batch-size 3 --quiet", None, "use 4"),
     ):
@@ -217,6 +216,16 @@ def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_r
         train(shell, "-n 2 --quiet", "model = (")
     assert sorted(runs.iterdir()) == before
     assert {status.state for status in two_ranks.status()} == {"idle"}
+
+
+def test_a_run_of_more_ranks_than_are_up_adds_them(
+    shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_ranks.execute("kept = rank").raise_on_error()
+    run = train(shell, "-n 3 --steps 2 --batch-size 6 --quiet", CELL).wait(timeout=300)
+    assert (run.plan.ranks, two_ranks.n) == (3, 3) and two_ranks.pull("kept", [0, 1]) == {0: 0, 1: 1}
+    said = capsys.readouterr().out
+    assert "2 ranks are up and the run needs 3: starting the others" in said and "rank 2 was added" in said
 
 
 def test_a_spec_file(shell: InteractiveShell, two_ranks: Session, tmp_path: Path) -> None:
@@ -270,12 +279,12 @@ def test_a_run_whose_session_a_person_ends_is_lost_and_says_how_to_go_on(
     assert run.status == "lost"
 
 
-def test_more_ranks_than_are_up_say_that_variables_are_lost(
+def test_fewer_ranks_than_are_up_say_that_variables_are_lost(
     shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell.run_line_magic("dist_up", "-n 2")
     assert "lost" not in capsys.readouterr().err
-    shell.run_line_magic("dist_up", "-n 3")
+    shell.run_line_magic("dist_up", "-n 1")
     told = capsys.readouterr().err
     shell.run_line_magic("dist_down", "")
     assert "ranks 0-1 were restarted: the variables of cells that ran there are lost" in told

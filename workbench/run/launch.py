@@ -100,7 +100,8 @@ def _place_of(spec: TrainSpec) -> Placement:
 def _complete(session: Session, ranks: int) -> Session:
     """The session with ``ranks`` ranks, those that died and those that were missing started. Says what it did."""
     bound = [binding.device for binding in session.placement.bindings]
-    print(f"{session.n - len(session.dead)} ranks are up and the run needs {ranks}: starting the others")
+    up = session.n - len(session.dead)
+    print(f"{'1 rank is' if up == 1 else f'{up} ranks are'} up and the run needs {ranks}: starting the others")
     with print_when_slow():
         whole = Session.up(ranks, devices="cpu" if set(bound) == {CPU} else None)
     if whole is session:
