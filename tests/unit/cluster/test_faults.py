@@ -59,6 +59,7 @@ class Shell:
     config: dict = {}
     registered: tuple = ()
     events = EventManager(None, {"post_run_cell": None})
+    Completer = SimpleNamespace(custom_matchers=[])
 
     def register_magics(self, *kinds):
         self.registered = kinds
