@@ -2,7 +2,7 @@
 
 Each rank has one file of fixed size, mapped into memory: a header, a slot for each of its last collectives, and one
 slot for transfers that have no number (``send``, ``recv``). A slot is found by the group and the number of the
-collective in it, so the slot of the same collective of another rank is read in a microsecond. Little-endian.
+collective in it, so the slot of the same collective of another rank is read in a microsecond.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import struct
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ DIRECTORY = "WORKBENCH_RANKS_DIR"
 #: sequence lock, number of the collective in its group, CLOCK_MONOTONIC of its start, slot, whether the rank is in it
 _HEADER = struct.Struct("<QQdHB")
 _HEADER_BYTES = 64
-#: key of the group, number in the group, signature, bytes of the description
-_SLOT = struct.Struct("<QQQH")
+#: key of the group, number in the group, signature, bytes of the description, checksum of the first three
+_SLOT = struct.Struct("<QQQHI")
+_CHECKED_BYTES = 24
 _SLOT_BYTES = 512
 _SLOTS = 64
 _MOST_TEXT = _SLOT_BYTES - _SLOT.size
@@ -96,7 +98,8 @@ class RowWriter:
         self._version += 1
         _HEADER.pack_into(self._map, 0, self._version, number, since, slot, 1)
         self._map[offset + _SLOT.size : offset + _SLOT.size + len(text)] = text
-        _SLOT.pack_into(self._map, offset, key, number, signature, len(text))
+        checked = _SLOT.pack(key, number, signature, len(text), 0)[:_CHECKED_BYTES]
+        self._map[offset : offset + _SLOT.size] = _SLOT.pack(key, number, signature, len(text), zlib.crc32(checked))
         self._version += 1
         struct.pack_into("<Q", self._map, 0, self._version)
 
@@ -116,9 +119,16 @@ class RowReader:
                 raise FileNotFoundError(str(error)) from error
 
     def signature(self, key: int, number: int) -> int | None:
-        """Returns the signature of a collective, or None when the rank has not entered it or has forgotten it."""
-        slot_key, slot_number, signature, _ = _SLOT.unpack_from(self._map, self._offset(key, number))
-        return signature if (slot_key, slot_number) == (key, number) else None
+        """Returns the signature of a collective.
+
+        None: the rank has not entered it, has forgotten it, or is just writing it.
+        """
+        offset = self._offset(key, number)
+        slot = self._map[offset : offset + _SLOT.size]
+        slot_key, slot_number, signature, _, checksum = _SLOT.unpack(slot)
+        if (slot_key, slot_number) != (key, number) or checksum != zlib.crc32(slot[:_CHECKED_BYTES]):
+            return None
+        return signature
 
     def describe(self, key: int, number: int) -> Description:
         """Returns the description of a collective whose signature is known."""
