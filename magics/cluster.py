@@ -32,7 +32,7 @@ from workbench.cluster.session import Session
 from workbench.cluster.spare import close_spare
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
-from workbench.core.numbers import format_table
+from workbench.core.numbers import format_table, html_table
 from workbench.errors import CellError, CellInterrupt, ClusterError, ConfigError, format_ranks
 
 #: the argument of magics that act on some of the ranks
@@ -230,7 +230,7 @@ def interrupted(submission: Submission) -> CellInterrupt:
     """Return what Ctrl-C did to a cell: where ranks stopped, and which of them still run it."""
     stopped = submission.result().outputs
     groups = [group for group in group_errors(stopped) if group[1].ename == "KeyboardInterrupt"]
-    running = [rank for rank in submission.ranks if rank not in submission.finished_ranks()]
+    running = submission.running_ranks()
     return CellInterrupt(
         stopped=[rank for ranks, _ in groups for rank in ranks],
         running=running,
@@ -323,9 +323,5 @@ class StatusTable:
         )
 
     def _repr_html_(self) -> str:
-        def line(tag: str, cells: Sequence[Any]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line("td", row) for row in self.rows())
         notes = "".join(f"<p>warning: {html.escape(warning)}</p>" for warning in self.warnings)
-        return f"<table><thead>{line('th', self._HEADER)}</thead><tbody>{body}</tbody></table>{notes}"
+        return html_table(self.rows(), self._HEADER) + notes

@@ -10,52 +10,25 @@ controller), alternating. What is shown goes nowhere. Printed: the medians, thei
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import statistics
-import time
-from collections.abc import Callable
 
-import ipyparallel
-from IPython.core.interactiveshell import InteractiveShell
-
-from magics.cluster import ClusterMagics
+from tests.benchmarks.px import both
 from workbench.cluster.session import Session
 
 GOAL = 2.0
 RANKS = 2
 
 
-def timed(cell: Callable[[], object]) -> float:
-    """Seconds of one call; what it prints is dropped."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        started = time.perf_counter()
-        cell()
-        return time.perf_counter() - started
-
-
-def measure(shell: InteractiveShell, lines: int, repeats: int) -> None:
+def measure(lines: int, repeats: int) -> None:
     """Print both sides and their ratio."""
     code = f"for number in range({lines}): print(number)"
-    session = Session.up(RANKS, preload="")
-    cluster = ipyparallel.Cluster(n=RANKS, log_level=40)
-    client = cluster.start_and_connect_sync()
-    view = client[:]
-    view.block = True
-    view.activate()
-    try:
-        shell.run_cell_magic("dist", "", "1")
-        shell.run_cell_magic("px", "", "1")
-        ours, theirs = [], []
-        for _ in range(repeats):
-            ours.append(timed(lambda: shell.run_cell_magic("dist", "", code)))
-            theirs.append(timed(lambda: shell.run_cell_magic("px", "", code)))
+    with both(RANKS) as run:
+        run("1")
+        ours, theirs = zip(*(run(code) for _ in range(repeats)), strict=True)
+        session = Session.current()
+        assert session is not None
         kept = session.execute(code).outputs
         whole = [len(kept[rank].stdout.splitlines()) for rank in range(RANKS)]
-    finally:
-        client.close()
-        cluster.stop_cluster_sync()
-        session.down()
     a, b = statistics.median(ours), statistics.median(theirs)
     print(f"{lines:,} lines from each of {RANKS} ranks, {repeats} times:")
     print(f"  %%dist {a:.2f} s, %%px {b:.2f} s, ratio {a / b:.2f} (goal <= {GOAL})")
@@ -68,9 +41,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    shell = InteractiveShell.instance()
-    shell.register_magics(ClusterMagics)
-    measure(shell, arguments.lines, arguments.repeats)
+    measure(arguments.lines, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,15 @@ def page(browser: Any, lab: Lab) -> Iterator[LabPage]:
 
 
 @pytest.fixture
+def bare(browser: Any) -> Iterator[Any]:
+    """An empty page, for a panel without Jupyter."""
+    opened = browser.new_page()
+    opened.set_viewport_size({"width": 900, "height": 1000})
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[LabPage, str], Path]:
     """``shoot(page, name)`` takes a screenshot of the panel (or of what a selector finds first)."""
     directory = Path(request.config.getoption("--screenshots") or tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from workbench.rundir.log import RankLogWriter
 pytestmark = pytest.mark.browser
 
 BADGE = "document.querySelector('.dw-alerts')"
-
-
-@pytest.fixture
-def bare(browser: Any) -> Iterator[Any]:
-    page = browser.new_page()
-    page.set_viewport_size({"width": 900, "height": 1000})
-    yield page
-    page.close()
 
 
 def shown(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from workbench.report import render
 
 pytestmark = pytest.mark.browser
 IMAGE = ".dw-logged .dw-image"
-
-
-@pytest.fixture
-def bare(browser: Any) -> Iterator[Any]:
-    page = browser.new_page()
-    page.set_viewport_size({"width": 900, "height": 1000})
-    yield page
-    page.close()
 
 
 @pytest.fixture

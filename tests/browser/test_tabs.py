@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,6 @@ DRAWN = (
 RANGES = """() => Object.fromEntries([...document.querySelectorAll(".dw-figure")].map((box) =>
   [box.dataset.figure, box.dwPlot]).filter(([, plot]) => plot).map(([name, plot]) =>
   [name, [plot.x_range.start, plot.x_range.end]]))"""
-
-
-@pytest.fixture
-def bare(browser: Any) -> Iterator[Any]:
-    page = browser.new_page()
-    page.set_viewport_size({"width": 900, "height": 1000})
-    yield page
-    page.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.engine.rank_pool import RankPool
+from tests.engine.split_cases import RANKS, compare
 from tests.engine.split_models import DROPOUT
 from workbench.engine.frameworks.colossal.families import FAMILIES
 from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import INTERLEAVED_FAMILIES
 
-RANKS = "tests.engine.split_ranks"
 PLANS: dict[str, dict[str, Any]] = {"tp": {"tp": 2}, "pp": {"pp": 2, "micro_batches": 2}}
 TP_PP = {"tp": 2, "pp": 2, "micro_batches": 2}
 LM = [
@@ -73,13 +73,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("gpt2", "GPT2LMHeadModel", {"n_layer": 1}, "pp", "--pp 2 is more than the 1 layers"),
 ]
 
-
-def _compare(pool: RankPool, cases: list[Any], options: dict[str, Any], ranks: int = 2) -> None:
-    right = pool.run(1, f"{RANKS}:plain", cases=cases)[0]
-    found = pool.run(ranks, f"{RANKS}:train", cases=cases, options=options)[0]
-    for case, one, several in zip(cases, right, found, strict=True):
-        assert not isinstance(several, str), (case, several)
-        np.testing.assert_allclose(several, one, rtol=5e-4, err_msg=str(case))
+_compare = partial(compare, rtol=5e-4)
 
 
 @pytest.mark.parametrize("axis", PLANS)

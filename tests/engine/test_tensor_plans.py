@@ -3,16 +3,16 @@ refused."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.engine.rank_pool import RankPool
+from tests.engine.split_cases import RANKS, compare
 from tests.engine.split_models import family_of_class
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
-RANKS = "tests.engine.split_ranks"
 Case = tuple[str, str, dict[str, Any], dict[str, Any]]
 TP = {"framework": "torch", "tp": 2}
 #: settings in which models differ from the smallest ones
@@ -36,14 +36,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("T5ForConditionalGeneration", {"num_heads": 1}, "--tp 2 does not divide num_heads = 1"),
     ("T5ForSequenceClassification", {}, "how to cut T5ForSequenceClassification over ranks is not known"),
 ]
-
-
-def _compare(pool: RankPool, cases: list[Case], options: dict[str, Any], ranks: int = 2) -> None:
-    right = pool.run(1, f"{RANKS}:plain", cases=cases)[0]
-    found = pool.run(ranks, f"{RANKS}:train", cases=cases, options=options)[0]
-    for case, one, several in zip(cases, right, found, strict=True):
-        assert not isinstance(several, str), (case, several)
-        np.testing.assert_allclose(several, one, rtol=2e-5, err_msg=str(case))
+_compare = partial(compare, rtol=2e-5)
 
 
 def _case(name: str, settings: dict[str, Any]) -> Case:

@@ -174,6 +174,9 @@ class Ranks:
     def finished_ranks(self) -> list[int]:
         return []
 
+    def running_ranks(self) -> list[int]:
+        return [0, 1]
+
     def failed_ranks(self) -> set[int]:
         return set()
 

@@ -74,11 +74,15 @@ class Submission:
 
     def done(self) -> bool:
         """Returns whether every rank has finished the cell or died."""
-        return all(self._is_finished(rank) for rank in self.ranks)
+        return not self.running_ranks()
 
     def finished_ranks(self) -> list[int]:
         """Returns the ranks that have finished the cell or died."""
         return [rank for rank in self.ranks if self._is_finished(rank)]
+
+    def running_ranks(self) -> list[int]:
+        """Returns the ranks that have neither finished the cell nor died."""
+        return [rank for rank in self.ranks if not self._is_finished(rank)]
 
     def ranks_with_complete_output(self) -> set[int]:
         """Returns the ranks whose output has arrived in full."""
@@ -180,18 +184,17 @@ class Submission:
 
     def add_reply(self, rank: int, reply: Any) -> None:
         """Records the execute reply of ``rank``: ipyparallel's ``ExecuteReply``, or the exception of a failed cell."""
+        callback = None
         with self._changed:
             if isinstance(reply, Exception):
+                callback, self._error_callback = self._error_callback, None
                 self.outputs[rank].error = self._failure(rank, reply)
                 if not getattr(reply, "engine_info", None):
                     self._complete_outputs.add(rank)  # the cell did not run on the rank, so it has no output
             self._reply_times[rank] = time.monotonic()
-            callback = self._error_callback
-            if isinstance(reply, Exception):
-                self._error_callback = None
         self._notify()
         self._start_output_timer()
-        if callback is not None and isinstance(reply, Exception):
+        if callback is not None:
             callback(self)
 
     def _failure(self, rank: int, reply: Exception) -> CellFailure:

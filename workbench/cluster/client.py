@@ -43,7 +43,7 @@ def _make_private_directory() -> tuple[Path, int]:
         return private_directory.make()
     except OSError as error:
         raise ClusterError(
-            f"cannot create a temporary directory ({error}): set TMPDIR to a writable directory with a short path"
+            f"cannot create a temporary directory ({error}): set TMPDIR to a writable directory"
         ) from error
 
 

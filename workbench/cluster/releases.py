@@ -37,23 +37,15 @@ def failures_of(submission: Submission) -> dict[int, str]:
     return found
 
 
-def running_ranks(submission: Submission) -> list[int]:
-    """Returns the ranks that have neither finished the cell nor died."""
-    finished = set(submission.finished_ranks())
-    return [rank for rank in submission.ranks if rank not in finished]
-
-
 def release_waiting(submission: Submission, call: Call) -> None:
     """Starts a thread that releases the ranks of a cell that wait in a collective for one that raised."""
 
     def work() -> None:
-        told: dict[int, str] = {}
-        pause = _GRACE_S
+        why, pause = "", _GRACE_S
         while not submission.wait_until_finished(pause):
-            causes = told or {rank: text for rank, text in failures_of(submission).items()}
-            told = causes
-            why = next(iter(causes.values()))
-            _release(submission, call, dict.fromkeys(failures_of(submission), why), "")
+            failed = failures_of(submission)
+            why = why or next(iter(failed.values()))  # the first cause, whatever fails of it
+            _release(submission, call, dict.fromkeys(failed, why), "")
             pause = _AGAIN_S
 
     warn = background.warner("ranks that wait for one that failed could not be released")
@@ -61,7 +53,7 @@ def release_waiting(submission: Submission, call: Call) -> None:
 
 
 def _release(submission: Submission, call: Call, failed: dict[int, str], reason: str) -> None:
-    running = running_ranks(submission)
+    running = submission.running_ranks()
     if running:
         submission.released.update(dict.fromkeys(running, reason or next(iter(failed.values()))))
         call(running, _RELEASE, {"failed": {str(rank): why for rank, why in failed.items()}, "reason": reason})
@@ -73,11 +65,11 @@ def interrupt(submission: Submission, *, signal: Callable[[Sequence[int]], None]
     ``signal(ranks)`` sends SIGINT. Says what it does where that takes longer than SIGINT. Waits about 2 s at most;
     ranks in native code, or that catch the interrupt, still run then. A second Ctrl-C raises ``KeyboardInterrupt``.
     """
-    signal(running_ranks(submission))
+    signal(submission.running_ranks())
     if submission.wait_until_finished(0.3):
         return
     print(
-        f"interrupt: {format_ranks(running_ranks(submission))} did not stop within 0.3 s; collectives that wait are "
+        f"interrupt: {format_ranks(submission.running_ranks())} did not stop within 0.3 s; collectives that wait are "
         "broken (press again to end these ranks alone)",
         file=sys.stderr,
         flush=True,

@@ -215,13 +215,15 @@ class Session:
         return same and master_port in (None, self.master_port) and not self.dead and self._server.alive
 
     def _start_ranks(self, placement: Placement, port: socket.socket) -> None:
+        self.placement, self._port, self.master_port = placement, port, port.getsockname()[1]
+        self._connection.open(self._make_specs())
+
+    def _make_specs(self) -> Callable[..., Sequence[p.RankSpec]]:
+        """Returns the function that makes the specs of all ranks, once the connection to the controller is known."""
         from workbench.cluster.hosts.specs import rank_specs
 
-        self.placement, self._port, self.master_port = placement, port, port.getsockname()[1]
         profile_dir = self._server.profile_dir
-        self._connection.open(
-            partial(rank_specs, placement, self.kind, master_port=self.master_port, profile_dir=profile_dir)
-        )
+        return partial(rank_specs, self.placement, self.kind, master_port=self.master_port, profile_dir=profile_dir)
 
     def _plan_renewal(self, placement: Placement, master_port: int | None, kind: RankKind) -> Renewal | None:
         """Returns which ranks can be kept, or None when all have to be restarted."""
@@ -231,16 +233,12 @@ class Session:
 
     def _renew(self, placement: Placement, renewal: Renewal) -> None:
         """Starts the ranks that are missing, and tells the others. After an error the session is down."""
-        from workbench.cluster.hosts.specs import rank_specs
-
         self._free(renewal.kept)
         self._roster.forget_deaths()
         self.placement, self.renewal = placement, renewal
         self._group.mark_left()
-        profile_dir = self._server.profile_dir
-        make_specs = partial(rank_specs, placement, self.kind, master_port=self.master_port, profile_dir=profile_dir)
         try:
-            self._connection.add(make_specs, [*renewal.replaced, *renewal.added])
+            self._connection.add(self._make_specs(), [*renewal.replaced, *renewal.added])
             self._run_silently(Submission(rebinding_code(placement, self.master_port), renewal.kept))
         except BaseException:
             self.down()
@@ -379,10 +377,9 @@ class Session:
             submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
         )
         if not finished:
-            left = [rank for rank in submission.ranks if rank not in submission.finished_ranks()]
             raise ClusterError(
-                f"{format_ranks(left)} did not finish within {timeout:g} s and still runs the cell: "
-                "wait longer (session.wait(submission)), or interrupt it (session.interrupt())"
+                f"{format_ranks(submission.running_ranks())} did not finish within {timeout:g} s and still runs the "
+                "cell: wait longer (session.wait(submission)), or interrupt it (session.interrupt())"
             )
 
     def _interrupt_cell(self, submission: Submission) -> None:
@@ -390,7 +387,7 @@ class Session:
         try:
             releases.interrupt(submission, signal=self.interrupt, call=self._call)
         except KeyboardInterrupt:
-            running = releases.running_ranks(submission)
+            running = submission.running_ranks()
             if not running:
                 return
             if len(running) == self.n:
@@ -478,7 +475,7 @@ class Session:
             )
 
     def _ranks_with_cells(self) -> set[int]:
-        return {rank for each in list(self._submissions) for rank in each.ranks if rank not in each.finished_ranks()}
+        return {rank for each in list(self._submissions) for rank in each.running_ranks()}
 
     # --- status
 

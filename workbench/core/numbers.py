@@ -6,6 +6,7 @@ holds all three to the same texts.
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -79,6 +80,16 @@ def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
         for row in [header, *rows]
     ]
     return "\n".join(lines)
+
+
+def html_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Rows as a table in HTML, its texts escaped."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"
 
 
 def _short(text: str) -> str:

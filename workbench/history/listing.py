@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import html
 import math
 import operator
 import re
@@ -166,9 +165,4 @@ def text_table(rows: Sequence[RunRow]) -> str:
 
 def html_table(rows: Sequence[RunRow]) -> str:
     """The rows as an HTML table, everything in it escaped."""
-
-    def line(tag: str, texts: Iterable[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-    body = "".join(line("td", cells(row)) for row in rows)
-    return f"<table><thead>{line('th', COLUMNS.values())}</thead><tbody>{body}</tbody></table>"
+    return numbers.html_table([cells(row) for row in rows], list(COLUMNS.values()))

@@ -6,6 +6,7 @@ has the logs, commands reach the ranks by ``control.jsonl``, so any process of t
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from workbench.cluster.session import Session
 from workbench.core import background
 from workbench.errors import ClusterError, RunDirectoryError, RunError
 from workbench.run.resolve import Request
-from workbench.run.run import Run
+from workbench.run.run import Run, newest_live
 from workbench.rundir import directory as run_directory
 from workbench.rundir import state
 from workbench.rundir.directory import CELL_FILE, NAMES_FILE
@@ -30,7 +31,8 @@ from workbench.rundir.directory import CELL_FILE, NAMES_FILE
 OWNER_LOG = "owner.log"
 #: seconds that the process has to end the ranks and itself
 END_S = 10.0
-_KEEP_NAMES = "from workbench.engine.state.cell_names import keep_for as _keep; _missing_names = _keep({path!r})"
+#: an expression, so that it leaves no name on the rank
+_KEEP_NAMES = "__import__('pkgutil').resolve_name('workbench.engine.state.cell_names:keep_for')({path!r})"
 
 
 def start(request: Request) -> Run:
@@ -59,8 +61,8 @@ def _keep_names(path: Path) -> None:
     except ClusterError as error:
         print(f"warning: names that the cell takes from the ranks are not handed on: {error}", file=sys.stderr)
         return
-    session.execute(_KEEP_NAMES.format(path=str(path)), ranks=[0]).raise_on_error()
-    missing = session.pull("_missing_names", ranks=[0])[0]
+    kept = session.ask(_KEEP_NAMES.format(path=str(path)), [0]).raise_on_error()
+    missing = ast.literal_eval(kept[0].result or "[]")
     if missing:
         print(f"warning: {', '.join(missing)} of the ranks cannot be handed on: define it in the cell", file=sys.stderr)
 
@@ -110,23 +112,21 @@ def attach(name: str | Path | None = None) -> Run:
     Raises ``RunDirectoryError`` when there is no such run, or when it belongs to another user: its directory is
     private (mode 0700), and who attaches can steer it.
     """
-    run = _newest() if name is None else Run(name)
+    run = _newest_detached() if name is None else Run(name)
     uid = run.path.stat().st_uid
     if uid != os.getuid():
         raise RunDirectoryError(f"{run.path} belongs to user {uid}: only that user can attach to it")
     return run
 
 
-def _newest() -> Run:
-    for path in reversed(run_directory.runs_with_spec()):
-        if is_detached(path):
-            run = Run(path)
-            if not run.ended():
-                return run
-    raise RunDirectoryError(
-        f"no detached run trains in {run_directory.home()}: start one with %dist_train --detach, or name a run "
-        "(%dist_runs lists them)"
-    )
+def _newest_detached() -> Run:
+    found = newest_live(is_detached)
+    if found is None:
+        raise RunDirectoryError(
+            f"no detached run trains in {run_directory.home()}: start one with %dist_train --detach, or name a run "
+            "(%dist_runs lists them)"
+        )
+    return found
 
 
 def is_detached(path: Path) -> bool:

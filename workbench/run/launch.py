@@ -83,11 +83,11 @@ def session_for(spec: TrainSpec) -> Session:
     """The ranks that are up if they can train ``spec``, with those that are missing, or else new ones. Raises
     ``ClusterError`` when they cannot be started."""
     session, plan = Session.current(), spec.plan
-    if session is not None and session.kind.can_train(plan.framework) and (session.n < plan.ranks or session.dead):
+    if session is None or not session.kind.can_train(plan.framework):
+        return _start_ranks(_place_of(spec), plan.framework, again=session is not None)
+    if session.n < plan.ranks or session.dead:
         return _complete(session, max(plan.ranks, session.n))
-    if session is not None and session.kind.can_train(plan.framework):
-        return session
-    return _start_ranks(_place_of(spec), plan.framework, again=session is not None)
+    return session
 
 
 def _place_of(spec: TrainSpec) -> Placement:

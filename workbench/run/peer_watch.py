@@ -72,7 +72,7 @@ class PeerWatch:
             if deleted:
                 self._first_failure -= GRACE_S
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
-        running = [rank for rank in self._submission.ranks if rank not in self._submission.finished_ranks()]
+        running = self._submission.running_ranks()
         match next_action(time.monotonic() - self._first_failure, interrupted=self._interrupted):
             case "interrupt":
                 self._session.interrupt(running)

@@ -8,7 +8,7 @@ raise ``RunError`` when the run has ended, and ``ConfigError`` for a value that 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from workbench.run.reader import RunReader
 from workbench.run.session_log import log_of
 from workbench.rundir import checkpoints, state
 from workbench.rundir.commands import new_command, write_commands
-from workbench.rundir.directory import CELL_FILE, run_directories
+from workbench.rundir.directory import CELL_FILE, run_directories, runs_with_spec
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
@@ -299,3 +299,12 @@ class Run(RunReader):
     def _events(self) -> Columns:
         events, session_log = self._table("events"), log_of(self.path)
         return events if session_log is None else with_rows(events, session_log.unwritten)
+
+
+def newest_live(among: Callable[[Path], bool] = lambda path: True) -> Run | None:
+    """The newest run that has not ended, of those whose directories are ``among``; None when all have."""
+    for path in filter(among, reversed(runs_with_spec())):
+        run = Run(path)
+        if not state.ended(run.status):
+            return run
+    return None

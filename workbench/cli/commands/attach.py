@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 
+from workbench.cli.commands.train import STOPPED
+
 NAME = "attach"
 HELP = "follow, stop or end a detached run"
-STOPPED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,27 +15,24 @@ from pathlib import Path
 
 PREFIX = "workbench-"
 LOCK_FILE = "lock"
-#: characters; Linux allows 107 bytes for the path of a Unix socket
-_MAX_PATH = 88
+#: characters of the folder that it is in: Linux allows 107 bytes for the path of a Unix socket
+_MOST_PARENT = 59
 
 
 def make() -> tuple[Path, int]:
     """Make a directory of mode 0700 whose path is short enough for a socket in it, and lock it.
 
     Returns it with the file descriptor of the lock: whoever holds that, keeps the directory. Directories of this user
-    that nobody holds any more are removed first. Raises ``OSError``, also when its path would be too long.
+    that nobody holds any more are removed first. Raises ``OSError``.
     """
     parent = Path(tempfile.gettempdir())
-    if len(str(parent)) >= 60:
+    if len(str(parent)) > _MOST_PARENT:
         parent = Path("/tmp")
     remove_abandoned(parent)
     while True:
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        if len(str(directory)) > _MAX_PATH:
-            directory.rmdir()
-            raise OSError(f"the path {directory} is too long for a Unix socket")
         lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if _is_locked_by(lock) and (directory / LOCK_FILE).exists():  # not removed before it was locked
+        if _took(lock) and (directory / LOCK_FILE).exists():  # not removed before it was locked
             return directory, lock
         os.close(lock)
 
@@ -51,7 +48,7 @@ def remove_abandoned(parent: Path) -> list[Path]:
         except OSError:
             continue  # it has no lock (yet), or was removed meanwhile
         try:
-            if _is_locked_by(lock):
+            if _took(lock):
                 shutil.rmtree(directory, ignore_errors=True)
                 removed.append(directory)
         finally:
@@ -59,8 +56,8 @@ def remove_abandoned(parent: Path) -> list[Path]:
     return removed
 
 
-def _is_locked_by(lock: int) -> bool:
-    """Take the lock if nobody has it."""
+def _took(lock: int) -> bool:
+    """Take the lock if nobody has it; whether it was taken."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

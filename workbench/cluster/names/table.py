@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workbench.cluster.names.description import Description
-from workbench.core.numbers import decimal_bytes, format_table
+from workbench.core.numbers import decimal_bytes, format_table, html_table
 from workbench.errors import format_ranks
 
 _HEADER = ("name", "ranks", "type", "shape", "dtype", "device", "size", "value")
@@ -60,13 +60,7 @@ class NamesTable:
         return format_table(self.rows(), _HEADER) if self.described else "no names: a %%dist cell makes some"
 
     def _repr_html_(self) -> str:
-        def line(tag: str, cells: tuple[str, ...]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        if not self.described:
-            return f"<p>{html.escape(repr(self))}</p>"
-        body = "".join(line("td", row) for row in self.rows())
-        return f"<table><thead>{line('th', _HEADER)}</thead><tbody>{body}</tbody></table>"
+        return html_table(self.rows(), _HEADER) if self.described else f"<p>{html.escape(repr(self))}</p>"
 
 
 def _without_value(each: Description) -> tuple[str, ...]:

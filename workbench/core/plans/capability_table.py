@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from workbench.core.frameworks import Capability, Feature, Framework, Plugin, usable
-from workbench.core.numbers import format_table
+from workbench.core.numbers import format_table, html_table
 
 #: all that can be asked of a plan, in the order of the table's columns
 ASKED: tuple[Feature | Capability, ...] = (*Feature, *Capability)
@@ -77,12 +77,8 @@ class CapabilityTable:
         return "\n".join([format_table(self.rows(), ("", *self.plans())), "", *self.reasons()])
 
     def _repr_html_(self) -> str:
-        def line(tag: str, cells: Iterable[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line("td", row) for row in self.rows())
         notes = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons())
-        return f"<table><thead>{line('th', ('', *self.plans()))}</thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
+        return f"{html_table(self.rows(), ('', *self.plans()))}<ul>{notes}</ul>"
 
 
 def capability_table(frameworks: Iterable[Framework] | None = None) -> CapabilityTable:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import threading
 import time
 import zlib
@@ -60,10 +59,15 @@ FUNCTIONS = {
 #: members on each side of this rank, in the order of the group, whose collectives are compared with its own: where
 #: the collectives of a group differ at all, those of two neighbours do
 _NEIGHBOURS = 4
+#: descriptions of collectives that are kept
+_MOST_TEXTS = 4096
 
 
 class _Group:
-    """A group as this rank records it. ``key``: equal on all members, and on no other group of the session."""
+    """A group as this rank records it. ``key``: equal on all members, and on no other group of the session.
+
+    ``neighbours``: the members whose collectives are compared with those of this rank.
+    """
 
     def __init__(self, group: Any, epoch: str) -> None:
         self.name = str(group.group_name)
@@ -71,6 +75,9 @@ class _Group:
         self.words = format_ranks(self.members)
         self.key = zlib.crc32(f"{epoch} {self.name} {self.members}".encode()) << 8
         self.number = 0
+        here, size = self.members.index(dist.get_rank()), len(self.members)
+        steps = range(1, min(_NEIGHBOURS, size - 1) + 1)
+        self.neighbours = {self.members[(here + sign * step) % size] for step in steps for sign in (1, -1)}
 
 
 class _Entered(NamedTuple):
@@ -87,9 +94,8 @@ class Record:
 
     def __init__(self, directory: Path, rank: int) -> None:
         self.directory, self.rank = directory, rank
-        self.compares = True
         self.connections = Connections()
-        self.waiting_in: tuple[Any, _Group, str] | None = None  # group, its record, the collective in words
+        self.waiting_in: _Entered | None = None
         self.failed: dict[int, str] = {}  # ranks that cannot come to a collective of this cell -> why
         self.released = ""  # why a collective was broken
         self.on_broken: Callable[[], None] = lambda: None  # called when a group was broken, from any thread
@@ -115,27 +121,30 @@ class Record:
         group = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
         if group is None:  # no group yet, which torch says itself
             return upstream(*args, **options)
-        entered = self._enter(kind, function, group, args, options)
-        return self._wait(entered, upstream, args, options)
+        self._last = self._entered(kind, function, group, args, options)
+        return self._wait(self._last, upstream, args, options, compares=function.numbered)
 
     def await_work(self, upstream: Callable[..., Any], work: Any, args: Any, options: Any) -> Any:
         """Waits for an asynchronous collective, recorded as the last one that was called."""
         if self._depth or self._last is None or threading.get_ident() != self._main:
             return upstream(work, *args, **options)
-        return self._wait(self._last, upstream, (work, *args), options)
+        return self._wait(self._last, upstream, (work, *args), options, compares=False)
 
-    def _wait(self, entered: _Entered, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
-        group, known, words, row = entered
+    def _wait(self, entered: _Entered, upstream: Callable[..., Any], args: Any, options: Any, *, compares: bool) -> Any:
         if self.failed:
-            self._raise_if_missing(known, words)
-        self._row.enter(*row, time.monotonic())
-        self.waiting_in = (group, known, words)
+            self._raise_if_missing(entered.known, entered.words)
+        self._row.enter(*entered.row, time.monotonic())
+        self.waiting_in = entered
         self._depth += 1
         try:
+            if compares:
+                self._compare(entered)
             return upstream(*args, **options)
+        except CollectiveMismatchError:
+            raise
         except RuntimeError:
             if self.released:
-                raise CollectiveReleasedError(f"{self.released}; this rank was released from {words}") from None
+                raise CollectiveReleasedError(f"{self.released}; this rank was released from {entered.words}") from None
             raise
         finally:
             self._depth -= 1
@@ -147,9 +156,8 @@ class Record:
         if missing:
             raise CollectiveReleasedError(f"{self.failed[missing[0]]}; this rank did not enter {words}")
 
-    def _enter(self, kind: str, function: _Function, group: Any, args: Any, options: Any) -> _Entered:
-        known = self._known(group)
-        frame = sites.calling_frame() if len(self._texts) < 4096 else sys._getframe(2)
+    def _entered(self, kind: str, function: _Function, group: Any, args: Any, options: Any) -> _Entered:
+        known, frame = self._known(group), sites.calling_frame()
         tensor = None
         if function.tensor is not None:
             position, name = function.tensor
@@ -163,21 +171,12 @@ class Record:
         cached = (kind, known.key, shape, dtype, frame.f_code, frame.f_lineno, *map(str, details))
         text = self._texts.get(cached)
         if text is None:
-            text = self._texts[cached] = _described(
-                kind, function, known, tensor, details=details, place=sites.in_words(frame)
-            )
+            text = _described(kind, function, known, tensor, details=details, place=sites.in_words(frame))
+            if len(self._texts) < _MOST_TEXTS:
+                self._texts[cached] = text
         signature, encoded, words = text
-        number = 0
-        if function.numbered:
-            known.number += 1
-            number = known.number
-        row = (known.key, number, signature, encoded)
-        self._row.enter(*row, time.monotonic())
-        self._row.leave()
-        if number and self.compares:
-            self._compare(known, number, signature, words)
-        self._last = _Entered(group, known, words, row)
-        return self._last
+        known.number += function.numbered
+        return _Entered(group, known, words, (known.key, known.number if function.numbered else 0, signature, encoded))
 
     def _known(self, group: Any) -> _Group:
         known = self._groups.get(id(group))
@@ -193,21 +192,17 @@ class Record:
             self._last = None
         return self.connections.noting(make, args, options)
 
-    def _compare(self, known: _Group, number: int, signature: int, words: str) -> None:
-        here = known.members.index(self.rank) if self.rank in known.members else 0
-        size = len(known.members)
-        steps = range(1, min(_NEIGHBOURS, size - 1) + 1)
-        for peer in {known.members[(here + sign * step) % size] for step in steps for sign in (1, -1)}:
-            if peer == self.rank:
-                continue
+    def _compare(self, entered: _Entered) -> None:
+        known, (key, number, signature, _) = entered.known, entered.row
+        for peer in known.neighbours:
             reader = self._reader(peer)
-            theirs = None if reader is None else reader.signature(known.key, number)
+            theirs = None if reader is None else reader.signature(key, number)
             if reader is not None and theirs is not None and theirs != signature:
-                other = reader.describe(known.key, number)
+                other = reader.describe(key, number)
                 raise CollectiveMismatchError(
                     f"collective {number} of group {known.name} ({known.words}) differs between ranks: rank "
-                    f"{self.rank} calls {words}; rank {peer} calls {other}. Call the same collectives, with tensors of "
-                    "one size and dtype, in the same order on all ranks of the group"
+                    f"{self.rank} calls {entered.words}; rank {peer} calls {other}. Call the same collectives, with "
+                    "tensors of one size and dtype, in the same order on all ranks of the group"
                 )
 
     def _reader(self, rank: int) -> RowReader | None:

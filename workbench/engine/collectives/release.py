@@ -26,10 +26,9 @@ def release(*, failed: dict[str, str], reason: str = "") -> None:
     record.failed.update({int(rank): why for rank, why in failed.items()})
     waiting = record.waiting_in
     if waiting is not None:
-        group, known, _ = waiting
-        missing = sorted(record.failed.keys() & set(known.members))
+        missing = sorted(record.failed.keys() & set(waiting.known.members))
         if missing or reason:
-            _break(record, [group], reason or record.failed[missing[0]])
+            _break(record, [waiting.group], reason or record.failed[missing[0]])
     elif _stands_in_torch():
         groups = [each for each in record.connections.groups() if reason or _has(record, each)]
         _break(record, groups, reason or next(iter(record.failed.values()), ""))

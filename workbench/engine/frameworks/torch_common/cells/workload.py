@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
 def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     model, train_step = names["model"], names.get(OWN_STEP)
     if not isinstance(model, torch.nn.Module):
-        raise ConfigError(f"model is {_in_words(model)}: define a torch.nn.Module, as in Net(...)", field="model")
+        several = isinstance(model, Mapping | list | tuple)
+        right = 'model = torch.nn.ModuleDict({"g": ..., "d": ...})' if several else "a torch.nn.Module, as in Net(...)"
+        raise ConfigError(f"model is {_in_words(model)}: define {right}", field="model")
     if train_step is None:
         optimizer, scheduler = names["optimizer"], names.get("lr_scheduler")
         check_optimizer(optimizer)

@@ -14,8 +14,7 @@ from workbench.errors import ConfigError
 def own_step(names: Mapping[str, Any], optimizer: Any) -> Callable[[torch.nn.Module, Any], Any]:
     """``train_step(model, optimizer, batch)`` of the cell, given its ``optimizer``.
 
-    Raises ``ConfigError`` for one that takes other arguments, for a model that is no module, and for validation data
-    whose loss nothing computes.
+    Raises ``ConfigError`` for one that takes other arguments, and for validation data whose loss nothing computes.
     """
     step, model = names["train_step"], names["model"]
     if not callable(step):
@@ -29,9 +28,6 @@ def own_step(names: Mapping[str, Any], optimizer: Any) -> Callable[[torch.nn.Mod
             f"train_step takes other arguments ({error}): define train_step(model, optimizer, batch)",
             field="train_step",
         ) from error
-    if not isinstance(model, torch.nn.Module):
-        hint = ': several modules are one as model = torch.nn.ModuleDict({"g": ..., "d": ...})'
-        raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module{hint}", field="model")
     has_data = names.get("eval_dataset") is not None or names.get("eval_dataloader") is not None
     if has_data and not any(callable(names.get(name)) for name in ("loss_fn", "criterion", "evaluate")):
         raise ConfigError(
