@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -13,8 +14,16 @@ from IPython.display import display
 from magics.train import run_flags
 from magics.words import parse
 from workbench.core import flags
-from workbench.run.verify import AGAINST, SINGLE, verify
+from workbench.run.verify import verify
+from workbench.run.verify_options import OPTIONS
 from workbench.verification.result import Verification
+
+
+def _verify_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of a verification as magic arguments."""
+    for name, keywords in reversed(OPTIONS):
+        function = argument(name, **keywords)(function)
+    return function
 
 
 @magics_class
@@ -26,12 +35,7 @@ class VerifyMagics(Magics):
     @magic_arguments()
     @argument("--config", metavar="FILE", help="a spec file (TOML); flags override it")
     @argument_group("verification")
-    @argument(
-        "--against",
-        default=SINGLE,
-        choices=AGAINST,
-        help="what the plan is compared with: single (one process) or ddp (torch's DistributedDataParallel)",
-    )
+    @_verify_flags
     @run_flags
     @line_cell_magic
     def dist_verify(self, line: str, cell: str | None = None) -> Verification | None:

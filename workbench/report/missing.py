@@ -10,7 +10,7 @@ from workbench.report.run_data import RunData
 #: figures by the data that they need: see ``plots``
 _BETWEEN_RANKS = frozenset({"traffic", "bandwidth", "exposed", "lag"})
 _BETWEEN_REPLICAS = frozenset({"cosine", "noise"})
-_OF_EVALUATIONS = frozenset({"validation", "confusion"})
+_OF_EVALUATIONS = frozenset({"validation", "metrics", "confusion"})
 _OF_FULL_STATISTICS = frozenset({"histogram", "update_ratio", *_BETWEEN_REPLICAS})
 _OF_THE_MONITOR = ("ranks", "gradients", "communication", "timeline")
 

@@ -196,6 +196,8 @@ def _completed(options: dict[str, Any], cell: str | None, default_ranks: int) ->
 
     A cell with a dataloader defines its own batch size; the spec then has the batch size 0.
     """
+    if options.get("epochs") == 0 and "steps" not in options:
+        raise ConfigError("--epochs 0 trains nothing: pass at least 1, or --steps N", field="--epochs")
     if options.get("epochs"):
         options = {"steps": 0, "eval_every": "1ep", **options}
     if cell is None:

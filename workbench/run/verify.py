@@ -26,6 +26,7 @@ from workbench.run.job import TrainingJob
 from workbench.run.launch import resolved, session_for
 from workbench.run.peer_watch import PeerWatch
 from workbench.run.run import Run
+from workbench.run.verify_options import AGAINST, DDP, SINGLE
 from workbench.rundir import directory as run_directory
 from workbench.rundir import state
 from workbench.rundir.directory import CELL_FILE
@@ -34,8 +35,6 @@ from workbench.verification.judge import Plan, judge
 from workbench.verification.result import Verification
 from workbench.verification.training import Training
 
-SINGLE, DDP = "single", "ddp"
-AGAINST = (SINGLE, DDP)
 STEPS = 20
 #: where trainings are that are not kept
 _BESIDE = "verify"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -152,3 +153,12 @@ def test_a_plan_of_the_table_shows_who_holds_what() -> None:
     assert "gradients and optimizer state</text>" in found.holders("zero2 dp2")._repr_html_()
     with pytest.raises(ConfigError, match="no plan 'pp3' was predicted"):
         found.holders("pp3")
+
+
+def test_a_part_of_the_memory_that_no_plan_needs_has_no_column():
+    found = shown()
+    assert "buffers" in found.tables()[0][1]
+    without = [
+        replace(item, memory=tuple(replace(each, buffers=0) for each in item.memory)) for item in found.forecasts
+    ]
+    assert "buffers" not in replace(found, forecasts=tuple(without)).tables()[0][1]

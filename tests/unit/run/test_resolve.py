@@ -48,6 +48,7 @@ def test_flags_win_over_the_recipes_defaults() -> None:
         ({"recipe": "stdlib-llama", "accumulate": "two"}, "--accumulate must be a whole number"),
         ({"recipe": 3}, "--recipe must be a string, not 3"),
         ({"recipe": "stdlib-llama", "framework": "colosal"}, "unknown framework 'colosal': did you mean 'colossal'"),
+        ({"recipe": "stdlib-llama", "epochs": 0}, "--epochs 0 trains nothing"),
         ({"recipe": "digits-vit", "pp": 3, "batch_size": 6}, "--pp 3 does not divide the 4 layers"),
     ],
 )

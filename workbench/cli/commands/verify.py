@@ -11,6 +11,7 @@ import sys
 
 from workbench.cli.commands import spec_argument
 from workbench.core import flags
+from workbench.run.verify_options import OPTIONS
 
 NAME = "verify"
 HELP = "tell whether a plan trains the same as one process"
@@ -20,12 +21,8 @@ _CODES = {"same": 0, "differs": 1, "undecided": 3}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench verify``."""
     spec_argument.add_to(parser, "the spec file, or the name of a recipe (not needed with --recipe)")
-    parser.add_argument(
-        "--against",
-        default="single",
-        choices=("single", "ddp"),
-        help="what the plan is compared with: single (one process) or ddp (torch's DistributedDataParallel)",
-    )
+    for name, keywords in OPTIONS:
+        parser.add_argument(name, **keywords)
     flags.add_to(parser)
 
 

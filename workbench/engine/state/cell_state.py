@@ -30,7 +30,7 @@ class CellState:
     ``namespace``: where the cell's functions look up their variables; ``defined``: the names that the cell defined.
     Kept are modules, tensors and objects with ``state_dict`` and ``load_state_dict``, or what the cell's
     ``state = ["name", ...]`` names. Tensors of the model, of its optimizer and of the dataset are left out. Raises
-    ``ConfigError`` when ``state`` names what the cell does not define.
+    ``ConfigError`` when ``state`` names what the cell does not define, or is a text.
     """
 
     def __init__(self, namespace: dict[str, Any], defined: Mapping[str, Any]) -> None:
@@ -39,6 +39,8 @@ class CellState:
         self._elsewhere = _tensors_saved_elsewhere(defined)
         #: names of a module's state that are saved with the model
         self._shared: dict[str, set[str]] = {}
+        if isinstance(chosen, str):
+            raise ConfigError(f"state = {chosen!r}: state is a list of names, such as [{chosen!r}]", field="state")
         if isinstance(chosen, list | tuple) and all(isinstance(name, str) for name in chosen):
             unknown = [name for name in chosen if name not in defined]
             if unknown:

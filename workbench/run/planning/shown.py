@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _STYLE = (
     "<style>.dw-plans{font:13px/1.45 system-ui,sans-serif}.dw-plans table{border-collapse:collapse;margin:4px 0 12px}"
-    ".dw-plans th,.dw-plans td{padding:2px 10px;text-align:right;border-bottom:1px solid #8884;"
-    "font-variant-numeric:tabular-nums;white-space:nowrap}"
+    ".dw-plans th,.dw-plans td{padding:2px 6px;text-align:right;border-bottom:1px solid #8884;"
+    "font-variant-numeric:tabular-nums}.dw-plans td{white-space:nowrap}.dw-plans th{vertical-align:bottom}"
     ".dw-plans td:first-child,.dw-plans th:first-child{text-align:left}"
     ".dw-plans caption{text-align:left;font-weight:600;padding:4px 0}.dw-plans .scroll{overflow-x:auto}</style>"
 )
@@ -151,9 +151,10 @@ class Plans:
         return said
 
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Title, heads and rows of text of each table."""
-        heads = ["plan", *PARTS.values(), "total", "sent per step", "step (estimated)"]
-        rows = [self._cells(item) for item in self.forecasts]
+        """Title, heads and rows of text of each table. A part of the memory that no plan needs has no column."""
+        parts = [part for part in PARTS if any(getattr(item.largest, part) != 0 for item in self.forecasts)]
+        heads = ["plan", *(PARTS[part] for part in parts), "total", "sent per step", "step (estimated)"]
+        rows = [self._cells(item, parts) for item in self.forecasts]
         shown = [(f"Plans for {self.ranks} ranks", heads, rows)] if rows else []
         found = self.errors()
         if found:
@@ -166,9 +167,9 @@ class Plans:
             )
         return shown
 
-    def _cells(self, item: Forecast) -> list[str]:
+    def _cells(self, item: Forecast, parts: Sequence[str]) -> list[str]:
         held = item.largest
-        sizes = [_size(getattr(held, part)) for part in PARTS]
+        sizes = [_size(getattr(held, part)) for part in parts]
         time = "\N{EN DASH}" if item.time is None else numbers.milliseconds(1e3 * item.time.total)
         name = item.name if item.fits else f"{item.name} (does not fit)"
         return [name, *sizes, _size(held.total), _size(item.sent_bytes), time]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from workbench.engine.state.cell_state import CellState
+from workbench.errors import ConfigError
 
 
 def gan() -> dict[str, Any]:
@@ -35,3 +37,9 @@ def test_what_a_cell_declares_is_not_told_as_lost() -> None:
     }  # fmt: skip
     state = CellState(defined, defined)
     assert (state.names, state.left_out) == ([], ["queue"])
+
+
+def test_a_text_is_no_list_of_names() -> None:
+    defined = {"state": "teacher", "teacher": torch.nn.Linear(2, 2)}
+    with pytest.raises(ConfigError, match=r"state is a list of names, such as \['teacher'\]"):
+        CellState(defined, defined)
