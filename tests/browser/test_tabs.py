@@ -329,6 +329,10 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
     unnamed += " node.offsetParent && !(node.getAttribute('aria-label') || node.innerText.trim()"
     unnamed += " || node.labels?.length)).length"
     assert bare.evaluate(unnamed) == 0
+    bare.set_viewport_size({"width": 640, "height": 1000})  # what JupyterLab leaves of a window of 900 px
+    help_text = bare.locator(".dw-control", has=field).locator(".dw-said-here")
+    assert help_text.bounding_box()["width"] > 500
+    assert bare.locator(".dw-names").bounding_box()["width"] > 500
     panel.close()
 
 

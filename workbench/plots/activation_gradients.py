@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "activation_gradients"
-TITLE = "Gradient of each module's output (root mean square, log scale)"
+TITLE = "Gradient of each module's output (RMS, log scale)"
 TAB = "inside"
 AXIS = "step"
 EMPTY = activations.EMPTY

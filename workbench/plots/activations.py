@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "activations"
-TITLE = "Activations per module (root mean square of the output, log scale)"
+TITLE = "Activations per module (RMS of the output, log scale)"
 TAB = "inside"
 AXIS = "step"
 EMPTY = "Nothing was looked at inside the model: --watch activations does."

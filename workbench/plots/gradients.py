@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "gradients"
-TITLE = "Gradient norm per layer (L2, reduced over ranks, log scale)"
+TITLE = "Gradient norm per layer (L2, reduced, log scale)"
 TAB = "gradients"
 AXIS = "step"
 EMPTY = "No gradient statistics yet: --grad-every N takes them every N steps."

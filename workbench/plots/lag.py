@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "lag"
-TITLE = "Work time per step relative to the median of the other ranks (%)"
+TITLE = "Work time relative to the median of the other ranks (%)"
 TAB = "ranks"
 AXIS = "step"
 WIDE = True

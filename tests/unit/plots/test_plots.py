@@ -112,6 +112,11 @@ def test_order_and_names() -> None:
     assert [plot.NAME for plot in plots()] == list(ALL)
 
 
+def test_titles_fit_beside_the_names_of_layers() -> None:
+    """In a page of 640 px, which JupyterLab leaves of a window of 900, names of layers take a third."""
+    assert [plot.TITLE for plot in plots() if len(plot.TITLE) > 55] == []
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run: Path) -> None:
     """A store that grows by pieces gives the same rows as one that is read whole."""
