@@ -16,7 +16,7 @@ from workbench.core.config import TrainSpec
 from workbench.engine.base.workload import Workload
 from workbench.engine.entry import joined_of, load_strategy
 from workbench.engine.frameworks.colossal.families import FAMILIES
-from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.trained import users_model
 from workbench.errors import ConfigError
 

@@ -16,7 +16,7 @@ from tests.engine import models
 from workbench.core.config import TrainSpec
 from workbench.engine.base.workload import Workload
 from workbench.engine.entry import joined_of, load_strategy
-from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.errors import ConfigError
 
 STEPS = 4

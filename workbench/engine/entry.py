@@ -41,7 +41,7 @@ from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellE
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
-from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.logged.observer import LoggedValues
 from workbench.engine.loop.trainer import Trainer

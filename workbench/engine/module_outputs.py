@@ -29,7 +29,7 @@ from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
-from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.replay import spec_of_replica
 from workbench.engine.state.batch_snapshot import load_batch_snapshot, save_batch_snapshot, save_tensors

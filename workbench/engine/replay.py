@@ -26,7 +26,7 @@ from workbench.engine.data.batches import split
 from workbench.engine.entry import build_workload, joined_of, load_strategy
 from workbench.engine.faults.nonfinite import fault_directory, named_tensors
 from workbench.engine.faults.nonfinite_search import Finding, NonfiniteSearch, find_origin
-from workbench.engine.frameworks.torch_common.losses.terms import noted_losses
+from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import torch_defaults
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
 from workbench.engine.state.randomness import RandomGenerators

@@ -21,6 +21,7 @@ _REMARKS = (
     "loss_of_averages",
     "loss_by_samples",
     "contrastive_loss",
+    "batch_statistics",
     "joint_loss",
     "batch_norm",
     "buffers_by_share",

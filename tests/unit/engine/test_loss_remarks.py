@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from workbench.core.mesh import Mesh
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
-from workbench.engine.frameworks.torch_common.losses.terms import loss_term, noted_losses
+from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
+from workbench.engine.frameworks.torch_common.losses.terms import loss_term
 
 WEIGHT = nn.Parameter(torch.randn(6, 4))
 INPUTS = torch.randn(4, 6)
@@ -21,6 +22,7 @@ SOME_IGNORED = torch.tensor([0, -100, 3, -100])
 OWN_NUMBERS = torch.arange(4)
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.0])
 SCALES = nn.Parameter(torch.zeros(2))
+CHOSEN = torch.tensor([True, False, False, True])
 
 
 def scores() -> torch.Tensor:
@@ -31,10 +33,14 @@ def similarities() -> torch.Tensor:
     return scores() @ scores().T
 
 
+def losses() -> torch.Tensor:
+    return scores().square().mean(1)
+
+
 def said_of(compute: Callable[[], Any]) -> set[str]:
     said: set[str] = set()
     with noted_losses():
-        loss_term(compute, lambda name, text: said.add(name))
+        loss_term(compute, lambda name, text: said.add(name), samples=4)
     return said
 
 
@@ -54,6 +60,23 @@ SILENT: dict[str, Callable[[], Any]] = {
     "products of a sample with itself": lambda: (scores() * scores().flip(1)).sum(1).sigmoid().log().mean(),
     "torch's sum": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
     "sum and count": lambda: (functional.cross_entropy(scores(), SOME_IGNORED, reduction="sum"), 2),
+    "ignored labels, scaled": lambda: 0.5 * functional.cross_entropy(scores(), SOME_IGNORED),
+    "ignored labels and a penalty": lambda: (
+        functional.cross_entropy(scores(), SOME_IGNORED) + 0.1 * WEIGHT.square().sum()
+    ),
+    "chosen elements": lambda: scores()[CHOSEN].square().mean(),
+    "a masked mean": lambda: (scores().square() * CHOSEN[:, None]).sum() / (4 * CHOSEN.sum()),
+    "a masked mean of samples": lambda: (scores().square().mean(1) * CHOSEN).sum() / CHOSEN.sum().clamp(min=1),
+    "a masked mean by where": lambda: scores().square().mean(1).where(CHOSEN, 0).sum() / CHOSEN.sum(),
+    "a weighted mean": lambda: (scores().square().mean(1) * WEIGHTS).sum() / (WEIGHTS.sum() + 1e-8),
+    "no weight": lambda: (scores().square().mean(1) * torch.zeros(4)).sum() / 1.0,
+    "a sum": lambda: (scores() - INPUTS[:, :4]).square().sum(),
+    "a part of torch's sum": lambda: 0.5 * functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
+    "two sums": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum") - 0.5 * scores().exp().sum(),
+    "a sum of what torch did not average": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="none").sum(),
+    "averages of features, added up": lambda: scores().square().mean(0).sum(),
+    "an average along the time, which comes first": lambda: scores().reshape(2, 4, 2).mean(0).tanh().mean(),
+    "products with all tokens of a sample": lambda: scores().reshape(4, 2, 2).softmax(1).square().mean(),
     "a sum that is averaged": lambda: scores().square().sum() / 4,
     "torch's sum that is averaged": lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum") / 4,
     "a penalty on weights": lambda: scores().square().mean() + 0.1 * WEIGHT.square().sum() + 0.1 * WEIGHT.norm(),
@@ -97,28 +120,39 @@ TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
         {"loss_by_samples"},
         lambda: functional.cross_entropy(scores(), SOME_IGNORED) + 0.1 * scores().square().mean(),
     ),
-    "ignored labels, scaled": ({"loss_by_samples"}, lambda: 0.5 * functional.cross_entropy(scores(), SOME_IGNORED)),
-    "a sum": ({"loss_is_a_sum"}, lambda: (scores() - INPUTS[:, :4]).square().sum()),
-    "a part of torch's sum": (
-        {"loss_is_a_sum"},
-        lambda: 0.5 * functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
+    "chosen elements and something": (
+        {"loss_by_samples"},
+        lambda: scores().square().mean() + scores()[CHOSEN].square().mean(),
     ),
-    "two sums": (
-        {"loss_is_a_sum"},
-        lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum") - 0.5 * scores().exp().sum(),
+    "a mask and something": (
+        {"loss_by_samples"},
+        lambda: scores().square().mean() + (scores().square().mean(1) * CHOSEN).sum() / CHOSEN.sum(),
     ),
-    "a sum divided by weights": (
+    "a sum and a mean": ({"loss_is_a_sum"}, lambda: scores().square().mean() + scores().square().sum()),
+    "weights that add up to 1 in each batch": (
         {"loss_is_a_sum"},
-        lambda: (scores().square().mean(1) * WEIGHTS).sum() / WEIGHTS.sum(),
+        lambda: (losses().detach().softmax(0) * losses()).sum() * 1.0,
     ),
+    "a sum and a penalty on weights": (
+        {"loss_is_a_sum"},
+        lambda: scores().square().sum() + 0.1 * WEIGHT.square().sum(),
+    ),
+    "a sum divided by another number": ({"loss_is_a_sum"}, lambda: scores().square().sum() / 1000),
     "a root of a mean": ({"loss_of_averages"}, lambda: 2 * functional.mse_loss(scores(), INPUTS[:, :4]).sqrt()),
     "a quotient of sums": (
         {"loss_of_averages"},
         lambda: 1 - (2 * (scores().sigmoid() * LABELS).sum() + 1) / (scores().sigmoid().sum() + 1),
     ),
-    "a sum of what torch did not average": (
-        {"loss_is_a_sum"},
-        lambda: functional.mse_loss(scores(), INPUTS[:, :4], reduction="none").sum(),
+    "deviations of features": ({"batch_statistics"}, lambda: (1 - scores().std(0)).relu().mean()),
+    "samples minus their mean": ({"batch_statistics"}, lambda: (scores() - scores().mean(0)).square().mean()),
+    "a model that normalises the batch": (
+        {"batch_statistics"},
+        lambda: functional.mse_loss((scores() / scores().norm(dim=0)).tanh(), INPUTS[:, :4]),
+    ),
+    "the worst samples": ({"batch_statistics"}, lambda: losses().topk(2).values.mean() + 0.0),
+    "samples that count by their loss": (
+        {"batch_statistics"},
+        lambda: (losses().softmax(0) * losses()).sum() + 0.0,
     ),
 }
 
@@ -140,7 +174,7 @@ def test_a_criterion_and_a_model_s_own_count_are_known() -> None:
     with noted_losses():
         said: list[str] = []
         loss = lambda: 1.0 * functional.cross_entropy(scores(), SOME_IGNORED)  # noqa: E731
-        term = loss_term(loss, lambda name, text: said.append(name), count_of=lambda loss: 2.0)
+        term = loss_term(loss, lambda name, text: said.append(name), count_of=lambda loss: 2.0, samples=4)
     assert (term.count, said) == (2.0, [])
 
 

@@ -43,9 +43,9 @@ from workbench.engine.frameworks.torch_common.batches import (
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
+from workbench.engine.frameworks.torch_common.losses.calls import Number
 from workbench.engine.frameworks.torch_common.losses.terms import (
     LossTerm,
-    Number,
     count_of_models_labels,
     expected_labels,
     loss_term,
@@ -141,7 +141,7 @@ class ColossalStrategy(Strategy):
         self.mark("forward", number)
         before = versions_of(self.plan.held)
         with self.plan.norms.around(piece):
-            term = self.plan.calling(lambda model: self._term(model, batch))
+            term = self.plan.calling(lambda model: self._term(model, batch, samples_in(piece)))
         self._check_weights(before)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         if self.plan.reduction is not None:
@@ -162,19 +162,19 @@ class ColossalStrategy(Strategy):
         elif plan.is_whole and self.mesh.dp > 1 and self.average.is_new and not self.spec.recipe:
             check_changed_alike(plan.held, before, self.device)
 
-    def _term(self, model: torch.nn.Module, batch: Batch) -> LossTerm:
-        """The loss of one piece by ``model``: the wrapped one, or the user's own."""
+    def _term(self, model: torch.nn.Module, batch: Batch, samples: int) -> LossTerm:
+        """The loss of one piece, of ``samples`` samples, by ``model``: the wrapped one, or the user's own."""
         with self.plan.autocast():
             if self.workload.loss_fn is not None:
                 loss_fn = self.workload.loss_fn
-                return loss_term(lambda: loss_fn(model, batch), self._tell)
+                return loss_term(lambda: loss_fn(model, batch), self._tell, samples=samples)
             outputs: list[Any] = []
 
             def compute() -> Any:
                 outputs.append(call_model(model, batch))
                 return self._criterion(outputs[0], batch)
 
-            return loss_term(compute, self._tell, lambda loss: self._labels(loss, outputs[0], batch))
+            return loss_term(compute, self._tell, lambda loss: self._labels(loss, outputs[0], batch), samples=samples)
 
     @property
     def _tell(self) -> Callable[[str, str], object] | None:
@@ -201,7 +201,7 @@ class ColossalStrategy(Strategy):
     def _again(self, piece: Batch) -> torch.Tensor:
         batch = to_device(contents(piece), self.device)
         with self.plan.norms.around(piece):
-            term = self._term(users_model(self.plan.module), batch)
+            term = self._term(users_model(self.plan.module), batch, samples_in(piece))
         return self.average.again(term, samples_in(piece))
 
     def _rerun_pipeline(self, piece: Batch, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
@@ -261,12 +261,16 @@ class ColossalStrategy(Strategy):
     def _micro_loss(self, weigh: Callable[[LossTerm, float], torch.Tensor], outputs: Any, batch: Batch) -> torch.Tensor:
         """The weighted loss of a micro-batch, times the number of micro-batches, by which the schedule divides it."""
         batch = self._named.original(batch)
-        return weigh(self._term_of(outputs, batch), samples_in(batch)) * self.spec.plan.micro_batches
+        samples = samples_in(batch)
+        return weigh(self._term_of(outputs, batch, samples), samples) * self.spec.plan.micro_batches
 
-    def _term_of(self, outputs: Any, batch: Batch) -> LossTerm:
-        """The loss of a batch by what the last stage put out for it."""
+    def _term_of(self, outputs: Any, batch: Batch, samples: int) -> LossTerm:
+        """The loss of a batch of ``samples`` samples by what the last stage put out for it."""
         return loss_term(
-            lambda: self._criterion(outputs, batch), self._tell, lambda loss: self._labels(loss, outputs, batch)
+            lambda: self._criterion(outputs, batch),
+            self._tell,
+            lambda loss: self._labels(loss, outputs, batch),
+            samples=samples,
         )
 
     def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:
@@ -374,13 +378,13 @@ class ColossalStrategy(Strategy):
             with torch.no_grad(), evaluating(self.plan.model), self.plan.autocast():
                 return self._evaluated_by_stages(batch)
         with self.evaluation() as model, outputs_seen(users_model(self.plan.module)) as seen:
-            term = self._term(model, batch)
+            term = self._term(model, batch, samples_in(batch))
         return first_output(seen) if outputs else None, term
 
     def _evaluated_by_stages(self, batch: Batch) -> tuple[Any, LossTerm] | None:
         plan = self._hybrid()
         found = forward_only(plan.plugin.scheduler, plan.model, self._named.named(batch))
-        return (found, self._term_of(found, batch)) if self.has_loss() else None
+        return (found, self._term_of(found, batch, samples_in(batch))) if self.has_loss() else None
 
     @contextmanager
     def evaluation(self) -> Iterator[torch.nn.Module]:

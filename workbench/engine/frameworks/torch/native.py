@@ -17,7 +17,7 @@ from workbench.engine.base.tensor import local_part
 from workbench.engine.frameworks.torch.loss_scale import SharedLossScale
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
-from workbench.engine.frameworks.torch_common.losses.terms import Number
+from workbench.engine.frameworks.torch_common.losses.calls import Number
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import ModelNames, RankParameter
 from workbench.engine.watch.torch import tensor_statistics as figures

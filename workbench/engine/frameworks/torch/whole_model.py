@@ -88,7 +88,7 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         items = self._versioned()
         before = versions_of(items)
         with self.norms.around(piece):
-            term = self.model(lambda: self._term(batch))
+            term = self.model(lambda: self._term(batch, samples_in(piece)))
         self._frozen_by_cell.check()
         self._check_weights(items, before)
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
@@ -108,8 +108,8 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
             check_changed_alike(items, before, self.device)
 
-    def _term(self, batch: Batch) -> LossTerm:
-        return self._whole.term(batch, self.tell if self.average.is_new else None)
+    def _term(self, batch: Batch, samples: int) -> LossTerm:
+        return self._whole.term(batch, samples, self.tell if self.average.is_new else None)
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """As ``Replayable.rerun``."""
@@ -118,5 +118,5 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
 
     def _again(self, piece: Batch) -> torch.Tensor:
         with self.norms.around(piece):
-            term = self._term(to_device(contents(piece), self.device))
+            term = self._term(to_device(contents(piece), self.device), samples_in(piece))
         return self.average.again(term, samples_in(piece))

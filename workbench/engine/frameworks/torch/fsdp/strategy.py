@@ -103,8 +103,8 @@ class FsdpStrategy(WholeModelStrategy):
     def _check_weights(self, items: list[RankParameter], before: list[int]) -> None:
         check_unchanged(items, before, self.spec.plan.plugin)
 
-    def _term(self, batch: Batch) -> LossTerm:
-        term = super()._term(batch)
+    def _term(self, batch: Batch, samples: int) -> LossTerm:
+        term = super()._term(batch, samples)
         # FSDP2 puts a hook on what the forward pass returns, and warns of one on a view
         return term if term.value._base is None else replace(term, value=term.value.clone())
 

@@ -194,12 +194,12 @@ class PipelineStrategy(NativeStrategy):
             self._runner.step(moved, loss_of)
 
     def _loss(self, micro_batch: MicroBatch) -> torch.Tensor:
-        loss = self.average.weighted(self._term(micro_batch.batch), micro_batch.samples)
+        loss = self.average.weighted(self._term(micro_batch.batch, micro_batch.samples), micro_batch.samples)
         self._losses.append(loss.detach())
         return self._scaler.scale(loss)
 
-    def _term(self, batch: Batch) -> LossTerm:
-        """The loss of a batch on the last stage, which calls the model."""
+    def _term(self, batch: Batch, samples: int) -> LossTerm:
+        """The loss of a batch of ``samples`` samples on the last stage, which calls the model."""
         outputs: list[Any] = []
 
         def compute() -> Any:
@@ -212,7 +212,7 @@ class PipelineStrategy(NativeStrategy):
         def count(loss: torch.Tensor) -> Any:
             return count_of_models_labels(self._module, loss, outputs[0], batch) if outputs else None
 
-        return loss_term(compute, self.tell if self.average.is_new else None, count)
+        return loss_term(compute, self.tell if self.average.is_new else None, count, samples=samples)
 
     def weight_matrices(self) -> list[WeightMatrix]:
         """As ``Shaped.weight_matrices``."""
@@ -248,7 +248,7 @@ class PipelineStrategy(NativeStrategy):
         losses: list[torch.Tensor] = []
 
         def again(micro_batch: MicroBatch) -> torch.Tensor:
-            loss = self.average.again(self._term(micro_batch.batch), micro_batch.samples)
+            loss = self.average.again(self._term(micro_batch.batch, micro_batch.samples), micro_batch.samples)
             seen(loss)
             losses.append(loss.detach().float())
             return loss * self.loss_scale()
@@ -271,7 +271,7 @@ class PipelineStrategy(NativeStrategy):
 
         def found(given: Batch) -> tuple[Any, LossTerm]:
             with outputs_seen(self._module) as seen:
-                term = self._term(given)
+                term = self._term(given, samples_in(given))
             return first_output(seen) if outputs else None, term
 
         with evaluating(self._module):

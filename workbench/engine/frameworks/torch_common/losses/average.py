@@ -17,7 +17,8 @@ import torch
 from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
-from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, Number
+from workbench.engine.frameworks.torch_common.losses.calls import Number
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 
 #: steps in which a loss is looked at for what a person should know of its average
 _TOLD_STEPS = 3

@@ -1,8 +1,10 @@
-"""What the autograd graph of a loss says about its form: a sum, a quotient, or another function of averages."""
+"""What the autograd graph of a loss says about its form: of which means and sums over the batch it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,40 +24,188 @@ _LINEAR = (
     "Squeeze",
     "Unsqueeze",
 )
+#: those of them that add
+_ADDING = ("Add", "Sub", "Rsub")
 #: operations that make something else of it
 _CURVED = ("Sqrt", "Rsqrt", "Pow", "Exp", "Log", "Logsumexp", "LinalgVectorNorm", "Norm", "Std", "Var", "Reciprocal")
+#: operations that take some elements
+_CHOOSING = ("Index", "IndexSelect", "MaskedSelect", "Cat")
 #: operations by which data come in, though their own node shows no other input
 _OF_DATA = ("Mm", "Bmm", "Addmm", "Baddbmm", "Convolution", "Embedding", "Index", "Gather")
 #: distances of each sample with each
 _DISTANCES = ("Cdist", "EuclideanDist")
+#: operations with a dim that combine nothing along it
+_KEEPS_SAMPLES_APART = (
+    "Cat",
+    "Stack",
+    "Select",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Unbind",
+    "Split",
+    "SplitWithSizes",
+    "Gather",
+    "IndexSelect",
+    "IndexAdd",
+    "Scatter",
+    "ScatterAdd",
+    "Diagonal",
+    "Transpose",
+    "Flip",
+    "Unfold",
+    "Glu",
+)
 #: nodes that are looked at of one term
 _MOST = 40
+#: nodes of a whole graph that are looked at for a statistic of the batch
+_MOST_OF_GRAPH = 4000
 
 
-def parts_of_form(loss: torch.Tensor) -> Iterator[tuple[str, Any, float]]:
-    """The terms of which a loss is a linear combination, as far as they are no averages of the batch.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One term of a loss, as far as it is a linear combination of terms.
 
-    Each as ("sum", its node, the number that it is divided by (1: none)), or ("curved", its node, 1): a root, a power
-    or a quotient of averages, whose mean over pieces is not that of the whole.
+    ``kind``: "call" (its node is one that ``parts_of_form`` was given), "mean", "sum", "curved" (a root, a power or a
+    quotient of averages, whose mean over pieces is not that of the whole), "weights" (of parameters alone) or "other".
+    ``divisor``: what the term is divided by, a scalar; None: nothing. ``is_added``: whether something without a
+    gradient is added to it, as ``sum()`` of a list of losses does.
     """
-    waiting: list[tuple[Any, float]] = [(loss.grad_fn, 1.0)]
+
+    kind: str
+    node: Any
+    divisor: torch.Tensor | None = None
+    is_added: bool = False
+
+
+def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[Part]:
+    """The terms of which a loss is a linear combination. ``known``: nodes that are a term of their own."""
+    waiting = [Part("other", loss.grad_fn)]
     for _ in range(_MOST):
         if not waiting:
             return
-        node, divisor = waiting.pop()
-        if node is None or is_of_parameters(node):
-            continue
-        kind, inputs = kind_of(node), [below for below, _ in node.next_functions if below is not None]
-        if kind == "Sum":
-            if _is_of_losses(node):
-                waiting += [(below, divisor) for below in inputs]
-            else:
-                yield "sum", node, divisor
+        part = waiting.pop()
+        kind, inputs = kind_of(part.node), _inputs(part.node)
+        if part.node in known:
+            yield replace(part, kind="call")
+        elif is_of_parameters(part.node):
+            yield replace(part, kind="weights")
+        elif kind == "Sum" and not _is_of_losses(part.node):
+            yield replace(part, kind="sum")
+        elif kind == "Mean":
+            yield replace(part, kind="mean")
         elif kind in _CURVED or (kind in ("Mul", "Div") and _is_of_several(inputs)):
-            yield "curved", node, 1.0
-        elif kind == "Stack" or kind in _LINEAR:
-            by = divisor * _divisor(node) if kind == "Div" else divisor
-            waiting += [(below, by) for below in inputs]
+            yield replace(part, kind="curved")
+        elif kind in ("Sum", "Stack") or kind in _LINEAR:
+            by = _product(part.divisor, _divisor(part.node)) if kind == "Div" else part.divisor
+            is_added = part.is_added or (kind in _ADDING and len(inputs) == 1) or kind in ("Sum", "Stack")
+            waiting += [Part("other", below, by, is_added) for below in inputs]
+        else:
+            yield part
+    yield from waiting
+
+
+def is_over_samples(node: Any, samples: int) -> bool:
+    """Whether a term that ends in a sum adds up ``samples`` samples: they are not averaged before."""
+    found = False
+    for _ in range(_MOST):
+        kind, inputs = kind_of(node), _inputs(node)
+        if len(inputs) != 1 or (kind not in ("Mean", "Sum") and kind not in _LINEAR):
+            break
+        if kind in ("Mean", "Sum"):
+            shape = _input_shape(node)
+            dims = _dims(node, len(shape))
+            if len(dims) == len(shape) or _dim_of_samples(shape, samples) in dims:
+                found = kind == "Sum"
+        node = inputs[0]
+    return found
+
+
+def chosen_elements(node: Any) -> int | None:
+    """Over how many elements a mean is whose elements the cell chose, or put together, from those of the batch; None
+    where it takes what there is."""
+    shape = _input_shape(node)
+    count = math.prod(shape[dim] for dim in _dims(node, len(shape)))
+    waiting = _inputs(node)
+    for _ in range(_MOST):
+        if not waiting:
+            return None
+        below = waiting.pop(0)
+        kind = kind_of(below)
+        if kind in _CHOOSING:
+            return count
+        if kind == "Mean":
+            shape = _input_shape(below)
+            count *= math.prod(shape[dim] for dim in _dims(below, len(shape)))
+        if kind not in _OF_DATA and kind != "Stack":
+            waiting += _inputs(below)
+    return None
+
+
+def weights_of_sum(node: Any) -> torch.Tensor | None:
+    """What a sum multiplies its elements by, or whether it takes them (a mask), in the shape of the elements or in one
+    that is broadcast to it; None: neither."""
+    for _ in range(_MOST):
+        kind, inputs = kind_of(node), _inputs(node)
+        if len(inputs) != 1:
+            return None
+        if kind in ("Where", "MaskedFill"):
+            return _mask_of(node)
+        if kind == "Mul":
+            factor = node._saved_other if node.next_functions[-1][0] is None else node._saved_self
+            if factor is not None and factor.dim():
+                return factor.detach()
+        if kind not in ("Sum", "Mean") and kind not in _LINEAR:
+            return None
+        node = inputs[0]
+    return None
+
+
+def _mask_of(node: Any) -> torch.Tensor:
+    """Where a node takes what has a gradient."""
+    if kind_of(node) == "MaskedFill":
+        return ~node._saved_mask
+    return node._saved_condition if node.next_functions[0][0] is not None else ~node._saved_condition
+
+
+def shape_of(node: Any) -> Sequence[int]:
+    """The shape of what a sum or a mean is over."""
+    return _input_shape(node)
+
+
+def joins_samples(loss: torch.Tensor, samples: int) -> bool:
+    """Whether a loss holds a function of a statistic over the batch, such as the deviation of each feature: whatever is
+    reduced along the dimension of ``samples`` samples, and not added up to the loss alone."""
+    if samples < 2:
+        return False
+    waiting, seen = [(loss.grad_fn, True)], {(loss.grad_fn, True)}
+    while waiting and len(seen) < _MOST_OF_GRAPH:
+        node, is_affine = waiting.pop()
+        if node is None:
+            continue
+        kind, inputs = kind_of(node), _inputs(node)
+        if not is_affine and _reduces_samples(node, samples):
+            return True
+        stays = is_affine and (
+            kind in ("Mean", "Sum", "Stack") or (kind in _LINEAR and not (kind in ("Mul", "Div") and len(inputs) > 1))
+        )
+        if is_affine and not stays and _reduces_samples(node, samples):
+            return True
+        for below in inputs:
+            if (below, stays) not in seen:
+                seen.add((below, stays))
+                waiting.append((below, stays))
+    return False
+
+
+def _reduces_samples(node: Any, samples: int) -> bool:
+    """Whether a node combines numbers along a dim 0 that can only be that of the samples."""
+    if not hasattr(node, "_saved_dim") or kind_of(node) in _KEEPS_SAMPLES_APART or len(_inputs(node)) != 1:
+        return False
+    shape = _input_shape(node)
+    if not shape or 0 not in _dims(node, len(shape)):
+        return False
+    return shape[0] == samples or (shape[0] % samples == 0 and samples not in shape[1:])
 
 
 def compares_samples(scores: torch.Tensor) -> bool:
@@ -64,7 +214,7 @@ def compares_samples(scores: torch.Tensor) -> bool:
     for _ in range(_MOST):
         if node is None:
             return False
-        inputs = [below for below, _ in node.next_functions if below is not None]
+        inputs = _inputs(node)
         if kind_of(node) in ("Mm", "Bmm"):
             return not any(is_of_parameters(below) for below in inputs)
         inputs = [below for below in inputs if not is_of_parameters(below)]
@@ -83,7 +233,7 @@ def holds_comparison(loss: torch.Tensor) -> bool:
         seen += 1
         if node is None or is_of_parameters(node):
             continue
-        kind, inputs = kind_of(node), [below for below, _ in node.next_functions if below is not None]
+        kind, inputs = kind_of(node), _inputs(node)
         if kind in _DISTANCES or (kind in ("Mm", "Bmm") and _is_of_each_with_each(node, inputs)):
             return True
         if kind not in _OF_DATA:
@@ -110,11 +260,38 @@ def is_of_parameters(node: Any) -> bool:
     for _ in range(_MOST):
         if kind_of(node) == "AccumulateGrad":
             return True
-        inputs = [below for below, _ in node.next_functions if below is not None]
+        inputs = _inputs(node)
         if kind_of(node) in _OF_DATA or len(inputs) != 1:
             return False
         node = inputs[0]
     return False
+
+
+def _inputs(node: Any) -> list[Any]:
+    return [below for below, _ in node.next_functions if below is not None]
+
+
+def _input_shape(node: Any) -> Sequence[int]:
+    """The shape of the only input of a node that has a gradient."""
+    below, number = next(found for found in node.next_functions if found[0] is not None)
+    if kind_of(below) == "AccumulateGrad":
+        return below.variable.shape
+    return below._input_metadata[number].shape  # autograd's input is what the forward pass put out
+
+
+def _dims(node: Any, length: int) -> set[int]:
+    """The dims along which a node reduces a tensor of ``length`` dims: all, where it names none."""
+    dims = getattr(node, "_saved_dim", None)
+    dims = (dims,) if isinstance(dims, int) else dims
+    # autograd shows -1 as an unsigned number of 64 bits
+    return {(dim - 2**64 if dim >= 2**63 else dim) % length for dim in dims} if dims and length else set(range(length))
+
+
+def _dim_of_samples(shape: Sequence[int], samples: int) -> int | None:
+    """The dim of a tensor of this shape along which ``samples`` samples lie; of several that could be, the first."""
+    equal = [dim for dim, size in enumerate(shape) if size == samples]
+    multiple = [dim for dim, size in enumerate(shape) if samples and size and size % samples == 0]
+    return next(iter(equal + multiple), None)
 
 
 def _is_of_several(inputs: list[Any]) -> bool:
@@ -127,13 +304,22 @@ def _is_of_losses(node: Any) -> bool:
     for _ in range(_MOST // 4):
         if not waiting:
             return False
-        below = [found for found, _ in waiting.pop(0).next_functions if found is not None]
+        below = _inputs(waiting.pop(0))
         if any(kind_of(found) == "Stack" for found in below):
             return True
         waiting += [found for found in below if kind_of(found) in _LINEAR]
     return False
 
 
-def _divisor(node: Any) -> float:
-    other = getattr(node, "_saved_other", None)
-    return float(other) if isinstance(other, torch.Tensor) and other.numel() == 1 else 1.0
+def _divisor(node: Any) -> torch.Tensor | None:
+    """What a node divides by; None where that has a gradient itself, or is not one number."""
+    if node.next_functions[-1][0] is not None:
+        return None
+    other = node._saved_other
+    return other.detach().reshape(()) if isinstance(other, torch.Tensor) and other.numel() == 1 else None
+
+
+def _product(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second

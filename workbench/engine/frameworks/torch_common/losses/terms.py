@@ -1,44 +1,27 @@
-"""What a loss is an average over: samples, labels that count, or nothing (a sum).
+"""What a loss is an average over: samples, labels that count, elements that are chosen, or nothing (a sum).
 
-torch's loss functions are replaced, while a cell trains, by functions of the same result that also note over what they
-averaged. So the loss of a piece of the batch can be weighted by what is in it, also where ``ignore_index`` leaves out
-labels or a class has a weight.
+torch's loss functions say it of their results (``calls``), the autograd graph of means and sums of the cell's own
+(``form``).
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import itertools
-import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
+from workbench.engine.frameworks.torch_common.losses.calls import LossCall, Number, number_of, recorded_calls
 from workbench.engine.frameworks.torch_common.losses.form import (
-    compares_samples,
-    holds_comparison,
-    kind_of,
+    Part,
+    chosen_elements,
+    is_over_samples,
     parts_of_form,
+    weights_of_sum,
 )
+from workbench.engine.frameworks.torch_common.losses.remarks import tell_of_average
 from workbench.errors import ConfigError
-
-#: a number on the host, or a scalar on the device that the host need not wait for
-Number = float | torch.Tensor
-
-#: torch's loss functions that have a ``reduction``
-_LOSS_FUNCTIONS = tuple(
-    name
-    for name, function in vars(functional).items()
-    if inspect.isfunction(function)
-    and not name.startswith("_")
-    and "reduction" in inspect.signature(function).parameters
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,192 +38,80 @@ class LossTerm:
     form: str = "mean"
 
 
-#: torch's loss functions whose mean is one over all elements
-_OVER_ELEMENTS = frozenset(
-    (
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "soft_margin_loss",
-        "poisson_nll_loss",
-        "hinge_embedding_loss",
-    )
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of one of torch's loss functions: its name, its result and its arguments."""
-
-    name: str
-    result: torch.Tensor
-    arguments: dict[str, Any]
-
-    @property
-    def reduction(self) -> str:
-        """ "mean", "sum", "none" or "batchmean"."""
-        size_average, reduce = self.arguments.get("size_average"), self.arguments.get("reduce")
-        if size_average is None and reduce is None:
-            return str(self.arguments["reduction"])
-        return torch.nn._reduction.legacy_get_string(size_average, reduce, emit_warning=False)
-
-    @property
-    def averages_over_labels(self) -> bool:
-        """Whether the result is a mean over labels, some of which may be ignored or count more than others."""
-        return "ignore_index" in self.arguments and self.reduction == "mean"
-
-    def count(self) -> Number | None:
-        """Over what a mean averages: labels or elements, of which a cell may have chosen some; None: unknown."""
-        if self.averages_over_labels:
-            return count_of_labels(self.arguments)
-        if self.reduction != "mean" or self.name not in _OVER_ELEMENTS or self.arguments.get("weight") is not None:
-            return None
-        return float(math.prod(torch.broadcast_shapes(self.arguments["input"].shape, self.arguments["target"].shape)))
-
-
-class _Recorder:
-    """Notes the calls of loss functions while it is active; at most one is."""
-
-    def __init__(self) -> None:
-        self.calls: list[_Call] | None = None
-
-
-_recorder = _Recorder()
-
-
-@contextmanager
-def noted_losses() -> Iterator[None]:
-    """While entered, torch's loss functions note their calls where ``loss_term`` asks for them."""
-    originals = {name: getattr(functional, name) for name in _LOSS_FUNCTIONS}
-    for name, original in originals.items():
-        setattr(functional, name, _noting(name, original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(functional, name, original)
-
-
-def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        if torch.compiler.is_compiling() or _recorder.calls is None:
-            return result
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        _recorder.calls.append(_Call(name, result, bound.arguments))
-        return result
-
-    return noting
-
-
-@contextmanager
-def _recording() -> Iterator[list[_Call]]:
-    before, _recorder.calls = _recorder.calls, []
-    try:
-        yield _recorder.calls
-    finally:
-        _recorder.calls = before
-
-
 def loss_term(
     compute: Callable[[], Any],
     tell: Callable[[str, str], object] | None = None,
     count_of: Callable[[torch.Tensor], Number | None] = lambda loss: None,
+    *,
+    samples: int,
 ) -> LossTerm:
-    """The loss that ``compute`` returns: a scalar, or (sum, count).
+    """The loss of ``samples`` samples that ``compute`` returns: a scalar, or (sum, count).
 
     ``count_of(loss)`` is asked for the count of a mean that no loss function of torch returned.
 
     ``tell(name, text)``, if given, learns what a person should know about the average; finding it out may wait for the
     device. Raises ``ConfigError`` for a result that is no loss.
     """
-    with _recording() as calls:
+    with recorded_calls() as calls:
         found = compute()
     if isinstance(found, tuple):
         return _total(found)
     value = _scalar(found)
     call = next((call for call in reversed(calls) if call.result is found), None)
     count = count_of(found) if call is None else None
+    if call is not None:
+        term = LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, call.count())
+    elif count is not None or found.grad_fn is None:
+        term = LossTerm(value, count)
+    else:
+        term = _term_of_graph(value, found, calls, samples)
     if tell is not None:
-        _tell(found, calls, call is not None or count is not None, tell)
-    if call is None:
-        return LossTerm(value, count)
-    return LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, call.count())
+        is_known = call is not None or term.count is not None or term.form == "sum"
+        is_call = call is not None or count is not None
+        tell_of_average(found, calls, tell, samples=samples, is_call=is_call, is_known=is_known)
+    return term
 
 
-#: nodes of a loss that are looked at for a sum
-_MOST_TERMS = 40
+def _term_of_graph(value: torch.Tensor, loss: torch.Tensor, calls: Sequence[LossCall], samples: int) -> LossTerm:
+    """The loss as its graph shows it: one mean, scaled, and perhaps a penalty on weights beside it; or sums alone."""
+    by_node = {call.result.grad_fn: call for call in calls if call.reduction != "none"}
+    parts = list(parts_of_form(loss, by_node))
+    terms = [part for part in parts if part.kind != "weights"]
+    if len(terms) == 1 and not terms[0].is_added:
+        count = _count_of_part(terms[0], by_node.get(terms[0].node))
+        if count is not None:
+            return LossTerm(value, count)
+    if parts and all(_is_whole_sum(part, by_node.get(part.node), samples) for part in parts):
+        return LossTerm(value, form="sum")
+    return LossTerm(value)
+
+
+def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
+    """Over what a term averages, where pieces with as many samples may differ in it."""
+    if call is not None and call.reduction != "sum":
+        return call.count()
+    if part.kind == "mean":
+        count = chosen_elements(part.node)
+        return None if count is None else float(count)
+    if part.divisor is None or (call is None and part.kind != "sum"):
+        return None
+    weights = None if call is not None else weights_of_sum(part.node)
+    if weights is None:
+        return number_of(part.divisor)
+    return number_of(torch.where((weights != 0).any(), part.divisor, 0))  # it may be clamped, not to divide by 0
+
+
+def _is_whole_sum(part: Part, call: LossCall | None, samples: int) -> bool:
+    """Whether a term is a sum over the batch, divided by nothing, also not by weights that may be shares of 1."""
+    if part.divisor is not None:
+        return False
+    if call is not None:
+        return call.reduction == "sum"
+    return part.kind == "sum" and weights_of_sum(part.node) is None and is_over_samples(part.node, samples)
+
+
 _CAUSAL = ("CausalLM", "LMHead")
 _PER_TOKEN = (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration", "MaskedImageModeling")
-CONTRASTIVE = (
-    "the loss compares the samples of a batch with each other: each rank compares those of its own share only, so the "
-    "loss is not that of one process with the whole batch"
-)
-UNKNOWN_COUNT = (
-    "the loss is made of an average over labels that are not ignored, and something else: each rank's loss counts by "
-    "its samples. Return (loss_sum, count) from loss_fn if it is to count by labels"
-)
-OF_AVERAGES = (
-    "the loss is a root, a power or a quotient of averages over the batch: each rank and gradient accumulation step "
-    "computes it for its own samples, so the loss is not that of one process with the whole batch"
-)
-ENDS_IN_QUOTIENT = (
-    "the loss is a sum divided by a number that is not its number of samples, such as a sum of weights: it is averaged "
-    "over ranks and gradient accumulation steps by samples. Return (loss_sum, count) from loss_fn"
-)
-ENDS_IN_SUM = (
-    "the loss ends in a sum: it is averaged over ranks and gradient accumulation steps. Return (loss_sum, count) from "
-    "loss_fn for a mean over the whole batch, or use a loss function of torch with reduction='sum' for a sum"
-)
-
-
-def _tell(found: torch.Tensor, calls: list[_Call], is_known: bool, tell: Callable[[str, str], object]) -> None:
-    means = [call for call in calls if call.averages_over_labels]
-    if any(_is_contrastive(call.arguments) for call in means):
-        tell("contrastive_loss", CONTRASTIVE)
-    elif not is_known and any(_ignores_some(call.arguments) for call in means):
-        tell("loss_by_samples", UNKNOWN_COUNT)
-    if is_known:
-        return
-    if holds_comparison(found):
-        tell("contrastive_loss", CONTRASTIVE)
-    sums = [call for call in calls if call.reduction == "sum"]
-    for kind, node, divisor in parts_of_form(found):
-        if kind == "curved":
-            tell("loss_of_averages", OF_AVERAGES)
-        elif divisor == 1:
-            tell("loss_is_a_sum", ENDS_IN_SUM)
-        elif divisor not in _leading_products(node._saved_self_sym_sizes):
-            tell("loss_is_a_sum", ENDS_IN_QUOTIENT)
-    if any(call.result.requires_grad and _is_part(call.result, found) for call in sums):
-        tell("loss_is_a_sum", ENDS_IN_SUM)
-
-
-def _is_part(part: torch.Tensor, loss: torch.Tensor) -> bool:
-    """Whether a loss holds the sum ``part``, and does not divide it."""
-    waiting: list[Any] = [loss.grad_fn]
-    for _ in range(_MOST_TERMS):
-        if not waiting:
-            return False
-        node = waiting.pop()
-        if node is part.grad_fn:
-            return True
-        if kind_of(node) in ("Add", "Sub", "Neg", "Mul"):
-            waiting += [below for below, _ in node.next_functions if below is not None]
-    return False
-
-
-def _leading_products(shape: Iterable[int]) -> list[float]:
-    """Numbers of samples that a tensor of this shape may have: its length along dim 0, along dims 0 and 1, and so
-    on."""
-    return [float(size) for size in itertools.accumulate(shape, operator.mul)]
 
 
 def _total(found: tuple[Any, ...]) -> LossTerm:
@@ -292,22 +163,6 @@ def _scalar(found: Any) -> torch.Tensor:
     return found.reshape(())
 
 
-def count_of_labels(arguments: dict[str, Any]) -> Number | None:
-    """Over what a loss function with these arguments averages: its labels, or the sum of their weights.
-
-    None where targets are probabilities: then it averages over samples.
-    """
-    target, weight = arguments["target"], arguments.get("weight")
-    if target.is_floating_point():
-        return None
-    counted = target != arguments["ignore_index"]
-    if weight is not None:
-        total = torch.where(counted, weight[torch.where(counted, target, 0)], 0).sum(dtype=torch.float64)
-    else:
-        total = counted.sum(dtype=torch.float64)
-    return _number(total)
-
-
 def count_of_models_labels(model: torch.nn.Module, loss: Any, outputs: Any, batch: Any) -> Number | None:
     """The number of labels (or masked patches) over which a model of the transformers library averaged ``loss``.
 
@@ -329,29 +184,10 @@ def expected_labels(model: torch.nn.Module, batch: Any) -> Number | None:
     is_mapping = isinstance(batch, Mapping)
     name = type(getattr(model, "_orig_mod", model)).__name__
     if is_mapping and "MaskedImageModeling" in name and "bool_masked_pos" in batch:
-        return _number(batch["bool_masked_pos"].sum(dtype=torch.float64))
+        return number_of(batch["bool_masked_pos"].sum(dtype=torch.float64))
     labels = batch.get("labels") if is_mapping else batch[-1] if isinstance(batch, tuple | list) else None
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
         return None
     if is_mapping and labels.dim() > 1 and any(part in name for part in _CAUSAL):
         labels = labels[..., 1:]
-    return _number((labels != -100).sum(dtype=torch.float64))
-
-
-def _number(total: torch.Tensor) -> Number:
-    """A scalar on the host; on another device as it is, as the host need not wait."""
-    return float(total) if total.device.type == "cpu" else total.detach()
-
-
-def _ignores_some(arguments: dict[str, Any]) -> bool:
-    target = arguments["target"]
-    return not target.is_floating_point() and bool((target == arguments["ignore_index"]).any())
-
-
-def _is_contrastive(arguments: dict[str, Any]) -> bool:
-    """Whether each sample's label is its own number among the samples, and the scores are products of samples: a loss
-    such as InfoNCE."""
-    scores, target = arguments["input"], arguments["target"]
-    if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2 or target.is_floating_point():
-        return False
-    return bool((target == torch.arange(len(target), device=target.device)).all()) and compares_samples(scores)
+    return number_of((labels != -100).sum(dtype=torch.float64))

@@ -10,6 +10,7 @@ import torch
 
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.workload import Workload
+from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
     evaluating,
@@ -37,12 +38,12 @@ class WholeModel:
         dtype = _AUTOCAST_TYPES.get(self._precision)
         return nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
 
-    def term(self, batch: Batch, tell: Callable[[str, str], object] | None = None) -> LossTerm:
-        """The loss of a batch on the device, by ``loss_fn`` or ``criterion``; ``tell`` is told what is to be known of
-        it."""
+    def term(self, batch: Batch, samples: int, tell: Callable[[str, str], object] | None = None) -> LossTerm:
+        """The loss of a batch of ``samples`` samples on the device, by ``loss_fn`` or ``criterion``; ``tell`` is told
+        what is to be known of it."""
         model = users_model(self._module)
         with self.autocast():
-            return loss_term(lambda: self._loss_of(model, batch), tell)
+            return loss_term(lambda: self._loss_of(model, batch), tell, samples=samples)
 
     def _loss_of(self, model: torch.nn.Module, batch: Batch) -> Any:
         if self._workload.loss_fn is not None:
@@ -59,7 +60,7 @@ class WholeModel:
     def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
         """As ``Validating.evaluated``."""
         with self.evaluation() as model, outputs_seen(model) as seen:
-            term = self.term(to_device(contents(batch), self._device))
+            term = self.term(to_device(contents(batch), self._device), samples_in(batch))
         return first_output(seen) if outputs else None, term
 
     @contextmanager

@@ -1,0 +1,165 @@
+"""Calls of torch's loss functions, and over what their results are averages.
+
+torch's loss functions are replaced, while a cell trains, by functions of the same result that also note their
+arguments. So the loss of a piece of the batch can be weighted by what is in it, also where ``ignore_index`` leaves out
+labels or a class has a weight.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+#: a number on the host, or a scalar on the device that the host need not wait for
+Number = float | torch.Tensor
+
+#: torch's loss functions that have a ``reduction``
+_LOSS_FUNCTIONS = tuple(
+    name
+    for name, function in vars(functional).items()
+    if inspect.isfunction(function)
+    and not name.startswith("_")
+    and "reduction" in inspect.signature(function).parameters
+)
+#: torch's loss functions whose mean is one over all elements
+_OVER_ELEMENTS = frozenset(
+    (
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "soft_margin_loss",
+        "poisson_nll_loss",
+        "hinge_embedding_loss",
+    )
+)
+#: those of them that divide by the sum of their weights
+_OVER_WEIGHTS = ("mse_loss", "l1_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class LossCall:
+    """A call of one of torch's loss functions: its name, its result and its arguments."""
+
+    name: str
+    result: torch.Tensor
+    arguments: dict[str, Any]
+
+    @property
+    def reduction(self) -> str:
+        """ "mean", "sum", "none" or "batchmean"."""
+        size_average, reduce = self.arguments.get("size_average"), self.arguments.get("reduce")
+        if size_average is None and reduce is None:
+            return str(self.arguments["reduction"])
+        return torch.nn._reduction.legacy_get_string(size_average, reduce, emit_warning=False)
+
+    @property
+    def averages_over_labels(self) -> bool:
+        """Whether the result is a mean over labels, some of which may be ignored or count more than others."""
+        return "ignore_index" in self.arguments and self.reduction == "mean"
+
+    @property
+    def ignores_some(self) -> bool:
+        """Whether some labels are ignored; waits for the device."""
+        target = self.arguments["target"]
+        return not target.is_floating_point() and bool((target == _ignored(self.arguments)).any())
+
+    def count(self) -> Number | None:
+        """Over what a mean averages: labels, elements or rows, of which a cell may have chosen some; None: no mean."""
+        if self.averages_over_labels:
+            return count_of_labels(self.arguments)
+        if self.reduction not in ("mean", "batchmean"):
+            return None
+        weight = self.arguments.get("weight")
+        if self.name in _OVER_WEIGHTS and weight is not None:
+            return number_of(weight.sum(dtype=torch.float64))
+        if self.name in _OVER_ELEMENTS:
+            shapes = self.arguments["input"].shape, self.arguments["target"].shape
+            return float(math.prod(torch.broadcast_shapes(*shapes)))
+        first = next(iter(self.arguments.values()))
+        dim = 1 if self.name == "ctc_loss" and first.dim() == 3 else 0
+        return float(first.shape[dim]) if first.dim() > dim else None
+
+
+class _Recorder:
+    """Notes the calls of loss functions while it is active; at most one is."""
+
+    def __init__(self) -> None:
+        self.calls: list[LossCall] | None = None
+
+
+_recorder = _Recorder()
+
+
+@contextmanager
+def noted_losses() -> Iterator[None]:
+    """While entered, torch's loss functions note their calls where ``loss_term`` asks for them."""
+    originals = {name: getattr(functional, name) for name in _LOSS_FUNCTIONS}
+    for name, original in originals.items():
+        setattr(functional, name, _noting(name, original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(functional, name, original)
+
+
+def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if torch.compiler.is_compiling() or _recorder.calls is None:
+            return result
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        _recorder.calls.append(LossCall(name, result, bound.arguments))
+        return result
+
+    return noting
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[LossCall]]:
+    before, _recorder.calls = _recorder.calls, []
+    try:
+        yield _recorder.calls
+    finally:
+        _recorder.calls = before
+
+
+def count_of_labels(arguments: dict[str, Any]) -> Number:
+    """Over what a loss function with these arguments averages: its labels, or the sum of their weights.
+
+    Where targets are probabilities, it averages over the rows of classes.
+    """
+    target, weight = arguments["target"], arguments.get("weight")
+    if target.is_floating_point():
+        return float(target.numel() / target.shape[min(1, target.dim() - 1)])
+    counted = target != _ignored(arguments)
+    if weight is not None:
+        total = torch.where(counted, weight[torch.where(counted, target, 0)], 0).sum(dtype=torch.float64)
+    else:
+        total = counted.sum(dtype=torch.float64)
+    return number_of(total)
+
+
+def _ignored(arguments: dict[str, Any]) -> int:
+    index = arguments["ignore_index"]
+    return -100 if index is None else int(index)
+
+
+def number_of(total: torch.Tensor) -> Number:
+    """A scalar on the host; on another device as it is, as the host need not wait."""
+    return float(total) if total.device.type == "cpu" else total.detach()

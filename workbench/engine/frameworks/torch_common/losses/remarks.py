@@ -1,0 +1,132 @@
+"""What a person should know about the average of a loss: where it is not that of one process."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from workbench.engine.frameworks.torch_common.losses.calls import LossCall
+from workbench.engine.frameworks.torch_common.losses.form import (
+    Part,
+    chosen_elements,
+    compares_samples,
+    holds_comparison,
+    is_over_samples,
+    joins_samples,
+    parts_of_form,
+    shape_of,
+    weights_of_sum,
+)
+
+CONTRASTIVE = (
+    "the loss compares the samples of a batch with each other: each rank compares those of its own share only, so the "
+    "loss is not that of one process with the whole batch"
+)
+STATISTICS = (
+    "the loss is made of a statistic over the samples of a batch, such as the deviation of each feature: each rank and "
+    "gradient accumulation step takes it over its own samples, so the loss is not that of one process with the whole "
+    "batch"
+)
+UNKNOWN_COUNT = (
+    "the loss is made of an average over labels that are not ignored or elements that are chosen, and something else: "
+    "each rank's loss counts by its samples. Return (loss_sum, count) from loss_fn if it is to count by labels"
+)
+OF_AVERAGES = (
+    "the loss is a root, a power or a quotient of averages over the batch: each rank and gradient accumulation step "
+    "computes it for its own samples, so the loss is not that of one process with the whole batch"
+)
+ENDS_IN_QUOTIENT = (
+    "the loss is a sum divided by a number that is neither its number of samples nor the sum of its weights: it is "
+    "taken for an average over that number. Multiply by 1/number if the number is a constant"
+)
+ENDS_IN_SUM = (
+    "the loss is a sum over the batch, and something else: it is averaged over ranks and gradient accumulation steps. "
+    "Return (loss_sum, count) from loss_fn for a mean over the whole batch"
+)
+
+
+def tell_of_average(
+    loss: torch.Tensor,
+    calls: Sequence[LossCall],
+    tell: Callable[[str, str], object],
+    *,
+    samples: int,
+    is_call: bool,
+    is_known: bool,
+) -> None:
+    """Call ``tell(name, text)`` for what is to be known of ``loss``, which is of ``samples`` samples.
+
+    ``calls``: those of torch's loss functions that it made. ``is_call``: its result is the loss, or its count is
+    otherwise known. ``is_known``: over what the loss is a mean or a sum is known.
+    """
+    means = [call for call in calls if call.averages_over_labels]
+    is_contrastive = any(_is_contrastive(call.arguments) for call in means)
+    if is_contrastive or (not is_call and holds_comparison(loss)):
+        tell("contrastive_loss", CONTRASTIVE)
+    elif not is_known and any(call.ignores_some for call in means):
+        tell("loss_by_samples", UNKNOWN_COUNT)
+    said = is_contrastive
+    if not is_call:
+        for name, text in _remarks(loss, calls, samples, is_known):
+            tell(name, text)
+            said = True
+    if not said and joins_samples(loss, samples):
+        tell("batch_statistics", STATISTICS)
+
+
+def _remarks(loss: torch.Tensor, calls: Sequence[LossCall], samples: int, is_known: bool) -> Iterable[tuple[str, str]]:
+    """What the terms say that a loss is a linear combination of."""
+    by_node = {call.result.grad_fn: call for call in calls if call.reduction != "none"}
+    for part in parts_of_form(loss, by_node):
+        call = by_node.get(part.node)
+        if part.kind == "curved":
+            yield "loss_of_averages", OF_AVERAGES
+        elif part.kind == "sum" or (call is not None and call.reduction == "sum"):
+            if part.divisor is None:
+                if not is_known and (call is not None or is_over_samples(part.node, samples)):
+                    yield "loss_is_a_sum", ENDS_IN_SUM
+            elif call is None and not _is_number_of_samples(part.node, float(part.divisor)):
+                if not _is_weighted(part.node, float(part.divisor)):
+                    yield "loss_is_a_sum", ENDS_IN_QUOTIENT
+                elif not is_known:
+                    yield "loss_by_samples", UNKNOWN_COUNT
+        elif not is_known and _is_of_chosen(part, call, samples):
+            yield "loss_by_samples", UNKNOWN_COUNT
+
+
+def _is_of_chosen(part: Part, call: LossCall | None, samples: int) -> bool:
+    """Whether a mean is over elements of which the cell, or a label to be ignored, leaves out some."""
+    if call is not None:
+        return bool(samples and (call.count() or 0) % samples)
+    return part.kind == "mean" and chosen_elements(part.node) is not None
+
+
+def _is_number_of_samples(node: Any, divisor: float) -> bool:
+    """Whether a sum is divided by a number of samples that its elements may have: their length along dim 0, along dims
+    0 and 1, and so on."""
+    return divisor in itertools.accumulate(shape_of(node), operator.mul)
+
+
+def _is_weighted(node: Any, divisor: float) -> bool:
+    """Whether a sum is divided by the sum of its weights, or by that of a mask."""
+    weights = weights_of_sum(node)
+    if weights is None:
+        return False
+    totals = [float(weights.sum(dtype=torch.float64))]
+    if weights.dim() <= len(shape_of(node)):
+        totals.append(float(weights.expand(shape_of(node)).sum(dtype=torch.float64)))
+    return not any(totals) or any(math.isclose(divisor, total, rel_tol=1e-4) for total in totals)
+
+
+def _is_contrastive(arguments: dict[str, Any]) -> bool:
+    """Whether each sample's label is its own number among the samples, and the scores are products of samples: a loss
+    such as InfoNCE."""
+    scores, target = arguments["input"], arguments["target"]
+    if scores.dim() != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2 or target.is_floating_point():
+        return False
+    return bool((target == torch.arange(len(target), device=target.device)).all()) and compares_samples(scores)
