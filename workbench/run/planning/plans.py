@@ -143,6 +143,9 @@ def _predicted(
         elif shares is None:
             text = f"not predicted: {each.plugin} does not declare what its ranks hold"
             refused.append(Refused(name=plan.describe(), reason=text))
+        elif plan.pp > 1 and plan.schedule != ParallelPlan().schedule:
+            text = f"not predicted: what a stage keeps and waits for is known of {ParallelPlan().schedule} only"
+            refused.append(Refused(name=plan.describe(), reason=text))
         elif plan.tp * plan.pp > 1 and splits.unknown:
             refused.append(Refused(name=plan.describe(), reason=f"not predicted: {splits.unknown}"))
         else:
