@@ -37,9 +37,27 @@ def states_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, tuple[StateTe
     return found, ""
 
 
+def state_names(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Names of what ``optimizer`` keeps for the parameters of its first group that holds any, such as "exp_avg"."""
+    group = next((group for group in optimizer.param_groups if group["params"]), None)
+    if group is None:
+        return set()
+    first = group["params"][0]
+    state = _updated_once(optimizer, group, first.dim(), first.dtype)
+    return {name for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
 def _state_of_one(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], dims: int, dtype: torch.dtype
 ) -> tuple[StateTensor, ...]:
+    state = _updated_once(optimizer, group, dims, dtype)
+    return tuple(_symbolic(tensor) for tensor in tensors_in(state.values()))
+
+
+def _updated_once(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], dims: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What the optimizer keeps of a tiny parameter after one update."""
     found = next((parameter.device for parameter in group["params"]), torch.device("cpu"))
     device = torch.device("cpu") if found.type == "meta" else found
     parameter = torch.nn.Parameter(torch.ones(_LENGTHS[:dims], dtype=dtype, device=device))
@@ -48,7 +66,7 @@ def _state_of_one(
     probe.state = defaultdict(dict)
     probe.param_groups = [{**group, "params": [parameter]}]
     type(optimizer).step(probe)  # a scheduler has put another ``step`` on the optimizer
-    return tuple(_symbolic(tensor) for tensor in tensors_in(probe.state.get(parameter, {}).values()))
+    return dict(probe.state.get(parameter, {}))
 
 
 def _symbolic(tensor: torch.Tensor) -> StateTensor:
