@@ -10,6 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 def load(shell: InteractiveShell) -> None:
     """Register every magic, and start the rank server in the background unless ``c.Workbench.warm`` is False."""
     from magics import complete
+    from magics.attach import AttachMagics
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
     from magics.frameworks import FrameworkMagics
@@ -28,6 +29,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(
         ClusterMagics,
         TrainMagics,
+        AttachMagics,
         VerifyMagics,
         WatchMagics,
         ControlMagics,

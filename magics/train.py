@@ -17,7 +17,7 @@ import widgets
 from magics.words import parse
 from widgets.page.serve import wait_serving_comms
 from workbench.core import flags
-from workbench.errors import RunError
+from workbench.errors import ConfigError, RunError
 from workbench.run import api
 from workbench.run.api import Run
 
@@ -44,6 +44,7 @@ class TrainMagics(Magics):
     @run_flags
     @argument_group("in the notebook")
     @argument("--wait", action="store_true", help="wait until the run ends, with a live panel; Ctrl-C stops the run")
+    @argument("--detach", action="store_true", help="the run goes on when this kernel ends; %%dist_attach finds it")
     @argument("--quiet", action="store_true", help="no panel and no progress lines")
     @line_cell_magic
     def dist_train(self, line: str, cell: str | None = None) -> Run:
@@ -57,7 +58,12 @@ class TrainMagics(Magics):
         """
         arguments = parse(self.dist_train, line)
         source = None if cell is None else self.shell.transform_cell(cell)
-        run = api.train(flags.options_of(arguments), config=arguments.config, cell=source)
+        if arguments.detach and arguments.wait:
+            raise ConfigError("--detach and --wait contradict each other: leave one out", field="--detach")
+        options = flags.options_of(arguments)
+        run = api.train(options, config=arguments.config, cell=source, detach=arguments.detach)
+        if arguments.detach:
+            print(f"{run.name} has a process of its own and outlives this kernel: %dist_attach {run.path}")
         panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
         lines = panel is None and not arguments.quiet
         if arguments.wait:

@@ -6,7 +6,6 @@ things that the panel asks of a run: ``path``, ``status`` and ``stop()``.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Collection
@@ -19,8 +18,8 @@ from tests.fake_records import FAILURE, MEASURES, STEP_S, FakeRank
 from workbench.core import controls
 from workbench.core.config import SPEC_FILE, MonitorSpec, ParallelPlan, TrainSpec
 from workbench.errors import RunError
-from workbench.rundir.directory import OWNER_FILE, _this_process
 from workbench.rundir.log import RankLogWriter
+from workbench.rundir.owner import Owner
 
 SAMPLE_EVERY_S = 0.5
 LAYER_PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "input_layernorm")
@@ -145,7 +144,7 @@ class LiveFakeRun:
         self._left: int | None = None  # steps until a pause; None: no pause is asked
         self._asked: list[tuple[str, Any]] = []
         write_spec(self.path, self.spec)
-        (self.path / OWNER_FILE).write_text(json.dumps(_this_process()))
+        Owner.this_process().write(self.path)
         self._writers = [RankLogWriter(self.path, rank) for rank in range(ranks)]
         self._ranks = [FakeRank(w.rank, self.spec, layer_names(layers), w, max(1, ranks // 8)) for w in self._writers]
         self._thread = threading.Thread(target=self._train, name="fake-run", daemon=True)

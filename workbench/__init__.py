@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare
     from workbench.history.index import runs
-    from workbench.run.api import Run, train
+    from workbench.run.api import Run, attach, train
     from workbench.run.inside_comparison import compare_inside
     from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
@@ -34,6 +34,7 @@ __all__ = [
     "TrainSpec",
     "Verification",
     "WorkbenchCallback",
+    "attach",
     "capability_table",
     "compare",
     "compare_inside",
@@ -51,6 +52,7 @@ _HOMES = {
     "Session": "workbench.cluster.session",
     "TrainSpec": "workbench.core.config",
     "WorkbenchCallback": "workbench.engine.observed.callback",
+    "attach": "workbench.run.api",
     "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
     "compare_inside": "workbench.run.inside_comparison",

@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.benchmarks import cycles
 from tests.cluster.conftest import LIGHT, descendants, directories, keep_threads, still_there
 from workbench.cluster import client, spare
 from workbench.cluster.base import protocol as p
@@ -206,3 +209,14 @@ def test_ipyparallel_cluster_without_the_magics(tmp_path, monkeypatch):
         view_client.close()
         keep_threads()
     assert not still_there(processes)
+
+
+def test_starts_and_ends_leave_nothing_that_grows(fresh):
+    """``tests/benchmarks/cycles.py`` does the same 200 times."""
+    cycles.cycle()
+    before = cycles.Held.now(Path(tempfile.gettempdir()))
+    for _ in range(2):
+        cycles.cycle()
+    after = cycles.Held.now(Path(tempfile.gettempdir()))
+    # memory is the allocator's, and /dev/shm is the machine's
+    assert replace(after, resident_mib=0, shared_memory=0) == replace(before, resident_mib=0, shared_memory=0)

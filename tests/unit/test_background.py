@@ -91,7 +91,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[client.RankServer,
     """A client whose server is this test: the socket's other end, and a process that is none."""
     ours, theirs = socket.socketpair()
     process = Process()
-    monkeypatch.setattr(client.RankServer, "_start", lambda self: (process, theirs))
+    monkeypatch.setattr(client.RankServer, "_start", lambda self, lock: (process, theirs))
     server = client.RankServer()
     yield server, ours, process
     ours.close()

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,14 +21,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from workbench.cluster.base import private_directory
 from workbench.cluster.base import protocol as p
 from workbench.cluster.base.processes import kill_group
 from workbench.core import background
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
-
-#: characters; Linux allows 107 bytes for the path of a Unix socket
-_MAX_SOCKET_PATH = 100
 
 
 def get_preload(framework_name: str = DEFAULT_FRAMEWORK) -> str:
@@ -40,21 +37,14 @@ def get_preload(framework_name: str = DEFAULT_FRAMEWORK) -> str:
     return framework(framework_name).preload
 
 
-def _make_private_directory() -> Path:
-    """Creates a temporary directory of mode 0700, with a path that is short enough for a socket in it.
-
-    Raises ``ClusterError`` when no directory can be created, or its path is too long.
-    """
+def _make_private_directory() -> tuple[Path, int]:
+    """A directory for a rank server, and the file descriptor that keeps it. Raises ``ClusterError``."""
     try:
-        parent = tempfile.gettempdir()
-        directory = Path(tempfile.mkdtemp(prefix="workbench-", dir=parent if len(parent) < 60 else "/tmp"))
+        return private_directory.make()
     except OSError as error:
         raise ClusterError(
-            f"cannot create a temporary directory ({error}): set TMPDIR to a writable directory"
+            f"cannot create a temporary directory ({error}): set TMPDIR to a writable directory with a short path"
         ) from error
-    if len(str(directory)) + 12 > _MAX_SOCKET_PATH:
-        raise ClusterError(f"the path {directory} is too long for a Unix socket: set TMPDIR to a shorter path")
-    return directory
 
 
 def _environment() -> dict[str, str]:
@@ -137,7 +127,7 @@ class RankServer:
     """
 
     def __init__(self, *, preload: str | None = None, devices: Sequence[str] = (), python: str = "") -> None:
-        self.directory = _make_private_directory()
+        self.directory, lock = _make_private_directory()
         self.preload = get_preload() if preload is None else preload
         self.python = python
         self.devices = tuple(devices)
@@ -153,16 +143,18 @@ class RankServer:
         self._end_reason: str | None = None
         self._is_closing = False
         try:
-            self._process, self._connection = self._start()
+            self._process, self._connection = self._start(lock)
         except OSError as error:
             shutil.rmtree(self.directory, ignore_errors=True)
             raise ClusterError(
                 f"cannot start the rank server: {error}; check free memory, processes and file descriptors (ulimit -a)"
             ) from error
+        finally:
+            os.close(lock)  # the server and its children hold it
         self._reader = background.thread(self._read, name="rank-server-reader", failed=self._handle_reader_failure)
         self._reader.start()
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    def _start(self, lock: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
         path = self.directory / "server.sock"
         with socket.socket(socket.AF_UNIX) as listener, (self.directory / "server.log").open("ab") as log:
             listener.bind(str(path))
@@ -172,7 +164,7 @@ class RankServer:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "workbench.cluster.server.rank_server"),
-                    *("--listen-fd", str(listener.fileno()), "--owner-pid", str(os.getpid())),
+                    *("--listen-fd", str(listener.fileno()), "--lock-fd", str(lock), "--owner-pid", str(os.getpid())),
                     *("--directory", str(self.directory), "--preload", self.preload),
                     *("--python", self.python),
                     *("--devices", ",".join(self.devices)),
@@ -181,7 +173,7 @@ class RankServer:
                 stdout=log,
                 stderr=log,
                 env=_environment(),
-                pass_fds=[listener.fileno()],
+                pass_fds=[listener.fileno(), lock],
             )
         path.unlink()  # the owner is connected; nobody else may connect
         return process, connection

@@ -37,6 +37,7 @@ FILES = (
     RunFile(pattern="session/*.arrow", what="events seen by the notebook, such as the death of a rank"),
     RunFile(pattern="control.jsonl", what="commands, in order, one JSON object a line"),
     RunFile(pattern="owner.json", what="the process that started the run"),
+    RunFile(pattern="owner.log", what="what that process printed, of a detached run"),
     RunFile(pattern="heartbeat", what="touched every 10 s while the run is alive: other hosts look at it"),
     RunFile(pattern="labels.json", what="tags and note of `workbench runs tag` and `note`"),
     RunFile(pattern="checkpoints/*", what="checkpoints, a folder `step-000100` each: safetensors and an index"),

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench.run import branching
+from workbench.run.detached import attach
 from workbench.run.launch import train
 from workbench.run.run import Run
 from workbench.rundir.directory import runs_with_spec
 from workbench.rundir.state import ended
 
-__all__ = ["Run", "newest_live", "train"]
+__all__ = ["Run", "attach", "newest_live", "train"]
 
 
 def newest_live() -> Run | None:

@@ -36,6 +36,8 @@ Launcher = Callable[[dict[str, Any]], Path]
 _launchers: list[Launcher] = []
 #: directory of a run -> why its branch could not be started in this process
 _failures: dict[Path, str] = {}
+#: directory of a run -> that of the branch that this process has started in its place
+_started: dict[Path, Path] = {}
 
 
 def set_launcher(launcher: Launcher) -> None:
@@ -58,13 +60,23 @@ def launch_in_thread(parent: Path, options: dict[str, Any]) -> None:
 
     When the start fails, the reason is printed and kept for ``wait_for_branch``.
     """
-    background.thread(
-        lambda: _launch(options), name=f"branch-{parent.name}", failed=lambda error: _report_failure(parent, error)
-    ).start()
+
+    def start() -> None:
+        _started[parent] = launch(options)
+
+    background.thread(start, name=f"branch-{parent.name}", failed=lambda error: _report_failure(parent, error)).start()
 
 
-def _launch(options: dict[str, Any]) -> None:
-    launch(options)
+def started_here(parent: Path) -> Path | None:
+    """Wait for the branch that this process, which owns the ranks, starts in place of the run ``parent``.
+
+    ``parent`` has ended for that branch. Returns the branch's directory; None when it could not be started, which is
+    printed, or not within ``START_TIMEOUT_S`` seconds.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while parent not in _started and parent not in _failures and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return _started.get(parent)
 
 
 def _report_failure(parent: Path, error: BaseException) -> None:

@@ -16,6 +16,7 @@ from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.core.config import TrainSpec
 from workbench.errors import ConfigError
+from workbench.run import detached
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
 from workbench.run.resolve import Request, resolve
@@ -26,19 +27,27 @@ from workbench.rundir import directory as run_directory
 AUTO = "auto"
 
 
-def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Run:
+def train(
+    options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None, detach: bool = False
+) -> Run:
     """Start a run and return it at once.
 
     ``options``: names of ``TrainSpec.options()`` -> values; None counts as not given; ``plan`` "auto" is the planner's
     first choice (``workbench.plans``), which is printed with the reason. ``config``: a spec file, which
     ``options`` override. ``cell``: the source of a cell that defines the model; by default the cell beside the spec
-    file, or that of the run that is resumed. Ranks are started when none are up.
+    file, or that of the run that is resumed. Ranks are started when none are up. ``detach``: the run gets ranks and a
+    process of its own, and goes on when this process ends (``workbench.run.detached``).
 
     Raises ``ConfigError``, ``SchemaError``, ``RanksBusyError`` or ``RunDirectoryError`` before any rank is used, and
     ``ClusterError`` when the ranks cannot be started. After an error no run directory is left.
     """
     if options.get("plan") == AUTO:
         options = _with_chosen_plan(options, config, cell)
+    if detach:
+        most = default_ranks(describe_host())
+        request = resolve(options, config=config, cell=cell, default_ranks=most, ranks_up=0)
+        place(request.spec.plan.ranks, describe_host())
+        return detached.start(request)
     request = resolved(options, config=config, cell=cell)
     is_up = Session.current() is not None
     _place_of(request.spec)  # refuses what this machine has no place for
@@ -48,11 +57,15 @@ def train(options: Mapping[str, Any], *, config: str | Path | None = None, cell:
         session = session_for(request.spec)
         if not is_up:
             undo.callback(session.down)
-        job = TrainingJob(Run(path))
-        submission = job.start(session)
-        PeerWatch(session, job, submission)
+        begin(Run(path), session)
         undo.pop_all()
-    return job.run
+    return Run(path)
+
+
+def begin(run: Run, session: Session) -> None:
+    """Let the ranks of ``session`` train ``run``, whose directory has been made."""
+    job = TrainingJob(run)
+    PeerWatch(session, job, job.start(session))
 
 
 def resolved(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Request:

@@ -118,6 +118,11 @@ class Run(RunReader):
         """
         self.ask("stop", after)
 
+    def end(self) -> None:
+        """End the processes of a detached run at once, without a checkpoint. Raises ``RunError`` for a run whose ranks
+        belong to a kernel, or to another host."""
+        resolve_name("workbench.run.detached:end")(self)
+
     def set(self, **settings: Any) -> None:
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
 
@@ -175,6 +180,14 @@ class Run(RunReader):
             branching.wait_until_stopped(self.name, self.ended, self._events)
             started = branching.wait_for_branch(self.path, before)
         return Run(started)
+
+    def successor(self) -> Run | None:
+        """Wait for the branch that takes the place of this run, which has ended; None when it did not stop for one.
+
+        For the process that owns the ranks, and starts the branch.
+        """
+        started = None if self.agreed_branch() is None else branching.started_here(self.path)
+        return None if started is None else Run(started)
 
     def switch(self, plan: str) -> Run:
         """Continue under another plan, such as ``"zero2"`` or ``"tp2 pp2"``, on the ranks that are up; the new run.

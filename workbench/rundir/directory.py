@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import re
@@ -21,13 +20,13 @@ from workbench.core.config import SPEC_FILE, TrainSpec
 from workbench.core.frameworks import framework_if_usable
 from workbench.errors import RunDirectoryError
 from workbench.rundir import environment
+from workbench.rundir.owner import OWNER_FILE, Owner
 
 CELL_FILE = "cell.py"
 #: names and modules that a cell took from elsewhere (``workbench.engine.state.cell_names``)
 NAMES_FILE = "names.json"
 MODULES_DIR = "modules"
 CONTROL_FILE = "control.jsonl"
-OWNER_FILE = "owner.json"
 OUTPUT_FILE = "output.txt"
 REPORT_FILE = "report.html"
 #: whose versions a run records, beside those that its framework names
@@ -77,7 +76,7 @@ def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None
             _copy_what_the_cell_used(like, path)
         environment.record(path)
         (path / CONTROL_FILE).touch(mode=0o600)
-        (path / OWNER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
+        Owner.this_process().write(path)
         # last, and whole at once: a directory with a spec is a run, and is looked at by others from then on
         beside = path / f".{SPEC_FILE}"
         beside.write_text(tomli_w.dumps(document), encoding="utf-8")
@@ -184,17 +183,3 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def boot_id() -> str:
-    """Identifies this running system, so that two hosts of the same name differ. Empty where the system has none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _this_process() -> dict[str, Any]:
-    me = psutil.Process()
-    owner = {"host": platform.node(), "pid": me.pid, "created": me.create_time()}
-    return {**owner, "boot": boot_id()}

@@ -8,22 +8,19 @@ until the lease of ``LEASE_S`` has lapsed.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import re
 import time
 from pathlib import Path
-from typing import Any, Protocol
-
-import psutil
+from typing import Protocol
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, read_spec_options
 from workbench.core.records import END_STATES, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError, suggest
-from workbench.rundir.directory import OWNER_FILE, boot_id, home, is_run, run_directories, run_name, runs_with_spec
+from workbench.rundir.directory import home, is_run, run_directories, run_name, runs_with_spec
 from workbench.rundir.log import HEARTBEAT_FILE
+from workbench.rundir.owner import OWNER_FILE, Owner
 
 LOST = "lost"
 #: states after which nothing more happens
@@ -70,11 +67,16 @@ def present_state(logged: str, run: Path) -> str:
 
 def is_owned_here(run: Path) -> bool:
     """Whether this process started the run, so that its ranks end with this process."""
+    owner = owner_if_known(run)
+    return owner is not None and owner.is_this_process
+
+
+def owner_if_known(run: Path) -> Owner | None:
+    """The owner of a run; None where it has none, or its file is damaged."""
     try:
-        owner: Any = json.loads((run / OWNER_FILE).read_text(encoding="utf-8"))
-        return bool(owner["pid"] == os.getpid() and owner["host"] == platform.node())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return Owner.read(run)
+    except ValueError:
+        return None
 
 
 def owner_is_alive(run: Path) -> bool:
@@ -83,19 +85,12 @@ def owner_is_alive(run: Path) -> bool:
     An owner of another host, or one whose file is damaged, cannot be looked for: it is alive while its lease holds.
     """
     try:
-        owner: Any = json.loads((run / OWNER_FILE).read_text(encoding="utf-8"))
-        host, pid, created = str(owner["host"]), int(owner["pid"]), float(owner["created"])
-        boot = str(owner.get("boot", ""))
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        owner = Owner.read(run)
+    except ValueError:
         return lease_holds(run)
-    if host != platform.node() or (boot and boot != boot_id()):
-        return lease_holds(run)
-    try:
-        return abs(psutil.Process(pid).create_time() - created) < 1.0
-    except psutil.Error:
+    if owner is None:
         return False
+    return owner.process() is not None if owner.can_be_looked_for else lease_holds(run)
 
 
 def lease_holds(run: Path) -> bool:

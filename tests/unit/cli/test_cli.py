@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.fake_run import make_fake_run
 from workbench.cli import main as cli
 from workbench.cli.commands import demo, lab, notebooks
+from workbench.run import api
+from workbench.terminal import follow
 
 
 @pytest.fixture
@@ -126,3 +129,20 @@ def test_lab_opens_a_folder_that_can_be_written(tmp_path: Path) -> None:
     (copy / notebooks.QUICKSTART).write_text("mine")
     lab.place(tmp_path / "work")
     assert (copy / notebooks.QUICKSTART).read_text() == "mine"
+
+
+def test_train_follows_each_branch_that_takes_the_place_of_its_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ranks belong to the command: it must not end them while a branch of its run trains on them."""
+    branch = SimpleNamespace(path="b", status="finished", ended=lambda: True, successor=lambda: None)
+    trunk = SimpleNamespace(path="a", status="stopped", ended=lambda: True, successor=lambda: branch)
+    for each in (trunk, branch):
+        each.raise_if_failed = lambda: None
+    monkeypatch.setattr(api, "train", lambda options, config: trunk)
+    monkeypatch.setattr(follow, "follow", lambda *given, **options: None)
+    assert cli.main(["train", "digits-vit"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("run directory")] == [
+        "run directory: a",
+        "run directory: b",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.core.mesh import Mesh
@@ -25,6 +25,7 @@ def local_of(whole: torch.Tensor, mesh: Mesh, rank: int, cut: Cut | None, replic
     return chunks[shard] if shard < len(chunks) else whole[:0]
 
 
+@settings(deadline=None)  # the first call imports
 @given(
     dp=st.sampled_from((1, 2, 3, 4)),
     tp=st.sampled_from((1, 2)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from workbench.history import index, labels
 from workbench.history.index import INDEX_FILE, RunIndex
 from workbench.history.row import RunRow
 from workbench.run.api import Run
-from workbench.rundir.directory import OWNER_FILE, _this_process
+from workbench.rundir.owner import Owner
 
 
 @pytest.fixture
@@ -105,10 +105,10 @@ def test_a_home_that_cannot_be_written_is_listed(home: Path, monkeypatch: pytest
 
 def test_a_run_that_trains_is_lost_with_its_owner(home: Path) -> None:
     path = make_fake_run(home / "2026-05-03-120000-live", steps=10, state="running")
-    (path / OWNER_FILE).write_text(json.dumps(_this_process()))
+    Owner.this_process().write(path)
     kept = RunIndex()
     assert kept.rows()[2].state == "running"
-    (path / OWNER_FILE).write_text(json.dumps({**_this_process(), "created": 1.0}))
+    replace(Owner.this_process(), created=1.0).write(path)
     assert kept.rows()[2].state == "lost"  # its logs did not change
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import tarfile
@@ -18,7 +17,7 @@ from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.history import retention as keeping
 from workbench.history.row import RunRow, read_row
 from workbench.run import starter
-from workbench.rundir.directory import OWNER_FILE, _this_process
+from workbench.rundir.owner import OWNER_FILE, Owner
 from workbench.rundir.state import find
 
 DAY = 86400.0
@@ -47,7 +46,7 @@ def test_a_run_is_found_by_directory_path_and_name(home: Path) -> None:
 
 def test_a_run_that_trains_is_refused(home: Path) -> None:
     run = make_fake_run(home / "2026-05-01-120000-live", steps=10, state="running")
-    (run / OWNER_FILE).write_text(json.dumps(_this_process()))
+    Owner.this_process().write(run)
     for act in (keeping.remove, keeping.archive):
         with pytest.raises(RunError, match="is running at step 6: stop it first"):
             act(run)
@@ -60,7 +59,7 @@ def test_a_run_that_trains_is_refused(home: Path) -> None:
 
 def test_a_broken_run_that_ended_goes_while_its_notebook_lives(home: Path) -> None:
     run = make_fake_run(home / "2026-05-01-120000-done", steps=10)
-    (run / OWNER_FILE).write_text(json.dumps(_this_process()))
+    Owner.this_process().write(run)
     (run / "spec.toml").write_text("[")
     assert keeping.remove(run) > 0 and not run.exists()
 

@@ -31,8 +31,8 @@ from workbench.report.figures import FigureBundle, ReportFigure, compress_text
 from workbench.report.missing import why_missing
 from workbench.run.api import Run
 from workbench.rundir import environment
-from workbench.rundir.directory import OWNER_FILE
 from workbench.rundir.log import RankLogWriter
+from workbench.rundir.owner import OWNER_FILE
 from workbench.telemetry.store import Store
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"

@@ -14,8 +14,8 @@ from workbench.errors import RunDirectoryError, RunError
 from workbench.history import retention
 from workbench.history.row import present_state, read_row
 from workbench.rundir import log, state
-from workbench.rundir.directory import OWNER_FILE, boot_id
 from workbench.rundir.log import HEARTBEAT_FILE, RankLogWriter
+from workbench.rundir.owner import OWNER_FILE, boot_id
 
 
 @pytest.fixture

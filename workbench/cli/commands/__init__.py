@@ -4,6 +4,7 @@ To add one, write its module and name it in ``COMMANDS``. ``run`` returns the ex
 """
 
 from workbench.cli.commands import (
+    attach,
     control,
     demo,
     doctor,
@@ -20,4 +21,20 @@ from workbench.cli.commands import (
     watch,
 )
 
-COMMANDS = (demo, lab, new, plans, train, verify, watch, control, sweep, report, runs, export, frameworks, doctor)
+COMMANDS = (
+    demo,
+    lab,
+    new,
+    plans,
+    train,
+    attach,
+    verify,
+    watch,
+    control,
+    sweep,
+    report,
+    runs,
+    export,
+    frameworks,
+    doctor,
+)

@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     spec_argument.add_to(parser, "the spec file, or the name of a recipe (not needed with --recipe or --resume)")
     flags.add_to(parser)
     parser.add_argument(
+        "--detach", action="store_true", help="return when the ranks train; `workbench attach` shows the run"
+    )
+    parser.add_argument(
         "--every", type=int, default=0, metavar="N", help="without a terminal, print a line every N steps"
     )
 
@@ -37,10 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
     spec, options = spec_argument.chosen(
         arguments, ("recipe", "resume"), "nothing to train: pass a spec file, --recipe NAME or --resume RUN"
     )
+    if arguments.detach:
+        detached = api.train(options, config=spec, detach=True)
+        print(f"run directory: {detached.path}\nthe run outlives this terminal: workbench attach {detached.path}")
+        return 0
     with spec_argument.ranks_ended():
-        started = api.train(options, config=spec)
-        print(f"run directory: {started.path}", flush=True)
-        return _until_ended(started, arguments.every)
+        started: Run | None = api.train(options, config=spec)
+        while started is not None:
+            print(f"run directory: {started.path}", flush=True)
+            code = _until_ended(started, arguments.every)
+            started = started.successor()
+        return code
 
 
 def _until_ended(started: Run, every: int) -> int:

@@ -346,12 +346,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: accepts the owner's connection on an inherited listening socket and serves it."""
     parser = argparse.ArgumentParser(prog="workbench.cluster.server.rank_server")
     parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--lock-fd", type=int, required=True)
     parser.add_argument("--owner-pid", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--preload", default="")
     parser.add_argument("--python", default="")
     parser.add_argument("--devices", default="")
     options = parser.parse_args(arguments)
+    os.set_inheritable(options.lock_fd, False)  # children that are forked hold it, other programs do not
     os.setsid()  # so that Ctrl-C in the owner's terminal does not reach the ranks
     adopt_orphans()
     try:

@@ -22,7 +22,7 @@ from workbench.core.records import Command
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import SharedSlots
 from workbench.rundir.commands import BadLine, CommandReader
-from workbench.rundir.directory import boot_id
+from workbench.rundir.owner import boot_id
 
 #: in the run directory while a run starts
 SLOTS_FILE = "agreement.slots"

@@ -24,7 +24,7 @@ from workbench.core.user_modules import imported_by
 from workbench.engine.base.tensor import is_array, is_tensor
 from workbench.engine.base.workload import TakenNames
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
-from workbench.rundir.directory import MODULES_DIR, NAMES_FILE
+from workbench.rundir.directory import CELL_FILE, MODULES_DIR, NAMES_FILE
 
 #: most bytes of one value, source or module that are kept, and most elements of an array
 MOST_BYTES = 2**20
@@ -170,6 +170,27 @@ def keep(run: Path, source: str, names: TakenNames | None) -> tuple[list[str], l
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
     return missing, changed
+
+
+def keep_for(run: str) -> list[str]:
+    """On a rank: keep in the run directory ``run`` what its cell takes from this rank's namespace, before it trains.
+
+    Returns the names that could not be kept.
+    """
+    path = Path(run)
+    source = (path / CELL_FILE).read_text(encoding="utf-8")
+    return keep(path, source, CellNames.of(source, defined_on_rank(), ()))[0]
+
+
+def defined_on_rank() -> dict[str, Any]:
+    """What cells defined in the engine's IPython shell, and what was pushed; empty without a shell."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return {}
+    hidden = shell.user_ns_hidden
+    return {name: value for name, value in shell.user_ns.items() if name not in hidden or hidden[name] is not value}
 
 
 def restore(run: Path, namespace: dict[str, Any]) -> bool:

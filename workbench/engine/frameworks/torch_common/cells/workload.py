@@ -27,7 +27,7 @@ from workbench.engine.frameworks.torch_common.optimizer_checks import check_opti
 from workbench.engine.frameworks.torch_common.steps.declared import own_step
 from workbench.engine.frameworks.torch_common.steps.optimizers import joined_optimizer, joined_scheduler
 from workbench.engine.share.share import share
-from workbench.engine.state.cell_names import CellNames, restore
+from workbench.engine.state.cell_names import CellNames, defined_on_rank, restore
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
 from workbench.rundir.checkpoints import distributed
@@ -44,7 +44,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     """
     source = file.read_text(encoding="utf-8")
     knobs, alerts, user_log = Knobs(), OwnAlerts(), UserLog()
-    on_rank = _defined_on_rank()
+    on_rank = defined_on_rank()
     given: dict[str, Any] = {"world_size": spec.plan.ranks, "spec": spec, "knob": knobs.knob, "__name__": "__main__"}
     offered = {"alert": alerts.alert, "log": user_log, "share": share}
     given |= {name: value for name, value in offered.items() if name not in on_rank}
@@ -191,14 +191,3 @@ def _check_loader(loader: Any, spec: TrainSpec, parts: int) -> None:
             "(--batch-size applies to a dataset only)",
             field="dataloader",
         )
-
-
-def _defined_on_rank() -> dict[str, Any]:
-    """What cells defined in the engine's IPython shell, and what was pushed; empty without a shell."""
-    from IPython.core.getipython import get_ipython
-
-    shell = get_ipython()
-    if shell is None:
-        return {}
-    hidden = shell.user_ns_hidden
-    return {name: value for name, value in shell.user_ns.items() if name not in hidden or hidden[name] is not value}
