@@ -9,7 +9,7 @@ from typing import Any
 from workbench.core.frameworks import Capability
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
-from workbench.engine.planned.optimizer_state import state_names
+from workbench.engine.frameworks.torch_common.optimizer_state import state_names
 from workbench.engine.state.checkpoint import load_tensors
 from workbench.engine.state.distributed import DistributedReader
 from workbench.engine.state.layout import RankState
