@@ -86,3 +86,15 @@ def test_a_plan_is_verified_and_a_planted_error_is_named(execute, few_figures: N
         assert any("<svg" in output.get("data", {}).get("text/html", "") for output in cells[cell].outputs)
     printed = "".join(output.get("text", "") for output in cells["verify-08"].outputs)
     assert printed.startswith("1\n") and "0.5 times the reference" in printed
+
+
+def test_nine_plans_train_one_model(execute, few_figures: None) -> None:
+    runs, executed = execute("09_one_model_nine_plans.ipynb", steps=3)
+    assert len(runs) == 9 and {run.status for run in runs.values()} == {"finished"}
+    losses = {name: run.metrics()["loss"].tolist() for name, run in runs.items()}
+    for name, found in losses.items():
+        assert found == pytest.approx(losses["ddp2"], abs=1e-3), name
+    cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+    pictures = [output.get("data", {}).get("text/html", "") for output in cells["plans-06"].outputs]
+    assert len(pictures) == 4 and all("<svg" in picture for picture in pictures)
+    assert "estimated step" in "".join(str(output.get("data", "")) for output in cells["plans-10"].outputs)

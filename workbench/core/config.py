@@ -261,7 +261,7 @@ class TrainSpec:
     ``save_best``: the value of the validation whose best checkpoint is kept; ``stop_when``: when to end before the last
     step; both as ``core.rules.criteria`` describes ("": off).
     ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
-    ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from.
+    ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from, or ``dcp:DIR``.
     Raises ``ConfigError`` for values that cannot work.
     """
 

@@ -86,7 +86,8 @@ FLAGS = (
     Flag(names=("--lora-rank",), option="lora_rank", kind=int, group=TRAINED, metavar="R",
          help="train LoRA adapters of this rank only; 0: all weights (causal-lm)"),
     Flag(names=("--resume",), option="resume", kind=str, group=TRAINED, metavar="RUN[@STEP]",
-         help="continue from a checkpoint", default=""),
+         help="continue from a checkpoint; dcp:DIR: begin with the weights, and the optimizer state, of a directory of "
+         "torch.distributed.checkpoint", default=""),
     Flag(names=("--name",), option="name", kind=str, group=TRAINED, help="name of the run",
          default="the recipe's, or run"),
     Flag(names=("-n", "--nproc-per-node"), option="ranks", kind=int, group=SPREAD, metavar="N",

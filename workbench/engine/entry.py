@@ -36,6 +36,7 @@ from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.data.loader_source import LoaderSource
+from workbench.engine.distributed_start import begin_from
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
@@ -162,6 +163,7 @@ def _train(
             separate_generators(strategy)
             _rehearse(spec, workload, strategy, exchange)
             control = AgreedControl(path, exchange)
+            begin_from(checkpoints.distributed(spec.resume), strategy, control)
             told = {"--notify": target_of(spec.monitor.notify), "on_alert": workload.on_alert}
             if alerts is not None and (spec.monitor.level != "off" or workload.alerts or any(told.values())):
                 alerts.begin(workload.alerts, told)
@@ -222,7 +224,7 @@ def _record_settings(path: Path, changed: dict[str, str], log: RankLogWriter) ->
 
 def _checkpoint(spec: TrainSpec) -> Path | None:
     """The checkpoint to go on from; ``ConfigError`` when it is not there (any more)."""
-    if not spec.resume:
+    if not spec.resume or checkpoints.distributed(spec.resume) is not None:
         return None
     run, step = checkpoints.split(spec.resume)
     return checkpoints.find(run, step)

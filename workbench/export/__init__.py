@@ -26,6 +26,11 @@ FORMATS = {
     ),
     "trace": ("trace", "a timeline (JSON) for Perfetto or chrome://tracing, with phases and collectives of every rank"),
     "wandb": ("to_wandb", "a Weights & Biases run, written by its client"),
+    "dcp": (
+        "to_dcp",
+        "a directory of torch.distributed.checkpoint: weights and optimizer state of the newest checkpoint, or of the "
+        "last one within --steps",
+    ),
     "mlflow": ("to_mlflow", "an MLflow run, written by its client"),
 }
 FOLDER = "exports"

@@ -219,7 +219,7 @@ class RunReader:
         return render(self.path, out, light=light, pdf=pdf)
 
     def export(self, to: str, out: str | Path | None = None) -> Path:
-        """Write the run as csv, parquet, tensorboard, trace, wandb or mlflow: see ``workbench.export.export``."""
+        """Write the run as csv, parquet, tensorboard, trace, wandb, mlflow or dcp: see ``workbench.export.export``."""
         from workbench.export import export
 
         return export(self, to, out)

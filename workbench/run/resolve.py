@@ -134,7 +134,16 @@ def resolve(
         beside = Path(config).expanduser().parent / CELL_FILE if config is not None else None
         if cell is None and beside is not None and beside.is_file():
             cell, folder = beside.read_text(encoding="utf-8"), beside.parent
-    if options.get("resume"):
+    begun = checkpoints.distributed(options.get("resume") or "")
+    if begun is not None:
+        if not (begun / checkpoints.DISTRIBUTED_INDEX).is_file():
+            raise ConfigError(
+                f"--resume {options['resume']}: {begun} has no {checkpoints.DISTRIBUTED_INDEX}, so it is no directory "
+                "that torch.distributed.checkpoint.save wrote",
+                field="--resume",
+            )
+        options = {**options, "resume": f"{checkpoints.DISTRIBUTED}{begun}"}
+    elif options.get("resume"):
         own_cell = cell
         options, cell = _resumed(options, cell)
         if own_cell is None and cell is not None:

@@ -22,6 +22,8 @@ from workbench.errors import ConfigError, RunDirectoryError, SchemaError
 CHECKPOINTS_DIR = "checkpoints"
 INDEX_FILE = "index.json"
 FORMAT = 1
+#: what a ``resume`` begins with that is a directory of torch.distributed.checkpoint, and the file that makes it one
+DISTRIBUTED, DISTRIBUTED_INDEX = "dcp:", ".metadata"
 _STEP = re.compile(r"step-(\d{6,})")
 TEMPORARY, REPLACED = ".tmp", ".old"
 
@@ -113,6 +115,11 @@ def split(name: str) -> tuple[str, int | str]:
             f"{name!r} names no checkpoint: write RUN, RUN@STEP such as first@100, or RUN@best", field="--resume"
         )
     return run, step if step in (NEWEST, BEST) else int(step)
+
+
+def distributed(name: str) -> Path | None:
+    """The directory of torch.distributed.checkpoint that ``"dcp:DIR"`` names; None for a run's checkpoint."""
+    return Path(name.removeprefix(DISTRIBUTED)).expanduser().absolute() if name.startswith(DISTRIBUTED) else None
 
 
 def read_index(path: Path) -> dict[str, Any]:

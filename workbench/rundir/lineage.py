@@ -18,7 +18,7 @@ _WHEN = len("2026-05-01-120000")
 
 def parent(spec: TrainSpec) -> tuple[str, int | str] | None:
     """Name of the run that this one goes on from, and the step; None for one that began by itself."""
-    if not spec.resume:
+    if not spec.resume or checkpoints.distributed(spec.resume) is not None:
         return None
     run, step = checkpoints.split(spec.resume)
     return run_name(Path(run)), step

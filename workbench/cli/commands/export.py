@@ -1,4 +1,5 @@
-"""Write a run in the format of another tool: CSV, Parquet, TensorBoard, Perfetto, Weights & Biases or MLflow."""
+"""Write a run in the format of another tool: CSV, Parquet, TensorBoard, Perfetto, Weights & Biases, MLflow or
+torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ NEXT = {
     "tensorboard": "tensorboard --logdir {path}",
     "trace": "open https://ui.perfetto.dev and drop {path} there (it stays on your machine)",
     "wandb": "wandb sync {path}",
+    "dcp": "torch.distributed.checkpoint.load({{'model': ..., 'optim': ...}}, checkpoint_id='{path}')",
     "mlflow": "MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {path}",
 }
 

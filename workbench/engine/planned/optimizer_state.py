@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from typing import Any
 
 import torch
 
-from workbench.engine.frameworks.torch_common.optimizer_state import tensors_in
+from workbench.engine.frameworks.torch_common.optimizer_state import LENGTHS, tensors_in, updated_once
 from workbench.planner.model import StateTensor, state_key
-
-#: lengths of the dims of a tiny parameter, so that those of its state tell which dims they are
-_LENGTHS = (5, 7, 11, 13, 17, 19)
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, tuple[StateTensor, ...]], str]:
@@ -40,21 +35,14 @@ def states_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, tuple[StateTe
 def _state_of_one(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], dims: int, dtype: torch.dtype
 ) -> tuple[StateTensor, ...]:
-    found = next((parameter.device for parameter in group["params"]), torch.device("cpu"))
-    device = torch.device("cpu") if found.type == "meta" else found
-    parameter = torch.nn.Parameter(torch.ones(_LENGTHS[:dims], dtype=dtype, device=device))
-    parameter.grad = torch.ones_like(parameter)
-    probe = copy.copy(optimizer)
-    probe.state = defaultdict(dict)
-    probe.param_groups = [{**group, "params": [parameter]}]
-    type(optimizer).step(probe)  # a scheduler has put another ``step`` on the optimizer
-    return tuple(_symbolic(tensor) for tensor in tensors_in(probe.state.get(parameter, {}).values()))
+    state = updated_once(optimizer, group, dims, dtype)
+    return tuple(_symbolic(tensor) for tensor in tensors_in(state.values()))
 
 
 def _symbolic(tensor: torch.Tensor) -> StateTensor:
     """A tensor whose lengths that are dims of the parameter are named."""
-    dims = tuple(_LENGTHS.index(length) for length in tensor.shape if length in _LENGTHS)
-    rest = [length for length in tensor.shape if length not in _LENGTHS]
+    dims = tuple(LENGTHS.index(length) for length in tensor.shape if length in LENGTHS)
+    rest = [length for length in tensor.shape if length not in LENGTHS]
     elements = 1
     for length in rest:
         elements *= length

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import KeptState
 from workbench.engine.state.background_save import BackgroundSave
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
-from workbench.engine.state.layout import RankState, Slot
+from workbench.engine.state.layout import Place, RankState, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
 from workbench.engine.state.randomness import RandomGenerators, RandomState
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -82,8 +82,8 @@ class Checkpoints:
             if self.strategy.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             return None
-        shards, plain, groups = copied
-        document = {"trainer": state, "groups": groups}
+        shards, plain, groups, tied = copied
+        document = {"trainer": state, "groups": groups, "tied": tied}
         return BackgroundSave(
             temporary,
             shards,
@@ -125,8 +125,9 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700, parents=True)
 
-    def _copied(self, temporary: Path) -> tuple[ShardWriter, dict[str, Any], list[dict[str, Any]]]:
-        """This rank's shards, copied, what its file says beside them, and the options of the parameter groups."""
+    def _copied(self, temporary: Path) -> tuple[ShardWriter, dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+        """This rank's shards, copied, what its file says beside them, the options of the parameter groups, and the
+        further names of tied parameters."""
         held = self._held()
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
@@ -148,7 +149,10 @@ class Checkpoints:
             {name: to_plain(value) for name, value in group.items() if name != "params"}
             for group in held.optimizer.param_groups
         ]
-        return writer, {"random": random.plain(), "optimizer": plain, "scaler": scaler, "cell": beside}, groups
+        numbers = {id(p): number for number, group in enumerate(held.optimizer.param_groups) for p in group["params"]}
+        group_of = {slot.name: numbers[id(slot.key)] for slot in held.slots if id(slot.key) in numbers}
+        own = {"random": random.plain(), "optimizer": plain, "scaler": scaler, "cell": beside, "groups": group_of}
+        return writer, own, groups, dict(held.tied)
 
     def _publish(self, path: Path, step: int, document: dict[str, Any], about: dict[str, Any]) -> None:
         """Make the checkpoint of what all ranks have written, say so, and remove those that are kept no longer."""
@@ -188,7 +192,8 @@ class Checkpoints:
             raise RunError(
                 f"cannot restore {path}: {reason or 'another rank found it damaged or made for another model'}"
             )
-        _load_tensors(reader, held)
+        load_tensors(reader, held)
+        _load_groups(reader, held)
         self._restore_cell(reader, beside, tensors)
         state: dict[str, Any] = reader.index["state"]["trainer"]
         prepare(state)
@@ -268,8 +273,23 @@ def _check_matches(reader: ShardReader, held: RankState) -> None:
         )
 
 
+class TensorReader(Protocol):
+    """Gives parts of whole tensors by name: "weights/NAME", "buffers/NAME", "optimizer/NAME/STATE"."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """Name -> its ``shape``."""
+
+    def part(self, name: str, place: Place) -> torch.Tensor:
+        """The elements at ``place``."""
+
+    def optimizer_states(self, parameter: str) -> list[str]:
+        """Names of the optimizer's state tensors of a parameter."""
+
+
 @torch.no_grad()
-def _load_tensors(reader: ShardReader, held: RankState) -> None:
+def load_tensors(reader: TensorReader, held: RankState) -> None:
+    """Copy this rank's parts of weights, buffers and optimizer state from ``reader`` into the training."""
     groups = {id(parameter): group for group in held.optimizer.param_groups for parameter in group["params"]}
     for slot in held.slots:
         for target in (slot.saved, *slot.copies):
@@ -279,6 +299,10 @@ def _load_tensors(reader: ShardReader, held: RankState) -> None:
     for name, buffer in held.buffers.items():
         if f"buffers/{name}" in reader.tensors:
             buffer.tensor.copy_(reader.part(f"buffers/{name}", buffer.place))
+
+
+def _load_groups(reader: ShardReader, held: RankState) -> None:
+    """Restore the options of the optimizer's groups."""
     for group, saved in zip(held.optimizer.param_groups, reader.index["state"]["groups"], strict=True):
         for name, value in saved.items():
             if isinstance(group.get(name), torch.Tensor):
@@ -287,7 +311,7 @@ def _load_tensors(reader: ShardReader, held: RankState) -> None:
                 group[name] = from_plain(value)
 
 
-def _load_optimizer_state(reader: ShardReader, states: dict[Any, Any], slot: Slot, group: dict[str, Any]) -> None:
+def _load_optimizer_state(reader: TensorReader, states: dict[Any, Any], slot: Slot, group: dict[str, Any]) -> None:
     """Replace the optimizer's state of one parameter by that of the checkpoint, cut to this rank's shard."""
     states.pop(slot.key, None)
     for name in reader.optimizer_states(slot.name):

@@ -114,6 +114,7 @@ class RankState:
 
     ``buffers``: persistent buffers of the model by name; ``saves_buffers``: this rank is the one that saves them.
     ``generators``: random generators that the framework keeps inside modules. ``scaler``: None without a loss scale.
+    ``tied``: further names of tied parameters -> the name of their slot, on any rank.
     """
 
     slots: list[Slot]
@@ -122,6 +123,7 @@ class RankState:
     optimizer: torch.optim.Optimizer
     generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
     scaler: LossScaler | None = None
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def scaler_state(self) -> dict[str, Any]:
         """Plain numbers of the loss scaler; empty without one."""
@@ -146,6 +148,9 @@ class Originals:
             self.shapes[self._names[name]] = tuple(parameter.shape)
         self.order = {name: turn for turn, name in enumerate(dict.fromkeys(first.values()))}
         self.buffers = persistent_buffers(model)
+        users = {users_name(name): own for name, own in self._names.items()}
+        #: further names of tied tensors -> the one name
+        self.tied = {alias: name for alias, name in users.items() if alias != name}
 
     def name(self, name: str) -> str:
         """The one name of a tensor."""

@@ -143,7 +143,7 @@ def _predicted(
         elif shares is None:
             text = f"not predicted: {each.plugin} does not declare what its ranks hold"
             refused.append(Refused(name=plan.describe(), reason=text))
-        elif plan.schedule != "1f1b":
+        elif plan.pp > 1 and plan.schedule != "1f1b":
             text = f"not predicted: the planner knows the stages of 1F1B only, not those of {plan.schedule}"
             refused.append(Refused(name=plan.describe(), reason=text))
         elif plan.sequence_parallel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,3 +48,32 @@ def tensors_in(values: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield from tensors_in(value.values())
         elif isinstance(value, list | tuple):
             yield from tensors_in(value)
+
+
+#: lengths of the dims of a tiny parameter, so that those of its state tell which dims they are
+LENGTHS = (5, 7, 11, 13, 17, 19)
+
+
+def state_names(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Names of what ``optimizer`` keeps for the parameters of its first group that holds any, such as "exp_avg"."""
+    group = next((group for group in optimizer.param_groups if group["params"]), None)
+    if group is None:
+        return set()
+    first = group["params"][0]
+    state = updated_once(optimizer, group, first.dim(), first.dtype)
+    return {name for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def updated_once(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], dims: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What the optimizer keeps of a tiny parameter after one update."""
+    found = next((parameter.device for parameter in group["params"]), torch.device("cpu"))
+    device = torch.device("cpu") if found.type == "meta" else found
+    parameter = torch.nn.Parameter(torch.ones(LENGTHS[:dims], dtype=dtype, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    probe = copy.copy(optimizer)
+    probe.state = defaultdict(dict)
+    probe.param_groups = [{**group, "params": [parameter]}]
+    type(optimizer).step(probe)  # a scheduler has put another ``step`` on the optimizer
+    return dict(probe.state.get(parameter, {}))

@@ -44,6 +44,7 @@ class StateLocator:
             buffers=buffers,
             saves_buffers=self.here.dp == 0 and self.here.tp == 0,
             optimizer=optimizer,
+            tied=self.originals.tied,
             **others,
         )
 

@@ -117,6 +117,7 @@ class ShardPlaces:
             saves_buffers=self._group == 0 and self._shard == 0 and self._tp_rank == 0,
             optimizer=optimizer,
             scaler=scaler,
+            tied=originals.tied,
         )
 
     def _slots(self, module: torch.nn.Module, originals: Originals) -> Iterator[Slot]:

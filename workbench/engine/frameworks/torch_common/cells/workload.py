@@ -31,6 +31,7 @@ from workbench.engine.share.share import share
 from workbench.engine.state.cell_names import CellNames, defined_on_rank, restore
 from workbench.engine.state.cell_state import CellState
 from workbench.errors import ConfigError
+from workbench.rundir.checkpoints import distributed
 
 
 def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
@@ -92,7 +93,8 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         rates = scaled([float(group["lr"]) for group in optimizer.param_groups], spec.lr)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-    elif spec.lr is not None and not spec.resume:  # in a resumed run --lr overrides the schedule
+    elif spec.lr is not None and (not spec.resume or distributed(spec.resume)):
+        # in a resumed run --lr overrides the schedule
         raise ConfigError("--lr and an lr_scheduler in the cell contradict each other: leave one out", field="--lr")
     loader = names.get("dataloader")
     if loader is not None:
