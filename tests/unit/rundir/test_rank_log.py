@@ -93,14 +93,21 @@ def test_columns_are_those_that_pyarrow_makes(tmp_path: Path) -> None:
         assert made.equals(pa.array(values, _ARROW[kind]))
 
 
-def test_a_log_is_written_without_pandas(tmp_path: Path) -> None:
+def test_logs_are_written_and_read_without_pandas(tmp_path: Path) -> None:
+    """Importing it takes a second or more, at the end of a training too: also for tables of which no row is there."""
     code = (
-        "import sys; from tests.unit.rundir.test_rank_log import step; from workbench.rundir.log import RankLogWriter\n"
+        "import sys; import pyarrow as pa; from tests.unit.rundir.test_rank_log import step\n"
+        "from workbench.core.records import TABLES; from workbench.telemetry.store import Store\n"
+        "from workbench.rundir.log import RankLogWriter, rank_directory, schema\n"
         "with RankLogWriter(sys.argv[1], 0) as log: log.append(step(1))\n"
+        "rank_directory(sys.argv[1], 1).mkdir()\n"
+        "for table in TABLES:\n"
+        "    pa.ipc.new_stream(rank_directory(sys.argv[1], 1) / f'{table}.arrow', schema(table)).close()\n"
+        "store = Store(sys.argv[1]); store.refresh(); assert store.rows('steps') == 1\n"
         "assert 'pandas' not in sys.modules"
     )
-    written = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path.cwd(), check=False)
-    assert written.returncode == 0
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path.cwd(), check=False)
+    assert done.returncode == 0
     store = Store(tmp_path)
     store.refresh()
     assert store.table("steps")["step"].tolist() == [1]

@@ -127,11 +127,16 @@ def parse(head: bytes, pieces: list[Batches], texts: dict[str, str]) -> Columns:
     bodies = [piece.data[: piece.starts.get(END, [len(piece.data)])[0]] for piece in pieces]
     with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *bodies]))) as reader:
         rows = reader.read_all()
-    columns = {field.name: rows[field.name].combine_chunks() for field in rows.schema}
+    columns = {field.name: _whole(rows[field.name]) for field in rows.schema}
     return {
         name: _shared(column, texts) if column.type == pa.string() else _values(column)
         for name, column in columns.items()
     }
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; of no chunks, ``combine_chunks`` would import pandas first."""
+    return column.combine_chunks() if column.num_chunks else pa.nulls(0, column.type)
 
 
 def _values(column: pa.Array) -> np.ndarray:
