@@ -39,6 +39,7 @@ class RankPool:
 
     def __init__(self, framework: str = "colossal") -> None:
         self._framework = framework
+        self._number = 0
 
     def __enter__(self) -> RankPool:
         self._process = subprocess.Popen(
@@ -76,15 +77,25 @@ class RankPool:
         modules = [function.partition(":")[0], *([COMPILER] if compiles else [])]
         request = {"ranks": ranks, "function": function, "arguments": arguments, "timeout": timeout_s, "lost": lost}
         request["imports"] = modules
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RankFailed(f"the rank pool ended with {self._process.wait()}")
-        found = json.loads(answer)
+        self.send(request)
+        found = self._answer()
         if found["errors"]:
             raise RankFailed("\n".join(found["errors"]))
         return found["results"]
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Ask the process for something, with a number that its answer repeats."""
+        self._number += 1
+        self._process.stdin.write(json.dumps({**request, "number": self._number}) + "\n")
+        self._process.stdin.flush()
+
+    def _answer(self) -> dict[str, Any]:
+        """The answer to the last request; those to earlier ones, which a test did not wait for, are passed over."""
+        while line := self._process.stdout.readline():
+            found = json.loads(line)
+            if found["number"] == self._number:
+                return found
+        raise RankFailed(f"the rank pool ended with {self._process.wait()}")
 
 
 def _serve() -> None:
@@ -98,7 +109,8 @@ def _serve() -> None:
         request = json.loads(line)
         _import(request["imports"])
         with tempfile.TemporaryDirectory() as directory:
-            print(json.dumps(_run(request, Path(directory), settle)), file=answers, flush=True)
+            found = {**_run(request, Path(directory), settle), "number": request["number"]}
+            print(json.dumps(found), file=answers, flush=True)
 
 
 def _import(modules: list[str]) -> None:
