@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,14 +75,16 @@ class Checkpoints:
         path = checkpoints.directory(self.run, step) if best is None else checkpoints.best_directory(self.run)
         temporary = path.with_name(path.name + TEMPORARY)
         about = {"asked": asked, "best": best}
-        reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
         copied: list[Any] = []
-        reason = reason or self._run_and_agree(lambda: copied.extend(self._copied(temporary)))
-        if reason:
-            self.tell_failure(step, reason)
+        with contextlib.ExitStack() as undo:  # also where another rank dies meanwhile
             if self.strategy.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-            return None
+                undo.callback(shutil.rmtree, temporary, ignore_errors=True)
+            reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
+            reason = reason or self._run_and_agree(lambda: copied.extend(self._copied(temporary)))
+            if reason:
+                self.tell_failure(step, reason)
+                return None
+            undo.pop_all()
         shards, plain, groups, tied = copied
         document = {"trainer": state, "groups": groups, "tied": tied}
         return BackgroundSave(
