@@ -16,14 +16,3 @@ def test_every_family_holds_what_was_predicted(axis: str, pool: RankPool) -> Non
     for found in pool.run(2, f"{RANKS}:parameters", cases=cases, options=PLANS[axis]):
         for case, (predicted, held) in zip(cases, found, strict=True):
             assert predicted == held, case
-
-
-@pytest.mark.parametrize("axis", PLANS)
-def test_every_family_of_torch_holds_what_was_predicted(axis: str, torch_pool: RankPool) -> None:
-    known = ("llama", "mistral", "qwen2", "mixtral", "gpt2", "vit")
-    cases = [(*case, {}, {}) for case in LM if case[0] in known or (axis == "pp" and case[0] in ("opt", "bert"))]
-    tied = ("llama", "LlamaForCausalLM", {"tie_word_embeddings": True, "num_hidden_layers": 3}, {})
-    options = {"framework": "torch", **PLANS[axis]}
-    for found in torch_pool.run(2, f"{RANKS}:parameters", cases=[*cases, tied], options=options):
-        for case, (predicted, held) in zip([*cases, tied], found, strict=True):
-            assert predicted == held, case

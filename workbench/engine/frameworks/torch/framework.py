@@ -8,9 +8,6 @@ from workbench.engine.frameworks.torch.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 from workbench.errors import ConfigError
 
-#: bytes of gradients that a stage's replicas reduce together, DistributedDataParallel's default
-BUCKET_BYTES = 25 * 2**20
-
 
 def _check(plan: PlanOptions) -> None:
     """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice; a schedule runs some
@@ -58,8 +55,6 @@ TORCH = Framework(
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
-            shares=Shares(bucket_bytes=BUCKET_BYTES),
-            splits="workbench.engine.frameworks.torch.pipeline.planned:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",

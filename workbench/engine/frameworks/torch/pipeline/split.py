@@ -280,20 +280,6 @@ def _units(model: torch.nn.Module, cuts: Sequence[str]) -> Iterator[_Unit]:
     yield from walk("", model)
 
 
-def held_modules(model: torch.nn.Module, cuts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """For each stage the modules that it holds as a whole, by the user's names in the model's order. Nothing is split.
-
-    ``ConfigError`` for parameters that belong to no such module.
-    """
-    units = list(_units(model, cuts))
-    beside = [name for _, name, _ in _direct_parameters(model, units)]
-    if beside:
-        raise ConfigError(f"{', '.join(beside)} stand beside the modules that a stage holds", field="--pp")
-    return tuple(
-        tuple(users_name(unit.path) for unit in units if unit.stage == stage) for stage in range(len(cuts) + 1)
-    )
-
-
 def _direct_parameters(
     model: torch.nn.Module, units: Sequence[_Unit]
 ) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Parameter]]:

@@ -79,8 +79,9 @@ class Part:
 
 
 def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[Part]:
-    """The terms of which a loss is a linear combination. ``known``: nodes that are a term of their own."""
-    waiting = [Part("other", loss.grad_fn)]
+    """The terms of which a loss is a linear combination; none of one without a graph. ``known``: nodes that are a term
+    of their own."""
+    waiting = [] if loss.grad_fn is None else [Part("other", loss.grad_fn)]
     for _ in range(_MOST):
         if not waiting:
             return
