@@ -1,24 +1,9 @@
 """A deviation over the batch is that of each rank's samples, which is told."""
 
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.chosen import chosen_case
 
-CASE = Case(
-    cell="""
-import torch
-from torch import nn
-
-model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-inputs = torch.randn(32, 6)
-chosen = torch.arange(32) % 5 != 1
-chosen[:3] = False
-dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :2], chosen)
-
-def loss_fn(model, batch):
-    x, y, chosen = batch
-    losses = ((model(x) - y) ** 2).mean(1)
-    return losses.mean() + torch.relu(1 - model(x).std(0)).mean()
-""",
+CASE = chosen_case(
+    "return losses.mean() + torch.relu(1 - model(x).std(0)).mean()",
     plans=("1 rank", "ddp"),
     differs=("ddp",),
     says={"ddp": "the loss is made of a statistic over the samples"},

@@ -1,23 +1,8 @@
 """Sums of the cell's own, beside one of torch's: the loss of the batch is the sum over all pieces."""
 
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.chosen import chosen_case
 
-CASE = Case(
-    cell="""
-import torch
-from torch import nn
-
-model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-inputs = torch.randn(32, 6)
-chosen = torch.arange(32) % 5 != 1
-chosen[:3] = False
-dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :2], chosen)
-
-def loss_fn(model, batch):
-    x, y, chosen = batch
-    losses = ((model(x) - y) ** 2).mean(1)
-    return 0.1 * losses.sum() + 0.01 * nn.functional.l1_loss(model(x), y, reduction="sum")
-""",
+CASE = chosen_case(
+    'return 0.1 * losses.sum() + 0.01 * nn.functional.l1_loss(model(x), y, reduction="sum")',
     plans=("ddp", "accumulate 2"),
 )
