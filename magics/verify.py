@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -15,15 +14,8 @@ from magics.train import run_flags
 from magics.words import parse
 from workbench.core import flags
 from workbench.run.verify import verify
-from workbench.run.verify_options import OPTIONS
+from workbench.run.verify_options import AGAINST_FLAG
 from workbench.verification.result import Verification
-
-
-def _verify_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags of a verification as magic arguments."""
-    for name, keywords in reversed(OPTIONS):
-        function = argument(name, **keywords)(function)
-    return function
 
 
 @magics_class
@@ -35,7 +27,7 @@ class VerifyMagics(Magics):
     @magic_arguments()
     @argument("--config", metavar="FILE", help="a spec file (TOML); flags override it")
     @argument_group("verification")
-    @_verify_flags
+    @argument("--against", **AGAINST_FLAG)
     @run_flags
     @line_cell_magic
     def dist_verify(self, line: str, cell: str | None = None) -> Verification | None:

@@ -7,14 +7,9 @@ from typing import Any
 SINGLE, DDP = "single", "ddp"
 AGAINST = (SINGLE, DDP)
 
-#: flag -> keywords of argparse
-OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        "--against",
-        {
-            "default": SINGLE,
-            "choices": AGAINST,
-            "help": "what the plan is compared with: single (one process) or ddp (torch's DistributedDataParallel)",
-        },
-    ),
-)
+#: ``--against``, as keywords of argparse
+AGAINST_FLAG: dict[str, Any] = {
+    "default": SINGLE,
+    "choices": AGAINST,
+    "help": "what the plan is compared with: single (one process) or ddp (torch's DistributedDataParallel)",
+}

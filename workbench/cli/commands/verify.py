@@ -11,7 +11,7 @@ import sys
 
 from workbench.cli.commands import spec_argument
 from workbench.core import flags
-from workbench.run.verify_options import OPTIONS
+from workbench.run.verify_options import AGAINST_FLAG
 
 NAME = "verify"
 HELP = "tell whether a plan trains the same as one process"
@@ -21,8 +21,7 @@ _CODES = {"same": 0, "differs": 1, "undecided": 3}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench verify``."""
     spec_argument.add_to(parser, "the spec file, or the name of a recipe (not needed with --recipe)")
-    for name, keywords in OPTIONS:
-        parser.add_argument(name, **keywords)
+    parser.add_argument("--against", **AGAINST_FLAG)
     flags.add_to(parser)
 
 

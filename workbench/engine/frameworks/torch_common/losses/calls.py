@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -130,8 +130,14 @@ def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return noting
 
 
+def calls_by_node(calls: Sequence[LossCall]) -> dict[Any, LossCall]:
+    """Those that reduced their losses, by the autograd node of the result."""
+    return {call.result.grad_fn: call for call in calls if call.reduction != "none"}
+
+
 @contextmanager
 def recorded_calls() -> Iterator[list[LossCall]]:
+    """Those that are made while it is entered."""
     before, _recorder.calls = _recorder.calls, []
     try:
         yield _recorder.calls

@@ -114,7 +114,7 @@ def is_over_samples(node: Any, samples: int) -> bool:
         if len(inputs) != 1 or (kind not in ("Mean", "Sum") and kind not in _LINEAR):
             break
         if kind in ("Mean", "Sum"):
-            shape = _input_shape(node)
+            shape = shape_of(node)
             dims = _dims(node, len(shape))
             if len(dims) == len(shape) or _dim_of_samples(shape, samples) in dims:
                 found = kind == "Sum"
@@ -125,9 +125,7 @@ def is_over_samples(node: Any, samples: int) -> bool:
 def chosen_elements(node: Any) -> int | None:
     """Over how many elements a mean is whose elements the cell chose, or put together, from those of the batch; None
     where it takes what there is."""
-    shape = _input_shape(node)
-    count = math.prod(shape[dim] for dim in _dims(node, len(shape)))
-    waiting = _inputs(node)
+    count, waiting = _reduced(node), _inputs(node)
     for _ in range(_MOST):
         if not waiting:
             return None
@@ -136,8 +134,7 @@ def chosen_elements(node: Any) -> int | None:
         if kind in _CHOOSING:
             return count
         if kind == "Mean":
-            shape = _input_shape(below)
-            count *= math.prod(shape[dim] for dim in _dims(below, len(shape)))
+            count *= _reduced(below)
         if kind not in _OF_DATA and kind != "Stack":
             waiting += _inputs(below)
     return None
@@ -169,28 +166,18 @@ def _mask_of(node: Any) -> torch.Tensor:
     return node._saved_condition if node.next_functions[0][0] is not None else ~node._saved_condition
 
 
-def shape_of(node: Any) -> Sequence[int]:
-    """The shape of what a sum or a mean is over."""
-    return _input_shape(node)
-
-
 def joins_samples(loss: torch.Tensor, samples: int) -> bool:
     """Whether a loss holds a function of a statistic over the batch, such as the deviation of each feature: whatever is
     reduced along the dimension of ``samples`` samples, and not added up to the loss alone."""
-    if samples < 2:
+    if samples < 2 or loss.grad_fn is None:
         return False
     waiting, seen = [(loss.grad_fn, True)], {(loss.grad_fn, True)}
     while waiting and len(seen) < _MOST_OF_GRAPH:
         node, is_affine = waiting.pop()
-        if node is None:
-            continue
         kind, inputs = kind_of(node), _inputs(node)
-        if not is_affine and _reduces_samples(node, samples):
-            return True
-        stays = is_affine and (
-            kind in ("Mean", "Sum", "Stack") or (kind in _LINEAR and not (kind in ("Mul", "Div") and len(inputs) > 1))
-        )
-        if is_affine and not stays and _reduces_samples(node, samples):
+        is_linear = kind in _LINEAR and not (kind in ("Mul", "Div") and len(inputs) > 1)
+        stays = is_affine and (is_linear or kind in ("Mean", "Sum", "Stack"))
+        if not stays and _reduces_samples(node, samples):
             return True
         for below in inputs:
             if (below, stays) not in seen:
@@ -203,7 +190,7 @@ def _reduces_samples(node: Any, samples: int) -> bool:
     """Whether a node combines numbers along a dim 0 that can only be that of the samples."""
     if not hasattr(node, "_saved_dim") or kind_of(node) in _KEEPS_SAMPLES_APART or len(_inputs(node)) != 1:
         return False
-    shape = _input_shape(node)
+    shape = shape_of(node)
     if not shape or 0 not in _dims(node, len(shape)):
         return False
     return shape[0] == samples or (shape[0] % samples == 0 and samples not in shape[1:])
@@ -272,8 +259,8 @@ def _inputs(node: Any) -> list[Any]:
     return [below for below, _ in node.next_functions if below is not None]
 
 
-def _input_shape(node: Any) -> Sequence[int]:
-    """The shape of the only input of a node that has a gradient."""
+def shape_of(node: Any) -> Sequence[int]:
+    """The shape of the only input of a node that has a gradient: of what a sum or a mean is over."""
     below, number = next(found for found in node.next_functions if found[0] is not None)
     if kind_of(below) == "AccumulateGrad":
         return below.variable.shape
@@ -286,6 +273,12 @@ def _dims(node: Any, length: int) -> set[int]:
     dims = (dims,) if isinstance(dims, int) else dims
     # autograd shows -1 as an unsigned number of 64 bits
     return {(dim - 2**64 if dim >= 2**63 else dim) % length for dim in dims} if dims and length else set(range(length))
+
+
+def _reduced(node: Any) -> int:
+    """How many elements a sum or a mean makes one of."""
+    shape = shape_of(node)
+    return math.prod(shape[dim] for dim in _dims(node, len(shape)))
 
 
 def _dim_of_samples(shape: Sequence[int], samples: int) -> int | None:

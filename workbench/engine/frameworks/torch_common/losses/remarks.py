@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from workbench.engine.frameworks.torch_common.losses.calls import LossCall
+from workbench.engine.frameworks.torch_common.losses.calls import LossCall, calls_by_node
 from workbench.engine.frameworks.torch_common.losses.form import (
     Part,
     chosen_elements,
@@ -81,7 +81,7 @@ def tell_of_average(
 
 def _remarks(loss: torch.Tensor, calls: Sequence[LossCall], samples: int, is_known: bool) -> Iterable[tuple[str, str]]:
     """What the terms say that a loss is a linear combination of."""
-    by_node = {call.result.grad_fn: call for call in calls if call.reduction != "none"}
+    by_node = calls_by_node(calls)
     for part in parts_of_form(loss, by_node):
         call = by_node.get(part.node)
         if part.kind == "curved":

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 
-from workbench.engine.frameworks.torch_common.losses.calls import LossCall, Number, number_of, recorded_calls
+from workbench.engine.frameworks.torch_common.losses.calls import (
+    LossCall,
+    Number,
+    calls_by_node,
+    number_of,
+    recorded_calls,
+)
 from workbench.engine.frameworks.torch_common.losses.form import (
     Part,
     chosen_elements,
@@ -74,7 +80,7 @@ def loss_term(
 
 def _term_of_graph(value: torch.Tensor, loss: torch.Tensor, calls: Sequence[LossCall], samples: int) -> LossTerm:
     """The loss as its graph shows it: one mean, scaled, and perhaps a penalty on weights beside it; or sums alone."""
-    by_node = {call.result.grad_fn: call for call in calls if call.reduction != "none"}
+    by_node = calls_by_node(calls)
     parts = list(parts_of_form(loss, by_node))
     terms = [part for part in parts if part.kind != "weights"]
     if len(terms) == 1 and not terms[0].is_added:
