@@ -53,17 +53,33 @@ FAILS_AND_STAYS_CONNECTED = """import os, torch.distributed as dist
         raise AssertionError("planted")"""
 
 
-def test_a_peer_that_hangs_in_a_collective_is_ended_and_the_way_on_is_said(
-    shell: InteractiveShell, two_ranks: Session, impatient: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+FAILS_BESIDE_A_DEAF_RANK = """import os
+    while os.environ["RANK"] == "0":
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            pass
+    raise AssertionError("planted")"""
+
+
+def test_a_peer_that_waits_in_a_collective_is_released(shell: InteractiveShell, two_ranks: Session) -> None:
     """As with NCCL, whose collectives see no peer that left: rank 0 waits in DDP's reduction, deaf to an interrupt."""
     run = train(shell, "-n 2 --steps 50 --quiet", SLOW.replace("time.sleep(0.02)", FAILS_AND_STAYS_CONNECTED))
+    with pytest.raises(RunError, match="rank 1: AssertionError: planted"):
+        run.wait(timeout=300)
+    undo = "import torch.distributed as dist; dist.destroy_process_group = dist.planted; dist.destroy_process_group()"
+    two_ranks.wait(two_ranks.submit(undo, [1], in_group=False))  # rank 1 could not leave its group for another
+    assert not two_ranks.dead and again(shell) == "finished"
+
+
+def test_a_peer_that_cannot_be_released_is_ended_and_the_way_on_is_said(
+    shell: InteractiveShell, two_ranks: Session, impatient: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(shell, "-n 2 --steps 50 --quiet", SLOW.replace("time.sleep(0.02)", FAILS_BESIDE_A_DEAF_RANK))
     with pytest.raises(
         RunError, match=r"rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
     ):
         run.wait(timeout=300)
-    undo = "import torch.distributed as dist; dist.destroy_process_group = dist.planted; dist.destroy_process_group()"
-    two_ranks.execute(undo, [1]).raise_on_error()
     pid = two_ranks.pids[1]
     assert again(shell) == "finished" and Session.current() is two_ranks and two_ranks.pids[1] == pid
     said = capsys.readouterr().out

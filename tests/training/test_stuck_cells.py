@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from tests.training.test_dist_train import SLOW, train
 from workbench.cluster.session import Session
 from workbench.core.live.collective_row import read_live
-from workbench.errors import CellError
+from workbench.errors import CellError, RunError
 
 SUM = "import torch, torch.distributed as dist\nx = torch.ones(3)\ndist.all_reduce(x)\nx.tolist()"
 
@@ -50,10 +51,27 @@ def test_an_error_on_all_ranks_leaves_their_groups(two_ranks: Session) -> None:
     two_ranks.execute("pair = dist.new_group()").raise_on_error()
     assert not two_ranks.execute("undefined").ok
     two_ranks.execute("dist.all_reduce(x, group=pair)").raise_on_error()
+
+
+def test_a_failed_cell_holds_no_tensors(two_ranks: Session) -> None:
+    code = "def fail():\n    local = torch.ones(9)\n    seen.append(weakref.ref(local))\n    undefined"
+    two_ranks.execute(f"import gc, torch, weakref\ngc.disable()\nseen = []\n{code}").raise_on_error()
+    assert not two_ranks.execute("try:\n    fail()\nexcept NameError as error:\n    raise ValueError from error").ok
+    assert two_ranks.execute("gc.enable()\nseen[0]() is None")[1].result == "True"
+
+
+def test_arguments_that_ranks_may_leave_out_do_not_differ(two_ranks: Session) -> None:
+    sums(two_ranks)
     result = two_ranks.execute(
-        "import gc, weakref\nclass Held: pass\nheld = Held()\nseen = weakref.ref(held)\ndel held\nseen() is None"
+        "dist.all_reduce(x, dist.ReduceOp.SUM) if rank else dist.all_reduce(x)\n"
+        "dist.broadcast(x, src=0) if rank else dist.broadcast(x, group_src=0)\n"
+        "dist.reduce(x.view(1, 3), 0) if rank else dist.reduce(x, 0)\n"
+        "dist.gather(x) if rank else dist.gather(x, [x.clone(), x.clone()], 0)\n"
+        "dist.all_gather_object([None, None], 'a' * 100 * rank)\n"
+        "dist.isend(x, 0).wait() if rank else dist.recv(x, 1)\n"
+        "work = dist.all_reduce(x, async_op=True)\nwork.wait()\ndist.barrier()"
     )
-    assert result[0].result == "True"
+    assert result.raise_on_error().ok
 
 
 @pytest.mark.parametrize(
@@ -71,6 +89,14 @@ def test_collectives_that_differ_are_told_on_both_sides(two_ranks: Session, code
         result.raise_on_error()
     assert all(word in told.value.evalue for word in words) and "line 1 of the cell" in told.value.evalue
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
+
+
+def test_a_training_tells_collectives_that_differ(two_ranks: Session, shell: InteractiveShell) -> None:
+    differs = "import os, torch.distributed as dist\n    dist.all_reduce(torch.ones(3 + int(os.environ['RANK'])))"
+    run = train(shell, "-n 2 --steps 5 --quiet", SLOW.replace("time.sleep(0.02)", differs))
+    with pytest.raises(RunError, match=r"CollectiveMismatchError: collective .* all_reduce of [34] float32"):
+        run.wait(timeout=300)
+    assert not two_ranks.dead and sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
 
 
 def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: InteractiveShell, capsys) -> None:
@@ -95,6 +121,18 @@ def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: Interactive
     while two_ranks.is_busy() and time.monotonic() < deadline:  # a busy machine takes longer than a person is kept
         time.sleep(0.02)
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2 and two_ranks.pull("mine") == {0: 0, 1: 1}
+
+
+def test_an_interrupt_just_before_a_collective_leaves_the_ranks_in_step(two_ranks: Session) -> None:
+    """Ranks number the collectives of a group: one that is counted, and then not called, would shift them for good."""
+    sums(two_ranks)
+    interrupted = """from unittest import mock
+from workbench.engine.collectives.record import Record
+if rank == 0:
+    with mock.patch.object(Record, "_compare", side_effect=KeyboardInterrupt):
+        dist.all_reduce(torch.ones(7))"""
+    assert not two_ranks.execute(interrupted).ok
+    assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
 
 
 def test_one_rank_is_replaced_and_two_are_added(two_ranks: Session, shell: InteractiveShell, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.cluster.base.protocol import FOLLOWS, RANKS, WORK_DIR
+from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
 from workbench.cluster.output import RELEASED, CellFailure, RankOutput, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
@@ -42,7 +43,8 @@ class CellResult:
     def raise_on_error(self) -> CellResult:
         """Raises ``CellError`` if the cell failed, for the error that most ranks raised by themselves.
 
-        Otherwise returns itself."""
+        Otherwise returns itself.
+        """
         groups = group_errors(self.outputs)
         if groups:
             ranks, error = groups[0]
@@ -54,11 +56,14 @@ class Submission:
     """A cell that was sent to ranks.
 
     Done callbacks are usually called in the thread that receives messages, so they must not block. ``version`` grows
-    with every output.
+    with every output. ``number``: of the cell, by which ranks tell cells apart.
     """
+
+    _numbers = itertools.count(1)
 
     def __init__(self, code: str, ranks: Sequence[int]) -> None:
         self.code = code
+        self.number = next(self._numbers)
         self.ranks = tuple(ranks)
         self.outputs = {rank: RankOutput(rank) for rank in ranks}
         self._changed = threading.Condition()
@@ -254,7 +259,8 @@ def send(client: Any, submission: Submission, *, follows: bool = True) -> None:
     If it ``follows``, the ranks change to the notebook's working directory, and reload modules that changed on
     disk, before they run the code. Raises ``ClusterError`` when a rank is not connected to the controller.
     """
-    metadata = {**_work_dir(), RANKS: submission.ranks} if follows else {FOLLOWS: False}
+    metadata: dict[str, Any] = {**_work_dir(), RANKS: submission.ranks} if follows else {FOLLOWS: False}
+    metadata[CELL] = submission.number
     for rank in submission.ranks:
         engine = client._engines.get(rank)
         if engine is None:

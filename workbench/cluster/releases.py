@@ -52,18 +52,24 @@ def release_waiting(submission: Submission, call: Call) -> None:
     background.thread(work, name="release-ranks", failed=warn).start()
 
 
+def release_from(submission: Submission, call: Call, failed: dict[int, str]) -> None:
+    """Releases the ranks of a training that wait for one of ``failed`` (rank -> what happened to it, in words)."""
+    _release(submission, call, failed, "")
+
+
 def _release(submission: Submission, call: Call, failed: dict[int, str], reason: str) -> None:
     running = submission.running_ranks()
     if running:
         submission.released.update(dict.fromkeys(running, reason or next(iter(failed.values()))))
-        call(running, _RELEASE, {"failed": {str(rank): why for rank, why in failed.items()}, "reason": reason})
+        told = {str(rank): why for rank, why in failed.items()}
+        call(running, _RELEASE, {"cell": submission.number, "failed": told, "reason": reason})
 
 
 def interrupt(submission: Submission, *, signal: Callable[[Sequence[int]], None], call: Call) -> None:
     """Ends a cell that Ctrl-C interrupted: SIGINT to its ranks, then breaks the collectives that they wait in.
 
-    ``signal(ranks)`` sends SIGINT. Says what it does where that takes longer than SIGINT. Waits about 2 s at most;
-    ranks in native code, or that catch the interrupt, still run then. A second Ctrl-C raises ``KeyboardInterrupt``.
+    ``signal(ranks)`` sends SIGINT. Says what it does where that does not end the cell. Waits about 3 s at most; ranks
+    in native code, or that catch the interrupt, still run then. A second Ctrl-C raises ``KeyboardInterrupt``.
     """
     signal(submission.running_ranks())
     if submission.wait_until_finished(0.3):

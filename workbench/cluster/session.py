@@ -431,6 +431,10 @@ class Session:
     def _call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
         self._server.call(self._roster.select_alive(ranks), function, arguments).result(2.0)
 
+    def release(self, submission: Submission, failed: dict[int, str]) -> None:
+        """Breaks the collectives in which ranks of a training wait for one of ``failed`` (rank -> what happened)."""
+        releases.release_from(submission, self._call, failed)
+
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
         """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""
         self._roster.announce_end(ranks, why)

@@ -63,7 +63,7 @@ from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.engine.watch.torch.update_watch import UpdateWatch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
-from workbench.errors import WorkbenchError
+from workbench.errors import CollectiveReleasedError, WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints, environment
 from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
@@ -328,9 +328,13 @@ def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
     return tell
 
 
+#: errors that tell of another rank's failure
+_OF_PEERS = (PeerFailed, PeerLostError, ShareFailed, CollectiveReleasedError, dist.DistError, KeyboardInterrupt)
+
+
 def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
     """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
-    is_peers = isinstance(error, PeerFailed | PeerLostError | ShareFailed | dist.DistError | KeyboardInterrupt)
+    is_peers = isinstance(error, _OF_PEERS)
     text = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", ())]))
     return failure(type(error).__name__, text, _traceback_of_user(error, cell), peer=is_peers)
 

@@ -39,6 +39,7 @@ def join(directory: str, token: str) -> None:
     import torch.distributed as dist
 
     from workbench.engine import process_group
+    from workbench.engine.collectives import record
     from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
 
     lost = leave()
@@ -58,19 +59,9 @@ def join(directory: str, token: str) -> None:
     if not hasattr(dist.init_process_group, "replaces"):
         dist.init_process_group = _replacing(dist.init_process_group)
         dist.destroy_process_group = _telling(dist.destroy_process_group)
-        _hear_of_failures()
-
-
-def _hear_of_failures() -> None:
-    """Hear when the group was broken, and let each cell begin without what was told of the failures of the last."""
-    from IPython.core.getipython import get_ipython
-
-    from workbench.engine.collectives import record
-
-    shell, recorded = get_ipython(), record.current()
-    if shell is not None and recorded is not None:
-        recorded.on_broken = _mark_broken
-        shell.events.register("pre_run_cell", lambda _: recorded.begin_cell())
+        recorded = record.current()
+        if recorded is not None:
+            recorded.on_broken = _mark_broken
 
 
 def _give_share() -> None:

@@ -1,6 +1,6 @@
 """Ends the ranks of a run after one of them failed or died: the others may wait for it in a collective for minutes.
 
-At first the ranks have a few seconds to end by themselves (a gloo rank does so within one second). Then they are
+The collectives in which they wait are broken at once, and the ranks have a few seconds to end. Then they are
 interrupted, which ends Python code. Finally they are killed, which also ends library code such as a collective of
 NCCL. When the run directory was deleted, the ranks are interrupted at once: they can neither log nor read commands.
 """
@@ -73,6 +73,8 @@ class PeerWatch:
                 self._first_failure -= GRACE_S
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
         running = self._submission.running_ranks()
+        if failed and not deleted:
+            self._session.release(self._submission, {rank: f"rank {rank} failed" for rank in failed})
         match next_action(time.monotonic() - self._first_failure, interrupted=self._interrupted):
             case "interrupt":
                 self._session.interrupt(running)

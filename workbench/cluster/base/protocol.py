@@ -21,6 +21,8 @@ WORK_DIR = "work_dir"
 FOLLOWS = "follows"
 #: key in the same metadata: the ranks that the request was sent to
 RANKS = "ranks"
+#: key in the same metadata: the number of the cell
+CELL = "cell"
 _RESTART = "; restart the kernel if dist-workbench was updated while it ran"
 
 

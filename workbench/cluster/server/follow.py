@@ -12,13 +12,15 @@ import importlib.util
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from workbench.cluster.base.protocol import FOLLOWS, RANKS, WORK_DIR
+from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
+from workbench.core.live import current_cell
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
@@ -34,8 +36,26 @@ _Stamp = tuple[int, int]
 def load_ipython_extension(shell: Any) -> None:
     """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
+    shell.events.register("post_run_cell", _free_failed_frames)
     shell.push(_names(), interactive=False)
     sys.breakpointhook = _no_debugger
+
+
+def _free_failed_frames(result: Any) -> None:
+    """Frees what the frames of a failed cell hold, such as tensors: the traceback, already shown, would keep them."""
+    seen: set[int] = set()
+    errors = [result.error_before_exec, result.error_in_exec]
+    while errors:
+        error = errors.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            for frame, _line in traceback.walk_tb(error.__traceback__):
+                _ = frame.f_locals  # brings the copy that was made to show the traceback up to date: empty
+            error.__traceback__ = None
+            errors += [error.__cause__, error.__context__]
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
 
 
 def _no_debugger(*args: object, **options: object) -> None:
@@ -71,6 +91,7 @@ class Follower:
         from IPython.core.error import InputRejected
 
         metadata = self._shell.get_parent().get("metadata", {})
+        current_cell.begin(metadata.get(CELL, 0))
         if not metadata.get(FOLLOWS, True):
             return tree
         self._shell.user_ns[CELL_RANKS] = metadata.get(RANKS, [])

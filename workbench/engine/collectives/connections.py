@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ class Connections:
 
     def __init__(self) -> None:
         self.epoch = ""
-        self._sockets: list[tuple[Any, list[tuple[int, str]]]] = []  # group, (descriptor, what it was)
+        self._sockets: list[tuple[weakref.ref[Any], list[tuple[int, str]]]] = []  # group, (descriptor, what it was)
 
     def noting(self, make: Callable[..., Any], args: Any, options: Any) -> Any:
         """Makes a group with torch's own function, and notes the sockets that came with it."""
@@ -35,12 +36,12 @@ class Connections:
         if isinstance(group, dist.ProcessGroup):
             port = _port(store)
             new = [found for found in _sockets() if found not in before and not _reaches(found[0], port)]
-            self._sockets.append((group, new))
+            self._sockets.append((weakref.ref(group), new))
         return made
 
     def groups(self) -> list[Any]:
-        """Returns the groups that are known, those that were left included."""
-        return [group for group, _ in self._sockets]
+        """Returns the groups that are known and exist."""
+        return [group for known, _ in self._sockets if (group := known()) is not None]
 
     def shut(self, group: Any) -> None:
         """Ends the connections of a group: whoever waits in a collective of it gets a ``RuntimeError`` at once.
@@ -52,7 +53,7 @@ class Connections:
             return
         present = set(_sockets())
         for known, sockets in self._sockets:
-            if known is group:
+            if known() is group:
                 for found in present.intersection(sockets):
                     _shut(found[0])
 

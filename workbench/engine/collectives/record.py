@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from workbench.core.live import current_cell
 from workbench.core.live.collective_row import Description, RowReader, RowWriter, row_path
 from workbench.engine.collectives import sites
 from workbench.engine.collectives.connections import Connections
@@ -26,7 +28,11 @@ from workbench.errors import CollectiveMismatchError, CollectiveReleasedError, f
 
 
 class _Function(NamedTuple):
-    """Positions and names of a collective's arguments. ``compared``: whether tensors of all ranks have one size."""
+    """Positions and names of the arguments of a collective.
+
+    ``compared``: whether the tensors of all ranks have one size. ``details``: further arguments that are equal.
+    ``numbered``: whether all members of the group call it.
+    """
 
     group: int
     tensor: tuple[int, str] | None = None
@@ -78,15 +84,22 @@ class _Group:
         here, size = self.members.index(dist.get_rank()), len(self.members)
         steps = range(1, min(_NEIGHBOURS, size - 1) + 1)
         self.neighbours = {self.members[(here + sign * step) % size] for step in steps for sign in (1, -1)}
+        self._group = weakref.ref(group)  # held, it would keep its connections when it is left, and others would wait
+
+    @property
+    def group(self) -> Any:
+        """The group of torch; None when it was left."""
+        return self._group()
 
 
-class _Entered(NamedTuple):
-    """A collective as this rank entered it. ``row``: key of its group, number, signature and text, as in its slot."""
+class _Entry(NamedTuple):
+    """A call of a collective: its number in its group, its signature, and its description as bytes and in words."""
 
-    group: Any
-    known: _Group
+    group: _Group
+    number: int
+    signature: int
+    text: bytes
     words: str
-    row: tuple[int, int, int, bytes]
 
 
 class Record:
@@ -95,7 +108,7 @@ class Record:
     def __init__(self, directory: Path, rank: int) -> None:
         self.directory, self.rank = directory, rank
         self.connections = Connections()
-        self.waiting_in: _Entered | None = None
+        self.waiting_in: _Entry | None = None
         self.failed: dict[int, str] = {}  # ranks that cannot come to a collective of this cell -> why
         self.released = ""  # why a collective was broken
         self.on_broken: Callable[[], None] = lambda: None  # called when a group was broken, from any thread
@@ -105,82 +118,99 @@ class Record:
         self._texts: dict[Any, tuple[int, bytes, str]] = {}
         self._main = threading.main_thread().ident
         self._depth = 0
-        self._last: _Entered | None = None
+        self._told_of = 0  # the cell of which ``failed`` and ``released`` tell
+        self._works: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()  # of asynchronous calls
 
-    def begin_cell(self) -> None:
-        """Forgets what was told about the last cell."""
-        self.failed.clear()
-        self.released = ""
+    def note_failures(self, cell: int, failed: dict[int, str]) -> None:
+        """Notes which ranks cannot come to a collective of a cell, and forgets what was told of another cell."""
+        if cell != self._told_of:
+            self._told_of, self.failed, self.released = cell, {}, ""
+        self.failed = {**self.failed, **failed}
 
-    def run(self, kind: str, function: _Function, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
+    def run(self, kind: str, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
         """Calls the collective, recorded. Raises ``CollectiveMismatchError`` before it, where another rank is in
         another one, and ``CollectiveReleasedError`` when it was broken, or a member of the group cannot come."""
         if self._depth or threading.get_ident() != self._main:
             return upstream(*args, **options)
+        function = FUNCTIONS[kind]
         group = args[function.group] if len(args) > function.group else options.get("group")
         group = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
         if group is None:  # no group yet, which torch says itself
             return upstream(*args, **options)
-        self._last = self._entered(kind, function, group, args, options)
-        return self._wait(self._last, upstream, args, options, compares=function.numbered)
+        try:
+            entry = self._entry(kind, group, args, options)
+            result = self._wait(entry, upstream, args, options, compares=function.numbered)
+        except KeyboardInterrupt:  # nobody knows whether it was counted, or begun
+            self.on_broken()
+            raise
+        if isinstance(result, dist.Work):
+            self._works[result] = entry
+        return result
 
-    def await_work(self, upstream: Callable[..., Any], work: Any, args: Any, options: Any) -> Any:
-        """Waits for an asynchronous collective, recorded as the last one that was called."""
-        if self._depth or self._last is None or threading.get_ident() != self._main:
-            return upstream(work, *args, **options)
-        return self._wait(self._last, upstream, (work, *args), options, compares=False)
+    def await_work(self, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
+        """Waits for an asynchronous collective, recorded as the call that began it, if that was recorded."""
+        if self._depth or threading.get_ident() != self._main:
+            return upstream(*args, **options)
+        entry = self._works.get(args[0])
+        if entry is not None:
+            return self._wait(entry, upstream, args, options, compares=False)
+        try:
+            return upstream(*args, **options)
+        except RuntimeError as error:
+            raise self._explained(error, "a collective") from None
 
-    def _wait(self, entered: _Entered, upstream: Callable[..., Any], args: Any, options: Any, *, compares: bool) -> Any:
-        if self.failed:
-            self._raise_if_missing(entered.known, entered.words)
-        self._row.enter(*entered.row, time.monotonic())
-        self.waiting_in = entered
+    def _wait(self, entry: _Entry, upstream: Callable[..., Any], args: Any, options: Any, *, compares: bool) -> Any:
+        if self.failed and self._told_of == current_cell.current():
+            self._raise_if_missing(entry)
+        self._row.enter(entry.group.key, entry.number, entry.signature, entry.text, time.monotonic())
+        self.waiting_in = entry
         self._depth += 1
         try:
             if compares:
-                self._compare(entered)
+                self._compare(entry)
             return upstream(*args, **options)
-        except CollectiveMismatchError:
-            raise
-        except RuntimeError:
-            if self.released:
-                raise CollectiveReleasedError(f"{self.released}; this rank was released from {entered.words}") from None
-            raise
+        except RuntimeError as error:
+            raise self._explained(error, entry.words) from None
         finally:
             self._depth -= 1
             self.waiting_in = None
             self._row.leave()
 
-    def _raise_if_missing(self, known: _Group, words: str) -> None:
-        missing = sorted(self.failed.keys() & set(known.members))
-        if missing:
-            raise CollectiveReleasedError(f"{self.failed[missing[0]]}; this rank did not enter {words}")
+    def _explained(self, error: RuntimeError, words: str) -> RuntimeError:
+        """Returns the error of a collective, ``words``, or in its place why it was broken."""
+        if not self.released or self._told_of != current_cell.current() or isinstance(error, CollectiveMismatchError):
+            return error
+        return CollectiveReleasedError(f"{self.released}; this rank was released from {words}")
 
-    def _entered(self, kind: str, function: _Function, group: Any, args: Any, options: Any) -> _Entered:
-        known, frame = self._known(group), sites.calling_frame()
-        tensor = None
+    def _raise_if_missing(self, entry: _Entry) -> None:
+        missing = sorted(self.failed.keys() & set(entry.group.members))
+        if missing:
+            raise CollectiveReleasedError(f"{self.failed[missing[0]]}; this rank did not enter {entry.words}")
+
+    def _entry(self, kind: str, group: Any, args: Any, options: Any) -> _Entry:
+        known, function, frame, tensor = self._known(group), FUNCTIONS[kind], sites.calling_frame(), None
         if function.tensor is not None:
             position, name = function.tensor
             tensor = args[position] if len(args) > position else options.get(name)
             tensor = tensor if isinstance(tensor, torch.Tensor) else None
-        details = [
-            args[at] if len(args) > at else options.get(name, _SUM if name == _OP else None)
-            for at, name in function.details
-        ]
+        given = tuple([args[at] if len(args) > at else options.get(name) for at, name in function.details])
+        there = options.get("group_src"), options.get("group_dst")
         shape, dtype = (tensor.shape, tensor.dtype) if tensor is not None else (None, None)
-        cached = (kind, known.key, shape, dtype, frame.f_code, frame.f_lineno, *map(str, details))
-        text = self._texts.get(cached)
-        if text is None:
-            text = _described(kind, function, known, tensor, details=details, place=sites.in_words(frame))
+        called = (kind, known.key, shape, dtype, frame.f_code, frame.f_lineno, given, there)
+        told = self._texts.get(called)
+        if told is None:
+            names = [name for _, name in function.details]
+            details = [_told(name, value, group, options) for name, value in zip(names, given, strict=True)]
+            description = _described(kind, known, tensor, details, place=sites.in_words(frame))
+            told = (_signature(kind, tensor, description.detail), description.encode(), str(description))
             if len(self._texts) < _MOST_TEXTS:
-                self._texts[cached] = text
-        signature, encoded, words = text
+                self._texts[called] = told
         known.number += function.numbered
-        return _Entered(group, known, words, (known.key, known.number if function.numbered else 0, signature, encoded))
+        return _Entry(known, known.number if function.numbered else 0, *told)
 
     def _known(self, group: Any) -> _Group:
         known = self._groups.get(id(group))
-        if known is None or known.name != group.group_name:
+        if known is None or known.group is not group:
             known = self._groups[id(group)] = _Group(group, self.connections.epoch)
         return known
 
@@ -189,19 +219,18 @@ class Record:
         if not dist.is_initialized():
             self._groups.clear()
             self._texts.clear()
-            self._last = None
         return self.connections.noting(make, args, options)
 
-    def _compare(self, entered: _Entered) -> None:
-        known, (key, number, signature, _) = entered.known, entered.row
+    def _compare(self, entry: _Entry) -> None:
+        known, number = entry.group, entry.number
         for peer in known.neighbours:
             reader = self._reader(peer)
-            theirs = None if reader is None else reader.signature(key, number)
-            if reader is not None and theirs is not None and theirs != signature:
-                other = reader.describe(key, number)
+            theirs = None if reader is None else reader.signature(known.key, number)
+            if reader is not None and theirs is not None and theirs != entry.signature:
+                other = reader.describe(known.key, number)
                 raise CollectiveMismatchError(
                     f"collective {number} of group {known.name} ({known.words}) differs between ranks: rank "
-                    f"{self.rank} calls {entered.words}; rank {peer} calls {other}. Call the same collectives, with "
+                    f"{self.rank} calls {entry.words}; rank {peer} calls {other}. Call the same collectives, with "
                     "tensors of one size and dtype, in the same order on all ranks of the group"
                 )
 
@@ -214,15 +243,24 @@ class Record:
         return self._readers[rank]
 
 
-def _described(
-    kind: str, function: _Function, known: _Group, tensor: Any, *, details: list[Any], place: str
-) -> tuple[int, bytes, str]:
+def _told(name: str, value: Any, group: Any, options: Any) -> Any:
+    """Returns an argument as all ranks name it: ranks may leave out what torch does by itself, and may name the other
+    rank by its number in the group."""
+    if value is not None:
+        return value
+    if name == _OP:
+        return _SUM
+    there = options.get(f"group_{name}")
+    return 0 if there is None else dist.get_global_rank(group, there)
+
+
+def _described(kind: str, known: _Group, tensor: Any, details: list[Any], *, place: str) -> Description:
     detail = ", ".join(
         f"{name} {str(value).rpartition('.')[2]}"
-        for (_, name), value in zip(function.details, details, strict=True)
+        for (_, name), value in zip(FUNCTIONS[kind].details, details, strict=True)
         if value is not None
     )
-    description = Description(
+    return Description(
         kind=kind,
         group=known.name,
         members=known.words,
@@ -232,8 +270,12 @@ def _described(
         detail=detail,
         place=place,
     )
-    compared = (tensor.numel(), tensor.dtype) if function.compared and tensor is not None else ""
-    return zlib.crc32(f"{kind} {compared} {detail}".encode()), description.encode(), str(description)
+
+
+def _signature(kind: str, tensor: Any, detail: str) -> int:
+    """Returns a number that differs between calls that do not match: of another function, operation, size or dtype."""
+    compared = (tensor.numel(), tensor.dtype) if FUNCTIONS[kind].compared and tensor is not None else ""
+    return zlib.crc32(f"{kind} {compared} {detail}".encode())
 
 
 #: the record of this process, once it is a rank
@@ -246,13 +288,11 @@ def current() -> Record | None:
 
 
 def _recorded(kind: str, upstream: Callable[..., Any]) -> Callable[..., Any]:
-    function = FUNCTIONS[kind]
-
     @functools.wraps(upstream)
     def collective(*args: Any, **options: Any) -> Any:
         if not _record or torch.compiler.is_compiling():
             return upstream(*args, **options)
-        return _record[0].run(kind, function, upstream, args, options)
+        return _record[0].run(kind, upstream, args, options)
 
     return collective
 
@@ -267,8 +307,8 @@ def _wrap() -> None:
             setattr(dist, kind, wrapped)
     wait = dist.Work.wait
 
-    def wait_recorded(self: Any, *args: Any, **options: Any) -> Any:
-        return _record[0].await_work(wait, self, args, options) if _record else wait(self, *args, **options)
+    def wait_recorded(*args: Any, **options: Any) -> Any:
+        return _record[0].await_work(wait, args, options) if _record else wait(*args, **options)
 
     dist.Work.wait = wait_recorded  # type: ignore[method-assign]
     make = distributed_c10d._new_process_group_helper

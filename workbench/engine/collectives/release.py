@@ -7,28 +7,31 @@ import threading
 from types import FrameType
 from typing import Any
 
+from workbench.core.live import current_cell
 from workbench.engine.collectives.record import Record, current
 
+_RECORD = str(Record.run.__code__.co_filename)
 #: where the main thread was when a release found it in no recorded collective
 _seen: list[tuple[FrameType, int]] = []
 
 
-def release(*, failed: dict[str, str], reason: str = "") -> None:
+def release(*, cell: int, failed: dict[str, str], reason: str = "") -> None:
     """Ends the collective that this rank waits in, if one of ``failed`` belongs to its group; the cell gets an error.
 
-    ``failed``: rank -> why it will not come ("rank 1 raised ValueError: ..."). Until the next cell, collectives with
-    these ranks end before they begin. ``reason``: end the collective whoever belongs to the group, and say this.
-    A rank in no collective goes on.
+    ``cell``: the number of the cell that is meant; in another one, nothing is done. ``failed``: rank -> why it will not
+    come ("rank 1 raised ValueError: ..."). In this cell, collectives with these ranks end before they begin.
+    ``reason``: end the collective whoever belongs to the group, and say this. A rank in no collective goes on.
     """
     record = current()
-    if record is None:
+    if record is None or cell != current_cell.current():
         return
-    record.failed.update({int(rank): why for rank, why in failed.items()})
+    record.note_failures(cell, {int(rank): why for rank, why in failed.items()})
     waiting = record.waiting_in
     if waiting is not None:
-        missing = sorted(record.failed.keys() & set(waiting.known.members))
-        if missing or reason:
-            _break(record, [waiting.group], reason or record.failed[missing[0]])
+        missing = sorted(record.failed.keys() & set(waiting.group.members))
+        group = waiting.group.group
+        if group is not None and (missing or reason):
+            _break(record, [group], reason or record.failed[missing[0]])
     elif _stands_in_torch():
         groups = [each for each in record.connections.groups() if reason or _has(record, each)]
         _break(record, groups, reason or next(iter(record.failed.values()), ""))
@@ -52,10 +55,11 @@ def _break(record: Record, groups: list[Any], why: str) -> None:
 
 
 def _stands_in_torch() -> bool:
-    """Whether the main thread is where it was at the last call, in torch: DDP's reducer and functional collectives
-    wait there, unrecorded."""
+    """Whether the main thread is where it was at the last call, in torch or in a wait for what was not recorded: the
+    collectives of DDP's reducer, functional ones, and those that are called on a group itself."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return False
+    file = frame.f_code.co_filename
     seen, _seen[:] = _seen[:], [(frame, frame.f_lasti)]
-    return seen == _seen and "/torch/" in frame.f_code.co_filename
+    return seen == _seen and ("/torch/" in file or file == _RECORD)

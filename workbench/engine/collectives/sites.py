@@ -7,7 +7,6 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 _KINDS = ("purelib", "platlib", "stdlib")
 #: where no code of the user stands: this package, installed ones, and Python's own
@@ -20,8 +19,8 @@ _LIBRARIES = (
 
 def calling_frame() -> FrameType:
     """Returns the innermost frame that is neither of an installed package nor of this one; else the outermost."""
-    frame: Any = sys._getframe(1)
-    last = frame
+    last: FrameType = sys._getframe(1)
+    frame: FrameType | None = last
     while frame is not None:
         if not frame.f_code.co_filename.startswith(_LIBRARIES):
             return frame
