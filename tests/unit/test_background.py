@@ -142,6 +142,7 @@ class Ranks:
     def __init__(self, answers: list[Exception | None], path: Path) -> None:
         self.answers = answers
         self.asked: list[str] = []
+        self.released: list[list[int]] = []
         self.ends: list[Any] = []
         self.path, self.name = path, "fake"
         self.ranks = (0, 1)
@@ -155,6 +156,10 @@ class Ranks:
         answer = self.answers.pop(0) if self.answers else None
         if answer is not None:
             raise answer
+
+    def release(self, submission: Any, failed: dict[int, str]) -> None:
+        self.released.append(list(failed))
+        raise TimeoutError
 
     def interrupt(self, ranks: Any) -> None:
         self._answer("interrupt")
@@ -192,8 +197,9 @@ def test_a_server_that_answers_late_is_asked_again(
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
     assert ranks.over.wait(60)
     assert ranks.asked == ["interrupt"] * 3 + ["kill"] * 3 and ranks.ends == [[0, 1]], "the log says so once"
+    assert ranks.released and all(failed == [1] for failed in ranks.released), "a release that fails delays no end"
     said = capfd.readouterr().err
-    assert said.count("could not be watched or ended; retrying") == 3
+    assert said.count("were not released") == 1 and said.count("could not be watched or ended; retrying") == 3
     assert all(text in said for text in ("(TimeoutError)", "(OSError: no descriptors)", "(ClusterError: busy)"))
 
 

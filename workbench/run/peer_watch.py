@@ -54,6 +54,7 @@ class PeerWatch:
         self._recorded = False
         warn = background.warner(f"the ranks of run {job.name!r} could not be watched or ended; retrying")
         self._rounds = background.Rounds(warn)
+        self._releases = background.Rounds(background.warner("ranks that wait for one that failed were not released"))
         background.thread(self._watch, name=f"peers-{job.name}", failed=warn).start()
 
     def _watch(self) -> None:
@@ -74,7 +75,8 @@ class PeerWatch:
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
         running = self._submission.running_ranks()
         if failed and not deleted:
-            self._session.release(self._submission, {rank: f"rank {rank} failed" for rank in failed})
+            with self._releases:  # where that fails, ranks are interrupted and killed all the same
+                self._session.release(self._submission, {rank: f"rank {rank} failed" for rank in failed})
         match next_action(time.monotonic() - self._first_failure, interrupted=self._interrupted):
             case "interrupt":
                 self._session.interrupt(running)
