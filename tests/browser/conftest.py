@@ -6,6 +6,7 @@ Without a browser the tests skip with a reason; with ``CI`` set in the environme
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from typing import Any
 import pytest
 
 from tests.browser.lab import BROWSER_FLAGS, BROWSERS, Lab, LabPage, find_browser, running_lab
+
+#: how often a page is asked whether what a test waits for has come; once a frame otherwise, for which it draws frames
+ASK_EVERY_MS = 100
+
+
+def _ask_seldom(page: Any) -> None:
+    page.wait_for_function = functools.partial(page.wait_for_function, polling=ASK_EVERY_MS)
 
 
 @pytest.fixture(scope="package")
@@ -30,6 +38,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             str(tmp_path_factory.mktemp("profile")), executable_path=path, args=BROWSER_FLAGS
         )
         context.set_default_timeout(300_000)  # the machine may be busy
+        context.on("page", _ask_seldom)
         yield context
         context.close()
 

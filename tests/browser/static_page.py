@@ -104,7 +104,7 @@ class StaticPanel:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not self._deliver():
-                self.page.wait_for_timeout(20)
+                self.page.wait_for_timeout(50)
             if self.page.evaluate(until) if isinstance(until, str) else until():
                 return
         assert not fails, f"it did not happen within {timeout_s} s: {until}; errors: {self.errors}"

@@ -167,7 +167,8 @@ os.kill(os.getpid(), 9)
 
 def test_panels_of_a_kernel_that_is_gone_say_so(page: LabPage, shoot: Callable[..., Path]) -> None:
     """Restarted by a person, and killed: buttons are off, and a cell that is run again shows a live panel."""
-    watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n%load_ext workbench\n%dist_watch"
+    watch = "import os\nos.environ['WORKBENCH_HOME'] = os.getcwd()\n"
+    watch += "get_ipython().config.Workbench.warm = False\n%load_ext workbench\n%dist_watch"
     start(page, "restarted", watch, "%dist_runs", KILL)
     page.wait_for_points(0)
     page.page.locator(".dw-machine .dw-meter").first.wait_for()

@@ -85,6 +85,7 @@ from tests.fake_run import make_fake_run
 os.environ["WORKBENCH_HOME"] = os.getcwd() + "/kept"
 make_fake_run("kept/2026-01-01-120000-one", steps=60)
 make_fake_run("kept/2026-01-01-120001-two", steps=40, ranks=3)
+get_ipython().config.Workbench.warm = False
 get_ipython().run_line_magic("load_ext", "workbench")
 """
     path = page.lab.write_notebook("watched.ipynb", [source, "%dist_watch one two", "%dist_watch"])

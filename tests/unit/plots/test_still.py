@@ -297,7 +297,8 @@ def test_a_png_has_each_figure_in_its_place() -> None:
 def test_matplotlib_waits_until_something_is_drawn() -> None:
     code = (
         "import sys, workbench; from IPython.testing.globalipapp import start_ipython;"
-        "start_ipython().run_line_magic('load_ext', 'workbench'); import widgets.panel.panel;"
+        "shell = start_ipython(); shell.config.Workbench.warm = False;"
+        "shell.run_line_magic('load_ext', 'workbench'); import widgets.panel.panel;"
         "print('matplotlib.figure' in sys.modules, 'workbench.plots.still.picture' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
