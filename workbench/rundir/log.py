@@ -80,6 +80,20 @@ def _array(values: tuple[Any, ...], kind: str) -> pa.Array:
             return pa.Array.from_buffers(flat_type, count, [None, pa.py_buffer(numbers)])
 
 
+def _written(path: Path, expected: pa.Schema) -> tuple[int, int]:
+    """How many bytes of a stream without an end are whole, and how many rows they hold; (0, 0) where there is none."""
+    whole = rows = 0
+    with contextlib.suppress(FileNotFoundError, EOFError, pa.ArrowInvalid), pa.OSFile(str(path)) as file:
+        if not pa.ipc.read_schema(pa.ipc.read_message(file)).equals(expected):
+            raise RunDirectoryError(f"{path} was written by another version of dist-workbench: nothing can be added")
+        whole = file.tell()
+        while True:
+            message = pa.ipc.read_message(file)  # raises at a part of a message
+            rows += pa.ipc.read_record_batch(message, expected).num_rows
+            whole = file.tell()
+    return whole, rows
+
+
 def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
     offsets = np.zeros(len(parts) + 1, dtype=np.int32)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
@@ -89,12 +103,14 @@ def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
 class _TableFile:
     """One table's stream. A batch reaches the file in one piece, or is taken back: what is there is always whole."""
 
-    def __init__(self, path: Path, table: str) -> None:
+    def __init__(self, path: Path, table: str, *, append: bool = False) -> None:
         self._schema = schema(table)
         self._kinds = list(columns_of(table).values())
         self._row = attrgetter(*self._schema.names)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._whole = 0
+        self._whole, self.rows = _written(path, self._schema) if append else (0, 0)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (0 if append else os.O_TRUNC), 0o600)
+        if append:
+            self._cut()
 
     def append(self, rows: list[Record]) -> list[str]:
         """Write ``rows`` as batches; returns, for each row that was left out, what its columns do not take of it.
@@ -126,11 +142,11 @@ class _TableFile:
             return background.described(error)
         return ""
 
-    def close(self) -> None:
-        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
-        nothing was written gets none: without a schema before it, it would be no stream."""
+    def close(self, *, ends: bool) -> None:
+        """End the stream with Arrow's mark, if it ``ends``. ``OSError`` when it does not fit; readers do not need it. A
+        stream of which nothing was written gets none: without a schema before it, it would be no stream."""
         try:
-            if self._whole:
+            if self._whole and ends:
                 self._write(_END_OF_STREAM)
         finally:
             os.close(self._descriptor)
@@ -142,10 +158,14 @@ class _TableFile:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:
             with contextlib.suppress(OSError):  # not a file that can be cut
-                os.ftruncate(self._descriptor, self._whole)
-                os.lseek(self._descriptor, self._whole, os.SEEK_SET)
+                self._cut()
             raise
         self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+
+    def _cut(self) -> None:
+        """Take back what is no whole batch."""
+        os.ftruncate(self._descriptor, self._whole)
+        os.lseek(self._descriptor, self._whole, os.SEEK_SET)
 
 
 class RankLogWriter:
@@ -154,7 +174,8 @@ class RankLogWriter:
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
     ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
     thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
-    ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
+    ``append``: the rank goes on in the log that it has. ``goes_on``, set before it is closed: its streams get no end, as
+    another writer will go on. ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
     ``MOST_FLUSH_S`` at the least, where it would otherwise use more than this share of a processor.
     """
 
@@ -167,8 +188,10 @@ class RankLogWriter:
         capacity: int = 20_000,
         on_failure: Callable[[OSError], None] | None = None,
         share: float = 1.0,
+        append: bool = False,
     ) -> None:
         self.rank = rank
+        self.goes_on = False
         self._on_failure = on_failure
         self.directory = rank_directory(run, rank)
         self.dropped = 0
@@ -189,6 +212,12 @@ class RankLogWriter:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(f"cannot make {self.directory}: {error.strerror}") from error
+        for table in TABLES if append else ():
+            path = self._path(table)
+            if path.exists():
+                self._files[table] = file = _TableFile(path, table, append=True)
+                if table in self._taken:
+                    self._taken[table] = file.rows
         self._refusing: set[str] = set()  # tables of which the log says that records were left out
         self._thread = background.thread(self._loop, name=f"rank-log-{rank}", failed=self._end_by)
         self._thread.start()
@@ -278,7 +307,7 @@ class RankLogWriter:
         self.flush()
         for file in self._files.values():
             try:
-                file.close()
+                file.close(ends=not self.goes_on)
             except OSError as error:
                 self.failure = self.failure or error
         self._files.clear()
@@ -311,10 +340,13 @@ class RankLogWriter:
         for table, rows in by_table.items():
             file = self._files.get(table)
             if file is None:
-                file = self._files[table] = _TableFile(self.directory / f"{table}.arrow", table)
+                file = self._files[table] = _TableFile(self._path(table), table)
             refused = file.append(rows)
             if refused:
                 self._tell_refused(table, refused)
+
+    def _path(self, table: str) -> Path:
+        return self.directory / f"{table}.arrow"
 
     def _tell_refused(self, table: str, refused: list[str]) -> None:
         with self._lock:
