@@ -23,7 +23,7 @@ from workbench.errors import ConfigError, suggest
 APPLIERS = ("trainer", "strategy", "observer", "cell", "session")
 WIDGETS = ("button", "number", "choice", "text")
 #: states of a run that accepts commands
-LIVE = ("starting", "running", "paused")
+LIVE = ("starting", "running", "paused", "restarting")
 #: value of ``lr`` that returns the learning rate to its schedule
 SCHEDULE = "schedule"
 AUTOMATIC = "auto"

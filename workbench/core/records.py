@@ -16,6 +16,8 @@ from typing import Any
 SCHEMA_VERSION = 2
 
 #: names of a rank's last ``state`` event: nothing more comes from it
+#: of a rank that failed while its run may still be restarted
+RESTARTING = "restarting"
 END_STATES = ("finished", "stopped", "failed")
 
 #: rank number in records written by the session (the notebook's side), which is no rank

@@ -17,7 +17,7 @@ from workbench.cluster.session import Session
 from workbench.core import background
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
-from workbench.run.job import TrainingJob
+from workbench.run.job import FAILED, TrainingJob
 
 #: seconds that the ranks have to end by themselves after the first failure
 GRACE_S = 5.0
@@ -98,7 +98,7 @@ class PeerWatch:
         failed = set(submission.dead_ranks())
         for rank in submission.finished_ranks():
             outcome = Outcome.from_result(submission.outputs[rank].result)
-            if submission.error(rank) is not None or (outcome is not None and outcome.state == "failed"):
+            if submission.error(rank) is not None or (outcome is not None and outcome.state in FAILED):
                 failed.add(rank)
         if self._logs_grew():
             self._failed |= self._job.failed_ranks()

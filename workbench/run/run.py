@@ -44,7 +44,7 @@ class Run(RunReader):
 
     @property
     def status(self) -> str:
-        """``starting``, ``running``, ``paused``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
+        """``starting``, ``running``, ``paused``, ``restarting``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
         session_log = log_of(self.path)
         free = session_log is not None and session_log.ranks_are_free.is_set()  # read before the logs are read
         logged = state.state_of(self._events(), self.plan.ranks)
@@ -77,7 +77,7 @@ class Run(RunReader):
         """Raise ``RunError`` when the run failed or was lost."""
         status = self.status
         if status == "failed":
-            first = failure_of(self._events()) or FirstFailure([], "no rank logged a reason")
+            first = self.first_failure() or FirstFailure([], "no rank logged a reason")
             session_log = log_of(self.path)
             advice = f"; {session_log.advice}" if session_log is not None and session_log.advice else ""
             raise RunError(
@@ -276,11 +276,19 @@ class Run(RunReader):
 
         return Verification.read(self.path)
 
-    def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
-        """Return the ranks that have logged one of these states, such as ``failed``."""
+    def ranks_in_state(self, states: Sequence[str], since: float = 0.0) -> dict[int, float]:
+        """Return the ranks that have logged one of these states, such as ``failed``, after ``since`` (seconds since the
+        epoch), and when each did so last."""
         events = self._events()
-        found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
-        return frozenset(int(rank) for rank in events["rank"][found])
+        found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states) & (events["time"] >= since)
+        return dict(zip(events["rank"][found].tolist(), events["time"][found].tolist(), strict=True))
+
+    def first_failure(self, *, restarting: bool = False, since: float = 0.0) -> FirstFailure | None:
+        """The failure that explains the others, of those logged after ``since`` (seconds since the epoch); None without
+        one. ``restarting``: of those after which the run may be restarted."""
+        events = self._events()
+        later = events["time"] >= since
+        return failure_of({name: values[later] for name, values in events.items()}, restarting=restarting)
 
     def __repr__(self) -> str:
         of = f"/{self.spec.steps}" if self.spec.steps else ""

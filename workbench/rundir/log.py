@@ -174,8 +174,9 @@ class RankLogWriter:
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
     ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
     thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
-    ``append``: the rank goes on in the log that it has. ``goes_on``, set before it is closed: its streams get no end, as
-    another writer will go on. ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
+    ``append``: the rank goes on in the log that it has. ``goes_on``, set before it is closed: its streams get no end,
+    as another writer will go on.
+    ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
     ``MOST_FLUSH_S`` at the least, where it would otherwise use more than this share of a processor.
     """
 
