@@ -65,6 +65,7 @@ def once(file: Path, what: str) -> str:
     ids=["killed", "raised", "without a checkpoint"],
 )
 def test_a_run_goes_on_as_if_nothing_had_happened(
+    *,
     what: str,
     more: str,
     begins: int,

@@ -188,7 +188,9 @@ class Facts:
             self._known["saved"] = step
         elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
-        elif kind == EventKind.WARNING and not self._known["failure"]:
+        elif (kind == EventKind.WARNING and not self._known["failure"]) or (
+            kind == EventKind.RANK and name == "restart"
+        ):
             self._known["notice"] = {"level": "warning", "text": words(kind, name, decode(event["value"]))}
         elif kind == EventKind.RANK and name == "died":
             self._take_death(decode(event["value"]))

@@ -275,7 +275,7 @@ KINDS: dict[str, Kind] = {
 }
 
 CONTROLS: tuple[Control, ...] = (
-    Control(name="pause", title="pause", kind="none", states=("starting", "running"),
+    Control(name="pause", title="pause", kind="none", states=("starting", "running", "restarting"),
             help="pause all ranks after this step",
             button=Button(text="Pause", title="Pause training", place="pause", asked="Pausing…")),
     Control(name="resume", title="resume", kind="none", states=("paused",), help="continue after a pause",
