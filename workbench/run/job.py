@@ -53,6 +53,7 @@ class TrainingJob:
     ) -> None:
         self.run = run
         self._ranks = run.plan.ranks
+        self._most_restarts = run.spec.max_restarts
         self._restart = restart
         self._restarts: int = 0 if before is None else before._restarts + 1
         self._offset = offset
@@ -94,7 +95,7 @@ class TrainingJob:
 
     @property
     def _may_restart(self) -> bool:
-        return self._restart is not None and self._restarts < self.run.spec.max_restarts
+        return self._restart is not None and self._restarts < self._most_restarts
 
     def rank_died(self, rank: int, reason: str) -> None:
         """Record that the process of a rank died. Ranks that the run does not use are ignored."""
@@ -163,7 +164,7 @@ class TrainingJob:
     def _restart_in_thread(self, reason: str, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> None:
         """Start the run again on all ranks, and return at once. Where that fails, the run has failed as it did."""
         assert self._restart is not None
-        number, most = self._restarts + 1, self.run.spec.max_restarts
+        number, most = self._restarts + 1, self._most_restarts
         failed_at = min(self._in_state(FAILED).values(), default=self._began)
         saved = checkpoints.steps(self.path)
         where = f"step {checkpoints.step_of(checkpoints.find(self.path))}" if saved else "the beginning"
