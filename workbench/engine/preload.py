@@ -26,6 +26,7 @@ COMMON = (
     "torch.utils.data.distributed",
     "workbench.engine.entry",
     "workbench.telemetry.alerts.engine",
+    "pyarrow.compute",  # rank 0 reads the logs of all ranks
 )
 
 

@@ -192,7 +192,7 @@ def _names_imported_from(module: ModuleType, file: str, modules: Iterable[str]) 
         source = Path(file).read_bytes()
     except OSError:
         return set()  # its reload says so
-    return names_imported_from(source, module.__package__, modules) - {module.__name__}
+    return names_imported_from(source, module.__package__).intersection(modules) - {module.__name__}
 
 
 def _drop_bytecode(file: str) -> None:

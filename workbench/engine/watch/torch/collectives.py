@@ -362,6 +362,7 @@ class DdpReducerReader:
         )
 
 
+@functools.cache  # of torch's own functions, which every run asks for
 def _get_parameter_names(function: Callable[..., Any]) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -306,6 +307,7 @@ class GradientWatch(StepObserver):
         return taken
 
 
+@functools.cache
 def _warm_up(device: torch.device) -> None:
     """Compute a small full set, so that what torch does once per process is not counted as the cost of step 1's."""
     tensors = [torch.ones(size, device=device) for size in (8, 2**17)]
