@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import os
 import site
@@ -20,15 +21,26 @@ CELL_RANKS = "_cell_ranks"
 
 def user_modules() -> dict[str, str]:
     """Returns the files of the user's imported modules by the modules' names."""
-    packages = _package_directories()
-    found = {}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__dict__", {}).get("__file__")  # no ``__getattr__`` of a lazy module is called
-        if name in ("__main__", "__mp_main__") or not (file and file.endswith(".py") and os.path.isabs(file)):
-            continue
-        if name.partition(".")[0] not in _OWN_PACKAGES and not file.startswith(packages):
-            found[name] = file
-    return found
+    packages = _package_directories(tuple(sys.path))
+    files = {name: _users_file(name, packages) for name in list(sys.modules)}
+    return {name: file for name, file in files.items() if file}
+
+
+def is_users(module: str) -> bool:
+    """Whether an imported module is one of the user's, or the cell itself."""
+    return module == "__main__" or bool(_users_file(module, _package_directories(tuple(sys.path))))
+
+
+def _users_file(name: str, packages: tuple[str, ...]) -> str:
+    """The file of a module of the user; "" for any other."""
+    if name in ("__main__", "__mp_main__") or name.partition(".")[0] in _OWN_PACKAGES:
+        return ""
+    file = getattr(sys.modules.get(name), "__dict__", {}).get(
+        "__file__"
+    )  # no ``__getattr__`` of a lazy module is called
+    if file and file.endswith(".py") and os.path.isabs(file) and not file.startswith(packages):
+        return str(file)
+    return ""
 
 
 def names_imported_from(source: bytes | str, package: str | None, modules: Iterable[str]) -> set[str]:
@@ -78,9 +90,10 @@ def _nodes(source: bytes | str) -> Iterator[ast.AST]:
         return iter(())  # whoever runs it says so
 
 
-def _package_directories() -> tuple[str, ...]:
+@functools.lru_cache(maxsize=1)
+def _package_directories(path: tuple[str, ...]) -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     directories = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     directories += [*site.getsitepackages(), site.getusersitepackages()]
-    directories += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    directories += [entry for entry in path if Path(entry).name in ("site-packages", "dist-packages")]
     return tuple({os.path.join(each, "") for path in directories for each in (path, os.path.realpath(path))})
