@@ -175,7 +175,7 @@ def _train(
                     strategy.tell(name, text)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
-            separate_generators(strategy)
+            separate_generators(strategy, workload.generators)
             _rehearse(spec, workload, strategy, exchange)
             control = AgreedControl(path, exchange, offset=attempt.offset)
             begin_from(checkpoints.distributed(spec.resume), strategy, control)
@@ -193,7 +193,15 @@ def _train(
                 log=log,
                 progress=progress,
                 observers=observers,
-                guard=NonfiniteGuard(path, strategy, log, control, workload.data, knobs=workload.knobs),
+                guard=NonfiniteGuard(
+                    path,
+                    strategy,
+                    log,
+                    control,
+                    workload.data,
+                    knobs=workload.knobs,
+                    generators=workload.generators,
+                ),
                 run=path,
                 resume=_checkpoint(path, spec, log, attempt),
                 on_host=rank_device().type == "cpu",
