@@ -24,6 +24,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.train import TrainMagics
     from magics.verify import VerifyMagics
     from magics.watch import WatchMagics
+    from magics.why import WhyMagics
     from workbench.cluster.spare import warm_up
     from workbench.errors import WorkbenchError
 
@@ -34,6 +35,7 @@ def load(shell: InteractiveShell) -> None:
         AttachMagics,
         VerifyMagics,
         WatchMagics,
+        WhyMagics,
         ControlMagics,
         ModelMagics,
         PlansMagics,

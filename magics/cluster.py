@@ -34,6 +34,7 @@ from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.core.numbers import format_table, html_table
 from workbench.errors import CellError, CellInterrupt, ClusterError, ConfigError, format_ranks
+from workbench.run.stalls import below_a_cell
 
 #: the argument of magics that act on some of the ranks
 TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
@@ -131,9 +132,15 @@ class ClusterMagics(Magics):
             self._capture(session, cell, targets, arguments.capture)
             return
         preview = _Preview(live=hasattr(self.shell, "kernel"))
+        stalls = below_a_cell(session)
+
+        def while_waiting(submission: Submission) -> None:
+            preview.show(submission)
+            stalls.look()
+
         submission = session.submit(cell, targets)
         try:
-            session.wait(submission, while_waiting=preview.show)
+            session.wait(submission, while_waiting=while_waiting)
         except KeyboardInterrupt:
             raise interrupted(submission) from None
         finally:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from workbench.cluster import releases
@@ -171,6 +172,11 @@ class Session:
     def server_pid(self) -> int:
         """The process id of the rank server."""
         return self._server.pid
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the rank server, with the rows of its ranks (``core.live``)."""
+        return self._server.directory
 
     @property
     def pids(self) -> dict[int, int]:

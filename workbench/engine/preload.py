@@ -76,11 +76,13 @@ def _begin_rank() -> None:
     import torch
 
     from workbench.core.live.collective_row import DIRECTORY
-    from workbench.engine.collectives import record
+    from workbench.core.live.rank_row import tellers
+    from workbench.engine.collectives import flight, record
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if os.environ.get(DIRECTORY):
         record.install(os.environ[DIRECTORY])
+        tellers[:] = [flight.recorded]
 
 
 def _render_a_traceback() -> None:

@@ -11,6 +11,7 @@ from workbench.cluster.output import CellFailure
 from workbench.cluster.server.follow import RELOADED
 from workbench.cluster.session import Session
 from workbench.core.records import END_STATES
+from workbench.diagnosis.diagnosis import Diagnosis
 from workbench.errors import RunDirectoryError
 from workbench.events.outcome import Outcome, failure
 from workbench.run import branching
@@ -66,6 +67,14 @@ class TrainingJob:
         """Record that the process of a rank died. Ranks that the run does not use are ignored."""
         if rank < self._ranks:
             self._log.rank_died(rank, reason, self.step_of(rank) or 0)
+
+    def stalled(self, diagnosis: Diagnosis) -> None:
+        """Record that the ranks do not go on, and why."""
+        self._log.stalled(diagnosis.to_value(), self.run.last_step)
+
+    def moving(self, after_s: float) -> None:
+        """Record that they go on, after so many seconds."""
+        self._log.moving(after_s, self.run.last_step)
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
         """Record that the session ends ranks that wait for a failed one."""
