@@ -6,8 +6,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from workbench.core.live.rank_row import CELL, IDLE, PAUSED
+from workbench.core.live.stack_text import Frame, users_frame
 from workbench.core.numbers import decimal_bytes
-from workbench.diagnosis.stacks import Frame
 from workbench.diagnosis.view import RankView
 
 
@@ -59,8 +59,6 @@ _BUILDS = (
 _DATA = ("/torch/utils/data/", "/workbench/engine/data/")
 #: pages that a rank reads from a disk per second when its memory does not fit, and the share without a core
 _SWAPS, _STARVES = 50.0, 0.5
-#: code that is not the user's
-_LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python", "<frozen", "/workbench/")
 
 
 def reason_of(view: RankView) -> Reason:
@@ -140,13 +138,6 @@ def _any_in(frames: tuple[Frame, ...], parts: tuple[str, ...]) -> bool:
     return any(part in frame.file for frame in frames for part in parts)
 
 
-def users_frame(view: RankView) -> Frame | None:
-    """Returns the innermost call of the user's own code in its main thread; where there is none, the innermost."""
-    frames = view.frames
-    own = [frame for frame in frames if frame.is_of_cell or not any(part in frame.file for part in _LIBRARIES)]
-    return own[0] if own else frames[0] if frames else None
-
-
 def _at(view: RankView) -> str:
-    frame = users_frame(view)
+    frame = users_frame(view.frames)
     return "" if frame is None else f", {frame}"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.core.live.stack_text import Stack
 from workbench.core.numbers import format_table, seconds
 from workbench.diagnosis.causes import Cause
-from workbench.diagnosis.stacks import Stack
 from workbench.errors import format_ranks
 
 #: calls of a stack that the text shows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import linecache
 import os
 import re
 import shutil
@@ -11,61 +10,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core.live.rank_row import STACK_SIGNAL, RankRow, process_start, stacks_path
+from workbench.core.live.stack_text import Frame, Stack, parse
 
 #: seconds in which a rank writes its stacks, and in which py-spy reads them
 _ANSWER_S, _PY_SPY_S = 1.0, 5.0
 _QUIET_S = 0.03
-_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)")
-#: files of cells: of ipykernel, of IPython, and in a run directory
-_CELL = re.compile(r"/ipykernel_\d+/|<ipython-input|/cell\.py$")
-_FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """One call of a stack."""
-
-    file: str
-    line: int
-    function: str
-
-    @property
-    def is_of_cell(self) -> bool:
-        """Whether the code stands in a cell of the notebook."""
-        return bool(_CELL.search(self.file))
-
-    def __str__(self) -> str:
-        code = linecache.getline(self.file, self.line).strip()
-        where = f"line {self.line} of the cell" if self.is_of_cell else f"{Path(self.file).name}:{self.line}"
-        return f"{where} in {self.function}{': ' + code[:80] if code else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """The calls of a thread, the innermost first. ``is_main``: whether it is the main thread of the rank."""
-
-    is_main: bool
-    frames: tuple[Frame, ...]
-
-
-def parse(text: str, main_thread: int) -> list[Stack]:
-    """Parses what ``faulthandler`` writes. ``main_thread``: identity of the main thread, which comes first here."""
-    found: list[Stack] = []
-    identity = 0
-    frames: list[Frame] = []
-    for line in [*text.splitlines(), "Thread 0x0"]:
-        thread, frame = _THREAD.match(line), _FRAME.match(line)
-        if thread:
-            if identity and frames:
-                found.append(Stack(is_main=identity == main_thread, frames=tuple(frames)))
-            identity, frames = int(thread[1], 16), []
-        elif frame:
-            frames.append(Frame(file=frame[1], line=int(frame[2]), function=frame[3]))
-    return sorted(found, key=lambda stack: not stack.is_main)
 
 
 def ask(directory: Path, ranks: dict[int, RankRow]) -> dict[int, list[Stack]]:

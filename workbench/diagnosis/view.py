@@ -15,9 +15,9 @@ from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, LiveCollective, RowReader
 from workbench.core.live.collective_row import row_path as collective_path
 from workbench.core.live.rank_row import RankRow
+from workbench.core.live.stack_text import Frame, Stack
 from workbench.diagnosis import flight, stacks
 from workbench.diagnosis.process import Activity, ProcessCounters, read_counters
-from workbench.diagnosis.stacks import Frame, Stack
 
 _ANSWER = f"{rank_row.__name__}:{rank_row.answer.__name__}"
 #: seconds between two readings of a process's counters, and in which a rank answers

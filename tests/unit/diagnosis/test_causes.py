@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench.core.live.stack_text import fatal_place, parse, without_other_threads
 from workbench.core.mesh import Mesh
-from workbench.diagnosis import stacks
 from workbench.diagnosis.causes import Cause
 from workbench.diagnosis.diagnose import diagnose
 from workbench.diagnosis.diagnosis import Diagnosis
@@ -163,9 +163,25 @@ def test_stacks_are_those_of_faulthandler() -> None:
         'Thread 0x00000000000000aa (most recent call first):\n  File "/x/a b.py", line 4 in wait\n\n'
         'Current thread 0x00000000000000bb (most recent call first):\n  File "/ipykernel_1/2.py", line 17 in <module>\n'
     )
-    main, other = stacks.parse(text, 0xBB)
-    assert main.is_main and main.frames[0].is_of_cell and str(main.frames[0]) == "line 17 of the cell in <module>"
+    main, other = parse(text, 0xBB)
+    assert main.is_main and main.frames[0].is_of_cell and str(main.frames[0]) == "line 17 of the cell"
     assert not other.is_main and other.frames[0].file == "/x/a b.py"
+
+
+def test_a_fatal_signal_leaves_the_line_that_it_came_in(tmp_path: Path) -> None:
+    program = tmp_path / "crash.py"
+    program.write_text(
+        "import ctypes, faulthandler, threading\nfaulthandler.enable()\n"
+        "threading.Thread(target=input, daemon=True).start()\n"
+        "def read():\n    ctypes.string_at(0)\n\nread()\n"
+    )
+    done = subprocess.run([sys.executable, program], stdin=subprocess.PIPE, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGSEGV
+    text = without_other_threads(f"earlier output\n{done.stderr}")
+    assert text.startswith("earlier output\nFatal Python error: Segmentation fault\n\nCurrent thread 0x")
+    assert "Thread 0x" not in text and "Extension modules" not in text
+    assert fatal_place(text) == "crash.py:5 in read: ctypes.string_at(0)"
+    assert not fatal_place("no such thing")
 
 
 def test_looking_changes_nothing_in_a_rank(start: Start, tmp_path: Path) -> None:

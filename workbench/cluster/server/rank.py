@@ -37,7 +37,7 @@ def become_rank(spec: RankSpec, directory: Path, after_start: Callable[[], objec
     os.environ[DIRECTORY] = str(directory)
     if after_start is not None:
         after_start()
-    faulthandler.enable(file=2)  # a fatal signal leaves the stacks in the rank's log
+    faulthandler.enable(file=os.dup(2))  # a fatal signal leaves the stacks in the log, which the engine detaches from 2
     rank_row.install(directory, spec.rank)
     serve_calls(directory, spec.rank)
     os.environ["IPP_CONNECTION_INFO"] = spec.connection
