@@ -130,6 +130,8 @@ def _by_phase(view: RankView) -> Reason:
         return Reason(
             Cause.NATIVE_CODE, f"is in native code that holds the interpreter's lock{place}", "look at that call"
         )
+    if view.phase == CELL and place:
+        return Reason(Cause.USER_CODE, f"is at {place.removeprefix(', ')}", "look at that line")
     where = {CELL: "is in the cell", PAUSED: "is paused", "": "runs"}.get(view.phase, f"is in phase {view.phase}")
     return Reason(Cause.USER_CODE, f"{where}{place}", "look at that line")
 

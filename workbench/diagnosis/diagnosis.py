@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.core.live.stack_text import Stack
+from workbench.core.live.stack_text import Stack, with_callers
 from workbench.core.numbers import format_table, seconds
 from workbench.diagnosis.causes import Cause
 from workbench.errors import format_ranks
@@ -113,7 +113,8 @@ def _lines(stacks: Sequence[Stack], most: int) -> list[str]:
     found = []
     for stack in stacks:
         found.append("  main thread" if stack.is_main else "  another thread")
-        found += [f"    {frame}" for frame in stack.frames[:most]]
-        if len(stack.frames) > most:
-            found.append(f"    … {len(stack.frames) - most} more")
+        shown = with_callers(stack.frames)[:most]
+        found += [f"    {frame}" for frame in shown]
+        if len(stack.frames) > len(shown):
+            found.append(f"    … {len(stack.frames) - len(shown)} more")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -18,22 +19,28 @@ from workbench.core.live.stack_text import Frame, Stack, parse
 #: seconds in which a rank writes its stacks, and in which py-spy reads them
 _ANSWER_S, _PY_SPY_S = 1.0, 5.0
 _QUIET_S = 0.03
+#: seconds that another one may take who asks at the same time
+_OTHERS_S = 3.0
 
 
 def ask(directory: Path, ranks: dict[int, RankRow]) -> dict[int, list[Stack]]:
-    """Asks ranks for their stacks, all at once; a rank that does not answer (it is stopped) has none.
+    """Asks ranks for their stacks, all at once; a rank that does not answer (it is stopped, or has ended) has none.
 
     ``directory``: with the rows of ``ranks``.
     """
     waiting: dict[int, int] = {}  # rank -> descriptor of its file
     found: dict[int, list[Stack]] = {}
     try:
+        last = time.monotonic() + _OTHERS_S
         for rank, row in ranks.items():
             descriptor = os.open(stacks_path(directory, rank), os.O_RDWR)
+            if not _is_locked(descriptor, last):
+                os.close(descriptor)
+                continue
             waiting[rank] = descriptor
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # one that asks at a time
             os.ftruncate(descriptor, 0)
-            _signal(row)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                _signal(row)
         deadline, sizes = time.monotonic() + _ANSWER_S, dict.fromkeys(waiting, 0)
         while waiting.keys() - found.keys() and time.monotonic() < deadline:
             time.sleep(_QUIET_S)
@@ -49,6 +56,18 @@ def ask(directory: Path, ranks: dict[int, RankRow]) -> dict[int, list[Stack]]:
             os.close(descriptor)
     missing = {rank: row for rank, row in ranks.items() if not found.get(rank)}
     return {**found, **{rank: stacks for rank, row in missing.items() if (stacks := _from_py_spy(row.pid))}}
+
+
+def _is_locked(descriptor: int, last: float) -> bool:
+    """Locks a file that one may use at a time. Returns whether that succeeded before ``time.monotonic()`` ``last``."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > last:
+                return False
+            time.sleep(_QUIET_S)
 
 
 def _signal(row: RankRow) -> None:

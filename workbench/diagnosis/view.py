@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, LiveCollective, RowReader
 from workbench.core.live.collective_row import row_path as collective_path
 from workbench.core.live.rank_row import RankRow
-from workbench.core.live.stack_text import Frame, Stack
+from workbench.core.live.stack_text import Frame, Stack, with_code
 from workbench.diagnosis import flight, stacks
 from workbench.diagnosis.process import Activity, ProcessCounters, read_counters
 
@@ -66,13 +66,13 @@ def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> li
     rows = {rank: row for rank in ranks if rank not in deaths and (row := read(directory, rank)) is not None}
     before = {rank: counters for rank, row in rows.items() if (counters := _counters(row)) is not None}
     began = time.monotonic()
-    told = [directory / f"flight-{os.getpid()}-{rank}" for rank in before]
-    for rank, path in zip(before, told, strict=True):
-        path.unlink(missing_ok=True)
-        request = CallInRanks(ranks=[rank], function=_ANSWER, arguments={"path": str(path)})
-        call_in_ranks(directory, request)  # a rank without such a thread does not answer, as seen below
-    found = stacks.ask(directory, {rank: rows[rank] for rank in before})
-    answers = {rank: _answer(path, began) for rank, path in zip(before, told, strict=True)}
+    with tempfile.TemporaryDirectory(dir=directory, prefix="why-", ignore_cleanup_errors=True) as asked:
+        told = {rank: Path(asked) / str(rank) for rank in before}
+        for rank, path in told.items():
+            request = CallInRanks(ranks=[rank], function=_ANSWER, arguments={"path": str(path)})
+            call_in_ranks(directory, request)  # a rank without such a thread does not answer, as seen below
+        found = stacks.ask(directory, {rank: rows[rank] for rank in before})
+        answers = {rank: _answer(path, began) for rank, path in told.items()}
     time.sleep(max(0.0, began + _BETWEEN_S - time.monotonic()))
     views = []
     for rank in ranks:
@@ -89,7 +89,7 @@ def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> li
                 activity=None if counters is None else Activity.between(before[rank], counters),
                 calls=() if answer is None else tuple(flight.parse(answer)),
                 answers=answer is not None,
-                stacks=tuple(found.get(rank, ())),
+                stacks=tuple(with_code(found.get(rank, ()), answer or "{}")),
             )
         )
     return _with_collectives(views, directory)
@@ -138,13 +138,10 @@ def _counters(row: RankRow) -> ProcessCounters | None:
 
 
 def _answer(path: Path, began: float) -> str | None:
-    """Returns the text that a rank writes into the file ``path``, and removes it; None when the rank writes none."""
+    """Returns the text that a rank writes into the file ``path``; None when the rank writes none."""
     while not path.exists() and time.monotonic() - began < _ANSWER_S:
         time.sleep(0.01)
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return None
-    with contextlib.suppress(OSError):
-        path.unlink()
-    return text

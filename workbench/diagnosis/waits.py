@@ -12,6 +12,8 @@ from workbench.diagnosis.view import RankView
 
 #: a process that waits uses less than this share of a core
 _IDLE_CORES = 0.5
+#: the innermost call of a thread that waits in torch, whose functions are called through our record
+_TORCH = ("/torch/", "/engine/collectives/record.py")
 #: files in which a rank waits for others at the end of a step
 _AGREEMENT = ("/agree/shared_slots.py", "/observed/agreement.py")
 
@@ -110,7 +112,7 @@ def _is_in(view: RankView, group: str) -> bool:
 def _in_flight(view: RankView, views: Sequence[RankView], mesh: Mesh | None) -> Wait | None:
     """Returns the wait in a collective that only torch recorded: the rank is idle inside torch, and one is pending."""
     pending = [call for call in view.calls if call.pending]
-    if not pending or not is_idle_in(view, "/torch/"):
+    if not pending or not is_idle_in_torch(view):
         return None
     call = pending[0]
     members = call.members or tuple(other.rank for other in views)
@@ -158,10 +160,10 @@ def _agreement(view: RankView, views: Sequence[RankView]) -> Wait | None:
     )
 
 
-def is_idle_in(view: RankView, folder: str) -> bool:
-    """Whether the main thread stands in code of ``folder`` and the process uses hardly any processor time."""
+def is_idle_in_torch(view: RankView) -> bool:
+    """Whether the main thread stands in torch and the process uses hardly any processor time."""
     frames = view.frames
-    return bool(frames) and folder in frames[0].file and _cores(view) < _IDLE_CORES
+    return bool(frames) and any(part in frames[0].file for part in _TORCH) and _cores(view) < _IDLE_CORES
 
 
 def _cores(view: RankView) -> float:

@@ -7,6 +7,7 @@ interpreter's lock. Little-endian.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import mmap
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core.live.collective_row import DIRECTORY
+from workbench.core.live.stack_text import cell_lines
 
 #: a rank writes its stacks on this signal; programs use SIGUSR1 and SIGUSR2 for themselves
 STACK_SIGNAL = signal.SIGRTMIN + 9
@@ -118,12 +120,14 @@ tellers: list[Callable[[], str]] = []
 
 
 def answer(path: str) -> None:
-    """Writes what the ``tellers`` say into the file ``path``: that it comes shows that the rank can run Python.
+    """Writes the lines of cells that the main thread is in, and what the ``tellers`` say, into the file ``path``.
 
-    Called in a thread of the rank."""
+    That it comes shows that the rank can run Python. Called in a thread of the rank.
+    """
     beside = Path(f"{path}.new")
-    beside.write_text("\n".join(tell() for tell in tellers), encoding="utf-8")
-    beside.replace(path)
+    with contextlib.suppress(FileNotFoundError):  # the one that asked has given up, and removed the directory
+        beside.write_text("\n".join([cell_lines(), *(tell() for tell in tellers)]), encoding="utf-8")
+        beside.replace(path)
 
 
 #: the row of this process, once it is a rank

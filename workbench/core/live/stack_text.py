@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import linecache
 import re
+import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)")
@@ -14,6 +17,9 @@ _FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 _CELL = re.compile(r"/ipykernel_\d+/|<ipython-input|/cell\.py$")
 #: code that is not the user's
 _LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python", "<frozen", "/workbench/")
+#: called by a cell of the workbench's own, from which the training begins
+_ENTRY = "/workbench/engine/entry.py"
+_LINES = "lines of cells"
 _FATAL = "Fatal Python error: "
 #: lines that are kept of its stack
 _FATAL_FRAMES = 16
@@ -21,11 +27,12 @@ _FATAL_FRAMES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One call of a stack."""
+    """One call of a stack. ``code``: the line, where it does not stand in a file."""
 
     file: str
     line: int
     function: str
+    code: str = ""
 
     @property
     def is_of_cell(self) -> bool:
@@ -33,7 +40,7 @@ class Frame:
         return bool(_CELL.search(self.file))
 
     def __str__(self) -> str:
-        code = linecache.getline(self.file, self.line).strip()
+        code = (self.code or linecache.getline(self.file, self.line)).strip()
         where = f"line {self.line} of the cell" if self.is_of_cell else f"{Path(self.file).name}:{self.line}"
         function = "" if self.function == "<module>" else f" in {self.function}"
         return f"{where}{function}{': ' + code[:80] if code else ''}"
@@ -65,8 +72,44 @@ def parse(text: str, main_thread: int) -> list[Stack]:
 
 def users_frame(frames: Sequence[Frame]) -> Frame | None:
     """Returns the innermost call of the user's own code; where there is none, the innermost of all."""
-    own = [frame for frame in frames if frame.is_of_cell or not any(part in frame.file for part in _LIBRARIES)]
-    return own[0] if own else frames[0] if frames else None
+    return next((frame for frame in with_callers(frames) if _is_users(frame)), frames[0] if frames else None)
+
+
+def with_callers(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Returns the calls from the innermost to the outermost that is the user's own, or where the training begins.
+
+    Outside of that are IPython and the process's start; where neither is called, all calls.
+    """
+    entry = next((place for place, frame in enumerate(frames) if frame.file.endswith(_ENTRY)), None)
+    if entry is not None:
+        return frames[:entry]
+    own = [place for place, frame in enumerate(frames) if _is_users(frame)]
+    return frames[: own[-1] + 1] if own else frames
+
+
+def _is_users(frame: Frame) -> bool:
+    return frame.is_of_cell or not any(part in frame.file for part in _LIBRARIES)
+
+
+def cell_lines() -> str:
+    """Returns the lines of cells that the main thread is in: their code stands in no file that others could read."""
+    found, frame = [], sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        if _CELL.search(file):
+            found.append((file, line, linecache.getline(file, line).strip()))
+        frame = frame.f_back
+    return json.dumps({_LINES: found})
+
+
+def with_code(stacks: Sequence[Stack], answer: str) -> list[Stack]:
+    """Returns stacks with the lines of cells that stand in an answer of the rank."""
+    told = json.loads(answer.partition("\n")[0])
+    code = {(file, line): text for file, line, text in told.get(_LINES, ())}
+    return [
+        replace(each, frames=tuple(replace(f, code=code.get((f.file, f.line), "")) for f in each.frames))
+        for each in stacks
+    ]
 
 
 def without_other_threads(text: str) -> str:
