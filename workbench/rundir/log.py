@@ -42,6 +42,8 @@ HEARTBEAT_S = 10.0
 MOST_FLUSH_S = 2.0
 #: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
 _BATCH_ROWS = 65_536
+#: how a stream ends (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format)
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def schema(table: str) -> pa.Schema:
@@ -93,12 +95,6 @@ class _TableFile:
         self._row = attrgetter(*self._schema.names)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._whole = 0
-        self._pending: list[bytes] = []
-        self._stream = self._begun()
-
-    def _begun(self) -> pa.ipc.RecordBatchStreamWriter:
-        """A stream whose first bytes, the schema, are pending."""
-        return pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
 
     def append(self, rows: list[Record]) -> list[str]:
         """Write ``rows`` as batches; returns, for each row that was left out, what its columns do not take of it.
@@ -114,8 +110,8 @@ class _TableFile:
                 chunk = [row for row, why in found if not why]
                 batch = self._batch(chunk) if chunk else None
             if batch is not None:
-                self._stream.write_batch(batch)
-                self._write()
+                message = batch.serialize().to_pybytes()
+                self._write(message if self._whole else self._schema.serialize().to_pybytes() + message)
         return refused
 
     def _batch(self, rows: Sequence[Record]) -> pa.RecordBatch:
@@ -134,15 +130,13 @@ class _TableFile:
         """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
         nothing was written gets none: without a schema before it, it would be no stream."""
         try:
-            self._stream.close()
             if self._whole:
-                self._write()
+                self._write(_END_OF_STREAM)
         finally:
             os.close(self._descriptor)
 
-    def _write(self) -> None:
-        data = memoryview(b"".join(self._pending))
-        self._pending.clear()
+    def _write(self, message: bytes) -> None:
+        data = memoryview(message)
         try:
             while data:  # a disk that fills up takes a part first, and says so at the next write only
                 data = data[os.write(self._descriptor, data) :]
@@ -150,30 +144,8 @@ class _TableFile:
             with contextlib.suppress(OSError):  # not a file that can be cut
                 os.ftruncate(self._descriptor, self._whole)
                 os.lseek(self._descriptor, self._whole, os.SEEK_SET)
-            if not self._whole:
-                self._stream = self._begun()
             raise
         self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-
-
-class _Pieces:
-    """What Arrow writes, kept as bytes."""
-
-    closed = False
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
-
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
-        return len(data)
-
-    def tell(self) -> int:
-        return 0
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class RankLogWriter:
