@@ -18,7 +18,7 @@ from workbench.cluster.session import Session
 from workbench.diagnosis import stalls
 from workbench.diagnosis.causes import Cause
 from workbench.diagnosis.diagnosis import Diagnosis
-from workbench.errors import RunError
+from workbench.errors import CellTimeoutError, RunError
 from workbench.run.api import Run
 
 MODEL = "import torch\nfrom torch.nn.parallel import DistributedDataParallel as Parallel\nx = torch.ones(3)\n"
@@ -77,6 +77,19 @@ def test_a_cell_that_stalls_says_so_below_itself(
     shell.run_cell("%%dist\nimport time\nif rank == 1:\n    time.sleep(4)\ntorch.distributed.all_reduce(x)")
     told = capsys.readouterr().err
     assert "stalled: rank 1 has not entered all_reduce no. " in told and "line 3 of the cell" in told
+
+
+def test_a_cell_that_takes_too_long_is_interrupted_and_explained(two_ranks: Session, shell: InteractiveShell) -> None:
+    two_ranks.execute(MODEL).raise_on_error()
+    result = shell.run_cell("%%dist --timeout 1\nif rank == 0:\n    torch.distributed.all_reduce(x)")
+    assert isinstance(result.error_in_exec, CellTimeoutError)
+    told = str(result.error_in_exec)
+    assert told.startswith("the cell was interrupted after 1 s (--timeout)")
+    assert ": rank 1 has not entered all_reduce no. " in told and "of group world (12 B, line 2 of the cell: " in told
+    assert "it has finished its cell; rank 0 has waited" in told
+    until(lambda: not two_ranks.is_busy())
+    refused = shell.run_cell("%%dist --timeout 0\n1")
+    assert "--timeout 0 is no time" in str(refused.error_in_exec)
 
 
 def test_a_stopped_rank_of_a_training_is_told_and_goes_on(

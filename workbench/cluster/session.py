@@ -34,7 +34,7 @@ from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
-from workbench.errors import ClusterError, RanksBusyError, format_ranks
+from workbench.errors import CellTimeoutError, ClusterError, RanksBusyError, format_ranks
 
 #: seconds in which a rank that was killed has ended
 _END_TIMEOUT_S = 10.0
@@ -377,19 +377,24 @@ class Session:
         try:
             finished = wait_until_done(submission, timeout, while_waiting)
         except KeyboardInterrupt:
-            self._interrupt_cell(submission)
+            self.interrupt_cell(submission)
             raise
         self._roster.raise_if_dead(
             submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
         )
         if not finished:
-            raise ClusterError(
-                f"{format_ranks(submission.running_ranks())} did not finish within {timeout:g} s and still runs the "
-                "cell: wait longer (session.wait(submission)), or interrupt it (session.interrupt())"
+            running = submission.running_ranks()
+            raise CellTimeoutError(
+                f"{format_ranks(running)} did not finish within {timeout:g} s and still "
+                f"run{'s' if len(running) == 1 else ''} the cell: wait longer (session.wait(submission)), or interrupt "
+                "it (session.interrupt_cell(submission))"
             )
 
-    def _interrupt_cell(self, submission: Submission) -> None:
-        """Ends a cell after Ctrl-C. A second Ctrl-C ends the ranks that still run it and starts them anew."""
+    def interrupt_cell(self, submission: Submission) -> None:
+        """Interrupts a cell, breaks the collectives that its ranks wait in, and waits 3 s at most for their end.
+
+        Ctrl-C meanwhile ends the ranks that still run it, and starts them anew.
+        """
         try:
             releases.interrupt(submission, signal=self.interrupt, call=self._call)
         except KeyboardInterrupt:

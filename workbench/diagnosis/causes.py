@@ -115,6 +115,10 @@ _PHASES = {
 
 def _by_phase(view: RankView) -> Reason:
     activity, place = view.activity, _at(view)
+    if view.frames and not view.answers and view.phase not in _PHASES:
+        return Reason(
+            Cause.NATIVE_CODE, f"is in native code that holds the interpreter's lock{place}", "look at that call"
+        )
     if activity is not None and activity.starved > _STARVES:
         return Reason(
             Cause.STARVED,
@@ -126,10 +130,6 @@ def _by_phase(view: RankView) -> Reason:
     if view.phase in _PHASES:
         cause, words, advice = _PHASES[view.phase]
         return Reason(cause, words if view.phase == IDLE else f"{words}{place}", advice)
-    if view.frames and not view.answers:
-        return Reason(
-            Cause.NATIVE_CODE, f"is in native code that holds the interpreter's lock{place}", "look at that call"
-        )
     if view.phase == CELL and place:
         return Reason(Cause.USER_CODE, f"is at {place.removeprefix(', ')}", "look at that line")
     where = {CELL: "is in the cell", PAUSED: "is paused", "": "runs"}.get(view.phase, f"is in phase {view.phase}")

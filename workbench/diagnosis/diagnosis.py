@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.core.live.rank_row import IDLE
 from workbench.core.live.stack_text import Stack, with_callers
 from workbench.core.numbers import format_table, seconds
 from workbench.diagnosis.causes import Cause
@@ -85,7 +86,7 @@ class Diagnosis:
     def __str__(self) -> str:
         parts = [self.headline, "", format_table(self._rows(), self._HEADER)]
         for state in self.ranks:
-            if state.stacks:
+            if state.stacks and state.phase != IDLE:
                 parts += ["", f"rank {state.rank}, the innermost call first:", *_lines(state.stacks[:1], _SHOWN_FRAMES)]
         return "\n".join(parts)
 

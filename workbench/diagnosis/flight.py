@@ -9,17 +9,21 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.core.live.collective_row import group_label
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """A collective in the flight recorder. ``number``: in its group, from 1; ``since``: ``time.monotonic()``.
 
-    ``kind``: such as ``all_reduce``. ``group``: its name, equal on all members. ``members``: (): torch does not tell.
+    ``kind``: such as ``all_reduce``. ``group``: its name, equal on all members; ``label``: see ``group_label``.
+    ``members``: (): torch does not tell.
     ``pending``: whether it has not ended. ``peer``: the other rank of a message, or -1.
     """
 
     kind: str
     group: str
+    label: str
     members: tuple[int, ...]
     number: int
     since: float
@@ -57,7 +61,7 @@ def parse(text: str) -> list[Call]:
 
 
 def _call(entry: dict[str, Any], members: dict[str, tuple[int, ...]]) -> Call:
-    group = str(entry["process_group"][0])
+    group, description = (str(each) for each in entry["process_group"][:2])
     words = str(entry["profiling_name"]).partition(":")[2] or str(entry["profiling_name"])
     peer = re.search(r"(?:->|<-)\s*(\d+)", words)
     sizes, dtypes = entry.get("input_sizes") or [], entry.get("input_dtypes") or []
@@ -67,6 +71,7 @@ def _call(entry: dict[str, Any], members: dict[str, tuple[int, ...]]) -> Call:
     return Call(
         kind=words.split(" ")[0],
         group=group,
+        label=group_label(group, description),
         members=members.get(group) or members.get("") or (),
         number=int(number),
         since=time.monotonic() - age_s,

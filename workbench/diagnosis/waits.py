@@ -132,7 +132,7 @@ def _in_flight(view: RankView, views: Sequence[RankView], mesh: Mesh | None) -> 
     return Wait(
         what=call.kind,
         group=call.group,
-        group_words=_group_words(call.group, members, mesh),
+        group_words=_group_words(call.label, members, mesh),
         members=members,
         number=call.number,
         since=call.since,

@@ -172,16 +172,30 @@ def test_a_fatal_signal_leaves_the_line_that_it_came_in(tmp_path: Path) -> None:
     program = tmp_path / "crash.py"
     program.write_text(
         "import ctypes, faulthandler, threading\nfaulthandler.enable()\n"
-        "threading.Thread(target=input, daemon=True).start()\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "def read():\n    ctypes.string_at(0)\n\nread()\n"
     )
-    done = subprocess.run([sys.executable, program], stdin=subprocess.PIPE, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGSEGV
     text = without_other_threads(f"earlier output\n{done.stderr}")
     assert text.startswith("earlier output\nFatal Python error: Segmentation fault\n\nCurrent thread 0x")
     assert "Thread 0x" not in text and "Extension modules" not in text
     assert fatal_place(text) == "crash.py:5 in read: ctypes.string_at(0)"
     assert not fatal_place("no such thing")
+
+
+def test_a_fatal_signal_in_a_native_thread_leaves_what_native_code_wrote() -> None:
+    report = (
+        "earlier\nterminate called after throwing an instance of 'Fatal Python error: Aborted\n\n"
+        'Thread 0x00000000000000aa (most recent call first):\n  File "/x/a.py", line 4 in wait\n\n'
+        'Thread 0x00000000000000bb (most recent call first):\n  File "/x/b.py", line 5 in run\ngloo::Error\'\n'
+        "  what():  sizes differ\n\nExtension modules: torch._C (total: 1)\n"
+    )
+    assert without_other_threads(report) == (
+        "earlier\nterminate called after throwing an instance of 'Fatal Python error: Aborted\ngloo::Error'\n"
+        "  what():  sizes differ"
+    )
+    assert not fatal_place(report)
 
 
 def test_looking_changes_nothing_in_a_rank(start: Start, tmp_path: Path) -> None:

@@ -33,11 +33,16 @@ def row_path(directory: Path, rank: int) -> Path:
     return directory / f"collectives-{rank:05d}"
 
 
+def group_label(name: str, description: str) -> str:
+    """Returns what a person calls a process group: the description that it was made with, else torch's name for it."""
+    return {"default_pg": "world", "undefined": name}.get(description, description)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What a rank does in a collective.
 
-    ``kind``: the function of ``torch.distributed``. ``group``: the name of the group. ``members``: its ranks, in words.
+    ``kind``: the function of ``torch.distributed``. ``group``: see ``group_label``. ``members``: its ranks, in words.
     ``shape``, ``dtype``, ``byte_count``: of the tensor that the rank brings ("" and 0: none). ``detail``: reduction or
     source, in words. ``place``: the line of the user's code.
     """

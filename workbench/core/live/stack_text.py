@@ -20,6 +20,8 @@ _LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python", "<frozen", "/
 #: called by a cell of the workbench's own, from which the training begins
 _ENTRY = "/workbench/engine/entry.py"
 _LINES = "lines of cells"
+#: begins of the lines of a report that tell of threads and modules
+_OF_STACKS = ("Thread 0x", '  File "', "  ...", "  <no Python frame>", "Extension modules:")
 _FATAL = "Fatal Python error: "
 #: lines that are kept of its stack
 _FATAL_FRAMES = 16
@@ -113,18 +115,20 @@ def with_code(stacks: Sequence[Stack], answer: str) -> list[Stack]:
 
 
 def without_other_threads(text: str) -> str:
-    """Shortens the report of a fatal signal at the end of ``text`` to the innermost calls of the thread that got it."""
+    """Shortens the report of a fatal signal at the end of ``text`` to the innermost calls of the thread that got it.
+
+    A thread that runs no Python, such as one of gloo, has no calls; what native code wrote meanwhile is kept.
+    """
     before, told, report = text.rpartition(_FATAL)
     if not told:
         return text
     reason, _, rest = report.partition("\n")
     current = rest.partition("Current thread ")
     frames = [line for line in current[2].partition("\n\n")[0].splitlines() if not line.startswith("Extension")]
-    return (
-        "\n".join([f"{before}{told}{reason}", "", f"{current[1]}{frames[0]}", *frames[1:_FATAL_FRAMES]])
-        if frames
-        else text
-    )
+    if frames:
+        return "\n".join([f"{before}{told}{reason}", "", f"{current[1]}{frames[0]}", *frames[1:_FATAL_FRAMES]])
+    native = [line for line in rest.splitlines() if line and not line.startswith(_OF_STACKS)]
+    return "\n".join([f"{before}{told}{reason}", *native])
 
 
 def fatal_place(text: str) -> str:
