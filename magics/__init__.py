@@ -13,6 +13,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.attach import AttachMagics
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
+    from magics.fault import FaultMagics
     from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
     from magics.names import NamesMagics
@@ -36,6 +37,7 @@ def load(shell: InteractiveShell) -> None:
         VerifyMagics,
         WatchMagics,
         WhyMagics,
+        FaultMagics,
         ControlMagics,
         ModelMagics,
         PlansMagics,

@@ -254,7 +254,7 @@ class Session:
         """Ends cells that wait for a rank that died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
         for submission in self._submissions:
             if submission.dead_ranks() and not submission.done():
-                releases.interrupt(submission, signal=self.interrupt, call=self._call)
+                releases.interrupt(submission, signal=self.interrupt, call=self.call)
         self.check_free(ranks)
 
     def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
@@ -346,7 +346,7 @@ class Session:
             self._group.make(self.n, self._run_silently)
         submission = Submission(code, targets)
         if in_group:
-            submission.on_first_error(lambda failed: releases.release_waiting(failed, self._call))
+            submission.on_first_error(lambda failed: releases.release_waiting(failed, self.call))
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         self._connection.send(submission)
         for rank in set(targets) & set(self.dead):  # ranks that died since the check
@@ -396,7 +396,7 @@ class Session:
         Ctrl-C meanwhile ends the ranks that still run it, and starts them anew.
         """
         try:
-            releases.interrupt(submission, signal=self.interrupt, call=self._call)
+            releases.interrupt(submission, signal=self.interrupt, call=self.call)
         except KeyboardInterrupt:
             running = submission.running_ranks()
             if not running:
@@ -439,12 +439,17 @@ class Session:
         """Sends a signal to the processes of ranks (default: all that are alive)."""
         self._server.signal(self._roster.select_alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
 
-    def _call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
+    def call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
+        """Calls a function (``module:name``) in a thread of ranks, also while they run a cell.
+
+        ``arguments``: keyword arguments that JSON takes. Returns when the ranks were told; those that have not imported
+        the module ignore it.
+        """
         self._server.call(self._roster.select_alive(ranks), function, arguments).result(2.0)
 
     def release(self, submission: Submission, failed: dict[int, str]) -> None:
         """Breaks the collectives in which ranks of a training wait for one of ``failed`` (rank -> what happened)."""
-        releases.release_from(submission, self._call, failed)
+        releases.release_from(submission, self.call, failed)
 
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
         """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""

@@ -30,6 +30,7 @@ class Cause(StrEnum):
     MISMATCH = "mismatched collectives"
     DEADLOCK = "deadlock between groups"
     DEAD_PEER = "dead peer"
+    ERROR = "error"
     TRANSFER = "transfer"
 
 

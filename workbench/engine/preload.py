@@ -21,6 +21,7 @@ from workbench.errors import ClusterError, ConfigError
 COMMON = (
     "workbench.engine.process_group",
     "workbench.engine.collectives.release",
+    "workbench.engine.faults.planted",
     "workbench.engine.watch.torch.gradient_statistics",
     "torch._dynamo",  # the first optimizer that is made asks for it
     "torch.utils.data.distributed",

@@ -125,10 +125,8 @@ class Run(RunReader):
         resolve_name("workbench.run.detached:end")(self)
 
     def why(self) -> Diagnosis:
-        """Tell what each rank does at this moment, who waits for whom, and what keeps the run from going on.
-
-        Raises ``RunError`` for a run that has ended, or whose ranks are on another host.
-        """
+        """Tell what each rank does at this moment, who waits for whom, and what keeps the run from going on; of a run
+        that has ended, how it ended. Raises ``RunError`` for a run whose ranks are on another host."""
         found: Diagnosis = resolve_name("workbench.run.why:why_run")(self)
         return found
 

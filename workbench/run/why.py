@@ -10,11 +10,13 @@ from workbench.cluster.base.private_directory import PREFIX
 from workbench.cluster.session import Session
 from workbench.core.live import rank_row
 from workbench.core.records import EventKind
+from workbench.diagnosis.causes import Cause
 from workbench.diagnosis.diagnose import diagnose
 from workbench.diagnosis.diagnosis import Diagnosis
 from workbench.diagnosis.view import look, read
 from workbench.errors import ClusterError, RunError
 from workbench.events.decode import of_kind
+from workbench.events.outcome import failure_of
 from workbench.run.job import TrainingJob
 from workbench.run.run import Run
 from workbench.rundir import state
@@ -23,9 +25,9 @@ from workbench.rundir import state
 def why(run: Run | str | Path | None = None) -> Diagnosis:
     """Tell where each rank is, who waits for whom, and what keeps them from going on.
 
-    ``run``: a run, its name or its directory; None: the ranks of this session, else of the newest run that trains, else
-    of any session of this user on this host. Takes about a second, and changes nothing. Raises ``RunError`` for a run
-    that has ended or whose ranks are on another host, and ``ClusterError`` when no ranks are up.
+    ``run``: a run, its name or its directory; None: the ranks of this session, else the newest ranks of this user on
+    this host. Of a run that has ended, tells how. Takes about a second, and changes nothing. Raises ``RunError`` for a
+    run whose ranks are on another host, and ``ClusterError`` when no ranks are up.
     """
     if run is not None:
         return why_run(run if isinstance(run, Run) else Run(run))
@@ -40,16 +42,35 @@ def why(run: Run | str | Path | None = None) -> Diagnosis:
 
 
 def why_run(run: Run) -> Diagnosis:
-    """Tell why the ranks of a run do not go on. Errors: see ``why``."""
+    """Tell why the ranks of a run do not go on, or why it failed. Errors: see ``why``."""
     status = run.status
     if state.ended(status):
-        raise RunError(f"run {run.name!r} has ended ({status} at step {run.last_step}): its events tell why")
+        return _of_the_end(run, status)
     directory = live_directory(run)
     if directory is None:
         raise RunError(
             f"the ranks of run {run.name!r} are not seen from here: ask on the host that they run on, as the same user"
         )
     return diagnose(look(directory, range(run.plan.ranks), deaths_of(run)), run.plan.mesh)
+
+
+def _of_the_end(run: Run, status: str) -> Diagnosis:
+    """What a run ended of, and the last stall that was told before."""
+    rows = run.event_rows()
+    told = [event.fields.get("sentence", "") for event in of_kind(rows, EventKind.RANK, "stalled")]
+    before = f" (before that: {told[-1]})" if told else ""
+    first = failure_of(rows)
+    if status != "failed" or first is None:
+        return Diagnosis(
+            cause=Cause.NOTHING, sentence=f"run {run.name!r} has ended: {status} at step {run.last_step}{before}"
+        )
+    died = deaths_of(run)
+    return Diagnosis(
+        cause=Cause.DEAD_PEER if died else Cause.ERROR,
+        sentence=f"run {run.name!r} failed at step {run.last_step} on {first.who}: {first.message}{before}",
+        missing=tuple(sorted(died)) or tuple(first.ranks),
+        advice="%dist_up starts new ranks in place of those that died" if died else "",
+    )
 
 
 def why_session(session: Session) -> Diagnosis:

@@ -1,8 +1,7 @@
 """Tell where each rank of a run is, who waits for whom, and what keeps them from going on, as %dist_why does.
 
-Without RUN: the newest run that trains, else the newest ranks of this user on this host, such as those of a notebook
-whose cell hangs. Changes nothing in the ranks. Exit codes: 0 told, 1 the run has ended or its ranks are not seen from
-here.
+Without RUN: the newest ranks of this user on this host, such as those of a notebook whose cell hangs. Of a run that
+has ended, tells how. Changes nothing in the ranks. Exit codes: 0 told, 1 the ranks are not seen from here.
 """
 
 from __future__ import annotations
