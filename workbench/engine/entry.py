@@ -22,6 +22,7 @@ import torch.distributed as dist
 from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
+from workbench.core.live.rank_row import live_directory
 from workbench.core.recipe import recipe
 from workbench.core.records import RESTARTING, EventKind
 from workbench.core.rules import criteria
@@ -109,7 +110,7 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
 
     log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank), append=restart > 0)
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
+        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device, "live": live_directory()})
         if reloaded:
             log.event(EventKind.WARNING, "reloaded_modules", ", ".join(reloaded))
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from workbench.core.controls import AUTOMATIC, find, settings
-from workbench.core.numbers import decimal_bytes, number
+from workbench.core.numbers import decimal_bytes, number, seconds
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 from workbench.events.alerts import BEGINS, Alert
@@ -154,6 +154,17 @@ def _restart(name: str, value: Any, old: Any) -> str:
     return (
         f"restart {told.get('number', '?')} of {told.get('of', '?')}: {told.get('reason', 'the reason is not known')}"
     )
+
+
+def _stalled(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    advice = short(told.get("advice") or "")
+    sentence = f"stalled: {short(told.get('sentence', 'ranks do not go on'))}"
+    return f"{sentence}. {advice[:1].upper()}{advice[1:]}" if advice else sentence
+
+
+def _moving(name: str, value: Any, old: Any) -> str:
+    return f"the ranks go on{f', after {seconds(value)}' if isinstance(value, (int, float)) else ''}"
 
 
 def _nonfinite(name: str, value: Any, old: Any) -> str:
@@ -305,6 +316,8 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "died"): _died,
     (EventKind.RANK, "replaced"): _replaced,
     (EventKind.RANK, "restart"): _restart,
+    (EventKind.RANK, "stalled"): _stalled,
+    (EventKind.RANK, "moving"): _moving,
     (EventKind.CHECKPOINT, "saved"): _saved,
     (EventKind.CHECKPOINT, "saved_by_script"): _saved_by_script,
     (EventKind.CHECKPOINT, "best"): _best,

@@ -14,6 +14,7 @@ from workbench.cluster.server.follow import RELOADED
 from workbench.cluster.session import Session
 from workbench.core import background
 from workbench.core.records import END_STATES, RESTARTING
+from workbench.diagnosis.diagnosis import Diagnosis
 from workbench.errors import RunDirectoryError
 from workbench.events.outcome import Outcome, failure
 from workbench.run import branching
@@ -102,6 +103,14 @@ class TrainingJob:
         if rank < self._ranks:
             step = self.step_of(rank) or 0
             (self._log.rank_left if self._may_restart and step else self._log.rank_died)(rank, reason, step)
+
+    def stalled(self, diagnosis: Diagnosis) -> None:
+        """Record that the ranks do not go on, and why."""
+        self._log.stalled(diagnosis.to_value(), self.run.last_step)
+
+    def moving(self, after_s: float) -> None:
+        """Record that they go on, after so many seconds."""
+        self._log.moving(after_s, self.run.last_step)
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
         """Record that the session ends ranks that wait for a failed one."""

@@ -32,6 +32,7 @@ from workbench.rundir.directory import CELL_FILE, run_directories, runs_with_spe
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
+    from workbench.diagnosis.diagnosis import Diagnosis
     from workbench.run.replay import Replay
     from workbench.verification.result import Verification
 
@@ -122,6 +123,12 @@ class Run(RunReader):
         """End the processes of a detached run at once, without a checkpoint. Raises ``RunError`` for a run whose ranks
         belong to a kernel, or to another host."""
         resolve_name("workbench.run.detached:end")(self)
+
+    def why(self) -> Diagnosis:
+        """Tell what each rank does at this moment, who waits for whom, and what keeps the run from going on; of a run
+        that has ended, how it ended. Raises ``RunError`` for a run whose ranks are on another host."""
+        found: Diagnosis = resolve_name("workbench.run.why:why_run")(self)
+        return found
 
     def set(self, **settings: Any) -> None:
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from workbench.core.config import SPEC_FILE
 from workbench.core.records import RESTARTING, SESSION_RANK, Event, EventKind
@@ -37,14 +38,14 @@ class SessionLog:
         """Record that the process of a rank ended while the run needed it, after ``step`` steps."""
         if rank not in self._dead:
             self._dead.add(rank)
-            self._write([_of_rank("died", {"rank": rank, "reason": reason}, step)])
+            self._write([_of_ranks("died", {"rank": rank, "reason": reason}, step)])
 
     def rank_left(self, rank: int, reason: str, step: int) -> None:
         """Record that the process of a rank ended, which another one may replace. Called again, it does nothing."""
         if rank not in self._dead | self._left:
             self._left.add(rank)
             because = failure("RankDied", reason)
-            told = _of_rank("replaced", {"rank": rank, "reason": reason}, step)
+            told = _of_ranks("replaced", {"rank": rank, "reason": reason}, step)
             self._write([told, _state(rank, RESTARTING, because, step)])
 
     def restarts(self, number: int, most: int, reason: str, step: int) -> None:
@@ -52,7 +53,15 @@ class SessionLog:
         self._dead.clear()
         self._left.clear()
         self.advice = ""
-        self._write([_of_rank("restart", {"number": number, "of": most, "reason": reason}, step)])
+        self._write([_of_ranks("restart", {"number": number, "of": most, "reason": reason}, step)])
+
+    def stalled(self, why: Mapping[str, Any], step: int) -> None:
+        """Record that ranks do not go on. ``why``: ``Diagnosis.to_value()``; ``step``: the last that was finished."""
+        self._write([_of_ranks("stalled", dict(why), step)])
+
+    def moving(self, after_s: float, step: int) -> None:
+        """Record that ranks that had stalled go on, after so many seconds."""
+        self._write([_of_ranks("moving", round(after_s, 1), step)])
 
     def session_ended(self, reason: str) -> None:
         """Record that the session of the ranks ended while they trained, by a person or with the kernel."""
@@ -116,10 +125,11 @@ def _last_step(store: Store) -> int:
     return int(max(store.table("steps")["step"], default=0))
 
 
-def _of_rank(name: str, value: object, step: int) -> Event:
-    """Return an event of the session about a rank."""
-    told = json.dumps(value)
-    return Event(time=time.time(), step=step, rank=SESSION_RANK, kind=EventKind.RANK, name=name, value=told)
+def _of_ranks(name: str, value: object, step: int) -> Event:
+    """Return an event about what became of ranks."""
+    return Event(
+        time=time.time(), step=step, rank=SESSION_RANK, kind=EventKind.RANK, name=name, value=json.dumps(value)
+    )
 
 
 def _state(rank: int, name: str, value: object, step: int = 0) -> Event:
