@@ -63,6 +63,7 @@ def train(
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
         strategy = boosted.prepared(rank, spec, model)
         strategy.workload.data = Batches(model)
+        watch = GradientWatch(spec, strategy, log, torch.device("cpu"))
         try:
             Trainer(
                 run=directory,
@@ -72,11 +73,9 @@ def train(
                 control=AgreedControl(directory, exchange_of(rank, ranks)),
                 log=log,
                 progress=Progress(),
-                observers=[
-                    Script(directory, rank, dict(script or {}), 0.0),
-                    GradientWatch(spec, strategy, log, torch.device("cpu")),
-                ],
+                observers=[Script(directory, rank, dict(script or {}), 0.0), watch],
             ).run()
+            watch.close()
             dist.barrier()
         finally:
             strategy.close()
