@@ -254,7 +254,7 @@ def _wait(
         headline = why_session(session).headline
         session.interrupt_cell(submission)
         running = submission.running_ranks()
-        still = f" ({format_ranks(running)} still in it: %dist_down ends the ranks)" if running else ""
+        still = f" ({format_ranks(running)} still in it: %dist_status shows whether it ends)" if running else ""
         raise CellTimeoutError(f"the cell was interrupted after {limit_s:g} s (--timeout){still}: {headline}") from None
 
 

@@ -116,6 +116,7 @@ _PHASES = {
 
 def _by_phase(view: RankView) -> Reason:
     activity, place = view.activity, _at(view)
+    at = f" (it is at {place.removeprefix(', ')})" if place else ""
     if view.frames and not view.answers and view.phase not in _PHASES:
         return Reason(
             Cause.NATIVE_CODE, f"is in native code that holds the interpreter's lock{place}", "look at that call"
@@ -123,8 +124,8 @@ def _by_phase(view: RankView) -> Reason:
     if activity is not None and activity.starved > _STARVES:
         return Reason(
             Cause.STARVED,
-            f"gets no core for {100 * activity.starved:.0f} % of the time: other processes use them{place}",
-            "end what else runs on this machine, or use fewer ranks",
+            f"gets no core for {100 * activity.starved:.0f} % of the time, as other processes use them{at}",
+            "end what else runs on this machine, or use fewer ranks; if it still hangs then, look at that line",
         )
     if activity is not None and activity.now.state == "D":
         return Reason(Cause.DISK, f"waits for a disk{place}", "look at the disk that it reads or writes")
