@@ -124,6 +124,8 @@ def _serve() -> None:
         while len(kept) > MOST_KEPT:
             kept.pop(next(iter(kept))).end()
         print(json.dumps({**found, "number": request["number"]}), file=answers, flush=True)
+    for ranks in kept.values():
+        ranks.end()
 
 
 def _import(modules: list[str]) -> None:
