@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import os
 import site
@@ -21,6 +22,11 @@ CELL_RANKS = "_cell_ranks"
 def user_modules() -> dict[str, str]:
     """Returns the files of the user's imported modules by the modules' names."""
     return _users_own(list(sys.modules))
+
+
+def is_users(module: str) -> bool:
+    """Whether an imported module is one of the user's, or the cell itself."""
+    return module == "__main__" or bool(_users_own([module]))
 
 
 def names_imported_from(source: bytes | str, package: str | None) -> set[str]:
@@ -56,7 +62,7 @@ def imported_by(source: bytes | str) -> dict[str, str]:
 
 def _users_own(names: Iterable[str]) -> dict[str, str]:
     """Those of ``names`` that are imported modules of the user, with their files."""
-    packages = _package_directories()
+    packages = _package_directories(tuple(sys.path))
     found = {}
     for name in names:
         file = getattr(sys.modules.get(name), "__dict__", {}).get("__file__")  # calls no ``__getattr__`` of a module
@@ -80,9 +86,10 @@ def _nodes(source: bytes | str) -> Iterator[ast.AST]:
         return iter(())  # whoever runs it says so
 
 
-def _package_directories() -> tuple[str, ...]:
+@functools.lru_cache(maxsize=1)
+def _package_directories(path: tuple[str, ...]) -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     directories = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     directories += [*site.getsitepackages(), site.getusersitepackages()]
-    directories += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    directories += [entry for entry in path if Path(entry).name in ("site-packages", "dist-packages")]
     return tuple({os.path.join(each, "") for path in directories for each in (path, os.path.realpath(path))})

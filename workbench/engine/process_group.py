@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import torch.distributed as dist
 
 from workbench.errors import ClusterError, ConfigError
@@ -82,6 +83,18 @@ def _check_environment(backend: str) -> None:
             f"GLOO_SOCKET_IFNAME names {', '.join(unknown)}, which this host does not have (it has {', '.join(known)})"
             ": unset it or name one of these, then start the ranks again (%dist_down, %dist_up)"
         )
+    without = [name for name in names.split(",") if name and not _has_address(name)]
+    if without:
+        usable = ", ".join(name for name in known if _has_address(name))
+        raise ConfigError(
+            f"GLOO_SOCKET_IFNAME names {', '.join(without)}, which has no address, so ranks cannot meet over it: unset "
+            f"it or name one that has (of {usable}), then start the ranks again (%dist_down, %dist_up)"
+        )
+
+
+def _has_address(interface: str) -> bool:
+    families = (socket.AF_INET, socket.AF_INET6)
+    return any(address.family in families for address in psutil.net_if_addrs().get(interface, ()))
 
 
 def _meet(rank: int, path: Path, *, addr: str, port: int, timeout_s: float) -> dist.TCPStore:

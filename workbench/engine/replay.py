@@ -55,7 +55,7 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
         try:
             load_weights(replayable.module, directory / WEIGHTS_FILE)
             batch, random = load_batch_snapshot(directory, workload.names)
-            RandomGenerators(replayable.generators()).restore(random)
+            RandomGenerators({**replayable.generators(), **workload.generators}).restore(random)
             alike = {"estimate": None, "factor": None, "replicas": 1, "parts": about["accumulate"]}
             replayable.average.restore(about.get("loss_weights", alike))
             if (directory / STATISTICS_FILE).exists():

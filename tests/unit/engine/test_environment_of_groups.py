@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ def test_an_interface_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPat
         joined(0, 1, tmp_path, backend="gloo"),
     ):
         pass
+
+
+def test_an_interface_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,ifb7")
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "ifb7")])
+    message = r"names ifb7, which has no address.*\(of lo\)"
+    with pytest.raises(ConfigError, match=message), joined(0, 1, tmp_path, backend="gloo"):
+        pass
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with joined(0, 1, tmp_path, backend="gloo"):
+        assert dist.is_initialized()
 
 
 def test_a_debug_level_that_kills_ranks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

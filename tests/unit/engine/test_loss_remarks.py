@@ -13,7 +13,7 @@ from torch.nn import functional
 from workbench.core.mesh import Mesh
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
-from workbench.engine.frameworks.torch_common.losses.terms import loss_term
+from workbench.engine.frameworks.torch_common.losses.terms import WHOLE, Division, loss_term
 
 WEIGHT = nn.Parameter(torch.randn(6, 4))
 INPUTS = torch.randn(4, 6)
@@ -37,10 +37,10 @@ def losses() -> torch.Tensor:
     return scores().square().mean(1)
 
 
-def said_of(compute: Callable[[], Any]) -> set[str]:
+def said_of(compute: Callable[[], Any], division: Division = WHOLE) -> set[str]:
     said: set[str] = set()
     with noted_losses():
-        loss_term(compute, lambda name, text: said.add(name), samples=4)
+        loss_term(compute, lambda name, text: said.add(name), samples=4, division=division)
     return said
 
 
@@ -139,6 +139,7 @@ TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
     ),
     "a sum divided by another number": ({"loss_is_a_sum"}, lambda: scores().square().sum() / 1000),
     "a root of a mean": ({"loss_of_averages"}, lambda: 2 * functional.mse_loss(scores(), INPUTS[:, :4]).sqrt()),
+    "a number divided by a mean": ({"loss_of_averages"}, lambda: 1 / scores().square().mean()),
     "a quotient of sums": (
         {"loss_of_averages"},
         lambda: 1 - (2 * (scores().sigmoid() * LABELS).sum() + 1) / (scores().sigmoid().sum() + 1),
@@ -160,6 +161,71 @@ TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
 @pytest.mark.parametrize("name", SILENT)
 def test_nothing_is_said_of_an_average_that_is_right(name: str) -> None:
     assert said_of(SILENT[name]) == set()
+
+
+#: what is right where each term counts by itself, and said where it does not
+BY_TERMS = (
+    "ignored labels and something",
+    "chosen elements and something",
+    "a mask and something",
+    "a sum and a mean",
+    "a sum and a penalty on weights",
+)
+
+
+@pytest.mark.parametrize("name", [*SILENT, *BY_TERMS])
+def test_nothing_is_said_where_each_term_counts_by_itself(name: str) -> None:
+    compute = SILENT[name] if name in SILENT else TOLD[name][1]
+    assert said_of(compute, Division(of_several=True, by_terms=True)) == set()
+
+
+def test_the_factors_of_terms_are_those_of_their_gradients() -> None:
+    with noted_losses():
+        terms: list[torch.Tensor] = []
+
+        def loss() -> torch.Tensor:
+            for compute in (losses, lambda: losses().exp(), lambda: losses().sin()):
+                terms.append(compute()[CHOSEN].mean())
+            terms.append(functional.cross_entropy(scores(), SOME_IGNORED, reduction="sum"))
+            first, second, third, fourth = terms
+            inner = -(first - 0.5 * second).sub(third, alpha=3) / torch.tensor(4.0)
+            stacked = torch.stack([torch.rsub(inner, fourth, alpha=2), 1 - first]).sum()
+            return 2 * stacked + WEIGHT.square().sum() + second.double()
+
+        term = loss_term(loss, samples=4, division=Division(of_several=True, by_terms=True))
+    assert {id(part.value) for part in term.parts} == {id(each) for each in terms}
+    for part in term.parts:
+        (expected,) = torch.autograd.grad(term.value, part.value, retain_graph=True)
+        assert float(part.scale) == pytest.approx(float(expected))
+    assert sorted(str(part.count) for part in term.parts) == ["2.0", "2.0", "2.0", "None"]
+
+
+@pytest.mark.parametrize("division", [Division(of_several=True), Division(of_several=True, by_terms=True)])
+def test_a_mean_over_nothing_is_0_where_other_pieces_hold_its_elements(division: Division) -> None:
+    nothing = CHOSEN & ~CHOSEN
+    ignored = torch.full_like(LABELS, -100)
+
+    def loss() -> torch.Tensor:
+        chosen = functional.mse_loss(scores()[nothing], INPUTS[nothing][:, :4])
+        return losses().mean() + chosen + torch.mean(losses()[nothing]) + functional.cross_entropy(scores(), ignored)
+
+    with noted_losses():
+        value = loss_term(loss, samples=4, division=division).value
+        assert value.item() == pytest.approx(losses().mean().item())
+        assert torch.equal(*(torch.autograd.grad(each, WEIGHT)[0] for each in (value, losses().mean())))
+        assert loss_term(loss, samples=4).value.isnan()
+
+
+def test_a_factor_is_compared_over_pieces() -> None:
+    said: list[str] = []
+    for factors in ((1.0, 1.0), (0.3, 0.1 * 3), (1.0, 2.0)):
+        average = LossAverage(Mesh(), torch.device("cpu"))
+        average.begin([INPUTS, INPUTS])
+        with noted_losses():
+            for factor in factors:
+                tell = lambda name, text: said.append(f"{name} {factors}")  # noqa: E731, B023
+                average.weighted(loss_term(lambda: factor * losses().mean(), tell, samples=4), 4)  # noqa: B023
+    assert said == ["loss_factor (1.0, 2.0)"]
 
 
 @pytest.mark.parametrize("name", TOLD)

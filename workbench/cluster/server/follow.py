@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
-from workbench.core.live import current_cell
+from workbench.core.live import current_cell, rank_row
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
@@ -39,6 +39,10 @@ def load_ipython_extension(shell: Any) -> None:
     shell.events.register("post_run_cell", _free_failed_frames)
     shell.push(_names(), interactive=False)
     sys.breakpointhook = _no_debugger
+    row = rank_row.current()
+    if row is not None:
+        shell.events.register("pre_execute", lambda: row.enter(rank_row.CELL))
+        shell.events.register("post_execute", lambda: row.enter(rank_row.IDLE))
 
 
 def _free_failed_frames(result: Any) -> None:

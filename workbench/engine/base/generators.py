@@ -1,4 +1,4 @@
-"""Random generators that a framework keeps inside the model."""
+"""Random generators beside those of the process: what a framework keeps inside the model, and a cell's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ModuleGenerator(Protocol):
-    """A random generator that a framework keeps inside a module of the model."""
+    """A random generator that a framework keeps inside a module of the model, or that a cell made."""
 
     def states(self) -> Mapping[str, torch.Tensor]:
         """Its states by a name of the generator's own."""

@@ -13,6 +13,7 @@ from workbench.core.knobs import Knobs
 from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.base.batch import Batch
 from workbench.engine.base.capabilities import Evaluating
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.user_log import UserLog
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Workload:
     ``knobs``: those that the training script or the recipe declares, now or later; its parts read their present values.
     ``pipeline_split``: the modules with which pipeline stages begin, all but the first; empty: the plan finds them.
     ``cell_state``: what a cell keeps beside these, for checkpoints.
+    ``generators``: random generators of its own that its model and loss hold, by name.
     ``cell_names``: what it took from elsewhere, unless the run directory had that.
     ``names``: what the cell defines and sees.
     ``after_split(model)``: to be called once a plan has split the model, whose weights may still be views of files.
@@ -152,6 +154,7 @@ class Workload:
     sample: Callable[[Evaluating], Sequence[str]] | None = None
     knobs: Knobs = field(default_factory=Knobs)
     cell_state: KeptState | None = None
+    generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
     beside: Mapping[str, Any] = field(default_factory=dict)
     pipeline_split: Sequence[str] = ()
     cell_names: TakenNames | None = None

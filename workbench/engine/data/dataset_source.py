@@ -16,6 +16,7 @@ from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.batch import Batch, StandIn
 from workbench.engine.base.workload import EPOCH_END, EpochEnd
 from workbench.engine.data.generators import DataGenerators
+from workbench.engine.data.own_generators import own_generators
 from workbench.engine.data.read_once import check_repeatable, remark_on_iterator
 from workbench.engine.data.same_data import SameData
 from workbench.engine.data.shares import raise_for_empty_epoch, share_of, share_size, skip, without_marks
@@ -53,7 +54,11 @@ class DatasetSource:
         self.collate = collate_fn or default_collate
         self.keep_last = keep_last
         self._equal_parts = equal_parts
-        self._generators = DataGenerators(seed)
+        self._own = own_generators(dataset, self.collate)
+        self._reading = DataGenerators(seed, self._own)
+        #: of single samples and shares of batches, which replicas read apart from each other
+        self._sharing = DataGenerators(seed, self._own, self._own)
+        self._is_first_share = True
         self._draws = False
         self._same = SameData()
         #: a batch's number, its epoch, and samples of the epoch before it: later batches are counted from there
@@ -189,7 +194,7 @@ class DatasetSource:
     def _read_share(self, indices: Sequence[int], epoch: int, position: int) -> Batch:
         """Samples of ``indices``, whose first is at ``position`` of the epoch. Once the dataset was seen to draw random
         numbers, each sample is read with generators seeded for it; until then all of them are read at once."""
-        generators = self._generators
+        generators = self._sharing
         with generators.in_use(epoch, position):
             if not self._draws:
                 before = generators.state()
@@ -200,7 +205,23 @@ class DatasetSource:
                 for offset, index in enumerate(indices):
                     generators.begin(epoch, position + offset)
                     samples += self._fetch([index])
-            return self.collate(samples)
+            share = self.collate(samples)
+        if self._is_first_share and self._has_made_generators():
+            return self._read_share(indices, epoch, position)
+        return share
+
+    def _has_made_generators(self) -> bool:
+        """Whether reading the first share made generators, from which samples are drawn then."""
+        self._is_first_share = False
+        known = {id(each.generator) for each in self._own}
+        late = [each for each in own_generators(self.dataset, self.collate) if id(each.generator) not in known]
+        for number, each in enumerate(late):
+            each.number = number  # where it is depends on how many samples the share has
+        if late:
+            self._draws = True
+            self._own = [*self._own, *late]
+            self._sharing = DataGenerators(self.seed, self._own, self._own)
+        return bool(late)
 
     def _fetch(self, indices: Sequence[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
@@ -208,8 +229,9 @@ class DatasetSource:
         return [self.dataset[index] for index in indices]
 
     def _read_iterable(self, dp: int, dp_size: int) -> Iterator[Batch | EpochEnd]:
+        self._reading.rewind()
         for epoch in count():
-            samples = self._generators.read(self.dataset, epoch)
+            samples = self._reading.read(self.dataset, epoch)
             found = 0
             while batch := list(islice(samples, self.batch_size)):
                 if len(batch) < self.batch_size:
@@ -218,7 +240,7 @@ class DatasetSource:
                     self._check_last(len(batch))
                 self._same.check(batch)
                 first, last = share_of(len(batch), dp, dp_size)
-                with self._generators.in_use(epoch, found + first):
+                with self._sharing.in_use(epoch, found + first):
                     share = self.collate(batch[first:last]) if last > first else StandIn(self.collate(batch[:1]))
                 found += len(batch)
                 yield share

@@ -22,6 +22,7 @@ from workbench.engine.base.batch import Batch
 from workbench.engine.base.workload import EPOCH_END, EpochEnd
 from workbench.engine.data.batches import samples_in, split
 from workbench.engine.data.generators import DataGenerators
+from workbench.engine.data.own_generators import own_generators
 from workbench.engine.data.read_once import check_repeatable, remark_on_iterator
 from workbench.engine.data.replica_samplers import check_sampler, is_distributed, remark_on_repeats
 from workbench.engine.data.same_data import SameData
@@ -50,7 +51,6 @@ class LoaderSource:
         self.dataloader: Any = dataloader
         self.seed = seed
         self._equal_parts = equal_parts
-        self._generators = DataGenerators(seed)
         self._order: Any = getattr(dataloader, "batch_sampler", None)
         self._sampler: Any = getattr(self._order, "sampler", None) or getattr(dataloader, "sampler", None)
         sampler = self._sampler
@@ -62,7 +62,9 @@ class LoaderSource:
         self._expected = None if is_of_columns else self._batch_size
         self._same = SameData()
         self._generator = getattr(dataloader, "generator", None)
-        self._generator_state = self._generator.get_state() if self._generator is not None else None
+        own = own_generators(dataloader)
+        apart = own_generators(dataloader, without=[sampler, self._order]) if self._distributed_sampler else []
+        self._generators = DataGenerators(seed, own, apart)
 
     def share_with(self, exchange: Exchange) -> None:
         """From now on rank 0 draws the order of samples where ranks might draw different ones, and ranks compare the
@@ -115,8 +117,9 @@ class LoaderSource:
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield replica ``dp``'s share of each batch from number ``start`` on, without end.
 
-        Whole epochs are skipped without reading when their length and order are known (torch's own samplers); other
-        skipped batches are read now. Raises ``ConfigError`` for a batch that cannot be cut as the plan needs it.
+        Whole epochs are skipped without reading when their length and order are known (torch's own samplers) and
+        nothing draws from a generator of the cell's own; other skipped batches are read now. Raises ``ConfigError`` for
+        a batch that cannot be cut as the plan needs it.
         """
         return without_marks(self.marked(dp, dp_size, start))
 
@@ -124,7 +127,7 @@ class LoaderSource:
         """As ``Epochal.marked``; see ``batches``."""
         if self._distributed_sampler is not None:
             check_sampler(self._distributed_sampler, dp, dp_size)
-        length = self._batches_per_epoch() if start else None
+        length = self._batches_per_epoch() if start and not self._is_drawn_here() else None
         epochs, left = divmod(start, length) if length else (0, start)
         return skip(self._read_epochs(dp, dp_size, epochs), left)
 
@@ -158,6 +161,11 @@ class LoaderSource:
         known = self._distributed_sampler or self._seeded_sampler or type(self._sampler) is SequentialSampler
         return bool(known) and self._generator is None and type(self._order) in (BatchSampler, type(None))
 
+    def _is_drawn_here(self) -> bool:
+        """Whether reading moves a generator of the cell's own on; workers draw from copies of it."""
+        own = self._distributed_sampler is None and self._generators.has_own
+        return own and not getattr(self.dataloader, "num_workers", 0)
+
     def _batches_per_epoch(self) -> int | None:
         """Number of batches per epoch if the epoch's number determines their samples; None otherwise."""
         if not self._is_order_known() or self._order is None:
@@ -184,13 +192,11 @@ class LoaderSource:
         epoch. A share without samples is a ``StandIn``."""
         if self._distributed_sampler is not None:
             check_sampler(self._distributed_sampler, dp, dp_size)
-        if self._generator is not None:
-            self._generator.set_state(self._generator_state)
+        self._generators.rewind()
         return self._read_epoch(dp, dp_size, 0)
 
     def _read_epochs(self, dp: int, dp_size: int, first: int) -> Iterator[Batch | EpochEnd]:
-        if self._generator is not None:
-            self._generator.set_state(self._generator_state)
+        self._generators.rewind()
         for epoch in count(first):
             found = False
             for batch in self._read_epoch(dp, dp_size, epoch):

@@ -13,8 +13,10 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.batch import Batch, StandIn, contents
 from workbench.engine.base.capabilities import Replayable, gathered
 from workbench.engine.base.decision import GO
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -58,7 +61,7 @@ class NonfiniteGuard(StepObserver):
 
     ``accumulate``: current number of gradient accumulation steps. ``data``: the batch source; if it has a method
     ``indices``, the dataset indices of a faulty batch are logged. ``knobs``: those of the training script; their
-    values are saved with the step for a replay.
+    values are saved with the step for a replay, as are the states of the cell's own ``generators``.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class NonfiniteGuard(StepObserver):
         data: Any = None,
         *,
         knobs: Knobs | None = None,
+        generators: Mapping[str, ModuleGenerator] = MappingProxyType({}),
     ) -> None:
         self._run = run
         self._spec = spec = strategy.spec
@@ -81,7 +85,8 @@ class NonfiniteGuard(StepObserver):
         self._action = spec.monitor.on_nonfinite
         self._control = control
         self._replayable = strategy if isinstance(strategy, Replayable) else None
-        self._generators = RandomGenerators({} if self._replayable is None else self._replayable.generators())
+        of_model = {} if self._replayable is None else self._replayable.generators()
+        self._generators = RandomGenerators({**of_model, **generators})
         self._batch: Batch = None
         self._random_state = self._generators.capture()
         self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp

@@ -52,7 +52,8 @@ class Saving:
 
         needed(self._strategy, Checkpointable, Capability.CHECKPOINTABLE)
         keep, cell = self._strategy.spec.keep, self._workload.cell_state
-        return Checkpoints(self._run, self._strategy, self._control, self._log, keep, cell)
+        own = self._workload.generators
+        return Checkpoints(self._run, self._strategy, self._control, self._log, keep, cell, own)
 
     def save(self, step: int, state: dict[str, Any], left_out: list[str], *, asked: bool) -> bool:
         """Write the checkpoint of ``step``; whether it is there. ``left_out``: parts of the schedule that ``state``

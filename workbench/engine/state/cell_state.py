@@ -29,11 +29,12 @@ class CellState:
 
     ``namespace``: where the cell's functions look up their variables; ``defined``: the names that the cell defined.
     Kept are modules, tensors and objects with ``state_dict`` and ``load_state_dict``, or what the cell's
-    ``state = ["name", ...]`` names. Tensors of the model, of its optimizer and of the dataset are left out. Raises
+    ``state = ["name", ...]`` names. Tensors of the model, of its optimizer and of the dataset are left out, and objects
+    whose state the training keeps ``elsewhere``. Raises
     ``ConfigError`` when ``state`` names what the cell does not define, or is a text.
     """
 
-    def __init__(self, namespace: dict[str, Any], defined: Mapping[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], defined: Mapping[str, Any], *, elsewhere: Iterable[Any] = ()) -> None:
         self._namespace = namespace
         chosen = defined.get("state")
         self._elsewhere = _tensors_saved_elsewhere(defined)
@@ -49,6 +50,7 @@ class CellState:
             self.left_out: list[str] = []
         else:
             own = {id(defined[name]) for name in _DATA if name in defined}
+            own |= {id(value) for value in elsewhere}
             own |= {id(value) for name in _SAVED_ELSEWHERE if name in defined for value in _with_parts(defined[name])}
             others = {name: value for name, value in defined.items() if id(value) not in own and name[:2] != "__"}
             self.names = [name for name, value in others.items() if self._is_state(value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import KeptState
 from workbench.engine.state.background_save import BackgroundSave
@@ -40,7 +41,7 @@ class Checkpoints:
     A checkpoint that cannot be written (for example on a full disk) is logged as an event, and training continues. A
     checkpoint that cannot be read changes nothing, as all ranks check it before any of them changes a weight. ``keep``:
     number of automatic checkpoints that are kept (0: all). ``cell``: what the cell keeps beside the model, each rank's
-    own in the rank's file.
+    own in the rank's file. ``generators``: the cell's own.
     """
 
     run: Path
@@ -49,6 +50,7 @@ class Checkpoints:
     log: RankLogWriter
     keep: int = 0
     cell: KeptState | None = None
+    generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
 
     @property
     def _plan(self) -> ParallelPlan:
@@ -141,7 +143,7 @@ class Checkpoints:
         if held.saves_buffers:
             for name, buffer in held.buffers.items():
                 writer.add(f"buffers/{name}", buffer.tensor, buffer.place)
-        random = RandomGenerators(held.generators).capture()
+        random = RandomGenerators({**held.generators, **self.generators}).capture()
         for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
         beside, tensors = self.cell.capture() if self.cell is not None else ({}, {})
@@ -240,7 +242,9 @@ class Checkpoints:
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
         names: list[str] = [*tensors.keys()]
         states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
-        RandomGenerators(held.generators).restore(RandomState.from_plain(states, state["random"]))
+        RandomGenerators({**held.generators, **self.generators}).restore(
+            RandomState.from_plain(states, state["random"])
+        )
 
 
 def _add_optimizer_state(writer: ShardWriter, slot: Slot, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

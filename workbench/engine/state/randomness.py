@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,17 @@ class RandomState:
 _SEED_STRIDE = 1_000_003
 
 
-def separate_generators(strategy: Strategy) -> None:
+def separate_generators(strategy: Strategy, own: Mapping[str, ModuleGenerator]) -> None:
     """Give each replica, and each stage of a pipeline, random numbers of its own for model and loss.
 
-    Called when all ranks have the same weights. The first replica's generators go on as they are, so one rank draws
-    what one process draws. Tensor-parallel ranks of a replica keep drawing the same.
+    ``own``: generators of the cell's own that these draw from. Called when all ranks have the same weights. The first
+    replica's generators go on as they are, so one rank draws what one process draws. Tensor-parallel ranks of a replica
+    keep drawing the same.
     """
     here, mesh = strategy.coordinates, strategy.mesh
     offset = (here.dp * mesh.pp + here.pp) * _SEED_STRIDE
+    for generator in own.values():
+        generator.reseed(offset)
     if not offset:
         return
     seed = (strategy.spec.seed + offset) % 2**32
@@ -62,7 +66,7 @@ def separate_generators(strategy: Strategy) -> None:
 
 
 class RandomGenerators:
-    """All random generators of the rank: those of the process, and ``generators`` inside the model, by name."""
+    """All random generators of the rank: those of the process, and ``generators`` that the model and the cell hold."""
 
     def __init__(self, generators: Mapping[str, ModuleGenerator]) -> None:
         self._generators = generators
@@ -91,9 +95,9 @@ class RandomGenerators:
 
 
 @contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Afterwards the generators of the process are as they were before."""
-    generators = RandomGenerators({})
+def random_numbers_kept(own: Mapping[str, ModuleGenerator] = MappingProxyType({})) -> Iterator[None]:
+    """Afterwards the generators of the process, and the cell's ``own``, are as they were before."""
+    generators = RandomGenerators(own)
     state = generators.capture()
     try:
         yield

@@ -9,6 +9,8 @@ import pytest
 from tests.engine.rank_pool import RankPool
 from tests.training.cells.harness.case import Case
 from tests.training.cells.harness.trained import RANKS, train_case
+from workbench.core.records import EventKind
+from workbench.events.decode import of_kind
 from workbench.run.reader import RunReader
 
 DROPOUT = Case(
@@ -56,3 +58,52 @@ def test_replicas_draw_different_numbers_and_a_resume_goes_on_with_them(plan: st
     assert (losses[0] != losses[1]).all()
     pd.testing.assert_frame_equal(_losses(_trained(pool, plan)), losses)
     pd.testing.assert_frame_equal(_losses(_trained(pool, plan, resume=f"{run.path}@4")), losses.loc[5:])
+
+
+#: a loss whose noise comes from generators that the cell made, and a dataset that draws from one of them too
+OWN_GENERATORS = Case(
+    cell="""
+import random
+import numpy as np
+import torch
+from torch import nn
+
+noise = torch.Generator().manual_seed(3)
+both = random.Random(4)
+
+class Net(nn.Linear):
+    rng = np.random.default_rng(5)
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        return torch.ones(4), torch.full((1,), both.random())
+
+model = Net(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+dataset = Data()
+
+def loss_fn(model, batch):
+    log("target", batch[1].sum(), reduce=None)
+    log("torch", torch.rand((), generator=noise), reduce=None)
+    log("numpy", model.rng.random(), reduce=None)
+    log("python", both.random(), reduce=None)
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+""",
+    flags={"steps": 6},
+)
+
+
+def test_generators_of_the_cell_are_those_of_a_replica_and_are_kept(pool: RankPool) -> None:
+    def drawn(**more: object) -> tuple[RunReader, pd.DataFrame]:
+        run, failure = train_case(pool, OWN_GENERATORS, "ddp", **more)
+        assert not failure
+        assert run is not None
+        assert not [event for event in of_kind(run.store.table("events"), EventKind.WARNING)]
+        return run, run.values().pivot_table(index="step", columns=["name", "rank"], values="value")
+
+    run, values = drawn(save_every=3)
+    numbers = values.to_numpy().ravel()
+    assert len(set(numbers)) == numbers.size == 6 * 8
+    pd.testing.assert_frame_equal(drawn(resume=f"{run.path}@3")[1], values.loc[4:])

@@ -167,14 +167,22 @@ class ColossalStrategy(Strategy):
         with self.plan.autocast():
             if self.workload.loss_fn is not None:
                 loss_fn = self.workload.loss_fn
-                return loss_term(lambda: loss_fn(model, batch), self._tell, samples=samples)
+                return loss_term(
+                    lambda: loss_fn(model, batch), self._tell, samples=samples, division=self.average.division
+                )
             outputs: list[Any] = []
 
             def compute() -> Any:
                 outputs.append(call_model(model, batch))
                 return self._criterion(outputs[0], batch)
 
-            return loss_term(compute, self._tell, lambda loss: self._labels(loss, outputs[0], batch), samples=samples)
+            return loss_term(
+                compute,
+                self._tell,
+                lambda loss: self._labels(loss, outputs[0], batch),
+                samples=samples,
+                division=self.average.division,
+            )
 
     @property
     def _tell(self) -> Callable[[str, str], object] | None:
@@ -271,6 +279,7 @@ class ColossalStrategy(Strategy):
             self._tell,
             lambda loss: self._labels(loss, outputs, batch),
             samples=samples,
+            division=self.average.division,
         )
 
     def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:

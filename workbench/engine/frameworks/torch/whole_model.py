@@ -109,7 +109,8 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
             check_changed_alike(items, before, self.device)
 
     def _term(self, batch: Batch, samples: int) -> LossTerm:
-        return self._whole.term(batch, samples, self.tell if self.average.is_new else None)
+        tell = self.tell if self.average.is_new else None
+        return self._whole.term(batch, samples, tell, self.average.division)
 
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """As ``Replayable.rerun``."""

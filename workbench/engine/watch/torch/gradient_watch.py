@@ -28,7 +28,7 @@ from workbench.rundir.log import RankLogWriter
 
 #: the interval is told again when it has changed by so much
 _TELL_CHANGE = 0.25
-#: full sets after which the measured cost is told again
+#: full sets after which the measured cost is told: not after the first, which is much of the time so far
 _TELL_COST_EVERY = 25
 #: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
 _ROOM = 0.25
@@ -265,7 +265,7 @@ class GradientWatch(StepObserver):
         if interval and (told is None or abs(interval - told) > _TELL_CHANGE * told) and self._strategy.rank == 0:
             self._log.event(EventKind.MONITOR, "interval", interval, step=step, old_value=told)
             self._told_interval = interval
-        if self._full_sets % _TELL_COST_EVERY == 1:
+        if self._full_sets % _TELL_COST_EVERY == 0:
             self._tell_cost(step)
 
     def _tell_cost(self, step: int) -> None:

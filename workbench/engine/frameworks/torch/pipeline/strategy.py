@@ -212,7 +212,8 @@ class PipelineStrategy(NativeStrategy):
         def count(loss: torch.Tensor) -> Any:
             return count_of_models_labels(self._module, loss, outputs[0], batch) if outputs else None
 
-        return loss_term(compute, self.tell if self.average.is_new else None, count, samples=samples)
+        tell = self.tell if self.average.is_new else None
+        return loss_term(compute, tell, count, samples=samples, division=self.average.division)
 
     def weight_matrices(self) -> list[WeightMatrix]:
         """As ``Shaped.weight_matrices``."""

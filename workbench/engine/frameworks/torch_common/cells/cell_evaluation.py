@@ -16,6 +16,7 @@ from typing import Any
 from workbench.engine.agree.exchange import Alone, Exchange
 from workbench.engine.base.batch import Batch, StandIn, contents
 from workbench.engine.base.capabilities import Evaluating, Validating
+from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.workload import Evaluation
 from workbench.engine.data.batches import samples_in
 from workbench.engine.data.loader_source import LoaderSource
@@ -51,6 +52,8 @@ class CellEvaluation:
         self._stateful = stateful
         self._evaluate = evaluate
         self._sample = sample
+        #: those of the training: after an evaluation they are as they were
+        self.generators: Mapping[str, ModuleGenerator] = {}
         self._exchange: Exchange = Alone()
 
     @property
@@ -99,7 +102,7 @@ class CellEvaluation:
         texts: Sequence[str] = ()
         error = ""
         try:
-            with random_numbers_kept(), able.evaluation() as model:
+            with random_numbers_kept(self.generators), able.evaluation() as model:
                 texts = _as_texts(self._sample(model))
         except Exception as raised:  # told below, on all ranks: what only watches ends no training
             error = _words(raised)
@@ -112,7 +115,7 @@ class CellEvaluation:
         own = Totals()
         for metric in self._stateful.values():
             metric.begin(rank_device())
-        with random_numbers_kept():
+        with random_numbers_kept(self.generators):
             try:
                 if self._evaluate is not None:
                     self._add_users(own, strategy, most)

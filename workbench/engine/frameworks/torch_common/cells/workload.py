@@ -19,6 +19,7 @@ from workbench.engine.base.user_log import UserLog
 from workbench.engine.base.workload import BatchSource, Workload
 from workbench.engine.data.dataset_source import dataset_source
 from workbench.engine.data.loader_source import LoaderSource
+from workbench.engine.data.own_generators import OwnGenerator, own_generators
 from workbench.engine.data.replica_samplers import is_distributed
 from workbench.engine.frameworks.torch_common.cells.declared import hooks_of, schedule_of
 from workbench.engine.frameworks.torch_common.cells.pretrained import make_model
@@ -66,7 +67,7 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     workload = _workload(defined, spec, knobs)
     workload.after_split = after_split
     workload.tokenizer = namespace.get("tokenizer")
-    workload.cell_state = CellState(namespace, defined)
+    workload.cell_state = CellState(namespace, defined, elsewhere=_drawn_by(workload, defined))
     workload.cell_names = names
     workload.names = namespace
     workload.alerts = alerts
@@ -115,7 +116,9 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
     criterion = names.get("criterion") if loss_fn is None else None
     _check_loss("loss_fn(model, batch)", loss_fn)
     _check_loss("criterion(outputs, target)", criterion)
-    evaluation = evaluation_of(names, spec)
+    evaluation, generators = evaluation_of(names, spec), _generators(names)
+    if evaluation is not None:
+        evaluation.generators = generators
     return Workload(
         model=model,
         optimizer=optimizer,
@@ -129,11 +132,28 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         hooks=hooks_of(names),
         tokens_per_sample=None,
         knobs=knobs,
+        generators=generators,
         beside=_beside(names, model, optimizer),
         pipeline_split=names.get("pipeline_split") or (),
         evaluate=evaluation,
         sample=evaluation.texts if evaluation is not None and evaluation.writes else None,
     )
+
+
+def _generators(names: dict[str, Any]) -> dict[str, OwnGenerator]:
+    """Random generators of the cell's own that draw for the model and the loss. One that an optimizer draws from stays
+    alike on all ranks."""
+    roots = [names.get(name) for name in ("loss_fn", "criterion", OWN_STEP, "model")]
+    optimizers = [names.get(name) for name in ("optimizer", "optimizers")]
+    found = own_generators(*roots, without=optimizers, shared=[names.get("dataset"), names.get("dataloader")])
+    return {f"own{number}": generator for number, generator in enumerate(found)}
+
+
+def _drawn_by(workload: Workload, names: dict[str, Any]) -> list[Any]:
+    """Random generators that go on, or begin anew, with the run that resumes: of model, loss and data."""
+    data = own_generators(*(names.get(name) for name in ("dataset", "dataloader", "eval_dataset", "eval_dataloader")))
+    held = [each for each in workload.generators.values() if isinstance(each, OwnGenerator)]
+    return [each.generator for each in (*held, *data)]
 
 
 def _in_words(value: Any) -> str:

@@ -4,6 +4,9 @@ A piece that averages over n of the N labels (or samples) of the global batch co
 piece was computed, so a loss is divided by an estimate of N first: what the first pieces of all replicas hold, times
 the number of pieces. Without gradient accumulation this is N itself; else ``finish`` returns the factor that corrects
 the gradients. A pipeline runs backward before all micro-batches went forward: its estimate is what it expects in them.
+
+Where a step has one piece on each replica, N is known for every term of a loss before the backward pass, so each is
+weighted by what it is about itself: terms of labels, of chosen elements, sums, and others, which count by samples.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.losses.calls import Number
-from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
+from workbench.engine.frameworks.torch_common.losses.terms import MOST_PARTS, Division, Factor, LossTerm
 
 #: steps in which a loss is looked at for what a person should know of its average
 _TOLD_STEPS = 3
+#: of the square of a factor: below it, factors are equal
+_TOLERANCE = 1e-10
 
 
 class LossAverage:
@@ -41,6 +46,9 @@ class LossAverage:
         self._estimate: Number | None = None
         self._used: Number | None = None
         self._factor: Number | None = None
+        #: over the ranks, the mean numbers of samples and of what each part of a loss counts
+        self._agreed: list[Number] | None = None
+        self._first_factor: Factor | None = None
         self._is_empty: bool | torch.Tensor = False
         self._counts: list[Number] = []
         self._steps = 0
@@ -49,6 +57,12 @@ class LossAverage:
     def is_new(self) -> bool:
         """Whether this is one of the first steps."""
         return self._steps <= _TOLD_STEPS
+
+    @property
+    def division(self) -> Division:
+        """How the batch of a step is divided into pieces."""
+        is_one = self._parts == 1
+        return Division(self._replicas > 1 or not is_one, is_one and self._replicas > 1 and self._mesh.pp == 1)
 
     def begin(self, pieces: Sequence[Batch], micro_batches: int = 1) -> None:
         """Begin a step over ``pieces``, each of which a pipeline cuts into ``micro_batches``.
@@ -59,8 +73,10 @@ class LossAverage:
         self._parts = len(pieces) * micro_batches
         self._counts = []
         self._estimate = None
+        self._agreed = None
+        self._first_factor = None
         if self._mesh.pp > 1:
-            total = self._summed(sum(self._expected(contents(piece)) for piece in pieces))
+            (total,) = self._summed([sum(self._expected(contents(piece)) for piece in pieces)])
             self._estimate = _nonzero(total / self._mesh.world_size / self._parts, 1.0)
 
     def weighted(self, term: LossTerm, samples: float, waits: Callable[[], object] = lambda: None) -> torch.Tensor:
@@ -72,9 +88,15 @@ class LossAverage:
         count = _count(term, samples)
         if self._estimate is None:
             waits()
-            agreed = self._summed(count) / self._mesh.world_size
+            counts = [count, samples, *_counts_of_parts(term, samples)]
+            summed = self._summed([*counts, *_moments(term.factor)])
+            agreed, *self._agreed = (total / self._mesh.world_size for total in summed[: len(counts)])
             self._is_empty = agreed == 0 if self._parts == 1 else False
             self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
+            self._tell_of_factor(term, self.is_new and _differ(summed[len(counts) :]))
+        elif self._first_factor is not None and term.factor is not None:
+            self._tell_of_factor(term, _is_another(self._first_factor, term.factor))
+        self._first_factor = self._first_factor or term.factor
         self._used = self._estimate
         self._counts.append(self._estimate if term.form == "sum" else count)  # a sum is right whatever the counts are
         return self._divided(term, samples, count)
@@ -85,16 +107,19 @@ class LossAverage:
         loss = self._divided(term, samples, count)
         return loss if self._factor is None else loss * self._factor
 
-    def state(self) -> dict[str, float | None]:
+    def state(self) -> dict[str, Any]:
         """What ``again`` needs in another process, as plain numbers."""
         factor = None if self._factor is None else float(self._factor)
         used = None if self._used is None else float(self._used)
-        return {"estimate": used, "factor": factor, "replicas": self._replicas, "parts": self._parts}
+        agreed = None if self._agreed is None else [float(number) for number in self._agreed]
+        numbers = {"estimate": used, "factor": factor, "replicas": self._replicas, "parts": self._parts}
+        return {**numbers, "agreed": agreed}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Undo ``state``. Without an estimate, as earlier versions kept none, all pieces weigh the same."""
         self._used, self._factor = state["estimate"], state["factor"]
         self._replicas, self._parts = state["replicas"], state["parts"]
+        self._agreed = state.get("agreed")
 
     def _divided(self, term: LossTerm, samples: float, count: Number) -> torch.Tensor:
         value, used = term.value.float(), count if self._used is None else self._used
@@ -102,15 +127,47 @@ class LossAverage:
             return value * (self._replicas if samples else 0.0)
         if term.form == "total":
             return (value if samples else value * 0.0) / _fp32(used * self._parts)
-        return self._without_nan(value, count) * _fp32(count / used / self._parts)
+        if self.division.by_terms and self._agreed is not None:
+            return self._by_terms(term, samples, self._agreed)
+        return self._without_nan(term, count) * _fp32(count / used / self._parts)
 
-    def _without_nan(self, value: torch.Tensor, count: Number) -> torch.Tensor:
+    def _by_terms(self, term: LossTerm, samples: float, agreed: Sequence[Number]) -> torch.Tensor:
+        """The mean over replicas is the loss of the batch: its ``parts`` count by themselves, the rest by samples."""
+        by_samples, *by_parts = agreed
+        if not term.parts:
+            count, used = (samples, by_samples) if term.count is None or not samples else (term.count, by_parts[0])
+            self._is_empty = used == 0
+            return self._without_nan(term, count) * _fp32(count / _nonzero(used, 1.0))
+        share = samples / by_samples
+        loss = term.value.float() * _fp32(share)
+        for part, used in zip(term.parts, by_parts, strict=False):
+            if part.count is None:
+                weight: Number = self._replicas if samples else 0.0
+            else:
+                weight = (part.count if samples else 0.0) / _nonzero(used, math.nan)  # NaN, as in one process
+            if isinstance(weight, torch.Tensor) or weight != share:
+                loss = loss + _fp32(weight - share) * _fp32(part.scale) * part.value.float()
+        return loss
+
+    @staticmethod
+    def _tell_of_factor(term: LossTerm, differs: bool) -> None:
+        if differs and term.tell_factor is not None:
+            term.tell_factor()
+
+    def _without_nan(self, term: LossTerm, count: Number) -> torch.Tensor:
         """A mean over no label is NaN: 0 instead, with gradient 0, unless the whole batch has no label."""
-        if isinstance(count, float | int) and (count or self._is_empty is True):
-            return value
-        keep = torch.as_tensor(count, device=value.device) > 0
-        keep |= torch.as_tensor(self._is_empty, device=value.device)
-        return torch.where(keep, value, torch.zeros_like(value))
+        value = term.value.float()
+        if isinstance(count, float | int):
+            if count:
+                return value
+            if self._is_empty is True:
+                return value + math.nan  # which is 0 where a mean over nothing was filled
+            # the gradient of a quotient by 0 is NaN, also where it is multiplied by 0
+            value = value if term.numerator is None else term.numerator.float()
+        is_filled = torch.as_tensor(count, device=value.device) > 0
+        kept = torch.where(is_filled, value, torch.zeros_like(value))
+        is_empty = torch.as_tensor(self._is_empty, device=value.device)
+        return torch.where(is_empty, torch.full_like(value, math.nan), kept)
 
     def finish(self) -> Number | None:
         """The factor by which this step's gradients and losses are to be multiplied; None: they are right.
@@ -121,7 +178,8 @@ class LossAverage:
         if self._parts == 1 or self._estimate is None:
             return None
         counted: Number = sum(self._counts) if self._counts else 0.0
-        mean = self._summed(counted) / (self._mesh.dp * self._mesh.tp * self._parts)
+        (total,) = self._summed([counted])
+        mean = total / (self._mesh.dp * self._mesh.tp * self._parts)
         factor = self._estimate / mean if not isinstance(mean, float) or mean else math.nan
         is_right = isinstance(factor, float) and math.isclose(factor, 1.0, rel_tol=1e-12)
         self._factor = None if is_right else _fp32(factor)
@@ -132,18 +190,46 @@ class LossAverage:
         """What ``finish`` returned in the last step; 1 for None."""
         return 1.0 if self._factor is None else self._factor
 
-    def _summed(self, count: Number) -> Number:
-        """The sum over all ranks; a scalar on the device unless that is the host. Collective."""
+    def _summed(self, counts: Sequence[Number]) -> list[Number]:
+        """The sums over all ranks; scalars on the device unless that is the host. Collective."""
         if self._mesh.world_size == 1:
-            return count
-        total = torch.as_tensor(count, dtype=torch.float64, device=self._device).reshape(1).clone()
+            return list(counts)
+        if any(isinstance(each, torch.Tensor) for each in counts):
+            total = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=self._device) for each in counts])
+        else:
+            total = torch.tensor(counts, dtype=torch.float64, device=self._device)
         all_reduce_uncounted(total)
-        return float(total) if total.device.type == "cpu" else total.reshape(())
+        return total.tolist() if total.device.type == "cpu" else [*total]
 
 
 def _count(term: LossTerm, samples: float) -> Number:
     """What a term counts: labels where it knows them, else samples; a stand-in counts nothing."""
     return samples if term.form == "sum" or term.count is None or not samples else term.count
+
+
+def _counts_of_parts(term: LossTerm, samples: float) -> list[Number]:
+    """What each part of a loss counts, ``MOST_PARTS`` numbers: a loss of one term is its own part."""
+    parts: list[Number | None] = [part.count for part in term.parts] or [term.count if term.form == "mean" else None]
+    found = [0.0 if count is None or not samples else count for count in parts]
+    return found + [0.0] * (MOST_PARTS - len(found))
+
+
+def _moments(factor: Factor | None) -> list[float]:
+    """What summed over ranks tells whether their factors differ."""
+    if factor is None:
+        return [0.0] * 5
+    return [1.0, factor.total, factor.total**2, factor.terms, factor.terms**2]
+
+
+def _differ(moments: Sequence[Number]) -> bool:
+    """Whether ranks with as many means hold them by different factors. Waits for the device in the first steps."""
+    ranks, total, squares, terms, squared_terms = map(float, moments)
+    has_one_form = ranks > 0 and ranks * squared_terms == terms**2
+    return has_one_form and squares - total**2 / ranks > _TOLERANCE * squares
+
+
+def _is_another(first: Factor, factor: Factor) -> bool:
+    return first.terms == factor.terms and not math.isclose(first.total, factor.total, rel_tol=_TOLERANCE**0.5)
 
 
 def _nonzero(number: Number, otherwise: float) -> Number:

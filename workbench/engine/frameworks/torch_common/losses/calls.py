@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,19 +45,27 @@ _OVER_ELEMENTS = frozenset(
 )
 #: those of them that divide by the sum of their weights
 _OVER_WEIGHTS = ("mse_loss", "l1_loss")
+#: functions and methods of tensors whose result may be a term of a loss
+_SCALARS = ("mean", "sum")
 
 
 @dataclass(frozen=True, slots=True)
 class LossCall:
-    """A call of one of torch's loss functions: its name, its result and its arguments."""
+    """A call of one of torch's loss functions: its name, its result and its arguments.
+
+    ``elements``: how many the result is a mean of, where no loss function of torch made it.
+    """
 
     name: str
     result: torch.Tensor
     arguments: dict[str, Any]
+    elements: float | None = None
 
     @property
     def reduction(self) -> str:
         """ "mean", "sum", "none" or "batchmean"."""
+        if self.elements is not None:
+            return "mean"
         size_average, reduce = self.arguments.get("size_average"), self.arguments.get("reduce")
         if size_average is None and reduce is None:
             return str(self.arguments["reduction"])
@@ -76,6 +84,8 @@ class LossCall:
 
     def count(self) -> Number | None:
         """Over what a mean averages: labels, elements or rows, of which a cell may have chosen some; None: no mean."""
+        if self.elements is not None:
+            return self.elements
         if self.averages_over_labels:
             return count_of_labels(self.arguments)
         if self.reduction not in ("mean", "batchmean"):
@@ -90,12 +100,30 @@ class LossCall:
         dim = 1 if self.name == "ctc_loss" and first.dim() == 3 else 0
         return float(first.shape[dim]) if first.dim() > dim else None
 
+    def filled(self) -> LossCall:
+        """The same, but a mean over nothing is 0 without a gradient."""
+        count = self.count()
+        if count is None or (isinstance(count, float) and count):
+            return self
+        is_empty = torch.as_tensor(count, device=self.result.device) == 0
+        return replace(self, result=torch.where(is_empty, torch.zeros_like(self.result), self.result))
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What was called to make a loss. ``calls``: torch's loss functions; ``scalars``: results of means and sums of the
+    cell's own, by their autograd node. ``fills``: a mean over nothing is 0, as other pieces hold its elements."""
+
+    calls: list[LossCall] = field(default_factory=list)
+    scalars: dict[Any, torch.Tensor] = field(default_factory=dict)
+    fills: bool = False
+
 
 class _Recorder:
-    """Notes the calls of loss functions while it is active; at most one is."""
+    """Notes what is called while it is active; at most one is."""
 
     def __init__(self) -> None:
-        self.calls: list[LossCall] | None = None
+        self.found: Recorded | None = None
 
 
 _recorder = _Recorder()
@@ -103,15 +131,18 @@ _recorder = _Recorder()
 
 @contextmanager
 def noted_losses() -> Iterator[None]:
-    """While entered, torch's loss functions note their calls where ``loss_term`` asks for them."""
-    originals = {name: getattr(functional, name) for name in _LOSS_FUNCTIONS}
-    for name, original in originals.items():
-        setattr(functional, name, _noting(name, original))
+    """While entered, torch's loss functions, means and sums note their calls where ``loss_term`` asks for them."""
+    originals: list[tuple[Any, str, Any, Callable[..., Any]]] = [
+        *((functional, name, getattr(functional, name), _noting) for name in _LOSS_FUNCTIONS),
+        *((owner, name, getattr(owner, name), _noting_scalar) for owner in (torch, torch.Tensor) for name in _SCALARS),
+    ]
+    for owner, name, original, noting in originals:
+        setattr(owner, name, noting(name, original))
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(functional, name, original)
+        for owner, name, original, _ in originals:
+            setattr(owner, name, original)
 
 
 def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,14 +151,37 @@ def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def noting(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if torch.compiler.is_compiling() or _recorder.calls is None:
+        if torch.compiler.is_compiling() or _recorder.found is None:
             return result
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        _recorder.calls.append(LossCall(name, result, bound.arguments))
+        return _noted(_recorder.found, LossCall(name, result, bound.arguments))
+
+    return noting
+
+
+def _noting_scalar(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        found = _recorder.found
+        if torch.compiler.is_compiling() or found is None or result.dim() or result.grad_fn is None:
+            return result
+        elements = (args[0] if args else kwargs["input"]).numel()
+        if name == "mean" and not elements and found.fills:
+            return _noted(found, LossCall(name, result, {}, 0.0))
+        found.scalars[result.grad_fn] = result
         return result
 
     return noting
+
+
+def _noted(found: Recorded, call: LossCall) -> torch.Tensor:
+    """Note a call; its result, which is filled where that is asked for."""
+    if found.fills and call.reduction in ("mean", "batchmean"):
+        call = call.filled()
+    found.calls.append(call)
+    return call.result
 
 
 def calls_by_node(calls: Sequence[LossCall]) -> dict[Any, LossCall]:
@@ -136,13 +190,13 @@ def calls_by_node(calls: Sequence[LossCall]) -> dict[Any, LossCall]:
 
 
 @contextmanager
-def recorded_calls() -> Iterator[list[LossCall]]:
-    """Those that are made while it is entered."""
-    before, _recorder.calls = _recorder.calls, []
+def recorded_calls(*, fills: bool = False) -> Iterator[Recorded]:
+    """Those that are made while it is entered; ``fills``: see ``Recorded``."""
+    before, _recorder.found = _recorder.found, Recorded(fills=fills)
     try:
-        yield _recorder.calls
+        yield _recorder.found
     finally:
-        _recorder.calls = before
+        _recorder.found = before
 
 
 def count_of_labels(arguments: dict[str, Any]) -> Number:

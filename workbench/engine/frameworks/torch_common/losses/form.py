@@ -69,13 +69,15 @@ class Part:
     ``kind``: "call" (its node is one that ``parts_of_form`` was given), "mean", "sum", "curved" (a root, a power or a
     quotient of averages, whose mean over pieces is not that of the whole), "weights" (of parameters alone) or "other".
     ``divisor``: what the term is divided by, a scalar; None: nothing. ``is_added``: whether something without a
-    gradient is added to it, as ``sum()`` of a list of losses does.
+    gradient is added to it, as ``sum()`` of a list of losses does. ``scale``: by what number the loss holds the term,
+    ``divisor`` included; None: not by a number alone.
     """
 
     kind: str
     node: Any
     divisor: torch.Tensor | None = None
     is_added: bool = False
+    scale: torch.Tensor | float | None = 1.0
 
 
 def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[Part]:
@@ -95,12 +97,16 @@ def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[P
             yield replace(part, kind="sum")
         elif kind == "Mean":
             yield replace(part, kind="mean")
-        elif kind in _CURVED or (kind in ("Mul", "Div") and _is_of_several(inputs)):
+        elif kind in _CURVED or (kind in ("Mul", "Div") and _is_of_several(inputs)) or _is_divisor(part.node, kind):
             yield replace(part, kind="curved")
         elif kind in ("Sum", "Stack") or kind in _LINEAR:
             by = _product(part.divisor, _divisor(part.node)) if kind == "Div" else part.divisor
             is_added = part.is_added or (kind in _ADDING and len(inputs) == 1) or kind in ("Sum", "Stack")
-            waiting += [Part("other", below, by, is_added) for below in inputs]
+            waiting += [
+                Part("other", below, by, is_added, _scaled(part.scale, part.node, turn))
+                for turn, (below, _) in enumerate(part.node.next_functions)
+                if below is not None
+            ]
         else:
             yield part
     yield from waiting
@@ -311,6 +317,30 @@ def _divisor(node: Any) -> torch.Tensor | None:
         return None
     other = node._saved_other
     return other.detach().reshape(()) if isinstance(other, torch.Tensor) and other.numel() == 1 else None
+
+
+def _is_divisor(node: Any, kind: str) -> bool:
+    """Whether a quotient is of a number and something with a gradient that is not of weights alone."""
+    below = node.next_functions[-1][0] if kind == "Div" else None
+    return below is not None and not is_of_parameters(below)
+
+
+def _scaled(scale: torch.Tensor | float | None, node: Any, turn: int) -> torch.Tensor | float | None:
+    """``scale``, times that by which a linear operation holds its input number ``turn``; None: by no number alone."""
+    kind = kind_of(node)
+    if scale is None or kind not in ("Add", "Sub", "Rsub", "Neg", "Mul", "Div"):
+        return scale
+    if kind == "Neg":
+        return -scale
+    if kind in ("Mul", "Div"):
+        other = node._saved_other if turn == 0 else node._saved_self
+        if node.next_functions[1 - turn][0] is not None or not isinstance(other, torch.Tensor) or other.numel() != 1:
+            return None
+        number = other.detach().reshape(())
+        return scale * number if kind == "Mul" else scale / number if turn == 0 else None
+    is_second = turn == 1 if kind != "Rsub" else len(node.next_functions) == 1 or turn == 0
+    alpha = getattr(node, "_saved_alpha", 1) if is_second else 1
+    return -scale * alpha if is_second and kind != "Add" else scale * alpha
 
 
 def _product(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,11 @@ OF_AVERAGES = (
     "the loss is a root, a power or a quotient of averages over the batch: each rank and gradient accumulation step "
     "computes it for its own samples, so the loss is not that of one process with the whole batch"
 )
+FACTOR = (
+    "the loss has a factor that differs between pieces of the batch, so it depends on their samples: it is taken for a "
+    "constant, and the loss is not that of one process with the whole batch. Return (loss_sum, count) from loss_fn if "
+    "the factor is to make an average"
+)
 ENDS_IN_QUOTIENT = (
     "the loss is a sum divided by a number that is neither its number of samples nor the sum of its weights: it is "
     "taken for an average over that number. Multiply by 1/number if the number is a constant"
@@ -58,31 +63,36 @@ def tell_of_average(
     samples: int,
     is_call: bool,
     is_known: bool,
+    counted: Collection[Any] = (),
 ) -> None:
     """Call ``tell(name, text)`` for what is to be known of ``loss``, which is of ``samples`` samples.
 
     ``calls``: those of torch's loss functions that it made. ``is_call``: its result is the loss, or its count is
-    otherwise known. ``is_known``: over what the loss is a mean or a sum is known.
+    otherwise known. ``is_known``: over what the loss is a mean or a sum is known. ``counted``: nodes of the terms that
+    count by themselves.
     """
     means = [call for call in calls if call.averages_over_labels]
     is_contrastive = any(_is_contrastive(call.arguments) for call in means)
     if is_contrastive or (not is_call and holds_comparison(loss)):
         tell("contrastive_loss", CONTRASTIVE)
-    elif not is_known and any(call.ignores_some for call in means):
+    elif not is_known and any(call.ignores_some for call in means if call.result.grad_fn not in counted):
         tell("loss_by_samples", UNKNOWN_COUNT)
     said = is_contrastive
     if not is_call:
-        for name, text in _remarks(loss, calls, samples, is_known):
+        for name, text in _remarks(loss, calls, samples, is_known, counted):
             tell(name, text)
             said = True
     if not said and joins_samples(loss, samples):
         tell("batch_statistics", STATISTICS)
 
 
-def _remarks(loss: torch.Tensor, calls: Sequence[LossCall], samples: int, is_known: bool) -> Iterable[tuple[str, str]]:
+def _remarks(
+    loss: torch.Tensor, calls: Sequence[LossCall], samples: int, is_whole_known: bool, counted: Collection[Any]
+) -> Iterable[tuple[str, str]]:
     """What the terms say that a loss is a linear combination of."""
     by_node = calls_by_node(calls)
     for part in parts_of_form(loss, by_node):
+        is_known = is_whole_known or part.node in counted
         call = by_node.get(part.node)
         if part.kind == "curved":
             yield "loss_of_averages", OF_AVERAGES

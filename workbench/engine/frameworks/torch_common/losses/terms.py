@@ -7,7 +7,8 @@ torch's loss functions say it of their results (``calls``), the autograd graph o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from workbench.engine.frameworks.torch_common.losses.calls import (
     LossCall,
     Number,
+    Recorded,
     calls_by_node,
     number_of,
     recorded_calls,
@@ -26,8 +28,40 @@ from workbench.engine.frameworks.torch_common.losses.form import (
     parts_of_form,
     weights_of_sum,
 )
-from workbench.engine.frameworks.torch_common.losses.remarks import tell_of_average
+from workbench.engine.frameworks.torch_common.losses.remarks import FACTOR, tell_of_average
 from workbench.errors import ConfigError
+
+#: the most terms of a loss that count by themselves
+MOST_PARTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TermPart:
+    """A term of a loss: ``scale`` times ``value``, a scalar, which is a mean over ``count``; None: a sum."""
+
+    value: torch.Tensor
+    scale: torch.Tensor | float
+    count: Number | None
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """The sum of the numbers by which a loss holds its means, and how many means these are."""
+
+    total: float
+    terms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """``of_several``: other pieces hold other samples of the batch. ``by_terms``: each term of a loss is weighted by
+    itself."""
+
+    of_several: bool = False
+    by_terms: bool = False
+
+
+WHOLE = Division()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +70,19 @@ class LossTerm:
 
     ``value``: a scalar. ``count``: the number (or the sum of weights) of what it is about; None: its samples.
     ``form``: "mean" over ``count``, "total" over ``count`` (to be divided by that of all pieces), or "sum": of the
-    whole batch, to be divided by nothing.
+    whole batch, to be divided by nothing. ``numerator``: what is divided by the count, where the cell does that, so
+    perhaps by 0. ``parts``: the terms that are added up in it, of those that count otherwise
+    than by samples. ``factor``: by what numbers the loss holds its means, ``tell_factor`` what tells that these differ
+    between pieces; None where nobody asks.
     """
 
     value: torch.Tensor
     count: Number | None = None
     form: str = "mean"
+    numerator: torch.Tensor | None = None
+    parts: tuple[TermPart, ...] = ()
+    factor: Factor | None = None
+    tell_factor: Callable[[], object] | None = None
 
 
 def loss_term(
@@ -50,16 +91,20 @@ def loss_term(
     count_of: Callable[[torch.Tensor], Number | None] = lambda loss: None,
     *,
     samples: int,
+    division: Division = WHOLE,
 ) -> LossTerm:
     """The loss of ``samples`` samples that ``compute`` returns: a scalar, or (sum, count).
 
     ``count_of(loss)`` is asked for the count of a mean that no loss function of torch returned.
 
+    ``division``: how the batch is divided into pieces, of which this is one.
+
     ``tell(name, text)``, if given, learns what a person should know about the average; finding it out may wait for the
     device. Raises ``ConfigError`` for a result that is no loss.
     """
-    with recorded_calls() as calls:
+    with recorded_calls(fills=division.of_several and torch.is_grad_enabled()) as recorded:
         found = compute()
+    calls = recorded.calls
     if isinstance(found, tuple):
         return _total(found)
     value = _scalar(found)
@@ -70,26 +115,57 @@ def loss_term(
     elif count is not None or found.grad_fn is None:
         term = LossTerm(value, count)
     else:
-        term = _term_of_graph(value, found, calls, samples)
+        term = _term_of_graph(value, found, recorded, samples, division)
     if tell is not None:
         is_known = call is not None or term.count is not None or term.form == "sum"
         is_call = call is not None or count is not None
-        tell_of_average(found, calls, tell, samples=samples, is_call=is_call, is_known=is_known)
+        counted = {part.value.grad_fn for part in term.parts}
+        tell_of_average(found, calls, tell, samples=samples, is_call=is_call, is_known=is_known, counted=counted)
+        if not is_call and found.grad_fn is not None:
+            term = replace(term, factor=_factor(found, calls), tell_factor=partial(tell, "loss_factor", FACTOR))
     return term
 
 
-def _term_of_graph(value: torch.Tensor, loss: torch.Tensor, calls: Sequence[LossCall], samples: int) -> LossTerm:
-    """The loss as its graph shows it: one mean, scaled, and perhaps a penalty on weights beside it; or sums alone."""
-    by_node = calls_by_node(calls)
+def _term_of_graph(
+    value: torch.Tensor, loss: torch.Tensor, recorded: Recorded, samples: int, division: Division
+) -> LossTerm:
+    """The loss as its graph shows it: one mean, scaled, and perhaps a penalty on weights beside it; or sums alone; or
+    several terms, where each is weighted by itself."""
+    by_node = calls_by_node(recorded.calls)
     parts = list(parts_of_form(loss, by_node))
     terms = [part for part in parts if part.kind != "weights"]
     if len(terms) == 1 and not terms[0].is_added:
-        count = _count_of_part(terms[0], by_node.get(terms[0].node))
+        count, call = _count_of_part(terms[0], by_node.get(terms[0].node)), by_node.get(terms[0].node)
         if count is not None:
-            return LossTerm(value, count)
+            result = recorded.scalars.get(terms[0].node) if call is None else call.result
+            return LossTerm(value, count, numerator=result if terms[0].divisor is not None else None)
     if parts and all(_is_whole_sum(part, by_node.get(part.node), samples) for part in parts):
         return LossTerm(value, form="sum")
-    return LossTerm(value)
+    if not division.by_terms:
+        return LossTerm(value)
+    found: dict[Any, TermPart] = {}
+    for part in terms:
+        call = by_node.get(part.node)
+        result = recorded.scalars.get(part.node) if call is None else call.result
+        is_sum = _is_whole_sum(part, call, samples)
+        count = None if is_sum else _count_of_part(part, call)
+        if result is not None and part.scale is not None and (is_sum or count is not None):
+            before = found[part.node].scale if part.node in found else 0.0
+            found[part.node] = TermPart(result, part.scale + before, count)
+    return LossTerm(value, parts=tuple(found.values())[:MOST_PARTS])
+
+
+def _factor(loss: torch.Tensor, calls: Sequence[LossCall]) -> Factor:
+    """By what the loss holds its means; sums that are divided by what they count hold no factor."""
+    by_node = calls_by_node(calls)
+    scales = []
+    for part in parts_of_form(loss, by_node):
+        call = by_node.get(part.node)
+        if part.scale is None or part.kind not in ("mean", "call") or (call is not None and call.reduction == "sum"):
+            continue
+        is_normalised = part.divisor is not None and part.kind == "mean" and _weights_of_mean(part) is not None
+        scales.append(float(part.scale * part.divisor if is_normalised and part.divisor is not None else part.scale))
+    return Factor(sum(scales), len(scales))
 
 
 def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
@@ -97,6 +173,9 @@ def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
     if call is not None and call.reduction != "sum":
         return call.count()
     if part.kind == "mean":
+        total = _weights_of_mean(part)
+        if total is not None:
+            return number_of(total)
         count = chosen_elements(part.node)
         return None if count is None else float(count)
     if part.divisor is None or (call is None and part.kind != "sum"):
@@ -105,6 +184,17 @@ def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
     if weights is None:
         return number_of(part.divisor)
     return number_of(torch.where((weights != 0).any(), part.divisor, 0))  # it may be clamped, not to divide by 0
+
+
+def _weights_of_mean(part: Part) -> torch.Tensor | None:
+    """The sum of the weights of a mean that is divided by their mean, such as ``(losses * mask).mean() / mask.mean()``;
+    None: it is not."""
+    weights = None if part.divisor is None else weights_of_sum(part.node)
+    if weights is None or part.divisor is None:
+        return None
+    mean = weights.mean(dtype=torch.float64)
+    is_equal = torch.isclose(mean, part.divisor.double(), rtol=1e-4, atol=0.0)
+    return weights.sum(dtype=torch.float64) if bool(is_equal) else None
 
 
 def _is_whole_sum(part: Part, call: LossCall | None, samples: int) -> bool:

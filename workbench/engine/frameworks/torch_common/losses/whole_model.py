@@ -18,7 +18,7 @@ from workbench.engine.frameworks.torch_common.batches import (
     outputs_seen,
     to_device,
 )
-from workbench.engine.frameworks.torch_common.losses.terms import LossTerm, loss_term
+from workbench.engine.frameworks.torch_common.losses.terms import WHOLE, Division, LossTerm, loss_term
 from workbench.engine.frameworks.torch_common.trained import users_model
 
 _AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,12 +38,18 @@ class WholeModel:
         dtype = _AUTOCAST_TYPES.get(self._precision)
         return nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
 
-    def term(self, batch: Batch, samples: int, tell: Callable[[str, str], object] | None = None) -> LossTerm:
+    def term(
+        self,
+        batch: Batch,
+        samples: int,
+        tell: Callable[[str, str], object] | None = None,
+        division: Division = WHOLE,
+    ) -> LossTerm:
         """The loss of a batch of ``samples`` samples on the device, by ``loss_fn`` or ``criterion``; ``tell`` is told
-        what is to be known of it."""
+        what is to be known of it. ``division``: as of ``loss_term``."""
         model = users_model(self._module)
         with self.autocast():
-            return loss_term(lambda: self._loss_of(model, batch), tell, samples=samples)
+            return loss_term(lambda: self._loss_of(model, batch), tell, samples=samples, division=division)
 
     def _loss_of(self, model: torch.nn.Module, batch: Batch) -> Any:
         if self._workload.loss_fn is not None:
