@@ -18,7 +18,7 @@ def pool() -> Iterator[RankPool]:
 
 
 @pytest.fixture(scope="module")
-def run_in_kept_ranks(pool: RankPool, request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+def run_kept(pool: RankPool, request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
     """``pool.run`` in ranks that are kept for the tests of the module: for functions that leave a process as it was."""
     return functools.partial(pool.run, kept_for=request.module.__name__)
 
@@ -31,11 +31,17 @@ def torch_pool() -> Iterator[RankPool]:
 
 
 @pytest.fixture(scope="package")
-def plain_loop(pool: RankPool) -> Callable[..., dict[str, Any]]:
-    """``plain_loop(model, **options)``: losses and gradient norms of one process without any framework."""
+def run_alone(pool: RankPool) -> Callable[..., Any]:
+    """What a function returns in one process, which trains nothing but plain loops; each call is made once."""
 
     @functools.cache
-    def run(model: str, **options: Any) -> dict[str, Any]:
-        return pool.run(1, "tests.engine.plain:train", kept_for="plain loops", model=model, **options)[0]
+    def run(function: str, **arguments: Any) -> Any:
+        return pool.run(1, function, kept_for="plain loops", **arguments)[0]
 
     return run
+
+
+@pytest.fixture(scope="package")
+def plain_loop(run_alone: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """``plain_loop(model, **options)``: losses and gradient norms of one process without any framework."""
+    return lambda model, **options: run_alone("tests.engine.plain:train", model=model, **options)

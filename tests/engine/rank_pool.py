@@ -30,8 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
 #: what ``torch.compile`` imports when it is first called
 COMPILER = "torch._inductor.compile_fx"
-#: sets of ranks that wait for more calls
+#: sets of ranks that wait for more calls, and calls that one of them makes: what they leave is bounded
 MOST_KEPT = 2
+MOST_CALLS = 50
 
 
 class RankFailed(AssertionError):
@@ -116,13 +117,15 @@ def _serve() -> None:
         ranks = kept.pop(request["kept_for"], None) or _Ranks(settle)
         with tempfile.TemporaryDirectory() as directory:
             found = ranks.call(request, Path(directory))
-        if request["kept_for"] and not found["errors"] and not request["lost"]:
+        if request["kept_for"] and not found["errors"] and not request["lost"] and ranks.calls < MOST_CALLS:
             kept[request["kept_for"]] = ranks
         else:
             ranks.end()
         while len(kept) > MOST_KEPT:
             kept.pop(next(iter(kept))).end()
         print(json.dumps({**found, "number": request["number"]}), file=answers, flush=True)
+    for ranks in kept.values():
+        ranks.end()
 
 
 def _import(modules: list[str]) -> None:
@@ -141,11 +144,13 @@ class _Ranks:
 
     def __init__(self, settle: Callable[[], None]) -> None:
         self._settle = settle
+        self.calls = 0
         self._pids: list[int] = []
         self._pipes: list[TextIO] = []
 
     def call(self, request: dict[str, Any], directory: Path) -> dict[str, Any]:
         """``results`` of the first ranks, or ``errors``. Ranks that are not there yet are forked."""
+        self.calls += 1
         ranks = range(request["ranks"])
         if len(self._pids) < len(ranks):
             _import(request["imports"])

@@ -134,10 +134,10 @@ def test_each_yes_of_the_table_has_a_case(entry):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_trains_as_one_process(pool, plain_loop, case):
+def test_trains_as_one_process(run_kept, plain_loop, case):
     ranks, model, options, tolerance = case
     expected = plain_loop(model, clip=options.get("clip", 0.0))
-    found = pool.run(ranks, "tests.engine.boosted:train", model=model, options=options)
+    found = run_kept(ranks, "tests.engine.boosted:train", model=model, options=options)
     assert all(rank == found[0] for rank in found), "every rank computes the same global figures"
     losses, norms = found[0]["losses"], found[0]["norms"]
     worst = max(abs(a - b) for a, b in zip(losses, expected["losses"], strict=True))
@@ -147,10 +147,10 @@ def test_trains_as_one_process(pool, plain_loop, case):
     assert norms == pytest.approx(expected["norms"], rel=1e-4 if tolerance == FP32 else 0.1)
 
 
-def test_loss_fn_instead_of_criterion(pool, plain_loop):
+def test_loss_fn_instead_of_criterion(run_kept, plain_loop):
     plans = ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP, {**STAGES, "pp": 1})
     for options in plans:
-        found = pool.run(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
+        found = run_kept(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import replace
 
@@ -81,9 +80,9 @@ def _name(case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
-def test_logged_statistics_are_those_of_one_process(run_in_kept_ranks, alone, case):
+def test_logged_statistics_are_those_of_one_process(run_kept, alone, case):
     ranks, model, options, _ = case
-    found = run_in_kept_ranks(ranks, "tests.engine.boosted:gradients", model=model, options=options)
+    found = run_kept(ranks, "tests.engine.boosted:gradients", model=model, options=options)
     _check(alone, case, found)
 
 
@@ -110,14 +109,9 @@ def test_so_they_are_of_compiled_checkpointed_and_tied_models(alone, wrapped, nu
 
 
 @pytest.fixture(scope="module")
-def alone(pool):
+def alone(run_alone):
     """Figures of one process in float64, of each model and number of shards once."""
-
-    @functools.cache
-    def found(model: str, shards: int) -> list[dict]:
-        return pool.run(1, "tests.engine.plain:gradients", kept_for="plain loops", model=model, shards=shards)[0]
-
-    return found
+    return lambda model, shards: run_alone("tests.engine.plain:gradients", model=model, shards=shards)
 
 
 def _check(alone, case: tuple, found: list[dict]) -> None:

@@ -19,8 +19,8 @@ INSIDE = {"watch": "activations", "watch_every": 1, "steps": 1}
 LEAVES = ("proj", "norm", "lm_head", "c_fc", "act_fn", ".act", "query", "dense")
 
 
-def _watch(pool, ranks: int, model: str, options: dict, **more):
-    found = pool.run(ranks, "tests.engine.watched_inside:train", model=model, options=options, **more)
+def _watch(run, ranks: int, model: str, options: dict, **more):
+    found = run(ranks, "tests.engine.watched_inside:train", model=model, options=options, **more)
     return found, TrainSpec.from_options({"ranks": ranks, **options}).plan.mesh
 
 
@@ -52,9 +52,9 @@ def _check(table, expected: dict[str, dict], *, tolerance: float = 2e-4) -> None
     ],
     ids=str,
 )
-def test_outputs_and_their_gradients_are_those_of_one_process(pool, ranks, model, options):
-    (expected,) = pool.run(1, "tests.engine.watched_inside:alone", model=model)
-    found, mesh = _watch(pool, ranks, model, {**INSIDE, **options})
+def test_outputs_and_their_gradients_are_those_of_one_process(run_kept, run_alone, ranks, model, options):
+    expected = run_alone("tests.engine.watched_inside:alone", model=model)
+    found, mesh = _watch(run_kept, ranks, model, {**INSIDE, **options})
     table = whole_batch(as_rows(found, ActivationStats), mesh)
     _check(table, expected)
     seen = set(table["layer"] + " " + table["what"])
@@ -63,28 +63,28 @@ def test_outputs_and_their_gradients_are_those_of_one_process(pool, ranks, model
     assert all(rank["hooks"] == 0 for rank in found), "nothing stays on the modules"
 
 
-def test_a_gradient_is_of_the_loss_of_the_global_batch_and_rows_are_of_replicas(pool):
-    found, mesh = _watch(pool, 2, "llama", {**INSIDE, "plugin": "ddp"})
+def test_a_gradient_is_of_the_loss_of_the_global_batch_and_rows_are_of_replicas(run_kept, run_alone):
+    found, mesh = _watch(run_kept, 2, "llama", {**INSIDE, "plugin": "ddp"})
     table = combine(as_rows(found, ActivationStats), mesh)
     for replica in (0, 1):
-        (expected,) = pool.run(1, "tests.engine.watched_inside:alone", model="llama", share=replica, of=2)
+        expected = run_alone("tests.engine.watched_inside:alone", model="llama", share=replica, of=2)
         _check(table.query("rank == @replica"), expected)
 
 
-def test_micro_batches_have_rows_of_their_own(pool):
+def test_micro_batches_have_rows_of_their_own(run_kept, run_alone):
     options = {**INSIDE, **PP, "watch": "activations,micro_batches"}
-    found, mesh = _watch(pool, 2, "llama", options)
+    found, mesh = _watch(run_kept, 2, "llama", options)
     table = combine(as_rows(found, ActivationStats), mesh)
     assert set(table["micro_batch"]) == {0, 1}
     for micro_batch in (0, 1):
-        (expected,) = pool.run(1, "tests.engine.watched_inside:alone", model="llama", share=micro_batch, of=2)
+        expected = run_alone("tests.engine.watched_inside:alone", model="llama", share=micro_batch, of=2)
         _check(table.query("micro_batch == @micro_batch"), expected)
 
 
 @pytest.mark.parametrize("change", ["checkpointing", "checkpointing reentrant"])
-def test_what_gradient_checkpointing_computes_again_counts_once(pool, change):
-    (expected,) = pool.run(1, "tests.engine.watched_inside:alone", model="llama")
-    found, mesh = _watch(pool, 1, "llama", {**INSIDE, "plugin": "ddp"}, change=change)
+def test_what_gradient_checkpointing_computes_again_counts_once(run_kept, run_alone, change):
+    expected = run_alone("tests.engine.watched_inside:alone", model="llama")
+    found, mesh = _watch(run_kept, 1, "llama", {**INSIDE, "plugin": "ddp"}, change=change)
     table = whole_batch(as_rows(found, ActivationStats), mesh)
     _check(table, expected)
     assert {f"model.layers.0.mlp.down_proj {what}" for what in ("output", "gradient")} <= set(
@@ -92,10 +92,10 @@ def test_what_gradient_checkpointing_computes_again_counts_once(pool, change):
     )
 
 
-def test_the_loss_scale_is_removed_in_half_precision(pool):
-    (expected,) = pool.run(1, "tests.engine.watched_inside:alone", model="llama")
+def test_the_loss_scale_is_removed_in_half_precision(run_kept, run_alone):
+    expected = run_alone("tests.engine.watched_inside:alone", model="llama")
     for options in ({"plugin": "ddp"}, {"plugin": "zero2"}):
-        found, mesh = _watch(pool, 2, "llama", {**INSIDE, **options, "precision": "fp16"})
+        found, mesh = _watch(run_kept, 2, "llama", {**INSIDE, **options, "precision": "fp16"})
         table = whole_batch(as_rows(found, ActivationStats), mesh)
         row = table.query("layer == 'model.layers.0.mlp.down_proj' and what == 'gradient'").iloc[0]
         assert row["norm"] == pytest.approx(expected["model.layers.0.mlp.down_proj gradient"]["norm"], rel=2e-2)
@@ -105,10 +105,10 @@ def test_the_loss_scale_is_removed_in_half_precision(pool):
 @pytest.mark.parametrize(
     ("ranks", "options"), [(1, {"plugin": "ddp"}), (2, {"plugin": "ddp"}), (2, TP), (2, PP)], ids=str
 )
-def test_attention_is_that_of_the_formula(pool, ranks, model, options):
+def test_attention_is_that_of_the_formula(run_kept, run_alone, ranks, model, options):
     """16 tokens: every query is looked at."""
-    (expected,) = pool.run(1, "tests.engine.watched_inside:attention_alone", model=model)
-    found, mesh = _watch(pool, ranks, model, {**INSIDE, **options, "watch": "attention"})
+    expected = run_alone("tests.engine.watched_inside:attention_alone", model=model)
+    found, mesh = _watch(run_kept, ranks, model, {**INSIDE, **options, "watch": "attention"})
     table = combine_attention(as_rows(found, AttentionStats), mesh)
     assert len(table) == len(expected) == 4
     for row in table.to_dict("records"):
@@ -121,9 +121,9 @@ def test_attention_is_that_of_the_formula(pool, ranks, model, options):
 
 
 @pytest.mark.parametrize("options", [{"plugin": "ddp"}, TP, PP], ids=str)
-def test_routers_of_mixtral_are_those_of_one_process(pool, options):
-    (expected,) = pool.run(1, "tests.engine.watched_inside:routers_alone", model="mixtral")
-    found, mesh = _watch(pool, 2, "mixtral", {**INSIDE, **options, "watch": "routers"})
+def test_routers_of_mixtral_are_those_of_one_process(run_kept, run_alone, options):
+    expected = run_alone("tests.engine.watched_inside:routers_alone", model="mixtral")
+    found, mesh = _watch(run_kept, 2, "mixtral", {**INSIDE, **options, "watch": "routers"})
     table = combine_routers(as_rows(found, RouterStats), mesh).set_index("layer")
     assert set(table.index) == set(expected) and len(expected) == 2
     for layer, known in expected.items():
@@ -138,21 +138,21 @@ def test_watching_is_switched_on_and_off_while_it_trains(pool):
         "2": [["watch", "activations"]], "3": [["watch_layers", "mlp$|q_proj"]], "5": [["watch", "off"]],
     }  # fmt: skip
     options = {"plugin": "ddp", "steps": 7, "watch_every": 1}
-    found, mesh = _watch(pool, 2, "llama", options, script=script)
+    found, mesh = _watch(pool.run, 2, "llama", options, script=script)
     table = whole_batch(as_rows(found, ActivationStats), mesh)
     assert set(table["step"]) == {4, 5, 6}, "a command holds after the step that follows it"
     assert set(table.query("step == 6")["layer"]) == {
         f"model.layers.{index}.{name}" for index in range(4) for name in ("mlp", "self_attn.q_proj")
     }
     assert len(set(table.query("step == 4")["layer"])) > 30
-    nothing, _ = _watch(pool, 2, "llama", {"plugin": "ddp", "steps": 2})
+    nothing, _ = _watch(pool.run, 2, "llama", {"plugin": "ddp", "steps": 2})
     assert all("ActivationStats" not in rank and rank["hooks"] == 0 for rank in nothing), "off by default"
 
 
 @pytest.mark.parametrize("options", [{"plugin": "ddp"}, TP], ids=str)
 def test_the_governor_chooses_steps_and_all_ranks_look_at_the_same(pool, options):
     asked = {**options, "steps": 30, "watch": "activations,attention", "budget": 0.5}
-    found, _ = _watch(pool, 2, "llama", asked)
+    found, _ = _watch(pool.run, 2, "llama", asked)
     steps = [{row["step"] for row in rank["ActivationStats"]} for rank in found]
     assert steps[0] == steps[1] and 1 in steps[0] and 1 < len(steps[0]) < 30
     assert [{row["step"] for row in rank["AttentionStats"]} for rank in found] == steps
@@ -160,18 +160,18 @@ def test_the_governor_chooses_steps_and_all_ranks_look_at_the_same(pool, options
 
 def test_it_is_said_why_a_tiny_model_is_looked_at_rarely(pool):
     options = {"plugin": "ddp", "steps": 21, "watch": "activations", "budget": 1e-6}
-    (found,), _ = _watch(pool, 1, "plain", options)
+    (found,), _ = _watch(pool.run, 1, "plain", options)
     (text,) = [text for text in found["told"] if text.startswith("watched_rarely")]
     assert "looked inside in 1 of 20 steps" in text and "watch_every=10" in text
-    (found,), _ = _watch(pool, 1, "plain", {**options, "watch_every": 15})
+    (found,), _ = _watch(pool.run, 1, "plain", {**options, "watch_every": 15})
     assert not [text for text in found["told"] if text.startswith("watched_rarely")], "somebody chose it"
 
 
 def test_a_compiled_model_is_refused_with_what_to_do(pool):
     with pytest.raises(Exception, match=r"is compiled .* leave torch\.compile out, or watch=off"):
-        _watch(pool, 1, "plain", {**INSIDE, "plugin": "ddp"}, wrap="compile")
+        _watch(pool.run, 1, "plain", {**INSIDE, "plugin": "ddp"}, wrap="compile")
     script = {"1": [["watch", "activations"]]}
-    found, _ = _watch(pool, 1, "plain", {"plugin": "ddp", "steps": 3}, script=script, wrap="compile")
+    found, _ = _watch(pool.run, 1, "plain", {"plugin": "ddp", "steps": 3}, script=script, wrap="compile")
     assert "is compiled" in found[0]["refused"][0]["reason"] and "ActivationStats" not in found[0]
 
 
@@ -193,7 +193,7 @@ def test_training_is_the_same_whatever_is_watched_and_singular_values_are_those_
     losses = []
     for watch in ("", "activations,attention,weights"):
         asked = {**options, "steps": 4, "watch": watch, "watch_every": 1}
-        found, _ = _watch(pool, 2, model, asked, iterations=80)
+        found, _ = _watch(pool.run, 2, model, asked, iterations=80)
         losses.append([[row["loss"] for row in rank["StepRecord"]] for rank in found])
     np.testing.assert_array_equal(*losses)
     whole = _whole_matrices(found)

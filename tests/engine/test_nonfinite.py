@@ -72,11 +72,11 @@ def poisoned_sample(ranks: int, plan: dict[str, Any], rank: int) -> int:
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_a_planted_fault_is_found_and_the_run_stops_before_the_update(
-    pool: Any, tmp_path: Path, case: Any, where: str
+    run_kept: Any, tmp_path: Path, case: Any, where: str
 ) -> None:
     ranks, model, plan, rank, place = case
     sample = poisoned_sample(ranks, plan, rank)
-    ended = pool.run(
+    ended = run_kept(
         ranks, "tests.engine.faulty:train", run=str(tmp_path), model=model, where=where, poisoned=sample,
         options={"steps": STEPS, **plan}, faulty_rank=rank, place=PLACES[place],
     )  # fmt: skip
@@ -110,43 +110,45 @@ def test_a_planted_fault_is_found_and_the_run_stops_before_the_update(
 
 @pytest.mark.parametrize("plan", [DDP, ZERO1, ZERO2, TP, PP, STAGES], ids=str)
 def test_a_skipped_step_is_skipped_on_all_ranks_and_training_goes_on(
-    pool: Any, tmp_path: Path, plan: dict[str, Any]
+    run_kept: Any, run_alone: Any, tmp_path: Path, plan: dict[str, Any]
 ) -> None:
     model = "llama" if plan in (TP, PP, STAGES) else "plain"
     sample = poisoned_sample(2, plan, 1)
     options = {"steps": 6, "on_nonfinite": "skip", **plan}
     place = PLACES["late" if plan in (PP, STAGES) else model]  # on the stage of rank 1
     arguments = {"model": model, "where": "forward", "options": options, "faulty_rank": 1, "place": place}
-    ended = pool.run(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=sample, **arguments)
+    ended = run_kept(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=sample, **arguments)
     assert [(one["outcome"], one["finite"]) for one in ended] == [("finished", True)] * 2
     steps, _, found = read(tmp_path)
     assert len(found) == 1 and found[0]["action"] == "skip"
     assert set(steps["step"][steps["skipped"]]) == {AT} and steps["skipped"].sum() == 2
     if model == "plain":
-        alone = pool.run(1, "tests.engine.faulty:plain", steps=6, without=AT)[0]["losses"]
+        alone = run_alone("tests.engine.faulty:plain", steps=6, without=AT)["losses"]
         mean = np.array([steps["loss"][steps["step"] == step].mean() for step in range(1, 7)])
         others = np.arange(1, 7) != AT
         np.testing.assert_allclose(mean[others], np.array(alone)[others], atol=1e-5)
 
 
 @pytest.mark.parametrize("plan", [DDP, ZERO2], ids=str)
-def test_go_tells_once_and_goes_on(pool: Any, tmp_path: Path, plan: dict[str, Any]) -> None:
+def test_go_tells_once_and_goes_on(run_kept: Any, tmp_path: Path, plan: dict[str, Any]) -> None:
     options = {"steps": 6, "on_nonfinite": "go", **plan}
     arguments = {"model": "plain", "where": "forward", "options": options, "faulty_rank": 1}
-    ended = pool.run(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=17 + 4, **arguments)
+    ended = run_kept(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=17 + 4, **arguments)
     assert [(one["outcome"], one["finite"]) for one in ended] == [("finished", False)] * 2
     steps, _, found = read(tmp_path)
     assert [(fault["step"], fault["layer"]) for fault in found] == [(AT, "1")]
     assert not steps["skipped"].any() and steps["step"].max() == 6
 
 
-def test_what_is_kept_is_the_batch_and_the_weights_before_the_step(pool: Any, tmp_path: Path) -> None:
+def test_what_is_kept_is_the_batch_and_the_weights_before_the_step(
+    run_kept: Any, run_alone: Any, tmp_path: Path
+) -> None:
     sample = poisoned_sample(2, DDP, 1)
     arguments = {"model": "plain", "where": "backward", "options": {"steps": STEPS, **DDP}, "faulty_rank": 1}
-    pool.run(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=sample, **arguments)
+    run_kept(2, "tests.engine.faulty:train", run=str(tmp_path), poisoned=sample, **arguments)
     directory = tmp_path / f"rank-00001/nonfinite-step-{AT:06d}"
     weights = load_file(directory / "weights.safetensors")
-    expected = pool.run(1, "tests.engine.faulty:plain", steps=STEPS, without=AT)[0]["weights"]
+    expected = run_alone("tests.engine.faulty:plain", steps=STEPS, without=AT)["weights"]
     assert set(weights) == set(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(weights[name], values, atol=1e-6)
@@ -172,11 +174,11 @@ def test_an_fp16_overflow_is_routine_until_it_persists(pool: Any, tmp_path: Path
     ("ranks", "model", "plan"), [(2, "plain", ZERO1), (2, "gpt2", {**PP, "accumulate": 2}), (4, "gpt2", TP)], ids=str
 )
 def test_a_spike_of_the_global_loss_or_norm_is_an_event_of_rank_0(
-    pool: Any, tmp_path: Path, ranks: int, model: str, plan: dict[str, Any]
+    run_kept: Any, tmp_path: Path, ranks: int, model: str, plan: dict[str, Any]
 ) -> None:
     at, steps = 13, 14
     arguments = {"model": model, "where": "criterion", "options": {"steps": steps, **plan}, "poisoned": (at - 1) * 8}
-    pool.run(ranks, "tests.engine.faulty:train", run=str(tmp_path), **arguments)
+    run_kept(ranks, "tests.engine.faulty:train", run=str(tmp_path), **arguments)
     store = Store(tmp_path)
     store.refresh()
     events = pd.DataFrame(store.table("events")).query("kind == 'spike'")

@@ -26,8 +26,12 @@ def save_restored(rank: int, ranks: int, directory: Path, *, run: str) -> str:
         trainer.save(trainer.begin(), asked=True)
         return "finished"
 
-    Trainer.run = run_nothing  # type: ignore[method-assign]  # of this process, which ends with the request
-    return train(rank, ranks, directory, run=run)
+    original = Trainer.run
+    Trainer.run = run_nothing  # type: ignore[method-assign]
+    try:
+        return train(rank, ranks, directory, run=run)
+    finally:
+        Trainer.run = original  # type: ignore[method-assign]
 
 
 def plain(rank: int, ranks: int, directory: Path, *, cell: str, loop: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -21,5 +21,8 @@ def train(rank: int, ranks: int, directory: Path, *, run: str, script: dict[str,
         self._apply_all(commands, here)
         return here
 
-    Steering.boundary = boundary  # type: ignore[method-assign]  # of this process, which ends with the request
-    return harness.train(rank, ranks, directory, run=run)
+    Steering.boundary = boundary  # type: ignore[method-assign]
+    try:
+        return harness.train(rank, ranks, directory, run=run)
+    finally:
+        Steering.boundary = original  # type: ignore[method-assign]

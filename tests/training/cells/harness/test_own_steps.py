@@ -12,7 +12,7 @@ from tests.engine.rank_pool import RankPool
 from tests.training.cells import steps_gan, steps_sam
 from tests.training.cells.harness.case import Case
 from tests.training.cells.harness.steps import step_case
-from tests.training.cells.harness.trained import RANKS, train_case
+from tests.training.cells.harness.trained import train_case, train_plainly
 from workbench.core.records import EventKind
 from workbench.events.decode import of_kind
 from workbench.run.reader import RunReader
@@ -42,10 +42,6 @@ def train_step(model, optimizer, batch):
 """
 
 
-def plain(pool: RankPool, case: Case, loop: str = "") -> dict[str, Any]:
-    return pool.run(1, f"{RANKS}:plain", cell=case.cell, loop=loop or case.plain, options=case.options("1 rank"))[0]
-
-
 def trained(pool: RankPool, case: Case, plan: str = "ddp", **more: Any) -> RunReader:
     run, failure = train_case(pool, case, plan, **more)
     assert not failure
@@ -62,7 +58,7 @@ def test_it_goes_on_from_a_checkpoint(name: str, pool: RankPool) -> None:
     """States of all optimizers, of those inside of others, and of all schedules are kept."""
     case = {"gan": steps_gan.CASE, "sam": steps_sam.CASE}[name]
     flags = {**case.flags, "steps": 6}
-    right = plain(pool, case)["losses"]
+    right = train_plainly(pool, case)["losses"]
     run = trained(pool, case, **flags, save_every=2)
     for plan in ("1 rank", "ddp"):
         resumed = trained(pool, case, plan, **flags, resume=f"{run.path}@2")
@@ -74,7 +70,7 @@ def test_a_rollback_restores_every_optimizer(pool: RankPool) -> None:
     case = steps_gan.CASE
     script = {"2": [["checkpoint", None]], "4": [["rollback", 2]]}
     run = trained(pool, case, function=SCRIPTED, arguments={"script": script})
-    np.testing.assert_allclose(run.metrics()["loss"], plain(pool, case)["losses"], rtol=2e-4, atol=1e-7)
+    np.testing.assert_allclose(run.metrics()["loss"], train_plainly(pool, case)["losses"], rtol=2e-4, atol=1e-7)
     assert not said(run, EventKind.REFUSED)
 
 
@@ -107,7 +103,7 @@ for batch, step in zip(batches(globals()), range(1, spec.steps + 1)):
     losses.append(loss.item())
     norms.append(squares ** 0.5)
 """
-    right, metrics = plain(pool, case, loop), run.metrics()
+    right, metrics = train_plainly(pool, case, loop=loop), run.metrics()
     np.testing.assert_allclose(metrics["loss"], right["losses"], rtol=2e-4)
     np.testing.assert_allclose(metrics["grad_norm"], right["norms"], rtol=2e-4)
     assert [round(rate, 6) for rate in metrics["lr"][:3]] == [0.1, 0.05, 0.05]
@@ -129,7 +125,7 @@ for batch, step in zip(batches(globals()), range(1, spec.steps + 1)):
         losses.append(float(train_step(model, optimizer, batch)))
 """
     metrics = run.metrics()
-    np.testing.assert_allclose(metrics["loss"], plain(pool, case, loop)["losses"][:steps], rtol=2e-4)
+    np.testing.assert_allclose(metrics["loss"], train_plainly(pool, case, loop=loop)["losses"][:steps], rtol=2e-4)
     assert list(metrics["skipped"].astype(bool)) == [step == 2 for step in range(1, steps + 1)]
     (found,) = said(run, EventKind.NONFINITE).values()
     assert "middle of a step" in found["not_found"]
@@ -144,7 +140,7 @@ def test_gradients_set_by_hand_are_averaged_and_said(pool: RankPool) -> None:
     )
     case = step_case(cell)
     run = trained(pool, case)
-    np.testing.assert_allclose(run.metrics()["loss"], plain(pool, case)["losses"], rtol=2e-4)
+    np.testing.assert_allclose(run.metrics()["loss"], train_plainly(pool, case)["losses"], rtol=2e-4)
     assert "averaged over ranks when the optimizer steps" in said(run, EventKind.WARNING)["gradients_by_hand"]
 
 
@@ -159,7 +155,7 @@ loss_fn = lambda model, batch: (model["b"](model["a"](batch[0])) - batch[1]).squ
     case = step_case(cell, flags={"steps": 4, "eval_every": 4})
     run = trained(pool, case)
     loop = case.plain + "\nlosses.append(float(loss_fn(model, (inputs[:7], inputs[:7].sum(1, keepdim=True)))))"
-    right = plain(pool, case, loop)["losses"]
+    right = train_plainly(pool, case, loop=loop)["losses"]
     np.testing.assert_allclose(run.metrics()["loss"], right[:-1], rtol=2e-4)
     assert math.isclose(said(run, EventKind.VALIDATION)["loss"], right[-1], rel_tol=2e-4)
     assert "those of a rank's own samples" in said(run, EventKind.WARNING)["train_step"]
@@ -203,7 +199,7 @@ for name, parts in layers.items():
                    "mean": gradient.mean().item(), "update_norm": change.norm().item()})
 validations = values
 """
-    right = plain(pool, case, loop)["validations"]
+    right = train_plainly(pool, case, loop=loop)["validations"]
     values = run.values().pivot_table(index="step", columns="name", values="value")
     np.testing.assert_allclose(values["d"], [step["d"] for step in right[:3]], rtol=1e-9)
     np.testing.assert_allclose(values["twice"], [2 * step["d"] for step in right[:3]], rtol=1e-9)

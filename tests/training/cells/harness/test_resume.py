@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.rank_pool import RankPool
 from tests.training.cells.harness.case import FOR_ANY_MODEL, PLANS, Case
-from tests.training.cells.harness.trained import RANKS, train_case
+from tests.training.cells.harness.trained import RANKS, train_case, train_plainly
 from workbench.engine.state.checkpoint_files import ShardReader
 from workbench.engine.state.layout import Place
 from workbench.rundir import checkpoints
@@ -43,8 +43,7 @@ criterion = nn.MSELoss()
 
 @pytest.fixture(scope="module")
 def right(pool: RankPool) -> list[float]:
-    options = SHAPES.options("1 rank")
-    return pool.run(1, f"{RANKS}:plain", cell=SHAPES.cell, loop="", options=options)[0]["losses"]
+    return train_plainly(pool, SHAPES)["losses"]
 
 
 @pytest.mark.parametrize("first", FOR_ANY_MODEL)

@@ -31,7 +31,7 @@ def train_case(
     *,
     function: str = f"{RANKS}:train",
     arguments: Mapping[str, Any] = MappingProxyType({}),
-    kept_for: str = "",
+    kept_for: str = "cells",
     **more: Any,
 ) -> tuple[RunReader | None, str]:
     """The run, and what ended it early: a refusal, or an error of the ranks. ``function`` of the ranks is given the run
@@ -50,7 +50,8 @@ def train_case(
 
 
 def train_plainly(pool: RankPool, case: Case, *, loop: str = "", kept_for: str = "") -> dict[str, Any]:
-    """Losses, gradient norms and validations of one process, by ``loop`` or the case's own."""
+    """Losses, gradient norms and validations of one process, by ``loop`` or the case's own. Nothing takes back what a
+    cell does to the process: other cells need another one."""
     arguments = {"cell": case.cell, "loop": loop or case.plain, "options": case.options("1 rank")}
     return pool.run(1, f"{RANKS}:plain", kept_for=kept_for, imports=compiler_of(case), **arguments)[0]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.rank_pool import RankPool
+from tests.training.cells.harness.trained import RANKS
 from workbench.core.records import EventKind
 from workbench.events.decode import of_kind
 from workbench.events.outcome import failure_of
@@ -58,16 +57,8 @@ def loss_fn(model, batch):
 )
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as started:
-        yield started
-
-
 @pytest.fixture
-def train(pool: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-
+def train(pool: RankPool) -> Any:
     def trained(cell: str, **options: Any) -> tuple[RunReader, np.ndarray, str]:
         """The run, its losses, and the texts of its events."""
         options = {"batch_size": 4, "eval_every": 0, "framework": "torch", "ranks": 2, **options}
@@ -75,7 +66,7 @@ def train(pool: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
         request = resolve(options, cell=cell, default_ranks=2)
         path = run_directory.create(request.spec, request.cell)
         ranks = request.spec.plan.ranks
-        pool.run(ranks, "tests.training.cells.harness.ranks:train", run=str(path))
+        pool.run(ranks, f"{RANKS}:train", kept_for="cells", run=str(path))
         run = RunReader(path)
         run.store.refresh()
         events = run.store.table("events")
