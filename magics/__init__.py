@@ -13,6 +13,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.attach import AttachMagics
     from magics.cluster import ClusterMagics
     from magics.control import ControlMagics
+    from magics.fault import FaultMagics
     from magics.frameworks import FrameworkMagics
     from magics.model import ModelMagics
     from magics.names import NamesMagics
@@ -24,6 +25,7 @@ def load(shell: InteractiveShell) -> None:
     from magics.train import TrainMagics
     from magics.verify import VerifyMagics
     from magics.watch import WatchMagics
+    from magics.why import WhyMagics
     from workbench.cluster.spare import warm_up
     from workbench.errors import WorkbenchError
 
@@ -34,6 +36,8 @@ def load(shell: InteractiveShell) -> None:
         AttachMagics,
         VerifyMagics,
         WatchMagics,
+        WhyMagics,
+        FaultMagics,
         ControlMagics,
         ModelMagics,
         PlansMagics,

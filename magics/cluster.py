@@ -6,7 +6,7 @@ import html
 import keyword
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,9 @@ from workbench.cluster.spare import close_spare
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.cluster.status import RankStatus
 from workbench.core.numbers import format_table, html_table
-from workbench.errors import CellError, CellInterrupt, ClusterError, ConfigError, format_ranks
+from workbench.errors import CellError, CellInterrupt, CellTimeoutError, ClusterError, ConfigError, format_ranks
+from workbench.run.stalls import below_a_cell
+from workbench.run.why import why_session
 
 #: the argument of magics that act on some of the ranks
 TARGETS = argument("-t", "--targets", metavar="RANKS", default="all", help="ranks: 0,2 or 0-3 or all (default)")
@@ -120,37 +122,48 @@ class ClusterMagics(Magics):
         help="show nothing and assign the output of the ranks to this variable of the notebook, with the values of the "
         "cell's last expression in NAME.values, by rank",
     )
+    @argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="interrupt the cell when it takes longer, and say what its ranks waited for (default: no limit)",
+    )
     @cell_magic
     def dist(self, line: str, cell: str) -> None:
         """Run a cell on ranks and show their output. Identical output is shown once, with its ranks."""
         session = current_session()
         arguments = parse(self.dist, line)
         targets = parse_ranks(arguments.targets, session.n)
+        limit_s = arguments.timeout
+        if limit_s is not None and not limit_s > 0:
+            raise ConfigError(f"--timeout {limit_s:g} is no time: pass seconds above 0", field="--timeout")
         if arguments.capture is not None:
             check_name(arguments.capture, "--capture")
-            self._capture(session, cell, targets, arguments.capture)
+            self._capture(session, cell, targets, arguments.capture, limit_s)
             return
         preview = _Preview(live=hasattr(self.shell, "kernel"))
+        stalls = below_a_cell(session)
+
+        def while_waiting(submission: Submission) -> None:
+            preview.show(submission)
+            stalls.look()
+
         submission = session.submit(cell, targets)
         try:
-            session.wait(submission, while_waiting=preview.show)
-        except KeyboardInterrupt:
-            raise interrupted(submission) from None
+            _wait(session, submission, limit_s, while_waiting)
         finally:
             preview.clear()
             show(submission.outputs)
         submission.result().raise_on_error()
 
-    def _capture(self, session: Session, cell: str, targets: list[int], name: str) -> None:
+    def _capture(self, session: Session, cell: str, targets: list[int], name: str, limit_s: float | None) -> None:
         """Run a cell and assign what it gave, also when it fails or is interrupted."""
         submission = session.submit(cell, targets)
         values: dict[int, Any] = {}
         try:
-            session.wait(submission)
+            _wait(session, submission, limit_s)
             with_value = [rank for rank, output in submission.outputs.items() if output.result is not None]
             values |= _last_values(session, with_value) if with_value else {}
-        except KeyboardInterrupt:
-            raise interrupted(submission) from None
         finally:
             self.shell.user_ns[name] = CapturedCell(submission.outputs, values=values)
         submission.result().raise_on_error()
@@ -224,6 +237,25 @@ def current_session() -> Session:
     if session is None:
         raise ClusterError("no ranks are up: run %dist_up -n 4 first")
     return session
+
+
+def _wait(
+    session: Session,
+    submission: Submission,
+    limit_s: float | None,
+    while_waiting: Callable[[Submission], None] | None = None,
+) -> None:
+    """Wait for a cell; interrupt it after ``limit_s`` seconds (None: never), or on Ctrl-C."""
+    try:
+        session.wait(submission, limit_s, while_waiting=while_waiting)
+    except KeyboardInterrupt:
+        raise interrupted(submission) from None
+    except CellTimeoutError:
+        headline = why_session(session).headline
+        session.interrupt_cell(submission)
+        running = submission.running_ranks()
+        still = f" ({format_ranks(running)} still in it: %dist_down ends the ranks)" if running else ""
+        raise CellTimeoutError(f"the cell was interrupted after {limit_s:g} s (--timeout){still}: {headline}") from None
 
 
 def interrupted(submission: Submission) -> CellInterrupt:

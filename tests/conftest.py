@@ -1,4 +1,8 @@
-"""Options of the test run: which tests see a GPU, and how a run of several folders is spread over processes."""
+"""Options of the test run: which tests see a GPU, and how a run of several folders is spread over processes.
+
+Each of these processes, and each that a test starts, reads compiled modules from disk, also where the environment says
+that none are to be written: to compile what the suite imports takes as long as to import it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,27 @@ FOLDER = Path(__file__).parent
 #: the files right in this folder look at the project's source, which one process then parses once
 SOURCE = "unit"
 
+#: what test modules must not import when they are collected, as each process collects all of them: frameworks, and
+#: parts of torch, that take longer to import than torch itself, or half as long
+HEAVY = (
+    *("accelerate", "bitsandbytes", "colossalai", "deepspeed", "lightning", "nbconvert", "peft", "pytorch_lightning"),
+    *(
+        "scipy.stats",
+        "sklearn",
+        "tensorflow",
+        "torch._dynamo",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
+    ),
+    *("torch.distributed.tensor", "transformers"),
+)
+#: those that were imported all the same -> the file or folder that was collected then
+heavy_imports: dict[str, str] = {}
+
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure() -> None:
@@ -36,6 +60,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         return 0
     waits = any(not path.is_relative_to(FOLDER / "unit") for path in paths)
     return min(4, (os.cpu_count() or 1) + waits)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    for name in HEAVY:
+        if name in sys.modules:
+            heavy_imports.setdefault(name, report.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

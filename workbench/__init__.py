@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.cluster.session import Session
     from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
     from workbench.core.plans.capability_table import capability_table
+    from workbench.diagnosis.diagnosis import Diagnosis
     from workbench.engine.observed.callback import WorkbenchCallback
     from workbench.engine.observed.observe import observe
     from workbench.history.compare import compare
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from workbench.run.inside_comparison import compare_inside
     from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
+    from workbench.run.why import why
     from workbench.verification.result import Verification
 
 __all__ = [
+    "Diagnosis",
     "MonitorSpec",
     "ParallelPlan",
     "Run",
@@ -43,9 +46,11 @@ __all__ = [
     "runs",
     "train",
     "verify",
+    "why",
 ]
 
 _HOMES = {
+    "Diagnosis": "workbench.diagnosis.diagnosis",
     "MonitorSpec": "workbench.core.config",
     "ParallelPlan": "workbench.core.config",
     "Run": "workbench.run.api",
@@ -62,6 +67,7 @@ _HOMES = {
     "train": "workbench.run.api",
     "Verification": "workbench.verification.result",
     "verify": "workbench.run.verify",
+    "why": "workbench.run.why",
 }
 
 

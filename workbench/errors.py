@@ -98,6 +98,10 @@ class CellInterrupt(KeyboardInterrupt):
         return [*filter(None, [self.traceback.rstrip()]), f"interrupted: {self}"]
 
 
+class CellTimeoutError(ClusterError):
+    """Ranks did not finish a cell within its time."""
+
+
 class CollectiveError(WorkbenchError, RuntimeError):
     """A collective of a rank cannot end."""
 

@@ -143,6 +143,18 @@ class Waiting(StepObserver):
         time.sleep(max(0.0, self.ms / 1e3 - (time.perf_counter() - self.began)))
 
 
+class Parts(StepObserver):
+    """Adds up what each observer says it cost."""
+
+    def __init__(self, observers: list[StepObserver]) -> None:
+        self.observers = observers
+        self.spent_ms = {type(observer).__name__: 0.0 for observer in observers}
+
+    def accounted(self, step: int, cost_ms: float) -> None:
+        for observer in self.observers:
+            self.spent_ms[type(observer).__name__] += observer.cost_ms
+
+
 def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: int) -> dict[str, float]:
     """Trains the ``tiny`` size of ``stdlib-llama`` in steps of ``step_ms``; how often what was watched."""
     from workbench.core.recipe import recipe
@@ -158,6 +170,7 @@ def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: i
         exchange = exchange_of(rank, ranks)
         control = AgreedControl(directory, exchange)
         watch = observers_of(spec, strategy, workload, log, exchange)
+        parts = Parts(watch)
         Trainer(
             run=directory,
             spec=spec,
@@ -167,8 +180,9 @@ def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: i
             log=log,
             guard=NonfiniteGuard(directory, strategy, log, control),
             progress=Progress(),
-            observers=[*watch, Waiting(step_ms)],
+            observers=[*watch, Waiting(step_ms), parts],
         ).run()
+        log.flush()
         (governor,) = [one._governor for one in watch if isinstance(one, GradientWatch)]
         strategy.close()
     store = Store(directory)
@@ -189,6 +203,8 @@ def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: i
         "norms_ms": governor._norms.cost_ms or 0.0,
         "first_ms": first_ms,
         "bytes": size / ranks,
+        **{f"by {name}": spent / steps for name, spent in parts.spent_ms.items()},
+        "by the log": log.cost_s * 1e3 / steps,
     }
 
 
@@ -200,6 +216,8 @@ def tell_sets(step_ms: int, steps: int, found: dict[str, float]) -> None:
         f"watching took {found['cost']:.2%}; layer_norms.arrow: {found['bytes'] / steps:.0f} bytes per step and rank",
         flush=True,
     )
+    parts = [f"{name.removeprefix('by ')} {ms:.3f}" for name, ms in found.items() if name.startswith("by ") and ms]
+    print(f"    ms a step: {', '.join(parts)}", flush=True)
 
 
 class NoLog:

@@ -13,7 +13,6 @@ from tests.browser.lab import find_browser
 from tests.fake_run import make_fake_run
 from workbench.plots import plots
 from workbench.report import render
-from workbench.report.notebook.exporter import render_notebook
 
 pytestmark = pytest.mark.browser
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -108,6 +107,8 @@ def test_print_and_light_reports_show_static_pictures(reader: Reader, browser: A
 
 
 def test_a_notebook_of_everything(reader: Reader, tmp_path: Path) -> None:
+    from workbench.report.notebook.exporter import render_notebook
+
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=100)
     report = render_notebook(everything(tmp_path, run))
     shown = report.read_text().count('class="plot"')

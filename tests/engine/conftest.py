@@ -17,6 +17,12 @@ def pool() -> Iterator[RankPool]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def run_in_kept_ranks(pool: RankPool, request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+    """``pool.run`` in ranks that are kept for the tests of the module: for functions that leave a process as it was."""
+    return functools.partial(pool.run, kept_for=request.module.__name__)
+
+
 @pytest.fixture(scope="package")
 def torch_pool() -> Iterator[RankPool]:
     """Ranks whose warm process knows plain torch only."""
@@ -30,6 +36,6 @@ def plain_loop(pool: RankPool) -> Callable[..., dict[str, Any]]:
 
     @functools.cache
     def run(model: str, **options: Any) -> dict[str, Any]:
-        return pool.run(1, "tests.engine.plain:train", model=model, **options)[0]
+        return pool.run(1, "tests.engine.plain:train", kept_for="plain loops", model=model, **options)[0]
 
     return run

@@ -2,7 +2,8 @@
 
 ``python -m tests.engine.rank_pool FRAMEWORK`` is that process; it takes one JSON request a line and answers with one. A
 request names a function ``module:name``; each rank calls it as ``function(rank, ranks, directory, **arguments)`` and
-what it returns (JSON) comes back, rank by rank.
+what it returns (JSON) comes back, rank by rank. Ranks that are kept make the calls of several requests: what a process
+does only once, and the copies of the memory that it shares with this one, are then paid once.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
+#: what ``torch.compile`` imports when it is first called
 COMPILER = "torch._inductor.compile_fx"
+#: sets of ranks that wait for more calls
+MOST_KEPT = 2
 
 
 class RankFailed(AssertionError):
@@ -67,17 +71,18 @@ class RankPool:
         *,
         timeout_s: float = 600.0,
         lost: tuple[int, ...] = (),
-        compiles: bool = False,
+        kept_for: str = "",
+        imports: Collection[str] = (),
         **arguments: Any,
-    ):
+    ) -> list[Any]:
         """Results of all ranks in order; None for those in ``lost``, which may die. ``RankFailed`` with a traceback.
 
-        ``compiles``: the ranks call ``torch.compile``, whose compiler is then imported once, before they are forked.
+        ``kept_for``: calls with the same text are made in the same processes, until one fails; "": in new ones, which
+        then end. ``imports``: modules that the ranks need, imported once before they are forked.
         """
-        modules = [function.partition(":")[0], *([COMPILER] if compiles else [])]
+        modules = sorted({*imports, function.partition(":")[0]})
         request = {"ranks": ranks, "function": function, "arguments": arguments, "timeout": timeout_s, "lost": lost}
-        request["imports"] = modules
-        self.send(request)
+        self.send({**request, "kept_for": kept_for, "imports": modules})
         found = self._answer()
         if found["errors"]:
             raise RankFailed("\n".join(found["errors"]))
@@ -105,12 +110,19 @@ def _serve() -> None:
     os.dup2(2, 1)  # whatever libraries print goes to stderr
     importlib.import_module("IPython.core.interactiveshell")  # as in the warm process, whose ranks run cells
     settle = pkgutil.resolve_name(framework(sys.argv[1]).preload)()
+    kept: dict[str, _Ranks] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        _import(request["imports"])
+        ranks = kept.pop(request["kept_for"], None) or _Ranks(settle)
         with tempfile.TemporaryDirectory() as directory:
-            found = {**_run(request, Path(directory), settle), "number": request["number"]}
-            print(json.dumps(found), file=answers, flush=True)
+            found = ranks.call(request, Path(directory))
+        if request["kept_for"] and not found["errors"] and not request["lost"]:
+            kept[request["kept_for"]] = ranks
+        else:
+            ranks.end()
+        while len(kept) > MOST_KEPT:
+            kept.pop(next(iter(kept))).end()
+        print(json.dumps({**found, "number": request["number"]}), file=answers, flush=True)
 
 
 def _import(modules: list[str]) -> None:
@@ -124,53 +136,96 @@ def _import(modules: list[str]) -> None:
     gc.freeze()  # a rank's collector never walks, and so never copies, what was imported here
 
 
-def _run(request: dict[str, Any], directory: Path, settle: Callable[[], None]) -> dict[str, Any]:
-    pids = {_fork(request, rank, directory, settle): rank for rank in range(request["ranks"])}
-    deadline = time.monotonic() + request["timeout"]
-    errors: list[str] = []
-    waiting = set(pids)
-    while waiting:
-        for pid in list(waiting):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                waiting.discard(pid)
-                if status and pids[pid] not in request["lost"]:
-                    file = directory / f"error-{pids[pid]}"
-                    text = file.read_text() if file.exists() else f"ended with {os.waitstatus_to_exitcode(status)}"
-                    errors.append(f"rank {pids[pid]}: {text}")
-        late = time.monotonic() > deadline
-        if late:
-            stacks = [f"rank {pids[pid]}: {(directory / f'stack-{pids[pid]}').read_text()}" for pid in waiting]
-            errors.append("\n".join([f"no end after {request['timeout']} s", *stacks]))
-        if late or errors:
-            for pid in waiting:
+class _Ranks:
+    """Processes, by rank, each of which makes the calls that it reads from its pipe."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+        self._pids: list[int] = []
+        self._pipes: list[TextIO] = []
+
+    def call(self, request: dict[str, Any], directory: Path) -> dict[str, Any]:
+        """``results`` of the first ranks, or ``errors``. Ranks that are not there yet are forked."""
+        ranks = range(request["ranks"])
+        if len(self._pids) < len(ranks):
+            _import(request["imports"])
+        while len(self._pids) < len(ranks):
+            self._fork(len(self._pids))
+        for rank in ranks:
+            with contextlib.suppress(BrokenPipeError):  # it died since its last call, as is told below
+                self._pipes[rank].write(json.dumps({**request, "directory": str(directory)}) + "\n")
+                self._pipes[rank].flush()
+        errors = self._wait(request, directory)
+        files = [directory / f"result-{rank}" for rank in ranks]
+        return {
+            "errors": errors,
+            "results": [json.loads(file.read_text()) if file.exists() else None for file in files],
+        }
+
+    def end(self) -> None:
+        for pid, pipe in zip(self._pids, self._pipes, strict=True):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+            if pid:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            break
-        time.sleep(0.01)
-    files = [directory / f"result-{rank}" for rank in range(request["ranks"])]
-    return {"errors": errors, "results": [json.loads(file.read_text()) if file.exists() else None for file in files]}
+
+    def _wait(self, request: dict[str, Any], directory: Path) -> list[str]:
+        """Wait until every rank has made the call or is dead; what failed."""
+        deadline = time.monotonic() + request["timeout"]
+        errors: list[str] = []
+        waiting = set(range(request["ranks"]))
+        while waiting and not errors:
+            for rank in list(waiting):
+                if (directory / f"result-{rank}").exists():
+                    waiting.discard(rank)
+                    continue
+                done, status = os.waitpid(self._pids[rank], os.WNOHANG)
+                if done:
+                    waiting.discard(rank)
+                    self._pids[rank] = 0
+                    if rank not in request["lost"]:
+                        file = directory / f"error-{rank}"
+                        text = file.read_text() if file.exists() else f"ended with {os.waitstatus_to_exitcode(status)}"
+                        errors.append(f"rank {rank}: {text}")
+            if waiting and time.monotonic() > deadline:
+                stacks = [f"rank {rank}: {(directory / f'stack-{rank}').read_text()}" for rank in waiting]
+                errors.append("\n".join([f"no end after {request['timeout']} s", *stacks]))
+            time.sleep(0.01)
+        return errors
+
+    def _fork(self, rank: int) -> None:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _make_calls(rank, os.fdopen(read), self._settle)
+        os.close(read)
+        self._pids.append(pid)
+        self._pipes.append(os.fdopen(write, "w"))
 
 
-def _fork(request: dict[str, Any], rank: int, directory: Path, settle: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    stack = (directory / f"stack-{rank}").open("w")
-    faulthandler.dump_traceback_later(0.9 * request["timeout"], file=stack)  # where it hangs, if it does
-    status = 1
+def _make_calls(rank: int, requests: TextIO, settle: Callable[[], None]) -> NoReturn:
+    """What a rank does until it is ended."""
+    directory = None
     try:
-        settle()
-        module, _, name = request["function"].partition(":")
-        function = getattr(importlib.import_module(module), name)
-        result = function(rank, request["ranks"], directory, **request["arguments"])
-        (directory / f"result-{rank}").write_text(json.dumps(result))
-        status = 0
+        for line in requests:
+            request = json.loads(line)
+            if directory is None:
+                settle()
+            directory = Path(request["directory"])
+            with (directory / f"stack-{rank}").open("w") as stack:
+                faulthandler.dump_traceback_later(0.9 * request["timeout"], file=stack)  # where it hangs, if it does
+                module, _, name = request["function"].partition(":")
+                function = getattr(importlib.import_module(module), name)
+                result = json.dumps(function(rank, request["ranks"], directory, **request["arguments"]))
+                faulthandler.cancel_dump_traceback_later()
+            (directory / f"new-{rank}").write_text(result)
+            (directory / f"new-{rank}").rename(directory / f"result-{rank}")
     except BaseException:  # the rank's last word, whatever it is
         (directory / f"error-{rank}").write_text(traceback.format_exc())
     finally:
-        os._exit(status)
+        os._exit(1)
 
 
 if __name__ == "__main__":

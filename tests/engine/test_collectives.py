@@ -11,8 +11,7 @@ from collections import defaultdict
 import pytest
 
 from tests.engine.frames import columns
-from workbench.core.mesh import Mesh
-from workbench.engine.watch.torch.collectives import describe_group
+from workbench.core.mesh import Mesh, describe_group
 from workbench.telemetry.phases import collectives_frame
 
 L, H, B, T, FP32 = 4, 32, 8, 16, 4

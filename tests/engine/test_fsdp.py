@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.engine import boosted
 from workbench.core.config import TrainSpec
-from workbench.engine.base.workload import Workload
-from workbench.engine.frameworks.torch.fsdp.sharding import blocks_of
-from workbench.engine.frameworks.torch.fsdp.strategy import FsdpStrategy
-from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
-from workbench.engine.pretrained.lora import add_adapters
 from workbench.errors import ConfigError
 
 FSDP = {"framework": "torch", "plugin": "fsdp"}
@@ -47,6 +41,9 @@ def test_models_that_dtensor_cuts_train_as_in_one_process(pool):
 
 
 def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, **options) -> None:
+    from workbench.engine.base.workload import Workload
+    from workbench.engine.frameworks.torch.fsdp.strategy import FsdpStrategy
+
     spec = TrainSpec.from_options({**FSDP, "ranks": 2, **options})
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     loss_fn = lambda model, batch: model(batch).mean()  # noqa: E731
@@ -88,6 +85,9 @@ def test_an_optimizer_that_looks_at_whole_weights_is_refused() -> None:
 
 
 def test_blocks_are_the_outermost_lists_of_one_class() -> None:
+    from tests.engine import boosted
+    from workbench.engine.frameworks.torch.fsdp.sharding import blocks_of
+
     model = boosted.models.model("llama")
     assert blocks_of(model) == list(model.model.layers)
     assert blocks_of(boosted.models.model("plain")) == []
@@ -104,6 +104,8 @@ class _Own(torch.nn.Module):
 
 
 def test_a_cell_names_the_layers_to_cut() -> None:
+    from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
+
     model = _Own()
     found = plan_of(model, 2, {"layers.*.q": "colwise", "head": "rowwise"})
     assert {name: style for name, (_, style) in found.modules.items()} == {
@@ -125,16 +127,25 @@ def test_a_cell_names_the_layers_to_cut() -> None:
     ],
 )
 def test_a_plan_that_cannot_be_cut_is_refused(own, message: str) -> None:
+    from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
+
     with pytest.raises(ConfigError, match=message):
         plan_of(_Own(), 2, own)
 
 
 def test_layers_with_adapters_are_not_cut() -> None:
+    from tests.engine import boosted
+    from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
+    from workbench.engine.pretrained.lora import add_adapters
+
     model = add_adapters(boosted.models.model("llama"), {"r": 2, "target_modules": ["q_proj"]})
     with pytest.raises(ConfigError, match="cannot cut layers that have LoRA adapters"):
         plan_of(model, 2)
 
 
 def test_heads_have_to_be_a_multiple_of_the_ranks() -> None:
+    from tests.engine import boosted
+    from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
+
     with pytest.raises(ConfigError, match="--tp 3 does not divide num_attention_heads = 4: use a divisor of 4"):
         plan_of(boosted.models.model("llama"), 3)

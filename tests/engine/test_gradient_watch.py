@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.engine.watched_gradients import events_of
+from tests.engine.frames import events_of
 from workbench.core.config import TrainSpec
 from workbench.telemetry.derive import global_metrics
 from workbench.telemetry.gradients import combine, combine_weights

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.engine.models import BATCH
+from tests.engine.rank_pool import COMPILER
 from workbench.core.config import TrainSpec
 from workbench.engine.base.parts import GradientPart
 from workbench.engine.watch.torch import tensor_statistics as statistics
@@ -80,9 +81,9 @@ def _name(case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
-def test_logged_statistics_are_those_of_one_process(pool, alone, case):
+def test_logged_statistics_are_those_of_one_process(run_in_kept_ranks, alone, case):
     ranks, model, options, _ = case
-    found = pool.run(ranks, "tests.engine.boosted:gradients", model=model, options=options)
+    found = run_in_kept_ranks(ranks, "tests.engine.boosted:gradients", model=model, options=options)
     _check(alone, case, found)
 
 
@@ -99,7 +100,7 @@ def test_all_that_ranks_hold_is_the_gradient_once_in_each_group_of_ranks(pool, a
 def wrapped(pool) -> list[list[dict]]:
     """What each rank found in each of ``WRAPPED``; in one process a rank, which imports the compiler once."""
     cases = [{"wrap": wrap, "model": model, "options": options} for wrap, model, options in WRAPPED]
-    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=300.0, compiles=True)
+    return pool.run(2, "tests.engine.boosted:several_gradients", cases=cases, timeout_s=300.0, imports=[COMPILER])
 
 
 @pytest.mark.parametrize("number", range(len(WRAPPED)), ids=lambda number: "-".join(map(str, WRAPPED[number])))
@@ -114,7 +115,7 @@ def alone(pool):
 
     @functools.cache
     def found(model: str, shards: int) -> list[dict]:
-        return pool.run(1, "tests.engine.plain:gradients", model=model, shards=shards)[0]
+        return pool.run(1, "tests.engine.plain:gradients", kept_for="plain loops", model=model, shards=shards)[0]
 
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.engine import models
-from tests.engine.watched_inside import as_rows
+from tests.engine.frames import as_rows
 from workbench.core.config import TrainSpec
 from workbench.core.records import ActivationStats, AttentionStats, RouterStats, SpectralStats
 from workbench.telemetry.inside.activations import combine, combine_attention, combine_routers, whole_batch

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from tests.engine.frames import columns
+from tests.engine.still_clock import StillClock
 from workbench.telemetry.phases import BETWEEN, HIDDEN, WAITING, bubble_share, collectives_frame, in_turn, phases_frame
 
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 4}
 STAGES = {**PP, "framework": "torch"}
+#: how long each forward pass of ``PLANS`` takes, by the clock of the rank, which waits for nothing
+WORK_MS = 1000.0
 PLANS = [
     {"plugin": "ddp"},
     {"plugin": "ddp", "accumulate": 2},
@@ -32,7 +35,7 @@ def run(pool):
     def results(options: dict[str, Any]) -> list[dict[str, Any]]:
         key = str(options)
         if key not in known:
-            known[key] = pool.run(2, "tests.engine.watched:train", options=options, work_s=0.004)
+            known[key] = pool.run(2, "tests.engine.watched:train", options=options, work_s=WORK_MS / 1e3, still=True)
         return known[key]
 
     return results
@@ -47,10 +50,10 @@ def test_the_phases_of_a_step_add_up_to_its_time(run, options) -> None:
     assert len(parts) == len(steps["step"]) == 2 * 6
     sums = np.array([parts[step, rank] for step, rank in zip(steps["step"], steps["rank"], strict=True)])
     missing = steps["step_time_ms"] - sums
-    # what is missing is the making of the records after the last boundary, which the step's monitor_ms tells, and
-    # whatever else the machine did meanwhile
-    assert (missing >= -0.001).all()
-    assert (missing - steps["monitor_ms"]).min() < 0.5, "in the step that was disturbed least"
+    # what is missing is a tick from the step's beginning to its first boundary, one from the last boundary to the
+    # recorder's look at the clock, after which it makes its records, as monitor_ms tells, and one to the step's end
+    np.testing.assert_allclose(missing, 3 * StillClock.TICK_S * 1e3, atol=1e-6)
+    assert (steps["monitor_ms"] > 0).all()
 
 
 @pytest.mark.parametrize("options", PLANS, ids=str)
@@ -60,7 +63,7 @@ def test_every_phase_is_there_and_in_order(run, options) -> None:
     first = one.groupby("phase")["start_ms"].min()
     assert {"data", "transfer", "forward", "backward", "communication", "optimizer"} <= set(first.index)
     assert first["data"] < first["transfer"] < first["forward"] < first["backward"] < first["optimizer"]
-    assert one[one["phase"] == "forward"]["duration_ms"].sum() >= 4.0 * max(1, options.get("accumulate", 1))
+    assert one[one["phase"] == "forward"]["duration_ms"].sum() >= WORK_MS * max(1, options.get("accumulate", 1))
     assert (one["duration_ms"] >= 0).all()
 
 
@@ -118,7 +121,16 @@ def test_watching_changes_no_number_and_leaves_nothing_behind(pool, run) -> None
 
 def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
     """Exposed: from the last bucket's beginning, when all gradients are there, to its end; hidden: what came before."""
-    delay_ms = 40.0
+    for delay_ms in (40.0, 160.0, 640.0):  # it has to stand out from what else the machine does
+        wrong = _differences_from_time_stamps(pool, delay_ms)
+        right = {name: np.min(np.abs(values)) < delay_ms / 4 for name, values in wrong.items()}
+        if all(right.values()):
+            break
+    assert right == dict.fromkeys(wrong, True), wrong
+
+
+def _differences_from_time_stamps(pool, delay_ms: float) -> dict[str, list[float]]:
+    """What is told of each rank and step less what its time stamps say, in ms, where buckets take ``delay_ms``."""
     results = pool.run(2, "tests.engine.watched:train", options={"plugin": "ddp"}, steps=5, buckets_s=delay_ms / 1e3)
     frame = phases_frame(columns(results, "phases")).set_index(["step", "rank", "phase"])["duration_ms"]
     calls = collectives_frame(columns(results, "collectives")).query("kind == 'all_reduce'")
@@ -135,9 +147,7 @@ def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
             wrong["exposed"].append(row["exposed_ms"] - exposed_ms)
             wrong["overlapped"].append(frame[step, rank, "overlapped"] - hidden_ms)
             wrong["phase"].append(frame[step, rank, "communication"].sum() - exposed_ms)
-    assert {name: np.min(np.abs(values)) < delay_ms / 4 for name, values in wrong.items()} == dict.fromkeys(
-        wrong, True
-    ), wrong
+    return wrong
 
 
 def test_all_ranks_record_the_same_steps_although_one_has_the_cost(pool) -> None:

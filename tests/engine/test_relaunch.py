@@ -33,6 +33,17 @@ def test_fewer_ranks_after_more(pool):
     assert found[2] is found[3] is None
 
 
+def test_dropout_of_split_modules_depends_on_no_earlier_run(pool):
+    def losses(ranks: int) -> list[float]:
+        arguments = {"model": "gpt2-drop", "options": {"plugin": "hybrid", "tp": ranks}, "steps": 2}
+        found = pool.run(ranks, "tests.engine.steered:train", kept_for="dropout", **arguments)
+        return [row[1] for row in found[0]["rows"]]
+
+    alone = losses(2)
+    assert losses(2) == alone
+    assert len(losses(4)) == 2  # two of which have split no module before
+
+
 def test_a_failure_in_training_leaves_the_ranks_usable(pool):
     assert pool.run(2, "tests.engine.relaunch:after_failure") == [True, True]
 

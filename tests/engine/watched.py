@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tests.engine import boosted, models
+from tests.engine.still_clock import StillClock
 from workbench.core.config import TrainSpec
 from workbench.core.records import Record
 from workbench.engine.agree.control import AgreedControl
@@ -139,13 +140,14 @@ def train(
     steps: int = 6,
     slow: tuple[int, str, float] = (-1, "", 0.0),
     work_s: float = 0.0,
+    still: bool = False,
     buckets_s: float = 0.0,
     watching: bool = True,
     gradients: bool = False,
 ) -> dict[str, Any]:
     """Records of all steps. ``slow``: rank, where, seconds (per step; in the network per call). ``work_s``: sleep in
-    every forward, as compute. ``gradients``: watched too. ``buckets_s``: that of ``Buckets``, with its ``times``.
-    ``changed``: functions of torch.distributed that are not what they were."""
+    every forward, as compute. ``still``: by a ``StillClock``. ``gradients``: watched too. ``buckets_s``: that of
+    ``Buckets``, with its ``times``. ``changed``: functions of torch.distributed that are not what they were."""
     spec = TrainSpec.from_options(
         {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, "budget": 1.0, **options}
     )
@@ -153,8 +155,12 @@ def train(
     slow_rank, where, delay_s = slow
     workload = boosted.workload(model)
     workload.data = Batches(model, delay_s if rank == slow_rank and where == "data" else 0.0)
+    sleep = time.sleep
+    if still:
+        time.perf_counter = clock = StillClock()  # type: ignore[assignment]
+        sleep = clock.sleep
     if work_s:
-        workload.model.register_forward_pre_hook(lambda module, args: time.sleep(work_s))
+        workload.model.register_forward_pre_hook(lambda module, args: sleep(work_s))
     if rank == slow_rank:
         _slow_down(where, delay_s, workload)
     before = {name: getattr(dist, name) for name in dir(dist)}

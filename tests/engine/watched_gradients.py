@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +63,7 @@ def train(
     with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
         strategy = boosted.prepared(rank, spec, model)
         strategy.workload.data = Batches(model)
+        watch = GradientWatch(spec, strategy, log, torch.device("cpu"))
         try:
             Trainer(
                 run=directory,
@@ -73,11 +73,9 @@ def train(
                 control=AgreedControl(directory, exchange_of(rank, ranks)),
                 log=log,
                 progress=Progress(),
-                observers=[
-                    Script(directory, rank, dict(script or {}), 0.0),
-                    GradientWatch(spec, strategy, log, torch.device("cpu")),
-                ],
+                observers=[Script(directory, rank, dict(script or {}), 0.0), watch],
             ).run()
+            watch.close()
             dist.barrier()
         finally:
             strategy.close()
@@ -153,10 +151,3 @@ def _gradients(model: str, index: int, count: int) -> dict[str, np.ndarray]:
 def _cosine(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     a, b = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def events_of(found: dict[str, Any], kind: str) -> list[tuple[int, str, Any]]:
-    """(step, name, value) of a rank's events of a kind."""
-    columns = found["events"]
-    rows = zip(columns["kind"], columns["step"], columns["name"], columns["value"], strict=True)
-    return [(step, name, json.loads(value)) for own, step, name, value in rows if own == kind]

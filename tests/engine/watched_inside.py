@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -187,18 +186,3 @@ def _figures(values: np.ndarray) -> dict[str, Any]:
         "zero_fraction": float(np.mean(values == 0)),
         "numel": values.size,
     }
-
-
-def as_rows(found: list[dict[str, Any]], record: type) -> dict[str, np.ndarray]:
-    """The records of a type of all ranks, as columns."""
-    rows = [row for rank in found for row in rank.get(record.__name__, [])]
-    names = [field.name for field in dataclasses.fields(record)]
-    return {name: _column([row[name] for row in rows]) for name in names}
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    if not values or not isinstance(values[0], list):
-        return np.array(values)
-    lists = np.empty(len(values), dtype=object)
-    lists[:] = values
-    return lists

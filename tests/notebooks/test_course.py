@@ -6,12 +6,12 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from workbench.report.notebook.exporter import render_notebook
-
 
 def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
     """What the notebook says of each figure is true of what the figure shows. The slow rank sleeps long enough to stand
     out from what else a busy machine does."""
+    from workbench.report.notebook.exporter import render_notebook
+
     runs, executed = execute("02_gradients.ipynb", steps=30, delay_s=0.005)
     assert set(runs) == {"bad-init", "poisoned", "noise", "slow-rank"}
     first = runs["bad-init"].gradients().query("scope == 'reduced' and step == 1").drop_duplicates("layer")
@@ -41,6 +41,8 @@ def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
 
 
 def test_a_training_is_paused_rolled_back_and_branched(execute, few_figures: None) -> None:
+    from workbench.report.notebook.exporter import render_notebook
+
     runs, executed = execute("03_steering.ipynb", steps=450)
     assert set(runs) == {"steered", "bolder", "careful"}
     assert (runs["steered"].status, runs["bolder"].status, runs["careful"].status) == (

@@ -9,7 +9,6 @@ import pytest
 from bs4 import BeautifulSoup
 
 from workbench.cli.commands import demo, notebooks
-from workbench.report.notebook.exporter import render_notebook
 from workbench.run.api import Run
 
 BOOKS = sorted(notebooks.folder().glob("*.ipynb"))
@@ -29,6 +28,8 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
     ids=["default", "digits-tp2"],
 )
 def test_the_quickstart_does_what_it_says(tmp_path: Path, few_figures: None, parameters: dict[str, object]) -> None:
+    from workbench.report.notebook.exporter import render_notebook
+
     assert demo.execute(notebooks.folder() / notebooks.QUICKSTART, parameters, tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (

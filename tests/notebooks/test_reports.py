@@ -10,11 +10,12 @@ import pytest
 from bs4 import BeautifulSoup
 
 from workbench.cli.commands import notebooks
-from workbench.report.notebook.exporter import render_notebook
 from workbench.run.api import Run
 
 
 def test_the_course_on_reports_and_its_own_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.report.notebook.exporter import render_notebook
+
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "runs"))
     executed = tmp_path / "04_reports.ipynb"
     source = notebooks.folder() / "04_reports.ipynb"

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.imports import ROOT, circles, graph, imported, reached, room, sources, tree, within
 
 DATA = ("core", "events", "rundir", "telemetry")
-BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "verification", "report", "cluster")
+BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "verification", "report", "cluster", "diagnosis")
 #: room of ``workbench`` -> the other rooms that it may import
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "verification": DATA,
     "report": (*DATA, "plots", "history"),
     "cluster": ("core",),
+    "diagnosis": ("core", "cluster"),
     "engine": (*DATA, "planner"),
     "recipes": ("core", "engine"),
     "run": BELOW_RUN,

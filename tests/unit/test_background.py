@@ -168,6 +168,10 @@ class Ranks:
         self._answer("kill")
         self.over.set()
 
+    def stalled(self, diagnosis: Any) -> None: ...
+
+    def moving(self, after_s: float) -> None: ...
+
     def ranks_ended(self, ranks: Any, why: str) -> None:
         self.ends.append(list(ranks))
 

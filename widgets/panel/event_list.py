@@ -21,7 +21,7 @@ MOST = 200
 #: kinds that the list leaves out
 _UNLISTED_KINDS = (EventKind.VALIDATION, EventKind.SAMPLE, EventKind.PEAK, EventKind.SETTINGS, EventKind.LAYERS)
 #: names of events that are errors, whatever their kind
-_ERROR_NAMES = ("failed", "died", "lost")
+_ERROR_NAMES = ("failed", "died", "replaced", "lost")
 _WARNING_KINDS = (EventKind.WARNING, EventKind.REFUSED, EventKind.LOG, EventKind.SPIKE, EventKind.GPU)
 
 

@@ -10,7 +10,7 @@ from workbench.core.columns import Columns
 from workbench.telemetry.throttle import throttle_reasons
 
 #: from best to worst: the state of a run is the worst state of its ranks
-STATES = ("finished", "starting", "running", "paused", "stopped", "failed", "died")
+STATES = ("finished", "starting", "running", "paused", "restarting", "stopped", "failed", "died")
 
 
 class RankTable:

@@ -49,6 +49,7 @@ class Facts:
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._latest: dict[str, float] = {}
         self._known: dict[str, Any] = {"validation": None, "metric": None, "notice": None, "failure": None}
+        self._stall: dict[str, str] | None = None
         self._pauses = Pauses()
         self._epochs = EpochProgress()
         self._first_event: float | None = None
@@ -188,16 +189,27 @@ class Facts:
             self._known["saved"] = step
         elif kind == EventKind.CONTROL and any(c.name == name and c.starts_run for c in controls.CONTROLS):
             self._asked_to_branch = True
-        elif kind == EventKind.WARNING and not self._known["failure"]:
+        elif (kind == EventKind.WARNING and not self._known["failure"]) or (
+            kind == EventKind.RANK and name == "restart"
+        ):
             self._known["notice"] = {"level": "warning", "text": words(kind, name, decode(event["value"]))}
         elif kind == EventKind.RANK and name == "died":
             self._take_death(decode(event["value"]))
+        elif kind == EventKind.RANK and not self._known["failure"]:
+            self._take_stall(name, decode(event["value"]))
 
     def _take_metric(self, name: str, value: float) -> None:
         """Keep the value of the first metric that came: there is room for one."""
         known = self._known["metric"]
         if known is None or known["name"] == name:
             self._known["metric"] = {"name": name, "text": metric_words(name, value)}
+
+    def _take_stall(self, name: str, value: Any) -> None:
+        """Keep why the ranks do not go on for as long as they do not."""
+        if name == "stalled":
+            self._known["notice"] = self._stall = {"level": "warning", "text": words(EventKind.RANK, name, value)}
+        elif name == "moving" and self._known["notice"] is self._stall:
+            self._known["notice"] = None
 
     def _take_death(self, value: Any) -> None:
         if isinstance(value, dict) and is_rank(value.get("rank")):

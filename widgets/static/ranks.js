@@ -1,7 +1,7 @@
 // The Ranks tab: one tile per rank (a small square with more than 32 ranks), of which one can be selected, and figures.
 import { fixed, gib, known, make, say, whole } from "./text.js";
 
-const STATES = ["finished", "starting", "running", "paused", "stopped", "failed", "died"];
+const STATES = ["finished", "starting", "running", "paused", "restarting", "stopped", "failed", "died"];
 const MOST_TILES = 32;
 const CROWD = 256;
 

@@ -69,6 +69,7 @@ def _environment() -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures become rich displays
+    environment.setdefault("TORCH_FR_BUFFER_SIZE", "256")  # torch's record of collectives, which tells why ranks hang
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does
     return environment
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from workbench.cluster import releases
@@ -33,7 +34,7 @@ from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
-from workbench.errors import ClusterError, RanksBusyError, format_ranks
+from workbench.errors import CellTimeoutError, ClusterError, RanksBusyError, format_ranks
 
 #: seconds in which a rank that was killed has ended
 _END_TIMEOUT_S = 10.0
@@ -173,6 +174,11 @@ class Session:
         return self._server.pid
 
     @property
+    def directory(self) -> Path:
+        """The directory of the rank server, with the rows of its ranks (``core.live``)."""
+        return self._server.directory
+
+    @property
     def pids(self) -> dict[int, int]:
         """The process id of each rank."""
         return dict(self._roster.pids)
@@ -248,7 +254,7 @@ class Session:
         """Ends cells that wait for a rank that died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
         for submission in self._submissions:
             if submission.dead_ranks() and not submission.done():
-                releases.interrupt(submission, signal=self.interrupt, call=self._call)
+                releases.interrupt(submission, signal=self.interrupt, call=self.call)
         self.check_free(ranks)
 
     def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
@@ -340,7 +346,7 @@ class Session:
             self._group.make(self.n, self._run_silently)
         submission = Submission(code, targets)
         if in_group:
-            submission.on_first_error(lambda failed: releases.release_waiting(failed, self._call))
+            submission.on_first_error(lambda failed: releases.release_waiting(failed, self.call))
         self._submissions = [other for other in self._submissions if not other.done()] + [submission]
         self._connection.send(submission)
         for rank in set(targets) & set(self.dead):  # ranks that died since the check
@@ -371,21 +377,26 @@ class Session:
         try:
             finished = wait_until_done(submission, timeout, while_waiting)
         except KeyboardInterrupt:
-            self._interrupt_cell(submission)
+            self.interrupt_cell(submission)
             raise
         self._roster.raise_if_dead(
             submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
         )
         if not finished:
-            raise ClusterError(
-                f"{format_ranks(submission.running_ranks())} did not finish within {timeout:g} s and still runs the "
-                "cell: wait longer (session.wait(submission)), or interrupt it (session.interrupt())"
+            running = submission.running_ranks()
+            raise CellTimeoutError(
+                f"{format_ranks(running)} did not finish within {timeout:g} s and still "
+                f"run{'s' if len(running) == 1 else ''} the cell: wait longer (session.wait(submission)), or interrupt "
+                "it (session.interrupt_cell(submission))"
             )
 
-    def _interrupt_cell(self, submission: Submission) -> None:
-        """Ends a cell after Ctrl-C. A second Ctrl-C ends the ranks that still run it and starts them anew."""
+    def interrupt_cell(self, submission: Submission) -> None:
+        """Interrupts a cell, breaks the collectives that its ranks wait in, and waits 3 s at most for their end.
+
+        Ctrl-C meanwhile ends the ranks that still run it, and starts them anew.
+        """
         try:
-            releases.interrupt(submission, signal=self.interrupt, call=self._call)
+            releases.interrupt(submission, signal=self.interrupt, call=self.call)
         except KeyboardInterrupt:
             running = submission.running_ranks()
             if not running:
@@ -428,12 +439,17 @@ class Session:
         """Sends a signal to the processes of ranks (default: all that are alive)."""
         self._server.signal(self._roster.select_alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
 
-    def _call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
+    def call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
+        """Calls a function (``module:name``) in a thread of ranks, also while they run a cell.
+
+        ``arguments``: keyword arguments that JSON takes. Returns when the ranks were told; those that have not imported
+        the module ignore it.
+        """
         self._server.call(self._roster.select_alive(ranks), function, arguments).result(2.0)
 
     def release(self, submission: Submission, failed: dict[int, str]) -> None:
         """Breaks the collectives in which ranks of a training wait for one of ``failed`` (rank -> what happened)."""
-        releases.release_from(submission, self._call, failed)
+        releases.release_from(submission, self.call, failed)
 
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
         """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""

@@ -261,6 +261,7 @@ class TrainSpec:
     ``save_best``: the value of the validation whose best checkpoint is kept; ``stop_when``: when to end before the last
     step; both as ``core.rules.criteria`` describes ("": off).
     ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
+    ``max_restarts``: how often ranks that failed or died are replaced, to go on from the newest checkpoint (0: never).
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from, or ``dcp:DIR``.
     Raises ``ConfigError`` for values that cannot work.
     """
@@ -288,6 +289,7 @@ class TrainSpec:
     stop_when: str = ""
     keep: int = 0
     final_checkpoint: bool = True
+    max_restarts: int = 0
     resume: str = ""
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 
@@ -299,6 +301,7 @@ class TrainSpec:
             ("batch_size", 0),
             ("accumulate", 1),
             ("keep", 0),
+            ("max_restarts", 0),
             ("seed", 0),
             ("seq_len", 0),
             ("lora_rank", 0),

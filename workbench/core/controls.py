@@ -23,7 +23,7 @@ from workbench.errors import ConfigError, suggest
 APPLIERS = ("trainer", "strategy", "observer", "cell", "session")
 WIDGETS = ("button", "number", "choice", "text")
 #: states of a run that accepts commands
-LIVE = ("starting", "running", "paused")
+LIVE = ("starting", "running", "paused", "restarting")
 #: value of ``lr`` that returns the learning rate to its schedule
 SCHEDULE = "schedule"
 AUTOMATIC = "auto"
@@ -275,7 +275,7 @@ KINDS: dict[str, Kind] = {
 }
 
 CONTROLS: tuple[Control, ...] = (
-    Control(name="pause", title="pause", kind="none", states=("starting", "running"),
+    Control(name="pause", title="pause", kind="none", states=("starting", "running", "restarting"),
             help="pause all ranks after this step",
             button=Button(text="Pause", title="Pause training", place="pause", asked="Pausing…")),
     Control(name="resume", title="resume", kind="none", states=("paused",), help="continue after a pause",

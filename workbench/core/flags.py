@@ -166,6 +166,8 @@ FLAGS = (
          help="how many checkpoints to keep; 0: all"),
     Flag(names=("--no-final-checkpoint",), option="final_checkpoint", kind=None, group=WATCHED, const=False,
          help="write no checkpoint when the run ends or is stopped"),
+    Flag(names=("--max-restarts",), option="max_restarts", kind=int, group=WATCHED, metavar="N",
+         help="replace ranks that fail or die, N times at most, and go on from the newest checkpoint; 0: off"),
 )  # fmt: skip
 
 _LONG_FLAG = re.compile(r"(?<!\S)--[A-Za-z][\w-]*")

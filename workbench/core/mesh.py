@@ -56,3 +56,19 @@ class Mesh:
         """For people: ``"dp 2 x tp 2"``; axes of size 1 are left out."""
         parts = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
         return " x ".join(parts) or "one rank"
+
+
+def describe_group(ranks: list[int], mesh: Mesh) -> tuple[str, int]:
+    """Name and size of the group that ``ranks`` belong to: the mesh axes along which they differ ("dp", "dp+tp").
+
+    The name is "world" for all ranks of a mesh with several axes, and "self" for a single rank. Two ranks that exchange
+    a message along an axis belong to the group of that axis, so the size is the axis's size.
+    """
+    places = [mesh.coordinates(rank) for rank in ranks if rank < mesh.world_size]
+    axes = [axis for axis in AXES if len({getattr(place, axis) for place in places}) > 1]
+    size = 1
+    for axis in axes:
+        size *= getattr(mesh, axis)
+    if len(axes) > 1 and len(ranks) == mesh.world_size:
+        return "world", mesh.world_size
+    return "+".join(axes) or "self", max(size, 1)

@@ -16,6 +16,8 @@ from typing import Any
 SCHEMA_VERSION = 2
 
 #: names of a rank's last ``state`` event: nothing more comes from it
+#: of a rank that failed while its run may still be restarted
+RESTARTING = "restarting"
 END_STATES = ("finished", "stopped", "failed")
 
 #: rank number in records written by the session (the notebook's side), which is no rank
@@ -404,7 +406,8 @@ class Event:
     - ``sample``: text
     - ``warning``: any name; value: its text
     - ``log``: dropped, value: how many records did not fit; failed, value: why nothing is logged any more
-    - ``rank``: died
+    - ``rank``: died; stalled, value: ``cause``, ``sentence``, ``missing`` and ``waiting`` ranks, ``advice``; moving,
+      value: seconds since it was told that they had stalled
     - ``data``: batch; value: ``samples`` of a global batch, and the ``unit`` that throughput counts, "tokens" or
       "samples"; epochs, where a training that counts them begins, and epoch, at each end of one; value: ``epochs`` to
       train, ``steps_per_epoch``, ``done``, the last ``steps`` and ``end_of_epochs``

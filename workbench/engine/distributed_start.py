@@ -11,7 +11,6 @@ from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, needed
 from workbench.engine.frameworks.torch_common.optimizer_state import state_names
 from workbench.engine.state.checkpoint import load_tensors
-from workbench.engine.state.distributed import DistributedReader
 from workbench.engine.state.layout import RankState
 from workbench.errors import RunError, WorkbenchError
 
@@ -25,6 +24,8 @@ def begin_from(path: Path | None, strategy: Any, control: AgreedControl) -> None
     """
     if path is None:
         return
+    from workbench.engine.state.distributed import DistributedReader  # 3 s, which other trainings do not need
+
     tell = strategy.tell
     held: RankState = needed(strategy, Checkpointable, Capability.CHECKPOINTABLE).rank_state()
     reason, reader = "", None

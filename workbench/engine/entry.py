@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,9 @@ import torch.distributed as dist
 from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
+from workbench.core.live.rank_row import live_directory
 from workbench.core.recipe import recipe
-from workbench.core.records import EventKind
+from workbench.core.records import RESTARTING, EventKind
 from workbench.core.rules import criteria
 from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
@@ -63,7 +64,7 @@ from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.engine.watch.torch.update_watch import UpdateWatch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
-from workbench.errors import CollectiveReleasedError, WorkbenchError
+from workbench.errors import CollectiveReleasedError, ConfigError, WorkbenchError
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir import checkpoints, environment
 from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
@@ -74,28 +75,42 @@ class PeerFailed(RuntimeError):
     """Another rank could not set up its part, so this one does not start."""
 
 
-def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
+class Attempt(NamedTuple):
+    """``restart``: how often the run was restarted; ``offset``: bytes of its control file that were taken before."""
+
+    restart: int
+    offset: int
+
+
+def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: int = 0) -> str:
     """Train the run in this directory on this rank; returns its ``Outcome`` as text, which tells the session what the
     log may be unable to. ``reloaded``: modules of the user that were reloaded for this run. Failures become a ``state
-    failed`` event; nothing is raised but what interrupts (after it was logged) and what cannot be logged at all
-    (``RunDirectoryError``)."""
+    failed`` event, or a ``state restarting`` one where the run may be restarted; nothing is raised but what interrupts
+    (after it was logged) and what cannot be logged at all (``RunDirectoryError``).
+
+    ``restart``: how often the run was restarted; then it goes on from its newest checkpoint, in the log that it has,
+    and takes the commands after byte ``offset`` of its control file."""
     path = Path(run)
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     progress = Progress()
     device = rank_device().type
     told: dict[str, Any] = {}
+    state = ""
 
     def failed(error: BaseException) -> None:
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
+        nonlocal state
         if not told:
             told.update(_failure(error, path / CELL_FILE))
-            log.event(EventKind.STATE, "failed", told, step=progress.step)
+            log.goes_on = restart < spec.max_restarts and progress.step > 0 and not isinstance(error, ConfigError)
+            state = RESTARTING if log.goes_on else "failed"
+            log.event(EventKind.STATE, state, told, step=progress.step)
             log.flush()
 
-    log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank))
+    log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank), append=restart > 0)
     with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
-        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device})
+        log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device, "live": live_directory()})
         if reloaded:
             log.event(EventKind.WARNING, "reloaded_modules", ", ".join(reloaded))
         sampler = DeviceSampler(log, rank=rank, hz=spec.monitor.sample_hz, device=device, progress=progress)
@@ -109,12 +124,12 @@ def train(run: str, *, reloaded: Sequence[str] = ()) -> str:
                 lost = notebook_group.leave()
                 if lost:
                     log.event(EventKind.WARNING, "process_group", f"{lost}: a run has groups of its own")
-                state, reason = _train(path, spec, rank, log, progress, failed=failed, alerts=alerts)
+                attempt = Attempt(restart, offset)
+                state, reason = _train(path, spec, rank, log, progress, attempt=attempt, failed=failed, alerts=alerts)
             if alerts is not None:
                 alerts.close()
             log.event(EventKind.STATE, state, reason or None, step=progress.step)
         except BaseException as error:
-            state = "failed"
             failed(error)
             if not isinstance(error, Exception):
                 raise
@@ -134,6 +149,7 @@ def _train(
     log: RankLogWriter,
     progress: Progress,
     *,
+    attempt: Attempt,
     failed: Callable[[BaseException], None],
     alerts: AlertWatch | None,
 ) -> tuple[str, str]:
@@ -162,7 +178,7 @@ def _train(
             strategy.prepare(workload)
             separate_generators(strategy, workload.generators)
             _rehearse(spec, workload, strategy, exchange)
-            control = AgreedControl(path, exchange)
+            control = AgreedControl(path, exchange, offset=attempt.offset)
             begin_from(checkpoints.distributed(spec.resume), strategy, control)
             told = {"--notify": target_of(spec.monitor.notify), "on_alert": workload.on_alert}
             if alerts is not None and (spec.monitor.level != "off" or workload.alerts or any(told.values())):
@@ -188,7 +204,7 @@ def _train(
                     generators=workload.generators,
                 ),
                 run=path,
-                resume=_checkpoint(spec),
+                resume=_checkpoint(path, spec, log, attempt),
                 on_host=rank_device().type == "cpu",
             )
             return trainer.run(), trainer.reason
@@ -230,9 +246,14 @@ def _record_settings(path: Path, changed: dict[str, str], log: RankLogWriter) ->
         log.event(EventKind.WARNING, "environment", f"the cell's settings of torch were not recorded: {error}")
 
 
-def _checkpoint(spec: TrainSpec) -> Path | None:
-    """The checkpoint to go on from; ``ConfigError`` when it is not there (any more)."""
+def _checkpoint(path: Path, spec: TrainSpec, log: RankLogWriter, attempt: Attempt) -> Path | None:
+    """The checkpoint to go on from; ``ConfigError`` when it is not there (any more). That a restart has none,
+    and begins with the first step, is logged."""
+    if attempt.restart and checkpoints.steps(path):
+        return checkpoints.find(path)
     if not spec.resume or checkpoints.distributed(spec.resume) is not None:
+        if attempt.restart:
+            log.event(EventKind.CHECKPOINT, "restored", {"path": "", "rows": log.taken()}, step=0)
         return None
     run, step = checkpoints.split(spec.resume)
     return checkpoints.find(run, step)

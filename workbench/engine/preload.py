@@ -21,11 +21,13 @@ from workbench.errors import ClusterError, ConfigError
 COMMON = (
     "workbench.engine.process_group",
     "workbench.engine.collectives.release",
+    "workbench.engine.faults.planted",
     "workbench.engine.watch.torch.gradient_statistics",
     "torch._dynamo",  # the first optimizer that is made asks for it
     "torch.utils.data.distributed",
     "workbench.engine.entry",
     "workbench.telemetry.alerts.engine",
+    "pyarrow.compute",  # rank 0 reads the logs of all ranks
 )
 
 
@@ -76,11 +78,13 @@ def _begin_rank() -> None:
     import torch
 
     from workbench.core.live.collective_row import DIRECTORY
-    from workbench.engine.collectives import record
+    from workbench.core.live.rank_row import tellers
+    from workbench.engine.collectives import flight, record
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if os.environ.get(DIRECTORY):
         record.install(os.environ[DIRECTORY])
+        tellers[:] = [flight.recorded]
 
 
 def _render_a_traceback() -> None:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench.core.records import EventKind
+from workbench.core.records import RESTARTING, EventKind
 from workbench.errors import format_ranks
 from workbench.events.decode import is_rank, of_kind
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Outcome:
     """A rank's own word about its end, told to the session beside its log: the log may be what failed.
 
-    ``state``: finished, stopped or failed, after ``step`` steps. ``failure``: the value of its ``state failed`` event
-    (ename, evalue, traceback, peer); empty unless it failed. ``log_failure``: why its log ends early; empty when whole.
+    ``state``: finished, stopped, failed, or restarting (it failed, and the run may be restarted), after ``step`` steps.
+    ``failure``: the value of the event that says so (ename, evalue, traceback, peer); empty unless it failed.
+    ``log_failure``: why its log ends early; empty when whole.
     """
 
     state: str
@@ -43,7 +44,7 @@ class Outcome:
     def what_the_log_lacks(self) -> tuple[str, dict[str, Any] | None]:
         """State and value of the event that stands for this rank where its log could not say it."""
         if self.failure or not self.log_failure:
-            return self.state, self.failure or None
+            return "failed" if self.state == RESTARTING else self.state, self.failure or None
         told = (
             f"it {self.state} after step {self.step}, but its log could not be written to the end: {self.log_failure}"
         )
@@ -74,21 +75,24 @@ class FirstFailure(NamedTuple):
         return "\n".join(filter(None, [f"{self.who}: {self.message}", self.traceback.rstrip()]))
 
 
-def failure_of(events: Columns) -> FirstFailure | None:
-    """The first failure among events: pure; None when no rank failed or died.
+def failure_of(events: Columns, *, restarting: bool = False) -> FirstFailure | None:
+    """The first failure among events: pure; None when no rank failed or died. ``restarting``: of those after which the
+    run may be restarted, and only one that explains itself.
 
     A rank that died (with those that died of the same) explains what its peers then saw; otherwise it is the earliest
     failure that is not about a peer.
     """
     deaths = []
-    for event in of_kind(events, EventKind.RANK, "died"):
+    for event in of_kind(events, EventKind.RANK, "replaced" if restarting else "died"):
         rank = event.fields.get("rank")
         if is_rank(rank):
             deaths.append((rank, str(event.fields.get("reason", "the reason is not known")), event.step))
     if deaths:
         _, reason, step = deaths[0]
         return FirstFailure(sorted({rank for rank, why, _ in deaths if why == reason}), reason, step=step)
-    failures = list(of_kind(events, EventKind.STATE, "failed"))
+    failures = list(of_kind(events, EventKind.STATE, RESTARTING if restarting else "failed"))
+    if restarting:
+        failures = [event for event in failures if not event.fields.get("peer")]
     if not failures:
         return None
     first = min(failures, key=lambda event: (bool(event.fields.get("peer")), event.time))

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from workbench.core.controls import AUTOMATIC, find, settings
-from workbench.core.numbers import decimal_bytes, number
+from workbench.core.numbers import decimal_bytes, number, seconds
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError
 from workbench.events.alerts import BEGINS, Alert
@@ -24,6 +24,7 @@ _STATES = {
     "starting": "starting",
     "running": "training",
     "paused": "paused",
+    "restarting": "waiting for the restart of the run",
     "finished": "finished: all steps are done",
     "stopped": "stopped",
     "lost": "its session ended, and the ranks with it",
@@ -144,6 +145,28 @@ def _died(name: str, value: Any, old: Any) -> str:
     return f"rank {told.get('rank', '?')} died: {told.get('reason', 'the reason is not known')}"
 
 
+def _replaced(name: str, value: Any, old: Any) -> str:
+    return f"{_died(name, value, old)}; it is replaced"
+
+
+def _restart(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    return (
+        f"restart {told.get('number', '?')} of {told.get('of', '?')}: {told.get('reason', 'the reason is not known')}"
+    )
+
+
+def _stalled(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    advice = short(told.get("advice") or "")
+    sentence = f"stalled: {short(told.get('sentence', 'ranks do not go on'))}"
+    return f"{sentence}. {advice[:1].upper()}{advice[1:]}" if advice else sentence
+
+
+def _moving(name: str, value: Any, old: Any) -> str:
+    return f"the ranks go on{f', after {seconds(value)}' if isinstance(value, (int, float)) else ''}"
+
+
 def _nonfinite(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     what = f"{'the loss' if name == 'loss' else 'a gradient'} is not finite"
@@ -180,6 +203,11 @@ def _saved(name: str, value: Any, old: Any) -> str:
 def _checkpoint_name(value: Any) -> str:
     path = value.get("path") if isinstance(value, dict) else value
     return PurePath(path).name if isinstance(path, str) else short(path)
+
+
+def _restored(name: str, value: Any, old: Any) -> str:
+    from_nothing = isinstance(value, dict) and not value.get("path")
+    return "started again from step 0" if from_nothing else f"resumed from checkpoint {_checkpoint_name(value)}"
 
 
 def _saved_by_script(name: str, value: Any, old: Any) -> str:
@@ -286,12 +314,16 @@ _KINDS: dict[str, Callable[[str, Any, Any], str]] = {
 }
 _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "died"): _died,
+    (EventKind.RANK, "replaced"): _replaced,
+    (EventKind.RANK, "restart"): _restart,
+    (EventKind.RANK, "stalled"): _stalled,
+    (EventKind.RANK, "moving"): _moving,
     (EventKind.CHECKPOINT, "saved"): _saved,
     (EventKind.CHECKPOINT, "saved_by_script"): _saved_by_script,
     (EventKind.CHECKPOINT, "best"): _best,
     (EventKind.DATA, "epochs"): _epochs,
     (EventKind.DATA, "epoch"): _epochs,
-    (EventKind.CHECKPOINT, "restored"): lambda name, value, old: f"resumed from checkpoint {_checkpoint_name(value)}",
+    (EventKind.CHECKPOINT, "restored"): _restored,
     (EventKind.CHECKPOINT, "resumed_with"): _resumed_with,
     (EventKind.CHECKPOINT, "removed"): lambda name, value, old: (
         f"checkpoint {_checkpoint_name(value)} was removed: newer ones are kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.core.columns import Columns
+from workbench.core.controls import LIVE
 from workbench.core.mesh import Mesh
 from workbench.core.records import SESSION_RANK, TABLES
 from workbench.errors import RunDirectoryError, format_ranks
@@ -57,7 +58,7 @@ def describe_gaps(store: Store, mesh: Mesh, ranks_with_logs: list[int], metrics:
         notes.append(f"No step was logged by all {mesh.world_size} ranks, so the run has no metrics.")
     elif not metrics["step"].size:
         notes.append("No step was logged, so the run has no metrics.")
-    if status in ("starting", "running", "paused"):
+    if status in LIVE:
         notes.append("The run had not ended when this report was written.")
         return notes
     logs = {rank: [rank_directory(store.run, rank) / f"{table}.arrow" for table in TABLES] for rank in ranks_with_logs}

@@ -13,6 +13,7 @@ import numpy as np
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
+from workbench.core.controls import LIVE
 from workbench.core.mesh import Mesh
 from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
@@ -183,7 +184,7 @@ def read(path: str | Path) -> RunData:
     logged_events = merge_equal_events(events_per_rank)
     ranks = mesh.world_size - len(gaps.ranks_without_rows(store.table("events"), mesh))
     status = present_state(state_of(store.table("events"), ranks), path)
-    if status not in ("starting", "running", "paused"):
+    if status not in LIVE:
         store.absent = gaps.ranks_without_rows(store.table("steps"), mesh)
     metrics = global_metrics(store.table("steps"), mesh, len(store.absent))
     notes += gaps.describe_gaps(store, mesh, ranks_with_logs, metrics, status)

@@ -28,6 +28,7 @@ _STATUS_SENTENCES = {
     "starting": "It had not completed a step when this report was written.",
     "running": "It was still training when this report was written.",
     "paused": "It was paused when this report was written.",
+    "restarting": "It was being restarted when this report was written.",
     "finished": "It finished.",
     "stopped": "It was stopped before its last step.",
     "failed": "It failed.",

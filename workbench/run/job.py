@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,16 +12,25 @@ from workbench.cluster.cells import Submission
 from workbench.cluster.output import CellFailure
 from workbench.cluster.server.follow import RELOADED
 from workbench.cluster.session import Session
-from workbench.core.records import END_STATES
+from workbench.core import background
+from workbench.core.records import END_STATES, RESTARTING
+from workbench.diagnosis.diagnosis import Diagnosis
 from workbench.errors import RunDirectoryError
 from workbench.events.outcome import Outcome, failure
 from workbench.run import branching
 from workbench.run.run import Run
-from workbench.run.session_log import open_log
+from workbench.run.session_log import SessionLog, open_log
+from workbench.rundir import checkpoints
+from workbench.rundir.commands import offset_after
 from workbench.rundir.state import ended as ended_state
 
 #: the code that each rank executes. It reads its input from the run directory and returns an ``Outcome``
-_TRAIN = "from workbench.engine.entry import train as _train; _train({path!r}, reloaded={reloaded})"
+_TRAIN = (
+    "from workbench.engine.entry import train as _train; "
+    "_train({path!r}, reloaded={reloaded}, restart={restart}, offset={offset})"
+)
+#: states of a rank whose peers wait for it in vain
+FAILED = ("failed", RESTARTING)
 _Value = TypeVar("_Value")
 
 
@@ -27,12 +38,28 @@ class TrainingJob:
     """A run that trains on the ranks of a session in this process; implements ``workbench.cluster.job.Job``.
 
     When the run directory was deleted or cannot be read, the run counts as one that has logged nothing.
+
+    ``restart(job)`` starts ranks in the place of those that died, and ``job`` on all of them; where it is given, it is
+    called in a thread when ranks failed or died after the first step, ``spec.max_restarts`` times at most. ``before``:
+    the job that ended so.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(
+        self,
+        run: Run,
+        restart: Callable[[TrainingJob], None] | None = None,
+        *,
+        before: TrainingJob | None = None,
+        offset: int = 0,
+    ) -> None:
         self.run = run
         self._ranks = run.plan.ranks
-        self._log = open_log(run.path)
+        self._most_restarts = run.spec.max_restarts
+        self._restart = restart
+        self._restarts: int = 0 if before is None else before._restarts + 1
+        self._offset = offset
+        self._began = time.time()
+        self._log: SessionLog = open_log(run.path) if before is None else before._log
 
     @property
     def name(self) -> str:
@@ -60,20 +87,40 @@ class TrainingJob:
 
     def failed_ranks(self) -> frozenset[int]:
         """Return the ranks that have logged that they failed."""
-        return _unless_deleted(lambda: self.run.ranks_in_state(("failed",)), frozenset())
+        return frozenset(self._in_state(FAILED))
+
+    def _in_state(self, states: Sequence[str]) -> dict[int, float]:
+        """Rank -> when it logged one of ``states``, since this job began."""
+        nobody: dict[int, float] = {}
+        return _unless_deleted(lambda: self.run.ranks_in_state(states, self._began), nobody)
+
+    @property
+    def _may_restart(self) -> bool:
+        return self._restart is not None and self._restarts < self._most_restarts
 
     def rank_died(self, rank: int, reason: str) -> None:
         """Record that the process of a rank died. Ranks that the run does not use are ignored."""
         if rank < self._ranks:
-            self._log.rank_died(rank, reason, self.step_of(rank) or 0)
+            step = self.step_of(rank) or 0
+            (self._log.rank_left if self._may_restart and step else self._log.rank_died)(rank, reason, step)
+
+    def stalled(self, diagnosis: Diagnosis) -> None:
+        """Record that the ranks do not go on, and why."""
+        self._log.stalled(diagnosis.to_value(), self.run.last_step)
+
+    def moving(self, after_s: float) -> None:
+        """Record that they go on, after so many seconds."""
+        self._log.moving(after_s, self.run.last_step)
 
     def ranks_ended(self, ranks: Sequence[int], why: str) -> None:
         """Record that the session ends ranks that wait for a failed one."""
-        self._log.ranks_ended({rank: self.step_of(rank) or 0 for rank in ranks}, why)
+        steps = {rank: self.step_of(rank) or 0 for rank in ranks}
+        self._log.ranks_ended(steps, why, state=RESTARTING if self._may_restart else "failed")
 
     def start(self, session: Session) -> Submission:
         """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
-        code = _TRAIN.format(path=str(self.path), reloaded=RELOADED)
+        restart = {"restart": self._restarts, "offset": self._offset}
+        code = _TRAIN.format(path=str(self.path), reloaded=RELOADED, **restart)
         submission = session.submit(code, ranks=range(self._ranks), in_group=False)
         session.job = self
         session.on_rank_died(self.rank_died)
@@ -91,24 +138,71 @@ class TrainingJob:
         return submission
 
     def end(self, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> None:
-        """Record how the ranks ended, and start the branch that they stopped for, if there is one.
+        """Record how the ranks ended, and start the branch that they stopped for, if there is one; or the run again.
 
         ``outcomes``: the outcome that each rank returned (None: it returned none); ``dead``: rank -> why it died.
         """
-        for rank, reason in dead.items():
-            self.rank_died(rank, reason)
-        logged: frozenset[int] = _unless_deleted(lambda: self.run.ranks_in_state(END_STATES), frozenset())
+        reason = self._reason_to_restart(outcomes, dead) if self._may_restart and not self.is_deleted else ""
+        if reason:
+            self._restart_in_thread(reason, outcomes, dead)
+        else:
+            self._ended(outcomes, dead)
+
+    def _ended(self, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> None:
+        """Record how the run ended, and start its branch."""
+        for rank, why in dead.items():
+            if rank < self._ranks:
+                self._log.rank_died(rank, why, self.step_of(rank) or 0)
+        logged = self._in_state(END_STATES)
         branch = _unless_deleted(self.run.agreed_branch, None)
         self._log.end(outcomes, logged=logged)
         if branch is not None:
             branching.launch_in_thread(self.path, branch)
 
+    def _reason_to_restart(self, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> str:
+        """Why the ranks have to begin again; "" where they need not, or where a restart would not help: they finished,
+        somebody interrupted them, or one failed before its first step."""
+        lost = [rank for rank in dead if rank < self._ranks]
+        if any(not self.step_of(rank) for rank in lost) or any(
+            outcome is None or outcome.state != RESTARTING for rank, outcome in outcomes.items() if rank not in lost
+        ):
+            return ""
+        first = _unless_deleted(lambda: self.run.first_failure(restarting=True, since=self._began), None)
+        return "" if first is None else f"{first.who}: {first.message}"
+
+    def _restart_in_thread(self, reason: str, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> None:
+        """Start the run again on all ranks, and return at once. Where that fails, the run has failed as it did."""
+        assert self._restart is not None
+        number, most = self._restarts + 1, self._most_restarts
+        failed_at = min(self._in_state(FAILED).values(), default=self._began)
+        saved = checkpoints.steps(self.path)
+        where = f"step {checkpoints.step_of(checkpoints.find(self.path))}" if saved else "the beginning"
+        print(
+            f"run {self.name!r} goes on from {where} (restart {number} of {most}): {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._log.restarts(number, most, reason, self.step_of(0) or 0)
+        offset = offset_after(self.path, failed_at)
+        again = TrainingJob(self.run, self._restart, before=self, offset=offset)
+
+        def failed(error: BaseException) -> None:
+            """The run could not be restarted."""
+            why = background.described(error)
+            print(f"run {self.name!r} could not be restarted: {why}", file=sys.stderr, flush=True)
+            self._ended(outcomes, dead)
+
+        restart = self._restart
+        background.thread(lambda: restart(again), name=f"restart-{self.name}", failed=failed).start()
+
     def _outcome_of(self, submission: Submission, rank: int) -> Outcome | None:
         """Return the outcome of a rank; None when it died or returned nothing that can be read."""
         error = submission.error(rank)
         if isinstance(error, CellFailure):
-            told = failure(error.ename, error.evalue, error.traceback)
-            return Outcome(state="failed", step=self.step_of(rank) or 0, failure=told)
+            interrupted = error.ename == KeyboardInterrupt.__name__  # by who waits for another rank, or by a person
+            told = failure(error.ename, error.evalue, error.traceback, peer=interrupted)
+            state = RESTARTING if interrupted and self._may_restart else "failed"
+            return Outcome(state=state, step=self.step_of(rank) or 0, failure=told)
         return Outcome.from_result(submission.outputs[rank].result)
 
 

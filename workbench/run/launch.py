@@ -63,8 +63,16 @@ def train(
 
 def begin(run: Run, session: Session) -> None:
     """Let the ranks of ``session`` train ``run``, whose directory has been made."""
-    job = TrainingJob(run)
+    _start(TrainingJob(run, _restart), session)
+
+
+def _start(job: TrainingJob, session: Session) -> None:
     PeerWatch(session, job, job.start(session))
+
+
+def _restart(job: TrainingJob) -> None:
+    """Start a run again, on the ranks that are up and on new ones in the place of those that died."""
+    _start(job, session_for(job.run.spec))
 
 
 def resolved(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Request:

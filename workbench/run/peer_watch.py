@@ -1,4 +1,6 @@
-"""Ends the ranks of a run after one of them failed or died: the others may wait for it in a collective for minutes.
+"""Watches the ranks of a run: tells when they stall, and ends them after one of them failed or died.
+
+The others may wait for it in a collective for minutes.
 
 The collectives in which they wait are broken at once, and the ranks have a few seconds to end. Then they are
 interrupted, which ends Python code. Finally they are killed, which also ends library code such as a collective of
@@ -17,7 +19,8 @@ from workbench.cluster.session import Session
 from workbench.core import background
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
-from workbench.run.job import TrainingJob
+from workbench.run.job import FAILED, TrainingJob
+from workbench.run.stalls import StallWatch
 
 #: seconds that the ranks have to end by themselves after the first failure
 GRACE_S = 5.0
@@ -52,6 +55,7 @@ class PeerWatch:
         self._first_failure: float | None = None
         self._interrupted = False
         self._recorded = False
+        self._stalls = StallWatch(session, len(submission.ranks), stalled=job.stalled, moving=job.moving)
         warn = background.warner(f"the ranks of run {job.name!r} could not be watched or ended; retrying")
         self._rounds = background.Rounds(warn)
         self._releases = background.Rounds(background.warner("ranks that wait for one that failed were not released"))
@@ -67,6 +71,7 @@ class PeerWatch:
         """Interrupt or kill the ranks when it is time to. Returns whether the watch is over."""
         failed, deleted = self._failed_ranks(), self._job.is_deleted
         if not failed and not deleted:
+            self._stalls.look()
             return False
         if self._first_failure is None:
             self._first_failure = time.monotonic()
@@ -98,7 +103,7 @@ class PeerWatch:
         failed = set(submission.dead_ranks())
         for rank in submission.finished_ranks():
             outcome = Outcome.from_result(submission.outputs[rank].result)
-            if submission.error(rank) is not None or (outcome is not None and outcome.state == "failed"):
+            if submission.error(rank) is not None or (outcome is not None and outcome.state in FAILED):
                 failed.add(rank)
         if self._logs_grew():
             self._failed |= self._job.failed_ranks()

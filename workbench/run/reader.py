@@ -285,5 +285,9 @@ class RunReader:
             self.store.refresh()
             return gradient_rows(self.store)
 
-    def _events(self) -> Columns:
+    def event_rows(self) -> Columns:
+        """Return the events as they are logged, their values as JSON texts; ``events`` decodes them."""
         return self._table("events")
+
+    def _events(self) -> Columns:
+        return self.event_rows()

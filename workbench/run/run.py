@@ -32,6 +32,7 @@ from workbench.rundir.directory import CELL_FILE, run_directories, runs_with_spe
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
+    from workbench.diagnosis.diagnosis import Diagnosis
     from workbench.run.replay import Replay
     from workbench.verification.result import Verification
 
@@ -44,7 +45,7 @@ class Run(RunReader):
 
     @property
     def status(self) -> str:
-        """``starting``, ``running``, ``paused``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
+        """``starting``, ``running``, ``paused``, ``restarting``, ``finished``, ``stopped``, ``failed`` or ``lost``."""
         session_log = log_of(self.path)
         free = session_log is not None and session_log.ranks_are_free.is_set()  # read before the logs are read
         logged = state.state_of(self._events(), self.plan.ranks)
@@ -77,7 +78,7 @@ class Run(RunReader):
         """Raise ``RunError`` when the run failed or was lost."""
         status = self.status
         if status == "failed":
-            first = failure_of(self._events()) or FirstFailure([], "no rank logged a reason")
+            first = self.first_failure() or FirstFailure([], "no rank logged a reason")
             session_log = log_of(self.path)
             advice = f"; {session_log.advice}" if session_log is not None and session_log.advice else ""
             raise RunError(
@@ -122,6 +123,12 @@ class Run(RunReader):
         """End the processes of a detached run at once, without a checkpoint. Raises ``RunError`` for a run whose ranks
         belong to a kernel, or to another host."""
         resolve_name("workbench.run.detached:end")(self)
+
+    def why(self) -> Diagnosis:
+        """Tell what each rank does at this moment, who waits for whom, and what keeps the run from going on; of a run
+        that has ended, how it ended. Raises ``RunError`` for a run whose ranks are on another host."""
+        found: Diagnosis = resolve_name("workbench.run.why:why_run")(self)
+        return found
 
     def set(self, **settings: Any) -> None:
         """Change settings, and knobs that the training script declared: ``run.set(lr=1e-4, clip=1.0)``.
@@ -276,11 +283,19 @@ class Run(RunReader):
 
         return Verification.read(self.path)
 
-    def ranks_in_state(self, states: Sequence[str]) -> frozenset[int]:
-        """Return the ranks that have logged one of these states, such as ``failed``."""
+    def ranks_in_state(self, states: Sequence[str], since: float = 0.0) -> dict[int, float]:
+        """Return the ranks that have logged one of these states, such as ``failed``, after ``since`` (seconds since the
+        epoch), and when each did so last."""
         events = self._events()
-        found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states)
-        return frozenset(int(rank) for rank in events["rank"][found])
+        found = (events["kind"] == EventKind.STATE) & np.isin(events["name"], states) & (events["time"] >= since)
+        return dict(zip(events["rank"][found].tolist(), events["time"][found].tolist(), strict=True))
+
+    def first_failure(self, *, restarting: bool = False, since: float = 0.0) -> FirstFailure | None:
+        """The failure that explains the others, of those logged after ``since`` (seconds since the epoch); None without
+        one. ``restarting``: of those after which the run may be restarted."""
+        events = self._events()
+        later = events["time"] >= since
+        return failure_of({name: values[later] for name, values in events.items()}, restarting=restarting)
 
     def __repr__(self) -> str:
         of = f"/{self.spec.steps}" if self.spec.steps else ""

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from workbench.core.config import SPEC_FILE
-from workbench.core.records import SESSION_RANK, Event, EventKind
+from workbench.core.records import RESTARTING, SESSION_RANK, Event, EventKind
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome, failure
 from workbench.rundir.log import RankLogWriter
@@ -31,28 +32,51 @@ class SessionLog:
         self.advice = ""
         self._log = RankLogWriter(run, SESSION_RANK)
         self._dead: set[int] = set()
+        self._left: set[int] = set()
 
     def rank_died(self, rank: int, reason: str, step: int = 0) -> None:
         """Record that the process of a rank ended while the run needed it, after ``step`` steps."""
         if rank not in self._dead:
             self._dead.add(rank)
-            self._write([Event(time=time.time(), step=step, rank=SESSION_RANK, kind=EventKind.RANK, name="died",
-                               value=json.dumps({"rank": rank, "reason": reason}))])  # fmt: skip
+            self._write([_of_ranks("died", {"rank": rank, "reason": reason}, step)])
+
+    def rank_left(self, rank: int, reason: str, step: int) -> None:
+        """Record that the process of a rank ended, which another one may replace. Called again, it does nothing."""
+        if rank not in self._dead | self._left:
+            self._left.add(rank)
+            because = failure("RankDied", reason)
+            told = _of_ranks("replaced", {"rank": rank, "reason": reason}, step)
+            self._write([told, _state(rank, RESTARTING, because, step)])
+
+    def restarts(self, number: int, most: int, reason: str, step: int) -> None:
+        """Record that all ranks begin again, after ``step`` steps, for the ``number``-th time of ``most``."""
+        self._dead.clear()
+        self._left.clear()
+        self.advice = ""
+        self._write([_of_ranks("restart", {"number": number, "of": most, "reason": reason}, step)])
+
+    def stalled(self, why: Mapping[str, Any], step: int) -> None:
+        """Record that ranks do not go on. ``why``: ``Diagnosis.to_value()``; ``step``: the last that was finished."""
+        self._write([_of_ranks("stalled", dict(why), step)])
+
+    def moving(self, after_s: float, step: int) -> None:
+        """Record that ranks that had stalled go on, after so many seconds."""
+        self._write([_of_ranks("moving", round(after_s, 1), step)])
 
     def session_ended(self, reason: str) -> None:
         """Record that the session of the ranks ended while they trained, by a person or with the kernel."""
         self._write([_state(SESSION_RANK, LOST, {"reason": reason})])
 
-    def ranks_ended(self, ranks: Mapping[int, int], why: str) -> None:
+    def ranks_ended(self, ranks: Mapping[int, int], why: str, *, state: str = "failed") -> None:
         """Record that the session ends ranks that waited for a failed one. Such an end never counts as the cause.
-        ``ranks``: rank -> the steps that it has finished."""
+        ``ranks``: rank -> the steps that it has finished; ``state``: theirs now."""
         self._dead.update(ranks)
         self.advice = (
             f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up to "
             "start new ranks"
         )
         because = failure("PeerFailed", why, peer=True)
-        self._write([_state(rank, "failed", because, step) for rank, step in ranks.items()])
+        self._write([_state(rank, state, because, step) for rank, step in ranks.items()])
 
     def end(self, outcomes: Mapping[int, Outcome | None], *, logged: Collection[int]) -> None:
         """Record how ranks ended where their own logs lack it, and close the log.
@@ -99,6 +123,13 @@ def record_exit_code(run: Path, code: int) -> None:
 
 def _last_step(store: Store) -> int:
     return int(max(store.table("steps")["step"], default=0))
+
+
+def _of_ranks(name: str, value: object, step: int) -> Event:
+    """Return an event about what became of ranks."""
+    return Event(
+        time=time.time(), step=step, rank=SESSION_RANK, kind=EventKind.RANK, name=name, value=json.dumps(value)
+    )
 
 
 def _state(rank: int, name: str, value: object, step: int = 0) -> Event:

@@ -46,6 +46,7 @@ _SHORT = {
     "save_best": "",
     "stop_when": "",
     "final_checkpoint": False,
+    "max_restarts": 0,
     "resume": "",
     "level": "off",
     "watch": "",

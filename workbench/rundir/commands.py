@@ -35,11 +35,11 @@ class BadLine:
 
 
 class CommandReader:
-    """Reads the whole lines of a growing ``control.jsonl``. ``offset``: bytes that were read."""
+    """Reads the whole lines of a growing ``control.jsonl``. ``offset``: bytes that were read, or are left out."""
 
-    def __init__(self, run: str | Path) -> None:
+    def __init__(self, run: str | Path, offset: int = 0) -> None:
         self.path = Path(run) / CONTROL_FILE
-        self.offset = 0
+        self.offset = offset
         self._name = str(self.path)
         self._rest = b""
 
@@ -74,6 +74,19 @@ class CommandReader:
                 self.offset = end
                 return found
             time.sleep(0.005)
+
+
+def offset_after(run: str | Path, moment: float) -> int:
+    """The bytes of the commands that were written up to ``moment`` (seconds since the epoch)."""
+    path = Path(run) / CONTROL_FILE
+    offset = read = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        read += len(line)
+        found = _parsed(line.decode(errors="replace"))
+        if isinstance(found, Command) and found.time > moment:
+            break
+        offset = read
+    return offset
 
 
 def _parsed(line: str) -> Command | BadLine:

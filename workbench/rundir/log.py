@@ -42,6 +42,8 @@ HEARTBEAT_S = 10.0
 MOST_FLUSH_S = 2.0
 #: a batch takes at most so many rows, so that a writer that fell behind still writes in bounded memory
 _BATCH_ROWS = 65_536
+#: how a stream ends (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format)
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def schema(table: str) -> pa.Schema:
@@ -78,6 +80,20 @@ def _array(values: tuple[Any, ...], kind: str) -> pa.Array:
             return pa.Array.from_buffers(flat_type, count, [None, pa.py_buffer(numbers)])
 
 
+def _written(path: Path, expected: pa.Schema) -> tuple[int, int]:
+    """How many bytes of a stream without an end are whole, and how many rows they hold; (0, 0) where there is none."""
+    whole = rows = 0
+    with contextlib.suppress(FileNotFoundError, EOFError, pa.ArrowInvalid), pa.OSFile(str(path)) as file:
+        if not pa.ipc.read_schema(pa.ipc.read_message(file)).equals(expected):
+            raise RunDirectoryError(f"{path} was written by another version of dist-workbench: nothing can be added")
+        whole = file.tell()
+        while True:
+            message = pa.ipc.read_message(file)  # raises at a part of a message
+            rows += pa.ipc.read_record_batch(message, expected).num_rows
+            whole = file.tell()
+    return whole, rows
+
+
 def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
     offsets = np.zeros(len(parts) + 1, dtype=np.int32)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
@@ -87,18 +103,14 @@ def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
 class _TableFile:
     """One table's stream. A batch reaches the file in one piece, or is taken back: what is there is always whole."""
 
-    def __init__(self, path: Path, table: str) -> None:
+    def __init__(self, path: Path, table: str, *, append: bool = False) -> None:
         self._schema = schema(table)
         self._kinds = list(columns_of(table).values())
         self._row = attrgetter(*self._schema.names)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._whole = 0
-        self._pending: list[bytes] = []
-        self._stream = self._begun()
-
-    def _begun(self) -> pa.ipc.RecordBatchStreamWriter:
-        """A stream whose first bytes, the schema, are pending."""
-        return pa.ipc.new_stream(pa.PythonFile(_Pieces(self._pending), mode="w"), self._schema)
+        self._whole, self.rows = _written(path, self._schema) if append else (0, 0)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (0 if append else os.O_TRUNC), 0o600)
+        if append:
+            self._cut()
 
     def append(self, rows: list[Record]) -> list[str]:
         """Write ``rows`` as batches; returns, for each row that was left out, what its columns do not take of it.
@@ -114,8 +126,8 @@ class _TableFile:
                 chunk = [row for row, why in found if not why]
                 batch = self._batch(chunk) if chunk else None
             if batch is not None:
-                self._stream.write_batch(batch)
-                self._write()
+                message = batch.serialize().to_pybytes()
+                self._write(message if self._whole else self._schema.serialize().to_pybytes() + message)
         return refused
 
     def _batch(self, rows: Sequence[Record]) -> pa.RecordBatch:
@@ -130,50 +142,30 @@ class _TableFile:
             return background.described(error)
         return ""
 
-    def close(self) -> None:
-        """End the stream with Arrow's mark. ``OSError`` when it does not fit; readers do not need it. A stream of which
-        nothing was written gets none: without a schema before it, it would be no stream."""
+    def close(self, *, ends: bool) -> None:
+        """End the stream with Arrow's mark, if it ``ends``. ``OSError`` when it does not fit; readers do not need it. A
+        stream of which nothing was written gets none: without a schema before it, it would be no stream."""
         try:
-            self._stream.close()
-            if self._whole:
-                self._write()
+            if self._whole and ends:
+                self._write(_END_OF_STREAM)
         finally:
             os.close(self._descriptor)
 
-    def _write(self) -> None:
-        data = memoryview(b"".join(self._pending))
-        self._pending.clear()
+    def _write(self, message: bytes) -> None:
+        data = memoryview(message)
         try:
             while data:  # a disk that fills up takes a part first, and says so at the next write only
                 data = data[os.write(self._descriptor, data) :]
         except OSError:
             with contextlib.suppress(OSError):  # not a file that can be cut
-                os.ftruncate(self._descriptor, self._whole)
-                os.lseek(self._descriptor, self._whole, os.SEEK_SET)
-            if not self._whole:
-                self._stream = self._begun()
+                self._cut()
             raise
         self._whole = os.lseek(self._descriptor, 0, os.SEEK_CUR)
 
-
-class _Pieces:
-    """What Arrow writes, kept as bytes."""
-
-    closed = False
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
-
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
-        return len(data)
-
-    def tell(self) -> int:
-        return 0
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
+    def _cut(self) -> None:
+        """Take back what is no whole batch."""
+        os.ftruncate(self._descriptor, self._whole)
+        os.lseek(self._descriptor, self._whole, os.SEEK_SET)
 
 
 class RankLogWriter:
@@ -182,6 +174,8 @@ class RankLogWriter:
     Raises ``RunDirectoryError`` when the directory cannot be made. Once writing fails (a full disk), logging stops:
     ``failure`` holds the reason, later records are counted as dropped, and ``on_failure(error)`` is called once, in the
     thread that wrote. It is the surviving channel, so it must not write where the log does. Training goes on.
+    ``append``: the rank goes on in the log that it has. ``goes_on``, set before it is closed: its streams get no end,
+    as another writer will go on.
     ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
     ``MOST_FLUSH_S`` at the least, where it would otherwise use more than this share of a processor.
     """
@@ -195,8 +189,10 @@ class RankLogWriter:
         capacity: int = 20_000,
         on_failure: Callable[[OSError], None] | None = None,
         share: float = 1.0,
+        append: bool = False,
     ) -> None:
         self.rank = rank
+        self.goes_on = False
         self._on_failure = on_failure
         self.directory = rank_directory(run, rank)
         self.dropped = 0
@@ -217,6 +213,12 @@ class RankLogWriter:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(f"cannot make {self.directory}: {error.strerror}") from error
+        for table in TABLES if append else ():
+            path = self._path(table)
+            if path.exists():
+                self._files[table] = file = _TableFile(path, table, append=True)
+                if table in self._taken:
+                    self._taken[table] = file.rows
         self._refusing: set[str] = set()  # tables of which the log says that records were left out
         self._thread = background.thread(self._loop, name=f"rank-log-{rank}", failed=self._end_by)
         self._thread.start()
@@ -306,7 +308,7 @@ class RankLogWriter:
         self.flush()
         for file in self._files.values():
             try:
-                file.close()
+                file.close(ends=not self.goes_on)
             except OSError as error:
                 self.failure = self.failure or error
         self._files.clear()
@@ -339,10 +341,13 @@ class RankLogWriter:
         for table, rows in by_table.items():
             file = self._files.get(table)
             if file is None:
-                file = self._files[table] = _TableFile(self.directory / f"{table}.arrow", table)
+                file = self._files[table] = _TableFile(self._path(table), table)
             refused = file.append(rows)
             if refused:
                 self._tell_refused(table, refused)
+
+    def _path(self, table: str) -> Path:
+        return self.directory / f"{table}.arrow"
 
     def _tell_refused(self, table: str, refused: list[str]) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, read_spec_options
-from workbench.core.records import END_STATES, EventKind
+from workbench.core.records import END_STATES, RESTARTING, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, SchemaError, suggest
 from workbench.rundir.directory import home, is_run, run_directories, run_name, runs_with_spec
 from workbench.rundir.log import HEARTBEAT_FILE
@@ -32,8 +32,8 @@ LEASE_S = 120.0
 def state_of(events: Columns, ranks: int) -> str:
     """The state that the logs of a run of ``ranks`` ranks tell, from the table ``events``.
 
-    ``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``; ``lost`` when the session that owned
-    the ranks ended them.
+    ``starting``, ``running``, ``paused``, ``restarting``, ``finished``, ``stopped`` or ``failed``; ``lost`` when the
+    session that owned the ranks ended them.
     """
     died = (events["kind"] == EventKind.RANK) & (events["name"] == "died")
     is_state = events["kind"] == EventKind.STATE
@@ -41,18 +41,18 @@ def state_of(events: Columns, ranks: int) -> str:
     for rank, name in zip(events["rank"][is_state], events["name"][is_state], strict=True):
         latest[int(rank)] = name
     names = set(latest.values())
-    if LOST in names:
-        return LOST
-    if "failed" in names:
-        return "failed"
-    over = [rank for rank, name in latest.items() if name in ENDED]
-    if len(over) == ranks:
-        return "stopped" if "stopped" in names else "finished"
-    if died.any():
-        return "failed"
-    if names == {"paused"}:
-        return "paused"
-    return "running" if names - {"starting"} else "starting"
+    over = [name for name in latest.values() if name in ENDED]
+    in_order = (
+        (LOST, LOST in names),
+        ("failed", "failed" in names),
+        ("stopped", len(over) == ranks and "stopped" in names),
+        ("finished", len(over) == ranks),
+        ("failed", bool(died.any())),
+        (RESTARTING, RESTARTING in names),
+        ("paused", names == {"paused"}),
+        ("running", bool(names - {"starting"})),
+    )
+    return next((state for state, holds in in_order if holds), "starting")
 
 
 def ended(state: str) -> bool:

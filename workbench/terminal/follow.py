@@ -12,20 +12,26 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from workbench.core import background
+from workbench.core.records import EventKind
 from workbench.errors import WorkbenchError
+from workbench.events.decode import of_kind
+from workbench.events.words import words
 from workbench.run.api import Run
 from workbench.rundir.state import ENDED, state_of
 from workbench.telemetry import progress
+from workbench.telemetry.row_views import since
 from workbench.telemetry.store import Store
 
 
 @dataclass
 class _FollowedRun:
-    """A run whose progress is shown. ``lines_due``: how many multiples of the steps per line it had last reached."""
+    """A run whose progress is shown. ``lines_due``: how many multiples of the steps per line it had last reached;
+    ``events``: how many of its events were looked at."""
 
     store: Store
     bar: TaskID | None = None
     lines_due: int = -1
+    events: int = 0
     is_over: bool = False
 
 
@@ -110,6 +116,11 @@ def _show_progress(
     except WorkbenchError:
         return  # the spec is still being written
     label = make_label(run.store.run, spec.name)
+    events, run.events = since(run.store, "events", run.events)
+    for event in of_kind(events, EventKind.RANK):
+        if event.name in ("stalled", "moving"):
+            text = f"{label}: {words(event.kind, event.name, event.value)}"
+            bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
     state = state_of(run.store.table("events"), spec.plan.ranks)
     run.is_over = all_done or state in ENDED
     if bars.disable:

@@ -3,6 +3,7 @@
 import pytest
 
 from workbench.cluster.base.processes import describe_exit
+from workbench.cluster.hosts import oom
 
 
 @pytest.mark.parametrize(
@@ -11,7 +12,7 @@ from workbench.cluster.base.processes import describe_exit
         (0, 0, "its process ended with exit code 0"),
         (3, 0, "its process ended with exit code 3"),
         (-9, 0, "killed by signal 9 (SIGKILL)"),
-        (-9, 1, "out of memory"),
+        (-9, 1, "out of memory (out-of-memory killer): use a smaller batch"),
         (-11, 0, "killed by signal 11 (SIGSEGV): invalid memory access in native code"),
         (-7, 0, "/dev/shm"),
         (-200, 0, "killed by signal 200 (unknown)"),
@@ -19,3 +20,30 @@ from workbench.cluster.base.processes import describe_exit
 )
 def test_description_of_an_exit_code(status, oom_kills, expected):
     assert expected in describe_exit(status, oom_kills=oom_kills)
+
+
+def test_a_kill_for_want_of_memory_is_told_with_what_the_kernel_logged():
+    told = describe_exit(-9, kernel_log="the limit of its cgroup was used up")
+    assert "SIGKILL): out of memory (out-of-memory killer) (the limit of its cgroup was used up): use a smaller" in told
+
+
+def test_a_fatal_signal_is_told_with_its_place():
+    told = describe_exit(-11, place="line 3 of the cell in read")
+    assert told == "killed by signal 11 (SIGSEGV): invalid memory access in native code; at line 3 of the cell in read"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("Memory cgroup out of memory: Killed process 41 (python) total-vm:9kB, anon-rss:2000kB, file-rss:1kB",
+         "the limit of its cgroup, of which it held 2.05 MB, was used up"),
+        ("Out of memory: Killed process 41 (python) total-vm:9kB, anon-rss:3000000kB",
+         "the memory of the host, of which it held 3.07 GB, was used up"),
+        ("Out of memory: Killed process 412 (python) total-vm:9kB", ""),
+    ],
+)  # fmt: skip
+def test_the_kernels_log(record, words, tmp_path, monkeypatch):
+    log = tmp_path / "kmsg"
+    log.write_text(f"6,339,1303618,-;EXT4-fs (vda): mounted\n3,340,1303619,-;{record}\n")
+    monkeypatch.setattr(oom, "_KERNEL_LOG", log)
+    assert oom.kill_in_kernel_log(41) == words

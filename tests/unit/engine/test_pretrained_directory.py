@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Model
 
 from tests.training import directories
 from workbench.engine.pretrained.load import MappedWeights, load_pretrained
@@ -85,6 +84,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_weights_and_outputs_are_those_of_from_pretrained(
     make: Any, dtype: torch.dtype, split: bool, tmp_path: Path
 ) -> None:
+    from transformers import AutoModelForCausalLM
+
     path = make(tmp_path / "model", dtype=dtype, shards=True)
     expected = AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float32)
     model = load_pretrained(path, split=split)
@@ -104,6 +105,8 @@ def test_weights_and_outputs_are_those_of_from_pretrained(
 
 
 def test_the_body_alone_is_found_in_a_model_with_a_head(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Model
+
     whole = AutoModelForCausalLM.from_pretrained(directories.gpt2(tmp_path / "whole"))
     path = tmp_path / "body"
     whole.transformer.save_pretrained(path)

@@ -3,18 +3,18 @@ once."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.core.mesh import Mesh
-from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
-from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, _runs
 from workbench.engine.state.layout import Place
 
 
-def local_of(whole: torch.Tensor, mesh: Mesh, rank: int, cut: Cut | None, replicate: int) -> torch.Tensor:
+def local_of(whole: torch.Tensor, mesh: Mesh, rank: int, cut: Any, replicate: int) -> torch.Tensor:
     """What torch leaves a rank: the part of tensor parallelism, of which FSDP2 chunks the rows."""
     here = mesh.coordinates(rank)
     if cut is not None:
@@ -34,6 +34,9 @@ def local_of(whole: torch.Tensor, mesh: Mesh, rank: int, cut: Cut | None, replic
     style=st.sampled_from(("whole", "rows", "columns", "fused")),
 )
 def test_the_parts_of_all_ranks_are_the_parameter(*, dp: int, tp: int, rows: int, replicate: int, style: str) -> None:
+    from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
+    from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, _runs
+
     replicate = replicate if dp % replicate == 0 else 1
     mesh = Mesh(dp=dp, tp=tp)
     whole = torch.arange(rows * 2 * 12.0).view(rows * 2, 12)
@@ -61,6 +64,8 @@ def test_the_parts_of_all_ranks_are_the_parameter(*, dp: int, tp: int, rows: int
 
 @pytest.mark.parametrize(("groups", "expected"), [(1, [[0, 1, 2, 3]] * 2), (2, [[0, 1], [2, 3]])])
 def test_groups_that_hold_the_same_tell_a_share_each(groups: int, expected: list[list[int]]) -> None:
+    from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
+
     mesh = Mesh(dp=2)
     for rank in (0, 1):
         places = ShardPlaces({}, mesh, mesh.coordinates(rank), replicate=groups)

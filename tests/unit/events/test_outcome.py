@@ -142,6 +142,69 @@ def test_a_rank_that_logged_its_end_is_not_told_of_again(run: Run, job: Training
     assert run.wait(timeout=1).events()["name"].tolist() == ["finished", "finished"]
 
 
+@pytest.fixture
+def restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainingJob, queue.Queue]:
+    """A job of a run that trained two steps and may be restarted once, and what it is restarted with."""
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    run = Run(run_directory.create(TrainSpec(name="again", plan=ParallelPlan(ranks=2), steps=9, max_restarts=1)))
+    for rank in (0, 1):
+        with RankLogWriter(run.path, rank) as log:
+            about = {"loss": 1.0, "lr": 0.1, "grad_sq": 1.0, "tokens": 1, "step_time_ms": 1.0, "data_wait_ms": 0.0}
+            log.append(StepRecord(time=1.0, step=2, rank=rank, **about))
+    begun: queue.Queue = queue.Queue()
+    return TrainingJob(run, begun.put), begun
+
+
+WAITED = Outcome(state="restarting", step=2, failure=failure("DistError", "closed", peer=True))
+
+
+def test_ranks_that_died_are_replaced_as_often_as_was_asked(restarted: tuple, capsys: pytest.CaptureFixture) -> None:
+    job, begun = restarted
+    job.rank_died(1, "out of memory")
+    assert job.run.status == "restarting" and not job.run.ended()
+    job.end({0: WAITED, 1: None}, {1: "out of memory"})
+    again = begun.get(timeout=30)
+    assert job.run.status == "restarting" and "restart 1 of 1): rank 1: out of memory" in capsys.readouterr().err
+    assert not again.failed_ranks(), "those of before are forgotten"
+    again.rank_died(1, "out of memory")
+    again.end({0: Outcome(state="failed", step=2, failure=WAITED.failure), 1: None}, {1: "out of memory"})
+    assert begun.empty() and job.run.ended()
+    with pytest.raises(RunError, match="failed at step 2 on rank 1: out of memory"):
+        job.run.wait(timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("other", "dead"),
+    [
+        (Outcome(state="failed", step=0, failure=failure("ConfigError", "no such layer")), {}),
+        (Outcome(state="finished", step=9), {}),
+        (WAITED, {}),
+        (None, {}),
+    ],
+    ids=["refused", "finished", "interrupted", "said nothing"],
+)
+def test_what_a_restart_would_not_mend_fails(other: Outcome | None, dead: dict, restarted: tuple) -> None:
+    job, begun = restarted
+    with RankLogWriter(job.path, 0, append=True) as log:
+        log.event("state", "restarting", WAITED.failure)
+    job.end({0: WAITED, 1: other}, dead)
+    assert begun.empty() and job.run.status == "failed" and job.run.ended()
+
+
+def test_a_restart_that_cannot_be_made_leaves_the_failure(restarted: tuple, capsys: pytest.CaptureFixture) -> None:
+    job, _ = restarted
+
+    def no_place(_job: TrainingJob) -> None:
+        raise RunError("no ranks")
+
+    job._restart = no_place
+    job.rank_died(1, "out of memory")
+    job.end({0: WAITED, 1: None}, {1: "out of memory"})
+    with pytest.raises(RunError, match="on rank 1: out of memory"):
+        job.run.wait(timeout=30)
+    assert "run 'again' could not be restarted: RunError: no ranks" in capsys.readouterr().err
+
+
 def test_ranks_that_were_ended_do_not_explain_the_failure(run: Run, job: TrainingJob) -> None:
     with RankLogWriter(run.path, 1) as log:
         log.event("state", "failed", failure("KeyError", "'x'"))

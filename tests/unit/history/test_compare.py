@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tomli_w
-from scipy import stats
 
 import workbench
 from tests.fake_run import make_fake_run
@@ -111,6 +110,8 @@ def test_ends_are_matched_on_the_axis_of_the_comparison(home: Path) -> None:
 
 
 def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
+    from scipy import stats
+
     random = np.random.default_rng(0)
     same = [run_with(home, f"a{i}", [1 + 0.01 * random.normal()] * 10, seed=i, lr=0.1) for i in range(4)]
     other = [run_with(home, f"b{i}", [1 + 0.01 * random.normal()] * 10, seed=i, lr=0.2) for i in range(4)]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, stats
 
 from workbench.history import statistics
 
@@ -20,6 +19,8 @@ values = st.lists(st.integers(-8000, 8000).map(lambda v: v / 8), min_size=2, max
 @settings(deadline=None)
 @given(values, values)
 def test_welch(a: list[float], b: list[float]) -> None:
+    from scipy import stats
+
     found = statistics.welch(a, b)
     if np.ptp(a) == np.ptp(b) == 0:
         assert found.p == float(a[0] == b[0]) and found.low == found.high == found.difference
@@ -41,6 +42,8 @@ def test_welch_needs_repeats() -> None:
 @settings(deadline=None, max_examples=40)
 @given(values.filter(lambda v: len(v) < 6), values.filter(lambda v: len(v) < 6))
 def test_permutation(a: list[float], b: list[float]) -> None:
+    from scipy import stats
+
     theirs = stats.permutation_test(
         (a, b), lambda x, y, axis: np.abs(x.mean(axis=axis) - y.mean(axis=axis)), vectorized=True, alternative="greater"
     )
@@ -76,6 +79,8 @@ def test_amdahl_gives_back_the_law(serial: float, one: float) -> None:
 
 
 def test_amdahl_error_is_that_of_a_non_linear_fit() -> None:
+    from scipy import optimize
+
     ranks = np.array([1, 1, 2, 2, 4, 8, 8], dtype=float)
     times = 3.0 * (0.1 + 0.9 / ranks) * (1 + 0.05 * np.random.default_rng(0).normal(size=ranks.size))
     best, covariance = optimize.curve_fit(lambda n, one, s: one * (s + (1 - s) / n), ranks, times, p0=(3, 0.1))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from workbench.core.config import TrainSpec
 from workbench.core.recipe import check_plan, recipe, recipes
@@ -21,6 +20,8 @@ EVERY_SIZE = [(name, size) for name, found in recipes().items() for size in foun
 
 @pytest.mark.parametrize(("name", "size"), EVERY_SIZE)
 def test_the_declared_shape_is_the_model_s(name: str, size: str) -> None:
+    import transformers
+
     module = importlib.import_module(f"workbench.recipes.{name.replace('-', '_')}")
     config = module.make_config(size)
     shape = recipe(name).shape(size)
@@ -43,6 +44,8 @@ def test_the_declared_shape_is_the_model_s(name: str, size: str) -> None:
 
 
 def test_sizes_are_what_their_names_say() -> None:
+    import transformers
+
     counts = {}
     for size in recipe("stdlib-llama").sizes:
         with torch.device("meta"):

@@ -9,16 +9,12 @@ from typing import Any
 
 import nbformat
 import pytest
-from bokeh.embed.notebook import notebook_content
-from bokeh.plotting import figure
 from bs4 import BeautifulSoup
-from nbconvert.exporters import get_exporter
 from traitlets.config import Config
 
 from tests.fake_run import make_fake_run
 from workbench.errors import ReportError
 from workbench.report.notebook import clean
-from workbench.report.notebook.exporter import current_notebook, render_notebook
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 V4 = nbformat.v4
@@ -39,6 +35,8 @@ def shown(data: dict[str, Any], **metadata: Any) -> Any:
 
 
 def page_of(notebook: Path, **options: Any) -> BeautifulSoup:
+    from workbench.report.notebook.exporter import render_notebook
+
     return BeautifulSoup(render_notebook(notebook, **options).read_text(), "html.parser")
 
 
@@ -190,6 +188,8 @@ def test_attachments_of_html_tags_are_embedded(tmp_path: Path) -> None:
 
 
 def test_control_characters_that_html_forbids_are_replaced(tmp_path: Path) -> None:
+    from workbench.report.notebook.exporter import render_notebook
+
     forbidden = "".join(map(chr, [0, 1, 8, 0x0B, 0x0E, 0x1F, 0x7F, 0x85, 0x9F, 0xFDD0, 0xFFFE]))
     stream = V4.new_output("stream", name="stdout", text=f"a\0b\tc\n{forbidden}d\N{GREEK SMALL LETTER ALPHA}")
     html = render_notebook(
@@ -229,6 +229,9 @@ def test_markdown_is_sanitised_as_jupyterlab_does(tmp_path: Path) -> None:
 
 
 def test_a_light_notebook_report_has_no_scripts(tmp_path: Path, few_figures: None) -> None:
+    from bokeh.embed.notebook import notebook_content
+    from bokeh.plotting import figure
+
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=20)
     shown_run = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     drawn = figure(width=300, height=200, title="own figure")
@@ -254,6 +257,8 @@ def test_a_light_notebook_report_has_no_scripts(tmp_path: Path, few_figures: Non
 
 
 def test_an_unreadable_notebook_raises(tmp_path: Path) -> None:
+    from workbench.report.notebook.exporter import render_notebook
+
     (tmp_path / "a.ipynb").write_text("{")
     for name in ("a.ipynb", "none.ipynb"):
         with pytest.raises(ReportError, match="cannot read the notebook"):
@@ -261,6 +266,8 @@ def test_an_unreadable_notebook_raises(tmp_path: Path) -> None:
 
 
 def test_the_notebook_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.report.notebook.exporter import current_notebook
+
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     with pytest.raises(ReportError, match="--notebook FILE"):
         current_notebook()
@@ -270,6 +277,8 @@ def test_the_notebook_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nbconvert_finds_the_exporter(tmp_path: Path) -> None:
+    from nbconvert.exporters import get_exporter
+
     notebook = written(tmp_path, V4.new_markdown_cell("# From nbconvert"), code("secret = 1", tags=["gone"]))
     options = {"enabled": True, "remove_cell_tags": {"gone"}}
     exporter = get_exporter("dist_report")(config=Config({"TagRemovePreprocessor": options}))

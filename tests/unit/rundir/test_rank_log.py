@@ -45,6 +45,46 @@ def step(number: int, rank: int = 0) -> StepRecord:
                       step_time_ms=50.0, data_wait_ms=1.0)  # fmt: skip
 
 
+def test_a_writer_goes_on_in_a_log_that_was_cut_off(tmp_path: Path) -> None:
+    with RankLogWriter(tmp_path, 0) as log:
+        for number in (1, 2):
+            log.append(step(number))
+        log.event("state", "restarting")
+        log.goes_on = True
+    file = rank_directory(tmp_path, 0) / "steps.arrow"
+    whole = file.read_bytes()
+    store = Store(tmp_path)
+    store.refresh()
+    file.write_bytes(whole + whole[-40:-8])  # the rank was killed while it wrote
+    with RankLogWriter(tmp_path, 0, append=True) as log:
+        assert log.taken() == {"steps": 2}
+        log.event("checkpoint", "restored", {"rows": log.taken()}, step=1)
+        log.append(step(2))
+        log.append(step(3))
+        log.append(LayerNorms(step=2, rank=0, scope="local", layout=2, norms=[0.5]))
+    assert file.read_bytes().startswith(whole)
+    with pa.ipc.open_stream(file) as reader:
+        assert reader.read_all()["step"].to_pylist() == [1, 2, 2, 3]
+    store.refresh()
+    both = [store, Store(tmp_path)]
+    both[1].refresh()
+    for one in both:
+        assert one.table("steps")["step"].tolist() == [1, 2, 3]
+        assert one.table("events")["name"].tolist() == ["restarting", "restored"]
+        assert one.table("layer_norms")["step"].tolist() == [2]
+
+
+def test_a_log_of_another_version_is_not_cut(tmp_path: Path) -> None:
+    rank_directory(tmp_path, 0).mkdir()
+    file = rank_directory(tmp_path, 0) / "steps.arrow"
+    with pa.ipc.new_stream(file, pa.schema([("step", pa.int64())])) as other:
+        other.write_table(pa.table({"step": [1, 2]}))
+    before = file.read_bytes()
+    with pytest.raises(RunDirectoryError, match="another version"):
+        RankLogWriter(tmp_path, 0, append=True)
+    assert file.read_bytes() == before
+
+
 def test_every_record_type_comes_back(tmp_path: Path) -> None:
     records = [
         step(1),

@@ -40,6 +40,17 @@ def last_seen(run: Path, seconds_ago: float) -> None:
         os.utime(file, (then, then))
 
 
+def test_commands_after_a_moment_are_found_by_their_bytes(run: Path) -> None:
+    from workbench.core.records import Command
+    from workbench.rundir.commands import CommandReader, offset_after
+
+    lines = [Command(time=float(n), name="pause", value=None, who="ann", id=n).to_line() for n in (1, 2, 3)]
+    (run / "control.jsonl").write_text(lines[0] + "no command\n" + lines[1] + lines[2])
+    left = CommandReader(run, offset_after(run, 2.0)).read()
+    assert [getattr(each, "id", None) for each in left] == [3]
+    assert CommandReader(run, offset_after(run, 9.0)).read() == [] and offset_after(run, 0.5) == 0
+
+
 def test_a_run_of_another_host_lives_until_its_lease_has_lapsed(run: Path) -> None:
     (run / HEARTBEAT_FILE).touch()
     assert state.owner_is_alive(run)

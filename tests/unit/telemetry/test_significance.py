@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from workbench.telemetry.significance import p_above, trimmed_mean
 
@@ -14,12 +13,16 @@ DRAWS, STEPS = 2000, 50
 
 
 def test_without_trimming_it_is_students_test() -> None:
+    from scipy import stats
+
     values = np.array([3.0, 5.0, 4.0, 7.0])
     assert p_above(values, 2.0) == pytest.approx(stats.ttest_1samp(values, 2.0, alternative="greater").pvalue)
 
 
 def test_five_values_by_hand() -> None:
     """Of 1, 2, 3, 4, 100 the ends are trimmed: mean 3; winsorised 2, 2, 3, 4, 4 with variance 1."""
+    from scipy import stats
+
     values = np.array([100.0, 1.0, 3.0, 4.0, 2.0])
     assert trimmed_mean(values) == 3
     error = np.sqrt(1.0 * 4 / (3 * 2))

@@ -328,6 +328,12 @@ def test_rank_table_keeps_the_newest_and_the_worst() -> None:
     for rank, state in ((0, "running"), (1, "running"), (1, "died"), (1, "finished")):
         table.take_state(rank, state, 3)
     assert (table.state_of(0), table.state_of(1), table.logged_state) == ("running", "died", "failed")
+    table = RankTable(2)
+    for rank, state in ((0, "running"), (1, "restarting")):
+        table.take_state(rank, state, 3)
+    assert table.logged_state == "restarting"
+    table.take_state(1, "starting", 3)
+    assert table.logged_state == "running"
 
 
 def test_a_rank_whose_gpu_is_slowed_says_by_what(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from workbench.cli.commands import (
     train,
     verify,
     watch,
+    why,
 )
 
 COMMANDS = (
@@ -30,6 +31,7 @@ COMMANDS = (
     attach,
     verify,
     watch,
+    why,
     control,
     sweep,
     report,

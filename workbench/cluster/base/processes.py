@@ -144,10 +144,11 @@ def exit_code(wait_status: int) -> int:
     return os.waitstatus_to_exitcode(wait_status)
 
 
-def describe_exit(status: int, *, oom_kills: int = 0) -> str:
+def describe_exit(status: int, *, oom_kills: int = 0, kernel_log: str = "", place: str = "") -> str:
     """Describes an exit code (negative: a signal) for the user.
 
-    ``oom_kills``: how many processes of the cgroup the out-of-memory killer ended while the process ran.
+    ``oom_kills``: how many processes of the cgroup the out-of-memory killer ended while the process ran;
+    ``kernel_log``: what the kernel's log says of that. ``place``: where the process was, of one that a signal ended.
     """
     if status >= 0:
         return f"its process ended with exit code {status}"
@@ -162,8 +163,9 @@ def describe_exit(status: int, *, oom_kills: int = 0) -> str:
         signal.SIGBUS: "access to mapped memory that has no backing, often because /dev/shm is full",
         signal.SIGABRT: "native code aborted, often after an error of NCCL, gloo or CUDA",
     }
-    if number == signal.SIGKILL and oom_kills > 0:
-        return f"{reason}: the host ran out of memory (out-of-memory killer): use a smaller batch or fewer ranks"
+    if number == signal.SIGKILL and (oom_kills > 0 or kernel_log):
+        told = f" ({kernel_log})" if kernel_log else ""
+        return f"{reason}: out of memory (out-of-memory killer){told}: use a smaller batch or fewer ranks"
     if number in hints:
-        return f"{reason}: {hints[signal.Signals(number)]}"
-    return reason
+        reason = f"{reason}: {hints[signal.Signals(number)]}"
+    return f"{reason}; at {place}" if place else reason

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -98,29 +97,6 @@ def _cpu_limit() -> float | None:
         except OSError:
             return None
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
-
-
-def count_oom_kills() -> int:
-    """Returns how many processes of this cgroup the kernel's out-of-memory killer has ended; 0 if unknown."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return 0
-    total = 0
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            file = _CGROUP / path.lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            file = _CGROUP / "memory" / path.lstrip("/") / "memory.oom_control"
-        else:
-            continue
-        try:
-            found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        total += int(found[1]) if found else 0
-    return total
 
 
 def reserve_master_port(address: str, port: int | None) -> socket.socket:

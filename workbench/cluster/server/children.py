@@ -8,8 +8,11 @@ from pathlib import Path
 
 from workbench.cluster.base import protocol as p
 from workbench.cluster.server.warm import WarmSpec
+from workbench.core.live.stack_text import without_other_threads
 
-_LOG_TAIL_BYTES = 4000
+_LOG_TAIL_CHARACTERS = 4000
+#: bytes in which the report of a fatal signal fits, with the stacks of all threads and the names of all modules
+_REPORT_BYTES = 1 << 16
 
 
 @dataclass
@@ -39,9 +42,12 @@ class RunningRank:
 
 
 def read_log_tail(directory: Path, name: str) -> str:
-    """Returns the last 4,000 bytes of the log file ``name`` (without suffix) as text; "" when there is none."""
+    """Returns the last 4,000 characters of the log file ``name`` (without suffix); "" when there is none.
+
+    Of the report of a fatal signal only the thread is kept that got it.
+    """
     try:
         data = (directory / f"{name}.log").read_bytes()
     except OSError:
         return ""
-    return data[-_LOG_TAIL_BYTES:].decode(errors="replace")
+    return without_other_threads(data[-_REPORT_BYTES:].decode(errors="replace"))[-_LOG_TAIL_CHARACTERS:]

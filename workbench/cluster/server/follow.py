@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
-from workbench.core.live import current_cell
+from workbench.core.live import current_cell, rank_row
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
@@ -39,6 +39,10 @@ def load_ipython_extension(shell: Any) -> None:
     shell.events.register("post_run_cell", _free_failed_frames)
     shell.push(_names(), interactive=False)
     sys.breakpointhook = _no_debugger
+    row = rank_row.current()
+    if row is not None:
+        shell.events.register("pre_execute", lambda: row.enter(rank_row.CELL))
+        shell.events.register("post_execute", lambda: row.enter(rank_row.IDLE))
 
 
 def _free_failed_frames(result: Any) -> None:
@@ -192,7 +196,7 @@ def _names_imported_from(module: ModuleType, file: str, modules: Iterable[str]) 
         source = Path(file).read_bytes()
     except OSError:
         return set()  # its reload says so
-    return names_imported_from(source, module.__package__, modules) - {module.__name__}
+    return names_imported_from(source, module.__package__).intersection(modules) - {module.__name__}
 
 
 def _drop_bytecode(file: str) -> None:

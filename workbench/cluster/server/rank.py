@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from workbench.cluster.base.protocol import RankSpec
 from workbench.cluster.server.calls import serve_calls
+from workbench.core.live import rank_row
 from workbench.core.live.collective_row import DIRECTORY
 
 #: seconds that an engine waits for the controller to accept its registration
@@ -35,6 +37,8 @@ def become_rank(spec: RankSpec, directory: Path, after_start: Callable[[], objec
     os.environ[DIRECTORY] = str(directory)
     if after_start is not None:
         after_start()
+    faulthandler.enable(file=os.dup(2))  # a fatal signal leaves the stacks in the log, which the engine detaches from 2
+    rank_row.install(directory, spec.rank)
     serve_calls(directory, spec.rank)
     os.environ["IPP_CONNECTION_INFO"] = spec.connection
     from ipyparallel.engine.app import IPEngine

@@ -33,12 +33,13 @@ from workbench.cluster.base.processes import (
     open_signal_pipe,
     reap,
 )
-from workbench.cluster.hosts.machine import count_oom_kills
+from workbench.cluster.hosts.oom import count_oom_kills, kill_in_kernel_log
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.calls import call_in_ranks
 from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
+from workbench.core.live.stack_text import fatal_place
 from workbench.errors import format_ranks
 
 
@@ -260,14 +261,20 @@ class Server:
         if pid in self._ranks:
             rank = self._ranks.pop(pid)
             self._warm.pop(pid, None)
-            reason = describe_exit(status, oom_kills=count_oom_kills() - rank.oom_kills)
+            tail = read_log_tail(self._directory, f"rank-{rank.rank:05d}")
+            reason = describe_exit(
+                status,
+                oom_kills=count_oom_kills() - rank.oom_kills,
+                kernel_log=kill_in_kernel_log(pid) if status == -signal.SIGKILL else "",
+                place=fatal_place(tail) if status < 0 else "",
+            )
             self._send(
                 p.RankExited(
                     rank=rank.rank,
                     pid=pid,
                     status=status,
                     reason=reason,
-                    tail=read_log_tail(self._directory, f"rank-{rank.rank:05d}"),
+                    tail=tail,
                 )
             )
             self._answer_stop_requests()

@@ -33,11 +33,16 @@ def row_path(directory: Path, rank: int) -> Path:
     return directory / f"collectives-{rank:05d}"
 
 
+def group_label(name: str, description: str) -> str:
+    """Returns what a person calls a process group: the description that it was made with, else torch's name for it."""
+    return {"default_pg": "world", "undefined": name}.get(description, description)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What a rank does in a collective.
 
-    ``kind``: the function of ``torch.distributed``. ``group``: the name of the group. ``members``: its ranks, in words.
+    ``kind``: the function of ``torch.distributed``. ``group``: see ``group_label``. ``members``: its ranks, in words.
     ``shape``, ``dtype``, ``byte_count``: of the tensor that the rank brings ("" and 0: none). ``detail``: reduction or
     source, in words. ``place``: the line of the user's code.
     """
@@ -72,10 +77,11 @@ class Description:
 class LiveCollective:
     """The collective that a rank is in (``waiting``), or was in last.
 
-    ``number``: its number in its group, from 1 (0: a transfer without a number). ``since``: ``time.monotonic()`` of its
-    start, on any process of the host.
+    ``key``: of the group, equal on all its members. ``number``: its number in its group, from 1 (0: a transfer without
+    a number). ``since``: ``time.monotonic()`` of its start, on any process of the host.
     """
 
+    key: int
     number: int
     since: float
     waiting: bool
@@ -123,12 +129,8 @@ class RowReader:
 
         None: the rank has not entered it, has forgotten it, or is just writing it.
         """
-        offset = self._offset(key, number)
-        slot = self._map[offset : offset + _SLOT.size]
-        slot_key, slot_number, signature, _, checksum = _SLOT.unpack(slot)
-        if (slot_key, slot_number) != (key, number) or checksum != zlib.crc32(slot[:_CHECKED_BYTES]):
-            return None
-        return signature
+        found = self._whole(self._offset(key, number))
+        return found[2] if found is not None and found[:2] == (key, number) else None
 
     def describe(self, key: int, number: int) -> Description:
         """Returns the description of a collective whose signature is known."""
@@ -145,8 +147,27 @@ class RowReader:
             except ValueError:
                 continue  # half written
             if version % 2 == 0 and _HEADER.unpack_from(self._map, 0)[0] == version:
-                return LiveCollective(number=number, since=since, waiting=bool(waiting), description=description)
+                key = _SLOT.unpack_from(self._map, _HEADER_BYTES + slot * _SLOT_BYTES)[0]
+                return LiveCollective(
+                    key=key, number=number, since=since, waiting=bool(waiting), description=description
+                )
         return None
+
+    def newest(self) -> dict[int, int]:
+        """Returns the number of the last collective that the rank entered, by the key of the group."""
+        found: dict[int, int] = {}
+        for slot in range(_SLOTS):
+            whole = self._whole(_HEADER_BYTES + slot * _SLOT_BYTES)
+            if whole is not None and whole[1]:
+                key, number, _ = whole
+                found[key] = max(number, found.get(key, 0))
+        return found
+
+    def _whole(self, offset: int) -> tuple[int, int, int] | None:
+        """Returns key, number and signature of a slot; None while it is written, and for one that never was."""
+        slot = self._map[offset : offset + _SLOT.size]
+        key, number, signature, _, checksum = _SLOT.unpack(slot)
+        return (key, number, signature) if checksum == zlib.crc32(slot[:_CHECKED_BYTES]) else None
 
     @staticmethod
     def _offset(key: int, number: int) -> int:

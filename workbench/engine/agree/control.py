@@ -35,13 +35,19 @@ class AgreedControl:
     """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run.
 
     ``one_host``: the ranks may be on one host, and agree through a file if they are. ``patience_s`` as in
-    ``SharedSlots``."""
+    ``SharedSlots``. ``offset``: bytes of commands that were taken before."""
 
     def __init__(
-        self, run: str | Path, exchange: Exchange, *, one_host: bool = True, patience_s: float | None = None
+        self,
+        run: str | Path,
+        exchange: Exchange,
+        *,
+        one_host: bool = True,
+        patience_s: float | None = None,
+        offset: int = 0,
     ) -> None:
         self._patience_s = patience_s
-        self._reader = CommandReader(run)
+        self._reader = CommandReader(run, offset)
         self._exchange = exchange
         self._rank = exchange.rank
         self._told = (0, 0)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from workbench.core.live import current_cell
-from workbench.core.live.collective_row import Description, RowReader, RowWriter, row_path
+from workbench.core.live.collective_row import Description, RowReader, RowWriter, group_label, row_path
 from workbench.engine.collectives import sites
 from workbench.engine.collectives.connections import Connections
 from workbench.errors import CollectiveMismatchError, CollectiveReleasedError, format_ranks
@@ -76,10 +76,10 @@ class _Group:
     """
 
     def __init__(self, group: Any, epoch: str) -> None:
-        self.name = str(group.group_name)
+        self.name = group_label(str(group.group_name), str(group.group_desc))
         self.members = dist.get_process_group_ranks(group)
         self.words = format_ranks(self.members)
-        self.key = zlib.crc32(f"{epoch} {self.name} {self.members}".encode()) << 8
+        self.key = zlib.crc32(f"{epoch} {group.group_name} {self.members}".encode()) << 8
         self.number = 0
         here, size = self.members.index(dist.get_rank()), len(self.members)
         steps = range(1, min(_NEIGHBOURS, size - 1) + 1)
@@ -140,9 +140,9 @@ class Record:
         try:
             entry = self._entry(kind, group, args, options)
             result = self._wait(entry, upstream, args, options, compares=function.numbered)
-        except KeyboardInterrupt:  # nobody knows whether it was counted, or begun
+        except KeyboardInterrupt as interrupt:  # nobody knows whether it was counted, or begun
             self.on_broken()
-            raise
+            raise interrupt.with_traceback(None) from None  # the user's line is enough
         if isinstance(result, dist.Work):
             self._works[result] = entry
         return result

@@ -37,6 +37,14 @@ def release(*, cell: int, failed: dict[str, str], reason: str = "") -> None:
         _break(record, groups, reason or next(iter(record.failed.values()), ""))
 
 
+def drop(*, reason: str) -> None:
+    """Closes the connections of all groups of this rank, as a network that fails does. ``reason``: said in errors."""
+    record = current()
+    if record is not None:
+        record.note_failures(current_cell.current(), {})
+        _break(record, record.connections.groups(), reason)
+
+
 def _has(record: Record, group: Any) -> bool:
     import torch.distributed as dist
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -82,6 +83,7 @@ class DataGenerators:
         """Iterate over ``batches`` with the streams in use, from ``position`` on."""
         with self.in_use(*position):
             iterator = iter(batches)
+        _keep_queues(iterator)
         while True:
             with self.in_use():
                 batch = next(iterator, _END)
@@ -99,6 +101,20 @@ class DataGenerators:
         random.setstate(self._python)
         mtrand.set_bit_generator(self._numpy)
         self._torch, self._python, self._numpy = before
+
+
+def _keep_queues(iterator: Any) -> None:
+    """Keep the queues of a ``DataLoader``'s iterator with workers for as long as the iterator lives.
+
+    If both were part of one cycle, the garbage collector would close the queues before the iterator tells its workers
+    through them to end, and would then wait 5 s for each worker.
+    """
+    queues = getattr(iterator, "_index_queues", None)
+    if queues:
+        _queues[iterator] = list(queues)
+
+
+_queues: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
 
 def _mixed(*numbers: int) -> int:

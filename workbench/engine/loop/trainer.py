@@ -151,7 +151,7 @@ class Trainer:
         if self._resume is not None:
             step = self._restore(self._resume)
             before = self.settings.lr.now
-            if self.settings.follow_spec():
+            if self._resume.parent.parent != self._run and self.settings.follow_spec():
                 after = {"lr": self.settings.lr.now}
                 self.log.event(EventKind.CHECKPOINT, "resumed_with", after, step=step, old_value={"lr": before})
         else:
@@ -336,6 +336,7 @@ class Trainer:
         def state() -> tuple[dict[str, Any], list[str]]:
             self._enter("checkpoint")
             self._rows.flush(self.settings.log_every)
+            self.log.flush()  # whoever goes on from here misses no row before it
             settings, left_out = self.settings.state()
             found = {"step": step, "batches": self._reader.consumed, "settings": settings}
             if self._counts_epochs:

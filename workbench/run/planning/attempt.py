@@ -59,6 +59,7 @@ def attempt(request: Request, steps: int) -> Attempt:
         save_best="",
         stop_when="",
         final_checkpoint=False,
+        max_restarts=0,
         grad_every=0,
     )
     with tempfile.TemporaryDirectory(prefix="workbench-try-") as folder:

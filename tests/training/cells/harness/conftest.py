@@ -13,6 +13,7 @@ from tests.engine.rank_pool import RankPool
 @pytest.fixture(autouse=True)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # no repository, whose state each run would record
 
 
 @pytest.fixture(scope="package")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,27 +10,23 @@ import pytest
 
 from tests.engine.rank_pool import RankPool
 from tests.training.cells.harness.case import load_cases
-from tests.training.cells.harness.trained import RANKS, compiles, train_case
+from tests.training.cells.harness.trained import compiler_of, train_case, train_plainly
 from workbench.core.records import EventKind
 from workbench.events.decode import of_kind
 from workbench.run.reader import RunReader
 
 #: those that need the compiler come last: ranks of the others are forked from a smaller process
-CASES = dict(sorted(load_cases().items(), key=lambda item: compiles(item[1])))
+CASES = dict(sorted(load_cases().items(), key=lambda item: compiler_of(item[1])))
 EACH = [pytest.param(name, plan, id=f"{name}-{plan}") for name, case in CASES.items() for plan in case.plans]
 
 
 @pytest.fixture(scope="module")
 def plain(pool: RankPool) -> Any:
-    """``plain(name)``: losses and norms of a case in one process."""
-    found: dict[str, Any] = {}
+    """``plain(name)``: losses and norms of a case in one process, which later trains the case as rank 0."""
 
+    @functools.cache
     def of(name: str) -> dict[str, Any]:
-        if name not in found:
-            case = CASES[name]
-            arguments = {"cell": case.cell, "loop": case.plain, "options": case.options("1 rank")}
-            (found[name],) = pool.run(1, f"{RANKS}:plain", compiles=compiles(case), **arguments)
-        return found[name]
+        return train_plainly(pool, CASES[name], kept_for=name)
 
     return of
 
@@ -51,14 +48,15 @@ def _validations(run: RunReader) -> dict[int, dict[str, Any]]:
 @pytest.mark.parametrize(("name", "plan"), EACH)
 def test_it_trains_as_one_process_or_is_refused(name: str, plan: str, pool: RankPool, plain: Any) -> None:
     case = CASES[name]
-    run, failure = train_case(pool, case, plan)
+    right = plain(name) if set(case.plans) - case.refused.keys() else {}  # before a plan has been trained there
+    run, failure = train_case(pool, case, plan, kept_for=name)
     if plan in case.refused:
         assert case.refused[plan] in failure
         assert run is None or run.last_step == case.refused_after
         return
     assert not failure
     assert run is not None
-    metrics, right = run.metrics(), plain(name)
+    metrics = run.metrics()
     expected = case.says.get(plan, case.says.get("", ""))
     assert expected in _said(run)
     if plan in case.differs:

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict
-from transformers import AutoModelForCausalLM
 
 from tests.engine.rank_pool import RankPool
 from tests.training.cells.harness.case import Case
@@ -61,6 +58,8 @@ def right(pool: RankPool) -> list[float]:
 def test_losses_are_those_of_one_process_that_was_not_interrupted(
     pool: RankPool, right: list[float], tmp_path: Path
 ) -> None:
+    from transformers import AutoModelForCausalLM
+
     first = _train(pool, 3, TP_PP)
     second = _train(pool, 6, FSDP, resume=f"{first.path}@3")
     third = _train(pool, STEPS, ONE, resume=f"{second.path}@6")
@@ -84,6 +83,9 @@ def test_losses_are_those_of_one_process_that_was_not_interrupted(
 
 def _saved_by_torch(path: Path) -> list[float]:
     """Save what plain torch has after three steps; return the losses of the next three, with the data begun anew."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
     torch.manual_seed(5)
     names: dict[str, Any] = {}
     exec(CASE.cell, names)
@@ -110,6 +112,8 @@ def test_a_run_begins_with_what_torch_saved_under_other_keys(pool: RankPool, tmp
 
 
 def test_what_is_no_such_directory_is_refused(pool: RankPool, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
     _, failure = train_case(pool, CASE, "1 rank", resume=f"dcp:{tmp_path}")
     assert "has no .metadata" in failure
     dcp.save({"model": {"other": torch.ones(2)}}, checkpoint_id=tmp_path / "other", no_dist=True)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine.rank_pool import RankPool
 from tests.training import directories
@@ -62,6 +60,8 @@ def case_of(path: Path, adapters: list[str] | None = None) -> Case:
 
 
 def compare(pool: RankPool, case: Case, plan: str, path: Path, out: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
     (right,) = pool.run(1, f"{RANKS}:plain", cell=case.cell, loop=case.plain, options=case.options("1 rank"))
     run, failure = train_case(pool, case, plan, final_checkpoint=True, **options)
     assert not failure
@@ -92,6 +92,8 @@ def test_a_directory_trains_as_one_process(kind: str, plan: str, pool: RankPool,
 
 @pytest.mark.parametrize("plan", ["1 rank", "ddp", "zero1", "zero2", "torch ddp", "torch fsdp", "torch pp", "tp", "pp"])
 def test_adapters_train_as_one_process_with_peft(plan: str, pool: RankPool, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
     path = directories.llama(tmp_path / "model")
     run = compare(pool, case_of(path, ALL), plan, path, tmp_path / "out")
     frozen = run.state_dict()["model.layers.0.self_attn.q_proj.base_layer.weight"]
@@ -100,6 +102,9 @@ def test_adapters_train_as_one_process_with_peft(plan: str, pool: RankPool, tmp_
 
 
 def test_the_adapter_alone_is_read_by_peft(pool: RankPool, tmp_path: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
     path = directories.llama(tmp_path / "model")
     run, failure = train_case(pool, case_of(path, ALL), "tp", final_checkpoint=True)
     assert not failure
@@ -138,6 +143,9 @@ def own_cell(path: Path, way: str) -> Case:
 def test_a_model_of_get_peft_model_trains_as_the_same_adapters_by_name(
     plan: str, pool: RankPool, tmp_path: Path
 ) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
     path = directories.llama(tmp_path / "model")
     case = own_cell(path, "get_peft_model")
     (right,) = pool.run(1, f"{RANKS}:plain", cell=case.cell, loop="", options=case.options("1 rank"))
@@ -184,6 +192,9 @@ def test_plans_that_split_refuse_adapters_that_they_cannot(pool: RankPool, tmp_p
 
 def plain_recipe(spec: TrainSpec) -> list[float]:
     """Losses of a loop of transformers and peft over the recipe's sequences, in their order."""
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
     tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
     windows = language_data.cut_windows(tokens, spec.seq_len, "", "")
@@ -212,6 +223,8 @@ def plain_recipe(spec: TrainSpec) -> list[float]:
 
 @pytest.mark.parametrize(("plan", "rank"), [("ddp", 0), ("zero2", 4), ("tp", 4), ("pp", 0)])
 def test_the_recipe_fine_tunes_as_a_loop_of_transformers(plan: str, rank: int, pool: RankPool, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     path = directories.llama(tmp_path / "model", vocab_size=258, max_position_embeddings=64)
     language_data.byte_tokenizer().save_pretrained(path)
     (tmp_path / "some.txt").write_text("the cat sat on the mat. " * 200)

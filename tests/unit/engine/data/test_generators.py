@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import operator
 import random
 from collections.abc import Iterator
@@ -218,6 +219,26 @@ def test_rank_0_draws_the_order_of_an_unseeded_sampler(kind: str) -> None:
     for first in (0, 3):
         epoch = functools.reduce(operator.iadd, found[0][first : first + 3] + found[1][first : first + 3], [])
         assert sorted(epoch) == list(range(LENGTH))
+
+
+def test_workers_of_a_loader_in_a_cycle_are_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the garbage collector finds their loader, the queues through which they are told are still open."""
+    loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
+    batches = DataGenerators(1).read(loader, 0)
+    assert int(next(batches)) == 0
+    kind, open_queues = type(loader._iterator), []
+    shut_down = kind._shutdown_workers
+
+    def shut_down_workers(iterator: Any) -> None:
+        open_queues.extend(queue._close.still_active() for queue in iterator._index_queues)
+        shut_down(iterator)
+
+    monkeypatch.setattr(kind, "_shutdown_workers", shut_down_workers)
+    cycle: list[Any] = [loader, batches]
+    cycle.append(cycle)
+    del loader, batches, cycle
+    gc.collect()
+    assert open_queues == [True]
 
 
 class OfReplica(Sampler):

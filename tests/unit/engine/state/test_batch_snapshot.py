@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from transformers import BatchEncoding
-from transformers.modeling_outputs import BaseModelOutput
 
 from workbench.engine.base.batch import Piece
 from workbench.engine.base.containers import entries
@@ -113,8 +111,6 @@ def batches(cell: dict[str, Any]) -> dict[str, Any]:
         "object": _filled(cell["Graph"], x=x, name="graph", edges=[x, x]),
         "slots": _filled(cell["Slots"], x=x),
         "nested class": cell["Outer"].Inner({"x": x}),
-        "BatchEncoding": BatchEncoding({"input_ids": x, "attention_mask": x > 3}),
-        "output of a model": BaseModelOutput(last_hidden_state=x.float()),
         "UserDict": UserDict(x=x),
         "OrderedDict": collections.OrderedDict(b=x, a=x + 1),
         "defaultdict": collections.defaultdict(list, x=x),
@@ -132,6 +128,19 @@ def batches(cell: dict[str, Any]) -> dict[str, Any]:
         },
         "shared": [x, x.T, x[:2]],
     }
+
+
+def test_containers_of_transformers_there_and_back(tmp_path: Path, cell: dict[str, Any]) -> None:
+    from transformers import BatchEncoding
+    from transformers.modeling_outputs import BaseModelOutput
+
+    x = torch.arange(12).reshape(4, 3)
+    for number, batch in enumerate(
+        (BatchEncoding({"input_ids": x, "attention_mask": x > 3}), BaseModelOutput(last_hidden_state=x.float()))
+    ):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        assert same(again(batch, directory, cell), batch)
 
 
 @pytest.mark.parametrize("name", batches(NAMES))

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    CLIPConfig,
-    CLIPModel,
-    SwitchTransformersConfig,
-    SwitchTransformersForConditionalGeneration,
-)
 
 from workbench.core.config import TrainSpec
 from workbench.engine.watch.torch.joint_losses import JointLosses
@@ -24,12 +17,16 @@ SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_
 
 
 def clip() -> tuple[Any, dict[str, Any]]:
+    from transformers import CLIPConfig, CLIPModel
+
     text = {**SMALL, "vocab_size": 16, "eos_token_id": 2}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**SMALL, "image_size": 8, "patch_size": 4}))
     return model, {"input_ids": IDS, "pixel_values": torch.ones(2, 3, 8, 8), "return_loss": True}
 
 
 def switch(*, logits: bool) -> tuple[Any, dict[str, Any]]:
+    from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
     config = SwitchTransformersConfig(vocab_size=16, d_model=8, d_ff=8, d_kv=8, num_layers=2, num_decoder_layers=2,
                                       num_heads=1, num_experts=2, decoder_start_token_id=0, num_sparse_encoder_layers=1,
                                       num_sparse_decoder_layers=1)  # fmt: skip
@@ -39,6 +36,8 @@ def switch(*, logits: bool) -> tuple[Any, dict[str, Any]]:
 
 
 def bert() -> tuple[Any, dict[str, Any]]:
+    from transformers import BertConfig, BertForMaskedLM
+
     return BertForMaskedLM(BertConfig(**SMALL, vocab_size=16)), {"input_ids": IDS, "labels": IDS}
 
 
@@ -57,12 +56,12 @@ def told_of(model: torch.nn.Module, inputs: dict[str, Any], **options: Any) -> l
 @pytest.mark.parametrize(
     ("made", "text"),
     [
-        (clip(), "CLIPModel holds a comparison of samples"),
-        (switch(logits=True), "SwitchTransformersForConditionalGeneration holds how evenly a router"),
+        (clip, "CLIPModel holds a comparison of samples"),
+        (partial(switch, logits=True), "SwitchTransformersForConditionalGeneration holds how evenly a router"),
     ],
 )
 def test_it_is_told_once(made: Any, text: str) -> None:
-    model, inputs = made
+    model, inputs = made()
     (said,) = told_of(model, inputs)
     assert text in said
     assert len(told_of(torch.nn.Sequential(model), inputs)) == 1, "inside another model"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from colossalai.accelerator import set_accelerator
+from colossalai.shardformer.layer.utils import Randomizer
 from colossalai.utils import set_seed
 
 from workbench.engine import process_group
@@ -40,6 +41,9 @@ def joined(
         set_accelerator(GlooAccelerator())
     repairs.apply(device.type)
     repairs.forget_coordinator()
+    # Counts the modules with dropout that the process has ever split: seeds of a run would depend on earlier ones, and
+    # ranks that took no part in one would be refused.
+    Randomizer.reset_index()
     # of torch, about an argument that Colossal-AI gives: nobody who trains can do anything about it
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     with process_group.joined(rank, world_size, rendezvous_dir, backend=backend_of(device), **meeting):

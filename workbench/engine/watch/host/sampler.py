@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from workbench.core import background
+from workbench.core.live import rank_row
 from workbench.core.records import DeviceSample, EventKind
 from workbench.engine.watch.host.gpu_reader import GpuReader, GpuReading, GpuUnavailableError, NvmlGpu
 from workbench.rundir.log import RankLogWriter
@@ -30,17 +31,43 @@ MOST_PERIOD_S = 2.0
 class Progress:
     """Shared between the trainer and the sampler's thread; assigning an attribute is atomic.
 
-    The trainer sets ``step`` and ``phase``. The sampler sets ``sampling_s``, the CPU seconds that it has used so far,
-    and what evaluates alerts ``alerting_s``, likewise.
+    The trainer sets ``step`` and ``phase``, which also stand in the row of this rank (``core.live.rank_row``). The
+    sampler sets ``sampling_s``, the CPU seconds that it has used so far, and what evaluates alerts ``alerting_s``,
+    likewise.
     """
 
-    __slots__ = ("alerting_s", "phase", "sampling_s", "step")
+    __slots__ = ("_phase", "_row", "_step", "alerting_s", "sampling_s")
 
     def __init__(self) -> None:
-        self.step = 0
+        self._row = rank_row.current()
+        if self._row is not None:
+            self._row.begin_run()
+        self._step = 0
         self.phase = "starting"
         self.sampling_s = 0.0
         self.alerting_s = 0.0
+
+    @property
+    def step(self) -> int:
+        """The step that the rank is in, or has finished last."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        if self._row is not None:
+            self._row.begin_step(step)
+
+    @property
+    def phase(self) -> str:
+        """The part of the training that the rank is in."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        self._phase = phase
+        if self._row is not None:
+            self._row.enter(phase)
 
     @property
     def threads_s(self) -> float:

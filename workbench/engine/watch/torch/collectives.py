@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from workbench.core.mesh import AXES, Mesh
+from workbench.core.mesh import Mesh, describe_group
 from workbench.core.records import CollectiveRecord
 from workbench.engine.watch.host.clock import Reading
 from workbench.engine.watch.host.phase_spans import WORK_PHASES, PhaseRecorder
@@ -271,22 +271,6 @@ class CollectiveRecorder:
         return taken
 
 
-def describe_group(ranks: list[int], mesh: Mesh) -> tuple[str, int]:
-    """Name and size of the group that ``ranks`` belong to: the mesh axes along which they differ ("dp", "dp+tp").
-
-    The name is "world" for all ranks of a mesh with several axes, and "self" for a single rank. Two ranks that exchange
-    a message along an axis belong to the group of that axis, so the size is the axis's size.
-    """
-    places = [mesh.coordinates(rank) for rank in ranks if rank < mesh.world_size]
-    axes = [axis for axis in AXES if len({getattr(place, axis) for place in places}) > 1]
-    size = 1
-    for axis in axes:
-        size *= getattr(mesh, axis)
-    if len(axes) > 1 and len(ranks) == mesh.world_size:
-        return "world", mesh.world_size
-    return "+".join(axes) or "self", max(size, 1)
-
-
 def make_records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank: int) -> list[CollectiveRecord]:
     """Make the records of the calls of a step that began at the reading ``begin``.
 
@@ -362,6 +346,7 @@ class DdpReducerReader:
         )
 
 
+@functools.cache  # of torch's own functions, which every run asks for
 def _get_parameter_names(function: Callable[..., Any]) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -27,7 +28,7 @@ from workbench.rundir.log import RankLogWriter
 
 #: the interval is told again when it has changed by so much
 _TELL_CHANGE = 0.25
-#: full sets after which the measured cost is told again
+#: full sets after which the measured cost is told: not after the first, which is much of the time so far
 _TELL_COST_EVERY = 25
 #: part of the free memory of a GPU that copies of weights may take, and that kept gradients may take
 _ROOM = 0.25
@@ -264,7 +265,7 @@ class GradientWatch(StepObserver):
         if interval and (told is None or abs(interval - told) > _TELL_CHANGE * told) and self._strategy.rank == 0:
             self._log.event(EventKind.MONITOR, "interval", interval, step=step, old_value=told)
             self._told_interval = interval
-        if self._full_sets % _TELL_COST_EVERY == 1:
+        if self._full_sets % _TELL_COST_EVERY == 0:
             self._tell_cost(step)
 
     def _tell_cost(self, step: int) -> None:
@@ -306,6 +307,7 @@ class GradientWatch(StepObserver):
         return taken
 
 
+@functools.cache
 def _warm_up(device: torch.device) -> None:
     """Compute a small full set, so that what torch does once per process is not counted as the cost of step 1's."""
     tensors = [torch.ones(size, device=device) for size in (8, 2**17)]

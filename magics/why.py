@@ -1,0 +1,27 @@
+"""``%dist_why``: what each rank does, and why ranks do not go on."""
+
+from __future__ import annotations
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from magics.words import parse
+from workbench.diagnosis.diagnosis import Diagnosis
+from workbench.run.why import why
+
+
+@magics_class
+class WhyMagics(Magics):
+    """Explain ranks that hang."""
+
+    @magic_arguments()
+    @argument("run", metavar="RUN", nargs="?", help="a run's name or directory (default: the ranks that are up)")
+    @line_magic
+    def dist_why(self, line: str) -> Diagnosis:
+        """Tell where each rank is, who waits for whom, and what keeps the ranks from going on.
+
+        The answer is a ``Diagnosis``: a sentence, and folded below it a table and the Python stacks of all threads of
+        each rank, also of one whose native code holds the interpreter's lock. While a cell blocks the notebook,
+        ``workbench why`` in a terminal tells the same.
+        """
+        return why(parse(self.dist_why, line).run)

@@ -1,0 +1,84 @@
+"""Time from the death of a rank to the next step that is new, with ``--max-restarts``, on two CPU ranks.
+
+The tiny ``stdlib-llama`` trains with a checkpoint every 5 steps; rank 1 is killed and replaced, the run goes on from
+the newest checkpoint. Beside it: what a person waits who starts the run again with ``--resume`` on ranks that are up.
+
+    python tests/benchmarks/restart.py [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import tempfile
+import time
+
+from tests.benchmarks.machine import describe_machine
+from workbench.cluster.session import Session
+from workbench.run.api import Run, train
+
+OPTIONS = {"recipe": "stdlib-llama", "ranks": 2, "steps": 100_000, "batch_size": 8, "eval_every": 0, "save_every": 5}
+GOAL_S = 5.0
+
+
+def reached(run: Run, step: int) -> float:
+    """When the run has finished ``step``."""
+    while run.last_step < step:
+        run.raise_if_failed()
+        time.sleep(0.01)
+    return time.time()
+
+
+def restarted() -> float:
+    """Seconds from the death of rank 1 to the first step after those that were done."""
+    run = train({**OPTIONS, "max_restarts": 1})
+    reached(run, 12)
+    session = Session.current()
+    assert session is not None
+    os.kill(session.pids[1], signal.SIGKILL)
+    died, done = time.time(), run.last_step
+    while not len(run.events().query("name == 'restart'")):
+        time.sleep(0.01)
+    waited = reached(run, done + 1) - died
+    run.stop("no-checkpoint")
+    run.wait()
+    return waited
+
+
+def resumed() -> float:
+    """Seconds from the command to the first new step of a run that is resumed on ranks that are up."""
+    first = train(OPTIONS)
+    reached(first, 12)
+    first.stop("checkpoint")
+    first.wait()
+    began, done = time.time(), first.last_step
+    run = train({**OPTIONS, "resume": first.name})
+    waited = reached(run, done + 1) - began
+    run.stop("no-checkpoint")
+    run.wait()
+    return waited
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    print(describe_machine(), flush=True)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["WORKBENCH_HOME"] = home
+        pairs = [(restarted(), resumed()) for _ in range(rounds)]
+        session = Session.current()
+        if session is not None:
+            session.down()
+    for name, seconds in zip(
+        ("from the death of a rank to the next step", "resumed by hand"), zip(*pairs, strict=True), strict=True
+    ):
+        print(f"{name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
+    ratio = statistics.median(own / other for own, other in pairs)
+    print(f"relative to resuming by hand: {ratio:.2f}x; goal: {GOAL_S:g} s from the death to the next step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""``--max-restarts``: ranks that fail or die are replaced, and the run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from tests.training.test_dist_train import train
+from workbench.cluster.session import Session
+from workbench.errors import RunError
+from workbench.run.run import Run
+
+#: order, dropout and weights depend on generators; ``FAULT`` is what the loss does in its seventh call
+CELL = """
+import os, time, torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 32), torch.nn.Linear(32, 1)
+    def forward(self, x):
+        return self.second(torch.nn.functional.dropout(self.first(x).relu(), 0.3, self.training))
+model = Net()
+features = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+dataset = torch.utils.data.TensorDataset(features, features.sum(1, keepdim=True))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+calls = []
+def loss_fn(model, batch):
+    calls.append(1)
+    if len(calls) == 7 and os.environ["RANK"] == "1":
+        FAULT
+    return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+"""
+FLAGS = "-n 2 --steps 12 --batch-size 8 --shuffle --quiet --eval-every 0"
+ONCE = "if not os.path.exists({file!r}):\n            open({file!r}, 'w').close()\n            {what}"
+KILL = "os.kill(os.getpid(), 9)"
+RAISE = "raise ValueError('planted')"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shell: InteractiveShell) -> np.ndarray:
+    return losses_of(train(shell, FLAGS, CELL.replace("FAULT", "pass")).wait(timeout=300))
+
+
+def losses_of(run: Run) -> np.ndarray:
+    metrics = run.metrics()
+    assert metrics["step"].tolist() == list(range(1, 13)), "each step counts once"
+    return metrics["loss"].to_numpy()
+
+
+def once(file: Path, what: str) -> str:
+    return CELL.replace("FAULT", ONCE.format(file=str(file), what=what))
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "begins", "reason"),
+    [
+        (KILL, "--save-every 3 --keep 1", 3, "killed by signal 9"),
+        (RAISE, "--save-every 3", 3, "ValueError: planted"),
+        (RAISE, "", 0, "ValueError: planted"),
+    ],
+    ids=["killed", "raised", "without a checkpoint"],
+)
+def test_a_run_goes_on_as_if_nothing_had_happened(
+    *,
+    what: str,
+    more: str,
+    begins: int,
+    reason: str,
+    shell: InteractiveShell,
+    two_ranks: Session,
+    uninterrupted: np.ndarray,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pid = two_ranks.pids[0]
+    run = train(shell, f"{FLAGS} {more} --max-restarts 2", once(tmp_path / "failed", what)).wait(timeout=300)
+    assert run.status == "finished" and not two_ranks.dead and two_ranks.pids[0] == pid
+    np.testing.assert_array_equal(losses_of(run), uninterrupted)
+    events = run.events()
+    restored = events[events["name"] == "restored"]["step"].tolist()
+    assert restored in ([begins] * 2, [begins * 2] * 2), "from the newest checkpoint that was whole"
+    (told,) = events[events["name"] == "restart"]["value"]
+    assert (
+        told["number"] == 1 and told["of"] == 2 and told["reason"].startswith("rank 1: ") and reason in told["reason"]
+    )
+    assert f"(restart 1 of 2): rank 1: {told['reason'][8:]}" in capfd.readouterr().err
+
+
+def test_a_run_fails_when_it_was_restarted_often_enough(
+    shell: InteractiveShell, two_ranks: Session, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = train(shell, f"{FLAGS} --max-restarts 1", CELL.replace("FAULT", RAISE))
+    with pytest.raises(RunError, match="on rank 1: ValueError: planted") as raised:
+        run.wait(timeout=300)
+    assert "raise ValueError('planted')" in raised.value.traceback
+    assert run.status == "failed" and len(run.events().query("name == 'restart'")) == 1
+    assert run.last_step == 6 and not two_ranks.dead
+
+
+def test_who_interrupts_a_run_ends_it(shell: InteractiveShell, two_ranks: Session) -> None:
+    run = train(shell, f"{FLAGS} --max-restarts 3", CELL.replace("FAULT", "time.sleep(600)"))
+    while run.last_step < 6:
+        time.sleep(0.02)
+    two_ranks.interrupt()
+    with pytest.raises(RunError):
+        run.wait(timeout=300)
+    assert run.status == "failed" and not len(run.events().query("name == 'restart'"))

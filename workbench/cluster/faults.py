@@ -1,0 +1,58 @@
+"""Faults on purpose, for teaching and for tests: what a training does when a rank dies, stops, or loses its network."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from workbench.cluster.session import Session
+from workbench.core import background
+from workbench.errors import ClusterError, ConfigError, format_ranks
+
+KILL, STOP, CONTINUE, DELAY, DROP, NAN = "kill", "stop", "continue", "delay", "drop", "nan"
+#: fault -> what it does, in words
+FAULTS = {
+    KILL: "killed (SIGKILL)",
+    STOP: f"stopped (SIGSTOP) until %dist_fault {CONTINUE}",
+    CONTINUE: "told to go on (SIGCONT)",
+    DELAY: "stopped for {for_s:g} s",
+    DROP: "told to close the connections of their process groups",
+    NAN: "told to give NaN as the output of the next module that runs in training mode",
+}
+_SIGNALS = {KILL: signal.SIGKILL, STOP: signal.SIGSTOP, CONTINUE: signal.SIGCONT, DELAY: signal.SIGSTOP}
+
+
+def fault(session: Session, kind: str, ranks: Sequence[int], *, for_s: float = 5.0) -> str:
+    """Brings a fault about in ranks, whatever they do, and returns in words what was done.
+
+    ``kind``: a key of ``FAULTS``. ``for_s``: seconds of a ``delay``. Raises ``ConfigError`` for an unknown fault or a
+    time that is not positive, and ``ClusterError`` when a rank cannot be reached.
+    """
+    if kind not in FAULTS:
+        raise ConfigError(f"{kind!r} is no fault: choose {', '.join(FAULTS)}", field="fault")
+    if for_s <= 0:
+        raise ConfigError(f"--for {for_s:g} is no time: pass seconds above 0", field="--for")
+    living = [rank for rank in ranks if rank not in session.dead]
+    if not living:
+        raise ClusterError(f"{format_ranks(ranks)} ended before: run %dist_up to start them anew")
+    if kind in _SIGNALS:
+        session.signal(_SIGNALS[kind], living)
+    elif kind == DROP:
+        session.call(living, "workbench.engine.collectives.release:drop", {"reason": "dropped by %dist_fault"})
+    else:
+        session.call(living, "workbench.engine.faults.planted:give_nan", {})
+    if kind == DELAY:
+        _continue_later(session, living, for_s)
+    return f"{format_ranks(living)} {'was' if len(living) == 1 else 'were'} {FAULTS[kind].format(for_s=for_s)}"
+
+
+def _continue_later(session: Session, ranks: Sequence[int], for_s: float) -> None:
+    def go_on() -> None:
+        try:
+            session.signal(signal.SIGCONT, ranks)
+        except ClusterError as error:
+            if not session.is_down:
+                print(f"warning: {format_ranks(ranks)} could not be continued: {error}", file=sys.stderr)
+
+    background.timer(for_s, go_on, failed=background.warner("ranks that were delayed could not be continued")).start()
