@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
@@ -46,8 +47,9 @@ class LossAverage:
         self._estimate: Number | None = None
         self._used: Number | None = None
         self._factor: Number | None = None
-        #: over the ranks, the mean numbers of samples and of what each part of a loss counts
+        #: over the ranks, the mean numbers of samples and of what each term of a loss counts, in its place
         self._agreed: list[Number] | None = None
+        self._places: dict[int, int] = {}
         self._first_factor: Factor | None = None
         self._is_empty: bool | torch.Tensor = False
         self._counts: list[Number] = []
@@ -88,12 +90,11 @@ class LossAverage:
         count = _count(term, samples)
         if self._estimate is None:
             waits()
-            counts = [count, samples, *_counts_of_parts(term, samples)]
-            summed = self._summed([*counts, *_moments(term.factor)])
-            agreed, *self._agreed = (total / self._mesh.world_size for total in summed[: len(counts)])
+            summed = self._agree(term, count, samples)
+            agreed, *self._agreed = (total / self._mesh.world_size for total in summed[: 2 + MOST_PARTS])
             self._is_empty = agreed == 0 if self._parts == 1 else False
             self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
-            self._tell_of_factor(term, self.is_new and _differ(summed[len(counts) :]))
+            self._tell_of_factor(term, self.is_new and _differ(summed[-5:]))
         elif self._first_factor is not None and term.factor is not None:
             self._tell_of_factor(term, _is_another(self._first_factor, term.factor))
         self._first_factor = self._first_factor or term.factor
@@ -113,13 +114,14 @@ class LossAverage:
         used = None if self._used is None else float(self._used)
         agreed = None if self._agreed is None else [float(number) for number in self._agreed]
         numbers = {"estimate": used, "factor": factor, "replicas": self._replicas, "parts": self._parts}
-        return {**numbers, "agreed": agreed}
+        return {**numbers, "agreed": agreed, "places": list(self._places)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Undo ``state``. Without an estimate, as earlier versions kept none, all pieces weigh the same."""
         self._used, self._factor = state["estimate"], state["factor"]
         self._replicas, self._parts = state["replicas"], state["parts"]
         self._agreed = state.get("agreed")
+        self._places = {site: place for place, site in enumerate(state.get("places", ()))}
 
     def _divided(self, term: LossTerm, samples: float, count: Number) -> torch.Tensor:
         value, used = term.value.float(), count if self._used is None else self._used
@@ -131,19 +133,51 @@ class LossAverage:
             return self._by_terms(term, samples, self._agreed)
         return self._without_nan(term, count) * _fp32(count / used / self._parts)
 
+    def _agree(self, term: LossTerm, count: Number, samples: float) -> list[Number]:
+        """Over ranks, the sums of what they count, of samples and of each term in its place, and the moments of the
+        factors. Where a rank has terms without a place, all ranks give them one first. Collective."""
+        counts = _counts_of_parts(term, samples) if self.division.by_terms else {}
+        placed: list[Number] = [0.0] * MOST_PARTS
+        new = [site for site in counts if site not in self._places] if len(self._places) < MOST_PARTS else []
+        for site in counts.keys() & self._places.keys():
+            placed[self._places[site]] = counts[site]
+        summed = self._summed([count, samples, *placed, float(len(new)), *_moments(term.factor)])
+        # the host waits for a device in the first steps only
+        if (self.is_new or isinstance(summed[-6], float)) and summed[-6]:
+            self._give_places(new)
+            return self._agree(term, count, samples)
+        return summed
+
+    def _give_places(self, new: Sequence[int]) -> None:
+        """Give the terms that are ``new`` on any rank a place each, the same on all ranks. Collective."""
+        rank = self._rank()
+        rows = [[0.0] * MOST_PARTS for _ in range(self._mesh.world_size)]
+        rows[rank] = [*map(float, new[:MOST_PARTS]), *[0.0] * (MOST_PARTS - len(new))]
+        for number in self._summed([each for row in rows for each in row]):
+            if number and int(number) not in self._places and len(self._places) < MOST_PARTS:
+                self._places[int(number)] = len(self._places)
+
+    @staticmethod
+    def _rank() -> int:
+        return dist.get_rank() if dist.is_initialized() else 0
+
     def _by_terms(self, term: LossTerm, samples: float, agreed: Sequence[Number]) -> torch.Tensor:
         """The mean over replicas is the loss of the batch: its ``parts`` count by themselves, the rest by samples."""
         by_samples, *by_parts = agreed
         if not term.parts:
-            count, used = (samples, by_samples) if term.count is None or not samples else (term.count, by_parts[0])
+            is_counted = term.count is not None and samples and term.site in self._places
+            count: Number = term.count if is_counted else samples  # type: ignore[assignment]
+            used = by_parts[self._places[term.site]] if is_counted else by_samples
             self._is_empty = used == 0
             return self._without_nan(term, count) * _fp32(count / _nonzero(used, 1.0))
         share = samples / by_samples
         loss = term.value.float() * _fp32(share)
-        for part, used in zip(term.parts, by_parts, strict=False):
+        for part in term.parts:
+            weight: Number = share
             if part.count is None:
-                weight: Number = self._replicas if samples else 0.0
-            else:
+                weight = self._replicas if samples else 0.0
+            elif part.site in self._places:
+                used = by_parts[self._places[part.site]]
                 weight = (part.count if samples else 0.0) / _nonzero(used, math.nan)  # NaN, as in one process
             if isinstance(weight, torch.Tensor) or weight != share:
                 loss = loss + _fp32(weight - share) * _fp32(part.scale) * part.value.float()
@@ -207,11 +241,12 @@ def _count(term: LossTerm, samples: float) -> Number:
     return samples if term.form == "sum" or term.count is None or not samples else term.count
 
 
-def _counts_of_parts(term: LossTerm, samples: float) -> list[Number]:
-    """What each part of a loss counts, ``MOST_PARTS`` numbers: a loss of one term is its own part."""
-    parts: list[Number | None] = [part.count for part in term.parts] or [term.count if term.form == "mean" else None]
-    found = [0.0 if count is None or not samples else count for count in parts]
-    return found + [0.0] * (MOST_PARTS - len(found))
+def _counts_of_parts(term: LossTerm, samples: float) -> dict[int, Number]:
+    """What each part of a loss counts, by its site: a loss of one term is its own part."""
+    parts: dict[int, Number | None] = {part.site: part.count for part in term.parts}
+    if term.form == "mean" and not parts:
+        parts[term.site] = term.count
+    return {site: count if samples else 0.0 for site, count in parts.items() if count is not None}
 
 
 def _moments(factor: Factor | None) -> list[float]:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
+import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,6 +46,8 @@ _OVER_ELEMENTS = frozenset(
         "hinge_embedding_loss",
     )
 )
+#: files that are no place of a call of the cell's own
+_NOT_SITES = (os.path.dirname(torch.__file__), __file__)
 #: those of them that divide by the sum of their weights
 _OVER_WEIGHTS = ("mse_loss", "l1_loss")
 #: functions and methods of tensors whose result may be a term of a loss
@@ -112,11 +117,23 @@ class LossCall:
 @dataclass(slots=True)
 class Recorded:
     """What was called to make a loss. ``calls``: torch's loss functions; ``scalars``: results of means and sums of the
-    cell's own, by their autograd node. ``fills``: a mean over nothing is 0, as other pieces hold its elements."""
+    cell's own, by their autograd node. ``sites``: numbers for where these were called, the same on every rank.
+    ``fills``: a mean over nothing is 0, as other pieces hold its elements."""
 
     calls: list[LossCall] = field(default_factory=list)
     scalars: dict[Any, torch.Tensor] = field(default_factory=dict)
+    sites: dict[Any, int] = field(default_factory=dict)
     fills: bool = False
+
+    def note_site(self, result: torch.Tensor) -> None:
+        """Note where ``result`` was made: a line outside of torch, and how many results it made before."""
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_SITES):
+            frame = frame.f_back
+        site = zlib.crc32(f"{frame.f_code.co_filename}:{frame.f_lineno}".encode())
+        while site in self.sites.values():
+            site += 1
+        self.sites[result.grad_fn] = site
 
 
 class _Recorder:
@@ -171,6 +188,7 @@ def _noting_scalar(name: str, original: Callable[..., Any]) -> Callable[..., Any
         if name == "mean" and not elements and found.fills:
             return _noted(found, LossCall(name, result, {}, 0.0))
         found.scalars[result.grad_fn] = result
+        found.note_site(result)
         return result
 
     return noting
@@ -181,6 +199,7 @@ def _noted(found: Recorded, call: LossCall) -> torch.Tensor:
     if found.fills and call.reduction in ("mean", "batchmean"):
         call = call.filled()
     found.calls.append(call)
+    found.note_site(call.result)
     return call.result
 
 

@@ -119,7 +119,7 @@ def _is_of_chosen(part: Part, call: LossCall | None, samples: int) -> bool:
 def _is_number_of_samples(node: Any, divisor: float) -> bool:
     """Whether a sum is divided by a number of samples that its elements may have: their length along dim 0, along dims
     0 and 1, and so on."""
-    return divisor in itertools.accumulate(shape_of(node), operator.mul)
+    return divisor in itertools.accumulate(shape_of(node), operator.mul) or chosen_elements(node) == 0
 
 
 def _is_weighted(node: Any, divisor: float) -> bool:

@@ -31,17 +31,19 @@ from workbench.engine.frameworks.torch_common.losses.form import (
 from workbench.engine.frameworks.torch_common.losses.remarks import FACTOR, tell_of_average
 from workbench.errors import ConfigError
 
-#: the most terms of a loss that count by themselves
-MOST_PARTS = 4
+#: the most terms of a run's losses that count by themselves
+MOST_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TermPart:
-    """A term of a loss: ``scale`` times ``value``, a scalar, which is a mean over ``count``; None: a sum."""
+    """A term of a loss: ``scale`` times ``value``, a scalar, which is a mean over ``count``; None: a sum. ``site``: a
+    number for where it is made."""
 
     value: torch.Tensor
     scale: torch.Tensor | float
     count: Number | None
+    site: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,16 @@ class LossTerm:
 
     ``value``: a scalar. ``count``: the number (or the sum of weights) of what it is about; None: its samples.
     ``form``: "mean" over ``count``, "total" over ``count`` (to be divided by that of all pieces), or "sum": of the
-    whole batch, to be divided by nothing. ``numerator``: what is divided by the count, where the cell does that, so
-    perhaps by 0. ``parts``: the terms that are added up in it, of those that count otherwise
-    than by samples. ``factor``: by what numbers the loss holds its means, ``tell_factor`` what tells that these differ
-    between pieces; None where nobody asks.
+    whole batch, to be divided by nothing. ``site``: a number for where a mean is made, 0: not known. ``numerator``:
+    what is divided by the count, where the cell does that, so perhaps by 0. ``parts``: the terms that are added up in
+    it, of those that count otherwise than by samples. ``factor``: by what numbers the loss holds its means,
+    ``tell_factor`` what tells that these differ between pieces; None where nobody asks.
     """
 
     value: torch.Tensor
     count: Number | None = None
     form: str = "mean"
+    site: int = 0
     numerator: torch.Tensor | None = None
     parts: tuple[TermPart, ...] = ()
     factor: Factor | None = None
@@ -111,7 +114,8 @@ def loss_term(
     call = next((call for call in reversed(calls) if call.result is found), None)
     count = count_of(found) if call is None else None
     if call is not None:
-        term = LossTerm(value, form="sum") if call.reduction == "sum" else LossTerm(value, call.count())
+        is_sum, site = call.reduction == "sum", recorded.sites[found.grad_fn]
+        term = LossTerm(value, form="sum") if is_sum else LossTerm(value, call.count(), site=site)
     elif count is not None or found.grad_fn is None:
         term = LossTerm(value, count)
     else:
@@ -138,7 +142,8 @@ def _term_of_graph(
         count, call = _count_of_part(terms[0], by_node.get(terms[0].node)), by_node.get(terms[0].node)
         if count is not None:
             result = recorded.scalars.get(terms[0].node) if call is None else call.result
-            return LossTerm(value, count, numerator=result if terms[0].divisor is not None else None)
+            numerator = result if terms[0].divisor is not None else None
+            return LossTerm(value, count, numerator=numerator, site=recorded.sites.get(terms[0].node, 0))
     if parts and all(_is_whole_sum(part, by_node.get(part.node), samples) for part in parts):
         return LossTerm(value, form="sum")
     if not division.by_terms:
@@ -151,7 +156,7 @@ def _term_of_graph(
         count = None if is_sum else _count_of_part(part, call)
         if result is not None and part.scale is not None and (is_sum or count is not None):
             before = found[part.node].scale if part.node in found else 0.0
-            found[part.node] = TermPart(result, part.scale + before, count)
+            found[part.node] = TermPart(result, part.scale + before, count, recorded.sites[part.node])
     return LossTerm(value, parts=tuple(found.values())[:MOST_PARTS])
 
 
@@ -174,16 +179,15 @@ def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
         return call.count()
     if part.kind == "mean":
         total = _weights_of_mean(part)
-        if total is not None:
-            return number_of(total)
-        count = chosen_elements(part.node)
-        return None if count is None else float(count)
+        count = chosen_elements(part.node) if total is None else None
+        return number_of(total) if total is not None else None if count is None else float(count)
     if part.divisor is None or (call is None and part.kind != "sum"):
         return None
     weights = None if call is not None else weights_of_sum(part.node)
-    if weights is None:
-        return number_of(part.divisor)
-    return number_of(torch.where((weights != 0).any(), part.divisor, 0))  # it may be clamped, not to divide by 0
+    if weights is not None:  # what it is divided by may be clamped, not to divide by 0
+        return number_of(torch.where((weights != 0).any(), part.divisor, 0))
+    is_empty = call is None and chosen_elements(part.node) == 0
+    return 0.0 if is_empty else number_of(part.divisor)
 
 
 def _weights_of_mean(part: Part) -> torch.Tensor | None:
