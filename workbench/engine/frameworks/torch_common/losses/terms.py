@@ -33,6 +33,8 @@ from workbench.errors import ConfigError
 
 #: the most terms of a run's losses that count by themselves
 MOST_PARTS = 8
+#: the site of a mean of which it is not known where it is made; 0 is no site
+UNKNOWN_SITE = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,16 @@ class LossTerm:
 
     ``value``: a scalar. ``count``: the number (or the sum of weights) of what it is about; None: its samples.
     ``form``: "mean" over ``count``, "total" over ``count`` (to be divided by that of all pieces), or "sum": of the
-    whole batch, to be divided by nothing. ``site``: a number for where a mean is made, 0: not known. ``numerator``:
-    what is divided by the count, where the cell does that, so perhaps by 0. ``parts``: the terms that are added up in
-    it, of those that count otherwise than by samples. ``factor``: by what numbers the loss holds its means,
+    whole batch, to be divided by nothing. ``site``: a number for where a mean is made. ``numerator``: what is divided
+    by the count, where the cell does that, so perhaps by 0. ``parts``: the terms that are added up in it, of those that
+    count otherwise than by samples. ``factor``: by what numbers the loss holds its means,
     ``tell_factor`` what tells that these differ between pieces; None where nobody asks.
     """
 
     value: torch.Tensor
     count: Number | None = None
     form: str = "mean"
-    site: int = 0
+    site: int = UNKNOWN_SITE
     numerator: torch.Tensor | None = None
     parts: tuple[TermPart, ...] = ()
     factor: Factor | None = None
@@ -143,7 +145,7 @@ def _term_of_graph(
         if count is not None:
             result = recorded.scalars.get(terms[0].node) if call is None else call.result
             numerator = result if terms[0].divisor is not None else None
-            return LossTerm(value, count, numerator=numerator, site=recorded.sites.get(terms[0].node, 0))
+            return LossTerm(value, count, numerator=numerator, site=recorded.sites.get(terms[0].node, UNKNOWN_SITE))
     if parts and all(_is_whole_sum(part, by_node.get(part.node), samples) for part in parts):
         return LossTerm(value, form="sum")
     if not division.by_terms:
