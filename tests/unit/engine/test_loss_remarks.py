@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from workbench.core.mesh import Mesh
+from workbench.engine.frameworks.torch_common.losses import average as average_of_losses
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
-from workbench.engine.frameworks.torch_common.losses.terms import WHOLE, Division, loss_term
+from workbench.engine.frameworks.torch_common.losses.terms import WHOLE, Division, LossTerm, loss_term
 
 WEIGHT = nn.Parameter(torch.randn(6, 4))
 INPUTS = torch.randn(4, 6)
@@ -226,6 +227,16 @@ def test_a_factor_is_compared_over_pieces() -> None:
                 tell = lambda name, text: said.append(f"{name} {factors}")  # noqa: E731, B023
                 average.weighted(loss_term(lambda: factor * losses().mean(), tell, samples=4), 4)  # noqa: B023
     assert said == ["loss_factor (1.0, 2.0)"]
+
+
+def test_ranks_agree_once_on_a_mean_whose_place_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums: list[int] = []
+    monkeypatch.setattr(average_of_losses, "all_reduce_uncounted", lambda total: sums.append(total.numel()))
+    average = LossAverage(Mesh(dp=2), torch.device("cpu"))
+    for agreed in (3, 4):  # the other rank has nothing: a sum of what terms count, and at first of their places
+        average.begin([INPUTS])
+        loss = average.weighted(LossTerm(losses().mean(), 3.0), 4)
+        assert loss.item() == pytest.approx(2 * losses().mean().item()) and len(sums) == agreed
 
 
 @pytest.mark.parametrize("name", TOLD)
