@@ -44,6 +44,8 @@ class Log:
     def event(self, kind: str, name: str, value: object = None, **_: Any) -> None:
         self.events.append((kind, name, value))
 
+    def flush(self) -> None: ...
+
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Type name -> its records as dictionaries."""
         found: dict[str, list[dict[str, Any]]] = {}
