@@ -173,27 +173,24 @@ class TrainingJob:
     def _restart_in_thread(self, reason: str, outcomes: Mapping[int, Outcome | None], dead: Mapping[int, str]) -> None:
         """Start the run again on all ranks, and return at once. Where that fails, the run has failed as it did."""
         assert self._restart is not None
-        number, most = self._restarts + 1, self._most_restarts
-        failed_at = min(self._in_state(FAILED).values(), default=self._began)
-        saved = checkpoints.steps(self.path)
-        where = f"step {checkpoints.step_of(checkpoints.find(self.path))}" if saved else "the beginning"
-        print(
-            f"run {self.name!r} goes on from {where} (restart {number} of {most}): {reason}",
-            file=sys.stderr,
-            flush=True,
-        )
-        self._log.restarts(number, most, reason, self.step_of(0) or 0)
-        offset = offset_after(self.path, failed_at)
-        again = TrainingJob(self.run, self._restart, before=self, offset=offset)
+        restart, number, most = self._restart, self._restarts + 1, self._most_restarts
+
+        def begin_again() -> None:
+            failed_at = min(self._in_state(FAILED).values(), default=self._began)
+            saved = checkpoints.steps(self.path)
+            where = f"step {checkpoints.step_of(checkpoints.find(self.path))}" if saved else "the beginning"
+            self._say(f"goes on from {where} (restart {number} of {most}): {reason}")
+            self._log.restarts(number, most, reason, self.step_of(0) or 0)
+            restart(TrainingJob(self.run, restart, before=self, offset=offset_after(self.path, failed_at)))
 
         def failed(error: BaseException) -> None:
-            """The run could not be restarted."""
-            why = background.described(error)
-            print(f"run {self.name!r} could not be restarted: {why}", file=sys.stderr, flush=True)
+            self._say(f"could not be restarted: {background.described(error)}")
             self._ended(outcomes, dead)
 
-        restart = self._restart
-        background.thread(lambda: restart(again), name=f"restart-{self.name}", failed=failed).start()
+        background.thread(begin_again, name=f"restart-{self.name}", failed=failed).start()
+
+    def _say(self, text: str) -> None:
+        print(f"run {self.name!r} {text}", file=sys.stderr, flush=True)
 
     def _outcome_of(self, submission: Submission, rank: int) -> Outcome | None:
         """Return the outcome of a rank; None when it died or returned nothing that can be read."""

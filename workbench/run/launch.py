@@ -15,6 +15,7 @@ from workbench.cluster.hosts.placement import CPU, Placement, default_ranks, pla
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.core.config import TrainSpec
+from workbench.errors import ClusterError
 from workbench.run import detached
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
@@ -71,7 +72,11 @@ def _start(job: TrainingJob, session: Session) -> None:
 
 
 def _restart(job: TrainingJob) -> None:
-    """Start a run again, on the ranks that are up and on new ones in the place of those that died."""
+    """Start a run again, on the ranks that are up and on new ones in the place of those that died. Raises
+    ``ClusterError`` when a person has ended the session meanwhile."""
+    session = Session.current()
+    if session is None or session.is_down:
+        raise ClusterError("its ranks were ended meanwhile")
     _start(job, session_for(job.run.spec))
 
 
