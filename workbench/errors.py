@@ -5,6 +5,7 @@
     WorkbenchError
     ├── ConfigError          an option has an invalid value; raised before anything starts (also a ValueError)
     ├── ClusterError         ranks could not be started, reached or stopped
+    │   ├── CellTimeoutError   ranks did not finish a cell within its time
     │   ├── RankDiedError    the process of a rank ended while it was in use
     │   └── RanksBusyError   the ranks are training a run or running a cell
     ├── CellError            a cell failed on ranks; carries one traceback and the ranks that raised it

@@ -142,7 +142,7 @@ class _TableFile:
             return background.described(error)
         return ""
 
-    def close(self, *, ends: bool) -> None:
+    def close(self, *, ends: bool = True) -> None:
         """End the stream with Arrow's mark, if it ``ends``. ``OSError`` when it does not fit; readers do not need it. A
         stream of which nothing was written gets none: without a schema before it, it would be no stream."""
         try:

@@ -68,7 +68,7 @@ class Rank:
 
     def keeps_the_lock(self) -> None:
         reader, _ = os.pipe()
-        ready_now()
+        ready_when_it_sleeps()
         ctypes.PyDLL(None).read(reader, ctypes.create_string_buffer(1), 1)
 
     def finishes(self) -> None:
@@ -80,8 +80,24 @@ def ready_now() -> None:
     print("ready", flush=True)
 
 
-def ready() -> None:
+def ready_when_it_sleeps() -> None:
+    """Says "ready" when the main thread has slept for 0.2 s without waking up. Another process says it."""
+    pid = os.getpid()
+    if os.fork():
+        return
+    since, before = time.monotonic(), ""
+    while time.monotonic() - since < 0.2:
+        status = Path(f"/proc/{pid}/status").read_text()
+        now = "".join(line for line in status.splitlines() if line.startswith(("State", "voluntary_ctxt_switches")))
+        if now != before or "sleeping" not in now:
+            since, before = time.monotonic(), now
+        time.sleep(0.02)
     ready_now()
+    os._exit(0)
+
+
+def ready() -> None:
+    ready_when_it_sleeps()
     sys.stdin.read()
 
 
