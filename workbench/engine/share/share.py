@@ -117,23 +117,10 @@ def _written(data: Any) -> tuple[int, int, bytes]:
 
 def _taken_apart(data: Any) -> tuple[list[tuple[Any, _Place]], bytes]:
     """The arrays in ``data`` with their places, each once, and the rest as pickled bytes that refer to the places."""
-    arrays: dict[int, tuple[Any, _Place]] = {}
-    end = 0
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value: Any) -> Any:
-            nonlocal end
-            if not isinstance(value, np.ndarray | torch.Tensor):
-                return None
-            if id(value) not in arrays:
-                place = _Place.of(value, end)
-                end += -(-place.size // _ALIGNMENT) * _ALIGNMENT
-                arrays[id(value)] = value, place
-            return arrays[id(value)][1]
-
     stream = io.BytesIO()
+    pickler = _Pickler(stream)
     try:
-        Pickler(stream).dump(data)
+        pickler.dump(data)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"share() cannot pass on what surrounds the arrays ({error}): share the arrays alone, as in "
@@ -146,7 +133,26 @@ def _taken_apart(data: Any) -> tuple[list[tuple[Any, _Place]], bytes]:
             "copy: convert them to arrays, or keep them in a file",
             field="share",
         )
-    return list(arrays.values()), stream.getvalue()
+    return list(pickler.arrays.values()), stream.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    """Puts each array into ``arrays``, with its place, and the place in its stead. (A class in a function would be part
+    of a cycle with what it refers to, so that the arrays stayed in memory until the garbage collector finds it.)"""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.arrays: dict[int, tuple[Any, _Place]] = {}
+        self._end = 0
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray | torch.Tensor):
+            return None
+        if id(value) not in self.arrays:
+            place = _Place.of(value, self._end)
+            self._end += -(-place.size // _ALIGNMENT) * _ALIGNMENT
+            self.arrays[id(value)] = value, place
+        return self.arrays[id(value)][1]
 
 
 class _Place:
@@ -193,10 +199,16 @@ def _mapped(process: int, descriptor: int, size: int, rest: bytes, *, own: bool)
             os.close(opened)
     first = np.frombuffer(memory, np.uint8).ctypes.data
     note_region(memory, first, first + size)
-    found: dict[int, Any] = {}
+    return _Unpickler(rest, memory).load()
 
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, place: Any) -> Any:
-            return found.setdefault(id(place), place.read(memory))
 
-    return Unpickler(io.BytesIO(rest)).load()
+class _Unpickler(pickle.Unpickler):
+    """Puts the arrays of ``memory`` in the stead of their places."""
+
+    def __init__(self, rest: bytes, memory: mmap.mmap) -> None:
+        super().__init__(io.BytesIO(rest))
+        self._memory = memory
+        self._found: dict[int, Any] = {}
+
+    def persistent_load(self, place: Any) -> Any:
+        return self._found.setdefault(id(place), place.read(self._memory))
