@@ -89,6 +89,10 @@ SILENT: dict[str, Callable[[], Any]] = {
     "the same, of a hidden layer": lambda: functional.cross_entropy(scores().relu() @ WEIGHT.T[:, :4], OWN_NUMBERS),
 }
 TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
+    "ignored labels, and something added in place": (
+        {"loss_by_samples"},
+        lambda: functional.cross_entropy(scores(), SOME_IGNORED).add_(scores().mean()),
+    ),
     "in-batch contrast": ({"contrastive_loss"}, lambda: functional.cross_entropy(similarities(), OWN_NUMBERS)),
     "in-batch contrast, both ways": (
         {"contrastive_loss"},
@@ -227,6 +231,22 @@ def test_a_factor_is_compared_over_pieces() -> None:
                 tell = lambda name, text: said.append(f"{name} {factors}")  # noqa: E731, B023
                 average.weighted(loss_term(lambda: factor * losses().mean(), tell, samples=4), 4)  # noqa: B023
     assert said == ["loss_factor (1.0, 2.0)"]
+
+
+def test_a_loss_that_was_changed_in_place_is_no_mean_of_torch_s() -> None:
+    def loss() -> torch.Tensor:
+        loss = functional.cross_entropy(scores(), SOME_IGNORED)
+        loss += losses().mean()
+        return loss
+
+    with noted_losses():
+        term = loss_term(loss, samples=4, division=Division(of_several=True, by_terms=True))
+        assert (
+            term.count is None and loss_term(lambda: functional.cross_entropy(scores(), SOME_IGNORED), samples=4).count
+        )
+        with torch.inference_mode():
+            assert loss_term(lambda: functional.cross_entropy(scores(), SOME_IGNORED), samples=4).count == 2.0
+    assert all(id(part.value) != id(term.value) for part in term.parts), "what it was before is not known any more"
 
 
 def test_ranks_agree_once_on_a_mean_whose_place_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,17 +54,33 @@ _OVER_WEIGHTS = ("mse_loss", "l1_loss")
 _SCALARS = ("mean", "sum")
 
 
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else int(tensor._version)  # of an inference tensor torch counts none
+
+
 @dataclass(frozen=True, slots=True)
 class LossCall:
     """A call of one of torch's loss functions: its name, its result and its arguments.
 
-    ``elements``: how many the result is a mean of, where no loss function of torch made it.
+    ``elements``: how many the result is a mean of, where no loss function of torch made it. ``node``: of the autograd
+    graph, that made the result; ``version``: of the result, which an operation in place changes, such as ``loss += x``.
     """
 
     name: str
     result: torch.Tensor
     arguments: dict[str, Any]
     elements: float | None = None
+    node: Any = field(init=False)
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "node", self.result.grad_fn)
+        object.__setattr__(self, "version", _version(self.result))
+
+    @property
+    def stands(self) -> bool:
+        """Whether the result is still what the function returned."""
+        return _version(self.result) == self.version
 
     @property
     def reduction(self) -> str:
@@ -116,14 +132,19 @@ class LossCall:
 
 @dataclass(slots=True)
 class Recorded:
-    """What was called to make a loss. ``calls``: torch's loss functions; ``scalars``: results of means and sums of the
+    """What was called to make a loss. ``calls``: torch's loss functions; ``scalars``: means and sums of the
     cell's own, by their autograd node. ``sites``: numbers for where these were called, the same on every rank.
     ``fills``: a mean over nothing is 0, as other pieces hold its elements."""
 
     calls: list[LossCall] = field(default_factory=list)
-    scalars: dict[Any, torch.Tensor] = field(default_factory=dict)
+    scalars: dict[Any, LossCall] = field(default_factory=dict)
     sites: dict[Any, int] = field(default_factory=dict)
     fills: bool = False
+
+    def scalar(self, node: Any, call: LossCall | None) -> torch.Tensor | None:
+        """The result of ``call``, or of what of the cell's own made ``node``; None where it was changed in place."""
+        made = self.scalars.get(node) if call is None else call
+        return made.result if made is not None and made.stands else None
 
     def note_site(self, result: torch.Tensor) -> None:
         """Note where ``result`` was made: a line outside of torch, and how many results it made before."""
@@ -187,7 +208,7 @@ def _noting_scalar(name: str, original: Callable[..., Any]) -> Callable[..., Any
         elements = (args[0] if args else kwargs["input"]).numel()
         if name == "mean" and not elements and found.fills:
             return _noted(found, LossCall(name, result, {}, 0.0))
-        found.scalars[result.grad_fn] = result
+        found.scalars[result.grad_fn] = LossCall(name, result, {})
         found.note_site(result)
         return result
 
@@ -205,7 +226,7 @@ def _noted(found: Recorded, call: LossCall) -> torch.Tensor:
 
 def calls_by_node(calls: Sequence[LossCall]) -> dict[Any, LossCall]:
     """Those that reduced their losses, by the autograd node of the result."""
-    return {call.result.grad_fn: call for call in calls if call.reduction != "none"}
+    return {call.node: call for call in calls if call.reduction != "none"}
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def tell_of_average(
     is_contrastive = any(_is_contrastive(call.arguments) for call in means)
     if is_contrastive or (not is_call and holds_comparison(loss)):
         tell("contrastive_loss", CONTRASTIVE)
-    elif not is_known and any(call.ignores_some for call in means if call.result.grad_fn not in counted):
+    elif not is_known and any(call.ignores_some for call in means if call.node not in counted):
         tell("loss_by_samples", UNKNOWN_COUNT)
     said = is_contrastive
     if not is_call:

@@ -113,10 +113,10 @@ def loss_term(
     if isinstance(found, tuple):
         return _total(found)
     value = _scalar(found)
-    call = next((call for call in reversed(calls) if call.result is found), None)
+    call = next((call for call in reversed(calls) if call.result is found and call.stands), None)
     count = count_of(found) if call is None else None
     if call is not None:
-        is_sum, site = call.reduction == "sum", recorded.sites[found.grad_fn]
+        is_sum, site = call.reduction == "sum", recorded.sites[call.node]
         term = LossTerm(value, form="sum") if is_sum else LossTerm(value, call.count(), site=site)
     elif count is not None or found.grad_fn is None:
         term = LossTerm(value, count)
@@ -143,7 +143,7 @@ def _term_of_graph(
     if len(terms) == 1 and not terms[0].is_added:
         count, call = _count_of_part(terms[0], by_node.get(terms[0].node)), by_node.get(terms[0].node)
         if count is not None:
-            result = recorded.scalars.get(terms[0].node) if call is None else call.result
+            result = recorded.scalar(terms[0].node, call)
             numerator = result if terms[0].divisor is not None else None
             return LossTerm(value, count, numerator=numerator, site=recorded.sites.get(terms[0].node, UNKNOWN_SITE))
     if parts and all(_is_whole_sum(part, by_node.get(part.node), samples) for part in parts):
@@ -153,7 +153,7 @@ def _term_of_graph(
     found: dict[Any, TermPart] = {}
     for part in terms:
         call = by_node.get(part.node)
-        result = recorded.scalars.get(part.node) if call is None else call.result
+        result = recorded.scalar(part.node, call)
         is_sum = _is_whole_sum(part, call, samples)
         count = None if is_sum else _count_of_part(part, call)
         if result is not None and part.scale is not None and (is_sum or count is not None):
