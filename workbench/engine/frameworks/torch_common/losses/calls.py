@@ -59,17 +59,11 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class LossCall:
-    """A call of one of torch's loss functions: its name, its result and its arguments.
+class Made:
+    """What a function returned. ``node``: of the autograd graph, that made the result; ``version``: of the result,
+    which an operation in place changes, such as ``loss += x``."""
 
-    ``elements``: how many the result is a mean of, where no loss function of torch made it. ``node``: of the autograd
-    graph, that made the result; ``version``: of the result, which an operation in place changes, such as ``loss += x``.
-    """
-
-    name: str
     result: torch.Tensor
-    arguments: dict[str, Any]
-    elements: float | None = None
     node: Any = field(init=False)
     version: int = field(init=False)
 
@@ -81,6 +75,18 @@ class LossCall:
     def stands(self) -> bool:
         """Whether the result is still what the function returned."""
         return _version(self.result) == self.version
+
+
+@dataclass(frozen=True, slots=True)
+class LossCall(Made):
+    """A call of one of torch's loss functions: its result, its name and its arguments.
+
+    ``elements``: how many the result is a mean of, where no loss function of torch made it.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    elements: float | None = None
 
     @property
     def reduction(self) -> str:
@@ -137,13 +143,13 @@ class Recorded:
     ``fills``: a mean over nothing is 0, as other pieces hold its elements."""
 
     calls: list[LossCall] = field(default_factory=list)
-    scalars: dict[Any, LossCall] = field(default_factory=dict)
+    scalars: dict[Any, Made] = field(default_factory=dict)
     sites: dict[Any, int] = field(default_factory=dict)
     fills: bool = False
 
     def scalar(self, node: Any, call: LossCall | None) -> torch.Tensor | None:
         """The result of ``call``, or of what of the cell's own made ``node``; None where it was changed in place."""
-        made = self.scalars.get(node) if call is None else call
+        made: Made | None = self.scalars.get(node) if call is None else call
         return made.result if made is not None and made.stands else None
 
     def note_site(self, result: torch.Tensor) -> None:
@@ -193,7 +199,7 @@ def _noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             return result
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return _noted(_recorder.found, LossCall(name, result, bound.arguments))
+        return _noted(_recorder.found, LossCall(result, name, bound.arguments))
 
     return noting
 
@@ -207,8 +213,8 @@ def _noting_scalar(name: str, original: Callable[..., Any]) -> Callable[..., Any
             return result
         elements = (args[0] if args else kwargs["input"]).numel()
         if name == "mean" and not elements and found.fills:
-            return _noted(found, LossCall(name, result, {}, 0.0))
-        found.scalars[result.grad_fn] = LossCall(name, result, {})
+            return _noted(found, LossCall(result, name, {}, 0.0))
+        found.scalars[result.grad_fn] = Made(result)
         found.note_site(result)
         return result
 
