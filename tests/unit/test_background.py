@@ -21,6 +21,7 @@ from workbench.core import background
 from workbench.core.background import Rounds, described, thread, timer
 from workbench.errors import ClusterError
 from workbench.run import branching, peer_watch
+from workbench.run import job as run_job
 from workbench.run.peer_watch import PeerWatch
 from workbench.terminal import follow
 
@@ -194,8 +195,8 @@ def test_a_server_that_answers_late_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(peer_watch, "GRACE_S", 0.0)
-    monkeypatch.setattr(peer_watch, "INTERRUPTED_S", 1.0)
+    monkeypatch.setattr(run_job, "GRACE_S", 0.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 1.0)
     late = [TimeoutError(), TimeoutError(), None, OSError("no descriptors"), ClusterError("busy")]
     ranks = Ranks(late, tmp_path)
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
