@@ -22,32 +22,37 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
             yield shell
 
 
-def _is_whole(session: Session) -> bool:
-    """Whether two ranks are up, alive and idle. Tests kill some, leave them busy, or start others."""
+def _is_usable(session: Session) -> bool:
+    """Whether it has two idle ranks, dead or alive. Tests kill some, leave them busy, or start others."""
     try:
         session.check_free(range(session.n))
     except RanksBusyError:
         return False
-    return session.n == 2 and not session.dead
+    return session.n == 2
+
+
+def _without_an_unusable_session() -> Session | None:
+    session = Session.current()
+    if session is None or _is_usable(session):
+        return session
+    session.down()
+    return None
 
 
 @pytest.fixture(autouse=True, scope="module")
 def whole_ranks_at_the_end() -> Iterator[None]:
     """The next module finds two living, idle ranks or none."""
     yield
-    session = Session.current()
-    if session is not None and not _is_whole(session):
-        session.down()
+    session = _without_an_unusable_session()
+    if session is not None and session.dead:
+        Session.up(2)
 
 
 @pytest.fixture
 def two_ranks(shell: InteractiveShell) -> Session:
-    """Two living, idle ranks."""
-    session = Session.current()
-    if session is not None and not _is_whole(session):
-        session.down()
-        session = None
-    return session or Session.up(2)
+    """Two living, idle ranks. Only those that died are started, as the warm process is there."""
+    _without_an_unusable_session()
+    return Session.up(2)
 
 
 @pytest.fixture
