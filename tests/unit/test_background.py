@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.unit.imports import called_names, parsed
 from workbench.cluster import client
 from workbench.cluster.base import protocol as p
 from workbench.core import background
@@ -28,17 +28,10 @@ from workbench.terminal import follow
 ROOT = Path(__file__).parents[2]
 
 
-def calls_in(path: Path) -> Iterator[str]:
-    """What is called in a file, as it is written."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func)
-
-
 def test_every_thread_is_made_here() -> None:
     files = [file for room in ("workbench", "widgets", "magics") for file in (ROOT / room).rglob("*.py")]
-    made = {"threading.Thread", "threading.Timer", "Thread", "Timer"}
-    own = {str(file.relative_to(ROOT)) for file in files if not made.isdisjoint(calls_in(file))}
+    made = {"Thread", "Timer"}
+    own = {str(file.relative_to(ROOT)) for file in files if not made.isdisjoint(called_names(parsed(file)))}
     assert own == {"workbench/core/background.py"}
 
 
