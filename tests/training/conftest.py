@@ -22,36 +22,29 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
             yield shell
 
 
-def _is_usable(session: Session) -> bool:
-    """Whether it has two idle ranks, dead or alive. Tests kill some, leave them busy, or start others."""
-    try:
-        session.check_free(range(session.n))
-    except RanksBusyError:
-        return False
-    return session.n == 2
-
-
-def _without_an_unusable_session() -> Session | None:
+def _end_busy_ranks() -> Session | None:
+    """The session, without ranks that a test left at work: these are ended with it."""
     session = Session.current()
-    if session is None or _is_usable(session):
-        return session
-    session.down()
-    return None
+    if session is not None:
+        try:
+            session.check_free(range(session.n))
+        except RanksBusyError:
+            session.down()
+    return Session.current()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def whole_ranks_at_the_end() -> Iterator[None]:
     """The next module finds two living, idle ranks or none."""
     yield
-    session = _without_an_unusable_session()
-    if session is not None and session.dead:
+    if _end_busy_ranks() is not None:
         Session.up(2)
 
 
 @pytest.fixture
 def two_ranks(shell: InteractiveShell) -> Session:
-    """Two living, idle ranks. Only those that died are started, as the warm process is there."""
-    _without_an_unusable_session()
+    """Two living, idle ranks. The warm process is kept: only ranks that died, or all where there are others, start."""
+    _end_busy_ranks()
     return Session.up(2)
 
 
