@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from workbench.core.config import TrainSpec
@@ -15,13 +16,22 @@ from workbench.engine.state.plain_state import from_plain, to_plain
 
 
 class Following:
-    """Is told every step, evaluation that is due, and end of an epoch; on all ranks with the same values."""
+    """Is told every step, evaluation that is due, and end of an epoch; on all ranks with the same values.
 
-    def __init__(self, spec: TrainSpec, workload: Workload, lr: LearningRate) -> None:
+    ``around``: as of ``Hooks``.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        workload: Workload,
+        lr: LearningRate,
+        around: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
         self._workload = workload
         self._lr = lr
         self._stopping = Stopping(parse_rules(spec.stop_when))
-        self._hooks = Hooks(workload.hooks)
+        self._hooks = Hooks(workload.hooks, around)
         self._follows_best = bool(spec.save_best)
         self.values: dict[str, Any] = {}  # of the last evaluation that was due
 

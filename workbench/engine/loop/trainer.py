@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from workbench.engine.data.batches import samples_in, split, tokens_in
 from workbench.engine.loop.epochs import EpochReader
 from workbench.engine.loop.evaluating import Evaluations
 from workbench.engine.loop.following import Following
+from workbench.engine.loop.hooks import may_draw
 from workbench.engine.loop.saving import Saving
 from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.engine.loop.settings import Settings
@@ -84,7 +85,7 @@ class Trainer:
         self._evaluations = Evaluations(workload, strategy, control, log, self._enter)
         self._evaluates = bool(spec.eval_every) and self._evaluations.can_evaluate
         self._saving = Saving(run, workload, strategy, control, log)
-        self._following = Following(spec, workload, self.settings.lr)
+        self._following = Following(spec, workload, self.settings.lr, self._around_hook)
         intervals = spec.epochs or epochs_in(spec.eval_every) or epochs_in(spec.save_every)
         self._counts_epochs = bool(intervals) or self._following.follows_epochs
         here, mesh = strategy.coordinates, strategy.mesh
@@ -94,7 +95,14 @@ class Trainer:
         self._lr, self._skipped = 0.0, False
         self._threads_s = log.cost_s + progress.threads_s
         self._scale: float | None = None
+        self._draws_in_updates = may_draw(workload.optimizer)
         self._saves_at_end = spec.final_checkpoint and isinstance(strategy, Checkpointable)
+
+    @contextmanager
+    def _around_hook(self, name: str) -> Iterator[None]:
+        """Around a function of the cell that may change weights: each rank is to change them alike."""
+        with self.strategy.alike(name), self.strategy.editing(name):
+            yield
 
     @property
     def reason(self) -> str:
@@ -308,6 +316,9 @@ class Trainer:
         return self.guard.decide(step, loss, grad_sq)
 
     def _update(self, verdict: str) -> bool:
+        if verdict == GO and self._draws_in_updates:
+            with self.strategy.alike("update"):
+                return self.strategy.step()
         if verdict == GO:
             return self.strategy.step()
         self.strategy.skip()
