@@ -39,6 +39,10 @@ def losses() -> torch.Tensor:
     return scores().square().mean(1)
 
 
+def losses_of_one(number: int) -> torch.Tensor:
+    return functional.smooth_l1_loss(scores()[number], INPUTS[number, :4])
+
+
 def said_of(compute: Callable[[], Any], division: Division = WHOLE) -> set[str]:
     said: set[str] = set()
     with noted_losses():
@@ -71,6 +75,11 @@ SILENT: dict[str, Callable[[], Any]] = {
     "a masked mean of samples": lambda: (scores().square().mean(1) * CHOSEN).sum() / CHOSEN.sum().clamp(min=1),
     "a masked mean by where": lambda: scores().square().mean(1).where(CHOSEN, 0).sum() / CHOSEN.sum(),
     "a weighted mean": lambda: (scores().square().mean(1) * WEIGHTS).sum() / (WEIGHTS.sum() + 1e-8),
+    "a weighted mean by a product": lambda: torch.dot(losses(), WEIGHTS) / WEIGHTS.sum(),
+    "a weighted mean by another product": lambda: (WEIGHTS @ losses()) / WEIGHTS.sum(),
+    "a mean of samples that were taken one by one": lambda: (
+        sum(losses_of_one(number) for number in range(len(INPUTS))) / len(INPUTS)
+    ),
     "no weight": lambda: (scores().square().mean(1) * torch.zeros(4)).sum() / 1.0,
     "a sum": lambda: (scores() - INPUTS[:, :4]).square().sum(),
     "a part of torch's sum": lambda: 0.5 * functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
@@ -196,6 +205,10 @@ TOLD_OF_PIECES: dict[str, tuple[str, Callable[[], Any]]] = {
     "a mean divided by the number of samples": ("loss_factor", lambda: losses().mean() / INPUTS.shape[0]),
     "a sum times the number of samples": ("loss_factor", lambda: losses().sum() * len(INPUTS)),
     "a mean times the number of chosen ones": ("loss_factor", lambda: losses()[CHOSEN].mean() * CHOSEN.sum().item()),
+    "samples that are added up one by one": (
+        "loss_is_a_sum",
+        lambda: 0.5 * sum(losses_of_one(number) for number in range(len(INPUTS))),
+    ),
     "weights divided by their mean": ("loss_weights", lambda: (losses() * (WEIGHTS / WEIGHTS.mean())).mean() + 0.0),
 }
 

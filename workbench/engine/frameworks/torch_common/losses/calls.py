@@ -48,8 +48,8 @@ _OVER_ELEMENTS = frozenset(
 )
 #: those of them that divide by the sum of their weights
 _OVER_WEIGHTS = ("mse_loss", "l1_loss")
-#: functions and methods of tensors whose result may be a term of a loss
-_SCALARS = ("mean", "sum")
+#: functions and methods of tensors whose result may be a term of a loss, if it is one number
+_SCALARS = ("mean", "sum", "dot", "matmul", "__matmul__")
 #: those that put numbers into an order
 _ORDERS = ("argsort", "sort", "topk", "kthvalue", "median", "quantile")
 #: those that divide
@@ -202,7 +202,12 @@ def noted_losses() -> Iterator[None]:
     """While entered, torch's loss functions, means and sums note their calls where ``loss_term`` asks for them."""
     originals: list[tuple[Any, str, Any, Callable[..., Any]]] = [
         *((functional, name, getattr(functional, name), _noting) for name in _LOSS_FUNCTIONS),
-        *((owner, name, getattr(owner, name), _noting_scalar) for owner in (torch, torch.Tensor) for name in _SCALARS),
+        *(
+            (owner, name, getattr(owner, name), _noting_scalar)
+            for owner in (torch, torch.Tensor)
+            for name in _SCALARS
+            if hasattr(owner, name)
+        ),
         *((owner, name, getattr(owner, name), _noting_order) for owner in (torch, torch.Tensor) for name in _ORDERS),
         *(
             (owner, name, getattr(owner, name), _noting_division)
@@ -242,8 +247,7 @@ def _noting_scalar(name: str, original: Callable[..., Any]) -> Callable[..., Any
         found = _recorder.found
         if torch.compiler.is_compiling() or found is None or result.dim() or result.grad_fn is None:
             return result
-        elements = (args[0] if args else kwargs["input"]).numel()
-        if name == "mean" and not elements and found.fills:
+        if name == "mean" and found.fills and not (args[0] if args else kwargs["input"]).numel():
             return _noted(found, LossCall(result, name, {}, 0.0))
         found.scalars[result.grad_fn] = Made(result)
         found.note_site(result)

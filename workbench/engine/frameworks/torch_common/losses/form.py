@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,7 +96,7 @@ def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[P
             yield replace(part, kind="call")
         elif is_of_parameters(part.node):
             yield replace(part, kind="weights")
-        elif kind == "Sum" and not _is_of_losses(part.node):
+        elif (kind == "Dot" and len(inputs) == 1) or (kind == "Sum" and not _is_of_losses(part.node)):
             yield replace(part, kind="sum")
         elif kind == "Mean":
             yield replace(part, kind="mean")
@@ -167,6 +169,9 @@ def weights_of_sum(node: Any) -> torch.Tensor | None:
             return None
         if kind in ("Where", "MaskedFill"):
             return _mask_of(node)
+        if kind == "Dot":
+            other = node._saved_tensor if node.next_functions[0][0] is not None else node._saved_self
+            return other.detach()
         if kind == "Mul":
             factor = node._saved_other if node.next_functions[-1][0] is None else node._saved_self
             if factor is not None and factor.dim():
@@ -316,6 +321,11 @@ def _inputs(node: Any) -> list[Any]:
 def shape_of(node: Any) -> Sequence[int]:
     """The shape of the only input of a node that has a gradient: of what a sum or a mean is over."""
     return _shape(*next(found for found in node.next_functions if found[0] is not None))
+
+
+def sizes_of(node: Any) -> list[int]:
+    """How many samples, or elements of them, a sum may be over: along its dim 0, along its dims 0 and 1, and so on."""
+    return list(itertools.accumulate(shape_of(node), operator.mul))
 
 
 def _shape(below: Any, number: int) -> Sequence[int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import collections
 import math
-import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from workbench.engine.frameworks.torch_common.losses.form import (
     joins_samples,
     parts_of_form,
     shape_of,
+    sizes_of,
     weights_of_sum,
 )
 
@@ -50,6 +50,12 @@ FACTOR_OF_SIZE = (
     "the loss has a factor that is the number of samples, or of chosen elements, that a rank or gradient accumulation "
     "step holds: it is taken for a constant. If it is computed from the batch, such as len(x), the loss is not that of "
     "one process with the whole batch: use a sum in place of a mean, or spec.batch_size in place of len(x)"
+)
+SUM_OF_SAMPLES = (
+    "the loss adds up as many averages, made in one line, as a rank or gradient accumulation step has samples: if each "
+    "is of one sample, the loss is a sum over the batch, which is averaged over ranks and gradient accumulation steps. "
+    "Return (loss_sum, count) from loss_fn for a mean over the whole batch, or compute the losses of all samples at "
+    "once and return their sum()"
 )
 NORMALISED_WEIGHTS = (
     "the loss is a mean in which samples have weights whose mean is 1: if these are divided by the mean of a batch, "
@@ -141,18 +147,36 @@ def has_factor_of_size(loss: torch.Tensor, recorded: Recorded, samples: int) -> 
     """Whether a term of ``loss`` is multiplied by a number that its ``samples`` samples, or what it chose of them, may
     have given: the number is theirs, and the functions that made the term ask for one."""
     by_node = calls_by_node(recorded.calls)
+    lines = _lines(recorded)
     for part in parts_of_form(loss, by_node):
         call, site = by_node.get(part.node), recorded.sites.get(part.node)
-        if site is None or not site.asks_count:
+        if site is None or not site.asks_count or lines[site.line] == samples:  # the last: one of each sample
             continue
         is_sum = part.kind == "sum" or (call is not None and call.reduction == "sum")
         chosen = call.count() if call is not None else chosen_elements(part.node)
-        sizes = {float(samples)} if site.asks_size else set()
-        if chosen is not None and chosen != samples:
+        is_over_all = call is not None and (chosen is None or chosen >= samples)
+        is_over_all = is_over_all or (call is None and math.prod(shape_of(part.node)) >= samples)
+        sizes = {float(samples)} if site.asks_size and is_over_all else set()
+        if chosen is not None and chosen > 1 and chosen != samples:
             sizes.add(float(chosen))
         if any(factor in sizes or 1 / factor in sizes for factor in factors_of(part, without_divisor=is_sum)):
             return True
     return False
+
+
+def _lines(recorded: Recorded) -> collections.Counter[int]:
+    """How many results each line made."""
+    return collections.Counter(site.line for site in recorded.sites.values())
+
+
+def adds_up_samples(loss: torch.Tensor, recorded: Recorded, samples: int) -> bool:
+    """Whether one line made as many averages as there are ``samples``, which are added up and not divided by that."""
+    lines = _lines(recorded)
+    if samples < 2 or samples not in lines.values():
+        return False
+    parts = [part for part in parts_of_form(loss, calls_by_node(recorded.calls)) if part.kind != "weights"]
+    scales = [float(part.scale) for part in parts if part.scale is not None]
+    return len(parts) > 1 and not any(math.isclose(scale * samples, 1.0, rel_tol=1e-6) for scale in scales)
 
 
 def has_normalised_weights(loss: torch.Tensor, recorded: Recorded) -> bool:
@@ -176,7 +200,7 @@ def _is_of_chosen(part: Part, call: LossCall | None, samples: int) -> bool:
 def _is_number_of_samples(node: Any, divisor: float) -> bool:
     """Whether a sum is divided by a number of samples that its elements may have: their length along dim 0, along dims
     0 and 1, and so on."""
-    return divisor in itertools.accumulate(shape_of(node), operator.mul) or chosen_elements(node) == 0
+    return divisor in sizes_of(node) or chosen_elements(node) == 0
 
 
 def _is_weighted(node: Any, divisor: float) -> bool:

@@ -23,10 +23,11 @@ _COUNTS = ("sum", "item", "count_nonzero")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """``number``: not 0. ``asks_size``, ``asks_count``: whether functions of the cell that led there ask how many
-    samples there are, or how many are chosen."""
+    """``number``: not 0. ``line``: the same without what loops run over. ``asks_size``, ``asks_count``: whether
+    functions of the cell that led there ask how many samples there are, or how many are chosen."""
 
     number: int
+    line: int
     asks_size: bool
     asks_count: bool
 
@@ -36,15 +37,16 @@ def site_of(frame: FrameType | None) -> Site:
     torch, and the numbers and texts over which loops around them run."""
     while frame is not None and frame.f_code.co_filename.startswith((_OF_LOSSES, _OF_TORCH)):
         frame = frame.f_back
-    number, asks_size, asks_count = 1, False, False
+    number, line, asks_size, asks_count = 1, 1, False, False
     while frame is not None and not frame.f_code.co_filename.startswith(_OF_LOSSES):
         if not frame.f_code.co_filename.startswith(_OF_TORCH):
-            text = f"{frame.f_code.co_filename}:{frame.f_lineno}:{frame.f_lasti}{''.join(_of_loops(frame))}"
-            number = zlib.crc32(text.encode(), number)
+            text = f"{frame.f_code.co_filename}:{frame.f_lineno}:{frame.f_lasti}"
+            line = zlib.crc32(text.encode(), line)
+            number = zlib.crc32("".join((text, *_of_loops(frame))).encode(), number)
             of_size, of_count = _asks(frame.f_code)
             asks_size, asks_count = asks_size or of_size, asks_count or of_size or of_count
         frame = frame.f_back
-    return Site(number or 1, asks_size, asks_count)
+    return Site(number or 1, line, asks_size, asks_count)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -26,11 +26,14 @@ from workbench.engine.frameworks.torch_common.losses.form import (
     chosen_elements,
     is_over_samples,
     parts_of_form,
+    sizes_of,
     weights_of_sum,
 )
 from workbench.engine.frameworks.torch_common.losses.remarks import (
     FACTOR_OF_SIZE,
     NORMALISED_WEIGHTS,
+    SUM_OF_SAMPLES,
+    adds_up_samples,
     has_factor_of_size,
     has_normalised_weights,
     tell_of_average,
@@ -146,6 +149,8 @@ def loss_term(
             term = replace(term, factor=_factor(found, calls))
             if division.of_several and has_factor_of_size(found, recorded, samples):
                 tell("loss_factor", FACTOR_OF_SIZE)
+            if division.of_several and adds_up_samples(found, recorded, samples):
+                tell("loss_is_a_sum", SUM_OF_SAMPLES)
             if division.of_several and has_normalised_weights(found, recorded):
                 tell("loss_weights", NORMALISED_WEIGHTS)
     return term
@@ -233,8 +238,10 @@ def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
     divided_by = torch.where(
         part.divisor.isinf(), 0, part.divisor
     )  # infinite: 0 is divided by, in ``Recorded.divisions``
-    if weights is not None:  # what it is divided by may be clamped, not to divide by 0
-        return number_of(torch.where((weights != 0).any(), divided_by, 0))
+    if weights is not None:  # what it is divided by may be clamped, not to divide by 0, or be a number of samples
+        sizes = [size for size in sizes_of(part.node) if size > 1]
+        is_size = (torch.tensor(sizes, device=divided_by.device) == divided_by).any()
+        return number_of(torch.where((weights != 0).any() | is_size, divided_by, 0))
     is_empty = call is None and chosen_elements(part.node) == 0
     return 0.0 if is_empty else number_of(divided_by)
 
