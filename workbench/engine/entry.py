@@ -269,7 +269,7 @@ def observers_of(
         BatchSizeLogger(strategy, log, exchange, tokens_per_sample=workload.tokens_per_sample),
         WithoutGradient(strategy),
         JointLosses(spec, strategy, workload.model),
-        BufferChanges(spec, strategy, workload.model, exchange),
+        BufferChanges(spec, strategy, workload.model, exchange, workload.cell_state),
         LoggedValues(workload.user_log, strategy, log),
     ]
     if spec.monitor.level == "off":
