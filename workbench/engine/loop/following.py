@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 from workbench.core.config import TrainSpec
 from workbench.core.rules.criteria import names_in, parse_rules, value_of
+from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop.hooks import Hooks
 from workbench.engine.loop.learning_rate import LearningRate
@@ -18,7 +18,7 @@ from workbench.engine.state.plain_state import from_plain, to_plain
 class Following:
     """Is told every step, evaluation that is due, and end of an epoch; on all ranks with the same values.
 
-    ``around``: as of ``Hooks``.
+    ``strategy``: as of ``Hooks``.
     """
 
     def __init__(
@@ -26,12 +26,12 @@ class Following:
         spec: TrainSpec,
         workload: Workload,
         lr: LearningRate,
-        around: Callable[[str], AbstractContextManager[None]],
+        strategy: Strategy,
     ) -> None:
         self._workload = workload
         self._lr = lr
         self._stopping = Stopping(parse_rules(spec.stop_when))
-        self._hooks = Hooks(workload.hooks, around)
+        self._hooks = Hooks(workload.hooks, strategy)
         self._follows_best = bool(spec.save_best)
         self.values: dict[str, Any] = {}  # of the last evaluation that was due
 

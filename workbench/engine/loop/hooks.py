@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
+
+from workbench.engine.base.strategy import Strategy
 
 Hook = Callable[[int, Mapping[str, Any]], Any]
 
@@ -18,12 +19,12 @@ def may_draw(optimizer: Any) -> bool:
 class Hooks:
     """The hooks of a cell; what it does not define is not called. An epoch's ``loss`` is the mean over its steps.
 
-    ``around(name)`` is entered around each call, as a hook may change weights.
+    ``strategy``: the rank's, as a hook may change weights.
     """
 
-    def __init__(self, hooks: Mapping[str, Hook], around: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(self, hooks: Mapping[str, Hook], strategy: Strategy) -> None:
         self._hooks = dict(hooks)
-        self._around = around
+        self._strategy = strategy
         self._sum, self._count = 0.0, 0
 
     @property
@@ -55,7 +56,7 @@ class Hooks:
 
     def _call(self, name: str, number: int, values: Mapping[str, Any]) -> None:
         try:
-            with self._around(name):
+            with self._strategy.alike(name), self._strategy.editing(name):
                 self._hooks[name](number, values)
         except Exception as error:
             error.add_note(f"raised in {name}({number}, values) of the cell")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class Trainer:
         self._evaluations = Evaluations(workload, strategy, control, log, self._enter)
         self._evaluates = bool(spec.eval_every) and self._evaluations.can_evaluate
         self._saving = Saving(run, workload, strategy, control, log)
-        self._following = Following(spec, workload, self.settings.lr, self._around_hook)
+        self._following = Following(spec, workload, self.settings.lr, strategy)
         intervals = spec.epochs or epochs_in(spec.eval_every) or epochs_in(spec.save_every)
         self._counts_epochs = bool(intervals) or self._following.follows_epochs
         here, mesh = strategy.coordinates, strategy.mesh
@@ -97,12 +97,6 @@ class Trainer:
         self._scale: float | None = None
         self._draws_in_updates = may_draw(workload.optimizer)
         self._saves_at_end = spec.final_checkpoint and isinstance(strategy, Checkpointable)
-
-    @contextmanager
-    def _around_hook(self, name: str) -> Iterator[None]:
-        """Around a function of the cell that may change weights: each rank is to change them alike."""
-        with self.strategy.alike(name), self.strategy.editing(name):
-            yield
 
     @property
     def reason(self) -> str:
