@@ -50,8 +50,11 @@ def rank_blocks(
     options = {"ranks": ranks, "batch_size": batch_size, "lr": 1e-3, **plan}
     (directory / CONTROL_FILE).touch()
 
-    def alone(average: LossAverage, count: Any) -> Any:
-        return count * ranks
+    def alone(average: LossAverage, counts: list[Any]) -> list[Any]:
+        return [each * ranks for each in counts]
+
+    def own_places(average: LossAverage, new: list[int]) -> None:
+        average._places |= {site: place for place, site in enumerate(new, len(average._places))}
 
     def all_used(reduction: ZeroReduction, loss: Any) -> None:
         reduction._afterwards = not (reduction._while_backward and reduction._optimizer.require_grad_sync)
@@ -86,7 +89,11 @@ def rank_blocks(
             return (time.perf_counter() - began) * 1e3 / steps, (time.process_time() - busy) * 1e3 / steps
 
         def bare() -> tuple[float, float]:
-            with patch.object(LossAverage, "_summed", alone), patch.object(ZeroReduction, "before_backward", all_used):
+            with (
+                patch.object(LossAverage, "_summed", alone),
+                patch.object(LossAverage, "_give_places", own_places),
+                patch.object(ZeroReduction, "before_backward", all_used),
+            ):
                 return block(0)
 
         bare(), block(1)

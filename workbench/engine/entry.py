@@ -50,6 +50,7 @@ from workbench.engine.loop.trainer import Trainer
 from workbench.engine.recording.recorder import recorder_of
 from workbench.engine.share.share import ShareFailed
 from workbench.engine.state import cell_names
+from workbench.engine.state.alike_numbers import AlikeNumbers
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.alerts import AlertWatch
 from workbench.engine.watch.host.notify import target_of
@@ -177,6 +178,7 @@ def _train(
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
             separate_generators(strategy, workload.generators)
+            strategy.alike = AlikeNumbers(strategy, lambda: progress.step).drawn
             _rehearse(spec, workload, strategy, exchange)
             control = AgreedControl(path, exchange, offset=attempt.offset)
             begin_from(checkpoints.distributed(spec.resume), strategy, control)
@@ -267,7 +269,7 @@ def observers_of(
         BatchSizeLogger(strategy, log, exchange, tokens_per_sample=workload.tokens_per_sample),
         WithoutGradient(strategy),
         JointLosses(spec, strategy, workload.model),
-        BufferChanges(spec, strategy, workload.model, exchange),
+        BufferChanges(spec, strategy, workload.model, exchange, workload.cell_state),
         LoggedValues(workload.user_log, strategy, log),
     ]
     if spec.monitor.level == "off":

@@ -1,4 +1,5 @@
-"""A running mean of the cell's own, changed by each rank's samples in the forward pass: it is told."""
+"""A running mean and a tensor beside the model, changed by each rank's samples in the forward pass and the loss: they
+are told. What all ranks change alike, as an averaged teacher, is not."""
 
 from tests.training.cells.harness.case import Case
 
@@ -22,9 +23,17 @@ model = Centred()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 inputs = torch.randn(32, 6)
 dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
-criterion = nn.MSELoss()
+centres = torch.zeros(2, 6)
+teacher = nn.Linear(6, 1).requires_grad_(False)
+def loss_fn(model, batch):
+    with torch.no_grad():
+        teacher.weight.lerp_(model.linear.weight, 0.1)
+        centres[0] += batch[0].mean(0)
+    return nn.functional.mse_loss(model(batch[0]), batch[1]) + 0.1 * (model.linear.weight - centres[0]).square().sum()
 """,
     plans=("1 rank", "ddp", "zero1"),
     differs=("ddp", "zero1"),
-    says=dict.fromkeys(("ddp", "zero1"), "the forward pass changes buffers (mean) by the samples of each rank"),
+    says=dict.fromkeys(
+        ("ddp", "zero1"), "the forward pass or the loss changes mean, centres by the samples of each rank"
+    ),
 )

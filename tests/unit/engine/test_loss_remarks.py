@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from workbench.core.mesh import Mesh
+from workbench.engine.base.strategy import untold
 from workbench.engine.frameworks.torch_common.losses import average as average_of_losses
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
@@ -36,6 +37,10 @@ def similarities() -> torch.Tensor:
 
 def losses() -> torch.Tensor:
     return scores().square().mean(1)
+
+
+def losses_of_one(number: int) -> torch.Tensor:
+    return functional.smooth_l1_loss(scores()[number], INPUTS[number, :4])
 
 
 def said_of(compute: Callable[[], Any], division: Division = WHOLE) -> set[str]:
@@ -70,6 +75,11 @@ SILENT: dict[str, Callable[[], Any]] = {
     "a masked mean of samples": lambda: (scores().square().mean(1) * CHOSEN).sum() / CHOSEN.sum().clamp(min=1),
     "a masked mean by where": lambda: scores().square().mean(1).where(CHOSEN, 0).sum() / CHOSEN.sum(),
     "a weighted mean": lambda: (scores().square().mean(1) * WEIGHTS).sum() / (WEIGHTS.sum() + 1e-8),
+    "a weighted mean by a product": lambda: torch.dot(losses(), WEIGHTS) / WEIGHTS.sum(),
+    "a weighted mean by another product": lambda: (WEIGHTS @ losses()) / WEIGHTS.sum(),
+    "a mean of samples that were taken one by one": lambda: (
+        sum(losses_of_one(number) for number in range(len(INPUTS))) / len(INPUTS)
+    ),
     "no weight": lambda: (scores().square().mean(1) * torch.zeros(4)).sum() / 1.0,
     "a sum": lambda: (scores() - INPUTS[:, :4]).square().sum(),
     "a part of torch's sum": lambda: 0.5 * functional.mse_loss(scores(), INPUTS[:, :4], reduction="sum"),
@@ -155,12 +165,60 @@ TOLD: dict[str, tuple[set[str], Callable[[], Any]]] = {
         {"batch_statistics"},
         lambda: functional.mse_loss((scores() / scores().norm(dim=0)).tanh(), INPUTS[:, :4]),
     ),
+    "in-batch contrast of two views": (
+        {"contrastive_loss"},
+        lambda: functional.cross_entropy(
+            similarities().masked_fill(torch.eye(4, dtype=torch.bool), -1e9), OWN_NUMBERS.roll(2)
+        ),
+    ),
+    "differences of each with each": (
+        {"contrastive_loss"},
+        lambda: (scores()[:, None] - scores()[None]).square().sum(-1).amax(1).mean(),
+    ),
+    "similarities of each with each": (
+        {"contrastive_loss"},
+        lambda: functional.cosine_similarity(scores()[:, None], scores()[None], dim=-1).exp().mean(),
+    ),
+    "an average for each feature, by counts": (
+        {"batch_statistics"},
+        lambda: ((scores() * (INPUTS[:, :4] > 0)).sum(0) / (INPUTS[:, :4] > 0).sum(0).clamp(min=1)).mean() + 0.0,
+    ),
+    "samples chosen by the order of their losses": (
+        {"batch_statistics"},
+        lambda: torch.mean(losses()[losses().detach().argsort()[:2]]),
+    ),
     "the worst samples": ({"batch_statistics"}, lambda: losses().topk(2).values.mean() + 0.0),
     "samples that count by their loss": (
         {"batch_statistics"},
         lambda: (losses().softmax(0) * losses()).sum() + 0.0,
     ),
 }
+
+
+#: said where other pieces hold other samples
+TOLD_OF_PIECES: dict[str, tuple[str, Callable[[], Any]]] = {
+    "a mean times the number of samples": ("loss_factor", lambda: losses().mean() * len(INPUTS)),
+    "torch's mean times the number of samples": (
+        "loss_factor",
+        lambda: functional.mse_loss(scores(), INPUTS[:, :4]) * INPUTS.size(0),
+    ),
+    "a mean divided by the number of samples": ("loss_factor", lambda: losses().mean() / INPUTS.shape[0]),
+    "a sum times the number of samples": ("loss_factor", lambda: losses().sum() * len(INPUTS)),
+    "a mean times the number of chosen ones": ("loss_factor", lambda: losses()[CHOSEN].mean() * CHOSEN.sum().item()),
+    "samples that are added up one by one": (
+        "loss_is_a_sum",
+        lambda: 0.5 * sum(losses_of_one(number) for number in range(len(INPUTS))),
+    ),
+    "weights divided by their mean": ("loss_weights", lambda: (losses() * (WEIGHTS / WEIGHTS.mean())).mean() + 0.0),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_OF_PIECES)
+@pytest.mark.parametrize("by_terms", [False, True])
+def test_it_is_said_where_a_number_may_be_that_of_a_piece(name: str, by_terms: bool) -> None:
+    expected, compute = TOLD_OF_PIECES[name]
+    assert said_of(compute, Division(of_several=True, by_terms=by_terms)) == {expected}
+    assert said_of(compute) == set()
 
 
 @pytest.mark.parametrize("name", SILENT)
@@ -224,13 +282,97 @@ def test_a_mean_over_nothing_is_0_where_other_pieces_hold_its_elements(division:
 def test_a_factor_is_compared_over_pieces() -> None:
     said: list[str] = []
     for factors in ((1.0, 1.0), (0.3, 0.1 * 3), (1.0, 2.0)):
-        average = LossAverage(Mesh(), torch.device("cpu"))
+        tell = lambda name, text: said.append(f"{name} {factors}")  # noqa: E731, B023
+        average = LossAverage(Mesh(), torch.device("cpu"), tell)
         average.begin([INPUTS, INPUTS])
         with noted_losses():
             for factor in factors:
-                tell = lambda name, text: said.append(f"{name} {factors}")  # noqa: E731, B023
                 average.weighted(loss_term(lambda: factor * losses().mean(), tell, samples=4), 4)  # noqa: B023
     assert said == ["loss_factor (1.0, 2.0)"]
+
+
+def loss_of(kind: str) -> torch.Tensor:
+    if kind in ("some", "others"):
+        return losses()[CHOSEN if kind == "some" else ~CHOSEN].mean()
+    if kind == "all":
+        return losses().mean()
+    return functional.cross_entropy(scores(), LABELS, weight=WEIGHTS + (kind == "other classes"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("some", "all", {"loss_terms"}),
+        ("all", "classes", {"loss_factor", "loss_terms"}),
+        ("classes", "other classes", {"loss_factor"}),
+        ("some", "others", set()),
+        ("all", "all", set()),
+        ("classes", "classes", set()),
+    ],
+)
+def test_it_is_said_where_pieces_average_over_different_things(first: str, second: str, expected: set[str]) -> None:
+    said: set[str] = set()
+    tell = lambda name, text: said.add(name)  # noqa: E731
+    average = LossAverage(Mesh(), torch.device("cpu"), tell)
+    average.begin([INPUTS, INPUTS])
+    with noted_losses():
+        for kind in (first, second):
+            average.weighted(loss_term(lambda: loss_of(kind), tell, samples=4, division=average.division), 4)  # noqa: B023
+    assert said == expected
+
+
+def helper(chosen: torch.Tensor) -> torch.Tensor | float:
+    return losses()[chosen].mean() if chosen.any() else 0.0
+
+
+def sites_of(compute: Callable[[], Any]) -> tuple[list[int], tuple[int, ...]]:
+    with noted_losses():
+        term = loss_term(compute, samples=4, division=Division(of_several=True, by_terms=True))
+    return [part.site for part in term.parts] or [term.site], term.repeated
+
+
+def test_terms_have_the_same_site_on_a_rank_that_lacks_others() -> None:
+    nothing = CHOSEN & ~CHOSEN
+
+    def of_calls(*chosen: torch.Tensor) -> Any:
+        first, second, third = chosen
+        return helper(first) + helper(second) + losses().mean() + helper(third)
+
+    def of_loop(*chosen: torch.Tensor) -> Any:
+        return sum(helper(each) for _, each in enumerate(chosen))
+
+    def of_tensors(*chosen: torch.Tensor) -> Any:
+        return sum(helper(each) for each in chosen)
+
+    for compute in (of_calls, of_loop):
+        for lacks in (None, 0, 1, 2):
+            held = [nothing if number == lacks else CHOSEN for number in range(3)]
+            found, repeated = sites_of(lambda: compute(*held))  # noqa: B023
+            if lacks is None:
+                whole = found
+                assert len(set(whole)) == 3
+                continue
+            assert set(found) < set(whole) and len(found) == 2 and not repeated
+    assert len(sites_of(lambda: of_tensors(CHOSEN, ~CHOSEN, CHOSEN))[1]) == 2, "told apart by their order alone"
+
+
+@pytest.mark.parametrize("weight", [torch.tensor(0), 0, torch.zeros(())])
+def test_a_quotient_by_0_is_0_where_it_is_an_average_over_nothing(weight: Any) -> None:
+    nothing = CHOSEN & ~CHOSEN
+    division = Division(of_several=True, by_terms=True)
+    with noted_losses():
+        for compute in (
+            lambda: (losses() * nothing).sum() / weight,
+            lambda: losses()[nothing].sum().div(weight),
+            lambda: torch.div(functional.cross_entropy(scores(), LABELS * 0 - 100, reduction="sum"), weight),
+        ):
+            term = loss_term(lambda: compute() + losses().mean(), samples=4, division=division)  # noqa: B023
+            assert term.value.item() == pytest.approx(losses().mean().item())
+            assert [part.count for part in term.parts] == [0.0]
+            assert torch.equal(*(torch.autograd.grad(each, WEIGHT)[0] for each in (term.value, losses().mean())))
+            assert loss_term(compute, samples=4).value.isnan(), "in one process"
+        for wrong in (lambda: losses().mean() / weight, lambda: (losses().sum() / weight, 3)):
+            assert loss_term(wrong, samples=4, division=division).value.isnan(), "no average"
 
 
 def test_a_loss_that_was_changed_in_place_is_no_mean_of_torch_s() -> None:
@@ -252,7 +394,7 @@ def test_a_loss_that_was_changed_in_place_is_no_mean_of_torch_s() -> None:
 def test_ranks_agree_once_on_a_mean_whose_place_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     sums: list[int] = []
     monkeypatch.setattr(average_of_losses, "all_reduce_uncounted", lambda total: sums.append(total.numel()))
-    average = LossAverage(Mesh(dp=2), torch.device("cpu"))
+    average = LossAverage(Mesh(dp=2), torch.device("cpu"), untold)
     for agreed in (3, 4):  # the other rank has nothing: a sum of what terms count, and at first of their places
         average.begin([INPUTS])
         loss = average.weighted(LossTerm(losses().mean(), 3.0), 4)
@@ -276,7 +418,7 @@ def test_a_criterion_and_a_model_s_own_count_are_known() -> None:
 
 
 def test_only_the_first_three_steps_are_looked_at() -> None:
-    average = LossAverage(Mesh(), torch.device("cpu"))
+    average = LossAverage(Mesh(), torch.device("cpu"), untold)
     seen = []
     for _ in range(5):
         average.begin([INPUTS])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from workbench.core.config import TrainSpec
@@ -46,6 +47,9 @@ class PlannedRank:
         self.mark: Callable[[str, int], object] = unmarked
         #: told, under a name, what a person should know about this training (each name once)
         self.tell: Callable[[str, str], object] = untold
+        #: entered around what changes weights that all ranks hold: random numbers are then the same on all ranks. Its
+        #: argument tells apart what is done in a step
+        self.alike: Callable[[str], AbstractContextManager[None]] = lambda purpose: nullcontext()
         #: wraps an observer of gradients, so that its own time is not taken for that of training
         self.aside: Callable[[BatchObserver], BatchObserver] = _as_it_is
 
@@ -78,6 +82,11 @@ class Strategy(PlannedRank, ABC):
     @abstractmethod
     def skip(self) -> None:
         """Clear gradients without an update; instead of ``step``, on all ranks."""
+
+    def editing(self, name: str) -> AbstractContextManager[None]:
+        """Around what may change weights in place: a function of the cell called ``name``. Where that would be undone,
+        or would part ranks, it is refused with ``ConfigError``."""
+        return nullcontext()
 
     @abstractmethod
     def close(self) -> None:

@@ -91,12 +91,13 @@ def _with_array(value: dict[str, Any]) -> Any:
 
 class OwnGenerator:
     """A random generator of the cell's own; also a ``ModuleGenerator``. ``is_shared``: data are drawn from it too, in a
-    stream of their own, so it begins with other numbers."""
+    stream of their own, so it begins with other numbers. ``is_alike``: it draws the same on all ranks."""
 
     def __init__(self, generator: Any, *, is_shared: bool = False) -> None:
         self.generator = generator
         self._kind = next(kind for base, kind in _KINDS.items() if isinstance(generator, base))
         self._is_shared = is_shared
+        self.is_alike = False
         digest = hashlib.blake2b(bytes(self.states()[""].numpy()), digest_size=8).digest()
         #: a number for the state that the cell left it in, so that its seed matters wherever it begins anew
         self.number = int.from_bytes(digest, "little")
@@ -128,8 +129,8 @@ class OwnGenerator:
         self.set(state if is_tensor else json.loads(bytes(state.numpy()), object_hook=_with_array))
 
     def reseed(self, offset: int) -> None:
-        """As ``ModuleGenerator.reseed``; 0 leaves it where it is, unless it is shared."""
-        if offset or self._is_shared:
+        """As ``ModuleGenerator.reseed``; 0 leaves it where it is, unless it is shared. One that is alike stays too."""
+        if (offset or self._is_shared) and not self.is_alike:
             self.seed((self.number + offset) % 2**64)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from workbench.core.config import TrainSpec
 from workbench.core.rules.criteria import names_in, parse_rules, value_of
+from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.engine.loop.hooks import Hooks
 from workbench.engine.loop.learning_rate import LearningRate
@@ -15,13 +16,22 @@ from workbench.engine.state.plain_state import from_plain, to_plain
 
 
 class Following:
-    """Is told every step, evaluation that is due, and end of an epoch; on all ranks with the same values."""
+    """Is told every step, evaluation that is due, and end of an epoch; on all ranks with the same values.
 
-    def __init__(self, spec: TrainSpec, workload: Workload, lr: LearningRate) -> None:
+    ``strategy``: as of ``Hooks``.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        workload: Workload,
+        lr: LearningRate,
+        strategy: Strategy,
+    ) -> None:
         self._workload = workload
         self._lr = lr
         self._stopping = Stopping(parse_rules(spec.stop_when))
-        self._hooks = Hooks(workload.hooks)
+        self._hooks = Hooks(workload.hooks, strategy)
         self._follows_best = bool(spec.save_best)
         self.values: dict[str, Any] = {}  # of the last evaluation that was due
 

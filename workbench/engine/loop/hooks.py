@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from workbench.engine.base.strategy import Strategy
+
 Hook = Callable[[int, Mapping[str, Any]], Any]
 
 
-class Hooks:
-    """The hooks of a cell; what it does not define is not called. An epoch's ``loss`` is the mean over its steps."""
+def may_draw(optimizer: Any) -> bool:
+    """Whether the update of an optimizer may draw random numbers: torch's own draw none."""
+    hooks = (getattr(optimizer, f"_optimizer_step_{name}_hooks", None) for name in ("pre", "post"))
+    return any(hooks) or not type(optimizer).__module__.startswith("torch.optim.")
 
-    def __init__(self, hooks: Mapping[str, Hook]) -> None:
+
+class Hooks:
+    """The hooks of a cell; what it does not define is not called. An epoch's ``loss`` is the mean over its steps.
+
+    ``strategy``: the rank's, as a hook may change weights.
+    """
+
+    def __init__(self, hooks: Mapping[str, Hook], strategy: Strategy) -> None:
         self._hooks = dict(hooks)
+        self._strategy = strategy
         self._sum, self._count = 0.0, 0
 
     @property
@@ -44,7 +56,8 @@ class Hooks:
 
     def _call(self, name: str, number: int, values: Mapping[str, Any]) -> None:
         try:
-            self._hooks[name](number, values)
+            with self._strategy.alike(name), self._strategy.editing(name):
+                self._hooks[name](number, values)
         except Exception as error:
             error.add_note(f"raised in {name}({number}, values) of the cell")
             raise

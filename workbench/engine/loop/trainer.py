@@ -25,6 +25,7 @@ from workbench.engine.data.batches import samples_in, split, tokens_in
 from workbench.engine.loop.epochs import EpochReader
 from workbench.engine.loop.evaluating import Evaluations
 from workbench.engine.loop.following import Following
+from workbench.engine.loop.hooks import may_draw
 from workbench.engine.loop.saving import Saving
 from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.engine.loop.settings import Settings
@@ -84,7 +85,7 @@ class Trainer:
         self._evaluations = Evaluations(workload, strategy, control, log, self._enter)
         self._evaluates = bool(spec.eval_every) and self._evaluations.can_evaluate
         self._saving = Saving(run, workload, strategy, control, log)
-        self._following = Following(spec, workload, self.settings.lr)
+        self._following = Following(spec, workload, self.settings.lr, strategy)
         intervals = spec.epochs or epochs_in(spec.eval_every) or epochs_in(spec.save_every)
         self._counts_epochs = bool(intervals) or self._following.follows_epochs
         here, mesh = strategy.coordinates, strategy.mesh
@@ -94,6 +95,7 @@ class Trainer:
         self._lr, self._skipped = 0.0, False
         self._threads_s = log.cost_s + progress.threads_s
         self._scale: float | None = None
+        self._draws_in_updates = may_draw(workload.optimizer)
         self._saves_at_end = spec.final_checkpoint and isinstance(strategy, Checkpointable)
 
     @property
@@ -308,6 +310,9 @@ class Trainer:
         return self.guard.decide(step, loss, grad_sq)
 
     def _update(self, verdict: str) -> bool:
+        if verdict == GO and self._draws_in_updates:
+            with self.strategy.alike("update"):
+                return self.strategy.step()
         if verdict == GO:
             return self.strategy.step()
         self.strategy.skip()

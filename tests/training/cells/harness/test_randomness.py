@@ -60,6 +60,55 @@ def test_replicas_draw_different_numbers_and_a_resume_goes_on_with_them(plan: st
     pd.testing.assert_frame_equal(_losses(_trained(pool, plan, resume=f"{run.path}@4")), losses.loc[5:])
 
 
+#: what changes weights draws from the generators of the process: the update, a gradient hook, ``on_step``
+NOISE_ON_WEIGHTS = Case(
+    cell="""
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+class Langevin(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+
+model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 1))
+model[1].weight.register_hook(lambda gradient: gradient * (1 + random.random()))
+optimizer = Langevin(model.parameters(), lr=0.05)
+dataset = torch.utils.data.TensorDataset(torch.ones(64, 8), torch.ones(64, 1))
+
+@torch.no_grad()
+def on_step(step, values):
+    model[1].bias.add_(np.random.normal())
+
+def loss_fn(model, batch):
+    log("weights", model[1].weight.detach().square().sum() + model[1].bias.detach().sum(), reduce=None)
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+""",
+    flags={"steps": 6},
+)
+
+
+@pytest.mark.parametrize("plan", ["ddp", "torch ddp"])
+def test_noise_on_weights_is_the_same_on_all_ranks_and_after_a_resume(plan: str, pool: RankPool) -> None:
+    def weights(**more: object) -> tuple[RunReader, pd.DataFrame]:
+        run, failure = train_case(pool, NOISE_ON_WEIGHTS, plan, **more)
+        assert not failure
+        assert run is not None
+        return run, run.values().pivot_table(index="step", columns="rank", values="value")
+
+    run, values = weights(save_every=3)
+    assert (values[0] == values[1]).all()
+    assert values[0].nunique() == 6
+    assert (_losses(run)[0] != _losses(run)[1]).all(), "dropout is each rank's own"
+    pd.testing.assert_frame_equal(weights(resume=f"{run.path}@3")[1], values.loc[4:])
+
+
 #: a loss whose noise comes from generators that the cell made, and a dataset that draws from one of them too
 OWN_GENERATORS = Case(
     cell="""

@@ -254,20 +254,22 @@ class OfReplica(Sampler):
         return LENGTH // 2
 
 
-def of_replica(rank: int) -> LoaderSource:
+def of_replica(rank: int, workers: int = 0) -> LoaderSource:
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(2)  # seeds workers, as PyTorch's notes on reproducibility have it
     data = OwnNumbers(late=False)
-    return LoaderSource(DataLoader(data, batch_size=2, sampler=OfReplica(rank), generator=generator), seed=3)
+    loader = DataLoader(data, batch_size=2, sampler=OfReplica(rank), generator=generator, num_workers=workers)
+    return LoaderSource(loader, seed=3)
 
 
-def test_replicas_with_samples_of_their_own_draw_different_numbers_in_one_order() -> None:
-    found = [torch.cat(list(islice(of_replica(rank).batches(rank, 2), 6))) for rank in range(2)]
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replicas_with_samples_of_their_own_draw_different_numbers_in_one_order(workers: int) -> None:
+    found = [torch.cat(list(islice(of_replica(rank, workers).batches(rank, 2), 6))) for rank in range(2)]
     for epoch in zip(found[0].split(6), found[1].split(6), strict=True):
         assert sorted(torch.cat(epoch)[:, 0].tolist()) == list(range(LENGTH))
     drawn = torch.cat(found)[:, 1:].flatten().tolist()
     assert len(set(drawn)) == len(drawn)
-    again = torch.cat(list(islice(of_replica(1).batches(1, 2, 4), 2)))
+    again = torch.cat(list(islice(of_replica(1, workers).batches(1, 2, 4), 2)))
     assert torch.equal(again, found[1][8:]), "a resumed run draws them again"
 
 

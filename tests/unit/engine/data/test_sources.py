@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from transformers import BatchEncoding
 
 from workbench.engine.base.batch import StandIn, contents
 from workbench.engine.data.batches import samples_in, split
@@ -221,6 +222,15 @@ def test_every_container_keeps_its_type_and_every_leaf_is_cut() -> None:
         assert torch.equal(part["deep"]["z"][1], Y[rows])
         assert float(part["one"]) == 2.0
     assert torch.equal(batch["b"].x, X), "the batch itself is unchanged"
+
+
+def test_what_a_tokenizer_returns_keeps_its_attributes() -> None:
+    batch = BatchEncoding({"input_ids": X, "labels": Y, "texts": list("abcd")})
+    for part, rows in zip(split(batch, 2), (slice(0, 2), slice(2, 4)), strict=True):
+        assert type(contents(part)) is BatchEncoding
+        assert torch.equal(contents(part).input_ids, X[rows])
+        assert torch.equal(contents(part)["labels"], Y[rows])
+        assert contents(part).texts == list("abcd")[rows]
 
 
 @pytest.mark.parametrize("samples", range(1, 9))

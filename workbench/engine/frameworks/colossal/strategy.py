@@ -106,7 +106,7 @@ class ColossalStrategy(Strategy):
         self.plan.norms.tell_on(self.rank, self.tell)
         if self.mesh.pp > 1:
             self._named.hide_targets(self.plan.model)
-        self.average = LossAverage(self.mesh, self.device, self._expected)
+        self.average = LossAverage(self.mesh, self.device, self.tell, self._expected)
         self._part_norms: PartNorms | None = None
         remark = remark_on_module_hooks(self.spec, workload.model)
         if remark:
@@ -131,7 +131,9 @@ class ColossalStrategy(Strategy):
         if factor is not None:
             self.plan.scale_gradients(factor)
             loss = None if loss is None else loss * factor
-        self.plan.run_gradient_hooks()
+        if self.plan.hooks:
+            with self.alike("gradient hooks"):
+                self.plan.run_gradient_hooks()
         self.plan.drop_gradients(self._frozen)
         return loss
 
@@ -142,7 +144,8 @@ class ColossalStrategy(Strategy):
         before = versions_of(self.plan.held)
         with self.plan.norms.around(piece):
             term = self.plan.calling(lambda model: self._term(model, batch, samples_in(piece)))
-        self._check_weights(before)
+        self.plan.frozen_by_cell.check()
+        self._check_weights(before, "loss_fn or the model")
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         if self.plan.reduction is not None:
             self.plan.reduction.looks_at(loss)
@@ -153,14 +156,19 @@ class ColossalStrategy(Strategy):
         self.plan.backward(loss)
         return loss.detach().float()
 
-    def _check_weights(self, before: list[int]) -> None:
-        """Refuse what the forward pass changed of the weights where ranks would part. Collective in the first steps."""
+    def _check_weights(self, before: list[int], what: str) -> None:
+        """Refuse what was changed of the weights where ranks would part. Collective in the first steps."""
         plan = self.plan
-        plan.frozen_by_cell.check()
         if plan.masters():
-            check_unchanged(plan.held, before, self.spec.plan.plugin)
+            check_unchanged(plan.held, before, self.spec.plan.plugin, what)
         elif plan.is_whole and self.mesh.dp > 1 and self.average.is_new and not self.spec.recipe:
-            check_changed_alike(plan.held, before, self.device)
+            check_changed_alike(plan.held, before, self.device, what)
+
+    @contextmanager
+    def editing(self, name: str) -> Iterator[None]:
+        before = versions_of(self.plan.held)
+        yield
+        self._check_weights(before, name)
 
     def _term(self, model: torch.nn.Module, batch: Batch, samples: int) -> LossTerm:
         """The loss of one piece, of ``samples`` samples, by ``model``: the wrapped one, or the user's own."""
@@ -303,8 +311,9 @@ class ColossalStrategy(Strategy):
     def step(self) -> bool:
         norm = self._global_norm() if self.plan.clip > 0 else None
         updated = self.plan.step(norm)
-        if updated:
-            self.plan.step_hooks.run()
+        if updated and self.plan.step_hooks:
+            with self.alike("step hooks"), self.editing("a hook after steps of the optimizer"):
+                self.plan.step_hooks.run()
         return updated
 
     def _global_norm(self) -> float:

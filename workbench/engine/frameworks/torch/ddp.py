@@ -6,6 +6,8 @@ Mixed precision is torch's autocast over fp32 weights, in fp16 with a gradient s
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from workbench.engine.frameworks.torch_common.parameters import (
     share_of_replicas,
 )
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
+from workbench.engine.frameworks.torch_common.weight_changes import versions_of
 from workbench.engine.state.layout import RankState
 
 
@@ -49,6 +52,12 @@ class DdpStrategy(WholeModelStrategy):
         self._scaler.update()
         self._optimizer.zero_grad()
         return self._scaler.get_scale() >= before
+
+    @contextmanager
+    def editing(self, name: str) -> Iterator[None]:
+        before = versions_of(self._held)
+        yield
+        self._check_weights(self._held, before, name)
 
     def weight_matrices(self) -> list[WeightMatrix]:
         """As ``Shaped.weight_matrices``."""

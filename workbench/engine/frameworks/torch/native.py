@@ -61,7 +61,9 @@ class NativeStrategy(Strategy):
         if factor is not None:
             torch._foreach_mul_(self._gradients(), factor)
             loss = None if loss is None else loss * factor
-        self._hooks.run(self.loss_scale())
+        if self._hooks:
+            with self.alike("gradient hooks"):
+                self._hooks.run(self.loss_scale())
         for item in self._held if self._frozen else ():
             if item.layer in self._frozen:
                 item.parameter.grad = None

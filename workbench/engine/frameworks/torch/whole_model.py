@@ -61,7 +61,7 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
             self.tell("module_hooks", remark)
         self._names = ModelNames(self._module, workload.optimizer)
         self._distribute()
-        self.average = LossAverage(self.mesh, self.device)
+        self.average = LossAverage(self.mesh, self.device, self.tell)
         self._begin()
 
     @abstractmethod
@@ -90,7 +90,7 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         with self.norms.around(piece):
             term = self.model(lambda: self._term(batch, samples_in(piece)))
         self._frozen_by_cell.check()
-        self._check_weights(items, before)
+        self._check_weights(items, before, "loss_fn or the model")
         loss = self.average.weighted(term, samples_in(piece), lambda: self.mark("communication", number))
         self._reduction.looks_at(loss)
         self.mark("backward", number)
@@ -103,10 +103,10 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         """The weights that a forward pass computes with."""
         return self._held
 
-    def _check_weights(self, items: list[RankParameter], before: list[int]) -> None:
-        """Refuse what the forward pass changed of the weights where ranks would part."""
+    def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
+        """Refuse what was changed of the weights where ranks would part."""
         if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
-            check_changed_alike(items, before, self.device)
+            check_changed_alike(items, before, self.device, what)
 
     def _term(self, batch: Batch, samples: int) -> LossTerm:
         tell = self.tell if self.average.is_new else None

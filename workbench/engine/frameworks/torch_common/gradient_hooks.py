@@ -44,6 +44,9 @@ class GradientHooks:
             parameter._post_accumulate_grad_hooks.update(after)  # type: ignore[attr-defined]
         self._before, self._after = {}, {}
 
+    def __bool__(self) -> bool:
+        return bool(self._before or self._after)
+
     @property
     def hooked(self) -> list[torch.Tensor]:
         """The parameters with hooks on their gradient."""
@@ -88,6 +91,9 @@ class StepHooks:
         if self._hooks:
             self._optimizer._optimizer_step_post_hooks.update(self._hooks)
         self._hooks = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
 
     def run(self) -> None:
         """Call the hooks as after a step without arguments."""

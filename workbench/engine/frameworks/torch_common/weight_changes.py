@@ -20,29 +20,31 @@ def versions_of(items: Iterable[RankParameter]) -> list[int]:
 
 
 def _changed(items: Sequence[RankParameter], before: list[int]) -> list[str]:
-    changed = [item.layer for item, old in zip(items, before, strict=True) if item.parameter._version != old]
+    changed = [
+        item.layer or "(model)" for item, old in zip(items, before, strict=True) if item.parameter._version != old
+    ]
     return list(dict.fromkeys(changed))
 
 
-def check_unchanged(items: Sequence[RankParameter], before: list[int], plugin: str) -> None:
-    """Refuse, with ``ConfigError``, a loss that changes weights in place: the optimizer's own copy would undo it.
+def check_unchanged(items: Sequence[RankParameter], before: list[int], plugin: str, what: str) -> None:
+    """Refuse, with ``ConfigError``, what changes weights in place: the optimizer's own copy would undo it.
 
-    ``before``: ``versions_of`` the same items before the forward pass.
+    ``before``: ``versions_of`` the same items before it was called; ``what``: it in words.
     """
     changed = _changed(items, before)
     if changed:
         raise ConfigError(
-            f"loss_fn or the model changes weights in place ({', '.join(changed)}), but --plugin "
+            f"{what} changes weights in place ({', '.join(changed)}), but --plugin "
             f"{plugin} keeps a copy of its own, which would undo the change: use --plugin ddp",
             field="loss_fn",
         )
 
 
-def check_changed_alike(items: Sequence[RankParameter], before: list[int], device: torch.device) -> None:
-    """Refuse, with ``ConfigError``, a loss that changes weights in place by its rank's samples, so that ranks part.
+def check_changed_alike(items: Sequence[RankParameter], before: list[int], device: torch.device, what: str) -> None:
+    """Refuse, with ``ConfigError``, what changes weights in place by its rank's samples, so that ranks part.
 
-    ``before``: ``versions_of`` the same items before the forward pass. Collective, over all ranks, each of which holds
-    all ``items``.
+    ``before``: ``versions_of`` the same items before it was called; ``what``: it in words. Collective, over all
+    ranks, each of which holds all ``items``.
     """
     flags = torch.tensor([item.parameter._version != old for item, old in zip(items, before, strict=True)])
     changed = flags.to(device, torch.int32)
@@ -51,7 +53,7 @@ def check_changed_alike(items: Sequence[RankParameter], before: list[int], devic
     apart = layers_apart(chosen, device)
     if apart:
         raise ConfigError(
-            f"loss_fn or the model changes weights in place ({', '.join(apart)}) in a different way on "
+            f"{what} changes weights in place ({', '.join(apart)}) in a different way on "
             "each rank, as by the samples that it has: ranks would train different models. Train on one rank, or "
             "change weights by something that all ranks share",
             field="loss_fn",
@@ -67,7 +69,9 @@ def layers_apart(items: Sequence[RankParameter], device: torch.device) -> list[s
     all_reduce_uncounted(least, dist.ReduceOp.MIN)
     all_reduce_uncounted(most, dist.ReduceOp.MAX)
     close = torch.isclose(least, most, rtol=1e-9, atol=0.0, equal_nan=True).all(1).tolist()
-    return list(dict.fromkeys(item.layer for item, is_close in zip(items, close, strict=True) if not is_close))
+    return list(
+        dict.fromkeys(item.layer or "(model)" for item, is_close in zip(items, close, strict=True) if not is_close)
+    )
 
 
 def _checksum(weight: torch.Tensor) -> torch.Tensor:

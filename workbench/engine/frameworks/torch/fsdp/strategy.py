@@ -100,8 +100,8 @@ class FsdpStrategy(WholeModelStrategy):
             replace(item, parameter=each._unsharded_param) for item, each in found if hasattr(each, "_unsharded_param")
         ]
 
-    def _check_weights(self, items: list[RankParameter], before: list[int]) -> None:
-        check_unchanged(items, before, self.spec.plan.plugin)
+    def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
+        check_unchanged(items, before, self.spec.plan.plugin, what)
 
     def _term(self, batch: Batch, samples: int) -> LossTerm:
         term = super()._term(batch, samples)

@@ -113,7 +113,7 @@ class PipelineStrategy(NativeStrategy):
         )
         self.norms.tell_on(self.rank, self.tell)
         self._split(workload)
-        self.average = LossAverage(self.mesh, self.device, self._expected)
+        self.average = LossAverage(self.mesh, self.device, self.tell, self._expected)
         self._begin()
         self._losses: list[torch.Tensor] = []
 

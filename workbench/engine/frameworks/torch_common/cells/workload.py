@@ -141,12 +141,16 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
 
 
 def _generators(names: dict[str, Any]) -> dict[str, OwnGenerator]:
-    """Random generators of the cell's own that draw for the model and the loss. One that an optimizer draws from stays
-    alike on all ranks."""
+    """Random generators of the cell's own that draw for the model and the loss; and those that an optimizer, or else a
+    hook, draws from, which stay alike on all ranks."""
     roots = [names.get(name) for name in ("loss_fn", "criterion", OWN_STEP, "model")]
     optimizers = [names.get(name) for name in ("optimizer", "optimizers")]
     found = own_generators(*roots, without=optimizers, shared=[names.get("dataset"), names.get("dataloader")])
-    return {f"own{number}": generator for number, generator in enumerate(found)}
+    hooks = own_generators(*(names.get(name) for name in ("on_step", "on_epoch")), without=[*roots, *optimizers])
+    alike = {id(each.generator): each for each in (*own_generators(*optimizers), *hooks)}
+    for each in alike.values():
+        each.is_alike = True
+    return {f"own{number}": generator for number, generator in enumerate((*found, *alike.values()))}
 
 
 def _drawn_by(workload: Workload, names: dict[str, Any]) -> list[Any]:

@@ -12,6 +12,7 @@ weighted by what it is about itself: terms of labels, of chosen elements, sums, 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,18 @@ from workbench.core.mesh import Mesh
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.losses.calls import Number
+from workbench.engine.frameworks.torch_common.losses.remarks import (
+    FACTOR,
+    MIXED_TERMS,
+    TOO_MANY_TERMS,
+    UNNAMED_TERMS,
+)
 from workbench.engine.frameworks.torch_common.losses.terms import MOST_PARTS, Division, Factor, LossTerm
 
 #: steps in which a loss is looked at for what a person should know of its average
 _TOLD_STEPS = 3
+#: numbers that stand for what a loss is made of: sums over ranks of their squares are exact
+_KEYS = 2**16
 #: of the square of a factor: below it, factors are equal
 _TOLERANCE = 1e-10
 
@@ -33,14 +42,20 @@ _TOLERANCE = 1e-10
 class LossAverage:
     """The weights of one step after another. Every rank makes the same calls in the same order.
 
-    ``expected``: what the loss of a batch is likely to be an average over; only a pipeline asks.
+    ``expected``: what the loss of a batch is likely to be an average over; only a pipeline asks. ``tell(name, text)``
+    learns where ranks and pieces hold losses that do not make that of one process.
     """
 
     def __init__(
-        self, mesh: Mesh, device: torch.device, expected: Callable[[Batch], Number] = lambda batch: 1.0
+        self,
+        mesh: Mesh,
+        device: torch.device,
+        tell: Callable[[str, str], object],
+        expected: Callable[[Batch], Number] = lambda batch: 1.0,
     ) -> None:
         self._mesh = mesh
         self._device = device
+        self._tell = tell
         self._expected = expected
         self._replicas = mesh.dp
         self._parts = 1
@@ -51,6 +66,7 @@ class LossAverage:
         self._agreed: list[Number] | None = None
         self._places: dict[int, int] = {}
         self._first_factor: Factor | None = None
+        self._first_key: int | None = None
         self._is_empty: bool | torch.Tensor = False
         self._counts: list[Number] = []
         self._steps = 0
@@ -77,6 +93,7 @@ class LossAverage:
         self._estimate = None
         self._agreed = None
         self._first_factor = None
+        self._first_key = None
         if self._mesh.pp > 1:
             (total,) = self._summed([sum(self._expected(contents(piece)) for piece in pieces)])
             self._estimate = _nonzero(total / self._mesh.world_size / self._parts, 1.0)
@@ -94,9 +111,13 @@ class LossAverage:
             agreed, *self._agreed = (total / self._mesh.world_size for total in summed[: 2 + MOST_PARTS])
             self._is_empty = agreed == 0 if self._parts == 1 else False
             self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
-            self._tell_of_factor(term, self.is_new and _differ(summed[-5:]))
+            self._tell_if(self.is_new and _differ(summed[-8:-3]), "loss_factor", FACTOR)
+            self._tell_of_keys(_have_several_keys(summed[-3:]))
         elif self._first_factor is not None and term.factor is not None:
-            self._tell_of_factor(term, _is_another(self._first_factor, term.factor))
+            self._tell_if(_is_another(self._first_factor, term.factor), "loss_factor", FACTOR)
+        key = self._key(term) if samples else None
+        self._tell_of_keys(key is not None and self._first_key not in (None, key))
+        self._first_key = key if self._first_key is None else self._first_key
         self._first_factor = self._first_factor or term.factor
         self._used = self._estimate
         self._counts.append(self._estimate if term.form == "sum" else count)  # a sum is right whatever the counts are
@@ -141,12 +162,33 @@ class LossAverage:
         new = [site for site in counts if site not in self._places] if len(self._places) < MOST_PARTS else []
         for site in counts.keys() & self._places.keys():
             placed[self._places[site]] = counts[site]
-        summed = self._summed([count, samples, *placed, float(len(new)), *_moments(term.factor)])
+        without_place = float(len([site for site in counts if site not in self._places]))
+        keys = [1.0, float(self._key(term)), float(self._key(term) ** 2)] if samples else [0.0] * 3
+        summed = self._summed([count, samples, *placed, without_place, *_moments(term.factor), *keys])
         # the host waits for a device in the first steps only
-        if (self.is_new or isinstance(summed[-6], float)) and summed[-6]:
+        is_known = self.is_new or isinstance(summed[-9], float)
+        if is_known and summed[-9] and len(self._places) == MOST_PARTS:
+            self._tell_if(True, "loss_by_samples", TOO_MANY_TERMS)
+        elif is_known and summed[-9]:
             self._give_places(new)
             return self._agree(term, count, samples)
         return summed
+
+    def _key(self, term: LossTerm) -> int:
+        """A number that is alike where ranks and pieces hold terms that can be averaged."""
+        if self.division.by_terms:
+            return zlib.crc32(repr(term.repeated).encode()) % _KEYS if term.repeated else 0
+        if term.form == "mean":
+            return 0 if term.count is None else 3 + term.site % _KEYS
+        return 1 if term.form == "sum" else 2
+
+    def _tell_of_keys(self, differ: bool) -> None:
+        by_terms = self.division.by_terms
+        self._tell_if(differ, "loss_terms", UNNAMED_TERMS if by_terms else MIXED_TERMS)
+
+    def _tell_if(self, holds: bool, name: str, text: str) -> None:
+        if holds:
+            self._tell(name, text)
 
     def _give_places(self, new: Sequence[int]) -> None:
         """Give the terms that are ``new`` on any rank a place each, the same on all ranks. Collective."""
@@ -182,11 +224,6 @@ class LossAverage:
             if isinstance(weight, torch.Tensor) or weight != share:
                 loss = loss + _fp32(weight - share) * _fp32(part.scale) * part.value.float()
         return loss
-
-    @staticmethod
-    def _tell_of_factor(term: LossTerm, differs: bool) -> None:
-        if differs and term.tell_factor is not None:
-            term.tell_factor()
 
     def _without_nan(self, term: LossTerm, count: Number) -> torch.Tensor:
         """A mean over no label is NaN: 0 instead, with gradient 0, unless the whole batch has no label."""
@@ -261,6 +298,14 @@ def _differ(moments: Sequence[Number]) -> bool:
     ranks, total, squares, terms, squared_terms = map(float, moments)
     has_one_form = ranks > 0 and ranks * squared_terms == terms**2
     return has_one_form and squares - total**2 / ranks > _TOLERANCE * squares
+
+
+def _have_several_keys(moments: Sequence[Number]) -> bool:
+    """Whether ranks have different keys; not asked of a device, which the host would have to wait for."""
+    if not all(isinstance(each, float) for each in moments):
+        return False
+    holders, total, squares = map(float, moments)
+    return holders * squares != total**2
 
 
 def _is_another(first: Factor, factor: Factor) -> bool:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from workbench.engine.frameworks.torch_common.losses.sites import Site, site_of
 
 #: a number on the host, or a scalar on the device that the host need not wait for
 Number = float | torch.Tensor
@@ -46,12 +46,14 @@ _OVER_ELEMENTS = frozenset(
         "hinge_embedding_loss",
     )
 )
-#: files that are no place of a call of the cell's own
-_NOT_SITES = (os.path.dirname(torch.__file__), __file__)
 #: those of them that divide by the sum of their weights
 _OVER_WEIGHTS = ("mse_loss", "l1_loss")
-#: functions and methods of tensors whose result may be a term of a loss
-_SCALARS = ("mean", "sum")
+#: functions and methods of tensors whose result may be a term of a loss, if it is one number
+_SCALARS = ("mean", "sum", "dot", "matmul", "__matmul__")
+#: those that put numbers into an order
+_ORDERS = ("argsort", "sort", "topk", "kthvalue", "median", "quantile")
+#: those that divide
+_DIVISIONS = ("div", "div_", "divide", "divide_", "true_divide", "true_divide_", "__truediv__", "__itruediv__")
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -127,6 +129,18 @@ class LossCall(Made):
         dim = 1 if self.name == "ctc_loss" and first.dim() == 3 else 0
         return float(first.shape[dim]) if first.dim() > dim else None
 
+    @property
+    def class_weights(self) -> float:
+        """A number for the weights of classes, of which others have another; 1: there are none. Waits for the
+        device."""
+        names = ("weight", "pos_weight") if self.averages_over_labels else ("pos_weight",)
+        found = [
+            weight.detach().double().flatten().cpu()
+            for name in names
+            if (weight := self.arguments.get(name)) is not None
+        ]
+        return 1.0 + sum(float(each @ torch.arange(1, 1 + len(each), dtype=each.dtype).sqrt()) for each in found)
+
     def filled(self) -> LossCall:
         """The same, but a mean over nothing is 0 without a gradient."""
         count = self.count()
@@ -139,13 +153,19 @@ class LossCall(Made):
 @dataclass(slots=True)
 class Recorded:
     """What was called to make a loss. ``calls``: torch's loss functions; ``scalars``: means and sums of the
-    cell's own, by their autograd node. ``sites``: numbers for where these were called, the same on every rank.
-    ``fills``: a mean over nothing is 0, as other pieces hold its elements."""
+    cell's own, by their autograd node. ``sites``: where these were called; ``repeated``: numbers of those that are told
+    apart by their order alone. ``ranked``: lengths of vectors of numbers that were put into an order.
+    ``fills``: a mean over nothing is 0, as other pieces hold its elements, also one that the cell divides by hand;
+    ``divisions``: node of such a quotient -> whether its divisor was 0, and is infinite in its place."""
 
     calls: list[LossCall] = field(default_factory=list)
     scalars: dict[Any, Made] = field(default_factory=dict)
-    sites: dict[Any, int] = field(default_factory=dict)
+    sites: dict[Any, Site] = field(default_factory=dict)
     fills: bool = False
+    divisions: dict[Any, torch.Tensor | bool] = field(default_factory=dict)
+    repeated: set[int] = field(default_factory=set)
+    ranked: set[int] = field(default_factory=set)
+    _numbers: set[int] = field(default_factory=set)
 
     def scalar(self, node: Any, call: LossCall | None) -> torch.Tensor | None:
         """The result of ``call``, or of what of the cell's own made ``node``; None where it was changed in place."""
@@ -153,14 +173,18 @@ class Recorded:
         return made.result if made is not None and made.stands else None
 
     def note_site(self, result: torch.Tensor) -> None:
-        """Note where ``result`` was made: a line outside of torch, and how many results it made before."""
-        frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_SITES):
-            frame = frame.f_back
-        site = zlib.crc32(f"{frame.f_code.co_filename}:{frame.f_lineno}".encode())
-        while site in self.sites.values():
-            site += 1
+        """Note where ``result`` was made, and, of a loop whose variables are no numbers or texts, how many before."""
+        site = site_of(sys._getframe(2))
+        while site.number in self._numbers:
+            site = replace(site, number=site.number + 1)
+            self.repeated.add(site.number)
+        self._numbers.add(site.number)
         self.sites[result.grad_fn] = site
+
+    def number_of_site(self, node: Any) -> int | None:
+        """The number of the site of what ``node`` made; None: it was not noted."""
+        site = self.sites.get(node)
+        return None if site is None else site.number
 
 
 class _Recorder:
@@ -178,7 +202,19 @@ def noted_losses() -> Iterator[None]:
     """While entered, torch's loss functions, means and sums note their calls where ``loss_term`` asks for them."""
     originals: list[tuple[Any, str, Any, Callable[..., Any]]] = [
         *((functional, name, getattr(functional, name), _noting) for name in _LOSS_FUNCTIONS),
-        *((owner, name, getattr(owner, name), _noting_scalar) for owner in (torch, torch.Tensor) for name in _SCALARS),
+        *(
+            (owner, name, getattr(owner, name), _noting_scalar)
+            for owner in (torch, torch.Tensor)
+            for name in _SCALARS
+            if hasattr(owner, name)
+        ),
+        *((owner, name, getattr(owner, name), _noting_order) for owner in (torch, torch.Tensor) for name in _ORDERS),
+        *(
+            (owner, name, getattr(owner, name), _noting_division)
+            for owner in (torch, torch.Tensor)
+            for name in _DIVISIONS
+            if hasattr(owner, name)
+        ),
     ]
     for owner, name, original, noting in originals:
         setattr(owner, name, noting(name, original))
@@ -211,14 +247,60 @@ def _noting_scalar(name: str, original: Callable[..., Any]) -> Callable[..., Any
         found = _recorder.found
         if torch.compiler.is_compiling() or found is None or result.dim() or result.grad_fn is None:
             return result
-        elements = (args[0] if args else kwargs["input"]).numel()
-        if name == "mean" and not elements and found.fills:
+        if name == "mean" and found.fills and not (args[0] if args else kwargs["input"]).numel():
             return _noted(found, LossCall(result, name, {}, 0.0))
         found.scalars[result.grad_fn] = Made(result)
         found.note_site(result)
         return result
 
     return noting
+
+
+def _noting_division(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        found = _recorder.found
+        if found is None or not found.fills or len(args) != 2 or torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        numerator, divisor = args
+        if not isinstance(numerator, torch.Tensor) or numerator.dim() or not numerator.requires_grad:
+            return original(*args, **kwargs)
+        is_zero = _is_zero(divisor)
+        if is_zero is False:
+            return original(*args, **kwargs)
+        # a quotient by infinity is 0, and so is its gradient
+        by = torch.where(is_zero, math.inf, divisor) if isinstance(is_zero, torch.Tensor) else math.inf
+        result = original(numerator, by, **kwargs)
+        found.divisions[result.grad_fn] = is_zero
+        return result
+
+    return noting
+
+
+def _noting_order(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        numbers = args[0] if args else kwargs.get("input")
+        found = None if torch.compiler.is_compiling() else _recorder.found
+        if (
+            found is not None
+            and isinstance(numbers, torch.Tensor)
+            and numbers.is_floating_point()
+            and numbers.dim() == 1
+        ):
+            found.ranked.add(len(numbers))
+        return original(*args, **kwargs)
+
+    return noting
+
+
+def _is_zero(divisor: Any) -> torch.Tensor | bool:
+    """Whether a number is 0; of a scalar on a device a tensor, as the host need not wait."""
+    if not isinstance(divisor, torch.Tensor):
+        return bool(divisor == 0)
+    if divisor.numel() != 1 or divisor.requires_grad:
+        return False
+    return bool(divisor == 0) if divisor.device.type == "cpu" else divisor == 0
 
 
 def _noted(found: Recorded, call: LossCall) -> torch.Tensor:

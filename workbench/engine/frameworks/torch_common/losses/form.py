@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,7 +72,7 @@ class Part:
     quotient of averages, whose mean over pieces is not that of the whole), "weights" (of parameters alone) or "other".
     ``divisor``: what the term is divided by, a scalar; None: nothing. ``is_added``: whether something without a
     gradient is added to it, as ``sum()`` of a list of losses does. ``scale``: by what number the loss holds the term,
-    ``divisor`` included; None: not by a number alone.
+    ``divisor`` included; None: not by a number alone. ``products``: the nodes that multiply and divide it.
     """
 
     kind: str
@@ -78,6 +80,7 @@ class Part:
     divisor: torch.Tensor | None = None
     is_added: bool = False
     scale: torch.Tensor | float | None = 1.0
+    products: tuple[Any, ...] = ()
 
 
 def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[Part]:
@@ -93,7 +96,7 @@ def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[P
             yield replace(part, kind="call")
         elif is_of_parameters(part.node):
             yield replace(part, kind="weights")
-        elif kind == "Sum" and not _is_of_losses(part.node):
+        elif (kind == "Dot" and len(inputs) == 1) or (kind == "Sum" and not _is_of_losses(part.node)):
             yield replace(part, kind="sum")
         elif kind == "Mean":
             yield replace(part, kind="mean")
@@ -102,14 +105,25 @@ def parts_of_form(loss: torch.Tensor, known: Collection[Any] = ()) -> Iterator[P
         elif kind in ("Sum", "Stack") or kind in _LINEAR:
             by = _product(part.divisor, _divisor(part.node)) if kind == "Div" else part.divisor
             is_added = part.is_added or (kind in _ADDING and len(inputs) == 1) or kind in ("Sum", "Stack")
+            products = (*part.products, part.node) if kind in ("Mul", "Div") else part.products
             waiting += [
-                Part("other", below, by, is_added, _scaled(part.scale, part.node, turn))
+                Part("other", below, by, is_added, _scaled(part.scale, part.node, turn), products)
                 for turn, (below, _) in enumerate(part.node.next_functions)
                 if below is not None
             ]
         else:
             yield part
     yield from waiting
+
+
+def factors_of(part: Part, *, without_divisor: bool) -> Iterator[float]:
+    """The numbers that multiply and, unless ``without_divisor``, divide a term, but 0. Waits for the device."""
+    for node in part.products:
+        kind, is_first = kind_of(node), node.next_functions[0][0] is not None
+        other = node._saved_other if is_first else node._saved_self
+        is_number = isinstance(other, torch.Tensor) and other.numel() == 1 and len(_inputs(node)) == 1
+        if is_number and not (kind == "Div" and without_divisor) and float(other):
+            yield float(other)
 
 
 def is_over_samples(node: Any, samples: int) -> bool:
@@ -155,6 +169,9 @@ def weights_of_sum(node: Any) -> torch.Tensor | None:
             return None
         if kind in ("Where", "MaskedFill"):
             return _mask_of(node)
+        if kind == "Dot":
+            other = node._saved_tensor if node.next_functions[0][0] is not None else node._saved_self
+            return other.detach()
         if kind == "Mul":
             factor = node._saved_other if node.next_functions[-1][0] is None else node._saved_self
             if factor is not None and factor.dim():
@@ -173,23 +190,32 @@ def _mask_of(node: Any) -> torch.Tensor:
 
 
 def joins_samples(loss: torch.Tensor, samples: int) -> bool:
-    """Whether a loss holds a function of a statistic over the batch, such as the deviation of each feature: whatever is
-    reduced along the dimension of ``samples`` samples, and not added up to the loss alone."""
+    """Whether a loss holds a function of a statistic over the batch, such as the deviation of each feature, or a sum
+    for each that is divided by counts: whatever is reduced along the dimension of ``samples`` samples, and not added up
+    to the loss alone."""
     if samples < 2 or loss.grad_fn is None:
         return False
-    waiting, seen = [(loss.grad_fn, True)], {(loss.grad_fn, True)}
+    start = (loss.grad_fn, True, False)
+    waiting, seen = [start], {start}
     while waiting and len(seen) < _MOST_OF_GRAPH:
-        node, is_affine = waiting.pop()
+        node, is_affine, is_divided = waiting.pop()
         kind, inputs = kind_of(node), _inputs(node)
         is_linear = kind in _LINEAR and not (kind in ("Mul", "Div") and len(inputs) > 1)
         stays = is_affine and (is_linear or kind in ("Mean", "Sum", "Stack"))
-        if not stays and _reduces_samples(node, samples):
+        if (not stays or (is_divided and kind == "Sum")) and _reduces_samples(node, samples):
             return True
+        divides = is_divided or (kind == "Div" and _divides_by_several(node))
         for below in inputs:
-            if (below, stays) not in seen:
-                seen.add((below, stays))
-                waiting.append((below, stays))
+            if (below, stays, divides) not in seen:
+                seen.add((below, stays, divides))
+                waiting.append((below, stays, divides))
     return False
+
+
+def _divides_by_several(node: Any) -> bool:
+    """Whether a node divides by numbers that have no gradient."""
+    other = node._saved_other if node.next_functions[-1][0] is None else None
+    return isinstance(other, torch.Tensor) and other.numel() > 1
 
 
 def _reduces_samples(node: Any, samples: int) -> bool:
@@ -218,9 +244,9 @@ def compares_samples(scores: torch.Tensor) -> bool:
     return False
 
 
-def holds_comparison(loss: torch.Tensor) -> bool:
-    """Whether a loss is made of products or distances of each sample with each, such as InfoNCE written by hand: what
-    lies between it and the last layers of the model is looked at."""
+def holds_comparison(loss: torch.Tensor, samples: int) -> bool:
+    """Whether a loss is made of products or distances of each of ``samples`` samples with each, such as InfoNCE written
+    by hand: what lies between it and the last layers of the model is looked at."""
     waiting, seen = [loss.grad_fn], 0
     while waiting and seen < _MOST:
         node = waiting.pop(0)
@@ -229,6 +255,8 @@ def holds_comparison(loss: torch.Tensor) -> bool:
             continue
         kind, inputs = kind_of(node), _inputs(node)
         if kind in _DISTANCES or (kind in ("Mm", "Bmm") and _is_of_each_with_each(node, inputs)):
+            return True
+        if kind in ("Add", "Sub", "Rsub", "Mul") and _pairs_samples(node, samples):
             return True
         if kind not in _OF_DATA:
             waiting += inputs
@@ -242,6 +270,31 @@ def _is_of_each_with_each(node: Any, inputs: list[Any]) -> bool:
     *batch, rows, _ = node._saved_self_sym_sizes if kind_of(node) == "Mm" else node._saved_self.shape
     columns = (node._saved_mat2_sym_sizes if kind_of(node) == "Mm" else node._saved_mat2.shape)[-1]
     return rows == columns > 1 and all(size == 1 for size in batch)
+
+
+def _pairs_samples(node: Any, samples: int) -> bool:
+    """Whether an operation on elements takes each sample with each: one input has them along a dim where the other is
+    broadcast, and the other way round."""
+    found = [each for each in node.next_functions if each[0] is not None]
+    if samples < 2 or len(found) != 2 or any(is_of_parameters(below) for below, _ in found):
+        return False
+    first, second = (_before_expansion(below, number) for below, number in found)
+    sizes = list(zip(first, second, strict=False)) if len(first) == len(second) else []
+    is_wide = [a and a % samples == 0 and b == 1 for a, b in sizes]
+    is_high = [b and b % samples == 0 and a == 1 for a, b in sizes]
+    return any(is_wide) and any(is_high)
+
+
+def _before_expansion(node: Any, number: int) -> Sequence[int]:
+    """The shape of what a node put out, or what it had before it was expanded to that."""
+    below = node
+    for _ in range(6):
+        if kind_of(below) == "Expand":
+            return shape_of(below)
+        below = next(iter(_inputs(below)), None) if kind_of(below) in _LINEAR else None
+        if below is None:
+            break
+    return _shape(node, number)
 
 
 def kind_of(node: Any) -> str:
@@ -267,7 +320,16 @@ def _inputs(node: Any) -> list[Any]:
 
 def shape_of(node: Any) -> Sequence[int]:
     """The shape of the only input of a node that has a gradient: of what a sum or a mean is over."""
-    below, number = next(found for found in node.next_functions if found[0] is not None)
+    return _shape(*next(found for found in node.next_functions if found[0] is not None))
+
+
+def sizes_of(node: Any) -> list[int]:
+    """How many samples, or elements of them, a sum may be over: along its dim 0, along its dims 0 and 1, and so on."""
+    return list(itertools.accumulate(shape_of(node), operator.mul))
+
+
+def _shape(below: Any, number: int) -> Sequence[int]:
+    """The shape of what a node put out."""
     if kind_of(below) == "AccumulateGrad":
         return below.variable.shape
     return below._input_metadata[number].shape  # autograd's input is what the forward pass put out

@@ -6,9 +6,9 @@ torch's loss functions say it of their results (``calls``), the autograd graph o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +26,18 @@ from workbench.engine.frameworks.torch_common.losses.form import (
     chosen_elements,
     is_over_samples,
     parts_of_form,
+    sizes_of,
     weights_of_sum,
 )
-from workbench.engine.frameworks.torch_common.losses.remarks import FACTOR, tell_of_average
+from workbench.engine.frameworks.torch_common.losses.remarks import (
+    FACTOR_OF_SIZE,
+    NORMALISED_WEIGHTS,
+    SUM_OF_SAMPLES,
+    adds_up_samples,
+    has_factor_of_size,
+    has_normalised_weights,
+    tell_of_average,
+)
 from workbench.errors import ConfigError
 
 #: the most terms of a run's losses that count by themselves
@@ -76,8 +85,8 @@ class LossTerm:
     ``form``: "mean" over ``count``, "total" over ``count`` (to be divided by that of all pieces), or "sum": of the
     whole batch, to be divided by nothing. ``site``: a number for where a mean is made. ``numerator``: what is divided
     by the count, where the cell does that, so perhaps by 0. ``parts``: the terms that are added up in it, of those that
-    count otherwise than by samples. ``factor``: by what numbers the loss holds its means,
-    ``tell_factor`` what tells that these differ between pieces; None where nobody asks.
+    count otherwise than by samples. ``factor``: by what numbers the loss holds its means; None where nobody asks.
+    ``repeated``: the sites of its parts that are told apart by their order alone.
     """
 
     value: torch.Tensor
@@ -87,7 +96,7 @@ class LossTerm:
     numerator: torch.Tensor | None = None
     parts: tuple[TermPart, ...] = ()
     factor: Factor | None = None
-    tell_factor: Callable[[], object] | None = None
+    repeated: tuple[int, ...] = ()
 
 
 def loss_term(
@@ -111,12 +120,12 @@ def loss_term(
         found = compute()
     calls = recorded.calls
     if isinstance(found, tuple):
-        return _total(found)
-    value = _scalar(found)
+        return _total(found, recorded)
+    value = _unfilled(_scalar(found), found, recorded)
     call = next((call for call in reversed(calls) if call.result is found and call.stands), None)
     count = count_of(found) if call is None else None
     if call is not None:
-        is_sum, site = call.reduction == "sum", recorded.sites[call.node]
+        is_sum, site = call.reduction == "sum", recorded.sites[call.node].number
         term = LossTerm(value, form="sum") if is_sum else LossTerm(value, call.count(), site=site)
     elif count is not None or found.grad_fn is None:
         term = LossTerm(value, count)
@@ -126,9 +135,24 @@ def loss_term(
         is_known = call is not None or term.count is not None or term.form == "sum"
         is_call = call is not None or count is not None
         counted = {part.value.grad_fn for part in term.parts}
-        tell_of_average(found, calls, tell, samples=samples, is_call=is_call, is_known=is_known, counted=counted)
-        if not is_call and found.grad_fn is not None:
-            term = replace(term, factor=_factor(found, calls), tell_factor=partial(tell, "loss_factor", FACTOR))
+        tell_of_average(
+            found,
+            calls,
+            tell,
+            samples=samples,
+            is_call=is_call,
+            is_known=is_known,
+            counted=counted,
+            ranks_samples=samples > 1 and samples in recorded.ranked,
+        )
+        if found.grad_fn is not None and count is None:
+            term = replace(term, factor=_factor(found, calls))
+            if division.of_several and has_factor_of_size(found, recorded, samples):
+                tell("loss_factor", FACTOR_OF_SIZE)
+            if division.of_several and adds_up_samples(found, recorded, samples):
+                tell("loss_is_a_sum", SUM_OF_SAMPLES)
+            if division.of_several and has_normalised_weights(found, recorded):
+                tell("loss_weights", NORMALISED_WEIGHTS)
     return term
 
 
@@ -145,7 +169,8 @@ def _term_of_graph(
         if count is not None:
             result = recorded.scalar(terms[0].node, call)
             numerator = result if terms[0].divisor is not None else None
-            return LossTerm(value, count, numerator=numerator, site=recorded.sites.get(terms[0].node, UNKNOWN_SITE))
+            site = recorded.number_of_site(terms[0].node) or UNKNOWN_SITE
+            return LossTerm(value, count, numerator=numerator, site=site, repeated=_repeated([site], recorded))
     if parts and all(_is_whole_sum(part, by_node.get(part.node), samples) for part in parts):
         return LossTerm(value, form="sum")
     if not division.by_terms:
@@ -156,14 +181,37 @@ def _term_of_graph(
         result = recorded.scalar(part.node, call)
         is_sum = _is_whole_sum(part, call, samples)
         count = None if is_sum else _count_of_part(part, call)
-        if result is not None and part.scale is not None and (is_sum or count is not None):
+        place = recorded.number_of_site(part.node)
+        if result is not None and place is not None and part.scale is not None and (is_sum or count is not None):
             before = found[part.node].scale if part.node in found else 0.0
-            found[part.node] = TermPart(result, part.scale + before, count, recorded.sites[part.node])
-    return LossTerm(value, parts=tuple(found.values())[:MOST_PARTS])
+            found[part.node] = TermPart(result, part.scale + before, count, place)
+    counted = tuple(found.values())[:MOST_PARTS]
+    return LossTerm(value, parts=counted, repeated=_repeated([part.site for part in counted], recorded))
+
+
+def _repeated(sites: Sequence[int], recorded: Recorded) -> tuple[int, ...]:
+    return tuple(sorted(recorded.repeated.intersection(sites)))
+
+
+def _unfilled(value: torch.Tensor, loss: torch.Tensor | None, recorded: Recorded) -> torch.Tensor:
+    """``value``, but NaN where something was divided by 0 that is no average over what other pieces may hold. ``loss``:
+    whose terms may be such averages."""
+    if not recorded.divisions:
+        return value
+    by_node = calls_by_node(recorded.calls)
+    parts = [] if loss is None else list(parts_of_form(loss, by_node))
+    averages = {
+        node for part in parts if _count_of_part(part, by_node.get(part.node)) is not None for node in part.products
+    }
+    for node, is_zero in recorded.divisions.items():
+        if node not in averages:
+            value = value + torch.where(torch.as_tensor(is_zero, device=value.device), math.nan, 0.0)
+    return value
 
 
 def _factor(loss: torch.Tensor, calls: Sequence[LossCall]) -> Factor:
-    """By what the loss holds its means; sums that are divided by what they count hold no factor."""
+    """By what the loss holds its means, and the weights of classes in them; sums that are divided by what they count
+    hold no factor."""
     by_node = calls_by_node(calls)
     scales = []
     for part in parts_of_form(loss, by_node):
@@ -171,7 +219,8 @@ def _factor(loss: torch.Tensor, calls: Sequence[LossCall]) -> Factor:
         if part.scale is None or part.kind not in ("mean", "call") or (call is not None and call.reduction == "sum"):
             continue
         is_normalised = part.divisor is not None and part.kind == "mean" and _weights_of_mean(part) is not None
-        scales.append(float(part.scale * part.divisor if is_normalised and part.divisor is not None else part.scale))
+        scale = float(part.scale * part.divisor if is_normalised and part.divisor is not None else part.scale)
+        scales.append(scale * (1.0 if call is None else call.class_weights))
     return Factor(sum(scales), len(scales))
 
 
@@ -186,10 +235,15 @@ def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
     if part.divisor is None or (call is None and part.kind != "sum"):
         return None
     weights = None if call is not None else weights_of_sum(part.node)
-    if weights is not None:  # what it is divided by may be clamped, not to divide by 0
-        return number_of(torch.where((weights != 0).any(), part.divisor, 0))
+    divided_by = torch.where(
+        part.divisor.isinf(), 0, part.divisor
+    )  # infinite: 0 is divided by, in ``Recorded.divisions``
+    if weights is not None:  # what it is divided by may be clamped, not to divide by 0, or be a number of samples
+        sizes = [size for size in sizes_of(part.node) if size > 1]
+        is_size = (torch.tensor(sizes, device=divided_by.device) == divided_by).any()
+        return number_of(torch.where((weights != 0).any() | is_size, divided_by, 0))
     is_empty = call is None and chosen_elements(part.node) == 0
-    return 0.0 if is_empty else number_of(part.divisor)
+    return 0.0 if is_empty else number_of(divided_by)
 
 
 def _weights_of_mean(part: Part) -> torch.Tensor | None:
@@ -199,7 +253,8 @@ def _weights_of_mean(part: Part) -> torch.Tensor | None:
     if weights is None or part.divisor is None:
         return None
     mean = weights.mean(dtype=torch.float64)
-    is_equal = torch.isclose(mean, part.divisor.double(), rtol=1e-4, atol=0.0)
+    divisor = part.divisor.double()
+    is_equal = torch.isclose(mean, torch.where(divisor.isinf(), 0.0, divisor), rtol=1e-4, atol=0.0)
     return weights.sum(dtype=torch.float64) if bool(is_equal) else None
 
 
@@ -216,7 +271,7 @@ _CAUSAL = ("CausalLM", "LMHead")
 _PER_TOKEN = (*_CAUSAL, "MaskedLM", "TokenClassification", "ConditionalGeneration", "MaskedImageModeling")
 
 
-def _total(found: tuple[Any, ...]) -> LossTerm:
+def _total(found: tuple[Any, ...], recorded: Recorded) -> LossTerm:
     if len(found) != 2:
         raise ConfigError(
             f"loss_fn returned a tuple of {len(found)}: return the loss, or (loss_sum, count)", field="loss_fn"
@@ -234,7 +289,7 @@ def _total(found: tuple[Any, ...]) -> LossTerm:
         raise ConfigError(
             f"the count of (loss_sum, count) is a {type(count).__name__}: it must be a number", field="loss_fn"
         )
-    return LossTerm(_scalar(total), count, "total")
+    return LossTerm(_unfilled(_scalar(total), None, recorded), count, "total")
 
 
 def _scalar(found: Any) -> torch.Tensor:
