@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 def telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
-    """Says on ``stream``, which reaches the notebook and no disk, that a log has ended: the run goes on."""
+    """Make the function that says on ``stream``, which reaches the notebook and no disk, that a log has ended."""
 
     def tell(error: OSError) -> None:
         with contextlib.suppress(OSError, ValueError):  # the notebook is gone too: nobody is left to tell
@@ -22,14 +22,17 @@ def telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
 
 
 class Tee(io.TextIOBase):
-    """Writes to where output went before (the engine's stream to the notebook) and to the rank's output file, until
-    that one's disk is full: a ``print`` of the user's must not end the training."""
+    """Writes to ``before``, the engine's stream to the notebook, and to ``kept``, the rank's output file.
+
+    When the disk of ``kept`` is full, only the first goes on: a ``print`` of the user's must not end the training.
+    """
 
     def __init__(self, kept: TextIO, before: TextIO) -> None:
         self._kept: TextIO | None = kept
         self._before = before
 
     def write(self, text: str) -> int:
+        """Write to both streams; returns how many characters the notebook's has taken."""
         if self._kept is not None:
             try:
                 self._kept.write(text)

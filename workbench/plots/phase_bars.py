@@ -89,7 +89,7 @@ def figure(source: ColumnDataSource) -> Figure:
 
     drawn = theme.new_figure(
         TITLE,
-        x_label="time per step, without what is between steps",
+        x_label="time per step, without evaluations, checkpoints and pauses",
         y_label="rank",
         height=260,
         x_range=DataRange1d(start=0, range_padding=0.1),
