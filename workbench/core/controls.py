@@ -100,8 +100,8 @@ class Control:
         return self.kind == "changes"
 
     @property
-    def in_force(self) -> str:
-        """The name of the value in force that the control sets or alters; "" when there is none."""
+    def value_name(self) -> str:
+        """The name of the current value that the control sets or alters; "" when there is none."""
         return self.name if self.setting else self.alters
 
     def parse(self, value: Any = None) -> Any:

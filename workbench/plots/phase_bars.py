@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "phase_bars"
-TITLE = f"Step time by phase, {WINDOW} measured steps"
+TITLE = f"Step time by phase, latest measured steps (at most {WINDOW})"
 TAB = "ranks"
 AXIS = ""
 EMPTY = "No phases were recorded: train with --monitor light or full."
