@@ -43,6 +43,7 @@ from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.watch.host.governor import WRITING_SHARE
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import PhaseWatch
@@ -164,7 +165,7 @@ def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: i
          "steps": steps, "batch_size": 2, "plugin": "ddp"}
     )  # fmt: skip
     (directory / CONTROL_FILE).touch()
-    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
+    with joined(rank, ranks, directory, device_type="cpu"), logged(directory, rank, spec) as log:
         strategy, workload = ColossalStrategy(spec, rank), recipe("stdlib-llama").build(spec)
         strategy.prepare(workload)
         exchange = exchange_of(rank, ranks)
@@ -218,6 +219,11 @@ def tell_sets(step_ms: int, steps: int, found: dict[str, float]) -> None:
     )
     parts = [f"{name.removeprefix('by ')} {ms:.3f}" for name, ms in found.items() if name.startswith("by ") and ms]
     print(f"    ms a step: {', '.join(parts)}", flush=True)
+
+
+def logged(directory: Path, rank: int, spec: TrainSpec) -> RankLogWriter:
+    """A rank's log, as a training makes it."""
+    return RankLogWriter(directory, rank, share=WRITING_SHARE * spec.monitor.budget)
 
 
 class NoLog:
@@ -310,7 +316,7 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
     for name in ("bare", "light", "full", "naive", "tensorboard"):
         is_ours = name not in others
         spec = strategy.spec.replace(level=name if is_ours else "off")
-        log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
+        log = logged(directory / name, strategy.rank, spec) if is_ours else None
         exchange = exchange_of(strategy.rank, spec.plan.ranks)
         control = AgreedControl(directory, exchange)
         trainer = Trainer(

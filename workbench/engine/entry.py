@@ -49,6 +49,7 @@ from workbench.engine.recording.recorder import recorder_of
 from workbench.engine.state import cell_names
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.alerts import AlertWatch
+from workbench.engine.watch.host.governor import WRITING_SHARE
 from workbench.engine.watch.host.notify import target_of
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.inside.inside_watch import InsideWatch
@@ -101,7 +102,13 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
             log.event(EventKind.STATE, state, told, step=progress.step)
             log.flush()
 
-    log = RankLogWriter(path, rank, on_failure=telling(sys.stdout, rank), append=restart > 0)
+    log = RankLogWriter(
+        path,
+        rank,
+        on_failure=telling(sys.stdout, rank),
+        share=WRITING_SHARE * spec.monitor.budget,
+        append=restart > 0,
+    )
     with log, output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device, "live": live_directory()})
         if reloaded:
