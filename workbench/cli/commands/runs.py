@@ -145,7 +145,7 @@ def _show(arguments: argparse.Namespace) -> int:
         "disk_bytes": listing.size(row.disk_bytes),
         "tags": ", ".join(row.tags),
     }
-    names = {"disk_bytes": "disk", "tps": "tokens/s/device"}
+    names = {"disk_bytes": "disk", "tps": "throughput/device"}
     for key, value in data.items():
         if value not in ("", None):
             shown = listing.number(value) if isinstance(value, float) else value
