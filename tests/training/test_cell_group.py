@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def own_ranks(shell: InteractiveShell) -> Session:
     """Two ranks on which no cell ran."""
     session = Session.current()
     if session is not None:
-        session.down()
+        session.end_ranks(range(session.n), "the next test is of new ones")
+        while len(session.dead) < session.n:
+            time.sleep(0.02)
     return Session.up(2)
 
 
