@@ -358,8 +358,8 @@ def checked_settings(changes: Mapping[str, Any], declared: Iterable[Control] = (
     for name, value in changes.items():
         if name == "plan":
             raise ConfigError(
-                "plan is changed alone, as the run goes on under another plan as a new run: set plan=... with nothing "
-                "beside it, or run.switch(plan)",
+                "plan cannot be set together with others, as the run then continues as a new run: use set plan=... "
+                "alone, or run.switch(plan)",
                 field=name,
             )
         control = find(name, declared)
