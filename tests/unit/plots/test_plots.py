@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -48,6 +49,10 @@ def opened(path: Path) -> Store:
     return store
 
 
+#: that of a run which no test changes, read once
+store_of = functools.cache(opened)
+
+
 def record(step: int, rank: int) -> StepRecord:
     return StepRecord(
         time=float(step), step=step, rank=rank, loss=1.0 / step, lr=0.1, grad_sq=1.0, tokens=64, step_time_ms=10.0,
@@ -91,7 +96,7 @@ def of_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("plot", plots(), ids=lambda plot: plot.NAME)
 @pytest.mark.parametrize("kind", KINDS)
 def test_contract(plot: Plot, kind: str, of_kind: dict[str, Path]) -> None:
-    store = opened(of_kind[kind])
+    store = store_of(of_kind[kind])
     columns, cursor = plot.columns(store, None)
     assert len({values.size for values in columns.values()}) == 1
     needs_replicas = plot.NAME in ("cosine", "noise") and kind == "pipeline"
@@ -121,7 +126,7 @@ def test_titles_fit_beside_the_names_of_layers() -> None:
 def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run: Path) -> None:
     """A store that grows by pieces gives the same rows as one that is read whole."""
     plot = next(plot for plot in plots() if name == plot.NAME)
-    whole, _ = plot.columns(opened(run), None)
+    whole, _ = plot.columns(store_of(run), None)
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "spec.toml").write_bytes((run / "spec.toml").read_bytes())
@@ -147,7 +152,7 @@ def test_streamed_columns_are_those_read_at_once(name: str, tmp_path: Path, run:
 
 
 def test_loss_shows_global_values_and_each_validation(run: Path) -> None:
-    store = opened(run)
+    store = store_of(run)
     columns, _ = loss.columns(store, None)
     np.testing.assert_allclose(columns["loss"], global_metrics(store.table("steps"), store.mesh)["loss"])
     assert list(columns["at"][~np.isnan(columns["at"])]) == [50, 100, 150, 200]
@@ -197,7 +202,7 @@ def test_late_validation_rides_on_a_repeat_of_the_last_row(tmp_path: Path) -> No
 
 def test_validations_are_joined_in_every_figure(run: Path) -> None:
     """From each to the next, by a line of the same colour and width, live and in a still picture."""
-    columns, _ = loss.columns(opened(run), None)
+    columns, _ = loss.columns(store_of(run), None)
     shown = ~np.isnan(columns["measured"])
     assert columns["after"][shown].tolist()[1:] == columns["at"][shown].tolist()[:-1] == [50, 100, 150]
     np.testing.assert_array_equal(columns["since"][shown][1:], columns["measured"][shown][:-1])
@@ -231,7 +236,7 @@ def test_a_step_is_given_once_all_ranks_have_it(tmp_path: Path) -> None:
 
 
 def test_gradients_are_those_of_combine_in_model_order(run: Path) -> None:
-    store = opened(run)
+    store = store_of(run)
     columns, _ = gradients.columns(store, None)
     raw = store.table("gradients")
     expected = combine(raw, store.mesh)
@@ -366,7 +371,7 @@ GROWING = [plot for plot in plots() if not getattr(plot, "REPLACE", False)]
 
 @pytest.mark.parametrize("plot", GROWING, ids=lambda plot: plot.NAME)
 def test_whatever_a_figure_shows_can_be_thinned(plot: Plot, run: Path, of_kind: dict[str, Path]) -> None:
-    columns, _ = plot.columns(opened(of_kind["twelve ranks"] if plot.NAME == "busy" else run), None)
+    columns, _ = plot.columns(store_of(of_kind["twelve ranks"] if plot.NAME == "busy" else run), None)
     rows_here = len(next(iter(columns.values())))
     times, along = math.ceil(3 * rows.CELLS / rows_here), {next(iter(columns)), "until", plot.AXIS}
     many: Columns = {
@@ -379,7 +384,7 @@ def test_whatever_a_figure_shows_can_be_thinned(plot: Plot, run: Path, of_kind: 
 
 
 def test_throughput_starts_at_zero(run: Path) -> None:
-    columns, _ = throughput.columns(opened(run), None)
+    columns, _ = throughput.columns(store_of(run), None)
     assert throughput.figure(ColumnDataSource(dict(columns))).y_range.start == 0
 
 
@@ -402,7 +407,7 @@ def test_throughput_says_what_it_counts(tmp_path: Path, unit: str) -> None:
 @pytest.mark.parametrize("plot", [plot for plot in plots() if plot.AXIS], ids=lambda plot: plot.NAME)
 def test_what_was_done_is_marked_in_every_figure_over_steps_or_time(plot: Plot, run: Path) -> None:
     """Over the cells of a heat map, which would hide it, and within the frame."""
-    store = opened(run)
+    store = store_of(run)
     columns, _ = plot.columns(store, None)
     drawn = plot.figure(ColumnDataSource(dict(columns)))
     event_lines.add_marks(drawn, event_lines.make_marks(store))
@@ -435,7 +440,7 @@ TOLD = {
 
 @pytest.mark.parametrize("plot", plots(), ids=lambda plot: plot.NAME)
 def test_a_hover_tells_where_and_how_much(plot: Plot, run: Path) -> None:
-    columns, _ = plot.columns(opened(run), None)
+    columns, _ = plot.columns(store_of(run), None)
     drawn = plot.figure(ColumnDataSource(dict(columns)))
     tips = [tool.tooltips for tool in drawn.toolbar.tools if isinstance(tool, HoverTool)]
     told = [{name.split(" (")[0] for name, _ in each} for each in tips if isinstance(each, list)]
