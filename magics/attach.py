@@ -20,7 +20,9 @@ class AttachMagics(Magics):
 
     @magic_arguments()
     @argument("run", metavar="RUN", nargs="?", help="a run's name or directory (default: the newest detached run)")
-    @argument("--end", action="store_true", help="end its processes at once, without a checkpoint; %%dist_stop saves")
+    @argument(
+        "--end", action="store_true", help="end its processes at once, without a checkpoint (%%dist_stop writes one)"
+    )
     @argument("--quiet", action="store_true", help="no panel")
     @line_magic
     def dist_attach(self, line: str) -> Run:

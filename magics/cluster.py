@@ -136,7 +136,7 @@ class ClusterMagics(Magics):
         targets = parse_ranks(arguments.targets, session.n)
         limit_s = arguments.timeout
         if limit_s is not None and not limit_s > 0:
-            raise ConfigError(f"--timeout {limit_s:g} is no time: pass seconds above 0", field="--timeout")
+            raise ConfigError(f"--timeout must be above 0 seconds, not {limit_s:g}", field="--timeout")
         if arguments.capture is not None:
             check_name(arguments.capture, "--capture")
             self._capture(session, cell, targets, arguments.capture, limit_s)

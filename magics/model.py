@@ -25,10 +25,12 @@ class ModelMagics(Magics):
         "run",
         metavar="RUN[@STEP]",
         nargs="?",
-        help="a run, or a step of it, or RUN@best (default: the newest run; its newest checkpoint)",
+        help="RUN, RUN@STEP or RUN@best (default: the newest run and its newest checkpoint)",
     )
     @argument("--into", metavar="NAME", help="assign to this variable of the notebook instead of returning")
-    @argument("--save", metavar="DIR", help="write it as from_pretrained of the transformers library reads it")
+    @argument(
+        "--save", metavar="DIR", help="write the model so that from_pretrained of the transformers library can load it"
+    )
     @line_magic
     def dist_model(self, line: str) -> Any:
         """Return the trained model of a run, whole and on the CPU: ``model = %dist_model``.

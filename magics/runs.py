@@ -84,7 +84,7 @@ class RunsMagics(Magics):
             from widgets.overlay import StaticFigures
             from workbench.history import curves
 
-            title = f"Curves of {', '.join(s.label for s in found.subjects)}"
+            title = f"Curves of {', '.join(s.label for s in found.compared)}"
             StaticFigures(curves.figures(found), picture=curves.picture(found), title=title).show()
         return found
 

@@ -26,10 +26,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.distributed as dist
 
+from tests.benchmarks.gradient_sets import logged, tell_sets
 from tests.benchmarks.machine import describe_machine
 from tests.engine.rank_pool import RankPool
 from workbench.core.config import TrainSpec
@@ -48,8 +48,6 @@ from workbench.engine.watch.torch.gradient_watch import GradientWatch
 from workbench.engine.watch.torch.phases import PhaseWatch
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter
-from workbench.telemetry.layer_norms import gradient_rows
-from workbench.telemetry.store import Store
 
 PLANS = {"ddp": {"plugin": "ddp"}, "zero1": {"plugin": "zero1"}, "tp": {"plugin": "hybrid", "tp": 2}}
 #: about this many ms a step on one core: hidden size, layers, samples a replica, tokens a sample
@@ -127,97 +125,6 @@ class Same:
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Any]:
         return itertools.repeat(torch.utils._pytree.tree_map(lambda leaf: leaf.chunk(dp_size)[dp], self.batch))
-
-
-class Waiting(StepObserver):
-    """Fills each step up to ``ms``: others' load then changes what watching costs, not how long a step takes."""
-
-    def __init__(self, ms: float) -> None:
-        self.ms = ms
-        self.began = 0.0
-
-    def begins(self, step: int, watch: int) -> None:
-        self.began = time.perf_counter()
-
-    def reduced(self, step: int) -> None:
-        time.sleep(max(0.0, self.ms / 1e3 - (time.perf_counter() - self.began)))
-
-
-class Parts(StepObserver):
-    """Adds up what each observer says it cost."""
-
-    def __init__(self, observers: list[StepObserver]) -> None:
-        self.observers = observers
-        self.spent_ms = {type(observer).__name__: 0.0 for observer in observers}
-
-    def accounted(self, step: int, cost_ms: float) -> None:
-        for observer in self.observers:
-            self.spent_ms[type(observer).__name__] += observer.cost_ms
-
-
-def count_sets(rank: int, ranks: int, directory: Path, *, step_ms: int, steps: int) -> dict[str, float]:
-    """Trains the ``tiny`` size of ``stdlib-llama`` in steps of ``step_ms``; how often what was watched."""
-    from workbench.core.recipe import recipe
-
-    spec = TrainSpec.from_options(
-        {**recipe("stdlib-llama").defaults["tiny"], "recipe": "stdlib-llama", "ranks": ranks, "eval_every": 0,
-         "steps": steps, "batch_size": 2, "plugin": "ddp"}
-    )  # fmt: skip
-    (directory / CONTROL_FILE).touch()
-    with joined(rank, ranks, directory, device_type="cpu"), RankLogWriter(directory, rank) as log:
-        strategy, workload = ColossalStrategy(spec, rank), recipe("stdlib-llama").build(spec)
-        strategy.prepare(workload)
-        exchange = exchange_of(rank, ranks)
-        control = AgreedControl(directory, exchange)
-        watch = observers_of(spec, strategy, workload, log, exchange)
-        parts = Parts(watch)
-        Trainer(
-            run=directory,
-            spec=spec,
-            workload=workload,
-            strategy=strategy,
-            control=control,
-            log=log,
-            guard=NonfiniteGuard(directory, strategy, log, control),
-            progress=Progress(),
-            observers=[*watch, Waiting(step_ms), parts],
-        ).run()
-        log.flush()
-        (governor,) = [one._governor for one in watch if isinstance(one, GradientWatch)]
-        strategy.close()
-    store = Store(directory)
-    store.assumed = spec
-    store.refresh()
-    rows = pd.DataFrame(gradient_rows(store)).groupby("scope")["step"].nunique()
-    own = store.table("steps")
-    passed = own["step_time_ms"][own["rank"] == rank]
-    first_ms = float(own["monitor_ms"][(own["rank"] == rank) & (own["step"] == 1)][0])
-    size = sum(file.stat().st_size for file in directory.glob("rank-*/layer_norms.arrow"))
-    return {
-        "full": len(set(store.table("weights")["step"].tolist())),
-        "local": int(rows["local"]),
-        "reduced": int(rows["reduced"]),
-        "step_ms": float(statistics.median(passed)),
-        "cost": governor.cost,
-        "full_ms": governor._full.cost_ms or 0.0,
-        "norms_ms": governor._norms.cost_ms or 0.0,
-        "first_ms": first_ms,
-        "bytes": size / ranks,
-        **{f"by {name}": spent / steps for name, spent in parts.spent_ms.items()},
-        "by the log": log.cost_s * 1e3 / steps,
-    }
-
-
-def tell_sets(step_ms: int, steps: int, found: dict[str, float]) -> None:
-    print(
-        f"{steps} steps of {found['step_ms']:.0f} ms (asked: {step_ms}): {found['full']} full sets, local norms of all "
-        f"layers in {found['local']} steps, reduced ones in {found['reduced']}; a full set takes "
-        f"{found['full_ms']:.1f} ms (step 1: {found['first_ms']:.1f}), local norms {found['norms_ms']:.1f} ms; "
-        f"watching took {found['cost']:.2%}; layer_norms.arrow: {found['bytes'] / steps:.0f} bytes per step and rank",
-        flush=True,
-    )
-    parts = [f"{name.removeprefix('by ')} {ms:.3f}" for name, ms in found.items() if name.startswith("by ") and ms]
-    print(f"    ms a step: {', '.join(parts)}", flush=True)
 
 
 class NoLog:
@@ -310,7 +217,7 @@ def ways_to_watch(strategy: ColossalStrategy, workload: Workload, directory: Pat
     for name in ("bare", "light", "full", "naive", "tensorboard"):
         is_ours = name not in others
         spec = strategy.spec.replace(level=name if is_ours else "off")
-        log = RankLogWriter(directory / name, strategy.rank) if is_ours else None
+        log = logged(directory / name, strategy.rank, spec) if is_ours else None
         exchange = exchange_of(strategy.rank, spec.plan.ranks)
         control = AgreedControl(directory, exchange)
         trainer = Trainer(
@@ -400,7 +307,7 @@ def main() -> None:
         if arguments.sets:
             for step_ms in arguments.steps_ms or [5, 50, 118, 500]:
                 asked = {"step_ms": step_ms, "steps": arguments.steps}
-                found = pool.run(2, "tests.benchmarks.monitor:count_sets", timeout_s=600, **asked)
+                found = pool.run(2, "tests.benchmarks.gradient_sets:count_sets", timeout_s=600, **asked)
                 tell_sets(step_ms, arguments.steps, found[0])
             return
         for step_ms in arguments.steps_ms or [5, *SIZES]:

@@ -143,6 +143,10 @@ def test_a_figure_comes_in_its_place_with_its_first_rows(
     panel.pump(
         lambda: bare.evaluate(DRAWN, "overview") == ["loss", "throughput", "learning_rate", "grad_norm", *LOGGED], 60
     )
+    alone = "[...document.querySelectorAll('.dw-alone')].map((box) => box.dataset.figure)"
+    panel.pump(lambda: bare.evaluate(alone) == [LOGGED[-1]], 60)  # of seven: the last has the row for itself
+    last, first = (bare.locator(f".dw-figure[data-figure={name}]") for name in (LOGGED[-1], "loss"))
+    assert last.bounding_box()["width"] > 1.9 * first.bounding_box()["width"]
     panel.close()
 
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench.engine.entry import _Tee, _telling
+from workbench.engine.rank_output import Tee, telling
 from workbench.rundir.log import RankLogWriter
 from workbench.telemetry.store import Store
 
@@ -28,17 +28,17 @@ def test_a_full_disk_is_told_on_the_stream_to_the_notebook_and_printing_goes_on(
     (tmp_path / "rank-00003").mkdir()
     (tmp_path / "rank-00003" / "events.arrow").symlink_to("/dev/full")
     heard = io.StringIO()
-    with RankLogWriter(tmp_path, 3, flush_s=60, on_failure=_telling(heard, 3)) as log:
+    with RankLogWriter(tmp_path, 3, flush_s=60, on_failure=telling(heard, 3)) as log:
         log.event("state", "running")
         log.flush()
         log.event("state", "finished")
     assert heard.getvalue() == "rank 3 can no longer write its log: No space left on device. Training continues.\n"
     heard.close()
-    _telling(heard, 3)(OSError(28, "No space left on device"))  # nobody hears it, and nothing breaks
+    telling(heard, 3)(OSError(28, "No space left on device"))  # nobody hears it, and nothing breaks
 
     before = io.StringIO()
     with contextlib.suppress(OSError), open("/dev/full", "w", buffering=1, encoding="utf-8") as kept:  # on closing it
-        tee = _Tee(kept, before)
+        tee = Tee(kept, before)
         for line in ("one\n", "two\n"):
             assert tee.write(line) == 4
             tee.flush()

@@ -129,7 +129,7 @@ def test_a_switch_of_the_plan_goes_on_with_the_same_loss(shell: InteractiveShell
     losses = pd.concat([run.metrics().set_index("step")["loss"] for run in runs])
     np.testing.assert_allclose(losses, whole, atol=1e-5)
     assert [run.plan.describe() for run in runs[1:]] == ["zero2 dp2", "torch ddp2"]
-    with pytest.raises(ConfigError, match="plan is changed alone"):
+    with pytest.raises(ConfigError, match="plan cannot be set together with others"):
         shell.run_line_magic("dist_set", "plan=ddp lr=1")
 
 

@@ -88,13 +88,13 @@ def test_a_cell_that_takes_too_long_is_interrupted_and_explained(two_ranks: Sess
     assert "it has finished its cell; rank 0 has waited" in told
     until(lambda: not two_ranks.is_busy())
     refused = shell.run_cell("%%dist --timeout 0\n1")
-    assert "--timeout 0 is no time" in str(refused.error_in_exec)
+    assert "--timeout must be above 0 seconds, not 0" in str(refused.error_in_exec)
 
 
 def test_faults_are_refused_by_name(two_ranks: Session) -> None:
     with pytest.raises(ConfigError, match="'melt' is no fault: choose kill, stop"):
         fault(two_ranks, "melt", [0])
-    with pytest.raises(ConfigError, match="--for 0 is no time"):
+    with pytest.raises(ConfigError, match="--for must be above 0 seconds, not 0"):
         fault(two_ranks, "delay", [0], for_s=0)
 
 

@@ -19,9 +19,10 @@ from tests.fake_run import make_fake_run
 from tests.unit.fake_frameworks import NO_HOOKS, installed
 from widgets.panel import control_set
 from workbench.core import frameworks
-from workbench.core.config import ParallelPlan, TrainSpec, check_capabilities, read_spec_options
+from workbench.core.config import ParallelPlan, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, Feature, Framework, Plugin
 from workbench.core.plans.capability_table import capability_table
+from workbench.core.plans.requirements import check_capabilities
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Alone
 from workbench.engine.base.capabilities import PROTOCOLS

@@ -135,7 +135,7 @@ def test_a_new_control_is_everywhere(
                                         "question": "", "answers": []}  # fmt: skip
     assert (shown["shake"]["widget"], shown["shake"]["states"]) == ("number", ["running"])
     assert shown["warmth"]["setting"] and shown["warmth"]["widget"] == "number"
-    assert control_set.in_force_words({"warmth": 2.5})["warmth"] == "2.5"
+    assert control_set.current_value_words({"warmth": 2.5})["warmth"] == "2.5"
 
 
 def test_a_new_control_is_carried_out_on_the_ranks(

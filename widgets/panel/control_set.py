@@ -63,13 +63,13 @@ def control_of(control: Control, unavailable: str = "") -> dict[str, Any]:
     }
 
 
-def in_force_words(values: Mapping[str, Any]) -> dict[str, str]:
+def current_value_words(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the text that the form shows beside each control: its value in force, in short form."""
     found = {name: short(value) for name, value in values.items() if name not in _NOT_SHOWN}
     for control in controls.CONTROLS:
-        if control.in_force not in values:
+        if control.value_name not in values:
             continue
-        value = values[control.in_force]
+        value = values[control.value_name]
         is_zero = control.when_zero and value == 0
         found[control.name] = control.when_zero if is_zero else short(value) or control.when_empty
         if control.kind == "interval" and value == AUTOMATIC and "interval" in values:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.panel.control_set import in_force_words
+from widgets.panel.control_set import current_value_words
 from widgets.panel.rank_table import RankTable
 from widgets.panel.verdict import SpeedVerdict, VerdictTracker
 from workbench.core import controls
@@ -142,7 +142,7 @@ class Facts:
             "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
             **{name: _number(self._latest.get(name)) for name in _NUMBERS},
             "lr": _number(self._in_force.values.get("lr", self._latest.get("lr"))),
-            "in_force": in_force_words(self._in_force.values),
+            "in_force": current_value_words(self._in_force.values),
             **self._known,
             "alerts": self._alerts,
             "verdict": self._judged.sentence,

@@ -43,6 +43,23 @@ export class Figures {
     }
     if (items.length) this.waiting.remove();
     this.sayNothing(items);
+    this.fillRows();
+  }
+
+  // A narrow figure that has no other beside it takes the whole row.
+  fillRows() {
+    let alone = null;
+    const end = () => alone?.classList.add("dw-alone");
+    for (const box of this.node.children) {
+      if (box.classList.contains("dw-wide") || !box.classList.contains("dw-figure")) {
+        end();
+        alone = null;
+      } else {
+        box.classList.remove("dw-alone");
+        alone = alone ? null : box;
+      }
+    }
+    end();
   }
 
   failed(entry, error) {

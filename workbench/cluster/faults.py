@@ -32,7 +32,7 @@ def fault(session: Session, kind: str, ranks: Sequence[int], *, for_s: float = 5
     if kind not in FAULTS:
         raise ConfigError(f"{kind!r} is no fault: choose {', '.join(FAULTS)}", field="fault")
     if for_s <= 0:
-        raise ConfigError(f"--for {for_s:g} is no time: pass seconds above 0", field="--for")
+        raise ConfigError(f"--for must be above 0 seconds, not {for_s:g}", field="--for")
     living = [rank for rank in ranks if rank not in session.dead]
     if not living:
         raise ClusterError(f"{format_ranks(ranks)} ended before: run %dist_up to start them anew")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from workbench.core.frameworks import (
 from workbench.core.mesh import Mesh
 from workbench.core.rules import criteria
 from workbench.core.rules.intervals import Every, check_interval
+from workbench.core.rules.values import check, check_known, check_least, check_own_types, check_type
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -40,67 +41,15 @@ _INFORMATION = ("versions", "machine")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-#: annotation of an option -> the allowed Python types, and their name in messages
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a string"),
-    "bool": ((bool,), "true or false"),
-    "Every": ((int, str), "a whole number of steps, or epochs such as '1ep'"),
-}
-#: options whose flag has another name
-_FLAGS = {
-    "ranks": "--nproc-per-node",
-    "level": "--monitor",
-    "budget": "--monitor-budget",
-    "final_checkpoint": "--no-final-checkpoint",
-}
-_WITHOUT_FLAG = ("sample_hz",)
 #: keys of spec files and checkpoints of earlier versions -> their names now
 _RENAMED = {"strategy": "framework"}
-
-
-def flag_of(option: str) -> str:
-    """The flag of an option: ``batch_size`` -> ``--batch-size``. An option without a flag is returned unchanged."""
-    return option if option in _WITHOUT_FLAG else _FLAGS.get(option, f"--{option.replace('_', '-')}")
-
-
-def _check_type(item: dataclasses.Field[Any], value: Any) -> None:
-    """Raise ``ConfigError`` when ``value`` does not have the type of the option's annotation."""
-    kind, _, or_none = str(item.type).partition(" | ")
-    if kind not in _TYPES or (or_none and value is None):
-        return
-    classes, called = _TYPES[kind]
-    if not isinstance(value, classes) or (isinstance(value, bool) and kind != "bool"):
-        flag = flag_of(item.name)
-        raise ConfigError(f"{flag} must be {called}, not {value!r} ({type(value).__name__})", field=flag)
 
 
 def check_types(options: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` for an unknown option, or for a value of the wrong type."""
     for name, value in options.items():
         table = _TABLES.get(_group_of(name), TrainSpec)
-        _check_type(next(item for item in dataclasses.fields(table) if item.name == name), value)
-
-
-def _check_own_types(spec: Any) -> None:
-    for item in dataclasses.fields(spec):
-        _check_type(item, getattr(spec, item.name))
-
-
-def _check(condition: bool, flag: str, message: str) -> None:
-    if not condition:
-        raise ConfigError(message, field=flag)
-
-
-def _check_known(value: str, known: Collection[str], flag: str, what: str = "") -> None:
-    if value not in known:
-        raise ConfigError(f"unknown {what}{value!r}: {suggest(value, known)}", field=flag)
-
-
-def _check_least(spec: Any, name: str, least: int) -> None:
-    value, flag = getattr(spec, name), flag_of(name)
-    _check(value >= least, flag, f"{flag} must be a whole number of at least {least}, not {value!r}")
+        check_type(next(item for item in dataclasses.fields(table) if item.name == name), value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +82,19 @@ class ParallelPlan:
     sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
-        _check_own_types(self)
+        check_own_types(self)
         for name in ("ranks", "tp", "pp", "micro_batches", "replicate"):
-            _check_least(self, name, 1)
+            check_least(self, name, 1)
         known = framework_if_usable(self.framework)
         if known is not None:
             known.check_plan(self)
-        _check(
+        check(
             self.ranks % (self.tp * self.pp) == 0,
             "--tp",
             f"tp*pp = {self.tp * self.pp} does not divide {self.ranks} ranks: "
             f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
         )
-        _check(
+        check(
             self.mesh.dp % self.replicate == 0,
             "--replicate",
             f"--replicate {self.replicate} does not divide the {self.mesh.dp} data-parallel ranks: use a divisor of "
@@ -212,15 +161,15 @@ class MonitorSpec:
     notify: str = ""
 
     def __post_init__(self) -> None:
-        _check_own_types(self)
-        _check_known(self.level, MONITOR_LEVELS, "--monitor")
-        _check(
+        check_own_types(self)
+        check_known(self.level, MONITOR_LEVELS, "--monitor")
+        check(
             self.grad_every is None or self.grad_every >= 0,
             "--grad-every",
             f"--grad-every must be a whole number of steps (0: never), not {self.grad_every!r}",
         )
         object.__setattr__(self, "watch", parse_watch(self.watch))
-        _check(
+        check(
             self.watch_every is None or self.watch_every >= 1,
             "--watch-every",
             f"--watch-every must be a whole number of steps of at least 1, not {self.watch_every!r}",
@@ -232,14 +181,14 @@ class MonitorSpec:
                 raise ConfigError(
                     f"{flag} {pattern!r} is not a valid regular expression: {error}", field=flag
                 ) from error
-        _check(
+        check(
             not self.watch or self.level != "off",
             "--watch",
             f"--watch {self.watch} needs the monitor: leave out --monitor off",
         )
-        _check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
-        _check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
-        _check_known(self.on_nonfinite, ON_NONFINITE, "--on-nonfinite")
+        check(0 < self.budget <= 1, "--monitor-budget", f"--monitor-budget must be in (0, 100 %], not {self.budget!r}")
+        check(0 < self.sample_hz <= 20, "sample_hz", f"sample_hz must be in (0, 20], not {self.sample_hz!r}")
+        check_known(self.on_nonfinite, ON_NONFINITE, "--on-nonfinite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +243,7 @@ class TrainSpec:
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 
     def __post_init__(self) -> None:
-        _check_own_types(self)
+        check_own_types(self)
         for name, least in (
             ("steps", 0 if self.epochs > 0 else 1),
             ("epochs", 0),
@@ -306,27 +255,27 @@ class TrainSpec:
             ("seq_len", 0),
             ("lora_rank", 0),
         ):
-            _check_least(self, name, least)
+            check_least(self, name, least)
         check_interval(self.eval_every, "--eval-every")
         check_interval(self.save_every, "--save-every")
         criteria.check(self.save_best, self.stop_when, evaluates=bool(self.eval_every))
-        _check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
+        check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            _check(
+            check(
                 value is None or 0 <= value < float("inf"),
                 f"--{name}",
                 f"--{name} must be a finite number of at least 0, not {value!r}",
             )
-        _check_known(self.precision, PRECISIONS, "--precision", "precision ")
-        _check(
+        check_known(self.precision, PRECISIONS, "--precision", "precision ")
+        check(
             bool(_NAME.fullmatch(self.name)),
             "--name",
             f"--name {self.name!r} is not a valid name: use letters, digits, '.', '_' and '-', start with a letter or "
             "digit, and use 64 characters at most",
         )
         parts = self.plan.mesh.dp * self.accumulate * self.plan.micro_batches
-        _check(
+        check(
             self.batch_size % parts == 0,
             "--batch-size",
             f"--batch-size {self.batch_size} cannot be split into dp {self.plan.mesh.dp} x accumulate "
@@ -366,25 +315,6 @@ class TrainSpec:
     def to_toml(self) -> dict[str, Any]:
         """The content of a spec file as nested tables; options that are None are left out."""
         return {"spec_version": SPEC_VERSION, **_without_none(dataclasses.asdict(self))}
-
-
-def check_capabilities(spec: TrainSpec) -> None:
-    """Raise ``ConfigError``, with the reason, when the plan's plugin lacks a capability that the spec needs."""
-    for asked, flag, capability in (
-        (bool(spec.clip), "--clip", Capability.NORMED),
-        (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
-        (bool(spec.save_best), "--save-best", Capability.CHECKPOINTABLE),
-        (bool(spec.save_best), "--save-best", Capability.EVALUATING),
-        (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),
-        (bool(spec.monitor.grad_every), "--grad-every", Capability.WATCHABLE),
-        (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),
-        (bool(spec.monitor.watch), "--watch", Capability.INSPECTABLE),
-        (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
-        (True, "--precision", Feature(spec.precision)),
-        (spec.accumulate > 1, "--accumulate", Feature.ACCUMULATED),
-    ):
-        reason = spec.plan.why_unavailable(capability) if asked else ""
-        _check(not reason, flag, f"{flag}: {reason}; leave it out, or choose another --plugin or --framework")
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

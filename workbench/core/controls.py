@@ -100,8 +100,8 @@ class Control:
         return self.kind == "changes"
 
     @property
-    def in_force(self) -> str:
-        """The name of the value in force that the control sets or alters; "" when there is none."""
+    def value_name(self) -> str:
+        """The name of the current value that the control sets or alters; "" when there is none."""
         return self.name if self.setting else self.alters
 
     def parse(self, value: Any = None) -> Any:
@@ -307,9 +307,9 @@ CONTROLS: tuple[Control, ...] = (
     Control(name="watch", title="watched inside the model", kind="watch", setting=True, applies="observer",
             when_empty="nothing", help="activations, attention, routers, weights, micro_batches (with commas), or off"),
     Control(name="watch_every", title="inside the model", kind="interval", setting=True, applies="observer", low=1,
-            unit="steps", help="steps between looks inside the model (auto: within the monitoring budget)"),
+            unit="steps", help="steps between measurements inside the model (auto: within the monitoring budget)"),
     Control(name="watch_layers", title="modules watched inside", kind="regex", setting=True, applies="observer",
-            when_empty="all", help="look only into modules whose names match (empty: all)"),
+            when_empty="all", help="only of modules whose names match (empty: all)"),
     Control(name="evaluate", title="evaluate", kind="none", help="evaluate after this step"),
     Control(name="sample", title="sample", kind="none", help="generate a sample from the model after this step"),
     Control(name="rollback", title="roll back", kind="checkpoint", low=0, default=NEWEST, unit="step",
@@ -358,8 +358,8 @@ def checked_settings(changes: Mapping[str, Any], declared: Iterable[Control] = (
     for name, value in changes.items():
         if name == "plan":
             raise ConfigError(
-                "plan is changed alone, as the run goes on under another plan as a new run: set plan=... with nothing "
-                "beside it, or run.switch(plan)",
+                "plan cannot be set together with others, as the run then continues as a new run: use set plan=... "
+                "alone, or run.switch(plan)",
                 field=name,
             )
         control = find(name, declared)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import registry
-from workbench.core.config import TrainSpec, flag_of
+from workbench.core.config import TrainSpec
+from workbench.core.rules.values import flag_of
 from workbench.errors import ConfigError, suggest
 
 #: entry points whose objects are ``Recipe``

@@ -5,16 +5,13 @@ The run directory holds everything: the spec, the cell, the way to meet the othe
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
 import os
 import pkgutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,7 +26,6 @@ from workbench.core.rules import criteria
 from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
-from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.base.capabilities import Evaluating, Inspectable, UpdateWatchable, Watchable, needed
 from workbench.engine.base.joined import Joined
 from workbench.engine.base.observer import StepObserver
@@ -38,6 +34,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.distributed_start import begin_from
+from workbench.engine.failure import PeerFailed, failure_of
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
@@ -47,12 +44,13 @@ from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.logged.observer import LoggedValues
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.rank_output import output_kept, telling
 from workbench.engine.recording.recorder import recorder_of
-from workbench.engine.share.share import ShareFailed
 from workbench.engine.state import cell_names
 from workbench.engine.state.alike_numbers import AlikeNumbers
 from workbench.engine.state.randomness import separate_generators
 from workbench.engine.watch.host.alerts import AlertWatch
+from workbench.engine.watch.host.governor import WRITING_SHARE
 from workbench.engine.watch.host.notify import target_of
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.engine.watch.inside.inside_watch import InsideWatch
@@ -65,15 +63,11 @@ from workbench.engine.watch.torch.peak_flops import log_peak_events
 from workbench.engine.watch.torch.phases import add_phase_watch
 from workbench.engine.watch.torch.update_watch import UpdateWatch
 from workbench.engine.watch.torch.without_gradient import WithoutGradient
-from workbench.errors import CollectiveReleasedError, ConfigError, WorkbenchError
-from workbench.events.outcome import Outcome, failure
+from workbench.errors import ConfigError
+from workbench.events.outcome import Outcome
 from workbench.rundir import checkpoints, environment
 from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
 from workbench.rundir.log import RankLogWriter, rank_directory
-
-
-class PeerFailed(RuntimeError):
-    """Another rank could not set up its part, so this one does not start."""
 
 
 class Attempt(NamedTuple):
@@ -103,14 +97,20 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         nonlocal state
         if not told:
-            told.update(_failure(error, path / CELL_FILE))
+            told.update(failure_of(error, path / CELL_FILE))
             log.goes_on = restart < spec.max_restarts and progress.step > 0 and not isinstance(error, ConfigError)
             state = RESTARTING if log.goes_on else "failed"
             log.event(EventKind.STATE, state, told, step=progress.step)
             log.flush()
 
-    log = RankLogWriter(path, rank, on_failure=_telling(sys.stdout, rank), append=restart > 0)
-    with log, _output_kept(rank_directory(path, rank) / OUTPUT_FILE):
+    log = RankLogWriter(
+        path,
+        rank,
+        on_failure=telling(sys.stdout, rank),
+        share=WRITING_SHARE * spec.monitor.budget,
+        append=restart > 0,
+    )
+    with log, output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device, "live": live_directory()})
         if reloaded:
             log.event(EventKind.WARNING, "reloaded_modules", ", ".join(reloaded))
@@ -346,75 +346,3 @@ def _telling_once(log: RankLogWriter, progress: Progress) -> Callable[[str, str]
             log.event(EventKind.WARNING, name, text, step=progress.step)
 
     return tell
-
-
-def _telling(stream: TextIO, rank: int) -> Callable[[OSError], None]:
-    """Says on ``stream``, which reaches the notebook and no disk, that a log has ended: the run goes on."""
-
-    def tell(error: OSError) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the notebook is gone too: nobody is left to tell
-            stream.write(f"rank {rank} can no longer write its log: {error.strerror or error}. Training continues.\n")
-            stream.flush()
-
-    return tell
-
-
-#: errors that tell of another rank's failure
-_OF_PEERS = (PeerFailed, PeerLostError, ShareFailed, CollectiveReleasedError, dist.DistError, KeyboardInterrupt)
-
-
-def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
-    """The value of the event that says so. An interrupt comes from who waits, so it explains nothing either."""
-    is_peers = isinstance(error, _OF_PEERS)
-    text = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", ())]))
-    return failure(type(error).__name__, text, _traceback_of_user(error, cell), peer=is_peers)
-
-
-def _traceback_of_user(error: BaseException, cell: Path) -> str:
-    """The traceback as text, from the first frame of the cell on when the cell raised; none for an error of ours that
-    it has no part in, whose message says what to change."""
-    entries = traceback.TracebackException.from_exception(error)
-    frames = list(entries.stack)
-    own = [index for index, frame in enumerate(frames) if frame.filename == str(cell)]
-    if own:
-        entries.stack = traceback.StackSummary.from_list(frames[own[0] :])
-    elif isinstance(error, WorkbenchError):
-        return ""
-    return "".join(entries.format())
-
-
-class _Tee(io.TextIOBase):
-    """Writes to where output went before (the engine's stream to the notebook) and to the rank's output file, until
-    that one's disk is full: a ``print`` of the user's must not end the training."""
-
-    def __init__(self, kept: TextIO, before: TextIO) -> None:
-        self._kept: TextIO | None = kept
-        self._before = before
-
-    def write(self, text: str) -> int:
-        if self._kept is not None:
-            try:
-                self._kept.write(text)
-            except OSError:
-                self._kept = None
-        return self._before.write(text)
-
-    def flush(self) -> None:
-        if self._kept is not None:
-            with contextlib.suppress(OSError):
-                self._kept.flush()
-        self._before.flush()
-
-
-@contextlib.contextmanager
-def _output_kept(file: Path) -> Iterator[None]:
-    kept = file.open("a", encoding="utf-8", buffering=1)
-    try:
-        with (
-            contextlib.redirect_stdout(_Tee(kept, sys.stdout)),
-            contextlib.redirect_stderr(_Tee(kept, sys.stderr)),
-        ):
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # what did not fit is lost, as ``_Tee`` says
-            kept.close()

@@ -120,7 +120,7 @@ class Alert:
     def sentence(self) -> str:
         """What happened, with the values, in a line."""
         if self.state == ENDS:
-            return f"{self.title}: over; it began at step {self.since}"
+            return f"{self.title}: ended; it began at step {self.since}"
         if self.words is None:
             return f"{self.title}: {self.text}"
         place = self._place()
@@ -192,91 +192,91 @@ def table_of(alerts: list[Alert]) -> pd.DataFrame:
 
 RULES: dict[str, RuleWords] = {
     "nonfinite": RuleWords(
-        title="not finite",
+        title="non-finite value",
         fires="the loss or a gradient is NaN or infinite",
-        meaning="A number overflowed, or an operation has no result.",
-        advice="The event beside it names the module; %dist_replay runs the step again.",
+        meaning="A number overflowed, or an operation is undefined, such as 0/0.",
+        advice="The event \"non-finite\" names the module; %dist_replay runs the step again.",
     ),
     "loss_spike": RuleWords(
         title="loss spike",
         fires="after step 25, the loss lies 8 robust standard deviations and 10 % above the median of the 50 before",
         meaning="One batch or one update went wrong.",
-        advice="If it does not come back by itself: roll back (%dist_rollback), halve the rate (%dist_set lr=x0.5).",
+        advice="If the loss does not recover, roll back (%dist_rollback), halve the learning rate (%dist_set lr=x0.5).",
     ),
     "grad_norm_spike": RuleWords(
         title="gradient norm spike",
-        fires="after step 25, the norm is 3 times, and 8 robust standard deviations above, the median of 50 before",
-        meaning="One batch has a far larger gradient than others; the next update is far off its way.",
-        advice="Clip (%dist_set clip=...), and look at that step's batch and layers.",
+        fires="after step 25, the norm is 3 times the median of the 50 before and 8 robust standard deviations above",
+        meaning="One batch has a far larger gradient than others, so one update may undo many.",
+        advice="Clip the gradient (%dist_set clip=...), and look at that step's batch and layers.",
     ),
     "loss_drift": RuleWords(
         title="loss drifts up",
         fires="the median loss of 10 steps lies 5 % and twice its noise above the lowest such median of the 50 before",
-        meaning="The training moves away from what it had learned.",
-        advice="Lower the rate (%dist_set lr=x0.5) or roll back to a checkpoint before it (%dist_rollback STEP).",
+        meaning="The model is getting worse on its training data.",
+        advice="Lower the learning rate (%dist_set lr=x0.5), or roll back to a checkpoint (%dist_rollback STEP).",
     ),
     "grad_norm_drift": RuleWords(
         title="gradient norm drifts up",
         fires="the median norm of 10 steps is twice the lowest such median of the 50 before",
         meaning="The weights move into a region where the loss is steep; the loss often follows.",
-        advice="Lower the rate (%dist_set lr=x0.5), or clip (%dist_set clip=...).",
+        advice="Lower the learning rate (%dist_set lr=x0.5), or clip the gradient (%dist_set clip=...).",
     ),
     "dead_layer": RuleWords(
         title="dead layer",
-        fires="the gradient of a layer is exactly 0, or 99.9 % of its elements are, at 3 looks in a row",
+        fires="the gradient of a layer is exactly 0, or 99.9 % of its elements are, in 3 measurements in a row",
         meaning="The layer learns nothing: dead units, a cut graph, or an input that is always 0.",
         advice="Look at its activation function and initialisation, and at detach() or no_grad() before it.",
     ),
     "vanishing_gradient": RuleWords(
         title="vanishing gradient",
-        fires="the norm of a layer's gradient is below 1e-5 of the median layer's, at 5 looks in a row",
+        fires="the norm of a layer's gradient is below 1e-5 of the median layer's, in 5 measurements in a row",
         meaning="The loss hardly reaches this layer: products of small factors, or saturated units.",
         advice="Look at its initialisation, at normalisation and residual connections around it.",
     ),
     "exploding_logits": RuleWords(
         title="exploding logits",
-        fires="the largest logit of attention exceeds 50 at 3 looks in a row",
-        meaning="Softmax saturates, attention looks at one place only, and low precision rounds its differences away.",
-        advice="Normalise queries and keys, lower the rate, or compute attention in a wider format.",
+        fires="the largest logit of attention exceeds 50 in 3 measurements in a row",
+        meaning="Softmax saturates: each query attends to one key only, and low precision loses the differences.",
+        advice="Normalise queries and keys, lower the learning rate, or compute attention in a wider format.",
     ),
     "update_ratio": RuleWords(
         title="update too large",
         fires="after step 20, one update changes a layer by more than 5 % of its norm",
-        meaning="The rate is too high for this layer: about 0.1 % a step is usual.",
-        advice="Lower the rate (%dist_set lr=x0.5), warm up for longer.",
+        meaning="The learning rate is too high for this layer: about 0.1 % a step is usual.",
+        advice="Lower the learning rate (%dist_set lr=x0.5), or warm up for longer.",
         unit="%",
     ),
     "update_vanishes": RuleWords(
         title="update too small",
-        fires="with a rate above 0, one update changes a layer by less than 1e-7 of its norm, at 3 looks in a row",
-        meaning="The layer stands still: its update is lost in rounding, or the rate is far too low.",
-        advice="Raise the rate, or keep fp32 master weights.",
+        fires="with lr above 0, one update changes a layer by less than 1e-7 of its norm, in 3 measurements in a row",
+        meaning="The layer hardly changes: its update is lost in rounding, or the learning rate is far too low.",
+        advice="Raise the learning rate, or keep fp32 master weights.",
     ),
     "update_drift": RuleWords(
         title="updates grow",
         fires="after warm-up and step 25, the median layer's update is twice the smallest of 50 steps, and above 1 %",
-        meaning="Steps get longer though the rate should fall or stay: the rate rises, or gradients change their size.",
-        advice="Look at the learning rate and its schedule; lower the rate (%dist_set lr=x0.5).",
+        meaning="After warm-up, updates should not grow: the learning rate rises, or the gradients do.",
+        advice="Look at the learning rate and its schedule; lower it (%dist_set lr=x0.5).",
         unit="%",
     ),
     "rank_loss_differs": RuleWords(
         title="a rank's loss differs",
         beside="others",
-        fires="a replica's loss, at once or over 5 or 20 looks, is 10 % off the others', and more than chance allows",
-        meaning="Its share of the batch is unlike the others': corrupted or misread data, or a fault of its device.",
+        fires="a replica's loss, in 1, 5 or 20 measurements, differs from the others' by 10 % and by more than chance",
+        meaning="Its share of the batch is unlike the others': corrupted or misread data, or a faulty device.",
         advice="Look at that rank's batch, and at its gradient beside those of the others (tab Gradients).",
     ),
     "rank_gradient_differs": RuleWords(
         title="a rank's gradient differs",
         beside="others",
-        fires="a replica's norm is 3 times the others' (or a third), or 1.5 times over 5 or 20 looks, beyond chance",
-        meaning="This rank pulls the mean its own way: a corrupted batch or gradient.",
+        fires="a replica's norm differs from the others' 3-fold, or 1.5-fold in 5 or 20 measurements, beyond chance",
+        meaning="This rank distorts the averaged gradient: a corrupted batch or gradient.",
         advice="Look at that rank's data and device; the tab Gradients has its layers.",
     ),
     "rank_layer_differs": RuleWords(
         title="a layer differs on a rank",
         beside="others",
-        fires="some layers' norms differ between replicas by a factor 5, at once or over 5 looks, beyond chance",
+        fires="a layer's norm differs between replicas 5-fold, in 1 or 5 measurements, and beyond chance",
         meaning="Something changes this layer's gradient on one rank alone: a hook, a kernel, a faulty device.",
         advice="Compare the layer on that rank with the others; move the rank to another device.",
     ),
@@ -296,8 +296,8 @@ RULES: dict[str, RuleWords] = {
     "memory_creep": RuleWords(
         title="memory creeps up",
         fires="a rank's memory grew in each quarter of the last 200 steps, by 20 % and 256 MiB in all",
-        meaning="Something keeps what each step makes: a list of losses with their graphs, a cache without a bound.",
-        advice="Keep loss.item() or loss.detach(); look at lists that the cell or dataset grows.",
+        meaning="Memory of each step is not freed: a list of losses with their graphs, or a cache without a bound.",
+        advice="Store loss.item() or loss.detach(); look for lists that grow in the cell or the dataset.",
         unit="MiB",
     ),
 }  # fmt: skip

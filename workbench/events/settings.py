@@ -31,7 +31,7 @@ def declared(events: Columns) -> list[Control]:
 def hand_changes(events: Columns) -> dict[str, str]:
     """What was changed by hand while a run trained: setting or knob, or "rollback" -> each value and its step, as
     "0.001 at step 20, 0.0005 at step 30". By what rank 0 logged."""
-    names = {control.name: control.in_force for control in controls.CONTROLS} | {"rollback": "rollback"}
+    names = {control.name: control.value_name for control in controls.CONTROLS} | {"rollback": "rollback"}
     names |= {control.name: control.name for control in declared(events)}
     found: dict[str, list[str]] = {}
     for event in of_kind(events, EventKind.CONTROL, rank=0):
@@ -74,7 +74,7 @@ class InForce:
         if name == "declared" and isinstance(value, dict):
             self.values[str(value.get("name"))] = value.get("value")
             return
-        names = {control.name: control.in_force for control in controls.CONTROLS}
+        names = {control.name: control.value_name for control in controls.CONTROLS}
         in_force = names.get(name, name if name in self.values else "")
         if in_force:
             self.values[in_force] = value

@@ -15,7 +15,7 @@ import numpy as np
 from workbench.errors import ConfigError, suggest
 from workbench.history import show, statistics
 from workbench.history.findings import Difference, Figures, Findings, Group, NoiseTest, Scaling
-from workbench.history.sources import AXES, Subject, load
+from workbench.history.sources import AXES, ComparedRun, load
 from workbench.history.statistics import Permutation, Welch
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Comparison(Findings):
 
         parts = [
             pd.DataFrame({"run": s.label, "step": s.curve["step"], self.x: s.axis(self.x), "loss": s.curve["loss"]})
-            for s in self.subjects
+            for s in self.compared
         ]
         return pd.concat(parts, ignore_index=True)
 
@@ -52,7 +52,7 @@ class Comparison(Findings):
         """What differs: section, name and a column per run."""
         import pandas as pd
 
-        columns = ["section", "name", *(s.label for s in self.subjects)]
+        columns = ["section", "name", *(s.label for s in self.compared)]
         return pd.DataFrame([[d.section, d.name, *d.values] for d in self.differences], columns=columns)
 
     def words(self) -> list[str]:
@@ -78,29 +78,29 @@ def compare(runs: Sequence[HasPath | str | Path], x: str = "step", *, tag: str =
     if len(runs) < 2:
         raise ConfigError(f"a comparison needs at least two runs, not {len(runs)}", field="RUN")
     names = [run if isinstance(run, (str, Path)) else run.path for run in runs]
-    subjects = [load(name, x=x, tag=tag) for name in names]
-    labels = unique_labels([subject.label for subject in subjects])
-    return of_subjects([replace(s, label=label) for s, label in zip(subjects, labels, strict=True)], x)
+    compared = [load(name, x=x, tag=tag) for name in names]
+    labels = unique_labels([run.label for run in compared])
+    return compare_loaded([replace(s, label=label) for s, label in zip(compared, labels, strict=True)], x)
 
 
-def of_subjects(subjects: Sequence[Subject], x: str = "step") -> Comparison:
+def compare_loaded(compared: Sequence[ComparedRun], x: str = "step") -> Comparison:
     """The comparison of what is loaded: pure."""
-    axes = [subject.axis(x) for subject in subjects]
+    axes = [run.axis(x) for run in compared]
     reached = [float(np.nanmax(axis)) for axis in axes if axis.size]
-    common = min(reached) if len(reached) == len(subjects) else 0.0
-    validated = _common_validation(subjects, axes, common, x)
-    figures = tuple(figures_of(s, axis, common, validated) for s, axis in zip(subjects, axes, strict=True))
-    groups = group(subjects)
+    common = min(reached) if len(reached) == len(compared) else 0.0
+    validated = _common_validation(compared, axes, common, x)
+    figures = tuple(figures_of(s, axis, common, validated) for s, axis in zip(compared, axes, strict=True))
+    groups = group(compared)
     return Comparison(
-        subjects=tuple(subjects),
+        compared=tuple(compared),
         x=x,
         common=common,
         figures=figures,
         groups=groups,
-        differences=tuple(differences(subjects)),
-        code_diffs=code_diffs(subjects),
+        differences=tuple(differences(compared)),
+        code_diffs=code_diffs(compared),
         tests=tuple(noise_tests(groups, figures)),
-        scaling=scaling(subjects, figures),
+        scaling=scaling(compared, figures),
     )
 
 
@@ -114,34 +114,36 @@ def unique_labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def _validation_places(subject: Subject, axis: np.ndarray) -> np.ndarray:
+def _validation_places(run: ComparedRun, axis: np.ndarray) -> np.ndarray:
     """Where on the axis each validation was; NaN for a step that the curve does not have."""
-    steps, where = subject.curve["step"], subject.validation[0]
+    steps, where = run.curve["step"], run.validation[0]
     if not steps.size:
         return np.full(where.size, math.nan)
     place = np.minimum(np.searchsorted(steps, where), steps.size - 1)
     return np.where(steps[place] == where, axis[place], math.nan)
 
 
-def _common_validation(subjects: Sequence[Subject], axes: Sequence[np.ndarray], common: float, x: str) -> float | None:
+def _common_validation(
+    compared: Sequence[ComparedRun], axes: Sequence[np.ndarray], common: float, x: str
+) -> float | None:
     """The last place of the axis, up to ``common``, at which all runs that validate did; None where there is none. Over
     time and bytes no two runs validate at the same place, so there it is ``common``: the last up to there count."""
     if x not in ("step", "tokens"):
         return common
-    places = [_validation_places(s, axis) for s, axis in zip(subjects, axes, strict=True) if s.validation[0].size]
+    places = [_validation_places(s, axis) for s, axis in zip(compared, axes, strict=True) if s.validation[0].size]
     shared = set.intersection(*({float(p) for p in of if p <= common} for of in places)) if places else set()
     return max(shared, default=None)
 
 
-def figures_of(subject: Subject, axis: np.ndarray, common: float, validated: float | None) -> Figures:
+def figures_of(run: ComparedRun, axis: np.ndarray, common: float, validated: float | None) -> Figures:
     """A run's numbers: losses up to ``common`` on the axis, validation up to ``validated`` (None: ``common``)."""
-    loss, steps, tps = subject.curve["loss"], subject.curve["step"], subject.curve["tps"]
+    loss, steps, tps = run.curve["loss"], run.curve["step"], run.curve["tps"]
     last = (axis <= common) & (axis >= common * (1 - FINAL_SHARE)) & np.isfinite(loss)
     if not last.any() and loss.size:
         last = np.zeros(loss.size, dtype=bool)
         last[max(0, int(np.searchsorted(axis, common, side="right")) - 1)] = True
-    where, validation = subject.validation
-    before = _validation_places(subject, axis) <= (common if validated is None else validated)
+    where, validation = run.validation
+    before = _validation_places(run, axis) <= (common if validated is None else validated)
     rates = tps[1:] if tps.size > 1 else tps
     rates = rates[np.isfinite(rates)]
     finite = loss[np.isfinite(loss)]
@@ -150,52 +152,52 @@ def figures_of(subject: Subject, axis: np.ndarray, common: float, validated: flo
         best_loss=float(finite.min()) if finite.size else math.nan,
         validation=float(validation[before][-1]) if before.any() else math.nan,
         tps=float(np.median(rates)) if rates.size else math.nan,
-        seconds=float(subject.curve["time"][-1]) if steps.size else math.nan,
+        seconds=float(run.curve["time"][-1]) if steps.size else math.nan,
         steps=int(steps[-1]) if steps.size else 0,
         validation_step=int(where[before][-1]) if before.any() else 0,
         validation_is_common=validated is not None,
     )
 
 
-def group(subjects: Sequence[Subject]) -> tuple[Group, ...]:
+def group(compared: Sequence[ComparedRun]) -> tuple[Group, ...]:
     """Repeats together, in the order of their first run. An imported curve is a group of its own."""
     members: dict[Any, list[int]] = {}
-    for index, subject in enumerate(subjects):
-        kept = {k: v for k, v in subject.options.items() if k not in REPEAT_OPTIONS}
-        key = (repr(sorted(kept.items())), subject.cell, repr(subject.changed)) if subject.options else index
+    for index, run in enumerate(compared):
+        kept = {k: v for k, v in run.options.items() if k not in REPEAT_OPTIONS}
+        key = (repr(sorted(kept.items())), run.cell, repr(run.changed)) if run.options else index
         members.setdefault(key, []).append(index)
-    firsts = [subjects[inside[0]] for inside in members.values()]
+    firsts = [compared[inside[0]] for inside in members.values()]
     return tuple(
         Group(
             label=_group_label(first, firsts),
             members=tuple(inside),
-            seeds=tuple(subjects[index].options.get("seed") for index in inside),
+            seeds=tuple(compared[index].options.get("seed") for index in inside),
         )
         for first, inside in zip(firsts, members.values(), strict=True)
     )
 
 
-def _group_label(subject: Subject, others: Sequence[Subject]) -> str:
+def _group_label(run: ComparedRun, others: Sequence[ComparedRun]) -> str:
     """What sets a group apart: the options that differ between groups, else the run's name."""
     if not all(other.options for other in others):
-        return subject.label
-    if any(subject.changed != other.changed for other in others):
-        return subject.label
+        return run.label
+    if any(run.changed != other.changed for other in others):
+        return run.label
     told = [
         f"{name} {'unset' if value is None else value}"
-        for name, value in subject.options.items()
+        for name, value in run.options.items()
         if name not in REPEAT_OPTIONS and len({repr(other.options.get(name)) for other in others}) > 1
     ]
-    return ", ".join(told)[:120] or subject.label
+    return ", ".join(told)[:120] or run.label
 
 
-def differences(subjects: Sequence[Subject]) -> list[Difference]:
+def differences(compared: Sequence[ComparedRun]) -> list[Difference]:
     """Settings that are not the same everywhere: of the spec, those changed by hand while training, of the environment,
     and the code."""
     found = []
     for section, tables in (
-        ("spec", [s.options for s in subjects]),
-        ("environment", [s.environment for s in subjects]),
+        ("spec", [s.options for s in compared]),
+        ("environment", [s.environment for s in compared]),
     ):
         for name in dict.fromkeys(name for table in tables for name in table if name != "name"):
             values = tuple(table.get(name) for table in tables)
@@ -204,12 +206,12 @@ def differences(subjects: Sequence[Subject]) -> list[Difference]:
             if any(value != said[0] for value in said):
                 code = section == "environment" and any(word in name for word in ("commit", "git", "dirty"))
                 found.append(Difference(section="code" if code else section, name=name, values=values))
-    for name in dict.fromkeys(name for s in subjects for name in s.changed):
-        values = tuple(s.changed.get(name) for s in subjects)
+    for name in dict.fromkeys(name for s in compared for name in s.changed):
+        values = tuple(s.changed.get(name) for s in compared)
         if len(set(values)) > 1:
             found.append(Difference(section="changed while training", name=name, values=values))
-    cells = [s.cell for s in subjects]
-    ours = [s.cell for s in subjects if s.origin == "run"]
+    cells = [s.cell for s in compared]
+    ours = [s.cell for s in compared if s.origin == "run"]
     if any(cell != ours[0] for cell in ours):
         lines = tuple(_lines(cell) if cell else None for cell in cells)
         found.append(Difference(section="code", name="cell.py", values=lines))
@@ -221,20 +223,20 @@ def _lines(cell: str) -> str:
     return f"{count} line{'s' if count != 1 else ''}"
 
 
-def code_diffs(subjects: Sequence[Subject]) -> dict[str, str]:
+def code_diffs(compared: Sequence[ComparedRun]) -> dict[str, str]:
     """Unified diff of each run's cell against the first run's: label -> text. Equal cells have none."""
-    ours = [s for s in subjects if s.origin == "run"]
+    ours = [s for s in compared if s.origin == "run"]
     out = {}
-    for subject in ours[1:]:
+    for run in ours[1:]:
         lines = list(
             difflib.unified_diff(
-                ours[0].cell.split("\n"), subject.cell.split("\n"), ours[0].label, subject.label, lineterm="", n=2
+                ours[0].cell.split("\n"), run.cell.split("\n"), ours[0].label, run.label, lineterm="", n=2
             )
         )
         if len(lines) > _LONGEST_DIFF:
             lines = [*lines[:_LONGEST_DIFF], f"... {len(lines) - _LONGEST_DIFF} more lines"]
         if lines:
-            out[subject.label] = "\n".join(lines)
+            out[run.label] = "\n".join(lines)
     return out
 
 
@@ -258,18 +260,18 @@ def noise_tests(groups: Sequence[Group], figures: Sequence[Figures]) -> list[Noi
     ]
 
 
-def scaling(subjects: Sequence[Subject], figures: Sequence[Figures]) -> Scaling | None:
+def scaling(compared: Sequence[ComparedRun], figures: Sequence[Figures]) -> Scaling | None:
     """Speed-up over ranks when the runs have different numbers of them; None otherwise. Repeats are averaged."""
     points: dict[int, list[float]] = {}
-    for subject, figure in zip(subjects, figures, strict=True):
-        if subject.ranks and math.isfinite(figure.tps) and figure.tps > 0:
-            points.setdefault(subject.ranks, []).append(figure.tps * subject.ranks)
+    for run, figure in zip(compared, figures, strict=True):
+        if run.ranks and math.isfinite(figure.tps) and figure.tps > 0:
+            points.setdefault(run.ranks, []).append(figure.tps * run.ranks)
     if len(points) < 2:
         return None
     ranks = tuple(sorted(points))
     total = tuple(float(np.mean(points[n])) for n in ranks)
     speed_up = tuple(value / total[0] for value in total)
-    batches = {s.options.get("batch_size") for s in subjects if s.ranks in points}
+    batches = {s.options.get("batch_size") for s in compared if s.ranks in points}
     each = [(n, 1.0 / value) for n in ranks for value in points[n]]
     weak = len(batches) > 1
     return Scaling(

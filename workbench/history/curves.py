@@ -27,9 +27,9 @@ def figures(found: Comparison) -> list[Any]:
     """Loss, throughput, gradient norm and what the cells logged over the axis, and speed-up over ranks where they
     differ: Bokeh figures with their data."""
     drawn = [_loss(found)]
-    if any(np.isfinite(s.curve["tps"]).any() for s in found.subjects):
+    if any(np.isfinite(s.curve["tps"]).any() for s in found.compared):
         drawn.append(_throughput(found))
-    if any((s.curve["grad_norm"] > 0).any() for s in found.subjects):
+    if any((s.curve["grad_norm"] > 0).any() for s in found.compared):
         drawn.append(_norm(found))
     drawn += [_logged(found, column) for column in logged_columns(found)]
     if found.scaling is not None:
@@ -39,7 +39,7 @@ def figures(found: Comparison) -> list[Any]:
 
 def logged_columns(found: Findings) -> list[str]:
     """The columns ``log/NAME`` that any of the runs has, the first of them."""
-    names = dict.fromkeys(name for s in found.subjects for name in s.curve if name.startswith("log/"))
+    names = dict.fromkeys(name for s in found.compared for name in s.curve if name.startswith("log/"))
     return list(names)[:_MOST_LOGGED]
 
 
@@ -62,9 +62,9 @@ def short_label(label: str) -> str:
 def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
     """Per run: x, y and smooth (moving average), thinned for the screen; rows without x or y left out."""
     out = []
-    for subject in found.subjects:
-        x = subject.axis(found.x)
-        y = subject.curve.get(column, np.full(x.size, math.nan))
+    for run in found.compared:
+        x = run.axis(found.x)
+        y = run.curve.get(column, np.full(x.size, math.nan))
         known = np.isfinite(x) & np.isfinite(y)
         x, y = x[known], y[known]
         out.append(rows.thin({"x": x, "y": y, "smooth": rows.smooth(y, math.nan)}, of=["y"]))
@@ -74,10 +74,10 @@ def lines(found: Comparison, column: str) -> list[dict[str, np.ndarray]]:
 def _loss(found: Comparison) -> Any:
     drawn = theme.new_figure("Loss", x_label=AXES[found.x], y_label="loss", height=320)
     _draw(drawn, found, "loss", "@smooth{number}")
-    for index, subject in enumerate(found.subjects):
-        steps, losses = subject.validation
-        if steps.size and subject.curve["step"].size:
-            places = np.interp(steps, subject.curve["step"], subject.axis(found.x))
+    for index, run in enumerate(found.compared):
+        steps, losses = run.validation
+        if steps.size and run.curve["step"].size:
+            places = np.interp(steps, run.curve["step"], run.axis(found.x))
             drawn.line(places, losses, color=colour(index), line_width=2)
             drawn.scatter(places, losses, color=colour(index), size=8, line_color=None)
     return drawn
@@ -101,12 +101,12 @@ def _draw(drawn: Any, found: Comparison, column: str, value: str) -> None:
     from bokeh.models import ColumnDataSource
 
     items = []
-    for index, (subject, line) in enumerate(zip(found.subjects, lines(found, column), strict=True)):
+    for index, (run, line) in enumerate(zip(found.compared, lines(found, column), strict=True)):
         source = ColumnDataSource(line)
         look = {"color": colour(index), "line_dash": _DASHES[index // len(theme.RANK_COLOURS) % len(_DASHES)]}
         each = drawn.line("x", "y", source=source, alpha=0.3, line_width=1, **look)
         smooth = drawn.line("x", "smooth", source=source, line_width=2, **look)
-        label = short_label(subject.label)
+        label = short_label(run.label)
         tips = [("run", _tip(label)), (AXES[found.x], "@x{0,0.[00]}"), (_tip(column), value)]
         drawn.add_tools(hover(tips, renderers=[smooth], mode="mouse"))
         items.append((label, [each, smooth]))

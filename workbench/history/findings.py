@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.history.sources import Subject
+from workbench.history.sources import ComparedRun
 from workbench.history.statistics import Amdahl, Permutation, Welch
 
 #: a difference with a smaller p is more than seed noise
@@ -98,12 +98,12 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a comparison found. Indices in ``groups`` are of ``subjects``, indices in ``tests`` are of ``groups``.
+    """What a comparison found. Indices in ``groups`` are of ``compared``, indices in ``tests`` are of ``groups``.
 
     ``x``: the axis over which curves are laid. ``common``: how far on it all runs came.
     """
 
-    subjects: tuple[Subject, ...]
+    compared: tuple[ComparedRun, ...]
     x: str
     common: float
     figures: tuple[Figures, ...]
@@ -116,4 +116,4 @@ class Findings:
     @property
     def counts(self) -> str:
         """What throughput counts: tokens, samples, or "samples or tokens" where runs differ in it."""
-        return " or ".join(sorted({subject.counts for subject in self.subjects}))
+        return " or ".join(sorted({run.counts for run in self.compared}))

@@ -108,7 +108,7 @@ def cells(row: RunRow) -> list[str]:
     notes = " ".join(filter(None, [f"[{row.problem}]" if row.problem else "", row.notes.replace("\n", " ")]))
     return [
         row.directory,
-        moment(row.when),
+        local_minute(row.when),
         row.recipe,
         row.plan,
         str(row.ranks or ""),
@@ -134,7 +134,7 @@ def number(value: float | None) -> str:
     return "" if value is None else numbers.number(value)
 
 
-def moment(when: float) -> str:
+def local_minute(when: float) -> str:
     """Local date and time to the minute."""
     return datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M") if math.isfinite(when) else ""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.history.findings import Figures, Findings, Group, NoiseTest, Scaling
-    from workbench.history.sources import Subject
+    from workbench.history.sources import ComparedRun
 
 #: places on the axis at which a terminal shows the curves
 _PLACES = 6
@@ -61,7 +61,7 @@ def figures_frame(found: Findings) -> pd.DataFrame:
             "tps": f.tps,
             "seconds": f.seconds,
         }
-        for s, f in zip(found.subjects, found.figures, strict=True)
+        for s, f in zip(found.compared, found.figures, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -74,19 +74,19 @@ def words(found: Findings) -> list[str]:
         sentences.append(
             f"Differences may be seed noise: there is one seed only of {'; '.join(alone)}. Repeat with another --seed."
         )
-    if len(found.groups) == 1 and len(found.subjects) > 1:
+    if len(found.groups) == 1 and len(found.compared) > 1:
         sentences.append(_repeats(found))
     if found.scaling is not None:
         sentences += _scaling(found.scaling, found.counts)
     unequal = {int(f.steps) for f in found.figures}
     if len(unequal) > 1:
         sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
-    return sentences + [f"{s.label}: {s.problem}" for s in found.subjects if s.problem]
+    return sentences + [f"{s.label}: {s.problem}" for s in found.compared if s.problem]
 
 
 def _group_name(found: Findings, group: Group) -> str:
     """The run's name for a group of one, else what sets the group apart."""
-    return group.label if len(group.members) > 1 else found.subjects[group.members[0]].label
+    return group.label if len(group.members) > 1 else found.compared[group.members[0]].label
 
 
 def _best(found: Findings) -> list[str]:
@@ -108,13 +108,13 @@ def _best(found: Findings) -> list[str]:
     return sentences
 
 
-def _pairs(found: Findings) -> list[tuple[Subject, Figures]]:
-    return list(zip(found.subjects, found.figures, strict=True))
+def _pairs(found: Findings) -> list[tuple[ComparedRun, Figures]]:
+    return list(zip(found.compared, found.figures, strict=True))
 
 
 def _repeats(found: Findings) -> str:
     losses = found.groups[0].repeats("loss", found.figures)
-    count = len(found.subjects)
+    count = len(found.compared)
     if len(losses) > 1:
         return (
             f"These are {count} repeats of one spec: training loss {_spread(losses)} (standard deviation over seeds)."
@@ -166,7 +166,7 @@ def curve_table(found: Findings) -> tuple[list[str], list[list[str]]]:
     if found.x in ("step", "tokens"):
         places = np.unique(np.round(places))
     rows = []
-    for s in found.subjects:
+    for s in found.compared:
         axis, loss = s.axis(found.x), s.curve["loss"]
         known = np.isfinite(axis) & np.isfinite(loss)
         values = np.interp(places, axis[known], loss[known]) if known.any() else np.full(places.size, math.nan)
@@ -181,16 +181,16 @@ def _figure_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
         [s.label, s.plan or s.origin, str(s.ranks or ""), s.state, str(f.steps)]
         + [number(value) for value in (f.loss, f.best_loss, f.validation)]
         + [str(f.validation_step or "\N{EN DASH}"), *(number(value) for value in (f.tps, f.seconds))]
-        for s, f in zip(found.subjects, found.figures, strict=True)
+        for s, f in zip(found.compared, found.figures, strict=True)
     ]
-    names = [run_name(s.path) for s in found.subjects]
+    names = [run_name(s.path) for s in found.compared]
     if len(set(names)) < len(names):  # directories tell apart what names do not
-        return [*heads, "directory"], [[*row, s.path.name] for row, s in zip(rows, found.subjects, strict=True)]
+        return [*heads, "directory"], [[*row, s.path.name] for row, s in zip(rows, found.compared, strict=True)]
     return heads, rows
 
 
 def _difference_rows(found: Findings) -> tuple[list[str], list[list[str]]]:
-    heads = ["what differs", "", *(s.label for s in found.subjects)]
+    heads = ["what differs", "", *(s.label for s in found.compared)]
     return heads, [
         [d.section, d.name, *("\N{EN DASH}" if v in (None, "") else _short_text(v) for v in d.values)]
         for d in found.differences

@@ -46,7 +46,7 @@ _MOST_LOGGED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ComparedRun:
     """One curve of a comparison and where it comes from.
 
     ``curve``: columns step, time (seconds of training), tokens (NaN where not known), loss, tps (tokens per second per
@@ -72,7 +72,7 @@ class Subject:
     problem: str = ""  # what is wrong with its directory
 
     def axis(self, name: str) -> np.ndarray:
-        """Values of an axis per row of the curve; ``ConfigError`` where this subject does not know them."""
+        """Values of an axis per row of the curve; ``ConfigError`` where this run does not know them."""
         values = self.curve[name] if name in self.curve else np.full(self.curve["step"].size, math.nan)
         if values.size and not np.isfinite(values).any():
             raise ConfigError(
@@ -81,7 +81,7 @@ class Subject:
         return values
 
 
-def load(name: str | Path, *, x: str = "step", tag: str = "") -> Subject:
+def load(name: str | Path, *, x: str = "step", tag: str = "") -> ComparedRun:
     """A run by name or path, or TensorBoard files by path (``tag``: which scalar is the loss; default: by its name).
 
     Raises ``RunDirectoryError`` when there is neither, ``ConfigError`` for a tag that is not there.
@@ -96,7 +96,7 @@ def load(name: str | Path, *, x: str = "step", tag: str = "") -> Subject:
     return from_run(run, x=x)
 
 
-def from_run(run: Path, *, x: str = "step") -> Subject:
+def from_run(run: Path, *, x: str = "step") -> ComparedRun:
     """A run directory. ``ConfigError`` when its spec cannot be read: then nothing about its numbers is certain."""
     spec = TrainSpec.from_options(read_spec_options(run / SPEC_FILE))
     wanted: dict[str, Any] = {"steps": STEP_COLUMNS, "events": EVENT_COLUMNS, "values": tuple(columns_of("values"))}
@@ -107,7 +107,7 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
     metrics = global_metrics(found.tables["steps"], mesh)
     cell = run / CELL_FILE
     row = read_row(run)
-    subject = from_logs(
+    compared = from_logs(
         run,
         metrics,
         found.tables["events"],
@@ -120,8 +120,8 @@ def from_run(run: Path, *, x: str = "step") -> Subject:
         logged=without_taken_back("values", found.tables["values"], found.tables["events"]),
     )
     if x == "bytes":
-        subject.curve["bytes"] = _bytes(metrics, found.tables)
-    return subject
+        compared.curve["bytes"] = _bytes(metrics, found.tables)
+    return compared
 
 
 def from_logs(
@@ -136,11 +136,11 @@ def from_logs(
     cell: str,
     problem: str,
     logged: Columns | None = None,
-) -> Subject:
+) -> ComparedRun:
     """A run whose logs are read: ``metrics`` as ``global_metrics`` gives them, and the tables ``events`` and ``values``
     (``logged``, without what rollbacks took back). Without a
     ``spec`` its options are not known, and it is a repeat of nothing."""
-    return Subject(
+    return ComparedRun(
         label=label,
         path=run,
         origin="run",
@@ -244,14 +244,14 @@ def _diff_in_short(diff: Any) -> str:
     return f"{len(text.splitlines())} lines not committed ({mark})" if text else "clean"
 
 
-def from_tensorboard(path: Path, tag: str = "") -> Subject:
+def from_tensorboard(path: Path, tag: str = "") -> ComparedRun:
     """Scalars of a run made elsewhere. Its clock starts at its first value; its number of ranks is not known (0)."""
     folder = event_files(path)[0].parent
     found = read_scalars(path)
     loss = found[_loss_tag(found, tag, path)]
     size = loss.steps.size
     validation = next((found[name] for name in found if _is_validation(name)), None)
-    return Subject(
+    return ComparedRun(
         label=path.name if path.is_dir() else f"{folder.name}/{path.name}"[-64:],
         path=path.absolute(),
         origin="tensorboard",

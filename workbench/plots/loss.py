@@ -73,7 +73,7 @@ def _places(step: np.ndarray, validated: list[tuple[float, float]]) -> list[tupl
 def figure(source: ColumnDataSource) -> Figure:
     """Draw the losses as lines over steps, validations as joined points, and spikes."""
     drawn = theme.new_figure(TITLE, x_label="step", y_label="loss", marks="step")
-    each = drawn.line("step", "loss", source=source, color=theme.LOSS, alpha=0.55, line_width=1)
+    each = drawn.line("step", "loss", source=source, color=theme.EACH_LOSS, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.LOSS, line_width=2)
     joined = drawn.segment("after", "since", "at", "measured", source=source, color=theme.VALIDATION, line_width=2)
     points = drawn.scatter("at", "measured", source=source, color=theme.VALIDATION, size=8, line_color=None)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "phase_bars"
-TITLE = f"Step time by phase, {WINDOW} measured steps"
+TITLE = f"Step time by phase, latest measured steps (at most {WINDOW})"
 TAB = "ranks"
 AXIS = ""
 EMPTY = "No phases were recorded: train with --monitor light or full."
@@ -89,7 +89,7 @@ def figure(source: ColumnDataSource) -> Figure:
 
     drawn = theme.new_figure(
         TITLE,
-        x_label="time per step, without what is between steps",
+        x_label="time per step, without evaluations, checkpoints and pauses",
         y_label="rank",
         height=260,
         x_range=DataRange1d(start=0, range_padding=0.1),

@@ -21,13 +21,19 @@ DASHES = ("solid", "dashed", "dotted", "dotdash")
 MOST_ENTRIES = len(RANK_COLOURS)
 
 LOSS = "#0077bb"
+#: values of each step beside their smoothed curve: paler, and visible on white and on near-black
+EACH_LOSS, EACH_THROUGHPUT = "#66b2dd", "#5cbfb2"
 VALIDATION = "#ee7733"
 THROUGHPUT = "#009988"
 SPREAD = "#0077bb"
 BAD = "#ee3377"
 CHOSEN = "#ee7733"
 MARK = "#aa4499"
+#: text within a figure, readable on white and on near-black
+NOTE = "#77838f"
 
+#: time of a rank in which it is in no phase
+NO_PHASE = "no phase"
 #: the phases of a step in their order, with their colours in all figures; waiting is grey
 PHASES = {
     "data": "#8844ee",
@@ -42,6 +48,7 @@ PHASES = {
     "checkpoint": "#882255",
     "monitor": "#ee3377",
     "paused": "#777777",
+    NO_PHASE: "#9aa4b0",
 }
 #: tag of a formatter that shows a tick n as two to the power of n
 POWER_OF_TWO = "power of two"

@@ -58,7 +58,7 @@ def figure(source: ColumnDataSource) -> Figure:
         y_range=DataRange1d(start=0, range_padding=0.1),
         marks="step",
     )
-    each = drawn.line("step", unit, source=source, color=theme.THROUGHPUT, alpha=0.55, line_width=1)
+    each = drawn.line("step", unit, source=source, color=theme.EACH_THROUGHPUT, line_width=1)
     average = drawn.line("step", "smooth", source=source, color=theme.THROUGHPUT, line_width=2)
     theme.add_legend(drawn, [("each step", [each]), ("smoothed", [average])])
     tips = [

@@ -44,7 +44,6 @@ MOST_BARS = 1000
 LONGEST_BETWEEN = 0.35
 #: a time without a phase is drawn from this part of a step on
 LEAST_GAP = 0.005
-GAP, GAP_COLOUR = "no phase", "#9aa4b0"
 _X_LABEL = "time since the first shown step began (long evaluations, checkpoints and pauses are shortened)"
 #: a text is in bars of at least this part of the axis
 LEAST_TEXT = 0.08
@@ -106,7 +105,7 @@ def bars(phases: Columns, shown: np.ndarray) -> Columns:
     source = np.concatenate([np.arange(starts.size), after])
     is_gap = np.arange(source.size) >= starts.size
     starts, ends = np.concatenate([starts, since]), np.concatenate([ends, until])
-    phase = np.where(is_gap, GAP, phases["phase"][source].astype(object))
+    phase = np.where(is_gap, theme.NO_PHASE, phases["phase"][source].astype(object))
     lasted = _texts([milliseconds(float(time)) for time in ends - starts])
     beside, between = beside[source] & ~is_gap, np.isin(phase, BETWEEN)
     steps, place = np.unique(phases["step"][source], return_inverse=True)
@@ -119,7 +118,6 @@ def bars(phases: Columns, shown: np.ndarray) -> Columns:
     label = is_cut & between & readable & (row == row.min(initial=math.inf))
     notes = _texts(["drawn shorter than it was" if cut else "" for cut in is_cut & between])
     notes[is_gap] = why
-    colours = {**theme.PHASES, GAP: GAP_COLOUR}
     first = np.zeros(source.size, dtype=bool)
     first[np.unique(place, return_index=True)[1]] = True
     head = -0.5 - _NAME_PX / min(_ROW_PX, (HEIGHT - _HEAD_PX) / max(1.0, row.max(initial=0) + 1))
@@ -132,7 +130,7 @@ def bars(phases: Columns, shown: np.ndarray) -> Columns:
         "end": begin[place] + ends,
         "step": steps[place].astype(float),
         "phase": phase,
-        "colour": _texts([colours.get(name, theme.COLOURS["light"]["muted"]) for name in phase]),
+        "colour": _texts([theme.PHASES.get(name, theme.COLOURS["light"]["muted"]) for name in phase]),
         "micro": np.where(is_gap, -1.0, phases["micro_batch"][source].astype(float)),
         "lasted": lasted,
         "note": notes,
@@ -230,7 +228,7 @@ def figure(source: ColumnDataSource) -> Figure:
     )
     drawn.vspan("boundary", source=source, line_color=theme.MARK, line_width=1, line_alpha=0.6)
     look = {"text_font_size": "11px", "text_font": value(theme.FONT), "source": source}
-    drawn.text("boundary", "head", text="name", text_color=theme.MARK, x_offset=3, text_baseline="top", **look)
+    drawn.text("boundary", "head", text="name", text_color=theme.NOTE, x_offset=3, text_baseline="top", **look)
     middle = {"text_align": "center", "text_baseline": "middle", "text_color": "#ffffff"}
     drawn.text("middle", "y", text="inside", **middle, **look)
     theme.label_rank_rows(drawn, source, ticks=17)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.history import compare, curves, show
-from workbench.history.sources import Subject, from_logs
+from workbench.history.sources import ComparedRun, from_logs
 from workbench.report.figures import FigureBundle, ReportFigure
 from workbench.report.run_data import RunData
 from workbench.rundir.directory import run_name
@@ -40,7 +40,7 @@ def compare_runs(
     ``labels``: one label per run (default: their names). ``prefix``: put before the ids of the figures' elements.
     """
     labels = list(labels) or compare.unique_labels([run_name(run.path) for run in runs])
-    findings = compare.of_subjects([_make_subject(run, label) for run, label in zip(runs, labels, strict=True)])
+    findings = compare.compare_loaded([_compared_run(run, label) for run, label in zip(runs, labels, strict=True)])
     figures = [(str(figure.title.text), figure) for figure in curves.figures(findings)]
     drawn = [
         bundle.add_figure(title, f"{prefix}compared-{_slug(title)}{number or ''}", figure, wide=False)
@@ -56,7 +56,7 @@ def compare_runs(
     )
 
 
-def _make_subject(run: RunData, label: str) -> Subject:
+def _compared_run(run: RunData, label: str) -> ComparedRun:
     return from_logs(
         run.path,
         run.metrics,

@@ -177,7 +177,8 @@ class RankLogWriter:
     ``append``: the rank goes on in the log that it has. ``goes_on``, set before it is closed: its streams get no end,
     as another writer will go on.
     ``cost_s`` is the processor time that the writing thread has used; with ``share`` it writes more rarely, every
-    ``MOST_FLUSH_S`` at the least, where it would otherwise use more than this share of a processor.
+    ``MOST_FLUSH_S`` at the least, where it would otherwise use more than this share of a processor. Events are not
+    kept waiting for that: whoever paused a run, or saved a checkpoint, looks for them.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class RankLogWriter:
         self._share = share
         self._capacity = capacity
         self._buffer: list[Record] = []
+        self._has_event = False
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._wake = threading.Event()
@@ -228,6 +230,7 @@ class RankLogWriter:
         with self._lock:
             if len(self._buffer) < self._capacity and self.failure is None and not self.closed:
                 self._buffer.append(record)
+                self._has_event |= isinstance(record, Event)
                 table = _TABLE_OF[type(record)]
                 if table in self._taken:
                     self._taken[table] += 1
@@ -257,7 +260,7 @@ class RankLogWriter:
         """Write what is buffered, now, in the caller's thread."""
         with self._writing:
             with self._lock:
-                taken, self._buffer = self._buffer, []
+                taken, self._buffer, self._has_event = self._buffer, [], False
                 dropped = self.dropped
             if dropped > self._reported and self.failure is None:
                 self._reported = dropped
@@ -320,14 +323,16 @@ class RankLogWriter:
         self.close()
 
     def _loop(self) -> None:
-        next_beat, wait_s = 0.0, self._flush_s
-        while not self._wake.wait(wait_s):
-            self.flush()
-            if time.monotonic() >= next_beat:
-                next_beat = time.monotonic() + HEARTBEAT_S
+        next_beat = due = 0.0
+        while not self._wake.wait(self._flush_s):
+            now = time.monotonic()
+            if now >= due or self._has_event:
+                self.flush()
+                before, self.cost_s = self.cost_s, time.thread_time()
+                due = now + min((self.cost_s - before) / self._share, MOST_FLUSH_S)
+            if now >= next_beat:
+                next_beat = now + HEARTBEAT_S
                 self._beat()
-            before, self.cost_s = self.cost_s, time.thread_time()
-            wait_s = max(self._flush_s, min((self.cost_s - before) / self._share, MOST_FLUSH_S))
 
     def _beat(self) -> None:
         """Touch the run's heartbeat. Where that fails, the files of the log show the same, if later."""

@@ -143,12 +143,12 @@ def test_an_event_survives_both_ways(step: int, tag: str, value: float) -> None:
 def test_a_run_made_elsewhere_is_compared(run: Path, tmp_path: Path) -> None:
     written_elsewhere(tmp_path / "logs" / "theirs", [2.0, 1.0, 0.5, 0.25, 0.1], "Train/Loss")
     found = workbench.compare([run, tmp_path / "logs" / "theirs"])
-    ours, theirs = found.subjects
+    ours, theirs = found.compared
     assert theirs.origin == "tensorboard" and theirs.label == "theirs" and theirs.state == "imported"
     assert found.common == STEPS and found.figures[1].loss == 0.25
     assert found.differences == () and "theirs" in repr(found) and "imported" in found._repr_html_()
     by_time = workbench.compare([run, tmp_path / "logs"], "time")
-    assert by_time.subjects[1].curve["time"].tolist() == [0, 1, 2, 3, 4]
+    assert by_time.compared[1].curve["time"].tolist() == [0, 1, 2, 3, 4]
     assert ours.curve["time"][0] == pytest.approx(STEP_S) and BEGAN
     with pytest.raises(ConfigError, match="has no record of tokens"):
         workbench.compare([run, tmp_path / "logs"], "tokens")
@@ -158,7 +158,7 @@ def test_which_scalar_is_the_loss(run: Path, tmp_path: Path) -> None:
     written_elsewhere(tmp_path / "a", [2.0, 1.0], "objective")
     with pytest.raises(ConfigError, match="it has objective"):
         workbench.compare([run, tmp_path / "a"])
-    assert workbench.compare([run, tmp_path / "a"], tag="objective").subjects[1].curve["loss"].tolist() == [2.0, 1.0]
+    assert workbench.compare([run, tmp_path / "a"], tag="objective").compared[1].curve["loss"].tolist() == [2.0, 1.0]
     with pytest.raises(ConfigError, match="did you mean 'objective'"):
         workbench.compare([run, tmp_path / "a"], tag="objektive")
     written_elsewhere(tmp_path / "b" / "x", [1.0])

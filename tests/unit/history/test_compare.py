@@ -252,14 +252,14 @@ def test_what_cannot_be_compared(home: Path, runs: list[str], x: str, error: typ
 def test_the_same_run_twice_has_two_labels(home: Path) -> None:
     run_with(home, "a", [1.0])
     found = comparing.compare(["a", home / "a"])
-    assert [s.label for s in found.subjects] == ["a (1)", "a (2)"]
+    assert [s.label for s in found.compared] == ["a (1)", "a (2)"]
     assert [row[-1] for row in tables(found)[0][2]] == ["a", "a"], "directories tell apart what names do not"
 
 
 def test_runs_are_called_by_their_names(home: Path) -> None:
     runs = [run_with(home, f"2026-05-01-12000{at}-{name}", [1.0] * 3) for at, name in enumerate("ab")]
     found = comparing.compare(runs)
-    assert [s.label for s in found.subjects] == ["a", "b"]
+    assert [s.label for s in found.compared] == ["a", "b"]
     assert "2026" not in repr(found)
 
 

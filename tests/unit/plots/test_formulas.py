@@ -218,8 +218,8 @@ def test_phases_by_rank_lag_and_timeline(tmp_path: Path) -> None:
     second = drawn["step"] == 11
     assert drawn["start"][second].min() == 38  # the second step begins when the slowest rank has ended the first
     named = {theme.PHASES[name] for name in ("forward", "communication", "optimizer")}
-    assert set(drawn["colour"]) == {*named, timeline.GAP_COLOUR}
-    gaps = drawn["phase"] == timeline.GAP
+    assert set(drawn["colour"]) == {*named, theme.PHASES[theme.NO_PHASE]}
+    gaps = drawn["phase"] == theme.NO_PHASE
     assert set(drawn["lasted"][gaps]) == {"6 ms"} and set(drawn["rank"][gaps]) == {0, 1}
     assert set(drawn["note"][gaps]) == {"the step of the slowest rank goes on"}
     starts = ~np.isnan(drawn["boundary"])
@@ -278,7 +278,7 @@ def test_bars_of_a_rank_stand_side_by_side(tmp_path: Path) -> None:
         drawn, _ = timeline.columns(store, None)
         logged = store.table("phases")
         logged = {n: v[logged["step"] >= np.unique(logged["step"])[-timeline.STEPS]] for n, v in logged.items()}
-        whole = drawn["phase"] != timeline.GAP
+        whole = drawn["phase"] != theme.NO_PHASE
         assert sorted((drawn["end"] - drawn["start"])[whole]) == pytest.approx(sorted(logged["duration_ms"]))
         drawn = {key: values[whole] for key, values in drawn.items()}
         thin = drawn["height"] < 0.5

@@ -36,6 +36,7 @@ from workbench.core.records import (
     WeightStats,
 )
 from workbench.errors import RunDirectoryError, SchemaError
+from workbench.rundir import log as rank_log
 from workbench.rundir.log import _ARROW, RankLogWriter, _array, rank_directory, schema
 from workbench.telemetry.store import Store
 
@@ -338,6 +339,28 @@ def test_the_thread_writes_by_itself_and_ends(tmp_path: Path) -> None:
         assert store.rows("steps") == 1
         thread = log._thread
     assert not thread.is_alive()
+
+
+def test_rows_wait_for_their_share_of_a_processor_and_an_event_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_log, "MOST_FLUSH_S", 3600)
+    store = Store(tmp_path)
+    with RankLogWriter(tmp_path, 0, flush_s=0.01, share=1e-9) as log:
+        for number in (1, 2):  # an event for each, as the first write may come between a step and its event
+            log.append(step(number))
+            log.event("log", "seen")
+            deadline = time.monotonic() + 300
+            while store.rows("events") < number and time.monotonic() < deadline:
+                time.sleep(0.01)
+                store.refresh()
+            assert store.rows("steps") == number
+        log.append(step(3))
+        time.sleep(0.1)  # ten chances to write, none of which is taken
+        store.refresh()
+        assert store.rows("steps") == 2
+    store.refresh()
+    assert store.rows("steps") == 3
 
 
 def test_a_record_that_no_column_takes_is_left_out_and_told_once(tmp_path: Path) -> None:

@@ -385,7 +385,7 @@ def test_values_in_force_stand_beside_the_controls_that_set_or_alter_them() -> N
         "grad_layers": "",
         "temperature": 2.0,
     }
-    assert control_set.in_force_words(values | {"frozen": []}) == {
+    assert control_set.current_value_words(values | {"frozen": []}) == {
         "lr": "0.001235",
         "clip": "off",
         "grad_every": "auto: 20",
@@ -394,7 +394,7 @@ def test_values_in_force_stand_beside_the_controls_that_set_or_alter_them() -> N
         "freeze": "none",
         "unfreeze": "none",
     }
-    shown = control_set.in_force_words({"grad_every": 5, "interval": 20, "frozen": ["a", "b"]})
+    shown = control_set.current_value_words({"grad_every": 5, "interval": 20, "frozen": ["a", "b"]})
     assert shown == {"grad_every": "5", "freeze": "a, b", "unfreeze": "a, b"}
 
 

@@ -149,7 +149,7 @@ def test_magics_in_a_terminal(home: Path, shell: InteractiveShell, capsys: pytes
     out = capsys.readouterr().out
     assert "second" in out and "first" not in out
     found = shell.run_line_magic("dist_compare", "")
-    assert [s.label for s in found.subjects] == ["first", "second"]
+    assert [s.label for s in found.compared] == ["first", "second"]
     assert shell.run_line_magic("dist_compare", "'first' second --x tokens").x == "tokens"
     shell.run_line_magic("dist_runs", "--name nothing")
     assert "no runs in" in capsys.readouterr().out
@@ -185,9 +185,9 @@ def test_figures_come_with_bokeh_once(home: Path) -> None:
 
 def test_curves_hold_what_was_logged(home: Path) -> None:
     found = workbench.compare(["first", "second"], "time")
-    for subject, line in zip(found.subjects, curves.lines(found, "loss"), strict=True):
-        np.testing.assert_array_equal(line["x"], subject.curve["time"])
-        np.testing.assert_array_equal(line["y"], subject.curve["loss"])
+    for run, line in zip(found.compared, curves.lines(found, "loss"), strict=True):
+        np.testing.assert_array_equal(line["x"], run.curve["time"])
+        np.testing.assert_array_equal(line["y"], run.curve["loss"])
         assert line["smooth"][0] == line["y"][0]
 
 

@@ -140,7 +140,11 @@ def _show(arguments: argparse.Namespace) -> int:
     if vars(arguments).get("json"):
         print(json.dumps(data, indent=1))
         return 0
-    data |= {"when": listing.moment(row.when), "disk_bytes": listing.size(row.disk_bytes), "tags": ", ".join(row.tags)}
+    data |= {
+        "when": listing.local_minute(row.when),
+        "disk_bytes": listing.size(row.disk_bytes),
+        "tags": ", ".join(row.tags),
+    }
     names = {"disk_bytes": "disk", "tps": "throughput/device"}
     for key, value in data.items():
         if value not in ("", None):
@@ -162,17 +166,16 @@ def _agreed(question: str, yes: bool) -> bool:
 
 
 def _rm(arguments: argparse.Namespace) -> int:
-    from workbench.history import listing
-    from workbench.history import retention as keeping
+    from workbench.history import listing, retention
     from workbench.rundir.state import find
 
     # check all before the first is removed
-    found = {path: keeping.check_ended(path) for path in map(find, arguments.runs)}
+    found = {path: retention.check_ended(path) for path in map(find, arguments.runs)}
     for path, row in found.items():
         print(f"{path} ({row.state}, {row.steps} steps, {listing.size(row.disk_bytes)})")
     if not _agreed(f"Remove {'it' if len(found) == 1 else f'these {len(found)} runs'} permanently?", arguments.yes):
         return 1
-    freed = sum(keeping.remove(path) for path in found)
+    freed = sum(retention.remove(path) for path in found)
     print(f"removed {len(found)} run{'s' if len(found) != 1 else ''}, {listing.size(freed)} freed")
     return 0
 
@@ -198,33 +201,31 @@ def _note(arguments: argparse.Namespace) -> int:
 
 
 def _archive(arguments: argparse.Namespace) -> int:
-    from workbench.history import listing
-    from workbench.history import retention as keeping
+    from workbench.history import listing, retention
     from workbench.rundir.state import find
 
     for path in list(map(find, arguments.runs)):
-        before = keeping.check_ended(path).disk_bytes
-        packed = keeping.archive(path)
+        before = retention.check_ended(path).disk_bytes
+        packed = retention.archive(path)
         print(f"{packed} ({listing.size(before)} -> {listing.size(packed.stat().st_size)})")
     return 0
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from workbench.history import retention as keeping
+    from workbench.history import retention
 
     for file in arguments.files:
-        print(keeping.restore(file))
+        print(retention.restore(file))
     return 0
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from workbench.history import listing
-    from workbench.history import retention as keeping
+    from workbench.history import listing, retention
     from workbench.history.index import RunIndex
 
-    age = keeping.seconds(arguments.older_than) if arguments.older_than else None
+    age = retention.seconds(arguments.older_than) if arguments.older_than else None
     index = RunIndex()
-    going = keeping.prunable(index.rows(), keep=arguments.keep, older_than_s=age)
+    going = retention.prunable(index.rows(), keep=arguments.keep, older_than_s=age)
     if not going:
         print("nothing to prune")
         return 0
@@ -236,7 +237,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     if not _agreed(f"Remove these {len(going)} runs ({total}) permanently?", arguments.yes):
         return 1
     for row in going:
-        keeping.remove(index.home / row.directory)
+        retention.remove(index.home / row.directory)
     print(f"removed {len(going)} runs, {total} freed")
     return 0
 

@@ -22,7 +22,7 @@ STARTUP = Path(__file__).parents[2] / "engine" / "observed" / "watched" / "start
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``workbench watch``."""
-    parser.add_argument("--name", help="of the run (default: of the script)")
+    parser.add_argument("--name", help="name of the run (default: that of the script)")
     parser.add_argument("words", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="the command, after two dashes")
 
 

@@ -24,7 +24,7 @@ def names_on(session: Session, names: Sequence[str] = (), ranks: Sequence[int] |
     Values are compared by fingerprints, of large tensors by a million elements at equal distances. Raises
     ``ConfigError`` for a name that no rank has; other errors as ``Session.ask``.
     """
-    found = _answers(session, _DESCRIBE.format(names=list(names)), ranks)
+    found = _ask_ranks(session, _DESCRIBE.format(names=list(names)), ranks)
     described: dict[str, dict[int, Description]] = {}
     for rank, answer in sorted(found.items()):
         for name, fields in answer.items():
@@ -40,10 +40,12 @@ def completions(session: Session, word: str) -> list[str]:
     """What completes ``word`` on any rank; nothing while ranks are busy, or where some have died."""
     if session.dead or session.is_busy():
         return []
-    found = _answers(session, _COMPLETE.format(word=word), None, _TAB_S)
+    found = _ask_ranks(session, _COMPLETE.format(word=word), None, _TAB_S)
     return sorted({name for answer in found.values() for name in answer})
 
 
-def _answers(session: Session, code: str, ranks: Sequence[int] | None, timeout: float | None = None) -> dict[int, Any]:
+def _ask_ranks(
+    session: Session, code: str, ranks: Sequence[int] | None, timeout: float | None = None
+) -> dict[int, Any]:
     outputs = session.ask(code, ranks, timeout).raise_on_error().outputs
     return {rank: output.displays[0][ANSWER] for rank, output in outputs.items()}

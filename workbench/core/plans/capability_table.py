@@ -1,6 +1,6 @@
 """What each plan of each framework can do, as a table made from what the frameworks declare.
 
-The same declarations refuse a run before it starts (``config.check_capabilities``), fill the chapter of
+The same declarations refuse a run before it starts (``plans.requirements.check_capabilities``), fill the chapter of
 ``docs/reference.md`` and choose the cases of the conformance tests.
 """
 

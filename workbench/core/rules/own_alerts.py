@@ -56,7 +56,7 @@ class OwnAlerts:
         if self._declared.get(name) == declared:
             return
         if name not in self._declared and len(self._declared) >= MOST:
-            raise ConfigError(f"alert {name!r}: {MOST} alerts are the most of a run", field="alert")
+            raise ConfigError(f"alert {name!r}: a run has at most {MOST} alerts", field="alert")
         self._declared[name] = declared
         self._news.append(declared)
 

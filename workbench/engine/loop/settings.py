@@ -68,7 +68,7 @@ class Settings:
         else:
             SETTINGS[name].change(self, value)
 
-    def in_force(self) -> dict[str, Any]:
+    def current(self) -> dict[str, Any]:
         """All values, for the log: settings and knobs that have one, and ``frozen``."""
         found = {control.name: self.now(control.name) for control in (*controls.settings(), *self.knobs.controls())}
         return {name: value for name, value in found.items() if value is not None} | {"frozen": self.frozen}

@@ -81,7 +81,7 @@ class Steering:
     def tell_in_force(self, step: int) -> None:
         """Tell the log which values hold; what is set later is told by itself."""
         if self._log.rank == 0:
-            self._log.event(EventKind.SETTINGS, "in_force", self._settings.in_force(), step=step)
+            self._log.event(EventKind.SETTINGS, "in_force", self._settings.current(), step=step)
 
     def _apply_all(self, commands: Sequence[Command | BadLine], here: Boundary) -> None:
         for command in commands:

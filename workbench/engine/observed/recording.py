@@ -10,12 +10,13 @@ from typing import Any
 from workbench.core import background
 from workbench.core.config import MonitorSpec
 from workbench.core.records import EventKind
+from workbench.engine.watch.host.governor import WRITING_SHARE
 from workbench.engine.watch.host.sampler import DeviceSampler, Progress
 from workbench.events.outcome import failure
 from workbench.rundir.log import RankLogWriter
 
-#: of the monitor's budget: what writing the log may take, and what samples of resources may take
-WRITING, SAMPLING = 0.25, 0.15
+#: part of the monitor's budget that samples of resources may take
+SAMPLING = 0.15
 
 
 class RankRecording:
@@ -25,7 +26,7 @@ class RankRecording:
     def __init__(self, path: Path, rank: int, *, monitor: MonitorSpec, device: str = "cpu") -> None:
         self.path = path
         self.rank = rank
-        self.log = RankLogWriter(path, rank, share=WRITING * monitor.budget)
+        self.log = RankLogWriter(path, rank, share=WRITING_SHARE * monitor.budget)
         self.progress = Progress()
         self._process = os.getpid()
         self._monitor = monitor

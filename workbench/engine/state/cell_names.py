@@ -183,14 +183,21 @@ def keep_for(run: str) -> list[str]:
 
 
 def defined_on_rank() -> dict[str, Any]:
-    """What cells defined in the engine's IPython shell, and what was pushed; empty without a shell."""
+    """What cells defined in the engine's IPython shell, and what was pushed; empty without a shell.
+
+    With the modules that cells are given, such as torch: imported by a cell as well, they cannot be told apart.
+    """
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
     if shell is None:
         return {}
     hidden = shell.user_ns_hidden
-    return {name: value for name, value in shell.user_ns.items() if name not in hidden or hidden[name] is not value}
+    return {
+        name: value
+        for name, value in shell.user_ns.items()
+        if name not in hidden or hidden[name] is not value or isinstance(value, ModuleType)
+    }
 
 
 def restore(run: Path, namespace: dict[str, Any]) -> bool:

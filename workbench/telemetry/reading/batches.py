@@ -23,7 +23,7 @@ PREFIX = 8
 #: batches of a layout, on average, from which on decoding them together is faster
 _ALIKE = 3
 _RECORD_BATCH = 3  # of the flatbuffer's union of message headers
-#: what kind of column (as ``records.columns_of``) a type is, and how many buffers; the first says what is missing
+#: what kind of column (as ``core.records.columns_of``) a type is, and how many buffers; the first says what is missing
 _KINDS = {pa.float64(): ("<f8", 2), pa.int64(): ("<i8", 2), pa.bool_(): ("?", 2), pa.string(): ("U", 3)}
 
 

@@ -23,6 +23,8 @@ MASK = 0xFFFF
 NORMS_SHARE = 0.3
 #: smallest share of the budget that gradient statistics get, whatever other monitoring costs
 MIN_SHARE = 0.25
+#: part of the budget that writing the log may take from a processor; beyond it, rows are written more rarely
+WRITING_SHARE = 0.25
 #: other costs are carried over up to so many steps' budgets, so that a slow start is not paid off for ever
 _MAX_OWED_STEPS = 100
 #: weights of a new measurement in the fast and the slow running average

@@ -379,6 +379,9 @@ def _chunks(parts: Sequence[GradientPart]) -> Iterator[list[tuple[GradientPart, 
 
 def _totals(index: np.ndarray, values: np.ndarray, size: int = 0) -> np.ndarray:
     """Sum the rows of ``values`` by ``index``; ``size``: number of sums (0: as many as ``index`` needs)."""
-    total = np.zeros((size or int(index.max()) + 1, *values.shape[1:]), dtype=values.dtype)
+    count = size or int(index.max()) + 1
+    if len(values) == count and np.array_equal(index, np.arange(count)):  # one row each, as of layers without a bias
+        return values
+    total = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
     np.add.at(total, index, values)
     return total

@@ -98,14 +98,29 @@ def full_set(tensors: Sequence[torch.Tensor], *, sampled: bool = False) -> tuple
     flats = [_flatten(tensor) for tensor in tensors]
     on_cpu = flats[0].device.type == "cpu"
     counts = _sample_by_exponent(flats) if sampled else torch.stack([_count_by_exponent(flat) for flat in flats])
-    clean, length = (_clean_on_cpu if on_cpu else _clean_on_gpu)(flats, counts)
+    if on_cpu:
+        clean, length = _clean_on_cpu(flats, counts)
+        with np.errstate(over="ignore"):
+            figures = [_figures_on_cpu(*pair) for pair in zip(flats, clean, strict=True)]
+        sums, largest, zeros = torch.tensor(figures, dtype=torch.float64).unbind(dim=1)
+        return torch.stack([sums, length, largest, zeros], dim=1), counts
+    clean, length = _clean_on_gpu(flats, counts)
     nonzero = torch.stack([torch.count_nonzero(flat) for flat in flats])
-    zeros = torch.tensor([flat.numel() for flat in flats]).to(nonzero.device, non_blocking=True) - nonzero
+    missing = torch.tensor([flat.numel() for flat in flats]).to(nonzero.device, non_blocking=True) - nonzero
     lowest, highest = (torch.stack(each) for each in zip(*(torch.aminmax(flat) for flat in clean), strict=True))
-    largest = torch.maximum(-lowest, highest)
-    dtype = None if on_cpu else torch.float64
-    sums = torch.stack([flat.sum(dtype=dtype) for flat in clean]).double()
-    return torch.stack([sums, length, largest.double(), zeros.double()], dim=1), counts
+    largest = torch.maximum(-lowest, highest).double()
+    sums = torch.stack([flat.sum(dtype=torch.float64) for flat in clean])
+    return torch.stack([sums, length, largest, missing.double()], dim=1), counts
+
+
+def _figures_on_cpu(flat: torch.Tensor, clean: torch.Tensor) -> tuple[float, float, int]:
+    """Sum and largest magnitude of ``clean``, and the count of zeros in ``flat``. Of a small tensor by NumPy: a call of
+    torch costs more than the work, and all three are computed while the tensor is in the cache."""
+    if flat.numel() > _SMALL:
+        lowest, highest = torch.aminmax(clean)
+        return float(clean.sum()), max(-float(lowest), float(highest)), flat.numel() - int(torch.count_nonzero(flat))
+    values, finite = flat.detach().numpy(), clean.detach().numpy()
+    return float(finite.sum()), max(-float(finite.min()), float(finite.max())), int(np.count_nonzero(values == 0))
 
 
 def _clean_on_cpu(flats: list[torch.Tensor], counts: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -143,13 +158,21 @@ def sample_places(numel: int, device: torch.device) -> torch.Tensor:
 
 
 def _sample_by_exponent(flats: Sequence[torch.Tensor]) -> torch.Tensor:
-    samples = [flat.take(sample_places(flat.numel(), flat.device)).float() for flat in flats]
     if flats[0].device.type != "cpu":
+        samples = [flat.take(sample_places(flat.numel(), flat.device)).float() for flat in flats]
         return torch.stack([_count_by_exponent(sample) for sample in samples])
-    sizes = torch.tensor([sample.numel() for sample in samples])
-    first = torch.arange(0, BUCKETS * len(flats), BUCKETS, dtype=torch.int32)
-    bucket = (torch.cat(samples).view(torch.int32) >> _MANTISSA_BITS) & (BUCKETS - 1)
-    return torch.bincount(bucket + first.repeat_interleave(sizes), minlength=BUCKETS * len(flats)).view(-1, BUCKETS)
+    taken = [_sample_on_cpu(flat) for flat in flats]
+    sizes = [sample.size for sample in taken]
+    bucket = (np.concatenate(taken).view(np.int32) >> _MANTISSA_BITS) & (BUCKETS - 1)
+    bucket += np.repeat(np.arange(0, BUCKETS * len(flats), BUCKETS, dtype=np.int32), sizes)
+    return torch.from_numpy(np.bincount(bucket, minlength=BUCKETS * len(flats)).reshape(-1, BUCKETS))
+
+
+def _sample_on_cpu(flat: torch.Tensor) -> np.ndarray:
+    values = flat.detach().numpy()
+    sample = values if values.size <= SAMPLED else values.take(sample_places(values.size, flat.device).numpy())
+    with np.errstate(over="ignore"):  # a double outside the range of single precision
+        return sample.astype(np.float32, copy=False)
 
 
 def _count_nonfinite(flat: torch.Tensor) -> torch.Tensor:

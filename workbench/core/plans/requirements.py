@@ -1,0 +1,26 @@
+"""What a run needs of its plan, and whether the plan's plugin can do it."""
+
+from __future__ import annotations
+
+from workbench.core.config import TrainSpec
+from workbench.core.frameworks import Capability, Feature
+from workbench.core.rules.values import check
+
+
+def check_capabilities(spec: TrainSpec) -> None:
+    """Raise ``ConfigError``, with the reason, when the plan's plugin lacks a capability that the spec needs."""
+    for asked, flag, capability in (
+        (bool(spec.clip), "--clip", Capability.NORMED),
+        (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
+        (bool(spec.save_best), "--save-best", Capability.CHECKPOINTABLE),
+        (bool(spec.save_best), "--save-best", Capability.EVALUATING),
+        (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),
+        (bool(spec.monitor.grad_every), "--grad-every", Capability.WATCHABLE),
+        (bool(spec.monitor.grad_layers), "--grad-layers", Capability.WATCHABLE),
+        (bool(spec.monitor.watch), "--watch", Capability.INSPECTABLE),
+        (spec.plan.pp > 1, "--pp", Capability.PIPELINED),
+        (True, "--precision", Feature(spec.precision)),
+        (spec.accumulate > 1, "--accumulate", Feature.ACCUMULATED),
+    ):
+        reason = spec.plan.why_unavailable(capability) if asked else ""
+        check(not reason, flag, f"{flag}: {reason}; leave it out, or choose another --plugin or --framework")
