@@ -26,7 +26,7 @@ from workbench.core.live.rank_row import live_directory
 from workbench.core.recipe import recipe
 from workbench.core.records import RESTARTING, EventKind
 from workbench.core.rules import criteria
-from workbench.engine import notebook_group
+from workbench.engine import collectives, notebook_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
@@ -158,6 +158,7 @@ def _train(
         strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
+        control: AgreedControl | None = None
         recorder = recorder_of(path, spec, strategy)
         try:
             workload = _agreed_workload(path, spec, strategy)
@@ -210,11 +211,18 @@ def _train(
             return trainer.run(), trainer.reason
         except BaseException as error:
             failed(error)
+            _leave(control)
             raise
         finally:
             for observer in observers:
                 observer.close()
             strategy.close()
+
+
+def _leave(control: AgreedControl | None) -> None:
+    """Let no other rank wait for this one, which fails."""
+    if control is not None:
+        control.leave()
 
 
 def _rehearse(spec: TrainSpec, workload: Workload, strategy: Strategy, exchange: Exchange) -> None:
@@ -368,11 +376,15 @@ def _failure(error: BaseException, cell: Path) -> dict[str, Any]:
     return failure(type(error).__name__, text, _traceback_of_user(error, cell), peer=is_peers)
 
 
+#: the code between the user's line and a collective, which says nothing
+_RECORDING = f"{Path(collectives.__file__).parent}{os.sep}"
+
+
 def _traceback_of_user(error: BaseException, cell: Path) -> str:
     """The traceback as text, from the first frame of the cell on when the cell raised; none for an error of ours that
     it has no part in, whose message says what to change."""
     entries = traceback.TracebackException.from_exception(error)
-    frames = list(entries.stack)
+    frames = [frame for frame in entries.stack if not frame.filename.startswith(_RECORDING)]
     own = [index for index, frame in enumerate(frames) if frame.filename == str(cell)]
     if own:
         entries.stack = traceback.StackSummary.from_list(frames[own[0] :])

@@ -26,6 +26,8 @@ from workbench.run.stalls import StallWatch
 GRACE_S = 5.0
 #: seconds that the ranks have to end after the interrupt
 INTERRUPTED_S = 2.0
+#: further seconds for ranks that have said why they end: a busy machine takes long to end them
+ENDING_S = 10.0
 _LOOK_EVERY_S = 0.25
 
 
@@ -87,6 +89,10 @@ class PeerWatch:
                 self._session.interrupt(running)
                 self._interrupted = True
             case "kill":
+                late = time.monotonic() - self._first_failure > GRACE_S + INTERRUPTED_S + ENDING_S
+                running = [rank for rank in running if late or deleted or rank not in failed]
+                if not running:
+                    return False
                 cause = "the run was deleted" if deleted else f"{format_ranks(failed)} failed"
                 reason = f"ended by the session: it was still running {GRACE_S + INTERRUPTED_S:g} s after {cause}"
                 reason += "; run %dist_up to start again"
