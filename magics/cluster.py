@@ -110,7 +110,7 @@ class ClusterMagics(Magics):
         parse(self.dist_status, line)
         session = Session.current()
         if session is None:
-            print("no ranks are up: run %dist_up -n 4")
+            print("no ranks are up: %dist_up starts them (%dist_up -n 2: two)")
             return None
         return StatusTable(tuple(session.status()), session.warnings)
 
@@ -131,8 +131,8 @@ class ClusterMagics(Magics):
     @cell_magic
     def dist(self, line: str, cell: str) -> None:
         """Run a cell on ranks and show their output. Identical output is shown once, with its ranks."""
-        session = current_session()
         arguments = parse(self.dist, line)
+        session = current_session()
         targets = parse_ranks(arguments.targets, session.n)
         limit_s = arguments.timeout
         if limit_s is not None and not limit_s > 0:
@@ -174,8 +174,8 @@ class ClusterMagics(Magics):
     @line_magic
     def dist_push(self, line: str) -> None:
         """Copy variables from the notebook to ranks."""
-        session = current_session()
         arguments = parse(self.dist_push, line)
+        session = current_session()
         missing = [name for name in arguments.names if name not in self.shell.user_ns]
         if missing:
             raise ConfigError(f"not defined in the notebook: {', '.join(missing)}; define it or correct the name")
@@ -197,8 +197,8 @@ class ClusterMagics(Magics):
         From several ranks a value is a dict rank -> value, from one rank (``-t 0``) it is the value itself. Several
         variables are returned as a dict name -> value.
         """
-        session = current_session()
         arguments = parse(self.dist_pull, line)
+        session = current_session()
         into = None if arguments.into is None else [name.strip() for name in arguments.into.split(",")]
         if into is not None and not (len(into) == len(arguments.names) and all(map(str.isidentifier, into))):
             raise ConfigError(
@@ -235,7 +235,7 @@ def current_session() -> Session:
     """The session that is up. Raises ``ClusterError`` without one."""
     session = Session.current()
     if session is None:
-        raise ClusterError("no ranks are up: run %dist_up -n 4 first")
+        raise ClusterError("no ranks are up: %dist_up starts them (%dist_up -n 2: two)")
     return session
 
 

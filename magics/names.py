@@ -25,6 +25,6 @@ class NamesMagics(Magics):
 
         Values are compared on the ranks, by fingerprints; of a tensor of more than a million elements, so many of them.
         """
-        session = current_session()
         arguments = parse(self.dist_who, line)
+        session = current_session()
         return names_on(session, arguments.names, parse_ranks(arguments.targets, session.n))

@@ -11,6 +11,8 @@ from IPython.core.error import UsageError
 from workbench.core import flags
 from workbench.errors import ConfigError
 
+_LONGEST_USAGE = 100
+
 
 def parse(magic: Any, line: str) -> argparse.Namespace:
     """Parse ``line`` with the arguments of ``magic``, a method with ``magic_arguments``.
@@ -23,13 +25,17 @@ def parse(magic: Any, line: str) -> argparse.Namespace:
     try:
         given, unknown = parser.parse_known_args(_split(flags.normalised(line)))
     except UsageError as error:
-        raise ConfigError(f"%{parser.prog}: {error}; %{parser.prog}? lists all arguments") from error
+        raise ConfigError(f"%{parser.prog}: {error}; {_usage(parser)}") from error
     unknown = flags.take_recipe(given, unknown)
     if unknown:
-        raise ConfigError(
-            f"%{parser.prog}: {flags.not_understood(unknown, parser)}; %{parser.prog}? lists all arguments"
-        )
+        raise ConfigError(f"%{parser.prog}: {flags.not_understood(unknown, parser)}; {_usage(parser)}")
     return given
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Return the arguments of a magic where they fit in a line, or else how to list them."""
+    usage = " ".join(parser.format_usage().replace("::", "").split())
+    return f"usage: {usage}" if len(usage) <= _LONGEST_USAGE else f"{usage.split()[0]}? lists all arguments"
 
 
 def _split(line: str) -> list[str]:

@@ -20,7 +20,7 @@ from workbench.plots import theme
 class FiguresWidget(anywidget.AnyWidget):
     """The browser side: a script, no state."""
 
-    _esm = bundle.script("overlay", ("text", "page", "link"))
+    _esm = bundle.script("overlay", ("text", "page", "link", "reload"))
 
 
 class StaticFigures:

@@ -33,7 +33,7 @@ _SHOWN_PLAIN = 50
 class RunsWidget(anywidget.AnyWidget):
     """The browser side: a script and a style sheet, no state."""
 
-    _esm = bundle.script("runs", ("link",))
+    _esm = bundle.script("runs", ("link", "reload"))
     _css = bundle.STATIC / "runs.css"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +62,7 @@ def test_tabs_and_buttons_work_while_a_cell_blocks(page: LabPage) -> None:
 
 
 def test_notebook_7(page: LabPage) -> None:
-    """The classic notebook's successor: live while a cell blocks, dark as it is, alive after a reload."""
+    """The classic notebook's successor: live while a cell blocks, dark as it is, alive when a slow page is reloaded."""
     cells = [start_source("seven"), GATE.format(name="seven.free")]
     path = page.lab.write_notebook("seven.ipynb", cells)
     open_in_notebook(page, path)
@@ -70,12 +72,38 @@ def test_notebook_7(page: LabPage) -> None:
     first = page.wait_for_points(0)
     second = page.wait_for_points(first)
     page.save(path)
+    lost = lose_widget(page)
     page.page.reload()
     (page.lab.root / "seven.free").touch()
     assert page.wait_for_points(second) > second
+    assert lost, "jupyterlab_widgets asks for widgets in another way: is widgets/static/reload.js still needed?"
+    assert any("widget model not found" in error for error in page.errors), "the output was not lost"
     press_stop(page.page)
     wait_for_text(page, ".dw-pill", "stopped")
     assert page.hosts == {"127.0.0.1"}, f"a request left the machine: {page.hosts}"
+
+
+def lose_widget(page: LabPage) -> list[str]:
+    """Let the page's next request for a widget fail and be handled once widgets are restored, as on a slow page.
+
+    Returns a list, which has the address of the script of jupyterlab_widgets once the page has loaded it.
+    """
+    request = re.compile(r"await (\w)\.get_model\((\w\.model_id)\)")
+    late = (
+        r"await (window.dwLost ? \1.get_model(\2) : new Promise((found, lost) => { window.dwLost = setInterval(() => {"
+        r" if (\1.restoredStatus) { clearInterval(window.dwLost); lost(Error('widget model not found')); } }, 20); }))"
+    )
+    changed: list[str] = []
+
+    def answer(route: Any) -> None:
+        response = route.fetch()
+        text, found = request.subn(late, response.text())
+        if found:
+            changed.append(route.request.url)
+        route.fulfill(response=response, body=text)
+
+    page.page.route("**/jupyterlab-manager/static/*.js*", answer)
+    return changed
 
 
 def test_two_runs_and_the_machine(page: LabPage, shoot: Callable[..., Path]) -> None:

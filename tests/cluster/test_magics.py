@@ -114,8 +114,10 @@ def test_status_and_bad_targets(ranks, shell):
 
 
 def test_up_and_down(fresh, shell, capsys):
-    with pytest.raises(ClusterError, match="no ranks are up: run %dist_up -n 4 first"):
+    with pytest.raises(ClusterError, match="no ranks are up: %dist_up starts them"):
         shell.run_cell_magic("dist", "", "1")
+    with pytest.raises(ConfigError, match=r"'-n' is not understood.*usage: %dist \[-t RANKS\]"):
+        shell.run_cell_magic("dist", "-n 2", "1")
     shell.run_line_magic("dist_up", "--nproc_per_node 2")
     session = Session.current()
     shell.run_line_magic("dist_up", "-n 2")

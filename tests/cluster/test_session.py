@@ -19,6 +19,7 @@ class JobThatIs:
 
     is_over: bool
     name: str = "first"
+    release_timeout_s: float = 300.0
 
     def step_of(self, rank: int) -> int:
         return 40 + rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -101,10 +102,9 @@ def skips(rank: int, ranks: int, directory: Path, *, options: dict[str, Any]) ->
     """Sixteen steps in fp16 that start with a loss scale which overflows."""
     from workbench.engine.frameworks.colossal import plugins as plans
 
-    plans.INITIAL_SCALE = 2.0**24
     spec = TrainSpec.from_options({"ranks": ranks, "precision": "fp16", **options})
     found = []
-    with joined(rank, ranks, directory, device_type="cpu"):
+    with mock.patch.object(plans, "INITIAL_SCALE", 2.0**24), joined(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, "gpt2")
         for step in range(16):
             before = [parameter.detach().clone() for parameter in strategy.plan.module.parameters()]

@@ -62,15 +62,15 @@ def with_endings(script: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_rank_applies_the_same_commands_at_the_same_steps(pool, plan: str) -> None:
+def test_every_rank_applies_the_same_commands_at_the_same_steps(run_kept, plan: str) -> None:
     ranks, options = PLANS[plan]
 
     @FEW
     @given(script=burst(ANYTHING), slow=SLOW)
     def check(script: dict[str, list[Any]], slow: dict[str, float]) -> None:
         arguments = {"model": "llama", "options": options, "steps": STEPS, "script": script, "slow": slow}
-        found = pool.run(ranks, TRAIN, **arguments)
-        far = pool.run(ranks, TRAIN, **SEVERAL_HOSTS, **arguments) if plan in ALSO_BETWEEN_HOSTS else []
+        found = run_kept(ranks, TRAIN, **arguments)
+        far = run_kept(ranks, TRAIN, **SEVERAL_HOSTS, **arguments) if plan in ALSO_BETWEEN_HOSTS else []
         assert all(told(rank) == told(found[0]) for rank in [*found, *far])
         asked = sum(len(commands) for step, commands in script.items())
         answered = [e for e in found[0]["events"] if e["kind"] in ("control", "refused") or e["name"] == "bad_command"]
@@ -84,15 +84,15 @@ def test_every_rank_applies_the_same_commands_at_the_same_steps(pool, plan: str)
     [("2-ddp-accumulate", {}), ("2-ddp-accumulate", SEVERAL_HOSTS), ("4-tp-pp-accumulate", {})],
     ids=["2-ddp-accumulate", "2-ddp-accumulate between hosts", "4-tp-pp-accumulate"],
 )
-def test_pauses_and_checkpoints_change_nothing(pool, plan: str, hosts: dict[str, Any]) -> None:
+def test_pauses_and_checkpoints_change_nothing(run_kept, plan: str, hosts: dict[str, Any]) -> None:
     ranks, options = PLANS[plan]
-    free = pool.run(ranks, TRAIN, model="llama", options=options, steps=STEPS)
+    free = run_kept(ranks, TRAIN, model="llama", options=options, steps=STEPS)
 
     @FEW
     @given(script=burst(HARMLESS), slow=SLOW)
     def check(script: dict[str, list[Any]], slow: dict[str, float]) -> None:
         arguments = {"options": options, "steps": STEPS, "script": with_endings(script), "slow": slow}
-        found = pool.run(ranks, TRAIN, model="llama", **hosts, **arguments)
+        found = run_kept(ranks, TRAIN, model="llama", **hosts, **arguments)
         assert all(told(rank) == told(found[0]) for rank in found)
         for rank in range(ranks):
             for name in ("step", "loss", "lr", "grad_sq"):

@@ -125,7 +125,7 @@ def test_a_name_that_nothing_logs_is_told_once(tmp_path: Path, monkeypatch: pyte
     watch = watching(run, monkeypatch, own)
     run.logs[0].append(ValueRecord(step=2, rank=0, name="entropy", reduce="mean", value=1.0, count=1))
     run.train(1, 60)
-    until(lambda: any("did you mean 'entropy'" in text for text in warnings(run.path)))
+    until(lambda: run.logs[0].flush() or any("did you mean 'entropy'" in text for text in warnings(run.path)))
     watch.close(wait=False)
     assert len(warnings(run.path)) == 1
 

@@ -38,11 +38,11 @@ def losses(found: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str):
+def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan: str):
     model, options = PLANS[plan]
     script = {**SAVED, "3": [["lr", 0.1], ["clip", 0.1]], "22": [["rollback", 2]]}
     script["12"] = [["freeze", "^0$|wte|embed_tokens"]]
-    found = pool.run(2, TRAIN, model=model, options=options, steps=23, script={**SAVED, "21": [["rollback", None]]})
+    found = run_kept(2, TRAIN, model=model, options=options, steps=23, script={**SAVED, "21": [["rollback", None]]})
     assert column(found, "step") == [*range(1, 23), *range(3, 24)]
     for rank in losses(found):
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
@@ -50,14 +50,14 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(pool, plan: str
     assert done(found)[-1] == (2, "rollback", 2, 22)
     if plan not in ("torch", "fsdp", "zero1", "tp2", "pp2", "stages2"):
         return
-    turned = pool.run(2, TRAIN, model=model, options=options, steps=23, script=script)
+    turned = run_kept(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
 
 @pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "zero1", "tp2", "pp2", "stages2"])
-def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
+def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
     model, options = PLANS[plan]
-    found = pool.run(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
+    found = run_kept(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
     for rank in found:
         assert rank["again"]["rows"] == rank["first"]["rows"][4:]
 
@@ -81,8 +81,8 @@ def test_another_run_goes_on_where_one_was_saved(pool, plan: str):
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),
 )
-def test_another_plan_reads_it(pool, model: str, first: dict[str, Any], second: dict[str, Any]):
-    found = pool.run(2, "tests.engine.steered:resumed", model=model, options=first, second=second, steps=8)
+def test_another_plan_reads_it(run_kept, model: str, first: dict[str, Any], second: dict[str, Any]):
+    found = run_kept(2, "tests.engine.steered:resumed", model=model, options=first, second=second, steps=8)
     begun = [_mean(rank["first"]["rows"] for rank in found), _mean(rank["again"]["rows"] for rank in found)]
     assert begun[1] == pytest.approx(begun[0][4:], abs=2e-5)
 
@@ -93,8 +93,8 @@ def _mean(ranks: Any) -> list[float]:
     return [sum(step) / len(step) for step in steps]
 
 
-def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model(pool):
-    found = pool.run(2, "tests.engine.steered:contents", model="gpt2", options=TP, steps=4, script=SAVED)[0]
+def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model(run_kept):
+    found = run_kept(2, "tests.engine.steered:contents", model="gpt2", options=TP, steps=4, script=SAVED)[0]
     assert found["names"] == sorted(
         ["index.json", *(f"rank-0000{r}.{kind}" for r in (0, 1) for kind in ("json", "safetensors"))]
     )
@@ -124,20 +124,20 @@ def test_a_rank_killed_while_it_writes_leaves_the_previous_one(pool):
     assert found["verified"] == [2, 4]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_step(pool):
+def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_step(run_kept):
     """The disk writes the checkpoint of step 2 after step 4, with what the ranks held after step 2."""
     arguments = {"model": "plain", "options": {"plugin": "zero1", "save_every": 2}, "steps": 5}
-    late = pool.run(2, "tests.engine.steered:written_late", until=4, **arguments)
-    at_once = pool.run(2, "tests.engine.steered:written_late", until=0, **arguments)
+    late = run_kept(2, "tests.engine.steered:written_late", until=4, **arguments)
+    at_once = run_kept(2, "tests.engine.steered:written_late", until=0, **arguments)
     assert losses(late) == losses(at_once)
     for rank, same in zip(late, at_once, strict=True):
         assert rank["steps"] == [2, 4] and rank["tensors"] == same["tensors"]
     assert [step for step, name, _ in done_of_rank(late[0], "checkpoint") if name == "saved"] == [2, 4]
 
 
-def test_a_full_disk_is_an_event_and_training_goes_on(pool):
+def test_a_full_disk_is_an_event_and_training_goes_on(run_kept):
     options = DDP | {"save_every": 2, "keep": 1}
-    found = pool.run(2, TRAIN, model="plain", options=options, steps=7, full_disk_at=4)
+    found = run_kept(2, TRAIN, model="plain", options=options, steps=7, full_disk_at=4)
     events = done_of_rank(found[0], "checkpoint")
     assert [(step, name) for step, name, _ in events] == [(2, "saved"), (4, "failed"), (6, "saved"), (6, "removed")]
     assert column(found, "step") == [*range(1, 8)] and found[0]["outcome"] == "finished"
@@ -148,19 +148,19 @@ def done_of_rank(rank: dict[str, Any], kind: str) -> list[tuple[Any, ...]]:
     return [(e["step"], e["name"], e["value"]) for e in rank["events"] if e["kind"] == kind]
 
 
-def test_a_damaged_or_missing_checkpoint_changes_nothing(pool):
+def test_a_damaged_or_missing_checkpoint_changes_nothing(run_kept):
     script = {**SAVED, "4": [["rollback", 2], ["rollback", 99]]}
-    found = pool.run(2, "tests.engine.steered:damaged", model="plain", options=DDP, steps=8, script=script)
+    found = run_kept(2, "tests.engine.steered:damaged", model="plain", options=DDP, steps=8, script=script)
     refused = [[e["value"]["reason"] for e in rank["events"] if e["kind"] == "refused"] for rank in found]
     assert all("cannot restore" in rank[0] and "no checkpoint at step 99" in rank[1] for rank in refused)
     assert any("damaged" in rank[0] for rank in refused)
-    free = pool.run(2, TRAIN, model="plain", options=DDP, steps=8)
+    free = run_kept(2, TRAIN, model="plain", options=DDP, steps=8)
     assert losses(found) == losses(free)
 
 
-def test_keep_leaves_those_that_were_asked_for(pool):
+def test_keep_leaves_those_that_were_asked_for(run_kept):
     script = {"2": [["checkpoint", None]]}
-    found = pool.run(
+    found = run_kept(
         2,
         "tests.engine.steered:kept",
         model="plain",
@@ -186,10 +186,10 @@ def test_keep_leaves_those_that_were_asked_for(pool):
     ],
 )
 def test_a_run_that_ends_has_one_checkpoint_of_its_last_step(
-    pool, options: dict[str, Any], script: dict[str, Any], saved: list[int]
+    run_kept, options: dict[str, Any], script: dict[str, Any], saved: list[int]
 ):
     arguments = {"model": "plain", "options": DDP | {"final_checkpoint": True} | options, "steps": 5, "script": script}
-    found = pool.run(2, TRAIN, **arguments)
+    found = run_kept(2, TRAIN, **arguments)
     written = [step for step, name, _ in done_of_rank(found[0], "checkpoint") if name == "saved"]
     removed = [int(of[-6:]) for _, name, of in done_of_rank(found[0], "checkpoint") if name == "removed"]
     assert sorted(set(written) - set(removed)) == saved

@@ -29,16 +29,16 @@ def exchanged(results, step: int = STEP) -> dict[tuple[int, str, str], tuple[int
     return {key: (len(sizes), sum(sizes)) for key, sizes in found.items()}
 
 
-def trained(pool, ranks: int = 2, **options):
+def trained(run_kept, ranks: int = 2, **options):
     """Gradients are watched in every step: what is counted is what the plan must exchange, so watching adds nothing."""
     options |= {"grad_every": 1}
-    results = pool.run(ranks, "tests.engine.watched:train", options=options, steps=4, gradients=True)
+    results = run_kept(ranks, "tests.engine.watched:train", options=options, steps=4, gradients=True)
     assert {row["step"] for row in results[0]["GradientStats"]} == {1, 2, 3, 4}
     return results
 
 
-def test_ddp_reduces_every_gradient_once(pool) -> None:
-    results = trained(pool, plugin="ddp")
+def test_ddp_reduces_every_gradient_once(run_kept) -> None:
+    results = trained(run_kept, plugin="ddp")
     weights = sum(results[0]["parameters"])
     for rank in (0, 1):
         assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
@@ -48,8 +48,8 @@ def test_ddp_reduces_every_gradient_once(pool) -> None:
 
 
 @pytest.mark.parametrize(("plugin", "reduction"), [("zero1", "all_reduce"), ("zero2", "reduce_scatter")])
-def test_zero_reduces_gradients_and_gathers_weights(pool, plugin: str, reduction: str) -> None:
-    results = trained(pool, plugin=plugin)
+def test_zero_reduces_gradients_and_gathers_weights(run_kept, plugin: str, reduction: str) -> None:
+    results = trained(run_kept, plugin=plugin)
     padded = sum(math.ceil(size / FP32 / 2) * 2 * FP32 for size in results[0]["parameters"])
     found = exchanged(results)
     for rank in (0, 1):
@@ -58,10 +58,10 @@ def test_zero_reduces_gradients_and_gathers_weights(pool, plugin: str, reduction
         assert found[rank, "all_gather", "dp"][1] == padded
 
 
-def test_fsdp_gathers_weights_twice_and_scatters_gradients_once(pool) -> None:
+def test_fsdp_gathers_weights_twice_and_scatters_gradients_once(run_kept) -> None:
     """Blocks are gathered for the forward and again for the backward pass; embedding, last norm and head once. The 257
     rows of embedding and head are padded to an even number."""
-    results = trained(pool, framework="torch", plugin="fsdp")
+    results = trained(run_kept, framework="torch", plugin="fsdp")
     block = 4 * H * H + 3 * H * 2 * H + 2 * H
     rest = 2 * 258 * H + H
     for rank in (0, 1):
@@ -71,10 +71,10 @@ def test_fsdp_gathers_weights_twice_and_scatters_gradients_once(pool) -> None:
         }
 
 
-def test_tensor_parallel_reduces_activations(pool) -> None:
+def test_tensor_parallel_reduces_activations(run_kept) -> None:
     """Forward: the embedding, and per layer the outputs of attention and of the MLP. Backward: the inputs of q, k, v,
     gate and up, and of the head. Logits are gathered over the vocabulary, padded to an even size."""
-    results = trained(pool, plugin="hybrid", tp=2)
+    results = trained(run_kept, plugin="hybrid", tp=2)
     activation = B * T * H * FP32
     count = (1 + 2 * L) + (5 * L + 1)
     for rank in (0, 1):
@@ -84,10 +84,10 @@ def test_tensor_parallel_reduces_activations(pool) -> None:
         }
 
 
-def test_dtensor_reduces_activations(pool) -> None:
+def test_dtensor_reduces_activations(run_kept) -> None:
     """Forward: per layer the outputs of attention and of the MLP. Backward: the inputs of q, k, v, gate and up. The 257
     rows of embedding and head are not even, so both are whole."""
-    results = trained(pool, framework="torch", plugin="fsdp", tp=2)
+    results = trained(run_kept, framework="torch", plugin="fsdp", tp=2)
     activation, count = B * T * H * FP32, 7 * L
     for rank in (0, 1):
         assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
@@ -95,8 +95,8 @@ def test_dtensor_reduces_activations(pool) -> None:
         }
 
 
-def test_a_pipeline_sends_activations_on_and_their_gradients_back(pool) -> None:
-    results = trained(pool, plugin="hybrid", pp=2, micro_batches=2)
+def test_a_pipeline_sends_activations_on_and_their_gradients_back(run_kept) -> None:
+    results = trained(run_kept, plugin="hybrid", pp=2, micro_batches=2)
     message = B // 2 * T * H * FP32
     for rank in (0, 1):
         assert {key: size for key, size in exchanged(results).items() if key[0] == rank} == {
@@ -105,8 +105,8 @@ def test_a_pipeline_sends_activations_on_and_their_gradients_back(pool) -> None:
         }
 
 
-def test_groups_of_a_mesh_are_told_apart(pool) -> None:
-    results = trained(pool, ranks=4, plugin="hybrid", tp=2, clip=1.0)
+def test_groups_of_a_mesh_are_told_apart(run_kept) -> None:
+    results = trained(run_kept, ranks=4, plugin="hybrid", tp=2, clip=1.0)
     found = exchanged(results)
     for rank in range(4):
         assert found[rank, "all_reduce", "dp"] == (1, sum(results[rank]["parameters"]))
@@ -116,8 +116,8 @@ def test_groups_of_a_mesh_are_told_apart(pool) -> None:
         assert found[rank, "all_reduce", "tp"][1] == activations + NORM
 
 
-def test_durations_are_those_of_the_step(pool) -> None:
-    results = trained(pool, plugin="zero1")
+def test_durations_are_those_of_the_step(run_kept) -> None:
+    results = trained(run_kept, plugin="zero1")
     frame = collectives_frame(columns(results, "collectives"))
     steps = columns(results, "steps")
     longest = steps["step_time_ms"].max()

@@ -20,13 +20,13 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
         ("CAME", "CAME", [{"plugin": "ddp"}]),
     ],
 )
-def test_it_trains_as_one_process(pool, optimizer, reference, plans):
+def test_it_trains_as_one_process(run_kept, run_alone, optimizer, reference, plans):
     """HybridAdam and CPUAdam are compared with torch's AdamW, the others with their own form for one process."""
     arguments = {"model": "shallow", "steps": 6}
-    right = pool.run(1, "tests.engine.plain:train", optimizer_kind=reference, **arguments)[0]["losses"]
+    right = run_alone("tests.engine.plain:train", optimizer_kind=reference, **arguments)["losses"]
     assert right[-1] < right[0] - 0.1
     for options in plans:
-        found = pool.run(2, TRAIN, options=options, optimizer_kind=optimizer, **arguments)[0]["losses"]
+        found = run_kept(2, TRAIN, options=options, optimizer_kind=optimizer, **arguments)[0]["losses"]
         assert found == pytest.approx(right, abs=1e-5), options
 
 

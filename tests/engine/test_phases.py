@@ -28,14 +28,14 @@ PLANS = [
 
 
 @pytest.fixture(scope="module")
-def run(pool):
+def run(run_kept):
     """Results of a plan, trained once."""
     known: dict[str, list[dict[str, Any]]] = {}
 
     def results(options: dict[str, Any]) -> list[dict[str, Any]]:
         key = str(options)
         if key not in known:
-            known[key] = pool.run(2, "tests.engine.watched:train", options=options, work_s=WORK_MS / 1e3, still=True)
+            known[key] = run_kept(2, "tests.engine.watched:train", options=options, work_s=WORK_MS / 1e3, still=True)
         return known[key]
 
     return results
@@ -92,46 +92,38 @@ def test_micro_batches_have_rows_of_their_own(run) -> None:
 
 
 @pytest.mark.parametrize("options", [PP, STAGES], ids=["colossal", "torch"])
-def test_a_pipelines_bubble_is_near_its_closed_form(pool, options) -> None:
-    """Forward sleeps, so each stage's compute is the same whatever the machine does; backward is short beside it.
-
-    On a busy machine forward has to sleep longer for that.
-    """
-    for work_s in (0.05, 0.2, 0.8):
-        results = pool.run(2, "tests.engine.watched:train", options=options, work_s=work_s, steps=5)
-        frame = phases_frame(columns(results, "phases"))
-        last = frame[(frame["rank"] == 1) & (frame["step"] > 2) & ~frame["phase"].isin(HIDDEN)]
-        bubble = last[last["phase"] == "bubble"].groupby("step")["duration_ms"].sum()
-        shares = bubble / last.groupby("step")["duration_ms"].sum()
-        distance = (shares - bubble_share(2, 4)).abs().min()  # in the step that was disturbed least
-        if distance < 0.12:
-            break
-    assert distance < 0.12
+def test_a_pipelines_bubble_has_its_closed_form(run, options) -> None:
+    """Forward takes as long as on every other stage, and beside it all else that is done takes next to nothing."""
+    frame = phases_frame(columns(run(options), "phases"))
+    last = frame[(frame["rank"] == 1) & (frame["step"] > 2) & ~frame["phase"].isin(HIDDEN)]
+    bubble = last[last["phase"] == "bubble"].groupby("step")["duration_ms"].sum()
+    shares = bubble / last.groupby("step")["duration_ms"].sum()
+    np.testing.assert_allclose(shares, bubble_share(2, 4), rtol=0.01)
 
 
-def test_watching_changes_no_number_and_leaves_nothing_behind(pool, run) -> None:
+def test_watching_changes_no_number_and_leaves_nothing_behind(run_kept, run) -> None:
     for options in ({"plugin": "ddp"}, {"plugin": "hybrid", "tp": 2}):
         watched = run(options)
-        bare = pool.run(2, "tests.engine.watched:train", options=options, watching=False)
+        bare = run_kept(2, "tests.engine.watched:train", options=options, watching=False)
         for with_it, without in zip(watched, bare, strict=True):
             assert [row["loss"] for row in with_it["StepRecord"]] == [row["loss"] for row in without["StepRecord"]]
             assert with_it["changed"] == []
             assert "PhaseRecord" not in without
 
 
-def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(pool) -> None:
+def test_what_ddp_hides_of_its_reductions_is_what_time_stamps_say(run_kept) -> None:
     """Exposed: from the last bucket's beginning, when all gradients are there, to its end; hidden: what came before."""
     for delay_ms in (40.0, 160.0, 640.0):  # it has to stand out from what else the machine does
-        wrong = _differences_from_time_stamps(pool, delay_ms)
+        wrong = _differences_from_time_stamps(run_kept, delay_ms)
         right = {name: np.min(np.abs(values)) < delay_ms / 4 for name, values in wrong.items()}
         if all(right.values()):
             break
     assert right == dict.fromkeys(wrong, True), wrong
 
 
-def _differences_from_time_stamps(pool, delay_ms: float) -> dict[str, list[float]]:
+def _differences_from_time_stamps(run_kept, delay_ms: float) -> dict[str, list[float]]:
     """What is told of each rank and step less what its time stamps say, in ms, where buckets take ``delay_ms``."""
-    results = pool.run(2, "tests.engine.watched:train", options={"plugin": "ddp"}, steps=5, buckets_s=delay_ms / 1e3)
+    results = run_kept(2, "tests.engine.watched:train", options={"plugin": "ddp"}, steps=5, buckets_s=delay_ms / 1e3)
     frame = phases_frame(columns(results, "phases")).set_index(["step", "rank", "phase"])["duration_ms"]
     calls = collectives_frame(columns(results, "collectives")).query("kind == 'all_reduce'")
     calls = calls.set_index(["step", "rank"])
@@ -150,10 +142,11 @@ def _differences_from_time_stamps(pool, delay_ms: float) -> dict[str, list[float
     return wrong
 
 
-def test_all_ranks_record_the_same_steps_although_one_has_the_cost(pool) -> None:
+def test_all_ranks_record_the_same_steps_although_one_has_the_cost(run_kept) -> None:
     """A budget that pays for next to nothing: the interval grows at every step whose phases are recorded."""
-    results = pool.run(2, "tests.engine.watched:train", model="plain", options={"plugin": "ddp", "budget": 1e-6},
-                       steps=80)  # fmt: skip
+    results = run_kept(
+        2, "tests.engine.watched:train", model="plain", options={"plugin": "ddp", "budget": 1e-6}, steps=80
+    )
     rows = columns(results, "phases")
     steps = [sorted(set(rows["step"][rows["rank"] == rank].tolist())) for rank in (0, 1)]
     assert steps[0] == steps[1] and steps[0][:3] == [1, 2, 3]

@@ -11,8 +11,8 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 
 
 @pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP], ids=str)
-def test_a_step_that_overflows_is_skipped_and_said_so(pool, options):
-    found = pool.run(2, "tests.engine.relaunch:skips", options={**options, "clip": 1.0})
+def test_a_step_that_overflows_is_skipped_and_said_so(run_kept, options):
+    found = run_kept(2, "tests.engine.relaunch:skips", options={**options, "clip": 1.0})
     for rank in found:
         assert [step["updated"] for step in rank] == [step["changed"] for step in rank]
         assert not rank[0]["updated"], "the first scale overflows"
@@ -38,13 +38,13 @@ def test_a_step_that_overflows_is_skipped_and_said_so(pool, options):
         ),
     ],
 )
-def test_what_cannot_be_right_is_refused(pool, case):
+def test_what_cannot_be_right_is_refused(run_kept, case):
     model, options, kind, field, words = case
-    ((found_field, message),) = pool.run(1, "tests.engine.relaunch:refused", model=model, options=options, **kind)
+    ((found_field, message),) = run_kept(1, "tests.engine.relaunch:refused", model=model, options=options, **kind)
     assert words in message
     assert found_field == field
 
 
-def test_data_parallel_hybrid_takes_any_module(pool):
+def test_data_parallel_hybrid_takes_any_module(run_kept):
     options = {"ranks": 2, "plugin": "hybrid"}
-    assert pool.run(1, "tests.engine.relaunch:refused", model="plain", options=options) == [["", "taken"]]
+    assert run_kept(1, "tests.engine.relaunch:refused", model="plain", options=options) == [["", "taken"]]

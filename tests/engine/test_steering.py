@@ -33,14 +33,14 @@ def column(found: list[dict[str, Any]], name: str, rank: int = -1) -> list[Any]:
     return [row[("step", "loss", "lr", "grad_sq", "clip", "tokens").index(name)] for row in found[rank]["rows"]]
 
 
-def test_settings_take_effect_at_one_step_on_all_ranks(pool):
+def test_settings_take_effect_at_one_step_on_all_ranks(run_kept):
     script = {
         "1": [["lr", 0.001], ["clip", 0.25]],
         "3": [["lr", "x0.5"], ["weight_decay", 0.5], ["accumulate", 2]],
         "5": [["lr", "schedule"], ["temperature", 3]],
         "6": [["accumulate", 0], ["clip", -1], ["nonsense", 1], "not json\n", '{"v": 99, "name": "stop"}\n'],
     }
-    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=9, script=script, knobs={"temperature": 1.0})
+    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=9, script=script, knobs={"temperature": 1.0})
     plain = [3e-3 * (1 - 0.5 * step / 9) for step in range(9)]
     expected = [*plain[:2], 0.001, 0.001, 0.0005, 0.0005, *plain[6:]]
     assert column(found, "lr") == pytest.approx(expected, rel=1e-12)
@@ -92,7 +92,7 @@ def edited(pool) -> Callable[..., list[float]]:
     @functools.cache
     def run(model: str, steps: int, changes: str, shards: int) -> list[float]:
         asked = {"model": model, "steps": steps, "changes": json.loads(changes), "shards": shards}
-        return pool.run(1, "tests.engine.plain:steered", **asked)[0]
+        return pool.run(1, "tests.engine.plain:steered", kept_for="plain loops", **asked)[0]
 
     def called(model: str, steps: int, changes: dict[str, Any], shards: int = 1) -> list[float]:
         return run(model, steps, json.dumps({step: change for step, (change, _) in changes.items()}), shards)
@@ -116,11 +116,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_change_does_what_it_does_in_a_plain_loop(pool, edited, case):
+def test_a_change_does_what_it_does_in_a_plain_loop(run_kept, edited, case):
     """Clip, weight decay, accumulation and freezing, against one process that makes the same change at that step."""
     model, options, changes, steps = CASES[case]
     script = {str(int(step) - 1): asked for step, (_, asked) in changes.items()}
-    found = losses_of(pool.run(2, TRAIN, model=model, options=options, steps=steps, script=script))
+    found = losses_of(run_kept(2, TRAIN, model=model, options=options, steps=steps, script=script))
     shards = 2 if model == "normed" else 1
     difference = apart(found, edited(model, steps, changes, shards))
     print(f"largest difference of the loss {difference:.1e}")
@@ -131,11 +131,11 @@ def test_a_change_does_what_it_does_in_a_plain_loop(pool, edited, case):
 
 
 @pytest.mark.parametrize("options", [DDP, ZERO, TP, PP, STAGES], ids=["ddp", "zero1", "tp2", "pp2", "stages2"])
-def test_a_frozen_layer_stays_as_it_is(pool, options):
+def test_a_frozen_layer_stays_as_it_is(run_kept, options):
     script = {"1": [["freeze", "embed_tokens"]], "3": [["unfreeze", "."]], "4": [["freeze", "."], ["freeze", "xyz"]]}
     script["2"] = [["checkpoint", None]]
     script["3"].append(["checkpoint", None])
-    found = pool.run(2, "tests.engine.steered:frozen", model="llama", options=options, steps=7, script=script)
+    found = run_kept(2, "tests.engine.steered:frozen", model="llama", options=options, steps=7, script=script)
     assert [(step, name, value) for step, name, value, _ in done(found) if name != "checkpoint"] == [
         (2, "freeze", ["model.embed_tokens"]),
         (4, "unfreeze", []),
@@ -145,11 +145,11 @@ def test_a_frozen_layer_stays_as_it_is(pool, options):
     assert changed["model.embed_tokens.weight"] == [0.0, 0.0] and min(changed["lm_head.weight"]) > 0
 
 
-def test_pause_longer_than_the_timeout_step_and_resume(pool):
+def test_pause_longer_than_the_timeout_step_and_resume(run_kept):
     script = {
         "1": [["pause", None], {"after": 4.5, "command": ["step", 2]}, {"after": 5.2, "command": ["resume", None]}]
     }
-    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=6, script=script, collective_timeout_s=2.0)
+    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=6, script=script, collective_timeout_s=2.0)
     assert done(found, "state") == [
         (0, "running", None, None),
         (2, "paused", None, None),
@@ -162,16 +162,16 @@ def test_pause_longer_than_the_timeout_step_and_resume(pool):
         (2, "step", 2, "paused"),
         (4, "resume", "running", "paused"),
     ]
-    free = pool.run(2, TRAIN, model="plain", options=DDP, steps=6)
+    free = run_kept(2, TRAIN, model="plain", options=DDP, steps=6)
     assert column(found, "loss") == column(free, "loss")
 
 
 @pytest.mark.parametrize("one_host", [True, False], ids=["one host", "several hosts"])
-def test_paused_ranks_look_and_agree_a_few_times_a_second(pool, one_host: bool):
+def test_paused_ranks_look_and_agree_a_few_times_a_second(run_kept, one_host: bool):
     """What this costs of a core: ``tests/benchmarks/agreement.py``."""
     script = {"1": [["pause", None], {"after": 2, "command": ["resume", None]}]}
     arguments = {"model": "plain", "options": {"plugin": "hybrid"}, "steps": 3, "script": script}
-    first, second = (rank["pause"] for rank in pool.run(2, TRAIN, one_host=one_host, **arguments))
+    first, second = (rank["pause"] for rank in run_kept(2, TRAIN, one_host=one_host, **arguments))
     for pause in (first, second):
         assert 2 <= pause["agreements"] <= pause["seconds"] / HEARTBEAT_S + 3
         assert all(slept >= POLL_S for slept in pause["sleeps"])
@@ -181,18 +181,18 @@ def test_paused_ranks_look_and_agree_a_few_times_a_second(pool, one_host: bool):
     assert bool(second["sleeps"]) is one_host, "between hosts a rank waits for the message of rank 0"
 
 
-def test_stop_now_or_after_a_checkpoint_and_what_comes_too_late(pool):
-    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=50, script={"2": [["stop", "checkpoint"]]})
+def test_stop_now_or_after_a_checkpoint_and_what_comes_too_late(run_kept):
+    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=50, script={"2": [["stop", "checkpoint"]]})
     assert found[0]["outcome"] == "stopped" and column(found, "step") == [1, 2, 3]
     assert done(found[:1], "checkpoint") == [(3, "saved", "step-000003", None)]
-    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=3, script={"3": [["clip", 1]]})
+    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=3, script={"3": [["clip", 1]]})
     assert found[0]["outcome"] == "finished"
     assert [(step, name, value["value"]) for step, name, value, _ in done(found, "refused")] == [(3, "clip", 1)]
 
 
-def test_fewer_records_evaluations_and_samples(pool):
+def test_fewer_records_evaluations_and_samples(run_kept):
     script = {"1": [["log_every", 3], ["evaluate", None]], "3": [["sample", None]]}
-    found = pool.run(2, TRAIN, model="plain", options=DDP, steps=10, script=script)
+    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=10, script=script)
     assert column(found, "step") == [1, 2, 3, 6, 9, 10], "the last step is always there"
     own = [(e["step"], e["kind"]) for e in found[0]["events"] if e["kind"] in ("validation", "sample")]
     assert own == [(2, "validation"), (2, "sample"), (4, "sample")]

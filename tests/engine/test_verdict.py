@@ -27,7 +27,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_slow_rank_and_its_phase_are_named(pool, case: tuple[Any, ...]) -> None:
+def test_the_slow_rank_and_its_phase_are_named(run_kept, case: tuple[Any, ...]) -> None:
     """DDP hands its reductions over within the backward pass, so there a slow network shows in that.
 
     The planted delay has to stand out from what else the machine does: on a busy one it is planted longer.
@@ -35,7 +35,7 @@ def test_the_slow_rank_and_its_phase_are_named(pool, case: tuple[Any, ...]) -> N
     ranks, options, mesh, rank, where, delay_s, phase = case
     for factor in (1, 4, 16):
         slow = (rank, where, delay_s * factor)
-        results = pool.run(
+        results = run_kept(
             ranks, "tests.engine.watched:train", options=options, slow=slow, steps=20 if where == "network" else 12
         )
         found = verdict(columns(results, "phases"), mesh, posting_time(columns(results, "collectives")))

@@ -77,8 +77,10 @@ class Verifier:
             return self._known[key]
         verify.make(training, path)
         ranks = training.spec.plan.ranks
+        planted = plant if is_plan else ""
+        kept_for = "" if planted else "verification"  # errors are planted in ranks that end
         outcome = self._pool.run(
-            ranks, "tests.engine.verified:train", run=str(training.path), plant=plant if is_plan else ""
+            ranks, "tests.engine.verified:train", run=str(training.path), plant=planted, kept_for=kept_for
         )[0]
         if '"ConfigError"' in outcome:
             raise ConfigError(outcome)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 from tests.engine import boosted, models
-from tests.engine.still_clock import StillClock
+from tests.engine.still_clock import still_clock
 from workbench.core.config import TrainSpec
 from workbench.core.records import Record
 from workbench.engine.agree.control import AgreedControl
@@ -76,13 +78,13 @@ def delayed(function: Callable[..., Any], delay_s: float) -> Callable[..., Any]:
     return late
 
 
-def _slow_down(where: str, delay_s: float, workload: Workload) -> None:
-    """Plant a delay on this rank."""
+def _slow_down(where: str, delay_s: float, workload: Workload, planted: contextlib.ExitStack) -> None:
+    """Plant a delay on this rank; ``planted`` takes away what is not of the workload."""
     if where == "forward":
         workload.model.register_forward_pre_hook(lambda module, args: time.sleep(delay_s))
     elif where == "network":  # DDP's reductions go from C++ to the backend, but for those of a hook
         for name in ("all_reduce", "batch_isend_irecv"):
-            setattr(dist, name, delayed(getattr(dist, name), delay_s))
+            planted.enter_context(mock.patch.object(dist, name, delayed(getattr(dist, name), delay_s)))
     elif where == "optimizer":
         workload.optimizer.step = delayed(workload.optimizer.step, delay_s)  # type: ignore[method-assign]
 
@@ -102,7 +104,7 @@ class Buckets:
     """DDP with small buckets, whose reductions take ``delay_s`` longer; keeps when each was begun and done, per step.
     The first layer's backward takes ``2 * delay_s``: it hides the buckets of all later layers, and none of its own."""
 
-    def __init__(self, delay_s: float) -> None:
+    def __init__(self, delay_s: float, planted: contextlib.ExitStack) -> None:
         self.delay_s = delay_s
         self.times: list[dict[str, list[float]]] = []
         make = plans.DdpPlan.make_plugin
@@ -112,7 +114,7 @@ class Buckets:
             plugin.ddp_kwargs["bucket_cap_mb"] = 0.01
             return plugin
 
-        plans.DdpPlan.make_plugin = with_small_buckets  # type: ignore[method-assign]
+        planted.enter_context(mock.patch.object(plans.DdpPlan, "make_plugin", with_small_buckets))
 
     def watch(self, module: Any, first_layer: torch.nn.Module) -> None:
         module.register_comm_hook(module, self.reduce)
@@ -148,8 +150,9 @@ def train(
     gradients: bool = False,
 ) -> dict[str, Any]:
     """Records of all steps. ``slow``: rank, where, seconds (per step; in the network per call). ``work_s``: sleep in
-    every forward, as compute. ``still``: by a ``StillClock``. ``gradients``: watched too. ``buckets_s``: that of
-    ``Buckets``, with its ``times``. ``changed``: functions of torch.distributed that are not what they were."""
+    every forward, as compute. ``still``: by a ``StillClock``; messages take no time. ``gradients``: watched too.
+    ``buckets_s``: that of ``Buckets``, with its ``times``. ``changed``: functions of torch.distributed that are not
+    what they were."""
     spec = TrainSpec.from_options(
         {"ranks": ranks, "batch_size": models.BATCH, "steps": steps, "eval_every": 0, "budget": 1.0, **options}
     )
@@ -157,18 +160,16 @@ def train(
     slow_rank, where, delay_s = slow
     workload = boosted.workload(model)
     workload.data = Batches(model, delay_s if rank == slow_rank and where == "data" else 0.0)
-    sleep = time.sleep
-    if still:
-        time.perf_counter = clock = StillClock()  # type: ignore[assignment]
-        sleep = clock.sleep
+    before = {name: getattr(dist, name) for name in dir(dist)}
+    planted = contextlib.ExitStack()
+    sleep = planted.enter_context(still_clock(rank, directory)).sleep if still else time.sleep
     if work_s:
         workload.model.register_forward_pre_hook(lambda module, args: sleep(work_s))
     if rank == slow_rank:
-        _slow_down(where, delay_s, workload)
-    before = {name: getattr(dist, name) for name in dir(dist)}
+        _slow_down(where, delay_s, workload, planted)
     log = Log(rank)
-    buckets = Buckets(buckets_s) if buckets_s else None
-    with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
+    buckets = Buckets(buckets_s, planted) if buckets_s else None
+    with planted, joined_of(spec)(rank, ranks, directory, device_type="cpu"):
         strategy = load_strategy(spec)(spec, rank)
         strategy.prepare(workload)
         if rank == slow_rank and where in ("hook", "then"):

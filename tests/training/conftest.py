@@ -22,32 +22,30 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
             yield shell
 
 
-def _is_whole(session: Session) -> bool:
-    """Whether two ranks are up, alive and idle. Tests kill some, leave them busy, or start others."""
-    try:
-        session.check_free(range(session.n))
-    except RanksBusyError:
-        return False
-    return session.n == 2 and not session.dead
+def _end_busy_ranks() -> Session | None:
+    """The session, without ranks that a test left at work: these are ended with it."""
+    session = Session.current()
+    if session is not None:
+        try:
+            session.check_free(range(session.n))
+        except RanksBusyError:
+            session.down()
+    return Session.current()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def whole_ranks_at_the_end() -> Iterator[None]:
     """The next module finds two living, idle ranks or none."""
     yield
-    session = Session.current()
-    if session is not None and not _is_whole(session):
-        session.down()
+    if _end_busy_ranks() is not None:
+        Session.up(2)
 
 
 @pytest.fixture
 def two_ranks(shell: InteractiveShell) -> Session:
-    """Two living, idle ranks."""
-    session = Session.current()
-    if session is not None and not _is_whole(session):
-        session.down()
-        session = None
-    return session or Session.up(2)
+    """Two living, idle ranks. The warm process is kept: only ranks that died, or all where there are others, start."""
+    _end_busy_ranks()
+    return Session.up(2)
 
 
 @pytest.fixture

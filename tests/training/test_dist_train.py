@@ -286,7 +286,6 @@ def test_fewer_ranks_than_are_up_say_that_variables_are_lost(
     assert "lost" not in capsys.readouterr().err
     shell.run_line_magic("dist_up", "-n 1")
     told = capsys.readouterr().err
-    shell.run_line_magic("dist_down", "")
     assert "ranks 0-1 were restarted: the variables of cells that ran there are lost" in told
 
 

@@ -13,14 +13,17 @@ from tests.training.test_dist_train import CELL, SLOW, train
 from workbench.cluster.session import Session
 from workbench.core.config import TrainSpec
 from workbench.errors import RunDirectoryError, RunError
-from workbench.run import peer_watch as peers
+from workbench.run import job as run_job
 from workbench.rundir import directory as run_directory
+
+#: a busy machine takes long to end a step: ranks that end by themselves have as long as they need
+PATIENT_S = 300.0
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "GRACE_S", 1.0)
-    monkeypatch.setattr(peers, "INTERRUPTED_S", 1.0)
+    monkeypatch.setattr(run_job, "GRACE_S", 1.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 1.0)
 
 
 def again(shell: InteractiveShell) -> str:
@@ -38,7 +41,8 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
         return path
 
     monkeypatch.setattr(run_directory, "create", blocked)
-    monkeypatch.setattr(peers, "GRACE_S", 1.0)
+    monkeypatch.setattr(run_job, "GRACE_S", 1.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", PATIENT_S)
     failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
     with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
         failed.wait(timeout=300)
@@ -62,8 +66,11 @@ FAILS_BESIDE_A_DEAF_RANK = """import os
     raise AssertionError("planted")"""
 
 
-def test_a_peer_that_waits_in_a_collective_is_released(shell: InteractiveShell, two_ranks: Session) -> None:
+def test_a_peer_that_waits_in_a_collective_is_released(
+    shell: InteractiveShell, two_ranks: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with NCCL, whose collectives see no peer that left: rank 0 waits in DDP's reduction, deaf to an interrupt."""
+    monkeypatch.setattr(run_job, "GRACE_S", PATIENT_S)
     run = train(shell, "-n 2 --steps 50 --quiet", SLOW.replace("time.sleep(0.02)", FAILS_AND_STAYS_CONNECTED))
     with pytest.raises(RunError, match="rank 1: AssertionError: planted"):
         run.wait(timeout=300)
@@ -93,7 +100,7 @@ def test_a_run_whose_directory_is_deleted_is_ended_and_leaves_the_session_usable
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peers, "INTERRUPTED_S", 60.0)  # a busy machine takes longer to end a step
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", PATIENT_S)
     run = train(shell, "-n 2 --steps 5000 --quiet --name gone", SLOW)
     while run.last_step < 3:
         time.sleep(0.02)

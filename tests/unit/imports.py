@@ -29,6 +29,13 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def called_names(top: ast.AST) -> Iterator[str]:
+    """The last name of everything that is called below a node: ``import_module`` of ``importlib.import_module()``."""
+    for node in ast.walk(top):
+        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name)):
+            yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+
+
 @cache
 def imported(module: str, *, at_module_level: bool = False) -> frozenset[str]:
     """Dotted names that a module imports.

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections import Counter
 
 import pytest
 
-from tests.unit.imports import ROOT, circles, graph, imported, reached, room, sources, tree, within
+from tests.unit.imports import ROOT, called_names, circles, graph, imported, reached, room, sources, tree, within
 
 DATA = ("core", "events", "rundir", "telemetry")
 BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "verification", "report", "cluster", "diagnosis")
@@ -161,12 +160,7 @@ def test_the_vocabulary_stands_alone(module: str) -> None:
 
 def test_no_module_is_imported_by_a_hidden_name() -> None:
     """``importlib`` would draw an arrow that the tests above do not see: where it is used, it is for a plug-in."""
-    users = {
-        module
-        for module in sources()
-        for node in ast.walk(tree(module))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
-    }
+    users = {module for module in sources() if "import_module" in called_names(tree(module))}
     assert users <= PLUGIN_LOADERS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import socket
 import subprocess
 import sys
@@ -15,29 +14,24 @@ from typing import Any, cast
 
 import pytest
 
+from tests.unit.imports import called_names, parsed
 from workbench.cluster import client
 from workbench.cluster.base import protocol as p
 from workbench.core import background
 from workbench.core.background import Rounds, described, thread, timer
 from workbench.errors import ClusterError
 from workbench.run import branching, peer_watch
+from workbench.run import job as run_job
 from workbench.run.peer_watch import PeerWatch
 from workbench.terminal import follow
 
 ROOT = Path(__file__).parents[2]
 
 
-def calls_in(path: Path) -> Iterator[str]:
-    """What is called in a file, as it is written."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func)
-
-
 def test_every_thread_is_made_here() -> None:
     files = [file for room in ("workbench", "widgets", "magics") for file in (ROOT / room).rglob("*.py")]
-    made = {"threading.Thread", "threading.Timer", "Thread", "Timer"}
-    own = {str(file.relative_to(ROOT)) for file in files if not made.isdisjoint(calls_in(file))}
+    made = {"Thread", "Timer"}
+    own = {str(file.relative_to(ROOT)) for file in files if not made.isdisjoint(called_names(parsed(file)))}
     assert own == {"workbench/core/background.py"}
 
 
@@ -194,8 +188,8 @@ def test_a_server_that_answers_late_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(peer_watch, "GRACE_S", 0.0)
-    monkeypatch.setattr(peer_watch, "INTERRUPTED_S", 1.0)
+    monkeypatch.setattr(run_job, "GRACE_S", 0.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 1.0)
     late = [TimeoutError(), TimeoutError(), None, OSError("no descriptors"), ClusterError("busy")]
     ranks = Ranks(late, tmp_path)
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))

@@ -12,6 +12,7 @@ SCRIPTS = (
     "text",
     "page",
     "link",
+    "reload",
     "figures",
     "overview",
     "ranks",

@@ -2,6 +2,7 @@
 import { fixed, known, make, say, whole } from "./text.js";
 import { isDark } from "./page.js";
 import { Link } from "./link.js";
+import { watchLostOutputs } from "./reload.js";
 
 const MOST_POINTS = 120;
 const gibOf = (bytes) => (bytes / 2 ** 30).toFixed(1);
@@ -177,7 +178,9 @@ function machineOf(model) {
 export default {
   initialize({ model }) {
     const state = machineOf(model);
+    const endWatch = watchLostOutputs(model);
     return () => {
+      endWatch();
       machineStates.delete(model.get("panel_id"));
       state.dispose();
     };

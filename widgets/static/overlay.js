@@ -3,6 +3,7 @@
 
 import { Link } from "./link.js";
 import { bokehOfPage, isDark, loadBokeh, paint } from "./page.js";
+import { watchLostOutputs } from "./reload.js";
 
 function render({ model, el }) {
   const root = document.createElement("div");
@@ -71,4 +72,9 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default {
+  initialize({ model }) {
+    return watchLostOutputs(model);
+  },
+  render,
+};

@@ -2,6 +2,7 @@
 // widgets/runs.py. Text from a run is set as textContent only.
 
 import { Link } from "./link.js";
+import { watchLostOutputs } from "./reload.js";
 
 const ALIVE_MS = 20_000;
 
@@ -180,6 +181,9 @@ class Table {
 }
 
 export default {
+  initialize({ model }) {
+    return watchLostOutputs(model);
+  },
   render({ model, el }) {
     const table = new Table(model, el);
     return () => table.dispose();

@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-#: seconds to wait for the ranks of a job that is over; longer than it takes to kill ranks that wait for a failed one
-RELEASE_TIMEOUT_S = 15.0
-
 
 class Job(Protocol):
     """A training run on the ranks of a session.
@@ -25,6 +22,10 @@ class Job(Protocol):
     def is_over(self) -> bool:
         """Whether the training has ended; the ranks are released shortly after."""
 
+    @property
+    def release_timeout_s(self) -> float:
+        """How long the ranks take at most to be released when the training has ended, also where they are killed."""
+
     def step_of(self, rank: int) -> int | None:
         """Returns the last step that a rank finished, or None before its first."""
 
@@ -33,12 +34,13 @@ class Job(Protocol):
 
 
 def wait_for_release(current: Callable[[], Job | None]) -> None:
-    """Waits until a job that is over has released the ranks, for ``RELEASE_TIMEOUT_S`` seconds at most.
+    """Waits until a job that is over has released the ranks, for its ``release_timeout_s`` at most.
 
     ``current()`` returns the job that uses the ranks, or None. Returns immediately when there is no job, or when it is
     still training.
     """
-    job, deadline = current(), time.monotonic() + RELEASE_TIMEOUT_S
+    job = current()
     if job is not None and job.is_over:
+        deadline = time.monotonic() + job.release_timeout_s
         while current() is job and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -53,7 +53,7 @@ def join(directory: str, token: str) -> None:
     except WorkbenchError as error:
         print(f"cells have no process group: {error}", file=sys.stderr)
         return
-    _give_share()
+    _give_names()
     _ours[:] = [id(dist.group.WORLD)]
     _mark[:] = [_destroyed_mark(directory, token)]
     if not hasattr(dist.init_process_group, "replaces"):
@@ -64,15 +64,17 @@ def join(directory: str, token: str) -> None:
             recorded.on_broken = _mark_broken
 
 
-def _give_share() -> None:
-    """Let cells find ``share``, which needs the group."""
+def _give_names() -> None:
+    """Let cells find torch, its ``dist``, and ``share``, which needs the group; a name of the cells' own is kept."""
     from IPython.core.getipython import get_ipython
 
     from workbench.engine.share.share import share
 
     shell = get_ipython()
-    if shell is not None and "share" not in shell.user_ns:
-        shell.push({"share": share}, interactive=False)
+    if shell is None:
+        return
+    given = {"torch": sys.modules["torch"], "dist": sys.modules["torch.distributed"], "share": share}
+    shell.push({name: value for name, value in given.items() if name not in shell.user_ns}, interactive=False)
 
 
 def leave() -> str:

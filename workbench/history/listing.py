@@ -24,7 +24,7 @@ COLUMNS = {
     "steps": "steps",
     "best_loss": "best loss",
     "best_validation": "validation",
-    "tps": "tokens/s/device",
+    "tps": "throughput/device",
     "state": "state",
     "disk_bytes": "disk",
     "tags": "tags",

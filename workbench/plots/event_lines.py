@@ -82,5 +82,8 @@ def _unit_of(declaration: Any) -> Mapping[str, str]:
 
 def add_marks(figure: Any, marks: list[dict[str, Any]]) -> None:
     """Put ``marks`` into a figure that was made with marks."""
-    for source in figure.select({"name": "marks"}):
+    # all lines have one source; `figure.select` would visit every model of the figure
+    sources = (each.data_source for each in figure.renderers if hasattr(each, "data_source"))
+    source = next((each for each in sources if each.name == "marks"), None)
+    if source is not None:
         source.data = {key: [mark[key] for mark in marks] for key in ("step", "time", "label")}

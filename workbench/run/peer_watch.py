@@ -19,15 +19,10 @@ from workbench.cluster.session import Session
 from workbench.core import background
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
+from workbench.run import job as run_job
 from workbench.run.job import FAILED, TrainingJob
 from workbench.run.stalls import StallWatch
 
-#: seconds that the ranks have to end by themselves after the first failure
-GRACE_S = 5.0
-#: seconds that the ranks have to end after the interrupt
-INTERRUPTED_S = 2.0
-#: further seconds for ranks that have said why they end: a busy machine takes long to end them
-ENDING_S = 10.0
 _LOOK_EVERY_S = 0.25
 
 
@@ -36,9 +31,9 @@ def next_action(since_s: float | None, *, interrupted: bool) -> str:
 
     ``since_s``: seconds since the first failure; None: no rank has failed.
     """
-    if since_s is None or since_s < GRACE_S:
+    if since_s is None or since_s < run_job.GRACE_S:
         return ""
-    if since_s < GRACE_S + INTERRUPTED_S:
+    if since_s < run_job.GRACE_S + run_job.INTERRUPTED_S:
         return "" if interrupted else "interrupt"
     return "kill"
 
@@ -78,7 +73,7 @@ class PeerWatch:
         if self._first_failure is None:
             self._first_failure = time.monotonic()
             if deleted:
-                self._first_failure -= GRACE_S
+                self._first_failure -= run_job.GRACE_S
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
         running = self._submission.running_ranks()
         if failed and not deleted:
@@ -89,12 +84,9 @@ class PeerWatch:
                 self._session.interrupt(running)
                 self._interrupted = True
             case "kill":
-                late = time.monotonic() - self._first_failure > GRACE_S + INTERRUPTED_S + ENDING_S
-                running = [rank for rank in running if late or deleted or rank not in failed]
-                if not running:
-                    return False
                 cause = "the run was deleted" if deleted else f"{format_ranks(failed)} failed"
-                reason = f"ended by the session: it was still running {GRACE_S + INTERRUPTED_S:g} s after {cause}"
+                ended_s = run_job.GRACE_S + run_job.INTERRUPTED_S
+                reason = f"ended by the session: it was still running {ended_s:g} s after {cause}"
                 reason += "; run %dist_up to start again"
                 if not self._recorded:
                     self._recorded = True

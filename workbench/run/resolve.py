@@ -231,7 +231,8 @@ def _completed(options: dict[str, Any], cell: str | None, default_ranks: int) ->
 def _over_recipe(options: dict[str, Any]) -> dict[str, Any]:
     if not options.get("recipe"):
         raise ConfigError(
-            "no model was given: pass --recipe NAME or --config FILE, or define a model in a %%dist_train cell",
+            "no model was given: pass --recipe NAME or --config FILE, or define a model in the cell below a magic with "
+            "two percent signs (%%dist_train, %%dist_plans, %%dist_verify)",
             field="--recipe",
         )
     chosen = recipe(options["recipe"])

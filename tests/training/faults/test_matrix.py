@@ -28,7 +28,7 @@ from tests.training.faults.pairs import ENDS_ALL, IN_CELLS, PAIRS, During, Fault
 from tests.training.faults.scene import BOUND_S, Scene, until
 from workbench.cluster.faults import fault as bring_about
 from workbench.cluster.session import Session
-from workbench.run import peer_watch
+from workbench.run import job
 from workbench.run.run import Run
 
 HERE = [pair for pair in PAIRS if pair.fault != Fault.KERNEL]
@@ -129,8 +129,8 @@ def test_a_fault(
     record_property: Callable[[str, object], None],
 ) -> None:
     if pair.presses and pair.lost:  # it will have to be killed: need not be waited for
-        monkeypatch.setattr(peer_watch, "GRACE_S", 1.0)
-        monkeypatch.setattr(peer_watch, "INTERRUPTED_S", 1.0)
+        monkeypatch.setattr(job, "GRACE_S", 1.0)
+        monkeypatch.setattr(job, "INTERRUPTED_S", 1.0)
     ranks.execute("kept = 7").raise_on_error()
     pids, processes = ranks.pids, descendants(ranks.server_pid)
     scene = Scene(pair, directory=ranks.directory, flag=tmp_path / "reached", name=f"fault-{PAIRS.index(pair)}")

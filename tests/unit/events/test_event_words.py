@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.imports import parsed
 from workbench.core import controls
 from workbench.core.records import EventKind
 from workbench.events.words import LONGEST, setting, words
@@ -70,9 +71,8 @@ def test_events_in_words(kind: str, name: str, value: Any, old: Any, text: str) 
 
 def logged() -> Iterator[tuple[str, str]]:
     """Kind and name of each ``log.event(EventKind.KIND, "name", ...)`` in the source whose both are written out."""
-    sources = (path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py"))
-    for source in sources:
-        for node in ast.walk(ast.parse(source)) if ".event(" in source else ():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(parsed(path)) if ".event(" in path.read_text(encoding="utf-8") else ():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
                 kind, name, *_ = [*node.args, None, None]
                 if isinstance(kind, ast.Attribute) and isinstance(name, ast.Constant):

@@ -17,8 +17,8 @@ from workbench.errors import ConfigError, RunDirectoryError, RunError
 from workbench.events.outcome import Outcome, failure, failure_of
 from workbench.run import branching, session_log
 from workbench.run.api import Run
-from workbench.run.job import TrainingJob
-from workbench.run.peer_watch import GRACE_S, INTERRUPTED_S, next_action
+from workbench.run.job import GRACE_S, INTERRUPTED_S, TrainingJob
+from workbench.run.peer_watch import next_action
 from workbench.rundir import directory as run_directory
 from workbench.rundir.log import RankLogWriter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from workbench.rundir.log import RankLogWriter
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    write_spec(tmp_path, fake_spec())
-    add_media(tmp_path, steps=range(10, 210, 10))
-    return tmp_path
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("logged")
+    write_spec(path, fake_spec())
+    add_media(path, steps=range(10, 210, 10))
+    return path
 
 
 def page_of(run: Path) -> BeautifulSoup:
@@ -41,7 +43,8 @@ def test_the_newest_the_first_and_some_between_are_shown(run: Path) -> None:
     assert base64.b64decode(newest.source.partition(",")[2]) == png(ring(207))
 
 
-def test_a_file_that_is_missing_or_damaged_is_said_in_its_place(run: Path) -> None:
+def test_a_file_that_is_missing_or_damaged_is_said_in_its_place(run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
     (run / "rank-00000/media/digit-step-000200.png").unlink()
     file = run / "rank-00001/media/digit-step-000200.png"
     file.write_bytes(file.read_bytes()[:100])

@@ -94,7 +94,7 @@ def test_standard_outputs(tmp_path: Path) -> None:
     assert page.find("pre", class_="error").text == f"Traceback {HOSTILE}"
 
 
-def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few_figures: None) -> None:
+def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, two_figures: None) -> None:
     run = make_fake_run(tmp_path / "runs" / "2026-05-01-120000-first", steps=40)
     picture = shown({"image/png": "iVBORw==", "text/plain": "first: finished"}, dist_workbench={"runs": [str(run)]})
     live = shown({"text/plain": "Live panel of x", "application/vnd.jupyter.widget-view+json": {"model_id": "gone"}})
@@ -107,7 +107,11 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few
     assert compared.find("div", id="panel3-compared-loss") and other["aria-label"] == "Panel of run fake"
     assert len(panels) == 2 and not page.find("img", class_="output-picture")
     assert [bool(p.find("div", id=f"panel{n}-figure-loss")) for n, p in enumerate(panels, 1)] == [True, True]
-    assert all(len(p.find_all("svg", class_="still")) >= 5 for p in panels)
+    for number, panel in enumerate(panels, 1):
+        drawn = [figure.find("div", id=True)["id"] for figure in panel.find_all("figure") if figure.svg]
+        timelines = [name for name in drawn if name.startswith(f"panel{number}-timeline-")]
+        assert set(drawn) - set(timelines) == {f"panel{number}-figure-loss", f"panel{number}-figure-throughput"}
+        assert len(timelines) >= 2 and len(panel.find_all("svg", class_="still")) == len(drawn)
     appendix = page.find(id="runs")
     assert appendix.h2.text == "Appendix: the runs" and len(appendix.find_all("h3", class_="run")) == 2
     assert "workbench train" in appendix.get_text() and page.find(id="run1-environment")
@@ -115,7 +119,7 @@ def test_a_panel_becomes_its_figures_and_its_run_an_appendix(tmp_path: Path, few
     assert len(ids) == len(set(ids)) and all(a.startswith(("data:", "#")) for a in loads(page))
 
 
-def test_a_moved_run_is_found_and_a_deleted_run_keeps_its_saved_picture(tmp_path: Path, few_figures: None) -> None:
+def test_a_moved_run_is_found_and_a_deleted_run_keeps_its_saved_picture(tmp_path: Path, two_figures: None) -> None:
     run = make_fake_run(tmp_path / "elsewhere" / "2026-05-01-120000-first", steps=10)
     picture = shown({"image/png": "iVBORw==", "text/plain": "first"}, dist_workbench={"runs": [str(run)]})
     notebook = written(tmp_path, code("x", picture))
@@ -128,7 +132,7 @@ def test_a_moved_run_is_found_and_a_deleted_run_keeps_its_saved_picture(tmp_path
 
 
 def test_a_panel_publishes_its_run_as_metadata(
-    tmp_path: Path, few_figures: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, two_figures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The panel publishes, live and at the end, the metadata by which the report finds its run."""
     from widgets.panel.panel import Panel
@@ -228,7 +232,7 @@ def test_markdown_is_sanitised_as_jupyterlab_does(tmp_path: Path) -> None:
     )
 
 
-def test_a_light_notebook_report_has_no_scripts(tmp_path: Path, few_figures: None) -> None:
+def test_a_light_notebook_report_has_no_scripts(tmp_path: Path, two_figures: None) -> None:
     from bokeh.embed.notebook import notebook_content
     from bokeh.plotting import figure
 

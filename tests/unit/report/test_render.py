@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from bs4 import BeautifulSoup
 
-from tests.fake_run import make_fake_run
+from tests.fake_run import layer_names, make_fake_run
 from workbench.errors import RunDirectoryError
 from workbench.plots import confusion
 from workbench.report import render
@@ -59,8 +59,18 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with its report."""
-    made = make_fake_run(tmp_path_factory.mktemp("whole") / "run", ranks=2, steps=200)
+    """A run with its report. All text that comes from a user or a machine is hostile."""
+    layers = [HOSTILE, "x" * 10_000, *layer_names(2)]
+    made = make_fake_run(tmp_path_factory.mktemp("whole") / "run", ranks=2, steps=200, names=layers)
+    spec = made / "spec.toml"
+    spec.write_text(spec.read_text().replace('torch = "2.13.0"', f"torch = {json.dumps(HOSTILE)}"))
+    (made / "cell.py").write_text(HOSTILE)
+    with RankLogWriter(made, -1) as log:
+        log.event("sample", "text", HOSTILE + "y" * 20_000)
+        log.event("control", HOSTILE, {"a": HOSTILE}, old_value=[HOSTILE])
+        log.event("validation", HOSTILE, 1.0)
+        log.event("validation", "loss", float("nan"))
+        log.event("rank", "died", {"rank": 0, "reason": HOSTILE})
     assert render(made) == made / "report.html"
     return made
 
@@ -91,25 +101,15 @@ def test_a_report_has_landmarks_headers_and_every_figure(run: Path) -> None:
     assert "The training loss fell from" in page.text and "workbench train" in page.text
 
 
-def test_hostile_text_is_escaped(tmp_path: Path) -> None:
-    run = make_fake_run(tmp_path / "run", steps=40, names=[HOSTILE, "x" * 10_000])
-    spec = run / "spec.toml"
-    spec.write_text(spec.read_text().replace('torch = "2.13.0"', f"torch = {json.dumps(HOSTILE)}"))
-    (run / "cell.py").write_text(HOSTILE)
-    with RankLogWriter(run, -1) as log:
-        log.event("sample", "text", HOSTILE + "y" * 20_000)
-        log.event("control", HOSTILE, {"a": HOSTILE}, old_value=[HOSTILE])
-        log.event("validation", HOSTILE, 1.0)
-        log.event("validation", "loss", float("nan"))
-        log.event("rank", "died", {"rank": 0, "reason": HOSTILE})
-    html = render(run).read_text()
+def test_hostile_text_is_escaped(run: Path) -> None:
+    html = (run / "report.html").read_text()
     page = Page(html)
     assert "<script>alert" not in html and "49" not in page.text.split()
     assert page.text.count("<script>alert(1)</script>") >= 5
     assert html.count("y" * 100) and len(html) < 3e6
 
 
-def test_a_hostile_run_name_is_escaped(tmp_path: Path, few_figures: None) -> None:
+def test_a_hostile_run_name_is_escaped(tmp_path: Path, two_figures: None) -> None:
     name = HOSTILE.replace("/", "") + "z" * 100
     run = make_fake_run(tmp_path / name, steps=10)
     (run / "spec.toml").write_text(f"recipe = {json.dumps(HOSTILE)}\nsurprise = 1")  # so the directory's name stands

@@ -230,7 +230,7 @@ def test_logs_with_a_newer_schema_are_noted(tmp_path: Path) -> None:
     assert "has schema version 99" in page.get_text() and page.find("h1")
 
 
-def test_several_runs_are_compared(tmp_path: Path, few_figures: None) -> None:
+def test_several_runs_are_compared(tmp_path: Path, two_figures: None) -> None:
     first = make_fake_run(tmp_path / "a", steps=40)
     second = make_fake_run(tmp_path / "b", ranks=4, steps=60, plugin="hybrid", tp=2)
     found = compare_runs([run_data.read(first), run_data.read(second)], FigureBundle(light=True))

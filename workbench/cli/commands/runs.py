@@ -141,7 +141,7 @@ def _show(arguments: argparse.Namespace) -> int:
         print(json.dumps(data, indent=1))
         return 0
     data |= {"when": listing.moment(row.when), "disk_bytes": listing.size(row.disk_bytes), "tags": ", ".join(row.tags)}
-    names = {"disk_bytes": "disk", "tps": "tokens/s/device"}
+    names = {"disk_bytes": "disk", "tps": "throughput/device"}
     for key, value in data.items():
         if value not in ("", None):
             shown = listing.number(value) if isinstance(value, float) else value
