@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
@@ -16,6 +17,7 @@ from IPython.core.magic_arguments import argument, argument_group, magic_argumen
 import widgets
 from magics.words import parse
 from widgets.page.serve import wait_serving_comms
+from workbench.cluster.session import Session
 from workbench.core import flags
 from workbench.errors import ConfigError, RunError
 from workbench.run import api
@@ -43,7 +45,11 @@ class TrainMagics(Magics):
     @argument("--config", metavar="FILE", help="a spec file (TOML); flags override it")
     @run_flags
     @argument_group("in the notebook")
-    @argument("--wait", action="store_true", help="wait until the run ends, with a live panel; Ctrl-C stops the run")
+    @argument(
+        "--wait",
+        action="store_true",
+        help="wait until the run ends, with a live panel; Ctrl-C stops the run, pressed again also one that hangs",
+    )
     @argument("--detach", action="store_true", help="the run goes on when this kernel ends; %%dist_attach finds it")
     @argument("--quiet", action="store_true", help="no panel and no progress lines")
     @line_cell_magic
@@ -89,13 +95,21 @@ def _shown_panel(run: Run) -> Panel:
 
 
 def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
-    """Wait until the run ends. Ctrl-C stops the run after its current step; a second Ctrl-C stops the waiting."""
+    """Wait until the run ends. Ctrl-C stops the run after its current step; a second one interrupts its ranks, which
+    also ends a step that never ends; a third one stops the waiting."""
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
+        print("stopping after this step (press again to interrupt it)", file=sys.stderr, flush=True)
         with suppress(RunError):  # the run has just ended by itself
             run.stop()
-        _until_ended(run, lines=lines)
+        try:
+            _until_ended(run, lines=lines)
+        except KeyboardInterrupt:
+            session = Session.current()
+            if session is not None:
+                session.interrupt_job()
+            _until_ended(run, lines=lines)
     if panel is not None:
         panel.finish()
     run.raise_if_failed()

@@ -89,6 +89,21 @@ def test_a_reader_notices_that_rank_0_has_ended(tmp_path: Path) -> None:
         SharedSlots(path, 1, 2).receive()
 
 
+def test_ranks_do_not_wait_for_one_that_has_left_but_hear_what_it_said(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    SharedSlots.create(path, 2, nonce=1)
+    first, second = SharedSlots(path, 0, 2), SharedSlots(path, 1, 2)
+    first.check()
+    first.send(3, 4)
+    first.leave()
+    assert second.receive() == (3, 4)
+    with pytest.raises(PeerLostError, match="rank 0 has ended"):
+        second.receive()
+    second.leave()
+    with pytest.raises(PeerLostError, match="rank 1 has ended"):
+        first.check()
+
+
 def test_ranks_that_share_no_file_agree_with_and_without_a_sum_in_each_step(pool) -> None:
     def trained(pause_s: float, **how: bool) -> list[dict[str, Any]]:
         script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": pause_s, "command": ["resume", None]}]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -100,3 +102,22 @@ def test_nine_plans_train_one_model(execute, few_figures: None) -> None:
     pictures = [output.get("data", {}).get("text/html", "") for output in cells["plans-06"].outputs]
     assert len(pictures) == 4 and all("<svg" in picture for picture in pictures)
     assert "estimated step" in "".join(str(output.get("data", "")) for output in cells["plans-10"].outputs)
+
+
+def test_three_hangs_are_found_by_asking_why(execute, few_figures: None) -> None:
+    runs, executed = execute("10_when_it_hangs.ipynb", steps=40)
+    assert {name: run.status for name, run in runs.items()} == {"late": "finished", "orphaned": "failed"}
+    assert runs["late"].last_step == 40
+    cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+
+    def told(cell: str) -> str:
+        return "".join(str(output.get("data", {}).get("text/plain", "")) for output in cells[cell].outputs)
+
+    assert "rank 1 has not entered all_reduce no. " in told("hangs-06") and "it has finished its cell" in told(
+        "hangs-06"
+    )
+    assert "cell finished (1,) (0,)" in cells["hangs-08"].outputs[0]["text"]
+    assert re.search(
+        r"rank 1 has not entered .*: it is in data loading, line \d+ of the cell in __getitem__", told("hangs-11")
+    )
+    assert "failed at step" in told("hangs-17") and "on rank 1: killed by signal 9 (SIGKILL)" in told("hangs-17")

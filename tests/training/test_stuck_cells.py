@@ -16,6 +16,10 @@ from workbench.cluster.session import Session
 from workbench.core.live.collective_row import read_live
 from workbench.errors import CellError, RunError
 
+FUNCTIONAL = "from torch.distributed import _functional_collectives as fc"
+TENSORS = (
+    "from torch.distributed.tensor import DTensor, Partial, init_device_mesh; mesh = init_device_mesh('cpu', (2,))"
+)
 SUM = "import torch, torch.distributed as dist\nx = torch.ones(3)\ndist.all_reduce(x)\nx.tolist()"
 
 
@@ -80,6 +84,18 @@ def test_arguments_that_ranks_may_leave_out_do_not_differ(two_ranks: Session) ->
         ("dist.all_reduce(torch.ones(3 + rank))", ("all_reduce of 3 float32", "all_reduce of 4 float32")),
         ("dist.broadcast(x, 0) if rank else dist.all_reduce(x)", ("broadcast of 3 float32", "all_reduce of 3 float32")),
         ("dist.all_reduce(x.double() if rank else x)", ("float64", "float32")),
+        (
+            f"{FUNCTIONAL}; fc.all_reduce(torch.ones(3 + rank), 'sum', dist.group.WORLD).tolist()",
+            ("all_reduce of 3 float32", "all_reduce of 4 float32"),
+        ),
+        (
+            f"{FUNCTIONAL}; fc.all_gather_single(x, 0, [0, 1]) if rank else dist.all_reduce(x)",
+            ("all_gather_single of 3 float32", "all_reduce of 3 float32"),
+        ),
+        (
+            f"{TENSORS}; DTensor.from_local(torch.ones(3 + rank), mesh, [Partial()], run_check=False).full_tensor()",
+            ("all_reduce of 3 float32", "all_reduce of 4 float32"),
+        ),
     ],
 )
 def test_collectives_that_differ_are_told_on_both_sides(two_ranks: Session, code: str, words: tuple[str, str]) -> None:
@@ -88,6 +104,7 @@ def test_collectives_that_differ_are_told_on_both_sides(two_ranks: Session, code
     with pytest.raises(CellError, match=r"CollectiveMismatchError: collective \d+ of group world") as told:
         result.raise_on_error()
     assert all(word in told.value.evalue for word in words) and "line 1 of the cell" in told.value.evalue
+    assert "record.py" not in told.value.traceback and "functional.py" not in told.value.traceback
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import workbench
+from tests.training.faults.machine import throttled
 from workbench.cli.main import main
 from workbench.cluster import releases
 from workbench.cluster.faults import fault
@@ -26,9 +28,9 @@ LATE = (
     "if rank == 0:\n    input_of.read()\nloss.backward()"
 )
 DIFFERENT = (
-    "from torch.distributed import _functional_collectives as fc\n"
-    "world = torch.distributed.group.WORLD\n"
-    "(fc.all_reduce(x, 'sum', world) if rank else fc.all_gather_tensor(x, 0, world)).tolist()"
+    "operators, name = torch.ops._c10d_functional, torch.distributed.group.WORLD.group_name\n"
+    "operators.wait_tensor(operators.all_reduce(x, 'sum', name) if rank else "
+    "operators.all_gather_into_tensor(x, 2, name)).tolist()"
 )
 
 
@@ -66,6 +68,18 @@ def test_collectives_that_only_torch_recorded(two_ranks: Session) -> None:
     assert "in its place" in found.sentence and {"all_gather", "all_reduce"} <= set(found.sentence.split())
     releases.interrupt(different, signal=two_ranks.interrupt, call=two_ranks.call)
     assert different.wait_until_finished(60)
+
+
+def test_a_rank_that_gets_no_core(two_ranks: Session) -> None:
+    two_ranks.execute(MODEL).raise_on_error()
+    with throttled(two_ranks.pids[1]) as is_throttled:
+        if not is_throttled:
+            pytest.skip("no right to make a cgroup, which takes a rank's core away")
+        late = two_ranks.submit("if rank:\n    while x.sum() > 0:\n        pass\ntorch.distributed.all_reduce(x)")
+        found = verdict_of(Cause.STARVED, "rank 1 has not entered all_reduce no. ")
+        assert re.search(r"it gets no core for \d+ % of the time", found.sentence) and "of the cell" in found.sentence
+    releases.interrupt(late, signal=two_ranks.interrupt, call=two_ranks.call)
+    assert late.wait_until_finished(60)
 
 
 def test_a_cell_that_stalls_says_so_below_itself(

@@ -29,6 +29,9 @@ class Job(Protocol):
     def step_of(self, rank: int) -> int | None:
         """Returns the last step that a rank finished, or None before its first."""
 
+    def give_up(self) -> None:
+        """Records that a person interrupts it: it is not to be started again, however its ranks end."""
+
 
 def wait_for_release(current: Callable[[], Job | None]) -> None:
     """Waits until a job that is over has released the ranks, for its ``release_timeout_s`` at most.

@@ -22,6 +22,8 @@ from typing import Any
 
 from workbench.cluster import releases
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.interrupts import deferred_interrupt
+from workbench.cluster.base.processes import is_stopped
 from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cell_group import CellGroup
 from workbench.cluster.cells import CellResult, Submission, wait_until_done
@@ -38,6 +40,8 @@ from workbench.errors import CellTimeoutError, ClusterError, RanksBusyError, for
 
 #: seconds in which a rank that was killed has ended
 _END_TIMEOUT_S = 10.0
+#: seconds that ranks have to answer an interrupt before a second one ends those that run
+_ANSWER_S = 0.5
 
 
 class Session:
@@ -239,7 +243,7 @@ class Session:
 
     def _renew(self, placement: Placement, renewal: Renewal) -> None:
         """Starts the ranks that are missing, and tells the others. After an error the session is down."""
-        self._free(renewal.kept)
+        self.free(renewal.kept)
         self._roster.forget_deaths()
         self.placement, self.renewal = placement, renewal
         self._group.mark_left()
@@ -250,11 +254,16 @@ class Session:
             self.down()
             raise
 
-    def _free(self, ranks: Sequence[int]) -> None:
-        """Ends cells that wait for a rank that died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
+    def free(self, ranks: Sequence[int]) -> None:
+        """Ends cells of which a rank has died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
         for submission in self._submissions:
             if submission.dead_ranks() and not submission.done():
-                releases.interrupt(submission, signal=self.interrupt, call=self.call)
+                try:
+                    releases.interrupt(submission, signal=self.interrupt, call=self.call)
+                except ClusterError:
+                    if self._server.alive:
+                        raise
+                    submission.wait_until_finished(_END_TIMEOUT_S)  # it has ended, and all ranks with it
         self.check_free(ranks)
 
     def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
@@ -347,10 +356,15 @@ class Session:
         submission = Submission(code, targets)
         if in_group:
             submission.on_first_error(lambda failed: releases.release_waiting(failed, self.call))
-        self._submissions = [other for other in self._submissions if not other.done()] + [submission]
-        self._connection.send(submission)
-        for rank in set(targets) & set(self.dead):  # ranks that died since the check
-            submission.mark_dead(rank, self.dead[rank])
+        try:
+            with deferred_interrupt():  # a cell that was sent to some ranks could not be interrupted
+                self._submissions = [other for other in self._submissions if not other.done()] + [submission]
+                self._connection.send(submission)
+                for rank in set(targets) & set(self.dead):  # ranks that died since the check
+                    submission.mark_dead(rank, self.dead[rank])
+        except KeyboardInterrupt:
+            self.interrupt_cell(submission)
+            raise
         return submission
 
     def ask(self, code: str, ranks: Sequence[int] | None = None, timeout: float | None = None) -> CellResult:
@@ -398,6 +412,7 @@ class Session:
         try:
             releases.interrupt(submission, signal=self.interrupt, call=self.call)
         except KeyboardInterrupt:
+            submission.wait_until_finished(_ANSWER_S)  # some may be about to end
             running = submission.running_ranks()
             if not running:
                 return
@@ -407,6 +422,22 @@ class Session:
             print(f"interrupt: {format_ranks(running)} ended and started anew", file=sys.stderr, flush=True)
             self.restart_ranks(running, "ended by a second interrupt")
             print(f"interrupt: {self.renewal}", file=sys.stderr, flush=True)
+
+    def interrupt_job(self) -> None:
+        """Interrupts the training, which is not started again: SIGINT to its ranks, then their collectives are broken.
+
+        Waits 3 s at most; the rest is ended by what watches the training. Ctrl-C meanwhile kills the ranks that train.
+        """
+        if self.job is None:
+            return
+        self.job.give_up()
+        for submission in [each for each in self._submissions if not each.done()]:
+            try:
+                releases.interrupt(submission, signal=self.interrupt, call=self.call)
+            except KeyboardInterrupt:
+                running = submission.running_ranks()
+                print(f"interrupt: {format_ranks(running)} ended", file=sys.stderr, flush=True)
+                self.end_ranks(running, "ended by a further interrupt")
 
     def push(self, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
         """Sets variables in the namespace of ranks (default: all)."""
@@ -478,7 +509,7 @@ class Session:
         return None if self.job is None else self.job.name
 
     def check_free(self, ranks: Sequence[int]) -> None:
-        """Raises ``RanksBusyError`` while a run is training, or one of ``ranks`` is running a cell.
+        """Raises ``RanksBusyError`` while a run is training, or one of ``ranks`` is running a cell or is stopped.
 
         When the run has just ended, waits until it has released the ranks.
         """
@@ -493,6 +524,12 @@ class Session:
                 f"{format_ranks(running)} still runs an earlier cell: wait for it, interrupt it (session.interrupt()), "
                 "or restart the ranks with %dist_down and %dist_up"
             )
+        for rank, pid in self.pids.items():
+            if rank in ranks and rank not in self.dead and is_stopped(pid):
+                raise RanksBusyError(
+                    f"rank {rank} is stopped by a signal (SIGSTOP, process {pid}): %dist_fault continue, or kill -CONT "
+                    f"{pid}, lets it go on"
+                )
 
     def _ranks_with_cells(self) -> set[int]:
         return {rank for each in list(self._submissions) for rank in each.running_ranks()}

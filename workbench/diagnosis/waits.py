@@ -13,7 +13,7 @@ from workbench.diagnosis.view import RankView
 #: a process that waits uses less than this share of a core
 _IDLE_CORES = 0.5
 #: the innermost call of a thread that waits in torch, whose functions are called through our record
-_TORCH = ("/torch/", "/engine/collectives/record.py")
+_TORCH = ("/torch/", "/engine/collectives/record.py", "/engine/collectives/functional.py")
 #: files in which a rank waits for others at the end of a step
 _AGREEMENT = ("/agree/shared_slots.py", "/observed/agreement.py")
 

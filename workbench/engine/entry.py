@@ -159,6 +159,7 @@ def _train(
         strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
+        control: AgreedControl | None = None
         recorder = recorder_of(path, spec, strategy)
         try:
             workload = _agreed_workload(path, spec, strategy)
@@ -212,11 +213,18 @@ def _train(
             return trainer.run(), trainer.reason
         except BaseException as error:
             failed(error)
+            _leave(control)
             raise
         finally:
             for observer in observers:
                 observer.close()
             strategy.close()
+
+
+def _leave(control: AgreedControl | None) -> None:
+    """Let no other rank wait for this one, which fails."""
+    if control is not None:
+        control.leave()
 
 
 def _rehearse(spec: TrainSpec, workload: Workload, strategy: Strategy, exchange: Exchange) -> None:

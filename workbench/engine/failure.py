@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from workbench.engine import collectives
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.share.share import ShareFailed
 from workbench.errors import CollectiveReleasedError, WorkbenchError
@@ -33,11 +35,15 @@ def failure_of(error: BaseException, cell: Path) -> dict[str, Any]:
     return failure(type(error).__name__, text, _traceback_of_user(error, cell), peer=is_peers)
 
 
+#: the code between the user's line and a collective, which says nothing
+_RECORDING = f"{Path(collectives.__file__).parent}{os.sep}"
+
+
 def _traceback_of_user(error: BaseException, cell: Path) -> str:
     """The traceback as text, from the first frame of the cell on when the cell raised; none for an error of ours that
     it has no part in, whose message says what to change."""
     entries = traceback.TracebackException.from_exception(error)
-    frames = list(entries.stack)
+    frames = [frame for frame in entries.stack if not frame.filename.startswith(_RECORDING)]
     own = [index for index, frame in enumerate(frames) if frame.filename == str(cell)]
     if own:
         entries.stack = traceback.StackSummary.from_list(frames[own[0] :])

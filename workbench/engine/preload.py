@@ -20,6 +20,7 @@ from workbench.errors import ClusterError, ConfigError
 #: needed by the first step of a rank of any framework that trains torch modules
 COMMON = (
     "workbench.engine.process_group",
+    "workbench.engine.collectives.functional",
     "workbench.engine.collectives.release",
     "workbench.engine.faults.planted",
     "workbench.engine.watch.torch.gradient_statistics",
@@ -79,11 +80,12 @@ def _begin_rank() -> None:
 
     from workbench.core.live.collective_row import DIRECTORY
     from workbench.core.live.rank_row import tellers
-    from workbench.engine.collectives import flight, record
+    from workbench.engine.collectives import flight, functional, record
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if os.environ.get(DIRECTORY):
         record.install(os.environ[DIRECTORY])
+        functional.wrap()
         tellers[:] = [flight.recorded]
 
 

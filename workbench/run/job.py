@@ -107,6 +107,10 @@ class TrainingJob:
     def _may_restart(self) -> bool:
         return self._restart is not None and self._restarts < self._most_restarts
 
+    def give_up(self) -> None:
+        """Record that a person interrupts the run: it is not started again, however its ranks end."""
+        self._most_restarts = 0
+
     def rank_died(self, rank: int, reason: str) -> None:
         """Record that the process of a rank died. Ranks that the run does not use are ignored."""
         if rank < self._ranks:

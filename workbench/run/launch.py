@@ -81,14 +81,14 @@ def _restart(job: TrainingJob) -> None:
 
 
 def resolved(options: Mapping[str, Any], *, config: str | Path | None = None, cell: str | None = None) -> Request:
-    """Resolve the options of a run for the ranks that are up, or that this machine has. Arguments and errors: see
-    ``train``; ``RanksBusyError`` where they are in use."""
+    """Resolve the options of a run for the ranks that are up, or that this machine has, and end cells of which a rank
+    has died. Arguments and errors: see ``train``; ``RanksBusyError`` where the ranks are in use."""
     session = Session.current()
     up = 0 if session is None else session.n
     most = up or default_ranks(describe_host())
     request = resolve(options, config=config, cell=cell, default_ranks=most)
     if session is not None:
-        session.check_free(range(request.spec.plan.ranks))
+        session.free(range(request.spec.plan.ranks))
     return request
 
 

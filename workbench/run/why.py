@@ -46,6 +46,9 @@ def why_run(run: Run) -> Diagnosis:
     status = run.status
     if state.ended(status):
         return _of_the_end(run, status)
+    session = Session.current()
+    if session is not None and isinstance(session.job, TrainingJob) and session.job.path == run.path:
+        return why_session(session)  # also before its ranks have logged where they are
     directory = live_directory(run)
     if directory is None:
         raise RunError(

@@ -103,6 +103,15 @@ def reap() -> Iterator[tuple[int, int]]:
         yield os.waitpid(ended.si_pid, 0)
 
 
+def is_stopped(pid: int) -> bool:
+    """Returns whether a process is stopped, by a signal or a debugger; False where that cannot be told."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text[text.rindex(")") + 2] in "Tt"
+
+
 def kill_group(leader: int) -> None:
     """Sends SIGKILL to the process group of a child of ``fork``. Does nothing when the group has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):

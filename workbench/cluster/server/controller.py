@@ -12,8 +12,9 @@ from workbench.cluster.base.protocol import ControllerReady, StartController, en
 
 #: An engine counts as connected after its second heartbeat, so a short period makes ranks start faster.
 HEARTBEAT_MS = 100
-#: Large, so that a busy machine does not look dead. The rank server reports the end of a rank without heartbeats.
-HEARTBEAT_MISSES = 600
+#: A day, so that neither a busy machine nor a rank that is stopped looks dead. The rank server reports the end of a
+#: rank without heartbeats.
+HEARTBEAT_MISSES = 864_000
 
 
 def run_controller(request: StartController, ready: int) -> None:

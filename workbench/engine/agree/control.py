@@ -103,14 +103,22 @@ class AgreedControl:
         return self._reader.read(self._told[0])
 
     def wait(self) -> list[Command | BadLine]:
-        """While paused: sleep until something is asked, half a second at most. The same list on every rank."""
+        """While paused: sleep until something is asked, half a second at most. The same list on every rank. Raises
+        ``PeerLostError`` when a rank of this host has ended."""
         if self._rank == 0:
+            if self._slots is not None:
+                self._slots.check()
             deadline = time.monotonic() + HEARTBEAT_S
             before = self._told[0]
             while self._reader.size() <= before and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.post(self.rider)
         return self.take(patient=True)
+
+    def leave(self) -> None:
+        """Say that this rank fails, so that others on its host do not wait for it."""
+        if self._slots is not None:
+            self._slots.leave()
 
     def summed(self, first: float, second: float) -> tuple[float, float]:
         """The sums of what the ranks pass, in double precision and alike on all of them. All ranks ask at the same

@@ -30,6 +30,8 @@ _CELL = struct.Struct("<q")  # number of messages that a rank has read
 _PROCESS = struct.Struct("<q")  # process id of a rank
 _NUMBERS, _BITS = struct.Struct("<dd"), struct.Struct("<qq")
 _MASK = (1 << 62) - 1
+#: in place of the process id of a rank that has left
+_LEFT = -1
 #: seconds between two reads while waiting for a message: at first, later, and when "later" begins
 _SHORT_S, _LONG_S, _LONG_AFTER_S = 0.0001, 0.1, 0.1
 _ALIVE_EVERY_S = 1.0
@@ -155,8 +157,16 @@ class SharedSlots:
                 f"rank(s) {late} did not come to the end of a step that others reached {waited_s:.0f} s ago"
             )
 
+    def leave(self) -> None:
+        """Say that this rank says nothing more: ranks that wait for it get a ``PeerLostError``."""
+        _PROCESS.pack_into(self._map, self._process(self._rank), _LEFT)
+
+    def check(self) -> None:
+        """Raise ``PeerLostError`` when a rank has ended, or has left."""
+        self._check_peers([rank for rank in range(self._ranks) if rank != self._rank], 0.0)
+
     def lives(self, rank: int) -> bool:
-        """Whether a rank's process is visible from this one and alive."""
+        """Whether a rank's process is visible from this one and alive, and the rank has not left."""
         (process,) = _PROCESS.unpack_from(self._map, self._process(rank))
         return Path(f"/proc/{process}").exists()
 

@@ -1,7 +1,7 @@
 """Collectives of a rank are recorded in its row, compared with those of the others, and can be broken from within.
 
-``install`` wraps the functions of ``torch.distributed`` in a rank. Collectives that bypass these (functional ones of
-FSDP2 and DTensor, DDP's reducer) are neither recorded nor compared, but broken like others.
+``install`` wraps the functions of ``torch.distributed`` in a rank; ``functional`` adds the functional ones. Collectives
+that bypass both (DDP's reducer, those of compiled code) are neither recorded nor compared, but broken like others.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ FUNCTIONS = {
 #: members on each side of this rank, in the order of the group, whose collectives are compared with its own: where
 #: the collectives of a group differ at all, those of two neighbours do
 _NEIGHBOURS = 4
+#: functions that do the same as another -> that one
+_SAME = {"all_gather_into_tensor": "all_gather_single", "reduce_scatter_tensor": "reduce_scatter_single"}
 #: descriptions of collectives that are kept
 _MOST_TEXTS = 4096
 
@@ -130,6 +132,7 @@ class Record:
     def run(self, kind: str, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
         """Calls the collective, recorded. Raises ``CollectiveMismatchError`` before it, where another rank is in
         another one, and ``CollectiveReleasedError`` when it was broken, or a member of the group cannot come."""
+        __tracebackhide__ = True
         if self._depth or threading.get_ident() != self._main:
             return upstream(*args, **options)
         function = FUNCTIONS[kind]
@@ -149,6 +152,7 @@ class Record:
 
     def await_work(self, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
         """Waits for an asynchronous collective, recorded as the call that began it, if that was recorded."""
+        __tracebackhide__ = True
         if self._depth or threading.get_ident() != self._main:
             return upstream(*args, **options)
         entry = self._works.get(args[0])
@@ -160,6 +164,7 @@ class Record:
             raise self._explained(error, "a collective") from None
 
     def _wait(self, entry: _Entry, upstream: Callable[..., Any], args: Any, options: Any, *, compares: bool) -> Any:
+        __tracebackhide__ = True
         if self.failed and self._told_of == current_cell.current():
             self._raise_if_missing(entry)
         self._row.enter(entry.group.key, entry.number, entry.signature, entry.text, time.monotonic())
@@ -183,6 +188,7 @@ class Record:
         return CollectiveReleasedError(f"{self.released}; this rank was released from {words}")
 
     def _raise_if_missing(self, entry: _Entry) -> None:
+        __tracebackhide__ = True
         missing = sorted(self.failed.keys() & set(entry.group.members))
         if missing:
             raise CollectiveReleasedError(f"{self.failed[missing[0]]}; this rank did not enter {entry.words}")
@@ -222,6 +228,7 @@ class Record:
         return self.connections.noting(make, args, options)
 
     def _compare(self, entry: _Entry) -> None:
+        __tracebackhide__ = True
         known, number = entry.group, entry.number
         for peer in known.neighbours:
             reader = self._reader(peer)
@@ -275,7 +282,7 @@ def _described(kind: str, known: _Group, tensor: Any, details: list[Any], *, pla
 def _signature(kind: str, tensor: Any, detail: str) -> int:
     """Returns a number that differs between calls that do not match: of another function, operation, size or dtype."""
     compared = (tensor.numel(), tensor.dtype) if FUNCTIONS[kind].compared and tensor is not None else ""
-    return zlib.crc32(f"{kind} {compared} {detail}".encode())
+    return zlib.crc32(f"{_SAME.get(kind, kind)} {compared} {detail}".encode())
 
 
 #: the record of this process, once it is a rank
@@ -290,6 +297,7 @@ def current() -> Record | None:
 def _recorded(kind: str, upstream: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(upstream)
     def collective(*args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
         if not _record or torch.compiler.is_compiling():
             return upstream(*args, **options)
         return _record[0].run(kind, upstream, args, options)
@@ -308,6 +316,7 @@ def _wrap() -> None:
     wait = dist.Work.wait
 
     def wait_recorded(*args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
         return _record[0].await_work(wait, args, options) if _record else wait(*args, **options)
 
     dist.Work.wait = wait_recorded  # type: ignore[method-assign]
