@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from magics.words import parse
+from workbench.cluster.session import Session
 from workbench.diagnosis.diagnosis import Diagnosis
 from workbench.run.why import why
 
@@ -24,4 +27,8 @@ class WhyMagics(Magics):
         each rank, also of one whose native code holds the interpreter's lock. While a cell blocks the notebook,
         ``workbench why`` in a terminal tells the same.
         """
-        return why(parse(self.dist_why, line).run)
+        run = parse(self.dist_why, line).run
+        found = why(run)
+        if run is None and Session.current() is None:
+            print("this notebook has no ranks: this is of the newest ranks of yours on this host", file=sys.stderr)
+        return found

@@ -2,6 +2,8 @@
 
 import os
 import queue
+import random
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -115,9 +117,41 @@ def test_interrupt_of_a_sleeping_cell(ranks):
     assert ranks.execute("print('after')")[1].stdout == "after\n"
 
 
-def test_ctrl_c_reaches_the_ranks(ranks):
-    import signal
+def test_an_interrupt_at_any_moment_loses_no_reply(ranks):
+    """Interrupts that come while nothing, the kernel's own code or a cell runs: a cell ends well, or is interrupted."""
+    ends = []
+    storm = threading.Event()
 
+    def interrupt_on_and_on():
+        numbers = random.Random(0)
+        while not storm.wait(numbers.uniform(0.0, 0.004)):
+            ranks.interrupt()
+
+    thread = threading.Thread(target=interrupt_on_and_on)
+    thread.start()
+    try:
+        for _ in range(60):
+            outputs = ranks.execute("1 + 1\n2 + 2", timeout=300)
+            ends += [each.error.ename if each.error else each.result for each in outputs.outputs.values()]
+    finally:
+        storm.set()
+        thread.join()
+    assert set(ends) <= {"4", "KeyboardInterrupt"} and len(ends) == 120
+    assert [each.result for each in ranks.execute("'after'").outputs.values()] == ["'after'"] * 2
+
+
+def test_an_interrupt_that_overtakes_its_cell_ends_it(ranks):
+    """A thread that holds the interpreter's lock lets a rank's kernel see the interrupt before the cell."""
+    holds = "threading.Timer(0.2, ctypes.PyDLL(None).usleep, [1_500_000])"
+    assert ranks.execute(f"import ctypes, threading; {holds}.start()").ok
+    time.sleep(0.5)
+    submission = ranks.submit("import time; time.sleep(600)")
+    ranks.interrupt()
+    assert submission.wait_until_finished(300)
+    assert {each.error.ename for each in submission.result().outputs.values()} == {"KeyboardInterrupt"}
+
+
+def test_ctrl_c_reaches_the_ranks(ranks):
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):

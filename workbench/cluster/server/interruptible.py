@@ -1,0 +1,100 @@
+"""Interrupts of a rank reach the user's code, and nothing else that its kernel does.
+
+A ``KeyboardInterrupt`` in the kernel's own code, just before or after a cell, would lose the cell's reply, and the rank
+would be busy for good. ipykernel itself lets SIGINT through all the while that it handles a message.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from jupyter_client.jsonutil import parse_date
+
+
+class Interruptible:
+    """Raises ``KeyboardInterrupt`` in cells and calls of a kernel only.
+
+    An interrupt that comes before the user's code, also one that overtakes the message with the cell, is raised when
+    that begins. One that comes after it, or while nothing runs, is dropped.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._handles = False  # whether the kernel handles a message
+        self._runs = False  # whether the user's code runs
+        self._waits = False  # whether an interrupt waits for the user's code to begin
+        self._dropped_at = 0.0
+        self._run_nodes = kernel.shell.run_ast_nodes
+        self._do_apply = kernel.do_apply
+        kernel.shell.run_ast_nodes = self._nodes
+        kernel.do_apply = self._apply
+        kernel.pre_handler_hook = self._begin
+        kernel.post_handler_hook = self._end
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._runs:
+            raise KeyboardInterrupt
+        if self._handles:
+            self._waits = True
+        else:
+            self._dropped_at = time.time()
+
+    def _begin(self) -> None:
+        signal.signal(signal.SIGINT, self._interrupt)  # also where a cell has set another handler
+        sent = parse_date(self._kernel.get_parent("shell")["header"]["date"])
+        self._waits = sent.timestamp() < self._dropped_at
+        self._dropped_at = 0.0
+        self._handles = True
+
+    def _end(self) -> None:
+        self._handles = self._waits = False
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    @contextmanager
+    def _user_code(self) -> Iterator[None]:
+        before = self._runs
+        try:
+            self._runs = True
+            if self._waits:
+                self._waits = False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._runs = before
+
+    async def _nodes(self, nodes: list[Any], name: str, *args: Any, result: Any = None, **options: Any) -> bool | None:
+        """As ``InteractiveShell.run_ast_nodes``."""
+        ended: list[bool | None] = []
+        try:
+            with self._user_code():
+                ended.append(await self._run_nodes(nodes, name, *args, result=result, **options))
+        except KeyboardInterrupt:  # before the first line, while a traceback is made, or after the last line
+            if not ended:
+                interrupt = KeyboardInterrupt()
+                if result is not None:
+                    result.error_in_exec = interrupt
+                self._kernel.shell.showtraceback((KeyboardInterrupt, interrupt, None))
+                return True
+        return ended[0]
+
+    def _apply(self, *args: Any) -> Any:
+        """As ``IPythonParallelKernel.do_apply``."""
+        ended: list[Any] = []
+        try:
+            with self._user_code():
+                ended.append(self._do_apply(*args))
+        except KeyboardInterrupt:
+            if not ended:
+                return {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}, []
+        return ended[0]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Lets interrupts reach cells of this rank only. It needs the main thread."""
+    Interruptible(shell.kernel)
