@@ -17,7 +17,9 @@ class FaultMagics(Magics):
 
     @magic_arguments()
     @TARGETS
-    @argument("--for", dest="for_s", type=float, default=5.0, metavar="SECONDS", help="of delay (default: 5)")
+    @argument(
+        "--for", dest="for_s", type=float, default=5.0, metavar="SECONDS", help="how long a delay lasts (default: 5)"
+    )
     @argument("fault", choices=tuple(FAULTS), help="kill, stop, continue, delay, drop (connections) or nan")
     @line_magic
     def dist_fault(self, line: str) -> None:

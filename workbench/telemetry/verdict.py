@@ -114,7 +114,7 @@ def _finished(table: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
 
 
 def _too_few(steps: int) -> str:
-    return f"Verdict after {WARM_UP + ENOUGH} measured steps ({steps} so far)."
+    return f"Too few measured steps for a verdict: {steps} of {WARM_UP + ENOUGH}."
 
 
 def _newest(posted: pd.Series | None, mesh: Mesh) -> pd.DataFrame | None:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from types import FrameType
 from typing import Any
 
@@ -48,7 +49,7 @@ class Interruptible:
     def _begin(self) -> None:
         signal.signal(signal.SIGINT, self._interrupt)  # also where a cell has set another handler
         sent = parse_date(self._kernel.get_parent("shell")["header"]["date"])
-        self._waits = sent.timestamp() < self._dropped_at
+        self._waits = isinstance(sent, datetime) and sent.timestamp() < self._dropped_at
         self._dropped_at = 0.0
         self._handles = True
 
