@@ -56,12 +56,14 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value) if held is None else rebuilt(value, [mapped(function, entry) for _, entry in held])
 
 
-def arrays_in(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor and array of at least one dimension with its place, in order."""
+def arrays_in(value: Any, place: str = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """Every tensor and array of at least one dimension with its place, in order. ``above``: the ids of containers that
+    hold ``value``, of which none is looked through again."""
     if is_array(value):
         yield place, value
-    for name, entry in entries(value) or ():
-        yield from arrays_in(entry, place + name)
+    if id(value) not in above:
+        for name, entry in entries(value) or ():
+            yield from arrays_in(entry, place + name, above | {id(value)})
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -78,11 +78,13 @@ class Epochal(Protocol):
 
 
 class KeptState(Protocol):
-    """What a cell keeps beside its model, for checkpoints. ``names``: variables that are held; ``left_out``: those of
-    objects that may change and are not held."""
+    """What a cell keeps beside its model, for checkpoints. ``names``: variables that are held."""
 
     names: list[str]
-    left_out: list[str]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The variables that are not held, and that the training has changed."""
 
     def capture(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The state as JSON types by name, and the tensors that these refer to."""

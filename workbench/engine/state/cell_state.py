@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from workbench.engine.base.containers import arrays_in
 from workbench.engine.share.regions import is_shared
+from workbench.engine.state.contents import fingerprint
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
 from workbench.errors import ConfigError, RunError
 
@@ -47,19 +48,25 @@ class CellState:
             if unknown:
                 raise ConfigError(f"state names {', '.join(unknown)}, which the cell does not define", field="state")
             self.names = list(dict.fromkeys(chosen))
-            self.left_out: list[str] = []
+            self._without: dict[str, Hashable] = {}
         else:
             own = {id(defined[name]) for name in _DATA if name in defined}
             own |= {id(value) for value in elsewhere}
             own |= {id(value) for name in _SAVED_ELSEWHERE if name in defined for value in _with_parts(defined[name])}
             others = {name: value for name, value in defined.items() if id(value) not in own and name[:2] != "__"}
             self.names = [name for name, value in others.items() if self._is_state(value)]
-            #: mutable objects of the cell that no checkpoint holds
-            self.left_out = [n for n, value in others.items() if n not in self.names and _may_change(value)]
+            may_change = {n: value for n, value in others.items() if n not in self.names and _may_change(value)}
+            #: objects of the cell that no checkpoint holds -> what they held at first
+            self._without = {name: fingerprint(value) for name, value in may_change.items()}
         for name in self.names:
             if isinstance(defined[name], torch.nn.Module):
                 state = defined[name].state_dict(keep_vars=True)
                 self._shared[name] = {key for key, value in state.items() if self._is_elsewhere(value)}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The variables that no checkpoint holds and that have changed since the training began."""
+        return [name for name, before in self._without.items() if fingerprint(self._namespace.get(name)) != before]
 
     def _is_elsewhere(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and (
@@ -87,7 +94,7 @@ class CellState:
                 plain[name] = to_plain(_without_tensors(state, name, found))
             except NotPlainError:
                 self.names.remove(name)
-                self.left_out.append(name)
+                self._without[name] = None
             else:
                 tensors |= found
         return plain, tensors

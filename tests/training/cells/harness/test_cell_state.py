@@ -33,7 +33,7 @@ import copy
 teacher = copy.deepcopy(model).requires_grad_(False)
 queue = torch.zeros(0, 1)
 mean = torch.zeros(1)
-names = {"a": 1}
+names, limits = {"a": 1}, {"a": 1}
 class Counter:
     value = 0
     def state_dict(self):
@@ -51,6 +51,7 @@ def loss_fn(model, batch):
         queue = torch.cat([queue, outputs.detach().mean(0, keepdim=True)])[-3:]
         mean.mul_(0.5).add_(0.5 * inputs.mean())
         counter.value += 1
+        names[counter.value] = 1
     history = queue.mean() + mean + counter.value / 10
     return ((outputs - targets - history) ** 2).mean() + ((outputs - teacher(inputs)) ** 2).mean()
 """
