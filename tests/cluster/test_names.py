@@ -46,7 +46,7 @@ def test_tab_completes_names_of_ranks_in_their_cells_only(ranks, shell):
     submission = ranks.submit("import time; time.sleep(60)")
     assert offered(shell, "%%dist\nzebra") == []  # ranks that are busy are not waited for
     ranks.interrupt()
-    submission.wait(60)
+    assert submission.wait_until_finished(300)
 
 
 def test_a_captured_cell_keeps_output_and_values_by_rank(ranks, shell, capsys):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 NAME = "phase_bars"
-TITLE = f"Step time by phase, latest measured steps (at most {WINDOW})"
+TITLE = f"Step time by phase, last {WINDOW} measured steps"
 TAB = "ranks"
 AXIS = ""
 EMPTY = "No phases were recorded: train with --monitor light or full."

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
-from transformers import BatchEncoding
 
 from workbench.engine.base.batch import StandIn, contents
 from workbench.engine.data.batches import samples_in, split
@@ -225,6 +224,8 @@ def test_every_container_keeps_its_type_and_every_leaf_is_cut() -> None:
 
 
 def test_what_a_tokenizer_returns_keeps_its_attributes() -> None:
+    from transformers import BatchEncoding
+
     batch = BatchEncoding({"input_ids": X, "labels": Y, "texts": list("abcd")})
     for part, rows in zip(split(batch, 2), (slice(0, 2), slice(2, 4)), strict=True):
         assert type(contents(part)) is BatchEncoding
