@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -48,51 +46,53 @@ class Interruptible:
 
     def _begin(self) -> None:
         signal.signal(signal.SIGINT, self._interrupt)  # also where a cell has set another handler
-        sent = parse_date(self._kernel.get_parent("shell")["header"]["date"])
-        self._waits = isinstance(sent, datetime) and sent.timestamp() < self._dropped_at
-        self._dropped_at = 0.0
         self._handles = True
+        sent = parse_date(self._kernel.get_parent("shell")["header"]["date"])
+        if isinstance(sent, datetime) and sent.timestamp() < self._dropped_at:
+            self._waits = True
+        self._dropped_at = 0.0
 
     def _end(self) -> None:
         self._handles = self._waits = False
         signal.signal(signal.SIGINT, self._interrupt)
 
-    @contextmanager
-    def _user_code(self) -> Iterator[None]:
-        before = self._runs
-        try:
-            self._runs = True
-            if self._waits:
-                self._waits = False
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._runs = before
+    def _enter(self) -> None:
+        """The user's code begins: raises the interrupt that waits for it."""
+        self._runs = True
+        if self._waits:
+            self._waits = False
+            raise KeyboardInterrupt
 
     async def _nodes(self, nodes: list[Any], name: str, *args: Any, result: Any = None, **options: Any) -> bool | None:
         """As ``InteractiveShell.run_ast_nodes``."""
-        ended: list[bool | None] = []
+        outer, ended = self._runs, []
         try:
-            with self._user_code():
-                ended.append(await self._run_nodes(nodes, name, *args, result=result, **options))
+            self._enter()
+            ended.append(await self._run_nodes(nodes, name, *args, result=result, **options))
         except KeyboardInterrupt:  # before the first line, while a traceback is made, or after the last line
+            self._runs = outer
             if not ended:
                 interrupt = KeyboardInterrupt()
                 if result is not None:
                     result.error_in_exec = interrupt
                 self._kernel.shell.showtraceback((KeyboardInterrupt, interrupt, None))
-                return True
+                ended.append(True)
+        finally:
+            self._runs = outer
         return ended[0]
 
     def _apply(self, *args: Any) -> Any:
         """As ``IPythonParallelKernel.do_apply``."""
-        ended: list[Any] = []
+        outer, ended = self._runs, []
         try:
-            with self._user_code():
-                ended.append(self._do_apply(*args))
+            self._enter()
+            ended.append(self._do_apply(*args))
         except KeyboardInterrupt:
+            self._runs = outer
             if not ended:
-                return {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}, []
+                ended.append(({"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}, []))
+        finally:
+            self._runs = outer
         return ended[0]
 
 
