@@ -1,7 +1,7 @@
 """Langevin dynamics: noise that an optimizer adds from a generator of its own, and a gradient hook from another, is the
 same on all ranks, as they hold the same weights."""
 
-from tests.training.cells.harness.case import Case
+from tests.training.cells.harness.case import LOSSES_ONLY, Case
 
 CASE = Case(
     cell="""
@@ -28,13 +28,6 @@ inputs = torch.randn(32, 6)
 dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
 criterion = nn.MSELoss()
 """,
-    plain="""
-for batch, _ in zip(batches(globals()), range(spec.steps)):
-    loss = loss_of(globals(), batch)
-    optimizer.zero_grad()
-    loss.backward()
-    losses.append(loss.item())
-    optimizer.step()
-""",
+    plain=LOSSES_ONLY,
     refused={"zero1": "looks at whole weights", "zero2": "looks at whole weights"},
 )

@@ -35,6 +35,8 @@ from workbench.engine.frameworks.torch_common.losses.terms import MOST_PARTS, Di
 _TOLD_STEPS = 3
 #: numbers that stand for what a loss is made of: sums over ranks of their squares are exact
 _KEYS = 2**16
+#: where the sums over ranks have: how many terms lack a place, what tells whether factors differ, and whether keys do
+_WITHOUT_PLACE, _FACTORS, _KEY_SUMS = -9, slice(-8, -3), slice(-3, None)
 #: of the square of a factor: below it, factors are equal
 _TOLERANCE = 1e-10
 
@@ -111,8 +113,8 @@ class LossAverage:
             agreed, *self._agreed = (total / self._mesh.world_size for total in summed[: 2 + MOST_PARTS])
             self._is_empty = agreed == 0 if self._parts == 1 else False
             self._estimate = _nonzero(agreed, 1.0)  # alike on all ranks, also where their shares differ in size
-            self._tell_if(self.is_new and _differ(summed[-8:-3]), "loss_factor", FACTOR)
-            self._tell_of_keys(_have_several_keys(summed[-3:]))
+            self._tell_if(self.is_new and _differ(summed[_FACTORS]), "loss_factor", FACTOR)
+            self._tell_of_keys(_have_several_keys(summed[_KEY_SUMS]))
         elif self._first_factor is not None and term.factor is not None:
             self._tell_if(_is_another(self._first_factor, term.factor), "loss_factor", FACTOR)
         key = self._key(term) if samples else None
@@ -166,10 +168,11 @@ class LossAverage:
         keys = [1.0, float(self._key(term)), float(self._key(term) ** 2)] if samples else [0.0] * 3
         summed = self._summed([count, samples, *placed, without_place, *_moments(term.factor), *keys])
         # the host waits for a device in the first steps only
-        is_known = self.is_new or isinstance(summed[-9], float)
-        if is_known and summed[-9] and len(self._places) == MOST_PARTS:
-            self._tell_if(True, "loss_by_samples", TOO_MANY_TERMS)
-        elif is_known and summed[-9]:
+        lacking = summed[_WITHOUT_PLACE]
+        is_known = self.is_new or isinstance(lacking, float)
+        if is_known and lacking and len(self._places) == MOST_PARTS:
+            self._tell("loss_by_samples", TOO_MANY_TERMS)
+        elif is_known and lacking:
             self._give_places(new)
             return self._agree(term, count, samples)
         return summed

@@ -235,9 +235,8 @@ def _count_of_part(part: Part, call: LossCall | None) -> Number | None:
     if part.divisor is None or (call is None and part.kind != "sum"):
         return None
     weights = None if call is not None else weights_of_sum(part.node)
-    divided_by = torch.where(
-        part.divisor.isinf(), 0, part.divisor
-    )  # infinite: 0 is divided by, in ``Recorded.divisions``
+    # infinite: it stands for 0, by which the cell divides (``Recorded.divisions``)
+    divided_by = torch.where(part.divisor.isinf(), 0, part.divisor)
     if weights is not None:  # what it is divided by may be clamped, not to divide by 0, or be a number of samples
         sizes = [size for size in sizes_of(part.node) if size > 1]
         is_size = (torch.tensor(sizes, device=divided_by.device) == divided_by).any()
