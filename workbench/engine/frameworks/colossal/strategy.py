@@ -17,6 +17,7 @@ from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightMatrix, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
+from workbench.engine.communication.checks import check_exchange
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.optimizers import check_distributed, is_distributed
@@ -66,6 +67,7 @@ class ColossalStrategy(Strategy):
     @classmethod
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         check_trainable(spec, workload)
+        check_exchange(spec, workload)
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
         if spec.plan.pp > 1 and workload.pipeline_split:
