@@ -1,4 +1,4 @@
-"""What ranks do in the tests of algorithms: train a small model by DistributedDataParallel, and count what they send."""
+"""What ranks do in the tests of algorithms: train a small model by DistributedDataParallel and count what is sent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 @contextmanager
 def counted(sent: list[tuple[str, int]]) -> Iterator[None]:
     """Notes the kind and the bytes of each collective that sends gradients."""
-    names = {"all_reduce": lambda args: args[0], "all_gather_into_tensor": lambda args: args[1]}
+    names = {"all_reduce": lambda args: args[0], "all_gather_single": lambda args: args[1]}
     before = {name: getattr(dist, name) for name in names}
 
     def noting(name: str) -> Any:

@@ -48,7 +48,7 @@ def test_all_ranks_have_the_same_weights(trained, text):
 @pytest.mark.parametrize("text", TEXTS)
 def test_it_sends_the_bytes_that_it_promises(trained, text):
     chosen = algorithms.chosen(text)
-    kinds = {"all_gather": "all_gather_into_tensor"}
+    kinds = {"all_gather": "all_gather_single"}
     kind = kinds.get(chosen.algorithm.collective, chosen.algorithm.collective)
     promised = chosen.message_bytes(list(SHAPES.values()))
     for step in trained[0][text]["sent"]:  # the first is reduced after backward, the others by DDP's buckets
@@ -56,6 +56,12 @@ def test_it_sends_the_bytes_that_it_promises(trained, text):
         assert sum(size for _, size in step) == promised
     whole = 4 * sum(math.prod(shape) for shape in SHAPES.values())
     assert promised < whole
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_it_keeps_the_memory_that_it_promises(trained, text):
+    kept = [np.size(tensor) for name, tensor in trained[0][text]["kept"].items() if name != "step"]
+    assert 4 * sum(kept) == algorithms.chosen(text).kept_bytes(list(SHAPES.values()))
 
 
 def test_without_error_feedback_the_same_elements_are_never_sent(trained):

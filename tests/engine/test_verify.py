@@ -14,8 +14,8 @@ from workbench.core.frameworks import PLUGIN_OPTIONS, usable
 from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
 
-#: options that a pipeline or a model with batch normalisation needs
-NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel")
+#: options that a pipeline or a model with batch normalisation needs, or under which losses are others
+NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel", "algorithm")
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from workbench.core import registry
-from workbench.errors import ConfigError, suggest
+from workbench.errors import ConfigError
 
 GROUP = "dist_workbench.algorithms"
 _FLAG = "--algorithm"
@@ -22,6 +22,10 @@ _FEEDBACK = "+ef"
 
 #: shapes of the parameters whose gradients are sent, and the number of ``NAME:NUMBER`` -> bytes
 MessageBytes = Callable[[Sequence[tuple[int, ...]], float], int]
+
+
+def _nothing(shapes: Sequence[tuple[int, ...]], number: float) -> int:
+    return 0
 
 
 class Feedback(StrEnum):
@@ -64,8 +68,9 @@ class Algorithm:
 
     ``paper``: where it was published, with its claim in a line. ``code``: dotted name of the class that does it on
     ranks (``workbench.engine.communication.base.Exchange``). ``number``: None where it takes none. ``collective``: the
-    kind of its collectives. ``message_bytes``: what each rank sends in a step, counted as ``CollectiveRecord.bytes``
-    counts ``all_reduce`` (of ``all_gather``: one rank's share of the output).
+    kind of its collectives, of which a bucket of gradients takes ``rounds``. ``message_bytes``: what each rank sends in
+    a step, counted as ``CollectiveRecord.bytes`` counts ``all_reduce`` (of ``all_gather``: one rank's share of the
+    output). ``kept_bytes``: what it keeps from step to step, beside what error feedback does.
     """
 
     name: str
@@ -75,7 +80,9 @@ class Algorithm:
     number: Number | None = None
     feedback: Feedback = Feedback.CHOSEN
     collective: str
+    rounds: int = 1
     message_bytes: MessageBytes
+    kept_bytes: MessageBytes = _nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,11 @@ class ChosenAlgorithm:
     def message_bytes(self, shapes: Sequence[tuple[int, ...]]) -> int:
         """As ``Algorithm.message_bytes``."""
         return self.algorithm.message_bytes(shapes, self.number)
+
+    def kept_bytes(self, shapes: Sequence[tuple[int, ...]]) -> int:
+        """Memory of a rank from step to step: as ``Algorithm.kept_bytes``, and an fp32 copy for error feedback."""
+        left_over = 4 * sum(math.prod(shape) for shape in shapes) if self.feedback else 0
+        return left_over + self.algorithm.kept_bytes(shapes, self.number)
 
 
 def names() -> list[str]:
@@ -132,7 +144,7 @@ def _parts(text: str) -> tuple[str, str | None, bool]:
     rest, plus, mark = text.partition("+")
     if plus and mark != _FEEDBACK[1:]:
         raise ConfigError(
-            f"{_FLAG} {text}: behind + stands ef (error feedback) only: {suggest('+' + mark, [_FEEDBACK])}", field=_FLAG
+            f"{_FLAG} {text}: behind + stands ef, for error feedback, only: write {rest}{_FEEDBACK}", field=_FLAG
         )
     name, colon, number = rest.partition(":")
     return name, number if colon else None, bool(plus)

@@ -108,24 +108,34 @@ class Compressor(Exchange):
         else:
             packed = torch.cat([_bytes(part) for code in codes for part in code])
             gathered = packed.new_empty(ranks * len(packed))
-            work = dist.all_gather_into_tensor(gathered, packed, group=group, async_op=True)
+            gather = (
+                getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            )  # its name before torch 2.13
+            work = gather(gathered, packed, group=group, async_op=True)
 
         @torch.no_grad()
         def finish() -> list[Averaged]:
-            received = [_unpacked(sums, codes)] if self.summed else [_unpacked(r, codes) for r in gathered.chunk(ranks)]
-            return [self._averaged(each, codes[n], [one[n] for one in received]) for n, each in enumerate(gradients)]
+            if self.summed:
+                return [
+                    self._averaged(each, [self._decoded(each, total)], self._decoded(each, code))
+                    for each, code, total in zip(gradients, codes, _unpacked(sums, codes), strict=True)
+                ]
+            received, own = [_unpacked(part, codes) for part in gathered.chunk(ranks)], dist.get_rank(group)
+            found = []
+            for number, each in enumerate(gradients):
+                decoded = [self._decoded(each, one[number]) for one in received]
+                found.append(self._averaged(each, decoded, decoded[own]))
+            return found
 
         return work.get_future(), finish
 
-    def _averaged(
-        self, gradient: Gradient, own: tuple[torch.Tensor, ...], received: list[tuple[torch.Tensor, ...]]
-    ) -> Averaged:
-        length, shape = gradient.value.numel(), gradient.value.shape
-        total = self.decode(received[0], length, gradient.draws)
-        for code in received[1:]:
-            total = total + self.decode(code, length, gradient.draws)
-        sent = self.decode(own, length, gradient.draws)
-        return Averaged(self.combined(total / len(received)).view(shape), sent.view(shape))
+    def _decoded(self, gradient: Gradient, code: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.decode(code, gradient.value.numel(), gradient.draws)
+
+    def _averaged(self, gradient: Gradient, decoded: list[torch.Tensor], sent: torch.Tensor) -> Averaged:
+        shape = gradient.value.shape
+        mean = decoded[0] if len(decoded) == 1 else torch.stack(decoded).mean(0)
+        return Averaged(self.combined(mean).view(shape), sent.view(shape))
 
 
 def _bytes(part: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,10 @@ def _factors(shapes: Sequence[tuple[int, ...]], rank: float) -> int:
     return _WORD * words
 
 
+def _right_factors(shapes: Sequence[tuple[int, ...]], rank: float) -> int:
+    return _WORD * sum(int(rank) * math.prod(shape[1:]) for shape in shapes if is_low_rank(shape, rank))
+
+
 _SHARE = Number(title="the share of elements that is sent", default=0.01, least=1e-6, most=1.0)
 
 FP16 = Algorithm(
@@ -124,5 +128,7 @@ POWERSGD = Algorithm(
     number=Number(title="the rank", default=4, least=1, whole=True),
     feedback=Feedback.ALWAYS,
     collective="all_reduce",
+    rounds=2,
     message_bytes=_factors,
+    kept_bytes=_right_factors,
 )

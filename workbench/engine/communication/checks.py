@@ -34,6 +34,13 @@ def check_exchange(spec: TrainSpec, workload: Workload) -> None:
             )
 
 
+def remark_on_exchange(spec: TrainSpec) -> str:
+    """What a person should know who chose an algorithm for one rank; "" otherwise."""
+    if not spec.plan.algorithm or spec.plan.mesh.dp > 1:
+        return ""
+    return f"there is one data-parallel rank, which sends no gradients: {spec.plan.algorithm} is not used"
+
+
 def exchange_of(
     spec: TrainSpec, module: torch.nn.Module, group: dist.ProcessGroup, scale: Callable[[], float]
 ) -> GradientExchange | None:

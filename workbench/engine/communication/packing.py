@@ -12,13 +12,13 @@ def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
     """
     per_byte = 8 // bits
     values = torch.nn.functional.pad(values.to(torch.uint8), (0, -len(values) % per_byte)).view(-1, per_byte)
-    packed = values[:, 0].clone()
-    for place in range(1, per_byte):
-        packed |= values[:, place] << (bits * place)
-    return packed
+    return (values << _shifts(bits, values.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
     """Undo ``pack``: the first ``length`` values, as uint8."""
-    places = [(packed >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
-    return torch.stack(places, dim=1).flatten()[:length]
+    return ((packed[:, None] >> _shifts(bits, packed.device)) & (2**bits - 1)).flatten()[:length]
+
+
+def _shifts(bits: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
