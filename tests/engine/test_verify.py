@@ -123,6 +123,11 @@ def test_batch_normalisation_and_random_numbers_are_named(verify: Verifier) -> N
     found = verify(normed)
     assert found.verdict == "differs" and "uses the statistics of each rank's own share" in found.causes[0]
     assert verify(normed, sync_batchnorm=True).same
+
+
+def test_a_plan_that_sends_less_than_gradients_is_refused(verify: Verifier) -> None:
+    with pytest.raises(ConfigError, match="verify the plan without it"):
+        verify(MLP, algorithm="bf16")
     noisy = MLP.replace("torch.nn.Tanh()", "Noise()").replace(
         "model =",
         "class Noise(torch.nn.Module):\n    def forward(self, x):\n        return x + torch.randn_like(x)\nmodel =",

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from workbench.core import algorithms
+from workbench.core import algorithms, plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.errors import ConfigError
 
@@ -68,7 +68,7 @@ def test_a_plan_says_one_algorithm():
     with pytest.raises(ConfigError, match="sets plugin twice: leave out 'ddp:fp16'"):
         ParallelPlan.parse("ddp2:bf16 ddp:fp16")
     with pytest.raises(ConfigError, match="--plan 'ddp2:bf16' says algorithm bf16, and --algorithm says fp16"):
-        TrainSpec.from_options({"plan": "ddp2:bf16", "algorithm": "fp16"})
+        plan_grammar.expanded({"plan": "ddp2:bf16", "algorithm": "fp16"})
 
 
 def test_bytes_are_those_of_the_closed_forms():

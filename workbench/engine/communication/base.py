@@ -47,10 +47,11 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """``mean``: what the update uses. ``sent``: what this rank's gradient counted as, the rest of it is left over."""
+    """``mean``: what the update uses. ``sent``: what this rank's gradient counted as, the rest of it is left over; None
+    where nobody asks for it."""
 
     mean: torch.Tensor
-    sent: torch.Tensor
+    sent: torch.Tensor | None
 
 
 #: waits for the collective that was begun, and gives the means of the gradients that were asked for
@@ -58,10 +59,11 @@ Finish = Callable[[], list[Averaged]]
 
 
 class Exchange(ABC):
-    """One algorithm on one rank. Subclasses are made with the number of ``NAME:NUMBER``."""
+    """One algorithm on one rank. ``number``: of ``NAME:NUMBER``. ``feedback``: ``Averaged.sent`` is asked for."""
 
-    def __init__(self, number: float) -> None:
+    def __init__(self, number: float, *, feedback: bool) -> None:
         self.number = number
+        self.feedback = feedback
 
     def state(self, name: str, shape: Sequence[int], draws: Draws) -> dict[str, torch.Tensor]:
         """What it keeps of a parameter from step to step, for checkpoints: tensors that it changes in place."""
@@ -117,7 +119,9 @@ class Compressor(Exchange):
         def finish() -> list[Averaged]:
             if self.summed:
                 return [
-                    self._averaged(each, [self._decoded(each, total)], self._decoded(each, code))
+                    self._averaged(
+                        each, [self._decoded(each, total)], self._decoded(each, code) if self.feedback else None
+                    )
                     for each, code, total in zip(gradients, codes, _unpacked(sums, codes), strict=True)
                 ]
             received, own = [_unpacked(part, codes) for part in gathered.chunk(ranks)], dist.get_rank(group)
@@ -132,10 +136,10 @@ class Compressor(Exchange):
     def _decoded(self, gradient: Gradient, code: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return self.decode(code, gradient.value.numel(), gradient.draws)
 
-    def _averaged(self, gradient: Gradient, decoded: list[torch.Tensor], sent: torch.Tensor) -> Averaged:
+    def _averaged(self, gradient: Gradient, decoded: list[torch.Tensor], sent: torch.Tensor | None) -> Averaged:
         shape = gradient.value.shape
         mean = decoded[0] if len(decoded) == 1 else torch.stack(decoded).mean(0)
-        return Averaged(self.combined(mean).view(shape), sent.view(shape))
+        return Averaged(self.combined(mean).view(shape), None if sent is None else sent.view(shape))
 
 
 def _bytes(part: torch.Tensor) -> torch.Tensor:

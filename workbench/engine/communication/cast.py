@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.distributed as dist
 
-from workbench.engine.communication.base import Compressor, Draws
+from workbench.engine.communication.base import Averaged, Exchange, Finish, Gradient
 
 
-class _Cast(Compressor):
-    summed = True
+class _Cast(Exchange):
+    """Divided by the number of ranks before they are summed, so that sums do not overflow; rounded to the nearest."""
+
     dtype: torch.dtype
 
-    def encode(self, gradient: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, ...]:
-        """Rounded to the nearest."""
-        return (gradient.to(self.dtype),)
+    def begin(
+        self, gradients: Sequence[Gradient], group: dist.ProcessGroup
+    ) -> tuple[torch.futures.Future[object] | None, Finish]:
+        """As ``Exchange.begin``: one collective, which goes on while the backward pass does."""
+        rounded = torch.cat([each.value.flatten() for each in gradients]).to(self.dtype)
+        sums = rounded / dist.get_world_size(group)
+        work = dist.all_reduce(sums, group=group, async_op=True)
 
-    def decode(self, code: tuple[torch.Tensor, ...], length: int, draws: Draws) -> torch.Tensor:
-        """In fp32 again."""
-        return code[0].float()
+        @torch.no_grad()
+        def finish() -> list[Averaged]:
+            means = _split(sums.float(), gradients)
+            sent = _split(rounded.float(), gradients) if self.feedback else [None] * len(gradients)
+            return [Averaged(mean, part) for mean, part in zip(means, sent, strict=True)]
+
+        return work.get_future(), finish
 
 
 class Fp16(_Cast):
@@ -30,3 +42,8 @@ class Bf16(_Cast):
     """bf16: 8 bits of precision, the range of fp32."""
 
     dtype = torch.bfloat16
+
+
+def _split(flat: torch.Tensor, gradients: Sequence[Gradient]) -> list[torch.Tensor]:
+    parts = flat.split([each.value.numel() for each in gradients])
+    return [part.view(each.value.shape) for part, each in zip(parts, gradients, strict=True)]

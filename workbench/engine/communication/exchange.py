@@ -39,7 +39,7 @@ class GradientExchange:
         self._device = next(iter(parameters.values())).device
         self._step = torch.zeros((), dtype=torch.int64)
         self._left_over: dict[str, torch.Tensor] = {}
-        self._algorithm: Exchange = pkgutil.resolve_name(chosen.algorithm.code)(chosen.number)
+        self._algorithm: Exchange = pkgutil.resolve_name(chosen.algorithm.code)(chosen.number, feedback=chosen.feedback)
         #: what a checkpoint keeps of this rank: tensors that are changed in place
         self.kept: dict[str, torch.Tensor] = {"step": self._step}
         for parameter in parameters.values():
@@ -106,7 +106,7 @@ class GradientExchange:
         for each, gradient, found in zip(asked, gradients, finish(), strict=True):
             gradient.copy_(found.mean)
             before = self._left_over.get(each.name)
-            if before is None:
+            if before is None or found.sent is None:
                 continue
             rest = (each.value - found.sent) / scale
             if rest.isfinite().all():  # else the step is skipped, or the run stopped: what was left over stays

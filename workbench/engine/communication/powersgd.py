@@ -18,8 +18,8 @@ class PowerSgd(Exchange):
     Both all-reduces are over before backward goes on: ranks that began them in callbacks could mix up their order.
     """
 
-    def __init__(self, number: float) -> None:
-        super().__init__(number)
+    def __init__(self, number: float, *, feedback: bool) -> None:
+        super().__init__(number, feedback=feedback)
         self._right: dict[str, torch.Tensor] = {}
 
     def state(self, name: str, shape: Sequence[int], draws: Draws) -> dict[str, torch.Tensor]:
