@@ -208,7 +208,7 @@ class Checkpoints:
         if was == self._plan:
             self._load_rank_state(reader, held)
         else:
-            kept = "random generators" + (f" and what {self._plan.algorithm} keeps" if held.own else "")
+            kept = "random generators" + (f" and the state of {was.algorithm}" if was.algorithm else "")
             self.log.event(
                 EventKind.WARNING,
                 "plan_changed",
