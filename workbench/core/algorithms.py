@@ -139,6 +139,16 @@ def chosen(text: str) -> ChosenAlgorithm:
     return ChosenAlgorithm(algorithm=found, number=value, feedback=feedback or found.feedback is Feedback.ALWAYS)
 
 
+def normal(text: str) -> str:
+    """``text`` as ``ChosenAlgorithm.text``; as it is where its algorithm is not installed, or broken: runs of it can be
+    shown on any machine."""
+    try:
+        algorithm(_parts(text)[0])
+    except ConfigError:
+        return text
+    return chosen(text).text
+
+
 def _parts(text: str) -> tuple[str, str | None, bool]:
     """``"topk:0.01+ef"`` -> ``("topk", "0.01", True)``."""
     rest, plus, mark = text.partition("+")

@@ -66,7 +66,8 @@ class ParallelPlan:
     ``algorithm``: what ranks send of their gradients, such as ``topk:0.01+ef`` ("": all of them).
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
-    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train.
+    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train. So can
+    one with an algorithm that is not installed.
     Raises ``ConfigError`` for values that cannot work.
     """
 
@@ -86,7 +87,7 @@ class ParallelPlan:
     def __post_init__(self) -> None:
         check_own_types(self)
         if self.algorithm:
-            object.__setattr__(self, "algorithm", algorithms.chosen(self.algorithm).text)
+            object.__setattr__(self, "algorithm", algorithms.normal(self.algorithm))
         for name in ("ranks", "tp", "pp", "micro_batches", "replicate"):
             check_least(self, name, 1)
         known = framework_if_usable(self.framework)

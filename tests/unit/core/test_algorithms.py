@@ -8,6 +8,7 @@ import pytest
 
 from workbench.core import algorithms, plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec
+from workbench.core.plans.requirements import check_capabilities
 from workbench.errors import ConfigError
 
 SHAPES = [(), (5,), (30, 20), (3, 4, 5)]
@@ -69,6 +70,13 @@ def test_a_plan_says_one_algorithm():
         ParallelPlan.parse("ddp2:bf16 ddp:fp16")
     with pytest.raises(ConfigError, match="--plan 'ddp2:bf16' says algorithm bf16, and --algorithm says fp16"):
         plan_grammar.expanded({"plan": "ddp2:bf16", "algorithm": "fp16"})
+
+
+def test_a_plan_with_an_algorithm_of_another_machine_is_shown_and_not_trained():
+    plan = ParallelPlan.recorded({"ranks": 2, "plugin": "ddp", "algorithm": "theirs:3+ef"})
+    assert plan.describe() == "ddp2:theirs:3+ef"
+    with pytest.raises(ConfigError, match="unknown algorithm 'theirs'"):
+        check_capabilities(TrainSpec(plan=plan))
 
 
 def test_bytes_are_those_of_the_closed_forms():
