@@ -66,8 +66,8 @@ class ParallelPlan:
     ``algorithm``: what ranks send of their gradients, such as ``topk:0.01+ef`` ("": all of them).
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
-    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train. So can
-    one with an algorithm that is not installed.
+    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train. So
+    can one with an algorithm that is not installed.
     Raises ``ConfigError`` for values that cannot work.
     """
 
