@@ -138,7 +138,7 @@ class Ranks:
         self.asked: list[str] = []
         self.released: list[list[int]] = []
         self.ends: list[Any] = []
-        self.path, self.name = path, "fake"
+        self.path, self.directory, self.name = path, path, "fake"
         self.ranks = (0, 1)
         self.outputs = {1: SimpleNamespace(result=None)}
         self.is_deleted = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from workbench.core.live.rank_row import CELL, IDLE, PAUSED
+from workbench.core.live.rank_row import CELL, DEBUGGER, IDLE, PAUSED
 from workbench.core.live.stack_text import Frame, users_frame
 from workbench.core.numbers import decimal_bytes
 from workbench.diagnosis.view import RankView
@@ -97,7 +97,8 @@ def _by_stack(view: RankView) -> Reason | None:
     frames, place = view.frames, _at(view)
     inner = frames[:40]
     if _any_in(inner[:12], _DEBUGGERS):
-        return Reason(Cause.DEBUGGER, f"is in the debugger{place}", "continue it (c), or leave the debugger (q)")
+        advice = "%dist_debug talks to it" if view.phase == DEBUGGER else "continue it (c), or leave the debugger (q)"
+        return Reason(Cause.DEBUGGER, f"is in the debugger{place}", advice)
     building = view.activity.now.building if view.activity is not None else ()
     if building or _any_in(inner, _BUILDS):
         programs = f" ({', '.join(sorted(set(building)))})" if building else ""

@@ -34,7 +34,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.distributed_start import begin_from
-from workbench.engine.failure import PeerFailed, failure_of
+from workbench.engine.failure import PeerFailed, noted_failure
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
@@ -97,7 +97,7 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         nonlocal state
         if not told:
-            told.update(failure_of(error, path / CELL_FILE))
+            told.update(noted_failure(error, path / CELL_FILE))
             log.goes_on = restart < spec.max_restarts and progress.step > 0 and not isinstance(error, ConfigError)
             state = RESTARTING if log.goes_on else "failed"
             log.event(EventKind.STATE, state, told, step=progress.step)

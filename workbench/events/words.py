@@ -159,7 +159,8 @@ def _restart(name: str, value: Any, old: Any) -> str:
 def _stalled(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     advice = short(told.get("advice") or "")
-    sentence = f"stalled: {short(told.get('sentence', 'ranks do not go on'))}"
+    begin = "" if told.get("cause") == "debugger" else "stalled: "  # somebody has asked for it
+    sentence = f"{begin}{short(told.get('sentence', 'ranks do not go on'))}"
     return f"{sentence}. {advice[:1].upper()}{advice[1:]}" if advice else sentence
 
 

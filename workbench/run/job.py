@@ -29,9 +29,11 @@ _TRAIN = (
     "from workbench.engine.entry import train as _train; "
     "_train({path!r}, reloaded={reloaded}, restart={restart}, offset={offset})"
 )
-#: seconds that ranks have to end by themselves after one failed, to end after an interrupt, and to end once killed
+#: seconds that ranks have to end by themselves after one failed, to end after an interrupt, to end after that where
+#: their own training failed too, and to end once killed
 GRACE_S = 5.0
 INTERRUPTED_S = 2.0
+FAILING_S = 15.0
 KILLED_S = 8.0
 #: states of a rank whose peers wait for it in vain
 FAILED = ("failed", RESTARTING)
@@ -88,7 +90,7 @@ class TrainingJob:
     @property
     def release_timeout_s(self) -> float:
         """Seconds after which ``PeerWatch`` has ended ranks that did not end with the run."""
-        return GRACE_S + INTERRUPTED_S + KILLED_S
+        return GRACE_S + INTERRUPTED_S + FAILING_S + KILLED_S
 
     def step_of(self, rank: int) -> int | None:
         """Return the last step that a rank finished; None before its first."""
