@@ -39,8 +39,9 @@ def restarted() -> float:
     assert session is not None
     os.kill(session.pids[1], signal.SIGKILL)
     died, done = time.time(), run.last_step
-    while not len(run.events().query("name == 'restart'")):
+    while not len(told := run.events().query("name == 'restart'")):
         time.sleep(0.01)
+    done = max(done, int(told["step"].iloc[0]))  # some steps are logged only when the rank ends
     waited = reached(run, done + 1) - died
     run.stop("no-checkpoint")
     run.wait()

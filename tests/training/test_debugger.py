@@ -72,14 +72,16 @@ def test_a_training_stops_in_the_debugger_and_goes_on_to_the_same_losses(
 
     monkeypatch.setattr(builtins, "input", ask)
     capsys.readouterr()
-    shell.run_line_magic("dist_debug", "-t 1")  # at three steps; then the others are passed over
+    while typed:  # at three steps; then the others are passed over
+        until(lambda: in_debugger(two_ranks.directory, [1]))
+        shell.run_line_magic("dist_debug", "-t 1")
     run.wait(timeout=300)
     shown = capsys.readouterr().out
     assert "torch.Size([4, 1])" in shown and "-> return (error ** 2).mean()" in shown and not typed
     assert run.metrics()["loss"].tolist() == undisturbed.metrics()["loss"].tolist()
     until(lambda: told(run)[-1].startswith("the ranks go on"))
     assert main(["debug", run.name]) == 1
-    assert "are not seen from here: it has ended" in capsys.readouterr().err
+    assert "ranks 0-1 are not in the debugger" in capsys.readouterr().err
 
 
 def test_post_mortem_of_a_training(

@@ -19,6 +19,8 @@ _FAILED = "__import__('pkgutil').resolve_name('workbench.cluster.debugger.on_ran
 _LOOK_BACK = "__import__('pkgutil').resolve_name('workbench.cluster.debugger.on_rank:look_back')()"
 #: seconds between looks whether a rank that runs has stopped again
 _AGAIN_S = 0.05
+#: seconds without one that has, after which nobody is asked any more
+_GONE_S = 1.0
 
 
 def debug(
@@ -28,7 +30,7 @@ def debug(
     ask: Callable[[str], str] | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Talk to ranks that ``breakpoint()`` has stopped, until they go on.
+    """Talk to ranks that ``breakpoint()`` has stopped, until they go on and none stops within a second.
 
     ``run``: a run, its name or its directory; None: the ranks of this session, else the newest ranks of this user on
     this host. ``targets``: ranks, as for ``-t``. ``ask``, ``say``: in place of ``input`` and ``print``. On Ctrl-C the
@@ -72,9 +74,12 @@ def asked_while_waiting(run: Run) -> Callable[[], bool]:
 
 
 def _talk(dialogue: Dialogue) -> None:
+    last = time.monotonic()
     try:
-        while dialogue.is_due():
-            dialogue.talk()
+        while time.monotonic() < last + _GONE_S:
+            if dialogue.is_due():
+                dialogue.talk()
+                last = time.monotonic()
             time.sleep(_AGAIN_S)
     except KeyboardInterrupt:
         dialogue.leave(GO_ON)
