@@ -35,6 +35,8 @@ _TRAIN = "from workbench.engine.entry import train as _train; _train({path!r}, r
 GRACE_S = 5.0
 INTERRUPTED_S = 2.0
 FAILING_S = 15.0
+#: seconds after which a rank that others wait for in a collective counts as failed
+HANG_S = 1800.0
 KILLED_S = 8.0
 #: states of a rank whose peers wait for it in vain
 FAILED = ("failed", RESTARTING)

@@ -2,6 +2,7 @@
 
 The others may wait for it in a collective for minutes.
 
+A rank that has kept others waiting for half an hour counts as failed.
 The collectives in which they wait are broken at once, and the ranks have a few seconds to end. Then they are
 interrupted, which ends Python code. Finally they are killed, which also ends library code such as a collective of
 NCCL. A rank whose own training has failed is not interrupted while it writes what happened, and has longer to end.
@@ -57,6 +58,7 @@ class PeerWatch:
         self._first_failure: float | None = None
         self._interrupted = False
         self._recorded: set[int] = set()
+        self._late: tuple[int, ...] = ()
         self._stalls = StallWatch(session, len(submission.ranks), stalled=job.stalled, moving=job.moving)
         warn = background.warner(f"the ranks of run {job.name!r} could not be watched or ended; retrying")
         self._rounds = background.Rounds(warn)
@@ -74,30 +76,35 @@ class PeerWatch:
         failed, deleted = self._failed_ranks(), self._job.is_deleted
         if not failed and not deleted:
             self._stalls.look()
-            return False
+            if self._stalls.waited_s < run_job.HANG_S:
+                return False
+            self._late = self._stalls.missing or self._submission.ranks
         if self._first_failure is None:
             self._first_failure = time.monotonic()
             if deleted:
                 self._first_failure -= run_job.GRACE_S
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
-        running = self._submission.running_ranks()
-        if failed and not deleted:
+        running, minutes = self._submission.running_ranks(), run_job.HANG_S / 60
+        late = {rank: f"rank {rank} has kept others waiting for {minutes:.0f} minutes" for rank in self._late}
+        causes = late or {rank: f"rank {rank} failed" for rank in failed}
+        if causes and not deleted:
             with self._releases:  # where that fails, ranks are interrupted and killed all the same
-                self._session.release(self._submission, {rank: f"rank {rank} failed" for rank in failed})
+                self._session.release(self._submission, causes)
         if not deleted and in_debugger(self._session.directory, running):
             self._first_failure = time.monotonic()  # somebody looks into it
             return False
         failing = self._failing(running)
         since_s = time.monotonic() - self._first_failure
-        late = failing if since_s >= run_job.GRACE_S + run_job.INTERRUPTED_S + run_job.FAILING_S else []
+        overdue = failing if since_s >= run_job.GRACE_S + run_job.INTERRUPTED_S + run_job.FAILING_S else []
         others = [rank for rank in running if rank not in failing]
         match next_action(since_s, interrupted=self._interrupted):
             case "interrupt":
                 self._session.interrupt(others)
                 self._interrupted = True
-            case "kill" if others or late:
-                self._kill([*others, *late], "the run was deleted" if deleted else f"{format_ranks(failed)} failed")
-                return not failing or bool(late)
+            case "kill" if others or overdue:
+                why = next(iter(late.values()), f"{format_ranks(failed)} failed")
+                self._kill([*others, *overdue], "the run was deleted" if deleted else why)
+                return not failing or bool(overdue)
         return False
 
     def _kill(self, ranks: list[int], cause: str) -> None:

@@ -198,6 +198,14 @@ def read_row(directory: Path, rank: int) -> RankRow:
     )
 
 
+def is_in_debugger(rank: int) -> bool:
+    """Returns whether another rank of this rank's session stands at a prompt of the debugger."""
+    try:
+        return bool(_own) and read_row(Path(live_directory()), rank).phase == DEBUGGER
+    except OSError:  # it is on another host
+        return False
+
+
 def ranks_in(directory: Path) -> list[int]:
     """Returns the ranks that have a row in ``directory``."""
     return sorted(int(path.stem.partition("-")[2]) for path in directory.glob("rank-?????.row"))
