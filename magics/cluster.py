@@ -148,6 +148,7 @@ class ClusterMagics(Magics):
         def while_waiting(submission: Submission) -> None:
             if in_debugger(session.directory, submission.ranks):
                 preview.end()
+                return
             preview.show(submission)
             stalls.look()
 

@@ -62,7 +62,7 @@ def test_a_training_stops_in_the_debugger_and_goes_on_to_the_same_losses(
     assert "; rank 0 waits in all_reduce" in found.sentence
     until(lambda: told(run))
     assert told(run)[0].startswith("rank 1 is in the debugger, line 8 of the cell in loss_fn")
-    typed = ["p error.shape", "n", "c", "c", "^C"]
+    typed = ["p error.shape", "w", "n", "c", "c", "^C"]
 
     def ask(prompt: str) -> str:
         line = typed.pop(0)
@@ -78,6 +78,7 @@ def test_a_training_stops_in_the_debugger_and_goes_on_to_the_same_losses(
     run.wait(timeout=300)
     shown = capsys.readouterr().out
     assert "torch.Size([4, 1])" in shown and "-> return (error ** 2).mean()" in shown and not typed
+    assert "trainer.py" not in shown
     assert run.metrics()["loss"].tolist() == undisturbed.metrics()["loss"].tolist()
     until(lambda: told(run)[-1].startswith("the ranks go on"))
     assert main(["debug", run.name]) == 1

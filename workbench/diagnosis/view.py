@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from workbench.cluster.base.calls import call_in_ranks
 from workbench.cluster.base.protocol import CallInRanks
-from workbench.cluster.server.calls import call_in_ranks
 from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, LiveCollective, RowReader
 from workbench.core.live.collective_row import row_path as collective_path

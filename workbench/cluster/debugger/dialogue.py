@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from workbench.cluster.base.calls import call_in_ranks
+from workbench.cluster.base.protocol import CallInRanks
+from workbench.cluster.debugger import on_rank
 from workbench.cluster.debugger.channel import GO_ON, Lines, prompt_path
 from workbench.cluster.hosts.placement import parse_ranks
 from workbench.core.live.collective_row import read_live
@@ -16,6 +19,7 @@ from workbench.errors import ConfigError, format_ranks
 
 #: seconds that a rank has to answer a command until others may be asked, and less where it waits for another
 _ANSWER_S, _WAITING_S = 5.0, 0.5
+_PASS_OVER = f"{on_rank.__name__}:{on_rank.pass_over.__name__}"
 _CHOICE = re.compile(r"@\s*(all|[\d,\-]*)\s*(.*)", re.DOTALL)
 _HELP = (
     "commands of pdb: n next line, s step into, c go on, w stack, p and pp print, l list, h all of them. "
@@ -128,11 +132,19 @@ class Dialogue:
             asked = self._take(line, chosen, standing)
 
     def leave(self, how: str) -> None:
-        """Lets all ranks out of the debugger. ``how``: see ``channel``."""
-        self._meet()
-        for peer in self._peers.values():
-            peer.send(leave=how)
-        self.close()
+        """Lets all ranks out of the debugger. ``how``: see ``channel``; where they go on, also those that run do."""
+        if how == GO_ON:
+            request = CallInRanks(ranks=list(self._ranks), function=_PASS_OVER)
+            call_in_ranks(self._directory, request)  # one that has ended passes over nothing
+        end = time.monotonic() + (_WAITING_S if how == GO_ON else 0.0)  # some may just have stopped
+        while True:
+            self._meet()
+            for peer in self._peers.values():
+                peer.send(leave=how)
+            self.close()
+            if time.monotonic() >= end:
+                return
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Closes the connections; ranks that stand at a prompt stay there."""

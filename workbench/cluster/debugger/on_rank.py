@@ -19,7 +19,7 @@ from typing import Any
 
 from workbench.cluster.debugger.channel import Leave, Prompt, prompt_path
 from workbench.core.live import post_mortem, rank_row
-from workbench.core.live.stack_text import Frame
+from workbench.core.live.stack_text import Frame, is_entry, is_users
 
 #: the function of IPython that runs the code of a cell: what it calls is the user's
 _RUNS_CELL = ("run_code", os.path.join("IPython", "core", "interactiveshell.py"))
@@ -69,14 +69,14 @@ class RankDebugger(pdb.Pdb):
             with row.aside(rank_row.DEBUGGER) if row is not None else contextlib.nullcontext():
                 super().interaction(frame, about)
         except Leave:
-            _state.passes_over = True
+            pass_over()
             self.forget()
             self.clear_all_breaks()
             self.set_continue()
         except KeyboardInterrupt:
             self.forget()
             self.end()
-            raise
+            raise KeyboardInterrupt from None  # without the calls of the debugger, which nobody wants to see
         if about is not None or self.quitting or not self._goes_on_tracing:
             self._channel.close()
 
@@ -99,10 +99,14 @@ class RankDebugger(pdb.Pdb):
             super().user_return(frame, return_value)
 
     def get_stack(self, f: FrameType | None, t: TracebackType | None) -> tuple[list[tuple[FrameType, int]], int]:
-        """Without the calls of the kernel that lead to the cell."""
+        """Without the calls that lead to the user's code: those of the kernel, and of a training."""
         stack, current = super().get_stack(f, t)
-        ours = [place for place, (frame, _) in enumerate(stack) if _runs_cell(frame)]
-        begin = ours[-1] + 1 if ours and ours[-1] < current else 0
+        ours = [place for place, (frame, _) in enumerate(stack[:current]) if _runs_cell(frame)]
+        begin = ours[-1] + 1 if ours else 0
+        frames = [Frame(file=frame.f_code.co_filename, line=line, function="") for frame, line in stack]
+        if any(is_entry(frame) for frame in frames):
+            users = (place for place in range(begin + 1, current + 1) if is_users(frames[place]))
+            begin = next(users, begin)
         return stack[begin:], current - begin
 
     def format_stack_entry(self, frame_lineno: tuple[FrameType, int], lprefix: str = ": ") -> str:
@@ -178,6 +182,11 @@ def begin_cell() -> None:
     """Breakpoints count again, and what is kept of the last failure is freed."""
     _state.passes_over = False
     post_mortem.free()
+
+
+def pass_over() -> None:
+    """Breakpoints do not count until the next cell. Called in a thread of the rank."""
+    _state.passes_over = True
 
 
 def end_cell() -> None:
