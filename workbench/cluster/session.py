@@ -30,7 +30,7 @@ from workbench.cluster.cells import CellResult, Submission, wait_until_done
 from workbench.cluster.client import RankServer
 from workbench.cluster.connection import Connection
 from workbench.cluster.debugger.channel import INTERRUPT
-from workbench.cluster.debugger.dialogue import Dialogue
+from workbench.cluster.debugger.dialogue import Dialogue, in_debugger
 from workbench.cluster.engines import get_value
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
@@ -557,8 +557,11 @@ class Session:
         """Returns the status of each rank: where it runs and what it does. Does not query the ranks, so it also works
         while they train."""
         running, job = self._ranks_with_cells(), self.job
+        stopped = in_debugger(self.directory, range(self.n))
 
         def state_of(rank: int) -> tuple[str, int | None]:
+            if rank in stopped:
+                return "in the debugger", job.step_of(rank) if job is not None else None
             if job is not None:
                 return "training", job.step_of(rank)
             return ("running cell" if rank in running else "idle"), None

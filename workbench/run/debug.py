@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,12 +62,13 @@ def debug(
 
 
 def asked_while_waiting(run: Run) -> Callable[[], bool]:
-    """Return a function for those who wait for a run of this session: it talks to ranks that have stopped in the
-    debugger, as ``debug`` does, and returns whether the run has ended."""
+    """Return a function for those who wait for a run: it talks to ranks of this session that have stopped in the
+    debugger, as ``debug`` does, and returns whether the run has ended. In the main thread alone it talks."""
+    may_ask = threading.current_thread() is threading.main_thread()
 
     def ended() -> bool:
         session = Session.current()
-        if session is not None and in_debugger(session.directory, range(session.n)):
+        if may_ask and session is not None and in_debugger(session.directory, range(session.n)):
             _talk(Dialogue(session.directory, range(session.n)))
         return run.ended()
 
