@@ -19,6 +19,7 @@ from magics.push_size import warn_of_copies
 from magics.words import parse
 from workbench.cluster.captured import CapturedCell
 from workbench.cluster.cells import Submission
+from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.hosts.placement import parse_ranks
 from workbench.cluster.output import (
     Block,
@@ -145,6 +146,9 @@ class ClusterMagics(Magics):
         stalls = below_a_cell(session)
 
         def while_waiting(submission: Submission) -> None:
+            if in_debugger(session.directory, submission.ranks):
+                preview.end()
+                return
             preview.show(submission)
             stalls.look()
 
@@ -319,8 +323,13 @@ class _Preview:
 
     def clear(self) -> None:
         """Remove the preview. Called before the complete output is shown."""
-        if self._shown >= 0:
+        if self._live and self._shown >= 0:
             clear_output(wait=True)
+
+    def end(self) -> None:
+        """Remove the preview and draw none any more: what the debugger says stays."""
+        self.clear()
+        self._live = False
 
 
 @dataclass(frozen=True)

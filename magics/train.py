@@ -22,6 +22,7 @@ from workbench.core import flags
 from workbench.errors import ConfigError, RunError
 from workbench.run import api
 from workbench.run.api import Run
+from workbench.run.debug import asked_while_waiting
 
 if TYPE_CHECKING:
     from widgets.panel.panel import Panel
@@ -116,7 +117,8 @@ def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
 
 
 def _until_ended(run: Run, *, lines: bool) -> None:
+    ended = asked_while_waiting(run)
     if lines:
-        _lines().follow_lines(run)
+        _lines().follow_lines(run, ended)
     else:
-        wait_serving_comms(run.ended)
+        wait_serving_comms(ended)

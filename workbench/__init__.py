@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.history.compare import compare
     from workbench.history.index import runs
     from workbench.run.api import Run, attach, train
+    from workbench.run.debug import debug
     from workbench.run.inside_comparison import compare_inside
     from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
@@ -41,6 +42,7 @@ __all__ = [
     "capability_table",
     "compare",
     "compare_inside",
+    "debug",
     "observe",
     "plans",
     "runs",
@@ -61,6 +63,7 @@ _HOMES = {
     "capability_table": "workbench.core.plans.capability_table",
     "compare": "workbench.history.compare",
     "compare_inside": "workbench.run.inside_comparison",
+    "debug": "workbench.run.debug",
     "observe": "workbench.engine.observed.observe",
     "plans": "workbench.run.planning.plans",
     "runs": "workbench.history.index",

@@ -106,6 +106,7 @@ def test_published_data_that_the_notebook_cannot_read_does_not_end_the_output(
     ranks: Session, folder: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     (folder / "published.py").write_text("class Thing:\n    pass\n")
+    os.utime(folder / "published.py", (1e9, 1e9))  # a file that was just written counts as edited after its import
     code = (
         "import published; from ipyparallel.engine.datapub import publish_data; publish_data({'a': published.Thing()})"
     )

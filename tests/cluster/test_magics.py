@@ -131,13 +131,6 @@ def test_up_and_down(fresh, shell, capsys):
     assert "no ranks are up" in capsys.readouterr().out
 
 
-def test_breakpoints_on_ranks_say_that_there_is_no_debugger(ranks, shell, capsys):
-    shell.run_cell_magic("dist", "", "def f():\n    breakpoint()\n    return 7\nf()")
-    shown = capsys.readouterr()
-    assert "breakpoint() at line 2 in f is passed over: no debugger reaches the ranks" in shown.err
-    assert shown.out.endswith("7\n")
-
-
 def test_debug_opens_in_the_cell_of_the_user(ranks, shell, capsys):
     shell.events.register("post_run_cell", end_at_the_cell)
     for cell in ("%%dist\n1 / 0", "def mine():\n    get_ipython().run_line_magic('dist_pull', 'nowhere')\nmine()"):

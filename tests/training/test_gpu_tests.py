@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from tests.gpu import test_one_gpu, test_watching
+from tests.gpu import test_faults, test_one_gpu, test_watching
 from tests.unit.engine.watch.test_gpu_reader import RichNvml
+from workbench.cluster.session import Session
 
 #: what an nvidia-smi of the machine of ``RichNvml`` says, by query
 SAID = {"power.draw": 321.5, "temperature.gpu": 61, "clocks.sm": 1980, "clocks.mem": 2619, "memory.used": 0}
@@ -50,3 +52,8 @@ def test_levels_of_watching_are_compared_and_what_they_log_is_checked(shell: Int
     times = test_watching.compared(shell, "--size tiny --batch-size 2 --steps 24", rounds=1)
     assert {level: len(found) for level, found in times.items()} == {"off": 1, "light": 1, "full": 1}
     assert all(found[0] > 0 for found in times.values())
+
+
+@pytest.mark.parametrize("check", test_faults.FAULTS)
+def test_faults_in_collectives(check: Callable[[Session], None], two_ranks: Session) -> None:
+    check(two_ranks)

@@ -10,8 +10,10 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import train
+from workbench.cluster.base.private_directory import MEMORY, PREFIX
 from workbench.cluster.session import Session
 from workbench.errors import RunError
+from workbench.events.decode import of_kind
 from workbench.run.run import Run
 
 #: order, dropout and weights depend on generators; ``FAULT`` is what the loss does in its seventh call
@@ -58,17 +60,18 @@ def once(file: Path, what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "more", "begins", "reason"),
     [
-        (KILL, "--save-every 3 --keep 1", 3, "killed by signal 9"),
-        (RAISE, "--save-every 3", 3, "ValueError: planted"),
-        (RAISE, "", 0, "ValueError: planted"),
+        (KILL, "--save-every 3 --keep 1", (3, 6), "killed by signal 9"),
+        (RAISE, "--save-every 3", (3, 6), "ValueError: planted"),
+        (RAISE, "", (0,), "ValueError: planted"),
+        (KILL, "--snapshot-every 2", (4, 6), "killed by signal 9"),
     ],
-    ids=["killed", "raised", "without a checkpoint"],
+    ids=["killed", "raised", "without a checkpoint", "from memory"],
 )
 def test_a_run_goes_on_as_if_nothing_had_happened(
     *,
     what: str,
     more: str,
-    begins: int,
+    begins: tuple[int, ...],
     reason: str,
     shell: InteractiveShell,
     two_ranks: Session,
@@ -82,7 +85,12 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     np.testing.assert_array_equal(losses_of(run), uninterrupted)
     events = run.events()
     restored = events[events["name"] == "restored"]["step"].tolist()
-    assert restored in ([begins] * 2, [begins * 2] * 2), "from the newest checkpoint that was whole"
+    assert restored in [[step] * 2 for step in begins], "from the newest checkpoint that was whole"
+    if "snapshot" in more:
+        cost = of_kind(run.event_rows(), "checkpoint", "snapshot")
+        assert all(each.value["every"] == 2 and each.value["bytes"] > 1000 for each in cost)
+        assert run.checkpoints() == [12], "of its end"
+    assert not list(MEMORY.glob(f"{PREFIX}*"))
     (told,) = events[events["name"] == "restart"]["value"]
     assert (
         told["number"] == 1 and told["of"] == 2 and told["reason"].startswith("rank 1: ") and reason in told["reason"]
@@ -109,3 +117,25 @@ def test_who_interrupts_a_run_ends_it(shell: InteractiveShell, two_ranks: Sessio
     with pytest.raises(RunError):
         run.wait(timeout=300)
     assert run.status == "failed" and not len(run.events().query("name == 'restart'"))
+
+
+def test_what_was_set_by_hand_is_set_again_at_its_step(
+    shell: InteractiveShell, two_ranks: Session, tmp_path: Path
+) -> None:
+    found = []
+    for name, what in (("whole", "pass"), ("again", ONCE.format(file=str(tmp_path / "failed"), what=KILL))):
+        go = tmp_path / f"go-{name}"
+        waits = f"calls.append(1)\n    while len(calls) == 5 and not os.path.exists({str(go)!r}): time.sleep(0.01)"
+        cell = CELL.replace("FAULT", what).replace("calls.append(1)", waits)
+        run = train(shell, f"{FLAGS} --save-every 3 --max-restarts 1", cell)
+        while run.last_step < 4:
+            time.sleep(0.02)
+        run.set(lr="x0.5", clip=0.5)
+        go.touch()
+        run.wait(timeout=300)
+        rows = run.event_rows()
+        assert {event.step for event in of_kind(rows, "control", "lr")} == {6}
+        assert len(list(of_kind(rows, "rank", "restart"))) == (name == "again")
+        assert run.settings()["lr"] == 0.005 and run.settings()["clip"] == 0.5
+        found.append(losses_of(run))
+    np.testing.assert_array_equal(*found)

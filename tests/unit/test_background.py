@@ -138,7 +138,7 @@ class Ranks:
         self.asked: list[str] = []
         self.released: list[list[int]] = []
         self.ends: list[Any] = []
-        self.path, self.name = path, "fake"
+        self.path, self.directory, self.name = path, path, "fake"
         self.ranks = (0, 1)
         self.outputs = {1: SimpleNamespace(result=None)}
         self.is_deleted = False
@@ -199,6 +199,31 @@ def test_a_server_that_answers_late_is_asked_again(
     said = capfd.readouterr().err
     assert said.count("were not released") == 1 and said.count("could not be watched or ended; retrying") == 3
     assert all(text in said for text in ("(TimeoutError)", "(OSError: no descriptors)", "(ClusterError: busy)"))
+
+
+class Stalled:
+    """What a run's stalls are when rank 1 has kept rank 0 waiting for half an hour."""
+
+    waited_s, missing = run_job.HANG_S, (1,)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def look(self) -> None: ...
+
+
+def test_a_rank_that_keeps_others_waiting_for_half_an_hour_counts_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(peer_watch, "StallWatch", Stalled)
+    monkeypatch.setattr(run_job, "GRACE_S", 0.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.5)
+    ranks = Ranks([], tmp_path)
+    monkeypatch.setattr(ranks, "dead_ranks", dict)
+    PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
+    assert ranks.over.wait(60)
+    assert ranks.asked == ["interrupt", "kill"] and ranks.ends == [[0, 1]]
+    assert all(late == [1] for late in ranks.released)
 
 
 # ------------------------------------------------------------------------------------------- branches, progress, timers

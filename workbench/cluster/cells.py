@@ -242,14 +242,17 @@ def wait_until_done(
     submission: Submission, timeout: float | None, while_waiting: Callable[[Submission], None] | None = None
 ) -> bool:
     """Waits until all ranks have finished a cell or died, for ``timeout`` seconds at most (None: for ever). Calls
-    ``while_waiting(submission)`` every 0.5 s. Returns whether they have."""
+    ``while_waiting(submission)`` every 0.5 s; what that takes does not count. Returns whether they have."""
     deadline = None if timeout is None else time.monotonic() + timeout
     finished = False
     while not finished and (deadline is None or time.monotonic() < deadline):
         slice_s = 0.5 if deadline is None else min(0.5, max(0.0, deadline - time.monotonic()))
         finished = submission.wait(slice_s)
         if not finished and while_waiting is not None:
+            began = time.monotonic()
             while_waiting(submission)
+            if deadline is not None:
+                deadline += time.monotonic() - began
     return finished
 
 

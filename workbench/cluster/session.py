@@ -29,6 +29,8 @@ from workbench.cluster.cell_group import CellGroup
 from workbench.cluster.cells import CellResult, Submission, wait_until_done
 from workbench.cluster.client import RankServer
 from workbench.cluster.connection import Connection
+from workbench.cluster.debugger.channel import INTERRUPT
+from workbench.cluster.debugger.dialogue import Dialogue, in_debugger
 from workbench.cluster.engines import get_value
 from workbench.cluster.hosts.placement import Placement
 from workbench.cluster.job import Job, wait_for_release
@@ -387,12 +389,27 @@ class Session:
         *,
         while_waiting: Callable[[Submission], None] | None = None,
     ) -> None:
-        """Waits for a submission; ``while_waiting(submission)`` is called every 0.5 s. Errors: see ``execute``."""
+        """Waits for a submission; ``while_waiting(submission)`` is called every 0.5 s. Errors: see ``execute``.
+
+        In the main thread, asks for commands when ranks stop in the debugger; that time does not count.
+        """
+        dialogue = Dialogue(self.directory, submission.ranks)
+        may_ask = threading.current_thread() is threading.main_thread()
+
+        def look(waiting: Submission) -> None:
+            if while_waiting is not None:
+                while_waiting(waiting)
+            if may_ask and dialogue.is_due():
+                dialogue.talk()
+
         try:
-            finished = wait_until_done(submission, timeout, while_waiting)
+            finished = wait_until_done(submission, timeout, look)
         except KeyboardInterrupt:
+            dialogue.leave(INTERRUPT)
             self.interrupt_cell(submission)
             raise
+        finally:
+            dialogue.close()
         self._roster.raise_if_dead(
             submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
         )
@@ -540,8 +557,11 @@ class Session:
         """Returns the status of each rank: where it runs and what it does. Does not query the ranks, so it also works
         while they train."""
         running, job = self._ranks_with_cells(), self.job
+        stopped = in_debugger(self.directory, range(self.n))
 
         def state_of(rank: int) -> tuple[str, int | None]:
+            if rank in stopped:
+                return "in the debugger", job.step_of(rank) if job is not None else None
             if job is not None:
                 return "training", job.step_of(rank)
             return ("running cell" if rank in running else "idle"), None

@@ -16,7 +16,8 @@ class RankStatus:
     """Where a rank runs and what it does.
 
     ``device``: ``"cpu"`` or ``"cuda:<id>"``. ``cores``: logical CPUs that it is pinned to (empty: not pinned).
-    ``memory_bytes``: resident memory of its process. ``state``: ``idle``, ``running cell``, ``training`` or ``dead``.
+    ``memory_bytes``: resident memory of its process. ``state``: ``idle``, ``running cell``, ``training``, ``in the
+    debugger`` or ``dead``.
     ``step``: the last step that it finished of the current run, or None. ``warning``: text for the user, or "".
     """
 

@@ -215,7 +215,8 @@ class TrainSpec:
     ``save_best``: the value of the validation whose best checkpoint is kept; ``stop_when``: when to end before the last
     step; both as ``core.rules.criteria`` describes ("": off).
     ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
-    ``max_restarts``: how often ranks that failed or died are replaced, to go on from the newest checkpoint (0: never).
+    ``max_restarts``: how often ranks that failed or died are replaced, to go on from the newest checkpoint (0: never),
+    or from a copy of the state in memory, which is made every ``snapshot_every`` steps (0: none).
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from, or ``dcp:DIR``.
     Raises ``ConfigError`` for values that cannot work.
     """
@@ -244,6 +245,7 @@ class TrainSpec:
     keep: int = 0
     final_checkpoint: bool = True
     max_restarts: int = 0
+    snapshot_every: int = 0
     resume: str = ""
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 
@@ -256,6 +258,7 @@ class TrainSpec:
             ("accumulate", 1),
             ("keep", 0),
             ("max_restarts", 0),
+            ("snapshot_every", 0),
             ("seed", 0),
             ("seq_len", 0),
             ("lora_rank", 0),
@@ -263,6 +266,12 @@ class TrainSpec:
             check_least(self, name, least)
         check_interval(self.eval_every, "--eval-every")
         check_interval(self.save_every, "--save-every")
+        check(
+            not self.snapshot_every or bool(self.max_restarts),
+            "--snapshot-every",
+            f"--snapshot-every {self.snapshot_every} keeps state for restarts, of which there are none: add "
+            "--max-restarts 3",
+        )
         criteria.check(self.save_best, self.stop_when, evaluates=bool(self.eval_every))
         check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
         for name in ("lr", "clip"):

@@ -172,6 +172,8 @@ FLAGS = (
          help="write no checkpoint when the run ends or is stopped"),
     Flag(names=("--max-restarts",), option="max_restarts", kind=int, group=WATCHED, metavar="N",
          help="replace ranks that fail or die, N times at most, and go on from the newest checkpoint; 0: off"),
+    Flag(names=("--snapshot-every",), option="snapshot_every", kind=int, group=WATCHED, metavar="STEPS",
+         help="steps between copies of the state in memory, from which --max-restarts goes on; 0: off"),
 )  # fmt: skip
 
 _LONG_FLAG = re.compile(r"(?<!\S)--[A-Za-z][\w-]*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from workbench.core.live.rank_row import CELL, IDLE, PAUSED
+from workbench.core.live.rank_row import CELL, DEBUGGER, IDLE, PAUSED
 from workbench.core.live.stack_text import Frame, users_frame
 from workbench.core.numbers import decimal_bytes
 from workbench.diagnosis.view import RankView
@@ -60,6 +60,8 @@ _BUILDS = (
 _DATA = ("/torch/utils/data/", "/workbench/engine/data/")
 #: pages that a rank reads from a disk per second when its memory does not fit, and the share without a core
 _SWAPS, _STARVES = 50.0, 0.5
+#: the share of looks at which a process is stopped that somebody stops and continues in turn
+_OFTEN_STOPPED = 0.2
 
 
 def reason_of(view: RankView) -> Reason:
@@ -76,6 +78,13 @@ def _by_process(view: RankView) -> Reason | None:
     if activity is None:
         return None
     now = activity.now
+    if activity.stopped > _OFTEN_STOPPED:
+        share = f"{100 * activity.stopped:.0f} %"
+        return Reason(
+            Cause.STOPPED,
+            f"is stopped {share} of the time, by signals that stop and continue it in turn (process {pid})",
+            "end what sends SIGSTOP to it, such as a program that limits its use of the processor",
+        )
     if now.state == "T":
         return Reason(
             Cause.STOPPED, f"is stopped by a signal (SIGSTOP, process {pid})", f"kill -CONT {pid} lets it go on"
@@ -97,7 +106,8 @@ def _by_stack(view: RankView) -> Reason | None:
     frames, place = view.frames, _at(view)
     inner = frames[:40]
     if _any_in(inner[:12], _DEBUGGERS):
-        return Reason(Cause.DEBUGGER, f"is in the debugger{place}", "continue it (c), or leave the debugger (q)")
+        advice = "%dist_debug talks to it" if view.phase == DEBUGGER else "continue it (c), or leave the debugger (q)"
+        return Reason(Cause.DEBUGGER, f"is in the debugger{place}", advice)
     building = view.activity.now.building if view.activity is not None else ()
     if building or _any_in(inner, _BUILDS):
         programs = f" ({', '.join(sorted(set(building)))})" if building else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from workbench.core.live.rank_row import IDLE, PAUSED
+from workbench.core.live.rank_row import DEBUGGER, IDLE, PAUSED
 from workbench.core.mesh import Mesh
 from workbench.core.numbers import seconds
 from workbench.diagnosis.causes import Cause, Reason, reason_of
@@ -25,6 +25,7 @@ def diagnose(views: Sequence[RankView], mesh: Mesh | None = None) -> Diagnosis:
     found = (
         _differing(waits)
         or _crossed(waits)
+        or _in_debugger(waits, views)
         or _missing(waits, by_rank)
         or _gone(views)
         or _transferring(waits)
@@ -66,6 +67,19 @@ def _crossed(waits: Mapping[int, Wait]) -> _Found | None:
     is_one_group = len({waits[rank].group for rank in circle}) == 1
     cause = Cause.MISMATCH if is_one_group else Cause.DEADLOCK
     return cause, f"{format_ranks(circle)} wait for each other: {'; '.join(parts)}", circle, _ORDER
+
+
+def _in_debugger(waits: Mapping[int, Wait], views: Sequence[RankView]) -> _Found | None:
+    """Returns which ranks ``breakpoint()`` has stopped, and who waits for them."""
+    stopped = {view.rank: reason_of(view) for view in views if view.phase == DEBUGGER and not view.death}
+    if not stopped:
+        return None
+    text = "; ".join(f"rank {rank} {reason.words}" for rank, reason in stopped.items())
+    waiting = [rank for rank, wait in waits.items() if set(wait.missing) & set(stopped)]
+    if waiting:
+        verb = "waits" if len(waiting) == 1 else "wait"
+        text += f"; {format_ranks(waiting)} {verb} in {waits[min(waiting)]}"
+    return Cause.DEBUGGER, text, list(stopped), next(iter(stopped.values())).advice
 
 
 def _missing(waits: Mapping[int, Wait], views: Mapping[int, RankView]) -> _Found | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workbench.core.live.collective_row import read_live
 from workbench.core.live.rank_row import CELL
+from workbench.diagnosis.process import state_of
 from workbench.diagnosis.stalls import Glimpse
 from workbench.diagnosis.view import read
 
@@ -16,19 +17,10 @@ def glimpses(directory: Path, ranks: Iterable[int]) -> dict[int, Glimpse]:
     found = {}
     for rank in ranks:
         row = read(directory, rank)
-        state = "" if row is None else _state(row.pid)
+        state = "" if row is None else state_of(row.pid)
         if row is None or not state:
             continue
         live = read_live(directory, rank) if row.phase == CELL else None
         waits_since = live.since if live is not None and live.waiting else None
         found[rank] = Glimpse(row=row, state=state, waits_since=waits_since)
     return found
-
-
-def _state(pid: int) -> str:
-    """Returns the letter of a process; "" when it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return text[text.rindex(")") + 2]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -51,6 +53,15 @@ def read_counters(pid: int) -> ProcessCounters:
     )
 
 
+def state_of(pid: int) -> str:
+    """Returns the letter of a process; "" when it has ended."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return ""
+    return text[text.rindex(")") + 2]
+
+
 def _delay_s(directory: Path) -> float:
     """Seconds that the main thread was ready to run and had no core; 0 where the kernel does not count them."""
     try:
@@ -92,21 +103,29 @@ class Activity:
     """What a process did between two readings of its counters.
 
     ``cores``: how many cores it used; ``starved``: the share of the time that it was ready to run and had no core;
-    ``faults_per_s``: pages that were read from a disk.
+    ``faults_per_s``: pages that were read from a disk. ``stopped``: the share of looks at which it was stopped, if it
+    went on between them; else 0.
     """
 
     now: ProcessCounters
     cores: float
     starved: float
     faults_per_s: float
+    stopped: float = 0.0
 
     @classmethod
-    def between(cls, before: ProcessCounters, now: ProcessCounters) -> Activity:
-        """Computes it from two readings of one process."""
+    def between(cls, before: ProcessCounters, now: ProcessCounters, states: Sequence[str] = ()) -> Activity:
+        """Computes it from two readings of one process. ``states``: letters of its state at looks between them."""
         elapsed = max(now.time - before.time, 1e-6)
         return cls(
             now=now,
             cores=(now.cpu_s - before.cpu_s) / elapsed,
             starved=min(1.0, max(0.0, (now.delay_s - before.delay_s) / elapsed)),
             faults_per_s=(now.major_faults - before.major_faults) / elapsed,
+            stopped=states.count("T") / len(states) if _goes_on(states) else 0.0,
         )
+
+
+def _goes_on(states: Sequence[str]) -> bool:
+    """Whether a process was stopped and then was not."""
+    return any(before == "T" != after for before, after in pairwise(states))

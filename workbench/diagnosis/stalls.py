@@ -3,7 +3,7 @@
 A training stalls when a rank is in one phase for ``FACTOR`` times as long as a step (or, outside of steps, that phase)
 has lately taken at most, and for ``FLOOR_S`` at least; before the first step has ended, ``FIRST_S`` at least. A cell
 stalls when a rank waits in one collective for ``FLOOR_S``: computing may take as long as it wants. A process that is
-stopped counts at once.
+stopped, or that stands in the debugger, counts at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workbench.core.live.rank_row import CELL, IDLE, PAUSED, RankRow
+from workbench.core.live.rank_row import CELL, DEBUGGER, IDLE, PAUSED, RankRow
 
 FLOOR_S, FACTOR, FIRST_S = 10.0, 5.0, 60.0
 #: the phases that a step consists of
@@ -29,8 +29,8 @@ class Glimpse:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether its process is stopped, by a signal or a debugger."""
-        return self.state in ("T", "t")
+        """Whether its process is stopped, by a signal or a debugger, or stands at a prompt of one."""
+        return self.state in ("T", "t") or self.row.phase == DEBUGGER
 
 
 def limit_s(row: RankRow) -> float:

@@ -9,19 +9,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from workbench.cluster.base.calls import call_in_ranks
 from workbench.cluster.base.protocol import CallInRanks
-from workbench.cluster.server.calls import call_in_ranks
 from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, LiveCollective, RowReader
 from workbench.core.live.collective_row import row_path as collective_path
 from workbench.core.live.rank_row import RankRow
 from workbench.core.live.stack_text import Frame, Stack, with_code
 from workbench.diagnosis import flight, stacks
-from workbench.diagnosis.process import Activity, ProcessCounters, read_counters
+from workbench.diagnosis.process import Activity, ProcessCounters, read_counters, state_of
 
 _ANSWER = f"{rank_row.__name__}:{rank_row.answer.__name__}"
 #: seconds between two readings of a process's counters, and in which a rank answers
 _BETWEEN_S, _ANSWER_S = 0.25, 0.75
+#: a process may be stopped and continued in turn: seconds between looks at its state, and so many at least
+_LOOK_S, _LOOKS = 0.01, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> li
             call_in_ranks(directory, request)  # a rank without such a thread does not answer, as seen below
         found = stacks.ask(directory, {rank: rows[rank] for rank in before})
         answers = {rank: _answer(path, began) for rank, path in told.items()}
-    time.sleep(max(0.0, began + _BETWEEN_S - time.monotonic()))
+    states = _states({rank: rows[rank].pid for rank in before}, began + _BETWEEN_S)
     views = []
     for rank in ranks:
         row, counters = rows.get(rank), None
@@ -86,13 +88,24 @@ def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> li
                 time=time.monotonic(),
                 death=deaths.get(rank, "" if counters is not None else "its process has ended"),
                 row=row,
-                activity=None if counters is None else Activity.between(before[rank], counters),
+                activity=None if counters is None else Activity.between(before[rank], counters, states[rank]),
                 calls=() if answer is None else tuple(flight.parse(answer)),
                 answers=answer is not None,
                 stacks=tuple(with_code(found.get(rank, ()), answer or "{}")),
             )
         )
     return _with_collectives(views, directory)
+
+
+def _states(pids: Mapping[int, int], until: float) -> dict[int, list[str]]:
+    """Looks at the state of processes again and again; the letters by rank."""
+    found: dict[int, list[str]] = {rank: [] for rank in pids}
+    end = max(until, time.monotonic() + _LOOKS * _LOOK_S)
+    while time.monotonic() < end:
+        for rank, pid in pids.items():
+            found[rank].append(state_of(pid))
+        time.sleep(_LOOK_S)
+    return found
 
 
 def _with_collectives(views: list[RankView], directory: Path) -> list[RankView]:

@@ -21,7 +21,7 @@ from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
 from workbench.core.live.rank_row import live_directory
 from workbench.core.recipe import recipe
-from workbench.core.records import RESTARTING, EventKind
+from workbench.core.records import RESTARTING, Command, EventKind
 from workbench.core.rules import criteria
 from workbench.engine import notebook_group
 from workbench.engine.agree.control import AgreedControl
@@ -34,7 +34,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.dataset_source import DatasetSource
 from workbench.engine.data.loader_source import LoaderSource
 from workbench.engine.distributed_start import begin_from
-from workbench.engine.failure import PeerFailed, failure_of
+from workbench.engine.failure import PeerFailed, noted_failure
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
@@ -66,25 +66,31 @@ from workbench.engine.watch.torch.without_gradient import WithoutGradient
 from workbench.errors import ConfigError
 from workbench.events.outcome import Outcome
 from workbench.rundir import checkpoints, environment
+from workbench.rundir.commands import since
 from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
 from workbench.rundir.log import RankLogWriter, rank_directory
 
 
 class Attempt(NamedTuple):
-    """``restart``: how often the run was restarted; ``offset``: bytes of its control file that were taken before."""
+    """``restart``: how often the run was restarted, and ``checkpoint``: what it then goes on from ("": nothing);
+    ``offset``: bytes of its control file that were taken before; ``repeated``: lines of it that took effect, each with
+    its step; ``snapshots``: the directory in memory for copies of the state ("": none)."""
 
-    restart: int
-    offset: int
+    restart: int = 0
+    checkpoint: str = ""
+    offset: int = 0
+    repeated: Sequence[tuple[int, str]] = ()
+    snapshots: str = ""
 
 
-def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: int = 0) -> str:
+def train(run: str, *, reloaded: Sequence[str] = (), **attempted: Any) -> str:
     """Train the run in this directory on this rank; returns its ``Outcome`` as text, which tells the session what the
     log may be unable to. ``reloaded``: modules of the user that were reloaded for this run. Failures become a ``state
     failed`` event, or a ``state restarting`` one where the run may be restarted; nothing is raised but what interrupts
     (after it was logged) and what cannot be logged at all (``RunDirectoryError``).
 
-    ``restart``: how often the run was restarted; then it goes on from its newest checkpoint, in the log that it has,
-    and takes the commands after byte ``offset`` of its control file."""
+    ``attempted``: see ``Attempt``; a run that was restarted goes on in the log that it has."""
+    attempt = Attempt(**attempted)
     path = Path(run)
     rank = int(os.environ["RANK"])
     spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
@@ -97,8 +103,9 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
         """Said once, at once: before leaving a group whose other ranks may be stuck."""
         nonlocal state
         if not told:
-            told.update(failure_of(error, path / CELL_FILE))
-            log.goes_on = restart < spec.max_restarts and progress.step > 0 and not isinstance(error, ConfigError)
+            told.update(noted_failure(error, path / CELL_FILE))
+            again = attempt.restart < spec.max_restarts
+            log.goes_on = again and progress.step > 0 and not isinstance(error, ConfigError)
             state = RESTARTING if log.goes_on else "failed"
             log.event(EventKind.STATE, state, told, step=progress.step)
             log.flush()
@@ -108,7 +115,7 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
         rank,
         on_failure=telling(sys.stdout, rank),
         share=WRITING_SHARE * spec.monitor.budget,
-        append=restart > 0,
+        append=attempt.restart > 0,
     )
     with log, output_kept(rank_directory(path, rank) / OUTPUT_FILE):
         log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device, "live": live_directory()})
@@ -125,7 +132,6 @@ def train(run: str, *, reloaded: Sequence[str] = (), restart: int = 0, offset: i
                 lost = notebook_group.leave()
                 if lost:
                     log.event(EventKind.WARNING, "process_group", f"{lost}: a run has groups of its own")
-                attempt = Attempt(restart, offset)
                 state, reason = _train(path, spec, rank, log, progress, attempt=attempt, failed=failed, alerts=alerts)
             if alerts is not None:
                 alerts.close()
@@ -189,6 +195,7 @@ def _train(
             observers = observers_of(spec, strategy, workload, log, exchange)
             if recorder is not None:
                 observers.append(recorder)
+            checkpoint = _checkpoint(spec, log, attempt)
             trainer = Trainer(
                 spec=spec,
                 workload=workload,
@@ -207,7 +214,9 @@ def _train(
                     generators=workload.generators,
                 ),
                 run=path,
-                resume=_checkpoint(path, spec, log, attempt),
+                resume=checkpoint,
+                snapshots=Path(attempt.snapshots) if attempt.snapshots else None,
+                repeated=_repeated(attempt, checkpoint),
                 on_host=rank_device().type == "cpu",
             )
             return trainer.run(), trainer.reason
@@ -256,17 +265,25 @@ def _record_settings(path: Path, changed: dict[str, str], log: RankLogWriter) ->
         log.event(EventKind.WARNING, "environment", f"the cell's settings of torch were not recorded: {error}")
 
 
-def _checkpoint(path: Path, spec: TrainSpec, log: RankLogWriter, attempt: Attempt) -> Path | None:
+def _checkpoint(spec: TrainSpec, log: RankLogWriter, attempt: Attempt) -> Path | None:
     """The checkpoint to go on from; ``ConfigError`` when it is not there (any more). That a restart has none,
     and begins with the first step, is logged."""
-    if attempt.restart and checkpoints.steps(path):
-        return checkpoints.find(path)
+    if attempt.checkpoint:
+        return Path(attempt.checkpoint)
     if not spec.resume or checkpoints.distributed(spec.resume) is not None:
         if attempt.restart:
             log.event(EventKind.CHECKPOINT, "restored", {"path": "", "rows": log.taken()}, step=0)
         return None
     run, step = checkpoints.split(spec.resume)
     return checkpoints.find(run, step)
+
+
+def _repeated(attempt: Attempt, checkpoint: Path | None) -> list[tuple[int, Command]]:
+    """What was set before a restart and after what it goes on from."""
+    commands = [(step, Command.from_line(line)) for step, line in attempt.repeated]
+    ours = checkpoint if attempt.checkpoint else None
+    asked = ours is not None and bool(checkpoints.read_index(ours)["asked"])
+    return since(commands, 0 if ours is None else checkpoints.step_of(ours), asked=asked)
 
 
 def observers_of(

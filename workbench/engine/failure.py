@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from workbench.core.live import post_mortem, rank_row
 from workbench.engine import collectives
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.share.share import ShareFailed
@@ -22,6 +23,15 @@ class PeerFailed(RuntimeError):
 
 #: errors that tell of another rank's failure
 _OF_PEERS = (PeerFailed, PeerLostError, ShareFailed, CollectiveReleasedError, dist.DistError, KeyboardInterrupt)
+
+
+def noted_failure(error: BaseException, cell: Path) -> dict[str, Any]:
+    """As ``failure_of``. From now on this rank counts as failing, and a debugger finds the error."""
+    row = rank_row.current()
+    if row is not None:
+        row.enter(rank_row.FAILING)
+    post_mortem.keep(error)
+    return failure_of(error, cell)
 
 
 def failure_of(error: BaseException, cell: Path) -> dict[str, Any]:

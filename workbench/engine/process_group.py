@@ -23,6 +23,9 @@ import torch.distributed as dist
 from workbench.errors import ClusterError, ConfigError
 
 RENDEZVOUS_FILE = "rendezvous.json"
+#: seconds after which torch itself ends a collective that a rank does not come to: a week, since a rank may stand in
+#: the debugger. A training whose ranks wait in vain is ended by the session (``workbench.run.peer_watch``)
+LIMIT_S = 7 * 24 * 3600.0
 #: most seconds between looks whether all ranks are there
 _ASK_AT_LEAST_EVERY_S = 0.05
 
@@ -38,7 +41,7 @@ def joined(
     master_port: int = 0,
     token: str = "",
     join_timeout_s: float = 60.0,
-    collective_timeout_s: float = 1800.0,
+    collective_timeout_s: float = LIMIT_S,
 ) -> Iterator[None]:
     """While entered, this process is rank ``rank`` of ``world_size`` in torch's default group over ``backend``.
 

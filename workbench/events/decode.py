@@ -51,6 +51,11 @@ def of_kind(events: Columns, kind: str, name: str | None = None, *, rank: int | 
     return (decoded_row(events, int(row)) for row in chosen.nonzero()[0])
 
 
+def of_rank(events: Columns, rank: int) -> Iterator[DecodedEvent]:
+    """Rows of one rank in the order of the table, decoded."""
+    return (decoded_row(events, int(row)) for row in (events["rank"] == rank).nonzero()[0])
+
+
 def decoded_row(events: Columns, row: int) -> DecodedEvent:
     """One row, decoded. A list of runs reads only some columns: what it did not read is empty."""
     old_value, who, command = (events[name][row] if name in events else None for name in _SOMETIMES)

@@ -159,7 +159,8 @@ def _restart(name: str, value: Any, old: Any) -> str:
 def _stalled(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     advice = short(told.get("advice") or "")
-    sentence = f"stalled: {short(told.get('sentence', 'ranks do not go on'))}"
+    begin = "" if told.get("cause") == "debugger" else "stalled: "  # somebody has asked for it
+    sentence = f"{begin}{short(told.get('sentence', 'ranks do not go on'))}"
     return f"{sentence}. {advice[:1].upper()}{advice[1:]}" if advice else sentence
 
 
@@ -208,6 +209,17 @@ def _checkpoint_name(value: Any) -> str:
 def _restored(name: str, value: Any, old: Any) -> str:
     from_nothing = isinstance(value, dict) and not value.get("path")
     return "started again from step 0" if from_nothing else f"resumed from checkpoint {_checkpoint_name(value)}"
+
+
+def _snapshot(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    every, size, ms = (as_number(told.get(each)) for each in ("every", "bytes", "ms"))
+    if not all(map(math.isfinite, (every, size, ms))) or every < 1:
+        return "copies of the state are kept in memory"
+    return (
+        f"a copy of the state every {every:g} steps takes {decimal_bytes(int(size))} of memory, twice that while one "
+        f"is written, and {ms:.3g} ms ({ms / every:.3g} ms a step)"
+    )
 
 
 def _saved_by_script(name: str, value: Any, old: Any) -> str:
@@ -319,6 +331,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "stalled"): _stalled,
     (EventKind.RANK, "moving"): _moving,
     (EventKind.CHECKPOINT, "saved"): _saved,
+    (EventKind.CHECKPOINT, "snapshot"): _snapshot,
     (EventKind.CHECKPOINT, "saved_by_script"): _saved_by_script,
     (EventKind.CHECKPOINT, "best"): _best,
     (EventKind.DATA, "epochs"): _epochs,

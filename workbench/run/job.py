@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from workbench.cluster.base import private_directory
 from workbench.cluster.cells import Submission
 from workbench.cluster.output import CellFailure
 from workbench.cluster.server.follow import RELOADED
 from workbench.cluster.session import Session
 from workbench.core import background
-from workbench.core.records import END_STATES, RESTARTING
+from workbench.core.records import END_STATES, RESTARTING, EventKind
 from workbench.diagnosis.diagnosis import Diagnosis
-from workbench.errors import RunDirectoryError
+from workbench.errors import ClusterError, RunDirectoryError
+from workbench.events.decode import of_kind
 from workbench.events.outcome import Outcome, failure
 from workbench.run import branching
 from workbench.run.run import Run
 from workbench.run.session_log import SessionLog, open_log
 from workbench.rundir import checkpoints
-from workbench.rundir.commands import offset_after
+from workbench.rundir.commands import offset_after, to_repeat
 from workbench.rundir.state import ended as ended_state
 
 #: the code that each rank executes. It reads its input from the run directory and returns an ``Outcome``
-_TRAIN = (
-    "from workbench.engine.entry import train as _train; "
-    "_train({path!r}, reloaded={reloaded}, restart={restart}, offset={offset})"
-)
-#: seconds that ranks have to end by themselves after one failed, to end after an interrupt, and to end once killed
+_TRAIN = "from workbench.engine.entry import train as _train; _train({path!r}, reloaded={reloaded}, **{attempted!r})"
+#: seconds that ranks have to end by themselves after one failed, to end after an interrupt, to end after that where
+#: their own training failed too, and to end once killed
 GRACE_S = 5.0
 INTERRUPTED_S = 2.0
+FAILING_S = 15.0
+#: seconds after which a rank that others wait for in a collective counts as failed
+HANG_S = 1800.0
 KILLED_S = 8.0
 #: states of a rank whose peers wait for it in vain
 FAILED = ("failed", RESTARTING)
@@ -54,15 +59,16 @@ class TrainingJob:
         restart: Callable[[TrainingJob], None] | None = None,
         *,
         before: TrainingJob | None = None,
-        offset: int = 0,
+        attempted: Mapping[str, Any] | None = None,
     ) -> None:
         self.run = run
         self._ranks = run.plan.ranks
         self._most_restarts = run.spec.max_restarts
         self._restart = restart
         self._restarts: int = 0 if before is None else before._restarts + 1
-        self._offset = offset
+        self._attempted = {"restart": self._restarts, **(attempted or {})}
         self._began = time.time()
+        self._memory: _Memory = _Memory() if before is None else before._memory
         self._log: SessionLog = open_log(run.path) if before is None else before._log
 
     @property
@@ -88,7 +94,7 @@ class TrainingJob:
     @property
     def release_timeout_s(self) -> float:
         """Seconds after which ``PeerWatch`` has ended ranks that did not end with the run."""
-        return GRACE_S + INTERRUPTED_S + KILLED_S
+        return GRACE_S + INTERRUPTED_S + FAILING_S + KILLED_S
 
     def step_of(self, rank: int) -> int | None:
         """Return the last step that a rank finished; None before its first."""
@@ -132,8 +138,10 @@ class TrainingJob:
 
     def start(self, session: Session) -> Submission:
         """Start training on the ranks of ``session``. The run occupies them until all have finished or died."""
-        restart = {"restart": self._restarts, "offset": self._offset}
-        code = _TRAIN.format(path=str(self.path), reloaded=RELOADED, **restart)
+        if self.run.spec.snapshot_every:
+            self._memory.make()
+        attempted = {**self._attempted, "snapshots": str(self._memory.directory or "")}
+        code = _TRAIN.format(path=str(self.path), reloaded=RELOADED, attempted=attempted)
         submission = session.submit(code, ranks=range(self._ranks), in_group=False)
         session.job = self
         session.on_rank_died(self.rank_died)
@@ -166,6 +174,7 @@ class TrainingJob:
         for rank, why in dead.items():
             if rank < self._ranks:
                 self._log.rank_died(rank, why, self.step_of(rank) or 0)
+        self._memory.free()
         logged = self._in_state(END_STATES)
         branch = _unless_deleted(self.run.agreed_branch, None)
         self._log.end(outcomes, logged=logged)
@@ -190,17 +199,29 @@ class TrainingJob:
 
         def begin_again() -> None:
             failed_at = min(self._in_state(FAILED).values(), default=self._began)
-            saved = checkpoints.steps(self.path)
-            where = f"step {checkpoints.step_of(checkpoints.find(self.path))}" if saved else "the beginning"
+            attempted = self._where_to_begin(offset_after(self.path, failed_at))
+            saved = attempted["checkpoint"]
+            where = f"step {checkpoints.step_of(Path(saved))}" if saved else "the beginning"
             self._say(f"goes on from {where} (restart {number} of {most}): {reason}")
             self._log.restarts(number, most, reason, self.step_of(0) or 0)
-            restart(TrainingJob(self.run, restart, before=self, offset=offset_after(self.path, failed_at)))
+            restart(TrainingJob(self.run, restart, before=self, attempted=attempted))
 
         def failed(error: BaseException) -> None:
             self._say(f"could not be restarted: {background.described(error)}")
             self._ended(outcomes, dead)
 
         background.thread(begin_again, name=f"restart-{self.name}", failed=failed).start()
+
+    def _where_to_begin(self, offset: int) -> dict[str, Any]:
+        """What a restart begins with, as ``workbench.engine.entry.Attempt`` says: the newest checkpoint or copy in
+        memory, unless the run has gone back to another one since."""
+        rows = self.run.event_rows()
+        back = [event for event in of_kind(rows, EventKind.CHECKPOINT, "restored", rank=0)]
+        places = [self.path, *filter(None, [self._memory.directory])]
+        newest = checkpoints.newest_of(places, since=back[-1].time if back else 0.0)
+        found = str(newest) if newest is not None else str(back[-1].fields.get("path", "")) if back else ""
+        repeated = [(step, command.to_line()) for step, command in to_repeat(self.path, rows)]
+        return {"checkpoint": found, "offset": offset, "repeated": repeated}
 
     def _say(self, text: str) -> None:
         print(f"run {self.name!r} {text}", file=sys.stderr, flush=True)
@@ -214,6 +235,32 @@ class TrainingJob:
             state = RESTARTING if interrupted and self._may_restart else "failed"
             return Outcome(state=state, step=self.step_of(rank) or 0, failure=told)
         return Outcome.from_result(submission.outputs[rank].result)
+
+
+class _Memory:
+    """The directory in memory for copies of a training's state; ``directory``: None where none are made."""
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        self._lock = -1
+
+    def make(self) -> None:
+        """Makes it, unless it is there. Raises ``ClusterError`` where this host has no files in memory."""
+        if self.directory is None:
+            try:
+                self.directory, self._lock = private_directory.make(private_directory.MEMORY)
+            except OSError as error:
+                raise ClusterError(
+                    f"--snapshot-every needs {private_directory.MEMORY}, files in memory, which cannot be used here "
+                    f"({error.strerror}): leave it out, and use --save-every"
+                ) from error
+
+    def free(self) -> None:
+        """Removes it."""
+        if self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            os.close(self._lock)
+            self.directory = None
 
 
 def _unless_deleted(read: Callable[[], _Value], otherwise: _Value) -> _Value:

@@ -2,9 +2,12 @@
 
 The others may wait for it in a collective for minutes.
 
+A rank that has kept others waiting for half an hour counts as failed.
 The collectives in which they wait are broken at once, and the ranks have a few seconds to end. Then they are
 interrupted, which ends Python code. Finally they are killed, which also ends library code such as a collective of
-NCCL. When the run directory was deleted, the ranks are interrupted at once: they can neither log nor read commands.
+NCCL. A rank whose own training has failed is not interrupted while it writes what happened, and has longer to end.
+While a rank stands in the debugger, nothing is ended. When the run directory was deleted, the ranks are interrupted at
+once: they can neither log nor read commands.
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ import time
 from pathlib import Path
 
 from workbench.cluster.cells import Submission
+from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.session import Session
 from workbench.core import background
+from workbench.core.live.rank_row import FAILING
+from workbench.diagnosis.view import read
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
 from workbench.run import job as run_job
@@ -51,7 +57,8 @@ class PeerWatch:
         submission.add_done_callback(lambda _: self._over.set())
         self._first_failure: float | None = None
         self._interrupted = False
-        self._recorded = False
+        self._recorded: set[int] = set()
+        self._late: tuple[int, ...] = ()
         self._stalls = StallWatch(session, len(submission.ranks), stalled=job.stalled, moving=job.moving)
         warn = background.warner(f"the ranks of run {job.name!r} could not be watched or ended; retrying")
         self._rounds = background.Rounds(warn)
@@ -69,31 +76,50 @@ class PeerWatch:
         failed, deleted = self._failed_ranks(), self._job.is_deleted
         if not failed and not deleted:
             self._stalls.look()
-            return False
+            if self._stalls.waited_s < run_job.HANG_S:
+                return False
+            self._late = self._stalls.missing or self._submission.ranks
         if self._first_failure is None:
             self._first_failure = time.monotonic()
             if deleted:
                 self._first_failure -= run_job.GRACE_S
                 print(f"warning: {self._job.path} was deleted, so the run is ended", file=sys.stderr, flush=True)
-        running = self._submission.running_ranks()
-        if failed and not deleted:
+        running, minutes = self._submission.running_ranks(), run_job.HANG_S / 60
+        late = {rank: f"rank {rank} has kept others waiting for {minutes:.0f} minutes" for rank in self._late}
+        causes = late or {rank: f"rank {rank} failed" for rank in failed}
+        if causes and not deleted:
             with self._releases:  # where that fails, ranks are interrupted and killed all the same
-                self._session.release(self._submission, {rank: f"rank {rank} failed" for rank in failed})
-        match next_action(time.monotonic() - self._first_failure, interrupted=self._interrupted):
+                self._session.release(self._submission, causes)
+        if not deleted and in_debugger(self._session.directory, running):
+            self._first_failure = time.monotonic()  # somebody looks into it
+            return False
+        failing = self._failing(running)
+        since_s = time.monotonic() - self._first_failure
+        overdue = failing if since_s >= run_job.GRACE_S + run_job.INTERRUPTED_S + run_job.FAILING_S else []
+        others = [rank for rank in running if rank not in failing]
+        match next_action(since_s, interrupted=self._interrupted):
             case "interrupt":
-                self._session.interrupt(running)
+                self._session.interrupt(others)
                 self._interrupted = True
-            case "kill":
-                cause = "the run was deleted" if deleted else f"{format_ranks(failed)} failed"
-                ended_s = run_job.GRACE_S + run_job.INTERRUPTED_S
-                reason = f"ended by the session: it was still running {ended_s:g} s after {cause}"
-                reason += "; run %dist_up to start again"
-                if not self._recorded:
-                    self._recorded = True
-                    self._job.ranks_ended(running, reason)
-                self._session.end_ranks(running, reason)
-                return True
+            case "kill" if others or overdue:
+                why = next(iter(late.values()), f"{format_ranks(failed)} failed")
+                self._kill([*others, *overdue], "the run was deleted" if deleted else why)
+                return not failing or bool(overdue)
         return False
+
+    def _kill(self, ranks: list[int], cause: str) -> None:
+        ended_s = run_job.GRACE_S + run_job.INTERRUPTED_S
+        reason = f"ended by the session: it was still running {ended_s:g} s after {cause}; run %dist_up to start again"
+        new = [rank for rank in ranks if rank not in self._recorded]
+        if new:
+            self._recorded.update(new)
+            self._job.ranks_ended(new, reason)
+        self._session.end_ranks(ranks, reason)
+
+    def _failing(self, running: list[int]) -> list[int]:
+        """Return the ranks that write down how their training failed, and leave it."""
+        rows = {rank: read(self._session.directory, rank) for rank in running}
+        return [rank for rank, row in rows.items() if row is not None and row.phase == FAILING]
 
     def _failed_ranks(self) -> set[int]:
         """Return the ranks that died, returned a failure, or logged one."""

@@ -54,13 +54,20 @@ class Run(RunReader):
         return logged if session_log is not None else state.present_state(logged, self.path)
 
     def wait(self, timeout: float | None = None) -> Run:
-        """Wait until the run has ended, and return the run.
+        """Wait until the run has ended, and return the run. In the main thread of the process that owns the ranks, asks
+        for commands when they stop in the debugger.
 
         Raises ``TimeoutError`` after ``timeout`` seconds, and ``RunError`` when the run failed or was lost. The message
         and traceback of a failure are those of the first rank that failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.ended():
+        ended = resolve_name("workbench.run.debug:asked_while_waiting")(self)
+        while True:
+            began = time.monotonic()
+            if ended():
+                break
+            if deadline is not None:
+                deadline += time.monotonic() - began  # somebody may have typed
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     f"run {self.name!r} is still {self.status} after {timeout} s, at step {self.last_step}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from workbench.cluster.session import Session
+from workbench.diagnosis.causes import Cause
 from workbench.diagnosis.diagnosis import Diagnosis
 from workbench.diagnosis.glimpse import glimpses
 from workbench.diagnosis.stalls import StallJudge
@@ -20,7 +21,9 @@ class StallWatch:
     """Watches the first ``ranks`` ranks of a session. Call ``look`` often; it reads little, and not at every call.
 
     ``stalled(diagnosis)`` is called when a stall begins, and again when its cause has changed; ``moving(seconds)`` when
-    it has ended after so long.
+    it has ended after so long. ``waited_s``: the longest that a rank has waited in a collective in vain by the last
+    verdict; 0 where ranks go on, or where one stands in the debugger. ``missing``: those that
+    it waited for.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class StallWatch:
         self._next_look = self._next_verdict = 0.0
         self._told: tuple[object, ...] | None = None  # cause and missing ranks of the last verdict of this stall
         self._began = 0.0
+        self.waited_s = 0.0
+        self.missing: tuple[int, ...] = ()
 
     def look(self) -> None:
         """Looks at the ranks if it is time to, and tells what has changed. A verdict takes about a second."""
@@ -50,6 +55,7 @@ class StallWatch:
                 self._began = now
                 self._tell()
             case "moving":
+                self.waited_s = 0.0
                 if self._told is not None:
                     self._moving(now - self._began)
                 self._told = None
@@ -59,6 +65,9 @@ class StallWatch:
     def _tell(self) -> None:
         diagnosis = why_session(self._session)
         self._next_verdict = time.monotonic() + _AGAIN_S
+        waited_s = max((rank.waited_s for rank in diagnosis.ranks), default=0.0)
+        self.waited_s = 0.0 if diagnosis.cause == Cause.DEBUGGER else waited_s
+        self.missing = diagnosis.missing
         known = (diagnosis.cause, diagnosis.missing)
         if known != self._told:
             self._told = known

@@ -47,6 +47,7 @@ _SHORT = {
     "stop_when": "",
     "final_checkpoint": False,
     "max_restarts": 0,
+    "snapshot_every": 0,
     "resume": "",
     "level": "off",
     "watch": "",

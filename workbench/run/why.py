@@ -34,10 +34,7 @@ def why(run: Run | str | Path | None = None) -> Diagnosis:
     session = Session.current()
     if session is not None:
         return why_session(session)
-    directories = sessions_of_this_user()
-    if not directories:
-        raise ClusterError("no ranks are up on this host: %dist_up -n 2 starts some, or name a run")
-    directory = max(directories, key=lambda each: each.stat().st_mtime)
+    directory = newest_ranks()
     return diagnose(look(directory, rank_row.ranks_in(directory), {}))
 
 
@@ -97,6 +94,14 @@ def deaths_of(run: Run) -> Mapping[int, str]:
     """Return the ranks of a run that died -> why."""
     found = of_kind(run.event_rows(), EventKind.RANK, "died")
     return {int(event.fields["rank"]): str(event.fields.get("reason", "")) for event in found if "rank" in event.fields}
+
+
+def newest_ranks() -> Path:
+    """Return the directory of the newest ranks of this user on this host. Raises ``ClusterError`` without any."""
+    directories = sessions_of_this_user()
+    if not directories:
+        raise ClusterError("no ranks are up on this host: %dist_up -n 2 starts some, or name a run")
+    return max(directories, key=lambda each: each.stat().st_mtime)
 
 
 def sessions_of_this_user() -> list[Path]:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ def find(run: str | Path, step: int | str = NEWEST) -> Path:
             f"no checkpoint at step {step}: there are checkpoints at {', '.join(str(each) for each in known)}"
         )
     return _present(run, int(step))
+
+
+def newest_of(places: Iterable[str | Path], since: float = 0.0) -> Path | None:
+    """The newest checkpoint in any of these runs that was saved after ``since`` (seconds since the epoch), or None."""
+    found = [find(place) for place in places if steps(place)]
+    later = [path for path in found if _saved_at(path) > since]
+    return max(later, key=_saved_at, default=None)
 
 
 def _present(run: str | Path, step: int) -> Path:

@@ -16,14 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.core.records import Command
+from workbench.core.columns import Columns
+from workbench.core.controls import acts
+from workbench.core.records import Command, EventKind
 from workbench.errors import RunDirectoryError
+from workbench.events.decode import of_rank
 from workbench.rundir.directory import CONTROL_FILE
 
 #: several processes write commands to one run: a random number tells them apart, and JSON keeps 53 bits
 _ID_BITS = 53
 #: seconds that a reader waits for bytes that another host has seen already (a network file system shows them later)
 _VISIBLE_S = 30.0
+
+
+#: a command whose effect stands in the checkpoint that it writes
+_MARK = "checkpoint"
+#: acts that a restart does not repeat: they change nothing that is trained, or what was trained since
+_NOT_REPEATED = {control.name for control in acts()} - {_MARK, "freeze", "unfreeze"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,31 @@ def offset_after(run: str | Path, moment: float) -> int:
             break
         offset = read
     return offset
+
+
+def to_repeat(run: str | Path, events: Columns) -> list[tuple[int, Command]]:
+    """The settings that commands made and that still hold, in their order, each with the step after which it took
+    effect; with ``checkpoint`` commands between them, whose checkpoints hold what was set before.
+
+    ``events``: the table of the run's events. What a rollback or a restart has undone is left out.
+    """
+    written = {each.id: each for each in CommandReader(run).read() if isinstance(each, Command)}
+    found: list[tuple[int, Command]] = []
+    for event in of_rank(events, 0):
+        if event.kind == EventKind.CHECKPOINT and event.name == "restored":
+            found = [(step, command) for step, command in found if step < event.step]
+        elif event.kind == EventKind.CONTROL and event.command in written and event.name not in _NOT_REPEATED:
+            found.append((event.step, written[event.command]))
+    return found
+
+
+def since(commands: Sequence[tuple[int, Command]], step: int, *, asked: bool) -> list[tuple[int, Command]]:
+    """Those of ``to_repeat`` that a checkpoint of ``step`` does not hold. ``asked``: somebody asked for it, so that it
+    was written between commands; others are written before those of their step."""
+    later = [each for each in commands if each[0] >= step]
+    marks = [place for place, (at, command) in enumerate(later) if (at, command.name) == (step, _MARK)]
+    begin = marks[-1] + 1 if asked and marks else 0
+    return [each for each in later[begin:] if each[1].name != _MARK]
 
 
 def _parsed(line: str) -> Command | BadLine:

@@ -71,12 +71,12 @@ def follow(
             time.sleep(interval_s)
 
 
-def follow_lines(run: Run) -> None:
+def follow_lines(run: Run, ended: Callable[[], bool] | None = None) -> None:
     """Show the progress of a run of this process until it has ended. Prints lines even in a terminal, because the
-    terminal may show an IPython prompt, which bars would overwrite."""
+    terminal may show an IPython prompt, which bars would overwrite. ``ended``: in place of ``run.ended``."""
     follow(
         lambda: [run.path],
-        run.ended,
+        ended or run.ended,
         steps_per_line=max(1, run.spec.steps // 20) if run.spec.steps else 0,
         console=Console(force_terminal=False),
     )

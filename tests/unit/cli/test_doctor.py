@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.cli import main as cli
-from workbench.cli.commands import checks as doctor
+from workbench.cli.machine import checks as doctor
 
 
 def test_this_machine_has_no_failure(capsys: pytest.CaptureFixture[str]) -> None:

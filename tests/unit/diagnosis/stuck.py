@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from workbench.cluster.server.calls import serve_calls
+from workbench.cluster.base.calls import serve_calls
 from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, RowWriter, row_path
 

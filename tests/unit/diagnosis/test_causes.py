@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,6 +93,29 @@ def test_a_stopped_rank_and_one_that_died(start: Start, tmp_path: Path) -> None:
     for deaths, words in (({}, "its process has ended"), ({1: "killed by signal 9"}, "killed by signal 9")):
         found = verdict(tmp_path, deaths=deaths)
         assert (found.cause, found.missing) == (Cause.DEAD_PEER, (1,)) and f"it has died: {words}" in found.sentence
+
+
+def test_a_rank_that_is_stopped_and_continued_in_turn(start: Start, tmp_path: Path) -> None:
+    late = start(1, "users_code")
+    wait_until_ready(start(0, "waits", FIFTH), late)
+    over = threading.Event()
+
+    def alternate() -> None:
+        while not over.wait(0.01):
+            os.kill(late.pid, signal.SIGSTOP)
+            over.wait(0.06)
+            os.kill(late.pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=alternate)
+    thread.start()
+    try:
+        found, deadline = verdict(tmp_path), time.monotonic() + 60
+        while "in turn" not in found.sentence and time.monotonic() < deadline:
+            found = verdict(tmp_path)
+    finally:
+        over.set()
+        thread.join()
+    assert found.cause == Cause.STOPPED and "% of the time, by signals that stop and continue it" in found.sentence
 
 
 @pytest.mark.parametrize(

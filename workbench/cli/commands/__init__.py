@@ -6,6 +6,7 @@ To add one, write its module and name it in ``COMMANDS``. ``run`` returns the ex
 from workbench.cli.commands import (
     attach,
     control,
+    debug,
     demo,
     doctor,
     export,
@@ -32,6 +33,7 @@ COMMANDS = (
     verify,
     watch,
     why,
+    debug,
     control,
     sweep,
     report,

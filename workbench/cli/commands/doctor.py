@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from workbench.cli.commands.checks import checks
+    from workbench.cli.machine.checks import checks
 
     console = Console(soft_wrap=True, highlight=False)
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}

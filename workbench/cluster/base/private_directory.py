@@ -15,20 +15,24 @@ from pathlib import Path
 
 PREFIX = "workbench-"
 LOCK_FILE = "lock"
+#: the folder whose files are in memory
+MEMORY = Path("/dev/shm")
 #: characters of the folder that it is in: Linux allows 107 bytes for the path of a Unix socket
 _MOST_PARENT = 59
 
 
-def make() -> tuple[Path, int]:
-    """Make a directory of mode 0700 whose path is short enough for a socket in it, and lock it.
+def make(parent: Path | None = None) -> tuple[Path, int]:
+    """Make a directory of mode 0700, by default one whose path is short enough for a socket in it, and lock it.
 
     Returns it with the file descriptor of the lock: whoever holds that, keeps the directory. Directories of this user
-    that nobody holds any more are removed first. Raises ``OSError``.
+    that nobody holds any more are removed first, there and in memory. Raises ``OSError``.
     """
-    parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > _MOST_PARENT:
-        parent = Path("/tmp")
-    remove_abandoned(parent)
+    if parent is None:
+        parent = Path(tempfile.gettempdir())
+        if len(str(parent)) > _MOST_PARENT:
+            parent = Path("/tmp")
+    for place in {parent, MEMORY}:
+        remove_abandoned(place)
     while True:
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,7 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
-from workbench.core.live import current_cell, rank_row
+from workbench.cluster.debugger import on_rank
+from workbench.core.live import current_cell, post_mortem, rank_row
+from workbench.core.live.collective_row import DIRECTORY
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
@@ -36,37 +37,21 @@ _Stamp = tuple[int, int]
 def load_ipython_extension(shell: Any) -> None:
     """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
-    shell.events.register("post_run_cell", _free_failed_frames)
+    shell.events.register("post_run_cell", lambda result: _after_cell(shell, result))
     shell.push(_names(), interactive=False)
-    sys.breakpointhook = _no_debugger
+    on_rank.install(Path(os.environ[DIRECTORY]), int(os.environ["RANK"]))
     row = rank_row.current()
     if row is not None:
         shell.events.register("pre_execute", lambda: row.enter(rank_row.CELL))
         shell.events.register("post_execute", lambda: row.enter(rank_row.IDLE))
 
 
-def _free_failed_frames(result: Any) -> None:
-    """Frees what the frames of a failed cell hold, such as tensors: the traceback, already shown, would keep them."""
-    seen: set[int] = set()
-    errors = [result.error_before_exec, result.error_in_exec]
-    while errors:
-        error = errors.pop()
-        if error is not None and id(error) not in seen:
-            seen.add(id(error))
-            traceback.clear_frames(error.__traceback__)
-            for frame, _line in traceback.walk_tb(error.__traceback__):
-                _ = frame.f_locals  # brings the copy that was made to show the traceback up to date: empty
-            error.__traceback__ = None
-            errors += [error.__cause__, error.__context__]
-    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-        vars(sys).pop(name, None)
-
-
-def _no_debugger(*args: object, **options: object) -> None:
-    """In place of a debugger, which would wait for input that no rank has."""
-    frame = sys._getframe(1)
-    where = f"line {frame.f_lineno} in {frame.f_code.co_name}"
-    print(f"breakpoint() at {where} is passed over: no debugger reaches the ranks. Print values", file=sys.stderr)
+def _after_cell(shell: Any, result: Any) -> None:
+    """Keeps the error of the user's cell for the debugger: until the next cell, which frees what its frames hold."""
+    on_rank.end_cell()
+    error, metadata = result.error_in_exec, shell.get_parent().get("metadata", {})
+    if error is not None and metadata.get(FOLLOWS, True):
+        post_mortem.keep(error)
 
 
 def _names() -> dict[str, Any]:
@@ -98,6 +83,7 @@ class Follower:
         current_cell.begin(metadata.get(CELL, 0))
         if not metadata.get(FOLLOWS, True):
             return tree
+        on_rank.begin_cell()
         self._shell.user_ns[CELL_RANKS] = metadata.get(RANKS, [])
         self._change_directory(metadata.get(WORK_DIR, ""))
         self._reloader.note_imports(self._cell_started)

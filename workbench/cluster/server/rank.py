@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from workbench.cluster.base.calls import serve_calls
 from workbench.cluster.base.protocol import RankSpec
-from workbench.cluster.server.calls import serve_calls
 from workbench.core.live import rank_row
 from workbench.core.live.collective_row import DIRECTORY
 

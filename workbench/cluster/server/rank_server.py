@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.calls import call_in_ranks
 from workbench.cluster.base.processes import (
     adopt_orphans,
     describe_exit,
@@ -35,7 +36,6 @@ from workbench.cluster.base.processes import (
 )
 from workbench.cluster.hosts.oom import count_oom_kills, kill_in_kernel_log
 from workbench.cluster.hosts.placement import CPU
-from workbench.cluster.server.calls import call_in_ranks
 from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.interruptible import announce_interrupt

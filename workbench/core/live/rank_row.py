@@ -15,7 +15,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,8 @@ FILE_BYTES = _PHASE_AT + _PHASE.size
 _DECAY = 0.95
 #: the phases in which a rank waits for people
 IDLE, PAUSED = "idle", "paused"
-#: the phase of a rank that runs a cell
-CELL = "cell"
+#: the phases of a rank that runs a cell, that stands at a prompt of the debugger, and whose training has failed
+CELL, DEBUGGER, FAILING = "cell", "debugger", "failing"
 
 
 def row_path(directory: Path, rank: int) -> Path:
@@ -55,9 +55,10 @@ def stacks_path(directory: Path, rank: int) -> Path:
 class RankRow:
     """What a rank does. ``since`` and ``step_since``: ``time.monotonic()`` of the begin of the phase and of the step.
 
-    ``phase``: ``idle``, ``cell``, ``paused``, or a phase of a training. ``usual_s``, ``usual_step_s``: the longest that
-    this phase, and that a step, has lately taken; 0 before the first has ended. ``process_start``: clock ticks after
-    boot, which tell a process from a later one with the same number. ``main_thread``: as ``threading.get_ident``.
+    ``phase``: ``idle``, ``cell``, ``paused``, ``debugger``, or a phase of a training. ``usual_s``, ``usual_step_s``:
+    the longest that this phase, and that a step, has lately taken; 0 before the first has ended. ``process_start``:
+    clock ticks after boot, which tell a process from a later one with the same number. ``main_thread``: as
+    ``threading.get_ident``.
     """
 
     pid: int
@@ -102,6 +103,21 @@ class RowWriter:
             self._usual_step = max(now - self._step_since, self._usual_step * _DECAY)
         self._step, self._step_since = step, now
         _STEP.pack_into(self._map, _STEP_AT, step, now, self._usual_step)
+
+    @contextlib.contextmanager
+    def aside(self, phase: str) -> Iterator[None]:
+        """While entered, the rank is in another phase; the time counts neither to its own phase nor to its step."""
+        before, since, began = self._phase, self._since, time.monotonic()
+        self._phase = phase
+        _PHASE.pack_into(self._map, _PHASE_AT, began, 0.0, phase.encode()[:32])
+        try:
+            yield
+        finally:
+            away = time.monotonic() - began
+            self._phase, self._since = before, since + away
+            self._step_since += away
+            _STEP.pack_into(self._map, _STEP_AT, self._step, self._step_since, self._usual_step)
+            _PHASE.pack_into(self._map, _PHASE_AT, self._since, self._usual.get(before, 0.0), before.encode()[:32])
 
     def begin_run(self) -> None:
         """Forgets the durations of an earlier run."""
@@ -180,6 +196,14 @@ def read_row(directory: Path, rank: int) -> RankRow:
         since=since,
         usual_s=usual_s,
     )
+
+
+def is_in_debugger(rank: int) -> bool:
+    """Returns whether another rank of this rank's session stands at a prompt of the debugger."""
+    try:
+        return bool(_own) and read_row(Path(live_directory()), rank).phase == DEBUGGER
+    except OSError:  # it is on another host
+        return False
 
 
 def ranks_in(directory: Path) -> list[int]:

@@ -74,7 +74,7 @@ def parse(text: str, main_thread: int) -> list[Stack]:
 
 def users_frame(frames: Sequence[Frame]) -> Frame | None:
     """Returns the innermost call of the user's own code; where there is none, the innermost of all."""
-    return next((frame for frame in with_callers(frames) if _is_users(frame)), frames[0] if frames else None)
+    return next((frame for frame in with_callers(frames) if is_users(frame)), frames[0] if frames else None)
 
 
 def with_callers(frames: Sequence[Frame]) -> Sequence[Frame]:
@@ -82,14 +82,20 @@ def with_callers(frames: Sequence[Frame]) -> Sequence[Frame]:
 
     Outside of that are IPython and the process's start; where neither is called, all calls.
     """
-    entry = next((place for place, frame in enumerate(frames) if frame.file.endswith(_ENTRY)), None)
+    entry = next((place for place, frame in enumerate(frames) if is_entry(frame)), None)
     if entry is not None:
         return frames[:entry]
-    own = [place for place, frame in enumerate(frames) if _is_users(frame)]
+    own = [place for place, frame in enumerate(frames) if is_users(frame)]
     return frames[: own[-1] + 1] if own else frames
 
 
-def _is_users(frame: Frame) -> bool:
+def is_entry(frame: Frame) -> bool:
+    """Whether a call is the one from which a training begins."""
+    return frame.file.endswith(_ENTRY)
+
+
+def is_users(frame: Frame) -> bool:
+    """Whether a call is of the user's own code."""
     return frame.is_of_cell or not any(part in frame.file for part in _LIBRARIES)
 
 

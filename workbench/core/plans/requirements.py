@@ -16,6 +16,7 @@ def check_capabilities(spec: TrainSpec) -> None:
     for asked, flag, capability in (
         (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
+        (bool(spec.snapshot_every), "--snapshot-every", Capability.CHECKPOINTABLE),
         (bool(spec.save_best), "--save-best", Capability.CHECKPOINTABLE),
         (bool(spec.save_best), "--save-best", Capability.EVALUATING),
         (bool(spec.resume), "--resume", Capability.CHECKPOINTABLE),

@@ -75,9 +75,11 @@ class Event:
     - ``layers``: norms; value: ``layout``, its number, and ``parts``, the layer, ``sharded`` and number of elements of
       each norm of a row of ``LayerNorms``
     - ``loss_scale``: changed
-    - ``checkpoint``: saved, failed, removed; best, value: ``name`` and ``value`` of what it is best at; restored,
-      value: ``path``, and ``rows``: how many rows of each table this rank had logged by then, of which those of steps
-      after ``step`` count no more; resumed_with, value: the settings of the resumed run that are not the checkpoint's
+    - ``checkpoint``: saved, failed, removed; snapshot, of the copies in memory; value: made ``every`` so many steps,
+      ``bytes`` of one, and ``ms`` that making one takes, from rank 0; best, value: ``name`` and ``value`` of what it is
+      best at; restored, value: ``path``, and ``rows``: how many rows of each table this rank had logged by then, of
+      which those of steps after ``step`` count no more; resumed_with, value: the settings of the resumed run that are
+      not the checkpoint's
     - ``gpu``: lost
     - ``peak``: flops; value: what the device can do per second, and how that is known; model; value: its parameters,
       and the floating point operations that training takes per token; held, at the second step; value: bytes of this

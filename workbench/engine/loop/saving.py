@@ -46,14 +46,18 @@ class Saving:
         self.best: Best | None = parse_best(spec.save_best) if spec.save_best else None
         self._best_value: float | None = None
 
-    def checkpoints(self) -> Checkpoints:
-        """What writes and reads them. ``ConfigError`` where the strategy has none."""
+    def checkpoints(self, snapshots: Path | None = None) -> Checkpoints:
+        """What writes and reads them, or the copies in memory in the directory ``snapshots``. ``ConfigError`` where the
+        strategy has none."""
         from workbench.engine.state.checkpoint import Checkpoints
 
         needed(self._strategy, Checkpointable, Capability.CHECKPOINTABLE)
         keep, cell = self._strategy.spec.keep, self._workload.cell_state
         own = self._workload.generators
-        return Checkpoints(self._run, self._strategy, self._control, self._log, keep, cell, own)
+        of = (self._strategy, self._control, self._log)
+        if snapshots is not None:
+            return Checkpoints(snapshots, *of, keep=1, cell=cell, generators=own, tells=False)
+        return Checkpoints(self._run, *of, keep, cell, own)
 
     def save(self, step: int, state: dict[str, Any], left_out: list[str], *, asked: bool) -> bool:
         """Write the checkpoint of ``step``; whether it is there. ``left_out``: parts of the schedule that ``state``

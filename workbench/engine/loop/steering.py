@@ -25,7 +25,10 @@ from workbench.rundir.log import RankLogWriter
 
 
 class Steering:
-    """Carries out agreed commands. ``boundary`` is called after each step, on every rank."""
+    """Carries out agreed commands. ``boundary`` is called after each step, on every rank.
+
+    ``repeated``: commands that took effect before a restart, in their order, each with the step after which it did.
+    """
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class Steering:
         control: AgreedControl,
         log: RankLogWriter,
         enter: Callable[[str], None],
+        repeated: Sequence[tuple[int, Command]] = (),
     ) -> None:
         self._settings = settings
         self._loop = loop
@@ -43,12 +47,14 @@ class Steering:
         self._enter = enter
         self._hold = Hold()
         self._declared: dict[str, Knob] = {}
+        self._repeated = list(repeated)
 
     def boundary(self, step: int) -> Boundary:
         """Apply what was agreed for the moment after ``step``, and stay there while paused."""
         here = Boundary(step, self._hold, self._settings, self._loop)
         self.declare_knobs(step)
         self._hold.count_step()
+        self._repeat(here)
         self._apply_all(self._control.take(), here)
         held = False
         while self._hold.paused and not here.stop:
@@ -61,6 +67,16 @@ class Steering:
         if held and not here.stop:
             self._log.event(EventKind.STATE, "running", step=here.step)
         return here
+
+    def begin(self, step: int) -> None:
+        """Before the first step, after ``step``: carry out again what was done at this moment before a restart."""
+        self._repeat(Boundary(step, self._hold, self._settings, self._loop))
+
+    def _repeat(self, here: Boundary) -> None:
+        due = [command for step, command in self._repeated if step == here.step]
+        if due:
+            self._repeated = [each for each in self._repeated if each[0] != here.step]
+            self._apply_all(due, here)
 
     def end(self, step: int) -> None:
         """After the last step: answer what came too late to be applied."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.config import TrainSpec
-from workbench.core.records import EventKind
+from workbench.core.records import Command, EventKind
 from workbench.core.rules.intervals import epochs_in, is_due
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.base.capabilities import Checkpointable, LossScaled, Normed, NormReporting, Pipelined
@@ -29,6 +29,7 @@ from workbench.engine.loop.hooks import may_draw
 from workbench.engine.loop.saving import Saving
 from workbench.engine.loop.schedule_ahead import check_schedule
 from workbench.engine.loop.settings import Settings
+from workbench.engine.loop.snapshots import Snapshots
 from workbench.engine.loop.steering import Steering
 from workbench.engine.loop.step_rows import Measured, StepRows
 from workbench.engine.watch.host.sampler import Progress
@@ -44,8 +45,9 @@ class Trainer:
 
     ``run()`` returns "finished" or "stopped"; ``reason`` says why it finished before its last step. Every rank of the
     plan calls it at the same time. ``resume``: a checkpoint to begin from, of this run or another; then the first step
-    is the one after it. ``on_host``: losses and norms can be read at once; otherwise (on a GPU) a step's are read a
-    step later, and nothing waits for them.
+    is the one after it. ``snapshots``: the directory in memory for copies of the state. ``repeated``: commands of
+    before a restart, each with the step after which it took effect: they do so again. ``on_host``: losses and norms can
+    be read at once; otherwise (on a GPU) a step's are read a step later, and nothing waits for them.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Trainer:
         observers: Sequence[StepObserver] = (),
         guard: NonfiniteGuard | None = None,
         resume: Path | None = None,
+        snapshots: Path | None = None,
+        repeated: Sequence[tuple[int, Command]] = (),
         on_host: bool = True,
     ) -> None:
         self.spec = spec
@@ -78,13 +82,16 @@ class Trainer:
         self._reporting = strategy if isinstance(strategy, NormReporting) else None
         self._scaled = strategy if isinstance(strategy, LossScaled) else None
         self._pipelined = strategy if isinstance(strategy, Pipelined) else None
-        self.steering = Steering(settings=self.settings, loop=self, control=control, log=log, enter=self._enter)
+        self.steering = Steering(
+            settings=self.settings, loop=self, control=control, log=log, enter=self._enter, repeated=repeated
+        )
         self._resume = resume
         has_loss = self._pipelined is None or self._pipelined.has_loss()
         self._rows = StepRows(log, strategy.rank, on_host=on_host, has_loss=has_loss)
         self._evaluations = Evaluations(workload, strategy, control, log, self._enter)
         self._evaluates = bool(spec.eval_every) and self._evaluations.can_evaluate
         self._saving = Saving(run, workload, strategy, control, log)
+        self._snapshots = Snapshots(snapshots, spec.snapshot_every, self._saving, log)
         self._following = Following(spec, workload, self.settings.lr, strategy)
         intervals = spec.epochs or epochs_in(spec.eval_every) or epochs_in(spec.save_every)
         self._counts_epochs = bool(intervals) or self._following.follows_epochs
@@ -109,11 +116,13 @@ class Trainer:
             return self._train()
         finally:
             self._saving.close()
+            self._snapshots.close()
 
     def _train(self) -> str:
         step = self.begin()
         self.log.event(EventKind.STATE, "running", step=step)
         self.steering.declare_knobs(step)
+        self.steering.begin(step)
         self.steering.tell_in_force(step)
         outcome = "finished"
         while not self._is_last(step):
@@ -153,7 +162,8 @@ class Trainer:
         if self._resume is not None:
             step = self._restore(self._resume)
             before = self.settings.lr.now
-            if self._resume.parent.parent != self._run and self.settings.follow_spec():
+            is_ours = self._resume.parent.parent in (self._run, self._snapshots.place)
+            if not is_ours and self.settings.follow_spec():
                 after = {"lr": self.settings.lr.now}
                 self.log.event(EventKind.CHECKPOINT, "resumed_with", after, step=step, old_value={"lr": before})
         else:
@@ -207,6 +217,7 @@ class Trainer:
             self._saving.save_if_best(step, self._following.values, self._state_of(step))
         if is_due(self.spec.save_every, step, done, epoch_ended=epoch_ended):
             self._saving.begin_save(step, *self._state_of(step)())
+        self._snapshots.take_if_due(step, self._state_of(step))
         return due
 
     def _tell_loss(self, step: int) -> None:
@@ -355,6 +366,7 @@ class Trainer:
     def rollback(self, step: int, target: int | str) -> int:
         """Load a checkpoint of this run into the ranks as they are; the step it is of."""
         self._saving.finish()
+        self._snapshots.forget()
         path = checkpoints.find(self._run, target)
         if isinstance(self.workload.data, Positioned):
             self.workload.data.check_repeatable()

@@ -41,7 +41,7 @@ class Checkpoints:
     A checkpoint that cannot be written (for example on a full disk) is logged as an event, and training continues. A
     checkpoint that cannot be read changes nothing, as all ranks check it before any of them changes a weight. ``keep``:
     number of automatic checkpoints that are kept (0: all). ``cell``: what the cell keeps beside the model, each rank's
-    own in the rank's file. ``generators``: the cell's own.
+    own in the rank's file. ``generators``: the cell's own. ``tells``: whether what is saved and removed is logged.
     """
 
     run: Path
@@ -51,6 +51,7 @@ class Checkpoints:
     keep: int = 0
     cell: KeptState | None = None
     generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
+    tells: bool = True
 
     @property
     def _plan(self) -> ParallelPlan:
@@ -171,8 +172,11 @@ class Checkpoints:
         if best is not None:
             self.log.event(EventKind.CHECKPOINT, "best", {"name": best["name"], "value": best["value"]}, step=step)
             return
+        removed_steps = checkpoints.remove_old(self.run, self.keep)
+        if not self.tells:
+            return
         self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
-        for removed in checkpoints.remove_old(self.run, self.keep):
+        for removed in removed_steps:
             self.log.event(EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step)
 
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def attempt(request: Request, steps: int) -> Attempt:
         stop_when="",
         final_checkpoint=False,
         max_restarts=0,
+        snapshot_every=0,
         grad_every=0,
     )
     with tempfile.TemporaryDirectory(prefix="workbench-try-") as folder:
