@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine import compressed
 from tests.engine.communicated import SHAPES
-from workbench.core import algorithms
+from workbench.core import algorithms, registry
 
 TEXTS = ["fp16", "bf16", "int8", "int4", "terngrad+ef", "topk:0.1", "topk:0.1+ef", "randomk:0.2+ef", "sign+ef"]
 TEXTS += ["sign", "signsgd", "powersgd:1", "powersgd:2"]
@@ -26,7 +26,7 @@ def trained(request, torch_pool):
 
 
 def test_each_algorithm_is_tried():
-    assert {text.partition(":")[0].partition("+")[0] for text in TEXTS} == set(algorithms.names())
+    assert {text.partition(":")[0].partition("+")[0] for text in TEXTS} == set(registry.entries(algorithms.GROUP))
 
 
 @pytest.mark.parametrize("text", TEXTS)

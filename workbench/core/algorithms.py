@@ -1,31 +1,38 @@
 """Algorithms that send less than whole gradients, as everything but a rank sees them: facts, found by entry point.
 
 An algorithm is an entry point of the group ``dist_workbench.algorithms`` whose object is an ``Algorithm``. The module
-that defines it imports no tensor library; what runs on ranks is named by its dotted name and loaded there.
+that defines it imports no tensor library; what runs on ranks is named by its dotted name and loaded there. A person can
+define one by the source of a class (``%%dist_algorithm``), which lives as long as the process, and in its runs.
 
 ``--algorithm`` takes ``NAME``, ``NAME:NUMBER`` and ``NAME:NUMBER+ef`` (with error feedback).
 """
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from workbench.core import registry
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, suggest
 
 GROUP = "dist_workbench.algorithms"
 _FLAG = "--algorithm"
 _FEEDBACK = "+ef"
 
 #: shapes of the parameters whose gradients are sent, and the number of ``NAME:NUMBER`` -> bytes
-MessageBytes = Callable[[Sequence[tuple[int, ...]], float], int]
+MessageBytes = Callable[[Sequence[tuple[int, ...]], float], float]
 
 
-def _nothing(shapes: Sequence[tuple[int, ...]], number: float) -> int:
+def _nothing(shapes: Sequence[tuple[int, ...]], number: float) -> float:
     return 0
+
+
+def _unknown(shapes: Sequence[tuple[int, ...]], number: float) -> float:
+    return math.nan
 
 
 class Feedback(StrEnum):
@@ -70,7 +77,8 @@ class Algorithm:
     ranks (``workbench.engine.communication.base.Exchange``). ``number``: None where it takes none. ``collective``: the
     kind of its collectives, of which a bucket of gradients takes ``rounds``. ``message_bytes``: what each rank sends in
     a step, counted as ``CollectiveRecord.bytes`` counts ``all_reduce`` (of ``all_gather``: one rank's share of the
-    output). ``kept_bytes``: what it keeps from step to step, beside what error feedback does.
+    output), NaN where that is not known. ``kept_bytes``: what it keeps from step to step, beside what error feedback
+    does. ``source``: the Python source of one that a person defined, whose class is called ``code``.
     """
 
     name: str
@@ -83,6 +91,7 @@ class Algorithm:
     rounds: int = 1
     message_bytes: MessageBytes
     kept_bytes: MessageBytes = _nothing
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +109,63 @@ class ChosenAlgorithm:
         marked = self.feedback and self.algorithm.feedback is Feedback.CHOSEN
         return f"{self.algorithm.name}{number}{_FEEDBACK if marked else ''}"
 
-    def message_bytes(self, shapes: Sequence[tuple[int, ...]]) -> int:
+    def message_bytes(self, shapes: Sequence[tuple[int, ...]]) -> float:
         """As ``Algorithm.message_bytes``."""
         return self.algorithm.message_bytes(shapes, self.number)
 
-    def kept_bytes(self, shapes: Sequence[tuple[int, ...]]) -> int:
+    def kept_bytes(self, shapes: Sequence[tuple[int, ...]]) -> float:
         """Memory of a rank from step to step: as ``Algorithm.kept_bytes``, and an fp32 copy for error feedback."""
         left_over = 4 * sum(math.prod(shape) for shape in shapes) if self.feedback else 0
         return left_over + self.algorithm.kept_bytes(shapes, self.number)
 
 
+#: those that a person has defined in this process
+_defined: dict[str, Algorithm] = {}
+
+
+def define(name: str, source: str) -> Algorithm:
+    """Define an algorithm by the source of its class, in place of an earlier one of that name.
+
+    The class is the last one of ``source``. Raises ``ConfigError`` for a name of an installed algorithm, one that is no
+    plain word, a source with a syntax error, and one without a class.
+    """
+    where = f"%%dist_algorithm {name}"
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise ConfigError(f"{where}: a name has letters, digits, - and _ and begins with a letter", field=_FLAG)
+    if name in registry.entries(GROUP):
+        raise ConfigError(f"{where}: {name} is an algorithm that is installed: choose another name", field=_FLAG)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ConfigError(f"{where}: line {error.lineno}: {error.msg}", field=_FLAG) from error
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    if not classes:
+        raise ConfigError(f"{where}: define a class of Compressor or Exchange in the cell", field=_FLAG)
+    said = (ast.get_docstring(classes[-1]) or "defined by its source").partition("\n")[0].rstrip(".")
+    _defined[name] = Algorithm(
+        name=name,
+        summary=said,
+        paper="",
+        code=classes[-1].name,
+        collective="",
+        message_bytes=_unknown,
+        source=source,
+    )
+    return _defined[name]
+
+
 def names() -> list[str]:
-    """Names of the algorithms that are installed."""
-    return list(registry.entries(GROUP))
+    """Names of the algorithms that are installed, and of those that were defined in this process."""
+    return [*registry.entries(GROUP), *sorted(_defined)]
 
 
 def algorithm(name: str) -> Algorithm:
-    """The algorithm of that name. ``ConfigError``: none is installed (with the nearest name), or it is broken."""
+    """The algorithm of that name. ``ConfigError``: there is none (with the nearest name), or it is broken."""
+    if name in _defined:
+        return _defined[name]
+    if name not in registry.entries(GROUP):
+        define_it = f"; %%dist_algorithm {name} defines one" if name else ""
+        raise ConfigError(f"unknown algorithm {name!r}: {suggest(name, names())}{define_it}", field=_FLAG)
     found: Algorithm = registry.load(GROUP, name, what="algorithm", kind=Algorithm, field=_FLAG)
     return found
 
@@ -137,6 +186,11 @@ def chosen(text: str) -> ChosenAlgorithm:
     if found.number is not None:
         value = found.number.default if number is None else found.number.read(number, name)
     return ChosenAlgorithm(algorithm=found, number=value, feedback=feedback or found.feedback is Feedback.ALWAYS)
+
+
+def name_of(text: str) -> str:
+    """``"topk:0.01+ef"`` -> ``"topk"``."""
+    return _parts(text)[0]
 
 
 def normal(text: str) -> str:

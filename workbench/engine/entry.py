@@ -67,7 +67,7 @@ from workbench.errors import ConfigError
 from workbench.events.outcome import Outcome
 from workbench.rundir import checkpoints, environment
 from workbench.rundir.commands import since
-from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE
+from workbench.rundir.directory import CELL_FILE, OUTPUT_FILE, recall_algorithm
 from workbench.rundir.log import RankLogWriter, rank_directory
 
 
@@ -93,7 +93,7 @@ def train(run: str, *, reloaded: Sequence[str] = (), **attempted: Any) -> str:
     attempt = Attempt(**attempted)
     path = Path(run)
     rank = int(os.environ["RANK"])
-    spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
+    spec = _spec_of(path)
     progress = Progress()
     device = rank_device().type
     told: dict[str, Any] = {}
@@ -263,6 +263,12 @@ def _record_settings(path: Path, changed: dict[str, str], log: RankLogWriter) ->
         environment.add(path, torch_settings=changed)
     except (OSError, ValueError) as error:
         log.event(EventKind.WARNING, "environment", f"the cell's settings of torch were not recorded: {error}")
+
+
+def _spec_of(path: Path) -> TrainSpec:
+    spec = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
+    recall_algorithm(path, spec.plan.algorithm)
+    return spec
 
 
 def _checkpoint(spec: TrainSpec, log: RankLogWriter, attempt: Attempt) -> Path | None:

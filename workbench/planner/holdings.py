@@ -199,7 +199,7 @@ def memory(model: ModelDescription, job: Job, here: Coordinates) -> RankMemory:
     if job.plan.mesh.dp > 1 and job.plan.pp == 1 and shares.bucket_bytes:
         buffers += whole_gradient if shares.bucket_bytes == WHOLE else min(whole_gradient, shares.bucket_bytes)
     if job.algorithm is not None and job.plan.mesh.dp > 1:
-        buffers += job.algorithm.kept_bytes([part.shape for part in held if part.parameter.trained])
+        buffers += int(job.algorithm.kept_bytes([part.shape for part in held if part.parameter.trained]))
     if shares.parameters and job.shards > 1:
         buffers += gathered_bytes(model, job, held)
     return RankMemory(

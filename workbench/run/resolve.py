@@ -22,7 +22,7 @@ from workbench.core.plans.requirements import check_capabilities
 from workbench.core.recipe import check_options, check_plan, recipe, with_absolute_paths
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.rundir import checkpoints
-from workbench.rundir.directory import CELL_FILE
+from workbench.rundir.directory import CELL_FILE, recall_algorithm
 from workbench.rundir.state import find
 
 #: options that split a model over ranks; only some plugins take them
@@ -170,6 +170,7 @@ def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any],
     index = checkpoints.read_index(path)
     in_force, done = index["state"]["trainer"]["settings"]["values"], checkpoints.step_of(path)
     before = TrainSpec.from_options(read_spec_options(run / SPEC_FILE))
+    recall_algorithm(run, before.plan.algorithm)
     if cell is None and "recipe" not in options and not before.recipe:
         cell = (run / CELL_FILE).read_text(encoding="utf-8")
     base = _inherited(before, in_force)

@@ -28,7 +28,7 @@ from workbench.run.reader import RunReader
 from workbench.run.session_log import log_of
 from workbench.rundir import checkpoints, state
 from workbench.rundir.commands import new_command, write_commands
-from workbench.rundir.directory import CELL_FILE, run_directories, runs_with_spec
+from workbench.rundir.directory import CELL_FILE, recall_algorithm, run_directories, runs_with_spec
 from workbench.telemetry.derive import with_rows
 
 if TYPE_CHECKING:
@@ -215,6 +215,7 @@ class Run(RunReader):
     def _ask_for_branch(self, changes: dict[str, Any]) -> Path | None:
         """Ask the ranks to stop for a branch, and return None. For a run that has ended, start the branch instead and
         return its directory."""
+        recall_algorithm(self.path, self.plan.algorithm)
         typed = branching.check(self.spec, self.settings(), self.last_step, changes)
         if not state.ended(self.status):
             self.ask("branch", typed)

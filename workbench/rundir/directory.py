@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import tomli_w
 
+from workbench.core import algorithms
 from workbench.core.config import SPEC_FILE, TrainSpec
 from workbench.core.frameworks import framework_if_usable
 from workbench.errors import RunDirectoryError
@@ -23,6 +24,8 @@ from workbench.rundir import environment
 from workbench.rundir.owner import OWNER_FILE, Owner
 
 CELL_FILE = "cell.py"
+#: the source of the algorithm, where a person defined it
+ALGORITHM_FILE = "algorithm.py"
 #: names and modules that a cell took from elsewhere (``workbench.engine.state.cell_names``)
 NAMES_FILE = "names.json"
 MODULES_DIR = "modules"
@@ -72,6 +75,9 @@ def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None
         document = {**spec.to_toml(), "versions": versions(spec.plan.framework), "machine": machine()}
         if cell is not None:
             (path / CELL_FILE).write_text(cell, encoding="utf-8")
+        source = algorithms.chosen(spec.plan.algorithm).algorithm.source if spec.plan.algorithm else ""
+        if source:
+            (path / ALGORITHM_FILE).write_text(source, encoding="utf-8")
         if like is not None and is_run(like):
             _copy_what_the_cell_used(like, path)
         environment.record(path)
@@ -85,6 +91,13 @@ def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None
         shutil.rmtree(path, ignore_errors=True)
         raise RunDirectoryError(f"cannot write the run directory {path}: {error.strerror}") from error
     return path
+
+
+def recall_algorithm(run: Path, text: str) -> None:
+    """Define, in this process, the algorithm of a run's spec (``text``) that a person defined, unless it is known."""
+    name = algorithms.name_of(text)
+    if text and name not in algorithms.names() and (run / ALGORITHM_FILE).is_file():
+        algorithms.define(name, (run / ALGORITHM_FILE).read_text(encoding="utf-8"))
 
 
 def _copy_what_the_cell_used(before: Path, run: Path) -> None:

@@ -86,6 +86,10 @@ class Compressor(Exchange):
 
     summed = False
 
+    def __init__(self, number: float, *, feedback: bool) -> None:
+        super().__init__(number, feedback=feedback)
+        self._forms: dict[int, list[tuple[torch.Size, torch.dtype]]] = {}
+
     @abstractmethod
     def encode(self, gradient: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, ...]:
         """The code of a flat gradient: tensors whose shapes and types depend on its length only; one if ``summed``."""
@@ -102,7 +106,7 @@ class Compressor(Exchange):
         self, gradients: Sequence[Gradient], group: dist.ProcessGroup
     ) -> tuple[torch.futures.Future[object] | None, Finish]:
         """As ``Exchange.begin``: one collective, which goes on while the backward pass does."""
-        codes = [self.encode(each.value.flatten(), each.draws) for each in gradients]
+        codes = [self._coded(each) for each in gradients]
         ranks = dist.get_world_size(group)
         if self.summed:
             sums = torch.cat([code / ranks for (code,) in codes])
@@ -132,6 +136,19 @@ class Compressor(Exchange):
             return found
 
         return work.get_future(), finish
+
+    def _coded(self, gradient: Gradient) -> tuple[torch.Tensor, ...]:
+        """Codes of one length have one form, so that all ranks send as much: else they would wait for each other."""
+        code = self.encode(gradient.value.flatten(), gradient.draws)
+        form = [(part.shape, part.dtype) for part in code]
+        first = self._forms.setdefault(gradient.value.numel(), form)
+        if form != first:
+            raise RuntimeError(
+                f"{type(self).__name__}.encode made a code of {[list(shape) for shape, _ in form]} of {gradient.name}, "
+                f"and one of {[list(shape) for shape, _ in first]} of as many elements before: sizes depend on the "
+                "length only"
+            )
+        return code
 
     def _decoded(self, gradient: Gradient, code: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return self.decode(code, gradient.value.numel(), gradient.draws)

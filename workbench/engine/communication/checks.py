@@ -12,13 +12,16 @@ from workbench.core.config import TrainSpec
 from workbench.engine.base.names import users_name
 from workbench.engine.base.workload import Workload
 from workbench.engine.communication.exchange import GradientExchange
+from workbench.engine.communication.own import check_own
 from workbench.errors import ConfigError
 
 
 def check_exchange(spec: TrainSpec, workload: Workload) -> None:
-    """Refuse, with ``ConfigError``, gradients that no algorithm takes: sparse ones, and complex ones."""
+    """Refuse, with ``ConfigError``, gradients that no algorithm takes, sparse ones and complex ones, and an algorithm
+    of a person's that cannot work."""
     if not spec.plan.algorithm:
         return
+    check_own(algorithms.chosen(spec.plan.algorithm))
     flag = f"--algorithm {spec.plan.algorithm}"
     for name, layer in workload.model.named_modules():
         if getattr(layer, "sparse", False) is True:

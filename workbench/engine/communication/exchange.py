@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from workbench.core.algorithms import ChosenAlgorithm
 from workbench.engine.base.names import users_name
 from workbench.engine.communication.base import Draws, Exchange, Finish, Gradient
+from workbench.engine.communication.own import made
 
 
 class GradientExchange:
@@ -39,7 +39,7 @@ class GradientExchange:
         self._device = next(iter(parameters.values())).device
         self._step = torch.zeros((), dtype=torch.int64)
         self._left_over: dict[str, torch.Tensor] = {}
-        self._algorithm: Exchange = pkgutil.resolve_name(chosen.algorithm.code)(chosen.number, feedback=chosen.feedback)
+        self._algorithm: Exchange = made(chosen)
         #: what a checkpoint keeps of this rank: tensors that are changed in place
         self.kept: dict[str, torch.Tensor] = {"step": self._step}
         for parameter in parameters.values():

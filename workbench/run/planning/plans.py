@@ -13,7 +13,7 @@ import psutil
 from workbench.cluster.hosts.machine import describe_host
 from workbench.cluster.hosts.placement import Host, default_ranks
 from workbench.cluster.session import Session
-from workbench.core import plan_grammar
+from workbench.core import algorithms, plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework, usable
 from workbench.errors import ConfigError
@@ -142,6 +142,9 @@ def _predicted(
             refused.append(Refused(name=plan.describe(), reason=model.refused[number]))
         elif shares is None:
             text = f"not predicted: {each.plugin} does not declare what its ranks hold"
+            refused.append(Refused(name=plan.describe(), reason=text))
+        elif plan.algorithm and math.isnan(algorithms.chosen(plan.algorithm).message_bytes([])):
+            text = f"not predicted: what {plan.algorithm} sends is not known"
             refused.append(Refused(name=plan.describe(), reason=text))
         elif plan.pp > 1 and plan.schedule != "1f1b":
             text = f"not predicted: the planner knows the stages of 1F1B only, not those of {plan.schedule}"
