@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from workbench.core import controls
+from workbench.core import algorithms, controls
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
 from workbench.core.flags import ASSIGNMENT
 from workbench.core.frameworks import framework_if_usable, installed, usable
@@ -44,6 +44,7 @@ _VALUES: Mapping[str, Callable[[Given], Collection[str]]] = {
     "size": _sizes,
     "plugin": _plugins,
     "framework": lambda given: installed(),
+    "algorithm": lambda given: algorithms.names(),
     "precision": lambda given: PRECISIONS,
     "level": lambda given: MONITOR_LEVELS,
     "on_nonfinite": lambda given: ON_NONFINITE,
