@@ -266,12 +266,8 @@ class TrainSpec:
             check_least(self, name, least)
         check_interval(self.eval_every, "--eval-every")
         check_interval(self.save_every, "--save-every")
-        check(
-            not self.snapshot_every or bool(self.max_restarts),
-            "--snapshot-every",
-            f"--snapshot-every {self.snapshot_every} keeps state for restarts, of which there are none: add "
-            "--max-restarts 3",
-        )
+        keeps = "--snapshot-every keeps state for restarts, and none are allowed: add --max-restarts 3"
+        check(not self.snapshot_every or self.max_restarts > 0, "--snapshot-every", keeps)
         criteria.check(self.save_best, self.stop_when, evaluates=bool(self.eval_every))
         check(self.seed < 2**32, "--seed", f"--seed must be below 2**32, not {self.seed}")
         for name in ("lr", "clip"):

@@ -37,6 +37,7 @@ def test_lr_left_to_the_optimizer_is_not_in_the_file() -> None:
         ({"tp": 2, "ranks": 2}, "--tp", "needs --plugin hybrid"),
         ({"ranks": 2, "batch_size": 7}, "--batch-size", "use 8"),
         ({"steps": 0}, "--steps", "at least 1"),
+        ({"snapshot_every": 5}, "--snapshot-every", "add --max-restarts 3"),
         ({"lr": float("nan")}, "--lr", "finite"),
         ({"precision": "bf61"}, "--precision", "did you mean 'bf16'"),
         ({"name": "../up"}, "--name", "letters"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from workbench.core.records import Command
-from workbench.rundir.checkpoints import newest_of
+from workbench.rundir.checkpoints import directory, newest_of
 from workbench.rundir.commands import since, to_repeat
 
 #: (kind, name, step, id of the command)
@@ -48,8 +49,20 @@ def test_what_still_holds_is_repeated_at_its_step(tmp_path: Path) -> None:
     assert told(since(found, 3, asked=False)) == [(7, "knob_of_the_cell"), (9, "unfreeze")]
 
 
-def test_a_checkpoint_that_was_asked_for_holds_what_was_set_before_it(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_asked_for_holds_what_was_set_before_it() -> None:
     found = [(4, Command(time=1.0, name=name)) for name in ("lr", "checkpoint", "clip")]
     assert told(since(found, 4, asked=True)) == [(4, "clip")]
     assert told(since(found, 4, asked=False)) == [(4, "lr"), (4, "clip")]
-    assert newest_of([tmp_path]) is None
+
+
+def test_the_newest_checkpoint_of_a_run_and_of_memory_that_no_rollback_has_undone(tmp_path: Path) -> None:
+    places = [tmp_path / "run", tmp_path / "memory"]
+    assert newest_of(places) is None
+    for place, step, saved_at in ((places[0], 9, 10.0), (places[1], 8, 20.0)):
+        path = directory(place, step)
+        path.mkdir(parents=True)
+        (path / "index.json").write_text(json.dumps({"format": 1, "step": step, "saved_at": saved_at}))
+    assert newest_of(places) == directory(places[1], 8)
+    assert newest_of(places[:1]) == directory(places[0], 9)
+    assert newest_of(places, since=15.0) == directory(places[1], 8)
+    assert newest_of(places, since=20.0) is None
