@@ -277,11 +277,11 @@ def test_images_and_texts_are_bounded_in_number_and_size(rank: Rank) -> None:
 @pytest.mark.parametrize(
     ("image", "part"),
     [
-        ([[1, 2]], "a list is no image"),
-        (np.ones((2, 2, 2)), "no side is 1, 3 or 4"),
+        ([[1, 2]], "a list is not an image"),
+        (np.ones((2, 2, 2)), "no dimension is 1, 3 or 4"),
         (np.ones(5), "shape (5,)"),
         (np.ones((0, 3)), "shape (0, 3)"),
-        (torch.ones(2, 2, dtype=torch.complex64), "is no image"),
+        (torch.ones(2, 2, dtype=torch.complex64), "is not an image"),
         (types.SimpleNamespace(savefig=lambda out, **_: {}["backend"]), "'backend'"),
     ],
 )

@@ -75,8 +75,8 @@ class InsideWatch(StepObserver):
             if compiled:
                 self._watched = frozenset()
                 raise ConfigError(
-                    f"watch={watch}: {compiled[0]} is compiled (torch.compile), and nothing can be seen inside of it: "
-                    "leave torch.compile out, or watch=off (watch=weights works)",
+                    f"watch={watch}: {compiled[0]} is compiled (torch.compile), so nothing inside it can be watched: "
+                    "leave out torch.compile, or watch=off (watch=weights works)",
                     field="watch",
                 )
         self._watch = watch
