@@ -162,7 +162,7 @@ def test_it_is_said_why_a_tiny_model_is_looked_at_rarely(pool):
     options = {"plugin": "ddp", "steps": 21, "watch": "activations", "budget": 1e-6}
     (found,), _ = _watch(pool.run, 1, "plain", options)
     (text,) = [text for text in found["told"] if text.startswith("watched_rarely")]
-    assert "looked inside in 1 of 20 steps" in text and "watch_every=10" in text
+    assert "measured in 1 of 20 steps" in text and "watch_every=10" in text
     (found,), _ = _watch(pool.run, 1, "plain", {**options, "watch_every": 15})
     assert not [text for text in found["told"] if text.startswith("watched_rarely")], "somebody chose it"
 

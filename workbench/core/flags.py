@@ -263,5 +263,6 @@ def not_understood(words: Sequence[str], parser: argparse.ArgumentParser) -> str
     elif "--data" in known and Path(word).is_file():
         return f"{word!r} is not understood: separate files by commas, or quote a pattern (--data 'notes/*.txt')"
     else:
-        meant = f"--recipe {word}" if "--recipe" in known and word in recipes() else ""
+        close = difflib.get_close_matches(word, recipes(), n=1, cutoff=0.6)
+        meant = f"--recipe {close[0]}" if "--recipe" in known and close else ""
     return f"{word!r} is not understood" + (f": did you mean {meant}?" if meant else "")

@@ -76,7 +76,7 @@ class LoggedMedia:
 
     def _take_text(self, step: int, name: str, text: Any, kept: _Kept) -> str:
         if not isinstance(text, str):
-            return f"a {type(text).__name__} is no text: pass a str"
+            return f"a {type(text).__name__} is not a text: pass a str"
         shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ... ({len(text):,} characters)"
         self._log.append(MediaRecord(step=step, rank=self._strategy.rank, name=name, kind="text", text=shown))
         kept.count += 1

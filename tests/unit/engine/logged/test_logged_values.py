@@ -172,10 +172,10 @@ def test_what_is_silenced_or_taken_back_is_not_logged(rank: Rank) -> None:
     [
         ("own", torch.ones(2, 3), "mean", "a tensor of shape (2, 3)"),
         ("own", np.ones(4), "mean", "an array of shape (4,)"),
-        ("own", "high", "mean", "a str is no single real number"),
+        ("own", "high", "mean", "a str is not a single real number"),
         ("own", 10**400, "mean", "int too large to convert to float"),
         ("own", 1.0, ["mean"], "reduce is one of"),
-        ("own", 1j, "mean", "a complex is no single real number"),
+        ("own", 1j, "mean", "a complex is not a single real number"),
         ("own", None, "mean", "a NoneType"),
         ("own", 1, "average", 'reduce is one of "mean"'),
         (7, 1, "mean", "a name is a text"),
@@ -291,7 +291,7 @@ def test_what_is_no_image_is_told_once(rank: Rank, image: Any, part: str) -> Non
     rank.log.image("own", image)
     rank.log.text("said", 5)  # type: ignore[arg-type]
     assert rank.rows("media") == []
-    assert [part in rank.told[0][1], "no text" in rank.told[1][1]] == [True, True] and len(rank.told) == 2
+    assert [part in rank.told[0][1], "not a text" in rank.told[1][1]] == [True, True] and len(rank.told) == 2
 
 
 def test_images_come_from_the_first_replica_unless_all_are_asked_for(tmp_path: Path) -> None:
