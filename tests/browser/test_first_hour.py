@@ -50,11 +50,12 @@ CELLS = {
     "break": "%%dist\ndef f():\n    breakpoint()\n    return 7\nf()",
     "raises": "%%dist\ndef g():\n    return 1 / (rank - rank)\ng()",
     "debug": "%debug",
+    "sleeps": "%%dist\nimport time\nprint('begun')\ntime.sleep(600)",
     "fewer": "%dist_up -n 1",
     "train": "import sys\n!{sys.executable} -m workbench.cli.main train --recipe stdlib-llama -n 2 --batch-size 3",
     "cluster": CLUSTER,
     "down": "%dist_down",
-    "sleeps": "%%dist\nimport time\ntime.sleep(600)",
+    "typed": "%dist_train --rec",
 }
 #: frames of the product and of its libraries, which no traceback of a user shows
 OURS = re.compile(r"site-packages|ipyparallel|session\.py|magics/|workbench/")
@@ -69,7 +70,6 @@ class Notebook:
 
     def begin(self, name: str) -> Any:
         """Run a cell, and return it."""
-        place = self.names.index(name)
         self.page.evaluate(
             """(place) => {
               const notebook = window.jupyterapp.shell.currentWidget.content;
@@ -77,9 +77,13 @@ class Notebook:
               notebook.activeCellIndex = place;
               window.jupyterapp.commands.execute("notebook:run-cell");
             }""",
-            place,
+            self.names.index(name),
         )
-        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(place)
+        return self.cell(name)
+
+    def cell(self, name: str) -> Any:
+        """A cell of the page."""
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(self.names.index(name))
 
     def output(self, cell: Any) -> str:
         """What a cell shows once it has run."""
@@ -101,11 +105,13 @@ def test_each_step_of_the_first_hour(page: LabPage) -> None:
     trained(notebook)
     values_of_ranks(notebook)
     errors_of_ranks(notebook)
+    interrupted(notebook, page)
     assert "the variables of cells that ran there are lost" in notebook.shown("fewer")
     told = notebook.shown("train")
     assert "spec" not in told and "use 4" in told, told
     assert "an engine of 1" in notebook.shown("cluster")
     assert "rank 0 ended" in notebook.shown("down")
+    completed(notebook)
 
 
 def wrong_cells(notebook: Notebook) -> None:
@@ -144,3 +150,20 @@ def errors_of_ranks(notebook: Notebook) -> None:
     asked.press("Enter")
     shown = notebook.output(debugged)
     assert "<module>" in shown and not OURS.search(shown), shown
+
+
+def interrupted(notebook: Notebook, page: LabPage) -> None:
+    cell = notebook.begin("sleeps")
+    cell.locator(".jp-OutputArea-output", has_text="begun").first.wait_for()
+    page.command("notebook:interrupt-kernel")
+    told = notebook.output(cell)
+    assert "interrupted: ranks 0-1 stopped" in told and "line 3" in told and not OURS.search(told), told
+
+
+def completed(notebook: Notebook) -> None:
+    """Tab after the beginning of a flag."""
+    cell = notebook.cell("typed")
+    cell.locator(".cm-content").click()
+    notebook.page.keyboard.press("End")
+    notebook.page.keyboard.press("Tab")
+    notebook.page.locator(".jp-CodeCell .cm-content, .jp-Completer", has_text="--recipe").first.wait_for()

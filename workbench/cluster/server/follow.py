@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
+from workbench.cluster.server.tracebacks import hide_signal_handlers
 from workbench.core.live import current_cell, rank_row
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
@@ -37,6 +38,7 @@ def load_ipython_extension(shell: Any) -> None:
     """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
     shell.events.register("post_run_cell", _free_failed_frames)
+    hide_signal_handlers(shell)
     shell.push(_names(), interactive=False)
     sys.breakpointhook = _no_debugger
     row = rank_row.current()
