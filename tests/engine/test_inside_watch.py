@@ -168,7 +168,7 @@ def test_it_is_said_why_a_tiny_model_is_looked_at_rarely(pool):
 
 
 def test_a_compiled_model_is_refused_with_what_to_do(pool):
-    with pytest.raises(Exception, match=r"is compiled .* leave torch\.compile out, or watch=off"):
+    with pytest.raises(Exception, match=r"is compiled .* leave out torch\.compile, or watch=off"):
         _watch(pool.run, 1, "plain", {**INSIDE, "plugin": "ddp"}, wrap="compile")
     script = {"1": [["watch", "activations"]]}
     found, _ = _watch(pool.run, 1, "plain", {"plugin": "ddp", "steps": 3}, script=script, wrap="compile")
