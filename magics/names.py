@@ -18,7 +18,7 @@ class NamesMagics(Magics):
 
     @magic_arguments()
     @TARGETS
-    @argument("names", nargs="*", help="variables of the ranks (default: all that cells made, without modules)")
+    @argument("names", nargs="*", help="variables of the ranks (default: all that cells defined, except modules)")
     @line_magic
     def dist_who(self, line: str) -> NamesTable:
         """Show the variables of ranks with type, shape, dtype, device and size, and whether ranks differ.

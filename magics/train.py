@@ -55,7 +55,8 @@ class TrainMagics(Magics):
     @argument("--quiet", action="store_true", help="no panel and no progress lines")
     @line_cell_magic
     def dist_train(self, line: str, cell: str | None = None) -> Run:
-        """Train a model across ranks. Returns the ``Run`` at once and shows its live panel.
+        """Train a model across ranks. Returns the ``Run`` at once and shows its live panel. (``run = %dist_train ...``;
+        after a cell with ``%%dist_train``, ``run = _``.)
 
         Line form: ``%dist_train stdlib-llama -n 2`` (or ``--recipe stdlib-llama``), ``%dist_train --config spec.toml``.
         Cell form: the cell runs on every rank and defines ``model``, ``optimizer``, ``dataset`` or ``dataloader``, and

@@ -49,7 +49,7 @@ class VerifyMagics(Magics):
                 progress=bar.tell,
             )
         except KeyboardInterrupt:
-            print("verification stopped: nothing of it is kept")
+            print("verification stopped: no results were kept")
             return None
         finally:
             bar.close()

@@ -32,7 +32,7 @@ class WhyMagics(Magics):
         run = parse(self.dist_why, line).run
         found = why(run)
         if run is None and Session.current() is None:
-            print("this notebook has no ranks: this is of the newest ranks of yours on this host", file=sys.stderr)
+            print("this notebook has no ranks: the answer is about your newest ranks on this host", file=sys.stderr)
         return found
 
     @magic_arguments()

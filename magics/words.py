@@ -22,6 +22,7 @@ def parse(magic: Any, line: str) -> argparse.Namespace:
     suggestion, for an argument or a value that the magic does not take.
     """
     parser: argparse.ArgumentParser = magic.parser
+    flags.name_numbers(parser)
     try:
         given, unknown = parser.parse_known_args(_split(flags.normalised(line)))
     except UsageError as error:

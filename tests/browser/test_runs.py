@@ -71,6 +71,9 @@ def test_table_and_comparison(page: LabPage, tmp_path: Path) -> None:
     figures = page.page.locator("[data-figures='7']")
     figures.wait_for()
     assert page.page.locator(".dw-cmp caption", has_text="Scaling").count() == 1
+    told = page.page.locator(".jp-CodeCell").nth(1).inner_text()
+    assert "gamma has the lowest validation loss at step 20" in told, "compared at one place, which is said"
+    assert "changed while training" in told and "0.0015 at step 15" in told
     page.page.locator("[role=img][aria-label=Loss]").scroll_into_view_if_needed()
     page.page.wait_for_timeout(500)
     figures.screenshot(path=str(tmp_path / "curves.png"))

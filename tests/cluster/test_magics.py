@@ -103,7 +103,7 @@ def test_a_failed_pull_and_an_interrupted_cell_speak_of_ranks_only(ranks, shell,
     shown = capsys.readouterr().out
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     assert "interrupted: ranks 0-1 stopped" in shown and "line 3" in shown
-    assert "session.py" not in shown and "ipyparallel" not in shown
+    assert "session.py" not in shown and "ipyparallel" not in shown and "interruptible.py" not in shown
 
 
 def test_status_and_bad_targets(ranks, shell):

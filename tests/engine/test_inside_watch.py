@@ -162,13 +162,13 @@ def test_it_is_said_why_a_tiny_model_is_looked_at_rarely(pool):
     options = {"plugin": "ddp", "steps": 21, "watch": "activations", "budget": 1e-6}
     (found,), _ = _watch(pool.run, 1, "plain", options)
     (text,) = [text for text in found["told"] if text.startswith("watched_rarely")]
-    assert "looked inside in 1 of 20 steps" in text and "watch_every=10" in text
+    assert "measured in 1 of 20 steps" in text and "watch_every=10" in text
     (found,), _ = _watch(pool.run, 1, "plain", {**options, "watch_every": 15})
     assert not [text for text in found["told"] if text.startswith("watched_rarely")], "somebody chose it"
 
 
 def test_a_compiled_model_is_refused_with_what_to_do(pool):
-    with pytest.raises(Exception, match=r"is compiled .* leave torch\.compile out, or watch=off"):
+    with pytest.raises(Exception, match=r"is compiled .* leave out torch\.compile, or watch=off"):
         _watch(pool.run, 1, "plain", {**INSIDE, "plugin": "ddp"}, wrap="compile")
     script = {"1": [["watch", "activations"]]}
     found, _ = _watch(pool.run, 1, "plain", {"plugin": "ddp", "steps": 3}, script=script, wrap="compile")

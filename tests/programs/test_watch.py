@@ -141,7 +141,7 @@ def test_what_fails_of_ours_is_told_once_and_the_script_goes_on(tmp_path: Path) 
         check=False,
     )
     assert found.returncode == 5 and found.stdout == "through\n"
-    assert found.stderr.count("The script goes on") == 1
+    assert found.stderr.count("The script continues") == 1
 
 
 def test_a_sitecustomize_of_the_environment_is_run_too(watched: Any, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_run_whose_directory_is_deleted_is_ended_and_leaves_the_session_usable
     assert {each.state for each in two_ranks.status()} <= {"training", "idle"}  # it answers all the same
     assert again(shell) == "finished" and not two_ranks.dead
     assert f"warning: {run.path} was deleted, so the run is ended" in capsys.readouterr().err
-    with pytest.raises(RunDirectoryError, match=r"gone cannot be read any more.*Was it moved or deleted\?"):
+    with pytest.raises(RunDirectoryError, match=r"gone can no longer be read.*Was it moved or deleted\?"):
         run.wait(timeout=1)
 
 

@@ -92,7 +92,7 @@ def test_values_are_those_of_one_process(shell: InteractiveShell, two_ranks: Ses
     values = run.values()
     assert values[values["name"] == "top"][["step", "value"]].values.tolist() == [[0, 3.0]]
     told = run.events().query("name == 'log_broken'")
-    assert sorted(told["rank"]) == [0, 1] and "a str is no single real number" in told["value"].iloc[0]
+    assert sorted(told["rank"]) == [0, 1] and "a str is not a single real number" in told["value"].iloc[0]
     media = run.media()
     assert {(one.name, one.rank) for one in media} == {("batch", 0), ("said", 0)}
     assert all(one.file is None or one.file.exists() for one in media)

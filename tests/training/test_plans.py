@@ -75,5 +75,5 @@ def test_what_cannot_be_described_is_named(shell: InteractiveShell, two_ranks: S
         plans(OPTIONS, cell="model = 1")
     with pytest.raises(CellError, match=r"CUDA|NVIDIA"):
         plans(OPTIONS, cell=CELL + NO_DEVICE)
-    with pytest.raises(ConfigError, match="this host has place for"):
+    with pytest.raises(ConfigError, match="this host has room for"):
         plans({**OPTIONS, "ranks": 1024, "batch_size": 1024}, cell=CELL, tries=4)

@@ -58,7 +58,7 @@ def test_pause_set_step_and_resume(shell: InteractiveShell, two_ranks: Session) 
     run.sample()
     until(lambda: len(run.events().query("kind == 'refused'")) == 4)
     reasons = {value["reason"].partition(":")[0] for value in run.events().query("kind == 'refused'")["value"]}
-    assert reasons == {"this training has nothing to evaluate with", "this training has no samples"}
+    assert reasons == {"there is no validation data", "nothing generates samples"}
     run.resume()
     until(lambda: run.status == "running" and run.last_step > held + 3)
     run.stop()

@@ -38,6 +38,7 @@ export class Figures {
       box.style.height = `${about.height}px`;
       const entry = { about, box, plot: null, source: null };
       this.place(entry, items);
+      this.nothing.remove(); // drawing takes its time on a busy machine
       if (about.failed) this.sayFailed(entry, about.failed);
       else await this.embed(entry).catch((error) => this.failed(entry, error));
     }

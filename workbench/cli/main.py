@@ -13,18 +13,26 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from workbench.cli.commands import COMMANDS
-from workbench.core.flags import normalised, not_understood
+from workbench.core.flags import name_numbers, normalised, not_understood
 from workbench.errors import ConfigError, WorkbenchError
 
 FAILED, ASKED_WRONGLY, INTERRUPTED = 1, 2, 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """The parser of the command line and, as they take its class, of all subcommands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        name_numbers(self)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="workbench", description="A workbench for distributed training.")
+    top = _Parser(prog="workbench", description="A workbench for distributed training.")
     top.add_argument("--version", action="version", version=metadata.version("dist-workbench"))
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -30,7 +30,8 @@ class Renewal:
         if self.kept:
             keep = "keeps its" if len(self.kept) == 1 else "keep their"
             parts.append(
-                f"{format_ranks(self.kept)} {keep} variables; groups and models that span ranks are to be made anew"
+                f"{format_ranks(self.kept)} {keep} variables; process groups and models that span ranks must be "
+                "created again"
             )
         return "; ".join(parts)
 

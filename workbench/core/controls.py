@@ -295,7 +295,7 @@ CONTROLS: tuple[Control, ...] = (
     Control(name="clip", title="gradient clipping", kind="float", setting=True, applies="strategy", low=0,
             option="clip", when_zero="off", help="largest global L2 norm of the gradient (0: off)"),
     Control(name="weight_decay", title="weight decay", kind="float", setting=True, applies="strategy", low=0,
-            help="of the parameter groups that have one"),
+            help="of the parameter groups that have weight decay"),
     Control(name="accumulate", title="gradient accumulation steps", kind="int", setting=True, low=1,
             option="accumulate", help="parts into which a rank splits its share of the batch"),
     Control(name="log_every", title="logging interval", kind="int", setting=True, low=1, unit="steps",
@@ -342,7 +342,10 @@ def find(name: str, declared: Iterable[Control] = ()) -> Control:
     """
     known = {control.name: control for control in (*CONTROLS, *declared)}
     if name not in known:
-        raise ConfigError(f"unknown control {name!r}: {suggest(name, known)}", field=name)
+        title = name.replace("_", " ").lower()
+        meant = next((control.name for control in known.values() if control.title == title), "")
+        hint = f"did you mean {meant!r}?" if meant else suggest(name, known)
+        raise ConfigError(f"unknown control {name!r}: {hint}", field=name)
     return known[name]
 
 

@@ -22,9 +22,26 @@ from workbench.core.rules.intervals import interval
 from workbench.core.watches import WATCHES
 
 
+def whole_number(text: str) -> int:
+    """An argument's value as a whole number; argparse tells what it raises."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def decimal_number(text: str) -> float:
+    """An argument's value as a number; argparse tells what it raises."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
 def share(text: str) -> float:
     """``"1%"`` or ``"0.01"`` -> 0.01."""
-    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    number = decimal_number(text.removesuffix("%"))
+    return number / 100 if text.endswith("%") else number
 
 
 TRAINED, SPREAD, LEARNT, WATCHED = (
@@ -161,7 +178,7 @@ FLAGS = (
     Flag(names=("--save-every",), option="save_every", kind=interval, group=WATCHED, metavar="STEPS|1ep",
          help="steps or epochs between checkpoints; 0: off"),
     Flag(names=("--save-best",), option="save_best", kind=str, group=WATCHED, metavar="VALUE",
-         help="keep the checkpoint with the best value of the validation: validation_loss, 'accuracy highest'",
+         help="keep the checkpoint with the best validation metric: validation_loss, 'accuracy highest'",
          default=""),
     Flag(names=("--stop-when",), option="stop_when", kind=str, group=WATCHED, metavar="RULE",
          help="end early: 'validation_loss has not improved for 5 evaluations', 'accuracy > 0.95'",
@@ -209,6 +226,12 @@ def take_recipe(given: argparse.Namespace, words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def name_numbers(parser: argparse.ArgumentParser) -> None:
+    """Let the errors of ``parser`` call what is no number so, in place of Python's names of types."""
+    parser.register("type", int, whole_number)
+    parser.register("type", float, decimal_number)
+
+
 #: metavar of arguments that change settings
 ASSIGNMENT = "NAME=VALUE"
 #: flags of other tools whose spelling is not close to ours
@@ -246,5 +269,6 @@ def not_understood(words: Sequence[str], parser: argparse.ArgumentParser) -> str
     elif "--data" in known and Path(word).is_file():
         return f"{word!r} is not understood: separate files by commas, or quote a pattern (--data 'notes/*.txt')"
     else:
-        meant = f"--recipe {word}" if "--recipe" in known and word in recipes() else ""
+        close = difflib.get_close_matches(word, recipes(), n=1, cutoff=0.6)
+        meant = f"--recipe {close[0]}" if "--recipe" in known and close else ""
     return f"{word!r} is not understood" + (f": did you mean {meant}?" if meant else "")

@@ -226,8 +226,13 @@ class Framework:
                 return plugin
         known = [plugin.name for plugin in self.plugins]
         others = [other for other in installed() if other != self.name and name in _plugin_names(other)]
-        elsewhere = f" (--framework {others[0]} has {name})" if others else ""
-        raise ConfigError(f"unknown plugin {name!r}: {suggest(name, known)}{elsewhere}", field="--plugin")
+        if others:
+            raise ConfigError(
+                f"--plugin {name} belongs to another framework: add --framework {others[0]} (known with --framework "
+                f"{self.name}: {', '.join(known)})",
+                field="--plugin",
+            )
+        raise ConfigError(f"unknown plugin {name!r}: {suggest(name, known)}", field="--plugin")
 
     def plugin_with(self, options: Collection[str]) -> Plugin:
         """The first plugin that takes all of these options; the default one where none does."""

@@ -62,7 +62,9 @@ def read(text: str, *, chosen: str = "") -> dict[str, Any]:
     nearest word, for a word that is none, for a word that is there twice, and for a plugin of another framework.
     """
     if not isinstance(text, str) or not _words(text):
-        raise ConfigError(f"--plan {text!r} is no plan: write words such as 'ddp2', 'zero2' or 'tp2 pp2'", field=_FIELD)
+        raise ConfigError(
+            f"--plan {text!r} is not a plan: write words such as 'ddp2', 'zero2' or 'tp2 pp2'", field=_FIELD
+        )
     found: dict[str, Any] = {}
     for word in _words(text):
         for option, value in _meaning(word, text).items():

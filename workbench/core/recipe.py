@@ -63,7 +63,7 @@ class Recipe:
         size = size or self.default_size
         if not self.sizes:
             raise ConfigError(
-                f"recipe {self.name} has no sizes, but the model of --model: leave --size out", field="--size"
+                f"recipe {self.name} has no sizes, as --model names its model: leave out --size", field="--size"
             )
         if size not in self.sizes:
             raise ConfigError(f"recipe {self.name} has no size {size!r}: {suggest(size, self.sizes)}", field="--size")

@@ -44,7 +44,7 @@ def begin_from(path: Path | None, strategy: Any, control: AgreedControl) -> None
         text = f"{path} has no {', '.join(sorted(keys))} of {missing[0]}" + (
             f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
         )
-        tell("optimizer_state", f"{text}: their optimizer state begins anew")
+        tell("optimizer_state", f"{text}: their optimizer state starts anew")
 
 
 def _kept(held: RankState, tell: Callable[[str, str], object]) -> set[str]:

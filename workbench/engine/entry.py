@@ -364,7 +364,7 @@ def _keep_cell(path: Path, workload: Workload, tell: Callable[[str, str], object
         text = f"the run keeps no copy of {', '.join(missing)}: to repeat it from its spec, define this in the cell"
         tell("names_not_kept", text)
     if changed:
-        tell("modules_changed", f"{', '.join(changed)}: other code than that which the run was first made with")
+        tell("modules_changed", f"{', '.join(changed)}: the code differs from that of the first run")
 
 
 def _telling_once(log: RankLogWriter, progress: Progress) -> Callable[[str, str], object]:

@@ -63,7 +63,7 @@ def save_pretrained(run: Path, checkpoint: Path, spec: TrainSpec, directory: Pat
     model: Any = workload.model
     if not hasattr(model, "save_pretrained"):
         raise ConfigError(
-            f"{type(model).__name__} is no model of the transformers library, so it has no save_pretrained: "
+            f"{type(model).__name__} is not a model of the transformers library, so it has no save_pretrained: "
             "torch.save(run.state_dict(), FILE) writes its weights",
             field="model",
         )

@@ -43,7 +43,7 @@ def write(source: ExportSource, out: Path) -> Path:
         )
     except wandb.Error as error:
         raise ConfigError(
-            f"wandb could not start a run: {error}; set WANDB_MODE=offline to write the run to the disk", field="--to"
+            f"wandb could not start a run: {error}; set WANDB_MODE=offline to write the run to disk", field="--to"
         ) from error
     folder = Path(run.dir).parent
     try:

@@ -87,7 +87,7 @@ def compare_loaded(compared: Sequence[ComparedRun], x: str = "step") -> Comparis
     """The comparison of what is loaded: pure."""
     axes = [run.axis(x) for run in compared]
     reached = [float(np.nanmax(axis)) for axis in axes if axis.size]
-    common = min(reached) if len(reached) == len(compared) else 0.0
+    common = min(reached, default=0.0)  # of the runs that took a step
     validated = _common_validation(compared, axes, common, x)
     figures = tuple(figures_of(s, axis, common, validated) for s, axis in zip(compared, axes, strict=True))
     groups = group(compared)

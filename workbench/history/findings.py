@@ -115,5 +115,6 @@ class Findings:
 
     @property
     def counts(self) -> str:
-        """What throughput counts: tokens, samples, or "samples or tokens" where runs differ in it."""
-        return " or ".join(sorted({run.counts for run in self.compared}))
+        """What throughput counts: tokens, samples, or "samples or tokens" where runs that took a step differ in it."""
+        trained = [run for run in self.compared if run.curve["step"].size]
+        return " or ".join(sorted({run.counts for run in trained or self.compared}))

@@ -78,9 +78,12 @@ def words(found: Findings) -> list[str]:
         sentences.append(_repeats(found))
     if found.scaling is not None:
         sentences += _scaling(found.scaling, found.counts)
-    unequal = {int(f.steps) for f in found.figures}
-    if len(unequal) > 1:
-        sentences.append(f"Losses are compared up to {short(found.common)} ({AXES[found.x]}), which all runs reached.")
+    if len({f.steps for f in found.figures if f.steps}) > 1:
+        end = f"step {short(found.common)}" if found.x == "step" else f"{short(found.common)} ({AXES[found.x]})"
+        sentences.append(f"Losses are compared up to {end}, which all of these runs reached.")
+    untrained = [s.label for s, f in zip(found.compared, found.figures, strict=True) if not f.steps]
+    if untrained:
+        sentences.append(f"Without a completed step: {', '.join(untrained)}.")
     return sentences + [f"{s.label}: {s.problem}" for s in found.compared if s.problem]
 
 

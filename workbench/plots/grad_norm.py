@@ -23,7 +23,7 @@ NAME = "grad_norm"
 TITLE = "Gradient norm (global L2, before clipping)"
 TAB = "overview"
 AXIS = "step"
-EMPTY = "No step was completed."
+EMPTY = "No completed step."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

@@ -19,7 +19,7 @@ NAME = "learning_rate"
 TITLE = "Learning rate"
 TAB = "overview"
 AXIS = "step"
-EMPTY = "No step was completed."
+EMPTY = "No completed step."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

@@ -22,7 +22,7 @@ NAME = "loss"
 TITLE = "Loss"
 TAB = "overview"
 AXIS = "step"
-EMPTY = "No step was completed."
+EMPTY = "No completed step."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

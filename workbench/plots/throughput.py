@@ -21,7 +21,7 @@ NAME = "throughput"
 TITLE = "Throughput"
 TAB = "overview"
 AXIS = "step"
-EMPTY = "No step was completed."
+EMPTY = "No completed step."
 
 
 def columns(store: Store, cursor: Cursor | None) -> tuple[Columns, Cursor]:

@@ -48,14 +48,14 @@ def check(spec: TrainSpec) -> None:
         )
     if not _is_config(spec) and not _has_tokenizer(Path(spec.model)):
         raise ConfigError(
-            f"--model {spec.model} has no tokenizer ({', '.join(TOKENIZER_FILES)}), so its weights have no text: copy "
-            "its tokenizer there",
+            f"--model {spec.model} has no tokenizer ({', '.join(TOKENIZER_FILES)}), so it cannot read text: copy its "
+            "tokenizer there",
             field="--model",
         )
     length_of(spec, config)
     for file in language_data.find_files(spec.data):
         if next(language_data.records(file), None) is None:
-            raise ConfigError(f"--data {file} has no texts: leave it out", field="--data")
+            raise ConfigError(f"--data {file} contains no text: leave it out", field="--data")
 
 
 def length_of(spec: TrainSpec, config: dict[str, Any]) -> int:
@@ -64,8 +64,8 @@ def length_of(spec: TrainSpec, config: dict[str, Any]) -> int:
     length = spec.seq_len or min(_LENGTH, most or _LENGTH)
     if length < 2 or (most and length > most):
         raise ConfigError(
-            f"--seq-len {length}: the model has {most or 'any number of'} positions, and a sequence takes 2 tokens at "
-            f"least: pass --seq-len {min(_LENGTH, most or _LENGTH)}",
+            f"--seq-len {length}: the model has {most or 'any number of'} positions, and a sequence needs at least 2 "
+            f"tokens: pass --seq-len {min(_LENGTH, most or _LENGTH)}",
             field="--seq-len",
         )
     return length

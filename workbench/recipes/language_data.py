@@ -55,7 +55,7 @@ def records(file: Path) -> Iterator[Record]:
             yield file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"--data {file} is no text in UTF-8 (byte {error.start}): give text, .jsonl or .parquet files",
+                f"--data {file} is not UTF-8 text (byte {error.start}): give text, .jsonl or .parquet files",
                 field="--data",
             ) from error
 
@@ -86,7 +86,7 @@ def _of_parquet(file: Path) -> Iterator[Record]:
     try:
         opened = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"--data {file} is no parquet file: {error}", field="--data") from error
+        raise ConfigError(f"--data {file} is not a parquet file: {error}", field="--data") from error
     column = next((name for name in ("text", "messages") if name in opened.schema_arrow.names), None)
     if column is None:
         raise ConfigError(_no_text(str(file), opened.schema_arrow.names), field="--data")
@@ -183,8 +183,8 @@ def split_validation(windows: torch.Tensor, length: int) -> tuple[torch.Tensor, 
     """Sequences to train on, and the last ones, to validate on. ``ConfigError`` when there is only one."""
     if len(windows) < 2:
         raise ConfigError(
-            f"--data has one sequence of --seq-len {length}, and it takes two, one of them for validation: give more "
-            f"text, or --seq-len {length // 2}",
+            f"--data has one sequence of --seq-len {length}, and two are needed, one of them for validation: give "
+            f"more text, or --seq-len {length // 2}",
             field="--data",
         )
     held_out = max(1, len(windows) // VALIDATION_ONE_IN)

@@ -49,7 +49,7 @@ def why_run(run: Run) -> Diagnosis:
     directory = live_directory(run)
     if directory is None:
         raise RunError(
-            f"the ranks of run {run.name!r} are not seen from here: ask on the host that they run on, as the same user"
+            f"the ranks of run {run.name!r} cannot be seen from here: run this on their host, as the same user"
         )
     return diagnose(look(directory, range(run.plan.ranks), deaths_of(run)), run.plan.mesh)
 

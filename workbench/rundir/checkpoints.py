@@ -120,7 +120,7 @@ def split(name: str) -> tuple[str, int | str]:
         return name, NEWEST
     if not run or not (step.isdigit() or step in (NEWEST, BEST)):
         raise ConfigError(
-            f"{name!r} names no checkpoint: write RUN, RUN@STEP such as first@100, or RUN@best", field="--resume"
+            f"{name!r} is not a checkpoint: write RUN, RUN@STEP such as first@100, or RUN@best", field="--resume"
         )
     return run, step if step in (NEWEST, BEST) else int(step)
 

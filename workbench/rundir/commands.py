@@ -155,6 +155,6 @@ def write_commands(run: Path, commands: Sequence[Command]) -> None:
             os.close(descriptor)
     except OSError as error:
         raise RunDirectoryError(
-            f"{path} cannot be written ({error.strerror}), so no command reaches the ranks: "
+            f"{path} cannot be written ({error.strerror}), so commands do not reach the ranks: "
             "session.interrupt() or %dist_down ends them"
         ) from error

@@ -91,7 +91,7 @@ class GrowingTable:
     def _default(self, name: str, path: str) -> Any:
         default = self._defaults[name]
         if default is MISSING:
-            raise SchemaError(f"{path} has no column {name!r}: it is no {self.table} log of this project")
+            raise SchemaError(f"{path} has no column {name!r}: it is not a {self.table} log of this project")
         return default
 
     def _thin(self) -> bool:

@@ -100,7 +100,7 @@ class Store:
             if error.strerror is None:  # Arrow's own, about the bytes
                 raise RunDirectoryError(f"a log of {self.run} is damaged: {error}") from error
             raise RunDirectoryError(
-                f"{self.run} cannot be read any more: {error.strerror} ({error.filename}). Was it moved or deleted?"
+                f"{self.run} can no longer be read: {error.strerror} ({error.filename}). Was it moved or deleted?"
             ) from error
 
     def _look(self) -> None:

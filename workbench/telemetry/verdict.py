@@ -77,7 +77,7 @@ def verdict(phases: Columns, mesh: Mesh, posted: pd.Series | None = None, *, win
     steps = table.index.unique("step").sort_values()
     judged_steps = steps[WARM_UP:][-window:]
     if len(judged_steps) < ENOUGH:
-        return Verdict(sentence=_too_few(len(steps)))
+        return Verdict(sentence=_not_yet(len(steps)))
     table = table[table.index.get_level_values("step").isin(judged_steps)]
     per_rank = table.groupby(level="rank").mean()
     totals = per_rank.sum(axis=1)
@@ -113,8 +113,8 @@ def _finished(table: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
     return table[table.index.get_level_values("step").isin(ranks.index[ranks == mesh.world_size])]
 
 
-def _too_few(steps: int) -> str:
-    return f"Too few measured steps for a verdict: {steps} of {WARM_UP + ENOUGH}."
+def _not_yet(steps: int) -> str:
+    return f"Verdict after {WARM_UP + ENOUGH} measured steps ({steps} so far)."
 
 
 def _newest(posted: pd.Series | None, mesh: Mesh) -> pd.DataFrame | None:

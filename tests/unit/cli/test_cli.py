@@ -60,13 +60,27 @@ def test_a_report_by_name_and_by_directory(
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demo", "-n", "two"], "argument -n/--nproc-per-node: 'two' is not a whole number"),
+        (["train", "--lr", "fast"], "argument --lr: 'fast' is not a number"),
+        (["runs", "prune", "--keep", "3.5"], "argument --keep: '3.5' is not a whole number"),
+    ],
+)
+def test_what_is_no_number_is_called_so(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["report", "nothing"], 1, "no run 'nothing'"),
         (["train", "nothing.toml"], 2, "cannot read the spec nothing.toml"),
         (["report", "."], 1, "is not a run directory"),
         (["demo", "--plugin", "zer1"], 2, "unknown plugin 'zer1': did you mean 'zero1'?"),
-        (["train", "--recipe", "digits-vit", "--plugin", "fsdp"], 2, "(known: ddp, hybrid, zero1, zero2)"),
+        (["train", "--recipe", "digits-vit", "--plugin", "fsdp"], 2, "add --framework torch"),
         (["train", "--recipe", "digits-vit", "-n", "3", "--tp", "2"], 2, "does not divide 3 ranks"),
         (["train", "digits-vit", "-n", "3", "--tp", "2"], 2, "does not divide 3 ranks"),
         (["train", "causal-lm", "--data", "a.txt"], 2, "causal-lm needs --model"),

@@ -20,8 +20,8 @@ def test_ranks_stay_where_their_devices_do() -> None:
     added = plan_renewal(two, four, dead=[1])
     assert added is not None and (added.kept, added.replaced, added.added) == ((0,), (1,), (2, 3))
     assert str(added) == (
-        "rank 1 was started anew, without its variables; ranks 2-3 were added; rank 0 keeps its variables; groups and "
-        "models that span ranks are to be made anew"
+        "rank 1 was started anew, without its variables; ranks 2-3 were added; rank 0 keeps its variables; process "
+        "groups and models that span ranks must be created again"
     )
     assert plan_renewal(four, two, dead=[]) is None and plan_renewal(two, two, dead=[0, 1]) is None
     assert plan_renewal(placed("0", "1"), placed("1", "0"), dead=[]) is None

@@ -83,6 +83,14 @@ def test_what_is_refused_says_what_is_allowed(name: str, given: object, allowed:
     assert caught.value.field == name
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("learning_rate", "lr"), ("Gradient clipping", "clip"), ("rollbak", "rollback")]
+)
+def test_a_control_is_suggested_by_its_title_or_a_name_like_it(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        find(name)
+
+
 def test_names_are_helped() -> None:
     with pytest.raises(ConfigError, match="did you mean 'clip'"):
         controls.checked_settings({"clipp": 1})

@@ -58,7 +58,7 @@ def test_rules(text: str, rule: dict[str, object]) -> None:
         ({"stop_when": "loss has not improved for 3 evaluations"}, "write for 3 steps"),
         ({"stop_when": "accuracy has not improved for 3 steps"}, "write for 3 evaluations"),
         ({"stop_when": "accuracy has not improved for 0 evaluations"}, "write for 1 evaluations"),
-        ({"stop_when": "loss < 1 or accuracy > 1", "eval_every": 0}, "--stop-when follows the validation"),
+        ({"stop_when": "loss < 1 or accuracy > 1", "eval_every": 0}, "--stop-when needs validation"),
         ({"epochs": -1}, "--epochs must be a whole number of at least 0"),
         ({"steps": 0}, "--steps must be a whole number of at least 1"),
         ({"eval_every": "0ep"}, "--eval-every must be a whole number of steps"),
@@ -87,9 +87,11 @@ def test_names_of_a_validation() -> None:
     assert criteria.names_in(values) == ["validation_loss", "accuracy"]
     asked = ("validation_loss", "accuracy", "validation_accuracy", "loss", "other", "confusion_matrix")
     assert [criteria.value_of(name, values) for name in asked] == [0.5, 1.0, 1.0, None, None, None]
-    with pytest.raises(ConfigError, match="--save-best: the validation gives no 'acuracy': did you mean 'accuracy'"):
+    with pytest.raises(
+        ConfigError, match="--save-best: the validation has no metric 'acuracy': did you mean 'accuracy'"
+    ):
         criteria.check_known("acuracy", ["validation_loss", "accuracy"], "--save-best")
-    with pytest.raises(ConfigError, match="this training has none: define eval_dataset"):
+    with pytest.raises(ConfigError, match="this run has no validation: define eval_dataset"):
         criteria.check_known("accuracy", [], "lr_scheduler_metric")
 
 

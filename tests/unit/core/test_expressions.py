@@ -127,5 +127,5 @@ def test_what_an_alert_asks_of_the_validation() -> None:
     own.alert("stuck", "loss < 1")
     assert own.validations() == []
     check_known("validation_err", ["validation_loss", "err"], "alert 'stuck'")
-    with pytest.raises(ConfigError, match="alert 'stuck': the validation gives no 'validation_er': did you mean"):
+    with pytest.raises(ConfigError, match="alert 'stuck': the validation has no metric 'validation_er': did you mean"):
         check_known("validation_er", ["validation_loss", "err"], "alert 'stuck'")

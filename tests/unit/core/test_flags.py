@@ -39,6 +39,7 @@ def test_defaults_in_the_help_are_those_of_the_spec_or_said_to_be_the_recipes() 
         ("--learning-rate=3", "--lr"),
         ("--stepps", "--steps"),
         ("stdlib-llama", "--recipe stdlib-llama"),
+        ("stdlib-lama", "--recipe stdlib-llama"),
         ("2", "-n 2"),
         ("my.toml", ""),
         ("--zzz", ""),

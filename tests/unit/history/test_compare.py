@@ -106,7 +106,7 @@ def test_ends_are_matched_on_the_axis_of_the_comparison(home: Path) -> None:
     losses = by_step.curves().query("run == 'long' and 90 <= step <= 100")["loss"]
     assert by_step.figures[1].loss == pytest.approx(losses.mean())
     assert by_time.figures[1].loss == pytest.approx(np.linspace(4, 0, 200)[179:].mean())
-    assert any("up to 100" in line for line in by_step.words())
+    assert any("up to step 100" in line for line in by_step.words())
 
 
 def test_seed_noise_is_told_from_a_difference(home: Path) -> None:
@@ -232,6 +232,8 @@ def test_runs_without_a_step_are_no_obstacle(home: Path) -> None:
     (run_with(home, "c", [1.0]) / "rank-00000" / "steps.arrow").unlink()
     found = workbench.compare(["a", "b", "c"])
     assert math.isnan(found.figures[1].loss) and found.figures[2].steps == 0 and repr(found) and found._repr_html_()
+    assert (found.common, found.figures[0].loss) == (1.0, 1.0), "the common end is that of the runs that took a step"
+    assert "Without a completed step: c." in found.words() and "or" not in found.counts
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_words_are_split_as_a_shell_does_but_for_backslashes(line: str, name: st
         ),
         (
             "-n two",
-            "%dist_thing: argument -n/--nproc-per-node: invalid int value: 'two'; "
+            "%dist_thing: argument -n/--nproc-per-node: 'two' is not a whole number; "
             "usage: %dist_thing [-n N] [--config FILE] [names ...]",
         ),
         ("a 'b", 'a quote is not closed in "a \'b": add the closing quote'),

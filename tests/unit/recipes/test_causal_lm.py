@@ -132,15 +132,15 @@ def test_relative_paths_mean_the_notebook_s_directory(
     ("content", "name", "message"),
     [
         ("", "a.txt", "is empty"),
-        ("\n\n", "a.jsonl", "has no texts"),
+        ("\n\n", "a.jsonl", "contains no text"),
         ('{"body": "x", "id": 1}', "a.jsonl", 'line 1 has no text: it needs "text", or "messages".* has body, id'),
         ('{"messages": [{"role": "user"}]}', "a.jsonl", "line 1 has no text"),
         ('{"text": "fine"}\n{"text": 3}', "a.jsonl", "line 2 has no text"),
         ('{"text": "fine"}\nnot json', "a.jsonl", "line 2 is not JSON"),
         ("[1]", "a.jsonl", "line 1 is a list"),
-        ("PAR", "a.parquet", "is no parquet file"),
+        ("PAR", "a.parquet", "is not a parquet file"),
         ("short", "a.txt", "has 6 tokens, too few for one sequence of 32"),
-        ("x" * 40, "a.txt", "one sequence of --seq-len 32, and it takes two"),
+        ("x" * 40, "a.txt", "one sequence of --seq-len 32, and two are needed"),
         ("x" * 100, "a.txt", "cannot fill|batch"),
     ],
 )
@@ -158,7 +158,7 @@ def test_files_that_are_no_text_are_named(model: Path, tmp_path: Path) -> None:
     assert "there is no such file" in refusal(spec_of(model, tmp_path / "absent*.txt"))
     assert "is a directory" in refusal(spec_of(model, tmp_path))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    assert "is no text in UTF-8" in refusal(spec_of(model, tmp_path / "a.txt"))
+    assert "is not UTF-8 text" in refusal(spec_of(model, tmp_path / "a.txt"))
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
     assert 'needs "text", or "messages"' in refusal(spec_of(model, tmp_path / "b.parquet"))
 
@@ -168,7 +168,7 @@ def test_models_and_lengths_that_cannot_be_trained_are_named(model: Path, text: 
     assert "needs --data" in refusal(spec_of(model, ""))
     assert "no such directory" in refusal(spec_of("meta-llama/absent", text))
     assert "the model has 128 positions" in refusal(spec_of(model, text, seq_len=129))
-    assert "2 tokens at least" in refusal(spec_of(model, text, seq_len=1))
+    assert "at least 2 tokens" in refusal(spec_of(model, text, seq_len=1))
     bare = directories.llama(tmp_path / "bare")
     assert "has no tokenizer" in refusal(spec_of(bare, text))
     language_data.byte_tokenizer().save_pretrained(bare)
@@ -184,7 +184,7 @@ def test_options_of_the_recipe_are_for_no_other(model: Path) -> None:
     cell = "model = optimizer = dataset = loss_fn = None"
     with pytest.raises(ConfigError, match="--model is for the recipe causal-lm: a cell defines"):
         resolve({"model": str(model)}, cell=cell, default_ranks=1)
-    with pytest.raises(ConfigError, match="leave --size out"):
+    with pytest.raises(ConfigError, match="leave out --size"):
         resolve({"recipe": "causal-lm", "size": "tiny", "model": "m", "data": "d"}, default_ranks=1)
 
 

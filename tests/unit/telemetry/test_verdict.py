@@ -120,7 +120,7 @@ def test_shares_are_of_the_step_of_the_rank_that_is_judged() -> None:
 def test_few_steps_are_no_verdict_and_that_is_said(steps: int) -> None:
     found = verdict(run_of({"forward": 10.0}, {"forward": 30.0}, steps=steps), Mesh(dp=2))
     assert (found.bound, found.straggler) == ("", None)
-    assert found.sentence == f"Too few measured steps for a verdict: {steps} of 8."
+    assert found.sentence == f"Verdict after 8 measured steps ({steps} so far)."
 
 
 def test_a_step_in_which_the_run_failed_does_not_count() -> None:
@@ -172,7 +172,7 @@ def test_the_window_is_the_newest_measured_steps_and_is_said() -> None:
 
 
 def test_before_the_first_step_nothing_is_said() -> None:
-    assert str(verdict(empty("phases"), Mesh(dp=2))) == "Too few measured steps for a verdict: 0 of 8."
+    assert str(verdict(empty("phases"), Mesh(dp=2))) == "Verdict after 8 measured steps (0 so far)."
 
 
 def test_a_single_rank_has_no_others() -> None:

@@ -318,7 +318,7 @@ def test_phases_and_collectives_sum_up_to_the_runs_own_sentence(tmp_path: Path) 
     run = Run(tmp_path).verdict()
     assert seen[-1].startswith("Compute-bound: 70% of a 100 ms step computes on rank 1")
     assert seen[-1] == run.sentence and "its network" in seen[-1]
-    assert seen[4] == "Too few measured steps for a verdict: 3 of 8." and "No rank stands out" in seen[12], (
+    assert seen[4] == "Verdict after 8 measured steps (3 so far)." and "No rank stands out" in seen[12], (
         "one recorded step names nobody"
     )
 

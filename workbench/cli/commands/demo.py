@@ -96,7 +96,7 @@ def execute(source: Path, parameters: dict[str, Any], out: Path) -> int:
     try:
         execution.run(lambda: sorted({p.parent for p in home.glob("*/spec.toml")} - before))
     except NotebookFailed as error:
-        print(f"\n{error}\n\nthe notebook as far as it came: {executed}")
+        print(f"\n{error}\n\nthe notebook up to there: {executed}")
         return 1
     finally:
         with _written(executed):

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"pdf": arguments.pdf, "light": arguments.light}
     notebooks = [name for name in names if name.endswith(".ipynb")]
     if notebooks and len(names) > 1:
-        raise ConfigError(f"a report covers one notebook or several runs, not {', '.join(names)}", field="RUN")
+        raise ConfigError(f"a report covers either one notebook or several runs, not {', '.join(names)}", field="RUN")
     if notebooks:
         from workbench.report.notebook.exporter import render_notebook
 

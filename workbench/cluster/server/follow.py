@@ -20,6 +20,7 @@ from typing import Any
 
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
 from workbench.cluster.debugger import on_rank
+from workbench.cluster.server.tracebacks import hide_signal_handlers
 from workbench.core.live import current_cell, post_mortem, rank_row
 from workbench.core.live.collective_row import DIRECTORY
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
@@ -38,6 +39,7 @@ def load_ipython_extension(shell: Any) -> None:
     """Makes the shell of a rank follow the notebook before each cell, and gives cells the names of the rank."""
     shell.ast_transformers.append(Follower(shell))
     shell.events.register("post_run_cell", lambda result: _after_cell(shell, result))
+    hide_signal_handlers(shell)
     shell.push(_names(), interactive=False)
     on_rank.install(Path(os.environ[DIRECTORY]), int(os.environ["RANK"]))
     row = rank_row.current()

@@ -94,7 +94,7 @@ def check(save_best: str, stop_when: str, *, evaluates: bool) -> None:
     flags += ["--stop-when" for rule in parse_rules(stop_when) if not rule.of_training]
     if flags and not evaluates:
         raise ConfigError(
-            f"{flags[0]} follows the validation, which --eval-every 0 turns off: use --eval-every N or 1ep",
+            f"{flags[0]} needs validation, which --eval-every 0 turns off: use --eval-every N or 1ep",
             field=flags[0],
         )
 
@@ -104,7 +104,7 @@ def parse_best(text: str) -> Best:
     found = _BEST.fullmatch(text.strip())
     if found is None:
         raise ConfigError(
-            f"--save-best {text!r} is not understood: name a value of the validation, such as validation_loss or "
+            f"--save-best {text!r} is not understood: name a validation metric, such as validation_loss or "
             '"accuracy highest"',
             field="--save-best",
         )
@@ -181,8 +181,8 @@ def check_known(name: str, known: Collection[str], where: str) -> None:
         return
     if not known:
         raise ConfigError(
-            f"{where}: {name} is a value of the validation, and this training has none: define eval_dataset or "
+            f"{where}: {name} is a validation metric, but this run has no validation: define eval_dataset or "
             "eval_dataloader in the cell",
             field=where,
         )
-    raise ConfigError(f"{where}: the validation gives no {name!r}: {suggest(name, known)}", field=where)
+    raise ConfigError(f"{where}: the validation has no metric {name!r}: {suggest(name, known)}", field=where)

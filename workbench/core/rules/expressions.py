@@ -69,7 +69,7 @@ class Expression:
         windows = {name: functools.partial(self._over_window, function) for name, function in WINDOWS.items()}
         self._functions: dict[str, object] = {**FUNCTIONS, **windows, LOGGED: None, "__builtins__": {}}
         if not isinstance(text, str) or len(text) > _LONGEST:
-            raise ConfigError(f"a condition is a text of at most {_LONGEST} characters, such as 'loss > 10'")
+            raise ConfigError(f"a condition is a string of at most {_LONGEST} characters, such as 'loss > 10'")
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

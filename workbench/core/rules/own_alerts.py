@@ -21,12 +21,14 @@ def check_alert(name: Any, when: Any, text: Any = "", after: Any = 1) -> dict[st
     """The declaration of an alert as JSON values. ``ConfigError`` for what cannot be one."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"alert {name!r}: a name has letters, digits, blanks, '.', '_' and '-', 64 at most", field="alert"
+            f"alert {name!r}: a name may have letters, digits, spaces, '.', '_' and '-', 64 at most", field="alert"
         )
     if not isinstance(text, str) or len(text) > LONGEST_TEXT:
-        raise ConfigError(f"alert {name!r}: text is a text of at most {LONGEST_TEXT} characters", field="alert")
+        raise ConfigError(f"alert {name!r}: text must be a string of at most {LONGEST_TEXT} characters", field="alert")
     if not isinstance(after, int) or isinstance(after, bool) or not 1 <= after <= 100_000:
-        raise ConfigError(f"alert {name!r}: after is a whole number of steps, 1 or more, not {after!r}", field="alert")
+        raise ConfigError(
+            f"alert {name!r}: after must be a whole number of steps, 1 or more, not {after!r}", field="alert"
+        )
     if callable(when):
         return {"name": name, "when": "", "is_function": True, "text": text or "its function is true", "after": after}
     return {"name": name, "when": Expression(when).text, "text": text, "after": after}

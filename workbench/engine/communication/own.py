@@ -61,7 +61,8 @@ def _wrong(own: Compressor, length: int) -> str:
     try:
         codes = [own.encode(gradient, each) for gradient, each in zip(gradients, draws, strict=True)]
         if not all(isinstance(code, tuple) and all(isinstance(p, torch.Tensor) for p in code) for code in codes):
-            return "encode returns something else than a tuple of tensors"
+            kinds = ", ".join(sorted({type(code).__name__ for code in codes}))
+            return f"encode returns a {kinds}: return a tuple of tensors, such as (code,)"
         forms = [[(tuple(part.shape), part.dtype) for part in code] for code in codes]
         if forms[0] != forms[1]:
             shown = [", ".join(f"{list(shape)}" for shape, _ in form) for form in forms]

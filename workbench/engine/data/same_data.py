@@ -37,7 +37,7 @@ class SameData:
         others = [rank for rank, digest in enumerate(found) if digest != found[0]]
         if others:
             raise ConfigError(
-                f"ranks read different data: the first batch of rank {others[0]} is another one than that of rank 0. "
+                f"ranks read different data: the first batch of rank {others[0]} differs from that of rank 0. "
                 "Each rank takes its share of what it reads, so every rank has to read the same samples: seed the "
                 "generators that the dataset draws from, and do not split it by rank (workers may split it)",
                 field="dataset",

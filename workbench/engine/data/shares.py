@@ -47,7 +47,7 @@ def raise_for_empty_epoch(epoch: int, samples: int, batch_size: int) -> None:
     """Raise the ``ConfigError`` for an epoch without a full batch. ``samples``: size of its incomplete batch."""
     if epoch:
         raise ConfigError(
-            f"the data ended after {epoch} epoch{'s' if epoch > 1 else ''} and gives nothing when iterated again: "
+            f"the data ended after {epoch} epoch{'s' if epoch > 1 else ''} and returns nothing when iterated again: "
             "pass an object whose __iter__ starts from the beginning (not a generator), or train for fewer --steps "
             "or --epochs",
             field="dataset",

@@ -76,7 +76,7 @@ class LoggedMedia:
 
     def _take_text(self, step: int, name: str, text: Any, kept: _Kept) -> str:
         if not isinstance(text, str):
-            return f"a {type(text).__name__} is no text: pass a str"
+            return f"a {type(text).__name__} is not a text: pass a str"
         shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ... ({len(text):,} characters)"
         self._log.append(MediaRecord(step=step, rank=self._strategy.rank, name=name, kind="text", text=shown))
         kept.count += 1
@@ -143,20 +143,20 @@ def _taken(image: Any) -> Any:
         return out.getvalue()
     if isinstance(image, torch.Tensor):
         if hasattr(image, "full_tensor"):
-            raise TypeError("a DTensor, of which each rank has a part, is no image")
+            raise TypeError("a DTensor, of which each rank has a part, is not an image")
         _check_shape(tuple(image.shape), first=True)
         if image.is_complex() or image.is_meta:
-            raise TypeError(f"a tensor of type {image.dtype} is no image")
+            raise TypeError(f"a tensor of type {image.dtype} is not an image")
         return image.detach().to("cpu", copy=True)
     if isinstance(image, np.ndarray):
         _check_shape(image.shape, first=False)
         if image.dtype.kind not in "biuf":
-            raise TypeError(f"an array of type {image.dtype} is no image")
+            raise TypeError(f"an array of type {image.dtype} is not an image")
         return image.copy()
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # PIL
         return image.copy()
     raise TypeError(
-        f"a {type(image).__name__} is no image: pass an array, a tensor, a PIL image or a matplotlib figure"
+        f"a {type(image).__name__} is not an image: pass an array, a tensor, a PIL image or a matplotlib figure"
     )
 
 
@@ -173,7 +173,7 @@ def _channel_axis(shape: tuple[int, ...], *, first: bool) -> int | None:
     for axis in (0, 2) if first else (2, 0):
         if shape[axis] in (1, 3, 4):
             return axis
-    raise ValueError(f"shape {shape}: no side is 1, 3 or 4, so none is that of the channels")
+    raise ValueError(f"shape {shape}: no dimension is 1, 3 or 4, so none can be the channels")
 
 
 def _png(taken: Any) -> tuple[bytes, int, int]:

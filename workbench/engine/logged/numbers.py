@@ -40,7 +40,7 @@ def _of_tensor(value: torch.Tensor) -> Any:
 
 
 def _not_one(what: str) -> str:
-    return f"{what} is no single real number: log one, such as value.mean(), or use log.image or log.text"
+    return f"{what} is not a single real number: log one, such as value.mean(), or use log.image or log.text"
 
 
 class Running:

@@ -41,9 +41,7 @@ class Evaluations:
         """Evaluate; the values, which other ranks than 0 may lack. ``ConfigError`` when there is nothing to do it
         with."""
         if self._workload.evaluate is None:
-            raise ConfigError(
-                "this training has nothing to evaluate with: define eval_dataset or eval_dataloader in the cell"
-            )
+            raise ConfigError("there is no validation data: define eval_dataset or eval_dataloader in the cell")
         self._enter("evaluate")
         with gathered(self._strategy):
             found = self._workload.evaluate(self._evaluating())
@@ -62,7 +60,7 @@ class Evaluations:
         """Let the model write; rank 0 logs it. ``ConfigError`` when it writes nothing."""
         is_cell = self._workload.cell_state is not None
         if self._workload.sample is None and (is_cell or self._workload.evaluate is None):
-            raise ConfigError("this training has no samples: define sample(model) in the cell")
+            raise ConfigError("nothing generates samples: define sample(model) in the cell")
         self._enter("evaluate")
         with gathered(self._strategy):
             if self._workload.sample is not None:

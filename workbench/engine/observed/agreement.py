@@ -127,7 +127,7 @@ class ObservedControl(AgreedControl):
         except PeerLostError as error:
             missing, all_came = error, 0
         if not all_came:
-            self._part(missing or PeerLostError("a rank did not come to its run.step"))
+            self._part(missing or PeerLostError("a rank did not call run.step"))
 
     def _from_rank_0(self, number: int) -> int:
         """A number that rank 0 says, on every rank."""

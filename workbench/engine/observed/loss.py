@@ -23,5 +23,5 @@ def value_of(loss: Any, computed: Sequence[torch.Tensor]) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)[:80]
         raise ConfigError(
-            f"run.step({what}): the loss is a number or a tensor of one element, as loss.mean()"
+            f"run.step({what}): the loss must be a number or a tensor with one element, such as loss.mean()"
         ) from error

@@ -131,8 +131,8 @@ class ObservedModel(PlannedRank):
         held = rank_parameters(self.model, names)
         if not held:
             raise ConfigError(
-                f"the optimizer updates no parameter of {type(self.model).__name__}: make it of this model's "
-                "parameters, and observe the model that it was made of"
+                f"the optimizer updates no parameter of {type(self.model).__name__}: create it from "
+                "model.parameters() of the model that is observed"
             )
         self.optimizer = optimizer
         self._names, self._held = names, held

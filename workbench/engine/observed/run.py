@@ -288,7 +288,7 @@ class ObservedRun:
     def advance(self, loss: Any = None, *, samples: int | None = None, tokens: int | None = None) -> bool:
         """As ``step``, for loops that end by themselves: whether the run is to end."""
         if self._closed:
-            raise ConfigError("run.step: this run has ended; observe again for another one")
+            raise ConfigError("run.step: this run has ended: call workbench.observe again to start another")
         value = value_of(loss, self._losses)
         with self._costs:
             self._end_step(value, samples, tokens)

@@ -63,8 +63,8 @@ def read_directory(path: str | Path, *, field: str = "pretrained") -> Pretrained
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ConfigError(
-            f"{field} {path}: there is no such directory here, and no hub is asked: give a local directory with "
-            f"{CONFIG_FILE} and safetensors files",
+            f"{field} {path}: there is no such directory on this machine, and nothing is downloaded: give a local "
+            f"directory with {CONFIG_FILE} and safetensors files",
             field=field,
         )
     config = read_config(folder / CONFIG_FILE, field=field)
@@ -99,7 +99,7 @@ def read_config(file: Path, *, field: str) -> dict[str, Any]:
         raise ConfigError(f"{field}: {file} is not valid JSON: {error}", field=field) from error
     if not isinstance(found, dict) or not found.get("model_type"):
         raise ConfigError(
-            f"{field}: {file} is no configuration of the transformers library (it has no model_type)", field=field
+            f"{field}: {file} is not a configuration of the transformers library (it has no model_type)", field=field
         )
     return found
 
@@ -157,5 +157,5 @@ def _header(file: Path, field: str) -> dict[str, str]:
         return {name: entry["dtype"] for name, entry in entries.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ConfigError(
-            f"{field}: {file} is no whole safetensors file ({error}): copy it again", field=field
+            f"{field}: {file} is not a complete safetensors file ({error}): copy it again", field=field
         ) from error

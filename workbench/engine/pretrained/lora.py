@@ -26,7 +26,7 @@ def add_adapters(model: torch.nn.Module, lora: Any) -> torch.nn.Module:
     peft = import_peft()
     if has_adapters(model):
         raise ConfigError(
-            "lora: the model has adapters already, of the cell's own get_peft_model: leave one of them out",
+            "lora: the model already has adapters from get_peft_model in the cell: remove them, or leave out lora",
             field="lora",
         )
     config = _config(peft, lora)

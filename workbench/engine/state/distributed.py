@@ -90,8 +90,8 @@ def _groups(reader: ShardReader, names: Iterable[str]) -> list[dict[str, Any]]:
         known |= reader.own(rank)[0].get("groups", {})
     if not known and len(options) > 1:
         raise ConfigError(
-            f"{reader.path} was written by an earlier version, which did not say which of the {len(options)} parameter "
-            "groups a weight is in: go on from it with --resume, and export the checkpoint of that run",
+            f"{reader.path} was written by an earlier version, which did not record which of the {len(options)} "
+            "parameter groups a weight is in: continue it with --resume, and export a checkpoint of that run",
             field="--to",
         )
     known = known or dict.fromkeys(names, 0)
@@ -137,7 +137,7 @@ class DistributedReader:
             stored = self._storage.read_metadata().state_dict_metadata
         except (OSError, pickle.UnpicklingError, AttributeError, EOFError, ImportError) as error:
             raise RunDirectoryError(
-                f"{path} is no directory of torch.distributed.checkpoint that can be read: {error}"
+                f"{path} is not a readable torch.distributed.checkpoint directory: {error}"
             ) from error
         found = {key: entry for key, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
         self._prefix = _prefix(found, names)
@@ -161,7 +161,7 @@ class DistributedReader:
         entry, (_, _, parameter) = self.tensors.get(name), name.partition("/")
         if entry is None:
             raise ConfigError(
-                f"{self.path} has no {self._prefix}{parameter}: it was written of another model, or under other names",
+                f"{self.path} has no {self._prefix}{parameter}: it was written for another model, or under other names",
                 field="--resume",
             )
         if tuple(entry["shape"]) != shape:

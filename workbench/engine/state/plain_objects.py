@@ -94,7 +94,7 @@ def _checked(value: Any, module: str, name: str) -> str:
     except (KeyError, AttributeError):
         is_there = False
     if not is_there:
-        raise NoPlainObjectError(f"{name}, which is not to be found in {module}")
+        raise NoPlainObjectError(f"{name}, which cannot be found in {module}")
     return f"{module}:{name}"
 
 

@@ -70,7 +70,7 @@ def plans(
     ranks = int(given.get("ranks") or (session.n if session is not None else default_ranks(host)))
     if tries and ranks > most_ranks(host):
         raise ConfigError(
-            f"--try runs the plans, and this host has place for {most_ranks(host)} ranks, not {ranks}: leave out --try",
+            f"--try runs the plans, and this host has room for {most_ranks(host)} ranks, not {ranks}: leave out --try",
             field="--try",
         )
     limit = bytes_of(memory, "--memory") if memory else memory_per_rank(host, ranks)
@@ -120,7 +120,7 @@ def _resolved(
             found.append(_Candidate(request=request))
     if not found and not refused:
         asked = ", ".join(f"{name} {given[name]}" for name in ("framework", "plugin", "tp", "pp") if name in given)
-        raise ConfigError(f"no plan spreads {ranks} ranks with {asked}: leave some of these out", field="--plugin")
+        raise ConfigError(f"no plan uses {ranks} ranks with {asked}: leave some of these out", field="--plugin")
     return found, refused
 
 

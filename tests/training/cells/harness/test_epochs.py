@@ -140,9 +140,13 @@ def test_a_rule_about_the_training_loss(plan: str, pool: RankPool) -> None:
 @pytest.mark.parametrize(
     ("more", "cell", "message"),
     [
-        ({"save_best": "accuracy"}, "", "--save-best: the validation gives no 'accuracy': known: off, validation_loss"),
-        ({"stop_when": "of > 3"}, "", "--stop-when: the validation gives no 'of': did you mean 'off'?"),
-        ({"save_best": "accuracy"}, "eval_dataset = None\n", "and this training has none: define eval_dataset"),
+        (
+            {"save_best": "accuracy"},
+            "",
+            "--save-best: the validation has no metric 'accuracy': known: off, validation_loss",
+        ),
+        ({"stop_when": "of > 3"}, "", "--stop-when: the validation has no metric 'of': did you mean 'off'?"),
+        ({"save_best": "accuracy"}, "eval_dataset = None\n", "but this run has no validation: define eval_dataset"),
         ({}, "lr_scheduler_every = 'week'\n", 'lr_scheduler_every is \'week\': it must be "step" or "epoch"'),
         ({}, "def on_step(loss): pass\n", "on_step must be a function of (step, values)"),
     ],

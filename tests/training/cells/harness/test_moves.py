@@ -118,4 +118,4 @@ def test_what_is_no_such_directory_is_refused(pool: RankPool, tmp_path: Path) ->
     assert "has no .metadata" in failure
     dcp.save({"model": {"other": torch.ones(2)}}, checkpoint_id=tmp_path / "other", no_dist=True)
     _, failure = train_case(pool, CASE, "1 rank", resume=f"dcp:{tmp_path / 'other'}")
-    assert "has no model.embed_tokens.weight: it was written of another model" in failure
+    assert "has no model.embed_tokens.weight: it was written for another model" in failure

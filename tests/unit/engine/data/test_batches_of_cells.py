@@ -108,6 +108,8 @@ def test_a_loader_that_is_none_after_all(tmp_path: Path) -> None:
         ("criterion = 3", "criterion is a int: it must be a function criterion"),
         ("criterion = torch.nn.MSELoss", "criterion is the class MSELoss, not an instance: it must be a function"),
         ("loss_fn = 'mse'", "loss_fn is a str: it must be a function loss_fn"),
+        ("loss_fn = torch.nn.MSELoss()", "loss_fn is torch's MSELoss, which takes outputs and targets"),
+        ("loss_fn = torch.nn.functional.mse_loss", "loss_fn is torch's mse_loss, which takes outputs and targets"),
     ],
 )
 def test_what_a_cell_cannot_be_trained_with(tmp_path: Path, tail: str, told: str) -> None:

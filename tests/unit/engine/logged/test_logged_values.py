@@ -172,10 +172,10 @@ def test_what_is_silenced_or_taken_back_is_not_logged(rank: Rank) -> None:
     [
         ("own", torch.ones(2, 3), "mean", "a tensor of shape (2, 3)"),
         ("own", np.ones(4), "mean", "an array of shape (4,)"),
-        ("own", "high", "mean", "a str is no single real number"),
+        ("own", "high", "mean", "a str is not a single real number"),
         ("own", 10**400, "mean", "int too large to convert to float"),
         ("own", 1.0, ["mean"], "reduce is one of"),
-        ("own", 1j, "mean", "a complex is no single real number"),
+        ("own", 1j, "mean", "a complex is not a single real number"),
         ("own", None, "mean", "a NoneType"),
         ("own", 1, "average", 'reduce is one of "mean"'),
         (7, 1, "mean", "a name is a text"),
@@ -277,11 +277,11 @@ def test_images_and_texts_are_bounded_in_number_and_size(rank: Rank) -> None:
 @pytest.mark.parametrize(
     ("image", "part"),
     [
-        ([[1, 2]], "a list is no image"),
-        (np.ones((2, 2, 2)), "no side is 1, 3 or 4"),
+        ([[1, 2]], "a list is not an image"),
+        (np.ones((2, 2, 2)), "no dimension is 1, 3 or 4"),
         (np.ones(5), "shape (5,)"),
         (np.ones((0, 3)), "shape (0, 3)"),
-        (torch.ones(2, 2, dtype=torch.complex64), "is no image"),
+        (torch.ones(2, 2, dtype=torch.complex64), "is not an image"),
         (types.SimpleNamespace(savefig=lambda out, **_: {}["backend"]), "'backend'"),
     ],
 )
@@ -291,7 +291,7 @@ def test_what_is_no_image_is_told_once(rank: Rank, image: Any, part: str) -> Non
     rank.log.image("own", image)
     rank.log.text("said", 5)  # type: ignore[arg-type]
     assert rank.rows("media") == []
-    assert [part in rank.told[0][1], "no text" in rank.told[1][1]] == [True, True] and len(rank.told) == 2
+    assert [part in rank.told[0][1], "not a text" in rank.told[1][1]] == [True, True] and len(rank.told) == 2
 
 
 def test_images_come_from_the_first_replica_unless_all_are_asked_for(tmp_path: Path) -> None:

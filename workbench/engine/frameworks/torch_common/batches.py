@@ -79,8 +79,8 @@ def check_trainable(spec: TrainSpec, workload: Workload) -> None:
         raise ConfigError("define one of loss_fn(model, batch) and criterion(outputs, batch)", field="loss_fn")
     if spec.plan.pp > 1 and workload.criterion is None:
         raise ConfigError(
-            f"--pp {spec.plan.pp}: a pipeline has the whole model on no rank, so loss_fn(model, batch) cannot be "
-            "called: define criterion(outputs, batch), for a transformers model "
+            f"--pp {spec.plan.pp}: under pipeline parallelism no rank has the whole model, so loss_fn(model, batch) "
+            "cannot be called: define criterion(outputs, batch), for a transformers model "
             "criterion = lambda outputs, batch: outputs.loss",
             field="loss_fn",
         )

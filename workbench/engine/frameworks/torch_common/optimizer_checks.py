@@ -75,7 +75,7 @@ def check_scheduler(scheduler: Any, every: Any = "step", metric: Any = "") -> No
         raise ConfigError(f"lr_scheduler_every is {every!r}: it must be {known}", field="lr_scheduler_every")
     if not isinstance(metric, str):
         raise ConfigError(
-            f"lr_scheduler_metric is a {type(metric).__name__}: it names a value of the validation, such as "
+            f"lr_scheduler_metric is a {type(metric).__name__}: it must name a validation metric, such as "
             '"validation_loss"',
             field="lr_scheduler_metric",
         )
@@ -89,7 +89,7 @@ def check_scheduler(scheduler: Any, every: Any = "step", metric: Any = "") -> No
     name = type(scheduler).__name__
     if needed and not (metric and len(needed) == 1):
         raise ConfigError(
-            f"{name}.step needs {', '.join(needed)}: name a value of the validation in the cell, lr_scheduler_metric = "
+            f"{name}.step needs {', '.join(needed)}: name a validation metric in the cell, lr_scheduler_metric = "
             '"validation_loss", to step it with that value after each evaluation; or use a schedule over steps',
             field="lr_scheduler",
         )
@@ -227,7 +227,7 @@ def check_parts(optimizer: Any, plugin: str, *, tp: int, pp: int, has_slices: bo
     else:
         return
     raise ConfigError(
-        f"{type(optimizer).__name__} looks at {looks_at}, but under --plugin {plugin} each rank {why}: the update "
-        "would be another one than that of one process. Use --plugin ddp",
+        f"{type(optimizer).__name__} reads {looks_at}, but under --plugin {plugin} each rank {why}: the update "
+        "would differ from that of one process. Use --plugin ddp",
         field="optimizer",
     )

@@ -80,7 +80,7 @@ class StepReads:
 
     def _refuse(self, what: str) -> None:
         raise ConfigError(
-            f"{type(self._optimizer).__name__}.step {what}: its update would be another one than that of one process. "
+            f"{type(self._optimizer).__name__}.step {what}: its update would differ from that of one process. "
             "Use --plugin ddp, or leave it out of the step (--clip clips gradients under every plan)",
             field="optimizer",
         )

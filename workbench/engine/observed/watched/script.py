@@ -75,7 +75,7 @@ class WatchedScript:
             return
         self._given_up = True
         why = background.described(error)
-        print(f"workbench watch: not watched any more: {why}. The script goes on", file=sys.stderr, flush=True)
+        print(f"workbench watch: no longer watched: {why}. The script continues", file=sys.stderr, flush=True)
         if self._recording is not None and not self._recording.log.closed:
             self._recording.log.event("warning", "watch_failed", background.traceback_of(error))
             atexit.register(self._recording.end, "finished")

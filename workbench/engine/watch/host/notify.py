@@ -37,7 +37,7 @@ def target_of(notify: str) -> str | Target:
             field="--notify",
         ) from error
     if not callable(found):
-        raise ConfigError(f"--notify {notify}: that is no function", field="--notify")
+        raise ConfigError(f"--notify {notify}: that is not a function", field="--notify")
     return found
 
 

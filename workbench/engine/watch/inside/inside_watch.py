@@ -75,8 +75,8 @@ class InsideWatch(StepObserver):
             if compiled:
                 self._watched = frozenset()
                 raise ConfigError(
-                    f"watch={watch}: {compiled[0]} is compiled (torch.compile), and nothing can be seen inside of it: "
-                    "leave torch.compile out, or watch=off (watch=weights works)",
+                    f"watch={watch}: {compiled[0]} is compiled (torch.compile), so nothing inside it can be watched: "
+                    "leave out torch.compile, or watch=off (watch=weights works)",
                     field="watch",
                 )
         self._watch = watch
@@ -228,9 +228,9 @@ class InsideWatch(StepObserver):
         if self._looks < 2 and self._every is None and not self._strategy.rank:
             self._strategy.tell(
                 "watched_rarely",
-                f"looked inside in {self._looks} of {self._seen} steps, as a look costs more than the monitoring "
-                "budget earns in a step of this model: watch_every=10 (%dist_set, or --watch-every 10) looks at every "
-                "10th, whatever it costs; watch_layers looks at fewer modules",
+                f"activations were measured in {self._looks} of {self._seen} steps, as one measurement costs more than "
+                "the monitoring budget of many such short steps: watch_every=10 (%dist_set, or --watch-every 10) "
+                "measures every 10th step, whatever it costs; watch_layers measures fewer modules",
             )
 
     def rolled_back(self, step: int) -> None:

@@ -103,9 +103,9 @@ class GradientWatch(StepObserver):
     def propose(self, step: int) -> int:
         if self._every is not None or self._strategy.rank:
             return NOTHING
-        began = time.perf_counter()
+        began = self._cost.clock()
         choice = self._governor.choose()
-        self._cost.add((time.perf_counter() - began) * 1e3)
+        self._cost.add((self._cost.clock() - began) * 1e3)
         return choice
 
     def begins(self, step: int, watch: int) -> None:
@@ -222,12 +222,12 @@ class GradientWatch(StepObserver):
         self.cost_ms = self._cost.take()
 
     def accounted(self, step: int, cost_ms: float) -> None:
-        began = time.perf_counter()
-        self._governor.account(self._code, self.cost_ms, self._step_ms(began), cost_ms - self.cost_ms)
+        began = self._cost.clock()
+        self._governor.account(self._code, self.cost_ms, self._step_ms(time.perf_counter()), cost_ms - self.cost_ms)
         if self._code == FULL:
             self._full_sets += 1
             self._tell(step)
-        self._cost.add((time.perf_counter() - began) * 1e3)  # counts in the next step
+        self._cost.add((self._cost.clock() - began) * 1e3)  # counts in the next step
 
     def phase(self, name: str) -> None:
         self._interrupted |= name not in _OF_A_STEP

@@ -161,7 +161,8 @@ def _sample_by_exponent(flats: Sequence[torch.Tensor]) -> torch.Tensor:
     if flats[0].device.type != "cpu":
         samples = [flat.take(sample_places(flat.numel(), flat.device)).float() for flat in flats]
         return torch.stack([_count_by_exponent(sample) for sample in samples])
-    taken = [_sample_on_cpu(flat) for flat in flats]
+    with np.errstate(over="ignore"):  # a double outside the range of single precision
+        taken = [_sample_on_cpu(flat) for flat in flats]
     sizes = [sample.size for sample in taken]
     bucket = (np.concatenate(taken).view(np.int32) >> _MANTISSA_BITS) & (BUCKETS - 1)
     bucket += np.repeat(np.arange(0, BUCKETS * len(flats), BUCKETS, dtype=np.int32), sizes)
@@ -171,8 +172,7 @@ def _sample_by_exponent(flats: Sequence[torch.Tensor]) -> torch.Tensor:
 def _sample_on_cpu(flat: torch.Tensor) -> np.ndarray:
     values = flat.detach().numpy()
     sample = values if values.size <= SAMPLED else values.take(sample_places(values.size, flat.device).numpy())
-    with np.errstate(over="ignore"):  # a double outside the range of single precision
-        return sample.astype(np.float32, copy=False)
+    return sample.astype(np.float32, copy=False)
 
 
 def _count_nonfinite(flat: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,7 @@ class CellEvaluation:
             name, error = next(iter(found.errors.items()))
             raise ConfigError(_told(name, error, self._names), field=name if name == "evaluate" else "metrics")
         if self._data is not None and self._evaluate is None and not found.counts:
-            raise ConfigError("the evaluation data gave no samples", field="eval_dataset")
+            raise ConfigError("the evaluation data contain no samples", field="eval_dataset")
         return found.values()
 
     def __call__(self, strategy: Evaluating) -> Evaluation:

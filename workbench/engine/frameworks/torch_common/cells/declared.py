@@ -22,7 +22,7 @@ def schedule_of(names: Mapping[str, Any], schedulers: Sequence[Any], spec: Train
         check_scheduler(scheduler, every, metric)
     if metric and not spec.eval_every:
         raise ConfigError(
-            "lr_scheduler_metric follows the validation, which --eval-every 0 turns off: use --eval-every N or 1ep",
+            "lr_scheduler_metric needs validation, which --eval-every 0 turns off: use --eval-every N or 1ep",
             field="lr_scheduler_metric",
         )
     return every, metric

@@ -40,8 +40,8 @@ def evaluation_of(names: Mapping[str, Any], spec: TrainSpec) -> CellEvaluation |
     for name, function in (("evaluate(model, loader)", evaluate), ("sample(model)", sample)):
         if function is not None and spec.plan.pp > 1:
             raise ConfigError(
-                f"--pp {spec.plan.pp}: a pipeline has the whole model on no rank, so {name} cannot be called: "
-                "define eval_dataset and metrics, or train without --pp",
+                f"--pp {spec.plan.pp}: under pipeline parallelism no rank has the whole model, so {name} cannot be "
+                "called: define eval_dataset and metrics, or train without --pp",
                 field=name.partition("(")[0],
             )
     if data is None and evaluate is None and sample is None:

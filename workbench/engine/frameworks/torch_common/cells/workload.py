@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         data: BatchSource = LoaderSource(loader, seed=spec.seed, equal_parts=parts)
     elif spec.batch_size == 0:
         raise ConfigError(
-            "the cell's dataloader is None, but the batch size was to come from it: define a dataloader, or remove the "
+            "the cell's dataloader is None, but the batch size comes from it: define a dataloader, or remove the "
             "name dataloader from the cell",
             field="dataloader",
         )
@@ -169,12 +170,20 @@ def _check_loss(what: str, found: Any) -> None:
     if found is not None and (is_class or not callable(found)):
         name = what.partition("(")[0]
         raise ConfigError(f"{name} is {_in_words(found)}: it must be a function {what}", field=name)
+    is_torchs = isinstance(found, torch.nn.modules.loss._Loss) or inspect.getmodule(found) is torch.nn.functional
+    if is_torchs and what.startswith("loss_fn"):
+        name = getattr(found, "__name__", type(found).__name__)
+        raise ConfigError(
+            f"loss_fn is torch's {name}, which takes outputs and targets, but loss_fn is called with the model and the "
+            "batch: name it criterion",
+            field="loss_fn",
+        )
 
 
 def _on_alert(names: dict[str, Any]) -> Any:
     found = names.get("on_alert")
     if found is not None and not callable(found):
-        raise ConfigError("on_alert is to be a function of one argument, the alert as a dict", field="on_alert")
+        raise ConfigError("on_alert must be a function of one argument, the alert as a dict", field="on_alert")
     return found
 
 

@@ -29,7 +29,7 @@ def _watch() -> None:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError) and error.name == "workbench":
             why = f"workbench is not installed in {sys.executable}"
-        print(f"workbench watch: not watched: {why}. The script goes on", file=sys.stderr, flush=True)
+        print(f"workbench watch: not watched: {why}. The script continues", file=sys.stderr, flush=True)
 
 
 _run_the_next()
