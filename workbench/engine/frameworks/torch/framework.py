@@ -39,7 +39,7 @@ TORCH = Framework(
             name="fsdp",
             summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
             strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
-            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard")),
+            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard", "offload")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
@@ -60,5 +60,12 @@ TORCH = Framework(
     preload="workbench.engine.frameworks.torch.ranks:load",
     joined="workbench.engine.frameworks.torch.ranks:joined",
     packages=("torch",),
+    not_offered={
+        "cp": (
+            "torch's context parallelism has kernels of attention for GPUs only (on CPU ranks it raises "
+            "NotImplementedError) and was not tried here: share sequences with --framework colossal --tp 2 "
+            "--sequence-parallel split_gather"
+        ),
+    },
     check=_check,
 )
