@@ -126,7 +126,7 @@ COLOSSAL = Framework(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
                 for family in FAMILIES.values()
             ),
-            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE),
+            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE, stages_reduce_apart=True),
             splits="workbench.engine.frameworks.colossal.planned.splits:splits_of",
         ),
     ),

@@ -8,6 +8,9 @@ from workbench.engine.frameworks.torch.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 from workbench.errors import ConfigError
 
+#: bytes of gradients that stages reduce together, as DDP does
+_BUCKET = 25 * 2**20
+
 
 def _check(plan: PlanOptions) -> None:
     """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice; a schedule runs some
@@ -55,6 +58,8 @@ TORCH = Framework(
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
+            shares=Shares(bucket_bytes=_BUCKET),
+            splits="workbench.engine.frameworks.torch.pipeline.planned:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",
