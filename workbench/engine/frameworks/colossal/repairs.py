@@ -244,6 +244,21 @@ def _fused_kernels() -> None:
     galore.GaLoreAdamW8bit.__init__ = refuse
 
 
+def _absent_weights() -> None:
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+
+    upstream: Any = Chunk._Chunk__scatter
+
+    def scatter(self: Any) -> None:
+        upstream(self)
+        if not self.is_gathered:
+            absent = torch.full((), torch.nan, dtype=self.dtype, device=self.cuda_global_chunk.device)
+            for tensor in self.tensors_info:
+                tensor.data = absent.expand(tensor.shape)
+
+    Chunk._Chunk__scatter = scatter
+
+
 class _OnDevice:
     """Where a rank computes, by the name that Gemini asks for."""
 
@@ -336,6 +351,13 @@ REPAIRS: tuple[Repair, ...] = (
         "the kernel of HybridAdam and CPUAdam for CPUs is compiled on hosts with CUDA only",
         True,
         _cpu_adam,
+    ),
+    Repair(
+        "absent-weights",
+        "zero/gemini/chunk/chunk.py:544",
+        "who reads a weight whose chunk Gemini has cut again crashes the process: it is NaN until it is gathered",
+        False,
+        _absent_weights,
     ),
     Repair(
         "one-memory",
