@@ -38,6 +38,7 @@ from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.calls import call_in_ranks
 from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
+from workbench.cluster.server.interruptible import announce_interrupt
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
 from workbench.core.live.stack_text import fatal_place
 from workbench.errors import format_ranks
@@ -123,6 +124,8 @@ class Server:
                 case p.StartRanks():
                     self._start_ranks(request)
                 case p.SignalRanks():
+                    if request.signum == signal.SIGINT:
+                        announce_interrupt(self._directory, request.ranks, request.sent)
                     self._signal(request.ranks, request.signum)
                     self._send(p.Reply(id=request.id))
                 case p.CallInRanks():
