@@ -73,13 +73,14 @@ def _check_sequences(plan: PlanOptions) -> None:
         )
 
 
-def _data_parallel(name: str, summary: str, shares: Shares, *, own_steps: str = "", offloads: bool = False) -> Plugin:
+def _data_parallel(name: str, summary: str, shares: Shares, *others: str, own_steps: str = "") -> Plugin:
+    """``others``: options that it takes beside those of all data-parallel plugins."""
     return Plugin(
         name=name,
         summary=summary,
         strategy=_STRATEGY,
         own_steps=own_steps,
-        options=frozenset(("sync_batchnorm", "offload") if offloads else ("sync_batchnorm",)),
+        options=frozenset(("sync_batchnorm", *others)),
         untried=UNTRIED_ON_GPUS,
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
@@ -95,12 +96,11 @@ COLOSSAL = Framework(
             "ddp",
             "each rank holds the whole model; gradients are averaged",
             Shares(bucket_bytes=WHOLE),
+            "algorithm",
             own_steps=_OWN_STEPS,
         ),
-        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO, offloads=True),
-        _data_parallel(
-            "zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True), offloads=True
-        ),
+        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO, "offload"),
+        _data_parallel("zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True), "offload"),
         Plugin(
             name="gemini",
             summary="weights, gradients and the optimizer's state in chunks, split over the ranks",

@@ -11,6 +11,7 @@ import torch
 
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.workload import Workload
+from workbench.engine.communication.checks import exchange_of
 from workbench.engine.frameworks.colossal.gemini_plan import GeminiPlan
 from workbench.engine.frameworks.colossal.local_gradients import before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
@@ -37,7 +38,9 @@ class DdpPlan(Plan):
         return TorchDDPPlugin(find_unused_parameters=not self.spec.recipe)
 
     def reduction_of(self) -> DdpReduction:
-        return DdpReduction(self.model.module, afterwards=not self.spec.recipe)
+        ddp = self.model.module
+        self.exchange = exchange_of(self.spec, self.module, ddp.process_group, self.loss_scale)
+        return DdpReduction(ddp, afterwards=not self.spec.recipe, exchange=self.exchange)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.spec.precision)
