@@ -40,7 +40,7 @@ def rank_blocks(
     from workbench.engine.agree.control import AgreedControl
     from workbench.engine.frameworks.colossal.ranks import joined
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
-    from workbench.engine.frameworks.colossal.zero_reduction import ZeroReduction
+    from workbench.engine.frameworks.colossal.zero.reduction import ZeroReduction
     from workbench.engine.frameworks.torch_common.exchange import exchange_of
     from workbench.engine.frameworks.torch_common.losses.average import LossAverage
     from workbench.engine.loop.trainer import Trainer

@@ -14,6 +14,7 @@ from torch import nn
 from tests.engine import models
 from workbench.core.config import TrainSpec
 from workbench.engine.agree.control import AgreedControl
+from workbench.engine.base.capabilities import gathered
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.dataset_source import DatasetSource
@@ -150,7 +151,8 @@ def train(
                 guard=NonfiniteGuard(path, strategy, log, control, work.data),
             )
             outcome = trainer.run()
-            finite = all(bool(torch.isfinite(p).all()) for p in strategy.module.parameters())
+            with gathered(strategy):
+                finite = all(bool(torch.isfinite(p).all()) for p in strategy.module.parameters())
             gradients = [p.grad is None or not p.grad.abs().sum() for p in strategy.module.parameters()]
         finally:
             strategy.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from workbench.core.config import TrainSpec
 from workbench.core.frameworks import framework
 from workbench.engine.base.workload import Workload
 from workbench.engine.entry import joined_of, load_strategy
-from workbench.engine.frameworks.colossal.planned.splits import splits_of
 from workbench.engine.planned.describe import parameters_of, tied_in
 from workbench.engine.watch.torch.held_bytes import held_bytes
 from workbench.planner.holdings import Job, memory
@@ -39,12 +39,12 @@ def _workload(case: Case) -> Workload:
 def _predicted(rank: int, spec: TrainSpec, case: Case) -> int:
     workload, plan = _workload(case), spec.plan
     own, tied = parameters_of(workload), tied_in(workload.model)
-    splits = splits_of(workload, {plan.tp} - {1}, {plan.pp} - {1})
+    plugin = framework(plan.framework).plugin(plan.plugin)
+    splits = pkgutil.resolve_name(plugin.splits)(workload, {plan.tp} - {1}, {plan.pp} - {1})
     assert not splits.unknown, splits.unknown
     model = ModelDescription(title="", parameters=own, buffer_bytes=0, states={}, batch_size=8, tied=tied)
-    shares = framework(plan.framework).plugin(plan.plugin).shares
-    assert shares is not None
-    job = Job(plan=plan, shares=shares, splits=splits, batch_size=8, accumulate=1, precision="fp32")
+    assert plugin.shares is not None
+    job = Job(plan=plan, shares=plugin.shares, splits=splits, batch_size=8, accumulate=1, precision="fp32")
     return memory(model, job, plan.mesh.coordinates(rank)).parameters
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,26 +99,33 @@ def on_port(rank: int, ranks: int, directory: Path, *, port: int) -> str:
         return str(error)
 
 
-def skips(rank: int, ranks: int, directory: Path, *, options: dict[str, Any]) -> list[dict[str, Any]]:
+def skips(
+    rank: int, ranks: int, directory: Path, *, options: dict[str, Any], model: str = "gpt2"
+) -> list[dict[str, Any]]:
     """Sixteen steps in fp16 that start with a loss scale which overflows."""
-    from workbench.engine.frameworks.colossal import plugins as plans
+    from workbench.engine.frameworks.colossal import gemini_plan, plugins, zero_plan
 
     spec = TrainSpec.from_options({"ranks": ranks, "precision": "fp16", **options})
     found = []
-    with mock.patch.object(plans, "INITIAL_SCALE", 2.0**24), joined(rank, ranks, directory, device_type="cpu"):
-        strategy = boosted.prepared(rank, spec, "gpt2")
+    with ExitStack() as stack:
+        for module in (plugins, zero_plan, gemini_plan):
+            stack.enter_context(mock.patch.object(module, "INITIAL_SCALE", 2.0**24))
+        stack.enter_context(joined(rank, ranks, directory, device_type="cpu"))
+        strategy = boosted.prepared(rank, spec, model)
         for step in range(16):
-            before = [parameter.detach().clone() for parameter in strategy.plan.module.parameters()]
-            loss = strategy.forward_backward(boosted.pieces(strategy, "gpt2", step))
+            with strategy.gathered():
+                before = [parameter.detach().clone() for parameter in strategy.plan.module.parameters()]
+            loss = strategy.forward_backward(boosted.pieces(strategy, model, step))
             updated = strategy.step()
-            after = strategy.plan.module.parameters()
-            changed = any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+            with strategy.gathered():
+                after = strategy.plan.module.parameters()
+                changed = any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
             found.append({"updated": updated, "changed": changed, "loss": None if loss is None else loss.item()})
         strategy.close()
     return found
 
 
-def refused(rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], **kind: bool) -> list[str]:
+def refused(rank: int, ranks: int, directory: Path, *, model: str, options: dict[str, Any], **kind: Any) -> list[str]:
     """The field and the message with which a plan is refused."""
     from workbench.engine.frameworks.colossal.strategy import ColossalStrategy
     from workbench.errors import ConfigError
@@ -128,3 +136,22 @@ def refused(rank: int, ranks: int, directory: Path, *, model: str, options: dict
     except ConfigError as error:
         return [error.field or "", str(error)]
     return ["", "taken"]
+
+
+def moment_of_half_a_gradient(rank: int, ranks: int, directory: Path, *, is_ours: bool) -> float:
+    """The first moment after one step of HybridAdam with the bf16 gradient 1.0, divided by 2; of ours, or upstream."""
+    from colossalai.nn.optimizer import HybridAdam
+
+    from workbench.engine.frameworks.colossal import repairs
+    from workbench.engine.frameworks.colossal.gemini_plan import step_divided
+
+    repairs.apply("cpu")
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    weight.grad = torch.ones(1, dtype=torch.bfloat16)
+    weight.data = torch.zeros(1)  # as Gemini does
+    optimizer = HybridAdam([weight], betas=(0.5, 0.999))
+    if is_ours:
+        step_divided(optimizer, optimizer.step, div_scale=2.0)
+    else:
+        optimizer.step(div_scale=2.0)
+    return optimizer.state[weight]["exp_avg"].item()

@@ -105,6 +105,31 @@ def test_a_pipeline_sends_activations_on_and_their_gradients_back(run_kept) -> N
         }
 
 
+SCHEDULES = [("1f1b", 1), ("gpipe", 1), ("interleaved", 3), ("zero-bubble", 3)]
+
+
+@pytest.mark.parametrize(("schedule", "boundaries"), SCHEDULES)
+def test_all_messages_of_torchs_schedules_are_seen(run_kept, schedule: str, boundaries: int) -> None:
+    """With two stages a rank, each rank is on both sides of the three boundaries: every micro-batch crosses each of
+    them twice, once in each direction, and half of these messages are a rank's own."""
+    options = {"framework": "torch", "plugin": "hybrid", "pp": 2, "micro_batches": 2, "schedule": schedule}
+    found = exchanged(trained(run_kept, **options))
+    message = B // 2 * T * H * FP32
+    for rank in (0, 1):
+        assert {key: size for key, size in found.items() if key[0] == rank} == {
+            (rank, kind, "pp"): (2 * boundaries, 2 * boundaries * message) for kind in ("send", "recv")
+        }
+
+
+def test_replicas_of_torchs_stages_average_every_gradient_once(run_kept) -> None:
+    """Beside a number for each parameter, which says whether any of them has a gradient."""
+    results = trained(run_kept, ranks=4, framework="torch", plugin="hybrid", pp=2, micro_batches=2)
+    found = exchanged(results)
+    for rank in range(4):
+        sizes = results[rank]["parameters"]
+        assert found[rank, "all_reduce", "dp"] == (2, sum(sizes) + len(sizes) * FP32)
+
+
 def test_groups_of_a_mesh_are_told_apart(run_kept) -> None:
     results = trained(run_kept, ranks=4, plugin="hybrid", tp=2, clip=1.0)
     found = exchanged(results)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workbench.core.config import TrainSpec
+from workbench.core.config import PRECISIONS, TrainSpec
 from workbench.core.frameworks import Capability, Feature, usable
 from workbench.core.plans.capability_table import Support, capability_table
 
@@ -32,6 +32,7 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {"framework": "torch", "plugin": "hybrid", "pp": 2}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+GEMINI = {"plugin": "gemini"}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -81,6 +82,11 @@ CASES = [
     ],
     case(2, "plain", plugin="ddp", precision="fp16", accumulate=2, tolerance=FP16),
     case(2, "plain", plugin="zero2", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16),
+    case(2, "plain", precision="bf16", tolerance=BF16, **GEMINI),
+    case(2, "tied", precision="bf16", accumulate=2, clip=0.5, tolerance=BF16, **GEMINI),
+    case(4, "shallow", precision="fp16", offload=True, clip=0.5, tolerance=FP16, **GEMINI),
+    case(2, "llama", plugin="zero1", offload=True, clip=0.5),
+    case(2, "gpt2", plugin="zero2", offload=True, precision="fp16", accumulate=2, tolerance=FP16),
     *[case(2, model, **TORCH) for model in ("llama", "gpt2", "plain", "tied", "vit")],
     case(2, "gpt2", accumulate=2, clip=0.5, **TORCH),
     case(4, "plain", accumulate=2, clip=0.5, **TORCH),
@@ -101,6 +107,7 @@ CASES = [
     case(2, "llama", precision="bf16", micro_batches=2, tolerance=BF16, **STAGES),
     case(2, "gpt2", precision="fp16", micro_batches=2, clip=0.5, tolerance=FP16, **STAGES),
     *[case(2, model, **FSDP) for model in ("llama", "gpt2", "plain", "tied", "vit")],
+    case(2, "llama", offload=True, accumulate=2, clip=0.5, **FSDP),
     case(2, "llama", no_reshard=True, accumulate=2, clip=0.5, **FSDP),
     case(4, "plain", replicate=2, accumulate=2, clip=0.5, **FSDP),
     *[case(2, model, tp=2, **FSDP) for model in ("gpt2", "vit", "tied", "plain")],
@@ -156,7 +163,11 @@ def test_loss_fn_instead_of_criterion(run_kept, plain_loop):
 
 @pytest.mark.parametrize("framework", usable(), ids=lambda framework: framework.name)
 def test_a_strategy_has_what_the_table_of_its_framework_says(pool, framework):
-    plans = [{"framework": framework.name, "plugin": plugin.name} for plugin in framework.plugins]
+    plans = [
+        {"framework": framework.name, "plugin": plugin.name, "precision": precision}
+        for plugin in framework.plugins
+        for precision in [next(each for each in PRECISIONS if not plugin.why_not(Feature(each)))]
+    ]
     found = pool.run(1, "tests.engine.boosted:capabilities", plans=plans)[0]
     for plugin, implemented in zip(framework.plugins, found, strict=True):
         assert set(plugin.capabilities) <= set(implemented), plugin.name

@@ -45,6 +45,8 @@ CASES = [
     ],
     (2, "gpt2", {"plugin": "zero2", "accumulate": 2}, FP32),  # which reduces every piece: it has no ``no_sync``
     (2, "gpt2", {"plugin": "zero2", "precision": "bf16"}, BF16),
+    (2, "tied", {"plugin": "gemini", "precision": "bf16", "accumulate": 2}, BF16),
+    (2, "gpt2", {"plugin": "gemini", "precision": "fp16"}, FP16),
     *[(2, model, TORCH, FP32) for model in ("gpt2", "plain")],
     (4, "plain", {**TORCH, "accumulate": 2}, FP32),
     (2, "gpt2", {**TORCH, "precision": "fp16"}, FP16),
@@ -120,7 +122,7 @@ def _check(alone, case: tuple, found: list[dict]) -> None:
     *of_shards, of_all = alone(model, mesh.dp)
     table = combine(_columns(found, "rows"), mesh)
     assert set(table["layer"]) == set(of_all), "layers are named as in the user's own model"
-    is_sliced = options["plugin"] in ("zero2", "fsdp")
+    is_sliced = options["plugin"] in ("zero2", "fsdp", "gemini")
     kind = "exact" if not is_sliced or mesh.dp == 1 else "norms" if mesh.dp == 2 else "slice"
     for row in table.to_dict("records"):
         of_replica = of_all if row["scope"] == "reduced" else of_shards[mesh.coordinates(row["rank"]).dp]

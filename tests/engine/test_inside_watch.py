@@ -180,6 +180,7 @@ def test_a_compiled_model_is_refused_with_what_to_do(pool):
     [
         ("llama", {"plugin": "ddp"}),
         ("llama", {"plugin": "zero2"}),
+        ("plain", {"plugin": "gemini", "precision": "bf16"}),
         ("llama", TP),
         ("llama", PP),
         ("gpt2", TP),

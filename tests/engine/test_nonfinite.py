@@ -36,6 +36,7 @@ CASES = [
     (2, "llama", ZERO1, 1, "llama"),
     (2, "plain", ZERO2, 0, "plain"),
     (2, "llama", {**ZERO1, "precision": "bf16"}, 0, "llama"),
+    (2, "plain", {"plugin": "gemini", "precision": "bf16", "accumulate": 2}, 1, "plain"),
     (2, "llama", TP, 1, "llama"),
     (2, "llama", PP, 0, "llama"),
     (2, "llama", PP, 1, "late"),

@@ -42,3 +42,9 @@ def test_it_trains_as_one_process(run_kept, run_alone, optimizer, reference, pla
 def test_what_is_not_right_is_refused_before_the_first_step(pool, optimizer, plugin, message):
     with pytest.raises(RankFailed, match=message):
         pool.run(1, TRAIN, model="shallow", options={"plugin": plugin}, optimizer_kind=optimizer)
+
+
+def test_gemini_divides_gradients_that_hybrid_adam_does_not(run_kept):
+    function = "tests.engine.relaunch:moment_of_half_a_gradient"
+    assert run_kept(1, function, is_ours=True) == [0.25], "half of 1.0, halved by the first beta"
+    assert run_kept(1, function, is_ours=False) == [0.5], "upstream is mended: the division can go"

@@ -6,13 +6,20 @@ import math
 
 import pytest
 
+from tests.engine.rank_pool import RankFailed
+
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
+GEMINI = {"plugin": "gemini", "precision": "bf16"}
 
 
-@pytest.mark.parametrize("options", [{"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP], ids=str)
+PLANS = [*({"plugin": name} for name in ("ddp", "zero1", "zero2", "gemini")), TP, PP]
+
+
+@pytest.mark.parametrize("options", PLANS, ids=str)
 def test_a_step_that_overflows_is_skipped_and_said_so(run_kept, options):
-    found = run_kept(2, "tests.engine.relaunch:skips", options={**options, "clip": 1.0})
+    model = "plain" if options["plugin"] == "gemini" else "gpt2"
+    found = run_kept(2, "tests.engine.relaunch:skips", options={**options, "clip": 1.0}, model=model)
     for rank in found:
         assert [step["updated"] for step in rank] == [step["changed"] for step in rank]
         assert not rank[0]["updated"], "the first scale overflows"
@@ -36,6 +43,7 @@ def test_a_step_that_overflows_is_skipped_and_said_so(run_kept, options):
             "--pp",
             "is more than the 2 layers",
         ),
+        ("plain", {**GEMINI, "placement": "auto"}, {}, "--placement", "of a GPU, which CPU ranks do not have"),
     ],
 )
 def test_what_cannot_be_right_is_refused(run_kept, case):
@@ -48,3 +56,8 @@ def test_what_cannot_be_right_is_refused(run_kept, case):
 def test_data_parallel_hybrid_takes_any_module(run_kept):
     options = {"ranks": 2, "plugin": "hybrid"}
     assert run_kept(1, "tests.engine.relaunch:refused", model="plain", options=options) == [["", "taken"]]
+
+
+def test_gemini_refuses_weights_that_take_no_part_in_a_loss(pool):
+    with pytest.raises(RankFailed, match="took no part in the loss of a batch, and --plugin gemini"):
+        pool.run(2, "tests.engine.branching:train", options=GEMINI)

@@ -10,7 +10,7 @@ import torch
 
 from tests.engine import staged
 from workbench.core.config import ParallelPlan, TrainSpec
-from workbench.engine.frameworks.torch.pipeline.items import EndOfStage
+from workbench.engine.frameworks.torch.pipeline.items import Blanks, EndOfStage, ShapeOnly
 from workbench.engine.frameworks.torch.pipeline.split import check_split, cuts_of, split
 from workbench.errors import ConfigError
 
@@ -122,6 +122,25 @@ def test_a_model_that_cannot_be_split_is_refused_with_what_to_do(model, named, o
     with pytest.raises(ConfigError) as refused:
         check_split(staged._model(model), spec(**options), named)
     assert message in str(refused.value)
+
+
+class _Chosen(torch.nn.Module):
+    """The positive rows, doubled: in a tensor of all rows, or alone."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self._alone = alone
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        chosen = torch.where(rows[:, 0] > 0)[0]
+        return 2 * rows[chosen] if self._alone else rows.index_add(0, chosen, rows[chosen])
+
+
+def test_the_shape_of_a_block_that_chooses_rows_is_told_unless_it_depends_on_them():
+    blanks, rows = Blanks(torch.device("cpu")), torch.randn(4, 3)
+    assert ShapeOnly("experts", _Chosen(alone=False), blanks)(rows).shape == (4, 3)
+    with pytest.raises(ConfigError, match=r"experts is on another pipeline stage.*it depends on numbers"):
+        ShapeOnly("experts", _Chosen(alone=True), blanks)(rows)
 
 
 def test_what_would_differ_in_a_pipeline_is_refused():

@@ -15,6 +15,9 @@ from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 
 Case = tuple[str, str, dict[str, Any], dict[str, Any]]
 TP = {"framework": "torch", "tp": 2}
+STAGES = {"framework": "torch", "pp": 2, "micro_batches": 2}
+#: families that a pipeline refuses: they have an encoder and a decoder
+TWO_LISTS = ("T5", "Whisper")
 #: settings in which models differ from the smallest ones
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("LlamaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True, "vocab_size": 50}),
@@ -46,6 +49,14 @@ def _case(name: str, settings: dict[str, Any]) -> Case:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
 def test_every_class_trains_as_one_process(family: Any, pool: RankPool) -> None:
     _compare(pool, [_case(name, {}) for name in family.classes], TP)
+
+
+def test_pipelines_of_every_family_train_as_one_process(pool: RankPool) -> None:
+    """With the head of each family: language models, a masked one, a classifier of images."""
+    heads = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification")
+    named = [next(name for name in f.classes if name.endswith(heads)) for f in FAMILIES if f.title not in TWO_LISTS]
+    more = ["MistralForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM"]
+    _compare(pool, [_case(name, {}) for name in (*named, *more)], STAGES)
 
 
 def test_settings_of_a_model_are_kept(pool: RankPool) -> None:

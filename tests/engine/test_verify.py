@@ -10,12 +10,21 @@ import pytest
 
 from tests.engine.rank_pool import RankPool
 from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
-from workbench.core.frameworks import PLUGIN_OPTIONS, usable
+from workbench.core.frameworks import PLUGIN_OPTIONS, Feature, usable
 from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
 
-#: options that a pipeline or a model with batch normalisation needs, or under which losses are others
-NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel", "algorithm")
+#: options that a pipeline, a model with batch normalisation or a GPU needs, that only say where values are kept, or
+#: under which losses are others
+NOT_ALONE = (
+    "micro_batches",
+    "sync_batchnorm",
+    "schedule",
+    "sequence_parallel",
+    "placement",
+    "offload",
+    "algorithm",
+)
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 
@@ -24,6 +33,8 @@ def _plans() -> Iterator[Any]:
     for framework in usable():
         for plugin in framework.plugins:
             options = {"framework": framework.name, "plugin": plugin.name}
+            if plugin.why_not(Feature.FP32):
+                options["precision"] = "bf16"
             yield pytest.param(options, id=f"{framework.name}-{plugin.name}")
             for name, default in PLUGIN_OPTIONS.items():
                 if name in plugin.options and name not in NOT_ALONE:

@@ -29,6 +29,37 @@ def test_a_rank_trains_on_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert len(devices) and (devices["gpu_power_watts"] > 0).all()
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "colossal ddp1",
+        "zero1 offload",
+        "zero2",
+        "gemini1",
+        "gemini1 offload",
+        "gemini1 auto-placement",
+        "torch ddp1",
+        "fsdp1",
+        "fsdp1 offload",
+    ],
+)
+def test_a_plan_trains_on_a_gpu_as_on_a_cpu(plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank over NCCL, in bf16, beside one rank of plain DDP on the CPU in fp32."""
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    line = "--recipe stdlib-llama -n 1 --steps 20 --quiet"
+    losses = {}
+    for device, words in (("cuda", f"--plan '{plan}' --precision bf16"), ("cpu", "--plan 'torch ddp1'")):
+        if device == "cpu":
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        with notebook_shell() as shell:
+            run = shell.run_line_magic("dist_train", f"{line} {words}").wait(timeout=300)
+            session = Session.current()
+            assert session is not None and device in session.status()[0].device
+            losses[device] = run.metrics()["loss"].to_numpy()
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=5e-2)
+    assert losses["cuda"][-1] < losses["cuda"][0] - 0.1
+
+
 #: what nvidia-smi calls it, what a reading calls it, nvidia-smi's unit, and by how much two looks may differ
 FIGURES = [
     ("power.draw", "power_watts", 1.0, 60.0),

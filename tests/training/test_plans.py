@@ -40,6 +40,8 @@ def test_every_plan_holds_and_sends_what_was_predicted(shell: InteractiveShell, 
         "torch ddp2",
         "fsdp2",
         "fsdp tp2",
+        "torch hybrid tp2",
+        "torch hybrid pp2",
     }
     for error in found.errors():
         what = f"{error.plan}: {error.what} {error.predicted} {error.measured}"

@@ -150,6 +150,44 @@ def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch
         check_trainable(spec, work)
 
 
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        ("colossal fsdp2", "fsdp is not available with colossal: .* use --framework torch --plugin fsdp"),
+        ("moe2", "moe is not available with colossal: .* A Mixtral trains with --tp 2"),
+        ("colossal moe", "moe is not available with colossal"),
+        ("cp2", "cp is not available with torch: .* --sequence-parallel split_gather"),
+        ("gemini2 tp2", "--tp 2 needs --plugin hybrid, not gemini"),
+        ("zero2 dp2 auto-placement", "--placement auto needs --plugin gemini, not zero2"),
+        ("torch ddp2 offload", "--offload needs --plugin fsdp, not ddp"),
+        ("pp2 zero-bubble", "--schedule zero-bubble: Colossal-AI's adds only the first micro-batch's gradient"),
+    ],
+)
+def test_what_a_library_has_and_no_plan_offers_is_refused_with_the_reason(plan: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        ParallelPlan.parse(plan)
+
+
+def test_what_no_plan_offers_stands_in_the_table() -> None:
+    found = capability_table()
+    offered = {f"{each.name} {name}" for each in frameworks.usable() for name in each.not_offered}
+    assert offered == {"colossal fsdp", "colossal moe", "colossal ZeRO inside hybrid", "torch cp"}
+    assert all(any(line.startswith(f"{name} is not offered: ") for line in found.reasons()) for name in offered)
+
+
+@pytest.mark.parametrize("mode", ["all_to_all", "ring_attn"])
+def test_modes_of_sequence_parallelism_that_no_plan_offers_are_refused(mode: str) -> None:
+    with pytest.raises(ConfigError, match=f"--sequence-parallel {mode}: .* use split_gather or ring"):
+        ParallelPlan(ranks=2, plugin="hybrid", tp=2, sequence_parallel=mode)
+
+
+def test_gemini_asks_for_half_precision() -> None:
+    spec = TrainSpec.from_options({"ranks": 2, "plugin": "gemini"})
+    with pytest.raises(ConfigError, match=r"fp32: not available with colossal gemini .* pass --precision bf16 or fp16"):
+        check_capabilities(spec)
+    check_capabilities(spec.replace(precision="bf16"))
+
+
 def test_what_a_plugin_lacks_has_a_reason() -> None:
     with pytest.raises(ValueError, match="plugin mute: each capability is either"):
         Plugin(name="mute", summary="", strategy="", capabilities=frozenset({Capability.FREEZABLE}))

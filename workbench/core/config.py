@@ -57,12 +57,15 @@ class ParallelPlan:
     """How one training is spread over ``ranks`` ranks.
 
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
-    framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2`` (data parallel) or ``hybrid`` (``tp`` tensor
-    parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of ``schedule``).
+    framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2``, ``gemini`` (data parallel) or ``hybrid`` (``tp``
+    tensor parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of
+    ``schedule``).
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
     ``sequence_parallel``: how tensor-parallel ranks share the positions of a sequence between split layers.
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
+    ``offload``: the host's memory holds the optimizer's state (under fsdp the shards of the weights too).
+    ``placement``: how Gemini places chunks of weights, "static" or "auto".
     ``algorithm``: what ranks send of their gradients, such as ``topk:0.01+ef`` ("": all of them).
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
@@ -80,6 +83,8 @@ class ParallelPlan:
     schedule: str = "1f1b"
     replicate: int = 1
     no_reshard: bool = False
+    offload: bool = False
+    placement: str = "static"
     sequence_parallel: str = ""
     sync_batchnorm: bool = False
     algorithm: str = ""

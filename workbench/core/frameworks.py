@@ -85,6 +85,8 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
         "schedule": "1f1b",
         "replicate": 1,
         "no_reshard": False,
+        "offload": False,
+        "placement": "static",
         "sequence_parallel": "",
         "sync_batchnorm": False,
         "algorithm": "",
@@ -130,6 +132,14 @@ class PlanOptions(Protocol):
     @property
     def no_reshard(self) -> bool:
         """Whether parameters stay whole between the forward and the backward pass."""
+
+    @property
+    def offload(self) -> bool:
+        """Whether the host's memory holds the optimizer's state."""
+
+    @property
+    def placement(self) -> str:
+        """How chunks of weights are placed: "static", or "auto" by the memory that is free."""
 
     @property
     def sequence_parallel(self) -> str:
@@ -208,7 +218,8 @@ class Framework:
     ``title``: its name in texts. ``plugins``: the first one is the default. ``preload``: dotted name of a function that
     imports, in a process that then forks or becomes ranks, what a rank needs. ``joined``: dotted name of the context
     manager that makes a process a rank (``workbench.engine.base.joined.Joined``). ``packages``: distributions whose
-    versions belong into a run's record. ``check`` raises ``ConfigError`` for options that exclude each other.
+    versions belong into a run's record. ``not_offered``: ways to train that its library has and that have no plugin
+    here -> why, and what to use. ``check`` raises ``ConfigError`` for options that exclude each other.
     """
 
     name: str
@@ -217,6 +228,7 @@ class Framework:
     preload: str
     joined: str
     packages: tuple[str, ...]
+    not_offered: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     check: Callable[[PlanOptions], None] = _no_check
 
     def plugin(self, name: str) -> Plugin:
@@ -224,6 +236,8 @@ class Framework:
         for plugin in self.plugins:
             if plugin.name == name:
                 return plugin
+        if name in self.not_offered:
+            raise ConfigError(f"{name} is not available with {self.name}: {self.not_offered[name]}", field="--plugin")
         known = [plugin.name for plugin in self.plugins]
         others = [other for other in installed() if other != self.name and name in _plugin_names(other)]
         if others:

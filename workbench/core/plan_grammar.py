@@ -5,7 +5,8 @@ A plan is words, in any order, separated by spaces or commas::
     plan      = { word }
     word      = framework | plugin [ SIZE ] [ ":" algorithm ] | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
     axis      = "dp" | "tp" | "pp"
-    switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "split-gather" | "ring"
+    switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "offload"
+              | "auto-placement" | "split-gather" | "ring"
     algorithm = NAME [ ":" NUMBER ] [ "+ef" ]
 
 A size behind a plugin is its data-parallel size: ``ddp2`` is ``ddp dp2``. A plugin whose own name ends in a digit takes
@@ -45,6 +46,8 @@ SWITCHES: Mapping[str, tuple[str, Any]] = MappingProxyType(
         "zero-bubble": ("schedule", "zero-bubble"),
         "sync-batchnorm": ("sync_batchnorm", True),
         "no-reshard": ("no_reshard", True),
+        "offload": ("offload", True),
+        "auto-placement": ("placement", "auto"),
         "split-gather": ("sequence_parallel", "split_gather"),
         "ring": ("sequence_parallel", "ring"),
     }
@@ -180,6 +183,9 @@ def _meaning(word: str, text: str) -> dict[str, Any]:
         return {COUNTS[name]: number}
     if name in plugins and number is not None:
         return {"plugin": name, "dp": number}
+    for each in usable():
+        if name in each.not_offered or word in each.not_offered:
+            each.plugin(name if name in each.not_offered else word)  # which says why
     if word in COUNTS:
         raise ConfigError(f"--plan {text!r}: {word} needs a number, such as {word}2", field=_FIELD)
     known = [*plugins, *(f"{count}{number or 2}" for count in COUNTS), *SWITCHES, *installed()]

@@ -19,7 +19,8 @@ class Shares:
     ``torch.chunk`` cuts them; else flat slices of every parameter, padded to equal lengths. ``copies``: when the
     optimizer updates a copy in fp32 in place of the parameter: "never", "mixed" (in bf16 and fp16) or "always".
     ``casts``: ``KEPT`` or ``GATHERED``, or "" where the model is fp32 under autocast. ``bucket_bytes``: the largest
-    size of the buffers in which gradients are reduced (``WHOLE``: as large as the gradient). ``gathers``: how often a
+    size of the buffers in which gradients are reduced (``WHOLE``: as large as the gradient). ``stages_reduce_apart``:
+    pipeline stages reduce one gradient after another, in place. ``gathers``: how often a
     step gathers the parameters that its ranks updated.
     """
 
@@ -30,6 +31,7 @@ class Shares:
     copies: str = "never"
     casts: str = ""
     bucket_bytes: int = 0
+    stages_reduce_apart: bool = False
     gathers: int = 0
 
     def has_copies(self, precision: str) -> bool:

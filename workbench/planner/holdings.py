@@ -195,8 +195,8 @@ def memory(model: ModelDescription, job: Job, here: Coordinates) -> RankMemory:
             whole_gradient += itemsize * part.elements
             gradients += itemsize * (part.slice_elements if keeps_slices else part.elements)
     buffers = model.buffer_bytes
-    # a pipeline reduces one gradient after another, in place
-    if job.plan.mesh.dp > 1 and job.plan.pp == 1 and shares.bucket_bytes:
+    is_apart = job.plan.pp > 1 and shares.stages_reduce_apart
+    if job.plan.mesh.dp > 1 and shares.bucket_bytes and not is_apart:
         buffers += whole_gradient if shares.bucket_bytes == WHOLE else min(whole_gradient, shares.bucket_bytes)
     if job.algorithm is not None and job.plan.mesh.dp > 1:
         buffers += int(job.algorithm.kept_bytes([part.shape for part in held if part.parameter.trained]))

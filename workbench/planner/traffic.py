@@ -50,7 +50,8 @@ def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterat
     trained = [part for part in held if part.parameter.trained]
     # of gathered halves the gradients are reduced in fp32
     reduced = sum(job.itemsize(part.parameter) * _padded(part, job) for part in trained)
-    buckets = len(trained) if job.plan.pp > 1 else max(1, -(-reduced // _BUCKET_BYTES))
+    is_apart = job.plan.pp > 1 and shares.stages_reduce_apart
+    buckets = len(trained) if is_apart else max(1, -(-reduced // _BUCKET_BYTES))
     if shares.parameters:
         yield from _of_gathered(model, job, held, reduced)
         return

@@ -22,7 +22,7 @@ seed = 1024
 
 [plan]
 ranks = 2           # number of processes; with GPUs, one per GPU
-plugin = "ddp"      # ddp, zero1, zero2; or hybrid with tp and pp, for the models that it supports
+plugin = "ddp"      # ddp, zero1, zero2, gemini; or hybrid with tp and pp, for the models that it supports
 
 [monitor]
 level = "full"      # off, light, full

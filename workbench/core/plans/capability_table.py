@@ -7,8 +7,8 @@ The same declarations refuse a run before it starts (``plans.requirements.check_
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from workbench.core.frameworks import Capability, Feature, Framework, Plugin, usable
@@ -49,10 +49,12 @@ def entry(framework: Framework, plugin: Plugin, asked: Feature | Capability) -> 
 class CapabilityTable:
     """Every plan of the frameworks, and whether it can do each thing that can be asked. Shown as text and as HTML.
 
-    ``entries``: in the order of the plans, and of ``ASKED`` within a plan.
+    ``entries``: in the order of the plans, and of ``ASKED`` within a plan. ``not_offered``: ways to train that no plan
+    offers, as "framework name" -> why.
     """
 
     entries: tuple[Entry, ...]
+    not_offered: Mapping[str, str] = field(default_factory=dict)
 
     def plans(self) -> list[str]:
         """The plans, as "framework plugin"."""
@@ -66,12 +68,13 @@ class CapabilityTable:
         return [(asked.value, *found) for asked, found in signs.items()]
 
     def reasons(self) -> list[str]:
-        """Each reason for what is refused or untried, with the plans that it holds for, as sentences."""
+        """Each reason for what is refused, untried or not offered, with the plans that it holds for, as sentences."""
         found: dict[tuple[str, str], list[str]] = {}
         for each in self.entries:
             if each.reason:
                 found.setdefault((each.asked.value, each.reason), []).append(f"{each.framework} {each.plugin}")
-        return [f"{asked} with {', '.join(plans)}: {reason}" for (asked, reason), plans in found.items()]
+        sentences = [f"{asked} with {', '.join(plans)}: {reason}" for (asked, reason), plans in found.items()]
+        return sentences + [f"{plan} is not offered: {reason}" for plan, reason in self.not_offered.items()]
 
     def __repr__(self) -> str:
         return "\n".join([format_table(self.rows(), ("", *self.plans())), "", *self.reasons()])
@@ -83,7 +86,8 @@ class CapabilityTable:
 
 def capability_table(frameworks: Iterable[Framework] | None = None) -> CapabilityTable:
     """The table of ``frameworks`` (default: those that are installed and not broken)."""
-    chosen = usable() if frameworks is None else frameworks
+    chosen = usable() if frameworks is None else list(frameworks)
     return CapabilityTable(
-        tuple(entry(each, plugin, asked) for each in chosen for plugin in each.plugins for asked in ASKED)
+        tuple(entry(each, plugin, asked) for each in chosen for plugin in each.plugins for asked in ASKED),
+        {f"{each.name} {name}": reason for each in chosen for name, reason in each.not_offered.items()},
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from workbench.core.frameworks import (
     UNTRIED_ON_GPUS,
     Capability,
+    Feature,
     Framework,
     PlanOptions,
     Plugin,
@@ -39,12 +40,20 @@ _NO_MODES = {
 _ONE_STAGE = {Capability.PIPELINED: "every rank holds all layers: use hybrid"}
 
 
+#: values of ``--placement``
+_PLACEMENTS = ("static", "auto")
+
+
 def _check(plan: PlanOptions) -> None:
     """Schedules run some numbers of micro-batches only; models that can be split have no batch normalisation."""
     if plan.sync_batchnorm and plan.tp * plan.pp > 1:
         raise ConfigError(
             "--sync-batchnorm: models that --tp and --pp can split have no batch normalisation: leave it out",
             field="--sync-batchnorm",
+        )
+    if plan.placement not in _PLACEMENTS:
+        raise ConfigError(
+            f"unknown placement {plan.placement!r}: {suggest(plan.placement, _PLACEMENTS)}", field="--placement"
         )
     check_schedule(plan)
     _check_sequences(plan)
@@ -90,8 +99,22 @@ COLOSSAL = Framework(
             "algorithm",
             own_steps=_OWN_STEPS,
         ),
-        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO),
-        _data_parallel("zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True)),
+        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO, "offload"),
+        _data_parallel("zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True), "offload"),
+        Plugin(
+            name="gemini",
+            summary="weights, gradients and the optimizer's state in chunks, split over the ranks",
+            strategy=_STRATEGY,
+            options=frozenset(("offload", "placement")),
+            untried=UNTRIED_ON_GPUS,
+            capabilities=_ALL_BUT_PIPELINES,
+            lacks={Capability.PIPELINED: "a pipeline inside Gemini waits for ever: use hybrid"},
+            refuses={
+                Feature.FP32: "Gemini keeps weights in chunks of half precision: pass --precision bf16 or fp16",
+                Feature.COMPILED: "Gemini gathers weights before single operations, of which a compiled graph has none",
+                Feature.ADAPTED: "Colossal-AI's Gemini takes no LoRA",
+            },
+        ),
         Plugin(
             name="hybrid",
             summary="tensor parallel x pipeline stages x data parallel",
@@ -103,12 +126,27 @@ COLOSSAL = Framework(
                 SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
                 for family in FAMILIES.values()
             ),
-            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE),
+            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE, stages_reduce_apart=True),
             splits="workbench.engine.frameworks.colossal.planned.splits:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.colossal.preload:load",
     joined="workbench.engine.frameworks.colossal.ranks:joined",
     packages=("torch", "colossalai", "transformers"),
+    not_offered={
+        "fsdp": (
+            "Colossal-AI's plugin wraps the model as one unit of torch's older FSDP, on GPUs only, makes the optimizer "
+            "anew without its parameter groups, and cannot accumulate gradients: use --framework torch --plugin fsdp, "
+            "which is FSDP2"
+        ),
+        "moe": (
+            "Colossal-AI gives experts an axis inside data parallelism, which plans here do not have; in fp32 it "
+            "refuses them, and without ZeRO it fails. A Mixtral trains with --tp 2, --pp 2, or --framework torch"
+        ),
+        "ZeRO inside hybrid": (
+            "Colossal-AI refuses it in fp32, and its slices of tensor-parallel parts are not told apart here: split "
+            "the optimizer's state beside --tp with --framework torch --plugin fsdp --tp 2"
+        ),
+    },
     check=_check,
 )

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
 from workbench.core.mesh import Coordinates
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.communication.exchange import GradientExchange
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
@@ -94,7 +94,7 @@ class Plan(ABC):
         self.model, self.optimizer, *_ = self.booster.boost(module, workload.optimizer)
         self.module: torch.nn.Module = self.model.unwrap()
         set_modes(self.module, modes)
-        convert = getattr(self.model, "convert_fn", None)
+        convert = self.convert()
         if convert is not None:  # the hook must not keep the plan alive, as the user's model outlives it
             users_model(self.module).register_forward_pre_hook(
                 lambda module, args, kwargs: tree_map(convert, (args, kwargs)), with_kwargs=True, prepend=True
@@ -156,9 +156,14 @@ class Plan(ABC):
         """Around forward pass and loss."""
         return nullcontext()
 
+    def convert(self) -> Callable[[Any], Any] | None:
+        """What the wrapper does to each input of the model; None: nothing."""
+        convert: Callable[[Any], Any] | None = getattr(self.model, "convert_fn", None)
+        return convert
+
     def cast(self, batch: Any) -> Any:
         """``batch`` as the model itself takes it (what the wrapper does to its inputs)."""
-        convert = getattr(self.model, "convert_fn", None)
+        convert = self.convert()
         return batch if convert is None else tree_map(convert, batch)
 
     def calling(self, compute: Callable[[torch.nn.Module], Result]) -> Result:
@@ -217,6 +222,18 @@ class Plan(ABC):
                 master = masters.get(id(item.parameter), item.parameter)
                 found.append(weight_part(item, master, self.optimizer.optim))
         return found
+
+    def matrices(self) -> list[WeightMatrix]:
+        """``Shaped.weight_matrices``. Collective where weights are in parts."""
+        return [matrix for item in self.mine if (matrix := item.matrix()) is not None]
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """``Gathering.gathered``."""
+        return nullcontext()
+
+    def skip(self) -> None:
+        """Forget the gradients of a step that is not made."""
+        self.optimizer.zero_grad()
 
     def set_clip(self, clip: float) -> None:
         """Clip to this global norm from the next step on; 0: not at all."""

@@ -244,6 +244,40 @@ def _fused_kernels() -> None:
     galore.GaLoreAdamW8bit.__init__ = refuse
 
 
+def _absent_weights() -> None:
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+
+    upstream: Any = Chunk._Chunk__scatter
+
+    def scatter(self: Any) -> None:
+        upstream(self)
+        if not self.is_gathered:
+            absent = torch.full((), torch.nan, dtype=self.dtype, device=self.cuda_global_chunk.device)
+            for tensor in self.tensors_info:
+                tensor.data = absent.expand(tensor.shape)
+
+    Chunk._Chunk__scatter = scatter
+
+
+class _OnDevice:
+    """Where a rank computes, by the name that Gemini asks for."""
+
+    type = "cuda"
+
+
+def _one_memory() -> None:
+    from colossalai.zero.gemini.chunk import chunk, manager
+
+    upstream = chunk.Chunk.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        upstream(self, *args, **{**kwargs, "pin_memory": False})
+        self.shard_device = _OnDevice()
+
+    chunk.Chunk.__init__ = init
+    manager.ChunkManager.move_chunk = lambda self, *args, **kwargs: None
+
+
 def forget_coordinator() -> None:
     """Drop the ``DistCoordinator`` singleton (cluster/dist_coordinator.py): it keeps the rank and world size of the
     process group in which it was first made, so after a relaunch ``is_master`` and saving are wrong. Call it whenever
@@ -317,6 +351,20 @@ REPAIRS: tuple[Repair, ...] = (
         "the kernel of HybridAdam and CPUAdam for CPUs is compiled on hosts with CUDA only",
         True,
         _cpu_adam,
+    ),
+    Repair(
+        "absent-weights",
+        "zero/gemini/chunk/chunk.py:544",
+        "who reads a weight whose chunk Gemini has cut again crashes the process: it is NaN until it is gathered",
+        False,
+        _absent_weights,
+    ),
+    Repair(
+        "one-memory",
+        "zero/gemini/chunk/chunk.py:313",
+        "Gemini moves slices of chunks between the memory of a device and of its host by the name of the device",
+        True,
+        _one_memory,
     ),
     Repair(
         "reduce-scatter",

@@ -1,4 +1,4 @@
-"""Training with Colossal-AI's plugins: ddp, zero1, zero2 and hybrid (tensor, pipeline and data parallel)."""
+"""Training with Colossal-AI's plugins: ddp, zero1, zero2, gemini and hybrid (tensor, pipeline and data parallel)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from workbench.engine.frameworks.colossal.pipeline_parallel.phase_marks import m
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
-from workbench.engine.frameworks.colossal.zero_checks import check_parameters
+from workbench.engine.frameworks.colossal.zero.checks import check_gemini, check_parameters
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
@@ -60,6 +60,9 @@ from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
 
+#: plugins whose optimizer updates slices of fp32 copies
+_SLICED = ("zero1", "zero2", "gemini")
+
 
 class ColossalStrategy(Strategy):
     """One of Colossal-AI's plugins. Loss, gradients and updates are those of one process with the global batch."""
@@ -76,9 +79,7 @@ class ColossalStrategy(Strategy):
                 "--framework torch",
                 field="pipeline_split",
             )
-        has_copies = spec.plan.plugin in ("zero1", "zero2") or (
-            spec.plan.plugin == "hybrid" and spec.precision != "fp32"
-        )
+        has_copies = spec.plan.plugin in _SLICED or (spec.plan.plugin == "hybrid" and spec.precision != "fp32")
         check_hooks(spec, trained(workload), workload.optimizer, has_copies=has_copies)
         if spec.plan.tp * spec.plan.pp > 1 and any(workload.optimizer.state.values()):
             raise ConfigError(
@@ -86,11 +87,13 @@ class ColossalStrategy(Strategy):
                 "weights only. Use --plugin ddp, zero1 or zero2, or make the optimizer anew",
                 field="optimizer",
             )
-        has_slices = spec.plan.plugin in ("zero1", "zero2") and spec.plan.mesh.dp > 1
+        has_slices = spec.plan.plugin in _SLICED and spec.plan.mesh.dp > 1
         check_distributed(workload.optimizer, spec.plan.plugin)
         if not is_distributed(workload.optimizer):
             check_parts(workload.optimizer, spec.plan.plugin, tp=spec.plan.tp, pp=spec.plan.pp, has_slices=has_slices)
-        if spec.plan.plugin in ("zero1", "zero2"):
+        if spec.plan.plugin == "gemini":
+            check_gemini(spec, workload)
+        if spec.plan.plugin in _SLICED:
             check_parameters(trained(workload), spec)
 
     def prepare(self, workload: Workload) -> None:
@@ -216,7 +219,7 @@ class ColossalStrategy(Strategy):
                 losses = [self._rerun_pipeline(piece, seen) for piece in pieces]
             found = [loss for loss in losses if loss is not None]
             return torch.stack(found).sum() if found else None
-        with plan.norms.recording():
+        with plan.norms.recording(), plan.gathered():
             return rerun(plan.module, pieces, self._again, seen, loss_scale=plan.loss_scale())
 
     def _again(self, piece: Batch) -> torch.Tensor:
@@ -252,7 +255,7 @@ class ColossalStrategy(Strategy):
         return self.plan.norms
 
     def skip(self) -> None:
-        self.plan.optimizer.zero_grad()
+        self.plan.skip()
 
     @property
     def module(self) -> torch.nn.Module:
@@ -361,7 +364,7 @@ class ColossalStrategy(Strategy):
 
     def weight_matrices(self) -> list[WeightMatrix]:
         """As ``Shaped.weight_matrices``."""
-        return [matrix for item in self.plan.mine if (matrix := item.matrix()) is not None]
+        return self.plan.matrices()
 
     def sum_over_shards(self, values: torch.Tensor) -> None:
         """As ``Shaped.sum_over_shards``: over the tensor-parallel ranks."""
@@ -392,7 +395,14 @@ class ColossalStrategy(Strategy):
             if self.mesh.pp > 1:
                 plan = self._hybrid()
                 return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
-            return call_model(users_model(self.plan.module), batch)
+            with self.plan.gathered():
+                return call_model(users_model(self.plan.module), batch)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """As ``Gathering.gathered``."""
+        with self.plan.gathered():
+            yield
 
     def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
         """As ``Validating.evaluated``."""
@@ -414,7 +424,7 @@ class ColossalStrategy(Strategy):
         """As ``Validating.evaluation``."""
         if self.mesh.pp > 1:
             raise ConfigError("a pipeline (--pp) has the whole model on no rank", field="--pp")
-        with torch.no_grad(), evaluating(self.plan.model), self.plan.autocast():
+        with torch.no_grad(), self.plan.gathered(), evaluating(self.plan.model), self.plan.autocast():
             yield users_model(self.plan.module) if self.plan.is_whole else self.plan.model
 
     def set_clip(self, clip: float) -> None:

@@ -8,6 +8,9 @@ from workbench.engine.frameworks.torch.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 from workbench.errors import ConfigError
 
+#: bytes of gradients that stages reduce together, as DDP does
+_BUCKET = 25 * 2**20
+
 
 def _check(plan: PlanOptions) -> None:
     """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice; a schedule runs some
@@ -39,7 +42,7 @@ TORCH = Framework(
             name="fsdp",
             summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
             strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
-            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard")),
+            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard", "offload")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
@@ -55,10 +58,19 @@ TORCH = Framework(
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),
+            shares=Shares(bucket_bytes=_BUCKET),
+            splits="workbench.engine.frameworks.torch.pipeline.planned:splits_of",
         ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",
     joined="workbench.engine.frameworks.torch.ranks:joined",
     packages=("torch",),
+    not_offered={
+        "cp": (
+            "torch's context parallelism has kernels of attention for GPUs only (on CPU ranks it raises "
+            "NotImplementedError) and was not tried here: share sequences with --framework colossal --tp 2 "
+            "--sequence-parallel split_gather"
+        ),
+    },
     check=_check,
 )

@@ -2,7 +2,7 @@
 
 ``CollectiveRecorder`` wraps the functions of ``torch.distributed``. The time that a rank waits for a call is the phase
 "communication" of the step; in recorded steps each call also gives a ``CollectiveRecord``. The gradient reduction of
-torch's DDP does not pass through Python; its times come from DDP's own reducer (``DdpReducerReader``).
+torch's DDP does not pass through Python; its times come from DDP's own reducer (``ddp_reducer``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ RECORDED_FUNCTIONS = {
     "send": _Signature("send", 0, 2, 1),
     "recv": _Signature("recv", 0, 2, 1),
 }
+#: where torch's pipelines exchange messages
+_SCHEDULES = "torch.distributed.pipelining.schedules"
 #: with gloo a blocking call can be posted asynchronously and then awaited, so that both times are known
 _POSTED_THEN_AWAITED = frozenset(RECORDED_FUNCTIONS) - {"send", "recv", "_broadcast_coalesced"}
 
@@ -107,7 +110,7 @@ class CollectiveRecorder:
         self._rank = rank
         self._split = split
         self._groups: dict[tuple[int, ...], tuple[str, int]] = {}
-        self._installed: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        self._installed: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any]]] = {}
         self._functional = FunctionalCollectives(self)
 
     def install(self) -> None:
@@ -118,19 +121,25 @@ class CollectiveRecorder:
             if original is not None:
                 self._replace_function(name, original, self._wrap(name, original, function))
         self._replace_function("batch_isend_irecv", dist.batch_isend_irecv, self._wrap_batch(dist.batch_isend_irecv))
+        schedules = sys.modules.get(_SCHEDULES)
+        if schedules is not None:
+            batch = schedules._batch_p2p
+            self._replace_function("_batch_p2p", batch, self._wrap_one_way(batch), owner=schedules)
 
     def remove(self) -> None:
         """Restore the original functions, except those that other code has replaced since."""
         self._functional.remove()
-        for name, (original, wrapper) in self._installed.items():
-            if getattr(dist, name) is wrapper:
-                setattr(dist, name, original)
+        for name, (owner, original, wrapper) in self._installed.items():
+            if getattr(owner, name) is wrapper:
+                setattr(owner, name, original)
         self._installed.clear()
 
-    def _replace_function(self, name: str, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
+    def _replace_function(
+        self, name: str, original: Callable[..., Any], wrapper: Callable[..., Any], owner: Any = dist
+    ) -> None:
         if name not in self._installed:
-            self._installed[name] = (original, wrapper)
-            setattr(dist, name, wrapper)
+            self._installed[name] = (owner, original, wrapper)
+            setattr(owner, name, wrapper)
 
     def _wrap(self, name: str, original: Callable[..., Any], function: _Signature) -> Callable[..., Any]:
         names = _get_parameter_names(getattr(distributed_c10d, name, original))
@@ -167,18 +176,29 @@ class CollectiveRecorder:
 
     def _wrap_batch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
-        def wrapper(operations: list[Any]) -> list[Any]:
+        def wrapper(operations: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
             recorder = self.phases
             before = recorder.current
             in_step = before[0] in WORK_PHASES or before[0] in ("bubble", "communication")
             if not in_step or torch.compiler.is_compiling():
-                return original(operations)
+                return original(operations, *args, **kwargs)
             calls = [self._record_message(item) for item in operations] if self.recording else []
-            works = original(operations)
+            works = original(operations, *args, **kwargs)
             self.mark_posted(calls)
             if len(works) == len(calls):
                 return [_RecordedWork(self, work, [call]) for work, call in zip(works, calls, strict=True)]
             return [_RecordedWork(self, work, calls) for work in works]  # NCCL returns one Work for all
+
+        return wrapper
+
+    def _wrap_one_way(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """torch's schedules post messages of one direction without ``batch_isend_irecv``, which they call for others"""
+        recorded = self._wrap_batch(original)
+
+        @functools.wraps(original)
+        def wrapper(operations: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+            is_one_way = len({operation.op for operation in operations}) == 1
+            return (recorded if is_one_way else original)(operations, *args, **kwargs)
 
         return wrapper
 
@@ -295,55 +315,6 @@ def make_records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank
             )
         )
     return found
-
-
-class DdpReducerReader:
-    """Reads the times that torch's DDP keeps of its gradient buckets, which C++ code reduces during the backward pass.
-
-    The times of a step become available in the forward pass of the next step. On a GPU, DDP measures every hundredth
-    step only, as measuring synchronises the device.
-    """
-
-    def __init__(self, module: Any, mesh: Mesh, *, on_host: bool) -> None:
-        self._module = module
-        self.group, self.group_size = describe_group(dist.get_process_group_ranks(module.process_group), mesh)
-        self._seen: tuple[int, int] = (0, 0)
-        self._on_host = on_host
-        self._logger: Any = None
-        self._measure_each_step()
-
-    def _measure_each_step(self) -> None:
-        self._logger = self._module.logger
-        if self._on_host:
-            self._module._set_ddp_runtime_logging_sample_rate(1)
-
-    def read(self, step: int, rank: int, computed_ms: float) -> CollectiveRecord | None:
-        """Return the gradient reduction of ``step``, the previous step, or None when DDP did not measure that step.
-
-        All buckets form one record, from the first posted bucket to the last completed one. ``computed_ms``: when the
-        step's backward computation had ended, in ms from the start of the step.
-        """
-        if self._logger is not self._module.logger:  # a new reducer: torch_common.ddp_reduction
-            self._measure_each_step()
-            return None
-        data = self._module._get_ddp_logging_data()
-        taken = data.get("backward_comm_time", 0), data.get("backward_compute_time", 0)
-        if taken == self._seen or not taken[0]:
-            return None
-        self._seen = taken
-        sizes = data.get("rebuilt_bucket_sizes") or data["bucket_sizes"]
-        hidden_ms = data.get("backward_compute_comm_overlap_time", 0) / 1e6
-        return CollectiveRecord(
-            step=step,
-            rank=rank,
-            kind="all_reduce",
-            group=self.group,
-            group_size=self.group_size,
-            bytes=sum(int(size) for size in sizes.split(",")),
-            start_ms=computed_ms - hidden_ms,
-            duration_ms=taken[0] / 1e6,
-            exposed_ms=taken[0] / 1e6 - hidden_ms,
-        )
 
 
 @functools.cache  # of torch's own functions, which every run asks for

@@ -26,7 +26,8 @@ from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.watch.host.clock import Clock, Reading, make_clock
 from workbench.engine.watch.host.intervals import RecordingIntervals
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
-from workbench.engine.watch.torch.collectives import CollectiveRecorder, DdpReducerReader, make_records
+from workbench.engine.watch.torch.collectives import CollectiveRecorder, make_records
+from workbench.engine.watch.torch.ddp_reducer import DdpReducerReader
 from workbench.rundir.log import RankLogWriter
 
 _STEP_PHASES = frozenset({"data", "forward_backward", "optimizer"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from workbench.engine.base.tensor import local_part
 
@@ -50,16 +50,21 @@ def shard(
     *,
     precision: str,
     no_reshard: bool,
+    offload: bool,
 ) -> None:
     """Shard the parameters of ``module`` over ``mesh``, in place: over its last axis, replicated along a first one.
 
-    In mixed precision parameters are gathered in the precision, and gradients are reduced in float32.
+    In mixed precision parameters are gathered in the precision, and gradients are reduced in float32. ``offload``:
+    shards, their gradients and the optimizer's state are in the host's memory.
     """
     dtype = _DTYPES.get(precision)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
+    placed = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not no_reshard)
-    fully_shard(module, mesh=mesh, mp_policy=policy)  # the root: kept for backward, which needs it at once
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=placed, reshard_after_forward=not no_reshard)
+    fully_shard(
+        module, mesh=mesh, mp_policy=policy, offload_policy=placed
+    )  # the root: kept for backward, which needs it at once
 
 
 def sharded_modules(module: torch.nn.Module) -> list[FSDPModule]:

@@ -74,6 +74,7 @@ class FsdpStrategy(WholeModelStrategy):
             mesh["replicate", "shard"] if plan.replicate > 1 else mesh["shard"],
             precision=self.spec.precision,
             no_reshard=plan.no_reshard,
+            offload=plan.offload,
         )
         after = {self.originals.name(name): parameter for name, parameter in self._module.named_parameters()}
         replace_parameters(self._optimizer, before, after, lambda name, whole: self.places.place(name).of(whole))

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from workbench.errors import ConfigError
@@ -106,8 +107,14 @@ class ShapeOnly:
     def _shaped(self, args: Any, kwargs: Any) -> Any:
         without = tree_map(_on_meta, (args, kwargs))
         try:
-            with torch.random.fork_rng(devices=[]):
-                return self.module(*without[0], **without[1])
+            with torch.random.fork_rng(devices=[]), _Found(every=True) as found:
+                outputs = self.module(*without[0], **without[1])
+            if found.asked:
+                with torch.random.fork_rng(devices=[]), _Found(every=False):
+                    others = self.module(*without[0], **without[1])
+                if tree_map(_signature, outputs) != tree_map(_signature, others):
+                    raise ValueError("it depends on numbers, such as how many elements are not zero")
+            return outputs
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{self._name} is on another pipeline stage, and the shape of what it returns cannot be told without "
@@ -115,6 +122,23 @@ class ShapeOnly:
                 "returns one tensor",
                 field="--pp",
             ) from error
+
+
+class _Found(TorchDispatchMode):
+    """Where a tensor has no numbers, every element of it is not zero, or none is: for modules that choose rows by them,
+    as experts do, and put what they make of these into a tensor of all rows. ``asked``: whether one did."""
+
+    def __init__(self, *, every: bool) -> None:
+        super().__init__()
+        self._every = every
+        self.asked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default and args[0].device.type == "meta":
+            self.asked = True
+            rows = args[0].numel() if self._every else 0
+            return torch.empty((rows, args[0].dim()), dtype=torch.int64, device="meta")
+        return func(*args, **(kwargs or {}))
 
 
 def _signature(leaf: Any) -> Any:

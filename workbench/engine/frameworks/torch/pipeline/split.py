@@ -261,6 +261,14 @@ def split(
     return found
 
 
+def modules_of_stages(model: torch.nn.Module, cuts: Sequence[str]) -> list[list[str]] | None:
+    """Names of the modules that each stage will hold, in order; None where the model has parameters beside them."""
+    units = list(_units(model, cuts))
+    if next(_direct_parameters(model, units), None) is not None:
+        return None
+    return [[unit.path for unit in units if unit.stage == stage] for stage in range(len(cuts) + 1)]
+
+
 def _units(model: torch.nn.Module, cuts: Sequence[str]) -> Iterator[_Unit]:
     above = {name[:end] for name in cuts for end, letter in enumerate(name) if letter == "."}
     stage = 0

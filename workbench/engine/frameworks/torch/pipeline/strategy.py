@@ -177,7 +177,8 @@ class PipelineStrategy(NativeStrategy):
         for index, piece in enumerate(pieces):
             self._run(piece, index, len(pieces), self._loss)
         self._frozen_by_cell.check()
-        self.mark("communication", -1)
+        last = len(pieces) * self.spec.plan.micro_batches - 1
+        self.mark("backward", last or -1)  # in which collectives are seen, and become communication
         self._reduction.finish()
         loss = torch.stack(self._losses).sum() if self._losses else None
         return self._end_gradients(loss)
