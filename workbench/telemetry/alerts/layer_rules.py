@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.telemetry.alerts.gap_test import MOST, GapTest
+from workbench.telemetry.alerts.gap_test import MOST, GapTest, medians_of_others
 from workbench.telemetry.alerts.rules import Finding
 from workbench.telemetry.alerts.steps import StepView
 
@@ -170,7 +170,7 @@ class RankLayerDiffers:
         if self._names != names.tolist():
             self._names = names.tolist()
             self._begin()
-        others = np.stack([np.median(np.delete(logs, place, axis=0), axis=0) for place in range(len(logs))])
+        others = medians_of_others(logs)
         beyond = self._test.look(logs - others)
         if not beyond.any():
             if not is_active:
