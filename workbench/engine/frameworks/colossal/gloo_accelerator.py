@@ -87,8 +87,8 @@ class GlooAccelerator(CpuAccelerator):
         torch.set_rng_state(new_states[0])
 
     def manual_seed(self, seed: int) -> None:
-        """Seed the generator of this rank."""
-        torch.manual_seed(seed)
+        """Seed the generator of this rank; ``torch.manual_seed`` formats two stacks each time, for GPUs to come."""
+        torch.default_generator.manual_seed(seed)
 
     manual_seed_all = manual_seed
 
