@@ -151,6 +151,15 @@ def test_an_interrupt_that_overtakes_its_cell_ends_it(ranks):
     assert {each.error.ename for each in submission.result().outputs.values()} == {"KeyboardInterrupt"}
 
 
+def test_an_interrupt_that_was_sent_before_a_cell_does_not_end_it(ranks):
+    """A rank that sees the interrupt late, when the next cell has been sent, knows when it was sent."""
+    holds = "threading.Timer(0.2, ctypes.PyDLL(None).usleep, [1_500_000])"
+    assert ranks.execute(f"import ctypes, threading; {holds}.start()").ok
+    time.sleep(0.5)
+    ranks.interrupt()
+    assert [each.result for each in ranks.execute("'after'").outputs.values()] == ["'after'"] * 2
+
+
 def test_ctrl_c_reaches_the_ranks(ranks):
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()

@@ -260,7 +260,9 @@ class RankServer:
 
     def signal(self, ranks: Iterable[int], signum: int) -> Future[None]:
         """Sends a signal to ranks. Done when it is sent."""
-        return self._send_request(p.SignalRanks(id=next(self._ids), ranks=list(ranks), signum=int(signum)))
+        return self._send_request(
+            p.SignalRanks(id=next(self._ids), ranks=list(ranks), signum=int(signum), sent=time.time())
+        )
 
     def call(self, ranks: Iterable[int], function: str, arguments: Mapping[str, Any]) -> Future[None]:
         """Calls a function in a thread of ranks, also while they run a cell. Done when they were told."""

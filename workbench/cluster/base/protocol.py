@@ -78,11 +78,15 @@ class StartRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalRanks:
-    """Request: send a signal to ranks, but not to their children."""
+    """Request: send a signal to ranks, but not to their children.
+
+    ``sent``: ``time.time()`` of the client, by which ranks tell for which cell an interrupt is.
+    """
 
     id: int = 0
     ranks: list[int]
     signum: int
+    sent: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

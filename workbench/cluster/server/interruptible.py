@@ -6,28 +6,52 @@ would be busy for good. ipykernel itself lets SIGINT through all the while that 
 
 from __future__ import annotations
 
+import os
 import signal
-import time
+from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jupyter_client.jsonutil import parse_date
+from workbench.core.live.collective_row import DIRECTORY
+
+
+def _path(directory: Path, rank: int) -> Path:
+    return directory / f"interrupt-{rank:05d}"
+
+
+def announce_interrupt(directory: Path, ranks: Iterable[int], sent: float) -> None:
+    """Tells ranks when the SIGINT was sent that they get next.
+
+    ``directory``: that of the rank server. ``sent``: ``time.time()`` of the client, which also dates the cells: the
+    clock of a rank on another host may differ.
+    """
+    for rank in ranks:
+        new = _path(directory, rank).with_suffix(".new")
+        new.write_text(repr(sent))
+        new.replace(_path(directory, rank))
 
 
 class Interruptible:
     """Raises ``KeyboardInterrupt`` in cells and calls of a kernel only.
 
     An interrupt that comes before the user's code, also one that overtakes the message with the cell, is raised when
-    that begins. One that comes after it, or while nothing runs, is dropped.
+    that begins. One that comes after it, or while nothing runs, is dropped, and so is one that was sent before the
+    cell. A SIGINT of another origin than the rank server is for what runs.
+
+    ``announced``: the file that tells when an interrupt was sent.
     """
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Any, announced: Path) -> None:
         self._kernel = kernel
+        self._announced = announced
+        announced.unlink(missing_ok=True)  # of a rank that died
         self._handles = False  # whether the kernel handles a message
         self._runs = False  # whether the user's code runs
         self._waits = False  # whether an interrupt waits for the user's code to begin
-        self._dropped_at = 0.0
+        self._sent = 0.0  # when the message was sent that the kernel handles
+        self._dropped = 0.0  # when the interrupt was sent that came while nothing ran
         self._run_nodes = kernel.shell.run_ast_nodes
         self._do_apply = kernel.do_apply
         kernel.shell.run_ast_nodes = self._nodes
@@ -37,20 +61,27 @@ class Interruptible:
         signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._runs:
+        try:
+            sent = float(self._announced.read_text())
+            self._announced.unlink()
+        except FileNotFoundError:
+            sent = self._sent
+        if not self._handles:
+            self._dropped = sent
+        elif sent < self._sent:
+            pass  # for a cell that has ended
+        elif self._runs:
             raise KeyboardInterrupt
-        if self._handles:
-            self._waits = True
         else:
-            self._dropped_at = time.time()
+            self._waits = True
 
     def _begin(self) -> None:
         signal.signal(signal.SIGINT, self._interrupt)  # also where a cell has set another handler
+        self._sent = datetime.fromisoformat(self._kernel.get_parent("shell")["header"]["date"]).timestamp()
         self._handles = True
-        sent = parse_date(self._kernel.get_parent("shell")["header"]["date"])
-        if isinstance(sent, datetime) and sent.timestamp() < self._dropped_at:
+        if self._sent < self._dropped:
             self._waits = True
-        self._dropped_at = 0.0
+        self._dropped = 0.0
 
     def _end(self) -> None:
         self._handles = self._waits = False
@@ -98,4 +129,4 @@ class Interruptible:
 
 def load_ipython_extension(shell: Any) -> None:
     """Lets interrupts reach cells of this rank only. It needs the main thread."""
-    Interruptible(shell.kernel)
+    Interruptible(shell.kernel, _path(Path(os.environ[DIRECTORY]), int(os.environ["RANK"])))

@@ -36,6 +36,7 @@ from workbench.cluster.base.processes import (
 from workbench.cluster.hosts.oom import count_oom_kills, kill_in_kernel_log
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.calls import call_in_ranks
+from workbench.cluster.server.interruptible import announce_interrupt
 from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
@@ -123,6 +124,8 @@ class Server:
                 case p.StartRanks():
                     self._start_ranks(request)
                 case p.SignalRanks():
+                    if request.signum == signal.SIGINT:
+                        announce_interrupt(self._directory, request.ranks, request.sent)
                     self._signal(request.ranks, request.signum)
                     self._send(p.Reply(id=request.id))
                 case p.CallInRanks():
