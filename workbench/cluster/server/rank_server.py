@@ -36,9 +36,9 @@ from workbench.cluster.base.processes import (
 from workbench.cluster.hosts.oom import count_oom_kills, kill_in_kernel_log
 from workbench.cluster.hosts.placement import CPU
 from workbench.cluster.server.calls import call_in_ranks
-from workbench.cluster.server.interruptible import announce_interrupt
 from workbench.cluster.server.children import RunningRank, WarmProcess, read_log_tail
 from workbench.cluster.server.controller import run_controller
+from workbench.cluster.server.interruptible import announce_interrupt
 from workbench.cluster.server.warm import WarmSpec, rank_log_path, start_warm_process
 from workbench.core.live.stack_text import fatal_place
 from workbench.errors import format_ranks

@@ -53,19 +53,19 @@ class HandSetRate(LearningRate):
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__(optimizer, None)
-        self._in_force: float | None = None
+        self._last: float | None = None
 
     @property
     def now(self) -> float:
         """The first group's learning rate in the last step of the optimizer, or in the next one if it was set since."""
-        return super().now if self._in_force is None else self._in_force
+        return super().now if self._last is None else self._last
 
     def begin(self) -> None:
         """The optimizer is about to step."""
         if self._turned:
             self._scheduled = self._own()
             self._lay_over()
-        self._in_force = super().now
+        self._last = super().now
 
     def end(self) -> None:
         """The optimizer has stepped."""
@@ -76,7 +76,7 @@ class HandSetRate(LearningRate):
         """As ``LearningRate.set``."""
         self._scheduled = self._own()
         super().set(value)
-        self._in_force = super().now
+        self._last = super().now
         self._write(self._scheduled)
 
     def _own(self) -> list[float]:

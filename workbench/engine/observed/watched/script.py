@@ -142,7 +142,7 @@ class WatchedScript:
             on_checkpoint=None,
             scaler=None,
             monitor=None,
-            patience_s=30.0,
+            timeout_s=30.0,
             recording=self._recording,
             steps_before=1,
         )
