@@ -374,7 +374,7 @@ def written_late(rank: int, ranks: int, directory: Path, *, until: int, **argume
     write, take_step, taken = ShardWriter.write, Trainer.take_step, threading.Event()
 
     def late(writer: ShardWriter, state: dict[str, Any]) -> None:
-        if not taken.wait(60.0):
+        if not taken.wait(300.0):
             raise TimeoutError(f"step {until} was not taken while the checkpoint was written")
         write(writer, state)
 

@@ -194,7 +194,7 @@ def test_a_plan_is_checked_without_a_tensor_library(model: Path, text: Path) -> 
         f"resolve({{'recipe': 'causal-lm', 'model': {str(model)!r}, 'data': {str(text)!r}}}, default_ranks=1); "
         "print('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    assert subprocess.check_output([sys.executable, "-c", program], timeout=60).strip() == b"False"
+    assert subprocess.check_output([sys.executable, "-c", program], timeout=300).strip() == b"False"
 
 
 @pytest.mark.parametrize(("max_bytes", "length"), [(1, 16), (200_000, 10**9)])
