@@ -22,7 +22,7 @@ class RankPart(Protocol):
         """Which elements these are, under ``saved/`` and ``copy/``."""
 
     def about(self) -> Mapping[str, Any]:
-        """What is no tensor."""
+        """Numbers and texts about the training, as JSON types."""
 
 
 class Training:

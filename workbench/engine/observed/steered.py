@@ -39,11 +39,11 @@ class NoData:
     """A ``BatchSource`` of a loop that reads its own data."""
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
-        """None."""
+        """Yields nothing: the loop has batches of its own."""
         return iter(())
 
     def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
-        """Not known."""
+        """Returns None: the samples of the loop's batches are not known."""
         return None
 
 
@@ -119,15 +119,15 @@ class OwnCheckpoints:
         self._enter = enter
 
     def evaluate(self, step: int) -> None:
-        """Refused before."""
+        """Raises ``ConfigError``: only the loop itself could do it."""
         raise ConfigError(_NOT_HERE["evaluate"])
 
     def sample(self, step: int) -> None:
-        """Refused before."""
+        """Raises ``ConfigError``: only the loop itself could do it."""
         raise ConfigError(_NOT_HERE["sample"])
 
     def rollback(self, step: int, target: int | str) -> int:
-        """Refused before."""
+        """Raises ``ConfigError``: only the loop itself could do it."""
         raise ConfigError(_NOT_HERE["rollback"])
 
     def save(self, step: int, *, asked: bool) -> bool:
