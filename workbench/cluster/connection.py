@@ -17,7 +17,7 @@ _START_TIMEOUT_S = 180.0
 
 
 class Connection:
-    """Starts ranks of ``server`` and reaches them. ``check()`` raises when a rank has died; it is called while waiting."""
+    """Starts ranks of ``server`` and reaches them. ``check()``, called while waiting, raises when a rank has died."""
 
     def __init__(self, server: RankServer, check: Callable[[], None]) -> None:
         self._server = server
