@@ -18,6 +18,8 @@ PLANS = {
     "torch": ("gpt2-drop", TORCH | {"clip": 0.5}),
     "torch-noisy": ("noise", TORCH),
     "torch-fp16": ("plain", TORCH | {"precision": "fp16"}),
+    "torch-topk": ("gpt2-drop", TORCH | {"algorithm": "topk:0.05+ef"}),
+    "ddp-powersgd": ("plain", DDP | {"algorithm": "powersgd:1", "precision": "fp16"}),
     "fsdp": ("gpt2-drop", FSDP | {"clip": 0.5}),
     "fsdp-fp16": ("plain", FSDP | {"precision": "fp16"}),
     "zero1": ("gpt2-drop", ZERO | {"clip": 0.5}),
@@ -54,7 +56,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
 
-@pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "zero1", "tp2", "pp2", "stages2"])
+@pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "torch-topk", "zero1", "tp2", "pp2", "stages2"])
 def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
     model, options = PLANS[plan]
     found = run_kept(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
@@ -78,6 +80,7 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("gpt2", TP, FSDP),
         ("plain", FSDP, ZERO),
         ("gpt2", FSDP | {"tp": 2}, TP),
+        ("plain", TORCH, DDP | {"algorithm": "topk:1"}),  # the whole gradient, in another way
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),
 )

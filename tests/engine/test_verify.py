@@ -14,8 +14,8 @@ from workbench.core.frameworks import PLUGIN_OPTIONS, usable
 from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
 
-#: options that a pipeline or a model with batch normalisation needs
-NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel")
+#: options that a pipeline or a model with batch normalisation needs, or under which losses are others
+NOT_ALONE = ("micro_batches", "sync_batchnorm", "schedule", "sequence_parallel", "algorithm")
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 
 
@@ -123,6 +123,11 @@ def test_batch_normalisation_and_random_numbers_are_named(verify: Verifier) -> N
     found = verify(normed)
     assert found.verdict == "differs" and "uses the statistics of each rank's own share" in found.causes[0]
     assert verify(normed, sync_batchnorm=True).same
+
+
+def test_a_plan_that_sends_less_than_gradients_is_refused(verify: Verifier) -> None:
+    with pytest.raises(ConfigError, match="verify the plan without it"):
+        verify(MLP, algorithm="bf16")
     noisy = MLP.replace("torch.nn.Tanh()", "Noise()").replace(
         "model =",
         "class Noise(torch.nn.Module):\n    def forward(self, x):\n        return x + torch.randn_like(x)\nmodel =",

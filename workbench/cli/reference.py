@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import workbench
 from workbench import errors
 from workbench.cli.main import parser
-from workbench.core import run_files
+from workbench.core import algorithms, run_files
 from workbench.core.config import MonitorSpec, ParallelPlan, TrainSpec
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import usable
@@ -48,6 +49,7 @@ def text() -> str:
         *spec_file(),
         *capabilities(),
         *split_models(),
+        *communication(),
         *python_api(),
         *directory(),
         *tables(),
@@ -207,6 +209,28 @@ def split_models() -> Iterator[str]:
             ]
             if rows:
                 yield table(("family", f"classes, under {framework.title}'s `{plugin.name}`"), rows)
+
+
+#: of the weight whose bytes are shown
+_SHAPE = (1000, 1000)
+
+
+def communication() -> Iterator[str]:
+    """The algorithms that ``--algorithm`` names."""
+    whole = 4 * math.prod(_SHAPE)
+    yield (
+        "## Algorithms that send less than whole gradients\n\nValues of `--algorithm` (see "
+        f"[communication](communication.md)). Bytes are what a rank sends in a step of a weight of {_SHAPE[0]:,} x "
+        f"{_SHAPE[1]:,}, with the number that is shown, against {whole:,} of an all-reduce in fp32. Error feedback "
+        "keeps 4 bytes of memory for each element."
+    )
+    rows = []
+    for name in algorithms.names():
+        chosen = algorithms.chosen(name)
+        found = chosen.algorithm
+        sent = f"{chosen.message_bytes([_SHAPE]):,}"
+        rows.append((f"`{chosen.text}`", found.summary, sent, found.collective, found.feedback.value, found.paper))
+    yield table(("algorithm", "what is sent", "bytes", "collective", "error feedback", "source, and its claim"), rows)
 
 
 def toml_value(value: Any) -> str:

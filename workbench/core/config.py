@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import plan_grammar
+from workbench.core import algorithms, plan_grammar
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
@@ -63,9 +63,11 @@ class ParallelPlan:
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
     ``sequence_parallel``: how tensor-parallel ranks share the positions of a sequence between split layers.
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
+    ``algorithm``: what ranks send of their gradients, such as ``topk:0.01+ef`` ("": all of them).
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
-    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train.
+    runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train. So
+    can one with an algorithm that is not installed.
     Raises ``ConfigError`` for values that cannot work.
     """
 
@@ -80,9 +82,12 @@ class ParallelPlan:
     no_reshard: bool = False
     sequence_parallel: str = ""
     sync_batchnorm: bool = False
+    algorithm: str = ""
 
     def __post_init__(self) -> None:
         check_own_types(self)
+        if self.algorithm:
+            object.__setattr__(self, "algorithm", algorithms.normal(self.algorithm))
         for name in ("ranks", "tp", "pp", "micro_batches", "replicate"):
             check_least(self, name, 1)
         known = framework_if_usable(self.framework)

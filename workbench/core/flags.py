@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core import algorithms
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
 from workbench.core.frameworks import installed, usable
 from workbench.core.recipe import recipes
@@ -117,6 +118,9 @@ FLAGS = (
          default="off"),
     Flag(names=("--sync-batchnorm",), option="sync_batchnorm", kind=None, group=SPREAD,
          help="synchronize BatchNorm: statistics of the global batch instead of each rank's share"),
+    Flag(names=("--algorithm",), option="algorithm", kind=str, group=SPREAD, metavar="NAME[:NUMBER][+ef]",
+         help=f"what is sent of gradients (ddp): {', '.join(algorithms.names())}; +ef: with error feedback",
+         default="all of them, in fp32"),
     Flag(names=("--precision",), option="precision", kind=str, group=SPREAD,
          help=f"training precision: {', '.join(PRECISIONS)}"),
     Flag(names=("--steps",), option="steps", kind=int, group=LEARNT, help="optimizer steps"),

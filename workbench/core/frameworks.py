@@ -87,6 +87,7 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
         "no_reshard": False,
         "sequence_parallel": "",
         "sync_batchnorm": False,
+        "algorithm": "",
     }
 )
 
@@ -137,6 +138,10 @@ class PlanOptions(Protocol):
     @property
     def sync_batchnorm(self) -> bool:
         """Whether batch normalisation uses the statistics of the whole batch."""
+
+    @property
+    def algorithm(self) -> str:
+        """What is sent of gradients, as ``workbench.core.algorithms`` reads it ("": all of them)."""
 
 
 @dataclass(frozen=True, kw_only=True)

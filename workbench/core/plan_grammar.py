@@ -3,9 +3,10 @@
 A plan is words, in any order, separated by spaces or commas::
 
     plan      = { word }
-    word      = framework | plugin | plugin SIZE | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
+    word      = framework | plugin [ SIZE ] [ ":" algorithm ] | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
     axis      = "dp" | "tp" | "pp"
     switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "split-gather" | "ring"
+    algorithm = NAME [ ":" NUMBER ] [ "+ef" ]
 
 A size behind a plugin is its data-parallel size: ``ddp2`` is ``ddp dp2``. A plugin whose own name ends in a digit takes
 none: ``zero2`` is ZeRO stage 2, and ``zero2 dp4`` that on 4 ranks. Without a framework, that of the plugin is meant;
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from workbench.core import algorithms
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     PLUGIN_OPTIONS,
@@ -135,6 +137,8 @@ def described(plan: PlanOptions) -> str:
             words[-1] += str(dp)
         else:
             words.append(f"dp{dp}")
+    if plan.algorithm:
+        words[0 if words[0] != plan.framework else 1] += f":{plan.algorithm}"
     words += sizes
     if plan.micro_batches != (plan.pp if plan.pp > 1 else 1):
         words.append(f"mb{plan.micro_batches}")
@@ -158,6 +162,9 @@ def _words(text: str) -> list[str]:
 
 def _meaning(word: str, text: str) -> dict[str, Any]:
     """What one word sets."""
+    plugin, colon, algorithm = word.partition(":")
+    if colon:
+        return {**_meaning(plugin, text), "algorithm": algorithms.chosen(algorithm).text}
     if word in SWITCHES:
         option, value = SWITCHES[word]
         return {option: value}

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from workbench.core import algorithms
+from workbench.core.algorithms import ChosenAlgorithm
 from workbench.core.config import ParallelPlan
 from workbench.core.mesh import Coordinates
 from workbench.core.shares import GATHERED, KEPT, WHOLE, Shares
@@ -58,6 +60,11 @@ class Job:
     batch_size: int
     accumulate: int
     precision: str
+
+    @property
+    def algorithm(self) -> ChosenAlgorithm | None:
+        """What exchanges the gradients in place of an all-reduce."""
+        return algorithms.chosen(self.plan.algorithm) if self.plan.algorithm else None
 
     @property
     def mode(self) -> str:
@@ -191,6 +198,8 @@ def memory(model: ModelDescription, job: Job, here: Coordinates) -> RankMemory:
     # a pipeline reduces one gradient after another, in place
     if job.plan.mesh.dp > 1 and job.plan.pp == 1 and shares.bucket_bytes:
         buffers += whole_gradient if shares.bucket_bytes == WHOLE else min(whole_gradient, shares.bucket_bytes)
+    if job.algorithm is not None and job.plan.mesh.dp > 1:
+        buffers += job.algorithm.kept_bytes([part.shape for part in held if part.parameter.trained])
     if shares.parameters and job.shards > 1:
         buffers += gathered_bytes(model, job, held)
     return RankMemory(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from workbench.core.algorithms import ChosenAlgorithm
 from workbench.core.mesh import Coordinates
 from workbench.planner.holdings import Job, Part, activity_on_stage, parts
 from workbench.planner.model import COLUMN, HEAD, ROW, VOCABULARY, Activity, ModelDescription, is_within
@@ -53,6 +54,9 @@ def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterat
     if shares.parameters:
         yield from _of_gathered(model, job, held, reduced)
         return
+    if job.algorithm is not None:
+        yield _of_algorithm(job.algorithm, [part.shape for part in trained], dp, buckets)
+        return
     reductions = job.passes if shares.gradients else 1  # a slice takes no whole gradient to add to
     yield Traffic(
         kind="reduce_scatter" if shares.gradients else "all_reduce",
@@ -66,6 +70,18 @@ def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterat
         yield Traffic(
             kind="all_gather", axis="dp", ranks=dp, calls=buckets * shares.gathers, bytes=reduced * shares.gathers
         )
+
+
+def _of_algorithm(chosen: ChosenAlgorithm, shapes: list[tuple[int, ...]], dp: int, buckets: int) -> Traffic:
+    kind = chosen.algorithm.collective
+    return Traffic(
+        kind=kind,
+        axis="dp",
+        ranks=dp,
+        calls=buckets * chosen.algorithm.rounds,
+        bytes=chosen.message_bytes(shapes) * (dp if kind == "all_gather" else 1),
+        beside_backward=chosen.algorithm.rounds == 1,
+    )
 
 
 def _of_gathered(model: ModelDescription, job: Job, held: Sequence[Part], reduced: int) -> Iterator[Traffic]:

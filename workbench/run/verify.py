@@ -110,6 +110,12 @@ def verify_run(run: Run, against: str = SINGLE, steps: int = STEPS, progress: Pr
 def _short(spec: TrainSpec, steps: int, cell: str | None) -> TrainSpec:
     """``spec`` for ``steps`` steps, without validation unless the learning rate of the ``cell`` follows it."""
     plan = spec.plan
+    if plan.algorithm:
+        raise ConfigError(
+            f"--algorithm {plan.algorithm} sends less than whole gradients, so its losses are others than those of one "
+            "process: verify the plan without it",
+            field="--algorithm",
+        )
     for capability in (Capability.CHECKPOINTABLE, Capability.WATCHABLE):
         reason = plan.why_unavailable(capability)
         if reason:

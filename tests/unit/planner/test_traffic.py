@@ -22,6 +22,14 @@ def test_replicas_reduce_the_gradient_once_a_step():
     assert sent("ddp1") == {}
 
 
+def test_an_algorithm_sends_its_codes():
+    shapes = [parameter.shape for parameter in transformer().parameters]
+    words = sum(2 * (shape[0] + shape[1]) for shape in shapes)  # all are matrices that rank 2 makes smaller
+    assert sent("ddp2:powersgd:2") == {("all_reduce", "dp"): 4 * words}
+    signs = sum(-(-shape[0] * shape[1] // 8) + 4 for shape in shapes)
+    assert sent("torch ddp4:sign+ef") == {("all_gather", "dp"): 4 * signs}, "all_gather counts what a rank receives"
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_zero_sends_padded_slices(ranks):
     padded = 4 * sum(ranks * -(-parameter.elements // ranks) for parameter in transformer().parameters)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from workbench.core import algorithms
 from workbench.core.config import TrainSpec
 from workbench.core.frameworks import Capability, Feature
 from workbench.core.rules.values import check
 
 
 def check_capabilities(spec: TrainSpec) -> None:
-    """Raise ``ConfigError``, with the reason, when the plan's plugin lacks a capability that the spec needs."""
+    """Raise ``ConfigError``, with the reason, when the plan's plugin lacks a capability that the spec needs, or when
+    there is no such algorithm."""
+    if spec.plan.algorithm:
+        algorithms.chosen(spec.plan.algorithm)
     for asked, flag, capability in (
         (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),

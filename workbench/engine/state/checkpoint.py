@@ -146,6 +146,8 @@ class Checkpoints:
         random = RandomGenerators({**held.generators, **self.generators}).capture()
         for name, tensor in random.tensors.items():
             writer.add(f"random/{name}", tensor)
+        for name, tensor in held.own.items():
+            writer.add(f"rank/{name}", tensor)
         beside, tensors = self.cell.capture() if self.cell is not None else ({}, {})
         for name, tensor in tensors.items():
             writer.add(f"cell/{name}", tensor)
@@ -206,10 +208,11 @@ class Checkpoints:
         if was == self._plan:
             self._load_rank_state(reader, held)
         else:
+            kept = "random generators" + (f" and the state of {was.algorithm}" if was.algorithm else "")
             self.log.event(
                 EventKind.WARNING,
                 "plan_changed",
-                f"random generators were not restored: the checkpoint is of {was.describe()}",
+                f"{kept} were not restored: the checkpoint is of {was.describe()}",
             )
         return state
 
@@ -240,6 +243,8 @@ class Checkpoints:
                 is_own = value == _IN_RANK_FILE
                 stored = tensors.get_tensor(f"own/{slot.name}/{name}") if is_own else from_plain(value)
                 held.optimizer.state[slot.key][name] = stored.to(slot.saved.tensor.device) if is_own else stored
+        for name, tensor in held.own.items():
+            tensor.copy_(tensors.get_tensor(f"rank/{name}"))
         names: list[str] = [*tensors.keys()]
         states = {n.removeprefix("random/"): tensors.get_tensor(n) for n in names if n.startswith("random/")}
         RandomGenerators({**held.generators, **self.generators}).restore(

@@ -114,7 +114,8 @@ class RankState:
 
     ``buffers``: persistent buffers of the model by name; ``saves_buffers``: this rank is the one that saves them.
     ``generators``: random generators that the framework keeps inside modules. ``scaler``: None without a loss scale.
-    ``tied``: further names of tied parameters -> the name of their slot, on any rank.
+    ``tied``: further names of tied parameters -> the name of their slot, on any rank. ``own``: what each rank keeps by
+    itself, such as what its gradients left over: tensors that are restored in place under the same plan only.
     """
 
     slots: list[Slot]
@@ -124,6 +125,7 @@ class RankState:
     generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
     scaler: LossScaler | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def scaler_state(self) -> dict[str, Any]:
         """Plain numbers of the loss scaler; empty without one."""

@@ -240,6 +240,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {},
         "that neither model nor optimizer of the cell holds",
     ),
+    "an algorithm": ("", "", {"algorithm": "bf16"}, "the updates of train_step are reduced whole"),
     "no loss": ("    return loss", "    return None", {}, "train_step returned a NoneType: return the loss"),
     "losses of samples": ("    return loss", "    return loss + batch[1]", {}, "a tensor of shape"),
     "other arguments": ("(model, optimizer, batch)", "(model, batch)", {}, "define train_step(model, optimizer"),

@@ -64,13 +64,14 @@ def _check_sequences(plan: PlanOptions) -> None:
         )
 
 
-def _data_parallel(name: str, summary: str, shares: Shares, *, own_steps: str = "") -> Plugin:
+def _data_parallel(name: str, summary: str, shares: Shares, *others: str, own_steps: str = "") -> Plugin:
+    """``others``: options that it takes beside those of all data-parallel plugins."""
     return Plugin(
         name=name,
         summary=summary,
         strategy=_STRATEGY,
         own_steps=own_steps,
-        options=frozenset(("sync_batchnorm",)),
+        options=frozenset(("sync_batchnorm", *others)),
         untried=UNTRIED_ON_GPUS,
         capabilities=_ALL_BUT_PIPELINES,
         lacks=_ONE_STAGE,
@@ -86,6 +87,7 @@ COLOSSAL = Framework(
             "ddp",
             "each rank holds the whole model; gradients are averaged",
             Shares(bucket_bytes=WHOLE),
+            "algorithm",
             own_steps=_OWN_STEPS,
         ),
         _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO),

@@ -16,6 +16,7 @@ from workbench.core.config import TrainSpec
 from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
+from workbench.engine.communication.exchange import GradientExchange
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
 from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
@@ -57,6 +58,8 @@ class Plan(ABC):
     """
 
     masters_are_slices = False
+    #: the algorithm that averages the gradients in place of an all-reduce
+    exchange: GradientExchange | None = None
 
     def __init__(self, spec: TrainSpec, here: Coordinates, device: torch.device) -> None:
         self.spec = spec
@@ -237,7 +240,8 @@ class Plan(ABC):
             foreign={id(item.parameter) for item in self.held if item.foreign},
         )
         optimizer = getattr(self.optimizer, "optim", self.optimizer)
-        return state.rank_state(optimizer, generators=self.generators, scaler=self.scaler_of())
+        own = self.exchange.kept if self.exchange is not None else {}
+        return state.rank_state(optimizer, generators=self.generators, scaler=self.scaler_of(), own=own)
 
     def masters(self) -> Mapping[Any, torch.Tensor]:
         """Parameter's id -> the fp32 tensor that the optimizer updates in its stead, shaped alike; empty: itself."""

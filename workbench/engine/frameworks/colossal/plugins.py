@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
+from workbench.engine.communication.checks import exchange_of
 from workbench.engine.frameworks.colossal.local_gradients import before_buckets, before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import SCHEDULES
@@ -39,7 +40,9 @@ class DdpPlan(Plan):
         return TorchDDPPlugin(find_unused_parameters=not self.spec.recipe)
 
     def reduction_of(self) -> DdpReduction:
-        return DdpReduction(self.model.module, afterwards=not self.spec.recipe)
+        ddp = self.model.module
+        self.exchange = exchange_of(self.spec, self.module, ddp.process_group, self.loss_scale)
+        return DdpReduction(ddp, afterwards=not self.spec.recipe, exchange=self.exchange)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.spec.precision)

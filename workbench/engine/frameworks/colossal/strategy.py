@@ -17,6 +17,7 @@ from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightMatrix, WeightPart
 from workbench.engine.base.strategy import Strategy, unmarked
 from workbench.engine.base.workload import Workload
+from workbench.engine.communication.checks import check_exchange, remark_on_exchange
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.colossal import repairs
 from workbench.engine.frameworks.colossal.optimizers import check_distributed, is_distributed
@@ -66,6 +67,7 @@ class ColossalStrategy(Strategy):
     @classmethod
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         check_trainable(spec, workload)
+        check_exchange(spec, workload)
         if spec.plan.plugin == "hybrid":
             check_split(workload.model, spec)
         if spec.plan.pp > 1 and workload.pipeline_split:
@@ -111,6 +113,9 @@ class ColossalStrategy(Strategy):
         remark = remark_on_module_hooks(self.spec, workload.model)
         if remark:
             self.tell("module_hooks", remark)
+        unused = remark_on_exchange(self.spec)
+        if unused:
+            self.tell("algorithm", unused)
         self._frozen: frozenset[str] = frozenset()
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:

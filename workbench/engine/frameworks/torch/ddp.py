@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from workbench.core.config import TrainSpec
 from workbench.engine.base.parts import WeightMatrix
+from workbench.engine.base.workload import Workload
+from workbench.engine.communication.checks import check_exchange, exchange_of
 from workbench.engine.frameworks.torch.native import FIRST_SCALE
 from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
@@ -29,6 +32,11 @@ from workbench.engine.state.layout import RankState
 class DdpStrategy(WholeModelStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None:
+        super().check(spec, workload)
+        check_exchange(spec, workload)
+
     def _make_scaler(self) -> Any:
         is_fp16 = self.spec.precision == "fp16"
         return torch.amp.GradScaler(self.device.type, init_scale=FIRST_SCALE, enabled=is_fp16)
@@ -40,7 +48,8 @@ class DdpStrategy(WholeModelStrategy):
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         # only a recipe is known to use all of its parameters in every step
         self.model = DistributedDataParallel(self._module, find_unused_parameters=not self.spec.recipe)
-        self._reduction = DdpReduction(self.model, afterwards=not self.spec.recipe)
+        self._exchange = exchange_of(self.spec, self._module, self.model.process_group, self.loss_scale)
+        self._reduction = DdpReduction(self.model, afterwards=not self.spec.recipe, exchange=self._exchange)
 
     def step(self) -> bool:
         norm = self._global_norm() if self._clip > 0 else 0.0
@@ -73,7 +82,8 @@ class DdpStrategy(WholeModelStrategy):
     def rank_state(self) -> RankState:
         """As ``Checkpointable.held``."""
         state = StateLocator(module=self._module, originals=self.originals, mesh=self.mesh, here=self.coordinates)
-        return state.rank_state(self._optimizer, scaler=self._scaler if self._scaler.is_enabled() else None)
+        scaler = self._scaler if self._scaler.is_enabled() else None
+        return state.rank_state(self._optimizer, scaler=scaler, own=self._exchange.kept if self._exchange else {})
 
     def output_sharding(self, module: torch.nn.Module) -> str | None:
         """As ``Inspectable.output_sharding``: every rank has the whole model."""

@@ -12,6 +12,7 @@ from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.strategy import unmarked
 from workbench.engine.base.workload import Workload
+from workbench.engine.communication.checks import remark_on_exchange
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.torch.native import NativeStrategy
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
@@ -59,6 +60,9 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         remark = remark_on_module_hooks(self.spec, workload.model)
         if remark:
             self.tell("module_hooks", remark)
+        unused = remark_on_exchange(self.spec)
+        if unused:
+            self.tell("algorithm", unused)
         self._names = ModelNames(self._module, workload.optimizer)
         self._distribute()
         self.average = LossAverage(self.mesh, self.device, self.tell)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.tensor import local_part
+from workbench.engine.communication.exchange import GradientExchange
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf, before_ddp_reduces
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -59,12 +60,15 @@ class LookBefore:
 
 class DdpReduction:
     """Reduces the gradients of ``ddp``. ``afterwards``: begin with reductions after backward (a model not known yet).
+    ``exchange``: the algorithm that averages them, in place of an all-reduce.
 
     The calls of a step are ``around`` each piece, ``looks_at`` the loss of each piece before its backward pass, and
     ``finish`` after the last one.
     """
 
-    def __init__(self, ddp: DistributedDataParallel, *, afterwards: bool) -> None:
+    def __init__(
+        self, ddp: DistributedDataParallel, *, afterwards: bool, exchange: GradientExchange | None = None
+    ) -> None:
         self._ddp = ddp
         self._parameters = [parameter for parameter in ddp.module.parameters() if parameter.requires_grad]
         self._group = ddp.process_group
@@ -72,6 +76,9 @@ class DdpReduction:
         self.afterwards = afterwards
         self._is_reentrant = False
         self._look = LookBefore()
+        self._exchange = exchange
+        if exchange is not None:
+            exchange.attach(ddp)
 
     def around(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Around forward and backward of one piece."""
@@ -84,8 +91,12 @@ class DdpReduction:
 
     def finish(self) -> None:
         """Reduce, unless DDP did; and decide how the next step is reduced. Collective."""
-        if not self.afterwards:
-            return
+        if self.afterwards:
+            self._reduce_afterwards()
+        if self._exchange is not None:
+            self._exchange.end_step()
+
+    def _reduce_afterwards(self) -> None:
         self._look()
         if self._size == 1:
             return  # nothing is to be reduced, whatever the graph holds
@@ -93,7 +104,11 @@ class DdpReduction:
         agreed = torch.tensor([*held, int(self._is_reentrant)], dtype=torch.int32, device=self._ddp.device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
         *kinds, reentrant = agreed.tolist()
-        average_gradients(self._parameters, kinds, self._group, self._size)
+        if self._exchange is None:
+            average_gradients(self._parameters, kinds, self._group, self._size)
+        else:
+            fill_missing(self._parameters, kinds)
+            self._exchange.average(self._parameters)
         self._is_reentrant = bool(reentrant)
         if not reentrant:
             self._hand_over()
@@ -125,9 +140,7 @@ def _nothing() -> None:
 def average_gradients(parameters: Sequence[torch.Tensor], kinds: Sequence[int], group: Any, size: int) -> None:
     """Average the gradients of ``parameters`` over the ``size`` ranks of ``group``, in place. ``kinds``: the greatest
     ``gradient_kind`` of each on any of them. Collective."""
-    for parameter, kind in zip(parameters, kinds, strict=True):
-        if kind != _NONE and parameter.grad is None:
-            parameter.grad = zero_gradient(parameter, kind)
+    fill_missing(parameters, kinds)
     gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     for bucket in gradient_buckets([gradient for gradient in gradients if not gradient.is_sparse]):
         flat = _flatten_dense_tensors(bucket)
@@ -139,6 +152,13 @@ def average_gradients(parameters: Sequence[torch.Tensor], kinds: Sequence[int], 
         if gradient.is_sparse:
             dist.all_reduce(gradient, group=group)
             gradient.div_(size)
+
+
+def fill_missing(parameters: Sequence[torch.Tensor], kinds: Sequence[int]) -> None:
+    """Zeros for gradients that another rank has and this one has not. ``kinds``: as for ``average_gradients``."""
+    for parameter, kind in zip(parameters, kinds, strict=True):
+        if kind != _NONE and parameter.grad is None:
+            parameter.grad = zero_gradient(parameter, kind)
 
 
 def gradient_kind(gradient: torch.Tensor | None) -> int:

@@ -63,6 +63,12 @@ class OwnSteps(EvaluatedWhole, Strategy):
                 "bf16, or fp32 with torch.autocast and a torch.amp.GradScaler in the cell",
                 field="--precision",
             )
+        if spec.plan.algorithm:
+            raise ConfigError(
+                f"--algorithm {spec.plan.algorithm} exchanges the gradients of a loss_fn or criterion; the updates of "
+                "train_step are reduced whole: leave out --algorithm",
+                field="--algorithm",
+            )
         trainable = {id(parameter) for parameter in workload.model.parameters() if parameter.requires_grad}
         if not trainable:
             raise ConfigError("no parameter of the model requires a gradient: nothing to train", field="model")

@@ -1,0 +1,1 @@
+"""What happens to gradients between backward and update: algorithms that send less of them."""
