@@ -104,7 +104,7 @@ def make_fake_run(
                 if age_s >= next_sample:
                     rank.sample(step, start + age_s, age_s)
                     next_sample = age_s + SAMPLE_EVERY_S
-                if step % 4 == 0:
+                if step % 10 == 0:
                     writer.flush()  # many batches, as in a run that took its time
             if state == "failed":
                 writer.event("state", "failed", FAILURE, step=done)

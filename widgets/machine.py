@@ -110,17 +110,17 @@ def still(seen: dict[str, Any]) -> dict[str, str]:
     each = [(f"core {number}", busy / 100, f"{busy:.0f} %") for number, busy in enumerate(cores)]
     mean = sum(cores) / max(1, len(cores))
     rows = each if len(each) <= MOST_CORES else [(f"{len(cores)} cores", mean / 100, f"{mean:.0f} % (mean)")]
-    rows.append(_held("memory", memory["used"], memory["total"]))
+    rows.append(_memory_row("memory", memory["used"], memory["total"]))
     for number, gpu in enumerate(seen["gpus"]):
         if gpu["busy"] is not None:
             rows.append((f"GPU {number}", gpu["busy"] / 100, f"{gpu['busy']:.0f} %"))
-        rows.append(_held(f"GPU {number} memory", gpu["used"], gpu["total"]))
+        rows.append(_memory_row(f"GPU {number} memory", gpu["used"], gpu["total"]))
     rows.append(("ranks", math.nan, f"{len(seen['ranks'])} up" if seen["ranks"] else "none up"))
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen["time"]))
     return {"image/png": base64.b64encode(bars(f"{seen['host']}, {when}", rows)).decode()}
 
 
-def _held(name: str, used: float, total: float) -> tuple[str, float, str]:
+def _memory_row(name: str, used: float, total: float) -> tuple[str, float, str]:
     return name, used / max(1, total), f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB"
 
 

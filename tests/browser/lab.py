@@ -124,7 +124,7 @@ def running_lab(directory: Path, *, theme: str = "JupyterLab Light") -> Iterator
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,4 +1,5 @@
-"""No process, file or thread of a session survives its owner, whichever process is killed."""
+"""No process, file or thread of a session survives its owner, whichever process is killed. Controllers that are killed:
+``tests/training/faults``."""
 
 import os
 import signal
@@ -32,7 +33,7 @@ time.sleep(600)
 
 def test_the_warm_process_forks_ranks_and_down_ends_them(fresh):
     server = spare.start_spare(preload=LIGHT)
-    server.ensure_controller().result(60)
+    server.ensure_controller().result(300)
     while not any(each.state == "warm" for each in server.warmth.values()):
         time.sleep(0.02)
     warm = {each.pid for each in psutil.Process(server.pid).children()}
@@ -76,24 +77,11 @@ def test_no_process_survives_a_killed_server(fresh):
     submission = session.submit("import time; time.sleep(600)")
     os.kill(session.server_pid, signal.SIGKILL)
     with pytest.raises(RankDiedError, match="the rank server ended with exit code -9"):
-        session.wait(submission, 60)
+        session.wait(submission, 300)
     assert not still_there(processes)
     session.down()
     assert not directory.exists()
     assert fresh(2).execute("1").ok
-
-
-def test_no_process_survives_a_killed_controller(fresh):
-    session = fresh(2)
-    processes = descendants()
-    candidates = psutil.Process(session.server_pid).children()
-    rank_parent = {psutil.Process(pid).ppid() for pid in session.pids.values()}
-    controller = next(each for each in candidates if each.pid not in rank_parent)
-    submission = session.submit("import time; time.sleep(600)")
-    controller.kill()
-    with pytest.raises(RankDiedError, match="the controller ended"):
-        session.wait(submission, 60)
-    assert not still_there(processes)
 
 
 def test_killing_the_warm_process_ends_its_ranks_and_is_reported(fresh):
@@ -161,7 +149,7 @@ def test_each_rank_on_a_gpu_starts_from_a_warm_process_of_that_gpu():
     events = []
     server.on_event(events.append)
     try:
-        server.ensure_controller().result(60)
+        server.ensure_controller().result(300)
         while len({each.device for each in server.warmth.values() if each.state == "warm"}) < 2:
             time.sleep(0.02)
         spares = {each.pid for each in psutil.Process(server.pid).children()}
@@ -169,7 +157,7 @@ def test_each_rank_on_a_gpu_starts_from_a_warm_process_of_that_gpu():
             p.RankSpec(rank=rank, device=device, profile_dir=str(server.profile_dir), connection="{}")
             for rank, device in enumerate(["7", "8", "7"])  # more ranks than devices: the third is started cold
         ]
-        server.start_ranks(specs).result(60)
+        server.start_ranks(specs).result(300)
         started = {event.rank: event.pid for event in events if isinstance(event, p.RankStarted)}
         assert {started[0], started[1]} <= spares and started[2] not in spares
         while sum(isinstance(event, p.RankExited) for event in events) < 3:  # "{}" is no connection: they give up
@@ -203,7 +191,7 @@ def test_ipyparallel_cluster_without_the_magics(tmp_path, monkeypatch):
         time.sleep(0.2)
         os.kill(psutil.Process(cluster.engine_set.server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
         with pytest.raises(ipyparallel.error.RemoteError, match="died while running"):
-            task.get(timeout=60, return_when="FIRST_EXCEPTION")
+            task.get(timeout=300, return_when="FIRST_EXCEPTION")
     finally:
         processes = descendants()
         cluster.stop_cluster_sync()

@@ -74,10 +74,10 @@ def after_death(rank: int, ranks: int, directory: Path) -> dict[str, bool]:
     return {"noticed": noticed, "trained_alone": trained["losses"][-1] < trained["losses"][0]}
 
 
-def alone(rank: int, ranks: int, directory: Path, *, patience_s: float) -> str:
+def alone(rank: int, ranks: int, directory: Path, *, join_timeout_s: float) -> str:
     """What a rank is told whose peers never come."""
     try:
-        with joined(rank, ranks + 1, directory, device_type="cpu", join_timeout_s=patience_s):
+        with joined(rank, ranks + 1, directory, device_type="cpu", join_timeout_s=join_timeout_s):
             return "joined"
     except ClusterError as error:
         return str(error)

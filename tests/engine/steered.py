@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from tests.engine import models
+from tests.engine.pause_counter import PauseCounter
 from workbench.core.config import TrainSpec
 from workbench.core.records import Command
 from workbench.engine.agree.control import AgreedControl
@@ -33,7 +32,6 @@ from workbench.engine.loop.trainer import Trainer
 from workbench.engine.state.checkpoint_files import ShardWriter, rank_file
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir import checkpoints
-from workbench.rundir.commands import CommandReader
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter, rank_directory
 from workbench.telemetry.store import Store
@@ -209,48 +207,6 @@ def _read(path: Path, rank: int) -> dict[str, Any]:
     return {"rows": rows, "events": found}
 
 
-class PauseCounter(StepObserver):
-    """Counts what the training thread does in the last pause.
-
-    ``counts``: how long the pause was (``seconds``), the lengths asked of each ``time.sleep`` (``sleeps``), the looks
-    at the size of the control file (``looks``) and how often the ranks agreed (``agreements``).
-    """
-
-    def __init__(self) -> None:
-        self.counts: dict[str, Any] = {}
-        self._patches: contextlib.ExitStack | None = None
-        self._began = 0.0
-
-    def phase(self, name: str) -> None:
-        if self._patches is not None:
-            self._patches.close()
-            self._patches = None
-            self.counts["seconds"] = time.monotonic() - self._began
-        if name == "paused":
-            self._began = time.monotonic()
-            self.counts = {"sleeps": [], "looks": 0, "agreements": 0}
-            self._patches = contextlib.ExitStack()
-            self._replace(time, "sleep", self.counts["sleeps"].append)
-            self._replace(CommandReader, "size", lambda *_: self._count("looks"))
-            self._replace(AgreedControl, "take", lambda *_, **__: self._count("agreements"))
-
-    def _count(self, name: str) -> None:
-        self.counts[name] += 1
-
-    def _replace(self, owner: Any, name: str, note: Callable[..., None]) -> None:
-        """Have ``note`` called before each call that the training thread makes of ``owner.name``."""
-        original, thread = getattr(owner, name), threading.get_ident()
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            if threading.get_ident() == thread:
-                note(*arguments, **options)
-            return original(*arguments, **options)
-
-        assert self._patches is not None
-        self._patches.callback(setattr, owner, name, original)
-        setattr(owner, name, noted)
-
-
 def _fill_disk(trainer: Trainer, step: int) -> None:
     """While the checkpoint of that step is written, no file of this process may grow beyond 2 kB."""
     saving = trainer._saving
@@ -374,7 +330,7 @@ def written_late(rank: int, ranks: int, directory: Path, *, until: int, **argume
     write, take_step, taken = ShardWriter.write, Trainer.take_step, threading.Event()
 
     def late(writer: ShardWriter, state: dict[str, Any]) -> None:
-        if not taken.wait(60.0):
+        if not taken.wait(300.0):
             raise TimeoutError(f"step {until} was not taken while the checkpoint was written")
         write(writer, state)
 

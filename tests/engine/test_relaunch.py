@@ -55,7 +55,7 @@ def test_a_peer_that_dies_is_noticed_and_leaving_does_not_hang(pool):
 
 
 def test_missing_peers_are_named(pool):
-    (message,) = pool.run(1, "tests.engine.relaunch:alone", patience_s=0.5)
+    (message,) = pool.run(1, "tests.engine.relaunch:alone", join_timeout_s=0.5)
     assert "waited 0.5 s for rank(s) 1 of 2" in message
 
 

@@ -56,6 +56,13 @@ def test_on_gpu_ranks_only_wrong_results_are_mended(pool):
     assert {"hccl", "set-device"} < set(applied)
 
 
+def test_sharded_layers_draw_the_numbers_of_upstream_and_seed_no_gpu(pool):
+    (repaired,) = pool.run(1, "tests.engine.upstream:layer_seeds")
+    (upstream,) = pool.run(1, "tests.engine.upstream:layer_seeds", without=["layer-seeds"])
+    assert repaired["drawn"] == upstream["drawn"] and repaired["goes_on"] and upstream["goes_on"]
+    assert repaired["stacks"] == 0 < upstream["stacks"]
+
+
 def test_another_version_of_colossalai_is_refused(pool):
     with pytest.raises(RankFailed, match=r"Colossal-AI 0\.6\.0 .* pip install colossalai==0\.5\.0"):
         pool.run(1, "tests.engine.upstream:applied", device_type="cpu", version="0.6.0")

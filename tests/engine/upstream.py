@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
@@ -68,3 +70,21 @@ def unlabelled(rank: int, ranks: int, directory: Path) -> list[int] | None:
 def applied(rank: int, ranks: int, directory: Path, *, device_type: str, version: str = "0.5.0") -> list[str]:
     repairs.colossalai.__version__ = version
     return repairs.apply(device_type)
+
+
+def layer_seeds(rank: int, ranks: int, directory: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """What the randomizer of a sharded layer draws, whether the rank's own generator goes on as it was, and how many
+    stacks torch formatted for seeds of a GPU to come."""
+    from colossalai.shardformer.layer.utils import Randomizer
+
+    _leave_out(without)
+    with joined(rank, ranks, directory, device_type="cpu"):
+        before = torch.get_rng_state()
+        with mock.patch("traceback.format_stack", return_value=[]) as stacks:
+            randomizer = Randomizer(7)
+        goes_on = torch.equal(before, torch.get_rng_state())
+        drawn = []
+        for with_cpu in (False, True, False):
+            with randomizer.fork_rng(enable_cpu=with_cpu):
+                drawn += torch.rand(2).tolist()
+        return {"drawn": drawn, "goes_on": goes_on, "stacks": stacks.call_count}

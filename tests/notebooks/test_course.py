@@ -14,7 +14,7 @@ def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
     out from what else a busy machine does."""
     from workbench.report.notebook.exporter import render_notebook
 
-    runs, executed = execute("02_gradients.ipynb", steps=30, delay_s=0.005)
+    runs, executed = execute("02_gradients.ipynb", steps=30, delay_s=0.015)
     assert set(runs) == {"bad-init", "poisoned", "noise", "slow-rank"}
     first = runs["bad-init"].gradients().query("scope == 'reduced' and step == 1").drop_duplicates("layer")
     norm = first.set_index("layer")["norm"]
@@ -33,7 +33,7 @@ def test_four_faults_are_found_by_looking(execute, few_figures: None) -> None:
     assert slow.straggler is not None and (slow.straggler.rank, slow.straggler.phase) == (1, "data")
     each = runs["slow-rank"].phases().groupby(["step", "rank", "phase"])["duration_ms"].sum()
     spent = each.unstack("phase").groupby("rank").median()
-    assert spent.loc[1, "data"] > 32 * 5, "its data set sleeps for each sample"
+    assert spent.loc[1, "data"] > 32 * 15, "its data set sleeps for each sample"
     assert spent.loc[0, "data"] < spent.loc[1, "data"] and spent.loc[0, "communication"] > spent.loc[1, "communication"]
 
     cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}

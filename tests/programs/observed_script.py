@@ -77,7 +77,7 @@ def main(mode: str, out: Path) -> None:
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5 if mode == "values" else 1.0)
     expected = []
     monitor = workbench.MonitorSpec(grad_every=1 if mode == "values" else None)
-    patience = 3.0 if mode == "apart" else 60.0
+    timeout_s = 3.0 if mode == "apart" else 60.0
 
     def save(step: int) -> Path:
         path = out / f"{step}-{rank}.pt"
@@ -85,7 +85,7 @@ def main(mode: str, out: Path) -> None:
         return path
 
     with workbench.observe(
-        net, optimizer, name=mode, steps=LIMITS[mode], monitor=monitor, patience_s=patience, on_checkpoint=save
+        net, optimizer, name=mode, steps=LIMITS[mode], monitor=monitor, timeout_s=timeout_s, on_checkpoint=save
     ) as run:
         (out / f"run-{rank}").write_text(str(run.path))
         for step, pieces in zip(range(LIMITS[mode]), batches(rank), strict=False):

@@ -48,7 +48,7 @@ FLAGS = "-n 2 --framework torch --steps 1000000 --batch-size 4 --monitor off --e
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert condition()

@@ -36,7 +36,7 @@ DIFFERENT = (
 
 def until(found: Callable[[], Any]) -> Any:
     """What ``found`` returns, once it is something."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (value := found()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert value

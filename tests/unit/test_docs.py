@@ -261,6 +261,8 @@ def test_every_room_has_a_row() -> None:
     rows = [row[0].strip("`").rstrip("/") for row in tables("docs/architecture.md")[0]]
     packages = {f"workbench/{path.parent.name}" for path in (ROOT / "workbench").glob("*/__init__.py")}
     assert set(rows) == packages | {"widgets", "magics"} and len(rows) == len(set(rows))
+    rows = [row[0].strip("`").rstrip("/") for row in tables("docs/architecture.md")[1]]
+    assert sorted(rows) == sorted(path.parent.name for path in (ROOT / "workbench/engine").glob("*/__init__.py"))
 
 
 def test_every_figure_of_performance_has_its_command() -> None:

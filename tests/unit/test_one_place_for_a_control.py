@@ -146,7 +146,7 @@ def test_a_new_control_is_carried_out_on_the_ranks(
             file.write(Command(time=1.0, name=name, value=value, who="ada", id=7).to_line())
     with RankLogWriter(tmp_path, 0) as log:
         steered = steering(log)
-        steered.tell_in_force(0)
+        steered.tell_settings(0)
         assert steered.boundary(3).stop is False
     assert declared == [("shake", 3, 3), ("warmth", 4.0)]
     store = Store(tmp_path)

@@ -19,7 +19,7 @@ from workbench.events.alerts import active, alerts_of
 from workbench.events.decode import as_number, decode, is_rank
 from workbench.events.epochs import EpochProgress
 from workbench.events.outcome import failure_of
-from workbench.events.settings import InForce
+from workbench.events.settings import CurrentSettings
 from workbench.events.words import words
 from workbench.rundir.lineage import Branches, origin
 from workbench.rundir.state import ENDED, is_owned_here
@@ -59,7 +59,7 @@ class Facts:
         self._judge = VerdictTracker(store)
         self._judged: SpeedVerdict = SpeedVerdict()
         self._judged_at = -math.inf
-        self._in_force = InForce()
+        self._settings_now = CurrentSettings()
         self._alerts: list[str] = []
         self._alert_rows = (-1, -1)
         self._branches = Branches(store.run, store.spec.plan)
@@ -83,9 +83,9 @@ class Facts:
             self._first_event = float(events["time"].min())
         self._pauses.take(events)
         self._epochs.take(events)
-        self._in_force.take(events)
+        self._settings_now.take(events)
         if self._recent:
-            self._in_force.take_lr(self._latest["lr"], self._recent[-1][1])
+            self._settings_now.take_lr(self._latest["lr"], self._recent[-1][1])
         for index in range(events["step"].size):
             self._take_event({name: values[index] for name, values in events.items()})
         if np.isin(events["name"], ("failed", "died")).any():
@@ -141,8 +141,8 @@ class Facts:
             "elapsed": None if elapsed is None else round(elapsed),
             "eta": round(left * pace) if pace is not None and left > 0 and not over and status != "paused" else None,
             **{name: _number(self._latest.get(name)) for name in _NUMBERS},
-            "lr": _number(self._in_force.values.get("lr", self._latest.get("lr"))),
-            "in_force": current_value_words(self._in_force.values),
+            "lr": _number(self._settings_now.values.get("lr", self._latest.get("lr"))),
+            "in_force": current_value_words(self._settings_now.values),
             **self._known,
             "alerts": self._alerts,
             "verdict": self._judged.sentence,

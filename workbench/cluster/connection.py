@@ -17,10 +17,7 @@ _START_TIMEOUT_S = 180.0
 
 
 class Connection:
-    """Starts ranks of ``server`` and reaches them. ``check()`` raises when a rank has died; it is called while waiting.
-
-    ``is_known``: whether the address of the controller is known, so that ranks can be unregistered.
-    """
+    """Starts ranks of ``server`` and reaches them. ``check()``, called while waiting, raises when a rank has died."""
 
     def __init__(self, server: RankServer, check: Callable[[], None]) -> None:
         self._server = server
@@ -30,7 +27,7 @@ class Connection:
 
     @property
     def is_known(self) -> bool:
-        """See the class."""
+        """Whether the address of the controller is known."""
         return bool(self._engine_info)
 
     def open(self, make_specs: Callable[..., Sequence[p.RankSpec]]) -> None:

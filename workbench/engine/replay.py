@@ -31,7 +31,7 @@ from workbench.engine.frameworks.torch_common.torch_settings import torch_defaul
 from workbench.engine.state.batch_snapshot import load_batch_snapshot
 from workbench.engine.state.randomness import RandomGenerators
 from workbench.errors import RunDirectoryError
-from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, STATISTICS_FILE, WEIGHTS_FILE
+from workbench.rundir.kept_steps import REPLAY_FILE, STATISTICS_FILE, WEIGHTS_FILE, read_fault
 
 
 def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
@@ -43,7 +43,7 @@ def replay(run: str, step: int, first: int, rank: int, token: str) -> None:
     whole = TrainSpec.from_options(read_spec_options(path / SPEC_FILE))
     spec = spec_of_replica(whole)
     directory = fault_directory(path, first + rank, step)
-    about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
+    about = read_fault(directory)
     joined = joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token)
     with torch_defaults(), joined, noted_losses():
         strategy = load_strategy(spec)(spec, rank)

@@ -41,7 +41,7 @@ def hand_changes(events: Columns) -> dict[str, str]:
     return {name: ", ".join(texts) for name, texts in found.items()}
 
 
-class InForce:
+class CurrentSettings:
     """``take`` events and steps as they come; ``values``: setting or knob -> its value now.
 
     Besides the settings there is ``frozen`` (layers that are not updated), and ``interval``: steps between gradient
@@ -75,8 +75,8 @@ class InForce:
             self.values[str(value.get("name"))] = value.get("value")
             return
         names = {control.name: control.value_name for control in controls.CONTROLS}
-        in_force = names.get(name, name if name in self.values else "")
-        if in_force:
-            self.values[in_force] = value
+        value_name = names.get(name, name if name in self.values else "")
+        if value_name:
+            self.values[value_name] = value
             if name == "lr":
                 self._lr_since = time

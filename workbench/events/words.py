@@ -282,7 +282,7 @@ def _model(name: str, value: Any, old: Any) -> str:
     return f"model: {parameters} parameters, {_scaled(told.get('flops_per_token'), 'FLOP')} per token{formula}"
 
 
-def _held(name: str, value: Any, old: Any) -> str:
+def _memory(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     parameters, state = (decimal_bytes(as_number(told.get(key))) for key in ("parameters", "optimizer_state"))
     return f"this rank holds {parameters} of parameters and {state} of optimizer state"
@@ -351,7 +351,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.LOSS_SCALE, "changed"): lambda name, value, old: _plain("loss scale", value, old),
     (EventKind.PEAK, "flops"): _peak,
     (EventKind.PEAK, "model"): _model,
-    (EventKind.PEAK, "held"): _held,
+    (EventKind.PEAK, "held"): _memory,
     (EventKind.MONITOR, "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
     (EventKind.MONITOR, "cost"): _cost,
     (EventKind.MONITOR, "phases"): _phases,

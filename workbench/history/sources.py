@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tomllib
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from workbench.history import logs
 from workbench.history.row import EVENT_COLUMNS, STEP_COLUMNS, present_state, read_row
 from workbench.history.tensorboard_file import Series, event_files, read_scalars
 from workbench.rundir import directory as run_directory
+from workbench.rundir import environment
 from workbench.rundir.directory import CELL_FILE
 from workbench.rundir.state import find
 from workbench.telemetry.derive import batch_of, cumulative_tokens, global_metrics
@@ -37,7 +37,6 @@ AXES = {
 }
 #: differs between any two runs and says nothing
 _ALWAYS_OTHER = ("started",)
-ENVIRONMENT_FILE = "environment.json"
 _LOSS_WORDS = ("loss", "train_loss", "training_loss", "loss/train", "train/loss")
 
 
@@ -225,10 +224,10 @@ def _environment(run: Path) -> dict[str, Any]:
         name: table for name, table in data.items() if isinstance(table, dict) and name not in ("plan", "monitor")
     }
     try:
-        more = json.loads((run / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-        tables |= {name: more[name] for name in ("packages", "git") if isinstance(more.get(name), dict)}
-    except (OSError, ValueError, AttributeError):
-        pass  # an older run, or one whose file is broken: spec.toml has the main versions
+        more = environment.read(run)
+    except (OSError, ValueError):  # a file that is broken: spec.toml has the main versions
+        more = {}
+    tables |= {name: more[name] for name in ("packages", "git") if isinstance(more.get(name), dict)}
     return {
         f"{table}.{key}": _diff_in_short(value) if key == "diff" else value
         for table, entries in tables.items()

@@ -109,7 +109,7 @@ class Amdahl:
     one_rank_s: float
 
     def speed_up(self, ranks: float) -> float:
-        """Over one rank."""
+        """Return how many times as fast as one rank so many ranks are."""
         return 1.0 / (self.serial + (1.0 - self.serial) / ranks)
 
     @property

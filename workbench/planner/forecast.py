@@ -37,7 +37,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """All together."""
+        """Seconds of the whole step."""
         return self.compute + self.bubble + self.communication + self.update
 
 

@@ -21,7 +21,7 @@ from workbench.run.api import Run
 from workbench.rundir.owner import Owner, outlive_the_notebook
 
 
-def main(path: Path, answers: int) -> int:
+def main(path: Path, reply_fd: int) -> int:
     """Own the run in the directory ``path``; returns the exit code."""
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal of the notebook is not meant for it
@@ -32,12 +32,12 @@ def main(path: Path, answers: int) -> int:
         run = Run(path)
         launch.begin(run, launch.session_for(run.spec))
     except (WorkbenchError, OSError) as error:
-        _answer(answers, str(error))
+        _answer(reply_fd, str(error))
         return 1
     except BaseException as error:
-        _answer(answers, f"{type(error).__name__}: {error}")
+        _answer(reply_fd, f"{type(error).__name__}: {error}")
         raise
-    _answer(answers, "")
+    _answer(reply_fd, "")
     _until_all_ended(run)
     return 0
 
@@ -46,8 +46,8 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _answer(answers: int, problem: str) -> None:
-    with os.fdopen(answers, "w", encoding="utf-8") as stream:
+def _answer(reply_fd: int, problem: str) -> None:
+    with os.fdopen(reply_fd, "w", encoding="utf-8") as stream:
         stream.write(json.dumps({"problem": problem}) + "\n")
 
 

@@ -13,7 +13,7 @@ from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.controls import Control
 from workbench.core.records import EventKind
 from workbench.events.decode import decode, of_kind
-from workbench.events.settings import InForce, declared
+from workbench.events.settings import CurrentSettings, declared
 from workbench.rundir import checkpoints, state
 from workbench.rundir.directory import OUTPUT_FILE
 from workbench.telemetry.store import Store
@@ -226,7 +226,7 @@ class RunReader:
 
     def settings(self) -> dict[str, Any]:
         """The values in force: name -> value of all settings and knobs, and ``frozen``, the layers not updated."""
-        found = InForce()
+        found = CurrentSettings()
         found.take(self._events())
         steps = self._table("steps")
         if steps["time"].size:

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.cluster.session import Session
 from workbench.core.config import TrainSpec
 from workbench.errors import RunDirectoryError
-from workbench.rundir.kept_steps import FAULT_FILE, REPLAY_FILE, find_kept
+from workbench.rundir.kept_steps import REPLAY_FILE, find_kept, read_fault
 
 _REPLAY = "from workbench.engine.replay import replay as _replay; _replay({run!r}, {step}, {first}, {rank}, {token!r})"
 
@@ -69,7 +69,7 @@ def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None
     was recorded or too few ranks are up, ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails.
     """
     directory = find_kept(run, step, rank)
-    about = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
+    about = read_fault(directory)
     size = spec.plan.mesh.tp * spec.plan.mesh.pp
     asked = int(directory.parent.name.removeprefix("rank-"))
     first = asked // size * size

@@ -28,7 +28,7 @@ from workbench.rundir.state import find
 #: options that split a model over ranks; only some plugins take them
 _SPLIT = ("tp", "pp")
 #: options whose values in force are stored in a checkpoint
-_IN_FORCE = ("clip", "accumulate")
+_KEPT_SETTINGS = ("clip", "accumulate")
 
 
 def typed(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,12 +168,12 @@ def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any],
         raise ConfigError(f"--resume {options['resume']}: {error}", field="--resume") from error
     path = checkpoints.find(run, step)
     index = checkpoints.read_index(path)
-    in_force, done = index["state"]["trainer"]["settings"]["values"], checkpoints.step_of(path)
+    current, done = index["state"]["trainer"]["settings"]["values"], checkpoints.step_of(path)
     before = TrainSpec.from_options(read_spec_options(run / SPEC_FILE))
     recall_algorithm(run, before.plan.algorithm)
     if cell is None and "recipe" not in options and not before.recipe:
         cell = (run / CELL_FILE).read_text(encoding="utf-8")
-    base = _inherited(before, in_force)
+    base = _inherited(before, current)
     if cell is not None:  # the learning rate is that of the optimizer that the cell defines
         base.pop("recipe", None)
         base.pop("lr", None)
@@ -188,18 +188,18 @@ def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any],
     return resumed, cell
 
 
-def changed(before: TrainSpec, in_force: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainSpec:
+def changed(before: TrainSpec, current: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainSpec:
     """Return the spec of a branch with the changes ``overrides``. Raises ``ConfigError`` for changes that cannot work.
 
-    ``before``: the spec of the run that is branched; ``in_force``: its settings in force.
+    ``before``: the spec of the run that is branched; ``current``: its current settings.
     """
-    return _spec(merged(_inherited(before, in_force), overrides), before.plan.ranks)
+    return _spec(merged(_inherited(before, current), overrides), before.plan.ranks)
 
 
-def _inherited(before: TrainSpec, in_force: Mapping[str, Any]) -> dict[str, Any]:
+def _inherited(before: TrainSpec, current: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a run inherits from the run that it continues."""
     options = {key: value for key, value in before.options().items() if key != "resume" and value is not None}
-    return {**options, **{name: in_force[name] for name in _IN_FORCE if name in in_force}}
+    return {**options, **{name: current[name] for name in _KEPT_SETTINGS if name in current}}
 
 
 def _completed(options: dict[str, Any], cell: str | None, default_ranks: int) -> TrainSpec:

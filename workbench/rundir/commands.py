@@ -85,14 +85,14 @@ class CommandReader:
             time.sleep(0.005)
 
 
-def offset_after(run: str | Path, moment: float) -> int:
-    """The bytes of the commands that were written up to ``moment`` (seconds since the epoch)."""
+def offset_after(run: str | Path, time_s: float) -> int:
+    """The bytes of the commands that were written up to ``time_s`` (seconds since the epoch)."""
     path = Path(run) / CONTROL_FILE
     offset = read = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         read += len(line)
         found = _parsed(line.decode(errors="replace"))
-        if isinstance(found, Command) and found.time > moment:
+        if isinstance(found, Command) and found.time > time_s:
             break
         offset = read
     return offset

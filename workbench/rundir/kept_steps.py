@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import RunDirectoryError
 from workbench.rundir.log import rank_directory
@@ -19,6 +20,12 @@ def fault_directory(run: str | Path, rank: int, step: int) -> Path:
     return rank_directory(run, rank) / f"nonfinite-step-{step:06d}"
 
 
+def read_fault(directory: Path) -> dict[str, Any]:
+    """What a rank told of the step that it saved in ``directory``: ``step``, ``culprit``, ``weights`` and more."""
+    about: dict[str, Any] = json.loads((directory / FAULT_FILE).read_text(encoding="utf-8"))
+    return about
+
+
 def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Path:
     """The directory of a kept step. ``RunDirectoryError`` names those that there are."""
     kept = sorted(run.glob(f"rank-*/nonfinite-step-*/{FAULT_FILE}"), key=lambda file: (file.parent.name, str(file)))
@@ -28,7 +35,7 @@ def find_kept(run: Path, step: int | None = None, rank: int | None = None) -> Pa
         )
     chosen = []
     for file in kept:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = read_fault(file.parent)
         here = int(file.parent.parent.name.removeprefix("rank-"))
         if here == (about["culprit"] if rank is None else rank) and step in (None, about["step"]):
             chosen.append((file.parent, about))

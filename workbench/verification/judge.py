@@ -223,6 +223,6 @@ def _notes(judged: _Judged, about: Plan) -> list[str]:
         notes.append(f"only {judged.steps} steps were compared: one training ended there")
     if about.precision != "fp32":
         notes.append(f"the reference computes in fp32, the plan in {about.precision}")
-    if not judged.gradients.any() and not any(plan.held("gradient", name, 1) for name in plan.names):
+    if not judged.gradients.any() and not any(plan.values_by_rank("gradient", name, 1) for name in plan.names):
         notes.append("gradients were not compared: train_step decides when they are complete")
     return notes

@@ -59,7 +59,7 @@ def _unreduced(evidence: Evidence) -> tuple[list[str], set[str]]:
 
 def _groups(evidence: Evidence, name: str, axis: str) -> Iterator[np.ndarray]:
     """The gradients [ranks, elements] of ranks that differ in their place along ``axis`` only and hold the same."""
-    held = evidence.plan.held("gradient", name, evidence.step)
+    held = evidence.plan.values_by_rank("gradient", name, evidence.step)
     groups: dict[tuple[int, ...], list[int]] = {}
     for rank in held:
         here = evidence.plan.mesh.coordinates(rank)
@@ -137,7 +137,7 @@ def _of_ranks(evidence: Evidence, kind: str, names: list[str]) -> list[str]:
     """Tensors of which only the part of one rank is wrong."""
     found: dict[str, list[str]] = {}
     for name in names:
-        held = evidence.plan.held(kind, name, evidence.step)
+        held = evidence.plan.values_by_rank(kind, name, evidence.step)
         right = evidence.right(kind, name)
         scale = max(float(np.abs(right).max(initial=0.0)), 1e-30)
         wrong = [rank for rank, (at, own) in held.items() if np.abs(own - right[at]).max(initial=0.0) > 1e-3 * scale]
@@ -190,7 +190,7 @@ def _unchanged_part(evidence: Evidence, name: str) -> int | None:
         return None
     if not mine[moved].any():
         return -1
-    for rank, (place, _) in evidence.plan.held("weight", name, evidence.step).items():
+    for rank, (place, _) in evidence.plan.values_by_rank("weight", name, evidence.step).items():
         mask = np.zeros(right.size, dtype=bool)
         mask[place] = True
         if (mask & moved).any() and not mine[mask & moved].any() and (mask & moved).sum() < moved.sum():
@@ -206,7 +206,7 @@ def stale_copies(evidence: Evidence, step: int) -> list[str]:
         before = evidence.plan.whole("weight", name, step - 1) if step else now
         change = float(np.abs(now - before).max(initial=0.0))
         least = max(0.5 * change, 4 * evidence.roundoff * float(np.abs(now).max(initial=0.0)))
-        copies = evidence.plan.held("copy", name, step) or evidence.plan.held("weight", name, step)
+        copies = evidence.plan.values_by_rank("copy", name, step) or evidence.plan.values_by_rank("weight", name, step)
         for rank, (place, own) in copies.items():
             if float(np.abs(own - now[place]).max(initial=0.0)) > least:
                 found.setdefault(rank, []).append(name)

@@ -22,7 +22,7 @@ class RankPart(Protocol):
         """Which elements these are, under ``saved/`` and ``copy/``."""
 
     def about(self) -> Mapping[str, Any]:
-        """What is no tensor."""
+        """Numbers and texts about the training, as JSON types."""
 
 
 class Training:
@@ -54,7 +54,7 @@ class Training:
         ends = [places[f"saved/{name}"] for places in self._places if f"saved/{name}" in places]
         return max((int(held[-1]) + 1 for held in ends if held.size), default=0)
 
-    def held(self, kind: str, name: str, step: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def values_by_rank(self, kind: str, name: str, step: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Rank -> the numbers of the elements that it holds, and their values (float64). ``kind``: "gradient", "weight"
         (what the optimizer updates) or "copy" (what the forward pass uses in its stead)."""
         found = {}
@@ -68,7 +68,7 @@ class Training:
     def whole(self, kind: str, name: str, step: int) -> np.ndarray:
         """The recorded elements of a tensor, from the first rank that holds each; a gradient that no rank has is 0."""
         values = np.zeros(self.lengths[name])
-        for place, own in reversed(self.held(kind, name, step).values()):
+        for place, own in reversed(self.values_by_rank(kind, name, step).values()):
             values[place] = own
         return values
 

@@ -13,7 +13,7 @@ from workbench.run.api import Run
 from workbench.rundir import directory as run_directory
 
 #: seconds after which a wait is given up: a busy machine takes long
-BOUND_S = 120.0
+BOUND_S = 300.0
 #: what rank 1 does, where the fault is in its own code; elsewhere it waits for what comes
 _CODE = {
     Fault.EXCEPTION: "raise ValueError('planted')",

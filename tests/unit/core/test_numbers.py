@@ -48,7 +48,7 @@ def test_browser(where: str) -> None:
 const found = {{}};
 for (const [name, values] of Object.entries({asked})) found[name] = values.map((value) => eval(name)(value));
 console.log(JSON.stringify(found));"""
-    out = subprocess.run([NODE, "-e", code], capture_output=True, text=True, check=True, timeout=60)
+    out = subprocess.run([NODE, "-e", code], capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(out.stdout) == {name: list(table.values()) for name, table in tables.items()}
 
 

@@ -163,7 +163,7 @@ def test_ranks_that_died_are_replaced_as_often_as_was_asked(restarted: tuple, ca
     job.rank_died(1, "out of memory")
     assert job.run.status == "restarting" and not job.run.ended()
     job.end({0: WAITED, 1: None}, {1: "out of memory"})
-    again = begun.get(timeout=30)
+    again = begun.get(timeout=300)
     assert job.run.status == "restarting" and "restart 1 of 1): rank 1: out of memory" in capsys.readouterr().err
     assert not again.failed_ranks(), "those of before are forgotten"
     again.rank_died(1, "out of memory")
@@ -201,7 +201,7 @@ def test_a_restart_that_cannot_be_made_leaves_the_failure(restarted: tuple, caps
     job.rank_died(1, "out of memory")
     job.end({0: WAITED, 1: None}, {1: "out of memory"})
     with pytest.raises(RunError, match="on rank 1: out of memory"):
-        job.run.wait(timeout=30)
+        job.run.wait(timeout=300)
     assert "run 'again' could not be restarted: RunError: no ranks" in capsys.readouterr().err
 
 
@@ -243,7 +243,7 @@ def test_a_run_that_stopped_for_a_branch_starts_it_when_its_ranks_are_free(
             log.event("control", "branch", {"lr": 1e-4}, step=7)
             log.event("state", "stopped", step=7)
     job.end({rank: Outcome(state="stopped", step=7) for rank in (0, 1)}, {})
-    assert asked.get(timeout=60) == {"name": "full-branch", "lr": 1e-4, "resume": f"{run.path}@7"}
+    assert asked.get(timeout=300) == {"name": "full-branch", "lr": 1e-4, "resume": f"{run.path}@7"}
 
 
 def test_a_branch_that_does_not_start_is_said_to_who_waits_for_it(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.fake_run import fake_spec, make_fake_run, write_spec
 from workbench.core.records import StepRecord
-from workbench.events.settings import InForce
+from workbench.events.settings import CurrentSettings
 from workbench.run.api import Run
 from workbench.rundir.directory import CONTROL_FILE
 from workbench.rundir.log import RankLogWriter
@@ -50,7 +50,7 @@ def test_the_values_follow_what_happens(tmp_path: Path) -> None:
 def test_what_another_rank_says_is_not_counted_again(tmp_path: Path) -> None:
     store = Store(make_fake_run(tmp_path / "run", steps=20))
     store.refresh()
-    found = InForce()
+    found = CurrentSettings()
     found.take(store.table("events"))
     assert (found.values["clip"], found.values["lr"], found.values["interval"]) == (1.0, 0.0015, 20)
     found.take_lr(0.1, 0.0)

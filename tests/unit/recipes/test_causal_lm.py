@@ -194,10 +194,10 @@ def test_a_plan_is_checked_without_a_tensor_library(model: Path, text: Path) -> 
         f"resolve({{'recipe': 'causal-lm', 'model': {str(model)!r}, 'data': {str(text)!r}}}, default_ranks=1); "
         "print('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    assert subprocess.check_output([sys.executable, "-c", program], timeout=60).strip() == b"False"
+    assert subprocess.check_output([sys.executable, "-c", program], timeout=300).strip() == b"False"
 
 
-@pytest.mark.parametrize(("max_bytes", "length"), [(1, 16), (3_000_000, 10**9)])
+@pytest.mark.parametrize(("max_bytes", "length"), [(1, 16), (200_000, 10**9)])
 def test_too_little_text_of_the_standard_library_is_named(
     max_bytes: int, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +25,23 @@ def _load() -> Corpus:
     return load_corpus(max_bytes=200_000, vocabulary=512, length=32)
 
 
-def _assert_right(corpus: Corpus) -> None:
-    """Against the encoding of one file after another, without windows or a cache."""
+@functools.cache
+def _encoded() -> tuple[stdlib_text.Vocabulary, torch.Tensor, torch.Tensor]:
+    """One file after another, without windows or a cache: vocabulary, tokens to train with and to validate with."""
     text = stdlib_text.read_sources(stdlib_text.stdlib_directory(), 200_000)
     vocabulary = stdlib_text.Vocabulary.train(text.train, 512)
-    for windows, files in ((corpus.train, text.train), (corpus.validation, text.validation)):
-        tokens = [token for content in files for token in vocabulary.encode(content)]
+    train, validation = (
+        torch.tensor([token for content in files for token in vocabulary.encode(content)])
+        for files in (text.train, text.validation)
+    )
+    return vocabulary, train, validation
+
+
+def _assert_right(corpus: Corpus) -> None:
+    vocabulary, *texts = _encoded()
+    for windows, tokens in zip((corpus.train, corpus.validation), texts, strict=True):
         count = len(tokens) // 32
-        assert torch.equal(windows, torch.tensor(tokens[: count * 32], dtype=torch.int64).view(count, 32))
+        assert torch.equal(windows, tokens[: count * 32].view(count, 32))
     assert corpus.vocabulary.encode("import os") == vocabulary.encode("import os")
     assert corpus.vocabulary.size == 512
 
@@ -91,12 +101,24 @@ def test_a_disk_that_fills_up_leaves_nothing(cache: Path, monkeypatch: pytest.Mo
     assert not list(cache.iterdir())
 
 
+#: three processes that have imported everything load the text at the same time
+TOGETHER = """
+import os
+from workbench.recipes.stdlib_corpus import load_corpus
+ready, begin = os.pipe()
+for _ in range(3):
+    if os.fork() == 0:
+        os.close(begin)
+        os.read(ready, 1)  # until the parent closes it
+        os.write(1, f"{load_corpus(max_bytes=200_000, vocabulary=512, length=32).train.sum().item()}\\n".encode())
+        os._exit(0)
+os.close(begin)
+for _ in range(3):
+    assert os.wait()[1] == 0
+"""
+
+
 def test_processes_that_start_together_share_one_file(cache: Path) -> None:
-    program = (
-        "from workbench.recipes.stdlib_corpus import load_corpus as l; "
-        "print(l(max_bytes=200_000, vocabulary=512, length=32).train.sum().item())"
-    )
-    started = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(3)]
-    sums = {process.communicate(timeout=120)[0] for process in started}
-    assert sums == {f"{_load().train.sum().item()}\n".encode()}
+    told = subprocess.run([sys.executable, "-c", TOGETHER], stdout=subprocess.PIPE, check=True).stdout.split()
+    assert told == [f"{_load().train.sum().item()}".encode()] * 3
     assert len(list(cache.iterdir())) == 1

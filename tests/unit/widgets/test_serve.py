@@ -32,7 +32,7 @@ def client() -> Iterator[Any]:
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=300)
         run(client, SETUP)
         yield client
     finally:
@@ -41,14 +41,14 @@ def client() -> Iterator[Any]:
 
 
 def run(client: Any, code: str) -> Any:
-    reply = client.execute_interactive(code, timeout=60, store_history=False, output_hook=lambda _: None)
+    reply = client.execute_interactive(code, timeout=300, store_history=False, output_hook=lambda _: None)
     assert reply["content"]["status"] == "ok", reply["content"]
     return reply
 
 
 def evaluate(client: Any, expression: str) -> str:
     reply = client.execute_interactive(
-        "", timeout=60, user_expressions={"x": expression}, output_hook=lambda _: None, store_history=False
+        "", timeout=300, user_expressions={"x": expression}, output_hook=lambda _: None, store_history=False
     )
     return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
@@ -66,7 +66,7 @@ def opened_comm(client: Any, comm_id: str) -> str:
 
 def reply_to(client: Any, message_id: str) -> Any:
     while True:
-        reply = client.get_shell_msg(timeout=60)
+        reply = client.get_shell_msg(timeout=300)
         if reply["parent_header"].get("msg_id") == message_id:
             return reply
 

@@ -34,7 +34,7 @@ HEARTBEAT_S = 0.5
 class AgreedControl:
     """The collective half. ``post`` at the start of a step and ``take`` at its end, on every rank of the run.
 
-    ``one_host``: the ranks may be on one host, and agree through a file if they are. ``patience_s`` as in
+    ``one_host``: the ranks may be on one host, and agree through a file if they are. ``timeout_s`` as in
     ``SharedSlots``. ``offset``: bytes of commands that were taken before."""
 
     def __init__(
@@ -43,10 +43,10 @@ class AgreedControl:
         exchange: Exchange,
         *,
         one_host: bool = True,
-        patience_s: float | None = None,
+        timeout_s: float | None = None,
         offset: int = 0,
     ) -> None:
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._reader = CommandReader(run, offset)
         self._exchange = exchange
         self._rank = exchange.rank
@@ -70,7 +70,7 @@ class AgreedControl:
         told = self._exchange.from_rank_0(nonce.to_bytes(8, "little") + host)
         slots = None
         try:
-            slots = SharedSlots(path, self._rank, ranks, patience_s=self._patience_s)
+            slots = SharedSlots(path, self._rank, ranks, timeout_s=self._timeout_s)
             is_this_runs = slots.nonce == int.from_bytes(told[:8], "little")
             able = able and is_this_runs and slots.lives(0) and told[8:] == host
         except (OSError, ValueError):

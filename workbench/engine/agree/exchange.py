@@ -32,13 +32,13 @@ class Alone:
     ranks = 1
 
     def from_rank_0(self, data: bytes) -> bytes:
-        """What was passed."""
+        """Returns ``data``: this rank is rank 0."""
         return data
 
     def gathered(self, value: Any) -> list[Any]:
-        """What was passed."""
+        """Returns the values of all ranks, which is this one."""
         return [value]
 
     def summed(self, first: float, second: float, told: tuple[int, int]) -> tuple[float, float, int, int]:
-        """What was passed."""
+        """Returns its arguments, the sums over one rank."""
         return first, second, *told

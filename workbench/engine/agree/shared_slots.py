@@ -54,11 +54,11 @@ def _check(number: int, first: int, second: int) -> int:
 
 class SharedSlots:
     """The mapped file. Rank 0 creates it (``create``) before the others open it; ``nonce`` identifies this run's
-    file. ``patience_s``: seconds after which a rank that does not come is a ``PeerLostError`` (None: 30 minutes for a
+    file. ``timeout_s``: seconds after which a rank that does not come is a ``PeerLostError`` (None: 30 minutes for a
     sum, no limit for a message)."""
 
-    def __init__(self, path: Path, rank: int, ranks: int, *, patience_s: float | None = None) -> None:
-        self._patience_s = patience_s
+    def __init__(self, path: Path, rank: int, ranks: int, *, timeout_s: float | None = None) -> None:
+        self._timeout_s = timeout_s
         self._rank = rank
         self._ranks = ranks
         self._count = 0
@@ -109,7 +109,7 @@ class SharedSlots:
                 looked = now
                 if not self.lives(0):
                     raise PeerLostError("rank 0 has ended, and with it the agreement on commands")
-            if self._patience_s is not None and now - began > self._patience_s:
+            if self._timeout_s is not None and now - began > self._timeout_s:
                 raise PeerLostError(f"rank 0 has said nothing for {now - began:.0f} s")
             time.sleep(_LONG_S if patient or now - began > _LONG_AFTER_S else _SHORT_S)
 
@@ -155,7 +155,7 @@ class SharedSlots:
         for rank in missing:
             if not self.lives(rank):
                 raise PeerLostError(f"rank {rank} has ended while others waited for it at the end of a step")
-        if waited_s > (_TIMEOUT_S if self._patience_s is None else self._patience_s):
+        if waited_s > (_TIMEOUT_S if self._timeout_s is None else self._timeout_s):
             late = ", ".join(map(str, missing))
             raise PeerLostError(
                 f"rank(s) {late} did not come to the end of a step that others reached {waited_s:.0f} s ago"
@@ -178,7 +178,7 @@ class SharedSlots:
         cells = {rank: self._cell(rank) for rank in range(1, self._ranks)}
         began = time.monotonic()
         while behind := [rank for rank, cell in cells.items() if _CELL.unpack_from(self._map, cell)[0] < number]:
-            if self._patience_s is not None and time.monotonic() - began > self._patience_s:
+            if self._timeout_s is not None and time.monotonic() - began > self._timeout_s:
                 raise PeerLostError(f"rank(s) {', '.join(map(str, behind))} are {SLOTS} steps behind")
             time.sleep(_SHORT_S)
 

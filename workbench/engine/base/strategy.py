@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def unmarked(phase: str, micro_batch: int) -> None:
-    """Nobody measures."""
+    """Does nothing: stands for a clock of phases where none is measured."""
 
 
 def untold(name: str, text: str) -> None:
-    """Nobody listens."""
+    """Does nothing: stands for a log where there is none."""
 
 
 def _as_it_is(observer: BatchObserver) -> BatchObserver:

@@ -103,11 +103,11 @@ class OwnGenerator:
         self.number = int.from_bytes(digest, "little")
 
     def get(self) -> Any:
-        """Its state."""
+        """The generator's state."""
         return self._kind.get(self.generator)
 
     def set(self, state: Any) -> None:
-        """Undo ``get``."""
+        """Restore a state that ``get`` returned."""
         self._kind.set(self.generator, state)
 
     def seed(self, number: int) -> None:

@@ -111,7 +111,7 @@ class Saving:
 
     def close(self) -> None:
         """End what is being written: it becomes a checkpoint where all ranks finish their part within
-        ``background_save.PATIENCE_S`` seconds, and leaves nothing otherwise. Not collective."""
+        ``background_save.TIMEOUT_S`` seconds, and leaves nothing otherwise. Not collective."""
         for kept in (self._newest, self._best):
             if kept is not None:
                 kept[1].abandon()

@@ -94,7 +94,7 @@ class Steering:
                     EventKind.CONTROL, "declared", {**knob.control.describe(), "value": knob.value}, step=step
                 )
 
-    def tell_in_force(self, step: int) -> None:
+    def tell_settings(self, step: int) -> None:
         """Tell the log which values hold; what is set later is told by itself."""
         if self._log.rank == 0:
             self._log.event(EventKind.SETTINGS, "in_force", self._settings.current(), step=step)
@@ -113,7 +113,7 @@ class Steering:
             else:
                 self._event(EventKind.CONTROL, command, change.value, change.old, here.step)
                 if change.restored:
-                    self.tell_in_force(here.step)
+                    self.tell_settings(here.step)
 
     def _applied(self, control: Control, value: Any, here: Boundary) -> Change:
         if not control.setting:

@@ -123,7 +123,7 @@ class Trainer:
         self.log.event(EventKind.STATE, "running", step=step)
         self.steering.declare_knobs(step)
         self.steering.begin(step)
-        self.steering.tell_in_force(step)
+        self.steering.tell_settings(step)
         outcome = "finished"
         while not self._is_last(step):
             step += 1

@@ -1,6 +1,6 @@
 """Agreement between ranks whose loops are not ours: nobody waits for ever for a rank that does not come.
 
-A rank that stays away for ``patience_s`` seconds ends the agreement: from then on no command is applied on any rank,
+A rank that stays away for ``timeout_s`` seconds ends the agreement: from then on no command is applied on any rank,
 each is refused with the reason, and training goes on. What changes training is applied on all ranks or on none: when
 there are commands, all ranks meet, and rank 0 says whether all came.
 """
@@ -29,13 +29,13 @@ _KEPT = 256
 
 class StoreExchange:
     """An ``Exchange`` over a key-value store of torch (of the process group), in which nobody waits longer than
-    ``patience_s`` seconds for another rank: then it raises ``PeerLostError``, which names the ranks."""
+    ``timeout_s`` seconds for another rank: then it raises ``PeerLostError``, which names the ranks."""
 
-    def __init__(self, store: Any, rank: int, ranks: int, *, patience_s: float) -> None:
+    def __init__(self, store: Any, rank: int, ranks: int, *, timeout_s: float) -> None:
         self.rank = rank
         self.ranks = ranks
         self._store = store
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._told = 0
         self._gathered = 0
 
@@ -68,9 +68,9 @@ class StoreExchange:
 
     def _get(self, key: str, rank: int) -> bytes:
         try:
-            self._store.wait([key], timedelta(seconds=self._patience_s))
+            self._store.wait([key], timedelta(seconds=self._timeout_s))
         except RuntimeError as error:
-            raise PeerLostError(f"rank {rank} has not come for {self._patience_s:g} s") from error
+            raise PeerLostError(f"rank {rank} has not come for {self._timeout_s:g} s") from error
         return bytes(self._store.get(key))
 
 
@@ -79,9 +79,9 @@ class ObservedControl(AgreedControl):
     they do. ``tell(text)`` is called once, when that begins."""
 
     def __init__(
-        self, run: str | Path, exchange: Exchange, *, patience_s: float, tell: Callable[[str], object] = print
+        self, run: str | Path, exchange: Exchange, *, timeout_s: float, tell: Callable[[str], object] = print
     ) -> None:
-        super().__init__(run, exchange, patience_s=patience_s)
+        super().__init__(run, exchange, timeout_s=timeout_s)
         self.apart = ""
         self._tell = tell
 

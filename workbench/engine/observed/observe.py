@@ -21,7 +21,7 @@ def observe(
     on_checkpoint: Callable[[int], Any] | None = None,
     scaler: Any = None,
     monitor: MonitorSpec | None = None,
-    patience_s: float = 30.0,
+    timeout_s: float = 30.0,
 ) -> ObservedRun:
     """Observe a training loop: ``with workbench.observe(model, optimizer) as run:``, and in it ``run.step(loss)`` once
     after each ``optimizer.step()``. Call it on every rank, after the model was wrapped for data parallelism.
@@ -29,7 +29,7 @@ def observe(
     ``model``: as the loop calls it, or what ``DistributedDataParallel`` wraps. ``optimizer``: a torch optimizer, or
     accelerate's around one. ``name``: of the run. ``steps``: how many are planned, for the progress shown.
     ``on_checkpoint(step)``: writes a checkpoint when one is asked for, on every rank. ``scaler``: the loop's
-    ``GradScaler`` (None: the one that this process has). ``monitor``: as for ``train``. ``patience_s``: how long ranks
+    ``GradScaler`` (None: the one that this process has). ``monitor``: as for ``train``. ``timeout_s``: how long ranks
     wait for one that does not come to ``run.step`` before they stop agreeing on commands.
 
     Raises ``ConfigError`` when the ranks cannot meet, or the optimizer updates nothing of the model.
@@ -44,5 +44,5 @@ def observe(
         on_checkpoint=on_checkpoint,
         scaler=scaler,
         monitor=monitor,
-        patience_s=patience_s,
+        timeout_s=timeout_s,
     )

@@ -52,7 +52,7 @@ class ObservedRun:
         optimizer: torch.optim.Optimizer,
         *,
         exchange: Exchange,
-        patience_s: float,
+        timeout_s: float,
         scaler: Any = None,
         on_checkpoint: OnCheckpoint | None = None,
         steps_before: int = 0,
@@ -68,7 +68,7 @@ class ObservedRun:
         self._recording = recording
         self._log, self._progress = recording.log, recording.progress
         recording.watch_device(str(self._model.device))
-        self._control = ObservedControl(self.path, exchange, patience_s=patience_s, tell=self._tell_apart)
+        self._control = ObservedControl(self.path, exchange, timeout_s=timeout_s, tell=self._tell_apart)
         self._norm = StepNorm(spec.monitor, self._model)
         self._observers = self._made_observers()
         workload = Workload(model=self._model.model, optimizer=optimizer, data=NoData())
@@ -105,7 +105,7 @@ class ObservedRun:
 
     def _begin(self) -> None:
         self._log.event(EventKind.STATE, "running")
-        self._steering.tell_in_force(0)
+        self._steering.tell_settings(0)
         if self._model.seen.unseen:
             self.tell_once("not_seen", self._model.seen.unseen)
         if not self._hooks.sees_clipping:

@@ -35,7 +35,7 @@ def start(
     on_checkpoint: OnCheckpoint | None,
     scaler: Any,
     monitor: MonitorSpec | None,
-    patience_s: float,
+    timeout_s: float,
     recording: RankRecording | None = None,
     steps_before: int = 0,
 ) -> ObservedRun:
@@ -57,7 +57,7 @@ def start(
     exchange: Exchange = Alone()
     own: RankRecording | None = None
     try:
-        exchange, path = _meetings.join(spec, rank, patience_s, recording)
+        exchange, path = _meetings.join(spec, rank, timeout_s, recording)
         if recording is None or recording.path != path:
             device = next((str(parameter.device) for parameter in called.parameters()), "cpu")
             recording = own = RankRecording(path, rank, monitor=spec.monitor, device=device)
@@ -67,7 +67,7 @@ def start(
             called,
             chosen,
             exchange=exchange,
-            patience_s=patience_s,
+            timeout_s=timeout_s,
             scaler=scaler if scaler is not None else _scaler(),
             on_checkpoint=on_checkpoint,
             steps_before=steps_before,
@@ -103,7 +103,7 @@ class _Meetings:
         self._number = 0
 
     def join(
-        self, spec: TrainSpec, rank: int, patience_s: float, recording: RankRecording | None
+        self, spec: TrainSpec, rank: int, timeout_s: float, recording: RankRecording | None
     ) -> tuple[Exchange, Path]:
         """How the ranks of this run exchange data, and its directory, which rank 0 has or makes.
 
@@ -115,7 +115,7 @@ class _Meetings:
         while True:
             store = dist.distributed_c10d._get_default_store()
             place = dist.PrefixStore(f"workbench-observe-{self._number + 1}", store)
-            exchange = StoreExchange(place, rank, ranks, patience_s=patience_s)
+            exchange = StoreExchange(place, rank, ranks, timeout_s=timeout_s)
             if rank == 0:
                 self._number += 1
                 return exchange, _told(spec, exchange, recording)

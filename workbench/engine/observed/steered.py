@@ -39,11 +39,11 @@ class NoData:
     """A ``BatchSource`` of a loop that reads its own data."""
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
-        """None."""
+        """Yields nothing: the loop has batches of its own."""
         return iter(())
 
     def indices(self, number: int, dp: int, dp_size: int) -> list[int] | None:
-        """Not known."""
+        """Returns None: the samples of the loop's batches are not known."""
         return None
 
 
@@ -53,19 +53,19 @@ class HandSetRate(LearningRate):
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__(optimizer, None)
-        self._in_force: float | None = None
+        self._last: float | None = None
 
     @property
     def now(self) -> float:
         """The first group's learning rate in the last step of the optimizer, or in the next one if it was set since."""
-        return super().now if self._in_force is None else self._in_force
+        return super().now if self._last is None else self._last
 
     def begin(self) -> None:
         """The optimizer is about to step."""
         if self._turned:
             self._scheduled = self._own()
             self._lay_over()
-        self._in_force = super().now
+        self._last = super().now
 
     def end(self) -> None:
         """The optimizer has stepped."""
@@ -76,7 +76,7 @@ class HandSetRate(LearningRate):
         """As ``LearningRate.set``."""
         self._scheduled = self._own()
         super().set(value)
-        self._in_force = super().now
+        self._last = super().now
         self._write(self._scheduled)
 
     def _own(self) -> list[float]:
@@ -119,15 +119,15 @@ class OwnCheckpoints:
         self._enter = enter
 
     def evaluate(self, step: int) -> None:
-        """Refused before."""
+        """Raises ``ConfigError``: only the loop itself could do it."""
         raise ConfigError(_NOT_HERE["evaluate"])
 
     def sample(self, step: int) -> None:
-        """Refused before."""
+        """Raises ``ConfigError``: only the loop itself could do it."""
         raise ConfigError(_NOT_HERE["sample"])
 
     def rollback(self, step: int, target: int | str) -> int:
-        """Refused before."""
+        """Raises ``ConfigError``: only the loop itself could do it."""
         raise ConfigError(_NOT_HERE["rollback"])
 
     def save(self, step: int, *, asked: bool) -> bool:

@@ -23,7 +23,7 @@ _NICENESS = 10
 #: seconds between looks for the other ranks' files
 _LOOK_S = 0.01
 #: seconds that a training which ends early waits for the other ranks' files
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
 class BackgroundSave:
@@ -66,10 +66,10 @@ class BackgroundSave:
         self._thread.join()
         return self._reason
 
-    def abandon(self, patience_s: float = PATIENCE_S) -> None:
-        """End it: a checkpoint where all ranks have written within ``patience_s`` seconds, and otherwise nothing."""
+    def abandon(self, timeout_s: float = TIMEOUT_S) -> None:
+        """End it: a checkpoint where all ranks have written within ``timeout_s`` seconds, and otherwise nothing."""
         self._written.wait()
-        self._thread.join(patience_s)
+        self._thread.join(timeout_s)
         self._abandoned.set()
         self._thread.join()
         if self._publish is not None:

@@ -57,7 +57,7 @@ class Checkpoints:
     def _plan(self) -> ParallelPlan:
         return self.strategy.spec.plan
 
-    def _held(self) -> RankState:
+    def _rank_state(self) -> RankState:
         return needed(self.strategy, Checkpointable, Capability.CHECKPOINTABLE).rank_state()
 
     def save(self, step: int, state: dict[str, Any], *, asked: bool, best: dict[str, Any] | None = None) -> bool:
@@ -134,7 +134,7 @@ class Checkpoints:
     def _copied(self, temporary: Path) -> tuple[ShardWriter, dict[str, Any], list[dict[str, Any]], dict[str, str]]:
         """This rank's shards, copied, what its file says beside them, the options of the parameter groups, and the
         further names of tied parameters."""
-        held = self._held()
+        held = self._rank_state()
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
         for slot in held.slots:
@@ -187,7 +187,7 @@ class Checkpoints:
         they continue from their current state, and a warning is logged. Raises ``RunError`` on every rank, before
         anything is changed, when any rank finds the checkpoint damaged, incomplete or made for another model.
         """
-        held = self._held()
+        held = self._rank_state()
         reader: ShardReader | None = None
         reason = ""
         try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench.core.columns import Columns
-from workbench.telemetry.alerts.gap_test import MOST, GapTest
+from workbench.telemetry.alerts.gap_test import MOST, GapTest, medians_of_others
 from workbench.telemetry.alerts.rules import Finding
 from workbench.telemetry.alerts.steps import StepView
 
@@ -21,14 +21,16 @@ class _OfLayers(ABC):
     after, quiet, looks = 1, 3, 3
 
     def __init__(self) -> None:
-        self._held: dict[str, int] = {}
+        self._looks_in_a_row: dict[str, int] = {}
 
     def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
         found = self._found(view)
         if found is None:
             return None
-        self._held = {str(finding.layer): self._held.get(str(finding.layer), 0) + 1 for finding in found}
-        return [finding for finding in found if self._held[str(finding.layer)] >= self.looks]
+        self._looks_in_a_row = {
+            str(finding.layer): self._looks_in_a_row.get(str(finding.layer), 0) + 1 for finding in found
+        }
+        return [finding for finding in found if self._looks_in_a_row[str(finding.layer)] >= self.looks]
 
     @abstractmethod
     def _found(self, view: StepView) -> list[Finding] | None:
@@ -170,7 +172,7 @@ class RankLayerDiffers:
         if self._names != names.tolist():
             self._names = names.tolist()
             self._begin()
-        others = np.stack([np.median(np.delete(logs, place, axis=0), axis=0) for place in range(len(logs))])
+        others = medians_of_others(logs)
         beyond = self._test.look(logs - others)
         if not beyond.any():
             if not is_active:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from workbench.core.records import EventKind
 from workbench.events.decode import as_number
-from workbench.telemetry.alerts.gap_test import LEAST, MOST, GapTest
+from workbench.telemetry.alerts.gap_test import LEAST, MOST, GapTest, medians_of_others
 from workbench.telemetry.alerts.steps import StepView
 from workbench.telemetry.spikes import LEAST_SHARE, MAD_OF_NORMAL
 
@@ -182,34 +183,37 @@ class MemoryCreep:
     STEPS, SHARE, BYTES = 200, 0.2, 256 * 2**20
 
     def __init__(self) -> None:
-        self._recent: dict[int, deque[tuple[int, float]]] = {}
+        self._recent: dict[int, tuple[list[int], list[float]]] = {}  # steps, bytes
 
     def look(self, view: StepView, *, is_active: bool) -> Sequence[Finding] | None:
         """Looks at a rank when a sample of it comes."""
         found = []
         for rank, size in view.memory.items():
-            recent = self._recent.setdefault(rank, deque())
-            recent.append((view.step, size))
-            while recent[0][0] < view.step - self.STEPS:
-                recent.popleft()
-            grown = self._grown(recent, view.step)
-            least = self.SHARE * recent[0][1]
-            if grown > max(least, self.BYTES):
-                limit = max(least, self.BYTES) / 2**20
-                found.append(Finding(where="resources", value=grown / 2**20, limit=limit, rank=rank))
+            steps, sizes = self._recent.setdefault(rank, ([], []))
+            steps.append(view.step)
+            sizes.append(size)
+            old = bisect_left(steps, view.step - self.STEPS)
+            del steps[:old], sizes[:old]
+            limit = max(self.SHARE * sizes[0], self.BYTES)
+            grown = self._grown(steps, sizes, view.step)
+            if grown > limit:
+                found.append(Finding(where="resources", value=grown / 2**20, limit=limit / 2**20, rank=rank))
         return found if view.memory else None
 
-    def _grown(self, recent: deque[tuple[int, float]], step: int) -> float:
+    def _grown(self, steps: list[int], sizes: list[float], step: int) -> float:
         """Bytes that were added from the first quarter to the last; 0 unless each has more than the one before."""
-        quarter = self.STEPS / 4
-        parts: list[list[float]] = [[], [], [], []]
-        for at, size in recent:
-            parts[min(3, max(0, int((at - (step - self.STEPS)) / quarter)))].append(size)
-        if step <= self.STEPS or not all(parts):
+        if step <= self.STEPS:
             return 0.0
-        middle = [statistics.median(part) for part in parts]
-        grows = all(later > 1.01 * earlier for earlier, later in itertools.pairwise(middle))
-        return middle[-1] - middle[0] if grows else 0.0
+        borders = [bisect_left(steps, step - self.STEPS * (1 - part / 4)) for part in range(1, 4)]
+        parts = [sizes[first:last] for first, last in itertools.pairwise([0, *borders, len(sizes)])]
+        if not all(parts):
+            return 0.0
+        first = last = statistics.median(parts[0])
+        for part in parts[1:]:
+            before, last = last, statistics.median(part)
+            if last <= 1.01 * before:
+                return 0.0
+        return last - first
 
 
 class RankDiffers:
@@ -233,15 +237,15 @@ class RankDiffers:
         if values is None or values.size < 2 or not (np.isfinite(values) & (values > 0)).all():
             return None
         logs = np.log(values)
-        gaps = np.array([logs[place] - np.median(np.delete(logs, place)) for place in range(logs.size)])
+        others = medians_of_others(logs)
+        gaps = logs - others
         beyond = self._test.look(gaps)
         if beyond.any():
             # of two that differ from each other, the one that differs more from where it was going
-            expected = _continued(list(self._values), max(self.LASTING)) if self._values else logs - gaps
+            expected = _continued(list(self._values), max(self.LASTING)) if self._values else others
             chosen = int(np.argmax(np.where(beyond, np.abs(logs - expected) + np.abs(gaps) / 1e3, -1.0)))
-            others = float(np.exp(np.median(np.delete(logs, chosen))))
-            rank = chosen * view.block
-            return [Finding(where=self._where, value=float(values[chosen]), limit=others, rank=rank)]
+            limit, rank = float(np.exp(others[chosen])), chosen * view.block
+            return [Finding(where=self._where, value=float(values[chosen]), limit=limit, rank=rank)]
         if not is_active:
             self._test.accept()
             self._values.append(logs)

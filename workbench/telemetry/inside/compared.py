@@ -32,7 +32,7 @@ class Tensor:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What it is of."""
+        """Layer, kind of tensor and number of the call: one tensor in both runs."""
         return self.layer, self.what, self.call
 
 

@@ -84,3 +84,12 @@ def test_a_rank_that_differs_from_the_beginning_is_found() -> None:
     values = losses(1, samples=64)[:, 0]
     values[:, 1] *= 1.5
     assert looks(values)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 8])
+def test_the_medians_of_others_are_those_of_numpy(rows: int) -> None:
+    """Also where rows are equal."""
+    random = np.random.default_rng(rows)
+    for values in (random.normal(size=(rows, 6)), random.integers(0, 3, size=(rows, 6)).astype(float)):
+        expected = [np.median(np.delete(values, row, axis=0), axis=0) for row in range(rows)]
+        np.testing.assert_array_equal(gap_test.medians_of_others(values), expected)

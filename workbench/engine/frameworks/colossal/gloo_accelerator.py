@@ -57,18 +57,18 @@ class GlooAccelerator(CpuAccelerator):
         self._stream = _Stream()
 
     def current_device(self) -> int:
-        """The only one."""
+        """The number of the rank's only device."""
         return 0
 
     def set_device(self, device: Any = None) -> None:
-        """Nothing to choose from."""
+        """Does nothing: a CPU rank has one device."""
 
     def get_device_name(self, device: Any = None) -> str:
         """What the device is called: cpu."""
         return "cpu"
 
     def device_count(self) -> int:
-        """One."""
+        """The number of devices of a CPU rank."""
         return 1
 
     def synchronize(self, device: Any = None) -> None:
@@ -87,8 +87,8 @@ class GlooAccelerator(CpuAccelerator):
         torch.set_rng_state(new_states[0])
 
     def manual_seed(self, seed: int) -> None:
-        """Seed the generator of this rank."""
-        torch.manual_seed(seed)
+        """Seed the generator of this rank; ``torch.manual_seed`` formats two stacks each time, for GPUs to come."""
+        torch.default_generator.manual_seed(seed)
 
     manual_seed_all = manual_seed
 
@@ -97,7 +97,7 @@ class GlooAccelerator(CpuAccelerator):
         return torch.initial_seed()
 
     def empty_cache(self) -> None:
-        """There is no cache."""
+        """Does nothing: tensors on a CPU are not cached."""
 
     def memory_allocated(self, device: Any = None) -> int:
         """The process' resident bytes: a CPU has no allocator of its own to ask."""
@@ -106,32 +106,32 @@ class GlooAccelerator(CpuAccelerator):
     max_memory_allocated = memory_allocated
 
     def reset_max_memory_allocated(self, device: Any = None) -> None:
-        """There is no peak to forget."""
+        """Does nothing: resident memory has no peak that could be reset."""
 
     def reset_max_memory_cached(self, device: Any = None) -> None:
-        """There is no peak to forget."""
+        """Does nothing: resident memory has no peak that could be reset."""
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
-        """There is no peak to forget."""
+        """Does nothing: resident memory has no peak that could be reset."""
 
     def Stream(self, device: Any = None, priority: int = 0, **kwargs: Any) -> _Stream:
         """A stream in name: work is done in the order of its calls."""
         return self._stream
 
     def Event(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> _Event:
-        """A mark in such a stream."""
+        """An event of a stream; it has always happened already."""
         return _Event()
 
     def current_stream(self, device: Any = None) -> _Stream:
-        """The only stream."""
+        """The rank's only stream."""
         return self._stream
 
     def default_stream(self, device: Any = None) -> _Stream:
-        """The only stream."""
+        """The rank's only stream."""
         return self._stream
 
     def set_stream(self, stream_: Any) -> None:
-        """Nothing to choose from."""
+        """Does nothing: a CPU rank has one stream."""
 
     @contextmanager
     def stream(self, stream_: Any) -> Iterator[None]:

@@ -114,6 +114,18 @@ def _hccl() -> None:
     p2p._check_for_nccl_hccl_backend = lambda group: False
 
 
+def _layer_seeds() -> None:
+    from colossalai.shardformer.layer.utils import Randomizer
+
+    def seeded(self: Any, seed: int) -> None:
+        kept = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        self.seed, self.device_rng_state, self.cpu_rng_state = seed, torch.get_rng_state(), torch.get_rng_state()
+        torch.set_rng_state(kept)
+
+    Randomizer.__init__ = seeded
+
+
 def _reduce_scatter() -> None:
     """torch < 2.6 only: its gloo has no reduce_scatter, so ZeRO-2 reduces the whole and keeps its part."""
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 6):
@@ -365,6 +377,13 @@ REPAIRS: tuple[Repair, ...] = (
         "Gemini moves slices of chunks between the memory of a device and of its host by the name of the device",
         True,
         _one_memory,
+    ),
+    Repair(
+        "layer-seeds",
+        "shardformer/layer/utils.py:149",
+        "each sharded layer seeds a CPU rank's only generator twice, for each of which torch formats two stacks",
+        True,
+        _layer_seeds,
     ),
     Repair(
         "reduce-scatter",

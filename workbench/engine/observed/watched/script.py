@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core import background
+from workbench.core.records import EventKind
 from workbench.engine.observed.watched.first_step import WhenImported, after_steps, model_of
 from workbench.engine.observed.watched.output import OutputCopy
 from workbench.engine.observed.watched.roles import WATCH_RANK, Role, role_of
@@ -77,7 +78,7 @@ class WatchedScript:
         why = background.described(error)
         print(f"workbench watch: no longer watched: {why}. The script continues", file=sys.stderr, flush=True)
         if self._recording is not None and not self._recording.log.closed:
-            self._recording.log.event("warning", "watch_failed", background.traceback_of(error))
+            self._recording.log.event(EventKind.WARNING, "watch_failed", background.traceback_of(error))
             atexit.register(self._recording.end, "finished")
 
     def _torch_is_here(self) -> None:
@@ -142,7 +143,7 @@ class WatchedScript:
             on_checkpoint=None,
             scaler=None,
             monitor=None,
-            patience_s=30.0,
+            timeout_s=30.0,
             recording=self._recording,
             steps_before=1,
         )
@@ -161,5 +162,5 @@ class WatchedScript:
     def _end_without_steps(self, state: str, error: BaseException | None) -> None:
         assert self._recording is not None
         why = "it did not import torch" if "torch" not in sys.modules else "no optimizer of torch stepped twice"
-        self._recording.log.event("warning", "no_steps", f"devices and output only: {why} in this process")
+        self._recording.log.event(EventKind.WARNING, "no_steps", f"devices and output only: {why} in this process")
         self._recording.end(state, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+
 from workbench.core.config import TrainSpec
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.observer import StepObserver

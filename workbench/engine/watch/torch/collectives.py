@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+
 from workbench.core.mesh import Mesh, describe_group
 from workbench.core.records import CollectiveRecord
 from workbench.engine.watch.host.clock import Reading

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+
 from workbench.engine.watch.host.clock import Reading
 from workbench.engine.watch.host.phase_spans import WORK_PHASES, PhaseRecorder
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
 import torch
+
 from workbench.core.records import GradientSketch, GradientStats, HistogramStats
 from workbench.engine.base.parts import Comparison, GradientPart
 from workbench.engine.watch.torch import tensor_statistics as statistics

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
+
 from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
 from workbench.core.frameworks import Capability

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
 from workbench.core.records import EventKind
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.tensor import local_part

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from workbench.core.config import TrainSpec
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 import torch
+
 from workbench.core.records import EventKind, LayerNorms
 from workbench.engine.base.parts import GradientPart, PartNorms
 from workbench.engine.watch.torch import tensor_statistics as statistics

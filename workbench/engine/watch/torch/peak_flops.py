@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+
 from workbench.core.records import EventKind
 from workbench.engine.base.workload import Workload
 from workbench.rundir.log import RankLogWriter

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 
 import torch
+
 from workbench.engine.base.parts import GradientPart
 
 #: elements taken of each part of a layer

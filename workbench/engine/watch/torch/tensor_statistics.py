@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
-
 import torch
+
 from workbench.engine.base.parts import GradientPart, PartNorms
 
 #: bucket i counts magnitudes in [2**(i - BIAS), 2**(i + 1 - BIAS)); bucket 0 counts zeros and everything below 2**-126,

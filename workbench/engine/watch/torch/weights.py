@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 import torch
+
 from workbench.core.records import WeightStats
 from workbench.engine.base.parts import WeightPart
 from workbench.engine.watch.torch import tensor_statistics as statistics

@@ -13,15 +13,16 @@ from workbench.engine.frameworks.torch_common.losses.calls import LossCall, Reco
 from workbench.engine.frameworks.torch_common.losses.form import (
     Part,
     chosen_elements,
-    compares_samples,
     factors_of,
-    holds_comparison,
     is_over_samples,
-    joins_samples,
     parts_of_form,
-    shape_of,
-    sizes_of,
     weights_of_sum,
+)
+from workbench.engine.frameworks.torch_common.losses.graph_nodes import shape_of, sizes_of
+from workbench.engine.frameworks.torch_common.losses.joined_samples import (
+    compares_samples,
+    holds_comparison,
+    joins_samples,
 )
 
 CONTRASTIVE = (

@@ -26,9 +26,9 @@ from workbench.engine.frameworks.torch_common.losses.form import (
     chosen_elements,
     is_over_samples,
     parts_of_form,
-    sizes_of,
     weights_of_sum,
 )
+from workbench.engine.frameworks.torch_common.losses.graph_nodes import sizes_of
 from workbench.engine.frameworks.torch_common.losses.remarks import (
     FACTOR_OF_SIZE,
     NORMALISED_WEIGHTS,

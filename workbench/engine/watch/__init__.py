@@ -1,0 +1,1 @@
+"""The monitor: what is observed of a training while it runs."""
