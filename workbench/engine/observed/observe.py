@@ -22,6 +22,7 @@ def observe(
     scaler: Any = None,
     monitor: MonitorSpec | None = None,
     timeout_s: float = 30.0,
+    patience_s: float | None = None,
 ) -> ObservedRun:
     """Observe a training loop: ``with workbench.observe(model, optimizer) as run:``, and in it ``run.step(loss)`` once
     after each ``optimizer.step()``. Call it on every rank, after the model was wrapped for data parallelism.
@@ -30,7 +31,8 @@ def observe(
     accelerate's around one. ``name``: of the run. ``steps``: how many are planned, for the progress shown.
     ``on_checkpoint(step)``: writes a checkpoint when one is asked for, on every rank. ``scaler``: the loop's
     ``GradScaler`` (None: the one that this process has). ``monitor``: as for ``train``. ``timeout_s``: how long ranks
-    wait for one that does not come to ``run.step`` before they stop agreeing on commands.
+    wait for one that does not come to ``run.step`` before they stop agreeing on commands; ``patience_s``: its earlier
+    name.
 
     Raises ``ConfigError`` when the ranks cannot meet, or the optimizer updates nothing of the model.
     """
@@ -44,5 +46,5 @@ def observe(
         on_checkpoint=on_checkpoint,
         scaler=scaler,
         monitor=monitor,
-        timeout_s=timeout_s,
+        timeout_s=timeout_s if patience_s is None else patience_s,
     )

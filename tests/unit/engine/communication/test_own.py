@@ -65,7 +65,11 @@ def test_a_definition_that_cannot_be_one_is_refused_in_the_notebook(define, name
         ("(Compressor)", "", "TypeError: Halves"),
         ("(Compressor)", "(Missing)", "NameError: name 'Missing' is not defined"),
         ("return (gradient[", "return (gradient[gradient != 0][", "encode makes codes of different sizes of two gra"),
-        ("return (gradient[: self.kept(len(gradient))],)", "return gradient", "encode returns a Tensor: return a tuple of tensors"),
+        (
+            "return (gradient[: self.kept(len(gradient))],)",
+            "return gradient",
+            "encode returns a Tensor: return a tuple of tensors",
+        ),
         ("return (gradient[", "1 / 0\n        return (gradient[", "a gradient of 1 elements: ZeroDivisionError"),
         ("length - len(code[0])", "length", r"decode makes \[2\] of a gradient of 1 elements"),
         ('elements."""', 'elements."""\n\n    summed = True', ""),

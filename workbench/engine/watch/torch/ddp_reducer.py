@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
+
 from workbench.core.mesh import Mesh, describe_group
 from workbench.core.records import CollectiveRecord
 
