@@ -112,7 +112,7 @@ def one_rank(rank: int) -> str:
     model = network()
     if rank == 0:
         try:
-            workbench.observe(model, torch.optim.SGD(model.parameters()), name="one-rank", timeout_s=1.0)
+            workbench.observe(model, torch.optim.SGD(model.parameters()), name="one-rank", patience_s=1.0)
         except ConfigError as error:
             return str(error)
     return ""
