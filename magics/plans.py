@@ -1,8 +1,9 @@
-"""``%dist_plans``: what each rank will hold under each plan, before anything is trained."""
+"""``%dist_plans``: what each rank will hold under each plan, before anything is trained. ``%dist_lab``: algorithms of
+communication, compared by training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -11,18 +12,26 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 import widgets
 from magics.train import run_flags
+from magics.verify import ProgressBar
 from magics.words import parse
 from workbench.core import flags
+from workbench.run.lab.lab import lab
+from workbench.run.lab.options import OPTIONS as LAB_OPTIONS
+from workbench.run.lab.result import Lab
 from workbench.run.planning.options import OPTIONS
 from workbench.run.planning.plans import plans
 from workbench.run.planning.shown import Plans
 
 
-def _plan_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags of plans as magic arguments."""
-    for name, keywords in reversed(OPTIONS):
-        function = argument(name, **keywords)(function)
-    return function
+def _flags(options: Sequence[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Flags as magic arguments."""
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, keywords in reversed(options):
+            function = argument(name, **keywords)(function)
+        return function
+
+    return declare
 
 
 @magics_class
@@ -32,7 +41,7 @@ class PlansMagics(Magics):
     shell: InteractiveShell
 
     @magic_arguments()
-    @_plan_flags
+    @_flags(OPTIONS)
     @run_flags
     @line_cell_magic
     def dist_plans(self, line: str, cell: str | None = None) -> Plans:
@@ -58,4 +67,41 @@ class PlansMagics(Magics):
 
             title = f"Memory of {len(found.forecasts)} plans"
             StaticFigures(found.figures(), picture=found.picture(), title=title).show()
+        return found
+
+    @magic_arguments()
+    @_flags(LAB_OPTIONS)
+    @run_flags
+    @line_cell_magic
+    def dist_lab(self, line: str, cell: str | None = None) -> Lab | None:
+        """Train a model under several algorithms of communication, with the same data and seeds, and compare the time
+        and the bytes until a loss.
+
+        It takes the flags and the cell of ``%dist_train``: ``%dist_lab stdlib-llama -n 2 --algorithms
+        ddp,bf16,powersgd:4 --seeds 3``. Returns a ``Lab``: sentences, a table (``.table()``: one row per training) and
+        figures of the loss over time, bytes and steps. The runs are kept. Ctrl-C ends the training; those that have
+        ended are kept.
+        """
+        arguments = parse(self.dist_lab, line)
+        source = None if cell is None else self.shell.transform_cell(cell)
+        bar = ProgressBar()
+        try:
+            found = lab(
+                flags.options_of(arguments),
+                algorithms=arguments.algorithms,
+                seeds=arguments.seeds,
+                target=arguments.target,
+                config=arguments.config,
+                cell=source,
+                progress=bar.tell,
+            )
+        except KeyboardInterrupt:
+            print("the lab was stopped: %dist_runs has the runs that have ended")
+            return None
+        finally:
+            bar.close()
+        if len(found.compared()) > 1 and widgets.available():
+            from widgets.overlay import StaticFigures
+
+            StaticFigures(found.figures(), picture=found.picture(), title="Loss of the algorithms").show()
         return found

@@ -39,7 +39,7 @@ class VerifyMagics(Magics):
         """
         arguments = parse(self.dist_verify, line)
         source = None if cell is None else self.shell.transform_cell(cell)
-        bar = _Bar()
+        bar = ProgressBar()
         try:
             return verify(
                 flags.options_of(arguments),
@@ -55,7 +55,7 @@ class VerifyMagics(Magics):
             bar.close()
 
 
-class _Bar:
+class ProgressBar:
     """A progress bar that is gone at the end."""
 
     def __init__(self) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.run.api import Run, attach, train
     from workbench.run.debug import debug
     from workbench.run.inside_comparison import compare_inside
+    from workbench.run.lab.lab import lab
     from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
     from workbench.run.why import why
@@ -43,6 +44,7 @@ __all__ = [
     "compare",
     "compare_inside",
     "debug",
+    "lab",
     "observe",
     "plans",
     "runs",
@@ -69,6 +71,7 @@ _HOMES = {
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
     "Verification": "workbench.verification.result",
+    "lab": "workbench.run.lab.lab",
     "verify": "workbench.run.verify",
     "why": "workbench.run.why",
 }

@@ -187,14 +187,14 @@ def _logged(steps: np.ndarray, rows: Columns | None, spec: TrainSpec | None) -> 
 def _bytes(metrics: Columns, tables: dict[str, Columns]) -> np.ndarray:
     """Bytes that all ranks gave to collectives, cumulated; without such a log, what the host's network sent.
 
-    Steps whose collectives were not logged count as the mean of those that were.
+    Steps whose collectives were not logged count as the median of those that were: a first step sends more.
     """
     collectives = tables["collectives"]
     steps = metrics["step"]
     if collectives["step"].size and steps.size:
         numbers, index = np.unique(collectives["step"], return_inverse=True)
         totals = np.bincount(index, weights=collectives["bytes"])
-        per_step = np.full(steps.size, totals.mean())
+        per_step = np.full(steps.size, np.median(totals))
         place = np.searchsorted(steps, numbers)
         known = (place < steps.size) & (steps[np.minimum(place, steps.size - 1)] == numbers)
         per_step[place[known]] = totals[known]

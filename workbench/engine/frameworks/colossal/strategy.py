@@ -159,7 +159,7 @@ class ColossalStrategy(Strategy):
             self.plan.reduction.looks_at(loss)
         self.mark("backward", number)
         reduces = self.plan.reduction is None or not self.plan.reduction.afterwards
-        if index == count - 1 and self.mark is not unmarked and self.reducer() is not None and reduces:
+        if index == count - 1 and self.mark is not unmarked and self._ddp() is not None and reduces:
             mark_what_follows(loss, self.mark, number)
         self.plan.backward(loss)
         return loss.detach().float()
@@ -338,7 +338,10 @@ class ColossalStrategy(Strategy):
         return self.plan.watching(self.aside(observer), layers, keep)
 
     def reducer(self) -> Any:
-        """As ``DdpReduced.reducer``."""
+        """As ``DdpReduced.reducer``: what an algorithm sends is seen."""
+        return self._ddp() if self.plan.exchange is None else None
+
+    def _ddp(self) -> Any:
         module = self.plan.model.module
         return module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else None
 

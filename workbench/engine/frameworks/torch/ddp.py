@@ -75,9 +75,9 @@ class DdpStrategy(WholeModelStrategy):
     def sum_over_shards(self, values: torch.Tensor) -> None:
         """As ``Shaped.sum_over_shards``: every rank has the whole model."""
 
-    def reducer(self) -> DistributedDataParallel:
-        """As ``DdpReduced.reducer``."""
-        return self.model
+    def reducer(self) -> DistributedDataParallel | None:
+        """As ``DdpReduced.reducer``: what an algorithm sends is seen."""
+        return self.model if self._exchange is None else None
 
     def rank_state(self) -> RankState:
         """As ``Checkpointable.held``."""

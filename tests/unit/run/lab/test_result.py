@@ -1,0 +1,107 @@
+"""What a lab says, of curves whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.errors import ConfigError
+from workbench.history.sources import ComparedRun
+from workbench.run.lab.options import DEFAULT, read
+from workbench.run.lab.result import Lab, Result, Trial, common_loss
+
+STEPS = 200
+
+
+def trial(algorithm: str, seed: int = 1, *, step_s: float, step_bytes: float, rate: float, floor: float = 0.0) -> Trial:
+    """A loss that falls as exp(-rate * step) to ``floor``."""
+    step = np.arange(1.0, STEPS + 1)
+    curve = {"step": step, "time": step_s * step, "bytes": step_bytes * step, "loss": floor + np.exp(-rate * step)}
+    run = ComparedRun(
+        label=f"{algorithm}-{seed}",
+        path=Path(algorithm or "ddp"),
+        origin="run",
+        state="finished",
+        ranks=2,
+        curve=curve | {"tps": step * math.nan, "grad_norm": step * math.nan, "tokens": step * math.nan},
+        validation=(np.empty(0), np.empty(0)),
+    )
+    return Trial(algorithm=algorithm, seed=seed, run=run)
+
+
+def lab(*groups: list[Trial], target: float | None = None) -> Lab:
+    trials = [each for group in groups for each in group]
+    results = tuple(Result(algorithm=group[0].algorithm, trials=tuple(group)) for group in groups)
+    return Lab(results=results, target=common_loss(trials) if target is None else target)
+
+
+WHOLE = {"step_s": 0.2, "step_bytes": 8e6, "rate": 0.05}
+HALF = {"step_s": 0.1, "step_bytes": 4e6, "rate": 0.05}
+
+
+def test_time_and_bytes_until_a_loss_are_those_of_the_closed_form():
+    found = lab([trial("", **WHOLE)], [trial("bf16", **HALF)], target=0.1).table().set_index("algorithm")
+    # the smoothed loss lags: s = 0.8 s + 0.2 exp(-rate t) beside 0.2 / (1 - 0.8 e^rate) exp(-rate t), from its start on
+    lag = 0.2 / (1 - 0.8 * math.exp(0.05))
+    steps = math.log(lag / 0.1) / 0.05
+    for name, options in (("ddp", WHOLE), ("bf16", HALF)):
+        row = found.loc[name]
+        assert row["steps"] == pytest.approx(steps, abs=1)
+        assert row["seconds"] == pytest.approx(row["steps"] * options["step_s"])
+        assert row["bytes"] == pytest.approx(row["steps"] * options["step_bytes"])
+        assert (row["step_s"], row["step_bytes"]) == pytest.approx((options["step_s"], options["step_bytes"]))
+
+
+def test_the_sentence_names_the_first_and_the_cost_of_the_others():
+    words = lab([trial("", **WHOLE)], [trial("bf16", **HALF)]).words()
+    assert words[0].startswith("bf16 reached loss") and "first, in" in words[0]
+    assert words[1] == "bf16 sent 2 times fewer bytes a step than ddp and took 0.50 times as long to the loss."
+    assert words[2] == "There is one seed, so no spread is known: pass --seeds 3."
+
+
+def test_the_target_is_the_lowest_loss_that_all_reach():
+    stuck = trial("topk:0.01", step_s=0.1, step_bytes=1e5, rate=0.05, floor=0.3)
+    found = lab([trial("", **WHOLE)], [stuck])
+    assert found.target == pytest.approx(stuck.losses().min())
+    assert all(math.isfinite(seconds) for seconds in found.table()["seconds"])
+    words = lab([trial("", **WHOLE)], [stuck], target=0.1).words()
+    assert words[0].startswith("ddp reached loss 0.1 first")
+    assert words[1] == "topk:0.01 sent 80 times fewer bytes a step than ddp and did not reach loss 0.1."
+
+
+def test_over_seeds_that_overlap_nobody_is_first_alone():
+    close = [trial("bf16", seed, **{**HALF, "step_s": 0.19 + 0.02 * seed}) for seed in range(3)]
+    whole = [trial("", seed, **WHOLE) for seed in range(3)]
+    words = lab(whole, close).words()
+    assert words[0].endswith("over the seeds it is not told apart from bf16.")
+    assert not any("one seed" in line for line in words)
+    apart = [trial("bf16", seed, **HALF) for seed in range(3)]
+    assert "told apart" not in lab(whole, apart).words()[0]
+
+
+def test_a_trial_that_failed_is_named_and_counts_as_never():
+    failed = Trial(algorithm="int4", seed=1, run=None, failed="run 'x' failed at step 3")
+    found = lab([trial("", **WHOLE)], [failed])
+    assert found.words()[0].startswith("ddp reached loss")
+    assert "int4, seed 1: run 'x' failed at step 3" in found.words()
+    assert len(found.compared()) == 1 and found.figures() == []
+    assert "int4" in repr(found) and "<table>" in found._repr_html_()
+
+
+def test_figures_are_over_time_bytes_and_steps():
+    found = lab([trial("", **WHOLE)], [trial("bf16", **HALF)])
+    titles = [figure.title.text for figure in found.figures()]
+    assert titles == ["Loss over time", "Loss over bytes sent", "Loss over steps"]
+    assert found.picture().startswith(b"\x89PNG")
+
+
+def test_algorithms_are_read_once_each():
+    assert read("ddp, ddp:bf16,bf16,topk+ef") == ["", "bf16", "topk:0.01+ef"]
+    assert read(DEFAULT) == ["", "bf16", "topk:0.01+ef", "powersgd:4"]
+    with pytest.raises(ConfigError, match="names none"):
+        read(" , ")
+    with pytest.raises(ConfigError, match="unknown algorithm 'bf17'"):
+        read("ddp,bf17")

@@ -1,0 +1,228 @@
+"""What a lab found: times and bytes until a loss, for each algorithm over its seeds."""
+
+from __future__ import annotations
+
+import html as markup
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.core import numbers
+from workbench.history.sources import ComparedRun
+from workbench.run.lab.options import called
+from workbench.telemetry.row_views import smooth
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STYLE = (
+    "<style>.dw-lab{font:13px/1.45 system-ui,sans-serif}.dw-lab table{border-collapse:collapse;margin:4px 0 12px}"
+    ".dw-lab th,.dw-lab td{padding:2px 8px;text-align:right;border-bottom:1px solid #8884;white-space:nowrap;"
+    "font-variant-numeric:tabular-nums}.dw-lab th{vertical-align:bottom;white-space:normal}"
+    ".dw-lab td:first-child,.dw-lab th:first-child{text-align:left}.dw-lab .scroll{overflow-x:auto}</style>"
+)
+_HEADS = ("algorithm", "time to the loss", "bytes until then", "bytes per step", "step", "last loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training of a lab. ``run``: its curves over steps, seconds and bytes of all ranks; None where it failed, for
+    the reason ``failed``."""
+
+    algorithm: str
+    seed: int
+    run: ComparedRun | None
+    failed: str = ""
+
+    def losses(self) -> np.ndarray:
+        """The loss of each step, smoothed (an exponential mean with weight 0.2)."""
+        return np.empty(0) if self.run is None else smooth(self.run.curve["loss"], math.nan)
+
+    def at(self, target: float, axis: str) -> float:
+        """The value of an axis ("time", "bytes", "step") when the smoothed loss first reached ``target``; NaN where it
+        did not."""
+        reached = np.flatnonzero(self.losses() <= target)
+        return float(self.run.curve[axis][reached[0]]) if self.run is not None and reached.size else math.nan
+
+    def step_s(self) -> float:
+        """The median time of a step."""
+        times = np.diff(self.run.curve["time"]) if self.run is not None else np.empty(0)
+        return float(np.median(times)) if times.size else math.nan
+
+    def step_bytes(self) -> float:
+        """The median of the bytes that all ranks sent in a step."""
+        sent = np.diff(self.run.curve["bytes"]) if self.run is not None else np.empty(0)
+        return float(np.median(sent)) if sent.size else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The trials of one algorithm."""
+
+    algorithm: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return called(self.algorithm)
+
+    def values(self, target: float, axis: str) -> list[float]:
+        """``Trial.at`` of each seed that did not fail."""
+        return [trial.at(target, axis) for trial in self.trials if trial.run is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """Algorithms that trained the same model, compared. It shows itself as a sentence and a table.
+
+    ``target``: the smoothed loss whose time is compared. ``names``: run -> its name, of all that were trained.
+    """
+
+    results: tuple[Result, ...]
+    target: float
+    names: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """One row per trial: algorithm, seed, run, seconds and bytes of all ranks until the target loss, the median
+        step in seconds and its bytes, and the smoothed loss at the end."""
+        import pandas as pd
+
+        rows = []
+        for result in self.results:
+            for trial in result.trials:
+                losses = trial.losses()
+                rows.append(
+                    {
+                        "algorithm": result.name,
+                        "seed": trial.seed,
+                        "run": self.names.get((result.algorithm, trial.seed), ""),
+                        "seconds": trial.at(self.target, "time"),
+                        "bytes": trial.at(self.target, "bytes"),
+                        "steps": trial.at(self.target, "step"),
+                        "step_s": trial.step_s(),
+                        "step_bytes": trial.step_bytes(),
+                        "last_loss": float(losses[-1]) if losses.size else math.nan,
+                        "failed": trial.failed,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def words(self) -> list[str]:
+        """What was found, in sentences."""
+        lines = [self._first()]
+        baseline = next((result for result in self.results if not result.algorithm), None)
+        if baseline is not None:
+            lines += self._beside(baseline)
+        failed = [(result, trial) for result in self.results for trial in result.trials if trial.failed]
+        lines += [f"{result.name}, seed {trial.seed}: {trial.failed}" for result, trial in failed]
+        if max((len(result.trials) for result in self.results), default=0) == 1:
+            lines.append("There is one seed, so no spread is known: pass --seeds 3.")
+        return lines
+
+    def _first(self) -> str:
+        """Who reached the loss first, where that can be told."""
+        ranked = sorted((self._time(each), each.name, each) for each in self.results)
+        known = [(time, each) for time, _, each in ranked if time < math.inf]
+        loss = f"loss {numbers.number(self.target)}"
+        if not known:
+            return f"No algorithm reached {loss} with every seed."
+        time, best = known[0]
+        slowest = max(best.values(self.target, "time"))
+        close = [each.name for _, each in known[1:] if min(each.values(self.target, "time")) <= slowest]
+        text = f"{best.name} reached {loss} first, in {_time_words(time)}"
+        return f"{text}; over the seeds it is not told apart from {', '.join(close)}." if close else f"{text}."
+
+    def _beside(self, baseline: Result) -> list[str]:
+        """How much faster and smaller than whole gradients the others are."""
+        lines, time, sent = [], self._time(baseline), _median(trial.step_bytes() for trial in baseline.trials)
+        for each in self.results:
+            own, size = self._time(each), _median(trial.step_bytes() for trial in each.trials)
+            if each is baseline or not size > 0:
+                continue
+            fewer = f"{each.name} sent {sent / size:.3g} times fewer bytes a step than {baseline.name}"
+            if own < math.inf and time < math.inf:
+                fewer += f" and took {own / time:.2f} times as long to the loss"
+            elif own == math.inf:
+                fewer += f" and did not reach loss {numbers.number(self.target)}"
+            lines.append(f"{fewer}.")
+        return lines
+
+    def _time(self, result: Result) -> float:
+        """The median over the seeds; infinite where one did not reach the loss, or failed."""
+        found = result.values(self.target, "time")
+        reached = len(found) == len(result.trials) and all(map(math.isfinite, found))
+        return statistics.median(found) if reached else math.inf
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                result.name,
+                _spread(result.values(self.target, "time"), _time_words),
+                _spread(result.values(self.target, "bytes"), numbers.decimal_bytes),
+                _spread([trial.step_bytes() for trial in result.trials], numbers.decimal_bytes),
+                _spread([trial.step_s() for trial in result.trials], _time_words),
+                _spread([float(each[-1]) for trial in result.trials if (each := trial.losses()).size], numbers.number),
+            ]
+            for result in self.results
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join([*self.words(), "", numbers.format_table(self._rows(), _HEADS)])
+
+    def _repr_html_(self) -> str:
+        words = "".join(f"<p>{markup.escape(line)}</p>" for line in self.words())
+        table = numbers.html_table(self._rows(), _HEADS)
+        return f'{_STYLE}<div class="dw-lab">{words}<div class="scroll">{table}</div></div>'
+
+    def compared(self) -> list[ComparedRun]:
+        """The runs of the first seed, one per algorithm."""
+        return [trial.run for result in self.results for trial in result.trials[:1] if trial.run is not None]
+
+    def figures(self) -> list[Any]:
+        """Loss over seconds, over bytes and over steps, of the first seed: Bokeh figures."""
+        from workbench.history.compare import compare_loaded
+        from workbench.history.curves import figures
+
+        runs = self.compared()
+        if len(runs) < 2:
+            return []
+        drawn = []
+        for axis, title in (("time", "Loss over time"), ("bytes", "Loss over bytes sent"), ("step", "Loss over steps")):
+            figure = figures(compare_loaded(runs, axis))[0]
+            figure.title.text = title
+            drawn.append(figure)
+        return drawn
+
+    def picture(self) -> bytes:
+        """A PNG of the figures, for viewers without scripts."""
+        from workbench.plots.still.png import Pane, side_by_side
+
+        return side_by_side([Pane(figure=each, title=str(each.title.text)) for each in self.figures()], height=320)
+
+
+def common_loss(trials: Sequence[Trial]) -> float:
+    """The lowest smoothed loss that all trials reach which took a step; NaN where none did."""
+    lowest = [float(np.nanmin(losses)) for trial in trials if (losses := trial.losses()).size]
+    return max(lowest, default=math.nan)
+
+
+def _time_words(value: float) -> str:
+    return numbers.milliseconds(1e3 * value)
+
+
+def _median(values: Any) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return statistics.median(known) if known else math.nan
+
+
+def _spread(values: Sequence[float], shown: Any) -> str:
+    """The median with the lowest and the highest of several; a dash where one is not known."""
+    if not values or not all(map(math.isfinite, values)):
+        return numbers.number(None)
+    middle = shown(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({shown(min(values))} to {shown(max(values))})"
