@@ -121,3 +121,17 @@ def test_three_hangs_are_found_by_asking_why(execute, few_figures: None) -> None
         r"rank 1 has not entered .*: it is in data loading, line \d+ of the cell in __getitem__", told("hangs-11")
     )
     assert "failed at step" in told("hangs-17") and "on rank 1: killed by signal 9 (SIGKILL)" in told("hangs-17")
+
+
+def test_algorithms_of_communication_are_compared(execute, few_figures: None) -> None:
+    runs, executed = execute("11_does_compression_help.ipynb", steps=5)
+    assert {run.status for run in runs.values()} == {"finished"} and len(runs) == 6, "ddp twice, under one name"
+    cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+
+    def told(cell: str) -> str:
+        return "".join(str(output.get("data", {}).get("text/plain", "")) for output in cells[cell].outputs)
+
+    assert "times fewer bytes a step than ddp" in told("lab-04") and "There is one seed" in told("lab-04")
+    assert all(name in told("lab-08") for name in ("ddp", "topk:0.01", "topk:0.01+ef"))
+    assert "every-2nd+ef sent" in told("lab-11")
+    assert "bytes" in told("lab-13")
