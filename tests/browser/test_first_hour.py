@@ -140,16 +140,24 @@ def values_of_ranks(notebook: Notebook) -> None:
 
 
 def errors_of_ranks(notebook: Notebook) -> None:
-    assert "breakpoint() at line 2 in f is passed over" in notebook.shown("break")
+    stopped = notebook.begin("break")
+    answered(stopped, "p rank + 10", "c")
+    told = notebook.output(stopped)
+    assert "line 2 of the cell" in told and "10" in told and "11" in told and told.endswith("7"), told
     told = notebook.shown("raises")
     assert "ZeroDivisionError" in told and "line 2" in told and not OURS.search(told), told
     debugged = notebook.begin("debug")
-    asked = debugged.locator(".jp-Stdin-input")
-    asked.wait_for()
-    asked.fill("q")
-    asked.press("Enter")
+    answered(debugged, "q")
     shown = notebook.output(debugged)
     assert "<module>" in shown and not OURS.search(shown), shown
+
+
+def answered(cell: Any, *lines: str) -> None:
+    """Type lines at the prompts of a cell that runs."""
+    for line in lines:
+        asked = cell.locator(".jp-Stdin-input:not([disabled])")
+        asked.fill(line)
+        asked.press("Enter")
 
 
 def interrupted(notebook: Notebook, page: LabPage) -> None:

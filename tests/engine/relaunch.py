@@ -103,13 +103,12 @@ def skips(
     rank: int, ranks: int, directory: Path, *, options: dict[str, Any], model: str = "gpt2"
 ) -> list[dict[str, Any]]:
     """Sixteen steps in fp16 that start with a loss scale which overflows."""
-    from workbench.engine.frameworks.colossal import gemini_plan, plugins, zero_plan
+    from workbench.engine.frameworks.colossal.plugin import Plan
 
     spec = TrainSpec.from_options({"ranks": ranks, "precision": "fp16", **options})
     found = []
     with ExitStack() as stack:
-        for module in (plugins, zero_plan, gemini_plan):
-            stack.enter_context(mock.patch.object(module, "INITIAL_SCALE", 2.0**24))
+        stack.enter_context(mock.patch.object(Plan, "initial_scale", 2.0**24))
         stack.enter_context(joined(rank, ranks, directory, device_type="cpu"))
         strategy = boosted.prepared(rank, spec, model)
         for step in range(16):

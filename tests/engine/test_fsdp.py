@@ -80,7 +80,7 @@ def test_what_cannot_be_sharded_is_refused(model: torch.nn.Module, message: str)
 
 def test_an_optimizer_that_looks_at_whole_weights_is_refused() -> None:
     model = torch.nn.Linear(4, 4, bias=False)
-    with pytest.raises(ConfigError, match="looks at whole weights"):
+    with pytest.raises(ConfigError, match="reads whole weights"):
         _check(model, torch.optim.Muon(model.parameters(), lr=0.1))
 
 

@@ -15,7 +15,7 @@ from tests.engine import boosted, models
 from tests.engine.steered import Script
 from workbench.core.config import TrainSpec
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.frameworks.colossal import plugins as plans
+from workbench.engine.frameworks.colossal.plugin import Plan
 from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.loop.trainer import Trainer
@@ -56,7 +56,7 @@ def train(
     The table "gradient rows" is ``gradients`` with the rows of ``layer_norms`` among them.
     """
     if initial_scale:
-        plans.INITIAL_SCALE = initial_scale
+        Plan.initial_scale = initial_scale
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, "eval_every": 0, **options})
     control = directory / CONTROL_FILE
     control.touch()

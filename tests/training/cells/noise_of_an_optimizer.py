@@ -29,5 +29,5 @@ dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
 criterion = nn.MSELoss()
 """,
     plain=LOSSES_ONLY,
-    refused={"zero1": "looks at whole weights", "zero2": "looks at whole weights"},
+    refused={"zero1": "reads whole weights", "zero2": "reads whole weights"},
 )

@@ -14,5 +14,5 @@ inputs = torch.randn(32, 6)
 dataset = torch.utils.data.TensorDataset(inputs, inputs[:, :1] * 2)
 criterion = nn.MSELoss()
 """,
-    refused={"zero1": "looks at whole weights", "zero2": "looks at whole weights"},
+    refused={"zero1": "reads whole weights", "zero2": "reads whole weights"},
 )

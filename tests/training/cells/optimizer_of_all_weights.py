@@ -29,8 +29,8 @@ criterion = lambda outputs, batch: outputs.loss
 """,
     plans=("ddp", "zero1", "tp", "pp"),
     refused={
-        "zero1": "looks at whole weights",
-        "tp": "looks at whole weights",
-        "pp": "looks at several weights at once",
+        "zero1": "reads whole weights",
+        "tp": "reads whole weights",
+        "pp": "reads several weights at once",
     },
 )

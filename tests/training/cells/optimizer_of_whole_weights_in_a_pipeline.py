@@ -27,5 +27,5 @@ dataset = [{"input_ids": row, "labels": row} for row in ids]
 criterion = lambda outputs, batch: outputs.loss
 """,
     plans=("ddp", "tp", "pp"),
-    refused={"tp": "looks at whole weights"},
+    refused={"tp": "reads whole weights"},
 )

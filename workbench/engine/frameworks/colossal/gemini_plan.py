@@ -20,7 +20,7 @@ import torch
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.module_state import ScalerState
-from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, Plan, Wanted, record_skips
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -75,7 +75,7 @@ class GeminiPlan(Plan):
             precision=self.spec.precision,
             search_range_m=min(_CHUNK_MILLIONS, millions),
             min_chunk_size_m=min(_CHUNK_MILLIONS, millions / _CHUNKS),
-            initial_scale=INITIAL_SCALE,
+            initial_scale=self.initial_scale,
             pin_memory=is_gpu,
             enable_async_reduce=is_gpu,
         )

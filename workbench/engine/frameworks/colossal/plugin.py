@@ -35,8 +35,6 @@ from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import LossScaler, Originals, RankState
 
-#: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less.
-INITIAL_SCALE = 2.0**10
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,6 +56,8 @@ class Plan(ABC):
     """
 
     masters_are_slices = False
+    #: first loss scale in fp16. Upstream's defaults (2**16, 2**32) skip so many steps that short runs learn less
+    initial_scale = 2.0**10
     #: the algorithm that averages the gradients in place of an all-reduce
     exchange: GradientExchange | None = None
 

@@ -16,7 +16,7 @@ from workbench.engine.frameworks.colossal.gemini_plan import GeminiPlan
 from workbench.engine.frameworks.colossal.local_gradients import before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import SCHEDULES
-from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, Plan, Wanted, record_skips
 from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction, mark_biases
 from workbench.engine.frameworks.colossal.zero_plan import ZeroPlan
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
@@ -34,7 +34,7 @@ class DdpPlan(Plan):
         from colossalai.booster.plugin import TorchDDPPlugin
 
         is_fp16 = self.spec.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=is_fp16)
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=self.initial_scale, enabled=is_fp16)
         return TorchDDPPlugin(find_unused_parameters=not self.spec.recipe)
 
     def reduction_of(self) -> DdpReduction:
@@ -88,7 +88,7 @@ class HybridPlan(Plan):
             num_model_chunks=SCHEDULES[plan.schedule].chunks,
             overlap_p2p=self.device.type == "cuda",  # else its last message is dropped (interleaved_pp.py:576)
             find_unused_parameters=not self.spec.recipe,
-            initial_scale=INITIAL_SCALE,
+            initial_scale=self.initial_scale,
             max_norm=self.spec.clip,
             parallel_output=False,  # a criterion sees whole logits
             make_vocab_size_divisible_by=1,

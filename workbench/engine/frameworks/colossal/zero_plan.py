@@ -14,7 +14,7 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import before_buckets
 from workbench.engine.frameworks.colossal.module_state import ScalerState
-from workbench.engine.frameworks.colossal.plugin import INITIAL_SCALE, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import Plan, Wanted, record_skips
 from workbench.engine.frameworks.colossal.zero.reduction import ZeroReduction
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -33,7 +33,7 @@ class ZeroPlan(Plan):
         return LowLevelZeroPlugin(
             stage=2 if self.spec.plan.plugin == "zero2" else 1,
             precision=self.spec.precision,
-            initial_scale=INITIAL_SCALE,
+            initial_scale=self.initial_scale,
             max_norm=self.spec.clip,
             cpu_offload=self.spec.plan.offload,
             overlap_communication=self.device.type == "cuda",  # needs streams: low_level_optim.py:343
