@@ -43,13 +43,18 @@ def _call(request: CallInRanks) -> None:
 
 
 def call_in_ranks(directory: Path, request: CallInRanks) -> str:
-    """Tells the ranks of a request to call its function. Returns "", or which ranks cannot be told and why."""
+    """Tells the ranks of a request to call its function; those that have ended call nothing.
+
+    Returns "", or which ranks cannot be told and why.
+    """
     line, failed = encode(request), {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         for rank in request.ranks:
             try:
                 sender.sendto(line, _path(directory, rank))
+            except ConnectionRefusedError:
+                continue  # it has ended, which its server tells
             except OSError as error:
                 failed[rank] = error.strerror or str(error)
     return f"{format_ranks(failed)} cannot be told: {next(iter(failed.values()))}" if failed else ""
