@@ -34,4 +34,5 @@ def test_the_report_of_an_unsaved_notebook_has_its_outputs(
     report = path.with_suffix(".html").read_text(encoding="utf-8")
     assert "six times seven is 42" in report
     outputs = page.page.locator(".jp-CodeCell").nth(2).locator(".jp-OutputArea-child")
+    outputs.nth(1).wait_for()
     assert outputs.count() == 2, "the link and the path: what saves shows nothing"
