@@ -28,7 +28,7 @@ class FrameworkMagics(Magics):
     @argument("name", help="what --algorithm calls it")
     @cell_magic
     def dist_algorithm(self, line: str, cell: str) -> None:
-        """Define an algorithm of communication, which ``%dist_train --algorithm NAME`` then uses.
+        """Define a communication algorithm (gradient compression), which ``%dist_train --algorithm NAME`` then uses.
 
         The cell defines a class of ``Compressor``, with ``encode`` and ``decode`` of a flat gradient, or of
         ``Exchange``. Ranks run the cell; ``torch`` and ``dist`` are there.

@@ -23,7 +23,7 @@ class NamesMagics(Magics):
     def dist_who(self, line: str) -> NamesTable:
         """Show the variables of ranks with type, shape, dtype, device and size, and whether ranks differ.
 
-        Values are compared on the ranks, by fingerprints; of a tensor of more than a million elements, so many of them.
+        Values are compared by fingerprints on the ranks; large tensors by a million of their elements.
         """
         arguments = parse(self.dist_who, line)
         session = current_session()

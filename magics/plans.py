@@ -1,5 +1,5 @@
-"""``%dist_plans``: what each rank will hold under each plan, before anything is trained. ``%dist_lab``: algorithms of
-communication, compared by training."""
+"""``%dist_plans``: what each rank will hold under each plan, before anything is trained. ``%dist_lab``: communication
+algorithms, compared by training."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class PlansMagics(Magics):
     @run_flags
     @line_cell_magic
     def dist_lab(self, line: str, cell: str | None = None) -> Lab | None:
-        """Train a model under several algorithms of communication, with the same data and seeds, and compare the time
-        and the bytes until a loss.
+        """Compare communication algorithms (gradient compression): train with each, with the same data and seeds, and
+        compare the time and the bytes to a loss.
 
         It takes the flags and the cell of ``%dist_train``: ``%dist_lab stdlib-llama -n 2 --algorithms
         ddp,bf16,powersgd:4 --seeds 3``. Returns a ``Lab``: sentences, a table (``.table()``: one row per training) and

@@ -1,4 +1,4 @@
-"""Algorithms that send less than whole gradients, against NumPy, and against the bytes that they promise."""
+"""Communication algorithms against NumPy, and against the bytes that they promise."""
 
 from __future__ import annotations
 

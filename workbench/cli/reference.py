@@ -219,7 +219,7 @@ def communication() -> Iterator[str]:
     """The algorithms that ``--algorithm`` names."""
     whole = 4 * math.prod(_SHAPE)
     yield (
-        "## Algorithms that send less than whole gradients\n\nValues of `--algorithm` (see "
+        "## Communication algorithms\n\nValues of `--algorithm` (see "
         f"[communication](communication.md)). Bytes are what a rank sends in a step of a weight of {_SHAPE[0]:,} x "
         f"{_SHAPE[1]:,}, with the number that is shown, against {whole:,} of an all-reduce in fp32. Error feedback "
         "keeps 4 bytes of memory for each element."

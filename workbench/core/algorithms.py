@@ -1,4 +1,4 @@
-"""Algorithms that send less than whole gradients, as everything but a rank sees them: facts, found by entry point.
+"""Communication algorithms (gradient compression), as everything but a rank sees them: facts, found by entry point.
 
 An algorithm is an entry point of the group ``dist_workbench.algorithms`` whose object is an ``Algorithm``. The module
 that defines it imports no tensor library; what runs on ranks is named by its dotted name and loaded there. A person can

@@ -66,7 +66,7 @@ class ParallelPlan:
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
     ``offload``: the host's memory holds the optimizer's state (under fsdp the shards of the weights too).
     ``placement``: how Gemini places chunks of weights, "static" or "auto".
-    ``algorithm``: what ranks send of their gradients, such as ``topk:0.01+ef`` ("": all of them).
+    ``algorithm``: the communication algorithm, such as ``topk:0.01+ef`` ("": an all-reduce in fp32).
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
     runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train. So

@@ -286,7 +286,7 @@ CONTROLS: tuple[Control, ...] = (
             button=Button(text="Checkpoint", title="Write a checkpoint now", place="checkpoint", asked="Saving…")),
     Control(name="stop", title="stop", kind="choice", choices=("step", "checkpoint", "no-checkpoint"), default="step",
             ends=True,
-            help="end the run after this step, as after its last one; or with, or without a checkpoint in any case",
+            help="end the run after this step, with its final checkpoint; checkpoint or no-checkpoint overrides that",
             button=Button(text="Stop", title="Stop training", place="stop", asked="Stopping…",
                           question="End the run?",
                           answers=(("With checkpoint", "checkpoint"), ("Without", "no-checkpoint")))),

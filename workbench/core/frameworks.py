@@ -151,7 +151,7 @@ class PlanOptions(Protocol):
 
     @property
     def algorithm(self) -> str:
-        """What is sent of gradients, as ``workbench.core.algorithms`` reads it ("": all of them)."""
+        """The communication algorithm, as ``workbench.core.algorithms`` reads it ("": none)."""
 
 
 @dataclass(frozen=True, kw_only=True)

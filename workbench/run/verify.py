@@ -113,8 +113,8 @@ def _short(spec: TrainSpec, steps: int, cell: str | None) -> TrainSpec:
     plan = spec.plan
     if plan.algorithm:
         raise ConfigError(
-            f"--algorithm {plan.algorithm} sends less than whole gradients, so its losses are others than those of one "
-            "process: verify the plan without it",
+            f"--algorithm {plan.algorithm} compresses gradients, so losses differ from those of one process by "
+            "intention: verify the plan without it",
             field="--algorithm",
         )
     for capability in (Capability.CHECKPOINTABLE, Capability.WATCHABLE):

@@ -1,1 +1,1 @@
-"""Algorithms of communication compared by training: the same model, data and seeds under each."""
+"""Communication algorithms compared by training: the same model, data and seeds under each."""

@@ -1,4 +1,4 @@
-"""Trains a model once for each algorithm of communication and each seed, on the same ranks, and compares."""
+"""Trains a model once for each communication algorithm and each seed, on the same ranks, and compares."""
 
 from __future__ import annotations
 
