@@ -47,7 +47,7 @@ def after(runs: Path) -> Iterator[Completes]:
     ("text", "offered"),
     [
         ("%dist_train --rec", {"--recipe"}),
-        ("run = %dist_train --recipe stdlib-llama --pl", {"--plan", "--plugin"}),
+        ("run = %dist_train --recipe stdlib-llama --pl", {"--placement", "--plan", "--plugin"}),
         ("%%dist_train --no-f", {"--no-final-checkpoint"}),
         ("%dist_train --batch_", {"--batch_size"}),
         ("%dist_train --recipe dig", {"digits-vit"}),
