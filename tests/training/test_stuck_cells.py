@@ -128,6 +128,9 @@ def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: Interactive
             if live is not None and live.waiting and live.description.shape == "7":
                 break
             time.sleep(0.02)
+        time.sleep(
+            1.0
+        )  # it is told just before native code waits, and an interrupt before that ends the cell by itself
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press, daemon=True).start()
