@@ -1,4 +1,4 @@
-"""Python stacks of a rank's threads: asked for by a signal, or with py-spy where that is installed and allowed."""
+"""Python stacks of a rank that cannot run Python: asked for by a signal, or with py-spy where that is allowed."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, LiveCollective, RowReader
 from workbench.core.live.collective_row import row_path as collective_path
 from workbench.core.live.rank_row import RankRow
-from workbench.core.live.stack_text import Frame, Stack, with_code
+from workbench.core.live.stack_text import Frame, Stack, parse, with_code
 from workbench.diagnosis import flight, stacks
 from workbench.diagnosis.process import Activity, ProcessCounters, read_counters, state_of
 
@@ -73,8 +73,15 @@ def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> li
         for rank, path in told.items():
             request = CallInRanks(ranks=[rank], function=_ANSWER, arguments={"path": str(path)})
             call_in_ranks(directory, request)  # a rank without such a thread does not answer, as seen below
-        found = stacks.ask(directory, {rank: rows[rank] for rank in before})
         answers = {rank: _answer(path, began) for rank, path in told.items()}
+        found = {
+            rank: parse(_stacks_beside(told[rank]), rows[rank].main_thread)
+            for rank, answer in answers.items()
+            if answer is not None
+        }
+        # native code holds the lock of the interpreter, or the process is stopped: else the signal would read the calls
+        # of threads that go on meanwhile, which can end the process
+        found |= stacks.ask(directory, {rank: rows[rank] for rank in before if rank not in found})
     states = _states({rank: rows[rank].pid for rank in before}, began + _BETWEEN_S)
     views = []
     for rank in ranks:
@@ -148,6 +155,14 @@ def _counters(row: RankRow) -> ProcessCounters | None:
         return counters if lives else None
     except OSError:
         return None
+
+
+def _stacks_beside(path: Path) -> str:
+    """Returns the stacks that a rank wrote beside its answer; "" where there are none any more."""
+    try:
+        return rank_row.answered_stacks(path).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _answer(path: Path, began: float) -> str | None:

@@ -1,7 +1,7 @@
 """What a rank does at this moment, in a small file that other processes read without its help.
 
 A rank has one file of fixed size, mapped into memory: its process, its step and its phase, with the time of their
-begin. On a signal it writes the Python stacks of all its threads into a second file, also while native code holds the
+begin. On a signal it writes the Python stacks of all its threads into a second file, while native code holds the
 interpreter's lock. Little-endian.
 """
 
@@ -135,6 +135,11 @@ def live_directory() -> str:
 tellers: list[Callable[[], str]] = []
 
 
+def answered_stacks(path: Path) -> Path:
+    """Returns the file beside an answer that has the stacks of all threads."""
+    return Path(f"{path}.stacks")
+
+
 def answer(path: str) -> None:
     """Writes the lines of cells that the main thread is in, and what the ``tellers`` say, into the file ``path``.
 
@@ -142,6 +147,8 @@ def answer(path: str) -> None:
     """
     beside = Path(f"{path}.new")
     with contextlib.suppress(FileNotFoundError):  # the one that asked has given up, and removed the directory
+        with answered_stacks(Path(path)).open("wb", buffering=0) as file:
+            faulthandler.dump_traceback(file, all_threads=True)  # no other thread runs Python meanwhile
         beside.write_text("\n".join([cell_lines(), *(tell() for tell in tellers)]), encoding="utf-8")
         beside.replace(path)
 
