@@ -71,10 +71,11 @@ class Exchange(ABC):
 
     @abstractmethod
     def begin(
-        self, gradients: Sequence[Gradient], group: dist.ProcessGroup
+        self, gradients: Sequence[Gradient], group: dist.ProcessGroup | None
     ) -> tuple[torch.futures.Future[object] | None, Finish]:
         """Begin to exchange. Returns what is awaited before the function that finishes may be called; None: nothing,
-        all collectives are over. On all ranks with the same gradients, in the same order."""
+        all collectives are over. On all ranks with the same gradients, in the same order. ``group``: None: all ranks.
+        """
 
 
 class Compressor(Exchange):
@@ -103,7 +104,7 @@ class Compressor(Exchange):
         return mean
 
     def begin(
-        self, gradients: Sequence[Gradient], group: dist.ProcessGroup
+        self, gradients: Sequence[Gradient], group: dist.ProcessGroup | None
     ) -> tuple[torch.futures.Future[object] | None, Finish]:
         """As ``Exchange.begin``: one collective, which goes on while the backward pass does."""
         codes = [self._coded(each) for each in gradients]

@@ -16,7 +16,7 @@ class _Cast(Exchange):
     dtype: torch.dtype
 
     def begin(
-        self, gradients: Sequence[Gradient], group: dist.ProcessGroup
+        self, gradients: Sequence[Gradient], group: dist.ProcessGroup | None
     ) -> tuple[torch.futures.Future[object] | None, Finish]:
         """As ``Exchange.begin``: one collective, which goes on while the backward pass does."""
         rounded = torch.cat([each.value.flatten() for each in gradients]).to(self.dtype)

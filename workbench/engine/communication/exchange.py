@@ -32,7 +32,8 @@ class GradientExchange:
     ) -> None:
         self._names = {id(parameter): users_name(name) for name, parameter in parameters.items()}
         self._places = {name: place for place, name in enumerate(self._names.values())}
-        self._group = group
+        # no reference to the group of all ranks, which would end in a thread of gloo that drops the last callback
+        self._group = None if group is dist.group.WORLD else group
         self._seed = seed
         self._rank = dist.get_rank(group)
         self._scale = scale

@@ -32,7 +32,7 @@ class PowerSgd(Exchange):
         return {"right_factor": first}
 
     def begin(
-        self, gradients: Sequence[Gradient], group: dist.ProcessGroup
+        self, gradients: Sequence[Gradient], group: dist.ProcessGroup | None
     ) -> tuple[torch.futures.Future[object] | None, Finish]:
         """As ``Exchange.begin``."""
         low = [each for each in gradients if each.name in self._right]
@@ -51,7 +51,7 @@ class PowerSgd(Exchange):
         return None, lambda: [found[each.name] for each in gradients]
 
 
-def _mean(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> list[torch.Tensor]:
+def _mean(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup | None) -> list[torch.Tensor]:
     """The means over the ranks, by one all-reduce."""
     if not tensors:
         return []
