@@ -124,8 +124,13 @@ def test_three_hangs_are_found_by_asking_why(execute, few_figures: None) -> None
 
 
 def test_algorithms_of_communication_are_compared(execute, few_figures: None) -> None:
-    runs, executed = execute("11_does_compression_help.ipynb", steps=5)
-    assert {run.status for run in runs.values()} == {"finished"} and len(runs) == 6, "ddp twice, under one name"
+    runs, executed = execute("11_does_compression_help.ipynb", steps=40)
+    assert {run.status for run in runs.values()} == {"finished"} and len(runs) == 9, "ddp twice, under one name"
+    last = {
+        name: runs[f"small-{name}-1024"].metrics()["loss"].iloc[-8:].mean()
+        for name in ("ddp", "topk-0.01", "topk-0.01-ef")
+    }
+    assert last["topk-0.01"] > 1.2 * last["topk-0.01-ef"], "under SGD, what was not sent is lost without error feedback"
     cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
 
     def told(cell: str) -> str:
