@@ -66,12 +66,12 @@ _HOMES = {
     "compare": "workbench.history.compare",
     "compare_inside": "workbench.run.inside_comparison",
     "debug": "workbench.run.debug",
+    "lab": "workbench.run.lab.lab",
     "observe": "workbench.engine.observed.observe",
     "plans": "workbench.run.planning.plans",
     "runs": "workbench.history.index",
     "train": "workbench.run.api",
     "Verification": "workbench.verification.result",
-    "lab": "workbench.run.lab.lab",
     "verify": "workbench.run.verify",
     "why": "workbench.run.why",
 }

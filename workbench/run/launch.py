@@ -6,7 +6,8 @@ import contextlib
 import pkgutil
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from workbench.cluster.hosts.placement import CPU, Placement, default_ranks, pla
 from workbench.cluster.session import Session
 from workbench.cluster.startup_notice import print_when_slow
 from workbench.core.config import TrainSpec
-from workbench.errors import ClusterError
+from workbench.errors import ClusterError, RunError
 from workbench.run import detached
 from workbench.run.job import TrainingJob
 from workbench.run.peer_watch import PeerWatch
@@ -25,6 +26,10 @@ from workbench.rundir import directory as run_directory
 
 #: the plan that the planner chooses
 AUTO = "auto"
+#: told what is trained, and how many of all steps are done
+Progress = Callable[[str, int, int], object]
+#: seconds after which a training that nobody waits for any more is interrupted, and in which it then ends
+_INTERRUPT_AFTER_S = 5.0
 
 
 def train(
@@ -143,3 +148,31 @@ def _start_ranks(placement: Placement, framework: str, *, again: bool) -> Sessio
         for text in session.warnings:
             print(f"warning: {text}", file=sys.stderr)
     return session
+
+
+def counting(progress: Progress | None, what: str, before: int, steps: int) -> Callable[[int], object]:
+    """A function that tells ``progress`` how many of all ``steps`` are done, given those of the training ``what``;
+    ``before``: those of the trainings before it."""
+    return lambda done: None if progress is None else progress(what, before + done, steps)
+
+
+def follow(run: Run, session: Session, tell: Callable[[int], object]) -> None:
+    """Wait until a training on the ranks of ``session`` is over, and tell its last step meanwhile. An interrupt ends
+    the training first: after its step, or at once where that takes too long."""
+    try:
+        while not run.ended():
+            tell(run.last_step)
+            time.sleep(0.05)
+    except BaseException:
+        _end(run, session)
+        raise
+
+
+def _end(run: Run, session: Session) -> None:
+    with contextlib.suppress(RunError):  # it has just ended by itself
+        run.stop("no-checkpoint")
+    for act in (lambda: None, lambda: session.interrupt(range(run.plan.ranks))):
+        act()
+        deadline = time.monotonic() + _INTERRUPT_AFTER_S
+        while not run.ended() and time.monotonic() < deadline:
+            time.sleep(0.05)

@@ -8,9 +8,7 @@ far equal trainings part.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError
 from workbench.events.decode import of_kind
 from workbench.run.job import TrainingJob
-from workbench.run.launch import resolved, session_for
+from workbench.run.launch import Progress, counting, follow, resolved, session_for
 from workbench.run.peer_watch import PeerWatch
 from workbench.run.run import Run
 from workbench.run.verify_options import AGAINST, DDP, SINGLE
@@ -56,10 +54,6 @@ _SHORT = {
     "on_nonfinite": "go",
     "notify": "",
 }
-_INTERRUPT_AFTER_S = 5.0
-
-#: told what is trained, and how many of all steps are done
-Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +149,9 @@ def _verified(path: Path, spec: TrainSpec, plan_path: Path, against: str, progre
         runs = []
         for turn, training in enumerate(planned):
             try:
-                runs.append(_train(session, training, path, _counting(progress, turn, training)))
+                steps = training.spec.steps
+                tell = counting(progress, training.what, turn * steps, len(planned) * steps)
+                runs.append(_train(session, training, path, tell))
             except RunError as error:
                 if turn != 1 or against == DDP or not _out_of_memory(error):
                     raise
@@ -174,11 +170,6 @@ def _out_of_memory(error: RunError) -> bool:
     return "out of memory" in str(error).lower() or "MemoryError" in str(error)
 
 
-def _counting(progress: Progress | None, turn: int, training: Trained) -> Callable[[int], object]:
-    steps = training.spec.steps
-    return lambda done: None if progress is None else progress(training.what, turn * steps + done, 3 * steps)
-
-
 def _train(session: Session, training: Trained, beside: Path, tell: Callable[[int], object]) -> Run:
     """Train to the end and return the run. An interrupt ends the training first."""
     make(training, beside)
@@ -186,13 +177,7 @@ def _train(session: Session, training: Trained, beside: Path, tell: Callable[[in
     job = TrainingJob(Run(training.path))
     submission = job.start(session)
     PeerWatch(session, job, submission)
-    try:
-        while not job.run.ended():
-            tell(job.run.last_step)
-            time.sleep(0.05)
-    except BaseException:
-        _end(job.run, session)
-        raise
+    follow(job.run, session, tell)
     job.run.raise_if_failed()
     tell(training.spec.steps)
     return job.run
@@ -206,17 +191,6 @@ def make(training: Trained, beside: Path) -> None:
         cell = file.read_text(encoding="utf-8") if file.is_file() else None
         run_directory.create(training.spec, cell, like=beside, at=training.path)
     training.request.write(training.path)
-
-
-def _end(run: Run, session: Session) -> None:
-    """End a training that nobody waits for any more: after its step, or at once where that takes too long."""
-    with suppress(RunError):  # it has just ended by itself
-        run.stop("no-checkpoint")
-    for act in (lambda: None, lambda: session.interrupt(range(run.plan.ranks))):
-        act()
-        deadline = time.monotonic() + _INTERRUPT_AFTER_S
-        while not run.ended() and time.monotonic() < deadline:
-            time.sleep(0.05)
 
 
 def compare(runs: list[Run], planned: list[Trained], against: str) -> Verification:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from workbench.cluster.session import Session
 from workbench.core import plan_grammar
-from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.errors import ConfigError, RunError
 from workbench.history.sources import from_run
 from workbench.run.lab.options import DEFAULT, called, read
 from workbench.run.lab.result import Lab, Result, Trial, common_loss
-from workbench.run.launch import train
+from workbench.run.launch import Progress, counting, follow, resolved, train
 from workbench.run.planning.attempt import LEAST_STEPS, attempt
-from workbench.run.resolve import Request, resolve
+from workbench.run.resolve import Request
 from workbench.run.run import Run
 
-#: ``progress(what, done, steps)``: how many steps of all trials are done, and what is trained
-Progress = Callable[[str, int, int], object]
 _PLUGIN = "ddp"
-#: seconds that a training has to end after its step when it is given up
-_STOP_S = 10.0
 
 
 def lab(
@@ -47,7 +42,8 @@ def lab(
 
     Evaluations and checkpoints are left out unless they are asked for, as they take time. A few steps are trained
     before, so that the first algorithm does not pay for what is paid once. Runs are kept. A trial that fails is named,
-    and the others go on. Raises ``ConfigError`` before anything is trained.
+    and the others go on. ``progress`` is told how many steps of all trials are done. Raises ``ConfigError`` before
+    anything is trained.
     """
     given = {"eval_every": 0, "final_checkpoint": False, **plan_grammar.expanded({**(options or {}), **more})}
     chosen = read(algorithms)
@@ -55,7 +51,7 @@ def lab(
         raise ConfigError("--algorithm names one: name all that are compared in --algorithms", field="--algorithm")
     if seeds < 1:
         raise ConfigError(f"--seeds must be a whole number of at least 1, not {seeds}", field="--seeds")
-    first = resolve({"plugin": _PLUGIN, **given}, config=config, cell=cell, default_ranks=2)
+    first = resolved({"plugin": _PLUGIN, **given}, config=config, cell=cell)
     if first.spec.plan.plugin != _PLUGIN:
         raise ConfigError(
             f"--plugin {first.spec.plan.plugin} exchanges gradients in its own way, and algorithms need --plugin "
@@ -70,18 +66,17 @@ def lab(
         for algorithm in chosen
     ]
     for algorithm, seed, base in wanted:  # all of them are refused before the first is trained
-        resolve({**base, "algorithm": algorithm, "seed": seed}, config=config, cell=cell, default_ranks=2)
+        resolved({**base, "algorithm": algorithm, "seed": seed}, config=config, cell=cell)
     _warm_up(first)
-    trials, names, steps = [], {}, first.spec.steps
+    trials, steps = [], first.spec.steps
     for turn, (algorithm, seed, base) in enumerate(wanted):
         name = _name(first.spec.name, algorithm, seed)
-        names[algorithm, seed] = name
         what = f"{called(algorithm)}, seed {seed} ({turn + 1} of {len(wanted)})"
-        tell = _telling(progress, what, turn * steps, len(wanted) * steps)
+        tell = counting(progress, what, turn * steps, len(wanted) * steps)
         run = train({**base, "algorithm": algorithm, "seed": seed, "name": name}, config=config, cell=cell)
         trials.append(_trial(run, algorithm, seed, tell))
     results = [Result(algorithm=each, trials=tuple(t for t in trials if t.algorithm == each)) for each in chosen]
-    return Lab(results=tuple(results), target=common_loss(trials) if target is None else target, names=names)
+    return Lab(results=tuple(results), target=common_loss(trials) if target is None else target)
 
 
 def _warm_up(request: Request) -> None:
@@ -91,28 +86,18 @@ def _warm_up(request: Request) -> None:
         raise RunError(found.failed)
 
 
-def _telling(progress: Progress | None, what: str, before: int, steps: int) -> Callable[[int], object]:
-    return lambda done: None if progress is None else progress(what, before + done, steps)
-
-
 def _trial(run: Run, algorithm: str, seed: int, tell: Callable[[int], object]) -> Trial:
-    """Wait for a run, and read it. An interrupt ends the run first."""
-    try:
-        while not run.ended():
-            tell(run.last_step)
-            time.sleep(0.05)
-    except BaseException:
-        with suppress(RunError):  # it has just ended by itself
-            run.stop("no-checkpoint")
-        deadline = time.monotonic() + _STOP_S
-        while not run.ended() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        raise
+    """Wait for a run, and read it."""
+    session = Session.current()
+    assert session is not None  # it was started on its ranks
+    follow(run, session, tell)
+    found, failed = None, ""
     try:
         run.raise_if_failed()
-    except WorkbenchError as error:
-        return Trial(algorithm=algorithm, seed=seed, run=None, failed=str(error))
-    return Trial(algorithm=algorithm, seed=seed, run=from_run(run.path, x="bytes"))
+        found = from_run(run.path, x="bytes")
+    except RunError as error:
+        failed = str(error)
+    return Trial(algorithm=algorithm, seed=seed, name=run.name, run=found, failed=failed)
 
 
 def _name(base: str, algorithm: str, seed: int) -> str:

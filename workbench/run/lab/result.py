@@ -5,8 +5,8 @@ from __future__ import annotations
 import html as markup
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,13 +30,14 @@ _HEADS = ("algorithm", "time to the loss", "bytes until then", "bytes per step",
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training of a lab. ``run``: its curves over steps, seconds and bytes of all ranks; None where it failed, for
-    the reason ``failed``."""
+    """One training of a lab. ``name``: of its run. ``run``: its curves over steps, seconds and bytes of all ranks; None
+    where it failed, for the reason ``failed``."""
 
     algorithm: str
     seed: int
     run: ComparedRun | None
     failed: str = ""
+    name: str = ""
 
     def losses(self) -> np.ndarray:
         """The loss of each step, smoothed (an exponential mean with weight 0.2)."""
@@ -80,12 +81,11 @@ class Result:
 class Lab:
     """Algorithms that trained the same model, compared. It shows itself as a sentence and a table.
 
-    ``target``: the smoothed loss whose time is compared. ``names``: run -> its name, of all that were trained.
+    ``target``: the smoothed loss whose time is compared.
     """
 
     results: tuple[Result, ...]
     target: float
-    names: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
         """One row per trial: algorithm, seed, run, seconds and bytes of all ranks until the target loss, the median
@@ -100,7 +100,7 @@ class Lab:
                     {
                         "algorithm": result.name,
                         "seed": trial.seed,
-                        "run": self.names.get((result.algorithm, trial.seed), ""),
+                        "run": trial.name,
                         "seconds": trial.at(self.target, "time"),
                         "bytes": trial.at(self.target, "bytes"),
                         "steps": trial.at(self.target, "step"),
