@@ -19,8 +19,9 @@ import torch
 
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
 from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.colossal.local_gradients import SummedPieces
 from workbench.engine.frameworks.colossal.module_state import ScalerState
-from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, MeshPlan, Wanted, record_skips
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -58,7 +59,7 @@ class ChunkSlice:
         return whole.reshape(-1)[self.first : self.first + len(self)]
 
 
-class GeminiPlan(Plan):
+class GeminiPlan(MeshPlan):
     """GeminiPlugin in bf16 or fp16, with static or automatic placement."""
 
     masters_are_slices = True
@@ -99,9 +100,8 @@ class GeminiPlan(Plan):
             if name in before:  # upstream's copies are made of weights that were rounded
                 self.masters()[id(parameter)].copy_(self._slices[id(parameter)].cut(before[name]))
         self._frozen: frozenset[str] = frozenset()
-        self._observer: BatchObserver | None = None
-        self._wanted: dict[int, RankParameter] = {}
-        self._earlier: dict[int, GradientPart] = {}
+        self._pieces: SummedPieces | None = None
+        self._wanted: frozenset[int] = frozenset()
         self._is_last_piece = True
         self._entered = False
         self._set_pointers = self.optimizer._set_grad_ptr
@@ -193,28 +193,18 @@ class GeminiPlan(Plan):
 
     @contextmanager
     def watching(self, show: BatchObserver, wanted: Wanted, keep: bool) -> Iterator[None]:
-        self._wanted = {id(item.parameter): item for item in self.wanted(wanted)}
-        self._observer = show
+        self._wanted = frozenset(id(item.parameter) for item in self.wanted(wanted))
+        self._pieces = pieces = SummedPieces(show, lambda: self._is_last_piece)
         try:
             yield
-            if self._earlier:  # no part of the last piece
-                show(list(self._earlier.values()))
+            pieces.finish()
         finally:
-            self._observer, self._wanted, self._earlier = None, {}, {}
+            self._pieces = None
 
     def look(self, item: RankParameter, gradient: torch.Tensor) -> None:
         """Show the observer a local gradient, with those of earlier pieces added."""
-        key = id(item.parameter)
-        if self._observer is None or key not in self._wanted:
-            return
-        part = GradientPart(item.layer, item.real(gradient), "", self.loss_scale(), item)
-        before = self._earlier.pop(key, None)
-        if before is not None:
-            part = replace(part, tensor=before.tensor.add_(part.tensor))
-        if self._is_last_piece:
-            self._observer([part])
-        else:
-            self._earlier[key] = part if before is not None else replace(part, tensor=part.tensor.clone())
+        if self._pieces is not None and id(item.parameter) in self._wanted:
+            self._pieces.take([GradientPart(item.layer, item.real(gradient), "", self.loss_scale(), item)])
 
     def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
         scale, sharded = self.loss_scale(), self._sharded
@@ -320,13 +310,9 @@ class GeminiPlan(Plan):
         saved = Target(master, place)
         return Slot(name, saved, (Target(working, place),), master if key is None else key, len(part), len(part) > 0)
 
-    def groups(self) -> list[Any]:
-        return list(self.plugin.pg_mesh._ranks_to_group.values())
-
     def close(self) -> None:
         self.optimizer.optim.step = self._update
-        self.plugin.pg_mesh.destroy_mesh_process_groups()
-        self.plugin.pg_mesh._ranks_to_group.clear()  # its __del__ would destroy them again
+        super().close()
 
 
 def _look(plan: GeminiPlan, item: RankParameter, gradient: torch.Tensor) -> None:

@@ -12,6 +12,35 @@ from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
 
 
+class SummedPieces:
+    """Adds up the local gradients of the pieces of an accumulated batch, where each piece is reduced by itself, and
+    shows them with the last piece."""
+
+    def __init__(self, show: BatchObserver, is_last_piece: Callable[[], bool]) -> None:
+        self._show = show
+        self._is_last_piece = is_last_piece
+        self._earlier: dict[int, GradientPart] = {}
+
+    def take(self, parts: Sequence[GradientPart]) -> None:
+        """Gradients of one piece, which may change afterwards unless it is the last."""
+        whole = []
+        for part in parts:
+            key = id(part.source.parameter)
+            before = self._earlier.pop(key, None)
+            summed = part if before is None else replace(part, tensor=before.tensor.add_(part.tensor))
+            if self._is_last_piece():
+                whole.append(summed)
+            else:
+                self._earlier[key] = summed if before is not None else replace(part, tensor=part.tensor.clone())
+        if whole:
+            self._show(whole)
+
+    def finish(self) -> None:
+        """Show those that were no part of the last piece."""
+        if self._earlier:
+            self._show(list(self._earlier.values()))
+
+
 @contextmanager
 def before_buckets(
     stores: Sequence[Any],
@@ -23,32 +52,17 @@ def before_buckets(
     """Low-level ZeRO reduces a copy that it makes of a bucket's ``p.grad``: whoever keeps a reference to these keeps
     the local gradients. Where each piece of an accumulated batch is reduced, those of all pieces are added up."""
     by_id = {id(item.parameter): item for item in items}
-    earlier: dict[int, GradientPart] = {}
-
-    def look(parts: Sequence[GradientPart]) -> None:
-        whole = []
-        for part in parts:
-            key = id(part.source.parameter)
-            before = earlier.pop(key, None)
-            summed = part if before is None else replace(part, tensor=before.tensor.add_(part.tensor))
-            if is_last_piece():
-                whole.append(summed)
-            else:
-                earlier[key] = summed if before is not None else replace(part, tensor=part.tensor.clone())
-        if whole:
-            show(whole)
-
+    pieces = SummedPieces(show, is_last_piece)
     for store in stores:
 
         def build(store: Any = store, build: Callable[[], None] = store.build_grad_in_bucket) -> None:
-            look(parts_of([by_id[id(parameter)] for parameter in store._param_list if id(parameter) in by_id]))
+            pieces.take(parts_of([by_id[id(parameter)] for parameter in store._param_list if id(parameter) in by_id]))
             build()
 
         store.build_grad_in_bucket = build
     try:
         yield
-        if earlier:  # no part of the last piece
-            show(list(earlier.values()))
+        pieces.finish()
     finally:
         for store in stores:
             del store.build_grad_in_bucket  # the class's own again

@@ -294,6 +294,17 @@ class Plan(ABC):
         ]
 
 
+class MeshPlan(Plan):
+    """A plan whose plugin makes process groups along the axes of a mesh."""
+
+    def groups(self) -> list[Any]:
+        return list(self.plugin.pg_mesh._ranks_to_group.values())
+
+    def close(self) -> None:
+        self.plugin.pg_mesh.destroy_mesh_process_groups()
+        self.plugin.pg_mesh._ranks_to_group.clear()  # its __del__ would destroy them again
+
+
 def record_skips(plan: Plan, mixin: Any) -> None:
     """Let ``plan.skipped`` say whether the last step was dropped: upstream's ``step`` returns nothing."""
     should_skip = mixin.should_skip_step

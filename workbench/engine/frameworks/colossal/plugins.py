@@ -16,7 +16,7 @@ from workbench.engine.frameworks.colossal.gemini_plan import GeminiPlan
 from workbench.engine.frameworks.colossal.local_gradients import before_pipeline_sync
 from workbench.engine.frameworks.colossal.module_state import ScalerState
 from workbench.engine.frameworks.colossal.pipeline_parallel.schedules import SCHEDULES
-from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, MeshPlan, Plan, Wanted, record_skips
 from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction, mark_biases
 from workbench.engine.frameworks.colossal.zero_plan import ZeroPlan
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
@@ -72,7 +72,7 @@ class DdpPlan(Plan):
         return self.scaler.get_scale() >= before
 
 
-class HybridPlan(Plan):
+class HybridPlan(MeshPlan):
     """HybridParallelPlugin: tensor, pipeline and data parallel."""
 
     def make_plugin(self) -> Any:
@@ -178,13 +178,6 @@ class HybridPlan(Plan):
             return global_norm * scale
 
         return norm
-
-    def groups(self) -> list[Any]:
-        return list(self.plugin.pg_mesh._ranks_to_group.values())
-
-    def close(self) -> None:
-        self.plugin.pg_mesh.destroy_mesh_process_groups()
-        self.plugin.pg_mesh._ranks_to_group.clear()  # its __del__ would destroy them again
 
 
 PLANS: dict[str, type[Plan]] = {
