@@ -197,7 +197,7 @@ def normal(text: str) -> str:
     """``text`` as ``ChosenAlgorithm.text``; as it is where its algorithm is not installed, or broken: runs of it can be
     shown on any machine."""
     try:
-        algorithm(_parts(text)[0])
+        algorithm(name_of(text))
     except ConfigError:
         return text
     return chosen(text).text

@@ -92,11 +92,6 @@ class Dialogue:
         self._selected: list[int] | None = None  # None: all
         self._was_helped = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a rank stands at its prompt, or runs to the next line or breakpoint."""
-        return bool(self._peers)
-
     def is_due(self) -> bool:
         """Whether there is a rank to talk to."""
         return bool(self._peers or in_debugger(self._directory, self._ranks))

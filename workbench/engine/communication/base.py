@@ -115,25 +115,21 @@ class Compressor(Exchange):
         else:
             packed = torch.cat([_bytes(part) for code in codes for part in code])
             gathered = packed.new_empty(ranks * len(packed))
-            gather = (
-                getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-            )  # its name before torch 2.13
+            # before torch 2.13 it has another name
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
             work = gather(gathered, packed, group=group, async_op=True)
 
         @torch.no_grad()
         def finish() -> list[Averaged]:
-            if self.summed:
-                return [
-                    self._averaged(
-                        each, [self._decoded(each, total)], self._decoded(each, code) if self.feedback else None
-                    )
-                    for each, code, total in zip(gradients, codes, _unpacked(sums, codes), strict=True)
-                ]
-            received, own = [_unpacked(part, codes) for part in gathered.chunk(ranks)], dist.get_rank(group)
+            parts = [sums] if self.summed else gathered.chunk(ranks)
+            received, own = [_unpacked(part, codes) for part in parts], dist.get_rank(group)
             found = []
             for number, each in enumerate(gradients):
                 decoded = [self._decoded(each, one[number]) for one in received]
-                found.append(self._averaged(each, decoded, decoded[own]))
+                sent = None
+                if self.feedback:
+                    sent = self._decoded(each, codes[number]) if self.summed else decoded[own]
+                found.append(self._averaged(each, decoded, sent))
             return found
 
         return work.get_future(), finish

@@ -75,8 +75,8 @@ class GradientExchange:
 
     def average(self, parameters: Sequence[torch.Tensor]) -> None:
         """Average the gradients in ``.grad`` of parameters, in place, after backward. Collective."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        awaited, finish = self._begin([each for each in parameters if each.grad is not None], gradients)
+        used = [(each, each.grad) for each in parameters if each.grad is not None]
+        awaited, finish = self._begin([each for each, _ in used], [gradient for _, gradient in used])
         if awaited is not None:
             awaited.wait()
         finish()
@@ -110,5 +110,5 @@ class GradientExchange:
             if before is None or found.sent is None:
                 continue
             rest = (each.value - found.sent) / scale
-            if rest.isfinite().all():  # else the step is skipped, or the run stopped: what was left over stays
-                before.copy_(rest)
+            # where it is not finite the step is skipped, or the run stopped: what was left over stays
+            before.copy_(torch.where(rest.isfinite().all(), rest, before))

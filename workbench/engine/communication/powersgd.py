@@ -46,8 +46,8 @@ class PowerSgd(Exchange):
         for each, factor, other in zip(low, left, right, strict=True):
             mean = (factor @ other.T).view(each.value.shape)
             found[each.name] = Averaged(mean, mean)
-            if other.isfinite().all():
-                self._right[each.name].copy_(other)
+            kept = self._right[each.name]
+            kept.copy_(torch.where(other.isfinite().all(), other, kept))
         return None, lambda: [found[each.name] for each in gradients]
 
 

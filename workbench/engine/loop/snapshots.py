@@ -6,6 +6,7 @@ them. The newest is kept, and a second one while it is written.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Snapshots:
         self._log = log
         self._writing: BackgroundSave | None = None
         self._taken = 0
-        self._costs_s: list[float] = []
+        self._least_s = math.inf
 
     def _checkpoints(self) -> Checkpoints:
         return self._saving.checkpoints(self.place)
@@ -49,12 +50,13 @@ class Snapshots:
             return
         began = time.perf_counter()
         self.finish()
-        size = _newest_bytes(self.place)  # before the next one replaces it
-        self._writing = self._checkpoints().begin(step, state()[0], asked=False)
         self._taken += 1
-        self._costs_s.append(time.perf_counter() - began)
-        if self._taken == _TOLD_AFTER and self._log.rank == 0:
-            value = {"every": self._every, "bytes": size, "ms": 1e3 * min(self._costs_s)}
+        tells = self._taken == _TOLD_AFTER and self._log.rank == 0
+        size = _newest_bytes(self.place) if tells else 0  # before the next one replaces it
+        self._writing = self._checkpoints().begin(step, state()[0], asked=False)
+        self._least_s = min(self._least_s, time.perf_counter() - began)
+        if tells:
+            value = {"every": self._every, "bytes": size, "ms": 1e3 * self._least_s}
             self._log.event(EventKind.CHECKPOINT, "snapshot", value, step=step)
 
     def finish(self) -> None:
