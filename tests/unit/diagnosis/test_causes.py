@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def wait_until_ready(*processes: subprocess.Popen[str]) -> None:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
 
 
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stops a process, and returns when none of its threads runs any more."""
+    os.kill(process.pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{process.pid}/task")
+    while any(not re.search(r"\) [Tt] ", (thread / "stat").read_text()) for thread in threads.iterdir()):
+        time.sleep(0.01)
+
+
 def verdict(directory: Path, ranks: int = 2, deaths: dict[int, str] | None = None) -> Diagnosis:
     found = diagnose(look(directory, range(ranks), deaths or {}))
     print(found)
@@ -82,7 +91,7 @@ def test_what_a_late_rank_does(start: Start, tmp_path: Path, what: str, cause: C
 def test_a_stopped_rank_and_one_that_died(start: Start, tmp_path: Path) -> None:
     stopped = start(1, "waits", FIFTH)
     wait_until_ready(start(0, "waits", FIFTH, "dp/6/all_reduce"), stopped)
-    os.kill(stopped.pid, signal.SIGSTOP)
+    stop(stopped)
     found = verdict(tmp_path)
     assert (found.cause, found.missing) == (Cause.STOPPED, (1,))
     assert found.sentence.startswith("rank 1 has not entered all_reduce no. 6 of group dp")
@@ -172,7 +181,7 @@ def test_py_spy_stands_in_for_a_rank_that_cannot_answer(
     program.chmod(0o755)
     stopped = start(0, "users_code")
     wait_until_ready(stopped)
-    os.kill(stopped.pid, signal.SIGSTOP)
+    stop(stopped)
     assert verdict(tmp_path, ranks=1).ranks[0].stacks == ()
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     first, second = verdict(tmp_path, ranks=1).ranks[0].stacks
