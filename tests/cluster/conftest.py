@@ -1,15 +1,14 @@
 """Ranks for the tests of this directory, and a check that nothing is left of them."""
 
 import contextlib
-import os
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.waiting import until
 from workbench.cluster import spare
 from workbench.cluster.session import Session
 
@@ -55,12 +54,9 @@ def nothing_left():
     left = [each for each in descendants() if each.pid not in before and not _is_shared(each)]
     assert not still_there(left)
     ours = {path for path in directories() - kept if path != _shared_directory()}
-    deadline = time.monotonic() + 300
-    while any(path.exists() and path.stat().st_uid == os.getuid() for path in ours) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not [path for path in ours if path.exists()]
+    until(lambda: not [path for path in ours if path.exists()], "directories of rank servers are removed")
     if session is None or session is not _shared.get("session"):
-        assert not [thread for thread in set(threading.enumerate()) - threads - _kept_threads if thread.is_alive()]
+        until(lambda: not set(threading.enumerate()) - threads - _kept_threads, "threads of sessions have ended")
 
 
 _shared: dict[str, Session] = {}
@@ -107,6 +103,26 @@ def fresh():
     current = Session.current()
     if current is not None:
         current.down()
+
+
+class Begun:
+    """Cells that say on which of two ranks they run, by a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def cell(self, then: str = "time.sleep(600)") -> str:
+        """The source of a cell that says that it runs, and does ``then``."""
+        return f"import pathlib, time\npathlib.Path({str(self._folder)!r}, f'begun-{{rank}}').touch()\n{then}"
+
+    def on_both(self) -> bool:
+        """Whether both ranks run it."""
+        return len(list(self._folder.glob("begun-*"))) == 2
+
+
+@pytest.fixture
+def begun(tmp_path) -> Begun:
+    return Begun(tmp_path)
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from IPython.core.error import StdinNotImplementedError
@@ -13,6 +15,9 @@ from magics.cluster import ClusterMagics
 from magics.why import WhyMagics
 from tests.cluster.conftest import LIGHT
 from tests.shell import bare_shell
+from tests.waiting import WAIT_S, until
+from workbench.cluster import cells
+from workbench.cluster.debugger import dialogue
 from workbench.cluster.session import Session
 from workbench.diagnosis.causes import Cause
 from workbench.errors import CellError, CellInterrupt, ClusterError
@@ -28,6 +33,18 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     with bare_shell() as shell:
         shell.register_magics(ClusterMagics, WhyMagics)
         yield shell
+
+
+@pytest.fixture(autouse=True)
+def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks of a busy machine take their time to answer a command."""
+    monkeypatch.setattr(dialogue, "_ANSWER_S", WAIT_S)
+
+
+@pytest.fixture
+def both_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt comes when both ranks have stopped, however far apart they are."""
+    monkeypatch.setattr(dialogue, "_WAITING_S", WAIT_S)
 
 
 @pytest.fixture
@@ -47,7 +64,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_commands_go_to_all_ranks_or_to_one(
-    ranks: Session, shell: InteractiveShell, typed: list[str], capsys: pytest.CaptureFixture[str]
+    ranks: Session, shell: InteractiveShell, both_stop: None, typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed += ["p y", "n", "@1", "p y", "y = 50", "w", "@0 p y", "@7", "@all", "c"]
     shell.run_cell_magic("dist", "", FUNCTION)
@@ -79,14 +96,15 @@ def test_steps_lead_from_statement_to_statement_and_end_with_the_cell(
 def test_a_rank_in_the_debugger_is_told_and_no_time_counts(
     ranks: Session, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = []
+    found, clock = [], time.monotonic
+    monkeypatch.setattr(cells, "time", SimpleNamespace(monotonic=lambda: clock() + 3600 * len(found)))
 
     def ask(prompt: str) -> str:
-        found.append(why_session(ranks))  # takes longer than the cell may
+        found.append(why_session(ranks))  # and an hour has passed
         return "c"
 
     monkeypatch.setattr(builtins, "input", ask)
-    shell.run_cell_magic("dist", "--timeout 1", "if rank == 1:\n    import pdb\n    pdb.set_trace()\n'went on'")
+    shell.run_cell_magic("dist", "--timeout 300", "if rank == 1:\n    import pdb\n    pdb.set_trace()\n'went on'")
     assert found[0].cause == Cause.DEBUGGER and found[0].missing == (1,)
     assert found[0].headline.startswith("rank 1 is in the debugger, line 3 of the cell: pdb.set_trace()")
     assert found[0].ranks[1].phase == "debugger" and "%dist_debug" in found[0].advice
@@ -94,11 +112,12 @@ def test_a_rank_in_the_debugger_is_told_and_no_time_counts(
 
 
 def test_ctrl_c_and_quit_leave_the_debugger(
-    ranks: Session, shell: InteractiveShell, typed: list[str], capsys: pytest.CaptureFixture[str]
+    ranks: Session, shell: InteractiveShell, both_stop: None, typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed += [CTRL_C]
     result = shell.run_cell(f"%%dist\n{FUNCTION}")
-    assert isinstance(result.error_in_exec, CellInterrupt) and not ranks.is_busy()
+    assert isinstance(result.error_in_exec, CellInterrupt)
+    until(lambda: not ranks.is_busy())
     typed += ["q"]
     with pytest.raises(CellError, match="BdbQuit"):
         shell.run_cell_magic("dist", "", FUNCTION)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
 from workbench.cluster.session import Session
 from workbench.errors import CellError
 
@@ -50,10 +51,11 @@ def test_modules_that_took_names_from_an_edited_one_are_reloaded_after_it(ranks:
 
 def test_a_module_that_was_edited_while_a_cell_ran_is_reloaded(ranks: Session, folder: Path) -> None:
     (folder / "during.py").write_text("VALUE = 1\n")
-    submission = ranks.submit("import during, time; print('imported', flush=True); time.sleep(1.0)")
-    while not all("imported" in output.stdout for output in submission.outputs.values()):
-        time.sleep(0.01)
+    wait = "while not pathlib.Path(during.__file__).with_name('edited').exists(): time.sleep(0.01)"
+    submission = ranks.submit(f"import during, pathlib, time; print('imported', flush=True)\n{wait}")
+    until(lambda: all("imported" in output.stdout for output in submission.outputs.values()))
     (folder / "during.py").write_text("VALUE = 2\n")
+    (folder / "edited").touch()
     ranks.wait(submission)
     assert results(ranks, "during.VALUE") == ["2", "2"]
 

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,10 @@ import pytest
 
 from tests.benchmarks import cycles
 from tests.cluster.conftest import LIGHT, descendants, directories, keep_threads, still_there
+from tests.waiting import until
 from workbench.cluster import client, spare
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.ports import reserve
 from workbench.cluster.session import Session
 from workbench.errors import ClusterError, RankDiedError
 
@@ -34,8 +35,7 @@ time.sleep(600)
 def test_the_warm_process_forks_ranks_and_down_ends_them(fresh):
     server = spare.start_spare(preload=LIGHT)
     server.ensure_controller().result(300)
-    while not any(each.state == "warm" for each in server.warmth.values()):
-        time.sleep(0.02)
+    until(lambda: any(each.state == "warm" for each in server.warmth.values()))
     warm = {each.pid for each in psutil.Process(server.pid).children()}
     session = fresh(4)
     assert session.server_pid == server.pid
@@ -51,8 +51,7 @@ def test_start_spare_does_not_wait_for_the_warm_process(tmp_path, monkeypatch):
     server.ensure_controller()
     assert not any(each.state == "warm" for each in server.warmth.values()), "it waits for the file"
     (tmp_path / "gate").touch()
-    while not any(each.state == "warm" for each in server.warmth.values()):
-        time.sleep(0.02)
+    until(lambda: any(each.state == "warm" for each in server.warmth.values()))
     spare.close_spare()
 
 
@@ -89,9 +88,7 @@ def test_killing_the_warm_process_ends_its_ranks_and_is_reported(fresh):
     os.kill(psutil.Process(session.pids[0]).ppid(), signal.SIGKILL)
     with pytest.raises(RankDiedError):
         session.execute("import time; time.sleep(600)")
-    while len(session.dead) < 2:
-        time.sleep(0.01)
-    assert set(session.dead) == {0, 1}
+    until(lambda: set(session.dead) == {0, 1})
 
 
 def test_the_server_is_reused_for_fewer_ranks(fresh):
@@ -109,11 +106,14 @@ def test_the_server_is_reused_for_fewer_ranks(fresh):
     assert third.server_pid == first.server_pid and third.execute("1").ranks == (0,)
 
 
-def test_a_port_in_use_is_an_error_before_ranks_start(fresh):
+def test_a_port_in_use_is_an_error_before_ranks_start(fresh, request):
+    kept = reserve("127.0.0.1")  # nobody else on this machine is given the port while the test runs
+    request.addfinalizer(kept.close)
+    port = kept.getsockname()[1]
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         with pytest.raises(ClusterError, match=f"--master-port {port} .*Address already in use.*process {os.getpid()}"):
             fresh(2, master_port=port)
     assert not descendants()
@@ -150,8 +150,7 @@ def test_each_rank_on_a_gpu_starts_from_a_warm_process_of_that_gpu():
     server.on_event(events.append)
     try:
         server.ensure_controller().result(300)
-        while len({each.device for each in server.warmth.values() if each.state == "warm"}) < 2:
-            time.sleep(0.02)
+        until(lambda: len({each.device for each in server.warmth.values() if each.state == "warm"}) == 2)
         spares = {each.pid for each in psutil.Process(server.pid).children()}
         specs = [
             p.RankSpec(rank=rank, device=device, profile_dir=str(server.profile_dir), connection="{}")
@@ -160,8 +159,8 @@ def test_each_rank_on_a_gpu_starts_from_a_warm_process_of_that_gpu():
         server.start_ranks(specs).result(300)
         started = {event.rank: event.pid for event in events if isinstance(event, p.RankStarted)}
         assert {started[0], started[1]} <= spares and started[2] not in spares
-        while sum(isinstance(event, p.RankExited) for event in events) < 3:  # "{}" is no connection: they give up
-            time.sleep(0.02)
+        # "{}" is no connection: they give up
+        until(lambda: sum(isinstance(event, p.RankExited) for event in events) == 3)
         replaced = {each.pid for each in psutil.Process(server.pid).children()}
         assert len(replaced - {started[0], started[1], started[2]}) >= 3  # controller and fresh spares
     finally:
@@ -188,7 +187,7 @@ def test_ipyparallel_cluster_without_the_magics(tmp_path, monkeypatch):
         view = view_client[:]
         assert view.apply_sync(lambda: __import__("os").environ["RANK"]) == ["0", "1"]
         task = view.apply_async(lambda: __import__("time").sleep(600))
-        time.sleep(0.2)
+        until(lambda: all(view_client.queue_status()[rank]["queue"] for rank in (0, 1)), "the controller knows of it")
         os.kill(psutil.Process(cluster.engine_set.server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
         with pytest.raises(ipyparallel.error.RemoteError, match="died while running"):
             task.get(timeout=300, return_when="FIRST_EXCEPTION")

@@ -3,8 +3,6 @@
 import os
 import signal
 import sys
-import threading
-import time
 
 import pytest
 
@@ -12,6 +10,7 @@ from magics.cluster import ClusterMagics, StatusTable
 from magics.tracebacks import end_at_the_cell
 from tests.cluster.conftest import LIGHT
 from tests.shell import bare_shell
+from tests.waiting import once
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, ConfigError, RankDiedError
 
@@ -86,20 +85,12 @@ def test_pull_assigns_only_into_names_that_are_given(ranks, shell):
             shell.run_line_magic("dist_pull", f"left right --into {wrong}")
 
 
-def test_a_failed_pull_and_an_interrupted_cell_speak_of_ranks_only(ranks, shell, capsys, tmp_path):
+def test_a_failed_pull_and_an_interrupted_cell_speak_of_ranks_only(ranks, shell, capsys, begun):
     shell.run_cell("%dist_pull nowhere")
     shown = capsys.readouterr().out
     assert "ranks 0-1: NameError: name 'nowhere' is not defined" in shown and "Traceback" not in shown
-    begun = [tmp_path / "0", tmp_path / "1"]
-
-    def press():
-        while not all(path.exists() for path in begun):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press, daemon=True).start()
-    code = f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, str(rank)).touch()\ntime.sleep(600)"
-    result = shell.run_cell(f"%%dist\n{code}")
+    once(begun.on_both, lambda: os.kill(os.getpid(), signal.SIGINT))
+    result = shell.run_cell(f"%%dist\n{begun.cell()}")
     shown = capsys.readouterr().out
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     assert "interrupted: ranks 0-1 stopped" in shown and "line 3" in shown
@@ -113,7 +104,7 @@ def test_status_and_bad_targets(ranks, shell):
         shell.run_cell_magic("dist", "-t 9", "1")
 
 
-def test_up_and_down(fresh, shell, capsys):
+def test_up_and_down(fresh, shell, capsys, begun):
     with pytest.raises(ClusterError, match="no ranks are up: %dist_up starts them"):
         shell.run_cell_magic("dist", "", "1")
     with pytest.raises(ConfigError, match=r"'-n' is not understood.*usage: %dist \[-t RANKS\]"):
@@ -122,9 +113,9 @@ def test_up_and_down(fresh, shell, capsys):
     session = Session.current()
     shell.run_line_magic("dist_up", "-n 2")
     assert Session.current() is session and "2 ranks are up" in capsys.readouterr().out
-    threading.Timer(0.3, lambda: session.signal(9, [1])).start()
+    once(begun.on_both, lambda: session.signal(9, [1]))
     with pytest.raises(RankDiedError, match="rank 1 ended"):
-        shell.run_cell_magic("dist", "", "import time; time.sleep(30)")
+        shell.run_cell_magic("dist", "", begun.cell())
     shell.run_line_magic("dist_down", "")
     assert Session.current() is None
     shell.run_line_magic("dist_down", "")

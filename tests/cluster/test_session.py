@@ -5,12 +5,12 @@ import queue
 import random
 import signal
 import threading
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from tests.waiting import once, until
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
 
@@ -77,21 +77,19 @@ def test_push_and_pull_arrays(ranks):
         ranks.pull("nowhere", [1])
 
 
-def test_submit_does_not_wait_and_calls_the_done_callback(ranks):
-    told = threading.Event()
-    submission = ranks.submit(
-        "import os, time\nif os.environ['RANK'] == '1': time.sleep(1.5)\n1 / int(os.environ['RANK'])"
-    )
+def test_submit_does_not_wait_and_calls_the_done_callback(ranks, tmp_path):
+    told, gate = threading.Event(), tmp_path / "gate"
+    wait = f"if rank:\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+    submission = ranks.submit(f"import os, time\n{wait}\n1 / rank")
     submission.add_done_callback(lambda _: told.set())
     assert not submission.done()
     with pytest.raises(RanksBusyError, match="still runs an earlier cell"):
         ranks.execute("1")
-    while not submission.finished_ranks():
-        time.sleep(0.01)
-    assert submission.finished_ranks() == [0] and not submission.done()
+    assert until(submission.finished_ranks) == [0] and not submission.done()
     assert submission.error(0).ename == "ZeroDivisionError"
     assert [each.state for each in ranks.status()] == ["idle", "running cell"]
-    assert told.wait(60.0) and submission.done() and submission.error(1) is None
+    gate.touch()
+    assert told.wait(300) and submission.done() and submission.error(1) is None
 
 
 def test_busy_ranks_refuse_a_cell(ranks):
@@ -105,14 +103,24 @@ def test_busy_ranks_refuse_a_cell(ranks):
 
 
 def test_a_cell_waits_until_an_ended_run_releases_the_ranks(ranks):
-    ranks.job = JobThatIs(is_over=True)
-    threading.Timer(0.3, setattr, (ranks, "job", None)).start()
-    assert ranks.execute("1").ok and ranks.job is None
+    asked = threading.Event()
+
+    class JobThatEnds:
+        name, release_timeout_s = "first", 300.0
+
+        @property
+        def is_over(self):
+            asked.set()
+            return True
+
+    ranks.job = JobThatEnds()
+    once(asked.is_set, lambda: setattr(ranks, "job", None))
+    assert ranks.execute("1").ok and ranks.job is None and asked.is_set()
 
 
-def test_interrupt_of_a_sleeping_cell(ranks):
-    threading.Timer(0.3, ranks.interrupt).start()
-    result = ranks.execute("import time; time.sleep(600)")
+def test_interrupt_of_a_sleeping_cell(ranks, begun):
+    once(begun.on_both, ranks.interrupt)
+    result = ranks.execute(begun.cell())
     assert {each.error.ename for each in result.outputs.values()} == {"KeyboardInterrupt"}
     assert ranks.execute("print('after')")[1].stdout == "after\n"
 
@@ -140,41 +148,54 @@ def test_an_interrupt_at_any_moment_loses_no_reply(ranks):
     assert [each.result for each in ranks.execute("'after'").outputs.values()] == ["'after'"] * 2
 
 
-def test_an_interrupt_that_overtakes_its_cell_ends_it(ranks):
+def hold_the_lock(ranks, folder):
+    """For 1.5 s a thread of each rank holds the interpreter's lock, from when the rank has nothing else to do."""
+    code = f"""import ctypes, pathlib, threading
+def hold():
+    time.sleep(0.2)
+    pathlib.Path({str(folder)!r}, f"holds-{{rank}}").touch()
+    ctypes.PyDLL(None).usleep(1_500_000)
+threading.Thread(target=hold).start()"""
+    ranks.execute(f"import time\n{code}").raise_on_error()
+    until(lambda: len(list(folder.glob("holds-*"))) == 2)
+
+
+def test_an_interrupt_that_overtakes_its_cell_ends_it(ranks, tmp_path):
     """A thread that holds the interpreter's lock lets a rank's kernel see the interrupt before the cell."""
-    holds = "threading.Timer(0.2, ctypes.PyDLL(None).usleep, [1_500_000])"
-    assert ranks.execute(f"import ctypes, threading; {holds}.start()").ok
-    time.sleep(0.5)
+    hold_the_lock(ranks, tmp_path)
     submission = ranks.submit("import time; time.sleep(600)")
     ranks.interrupt()
     assert submission.wait_until_finished(300)
     assert {each.error.ename for each in submission.result().outputs.values()} == {"KeyboardInterrupt"}
 
 
-def test_an_interrupt_that_was_sent_before_a_cell_does_not_end_it(ranks):
+def test_an_interrupt_that_was_sent_before_a_cell_does_not_end_it(ranks, tmp_path):
     """A rank that sees the interrupt late, when the next cell has been sent, knows when it was sent."""
-    holds = "threading.Timer(0.2, ctypes.PyDLL(None).usleep, [1_500_000])"
-    assert ranks.execute(f"import ctypes, threading; {holds}.start()").ok
-    time.sleep(0.5)
+    hold_the_lock(ranks, tmp_path)
     ranks.interrupt()
     assert [each.result for each in ranks.execute("'after'").outputs.values()] == ["'after'"] * 2
 
 
-def test_ctrl_c_reaches_the_ranks(ranks):
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+def test_ctrl_c_reaches_the_ranks(ranks, begun):
+    once(begun.on_both, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        ranks.execute("import time; time.sleep(600)")
+        ranks.execute(begun.cell())
+    until(lambda: not ranks.is_busy())  # the prompt comes back after 3 s, also where a busy machine takes longer
     assert ranks.execute("print('after')")[0].stdout == "after\n"
 
 
 def test_a_timeout_names_the_ranks(ranks):
-    with pytest.raises(ClusterError, match=r"rank 1 did not finish within 2 s"):
-        ranks.execute("import os, time; time.sleep(600 * float(os.environ['RANK']))", timeout=2)
+    submission = ranks.submit("import time; time.sleep(600 * rank)")
+    until(submission.finished_ranks)
+    with pytest.raises(ClusterError, match=r"rank 1 did not finish within 0.5 s"):
+        ranks.wait(submission, timeout=0.5)
     assert [each.state for each in ranks.status()] == ["idle", "running cell"]
     ranks.interrupt()
-    while ranks.status()[1].state != "idle":
-        time.sleep(0.01)
+    until(lambda: ranks.status()[1].state == "idle")
+    with pytest.raises(ClusterError, match=r"rank 0 did not finish within 0.1 s"):
+        ranks.execute("import time; time.sleep(600)", [0], timeout=0.1)
+    ranks.interrupt([0])
+    until(lambda: not ranks.is_busy())
     assert ranks.execute("1").ok
 
 
@@ -195,14 +216,14 @@ def test_up_keeps_matching_ranks_and_an_unknown_rank_is_an_error(ranks):
         ranks.execute("1", ranks=[5])
 
 
-def test_a_rank_killed_in_a_cell_is_reported_at_once(fresh):
+def test_a_rank_killed_in_a_cell_is_reported_at_once(fresh, begun):
     session = fresh(2)
     deaths = queue.SimpleQueue()
     session.on_rank_died(lambda rank, reason: deaths.put((rank, reason)))
-    threading.Timer(0.3, lambda: os.kill(session.pids[1], 9)).start()
+    once(begun.on_both, lambda: os.kill(session.pids[1], 9))
     with pytest.raises(RankDiedError, match=r"rank 1 ended: killed by signal 9 \(SIGKILL\)"):
-        session.execute("import time; time.sleep(600)")  # its peer goes on sleeping
-    assert deaths.get(timeout=60.0) == (1, "killed by signal 9 (SIGKILL)")
+        session.execute(begun.cell())  # its peer goes on sleeping
+    assert deaths.get(timeout=300) == (1, "killed by signal 9 (SIGKILL)")
     assert [each.state for each in session.status()] == ["running cell", "dead"]
     session.interrupt([0])
     with pytest.raises(RankDiedError, match="run %dist_up"):
@@ -213,8 +234,7 @@ def test_a_rank_killed_in_a_cell_is_reported_at_once(fresh):
 def test_ranks_that_are_alive_can_be_used(fresh):
     session = fresh(2)
     os.kill(session.pids[0], 9)
-    while 0 not in session.dead:
-        time.sleep(0.01)
+    until(lambda: 0 in session.dead)
     assert session.execute("6 * 7", ranks=[1])[1].result == "42"
     session.down()
 
